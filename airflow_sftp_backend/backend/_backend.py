@@ -1,0 +1,562 @@
+"""SFTPBackend: one short method per promise. Paths are jailed here; below, only jailed paths travel."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
+
+from . import _keys, _landing, _local, _operations, _tree
+from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret
+from ._errors import CapabilityNotSupported, InvalidPath, SFTPBackendError
+from ._handles import AtomicWriter, RemoteFile
+from ._jobs import Job, Landings
+from ._landing import Landing, Verify
+from ._models import (
+    Capability,
+    FileInfo,
+    FolderEntry,
+    FolderInfo,
+    Progress,
+    ResolutionPlan,
+    WriteResult,
+)
+from ._paths import Jail, JailedPath, has_control_character, is_temp_name
+from ._session import Session
+from ._transfer import Content
+from ._wire import Operation, Wire
+
+if TYPE_CHECKING:
+    import paramiko
+
+T = TypeVar("T")
+
+_CONFIG_KEYS: Final = frozenset(
+    {
+        "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
+        "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys",
+    }
+)  # fmt: skip
+_UNDECLARED: Final = frozenset({Capability.ATOMIC_MOVE, Capability.USER_METADATA})
+
+
+class SFTPBackend:
+    """Stores files on any SSH/SFTP server, over one connection that opens with the first call.
+
+    Keys are relative to ``base_path``. Safe to use from several threads, which take turns; a forked process and a
+    pickled copy get a connection of their own. Use as a context manager, or call `close`.
+
+    ``host`` is a name or address; ``pkey`` a ``paramiko.PKey`` or the text of a private key; ``base_path`` absolute
+    or relative to the login folder; ``known_host_keys`` known_hosts lines or ``SHA256:`` fingerprints,
+    ``host_keys_path`` a known_hosts file; ``timeout`` bounds each step of connecting and ``io_timeout`` silence
+    afterwards, in seconds; ``connect_kwargs`` go to ``paramiko.SSHClient.connect``. ``config`` may hold
+    ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval`` (seconds), ``compress``,
+    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command`` and ``look_for_keys``.
+
+    Raises ValueError for a wrong argument; nothing is sent before the first call. Every call may raise
+    BackendUnavailable (with its kinds AuthenticationFailed and HostKeyRejected) and PermissionDenied beside what it
+    names itself.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        *,
+        port: int = DEFAULT_PORT,
+        username: str | None = None,
+        password: str | Secret | None = None,
+        pkey: paramiko.PKey | str | Secret | None = None,
+        base_path: str = "/",
+        host_key_policy: HostKeyPolicy | str = HostKeyPolicy.STRICT,
+        known_host_keys: str | None = None,
+        host_keys_path: str | None = None,
+        config: Mapping[str, object] | None = None,
+        timeout: float = 10,
+        connect_kwargs: Mapping[str, object] | None = None,
+        retry: RetryPolicy | None = None,
+        io_timeout: float | None = 120.0,
+    ) -> None:
+        extras = dict(config or {})
+        if unknown := sorted(extras.keys() - _CONFIG_KEYS):
+            raise ValueError(
+                f"unknown names in config: {', '.join(unknown)}; it may hold {', '.join(sorted(_CONFIG_KEYS))}"
+            )
+        inline = known_host_keys if known_host_keys is not None else extras.pop("known_host_keys", None)
+        extras.pop("known_host_keys", None)
+        values: dict[str, Any] = {  # the dataclass checks each of them
+            **extras,
+            "host": host,
+            "port": port,
+            "username": username,
+            "password": None if password is None else Secret.of(password),
+            "pkey": None if pkey is None else _keys.check_pkey(pkey),
+            "base_path": base_path,
+            "host_key_policy": HostKeyPolicy.parse(host_key_policy),
+            "known_host_keys": inline,
+            "host_keys_path": host_keys_path,
+            "timeout": timeout,
+            "io_timeout": io_timeout,
+            "connect_kwargs": dict(connect_kwargs or {}),
+            "retry": RetryPolicy() if retry is None else retry,
+        }
+        self._set_up(BackendConfig(**values))
+
+    @classmethod
+    def from_config(cls, config: BackendConfig) -> SFTPBackend:
+        """A backend with everything it is told in one value."""
+        backend = cls.__new__(cls)
+        backend._set_up(config)
+        return backend
+
+    def _set_up(self, config: BackendConfig) -> None:
+        self.config = config
+        self._jail = Jail(config.base_path)
+        self._session = Session(config)
+        self._landings = Landings(self._session)
+
+    def __repr__(self) -> str:
+        return f"<SFTPBackend {self.name} base_path={self._jail.base_path!r}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return SFTPBackend.from_config, (_keys.portable(self.config),)
+
+    def __enter__(self) -> SFTPBackend:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    # -- what it is ---------------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The server, as errors and logs name it: ``sftp://host:port``."""
+        return self.config.address
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What it can do on any server."""
+        return frozenset(Capability) - _UNDECLARED
+
+    def resolve(self, path: str) -> ResolutionPlan:
+        """Where a key leads, without asking the server. Raises InvalidPath."""
+        place = self._at(path)
+        details: dict[str, str | int] = {
+            "host": self.config.host,
+            "port": self.config.port,
+            "base_path": self._jail.base_path,
+        }
+        return ResolutionPlan("sftp", self.name, place.key, place.native, details)
+
+    def native_path(self, path: str) -> str:
+        """The path of a key on the server. Raises InvalidPath."""
+        return self._at(path).native
+
+    def to_key(self, native_path: str) -> str:
+        """The key of a path on the server. Raises InvalidPath outside base_path."""
+        return self._jail.to_key(native_path)
+
+    # -- looking ------------------------------------------------------------------------------------------------------
+
+    def exists(self, path: str) -> bool:
+        """True for a file or folder; links are followed. One round trip, none for the root."""
+        place = self._at(path)
+        return place.is_root or self._ask(lambda: _operations.look(place)) is not None
+
+    def is_file(self, path: str) -> bool:
+        """True for a file or a link to one. One round trip."""
+        place = self._at(path)
+        found = None if place.is_root else self._ask(lambda: _operations.look(place))
+        return found is not None and found.is_file
+
+    def is_folder(self, path: str) -> bool:
+        """True for a folder or a link to one. One round trip, none for the root."""
+        place = self._at(path)
+        if place.is_root:
+            return True
+        found = self._ask(lambda: _operations.look(place))
+        return found is not None and found.is_folder
+
+    def get_file_info(self, path: str) -> FileInfo:
+        """Size and time of a file. One round trip. Raises NotFound, InvalidPath for a folder."""
+        place = self._at(path)
+        return self._ask(lambda: _operations.info(place))
+
+    def get_folder_info(self, path: str) -> FolderInfo:
+        """Sums over all files below a folder. Raises NotFound, InvalidPath for a file."""
+        return _tree.folder_info(self._session.call, self._at(path))
+
+    def check_health(self) -> None:
+        """Connects if need be and looks at base_path: one round trip. Raises NotFound, InvalidPath if it is a file."""
+        self._ask(lambda: _operations.check_folder(self._jail.root))
+
+    def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> Iterator[FileInfo]:
+        """The files in a folder, level by level with ``recursive``; ``max_depth`` 0 is this folder alone.
+
+        A link to a file is listed as what it points to; links to folders are not entered. Empty where there is no
+        such folder.
+        """
+        if max_depth is not None and (not recursive or max_depth < 0):
+            raise ValueError("max_depth is a number from 0 and needs recursive=True")
+        walk = _tree.walk(self._session.call, self._at(path), max_depth if recursive else 0)
+        return (found.info() for found in walk if found.is_file and not is_temp_name(found.place.name))
+
+    def list_folders(self, path: str) -> Iterator[FolderEntry]:
+        """The folders in a folder, and links to such. Empty where there is no such folder."""
+        place = self._at(path)
+        found_here = (found for at in (place,) for found in _tree.children(self._session.call, at))
+        return (FolderEntry(found.place.key, found.place.name) for found in found_here if found.is_folder)
+
+    def iter_children(self, path: str) -> Iterator[FileInfo | FolderEntry]:
+        """Files and folders in a folder. Empty where there is no such folder."""
+        place = self._at(path)
+        for found in _tree.children(self._session.call, place):
+            if found.is_folder:
+                yield FolderEntry(found.place.key, found.place.name)
+            elif found.is_file:
+                yield found.info()
+
+    def find(self, *patterns: str) -> list[FileInfo]:
+        """The files that fit any of the patterns, sorted by key; a plain path fits itself.
+
+        ``*``, ``?`` and ``[...]`` work within a segment, ``**`` stands for any number of folders. Each folder is
+        listed once, and only those that can hold a match. Raises InvalidPath for ``..``.
+        """
+        return _tree.find(self._session.call, self._jail.root, [_tree.Pattern.parse(text) for text in patterns])
+
+    def glob(self, pattern: str) -> Iterator[FileInfo]:
+        """As `find`, for one pattern."""
+        return iter(self.find(pattern))
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def read(self, path: str) -> BinaryIO:
+        """An open file: seekable, buffered, reading ahead. Close it. Raises NotFound, InvalidPath for a folder."""
+        return RemoteFile(self._session, self._at(path))
+
+    def read_bytes(self, path: str) -> bytes:
+        """The whole content: two round trips for a small file.
+
+        Raises NotFound, InvalidPath for a folder, TransferCorrupted.
+        """
+        place = self._at(path)
+
+        def use(wire: Wire) -> bytes:
+            pieces: list[memoryview] = []
+            wire.run(_operations.read_into(wire, place, pieces.append))
+            return b"".join(pieces)
+
+        return self._session.call(use, idempotent=True)
+
+    def download(
+        self,
+        path: str,
+        local: str | os.PathLike[str],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+    ) -> WriteResult:
+        """Fetches a file; ``local`` appears only when it is whole, readable by its owner alone.
+
+        Raises NotFound, InvalidPath for a folder, AlreadyExists if ``local`` exists, TransferCorrupted if the file
+        changes meanwhile, OSError for what this machine refuses.
+        """
+        (outcome,) = self._download([(path, local)], overwrite, verify, progress)
+        return _or_raise(outcome)
+
+    def download_many(
+        self,
+        pairs: Iterable[tuple[str, str | os.PathLike[str]]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        return_exceptions: bool = False,
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
+        """Fetches many files side by side, each as `download` does; one result per pair (key, local path), in order.
+
+        All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
+        places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
+        """
+        outcomes = self._download(list(pairs), overwrite, verify, progress)
+        return _gathered(outcomes, "downloads", return_exceptions)
+
+    def _download(
+        self,
+        pairs: list[tuple[str, str | os.PathLike[str]]],
+        overwrite: bool,
+        verify: Verify,
+        progress: Progress | None,
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
+        _check_verify(verify)
+        _check_distinct([os.path.abspath(local) for _, local in pairs])
+        places = [(self._at(path), local) for path, local in pairs]
+
+        def use(wire: Wire) -> list[WriteResult | SFTPBackendError | OSError]:
+            return wire.run_many(
+                _local.download(wire, place, local, overwrite=overwrite, verify=verify, progress=progress)
+                for place, local in places
+            )
+
+        return [self._located(outcome) for outcome in self._session.call(use)]
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    def write(
+        self, path: str, content: object, overwrite: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> WriteResult:
+        """Writes ``content``, bytes-like or with ``.read``, straight to its name; parents are made.
+
+        Two round trips for a small one.
+
+        Who looks meanwhile sees a part of it: `write_atomic` has no such moment. Raises AlreadyExists, InvalidPath
+        for a folder or a file in the way, TypeError for other content.
+        """
+        place, taken = self._target(path), _content(content, metadata)
+        self._session.call(lambda wire: wire.run(_operations.write(wire, place, taken, overwrite=overwrite)))
+        return WriteResult(place.key, taken.size)
+
+    def write_atomic(
+        self,
+        path: str,
+        content: object,
+        overwrite: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+    ) -> WriteResult:
+        """Writes ``content`` so that the name holds all of it or what it held before.
+
+        Three round trips for a small one.
+
+        ``verify`` proves it before it gets its name: ``"size"``, ``"sha256"`` (read back), or ``"none"`` for servers
+        that refuse to look at what was sent. Raises AlreadyExists, InvalidPath for a folder or a file in the way,
+        TransferCorrupted, TypeError for other content.
+        """
+        _check_verify(verify)
+        taken = _content(content, metadata, hashed=verify == "sha256")
+        landing = self._landing(path, overwrite, verify)
+
+        def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
+            now = yield from _landing.write_atomic(wire, landing, taken, progress)
+            return WriteResult(landing.target.key, taken.size, digest=taken.digest), now
+
+        return self._land_one(Job(landing, operation, sweeps=verify != "none"))
+
+    @contextmanager
+    def open_atomic(self, path: str, overwrite: bool = False) -> Iterator[BinaryIO]:
+        """A file to write to, as a context manager: what was written gets its name at the end of the block, and is
+        gone if the block raises.
+
+        Raises AlreadyExists, InvalidPath for a folder or a file in the way.
+        """
+        landing = self._landing(path, overwrite, "size")
+        writer = AtomicWriter(self._session, landing)
+        landed = False
+        try:
+            yield cast(BinaryIO, writer)
+            writer.commit()
+            landed = True
+        finally:
+            if not landed:
+                writer.abort()
+                if writer.wire is not None and writer.wire.broken is not None:
+                    self._landings.clear([landing.temp])
+            writer.close()
+
+    def upload(
+        self,
+        local: str | os.PathLike[str],
+        path: str,
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+    ) -> WriteResult:
+        """Sends a local file, as `write_atomic` does.
+
+        OSError for what this machine refuses; TransferCorrupted if ``local`` changes meanwhile.
+        """
+        (outcome,) = self._upload([(local, path)], overwrite, verify, progress, create_parents)
+        return _or_raise(outcome)
+
+    def upload_many(
+        self,
+        pairs: Iterable[tuple[str | os.PathLike[str], str]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+        return_exceptions: bool = False,
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
+        """Sends many files side by side, each as `upload` does; one result per pair (local path, key), in order.
+
+        All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
+        places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
+        """
+        outcomes = self._upload(list(pairs), overwrite, verify, progress, create_parents)
+        return _gathered(outcomes, "uploads", return_exceptions)
+
+    def _upload(
+        self,
+        pairs: list[tuple[str | os.PathLike[str], str]],
+        overwrite: bool,
+        verify: Verify,
+        progress: Progress | None,
+        create_parents: bool,
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
+        _check_verify(verify)
+        jobs: list[Job[WriteResult]] = []
+        for local, path in pairs:
+            landing = self._landing(path, overwrite, verify, create_parents)
+            operation = partial(_local.upload, landing=landing, local=local, progress=progress)
+            jobs.append(Job(landing, operation, sweeps=verify != "none"))
+        _check_distinct([job.landing.target.key for job in jobs])
+        return self._land(jobs)
+
+    # -- changing -----------------------------------------------------------------------------------------------------
+
+    def move(self, src: str, dst: str, overwrite: bool = False) -> None:
+        """Moves a file, or a link as a link; parents of ``dst`` are made. Two round trips.
+
+        One rename where the server allows it; between two file systems a copy and a delete. With ``overwrite=False``
+        on a server whose plain rename replaces (OpenSSH's does not), two writers can race. Raises NotFound,
+        AlreadyExists, InvalidPath for folders.
+        """
+        source, landing = self._changed(src), self._landing(dst, overwrite, "size")
+        self._exchange(landing, lambda wire: _landing.move(wire, source, landing))
+
+    def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
+        """Copies a file on the server where it can, else through this machine; ``dst`` appears only when it is whole.
+
+        Raises NotFound, AlreadyExists, InvalidPath for folders.
+        """
+        source, landing = self._changed(src), self._landing(dst, overwrite, "size")
+        self._exchange(landing, lambda wire: _landing.copy(wire, source, landing))
+
+    def delete(self, path: str, missing_ok: bool = False) -> None:
+        """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""
+        place = self._changed(path)
+        self._session.call(lambda wire: wire.run(_operations.delete(place, missing_ok=missing_ok)))
+
+    def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
+        """Removes an empty folder, with ``recursive`` all it holds first; links are removed, never entered.
+
+        Raises NotFound, DirectoryNotEmpty, InvalidPath for a file.
+        """
+        place = self._changed(path)
+        if recursive:
+            _tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
+        else:
+            self._session.call(lambda wire: wire.run(_operations.delete_folder(place, missing_ok=missing_ok)))
+
+    # -- the connection -----------------------------------------------------------------------------------------------
+
+    def unwrap(self, kind: type[T]) -> T:
+        """The open ``paramiko.SSHClient`` or ``paramiko.SFTPClient`` of this backend's connection, which stays its
+        owner.
+
+        Raises CapabilityNotSupported for another type.
+        """
+        import paramiko  # its two types are all that is needed of it here
+
+        found: object
+        if kind is paramiko.SSHClient:
+            found = self._session.ssh_client()
+        elif kind is paramiko.SFTPClient:
+            found = self._session.sftp_client()
+        else:
+            raise CapabilityNotSupported(
+                f"a backend is a paramiko.SSHClient or paramiko.SFTPClient inside, no {kind!r}", backend=self.name
+            )
+        return cast(T, found)
+
+    def close(self) -> None:
+        """Closes the connection; the next call opens one again."""
+        self._landings.forget()
+        self._session.close()
+
+    # -- behind the door ----------------------------------------------------------------------------------------------
+
+    def _at(self, path: str) -> JailedPath:
+        return self._jail.locate(path)
+
+    def _changed(self, path: str) -> JailedPath:
+        place = self._at(path)
+        if place.is_root:
+            raise InvalidPath("base_path itself is not written, moved or deleted", path=path, backend=self.name)
+        return place
+
+    def _target(self, path: str) -> JailedPath:
+        place = self._changed(path)
+        if has_control_character(place.key):
+            raise InvalidPath("a name with control characters would not be listed again", path=path, backend=self.name)
+        return place
+
+    def _landing(self, path: str, overwrite: bool, verify: Verify, create_parents: bool = True) -> Landing:
+        target = self._target(path)
+        temp, aside = target.temp(secrets.token_hex(6)), target.temp(secrets.token_hex(6))
+        return Landing(target, temp, aside, overwrite, verify, create_parents)
+
+    def _ask(self, operation: Callable[[], Operation[T]]) -> T:
+        return self._session.call(lambda wire: wire.run(operation()), idempotent=True)
+
+    def _exchange(self, landing: Landing, operation: Callable[[Wire], Operation[None]]) -> None:
+        def landed(wire: Wire) -> Operation[tuple[None, None]]:
+            yield from operation(wire)
+            return None, None
+
+        self._land_one(Job(landing, landed, sweeps=False))
+
+    def _land_one(self, job: Job[T]) -> T:
+        (outcome,) = self._land([job])
+        return _or_raise(outcome)
+
+    def _land(self, jobs: list[Job[T]]) -> list[T | SFTPBackendError | OSError]:
+        return [self._located(outcome) for outcome in self._landings.run(jobs)]
+
+    def _located(self, outcome: T) -> T:
+        if isinstance(outcome, SFTPBackendError) and outcome.backend is None:
+            outcome.backend = self.name
+        return outcome
+
+
+def _content(content: object, metadata: Mapping[str, str] | None, *, hashed: bool = False) -> Content:
+    if metadata:
+        raise CapabilityNotSupported("SFTP servers keep no user metadata; leave metadata out")
+    return Content(content, hashed=hashed)
+
+
+def _check_verify(verify: str) -> None:
+    if verify not in ("size", "sha256", "none"):
+        raise ValueError(f"verify is 'size', 'sha256' or 'none', not {verify!r}")
+
+
+def _check_distinct(targets: list[str]) -> None:
+    seen: set[str] = set()
+    for target in targets:
+        if target in seen:
+            raise ValueError(f"two pairs have the same target {target!r}")
+        seen.add(target)
+
+
+def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
+    if isinstance(outcome, SFTPBackendError | OSError):
+        raise outcome
+    return outcome
+
+
+def _gathered(
+    outcomes: list[WriteResult | SFTPBackendError | OSError], what: str, return_exceptions: bool
+) -> list[WriteResult | SFTPBackendError | OSError]:
+    failures = [outcome for outcome in outcomes if not isinstance(outcome, WriteResult)]
+    if failures and not return_exceptions:
+        raise ExceptionGroup(f"{len(failures)} of {len(outcomes)} {what} failed", failures)
+    return outcomes

@@ -1,0 +1,193 @@
+"""Values that go in: what a backend is told. Plain data, checked where it is made; nothing here connects."""
+
+from __future__ import annotations
+
+import enum
+import hmac
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn, TypeGuard
+
+DEFAULT_PORT = 22
+DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
+
+
+class HostKeyPolicy(enum.Enum):
+    """What to do with a server key that no known_hosts entry vouches for."""
+
+    STRICT = "strict"
+    """Unknown or changed: refused."""
+    TRUST_ON_FIRST_USE = "tofu"
+    """Unknown: remembered in the known_hosts file. Changed: refused."""
+    AUTO_ADD = "auto"
+    """Unknown: accepted with a warning, not remembered."""
+
+    @classmethod
+    def parse(cls, value: HostKeyPolicy | str) -> HostKeyPolicy:
+        """The policy of that value (``"strict"``) or name (``"TRUST_ON_FIRST_USE"``), in any case.
+
+        Raises ValueError for any other text, TypeError for another type.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise TypeError(f"host key policy must be a HostKeyPolicy or str, not {type(value).__name__}")
+        wanted = value.strip().lower()
+        for policy in cls:
+            if wanted in (policy.value, policy.name.lower()):
+                return policy
+        choices = ", ".join(repr(policy.value) for policy in cls)
+        raise ValueError(f"unknown host key policy {value!r}; choose one of {choices}")
+
+
+class Secret:
+    """A text that never shows itself: ``repr`` and ``str`` give ``***``. Pickles with its value.
+
+    Raises TypeError for anything but a str.
+    """
+
+    __slots__ = ("_value",)
+    _value: str
+
+    def __init__(self, value: str) -> None:
+        if not isinstance(value, str):
+            raise TypeError(f"a Secret holds a str, not {type(value).__name__}")
+        object.__setattr__(self, "_value", value)
+
+    @classmethod
+    def of(cls, value: Secret | str) -> Secret:
+        """The secret itself, or one made of a str."""
+        return value if isinstance(value, Secret) else cls(value)
+
+    def reveal(self) -> str:
+        """The text."""
+        return self._value
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("a Secret cannot be changed")
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __str__(self) -> str:
+        return "***"
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        mine, theirs = (s._value.encode("utf-8", "surrogatepass") for s in (self, other))
+        return hmac.compare_digest(mine, theirs)
+
+    def __hash__(self) -> int:
+        return hash(("Secret", self._value))
+
+    def __reduce__(self) -> tuple[type[Secret], tuple[str]]:
+        return Secret, (self._value,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicy:
+    """How often and how patiently connecting is tried. Refused logins and host keys are never tried again.
+
+    The pause before try n+1 is ``min(backoff_max, backoff_base * 2**(n-1))`` seconds plus up to ``jitter``
+    seconds drawn at random; ``timeout`` bounds all tries together, in seconds.
+    """
+
+    max_attempts: int = 3
+    backoff_base: float = 1.0
+    backoff_max: float = 60.0
+    jitter: float = 1.0
+    timeout: float | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.max_attempts, bool) or not isinstance(self.max_attempts, int) or self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be a whole number from 1, not {self.max_attempts!r}")
+        for name in ("backoff_base", "backoff_max", "jitter"):
+            value = getattr(self, name)
+            if not _is_number(value) or value < 0:
+                raise ValueError(f"{name} must be a number of seconds from 0, not {value!r}")
+        if self.timeout is not None:
+            check_seconds("timeout", self.timeout)
+
+    @classmethod
+    def disabled(cls) -> RetryPolicy:
+        """One try, no second."""
+        return cls(max_attempts=1)
+
+    def pause(self, attempt: int, random: float) -> float:
+        """Seconds to wait after failed try ``attempt`` (from 1); ``random`` lies in [0, 1)."""
+        return min(self.backoff_max, self.backoff_base * 2.0 ** min(attempt - 1, 1000)) + self.jitter * random
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackendConfig:
+    """Everything a backend is told, checked: ValueError names the argument that is wrong.
+
+    ``pkey`` is a ``paramiko.PKey``; ``private_key`` the text of one (any form `load_private_key` takes),
+    ``key_file`` the path of one. Times are in seconds.
+    """
+
+    host: str
+    port: int = DEFAULT_PORT
+    username: str | None = None
+    password: Secret | None = None
+    pkey: object | None = None
+    private_key: Secret | None = None
+    key_file: str | None = None
+    passphrase: Secret | None = None
+    base_path: str = "/"
+    host_key_policy: HostKeyPolicy = HostKeyPolicy.STRICT
+    known_host_keys: str | None = None
+    host_keys_path: str | None = None
+    timeout: float = 10
+    banner_timeout: float | None = None
+    auth_timeout: float | None = None
+    io_timeout: float | None = 120.0
+    keepalive_interval: float = 30.0
+    compress: bool = False
+    ciphers: tuple[str, ...] = ()
+    disabled_algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    allow_ssh_rsa_sha1: bool = False
+    proxy_command: str | None = None
+    look_for_keys: bool | None = None
+    connect_kwargs: Mapping[str, object] = field(default_factory=dict)
+    retry: RetryPolicy = RetryPolicy()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.host, str) or not self.host.strip():
+            raise ValueError("host must not be blank")
+        if self.host != self.host.strip() or any(ord(c) < 33 or c == "/" for c in self.host):
+            raise ValueError(f"host must be a bare name or address, not {self.host!r}")
+        if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1 <= self.port <= 65535:
+            raise ValueError(f"port must be a whole number from 1 to 65535, not {self.port!r}")
+        if "\0" in self.base_path:
+            raise ValueError("base_path must not contain NUL")
+        check_seconds("timeout", self.timeout)
+        for name in ("banner_timeout", "auth_timeout", "io_timeout"):
+            if (value := getattr(self, name)) is not None:
+                check_seconds(name, value)
+        if not _is_number(self.keepalive_interval) or self.keepalive_interval < 0:
+            raise ValueError(f"keepalive_interval must be seconds from 0, not {self.keepalive_interval!r}")
+        sources = [n for n in ("pkey", "private_key", "key_file") if getattr(self, n) is not None]
+        if len(sources) > 1:
+            raise ValueError(f"one private key is enough: {' and '.join(sources)} were given")
+
+    @property
+    def address(self) -> str:
+        """``sftp://host:port``, the server as errors and logs name it."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"sftp://{host}:{self.port}"
+
+
+def check_seconds(name: str, value: object) -> None:
+    """ValueError unless ``value`` is a positive, finite number."""
+    if not _is_number(value) or not value > 0:
+        raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,195 @@
+"""What can go wrong, and the one place where a status or a foreign exception becomes one of ours.
+
+SFTPBackendError
++-- NotFound                  nothing has that name
++-- AlreadyExists             something has that name already
++-- PermissionDenied          the server refuses the operation
++-- InvalidPath               outside base_path, or a folder where a file is meant, or the reverse
++-- DirectoryNotEmpty         a folder still holds something
++-- CapabilityNotSupported    the server, or this backend, cannot do that
++-- TransferCorrupted         what arrived is not what was sent
++-- BackendUnavailable        no working connection
+    +-- AuthenticationFailed  the login was refused
+    +-- HostKeyRejected       the server is not who it should be
+"""
+
+from __future__ import annotations
+
+import enum
+import socket
+
+
+class SFTPBackendError(Exception):
+    """The root of all errors of this package.
+
+    ``path`` is the key concerned (relative to base_path), ``backend`` the server as ``sftp://host:port``; either is
+    None where there is none. ``str()`` says what happened, to which path, on which server, and what to do.
+    """
+
+    def __init__(self, message: str, *, path: str | None = None, backend: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.path = path
+        self.backend = backend
+
+    def __str__(self) -> str:
+        where = [repr(self.path)] if self.path is not None else []
+        where += [f"on {self.backend}"] if self.backend is not None else []
+        return f"{self.message} ({' '.join(where)})" if where else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.message, self.path, self.backend)
+
+
+class NotFound(SFTPBackendError):
+    """Nothing has that name."""
+
+
+class AlreadyExists(SFTPBackendError):
+    """Something has that name already, and overwriting was not asked for."""
+
+
+class PermissionDenied(SFTPBackendError):
+    """The server refuses the operation to this user."""
+
+
+class InvalidPath(SFTPBackendError):
+    """The path leads outside base_path, or names a folder where a file is meant, or the reverse."""
+
+
+class DirectoryNotEmpty(SFTPBackendError):
+    """The folder still holds something."""
+
+
+class CapabilityNotSupported(SFTPBackendError):
+    """The server, or this backend, cannot do that."""
+
+
+class TransferCorrupted(SFTPBackendError):
+    """What arrived is not what was sent."""
+
+
+class BackendUnavailable(SFTPBackendError):
+    """There is no working connection: not reached, refused, lost, silent, or not speaking SFTP."""
+
+
+class AuthenticationFailed(BackendUnavailable):
+    """The server refused the login, or the private key cannot be used."""
+
+
+class HostKeyRejected(BackendUnavailable):
+    """The server's host key is not the one expected, or none is known."""
+
+
+def _rebuild(kind: type[SFTPBackendError], message: str, path: str | None, backend: str | None) -> SFTPBackendError:
+    return kind(message, path=path, backend=backend)
+
+
+class Code(enum.IntEnum):
+    """Status codes of SFTP version 3 (draft-ietf-secsh-filexfer-02 section 7), and those later drafts
+    (draft-ietf-secsh-filexfer-13 section 9.1) added that servers send on version 3 as well."""
+
+    OK = 0
+    EOF = 1
+    NO_SUCH_FILE = 2
+    PERMISSION_DENIED = 3
+    FAILURE = 4
+    BAD_MESSAGE = 5
+    NO_CONNECTION = 6
+    CONNECTION_LOST = 7
+    OP_UNSUPPORTED = 8
+    INVALID_HANDLE = 9
+    NO_SUCH_PATH = 10
+    FILE_ALREADY_EXISTS = 11
+    WRITE_PROTECT = 12
+    NO_SPACE_ON_FILESYSTEM = 14
+    QUOTA_EXCEEDED = 15
+    LOCK_CONFLICT = 17
+    DIR_NOT_EMPTY = 18
+    NOT_A_DIRECTORY = 19
+    INVALID_FILENAME = 20
+    CANNOT_DELETE = 22
+    FILE_IS_A_DIRECTORY = 24
+
+
+class Refused(Exception):
+    """The server answered a request with a status other than OK. Inside the backend only: `from_refusal` turns
+    it into an error of the tree before it reaches a caller."""
+
+    def __init__(self, code: int, text: str = "") -> None:
+        super().__init__(code, text)
+        self.code = code
+        self.text = text
+
+    @property
+    def missing(self) -> bool:
+        """Nothing has that name (or a file stands where the path has a folder: servers say both this way)."""
+        return self.code in (Code.NO_SUCH_FILE, Code.NO_SUCH_PATH)
+
+    @property
+    def unsupported(self) -> bool:
+        """The server does not know the request."""
+        return self.code == Code.OP_UNSUPPORTED
+
+
+_KINDS: dict[int, tuple[type[SFTPBackendError], str]] = {
+    Code.NO_SUCH_FILE: (NotFound, "no such file or folder"),
+    Code.NO_SUCH_PATH: (NotFound, "no such file or folder"),
+    Code.PERMISSION_DENIED: (PermissionDenied, "permission denied; check the rights of the login user on the server"),
+    Code.WRITE_PROTECT: (PermissionDenied, "the file system is write-protected"),
+    Code.FILE_ALREADY_EXISTS: (AlreadyExists, "the name is taken"),
+    Code.DIR_NOT_EMPTY: (DirectoryNotEmpty, "the folder is not empty"),
+    Code.NOT_A_DIRECTORY: (InvalidPath, "not a folder"),
+    Code.FILE_IS_A_DIRECTORY: (InvalidPath, "a folder, not a file"),
+    Code.INVALID_FILENAME: (InvalidPath, "the server does not take this name"),
+    Code.OP_UNSUPPORTED: (CapabilityNotSupported, "the server does not support this operation"),
+    Code.FAILURE: (
+        SFTPBackendError,
+        "the server refuses without saying why; a full disk, a quota or a read-only file system are common reasons",
+    ),
+    Code.NO_CONNECTION: (BackendUnavailable, "the server lost its storage"),
+    Code.CONNECTION_LOST: (BackendUnavailable, "the server lost its storage"),
+    Code.NO_SPACE_ON_FILESYSTEM: (SFTPBackendError, "the server's disk is full"),
+    Code.QUOTA_EXCEEDED: (SFTPBackendError, "the quota on the server is used up"),
+    Code.LOCK_CONFLICT: (SFTPBackendError, "the file is locked by another process on the server"),
+}
+
+
+def from_refusal(refused: Refused, doing: str, path: str) -> SFTPBackendError:
+    """The error for a refusal met while ``doing`` ("cannot open for reading") something to the key ``path``."""
+    kind, cause = _KINDS.get(refused.code, (SFTPBackendError, f"the server answered with status {refused.code}"))
+    said = "".join(c if c.isprintable() else " " for c in refused.text[:200]).strip()
+    saying = f" (the server says: {said})" if said and said.lower().rstrip(".") not in ("failure", cause) else ""
+    return kind(f"{doing}: {cause}{saying}", path=path)
+
+
+def unavailable(error: BaseException, doing: str, host: str, port: int) -> BackendUnavailable:
+    """The error for a socket's or paramiko's exception met while ``doing`` ("connecting", "authenticating")
+    something.
+    """
+    import paramiko  # here, because the error tree is imported where paramiko is not wanted
+
+    at = f"{host}:{port}"
+    if isinstance(error, BackendUnavailable):
+        return error
+    if isinstance(error, socket.gaierror):
+        return BackendUnavailable(
+            f"{doing}: the host name {host!r} cannot be resolved ({error.strerror}); check its spelling and DNS"
+        )
+    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError | ConnectionRefusedError):
+        return BackendUnavailable(
+            f"{doing}: {at} refuses connections; check host, port and firewall, and that the server runs"
+        )
+    if isinstance(error, TimeoutError):
+        return BackendUnavailable(
+            f"{doing}: no answer from {at} in time; check host, port and firewall, or raise the timeout"
+        )
+    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+        return BackendUnavailable(
+            f"{doing}: {at} and this client share no algorithm ({error}); an old server may need one enabled,"
+            " see `allow_ssh_rsa_sha1`, `ciphers` and `disabled_algorithms`"
+        )
+    if isinstance(error, EOFError):
+        return BackendUnavailable(f"{doing}: {at} closed the connection")
+    text = str(error) or type(error).__name__
+    return BackendUnavailable(f"{doing}: {text} ({at})")

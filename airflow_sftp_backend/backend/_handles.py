@@ -1,0 +1,261 @@
+"""Files that stay open between calls: a seekable reader that reads ahead, and the writer of `open_atomic`.
+
+Each belongs to the connection it was opened on. Once that is lost they raise BackendUnavailable; never is content
+short or mixed.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import deque
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from ._codec import Attributes
+from ._errors import BackendUnavailable, InvalidPath, Refused, from_refusal
+from ._landing import Landing, land, open_landing
+from ._messages import FStat, Read
+from ._operations import close_quietly, discard, open_for_reading, why_unreadable
+from ._paths import JailedPath
+from ._transfer import Outgoing
+from ._wire import Operation, Pending, Wire, ask, post, wait
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+    from ._session import Session
+
+_T = TypeVar("_T")
+
+READ_AHEAD: Final = 4 << 20
+"""Most bytes an open reader has asked for ahead of its caller."""
+_BUFFER: Final = 128 << 10
+
+
+class RemoteFile(io.BufferedReader):
+    """A file open for reading: seekable, buffered, reading ahead. Closing it closes the server's handle."""
+
+    def __init__(self, session: Session, place: JailedPath) -> None:
+        self._blocks = _Blocks(session, place)
+        super().__init__(self._blocks, _BUFFER)
+
+    def close(self) -> None:
+        """Closes it; a lost connection is no error here."""
+        if not self.closed:
+            self._blocks.release()
+        super().close()
+
+    def __del__(self) -> None:
+        # Nothing may be sent from here: the collector can run in the middle of a conversation.
+        if not self.closed:
+            self._blocks.forsake()
+            warnings.warn(f"unclosed {self._blocks!r}", ResourceWarning, source=self, stacklevel=2)
+            super().close()
+
+
+class _Blocks(io.RawIOBase):
+    """The blocks of an open file, a few of them asked for before they are wanted."""
+
+    def __init__(self, session: Session, place: JailedPath) -> None:
+        self._session = session
+        self._place = place
+        self._position = 0
+        self._current = memoryview(b"")
+        self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
+        self._ahead = 1
+        self._wire: Wire | None = None
+        self._handle = b""
+        session.call(self._open, idempotent=True)
+
+    def __repr__(self) -> str:
+        return f"<remote file {self._place.key!r}>"
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes from the start."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """Moves to an offset in bytes; the end is where the server says it is now."""
+        if whence == io.SEEK_CUR:
+            offset += self._position
+        elif whence == io.SEEK_END:
+            offset += self._run(self._ask_size())
+        elif whence != io.SEEK_SET:
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
+        if offset < 0:
+            raise ValueError(f"negative seek position {offset}")
+        step = offset - self._position
+        if 0 <= step <= len(self._current):
+            self._current = self._current[step:]
+        else:
+            self._current = memoryview(b"")
+            self._queue.clear()
+            self._ahead = 1
+        self._position = offset
+        return offset
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        """Fills some of ``buffer``; 0 at the end."""
+        if not self._current:
+            self._current = self._run(self._next_block())
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), len(self._current))
+        view[:count] = self._current[:count]
+        self._current = self._current[count:]
+        self._position += count
+        return count
+
+    def release(self) -> None:
+        """Closes the handle, if its connection is still there."""
+        wire, self._wire = self._wire, None
+        if wire is not None and wire.broken is None:
+            try:
+                self._session.call(lambda now: now.run(close_quietly(self._handle)) if now is wire else None)
+            except BackendUnavailable:  # the handle went with the connection
+                return
+
+    def forsake(self) -> None:
+        """Leaves the handle to be closed with the next thing sent."""
+        wire, self._wire = self._wire, None
+        if wire is not None:
+            wire.close_later(self._handle)
+
+    def _open(self, wire: Wire) -> None:
+        self._handle = wire.run(self._open_here(wire))
+        self._wire = wire
+
+    def _open_here(self, wire: Wire) -> Operation[bytes]:
+        handle = yield from open_for_reading(self._place)
+        opened = False
+        try:
+            asked = yield from post(FStat(handle))
+            request = Read(handle, 0, (yield from wire.limits()).read)
+            first = yield from post(request)
+            try:
+                attributes = yield from wait(asked)
+            except Refused:  # some servers have no FSTAT; a folder refuses the first read
+                attributes = Attributes()
+                yield from wait(first)
+            if attributes.is_folder:
+                raise InvalidPath("cannot read: it is a folder, not a file", path=self._place.key)
+            self._queue.clear()
+            self._queue.append((request, first))
+            opened = True
+        except Refused as refused:
+            raise (yield from why_unreadable(self._place, refused)) from None
+        finally:
+            if not opened:
+                yield from close_quietly(handle)
+        return handle
+
+    def _run(self, operation: Operation[_T]) -> _T:
+        return _run_on(self._session, self._wire, operation, self._place)
+
+    def _ask_size(self) -> Operation[int]:
+        try:
+            size = (yield from ask(FStat(self._handle))).size
+        except Refused as refused:
+            raise from_refusal(refused, "cannot find its end", self._place.key) from None
+        return size or 0
+
+    def _next_block(self) -> Operation[memoryview]:
+        assert self._wire is not None
+        block = (yield from self._wire.limits()).read
+        most = max(2, min(64, READ_AHEAD // block))
+        at = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
+        while len(self._queue) < self._ahead:
+            request = Read(self._handle, at, block)
+            self._queue.append((request, (yield from post(request))))
+            at += block
+        self._ahead = min(2 * self._ahead, most)
+        request, pending = self._queue.popleft()
+        try:
+            data = yield from wait(pending)
+        except Refused as refused:
+            raise (yield from why_unreadable(self._place, refused)) from None
+        if not data:
+            self._queue.clear()
+        elif len(data) < request.length:
+            rest = Read(self._handle, request.offset + len(data), request.length - len(data))
+            self._queue.appendleft((rest, (yield from post(rest))))
+        return data
+
+
+class AtomicWriter(io.RawIOBase):
+    """A file being written under a temporary name; `commit` gives it its own, `abort` removes it."""
+
+    def __init__(self, session: Session, landing: Landing) -> None:
+        self._session = session
+        self._landing = landing
+        self._buffer = bytearray()
+        self.wire: Wire | None = None
+        """The connection it is open on."""
+        session.call(self._open)
+
+    def _open(self, wire: Wire) -> None:
+        def opening() -> Operation[None]:
+            self._opened = yield from open_landing(self._landing)
+            self._out = Outgoing(self._opened.handle, (yield from wire.limits()).write)
+
+        wire.run(opening())
+        self.wire = wire
+
+    def writable(self) -> bool:
+        """True."""
+        return True
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._out.offset + len(self._buffer)
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """Takes all of ``data``; it is on its way, not yet acknowledged, when this returns."""
+        if self.closed:
+            raise ValueError("write to a closed file")
+        view = memoryview(data).cast("B")
+        self._buffer += view
+        whole = len(self._buffer) - len(self._buffer) % self._out.block
+        if whole:
+            blocks, self._buffer = self._buffer[:whole], self._buffer[whole:]
+            self._run(self._out.push(memoryview(blocks)))
+        return len(view)
+
+    def commit(self) -> int | None:
+        """Lands the file. The server's time, where it tells."""
+        return self._run(self._finish())
+
+    def abort(self) -> None:
+        """Removes the temporary file, if the connection is still there."""
+        if self.wire is not None and self.wire.broken is None:
+            self._run(discard(self._landing.temp, self._opened.handle))
+
+    def _finish(self) -> Operation[int | None]:
+        assert self.wire is not None
+        yield from self._out.push(memoryview(self._buffer))
+        return (yield from land(self.wire, self._landing, self._opened, self._out, None))
+
+    def _run(self, operation: Operation[_T]) -> _T:
+        try:
+            return _run_on(self._session, self.wire, operation, self._landing.target)
+        except Refused as refused:
+            raise from_refusal(refused, "cannot write", self._landing.target.key) from None
+
+
+def _run_on(session: Session, wire: Wire | None, operation: Operation[_T], place: JailedPath) -> _T:
+    """Runs it on that very connection: a handle means nothing to another."""
+
+    def use(now: Wire) -> _T:
+        if now is not wire:
+            operation.close()
+            raise BackendUnavailable("the connection this file was opened on is gone; open it again", path=place.key)
+        return now.run(operation)
+
+    return session.call(use)

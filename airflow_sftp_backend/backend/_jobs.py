@@ -1,0 +1,96 @@
+"""Running landings on the session, one or many side by side, and tidying up after those that cannot do so themselves.
+
+An operation removes its own temporary file as long as it can speak. When the connection breaks under it, the removal
+is done on a new one; and what writers of other processes left behind is found by listing a folder once, along with
+the first write into it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Generic, TypeVar, cast
+
+from ._errors import BackendUnavailable, SFTPBackendError
+from ._landing import Landing, sweep, temps_in
+from ._operations import discard
+from ._paths import JailedPath
+from ._session import Session
+from ._wire import Operation, Wire
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[T]):
+    """What is to land, and the operation that does it: its result, and the server's time (seconds since 1970) where
+    it tells.
+    """
+
+    landing: Landing
+    operation: Callable[[Wire], Operation[tuple[T, int | None]]]
+    sweeps: bool = True
+    """Whether what others left behind for the same target is cleared: after new content, not after a rename."""
+
+
+class Landings:
+    """The landings of one backend."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._temps: dict[JailedPath, list[tuple[JailedPath, int]]] = {}
+
+    def run(self, jobs: Sequence[Job[T]]) -> list[T | SFTPBackendError | OSError]:
+        """Does the jobs side by side; the result or failure of each, in order."""
+        used: list[Wire] = []
+        whole = False
+        try:
+            outcomes = self._session.call(partial(self._land, jobs, used))
+            whole = True
+            return outcomes
+        finally:
+            if used and used[-1].broken is not None:
+                failed = (
+                    [isinstance(outcome, BackendUnavailable) for outcome in outcomes] if whole else [True] * len(jobs)
+                )
+                self.clear([job.landing.temp for job, left in zip(jobs, failed, strict=True) if left])
+
+    def clear(self, temps: Sequence[JailedPath]) -> None:
+        """Removes temporary files over a new connection, if there is one to be had at the first try."""
+        try:
+            self._session.call(lambda wire: wire.run_many(discard(temp) for temp in temps), attempts=1)
+        except BackendUnavailable as error:
+            names = ", ".join(repr(temp.native) for temp in temps)
+            logger.warning(
+                "temporary files may be left on the server (%s), the next write to them clears them: %s", names, error
+            )
+
+    def forget(self) -> None:
+        """Forgets what was seen in the folders."""
+        self._temps.clear()
+
+    def _land(self, jobs: Sequence[Job[T]], used: list[Wire], wire: Wire) -> list[T | SFTPBackendError | OSError]:
+        used.append(wire)
+        folders = {job.landing.target.parent for job in jobs if job.sweeps} - self._temps.keys()
+        times: dict[JailedPath, int] = {}
+        notes = (self._note(folder) for folder in folders)
+        landings = (_timed(job, wire, times) for job in jobs)
+        outcomes = wire.run_many(chain[Operation[T] | Operation[None]](notes, landings))[len(folders) :]
+        if wire.broken is None:
+            stale = ((target, self._temps.get(target.parent, []), now) for target, now in times.items())
+            wire.run_many(sweep(target, temps, now) for target, temps, now in stale if temps)
+        return cast("list[T | SFTPBackendError | OSError]", outcomes)
+
+    def _note(self, folder: JailedPath) -> Operation[None]:
+        self._temps[folder] = yield from temps_in(folder)
+
+
+def _timed(job: Job[T], wire: Wire, times: dict[JailedPath, int]) -> Operation[T]:
+    result, now = yield from job.operation(wire)
+    if now is not None and job.sweeps:
+        times[job.landing.target] = now
+    return result

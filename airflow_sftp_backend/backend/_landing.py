@@ -1,0 +1,333 @@
+"""How a file arrives under its name: whole and proven, or not at all. Atomic writes, moves and copies.
+
+New content is written under a temporary name beside its target, proven, and renamed. The rename is the best the
+server has: ``posix-rename@openssh.com`` replaces in one step; plain rename needs the old target set aside first, and
+it is put back if the exchange fails; a move that no rename can make (two file systems) is a copy that lands the same
+way, then a delete. At no moment is the old content without a name.
+
+``overwrite=False`` uses plain rename, which refuses an occupied name on OpenSSH and most servers (filexfer-02 section
+6.5), after a look sent along with an earlier request. On a server whose plain rename replaces, two writers can race
+between look and rename.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from ._codec import Attributes, OpenFlag
+from ._errors import (
+    Code,
+    InvalidPath,
+    NotFound,
+    Refused,
+    SFTPBackendError,
+    TransferCorrupted,
+    from_refusal,
+)
+from ._messages import Close, CopyData, FSetStat, FStat, LStat, PosixRename, Remove, Rename, Stat
+from ._models import Progress
+from ._operations import (
+    close_quietly,
+    discard,
+    is_a_folder,
+    list_folder,
+    make_folders,
+    open_for_reading,
+    open_new,
+    read_into,
+    taken,
+)
+from ._paths import JailedPath, is_temp_name
+from ._transfer import Content, Incoming, Outgoing, send
+from ._wire import Operation, Pending, Wire, ask, ask_all, post, wait
+
+logger = logging.getLogger(__name__)
+
+Verify = Literal["size", "sha256", "none"]
+STALE: Final = 3600
+"""Seconds without a change after which a temporary file is taken for left behind: a living writer writes more often."""
+
+_NEW: Final = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
+_COPY_PIECE: Final = 64 << 20  # bytes a server copies per request: it answers only when it is done
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where and how a file is to arrive.
+
+    ``temp`` and ``aside`` are names nobody else uses: for the new content, and for the old while the two change places.
+    """
+
+    target: JailedPath
+    temp: JailedPath
+    aside: JailedPath
+    overwrite: bool
+    verify: Verify = "size"
+    create_parents: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open temporary file: its handle, and what stood under the final name when it was made."""
+
+    handle: bytes
+    replaced: Attributes | None
+
+
+def write_atomic(
+    wire: Wire, landing: Landing, content: Content, progress: Progress | None = None
+) -> Operation[int | None]:
+    """Writes ``content`` to where it lands: three round trips for a small file in an existing folder.
+
+    The server's time (seconds since 1970) at the end, where it tells.
+    """
+    opened = yield from open_landing(landing)
+    landed = False
+    try:
+        out = Outgoing(opened.handle, (yield from wire.limits()).write, progress=progress)
+        yield from send(content, out)
+        now = yield from land(wire, landing, opened, out, content.digest)
+        landed = True
+        return now
+    except Refused as refused:
+        raise from_refusal(refused, "cannot write", landing.target.key) from None
+    finally:
+        if not landed:
+            yield from discard(landing.temp, opened.handle)
+
+
+def open_landing(landing: Landing) -> Operation[Opened]:
+    """Opens the temporary file. Raises AlreadyExists, InvalidPath for a folder under the final name."""
+    handle, replaced = yield from open_new(landing.temp, landing.target, _NEW, create_parents=landing.create_parents)
+    if replaced is not None and (replaced.is_folder or not landing.overwrite):
+        yield from discard(landing.temp, handle)
+        raise is_a_folder(landing.target) if replaced.is_folder else taken(landing.target)
+    return Opened(handle, replaced)
+
+
+def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: str | None) -> Operation[int | None]:
+    """Closes the temporary file, proves it and gives it its final name.
+
+    Raises TransferCorrupted, AlreadyExists, Refused.
+
+    ``digest`` (``sha256:<hex>``) is what was sent, for ``verify="sha256"``. Mode bits of a replaced file are kept,
+    where the server lets them be set. The server's time, where it tells.
+    """
+    if opened.replaced is not None and opened.replaced.mode is not None:
+        yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777)))
+    checking = (yield from post(FStat(opened.handle))) if landing.verify != "none" else None
+    closing = yield from post(Close(opened.handle))
+    standing = None if landing.overwrite else (yield from post(Stat(landing.target.native)))
+    yield from out.drain()
+    written = Attributes() if checking is None else (yield from _attributes(checking))
+    yield from wait(closing)
+    if landing.verify != "none":
+        yield from _verify_size(landing, out.offset, written.size)
+    if landing.verify == "sha256":
+        yield from _verify_digest(wire, landing, digest)
+    if standing is not None and (yield from _attributes(standing)) != Attributes():
+        raise taken(landing.target)
+    yield from rename(wire, landing.temp, landing.target, landing.aside, overwrite=landing.overwrite)
+    return written.mtime
+
+
+def _attributes(asked: Pending[Attributes]) -> Operation[Attributes]:
+    """The reply, or empty attributes for a refusal."""
+    try:
+        return (yield from wait(asked))
+    except Refused:
+        return Attributes()
+
+
+def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[None]:
+    if size == sent:
+        return
+    (found,) = yield from ask_all([Stat(landing.temp.native)])  # some servers answer FSTAT wrongly or not at all
+    size = found.size if isinstance(found, Attributes) else size
+    if size is None:
+        logger.warning("%r: the server does not tell its size, which is therefore not verified", landing.target.key)
+    elif size != sent:
+        raise TransferCorrupted(
+            f"{sent} bytes were sent and the server holds {size}; the target was left as it was",
+            path=landing.target.key,
+        )
+
+
+def _verify_digest(wire: Wire, landing: Landing, sent: str | None) -> Operation[None]:
+    digest = hashlib.sha256()
+    yield from read_into(wire, landing.temp, digest.update)
+    if (held := f"sha256:{digest.hexdigest()}") != sent:
+        raise TransferCorrupted(
+            f"{sent} was sent and the server holds {held}; the target was left as it was", path=landing.target.key
+        )
+
+
+# -- renaming ---------------------------------------------------------------------------------------------------------
+
+
+def rename(
+    wire: Wire, source: JailedPath, target: JailedPath, aside: JailedPath, *, overwrite: bool
+) -> Operation[None]:
+    """The best rename the server has: one round trip where it has ``posix-rename`` or the target is free.
+
+    Raises AlreadyExists, InvalidPath for a folder under ``target``, Refused if there is no way.
+    """
+    if overwrite and wire.supports(PosixRename):
+        try:
+            yield from ask(PosixRename(source.native, target.native))
+            return
+        except Refused as refused:
+            if refused.missing:
+                raise
+    try:
+        yield from ask(Rename(source.native, target.native))
+    except Refused as refused:
+        (found,) = yield from ask_all([LStat(target.native)])
+        if isinstance(found, Refused):
+            raise refused from None
+        if found.is_folder:
+            raise is_a_folder(target) from None
+        if not overwrite:
+            raise taken(target) from None
+        yield from _exchange(source, target, aside)
+
+
+def _exchange(source: JailedPath, target: JailedPath, aside: JailedPath) -> Operation[None]:
+    """Replaces ``target`` on a server whose renames never replace: the old file steps aside, and back on failure."""
+    yield from ask(Rename(target.native, aside.native))
+    moved = False
+    try:
+        yield from ask(Rename(source.native, target.native))
+        moved = True
+    finally:
+        if not moved:
+            yield from _put_back(aside, target)
+    yield from discard(aside)
+
+
+def _put_back(aside: JailedPath, target: JailedPath) -> Operation[None]:
+    where = f"its old content is kept as {aside.native!r}"
+    try:
+        (answer,) = yield from ask_all([Rename(aside.native, target.native)])
+    except SFTPBackendError as lost:
+        raise type(lost)(f"{lost.message}; {where}", path=target.key) from None
+    if isinstance(answer, Refused):
+        raise from_refusal(answer, f"cannot put the replaced file back, {where}", target.key)
+
+
+# -- moving and copying -----------------------------------------------------------------------------------------------
+
+
+def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
+    """Moves a file, or a link as a link: two round trips. Raises NotFound, AlreadyExists, InvalidPath for folders."""
+    target = landing.target
+    found, standing = yield from ask_all([LStat(source.native), LStat(target.native)])
+    _check_source(source, found, "cannot move")
+    if source == target:
+        return
+    if isinstance(standing, Attributes):
+        if standing.is_folder:
+            raise InvalidPath("cannot move: a folder has this name", path=target.key)
+        if not landing.overwrite:
+            raise taken(target)
+    try:
+        try:
+            yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
+        except Refused as refused:
+            if not refused.missing or not landing.create_parents:
+                raise
+            yield from make_folders(target.parent)
+            yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
+    except Refused as refused:
+        if refused.missing or refused.code == Code.PERMISSION_DENIED:
+            raise from_refusal(refused, "cannot move", source.key) from None
+        yield from make_folders(target.parent)  # a file in the way is the commonest reason, and this names it
+        yield from _move_by_copy(wire, source, landing)
+
+
+def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -> None:
+    if isinstance(found, Refused):
+        if found.missing:
+            raise NotFound(f"{doing}: no such file", path=source.key)
+        raise from_refusal(found, doing, source.key)
+    if found.is_folder:
+        raise InvalidPath(f"{doing}: it is a folder, not a file", path=source.key)
+
+
+def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
+    """The last rung: two file systems, or a server without a rename that serves."""
+    yield from copy(wire, source, landing)
+    try:
+        yield from ask(Remove(source.native))
+    except Refused as refused:
+        doing = f"copied to {landing.target.key!r}, but the source cannot be removed"
+        raise from_refusal(refused, doing, source.key) from None
+
+
+def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
+    """Copies on the server where it has ``copy-data``, else through this process, and lands the copy (``verify`` is
+    "size").
+    """
+    handle = yield from open_for_reading(source)
+    try:
+        (found,) = yield from ask_all([FStat(handle)])
+        size = None if isinstance(found, Refused) else found.size
+        if isinstance(found, Attributes) and found.is_folder:
+            raise InvalidPath("cannot copy: it is a folder, not a file", path=source.key)
+        if source == landing.target:
+            raise InvalidPath("cannot copy a file onto itself", path=source.key)
+        opened = yield from open_landing(landing)
+        landed = False
+        try:
+            limits = yield from wire.limits()
+            out = Outgoing(opened.handle, limits.write)
+            if size and wire.supports(CopyData):
+                yield from _copy_on_server(handle, size, out)
+            else:
+                incoming = Incoming(handle, limits.read, source.key)
+                while data := (yield from incoming.next()):
+                    yield from out.push(data)
+            yield from land(wire, landing, opened, out, None)
+            landed = True
+        except Refused as refused:
+            raise from_refusal(refused, "cannot copy", source.key) from None
+        finally:
+            if not landed:
+                yield from discard(landing.temp, opened.handle)
+    finally:
+        yield from close_quietly(handle)
+
+
+def _copy_on_server(handle: bytes, size: int, out: Outgoing) -> Operation[None]:
+    """Piece by piece, so that the server is not silent for longer than one piece takes."""
+    for start in range(0, size, _COPY_PIECE):
+        length = min(_COPY_PIECE, size - start)
+        yield from ask(CopyData(handle, start, length, out.handle, start))
+        out.offset += length
+
+
+# -- what others left behind ------------------------------------------------------------------------------------------
+
+
+def temps_in(folder: JailedPath) -> Operation[list[tuple[JailedPath, int]]]:
+    """The temporary files in a folder, with the times (seconds since 1970) they were last written; none where it
+    cannot be listed.
+    """
+    try:
+        entries = yield from list_folder(folder)
+    except SFTPBackendError:
+        return []
+    return [(place, found.mtime) for place, found in entries if found.mtime and is_temp_name(place.name)]
+
+
+def sweep(target: JailedPath, temps: list[tuple[JailedPath, int]], now: int) -> Operation[None]:
+    """Removes those temporary files of ``target`` that nobody has written to for `STALE` seconds before ``now``, the
+    server's time.
+    """
+    stale = [place for place, written in temps if target.owns_temp(place.name) and written < now - STALE]
+    for place, answer in zip(stale, (yield from ask_all([Remove(place.native) for place in stale])), strict=True):
+        if not isinstance(answer, Refused):
+            logger.info("removed %r, left behind by a writer that ended", place.key)

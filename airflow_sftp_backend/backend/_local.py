@@ -1,0 +1,158 @@
+"""The local end of a transfer: files on this machine, read unchanged and written as safely as remote ones."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+from pathlib import Path
+
+from ._errors import AlreadyExists, TransferCorrupted
+from ._landing import Landing, Verify, write_atomic
+from ._models import Progress, WriteResult
+from ._operations import read_into
+from ._paths import JailedPath, temp_name
+from ._transfer import Content
+from ._wire import Operation, Wire
+
+
+class LocalContent(Content):
+    """A local file as content. TransferCorrupted if it has changed by the time it is read to its end.
+
+    Raises FileNotFoundError, PermissionError or IsADirectoryError at once. Use as a context manager.
+    """
+
+    def __init__(self, local: str | os.PathLike[str], *, hashed: bool) -> None:
+        self._local = os.fspath(local)
+        self._file = open(self._local, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._at_first = os.fstat(self._file.fileno())
+        super().__init__(self._file, hashed=hashed)
+
+    def take(self, count: int) -> bytes | memoryview:
+        """The next bytes; none at the end."""
+        data = super().take(count)
+        if not data:
+            now = os.fstat(self._file.fileno())
+            if (now.st_size, now.st_mtime_ns) != (self._at_first.st_size, self._at_first.st_mtime_ns):
+                raise TransferCorrupted(
+                    f"the local file {self._local!r} changed while it was read ({self._at_first.st_size} bytes then,"
+                    f" {now.st_size} now); the target was left as it was"
+                )
+        return data
+
+    def __enter__(self) -> LocalContent:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._file.close()
+
+
+class LocalLanding:
+    """A local file that appears under its name only when it is whole.
+
+    Use as a context manager: without `commit` nothing stays.
+
+    The temporary file is made anew beside the target (never through a link), readable by its owner only.
+    """
+
+    def __init__(self, local: str | os.PathLike[str], *, overwrite: bool) -> None:
+        self.path = Path(local)
+        self._overwrite = overwrite
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(local))
+        if not overwrite and os.path.lexists(self.path):
+            raise self._taken()
+        self.temp = self.path.with_name(temp_name(self.path.name, secrets.token_hex(6)))
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        self._descriptor: int | None = os.open(self.temp, flags, 0o600)
+
+    def write(self, data: memoryview) -> None:
+        """Appends all of ``data``."""
+        assert self._descriptor is not None
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def commit(self) -> None:
+        """Gives the file its name. AlreadyExists if that was taken meanwhile and ``overwrite`` is False."""
+        self._close()
+        if self._overwrite:
+            os.replace(self.temp, self.path)
+            return
+        try:
+            os.link(self.temp, self.path)
+        except FileExistsError:
+            raise self._taken() from None
+        except OSError:  # a file system without hard links: looked at, then renamed
+            if os.path.lexists(self.path):
+                raise self._taken() from None
+            os.replace(self.temp, self.path)
+
+    def _taken(self) -> AlreadyExists:
+        return AlreadyExists(f"the local file {os.fspath(self.path)!r} exists; pass overwrite=True to replace it")
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> LocalLanding:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.temp)
+
+
+def upload(
+    wire: Wire, landing: Landing, local: str | os.PathLike[str], progress: Progress | None = None
+) -> Operation[tuple[WriteResult, int | None]]:
+    """Sends a local file to where it lands; also the server's time, where it tells."""
+    with LocalContent(local, hashed=landing.verify == "sha256") as content:
+        now = yield from write_atomic(wire, landing, content, progress)
+        return WriteResult(landing.target.key, content.size, digest=content.digest), now
+
+
+def download(
+    wire: Wire,
+    place: JailedPath,
+    local: str | os.PathLike[str],
+    *,
+    overwrite: bool,
+    verify: Verify,
+    progress: Progress | None = None,
+) -> Operation[WriteResult]:
+    """Fetches a file to where it lands on this machine.
+
+    Raises TransferCorrupted if the file shrinks or grows meanwhile (growth is let pass with ``verify="none"``), or if
+    with ``"sha256"`` the disk does not hold what came.
+    """
+    digest = hashlib.sha256() if verify == "sha256" else None
+    with LocalLanding(local, overwrite=overwrite) as landing:
+
+        def sink(data: memoryview) -> None:
+            landing.write(data)
+            if digest is not None:
+                digest.update(data)
+            if progress is not None:
+                progress(len(data))
+
+        incoming = yield from read_into(wire, place, sink)
+        if incoming.grew and verify != "none":
+            raise TransferCorrupted(
+                f"the file grew past {incoming.size} bytes while it was read: it is still being written;"
+                " wait until it is stable",
+                path=place.key,
+            )
+        held = None if digest is None else f"sha256:{digest.hexdigest()}"
+        if held is not None and (found := _digest_of(landing.temp)) != held:
+            raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=place.key)
+        landing.commit()
+        return WriteResult(place.key, incoming.size, digest=held)
+
+
+def _digest_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"

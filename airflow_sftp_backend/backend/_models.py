@@ -1,0 +1,96 @@
+"""Values that come out: plain, frozen, comparable, picklable."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import MappingProxyType
+from typing import Literal
+
+Progress = Callable[[int], None]
+"""Called with the bytes a transfer has gained since the last call; negative where it had to go back."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """A file. ``path`` is its key (relative to base_path), ``size`` in bytes, ``modified_at`` in UTC or None where the
+    server does not say, ``mode`` its POSIX permission bits or None where the server does not say."""
+
+    path: str
+    name: str
+    size: int
+    modified_at: datetime | None
+    mode: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderEntry:
+    """A folder in a listing."""
+
+    path: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class FolderInfo:
+    """A folder with all it holds, at any depth: number of files, bytes, time (UTC) of the latest change of one."""
+
+    path: str
+    file_count: int
+    total_size: int
+    modified_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class WriteResult:
+    """What a write left behind: ``size`` in bytes; ``digest`` is ``"sha256:<hex>"`` where it was computed.
+
+    ``action`` is ``"written"``, or ``"skipped"`` where the same file stood there already.
+    """
+
+    path: str
+    size: int
+    source: str = "native"
+    digest: str | None = None
+    action: Literal["written", "skipped"] = "written"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolutionPlan:
+    """Where a key leads, without asking the server. ``details`` is read-only: host, port, base_path."""
+
+    kind: str
+    backend: str
+    key: str
+    native_path: str
+    details: Mapping[str, str | int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "details", MappingProxyType(dict(self.details)))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ResolutionPlan, (self.kind, self.backend, self.key, self.native_path, dict(self.details))
+
+    def __hash__(self) -> int:
+        return hash((self.kind, self.backend, self.key, self.native_path))
+
+
+class Capability(enum.Enum):
+    """What a backend can do on any server."""
+
+    READ = "read"
+    WRITE = "write"
+    DELETE = "delete"
+    LIST = "list"
+    MOVE = "move"
+    COPY = "copy"
+    ATOMIC_WRITE = "atomic_write"
+    ATOMIC_MOVE = "atomic_move"
+    METADATA = "metadata"
+    USER_METADATA = "user_metadata"
+    SEEKABLE_READ = "seekable_read"
+    LAZY_READ = "lazy_read"
+    GLOB = "glob"
+    WRITE_RESULT_NATIVE = "write_result_native"

@@ -1,0 +1,374 @@
+"""What each promise is on the wire: generators that yield requests (see _wire) and know no socket.
+
+Servers report most refusals as a bare failure. So an operation tries first and, only when refused, looks at the names
+concerned to say why; it never asks beforehand what the attempt itself answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+from ._codec import Attributes, Entry, OpenFlag
+from ._errors import (
+    AlreadyExists,
+    DirectoryNotEmpty,
+    InvalidPath,
+    NotFound,
+    Refused,
+    SFTPBackendError,
+    from_refusal,
+)
+from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, RemoveDir, Request, Stat
+from ._models import FileInfo, Progress
+from ._paths import JailedPath, check_server_name
+from ._transfer import Content, Incoming, Outgoing, send
+from ._wire import Operation, Pending, Wire, ask, ask_all, post, wait
+
+logger = logging.getLogger(__name__)
+
+# -- looking ----------------------------------------------------------------------------------------------------------
+
+
+def look(place: JailedPath) -> Operation[Attributes | None]:
+    """What a path leads to, links followed; None if nothing, or if a file stands where the path has a folder."""
+    try:
+        return (yield from ask(Stat(place.native)))
+    except Refused as refused:
+        if refused.missing or (yield from _file_above(place)) is not None:
+            return None
+        raise from_refusal(refused, "cannot look at it", place.key) from None
+
+
+def info(place: JailedPath) -> Operation[FileInfo]:
+    """The FileInfo of a file. NotFound, InvalidPath for a folder."""
+    attributes = yield from look(place)
+    if attributes is None:
+        raise NotFound("no such file", path=place.key)
+    if not attributes.is_file:
+        raise InvalidPath("it is a folder, not a file", path=place.key)
+    return file_info(place, attributes)
+
+
+def file_info(place: JailedPath, attributes: Attributes) -> FileInfo:
+    """Attributes in the caller's terms."""
+    changed = None if attributes.mtime is None else datetime.fromtimestamp(attributes.mtime, UTC)
+    mode = None if attributes.mode is None else attributes.mode & 0o7777
+    return FileInfo(place.key, place.name, attributes.size or 0, changed, mode)
+
+
+def check_folder(place: JailedPath) -> Operation[None]:
+    """One round trip. NotFound if nothing is there, InvalidPath if a file is."""
+    attributes = yield from look(place)
+    if attributes is None:
+        raise NotFound("no such folder", path=place.key)
+    if attributes.mode is not None and not attributes.is_folder:
+        raise InvalidPath("it is a file, not a folder", path=place.key)
+
+
+def _file_above(place: JailedPath) -> Operation[JailedPath | None]:
+    """The file that stands where the path has a folder, if one does."""
+    above = list(_ancestors(place))
+    for ancestor, attributes in zip(above, (yield from ask_all([Stat(a.native) for a in above])), strict=True):
+        if isinstance(attributes, Attributes) and attributes.mode is not None and not attributes.is_folder:
+            return ancestor
+    return None
+
+
+def _ancestors(place: JailedPath) -> Iterator[JailedPath]:
+    """The folders above, the nearest first, the root left out."""
+    while not (place := place.parent).is_root:
+        yield place
+
+
+# -- listing ----------------------------------------------------------------------------------------------------------
+
+
+def list_folder(place: JailedPath) -> Operation[list[tuple[JailedPath, Attributes]]]:
+    """Every entry of a folder with its own attributes (a link is a link), temporary names too.
+
+    Raises NotFound, InvalidPath for a file. Names that are no plain names are left out with a warning.
+    """
+    try:
+        handle = yield from ask(OpenDir(place.native))
+    except Refused as refused:
+        raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
+    entries: list[tuple[JailedPath, Attributes]] = []
+    waiting: deque[Pending[list[Entry]]] = deque()
+    depth = 2
+    try:
+        while True:
+            while len(waiting) < depth:
+                waiting.append((yield from post(ReadDir(handle))))
+            batch = yield from wait(waiting.popleft())
+            if not batch:
+                break
+            for entry in batch:
+                if entry.name in (".", ".."):
+                    continue
+                try:
+                    check_server_name(entry.name, place.key)
+                except InvalidPath as error:
+                    logger.warning("%s", error)
+                    continue
+                entries.append((place.child(entry.name), entry.attributes))
+            depth = min(2 * depth, 32)
+    except Refused as refused:
+        raise from_refusal(refused, "cannot list it", place.key) from None
+    finally:
+        yield from close_quietly(handle)
+    return (yield from _with_types(entries))
+
+
+def _with_types(entries: list[tuple[JailedPath, Attributes]]) -> Operation[list[tuple[JailedPath, Attributes]]]:
+    """The entries, asking again for those whose type the listing left out."""
+    unknown = [at for at, (_, attributes) in enumerate(entries) if attributes.mode is None]
+    answers = yield from ask_all([LStat(entries[at][0].native) for at in unknown])
+    for at, answer in zip(unknown, answers, strict=True):
+        if isinstance(answer, Attributes):
+            entries[at] = (entries[at][0], answer)
+    return entries
+
+
+def follow_links(
+    entries: list[tuple[JailedPath, Attributes]],
+) -> Operation[list[tuple[JailedPath, Attributes, Attributes | None]]]:
+    """Each entry with its own attributes and those of what it leads to: None for a link to nothing."""
+    links = [at for at, (_, attributes) in enumerate(entries) if attributes.is_link]
+    answers = yield from ask_all([Stat(entries[at][0].native) for at in links])
+    targets = {at: None if isinstance(answer, Refused) else answer for at, answer in zip(links, answers, strict=True)}
+    return [(place, own, targets.get(at, own)) for at, (place, own) in enumerate(entries)]
+
+
+def close_quietly(handle: bytes) -> Operation[None]:
+    """Closes a handle that was only read, without waiting: nothing depends on the answer."""
+    try:
+        yield from post(Close(handle))
+    except SFTPBackendError:  # the line is gone, and the handle with it
+        logger.debug("the connection ended before a handle was closed")
+
+
+def _why_not_a_folder(place: JailedPath, refused: Refused, doing: str) -> Operation[SFTPBackendError]:
+    (found,) = yield from ask_all([Stat(place.native)])
+    if isinstance(found, Attributes) and found.mode is not None and not found.is_folder:
+        return InvalidPath(f"{doing}: it is a file, not a folder", path=place.key)
+    if isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None):
+        return NotFound(f"{doing}: no such folder", path=place.key)
+    return from_refusal(refused, doing, place.key)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+def open_for_reading(place: JailedPath) -> Operation[bytes]:
+    """A handle. Raises NotFound, InvalidPath for a folder (some servers say so only at the first read)."""
+    try:
+        return (yield from ask(Open(place.native, OpenFlag.READ)))
+    except Refused as refused:
+        raise (yield from why_unreadable(place, refused)) from None
+
+
+def read_into(wire: Wire, place: JailedPath, sink: Callable[[memoryview], object]) -> Operation[Incoming]:
+    """Reads a whole file into ``sink``, which is called with each piece in order: two round trips for a small file."""
+    handle = yield from open_for_reading(place)
+    try:
+        incoming = Incoming(handle, (yield from wire.limits()).read, place.key)
+        while data := (yield from incoming.next()):
+            sink(data)
+        return incoming
+    except Refused as refused:
+        raise (yield from why_unreadable(place, refused)) from None
+    finally:
+        yield from close_quietly(handle)
+
+
+def why_unreadable(place: JailedPath, refused: Refused) -> Operation[SFTPBackendError]:
+    if not refused.missing:
+        (found,) = yield from ask_all([Stat(place.native)])
+        if isinstance(found, Attributes) and found.is_folder:
+            return InvalidPath("cannot read: it is a folder, not a file", path=place.key)
+        if (yield from _file_above(place)) is not None:
+            return NotFound("cannot read: a file stands where the path has a folder", path=place.key)
+    return from_refusal(refused, "cannot read", place.key)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def make_folders(place: JailedPath) -> Operation[None]:
+    """Makes the folder and those above it, base_path too.
+
+    Existing ones are no error; InvalidPath if a file is in the way.
+    """
+    chain = [*reversed([place, *_ancestors(place)])]
+    answers = yield from ask_all([MakeDir(folder.native) for folder in chain])
+    if isinstance(answers[-1], Refused) and answers[-1].missing:
+        # base_path itself is missing, or the server did not keep to the order of the requests: one by one
+        for folder in [*_base_of(place), *chain]:
+            answers = yield from ask_all([MakeDir(folder.native)])
+    refused = answers[-1]
+    if not isinstance(refused, Refused):
+        return
+    (found,) = yield from ask_all([Stat(place.native)])
+    if isinstance(found, Attributes) and (found.is_folder or found.mode is None):
+        return
+    in_the_way = place if isinstance(found, Attributes) else (yield from _file_above(place))
+    if in_the_way is not None:
+        raise InvalidPath("cannot make the folder: a file has its name", path=in_the_way.key)
+    raise from_refusal(refused, "cannot make the folder", place.key)
+
+
+def _base_of(place: JailedPath) -> list[JailedPath]:
+    """base_path and the folders above it, from the top."""
+    while not place.is_root:
+        place = place.parent
+    parts = [part for part in place.native.split("/") if part not in ("", ".")]
+    start = "/" if place.native.startswith("/") else ""
+    return [JailedPath("", start + "/".join(parts[: count + 1])) for count in range(len(parts))]
+
+
+def open_new(
+    place: JailedPath, target: JailedPath, flags: OpenFlag, create_parents: bool
+) -> Operation[tuple[bytes, Attributes | None]]:
+    """Opens ``place`` for writing, looking at ``target`` along with it. One round trip if the folder is there."""
+    opening = yield from post(Open(place.native, flags))
+    looking = None if place == target else (yield from post(Stat(target.native)))
+    seen: Attributes | None = None
+    handle: bytes | None = None
+    try:
+        handle = yield from wait(opening)
+    except Refused as refused:
+        if not refused.missing or not create_parents:
+            raise (yield from why_unwritable(place, target, refused)) from None
+    if looking is not None:
+        try:
+            seen = yield from wait(looking)
+        except Refused:
+            seen = None
+    if handle is None:
+        yield from make_folders(target.parent)
+        try:
+            handle = yield from ask(Open(place.native, flags))
+        except Refused as refused:
+            raise (yield from why_unwritable(place, target, refused)) from None
+    return handle, seen
+
+
+def why_unwritable(place: JailedPath, target: JailedPath, refused: Refused) -> Operation[SFTPBackendError]:
+    (found,) = yield from ask_all([LStat(target.native)])
+    if isinstance(found, Attributes) and found.is_folder:
+        return is_a_folder(target)
+    if isinstance(found, Attributes) and place == target and not refused.unsupported:
+        (leads_to,) = yield from ask_all([Stat(target.native)])
+        if isinstance(leads_to, Attributes) and leads_to.is_folder:
+            return is_a_folder(target)
+        return taken(target)
+    if (above := (yield from _file_above(target))) is not None:
+        return InvalidPath("cannot write: a file stands where the path has a folder", path=above.key)
+    return from_refusal(refused, "cannot write", target.key)
+
+
+def is_a_folder(place: JailedPath) -> InvalidPath:
+    return InvalidPath("cannot write: it is a folder, not a file", path=place.key)
+
+
+def taken(place: JailedPath) -> AlreadyExists:
+    return AlreadyExists("the name is taken; pass overwrite=True to replace it", path=place.key)
+
+
+def write(
+    wire: Wire, place: JailedPath, content: Content, *, overwrite: bool, progress: Progress | None = None
+) -> Operation[None]:
+    """Writes straight to the final name: two round trips for a small file in an existing folder.
+
+    ``overwrite=False`` opens exclusively, so that it cannot overwrite whatever happens. What fails half-way is removed.
+    """
+    flags = OpenFlag.WRITE | OpenFlag.CREATE | (OpenFlag.TRUNCATE if overwrite else OpenFlag.EXCLUSIVE)
+    handle, _ = yield from open_new(place, place, flags, create_parents=True)
+    whole = False
+    try:
+        block = (yield from wire.limits()).write
+        yield from _send_and_close(content, Outgoing(handle, block, progress=progress), handle)
+        whole = True
+    except Refused as refused:
+        raise from_refusal(refused, "cannot write", place.key) from None
+    finally:
+        if not whole:
+            yield from discard(place, handle)
+
+
+def _send_and_close(content: Content, out: Outgoing, handle: bytes) -> Operation[None]:
+    yield from send(content, out)
+    closing = yield from post(Close(handle))
+    yield from out.drain()
+    yield from wait(closing)
+
+
+def discard(place: JailedPath, handle: bytes | None = None) -> Operation[None]:
+    """Closes and removes, whatever the server says to it: clean-up must not hide the reason for it."""
+    requests: list[Request[None]] = [] if handle is None else [Close(handle)]
+    try:
+        for answer in (yield from ask_all([*requests, Remove(place.native)]))[-1:]:
+            if isinstance(answer, Refused) and not answer.missing:
+                logger.warning(
+                    "the temporary file %r could not be removed: %s", place.native, answer.text or answer.code
+                )
+    except SFTPBackendError:  # the line is gone: the caller hears of that from the operation itself
+        logger.debug("the connection ended before %r could be removed", place.native)
+
+
+# -- deleting ---------------------------------------------------------------------------------------------------------
+
+
+def delete(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
+    """Removes a file, or a link and not its target. One round trip."""
+    try:
+        yield from ask(Remove(place.native))
+    except Refused as refused:
+        (found,) = yield from ask_all([LStat(place.native)])
+        if isinstance(found, Attributes) and found.is_folder:
+            raise InvalidPath("cannot delete: it is a folder; use delete_folder", path=place.key) from None
+        gone = isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None)
+        if not gone:
+            raise from_refusal(refused, "cannot delete", place.key) from None
+        if not missing_ok:
+            raise NotFound("cannot delete: no such file", path=place.key) from None
+
+
+def delete_folder(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
+    """Removes an empty folder, or a link to a folder. One round trip."""
+    try:
+        yield from ask(RemoveDir(place.native))
+    except Refused as refused:
+        (found,) = yield from ask_all([LStat(place.native)])
+        if isinstance(found, Attributes) and found.is_link:
+            yield from delete(place, missing_ok=missing_ok)
+        elif isinstance(found, Attributes) and found.is_file:
+            raise InvalidPath("cannot delete the folder: it is a file; use delete", path=place.key) from None
+        elif isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None):
+            if not missing_ok:
+                raise NotFound("cannot delete the folder: no such folder", path=place.key) from None
+        elif (yield from _holds_something(place)):
+            raise DirectoryNotEmpty(
+                "the folder is not empty; pass recursive=True to delete what it holds as well", path=place.key
+            ) from None
+        else:
+            raise from_refusal(refused, "cannot delete the folder", place.key) from None
+
+
+def _holds_something(place: JailedPath) -> Operation[bool]:
+    try:
+        handle = yield from ask(OpenDir(place.native))
+    except Refused:
+        return False
+    try:
+        while batch := (yield from ask(ReadDir(handle))):
+            if any(entry.name not in (".", "..") for entry in batch):
+                return True
+        return False
+    except Refused:
+        return False
+    finally:
+        yield from close_quietly(handle)

@@ -1,0 +1,141 @@
+"""The jail: keys in, native paths out, and never one outside base_path. Pure text; no I/O.
+
+The jail is lexical. A link that stands under base_path is followed when a caller names it (it is the server
+administrator's layout); recursive operations never follow one (see _operations).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+
+from ._errors import InvalidPath
+
+_TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
+_NAME_MAX = 255  # bytes: NAME_MAX of every common file system
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class JailedPath:
+    """A path inside the jail: ``key`` relative to base_path ("" is the root), ``native`` as the server is sent it."""
+
+    key: str
+    native: str
+
+    @property
+    def is_root(self) -> bool:
+        """True for base_path itself."""
+        return not self.key
+
+    @property
+    def name(self) -> str:
+        """The last segment; "" for the root."""
+        return self.key.rpartition("/")[2]
+
+    @property
+    def parent(self) -> JailedPath:
+        """The folder that holds it. The root is its own parent."""
+        if not self.key:
+            return self
+        folder, _, name = self.key.rpartition("/")
+        native = self.native[: len(self.native) - len(name)]
+        if not native:  # a top name under a relative base_path
+            return JailedPath(folder, ".")
+        return JailedPath(folder, native if native == "/" else native[:-1])
+
+    def child(self, name: str) -> JailedPath:
+        """The entry of that name in this folder. InvalidPath if a name (a server's) is no plain name."""
+        check_server_name(name, self.key)
+        return self._entry(name)
+
+    def temp(self, token: str) -> JailedPath:
+        """The temporary name beside this one for the writer ``token`` (12 hex digits)."""
+        return self.parent._entry(temp_name(self.name, token))
+
+    def owns_temp(self, name: str) -> bool:
+        """True if ``name`` is a temporary name of this target."""
+        match = _TEMP_PATTERN.fullmatch(name)
+        return match is not None and match["digest"] == _name_digest(self.name)
+
+    def _entry(self, name: str) -> JailedPath:
+        key = f"{self.key}/{name}" if self.key else name
+        if self.native == ".":
+            return JailedPath(key, name)
+        return JailedPath(key, f"{self.native}{'' if self.native.endswith('/') else '/'}{name}")
+
+
+class Jail:
+    """Maps between keys and native paths under one ``base_path``.
+
+    ``base_path`` is absolute (``/data/in``) or relative to the login folder (``in``, ``.``). ValueError if it has a
+    ``..`` segment.
+    """
+
+    def __init__(self, base_path: str) -> None:
+        segments = [s for s in base_path.split("/") if s not in ("", ".")]
+        if ".." in segments:
+            raise ValueError(f"base_path must not contain '..': {base_path!r}")
+        joined = "/".join(segments)
+        self.base_path = f"/{joined}" if base_path.startswith("/") else joined or "."
+        self.root = JailedPath("", self.base_path)
+
+    def locate(self, path: str) -> JailedPath:
+        """The place a key names. Leading and doubled slashes and ``.`` segments fall away.
+
+        Raises InvalidPath for ``..`` and NUL, TypeError for another type than str.
+        """
+        if not isinstance(path, str):
+            raise TypeError(f"a path is a str, not {type(path).__name__}")
+        if "\0" in path:
+            raise InvalidPath("a path must not contain NUL", path=path)
+        segments = [s for s in path.split("/") if s not in ("", ".")]
+        if ".." in segments:
+            raise InvalidPath("a path must not contain '..': it is relative to base_path and stays below it", path=path)
+        if not segments:
+            return self.root
+        key = "/".join(segments)
+        prefix = "" if self.base_path == "." else self.base_path if self.base_path == "/" else f"{self.base_path}/"
+        return JailedPath(key, prefix + key)
+
+    def to_key(self, native_path: str) -> str:
+        """The key of a native path; the inverse of ``locate(key).native``. InvalidPath outside base_path."""
+        absolute = native_path.startswith("/")
+        segments = [s for s in native_path.split("/") if s not in ("", ".")]
+        base = [s for s in self.base_path.split("/") if s not in ("", ".")]
+        outside = absolute != self.base_path.startswith("/") or segments[: len(base)] != base
+        if outside or ".." in segments or "\0" in native_path:
+            raise InvalidPath(f"the path lies outside base_path {self.base_path!r}", path=native_path)
+        return "/".join(segments[len(base) :])
+
+
+def temp_name(name: str, token: str) -> str:
+    """A temporary name for a file called ``name``, of at most 255 bytes; ``token`` is 12 hex digits."""
+    affix = f".{_name_digest(name)}-{token}.part"
+    stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
+    return f".{stem.decode('utf-8', 'ignore')}{affix}"
+
+
+def is_temp_name(name: str) -> bool:
+    """True for a name that `temp_name` makes."""
+    return _TEMP_PATTERN.fullmatch(name) is not None
+
+
+def check_server_name(name: str, folder: str) -> None:
+    """InvalidPath unless ``name``, as a server sent it in a listing of the key ``folder``, names one entry of it.
+
+    A backslash is an ordinary character on a POSIX server; a Windows server takes it for a slash, so that a name with a
+    ``..`` between backslashes could climb.
+    """
+    unsafe = name in ("", ".") or "/" in name or ".." in name.split("\\") or has_control_character(name)
+    if unsafe:
+        raise InvalidPath(f"the server lists an entry with the unsafe name {name!r}; it is left out", path=folder)
+
+
+def has_control_character(text: str) -> bool:
+    """True if a C0 control character or DEL is in ``text``."""
+    return any(ord(c) < 32 or ord(c) == 127 for c in text)
+
+
+def _name_digest(name: str) -> str:
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]

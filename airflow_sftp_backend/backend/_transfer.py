@@ -1,0 +1,195 @@
+"""Moving bytes: blocks in flight, in both directions.
+
+Theory. One block per round trip is slow, all blocks at once exhausts a server's memory, so a window of blocks is kept
+in flight, and the oldest is waited for first. Therefore all that is in flight lies within one window after the last
+byte known to be done: a file whose transfer breaks off is whole up to that byte. Every reply is looked at; a short
+read is asked for again; what is held in memory is one window, whatever the file's size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import deque
+from typing import Final, Protocol
+
+from ._codec import Attributes
+from ._errors import InvalidPath, Refused, TransferCorrupted
+from ._messages import FStat, Read, Write
+from ._models import Progress
+from ._wire import Operation, Pending, post, wait
+
+WINDOW: Final = 8 << 20
+"""Most bytes one transfer keeps in flight: 40 MiB/s at 200 ms round trip, and less than the wire's own bound."""
+_BLOCKS: Final = 64  # in flight at most, as OpenSSH's client does: some servers keep every one in memory
+_FIRST_READS: Final = 2  # sent along with the question for the size: a small file is complete with them
+
+
+class Readable(Protocol):
+    """Anything content can be read from."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to ``size`` bytes, none at the end."""
+
+
+class Content:
+    """What is to be written, taken block by block: bytes-like, or anything with ``.read``.
+
+    Raises TypeError for anything else, at once where that can be told and while reading otherwise. ``size`` is the
+    number of bytes taken so far; with ``hashed`` the SHA-256 of them is kept.
+    """
+
+    def __init__(self, content: object, *, hashed: bool = False) -> None:
+        self.size = 0
+        self._hash = hashlib.sha256() if hashed else None
+        self._view: memoryview | None = None
+        self._source: Readable | None = None
+        if isinstance(content, bytes | bytearray | memoryview):
+            self._view = memoryview(content).cast("B")
+        elif isinstance(content, str | io.TextIOBase) or not hasattr(content, "read"):
+            raise TypeError(
+                f"content must be bytes-like or have .read() that returns bytes, not {type(content).__name__}"
+            )
+        else:
+            self._source = content
+
+    def take(self, count: int) -> bytes | memoryview:
+        """The next ``count`` bytes, or fewer; none at the end."""
+        if self._view is not None:
+            data: bytes | memoryview = self._view[self.size : self.size + count]
+        else:
+            assert self._source is not None
+            data = self._source.read(count)
+            if not isinstance(data, bytes | bytearray | memoryview):
+                raise TypeError(f"content's .read() must return bytes, not {type(data).__name__}")
+        self.size += len(data)
+        if self._hash is not None:
+            self._hash.update(data)
+        return data
+
+    @property
+    def digest(self) -> str | None:
+        """``sha256:<hex>`` of the bytes taken, or None if it is not kept."""
+        return f"sha256:{self._hash.hexdigest()}" if self._hash is not None else None
+
+
+class Outgoing:
+    """Writes to one open file from ``offset`` on, a window of them in flight."""
+
+    def __init__(self, handle: bytes, block: int, *, offset: int = 0, progress: Progress | None = None) -> None:
+        self.block = block
+        self.offset = offset
+        self.handle = handle
+        self._progress = progress
+        self._queue: deque[tuple[int, Pending[None]]] = deque()
+        self._most = max(1, min(_BLOCKS, WINDOW // block))
+
+    def push(self, data: bytes | memoryview) -> Operation[None]:
+        """Sends bytes on their way. Raises Refused for an earlier block that the server refused."""
+        view = memoryview(data).cast("B")
+        for start in range(0, len(view), self.block):
+            piece = view[start : start + self.block]
+            while len(self._queue) >= self._most:
+                yield from self._acknowledge()
+            self._queue.append((len(piece), (yield from post(Write(self.handle, self.offset, piece)))))
+            self.offset += len(piece)
+
+    def drain(self) -> Operation[None]:
+        """Waits until every byte is acknowledged. Raises Refused."""
+        while self._queue:
+            yield from self._acknowledge()
+
+    def _acknowledge(self) -> Operation[None]:
+        size, pending = self._queue.popleft()
+        yield from wait(pending)
+        if self._progress is not None:
+            self._progress(size)
+
+
+def send(content: Content, out: Outgoing) -> Operation[None]:
+    """Sends all of ``content``; the last blocks are still in flight when it returns: see `Outgoing.drain`."""
+    while len(data := content.take(out.block)):
+        yield from out.push(data)
+
+
+class Incoming:
+    """Reads one open file from front to back, a window of reads in flight. ``path`` is its key, for errors.
+
+    The size is asked for along with the first blocks, so that a small file takes one round trip. Never more than that
+    size is delivered; a size of 0 is taken for unknown, as special files have it.
+    """
+
+    def __init__(self, handle: bytes, block: int, path: str) -> None:
+        self.size = 0
+        """Bytes delivered so far."""
+        self.grew = False
+        """True if the file has more bytes than it had when the first was read."""
+        self.attributes = Attributes()
+        """What the server says of the file; known after the first `next`."""
+        self._handle = handle
+        self._block = block
+        self._path = path
+        self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
+        self._following = 0
+        self._promised: int | None = None
+        self._most = max(_FIRST_READS, min(_BLOCKS, WINDOW // block))
+        self._depth = 0
+
+    def next(self) -> Operation[memoryview]:
+        """The next bytes; none at the end.
+
+        Raises TransferCorrupted if the file ends before the size it had, InvalidPath if it is a folder, Refused if the
+        server refuses a read.
+        """
+        if not self._depth:
+            yield from self._begin()
+        yield from self._ask_ahead()
+        if not self._queue:
+            return memoryview(b"")
+        request, pending = self._queue.popleft()
+        data = yield from wait(pending)
+        if self._promised is not None and self.size + len(data) > self._promised:
+            self.grew = True
+            data = data[: self._promised - self.size]
+        elif not data and self._promised is not None and self.size < self._promised:
+            raise TransferCorrupted(
+                f"the file shrank while it was read: {self.size} of {self._promised} bytes are left", path=self._path
+            )
+        self.size += len(data)
+        ended = not data or self.grew
+        if ended:
+            self._queue.clear()
+            self._promised = self._following = self.size
+            self._depth = -1
+        elif len(data) < request.length and not (self.size == self._promised and self._queue):
+            rest = Read(self._handle, self.size, request.length - len(data))
+            self._queue.appendleft((rest, (yield from post(rest))))
+        return data
+
+    def _begin(self) -> Operation[None]:
+        asked = yield from post(FStat(self._handle))
+        self._depth = _FIRST_READS
+        yield from self._ask_ahead()
+        try:
+            self.attributes = yield from wait(asked)
+        except Refused:  # some servers have no FSTAT
+            return
+        if self.attributes.is_folder:
+            raise InvalidPath("cannot read: it is a folder, not a file", path=self._path)
+        if self.attributes.size:
+            self._promised = self.attributes.size
+            self._depth = self._most
+
+    def _ask_ahead(self) -> Operation[None]:
+        """Keeps the window full; the last read of a file of known size asks for the byte after its end."""
+        while len(self._queue) < self._depth:
+            length = self._block
+            if self._promised is not None and self._following >= _FIRST_READS * self._block:
+                if self._following > self._promised:
+                    return
+                length = max(1, min(length, self._promised - self._following))
+            request = Read(self._handle, self._following, length)
+            self._queue.append((request, (yield from post(request))))
+            self._following += length
+        if self._promised is None:
+            self._depth = min(2 * self._depth, self._most)

@@ -1,0 +1,325 @@
+"""What lies below a folder: walking it level by level, sums, patterns, and deletion from the bottom up.
+
+All folders of one level are listed side by side, so that a walk is as many round trips deep as the tree has levels.
+Links found on the way are never entered.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from ._codec import Attributes
+from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
+from ._messages import LStat, RemoveDir
+from ._models import FileInfo, FolderInfo
+from ._operations import delete, delete_folder, file_info, follow_links, list_folder, look
+from ._paths import JailedPath, is_temp_name
+from ._wire import Operation, Wire, ask_all
+
+T = TypeVar("T")
+
+MAX_DEPTH: Final = 256
+MAX_ENTRIES: Final = 5_000_000
+"""Bounds of one walk, so that a hostile server cannot keep it busy for ever: levels, and names in all."""
+
+
+class Call(Protocol):
+    """How a walk reaches the server: ``Session.call``, one call a level, so that other threads get their turn."""
+
+    def __call__(self, use: Callable[[Wire], T], *, idempotent: bool = False) -> T:
+        """Runs ``use`` on the wire."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An entry met on a walk: its own attributes and, for a link, those of what it leads to (None: nothing)."""
+
+    place: JailedPath
+    own: Attributes
+    leads_to: Attributes | None
+
+    @property
+    def is_file(self) -> bool:
+        """A file, or a link to one."""
+        return self.leads_to is not None and self.leads_to.is_file
+
+    @property
+    def is_folder(self) -> bool:
+        """A folder, or a link to one."""
+        return self.leads_to is not None and self.leads_to.is_folder
+
+    def info(self) -> FileInfo:
+        """The entry as a file."""
+        return file_info(self.place, self.leads_to or self.own)
+
+
+def _list(place: JailedPath) -> Operation[list[Found]]:
+    entries = yield from list_folder(place)
+    return [Found(place, own, leads_to) for place, own, leads_to in (yield from follow_links(entries))]
+
+
+def _list_all(call: Call, folders: Sequence[JailedPath]) -> list[list[Found] | SFTPBackendError | OSError]:
+    return call(lambda wire: wire.run_many(_list(folder) for folder in folders), idempotent=True)
+
+
+def children(call: Call, folder: JailedPath) -> list[Found]:
+    """What a folder holds, temporary names left out; nothing where there is no such folder."""
+    (outcome,) = _list_all(call, [folder])
+    if isinstance(outcome, NotFound | InvalidPath):
+        return []
+    return [found for found in _or_raise(outcome) if not is_temp_name(found.place.name)]
+
+
+def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
+    if isinstance(outcome, SFTPBackendError | OSError):
+        raise outcome
+    return outcome
+
+
+def walk(call: Call, root: JailedPath, max_depth: int | None = None) -> Iterator[Found]:
+    """Every entry below ``root``, one level after the other; ``max_depth`` 0 is the root's own entries.
+
+    Nothing where there is no such folder. A folder that is gone by the time it is listed is passed over.
+    """
+    level = [root]
+    depth = entries = 0
+    while level and (max_depth is None or depth <= max_depth):
+        _check_depth(depth, root)
+        outcomes = _list_all(call, level)
+        level = []
+        for outcome in outcomes:
+            if isinstance(outcome, NotFound | InvalidPath):
+                continue
+            listed = _or_raise(outcome)
+            entries += len(listed)
+            _check_entries(entries, root)
+            for found in listed:
+                if found.own.is_folder:
+                    level.append(found.place)
+                if not is_temp_name(found.place.name) or found.own.is_folder:
+                    yield found
+        depth += 1
+
+
+def _check_depth(depth: int, root: JailedPath) -> None:
+    if depth > MAX_DEPTH:
+        raise SFTPBackendError(
+            f"the folders are nested more than {MAX_DEPTH} deep; work on a folder further down", path=root.key
+        )
+
+
+def _check_entries(entries: int, root: JailedPath) -> None:
+    if entries > MAX_ENTRIES:
+        raise SFTPBackendError(
+            f"the folder holds more than {MAX_ENTRIES} names; work on a folder further down", path=root.key
+        )
+
+
+def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
+    """Sums over all files below. Raises NotFound, InvalidPath for a file."""
+    count = size = 0
+    latest = None
+    (outcome,) = _list_all(call, [folder])
+    _or_raise(outcome)
+    for found in walk(call, folder):
+        if found.is_file:
+            info = found.info()
+            count, size = count + 1, size + info.size
+            if info.modified_at is not None and (latest is None or info.modified_at > latest):
+                latest = info.modified_at
+    return FolderInfo(folder.key, count, size, latest)
+
+
+# -- deletion ---------------------------------------------------------------------------------------------------------
+
+
+def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
+    """Deletes a folder with all it holds, temporary names too; links are removed, never entered.
+
+    Raises NotFound, InvalidPath for a file; else the first refusal, after everything that can be deleted is.
+    """
+    (own,) = call(lambda wire: wire.run(ask_all([LStat(root.native)])), idempotent=True)
+    if isinstance(own, Refused) or not own.is_folder:
+        call(lambda wire: wire.run(delete_folder(root, missing_ok=missing_ok)))  # a link, a file, nothing: says so
+        return
+    folders: list[JailedPath] = []
+    failures: list[SFTPBackendError] = []
+    level = [root]
+    depth = entries = 0
+    while level:
+        _check_depth(depth, root)
+        outcomes = _list_all(call, level)
+        folders += level
+        level = []
+        others: list[JailedPath] = []
+        for outcome in outcomes:
+            if isinstance(outcome, NotFound):
+                continue
+            if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, BackendUnavailable):
+                failures.append(outcome)
+                continue
+            for found in _or_raise(outcome):
+                (level if found.own.is_folder else others).append(found.place)
+        entries += len(level) + len(others)
+        _check_entries(entries, root)
+        failures += _removed(call, others)
+        depth += 1
+    failures += _folders_removed(call, folders)
+    if failures:
+        raise failures[0]
+
+
+def _removed(call: Call, places: Sequence[JailedPath]) -> list[SFTPBackendError]:
+    outcomes = call(lambda wire: wire.run_many((delete(place, missing_ok=True) for place in places), limit=256))
+    return [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError)]
+
+
+def _folders_removed(call: Call, folders: Sequence[JailedPath]) -> list[SFTPBackendError]:
+    """All at once, the deepest first; once more level by level where a server did not keep to that order."""
+    deepest_first = sorted(folders, key=lambda folder: folder.key.count("/"), reverse=True)
+    answers = call(lambda wire: wire.run(ask_all([RemoveDir(folder.native) for folder in deepest_first])))
+    failures: list[SFTPBackendError] = []
+    for folder, answer in zip(deepest_first, answers, strict=True):
+        if isinstance(answer, Refused) and not answer.missing:
+            failures += _folder_removed(call, folder)
+    return failures
+
+
+def _folder_removed(call: Call, folder: JailedPath) -> list[SFTPBackendError]:
+    try:
+        call(lambda wire: wire.run(delete_folder(folder, missing_ok=True)))
+    except BackendUnavailable:
+        raise
+    except SFTPBackendError as error:
+        return [error]
+    return []
+
+
+# -- patterns ---------------------------------------------------------------------------------------------------------
+
+_WILDCARD: Final = re.compile(r"[*?\\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Pattern:
+    """A glob over keys: ``*``, ``?`` and ``[...]`` within a segment, ``**`` as a segment for any number of folders.
+
+    Raises InvalidPath for ``..`` and NUL.
+    """
+
+    segments: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Pattern:
+        """The pattern of a text; leading and doubled slashes and ``.`` segments fall away."""
+        if "\\0" in text:
+            raise InvalidPath("a pattern must not contain NUL", path=text)
+        segments = [segment for segment in text.split("/") if segment not in ("", ".")]
+        if ".." in segments:
+            raise InvalidPath(
+                "a pattern must not contain '..': it is relative to base_path and stays below it", path=text
+            )
+        return cls(tuple(segments))
+
+    @property
+    def is_literal(self) -> bool:
+        """True without wildcards."""
+        return all(_is_plain(segment) for segment in self.segments)
+
+    def matches(self, key: str) -> bool:
+        """True if the whole key fits."""
+        rests = {self.segments}
+        *folders, name = key.split("/")
+        for folder in folders:
+            rests = {after for rest in rests for after in _into(rest, folder)}
+        return any(_ends_with(rest, name) for rest in rests)
+
+
+Rest = tuple[str, ...]
+"""What of a pattern is still to be matched below a folder."""
+
+
+def _into(rest: Rest, folder: str) -> Iterator[Rest]:
+    """What is left of it in that subfolder; several ways, or none."""
+    if len(rest) > 1 and rest[0] == "**":
+        yield rest
+        yield from _into(rest[1:], folder)
+    elif rest == ("**",):
+        yield rest
+    elif len(rest) > 1 and _fits(rest[0], folder):
+        yield rest[1:]
+
+
+def _ends_with(rest: Rest, name: str) -> bool:
+    """True if a file of that name in this folder completes it."""
+    while len(rest) > 1 and rest[0] == "**":
+        rest = rest[1:]
+    return len(rest) == 1 and (rest[0] == "**" or _fits(rest[0], name))
+
+
+def _fits(segment: str, name: str) -> bool:
+    return fnmatch.fnmatchcase(name, segment)
+
+
+def _is_plain(segment: str) -> bool:
+    return _WILDCARD.search(segment) is None
+
+
+def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[FileInfo]:
+    """The files that fit any of the patterns, sorted by key.
+
+    Lists each folder once, and only those that can hold a match; a name without wildcards is asked for without a
+    listing.
+    """
+    matches: dict[str, FileInfo] = {}
+    level: dict[JailedPath, set[Rest]] = {root: {pattern.segments for pattern in patterns if pattern.segments}}
+    depth = entries = 0
+    while level:
+        _check_depth(depth, root)
+        below: dict[JailedPath, set[Rest]] = {}
+        plain: list[JailedPath] = []
+        listed: dict[JailedPath, set[Rest]] = {}
+        for folder, rests in level.items():
+            if not all(_is_plain(rest[0]) for rest in rests):
+                listed[folder] = rests
+                continue
+            plain += [folder.child(rest[0]) for rest in rests if len(rest) == 1]
+            for rest in rests:
+                if len(rest) > 1:
+                    below.setdefault(folder.child(rest[0]), set()).add(rest[1:])
+        for place, attributes in zip(plain, _look_at_all(call, plain), strict=True):
+            if attributes is not None and attributes.is_file:
+                matches[place.key] = file_info(place, attributes)
+        for rests, outcome in zip(listed.values(), _list_all(call, list(listed)), strict=True):
+            if isinstance(outcome, NotFound | InvalidPath):
+                continue
+            here = _or_raise(outcome)
+            entries += len(here)
+            _check_entries(entries, root)
+            for found in here:
+                _match(found, rests, below, matches)
+        level, depth = below, depth + 1
+    return [matches[key] for key in sorted(matches)]
+
+
+def _look_at_all(call: Call, places: list[JailedPath]) -> list[Attributes | None]:
+    if not places:
+        return []
+    outcomes = call(lambda wire: wire.run_many(look(place) for place in places), idempotent=True)
+    return [_or_raise(outcome) for outcome in outcomes]
+
+
+def _match(found: Found, rests: set[Rest], below: dict[JailedPath, set[Rest]], matches: dict[str, FileInfo]) -> None:
+    """Sorts one entry of a folder, below which ``rests`` are still to be matched, into results and folders to enter."""
+    name = found.place.name
+    if found.is_file and not is_temp_name(name) and any(_ends_with(rest, name) for rest in rests):
+        info = found.info()
+        matches[info.path] = info
+    for rest in rests:
+        if found.own.is_folder or (found.is_folder and _is_plain(rest[0])):
+            for after in _into(rest, name):
+                below.setdefault(found.place, set()).add(after)

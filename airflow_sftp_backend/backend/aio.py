@@ -1,0 +1,213 @@
+"""The async face of a backend: every call made on one thread of its own, so that `asyncio.gather` is safe."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import BinaryIO, ParamSpec, TypeVar
+
+from ._backend import SFTPBackend
+from ._landing import Verify
+from ._models import Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SyncBackendAdapter:
+    """Awaits a backend's calls. It owns the backend from here on, and one thread on which all calls are made in turn.
+
+    Each method does and raises what the backend's method of that name does; listings come as lists. A call that is
+    cancelled while it waits for its turn is not made; one under way runs to its end on the thread. Use as an async
+    context manager, or await `close`.
+    """
+
+    def __init__(self, backend: SFTPBackend) -> None:
+        self._backend = backend
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{backend.name} adapter")
+
+    async def __aenter__(self) -> SyncBackendAdapter:
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
+        await self.close()
+
+    async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
+
+    async def close(self) -> None:
+        """Closes the connection and ends the thread. Idempotent; the adapter cannot be used afterwards."""
+        try:
+            await self._call(self._backend.close)
+        except RuntimeError:  # the thread is ended already
+            return
+        self._thread.shutdown(wait=False)
+
+    @property
+    def name(self) -> str:
+        """The server: ``sftp://host:port``."""
+        return self._backend.name
+
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What the backend can do."""
+        return self._backend.capabilities
+
+    def resolve(self, path: str) -> ResolutionPlan:
+        """Where a key leads; asks nobody, so there is nothing to await."""
+        return self._backend.resolve(path)
+
+    def native_path(self, path: str) -> str:
+        """The path of a key on the server."""
+        return self._backend.native_path(path)
+
+    def to_key(self, native_path: str) -> str:
+        """The key of a path on the server."""
+        return self._backend.to_key(native_path)
+
+    async def exists(self, path: str) -> bool:
+        """See `SFTPBackend.exists`."""
+        return await self._call(self._backend.exists, path)
+
+    async def is_file(self, path: str) -> bool:
+        """See `SFTPBackend.is_file`."""
+        return await self._call(self._backend.is_file, path)
+
+    async def is_folder(self, path: str) -> bool:
+        """See `SFTPBackend.is_folder`."""
+        return await self._call(self._backend.is_folder, path)
+
+    async def get_file_info(self, path: str) -> FileInfo:
+        """See `SFTPBackend.get_file_info`."""
+        return await self._call(self._backend.get_file_info, path)
+
+    async def get_folder_info(self, path: str) -> FolderInfo:
+        """See `SFTPBackend.get_folder_info`."""
+        return await self._call(self._backend.get_folder_info, path)
+
+    async def check_health(self) -> None:
+        """See `SFTPBackend.check_health`."""
+        await self._call(self._backend.check_health)
+
+    async def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> list[FileInfo]:
+        """See `SFTPBackend.list_files`."""
+        return await self._call(lambda: list(self._backend.list_files(path, recursive, max_depth)))
+
+    async def list_folders(self, path: str) -> list[FolderEntry]:
+        """See `SFTPBackend.list_folders`."""
+        return await self._call(lambda: list(self._backend.list_folders(path)))
+
+    async def iter_children(self, path: str) -> list[FileInfo | FolderEntry]:
+        """See `SFTPBackend.iter_children`."""
+        return await self._call(lambda: list(self._backend.iter_children(path)))
+
+    async def find(self, *patterns: str) -> list[FileInfo]:
+        """See `SFTPBackend.find`."""
+        return await self._call(self._backend.find, *patterns)
+
+    async def glob(self, pattern: str) -> list[FileInfo]:
+        """See `SFTPBackend.glob`."""
+        return await self._call(self._backend.find, pattern)
+
+    async def read(self, path: str) -> BinaryIO:
+        """See `SFTPBackend.read`. The file's own methods block: use them in a thread."""
+        return await self._call(self._backend.read, path)
+
+    async def read_bytes(self, path: str) -> bytes:
+        """See `SFTPBackend.read_bytes`."""
+        return await self._call(self._backend.read_bytes, path)
+
+    async def write(
+        self, path: str, content: object, overwrite: bool = False, metadata: Mapping[str, str] | None = None
+    ) -> WriteResult:
+        """See `SFTPBackend.write`."""
+        return await self._call(self._backend.write, path, content, overwrite, metadata)
+
+    async def write_atomic(
+        self,
+        path: str,
+        content: object,
+        overwrite: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+    ) -> WriteResult:
+        """See `SFTPBackend.write_atomic`; ``progress`` is called on the adapter's thread."""
+        call = self._backend.write_atomic
+        return await self._call(call, path, content, overwrite, metadata, verify=verify, progress=progress)
+
+    async def upload(
+        self,
+        local: str | os.PathLike[str],
+        path: str,
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+    ) -> WriteResult:
+        """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
+        call = partial(self._backend.upload, verify=verify, progress=progress, create_parents=create_parents)
+        return await self._call(call, local, path, overwrite)
+
+    async def upload_many(
+        self,
+        pairs: Iterable[tuple[str | os.PathLike[str], str]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+    ) -> list[WriteResult]:
+        """See `SFTPBackend.upload_many`; failures are raised as an ExceptionGroup."""
+        call = partial(self._backend.upload_many, verify=verify, progress=progress, create_parents=create_parents)
+        return _all_written(await self._call(call, pairs, overwrite))
+
+    async def download(
+        self,
+        path: str,
+        local: str | os.PathLike[str],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+    ) -> WriteResult:
+        """See `SFTPBackend.download`; ``progress`` is called on the adapter's thread."""
+        call = self._backend.download
+        return await self._call(call, path, local, overwrite, verify=verify, progress=progress)
+
+    async def download_many(
+        self,
+        pairs: Iterable[tuple[str, str | os.PathLike[str]]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+    ) -> list[WriteResult]:
+        """See `SFTPBackend.download_many`; failures are raised as an ExceptionGroup."""
+        call = self._backend.download_many
+        return _all_written(await self._call(call, pairs, overwrite, verify=verify, progress=progress))
+
+    async def move(self, src: str, dst: str, overwrite: bool = False) -> None:
+        """See `SFTPBackend.move`."""
+        await self._call(self._backend.move, src, dst, overwrite)
+
+    async def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
+        """See `SFTPBackend.copy`."""
+        await self._call(self._backend.copy, src, dst, overwrite)
+
+    async def delete(self, path: str, missing_ok: bool = False) -> None:
+        """See `SFTPBackend.delete`."""
+        await self._call(self._backend.delete, path, missing_ok)
+
+    async def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
+        """See `SFTPBackend.delete_folder`."""
+        await self._call(self._backend.delete_folder, path, recursive, missing_ok)
+
+
+def _all_written(outcomes: Iterable[object]) -> list[WriteResult]:
+    return [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]
