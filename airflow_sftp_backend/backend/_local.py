@@ -66,7 +66,11 @@ class LocalLanding:
             raise self._taken()
         self.temp = self.path.with_name(temp_name(self.path.name, secrets.token_hex(6)))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self._descriptor: int | None = os.open(self.temp, flags, 0o600)
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.open(self.temp, flags, 0o600)
+        except FileNotFoundError:
+            raise FileNotFoundError(errno.ENOENT, "the local folder does not exist", os.fspath(self.path.parent)) from None
 
     def write(self, data: memoryview) -> None:
         """Appends all of ``data``."""
