@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
@@ -121,7 +122,10 @@ class SFTPBackend:
         return f"<SFTPBackend {self.name} base_path={self._jail.base_path!r}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return SFTPBackend.from_config, (_keys.portable(self.config),)
+        config = self.config
+        if config.pkey is not None:  # paramiko's keys do not pickle
+            config = replace(config, pkey=None, private_key=_keys.export(config.pkey))
+        return SFTPBackend.from_config, (config,)
 
     def __enter__(self) -> SFTPBackend:
         return self

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from ._codec import MAX_FRAME, Cursor, Limits, ProtocolError
@@ -256,6 +256,8 @@ class Wire:
                         self._interrupt(run, error, ready)
                 elif error is not stopped_by:
                     raise
+        with suppress(BackendUnavailable):  # what nobody waited for, closing handles, must not wait for the next call
+            self._flush()
         if stopped_by is not None:
             raise stopped_by
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
