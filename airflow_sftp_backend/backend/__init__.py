@@ -1,6 +1,13 @@
-"""Files on any SSH/SFTP server: the backend, its values and its errors. Knows neither Airflow nor Azure."""
+"""Files on any SSH/SFTP server: the backend, its values and its errors. Knows neither Airflow nor Azure.
 
-from ._backend import SFTPBackend
+Values and errors are cheap to import; what speaks SSH is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._config import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
 from ._errors import (
     AlreadyExists,
@@ -24,8 +31,11 @@ from ._models import (
     ResolutionPlan,
     WriteResult,
 )
-from ._scan import SFTPUtils
-from .aio import SyncBackendAdapter
+
+if TYPE_CHECKING:
+    from ._backend import SFTPBackend
+    from ._scan import SFTPUtils
+    from .aio import SyncBackendAdapter
 
 __all__ = [
     "AlreadyExists",
@@ -54,3 +64,17 @@ __all__ = [
     "TransferCorrupted",
     "WriteResult",
 ]
+
+_LATE = {"SFTPBackend": "._backend", "SFTPUtils": "._scan", "SyncBackendAdapter": ".aio"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(_LATE[name], __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
@@ -122,10 +121,7 @@ class SFTPBackend:
         return f"<SFTPBackend {self.name} base_path={self._jail.base_path!r}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        config = self.config
-        if config.pkey is not None:  # paramiko's keys do not pickle
-            config = replace(config, pkey=None, private_key=_keys.export(config.pkey))
-        return SFTPBackend.from_config, (config,)
+        return SFTPBackend.from_config, (_keys.portable(self.config),)
 
     def __enter__(self) -> SFTPBackend:
         return self
@@ -161,7 +157,8 @@ class SFTPBackend:
 
     def to_key(self, native_path: str) -> str:
         """The key of a path on the server. Raises InvalidPath outside base_path."""
-        return self._jail.to_key(native_path)
+        with self._named():
+            return self._jail.to_key(native_path)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
@@ -191,7 +188,9 @@ class SFTPBackend:
 
     def get_folder_info(self, path: str) -> FolderInfo:
         """Sums over all files below a folder. Raises NotFound, InvalidPath for a file."""
-        return _tree.folder_info(self._session.call, self._at(path))
+        place = self._at(path)
+        with self._named():
+            return _tree.folder_info(self._session.call, place)
 
     def check_health(self) -> None:
         """Connects if need be and looks at base_path: one round trip. Raises NotFound, InvalidPath if it is a file."""
@@ -206,22 +205,21 @@ class SFTPBackend:
         if max_depth is not None and (not recursive or max_depth < 0):
             raise ValueError("max_depth is a number from 0 and needs recursive=True")
         walk = _tree.walk(self._session.call, self._at(path), max_depth if recursive else 0)
-        return (found.info() for found in walk if found.is_file and not is_temp_name(found.place.name))
+        return self._each(found.info() for found in walk if found.is_file and not is_temp_name(found.place.name))
 
     def list_folders(self, path: str) -> Iterator[FolderEntry]:
         """The folders in a folder, and links to such. Empty where there is no such folder."""
-        place = self._at(path)
-        found_here = (found for at in (place,) for found in _tree.children(self._session.call, at))
-        return (FolderEntry(found.place.key, found.place.name) for found in found_here if found.is_folder)
+        found_here = _tree.children(self._session.call, self._at(path))
+        return self._each(FolderEntry(found.place.key, found.place.name) for found in found_here if found.is_folder)
 
     def iter_children(self, path: str) -> Iterator[FileInfo | FolderEntry]:
         """Files and folders in a folder. Empty where there is no such folder."""
-        place = self._at(path)
-        for found in _tree.children(self._session.call, place):
-            if found.is_folder:
-                yield FolderEntry(found.place.key, found.place.name)
-            elif found.is_file:
-                yield found.info()
+        found_here = _tree.children(self._session.call, self._at(path))
+        return self._each(
+            FolderEntry(found.place.key, found.place.name) if found.is_folder else found.info()
+            for found in found_here
+            if found.is_folder or found.is_file
+        )
 
     def find(self, *patterns: str) -> list[FileInfo]:
         """The files that fit any of the patterns, sorted by key; a plain path fits itself.
@@ -229,7 +227,8 @@ class SFTPBackend:
         ``*``, ``?`` and ``[...]`` work within a segment, ``**`` stands for any number of folders. Each folder is
         listed once, and only those that can hold a match. Raises InvalidPath for ``..``.
         """
-        return _tree.find(self._session.call, self._jail.root, [_tree.Pattern.parse(text) for text in patterns])
+        with self._named():
+            return _tree.find(self._session.call, self._jail.root, [_tree.Pattern.parse(text) for text in patterns])
 
     def glob(self, pattern: str) -> Iterator[FileInfo]:
         """As `find`, for one pattern."""
@@ -306,7 +305,7 @@ class SFTPBackend:
                 for place, local in places
             )
 
-        return [self._located(outcome) for outcome in self._session.call(use)]
+        return [self._located(outcome) for outcome in self._session.call(use)] if pairs else []
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -320,7 +319,7 @@ class SFTPBackend:
         Who looks meanwhile sees a part of it: `write_atomic` has no such moment. Raises AlreadyExists, InvalidPath
         for a folder or a file in the way, TypeError for other content.
         """
-        place, taken = self._target(path), _content(content, metadata)
+        place, taken = self._target(path), self._content(path, content, metadata)
         self._session.call(lambda wire: wire.run(_operations.write(wire, place, taken, overwrite=overwrite)))
         return WriteResult(place.key, taken.size)
 
@@ -343,7 +342,7 @@ class SFTPBackend:
         TransferCorrupted, TypeError for other content.
         """
         _check_verify(verify)
-        taken = _content(content, metadata, hashed=verify == "sha256")
+        taken = self._content(path, content, metadata, hashed=verify == "sha256")
         landing = self._landing(path, overwrite, verify)
 
         def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
@@ -364,8 +363,10 @@ class SFTPBackend:
         landed = False
         try:
             yield cast(BinaryIO, writer)
-            writer.commit()
+            now = writer.commit()
             landed = True
+            if now is not None:
+                self._landings.tidy(landing.target, now)
         finally:
             if not landed:
                 writer.abort()
@@ -457,7 +458,8 @@ class SFTPBackend:
         """
         place = self._changed(path)
         if recursive:
-            _tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
+            with self._named():
+                _tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
         else:
             self._session.call(lambda wire: wire.run(_operations.delete_folder(place, missing_ok=missing_ok)))
 
@@ -490,7 +492,8 @@ class SFTPBackend:
     # -- behind the door ----------------------------------------------------------------------------------------------
 
     def _at(self, path: str) -> JailedPath:
-        return self._jail.locate(path)
+        with self._named():
+            return self._jail.locate(path)
 
     def _changed(self, path: str) -> JailedPath:
         place = self._at(path)
@@ -503,6 +506,14 @@ class SFTPBackend:
         if has_control_character(place.key):
             raise InvalidPath("a name with control characters would not be listed again", path=path, backend=self.name)
         return place
+
+    def _content(
+        self, path: str, content: object, metadata: Mapping[str, str] | None, *, hashed: bool = False
+    ) -> Content:
+        if metadata:
+            message = "SFTP servers keep no user metadata; leave metadata out"
+            raise CapabilityNotSupported(message, path=path, backend=self.name)
+        return Content(content, hashed=hashed)
 
     def _landing(self, path: str, overwrite: bool, verify: Verify, create_parents: bool = True) -> Landing:
         target = self._target(path)
@@ -524,18 +535,25 @@ class SFTPBackend:
         return _or_raise(outcome)
 
     def _land(self, jobs: list[Job[T]]) -> list[T | SFTPBackendError | OSError]:
-        return [self._located(outcome) for outcome in self._landings.run(jobs)]
+        return [self._located(outcome) for outcome in self._landings.run(jobs)] if jobs else []
+
+    def _each(self, items: Iterable[T]) -> Iterator[T]:
+        with self._named():
+            yield from items
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of the block name this server."""
+        try:
+            yield
+        except SFTPBackendError as error:
+            self._located(error)
+            raise
 
     def _located(self, outcome: T) -> T:
         if isinstance(outcome, SFTPBackendError) and outcome.backend is None:
             outcome.backend = self.name
         return outcome
-
-
-def _content(content: object, metadata: Mapping[str, str] | None, *, hashed: bool = False) -> Content:
-    if metadata:
-        raise CapabilityNotSupported("SFTP servers keep no user metadata; leave metadata out")
-    return Content(content, hashed=hashed)
 
 
 def _check_verify(verify: str) -> None:

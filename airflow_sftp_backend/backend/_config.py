@@ -155,7 +155,7 @@ class BackendConfig:
     proxy_command: str | None = None
     look_for_keys: bool | None = None
     connect_kwargs: Mapping[str, object] = field(default_factory=dict)
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host.strip():

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import enum
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class SFTPBackendError(Exception):
@@ -158,38 +160,60 @@ _KINDS: dict[int, tuple[type[SFTPBackendError], str]] = {
 def from_refusal(refused: Refused, doing: str, path: str) -> SFTPBackendError:
     """The error for a refusal met while ``doing`` ("cannot open for reading") something to the key ``path``."""
     kind, cause = _KINDS.get(refused.code, (SFTPBackendError, f"the server answered with status {refused.code}"))
-    said = "".join(c if c.isprintable() else " " for c in refused.text[:200]).strip()
+    said = printable(refused.text)
     saying = f" (the server says: {said})" if said and said.lower().rstrip(".") not in ("failure", cause) else ""
     return kind(f"{doing}: {cause}{saying}", path=path)
 
 
-def unavailable(error: BaseException, doing: str, host: str, port: int) -> BackendUnavailable:
-    """The error for a socket's or paramiko's exception met while ``doing`` ("connecting", "authenticating")
-    something.
+def unavailable(error: BaseException, doing: str, server: str, why: str | None = None) -> BackendUnavailable:
+    """The error for what a socket or paramiko raised while ``doing`` ("connecting", "exchanging keys") something with
+    ``server`` (``sftp://host:port``). ``why`` is what is known better than the exception tells.
     """
     import paramiko  # here, because the error tree is imported where paramiko is not wanted
 
-    at = f"{host}:{port}"
     if isinstance(error, BackendUnavailable):
         return error
-    if isinstance(error, socket.gaierror):
-        return BackendUnavailable(
-            f"{doing}: the host name {host!r} cannot be resolved ({error.strerror}); check its spelling and DNS"
+    said = printable(str(error)) or type(error).__name__
+    if why is not None:
+        cause = why
+    elif isinstance(error, socket.gaierror | UnicodeError):
+        cause = f"the host name cannot be resolved ({getattr(error, 'strerror', said)}); check its spelling and DNS"
+    elif isinstance(error, ConnectionRefusedError):
+        cause = "the server refuses connections; check host, port and firewall, and that the server runs"
+    elif isinstance(error, TimeoutError):
+        cause = "no answer in time; check host, port and firewall, or raise the timeout"
+    elif isinstance(error, EOFError | ConnectionError):
+        cause = "the server closed the connection"
+    elif isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
+        cause = (
+            f"the server and this client have no algorithm in common ({said}); an old server may need one enabled, see"
+            " allow_ssh_rsa_sha1, ciphers and disabled_algorithms"
         )
-    if isinstance(error, paramiko.ssh_exception.NoValidConnectionsError | ConnectionRefusedError):
-        return BackendUnavailable(
-            f"{doing}: {at} refuses connections; check host, port and firewall, and that the server runs"
+    elif isinstance(error, paramiko.ChannelException):
+        cause = (
+            f"the server refuses a channel ({error.text.lower()}); it may allow this user no SFTP, or no more channels"
         )
-    if isinstance(error, TimeoutError):
-        return BackendUnavailable(
-            f"{doing}: no answer from {at} in time; check host, port and firewall, or raise the timeout"
-        )
-    if isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
-        return BackendUnavailable(
-            f"{doing}: {at} and this client share no algorithm ({error}); an old server may need one enabled,"
-            " see `allow_ssh_rsa_sha1`, `ciphers` and `disabled_algorithms`"
-        )
-    if isinstance(error, EOFError):
-        return BackendUnavailable(f"{doing}: {at} closed the connection")
-    text = str(error) or type(error).__name__
-    return BackendUnavailable(f"{doing}: {text} ({at})")
+    else:
+        cause = said
+    return BackendUnavailable(f"{doing}: {cause}", backend=server)
+
+
+@contextmanager
+def connecting(situation: Callable[[], tuple[str, str | None]], server: str) -> Iterator[None]:
+    """Turns whatever a server can make paramiko raise into BackendUnavailable.
+
+    ``situation()``, asked only then, tells `unavailable` what was being done, and why it failed if that is known.
+    """
+    try:
+        yield
+    except SFTPBackendError as error:
+        error.backend = error.backend or server
+        raise
+    except Exception as error:
+        doing, why = situation()
+        raise unavailable(error, doing, server, why) from error
+
+
+def printable(text: str, longest: int = 200) -> str:
+    """A foreign text made fit for a message: one line, no control characters, not long."""
+    return "".join(c if c.isprintable() else " " for c in text[:longest]).strip()

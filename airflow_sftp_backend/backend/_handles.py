@@ -35,19 +35,21 @@ _BUFFER: Final = 128 << 10
 class RemoteFile(io.BufferedReader):
     """A file open for reading: seekable, buffered, reading ahead. Closing it closes the server's handle."""
 
+    _blocks: _Blocks | None = None
+
     def __init__(self, session: Session, place: JailedPath) -> None:
         self._blocks = _Blocks(session, place)
         super().__init__(self._blocks, _BUFFER)
 
     def close(self) -> None:
         """Closes it; a lost connection is no error here."""
-        if not self.closed:
+        if self._blocks is not None and not self.closed:
             self._blocks.release()
         super().close()
 
     def __del__(self) -> None:
         # Nothing may be sent from here: the collector can run in the middle of a conversation.
-        if not self.closed:
+        if self._blocks is not None and not self.closed:
             self._blocks.forsake()
             warnings.warn(f"unclosed {self._blocks!r}", ResourceWarning, source=self, stacklevel=2)
             super().close()
@@ -243,8 +245,11 @@ class AtomicWriter(io.RawIOBase):
         return (yield from land(self.wire, self._landing, self._opened, self._out, None))
 
     def _run(self, operation: Operation[_T]) -> _T:
+        return _run_on(self._session, self.wire, self._explained(operation), self._landing.target)
+
+    def _explained(self, operation: Operation[_T]) -> Operation[_T]:
         try:
-            return _run_on(self._session, self.wire, operation, self._landing.target)
+            return (yield from operation)
         except Refused as refused:
             raise from_refusal(refused, "cannot write", self._landing.target.key) from None
 

@@ -69,6 +69,19 @@ class Landings:
                 "temporary files may be left on the server (%s), the next write to them clears them: %s", names, error
             )
 
+    def tidy(self, target: JailedPath, now: int) -> None:
+        """Clears what others left behind for a target that has just been written; ``now`` is the server's time."""
+
+        def use(wire: Wire) -> None:
+            if target.parent not in self._temps:
+                wire.run(self._note(target.parent))
+            wire.run_many([sweep(target, self._temps[target.parent], now)])
+
+        try:
+            self._session.call(use, attempts=1)
+        except BackendUnavailable as error:
+            logger.warning("temporary files that others left behind for %r stay for now: %s", target.key, error)
+
     def forget(self) -> None:
         """Forgets what was seen in the folders."""
         self._temps.clear()

@@ -38,7 +38,9 @@ from ._operations import (
     open_for_reading,
     open_new,
     read_into,
+    see,
     taken,
+    with_type,
 )
 from ._paths import JailedPath, is_temp_name
 from ._transfer import Content, Incoming, Outgoing, send
@@ -120,7 +122,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: st
         yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777)))
     checking = (yield from post(FStat(opened.handle))) if landing.verify != "none" else None
     closing = yield from post(Close(opened.handle))
-    standing = None if landing.overwrite else (yield from post(Stat(landing.target.native)))
+    standing = None if landing.overwrite else (yield from post(LStat(landing.target.native)))
     yield from out.drain()
     written = Attributes() if checking is None else (yield from _attributes(checking))
     yield from wait(closing)
@@ -128,9 +130,14 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: st
         yield from _verify_size(landing, out.offset, written.size)
     if landing.verify == "sha256":
         yield from _verify_digest(wire, landing, digest)
-    if standing is not None and (yield from _attributes(standing)) != Attributes():
+    if standing is not None and (yield from _is_shown(standing)):
         raise taken(landing.target)
-    yield from rename(wire, landing.temp, landing.target, landing.aside, overwrite=landing.overwrite)
+    try:
+        yield from rename(wire, landing.temp, landing.target, landing.aside, overwrite=landing.overwrite)
+    except Refused as refused:
+        if not refused.missing or landing.verify != "none":
+            raise
+        logger.warning("%r: the server took the file away before it had its name", landing.target.key)
     return written.mtime
 
 
@@ -140,6 +147,14 @@ def _attributes(asked: Pending[Attributes]) -> Operation[Attributes]:
         return (yield from wait(asked))
     except Refused:
         return Attributes()
+
+
+def _is_shown(asked: Pending[Attributes]) -> Operation[bool]:
+    try:
+        yield from wait(asked)
+    except Refused:
+        return False
+    return True
 
 
 def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[None]:
@@ -158,7 +173,10 @@ def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[Non
 
 def _verify_digest(wire: Wire, landing: Landing, sent: str | None) -> Operation[None]:
     digest = hashlib.sha256()
-    yield from read_into(wire, landing.temp, digest.update)
+    try:
+        yield from read_into(wire, landing.temp, digest.update)
+    except SFTPBackendError as error:
+        raise type(error)(f"what was sent cannot be verified: {error.message}", path=landing.target.key) from None
     if (held := f"sha256:{digest.hexdigest()}") != sent:
         raise TransferCorrupted(
             f"{sent} was sent and the server holds {held}; the target was left as it was", path=landing.target.key
@@ -185,7 +203,7 @@ def rename(
     try:
         yield from ask(Rename(source.native, target.native))
     except Refused as refused:
-        (found,) = yield from ask_all([LStat(target.native)])
+        found = yield from see(target)
         if isinstance(found, Refused):
             raise refused from None
         if found.is_folder:
@@ -225,6 +243,8 @@ def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
     """Moves a file, or a link as a link: two round trips. Raises NotFound, AlreadyExists, InvalidPath for folders."""
     target = landing.target
     found, standing = yield from ask_all([LStat(source.native), LStat(target.native)])
+    if isinstance(found, Attributes):
+        found = yield from with_type(source, found)
     _check_source(source, found, "cannot move")
     if source == target:
         return

@@ -21,11 +21,13 @@ from ._wire import Operation, Wire
 class LocalContent(Content):
     """A local file as content. TransferCorrupted if it has changed by the time it is read to its end.
 
-    Raises FileNotFoundError, PermissionError or IsADirectoryError at once. Use as a context manager.
+    Raises FileNotFoundError, PermissionError or IsADirectoryError at once. ``key`` is where it goes, for errors. Use as
+    a context manager.
     """
 
-    def __init__(self, local: str | os.PathLike[str], *, hashed: bool) -> None:
+    def __init__(self, local: str | os.PathLike[str], *, key: str, hashed: bool) -> None:
         self._local = os.fspath(local)
+        self._key = key
         self._file = open(self._local, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._at_first = os.fstat(self._file.fileno())
         super().__init__(self._file, hashed=hashed)
@@ -38,7 +40,8 @@ class LocalContent(Content):
             if (now.st_size, now.st_mtime_ns) != (self._at_first.st_size, self._at_first.st_mtime_ns):
                 raise TransferCorrupted(
                     f"the local file {self._local!r} changed while it was read ({self._at_first.st_size} bytes then,"
-                    f" {now.st_size} now); the target was left as it was"
+                    f" {now.st_size} now); the target was left as it was",
+                    path=self._key,
                 )
         return data
 
@@ -52,13 +55,14 @@ class LocalContent(Content):
 class LocalLanding:
     """A local file that appears under its name only when it is whole.
 
-    Use as a context manager: without `commit` nothing stays.
+    Use as a context manager: without `commit` nothing stays. ``key`` is where it comes from, for errors.
 
     The temporary file is made anew beside the target (never through a link), readable by its owner only.
     """
 
-    def __init__(self, local: str | os.PathLike[str], *, overwrite: bool) -> None:
+    def __init__(self, local: str | os.PathLike[str], *, key: str, overwrite: bool) -> None:
         self.path = Path(local)
+        self._key = key
         self._overwrite = overwrite
         if self.path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(local))
@@ -70,7 +74,9 @@ class LocalLanding:
         try:
             self._descriptor = os.open(self.temp, flags, 0o600)
         except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "the local folder does not exist", os.fspath(self.path.parent)) from None
+            raise FileNotFoundError(
+                errno.ENOENT, "the local folder does not exist", os.fspath(self.path.parent)
+            ) from None
 
     def write(self, data: memoryview) -> None:
         """Appends all of ``data``."""
@@ -94,7 +100,8 @@ class LocalLanding:
             os.replace(self.temp, self.path)
 
     def _taken(self) -> AlreadyExists:
-        return AlreadyExists(f"the local file {os.fspath(self.path)!r} exists; pass overwrite=True to replace it")
+        message = f"the local file {os.fspath(self.path)!r} exists; pass overwrite=True to replace it"
+        return AlreadyExists(message, path=self._key)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -114,7 +121,7 @@ def upload(
     wire: Wire, landing: Landing, local: str | os.PathLike[str], progress: Progress | None = None
 ) -> Operation[tuple[WriteResult, int | None]]:
     """Sends a local file to where it lands; also the server's time, where it tells."""
-    with LocalContent(local, hashed=landing.verify == "sha256") as content:
+    with LocalContent(local, key=landing.target.key, hashed=landing.verify == "sha256") as content:
         now = yield from write_atomic(wire, landing, content, progress)
         return WriteResult(landing.target.key, content.size, digest=content.digest), now
 
@@ -134,7 +141,7 @@ def download(
     with ``"sha256"`` the disk does not hold what came.
     """
     digest = hashlib.sha256() if verify == "sha256" else None
-    with LocalLanding(local, overwrite=overwrite) as landing:
+    with LocalLanding(local, key=place.key, overwrite=overwrite) as landing:
 
         def sink(data: memoryview) -> None:
             landing.write(data)

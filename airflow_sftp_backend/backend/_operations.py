@@ -7,8 +7,10 @@ concerned to say why; it never asks beforehand what the attempt itself answers.
 from __future__ import annotations
 
 import logging
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from ._codec import Attributes, Entry, OpenFlag
@@ -35,11 +37,33 @@ logger = logging.getLogger(__name__)
 def look(place: JailedPath) -> Operation[Attributes | None]:
     """What a path leads to, links followed; None if nothing, or if a file stands where the path has a folder."""
     try:
-        return (yield from ask(Stat(place.native)))
+        found = yield from ask(Stat(place.native))
     except Refused as refused:
         if refused.missing or (yield from _file_above(place)) is not None:
             return None
         raise from_refusal(refused, "cannot look at it", place.key) from None
+    return (yield from with_type(place, found))
+
+
+def see(place: JailedPath, *, follow: bool = False) -> Operation[Attributes | Refused]:
+    """What stands under a path (with ``follow``: what it leads to), or why it is not shown."""
+    (found,) = yield from ask_all([Stat(place.native) if follow else LStat(place.native)])
+    return found if isinstance(found, Refused) else (yield from with_type(place, found))
+
+
+def with_type(place: JailedPath, found: Attributes) -> Operation[Attributes]:
+    """The attributes; from a server that sends no type, what can be listed is a folder."""
+    if found.mode is not None:
+        return found
+    try:
+        handle = yield from ask(OpenDir(place.native))
+        try:
+            yield from ask(ReadDir(handle))  # some servers open a file for listing and refuse only here
+        finally:
+            yield from close_quietly(handle)
+    except Refused:
+        return found
+    return replace(found, mode=stat.S_IFDIR)
 
 
 def info(place: JailedPath) -> Operation[FileInfo]:
@@ -115,8 +139,8 @@ def list_folder(place: JailedPath) -> Operation[list[tuple[JailedPath, Attribute
                     continue
                 entries.append((place.child(entry.name), entry.attributes))
             depth = min(2 * depth, 32)
-    except Refused as refused:
-        raise from_refusal(refused, "cannot list it", place.key) from None
+    except Refused as refused:  # some servers open a file for listing and refuse only here
+        raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
     finally:
         yield from close_quietly(handle)
     return (yield from _with_types(entries))
@@ -151,7 +175,7 @@ def close_quietly(handle: bytes) -> Operation[None]:
 
 
 def _why_not_a_folder(place: JailedPath, refused: Refused, doing: str) -> Operation[SFTPBackendError]:
-    (found,) = yield from ask_all([Stat(place.native)])
+    found = yield from see(place, follow=True)
     if isinstance(found, Attributes) and found.mode is not None and not found.is_folder:
         return InvalidPath(f"{doing}: it is a file, not a folder", path=place.key)
     if isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None):
@@ -186,7 +210,7 @@ def read_into(wire: Wire, place: JailedPath, sink: Callable[[memoryview], object
 
 def why_unreadable(place: JailedPath, refused: Refused) -> Operation[SFTPBackendError]:
     if not refused.missing:
-        (found,) = yield from ask_all([Stat(place.native)])
+        found = yield from see(place, follow=True)
         if isinstance(found, Attributes) and found.is_folder:
             return InvalidPath("cannot read: it is a folder, not a file", path=place.key)
         if (yield from _file_above(place)) is not None:
@@ -211,7 +235,7 @@ def make_folders(place: JailedPath) -> Operation[None]:
     refused = answers[-1]
     if not isinstance(refused, Refused):
         return
-    (found,) = yield from ask_all([Stat(place.native)])
+    found = yield from see(place, follow=True)
     if isinstance(found, Attributes) and (found.is_folder or found.mode is None):
         return
     in_the_way = place if isinstance(found, Attributes) else (yield from _file_above(place))
@@ -257,11 +281,11 @@ def open_new(
 
 
 def why_unwritable(place: JailedPath, target: JailedPath, refused: Refused) -> Operation[SFTPBackendError]:
-    (found,) = yield from ask_all([LStat(target.native)])
+    found = yield from see(target)
     if isinstance(found, Attributes) and found.is_folder:
         return is_a_folder(target)
     if isinstance(found, Attributes) and place == target and not refused.unsupported:
-        (leads_to,) = yield from ask_all([Stat(target.native)])
+        leads_to = yield from see(target, follow=True)
         if isinstance(leads_to, Attributes) and leads_to.is_folder:
             return is_a_folder(target)
         return taken(target)
@@ -327,7 +351,7 @@ def delete(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
     try:
         yield from ask(Remove(place.native))
     except Refused as refused:
-        (found,) = yield from ask_all([LStat(place.native)])
+        found = yield from see(place)
         if isinstance(found, Attributes) and found.is_folder:
             raise InvalidPath("cannot delete: it is a folder; use delete_folder", path=place.key) from None
         gone = isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None)
@@ -342,7 +366,7 @@ def delete_folder(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
     try:
         yield from ask(RemoveDir(place.native))
     except Refused as refused:
-        (found,) = yield from ask_all([LStat(place.native)])
+        found = yield from see(place)
         if isinstance(found, Attributes) and found.is_link:
             yield from delete(place, missing_ok=missing_ok)
         elif isinstance(found, Attributes) and found.is_file:

@@ -63,15 +63,22 @@ def _list(place: JailedPath) -> Operation[list[Found]]:
 
 
 def _list_all(call: Call, folders: Sequence[JailedPath]) -> list[list[Found] | SFTPBackendError | OSError]:
-    return call(lambda wire: wire.run_many(_list(folder) for folder in folders), idempotent=True)
+    return call(lambda wire: _unless_lost(wire.run_many(_list(folder) for folder in folders)), idempotent=True)
 
 
-def children(call: Call, folder: JailedPath) -> list[Found]:
+def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
+    """The outcomes, unless the connection was lost: that is raised, for the whole call to be made again."""
+    for outcome in outcomes:
+        if isinstance(outcome, BackendUnavailable):
+            raise outcome
+    return outcomes
+
+
+def children(call: Call, folder: JailedPath) -> Iterator[Found]:
     """What a folder holds, temporary names left out; nothing where there is no such folder."""
     (outcome,) = _list_all(call, [folder])
-    if isinstance(outcome, NotFound | InvalidPath):
-        return []
-    return [found for found in _or_raise(outcome) if not is_temp_name(found.place.name)]
+    if not isinstance(outcome, NotFound | InvalidPath):
+        yield from (found for found in _or_raise(outcome) if not is_temp_name(found.place.name))
 
 
 def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
@@ -159,7 +166,7 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
         for outcome in outcomes:
             if isinstance(outcome, NotFound):
                 continue
-            if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, BackendUnavailable):
+            if isinstance(outcome, SFTPBackendError):
                 failures.append(outcome)
                 continue
             for found in _or_raise(outcome):
@@ -174,7 +181,8 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
 
 
 def _removed(call: Call, places: Sequence[JailedPath]) -> list[SFTPBackendError]:
-    outcomes = call(lambda wire: wire.run_many((delete(place, missing_ok=True) for place in places), limit=256))
+    deletions = (delete(place, missing_ok=True) for place in places)
+    outcomes = call(lambda wire: _unless_lost(wire.run_many(deletions, limit=256)))
     return [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError)]
 
 
@@ -201,7 +209,7 @@ def _folder_removed(call: Call, folder: JailedPath) -> list[SFTPBackendError]:
 
 # -- patterns ---------------------------------------------------------------------------------------------------------
 
-_WILDCARD: Final = re.compile(r"[*?\\[]")
+_WILDCARD: Final = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +224,7 @@ class Pattern:
     @classmethod
     def parse(cls, text: str) -> Pattern:
         """The pattern of a text; leading and doubled slashes and ``.`` segments fall away."""
-        if "\\0" in text:
+        if "\0" in text:
             raise InvalidPath("a pattern must not contain NUL", path=text)
         segments = [segment for segment in text.split("/") if segment not in ("", ".")]
         if ".." in segments:
@@ -309,7 +317,7 @@ def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[File
 def _look_at_all(call: Call, places: list[JailedPath]) -> list[Attributes | None]:
     if not places:
         return []
-    outcomes = call(lambda wire: wire.run_many(look(place) for place in places), idempotent=True)
+    outcomes = call(lambda wire: _unless_lost(wire.run_many(look(place) for place in places)), idempotent=True)
     return [_or_raise(outcome) for outcome in outcomes]
 
 

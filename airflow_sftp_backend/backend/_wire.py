@@ -34,7 +34,7 @@ _BATCH: Final = 32 << 10
 class Channel(Protocol):
     """What the wire needs of a ``paramiko.Channel``."""
 
-    def send(self, data: bytes | memoryview, /) -> int:
+    def send(self, data: bytes, /) -> int:
         """Sends some of it; the number of bytes sent, 0 if the channel is closed; TimeoutError after the channel's
         timeout.
         """
@@ -143,7 +143,8 @@ class Wire:
 
     def __init__(self, channel: Channel, *, io_timeout: float | None) -> None:
         self._channel = channel
-        self._io_timeout = io_timeout
+        self.io_timeout = io_timeout
+        """Seconds of silence after which the channel gives up, as error texts call it."""
         self._owed: dict[int, Pending[Any]] = {}
         self._parked: deque[_Run[Any]] = deque()
         self._in_flight = 0
@@ -311,7 +312,7 @@ class Wire:
         self._outbox_size = 0
         with self._unbroken():
             while data:
-                sent = self._channel.send(data)
+                sent = self._channel.send(cast(bytes, data))  # paramiko takes any buffer, its stub bytes only
                 if not sent:
                     raise EOFError
                 data = data[sent:]
@@ -384,9 +385,12 @@ class Wire:
             yield
             why = ""
         except TimeoutError:
-            seconds = "" if self._io_timeout is None else f" for {self._io_timeout:g} s"
-            why = f"no answer{seconds} while replies are owed: the server or the line has stalled"
-            raise BackendUnavailable(f"{why}; raise io_timeout if this server is that slow") from None
+            seconds = "" if self.io_timeout is None else f" for {self.io_timeout:g} s"
+            why = (
+                f"no answer{seconds} while replies are owed: the server or the line has stalled;"
+                " raise io_timeout if this server is that slow"
+            )
+            raise BackendUnavailable(why) from None
         except (EOFError, OSError) as error:
             why = "the connection was lost"
             raise BackendUnavailable(f"{why} ({error})" if str(error) else why) from None

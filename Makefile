@@ -1,0 +1,87 @@
+# Everything starts from Python 3.11 or newer with pip; the rest is installed into .venv, at the versions of constraints.txt.
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+
+# The first of these that is new enough. Override with `make PYTHON=...`.
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
+	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+SET_UP := pyproject.toml constraints.txt
+
+.PHONY: help
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: demo
+demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step by step (no root, no sshd needed)
+	@$(BIN)/python -m demo
+
+.PHONY: test
+test: $(VENV)/.dev openssh ## run all tests (make test ARGS="-k wire" runs some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev ## check style, import walls and types
+	@failed=0; \
+	$(BIN)/ruff check . || failed=1; \
+	$(BIN)/ruff format --check . || failed=1; \
+	$(BIN)/mypy || failed=1; \
+	exit $$failed
+
+.PHONY: format
+format: $(VENV)/.dev ## put the source into the form that lint wants
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+.PHONY: bench
+bench: $(VENV)/.dev openssh ## measure speed and memory against the sftp command
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+.PHONY: clean
+clean: ## remove .venv, caches and build products
+	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# What a fresh environment gets today becomes the set everybody gets.
+.PHONY: constraints
+constraints: ## renew constraints.txt with the newest versions that fit together
+	@rm -rf build/constraints
+	@$(PYTHON) -m venv build/constraints
+	@build/constraints/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,demo]'
+	@sed '/^[^#]/,$$d' constraints.txt > build/constraints/new
+	@build/constraints/bin/python -m pip --disable-pip-version-check freeze --exclude-editable >> build/constraints/new
+	@mv build/constraints/new constraints.txt
+	@rm -rf build/constraints
+	@grep -c == constraints.txt | sed 's/$$/ versions pinned in constraints.txt/'
+
+$(VENV)/.demo: $(BIN)/python $(SET_UP)
+	@echo "Installing the package and its demo into $(VENV) ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python $(SET_UP)
+	@echo "Installing the package and its development tools into $(VENV) ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,demo]'
+	@touch $@
+
+# Some systems package ensurepip apart from Python: there pip, which is assumed, installs pip.
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found; try make PYTHON=/path/to/python3" >&2; exit 1; }
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); else \
+		$(PYTHON) -m venv --without-pip $(VENV) && \
+		$(PYTHON) -m pip --disable-pip-version-check --quiet --python $(VENV)/bin/python install pip; fi
+
+# sshd for the tests: installed where that is possible, else its tests are skipped and the test summary says so.
+.PHONY: openssh
+openssh:
+	@if { command -v sshd || test -x /usr/sbin/sshd; } >/dev/null && command -v sftp >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing OpenSSH with apt (the tests start an sshd of their own, on loopback) ..."; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install --no-install-recommends openssh-server openssh-client; } >/dev/null || \
+			echo "apt failed: going on without OpenSSH" >&2; \
+	fi

@@ -1,0 +1,75 @@
+"""Files on any SSH/SFTP server, for Airflow and without it.
+
+The names below are loaded when they are first asked for: importing the package loads neither paramiko nor azure nor
+airflow. Hook, operators, sensor and triggers are in the modules of those names.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .backend import (
+        AlreadyExists,
+        AuthenticationFailed,
+        BackendUnavailable,
+        Capability,
+        CapabilityNotSupported,
+        DirectoryNotEmpty,
+        FileInfo,
+        FolderEntry,
+        FolderInfo,
+        HostKeyPolicy,
+        HostKeyRejected,
+        InvalidPath,
+        NotFound,
+        PermissionDenied,
+        ResolutionPlan,
+        RetryPolicy,
+        Secret,
+        SFTPBackend,
+        SFTPBackendError,
+        SFTPUtils,
+        SyncBackendAdapter,
+        TransferCorrupted,
+        WriteResult,
+    )
+
+__all__ = [
+    "AlreadyExists",
+    "AuthenticationFailed",
+    "BackendUnavailable",
+    "Capability",
+    "CapabilityNotSupported",
+    "DirectoryNotEmpty",
+    "FileInfo",
+    "FolderEntry",
+    "FolderInfo",
+    "HostKeyPolicy",
+    "HostKeyRejected",
+    "InvalidPath",
+    "NotFound",
+    "PermissionDenied",
+    "ResolutionPlan",
+    "RetryPolicy",
+    "SFTPBackend",
+    "SFTPBackendError",
+    "SFTPUtils",
+    "Secret",
+    "SyncBackendAdapter",
+    "TransferCorrupted",
+    "WriteResult",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(import_module(".backend", __name__), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

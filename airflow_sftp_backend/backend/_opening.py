@@ -1,0 +1,391 @@
+"""One try to connect: TCP, key exchange, host key, login, SFTP; each step within its time.
+
+Host certificates: paramiko negotiates ``...-cert-v01@openssh.com`` host key algorithms and verifies the server's
+signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py); whether the certificate is
+worth anything, `_hostkeys` decides. They are asked for first where an authority for the host is known.
+
+paramiko reports each failure in its own log, with a traceback, before it raises it. Its records of these connections
+come at level DEBUG: what matters of them is in the errors raised here.
+"""
+
+from __future__ import annotations
+
+import getpass
+import inspect
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import paramiko
+from paramiko.auth_strategy import AuthStrategy
+
+from ._config import BackendConfig, Secret
+from ._errors import AuthenticationFailed, BackendUnavailable, connecting, printable
+from ._hostkeys import HostKeyChecker, fingerprint, key_type
+from ._legacy import legacy_transport
+from ._login import Login, Places
+from ._stream import SERVER_CLOSED, Stream, dial, dial_through
+from ._wire import Wire
+
+if TYPE_CHECKING:
+    import socket
+
+log = logging.getLogger(__name__)
+
+CHANNEL_WINDOW: Final = 16 << 20
+"""Bytes the server may send before the channel is read."""
+_PACKET: Final = 32 << 10
+_FIRST_CIPHER: Final = "aes128-gcm@openssh.com"
+_OWN: Final = frozenset({"hostname", "port", "sock", "transport_factory"})
+"""Arguments of ``SSHClient.connect`` that are not the caller's to give."""
+CLOSED_MEANWHILE: Final = "the session was closed meanwhile"
+_BANNER: Final = "waiting for the SSH banner"
+_LOGIN: Final = "logging in"
+_SLACK: Final = 60.0
+"""Seconds by which paramiko's own time limits lie after those kept here."""
+_PATIENCE: Final = 5.0
+"""Seconds a transport's thread has to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConnectionFacts:
+    """What a connection turned out to be, for logs and diagnosis."""
+
+    username: str
+    server_version: str
+    """As ``SSH-2.0-OpenSSH_9.2``."""
+    host_key_type: str
+    """As ``ssh-ed25519``."""
+    host_key_fingerprint: str
+    """``SHA256:`` and base64."""
+    trust: str
+    """Why the host key is trusted."""
+    cipher: str
+    compression: str
+    strict_key_exchange: bool
+    """The countermeasure to Terrapin (CVE-2023-48795) is in effect."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A connection with SFTP on it. Whoever has it ends it, with `end_transport`."""
+
+    client: paramiko.SSHClient
+    transport: paramiko.Transport
+    stream: Stream
+    wire: Wire
+    facts: ConnectionFacts
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration with ``connect_kwargs`` worked in, and what only those can say."""
+
+    config: BackendConfig
+    places: Places
+    channel_timeout: float
+    strategy: AuthStrategy | None
+
+    @classmethod
+    def of(cls, config: BackendConfig) -> Settings:
+        """ValueError for what ``connect_kwargs`` may not hold."""
+        given: dict[str, Any] = {name: value for name, value in config.connect_kwargs.items() if value is not None}
+        if own := sorted(given.keys() & _OWN):
+            raise ValueError(
+                f"connect_kwargs must not hold {', '.join(own)}: the backend connects by itself, see host, port and"
+                " proxy_command"
+            )
+        if unknown := sorted(given.keys() - inspect.signature(paramiko.SSHClient.connect).parameters.keys()):
+            raise ValueError(f"connect_kwargs holds {', '.join(unknown)}, unknown to paramiko's SSHClient.connect")
+        changes = {name: given[name] for name in given.keys() & vars(config).keys()}
+        for name in changes.keys() & {"password", "passphrase"}:
+            changes[name] = Secret.of(changes[name])
+        if "pkey" in changes:
+            changes |= {"private_key": None, "key_file": None}
+        config = replace(config, **changes)
+        named = given.get("key_filename", ())
+        files = (os.fspath(named),) if isinstance(named, str | os.PathLike) else tuple(map(os.fspath, named))
+        has_some = any((config.password, config.pkey, config.private_key, config.key_file, files))
+        looks = not has_some if config.look_for_keys is None else config.look_for_keys
+        places = Places(files, agent=bool(given.get("allow_agent", looks)), home=looks)
+        return cls(config, places, given.get("channel_timeout", config.timeout), given.get("auth_strategy"))
+
+    @property
+    def banner_timeout(self) -> float:
+        """Seconds until the server says something."""
+        return self.config.banner_timeout or self.config.timeout
+
+    @property
+    def auth_timeout(self) -> float:
+        """Seconds until the server answers a question of the login."""
+        return self.config.auth_timeout or self.config.timeout
+
+    @property
+    def slowest(self) -> float:
+        """The longest of the time limits, in seconds."""
+        return max(self.config.timeout, self.banner_timeout, self.auth_timeout, self.channel_timeout)
+
+
+# -- paramiko's transport ---------------------------------------------------------------------------------------------
+
+
+class _Chatter(logging.LoggerAdapter[logging.Logger]):
+    """paramiko's log of one connection: at level DEBUG, and the server's parting words kept."""
+
+    farewell: str | None = None
+
+    def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
+        """Passes a record on."""
+        text = str(msg)
+        if text.startswith("Disconnect (code"):
+            self.farewell = printable(text.partition(": ")[2])
+        self.logger.log(min(level, logging.DEBUG), msg, *args, **options)
+
+
+def make_transport(stream: Stream, slowest: float, *, legacy: bool, **options: Any) -> paramiko.Transport:
+    """A transport over ``stream``. ``slowest`` is the longest time limit of the stream, in seconds; the transport's own
+    lie well behind. ``legacy`` takes SHA-1 ``ssh-rsa`` too.
+    """
+    make = legacy_transport if legacy else paramiko.Transport
+    transport = make(cast("socket.socket", stream), **options)
+    transport.logger = cast("logging.Logger", _Chatter(transport.logger))
+    transport.packetizer.set_log(transport.logger)
+    later = 2 * slowest + _SLACK
+    transport.banner_timeout = transport.handshake_timeout = later
+    transport.auth_timeout = transport.channel_timeout = later
+    return transport
+
+
+def farewell_of(transport: paramiko.Transport) -> str | None:
+    """What the server said when it hung up, if it said anything (RFC 4253 section 11.1)."""
+    logger: object = transport.logger
+    return logger.farewell if isinstance(logger, _Chatter) else None
+
+
+def end_transport(transport: paramiko.Transport | None, stream: Stream) -> None:
+    """Ends a conversation at once, its threads with it."""
+    stream.hang_up()
+    if transport is not None:
+        transport.stop_thread()
+        if transport.is_alive():
+            transport.join(_PATIENCE)
+        transport.packetizer.complete_handshake()  # it ends a timer, which is a thread too
+        if transport.is_alive():
+            log.warning("a thread of paramiko does not end: %r", transport)
+            return
+    stream.release()
+
+
+# -- step by step -----------------------------------------------------------------------------------------------------
+
+
+class Opening(paramiko.MissingHostKeyPolicy):
+    """One try to connect, and paramiko's way of asking about the host key meanwhile.
+
+    ``password`` is the revealed one of the settings; ``left()`` the seconds left for all steps together.
+    """
+
+    def __init__(
+        self, settings: Settings, password: str | None, checker: HostKeyChecker, left: Callable[[], float]
+    ) -> None:
+        self._settings = settings
+        self._config = settings.config
+        self._password = password
+        self._checker = checker
+        self._left = left
+        self._doing = "connecting"
+        self._preferred: tuple[str, ...] = ()
+        self._username = ""
+        self._login: Login | None = None
+        self._stream: Stream | None = None
+        self._transport: paramiko.Transport | None = None
+        self._host_key = b""
+        self._trust = ""
+        self.hopeless = False
+        """Another try would end the same way."""
+
+    def run(self) -> Opened:
+        """Connects, logs in and starts SFTP. Raises BackendUnavailable; nothing of the try is left then."""
+        try:
+            with connecting(self._situation, self._config.address):
+                return self._open()
+        except BaseException:
+            if self._stream is not None:
+                end_transport(self._transport, self._stream)
+            raise
+        finally:
+            self._login = None  # which refers back to this
+
+    def abort(self) -> None:
+        """Makes `run` fail soon. Takes no lock: fit for a signal handler."""
+        self.hopeless = True
+        if self._stream is not None:
+            self._stream.hang_up(CLOSED_MEANWHILE)
+
+    def _open(self) -> Opened:
+        config = self._config
+        self._preferred = self._checker.preferred_types()
+        self._username = config.username or _local_user()
+        if self._settings.strategy is None:
+            self._login = Login(config, self._settings.places, self._username, self._password, self._limit_login)
+        self._stream = self._dial()
+        client = self._log_in(self._stream)
+        transport = self._transport
+        assert transport is not None
+        if not transport.is_authenticated():
+            raise AuthenticationFailed(f"the login as {self._username!r} is not complete: the server wants more")
+        wire = self._start_sftp(self._stream, transport)
+        transport.set_keepalive(config.keepalive_interval)
+        return Opened(client, transport, self._stream, wire, self._facts(transport))
+
+    def _dial(self) -> Stream:
+        config = self._config
+        if config.proxy_command is None:
+            return dial(config.host, config.port, timeout=self._within(config.timeout), io_timeout=config.io_timeout)
+        return dial_through(
+            config.proxy_command,
+            host=config.host,
+            port=config.port,
+            username=self._username,
+            io_timeout=config.io_timeout,
+        )
+
+    def _log_in(self, stream: Stream) -> paramiko.SSHClient:
+        config = self._config
+        client = paramiko.SSHClient()
+        client.set_missing_host_key_policy(self)
+        self._doing = _BANNER
+        stream.limit(self._within(self._settings.banner_timeout), then=self._within(config.timeout))
+        try:
+            client.connect(
+                config.host,
+                config.port,
+                username=self._username,
+                compress=config.compress,
+                sock=cast("socket.socket", stream),
+                disabled_algorithms=config.disabled_algorithms,
+                transport_factory=self._make_transport,
+                auth_strategy=self._settings.strategy or self._login,
+            )
+        except (paramiko.SSHException, EOFError, OSError) as error:
+            raise self._explained(error, stream) from error
+        finally:
+            client.set_missing_host_key_policy(paramiko.RejectPolicy())  # which knows nothing of this try
+        return client
+
+    def _make_transport(self, sock: object, /, **options: Any) -> paramiko.Transport:
+        config = self._config
+        stream = cast(Stream, sock)
+        transport = make_transport(stream, self._settings.slowest, legacy=config.allow_ssh_rsa_sha1, **options)
+        self._transport = transport
+        security = transport.get_security_options()
+        known = security.ciphers
+        if unknown := [name for name in config.ciphers if name not in known]:
+            self.hopeless = True
+            raise BackendUnavailable(f"unknown ciphers: {', '.join(unknown)}; known are {', '.join(known)}")
+        security.ciphers = config.ciphers or tuple(dict.fromkeys((_FIRST_CIPHER, *known)))
+        possible = {*transport.preferred_keys}
+        first = [name for name in self._preferred if name in possible]
+        security.key_types = tuple(dict.fromkeys((*first, *security.key_types)))
+        return transport
+
+    def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
+        """Asks the checker, as paramiko itself is told of no host keys. Raises HostKeyRejected."""
+        assert self._stream is not None
+        self._doing = "checking the host key"
+        self._stream.limit(None)
+        self._host_key = key.asbytes() if key.public_blob is None else key.public_blob.key_blob
+        self._trust = self._checker.check(self._host_key)
+        self._limit_login()
+
+    def _limit_login(self) -> None:
+        """Each question to the server has its own time."""
+        assert self._stream is not None
+        self._doing = _LOGIN
+        self._stream.limit(self._within(self._settings.auth_timeout))
+
+    def _explained(self, error: Exception, stream: Stream) -> Exception:
+        """What to raise for a failure of paramiko's: a refused login, or the failure itself.
+
+        Who closes the connection during the login may mean to refuse it, so that is not tried again.
+        """
+        why = self._situation()[1]
+        if self._login is not None and self._login.refused:
+            return self._login.failed(f"then {why or 'it closed the connection'}")
+        if why is None and isinstance(error, paramiko.AuthenticationException):
+            return AuthenticationFailed(f"the login as {self._username!r} is refused: {printable(str(error))}")
+        assert self._transport is not None
+        if not self._transport.remote_version and stream.greeting and not stream.timed_out:
+            said = printable(stream.greeting.decode("utf-8", "replace"), 60)
+            return BackendUnavailable(f"the server does not speak SSH but says {said!r}; check the port")
+        self.hopeless = self.hopeless or (self._doing == _LOGIN and not stream.timed_out)
+        self.hopeless = self.hopeless or isinstance(error, paramiko.ssh_exception.IncompatiblePeer)
+        return error
+
+    def _start_sftp(self, stream: Stream, transport: paramiko.Transport) -> Wire:
+        config = self._config
+        self._doing = "opening a channel"
+        stream.limit(self._within(self._settings.channel_timeout))
+        channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_PACKET)
+        self._doing = "starting SFTP"
+        stream.limit(self._within(config.timeout))
+        try:
+            channel.invoke_subsystem("sftp")
+        except paramiko.SSHException:
+            if self._situation()[1] is not None:
+                raise
+            self.hopeless = True
+            raise BackendUnavailable(
+                "the server has no SFTP subsystem, or not for this user; have it enabled there (in OpenSSH's"
+                " sshd_config: Subsystem sftp internal-sftp)"
+            ) from None
+        self._doing = "agreeing on the SFTP version"
+        stream.limit(self._within(config.timeout))
+        channel.settimeout(config.timeout + _SLACK)
+        wire = Wire(channel, io_timeout=config.io_timeout)
+        try:
+            wire.handshake()
+        except BackendUnavailable as error:
+            if self._situation()[1] is None:
+                raise
+            raise EOFError(error.message) from error
+        stream.limit(None)
+        channel.settimeout(config.io_timeout)
+        return wire
+
+    def _facts(self, transport: paramiko.Transport) -> ConnectionFacts:
+        return ConnectionFacts(
+            username=self._username,
+            server_version=printable(transport.remote_version),
+            host_key_type=key_type(self._host_key),
+            host_key_fingerprint=fingerprint(self._host_key),
+            trust=self._trust,
+            cipher=transport.local_cipher,
+            compression=transport.local_compression or "none",
+            strict_key_exchange=bool(vars(transport).get("agreed_on_strict_kex")),
+        )
+
+    def _within(self, seconds: float) -> float:
+        return max(0.01, min(seconds, self._left()))
+
+    def _situation(self) -> tuple[str, str | None]:
+        """What is being done, and why the line broke if it did."""
+        doing, transport = self._doing, self._transport
+        if doing == _BANNER and transport is not None and transport.remote_version:
+            doing = "exchanging keys"
+        farewell = farewell_of(transport) if transport is not None else None
+        if farewell is not None:
+            return doing, f"the server hung up, saying {farewell!r}"
+        failure = self._stream.failure if self._stream is not None else None
+        if failure == SERVER_CLOSED and doing == _BANNER:
+            failure += "; too many connections at once, an address ban or a firewall are usual causes"
+        return doing, failure
+
+
+def _local_user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # which of them depends on the version of Python
+        raise AuthenticationFailed("no user name is given, and the local user has none; set username") from None

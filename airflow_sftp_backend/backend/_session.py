@@ -1,0 +1,280 @@
+"""The SSH connection: sole owner of it. Opens, closes, tries again, and notices a fork."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Final, TypeVar
+
+import paramiko
+
+from ._config import BackendConfig
+from ._errors import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError, connecting
+from ._hostkeys import HostKeyChecker
+from ._opening import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Opened, Opening, Settings, end_transport
+from ._wire import Wire
+
+__all__ = ["CHANNEL_WINDOW", "ConnectionFacts", "Session"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+class _Connection:
+    """A connection in use."""
+
+    def __init__(self, opened: Opened, config: BackendConfig) -> None:
+        self.client = opened.client
+        self.wire = opened.wire
+        self.facts = opened.facts
+        self._transport = opened.transport
+        self._stream = opened.stream
+        self._config = config
+        self._sftp: paramiko.SFTPClient | None = None
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """False once it is of no more use."""
+        return not self._closed and self.wire.broken is None and self._transport.is_active()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the line broke, where that is known."""
+        return self._stream.failure
+
+    def sftp_client(self) -> paramiko.SFTPClient:
+        """paramiko's own client, on a channel of its own."""
+        if self._sftp is None:
+            with connecting(lambda: ("opening a second channel", self.failure), self._config.address):
+                self._sftp = self._open_sftp_client()
+        return self._sftp
+
+    def _open_sftp_client(self) -> paramiko.SFTPClient:
+        try:
+            self._stream.limit(self._config.timeout)
+            channel = self._transport.open_session()
+            self._stream.limit(self._config.timeout)
+            channel.invoke_subsystem("sftp")
+            client = paramiko.SFTPClient(channel)
+            channel.settimeout(self._config.io_timeout)
+            return client
+        finally:
+            self._stream.limit(None)
+
+    def hang_up(self) -> None:
+        """Makes everything that waits on it fail. Takes no lock: fit for a signal handler and the collector."""
+        self._stream.hang_up(CLOSED_MEANWHILE)
+        self._transport.stop_thread()
+
+    def close(self) -> None:
+        """Ends it and its threads. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            end_transport(self._transport, self._stream)
+            self.client.close()
+            self.wire.close()
+
+    def leave(self) -> None:
+        """Gives it up in a forked child, silently: it is the parent's."""
+        self._closed = True
+        self.wire.broken = "the connection belongs to the process that was forked"
+        self._stream.leave()
+        self._transport.stop_thread()
+        _KEPT.append(self)
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        was_open, self._closed = self._transport.is_active(), True
+        self.hang_up()
+        if threading.current_thread() is self._transport:
+            _KEPT.append(self)
+        if was_open:
+            warnings.warn(f"unclosed connection to {self._config.address}", ResourceWarning, source=self, stacklevel=2)
+
+
+_KEPT: Final[list[_Connection]] = []
+"""Connections whose channels must not be collected: a channel of paramiko then takes a lock, which a thread that does
+not exist in a forked child, or the very thread that collects, may hold."""
+
+
+class Session:
+    """One connection at a time, opened when it is first needed and again when it was lost.
+
+    Calls from several threads take turns. What ``config.connect_kwargs`` says wins over the rest of ``config``; it may
+    hold the arguments of ``paramiko.SSHClient.connect``, but not ``hostname``, ``port``, ``sock`` and
+    ``transport_factory`` (ValueError). ``clock``, ``sleep`` and ``random`` are for trying again.
+    """
+
+    def __init__(
+        self,
+        config: BackendConfig,
+        *,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] = time.sleep,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self._settings = Settings.of(config)
+        self._config = self._settings.config
+        self._checker = HostKeyChecker(self._config, environ)
+        self._clock = clock
+        self._sleep = sleep
+        self._random = random
+        self._lock = threading.RLock()
+        self._connection: _Connection | None = None
+        self._opening: Opening | None = None
+        self._in_use: _Connection | None = None
+        self._aborted = False
+        self.generation = 0
+        """Connections made so far."""
+        _SESSIONS.add(self)
+
+    @property
+    def opened(self) -> bool:
+        """True while there is a connection that is not known to be lost."""
+        connection = self._connection
+        return connection is not None and connection.alive
+
+    @property
+    def facts(self) -> ConnectionFacts | None:
+        """What the connection is; None while there is none."""
+        connection = self._connection
+        return connection.facts if connection is not None and connection.alive else None
+
+    def call(self, use: Callable[[Wire], T], *, idempotent: bool = False, attempts: int | None = None) -> T:
+        """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
+
+        An idempotent call that loses the connection is made once more on a new one. ``attempts`` bounds the tries of
+        connecting in place of the retry policy. A call made from within ``use`` gets the same connection, even if it
+        is lost.
+        """
+        with self._lock:
+            if self._in_use is not None:
+                return self._run(use, self._in_use)
+            connection = self._connected(attempts)
+            try:
+                return self._run_alone(use, connection)
+            except BackendUnavailable as error:
+                if not idempotent or connection.wire.broken is None:
+                    raise
+                log.info("%s; asking again on a new connection", error)
+            return self._run_alone(use, self._connected(attempts))
+
+    def _run_alone(self, use: Callable[[Wire], T], connection: _Connection) -> T:
+        self._in_use = connection
+        try:
+            return self._run(use, connection)
+        finally:
+            self._in_use = None
+            if not connection.alive:
+                self._drop(connection)
+
+    def _run(self, use: Callable[[Wire], T], connection: _Connection) -> T:
+        try:
+            return use(connection.wire)
+        except SFTPBackendError as error:
+            if error.backend is None:
+                error.backend = self._config.address
+            failure = connection.failure if connection.wire.broken is not None else None
+            if isinstance(error, BackendUnavailable) and failure is not None and failure not in error.message:
+                error.message += f": {failure}"
+            raise
+
+    def ssh_client(self) -> paramiko.SSHClient:
+        """The open client of the connection, which stays its owner."""
+        with self._lock:
+            return (self._in_use or self._connected(None)).client
+
+    def sftp_client(self) -> paramiko.SFTPClient:
+        """paramiko's SFTP client on the same connection, opened once and closed with it."""
+        with self._lock:
+            return (self._in_use or self._connected(None)).sftp_client()
+
+    def close(self) -> None:
+        """Closes the connection, after the calls of other threads; from within a call, which then fails, at once.
+
+        Idempotent. The next call connects again.
+        """
+        with self._lock:
+            self._aborted = True
+            if self._opening is not None:
+                self._opening.abort()
+            elif self._in_use is not None:
+                self._in_use.hang_up()
+            elif self._connection is not None:
+                self._drop(self._connection)
+
+    def _drop(self, connection: _Connection) -> None:
+        if self._connection is connection:
+            self._connection = None
+        connection.close()
+
+    def _connected(self, attempts: int | None) -> _Connection:
+        if self._connection is not None and not self._connection.alive:
+            log.info("the connection to %s was lost since it was last used", self._config.address)
+            self._drop(self._connection)
+        if self._connection is None:
+            self._connection = self._connect(self._config.retry.max_attempts if attempts is None else attempts)
+            self.generation += 1
+            facts = self._connection.facts
+            log.info(
+                "connected to %s as %s: %s, host key %s (%s), %s", self._config.address, facts.username,
+                facts.server_version, facts.host_key_fingerprint, facts.trust, facts.cipher,
+            )  # fmt: skip
+        return self._connection
+
+    def _connect(self, attempts: int) -> _Connection:
+        policy, clock = self._config.retry, self._clock
+        end = float("inf") if policy.timeout is None else clock() + policy.timeout
+        password = None if self._config.password is None else self._config.password.reveal()
+        self._aborted = False
+        tried = 0
+        while True:
+            tried += 1
+            opening = self._opening = Opening(self._settings, password, self._checker, lambda: end - clock())
+            try:
+                return _Connection(opening.run(), self._config)
+            except BackendUnavailable as error:
+                if error.backend is None:
+                    error.backend = self._config.address
+                pause = policy.pause(tried, self._random())
+                refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
+                if refused or self._aborted or tried >= attempts or clock() + pause >= end:
+                    if tried > 1:
+                        error.message += f"; tried {tried} times"
+                    raise
+                log.warning("%s; try %d of %d follows in %.1f s", error, tried + 1, attempts, pause)
+                failure = error
+            finally:
+                self._opening = None
+            self._sleep(pause)
+            if self._aborted:
+                raise failure
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: forgets the parent's connection, and whoever held the lock there."""
+        connection, self._connection = self._connection, None
+        self._lock = threading.RLock()
+        self._opening = self._in_use = None
+        if connection is not None:
+            connection.leave()
+
+
+_SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_SESSIONS):
+        session.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

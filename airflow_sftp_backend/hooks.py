@@ -1,0 +1,193 @@
+"""The hook: an Airflow connection -> a backend, and the backend's errors -> tasks that fail or are tried again."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from .backend import (
+    AuthenticationFailed,
+    CapabilityNotSupported,
+    HostKeyPolicy,
+    HostKeyRejected,
+    InvalidPath,
+    PermissionDenied,
+)
+from .connection import CONN_TYPE, HOOK_NAME, InvalidConnection, field_behaviour, parse, secrets
+
+if TYPE_CHECKING:
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowFailException
+    from airflow.sdk.log import mask_secret
+
+    from .backend import BackendConfig, SFTPBackend
+else:
+    try:
+        from airflow.sdk import BaseHook
+        from airflow.sdk.log import mask_secret
+    except ImportError:  # Airflow 3.0
+        from airflow.hooks.base import BaseHook
+        from airflow.sdk.execution_time.secrets_masker import mask_secret
+    try:
+        from airflow.sdk.exceptions import AirflowFailException
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.exceptions import AirflowFailException
+
+__all__ = ["SFTPBackendHook", "translate_errors"]
+
+_HOPELESS: Final = (
+    AuthenticationFailed,
+    HostKeyRejected,
+    PermissionDenied,
+    InvalidPath,
+    CapabilityNotSupported,
+    InvalidConnection,
+)
+_ARGUMENTS: Final = (ValueError, TypeError)
+_SHORTEST_LINE: Final = 16
+"""Characters of a line from which on it is masked by itself."""
+
+
+class SFTPBackendHook(BaseHook):
+    """Gives out the backend of an Airflow connection: of type ``sftp_backend``, or an ``sftp`` or ``ssh`` one as it is.
+
+    A task instance has a backend of its own: ``with SFTPBackendHook("partner").backend() as backend: ...``.
+    Nothing is read before the first call, and nothing connects before the backend's first call.
+    """
+
+    conn_name_attr = "sftp_conn_id"
+    default_conn_name = "sftp_backend_default"
+    conn_type = CONN_TYPE
+    hook_name = HOOK_NAME
+
+    def __init__(self, sftp_conn_id: str = default_conn_name, *, logger_name: str | None = None) -> None:
+        super().__init__(logger_name=logger_name)
+        self.sftp_conn_id = sftp_conn_id
+        self._backend: SFTPBackend | None = None
+
+    def config(self) -> BackendConfig:
+        """What the connection says, its secrets masked in the log in every form they can take there.
+
+        Raises InvalidConnection with all its faults, AirflowNotFoundException where there is no such connection.
+        """
+        connection = self.get_connection(self.sftp_conn_id)
+        mask_secret([*{form for secret in secrets(connection) for form in _forms(secret)}])
+        return parse(connection)
+
+    async def aconfig(self) -> BackendConfig:
+        """`config` for the triggerer's event loop: Airflow is asked in a thread, which all its versions allow."""
+        from asgiref.sync import sync_to_async
+
+        return await sync_to_async(self.config)()
+
+    def get_conn(self) -> SFTPBackend:
+        """The backend, the same one until `close`. The caller closes the hook, or uses `backend` in its place.
+
+        Raises as `config` does.
+        """
+        if self._backend is None:
+            config = self.config()
+            from .backend import SFTPBackend  # here, because it loads paramiko
+
+            self._backend = SFTPBackend.from_config(config)
+        return self._backend
+
+    @contextmanager
+    def backend(self) -> Iterator[SFTPBackend]:
+        """The backend for as long as the ``with`` block lasts, closed after it however it ends.
+
+        What retrying cannot mend leaves the block as AirflowFailException, as in `translate_errors`; except ValueError
+        and TypeError, which the block may raise for reasons of its own.
+        """
+        with _failing(_HOPELESS):
+            try:
+                yield self.get_conn()
+            finally:
+                self.close()
+
+    def close(self) -> None:
+        """Closes the backend, if there is one. The next use reads the connection anew. May be called from `on_kill`."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Connects, logs in and looks at the base path: success, and what to tell the person who asked."""
+        try:
+            backend = self.get_conn()
+            try:
+                backend.check_health()
+            finally:
+                self.close()
+        except Exception as error:
+            return False, str(error) or type(error).__name__
+        return True, _success(backend.config)
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """The form's columns for Airflow 3.0 and 3.1; later ones read the provider's info."""
+        return field_behaviour()
+
+
+@contextmanager
+def translate_errors() -> Iterator[None]:
+    """Lets what retrying cannot mend leave the block as AirflowFailException, which fails a task at once.
+
+    That is a refused login, host key or operation, a path outside base_path or of the wrong kind, what the server
+    cannot do, a wrong connection, a wrong argument (ValueError, TypeError). All else passes unchanged, so that Airflow
+    tries the task again: a connection that was not to be had, and what others may mend in the meantime, on the server
+    or here (a file that is missing or in the way, a folder that is not empty, a full disk). A group of errors fails the
+    task if each of them does.
+    """
+    with _failing((*_HOPELESS, *_ARGUMENTS)):
+        yield
+
+
+@contextmanager
+def _failing(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
+    try:
+        yield
+    except kinds as error:
+        raise AirflowFailException(str(error)) from error
+    except ExceptionGroup as group:
+        if group.split(kinds)[1] is not None:
+            raise
+        raise AirflowFailException("\n- ".join([f"{group.message}:", *map(str, _leaves(group))])) from group
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+def _success(config: BackendConfig) -> str:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    server = f"{config.username}@{host}" if config.username else host
+    unchecked = "; unknown host keys are accepted" if config.host_key_policy is HostKeyPolicy.AUTO_ADD else ""
+    return f"Connected to {server}:{config.port}, base path {config.base_path}{unchecked}"
+
+
+def _forms(secret: str) -> set[str]:
+    """A secret as a log may show it: as it is, trimmed, quoted by JSON or repr; a key also line by line, as it was
+    given and as it is repaired, at both line lengths in use (RFC 7468: 64, OpenSSH: 70)."""
+    from .backend._keys import repair_pem  # here, because it loads paramiko
+
+    forms = {secret, secret.strip(), repr(secret)[1:-1]}
+    forms |= {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
+    lines = _lines(secret)
+    if (repaired := repair_pem(secret)).startswith("-----BEGIN"):
+        lines += _lines(repaired)
+        body = "".join(_lines(repaired))
+        lines += [body[at : at + 70] for at in range(0, len(body), 70)]
+    return forms | {line for line in lines if len(line) >= _SHORTEST_LINE}
+
+
+def _lines(text: str) -> list[str]:
+    """The lines of a text without a key's frame, also where its line breaks are blanks or a written ``\\n``."""
+    return re.sub(r"-{4,5}(?:BEGIN|END)[^-]*-{4,5}|\\+[nr]", "\n", text).split()

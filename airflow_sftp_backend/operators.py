@@ -1,0 +1,474 @@
+"""Operators that move files: arguments in, one backend for the task instance, a list of what was done out.
+
+Every operator returns plain JSON, one object a file: ``path`` (on the server), ``size`` in bytes, ``action``, and
+``source`` or ``target`` where there is another end. One bad file does not stop the others: all are tried, then the
+task fails with every failure named. A task that is tried again finds what its earlier try has done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, get_args
+
+from airflow.sdk import BaseOperator
+
+from .backend import AlreadyExists, NotFound, SFTPBackendError, TransferCorrupted
+from .hooks import SFTPBackendHook, translate_errors
+from .plans import (
+    IfExists,
+    Step,
+    downloads,
+    is_glob,
+    is_url,
+    literally,
+    moves,
+    object_path,
+    on_server,
+    open_object,
+    opened_for_reading,
+    paths,
+    uploads,
+)
+from .progress import ProgressLog, duration, quantity
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic import JsonValue
+
+    from .backend import SFTPBackend
+
+Row = dict[str, Any]  # plain JSON: path, size, action and the other end of a file
+Failures = list[SFTPBackendError | OSError]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+_PIECE = 1 << 20
+
+
+class TaskKilled(Exception):
+    """The task was told to stop in the middle of its work."""
+
+
+class _FileOperator(BaseOperator):
+    """What the operators share: one backend, opened for the task instance and closed after it in every case."""
+
+    ui_color = "#dbe9f6"
+
+    def __init__(
+        self, *, sftp_conn_id: str = SFTPBackendHook.default_conn_name, dry_run: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sftp_conn_id = sftp_conn_id
+        self.only_plan = dry_run
+        self._working = False
+
+    def execute(self, context: Context) -> list[Row]:
+        """Does the work. What retrying cannot mend fails the task at once."""
+        attempt = _Try(context)
+        with translate_errors(), SFTPBackendHook(self.sftp_conn_id).backend() as backend:
+            self._working = True
+            try:
+                rows, failures = self._work(backend, attempt)
+            finally:
+                self._working = False
+            for row in rows:
+                self.log.info("%s %s (%s)", row["action"], row["path"], quantity(row["size"] or 0))
+            self._raise(failures, len(rows) + len(failures))
+        return rows
+
+    def on_kill(self) -> None:
+        """Interrupts the transfer under way, which removes what it has half written."""
+        if self._working:
+            raise TaskKilled(f"task {self.task_id} was killed")
+
+    @abstractmethod
+    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+        """A row for each file that is done, and what failed."""
+
+    def _raise(self, failures: Failures, count: int) -> None:
+        if len(failures) == 1 and count == 1:
+            raise failures[0]
+        if failures:
+            for failure in failures:
+                self.log.error("%s", failure)
+            raise ExceptionGroup(f"{len(failures)} of {count} files failed", failures)
+
+    def _summary(self, rows: Sequence[Row], progress: ProgressLog) -> None:
+        seconds = progress.elapsed
+        rate = f", {quantity(progress.done / seconds)}/s" if seconds > 0 and progress.done else ""
+        self.log.info("%d files, %s in %s%s", len(rows), quantity(progress.done), duration(seconds), rate)
+
+
+class _TransferOperator(_FileOperator):
+    """What upload and download share."""
+
+    template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
+
+    def __init__(
+        self,
+        *,
+        source: Paths,
+        target: str | os.PathLike[str],
+        if_exists: IfExists = "fail",
+        create_parents: bool = True,
+        verify: Literal["size", "sha256", "none"] = "size",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.target = target
+        self.if_exists = if_exists
+        self.create_parents = create_parents
+        self.verify = verify
+        _check("if_exists", if_exists, get_args(IfExists))
+        _check("verify", verify, ("size", "sha256", "none"))
+
+    def _pending(self, steps: Sequence[Step], sizes: Mapping[str, int], end: str) -> tuple[list[Step], list[Row]]:
+        """The steps to take, and rows for those to leave out; ``sizes`` are of the targets that exist."""
+        pending, rows = [], []
+        for step in steps:
+            size = sizes.get(step.target)
+            if size is not None and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size)):
+                rows.append(_row(step.target if end == "source" else step.source, step, end, size, "skipped"))
+            else:
+                pending.append(step)
+        return pending, rows
+
+
+class SFTPUploadOperator(_TransferOperator):
+    """Sends files to an SFTP server, each of which appears there only when it is whole.
+
+    :param source: what to send: a local path, a folder (all it holds), a glob (``**`` too), the URL of any
+        ``ObjectStoragePath``, or a list of these. (templated)
+    :param target: path on the server, relative to the connection's base path; a folder if it ends with ``/`` or if
+        ``source`` is anything but one plain file. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param create_parents: make missing folders on the server.
+    :param verify: how an upload is proven: ``size``, ``sha256`` (read back), or ``none`` for drop boxes.
+    :param dry_run: send nothing, return what would be done.
+    """
+
+    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+        target = paths(self.target, "target")[0]
+        steps = uploads(paths(self.source, "source"), target)
+        steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
+        looks = self.only_plan or self.if_exists in ("skip", "skip_same")
+        there = backend.find(*(literally(step.target) for step in steps)) if looks else []
+        pending, rows = self._pending(steps, {info.path: info.size for info in there}, "source")
+        if self.only_plan:
+            taken = {info.path for info in there} if self.if_exists == "fail" else set()
+            return rows + [
+                _row(s.target, s, "source", s.size, "would fail" if s.target in taken else "would upload")
+                for s in pending
+            ], []
+        progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
+        failures: Failures = []
+        for step, outcome in zip(pending, self._send(backend, pending, progress), strict=True):
+            if isinstance(outcome, int):
+                rows.append(_row(step.target, step, "source", outcome, "uploaded"))
+            elif isinstance(outcome, AlreadyExists) and attempt.again and _same(backend, step.target, step.source):
+                rows.append(_row(step.target, step, "source", step.size, "uploaded by an earlier try"))
+            else:
+                failures.append(outcome)
+        self._summary(rows, progress)
+        return rows, failures
+
+    def _send(
+        self, backend: SFTPBackend, steps: Sequence[Step], progress: ProgressLog
+    ) -> list[int | SFTPBackendError | OSError]:
+        """Bytes sent or the failure, for each step."""
+        overwrite = self.if_exists in ("replace", "skip_same")
+        local = [step for step in steps if not is_url(step.source)]
+        outcomes = backend.upload_many(
+            [(step.source, step.target) for step in local],
+            overwrite=overwrite,
+            verify=self.verify,
+            progress=progress,
+            create_parents=self.create_parents,
+            return_exceptions=True,
+        )
+        done: dict[Step, int | SFTPBackendError | OSError] = {}
+        for step, outcome in zip(local, outcomes, strict=True):
+            done[step] = outcome if isinstance(outcome, SFTPBackendError | OSError) else outcome.size
+        for step in steps:
+            if is_url(step.source):
+                done[step] = self._stream(backend, step, overwrite, progress)
+        return [done[step] for step in steps]
+
+    def _stream(
+        self, backend: SFTPBackend, step: Step, overwrite: bool, progress: ProgressLog
+    ) -> int | SFTPBackendError | OSError:
+        try:
+            with opened_for_reading(step.source) as stream:
+                return backend.write_atomic(
+                    step.target, stream, overwrite=overwrite, verify=self.verify, progress=progress
+                ).size
+        except (SFTPBackendError, OSError) as error:
+            return error
+
+
+class SFTPDownloadOperator(_TransferOperator):
+    """Fetches files from an SFTP server; each local file appears only when it is whole.
+
+    :param source: what to fetch, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
+        with ``/`` (all it holds), or a list of these. (templated)
+    :param target: local path, or URL of any ``ObjectStoragePath``; a folder if it ends with ``/`` or if ``source`` is
+        anything but one plain path. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param create_parents: make missing local folders.
+    :param verify: how a download is proven: ``size``, ``sha256`` (the local file is read again), or ``none``.
+    :param dry_run: fetch nothing, return what would be done.
+    """
+
+    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+        sources, target = paths(self.source, "source"), paths(self.target, "target")[0]
+        found, missing = on_server(backend, sources)
+        failures: Failures = [_not_found(backend, name) for name in missing]
+        steps = downloads(found, sources, target)
+        sizes = {step.target: size for step in steps if (size := _local_size(step.target)) is not None}
+        pending, rows = self._pending(steps, sizes, "target")
+        if self.only_plan:
+            taken = sizes if self.if_exists == "fail" else {}
+            rows += [
+                _row(s.source, s, "target", s.size, "would fail" if s.target in taken else "would download")
+                for s in pending
+            ]
+            return rows, failures
+        progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
+        for step, outcome in zip(pending, self._fetch(backend, pending, progress), strict=True):
+            if isinstance(outcome, int):
+                rows.append(_row(step.source, step, "target", outcome, "downloaded"))
+            elif isinstance(outcome, AlreadyExists) and attempt.again and _same(backend, step.source, step.target):
+                rows.append(_row(step.source, step, "target", step.size, "downloaded by an earlier try"))
+            else:
+                failures.append(outcome)
+        self._summary(rows, progress)
+        return rows, failures
+
+    def _fetch(
+        self, backend: SFTPBackend, steps: Sequence[Step], progress: ProgressLog
+    ) -> list[int | SFTPBackendError | OSError]:
+        """Bytes fetched or the failure, for each step."""
+        overwrite = self.if_exists in ("replace", "skip_same")
+        local = [step for step in steps if not is_url(step.target)]
+        if self.create_parents:
+            for folder in {os.path.dirname(step.target) for step in local} - {""}:
+                os.makedirs(folder, exist_ok=True)
+        outcomes = backend.download_many(
+            [(step.source, step.target) for step in local],
+            overwrite=overwrite,
+            verify=self.verify,
+            progress=progress,
+            return_exceptions=True,
+        )
+        done: dict[Step, int | SFTPBackendError | OSError] = {}
+        for step, outcome in zip(local, outcomes, strict=True):
+            done[step] = outcome if isinstance(outcome, SFTPBackendError | OSError) else outcome.size
+        for step in steps:
+            if is_url(step.target):
+                done[step] = self._stream(backend, step, overwrite, progress)
+        return [done[step] for step in steps]
+
+    def _stream(
+        self, backend: SFTPBackend, step: Step, overwrite: bool, progress: ProgressLog
+    ) -> int | SFTPBackendError | OSError:
+        target = object_path(step.target)
+        count = 0
+        try:
+            if not overwrite and target.exists():
+                return AlreadyExists(f"{step.target!r} exists", path=step.source)
+            with target.fs.transaction:  # what is not whole is not kept
+                with backend.read(step.source) as source, open_object(target, "wb") as sink:
+                    while piece := source.read(_PIECE):
+                        sink.write(piece)
+                        count += len(piece)
+                        progress(len(piece))
+                if self.verify != "none" and step.size is not None and count != step.size:
+                    raise TransferCorrupted(f"{count} bytes came, {step.size} were listed", path=step.source)
+        except (SFTPBackendError, OSError) as error:
+            return error
+        return count
+
+
+class SFTPMoveOperator(_FileOperator):
+    """Moves files on an SFTP server.
+
+    :param source: what to move: a path, a glob (``**`` too), a folder ending with ``/`` (all files in it), or a list of
+        these. (templated)
+    :param target: path, or a folder if it ends with ``/`` or if ``source`` is anything but one plain path. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param missing_ok: nothing to move is no failure.
+    :param dry_run: move nothing, return what would be done.
+    """
+
+    template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
+
+    def __init__(
+        self, *, source: Paths, target: str, if_exists: IfExists = "fail", missing_ok: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.target = target
+        self.if_exists = if_exists
+        self.missing_ok = missing_ok
+        _check("if_exists", if_exists, get_args(IfExists))
+
+    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+        sources, target = paths(self.source, "source"), paths(self.target, "target")[0]
+        found, missing = on_server(backend, sources)
+        steps = [Step(s.source, backend.resolve(s.target).key, s.size) for s in moves(found, sources, target)]
+        there = {info.path: info.size for info in backend.find(*(literally(step.target) for step in steps))}
+        rows = attempt.finished(backend) if attempt.again else []
+        moved = {row["source"] for row in rows}
+        failures: Failures = []
+        if not self.missing_ok:
+            # a glob that fits nothing any more is done if the earlier try has moved what it fitted
+            left = [
+                name for name in missing if not (moved if _names_many(name) else {backend.resolve(name).key} & moved)
+            ]
+            failures += [_not_found(backend, name) for name in left]
+        if not self.only_plan:
+            attempt.note(steps)
+        for step in steps:
+            size = there.get(step.target)
+            if size is not None and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size)):
+                rows.append({"path": step.source, "size": step.size, "action": "skipped", "target": step.target})
+            elif self.only_plan:
+                action = "would fail" if size is not None and self.if_exists == "fail" else "would move"
+                rows.append({"path": step.target, "size": step.size, "action": action, "source": step.source})
+            else:
+                try:
+                    backend.move(step.source, step.target, overwrite=self.if_exists in ("replace", "skip_same"))
+                    rows.append({"path": step.target, "size": step.size, "action": "moved", "source": step.source})
+                except SFTPBackendError as error:
+                    failures.append(error)
+        return rows, failures
+
+
+class SFTPDeleteOperator(_FileOperator):
+    """Deletes files on an SFTP server.
+
+    :param path: what to delete: a path, a glob (``**`` too), a folder ending with ``/`` (the folder and all it holds),
+        or a list of these. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param missing_ok: nothing to delete is no failure.
+    :param dry_run: delete nothing, return what would be done.
+    """
+
+    template_fields: Sequence[str] = ("path", "sftp_conn_id")
+
+    def __init__(self, *, path: Paths, missing_ok: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        self.missing_ok = missing_ok
+
+    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+        wanted = paths(self.path, "path")
+        found, missing = on_server(backend, wanted)
+        folders = [name for name in wanted if name.endswith("/") and not is_glob(name)]
+        failures: Failures = []
+        for name in missing:
+            if name in folders and backend.is_folder(name):
+                continue  # an empty folder is there to be deleted
+            if not self.missing_ok and not attempt.again:
+                failures.append(_not_found(backend, name))
+        rows: list[Row] = []
+        for one in found:
+            if not self.only_plan:
+                try:
+                    backend.delete(one.info.path, missing_ok=True)
+                except SFTPBackendError as error:
+                    failures.append(error)
+                    continue
+            action = "would delete" if self.only_plan else "deleted"
+            rows.append({"path": one.info.path, "size": one.info.size, "action": action})
+        for name in [] if self.only_plan else folders:
+            try:
+                backend.delete_folder(name, recursive=True, missing_ok=True)
+            except SFTPBackendError as error:
+                failures.append(error)
+        return rows, failures
+
+
+class _Try:
+    """A try of the task: whether it is the first (``again``), and what an earlier one has set out to move.
+
+    That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3.
+    """
+
+    _KEY = "moves"
+    _MOST = 500  # files; the store is for small values
+
+    def __init__(self, context: Context) -> None:
+        self.again = (context["ti"].try_number or 1) > 1
+        self._store = context.get("task_state_store")
+        self._noted: dict[str, Any] = {}
+        if self._store is not None:
+            self._noted |= cast("dict[str, Any]", self._store.get(self._KEY) or {})
+
+    def note(self, steps: Sequence[Step]) -> None:
+        """Keeps source, target and size of each file about to be moved."""
+        self._noted |= {step.source: [step.target, step.size] for step in steps}
+        if self._store is not None and steps and len(self._noted) <= self._MOST:
+            self._store.set(self._KEY, cast("JsonValue", self._noted))
+
+    def finished(self, backend: SFTPBackend) -> list[Row]:
+        """A row for each file that an earlier try has moved: gone from its source, and its target is what it moved."""
+        if not self._noted:
+            return []
+        sources = {info.path for info in backend.find(*map(literally, self._noted))}
+        targets = {info.path: info.size for info in backend.find(*(literally(t) for t, _ in self._noted.values()))}
+        return [
+            {"path": target, "size": size, "action": "moved by an earlier try", "source": source}
+            for source, (target, size) in self._noted.items()
+            if source not in sources and targets.get(target) == size
+        ]
+
+
+def _check(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def _row(path: str, step: Step, end: str, size: int | None, action: str) -> Row:
+    return {"path": path, "size": size, "action": action, end: step.source if end == "source" else step.target}
+
+
+def _names_many(source: str) -> bool:
+    return is_glob(source) or source.endswith("/")
+
+
+def _not_found(backend: SFTPBackend, name: str) -> NotFound:
+    return NotFound("no file on the server fits", path=name, backend=backend.name)
+
+
+def _local_size(path: str) -> int | None:
+    """Bytes of a local file or URL; None where there is none."""
+    if is_url(path):
+        target = object_path(path)
+        return target.stat().st_size if target.exists() else None
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return None
+
+
+def _same(backend: SFTPBackend, key: str, local: str) -> bool:
+    """True if a file on the server and a local one hold the same bytes."""
+    try:
+        with backend.read(key) as there, opened_for_reading(local) as here:
+            return _digest(there) == _digest(here)
+    except (SFTPBackendError, OSError):
+        return False
+
+
+def _digest(stream: BinaryIO) -> bytes:
+    digest = hashlib.sha256()
+    while piece := stream.read(_PIECE):
+        digest.update(piece)
+    return digest.digest()

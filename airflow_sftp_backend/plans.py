@@ -1,0 +1,216 @@
+"""Which file goes where: sources named by paths, folders, globs or lists, and the target each is to have.
+
+Local sources and targets are paths of this machine or URLs of any `ObjectStoragePath`. Names that a server gave
+become local names only after each of their segments has been judged alone.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+    from .backend import FileInfo, SFTPBackend
+
+IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
+_WILDCARD = re.compile(r"[*?\[]")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One file on its way: where from, where to, and its size in bytes where that is known."""
+
+    source: str
+    target: str
+    size: int | None = None
+
+
+def paths(value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], what: str) -> list[str]:
+    """The paths an argument names.
+
+    ValueError if one is empty, as a template that found nothing renders, or all are missing.
+    """
+    given = [value] if isinstance(value, str | os.PathLike) else list(value)
+    found = [os.fspath(one) for one in given]
+    if not found or any(not one.strip() for one in found):
+        raise ValueError(f"{what} is empty; if it is a template, look at what it renders to")
+    return found
+
+
+def is_glob(path: str) -> bool:
+    """True if the path has a wildcard."""
+    return _WILDCARD.search(path) is not None
+
+
+def is_url(path: str) -> bool:
+    """True for a URL such as ``s3://bucket/key``."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
+
+
+def literally(path: str) -> str:
+    """A pattern that fits that path alone."""
+    return re.sub(r"([*?\[])", r"[\1]", path)
+
+
+def checked(steps: list[Step]) -> list[Step]:
+    """The steps, unless two of them have one target: ValueError."""
+    taken: dict[str, str] = {}
+    for step in steps:
+        if (other := taken.setdefault(step.target, step.source)) != step.source:
+            raise ValueError(f"{other!r} and {step.source!r} would both become {step.target!r}")
+    return list(dict.fromkeys(steps))
+
+
+# -- from here to the server ------------------------------------------------------------------------------------------
+
+
+def uploads(sources: Sequence[str], target: str) -> list[Step]:
+    """The steps of an upload: ``sources`` are local files, folders, globs or URLs of such.
+
+    ``target`` is a folder if it ends with ``/`` or if anything else than one plain file is sent. What a folder holds
+    keeps its names below that folder; what a glob finds keeps them below the glob's first segment with a wildcard.
+    Raises FileNotFoundError for what is not there, ValueError if two files would have one target.
+    """
+    found = [one for source in sources for one in (_object_files if is_url(source) else _local_files)(source)]
+    plain = len(sources) == 1 and len(found) == 1 and found[0][0] == sources[0] and not target.endswith("/")
+    folder = target.rstrip("/")
+    return checked([Step(name, target if plain else f"{folder}/{below}", size) for name, below, size in found])
+
+
+def _local_files(source: str) -> Iterator[tuple[str, str, int | None]]:
+    """Each file of a source: its path, its path below the source, its size in bytes."""
+    if not is_glob(source) or os.path.lexists(source):
+        if not os.path.isdir(source):
+            yield source, os.path.basename(source), os.stat(source).st_size
+            return
+        pattern, top = os.path.join(glob.escape(source), "**"), source
+    else:
+        pattern, top = source, _literal_folder(source)
+    files = [path for path in sorted(glob.glob(pattern, recursive=True, include_hidden=True)) if os.path.isfile(path)]
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, "no local file fits", source)
+    for path in files:
+        yield path, Path(os.path.relpath(path, top or ".")).as_posix(), os.stat(path).st_size
+
+
+def _object_files(source: str) -> Iterator[tuple[str, str, int | None]]:
+    start = object_path(source)
+    if start.is_file():
+        yield source, start.name, start.stat().st_size
+        return
+    top = object_path(_literal_folder(source)) if is_glob(source) else start
+    found = sorted(top.glob(source.removeprefix(str(top)).lstrip("/")) if is_glob(source) else top.rglob("*"), key=str)
+    files = [path for path in found if path.is_file()]
+    if not files:
+        raise FileNotFoundError(errno.ENOENT, "no file fits", source)
+    for path in files:
+        yield str(path), str(path).removeprefix(str(top)).lstrip("/"), path.stat().st_size
+
+
+def object_path(url: str) -> ObjectStoragePath:
+    """The ObjectStoragePath of a URL."""
+    from airflow.sdk import ObjectStoragePath  # here, because it loads fsspec
+
+    return ObjectStoragePath(url)
+
+
+def _literal_folder(pattern: str) -> str:
+    """What stands before the first segment with a wildcard."""
+    segments = pattern.split("/")
+    first = next(at for at, segment in enumerate(segments) if is_glob(segment))
+    return "/".join(segments[:first])
+
+
+# -- on the server, and from there to here ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file on the server, and its path below the source that named it."""
+
+    info: FileInfo
+    below: str
+
+
+def on_server(backend: SFTPBackend, sources: Sequence[str]) -> tuple[list[Found], list[str]]:
+    """The files that ``sources`` name, and the sources that name none.
+
+    A source is a path, a glob, or a folder ending with ``/``, which means all it holds.
+    """
+    plain = [source for source in sources if not is_glob(source) and not source.endswith("/")]
+    there = {info.path: info for info in backend.find(*plain)}
+    found: dict[str, Found] = {}
+    missing: list[str] = []
+    for source in sources:
+        if source in plain:
+            key = backend.resolve(source).key
+            here = [Found(there[key], there[key].name)] if key in there else []
+        else:
+            pattern = f"{literally(source)}**" if source.endswith("/") and not is_glob(source) else source
+            top = backend.resolve(_literal_folder(pattern)).key
+            here = [Found(info, info.path.removeprefix(top).lstrip("/")) for info in backend.find(pattern)]
+        if not here:
+            missing.append(source)
+        found |= {one.info.path: one for one in here if one.info.path not in found}
+    return list(found.values()), missing
+
+
+def goes_into_folder(sources: Sequence[str], target: str) -> bool:
+    """True if ``target`` is a folder to fill: it ends with ``/``, or there may be several sources."""
+    return target.endswith("/") or len(sources) > 1 or is_glob(sources[0]) or sources[0].endswith("/")
+
+
+def downloads(found: Sequence[Found], sources: Sequence[str], target: str) -> list[Step]:
+    """The steps of a download to a local path or URL. ValueError if two files would have one target."""
+    into_folder = goes_into_folder(sources, target)
+    return checked(
+        [Step(one.info.path, _below(target, one.below) if into_folder else target, one.info.size) for one in found]
+    )
+
+
+def _below(folder: str, relative: str) -> str:
+    """A path below a local folder or URL, each segment of it judged alone: ValueError for one that would lead
+    elsewhere.
+    """
+    segments = relative.split("/")
+    for segment in segments:
+        if (
+            segment in ("", ".", "..")
+            or os.sep in segment
+            or (os.altsep or "\0") in segment
+            or os.path.splitdrive(segment)[0]
+        ):
+            raise ValueError(f"the server's name {relative!r} is no name for a local file")
+    if is_url(folder):
+        return "/".join([folder.rstrip("/"), *segments])
+    return os.path.join(folder, *segments)
+
+
+def moves(found: Sequence[Found], sources: Sequence[str], target: str) -> list[Step]:
+    """The steps of a move on the server. ValueError if two files would have one target."""
+    folder = target.rstrip("/")
+    into_folder = goes_into_folder(sources, target)
+    return checked(
+        [Step(one.info.path, f"{folder}/{one.below}" if into_folder else target, one.info.size) for one in found]
+    )
+
+
+@contextmanager
+def opened_for_reading(source: str) -> Iterator[BinaryIO]:
+    """The bytes of a local path or URL."""
+    with open_object(object_path(source), "rb") if is_url(source) else open(source, "rb") as stream:
+        yield stream
+
+
+def open_object(path: ObjectStoragePath, mode: Literal["rb", "wb"]) -> BinaryIO:
+    """The object, open."""
+    return cast("BinaryIO", path.open(mode))  # type: ignore[no-untyped-call] # Airflow leaves it untyped

@@ -1,0 +1,180 @@
+"""The sensor that waits for files, in the worker or deferred; both look and decide by `waiting`."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected
+from .hooks import SFTPBackendHook, translate_errors
+from .plans import paths
+from .triggers import SFTPFileTrigger
+from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, judge, look
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import AirflowFailException
+    from pydantic import JsonValue
+
+    from .backend import SFTPBackend
+else:
+    try:
+        from airflow.sdk.configuration import conf
+        from airflow.sdk.exceptions import AirflowFailException
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.configuration import conf
+        from airflow.exceptions import AirflowFailException
+
+_STATE = "observed"
+
+
+class SFTPFileSensor(BaseSensorOperator):
+    """Waits for files on an SFTP server and returns them: a list of ``path``, ``size`` and ``modified_at``.
+
+    A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection is
+    logged and tried again at the next look, until ``timeout``.
+
+    :param path: what to wait for, relative to the connection's base path: a path, a glob (``**`` too), or a list of
+        these. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param min_files: how many files must satisfy all of this.
+    :param min_size: bytes a file must have.
+    :param newer_than: a time with its zone (datetime, or ISO 8601 text) after which a file must have changed, by the
+        server's clock. (templated)
+    :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed.
+    :param done_file: name of a file that must stand beside each, such as ``{name}.done``. (templated)
+    :param ignore: patterns of names that do not count; by default the names programs give to unfinished files. A file
+        named by its plain path always counts.
+    :param deferrable: wait in the triggerer; by default as Airflow's ``default_deferrable`` says.
+    """
+
+    template_fields: Sequence[str] = ("path", "sftp_conn_id", "newer_than", "done_file")
+    ui_color = "#dbe9f6"
+
+    def __init__(
+        self,
+        *,
+        path: str | os.PathLike[str] | Sequence[str],
+        sftp_conn_id: str = SFTPBackendHook.default_conn_name,
+        min_files: int = 1,
+        min_size: int = 0,
+        newer_than: datetime | str | None = None,
+        stable_for: float | timedelta = 0,
+        done_file: str | None = None,
+        ignore: Sequence[str] = TEMPORARY_NAMES,
+        deferrable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.path = path
+        self.sftp_conn_id = sftp_conn_id
+        self.min_files = min_files
+        self.min_size = min_size
+        self.newer_than = newer_than
+        self.stable_for = stable_for
+        self.done_file = done_file
+        self.ignore = tuple(ignore)
+        if deferrable is None:
+            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
+        self.deferrable = deferrable
+        if isinstance(newer_than, datetime):
+            _aware(newer_than)
+        if min_files < 1:
+            raise ValueError(f"min_files is a number from 1, not {min_files!r}")
+        self._backend: SFTPBackend | None = None
+        self._observed: Observed = {}
+
+    def execute(self, context: Context) -> list[Row]:
+        """Looks, and looks again until the wait is over; one connection for all looks in one process."""
+        with translate_errors():
+            condition = self._condition()
+            with SFTPBackendHook(self.sftp_conn_id).backend() as backend:
+                self._backend = backend
+                try:
+                    for pattern in condition.patterns:
+                        plan = backend.resolve(pattern)
+                        self.log.info("waiting for %s on %s", plan.native_path, plan.backend)
+                    if not self.deferrable:
+                        return cast("list[Row]", super().execute(context))
+                    verdict = self._look(context, condition)
+                finally:
+                    self._backend = None
+        if not verdict.done:
+            self._go_on_in_triggerer(condition, verdict)
+        return verdict.files
+
+    def _go_on_in_triggerer(self, condition: Condition, verdict: Verdict) -> NoReturn:
+        self.defer(
+            trigger=SFTPFileTrigger(self.sftp_conn_id, condition.as_json(), self.poke_interval, verdict.observed),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """One look."""
+        verdict = self._look(context, self._condition())
+        return PokeReturnValue(verdict.done, verdict.files if verdict.done else None)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[Row]:  # noqa: ARG002
+        """What the trigger has found. AirflowFailException with its reason if it had to give up."""
+        if event["status"] != "found":
+            raise AirflowFailException(event["message"])
+        files: list[Row] = event["files"]
+        self.log.info("found %d files", len(files))
+        return files
+
+    def _condition(self) -> Condition:
+        newer_than = self.newer_than or None
+        if isinstance(newer_than, str):
+            newer_than = datetime.fromisoformat(newer_than)
+        stable_for = self.stable_for
+        return Condition(
+            patterns=tuple(paths(self.path, "path")),
+            min_files=self.min_files,
+            min_size=self.min_size,
+            newer_than=None if newer_than is None else _aware(newer_than).isoformat(),
+            stable_for=stable_for.total_seconds() if isinstance(stable_for, timedelta) else stable_for,
+            done_file=self.done_file,
+            ignore=self.ignore,
+        )
+
+    def _look(self, context: Context, condition: Condition) -> Verdict:
+        """One look; two, ``stable_for`` apart, where nothing can be remembered until the next."""
+        store = context.get("task_state_store") if self.mode == "reschedule" else None
+        if store is not None:
+            self._observed = cast("Observed", store.get(_STATE) or {})
+        verdict = self._judged(condition)
+        forgets = self.mode == "reschedule" and store is None and not self.deferrable
+        if forgets and verdict.observed and not verdict.done and condition.stable_for:
+            time.sleep(condition.stable_for)
+            verdict = self._judged(condition)
+        if store is not None:
+            store.set(_STATE, cast("JsonValue", verdict.observed))
+        return verdict
+
+    def _judged(self, condition: Condition, clock: Callable[[], float] = time.time) -> Verdict:
+        assert self._backend is not None
+        try:
+            files, done_files = look(self._backend, condition)
+        except (AuthenticationFailed, HostKeyRejected):
+            raise
+        except BackendUnavailable as error:
+            self.log.warning("cannot look, will look again: %s", error)
+            return Verdict(False, [], self._observed, str(error))
+        verdict = judge(condition, files, done_files, self._observed, clock())
+        self._observed = verdict.observed
+        if not verdict.done:
+            self.log.info("%s", verdict.missing)
+        return verdict
+
+
+def _aware(time: datetime) -> datetime:
+    if time.tzinfo is None:
+        raise ValueError(f"newer_than needs a time zone, as in 2026-01-31T06:00:00+01:00; {time.isoformat()} has none")
+    return time

@@ -1,0 +1,29 @@
+"""Fetch what the archive holds: one mapped task a file, each proven by its SHA-256.
+
+Params: ``into`` is the local folder the files land in.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, Param, task
+
+from airflow_sftp_backend.hooks import SFTPBackendHook
+from airflow_sftp_backend.operators import SFTPDownloadOperator
+
+with DAG(
+    dag_id="mapped_download",
+    schedule=None,
+    catchup=False,
+    params={"into": Param("/tmp/fetched", type="string", description="Local folder the files land in")},  # noqa: S108
+    doc_md=__doc__,
+) as dag:
+
+    @task
+    def list_archive() -> list[str]:
+        """Paths of the files to fetch."""
+        with SFTPBackendHook().backend() as backend:
+            return [info.path for info in backend.find("archive/**")]
+
+    SFTPDownloadOperator.partial(
+        task_id="fetch", target="{{ params.into }}/", if_exists="skip_same", verify="sha256"
+    ).expand(source=list_archive())

@@ -1,0 +1,32 @@
+"""A day with a partner: send the orders, wait for the receipt, archive it, clear away what was sent.
+
+Runs with any connection called ``sftp_backend_default``. Params: ``orders`` is the local folder to send.
+"""
+
+from __future__ import annotations
+
+from airflow.sdk import DAG, Param
+
+from airflow_sftp_backend.operators import SFTPDeleteOperator, SFTPMoveOperator, SFTPUploadOperator
+from airflow_sftp_backend.sensors import SFTPFileSensor
+
+with DAG(
+    dag_id="partner_exchange",
+    schedule=None,
+    catchup=False,
+    params={"orders": Param("/tmp/orders", type="string", description="Local folder whose files are sent")},  # noqa: S108
+    render_template_as_native_obj=True,
+    doc_md=__doc__,
+) as dag:
+    send = SFTPUploadOperator(task_id="send_orders", source="{{ params.orders }}", target="outbox/")
+    receipt = SFTPFileSensor(
+        task_id="wait_for_receipt", path="inbox/receipt-*.csv", stable_for=1, poke_interval=1, timeout=300
+    )
+    archive = SFTPMoveOperator(
+        task_id="archive_receipt",
+        source="{{ ti.xcom_pull('wait_for_receipt') | map(attribute='path') | list }}",
+        target="archive/{{ run_id }}/",
+    )
+    clear = SFTPDeleteOperator(task_id="clear_outbox", path="outbox/")
+
+    send >> receipt >> archive >> clear

@@ -1,0 +1,375 @@
+"""The hook gives a task its backend and takes it back, hides its secrets, and says what is worth another try."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+from airflow.sdk._shared.secrets_masker import redact, reset_secrets_masker
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+
+from airflow_sftp_backend import (
+    AlreadyExists,
+    AuthenticationFailed,
+    BackendUnavailable,
+    CapabilityNotSupported,
+    DirectoryNotEmpty,
+    HostKeyPolicy,
+    HostKeyRejected,
+    InvalidPath,
+    NotFound,
+    PermissionDenied,
+    SFTPBackendError,
+    TransferCorrupted,
+)
+from airflow_sftp_backend.connection import InvalidConnection, field_behaviour
+from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
+from tests.airflow.conftest import Connect
+from tests.servers import AsyncsshServer, OpenSSHServer, free_port
+
+
+@pytest.fixture(autouse=True)
+def masks() -> Iterator[None]:
+    """Forgets what a test has had masked."""
+    yield
+    reset_secrets_masker()
+
+
+@pytest.fixture
+def server(asyncssh_plain: AsyncsshServer) -> AsyncsshServer:
+    """The one server most of these tests need."""
+    return asyncssh_plain
+
+
+# ---- a backend of one's own
+
+
+def test_a_block_has_one_backend_with_one_login(server: AsyncsshServer, connect: Connect) -> None:
+    logins = server.logins()
+    with SFTPBackendHook(connect(server)).backend() as backend:
+        backend.write("a/b.txt", b"hello")
+        assert backend.read_bytes("a/b.txt") == b"hello"
+        assert [file.path for file in backend.list_files("a")] == ["a/b.txt"]
+    assert server.logins() == logins + 1
+
+
+def test_the_backend_is_closed_after_the_block_however_it_ends(server: AsyncsshServer, connect: Connect) -> None:
+    hook = SFTPBackendHook(connect(server))
+    with pytest.raises(KeyboardInterrupt), hook.backend() as first:
+        first.check_health()
+        raise KeyboardInterrupt
+    with pytest.raises(AirflowFailException), hook.backend() as second:
+        second.read_bytes("../up")
+    assert first is not second
+    logins = server.logins()
+    with hook.backend() as third:
+        third.check_health()
+        assert server.logins() == logins + 1
+
+
+def test_a_block_that_connects_nowhere_costs_no_login(server: AsyncsshServer, connect: Connect) -> None:
+    connections = server.connections()
+    with SFTPBackendHook(connect(server)).backend() as backend:
+        assert backend.resolve("a").details["port"] == server.port
+    assert server.connections() == connections
+
+
+def test_the_hook_has_one_backend_until_it_is_closed(server: AsyncsshServer, connect: Connect) -> None:
+    hook = SFTPBackendHook(connect(server))
+    backend = hook.get_conn()
+    assert hook.get_conn() is backend
+    hook.close()
+    hook.close()
+    assert hook.get_conn() is not backend
+
+
+def test_a_connection_that_was_changed_is_read_after_close(server: AsyncsshServer, connect: Connect) -> None:
+    hook = SFTPBackendHook(connect(server, base_path="/before"))
+    assert hook.get_conn().config.base_path == "/before"
+    connect(server, base_path="/after")
+    hook.close()
+    assert hook.get_conn().config.base_path == "/after"
+
+
+def test_the_default_connection_is_used(server: AsyncsshServer, connect: Connect) -> None:
+    connect(server, "sftp_backend_default")
+    assert SFTPBackendHook().test_connection()[0]
+
+
+def test_the_triggerers_loop_reads_the_same_connection(server: AsyncsshServer, connect: Connect) -> None:
+    hook = SFTPBackendHook(connect(server))
+    assert asyncio.run(hook.aconfig()) == hook.config()
+
+
+def test_a_connection_nobody_made_is_named() -> None:
+    with pytest.raises(AirflowNotFoundException, match="nowhere"):
+        SFTPBackendHook("nowhere").get_conn()
+
+
+# ---- connections made for the sftp and ssh hooks
+
+
+@pytest.mark.parametrize("conn_type", ["sftp", "ssh"])
+def test_another_hooks_connection_is_taken_unchanged(openssh: OpenSSHServer, connect: Connect, conn_type: str) -> None:
+    host_key = openssh.known_hosts.splitlines()[0].split(" ", 1)[1]
+    conn_id = connect(
+        openssh, conn_type=conn_type, private_key=None, known_host_keys=None, base_path=None,
+        key_file=str(openssh.client_key), host_key=host_key, no_host_key_check="false", look_for_keys="false",
+    )  # fmt: skip
+    folder = openssh.fresh()
+    with SFTPBackendHook(conn_id).backend() as backend:
+        backend.write(f"{folder.path}/a", b"hello")
+    assert (folder.path / "a").read_bytes() == b"hello"
+
+
+def test_another_hooks_known_hosts_file_is_used(
+    openssh: OpenSSHServer, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    conn_id = connect(openssh, conn_type="sftp", known_host_keys=None)
+    hook = SFTPBackendHook(conn_id)
+    with pytest.raises(HostKeyRejected):
+        hook.get_conn().check_health()
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/known_hosts").write_text(openssh.known_hosts + "\n")
+    assert hook.test_connection() == (True, hook.test_connection()[1])
+
+
+def test_another_hooks_connection_that_checks_no_keys_still_connects(
+    openssh: OpenSSHServer, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    hook = SFTPBackendHook(connect(openssh, conn_type="ssh", known_host_keys=None, no_host_key_check=True))
+    success, text = hook.test_connection()
+    assert (success, text.endswith("unknown host keys are accepted")) == (True, True)
+    assert any("ssh-keyscan" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+
+
+@pytest.mark.parametrize(("extra", "accepted"), [("no_host_key_check", False), ("allow_host_key_change", True)])
+def test_a_changed_host_key_is_accepted_only_where_another_hook_accepts_it(
+    openssh: OpenSSHServer,
+    connect: Connect,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    extra: str,
+    accepted: bool,
+) -> None:
+    other = asyncssh.generate_private_key("ssh-ed25519")
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/known_hosts").write_text(openssh.known_hosts_line(other) + "\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    more: dict[str, Any] = {extra: "true"}
+    hook = SFTPBackendHook(connect(openssh, conn_type="ssh", known_host_keys=None, **more))
+    assert hook.test_connection()[0] is accepted
+
+
+def test_a_password_beside_a_key_without_passphrase_does_no_harm(openssh: OpenSSHServer, connect: Connect) -> None:
+    hook = SFTPBackendHook(connect(openssh, conn_type="sftp", columns={"password": "swordfish"}))
+    assert hook.test_connection()[0]
+
+
+def test_the_password_opens_an_encrypted_key(openssh: OpenSSHServer, connect: Connect, tmp_path: Path) -> None:
+    openssh.login_key.write_private_key(str(tmp_path / "key"), passphrase="swordfish")
+    key: dict[str, Any] = {"private_key": None, "key_file": str(tmp_path / "key")}
+    hook = SFTPBackendHook(connect(openssh, conn_type="sftp", columns={"password": "swordfish"}, **key))
+    assert hook.test_connection()[0]
+    hook = SFTPBackendHook(connect(openssh, conn_type="sftp", **key))
+    assert not hook.test_connection()[0]
+
+
+# ---- the connection test
+
+
+def test_the_connection_test_names_what_it_reached(server: AsyncsshServer, connect: Connect) -> None:
+    folder = server.fresh()
+    conn_id = connect(server, base_path=folder.base_path)
+    server_shown = f"{server.username}@{server.host}:{server.port}"
+    assert SFTPBackendHook(conn_id).test_connection() == (
+        True,
+        f"Connected to {server_shown}, base path {folder.base_path}",
+    )
+
+
+def test_the_connection_test_leaves_no_connection_behind(server: AsyncsshServer, connect: Connect) -> None:
+    logins = server.logins()
+    hook = SFTPBackendHook(connect(server))
+    assert hook.test_connection()[0]
+    assert hook.test_connection()[0]
+    assert server.logins() == logins + 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "extra", "said"),
+    [
+        ({"port": free_port()}, {}, "refuses connections"),
+        ({"host": "", "port": 70000}, {}, "needs correcting in 2 places"),
+        ({"login": "nobody-at-all"}, {}, "nobody-at-all"),
+        ({}, {"base_path": "/no/such/folder"}, "no such folder"),
+        ({}, {"known_host_keys": "SHA256:" + "A" * 43}, "SHA256:"),
+        ({}, {"private_key": "not a key"}, "key"),
+    ],
+)
+def test_the_connection_test_says_why_it_failed(
+    server: AsyncsshServer, connect: Connect, columns: dict[str, object], extra: dict[str, Any], said: str
+) -> None:
+    conn_id = connect(server, columns=columns, conn_retry_attempts=1, **extra)
+    success, text = SFTPBackendHook(conn_id).test_connection()
+    assert not success
+    assert re.search(said, text), text
+
+
+def test_the_connection_test_of_no_connection_fails() -> None:
+    success, text = SFTPBackendHook("nowhere").test_connection()
+    assert (success, "nowhere" in text) == (False, True)
+
+
+# ---- what a log may show
+
+
+def key_text(kind: str) -> str:
+    """A private key in its usual PEM form."""
+    form = "openssh" if kind == "ssh-ed25519" else "pkcs8-pem"
+    return asyncssh.generate_private_key(kind).export_private_key(form).decode()
+
+
+def body_lines(pem: str) -> list[str]:
+    """The lines of a key that say something of it, those too short to be masked left out."""
+    return [line for line in pem.splitlines() if "-----" not in line and len(line) >= 16]
+
+
+PASTED: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "spaces for line breaks": lambda pem: pem.replace("\n", " "),
+    "no line breaks": lambda pem: pem.replace("\n", ""),
+    "escaped line breaks": lambda pem: pem.replace("\n", "\\n"),
+    "CRLF": lambda pem: pem.replace("\n", "\r\n"),
+    "base64": lambda pem: base64.b64encode(pem.encode()).decode(),
+    "base64 in lines": lambda pem: base64.encodebytes(pem.encode()).decode(),
+    "base64 of UTF-16": lambda pem: base64.b64encode(pem.encode("utf-16")).decode(),
+}
+
+
+@pytest.mark.parametrize("form", PASTED)
+@pytest.mark.parametrize("kind", ["ssh-ed25519", "ecdsa-sha2-nistp256"])
+def test_no_line_of_a_private_key_is_seen_in_a_log(
+    server: AsyncsshServer, connect: Connect, form: str, kind: str
+) -> None:
+    pem = key_text(kind)
+    given = PASTED[form](pem)
+    SFTPBackendHook(connect(server, private_key=given)).config()
+    shown = [
+        given,
+        pem,
+        json.dumps({"extra": given}),
+        json.dumps({"extra": pem}),
+        repr(given),
+        repr([pem]),
+        *pem.splitlines(),
+    ]
+    for text in shown:
+        seen = str(redact(text))
+        assert [line for line in body_lines(pem) + body_lines(given) if line in seen] == []
+    assert given not in str(redact(given))
+
+
+@pytest.mark.parametrize("name", ["passphrase", "private_key_pass", "private_key_passphrase"])
+def test_a_secret_is_hidden_in_every_quoting(server: AsyncsshServer, connect: Connect, name: str) -> None:
+    secret, extra = 'se"cr\\et\twörd', {name: 'open "sesame" \\ now'}
+    hook = SFTPBackendHook(connect(server, columns={"password": secret}, private_key=None, key_file="/key", **extra))
+    config = hook.config()
+    for plain in (secret, *extra.values()):
+        for shown in (plain, json.dumps(plain), json.dumps(plain, ensure_ascii=False), repr(plain)):
+            assert shown.strip("'\"") not in str(redact(f"<{shown}>"))
+    assert secret not in f"{config} {hook.get_conn()!r}"
+
+
+def test_secrets_are_hidden_before_the_faults_of_their_connection_are_told(
+    server: AsyncsshServer, connect: Connect
+) -> None:
+    hook = SFTPBackendHook(connect(server, columns={"host": "", "password": "swordfish"}))
+    with pytest.raises(InvalidConnection):
+        hook.config()
+    assert redact("swordfish") == "***"
+
+
+# ---- what is worth another try
+
+
+HOPELESS: list[Exception] = [
+    AuthenticationFailed("no"), HostKeyRejected("no"), PermissionDenied("no", path="a"), InvalidPath("no"),
+    CapabilityNotSupported("no"), InvalidConnection("partner", ["Port: 0 given"]), ValueError("no"), TypeError("no"),
+]  # fmt: skip
+HOPEFUL: list[Exception] = [
+    BackendUnavailable("no"), NotFound("no"), AlreadyExists("no"), DirectoryNotEmpty("no"), TransferCorrupted("no"),
+    SFTPBackendError("the disk is full"), FileNotFoundError("no"), OSError("no"), TimeoutError("no"),
+]  # fmt: skip
+
+
+def kind_of(error: Exception) -> str:
+    """The name of its class."""
+    return type(error).__name__
+
+
+@pytest.mark.parametrize("error", HOPELESS, ids=kind_of)
+def test_what_retrying_cannot_mend_fails_the_task(error: Exception) -> None:
+    with pytest.raises(AirflowFailException) as caught, translate_errors():
+        raise error
+    assert (str(caught.value), caught.value.__cause__) == (str(error), error)
+
+
+@pytest.mark.parametrize("error", HOPEFUL, ids=kind_of)
+def test_what_may_mend_itself_is_left_to_airflows_retries(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, translate_errors():
+        raise error
+    assert caught.value is error
+    assert not isinstance(error, AirflowFailException)
+
+
+def test_a_group_of_errors_fails_the_task_if_none_of_them_can_be_mended() -> None:
+    group = ExceptionGroup("3 of 9 uploads failed", [HOPELESS[2], ExceptionGroup("inner", [HOPELESS[3]])])
+    with pytest.raises(AirflowFailException) as caught, translate_errors():
+        raise group
+    assert str(caught.value).splitlines() == ["3 of 9 uploads failed:", "- no ('a')", "- no"]
+
+
+def test_a_group_of_errors_is_tried_again_if_one_of_them_may_be_mended() -> None:
+    group = ExceptionGroup("2 of 9 uploads failed", [HOPELESS[0], HOPEFUL[0]])
+    with pytest.raises(ExceptionGroup) as caught, translate_errors():
+        raise group
+    assert caught.value is group
+
+
+def test_a_translated_error_is_not_translated_again() -> None:
+    with pytest.raises(AirflowFailException) as caught, translate_errors(), translate_errors():
+        raise HOPELESS[0]
+    assert caught.value.__cause__ is HOPELESS[0]
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), TypeError("mine")], ids=kind_of)
+def test_the_backends_block_leaves_its_users_own_errors_alone(
+    server: AsyncsshServer, connect: Connect, error: Exception
+) -> None:
+    with pytest.raises(type(error)) as caught, SFTPBackendHook(connect(server)).backend():
+        raise error
+    assert caught.value is error
+
+
+def test_the_backends_block_fails_the_task_for_a_connection_with_faults(
+    server: AsyncsshServer, connect: Connect
+) -> None:
+    hook = SFTPBackendHook(connect(server, compress="perhaps"))
+    with pytest.raises(AirflowFailException, match="needs correcting"), hook.backend():
+        pytest.fail("there is no backend to use")
+
+
+def test_the_form_of_older_airflows_is_the_same() -> None:
+    assert SFTPBackendHook.get_ui_field_behaviour() == field_behaviour()
+    assert SFTPBackendHook.conn_name_attr == "sftp_conn_id"
+    assert HostKeyPolicy.STRICT.value == "strict"

@@ -1,0 +1,386 @@
+"""What the contract promises of moving, copying and deleting. On every well-behaved server and some that are not."""
+
+from __future__ import annotations
+
+import os
+import random
+import stat
+from collections.abc import Callable
+
+import pytest
+
+from airflow_sftp_backend import (
+    AlreadyExists,
+    DirectoryNotEmpty,
+    InvalidPath,
+    NotFound,
+    PermissionDenied,
+    SFTPBackend,
+    SFTPBackendError,
+)
+from tests.servers import (
+    DropBox,
+    Folder,
+    MovesAway,
+    PosixRenameRefusesTaken,
+    RefusesRename,
+    RenameReplaces,
+    Server,
+    ShortReads,
+    WithoutSetstat,
+)
+
+from .expect import refused, tree
+
+MakeBackend = Callable[..., SFTPBackend]
+Change = Callable[..., None]
+BIG = random.Random(9).randbytes(1_000_001)
+
+
+@pytest.fixture(params=["move", "copy"])
+def change(request: pytest.FixtureRequest, backend: SFTPBackend) -> Change:
+    """``move`` and ``copy``, which promise the same but for the source."""
+    found: Change = getattr(backend, request.param)
+    return found
+
+
+# -- move -------------------------------------------------------------------------------------------------------------
+
+
+def test_move_renames_and_makes_parents(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    before = (folder.path / "file").stat()
+    backend.move("/file", "a//b/./renamed")
+    assert tree(folder.path) == {"a": None, "a/b": None, "a/b/renamed": b"content"}
+    after = (folder.path / "a" / "b" / "renamed").stat()
+    assert (before.st_ino, before.st_mtime) == (after.st_ino, after.st_mtime)
+
+
+def test_move_onto_itself_does_nothing_after_looking_at_the_source(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    backend.move("file", "/./file")
+    backend.move("file", "file", overwrite=True)
+    assert tree(folder.path) == {"file": b"content"}
+    with refused(NotFound, backend, "missing"):
+        backend.move("missing", "missing")
+    (folder.path / "sub").mkdir()
+    with refused(InvalidPath, backend, "sub"):
+        backend.move("sub", "sub")
+
+
+def test_move_of_a_link_moves_the_link(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    (folder.path / "link").symlink_to("file")
+    backend.move("link", "moved")
+    assert tree(folder.path) == {"file": b"content", "moved": b"-> file"}
+
+
+# -- move and copy ----------------------------------------------------------------------------------------------------
+
+
+def test_the_source_of_a_move_is_gone_that_of_a_copy_stays(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(BIG)
+    backend.copy("file", "sub/copied")
+    assert tree(folder.path) == {"file": BIG, "sub": None, "sub/copied": BIG}
+    backend.move("file", "sub/moved")
+    assert tree(folder.path) == {"sub": None, "sub/copied": BIG, "sub/moved": BIG}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_missing_source_is_not_found(change: Change, backend: SFTPBackend, folder: Folder, overwrite: bool) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    for source in ("missing", "missing/file", "file/below"):
+        with refused(NotFound, backend, source):
+            change(source, "target", overwrite)
+        with refused(NotFound, backend, source):
+            change(source, "new/target", overwrite)
+    assert "target" not in tree(folder.path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_as_source_is_invalid_path(
+    change: Change, backend: SFTPBackend, folder: Folder, overwrite: bool
+) -> None:
+    (folder.path / "sub").mkdir()
+    with refused(InvalidPath, backend, "sub"):
+        change("sub", "target", overwrite)
+    assert tree(folder.path) == {"sub": None}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_as_target_is_invalid_path(
+    change: Change, backend: SFTPBackend, folder: Folder, overwrite: bool
+) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    (folder.path / "sub").mkdir()
+    with refused(InvalidPath, backend, "sub"):
+        change("file", "sub", overwrite)
+    assert tree(folder.path) == {"file": b"content", "sub": None}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_in_the_targets_path_is_invalid_path(
+    change: Change, backend: SFTPBackend, folder: Folder, overwrite: bool
+) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    (folder.path / "other").write_bytes(b"other")
+    for target in ("other/below", "other/far/below"):
+        with refused(InvalidPath, backend, "other"):
+            change("file", target, overwrite)
+    assert tree(folder.path) == {"file": b"content", "other": b"other"}
+
+
+def test_an_existing_target_is_already_exists(change: Change, backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    (folder.path / "target").write_bytes(b"old")
+    with refused(AlreadyExists, backend, "target") as error:
+        change("file", "target")
+    assert "overwrite=True" in error.message
+    assert tree(folder.path) == {"file": b"content", "target": b"old"}
+
+
+def test_a_dangling_link_as_target_is_already_exists(change: Change, backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    (folder.path / "link").symlink_to("missing")
+    with refused(AlreadyExists, backend, "link"):
+        change("file", "link")
+    assert tree(folder.path) == {"file": b"content", "link": b"-> missing"}
+
+
+def test_overwrite_replaces_the_target(change: Change, backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(BIG)
+    (folder.path / "target").write_bytes(b"old")
+    change("file", "target", overwrite=True)
+    held = tree(folder.path)
+    held.pop("file", None)
+    assert held == {"target": BIG}
+
+
+def test_empty_files_move_and_copy(change: Change, folder: Folder) -> None:
+    (folder.path / "file").touch()
+    change("file", "target")
+    assert (folder.path / "target").read_bytes() == b""
+
+
+# -- copy -------------------------------------------------------------------------------------------------------------
+
+
+def test_copy_onto_itself_is_invalid_path_and_harmless(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"content")
+    for overwrite in (False, True):
+        with refused(InvalidPath, backend, "file"):
+            backend.copy("file", "/./file", overwrite)
+    assert tree(folder.path) == {"file": b"content"}
+
+
+def test_copy_follows_a_link_and_keeps_the_mode_of_what_it_replaces(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(BIG)
+    (folder.path / "link").symlink_to("file")
+    (folder.path / "target").write_bytes(b"old")
+    (folder.path / "target").chmod(0o640)
+    backend.copy("link", "target", overwrite=True)
+    assert tree(folder.path) == {"file": BIG, "link": b"-> file", "target": BIG}
+    assert stat.S_IMODE((folder.path / "target").stat().st_mode) == 0o640
+
+
+def test_a_copy_the_server_cuts_short_does_not_land(make_backend: MakeBackend) -> None:
+    with ShortReads(at_most=1000) as server:
+        folder = server.fresh()
+        (folder.path / "file").write_bytes(BIG)
+        (folder.path / "target").write_bytes(b"old")
+        backend = make_backend(server, base_path=folder.base_path)
+        with pytest.raises(SFTPBackendError, match="target"):
+            backend.copy("file", "target", overwrite=True)
+        assert tree(folder.path) == {"file": BIG, "target": b"old"}
+
+
+# -- delete -----------------------------------------------------------------------------------------------------------
+
+
+def test_delete_removes_a_file_and_nothing_else(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "one").touch()
+    (folder.path / "two").touch()
+    backend.delete("one")
+    assert tree(folder.path) == {"two": b""}
+
+
+def test_delete_of_what_is_missing_is_not_found_unless_that_is_ok(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").touch()
+    for path in ("missing", "missing/file", "file/below"):
+        with refused(NotFound, backend, path):
+            backend.delete(path)
+        backend.delete(path, missing_ok=True)
+    assert tree(folder.path) == {"file": b""}
+
+
+def test_delete_of_a_folder_is_invalid_path_with_missing_ok_too(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "sub").mkdir()
+    for missing_ok in (False, True):
+        with refused(InvalidPath, backend, "sub") as error:
+            backend.delete("sub", missing_ok)
+        assert "delete_folder" in error.message
+    assert tree(folder.path) == {"sub": None}
+
+
+def test_delete_removes_a_link_and_not_its_target(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "sub").mkdir()
+    (folder.path / "sub" / "file").write_bytes(b"content")
+    (folder.path / "to_file").symlink_to("sub/file")
+    (folder.path / "to_folder").symlink_to("sub")
+    (folder.path / "to_nothing").symlink_to("missing")
+    for link in ("to_file", "to_folder", "to_nothing"):
+        backend.delete(link)
+    assert tree(folder.path) == {"sub": None, "sub/file": b"content"}
+
+
+# -- delete_folder ----------------------------------------------------------------------------------------------------
+
+
+def test_delete_folder_removes_an_empty_folder(backend: SFTPBackend, folder: Folder) -> None:
+    for recursive in (False, True):
+        (folder.path / "sub").mkdir()
+        backend.delete_folder("sub", recursive)
+        assert tree(folder.path) == {}
+
+
+def test_delete_folder_of_a_full_one_is_directory_not_empty(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "sub").mkdir()
+    (folder.path / "sub" / "file").touch()
+    with refused(DirectoryNotEmpty, backend, "sub") as error:
+        backend.delete_folder("sub", missing_ok=True)
+    assert "recursive=True" in error.message
+    assert tree(folder.path) == {"sub": None, "sub/file": b""}
+
+
+def test_delete_folder_of_what_is_missing_is_not_found_unless_that_is_ok(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").touch()
+    for path in ("missing", "missing/sub", "file/below"):
+        for recursive in (False, True):
+            with refused(NotFound, backend, path):
+                backend.delete_folder(path, recursive)
+            backend.delete_folder(path, recursive, missing_ok=True)
+    assert tree(folder.path) == {"file": b""}
+
+
+def test_delete_folder_of_a_file_is_invalid_path(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").touch()
+    for recursive in (False, True):
+        with refused(InvalidPath, backend, "file"):
+            backend.delete_folder("file", recursive, missing_ok=True)
+    assert tree(folder.path) == {"file": b""}
+
+
+def test_delete_folder_deletes_a_tree_from_the_bottom_up(backend: SFTPBackend, folder: Folder) -> None:
+    for name in ("top/a/b/c/1", "top/a/2", "top/d/3", "top/4", "beside/5"):
+        path = folder.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    (folder.path / "top" / "empty").mkdir()
+    (folder.path / "top" / ".hidden").touch()
+    (folder.path / "top" / ".data.12345678-0123456789ab.part").touch()
+    os.mkfifo(folder.path / "top" / "pipe")
+    backend.delete_folder("top", recursive=True)
+    assert tree(folder.path) == {"beside": None, "beside/5": b"x"}
+
+
+def test_delete_folder_removes_links_and_never_enters_them(
+    backend: SFTPBackend, folder: Folder, server: Server
+) -> None:
+    outside = server.fresh()
+    (outside.path / "precious").write_bytes(b"x")
+    (folder.path / "top").mkdir()
+    (folder.path / "top" / "out").symlink_to(outside.path)
+    (folder.path / "top" / "file").symlink_to(outside.path / "precious")
+    (folder.path / "top" / "nothing").symlink_to("missing")
+    backend.delete_folder("top", recursive=True)
+    assert tree(folder.path) == {}
+    for recursive in (False, True):
+        (folder.path / "link").symlink_to(outside.path)
+        backend.delete_folder("link", recursive)
+        assert tree(folder.path) == {}
+    assert tree(outside.path) == {"precious": b"x"}
+
+
+def test_delete_folder_says_what_the_server_says_where_nothing_is_shown(make_backend: MakeBackend) -> None:
+    with DropBox() as server:
+        folder = server.fresh()
+        (folder.path / "sub").mkdir()
+        (folder.path / "sub" / "file").touch()
+        backend = make_backend(server, base_path=folder.base_path)
+        with refused(SFTPBackendError, backend, "sub") as error:
+            backend.delete_folder("sub", recursive=True)
+        assert "Directory not empty" in error.message
+        assert tree(folder.path) == {"sub": None, "sub/file": b""}
+
+
+# -- servers with other renames ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [PosixRenameRefusesTaken, RenameReplaces, RefusesRename, WithoutSetstat])
+def test_move_and_write_atomic_hold_their_promises_whatever_rename_the_server_has(
+    make_backend: MakeBackend, kind: type[Server]
+) -> None:
+    with kind() as server:
+        folder = server.fresh()
+        (folder.path / "a").write_bytes(b"a")
+        (folder.path / "b").write_bytes(b"b")
+        backend = make_backend(server, base_path=folder.base_path)
+        with refused(AlreadyExists, backend, "b"):
+            backend.move("a", "b")
+        assert tree(folder.path) == {"a": b"a", "b": b"b"}
+        if kind is RefusesRename:  # nothing can be renamed there, so nothing can land
+            with pytest.raises(SFTPBackendError):
+                backend.move("a", "b", overwrite=True)
+            with pytest.raises(SFTPBackendError):
+                backend.move("a", "c")
+            with pytest.raises(SFTPBackendError):
+                backend.write_atomic("b", b"new", overwrite=True)
+            with pytest.raises(SFTPBackendError):
+                backend.write_atomic("c", b"new")
+            assert tree(folder.path) == {"a": b"a", "b": b"b"}
+            return
+        backend.move("a", "b", overwrite=True)
+        assert tree(folder.path) == {"b": b"a"}
+        backend.move("b", "sub/c")
+        backend.write_atomic("sub/c", b"new", overwrite=True)
+        with refused(AlreadyExists, backend, "sub/c"):
+            backend.write_atomic("sub/c", b"newer")
+        backend.copy("sub/c", "sub/d")
+        backend.copy("sub/c", "sub/d", overwrite=True)
+        assert tree(folder.path) == {"sub": None, "sub/c": b"new", "sub/d": b"new"}
+
+
+def test_a_drop_box_takes_files_where_nothing_is_verified(make_backend: MakeBackend) -> None:
+    with DropBox() as server:
+        folder = server.fresh()
+        backend = make_backend(server, base_path=folder.base_path)
+        backend.write("plain", BIG)
+        backend.write_atomic("atomic", BIG, verify="none")
+        assert tree(folder.path) == {"plain": BIG, "atomic": BIG}
+        backend.write_atomic("unseen", BIG)  # the size cannot be asked for: a warning, no failure
+        assert (folder.path / "unseen").read_bytes() == BIG
+        with refused(PermissionDenied, backend, "proven"):
+            backend.write_atomic("proven", BIG, verify="sha256")
+        with refused(PermissionDenied, backend, "plain"):
+            backend.read_bytes("plain")
+        assert sorted(os.listdir(folder.path)) == ["atomic", "plain", "unseen"]
+
+
+def test_a_server_that_moves_files_away_takes_plain_writes(make_backend: MakeBackend) -> None:
+    with MovesAway() as server:
+        folder = server.fresh()
+        backend = make_backend(server, base_path=folder.base_path)
+        assert backend.write("file", BIG).size == len(BIG)
+        assert tree(folder.path) == {}
+        assert (server.taken / "file").read_bytes() == BIG
+
+
+def test_a_server_that_moves_files_away_is_no_failure_where_nothing_is_verified(make_backend: MakeBackend) -> None:
+    with MovesAway() as server:
+        folder = server.fresh()
+        backend = make_backend(server, base_path=folder.base_path)
+        assert backend.write_atomic("file", BIG, verify="none").size == len(BIG)
+        with refused(NotFound, backend, "file"):
+            backend.write_atomic("file", BIG)
+        assert tree(folder.path) == {}
+        assert any(path.read_bytes() == BIG for path in server.taken.iterdir())

@@ -1,0 +1,409 @@
+"""What the contract promises of looking: existence, information, listings, patterns. On every well-behaved server."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend import (
+    BackendUnavailable,
+    Capability,
+    FileInfo,
+    FolderEntry,
+    FolderInfo,
+    InvalidPath,
+    NotFound,
+    PermissionDenied,
+    ResolutionPlan,
+    SFTPBackend,
+    SFTPBackendError,
+)
+from tests.servers import BareAttributes, DeniesEverything, Folder, Server
+
+from .expect import offline, refused
+
+NOON = int(datetime(2026, 3, 29, 12, tzinfo=UTC).timestamp())
+MakeBackend = Callable[..., SFTPBackend]
+
+
+def put(folder: Folder, name: str, content: bytes = b"content", *, mtime: int = NOON) -> Path:
+    """A file on the server, made from outside."""
+    path = folder.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    path.chmod(0o640)
+    os.utime(path, (mtime, mtime))
+    return path
+
+
+# -- exists, is_file, is_folder ---------------------------------------------------------------------------------------
+
+
+def test_exists_is_file_is_folder_tell_files_from_folders(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "sub/file")
+    looks = (backend.exists, backend.is_file, backend.is_folder)
+    assert [look("sub/file") for look in looks] == [True, True, False]
+    assert [look("sub") for look in looks] == [True, False, True]
+
+
+def test_exists_is_file_is_folder_of_what_is_missing_are_false(backend: SFTPBackend) -> None:
+    for path in ("missing", "missing/file", "a/b/c/d"):
+        assert not (backend.exists(path) or backend.is_file(path) or backend.is_folder(path))
+
+
+def test_exists_is_file_is_folder_below_a_file_are_false(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "file")
+    for path in ("file/below", "file/far/below"):
+        assert not (backend.exists(path) or backend.is_file(path) or backend.is_folder(path))
+
+
+def test_exists_is_file_is_folder_follow_links(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "sub/file")
+    (folder.path / "to_file").symlink_to("sub/file")
+    (folder.path / "to_folder").symlink_to("sub")
+    (folder.path / "to_nothing").symlink_to("missing")
+    looks = (backend.exists, backend.is_file, backend.is_folder)
+    assert [look("to_file") for look in looks] == [True, True, False]
+    assert [look("to_folder") for look in looks] == [True, False, True]
+    assert [look("to_folder/file") for look in looks] == [True, True, False]
+    assert [look("to_nothing") for look in looks] == [False, False, False]
+
+
+def test_denied_looks_are_permission_denied_and_not_false(make_backend: MakeBackend) -> None:
+    with DeniesEverything() as server:
+        backend = make_backend(server)
+        for call in (
+            backend.exists, backend.is_file, backend.is_folder, backend.get_file_info, backend.get_folder_info,
+            backend.read, backend.read_bytes, backend.delete, backend.delete_folder,
+        ):  # fmt: skip
+            with refused(PermissionDenied, backend, "sub/file"):
+                call("sub/file")
+        for listing in (backend.list_files, backend.list_folders, backend.iter_children):
+            with refused(PermissionDenied, backend, "sub"):
+                list(listing("sub"))
+        with refused(PermissionDenied, backend, "sub"):
+            list(backend.list_files("sub", recursive=True))
+        with refused(PermissionDenied, backend, "sub"):
+            backend.find("sub/*")
+        with refused(PermissionDenied, backend, "sub"):
+            backend.delete_folder("sub", recursive=True)
+        with refused(PermissionDenied, backend, ""):
+            backend.check_health()
+
+
+def test_the_root_exists_without_a_request() -> None:
+    backend = offline()
+    for root in ("", ".", "/", "//", "./."):
+        assert backend.exists(root)
+        assert backend.is_folder(root)
+        assert not backend.is_file(root)
+    with pytest.raises(BackendUnavailable):
+        backend.exists("other")
+
+
+# -- get_file_info, get_folder_info, check_health ---------------------------------------------------------------------
+
+
+def test_get_file_info_tells_size_time_in_utc_and_mode(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "sub/file", b"12345")
+    info = backend.get_file_info("/sub//./file")
+    assert info == FileInfo("sub/file", "file", 5, datetime(2026, 3, 29, 12, tzinfo=UTC), 0o640)
+    assert info.modified_at is not None
+    assert info.modified_at.tzinfo is UTC
+    (folder.path / "link").symlink_to("sub/file")
+    assert backend.get_file_info("link").size == 5
+
+
+def test_get_file_info_of_what_is_missing_is_not_found(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "file")
+    for path in ("missing", "missing/file", "file/below"):
+        with refused(NotFound, backend, path):
+            backend.get_file_info(path)
+
+
+def test_get_file_info_of_a_folder_is_invalid_path(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "sub").mkdir()
+    with refused(InvalidPath, backend, "sub"):
+        backend.get_file_info("sub")
+    with refused(InvalidPath, backend, ""):
+        backend.get_file_info("")
+
+
+def test_get_folder_info_sums_up_all_levels(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "sub/one", b"1", mtime=NOON)
+    put(folder, "sub/deep/two", b"22", mtime=NOON + 60)
+    put(folder, "sub/deep/er/three", b"333", mtime=NOON + 30)
+    put(folder, "beside", b"not counted")
+    latest = datetime(2026, 3, 29, 12, 1, tzinfo=UTC)
+    assert backend.get_folder_info("sub") == FolderInfo("sub", 3, 6, latest)
+    (folder.path / "empty").mkdir()
+    assert backend.get_folder_info("empty") == FolderInfo("empty", 0, 0, None)
+    assert backend.get_folder_info("").file_count == 4
+
+
+def test_get_folder_info_of_what_is_missing_is_not_found(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "file")
+    for path in ("missing", "missing/folder", "file/below"):
+        with refused(NotFound, backend, path):
+            backend.get_folder_info(path)
+
+
+def test_get_folder_info_of_a_file_is_invalid_path(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "file")
+    with refused(InvalidPath, backend, "file"):
+        backend.get_folder_info("file")
+
+
+def test_check_health_is_none_on_a_folder_and_an_error_otherwise(
+    make_backend: MakeBackend, server: Server, folder: Folder
+) -> None:
+    make_backend(server, base_path=folder.base_path).check_health()
+    missing = make_backend(server, base_path=f"{folder.base_path}/missing")
+    with refused(NotFound, missing, ""):
+        missing.check_health()
+    put(folder, "file")
+    on_a_file = make_backend(server, base_path=f"{folder.base_path}/file")
+    with refused(InvalidPath, on_a_file, ""):
+        on_a_file.check_health()
+
+
+# -- listings ---------------------------------------------------------------------------------------------------------
+
+
+def test_listings_give_files_folders_and_both(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "top/one", b"1")
+    put(folder, "top/sub/two", b"22")
+    one = FileInfo("top/one", "one", 1, datetime.fromtimestamp(NOON, UTC), 0o640)
+    sub = FolderEntry("top/sub", "sub")
+    assert list(backend.list_files("top")) == [one]
+    assert list(backend.list_folders("top")) == [sub]
+    assert sorted(backend.iter_children("top"), key=lambda entry: entry.name) == [one, sub]
+
+
+def test_listings_of_the_root_have_keys_without_a_leading_slash(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "one")
+    put(folder, "sub/two")
+    assert sorted(file.path for file in backend.list_files("", recursive=True)) == ["one", "sub/two"]
+    assert [entry.path for entry in backend.list_folders("/")] == ["sub"]
+    assert sorted(entry.path for entry in backend.iter_children(".")) == ["one", "sub"]
+
+
+def test_listings_of_what_is_missing_or_a_file_are_empty(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "file")
+    for path in ("missing", "missing/below", "file", "file/below"):
+        assert list(backend.list_files(path)) == []
+        assert list(backend.list_files(path, recursive=True)) == []
+        assert list(backend.list_folders(path)) == []
+        assert list(backend.iter_children(path)) == []
+
+
+def test_list_files_goes_as_deep_as_max_depth_says(backend: SFTPBackend, folder: Folder) -> None:
+    for name in ("0", "a/1", "a/b/2", "a/b/c/3"):
+        put(folder, name)
+
+    def found(max_depth: int | None) -> list[str]:
+        return [file.path for file in backend.list_files("", recursive=True, max_depth=max_depth)]
+
+    assert found(0) == ["0"]
+    assert found(1) == ["0", "a/1"]
+    assert found(2) == ["0", "a/1", "a/b/2"]
+    assert found(None) == found(9) == ["0", "a/1", "a/b/2", "a/b/c/3"]
+
+
+def test_max_depth_needs_recursive() -> None:
+    backend = offline()
+    with pytest.raises(ValueError, match="recursive"):
+        backend.list_files("", max_depth=1)
+    with pytest.raises(ValueError, match="max_depth"):
+        backend.list_files("", recursive=True, max_depth=-1)
+
+
+def test_links_to_files_are_listed_as_what_they_point_to_and_links_to_folders_not_entered(
+    backend: SFTPBackend, folder: Folder
+) -> None:
+    put(folder, "sub/file", b"12345")
+    (folder.path / "to_file").symlink_to("sub/file")
+    (folder.path / "to_folder").symlink_to("sub")
+    (folder.path / "to_nothing").symlink_to("missing")
+    (folder.path / "sub" / "up").symlink_to("..")
+    listed = {file.path: file.size for file in backend.list_files("", recursive=True)}
+    assert listed == {"sub/file": 5, "to_file": 5}
+    assert {entry.path for entry in backend.list_folders("")} == {"sub", "to_folder"}
+    assert backend.get_folder_info("").file_count == 2
+
+
+def test_a_link_that_the_caller_names_is_followed(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "sub/file")
+    (folder.path / "link").symlink_to("sub")
+    assert [file.path for file in backend.list_files("link")] == ["link/file"]
+    assert [file.path for file in backend.find("link/*")] == ["link/file"]
+    assert [file.path for file in backend.find("*/file")] == ["sub/file"]
+
+
+def test_a_walk_does_not_leave_base_path_through_a_link(backend: SFTPBackend, folder: Folder, server: Server) -> None:
+    outside = server.fresh()
+    put(outside, "secret")
+    (folder.path / "way_out").symlink_to(outside.path)
+    assert list(backend.list_files("", recursive=True)) == []
+    assert backend.find("**") == []
+    assert backend.get_folder_info("").file_count == 0
+
+
+def test_a_large_folder_is_listed_whole(backend: SFTPBackend, folder: Folder) -> None:
+    names = {f"file-{number:04}" for number in range(1200)}
+    for name in names:
+        (folder.path / name).touch()
+    assert {file.name for file in backend.list_files("")} == names
+
+
+def test_what_is_neither_file_nor_folder_is_not_listed(backend: SFTPBackend, folder: Folder) -> None:
+    os.mkfifo(folder.path / "pipe")
+    put(folder, "file")
+    assert [file.path for file in backend.list_files("")] == ["file"]
+    assert [entry.path for entry in backend.iter_children("")] == ["file"]
+    assert backend.exists("pipe")
+    assert not backend.is_file("pipe")
+
+
+def test_attributes_without_permissions_and_times_are_enough(make_backend: MakeBackend) -> None:
+    with BareAttributes() as server:
+        folder = server.fresh()
+        put(folder, "sub/file", b"12345")
+        backend = make_backend(server, base_path=folder.base_path)
+        assert backend.get_file_info("sub/file") == FileInfo("sub/file", "file", 5, None, None)
+        assert [look("sub/file") for look in (backend.exists, backend.is_file, backend.is_folder)] == [True, True, False]
+        assert [look("sub") for look in (backend.exists, backend.is_file, backend.is_folder)] == [True, False, True]
+        assert [file.path for file in backend.list_files("sub")] == ["sub/file"]
+        assert [file.path for file in backend.find("sub/*")] == ["sub/file"]
+        backend.check_health()
+        with refused(InvalidPath, backend, "sub"):
+            backend.get_file_info("sub")
+        with refused(InvalidPath, backend, "sub"):
+            backend.delete("sub")
+        with refused(InvalidPath, backend, "sub"):
+            backend.read_bytes("sub")
+        backend.write_atomic("sub/file", b"new", overwrite=True)
+        assert backend.read_bytes("sub/file") == b"new"
+
+
+def test_a_folder_that_cannot_be_told_from_a_link_is_never_entered(make_backend: MakeBackend) -> None:
+    with BareAttributes() as server:
+        folder, outside = server.fresh(), server.fresh()
+        put(outside, "precious")
+        (folder.path / "link").symlink_to(outside.path)
+        (folder.path / "sub").mkdir()
+        put(folder, "sub/file")
+        backend = make_backend(server, base_path=folder.base_path)
+        assert "sub/file" not in [file.path for file in backend.list_files("", recursive=True)]
+        with pytest.raises(SFTPBackendError):
+            backend.delete_folder("sub", recursive=True)
+        assert (outside.path / "precious").exists()
+
+
+# -- patterns ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.csv", ["a.csv", "b.csv"]),
+        ("?.csv", ["a.csv", "b.csv"]),
+        ("[b-z].csv", ["b.csv"]),
+        ("[!b].csv", ["a.csv"]),
+        ("in/*", ["in/c.csv", "in/d.txt"]),
+        ("*/*.csv", ["in/c.csv", "out/e.csv"]),
+        ("**/*.csv", ["a.csv", "b.csv", "in/c.csv", "in/deep/f.csv", "out/e.csv"]),
+        ("in/**", ["in/c.csv", "in/d.txt", "in/deep/f.csv"]),
+        ("**/deep/*", ["in/deep/f.csv"]),
+        ("in/**/f.csv", ["in/deep/f.csv"]),
+        ("/in//./c.csv", ["in/c.csv"]),
+        ("in", []),
+        ("missing/*", []),
+        ("missing", []),
+        ("a.csv/*", []),
+        ("", []),
+    ],
+)
+def test_glob_and_find_match_segments_and_trees(
+    make_backend: MakeBackend, openssh: Server, pattern: str, expected: list[str]
+) -> None:
+    folder = openssh.fresh()
+    for name in ("a.csv", "b.csv", "in/c.csv", "in/d.txt", "in/deep/f.csv", "out/e.csv"):
+        put(folder, name)
+    backend = make_backend(openssh, base_path=folder.base_path)
+    assert [file.path for file in backend.find(pattern)] == expected
+    assert [file.path for file in backend.glob(pattern)] == expected
+
+
+def test_find_takes_several_patterns_and_gives_each_file_once_sorted(backend: SFTPBackend, folder: Folder) -> None:
+    for name in ("b.csv", "a.csv", "in/c.csv"):
+        put(folder, name)
+    found = backend.find("**/*.csv", "a.*", "b.csv", "missing.csv")
+    assert [file.path for file in found] == ["a.csv", "b.csv", "in/c.csv"]
+    assert found[0] == backend.get_file_info("a.csv")
+
+
+def test_temporary_files_are_never_listed_and_never_found(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "data.csv")
+    with backend.open_atomic("data.csv", overwrite=True) as file:
+        file.write(b"new")
+        assert len(os.listdir(folder.path)) == 2
+        assert [info.path for info in backend.list_files("")] == ["data.csv"]
+        assert [info.path for info in backend.list_files("", recursive=True)] == ["data.csv"]
+        assert [entry.path for entry in backend.iter_children("")] == ["data.csv"]
+        assert [info.path for info in backend.find("**", "*", ".*")] == ["data.csv"]
+        assert backend.get_folder_info("").file_count == 1
+
+
+# -- what needs no server ---------------------------------------------------------------------------------------------
+
+
+def test_resolve_says_where_a_key_leads_without_io() -> None:
+    backend = offline("/data/in/")
+    plan = backend.resolve("/a//b")
+    assert plan == ResolutionPlan("sftp", backend.name, "a/b", "/data/in/a/b", dict(plan.details))
+    assert dict(plan.details) == {"host": "127.0.0.1", "port": backend.config.port, "base_path": "/data/in"}
+    with pytest.raises(TypeError):
+        plan.details["host"] = "other"  # type: ignore[index]  # what is tested
+
+
+@pytest.mark.parametrize("base_path", ["/", "/data", "data/in", ".", ""])
+def test_to_key_and_native_path_are_inverse(base_path: str) -> None:
+    backend = offline(base_path)
+    for key in ("", "a", "a/b.txt", "a\\b", "ü/ß", " "):
+        assert backend.to_key(backend.native_path(key)) == key
+
+
+@pytest.mark.parametrize(
+    ("base_path", "native"),
+    [
+        ("/data", "/other/file"), ("/data", "/database/file"), ("/data", "data/file"), ("/data", "/data/../etc/passwd"),
+        ("/data", "/"), ("data", "/data/file"), ("/", "relative"), ("/data", "/data/a\0b"),
+    ],
+)  # fmt: skip
+def test_to_key_outside_base_path_is_invalid_path(base_path: str, native: str) -> None:
+    backend = offline(base_path)
+    with refused(InvalidPath, backend, native):
+        backend.to_key(native)
+
+
+def test_capabilities_promise_no_atomic_move_and_no_user_metadata() -> None:
+    capabilities = offline().capabilities
+    assert Capability.ATOMIC_WRITE in capabilities
+    assert set(Capability) - set(capabilities) == {Capability.ATOMIC_MOVE, Capability.USER_METADATA}
+
+
+def test_a_relative_base_path_starts_at_the_login_folder(make_backend: MakeBackend, server: Server) -> None:
+    folder = server.fresh()
+    put(folder, "sub/file", b"12345")
+    backend = make_backend(server, base_path=folder.path.name)
+    assert backend.read_bytes("sub/file") == b"12345"
+    assert [file.path for file in backend.find("**")] == ["sub/file"]
+    whole = make_backend(server, base_path="")
+    assert whole.get_file_info(f"{folder.path.name}/sub/file").size == 5
+    whole.write(f"{folder.path.name}/new/file", b"new")
+    assert (folder.path / "new" / "file").read_bytes() == b"new"

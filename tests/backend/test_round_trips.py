@@ -1,0 +1,219 @@
+"""The contract's round trips: how many replies each call waits for in turn, once the connection is open."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend import NotFound, SFTPBackend
+from tests.servers import AsyncsshServer, Folder, WithoutExtensions
+
+from .depth import counted
+
+Call = Callable[[], object]
+
+
+@pytest.fixture(params=["openssh", "asyncssh_plain", "without_extensions"])
+def server(request: pytest.FixtureRequest) -> object:
+    """Servers with all extensions and with none."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def trips(backend: SFTPBackend, monkeypatch: pytest.MonkeyPatch) -> Callable[[Call], int]:
+    """``trips(call)``: its round trips on a connection that is open."""
+    backend.check_health()
+
+    def count(call: Call) -> int:
+        with counted(monkeypatch) as depth:
+            call()
+        return depth.deepest
+
+    return count
+
+
+def grow(folder: Path, names: list[str]) -> None:
+    """Files of one byte on the server, with their folders."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+
+
+def test_looking_and_deleting_take_one(backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]) -> None:
+    grow(folder.path, ["sub/file", "sub/other"])
+    for path in ("sub/file", "sub"):
+        assert trips(lambda path=path: backend.exists(path)) == 1
+        assert trips(lambda path=path: backend.is_file(path)) == 1
+        assert trips(lambda path=path: backend.is_folder(path)) == 1
+    assert trips(lambda: backend.exists("missing/file")) == 1
+    assert trips(lambda: backend.get_file_info("sub/file")) == 1
+    assert trips(backend.check_health) == 1
+    assert trips(lambda: backend.delete("sub/file")) == 1
+    assert trips(lambda: backend.delete("sub/other", missing_ok=True)) == 1
+    assert trips(lambda: backend.delete_folder("sub")) == 1
+
+
+def test_the_root_takes_none(backend: SFTPBackend, trips: Callable[[Call], int]) -> None:
+    assert trips(lambda: (backend.exists(""), backend.is_folder("/"), backend.is_file("."))) == 0
+
+
+def test_read_bytes_of_a_small_file_takes_two(
+    backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]
+) -> None:
+    for size in (0, 1, 32_767, 32_768):
+        (folder.path / "file").write_bytes(b"x" * size)
+        assert trips(lambda: backend.read_bytes("file")) == 2
+
+
+def test_write_of_a_small_file_into_an_existing_folder_takes_two(
+    backend: SFTPBackend, trips: Callable[[Call], int]
+) -> None:
+    for size in (0, 1, 100_000):
+        assert trips(lambda size=size: backend.write(f"file-{size}", b"x" * size)) == 2
+        assert trips(lambda size=size: backend.write(f"file-{size}", b"x" * size, overwrite=True)) == 2
+
+
+def test_write_atomic_of_a_small_file_into_an_existing_folder_takes_three(
+    backend: SFTPBackend, folder: Folder, tmp_path: Path, trips: Callable[[Call], int]
+) -> None:
+    (tmp_path / "local").write_bytes(b"x" * 100_000)
+    for _ in range(2):  # the first one looks for what others left behind, side by side with its own work
+        name = str(len(list(folder.path.iterdir())))
+        assert trips(lambda name=name: backend.write_atomic(name, b"content")) == 3
+        assert trips(lambda name=name: backend.upload(tmp_path / "local", f"{name}-up")) == 3
+
+
+def test_write_atomic_over_an_existing_file_takes_three_where_renames_replace(
+    backend: SFTPBackend, folder: Folder, server: object, trips: Callable[[Call], int]
+) -> None:
+    (folder.path / "file").write_bytes(b"old")
+    # Without posix-rename: a rename that is refused, a look at why, and three steps to change places.
+    expected = 7 if isinstance(server, WithoutExtensions) else 3
+    assert trips(lambda: backend.write_atomic("file", b"new", overwrite=True)) == expected
+
+
+def test_move_takes_two(backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]) -> None:
+    grow(folder.path, ["a", "b", "sub/x"])
+    assert trips(lambda: backend.move("a", "sub/a")) == 2
+    assert trips(lambda: backend.move("b", "sub/b", overwrite=True)) == 2
+
+
+def test_a_parent_is_made_on_failure_and_not_probed_for(
+    backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend.write("there/file", b"x")
+    with counted(monkeypatch) as depth:
+        backend.write("there/other", b"x")
+    assert {type(request).__name__ for request in depth.requests} == {"Open", "Write", "Close"}
+    with counted(monkeypatch) as depth:
+        backend.write("a/b/c/d/e/file", b"x")
+    assert depth.deepest == 4  # open, all folders, open, write
+    (folder.path / "file").touch()
+    with counted(monkeypatch) as depth:
+        backend.move("file", "f/g/h/file")
+    assert depth.deepest <= 5
+
+
+def test_listing_one_folder_takes_two(backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]) -> None:
+    grow(folder.path, ["file", "sub/file"])
+    assert trips(lambda: list(backend.list_files(""))) == 2
+    assert trips(lambda: list(backend.list_folders(""))) == 2
+    assert trips(lambda: list(backend.iter_children(""))) == 2
+    assert trips(lambda: backend.find("*")) == 2
+
+
+def test_links_in_a_listing_are_looked_at_together(
+    backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]
+) -> None:
+    grow(folder.path, ["file"])
+    for number in range(50):
+        (folder.path / f"link-{number}").symlink_to("file")
+    assert trips(lambda: list(backend.list_files(""))) == 3
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_recursive_listing_and_deletion_depend_on_the_depth_not_on_the_folders(
+    backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int], depth: int
+) -> None:
+    taken: dict[int, dict[str, int]] = {}
+    for width in (5, 50):
+        below = "/".join(f"level-{level}" for level in range(1, depth))
+        grow(folder.path, [f"tree/{number}/{below}/file" for number in range(width)])
+        assert len(list(backend.list_files("tree", recursive=True))) == width
+        taken[width] = {
+            "list": trips(lambda: list(backend.list_files("tree", recursive=True))),
+            "find": trips(lambda: backend.find("tree/**")),
+            "sum": trips(lambda: backend.get_folder_info("tree")),
+            "delete": trips(lambda: backend.delete_folder("tree", recursive=True)),
+        }
+        assert not (folder.path / "tree").exists()
+    assert taken[5] == taken[50]
+    assert taken[5]["list"] == taken[5]["find"] == 2 * (depth + 1)
+    assert taken[5]["delete"] <= 3 * (depth + 1) + 2
+
+
+def test_find_over_many_patterns_in_one_folder_lists_it_once(
+    backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(folder.path, [f"in/{number}.csv" for number in range(20)])
+    with counted(monkeypatch) as depth:
+        found = backend.find(*(f"in/*{number}.csv" for number in range(20)), "in/3.csv", "in/missing.csv")
+    assert len(found) == 20
+    assert Counter(type(request).__name__ for request in depth.requests)["OpenDir"] == 1
+
+
+def test_find_of_plain_paths_asks_for_all_together_without_a_listing(
+    backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(folder.path, ["a/b/1", "a/2", "3"])
+    with counted(monkeypatch) as depth:
+        found = backend.find("a/b/1", "3", "missing", "a/c/missing")
+    assert [file.path for file in found] == ["3", "a/b/1"]
+    assert {type(request).__name__ for request in depth.requests} == {"Stat"}
+
+
+def test_find_lists_only_folders_that_can_match(
+    backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(folder.path, ["in/2026/a.csv", "in/2025/b.csv", "out/2026/c.csv", "in/2026/deep/d.csv"])
+    with counted(monkeypatch) as depth:
+        found = backend.find("in/*6/*.csv")
+    assert [file.path for file in found] == ["in/2026/a.csv"]
+    listed = [request.path for request in depth.requests if type(request).__name__ == "OpenDir"]
+    assert [path.removeprefix(folder.base_path) for path in listed] == ["/in", "/in/2026"]
+
+
+def test_many_files_are_as_deep_as_one(
+    backend: SFTPBackend, folder: Folder, tmp_path: Path, trips: Callable[[Call], int]
+) -> None:
+    grow(tmp_path, [f"{number}" for number in range(60)])
+    names = [f"{number}" for number in range(60)]
+    assert trips(lambda: backend.upload_many([(tmp_path / name, name) for name in names])) == 3
+    assert trips(lambda: backend.download_many([(name, tmp_path / f"down-{name}") for name in names])) == 2
+
+
+def test_opening_a_connection_sends_no_request_but_what_the_call_needs(
+    make_backend: Callable[..., SFTPBackend],
+) -> None:
+    with AsyncsshServer() as server:
+        make_backend(server).exists("file")
+        assert dict(server.requests) == {"limits@openssh.com": 1, "stat": 1}
+    with WithoutExtensions() as server:
+        backend = make_backend(server)
+        with pytest.raises(NotFound):
+            backend.get_file_info("file")
+        assert dict(server.requests) == {"stat": 1}
+
+
+def test_the_question_for_limits_does_not_cost_a_round_trip(
+    make_backend: Callable[..., SFTPBackend], openssh: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = openssh.fresh()
+    (folder.path / "file").write_bytes(b"content")
+    backend = make_backend(openssh, base_path=folder.base_path)
+    with counted(monkeypatch) as depth:
+        assert backend.read_bytes("file") == b"content"
+    assert depth.deepest == 2

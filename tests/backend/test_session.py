@@ -1,0 +1,486 @@
+"""One connection, opened when it is needed: shared by threads, replaced when lost, left alone by a forked child, and
+nothing left of it at the end."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import socket
+import threading
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import paramiko
+import pytest
+
+from airflow_sftp_backend.backend import (
+    AuthenticationFailed,
+    BackendUnavailable,
+    HostKeyRejected,
+    NotFound,
+    RetryPolicy,
+)
+from airflow_sftp_backend.backend._session import ConnectionFacts, Session
+from airflow_sftp_backend.backend._wire import Wire
+from tests.backend.sessions import assert_nothing_left, config_of, look, session_to, sockets_to
+from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer, Server, closing_listener, free_port
+
+
+@pytest.fixture(params=["openssh", "asyncssh_plain"])
+def server(request: pytest.FixtureRequest) -> Server:
+    """OpenSSH's and asyncssh's server."""
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+class Nowhere:
+    """An address where nobody listens."""
+
+    host = "127.0.0.1"
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+
+# -- open and close
+
+
+def test_nothing_is_sent_before_the_first_call(server: Server) -> None:
+    before = server.connections()
+    with session_to(server) as session:
+        assert (session.opened, session.facts, session.generation) == (False, None, 0)
+        assert not sockets_to(server.port)
+        assert server.connections() == before
+
+
+def test_many_calls_are_one_login(server: Server) -> None:
+    before = server.logins()
+    with session_to(server) as session:
+        assert all(session.call(look) for _ in range(5))
+        assert session.call(lambda wire: session.call(lambda same: same is wire))
+        assert (session.opened, session.generation) == (True, 1)
+        assert server.logins() == before + 1
+
+
+def test_a_closed_session_opens_again(server: Server) -> None:
+    with session_to(server) as session:
+        session.close()
+        wires: list[Wire] = []
+        for _ in range(2):
+            session.call(wires.append)
+            session.close()
+            session.close()
+            assert not session.opened
+            assert session.facts is None
+            assert_nothing_left(server.port)
+        assert wires[0] is not wires[1]
+        assert all(wire.broken for wire in wires)
+        assert session.generation == 2
+
+
+def test_what_the_connection_turned_out_to_be(openssh: OpenSSHServer) -> None:
+    with session_to(openssh) as session:
+        session.call(look)
+        facts = session.facts
+    assert isinstance(facts, ConnectionFacts)
+    assert facts.username == openssh.username
+    assert facts.server_version.startswith("SSH-2.0-OpenSSH_")
+    assert (facts.host_key_type, facts.trust) == ("ssh-ed25519", "known_host_keys line 1")
+    assert facts.host_key_fingerprint == openssh.host_keys[0].get_fingerprint()
+    assert (facts.cipher, facts.compression) == ("aes128-gcm@openssh.com", "none")
+    assert facts.strict_key_exchange
+
+
+def test_each_connection_is_one_line_in_the_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), session_to(server) as session:
+        session.call(look)
+    ours = [record for record in caplog.records if not record.name.startswith("asyncssh")]
+    assert [record.levelname for record in ours] == ["INFO"]
+    assert (
+        ours[0].getMessage().startswith(f"connected to sftp://127.0.0.1:{server.port} as {server.username}: SSH-2.0-")
+    )
+
+
+# -- paramiko's own clients
+
+
+def test_paramikos_clients_share_the_connection(server: Server) -> None:
+    before = server.logins()
+    folder = server.fresh()
+    (folder.path / "seen").touch()
+    with session_to(server) as session:
+        ssh, sftp = session.ssh_client(), session.sftp_client()
+        assert isinstance(ssh, paramiko.SSHClient)
+        assert session.sftp_client() is sftp
+        assert sftp.listdir(folder.base_path) == ["seen"]
+        assert session.call(look)
+        assert server.logins() == before + 1
+        session.close()
+        assert ssh.get_transport() is None
+        with pytest.raises(OSError, match="closed"):
+            sftp.listdir(folder.base_path)
+
+
+def test_a_server_with_one_channel_has_none_for_paramikos_client(one_channel: OneChannel) -> None:
+    with session_to(one_channel) as session:
+        session.call(look)
+        with pytest.raises(BackendUnavailable, match="opening a second channel: the server refuses a channel"):
+            session.sftp_client()
+        assert session.call(look)
+        assert session.generation == 1
+
+
+# -- lost
+
+
+def test_a_connection_lost_while_idle_is_replaced(server: Server) -> None:
+    with session_to(server) as session:
+        session.call(look)
+        server.kill_sessions()
+        while session.opened:
+            pass
+        assert session.call(look)
+        assert session.generation == 2
+
+
+def losing(server: Server, times: int, wires: list[Wire]) -> Callable[[Wire], bool]:
+    """A use that loses its connection the first ``times`` times it runs."""
+
+    def use(wire: Wire) -> bool:
+        wires.append(wire)
+        if len(wires) <= times:
+            server.kill_sessions()
+        return look(wire)
+
+    return use
+
+
+def test_an_idempotent_call_is_made_once_more(server: Server) -> None:
+    wires: list[Wire] = []
+    with session_to(server) as session:
+        assert session.call(losing(server, 1, wires), idempotent=True)
+        assert len(set(map(id, wires))) == 2
+        assert session.generation == 2
+
+
+def test_an_idempotent_call_is_not_made_a_third_time(server: Server) -> None:
+    wires: list[Wire] = []
+    with session_to(server) as session:
+        with pytest.raises(BackendUnavailable, match="connection"):
+            session.call(losing(server, 2, wires), idempotent=True)
+        assert len(wires) == 2
+        assert session.call(look)
+
+
+def test_another_call_is_not_made_again(server: Server) -> None:
+    wires: list[Wire] = []
+    with session_to(server) as session:
+        with pytest.raises(BackendUnavailable, match="connection") as caught:
+            session.call(losing(server, 1, wires))
+        assert caught.value.backend == f"sftp://127.0.0.1:{server.port}"
+        assert not session.opened
+        assert_nothing_left(server.port)
+        assert session.call(look)
+        assert (len(wires), session.generation) == (1, 2)
+
+
+def test_a_login_refused_after_a_loss_is_not_tried_again() -> None:
+    with AsyncsshServer() as server, session_to(server, password=server.password) as session:
+
+        def use(wire: Wire) -> bool:
+            server.password = "another one"
+            server.kill_sessions()
+            return look(wire)
+
+        with pytest.raises(AuthenticationFailed):
+            session.call(use, idempotent=True)
+        assert server.connections() == 2
+
+
+def test_a_call_within_a_call_stays_on_its_connection(server: Server) -> None:
+    seen: list[Wire] = []
+
+    def inner(wire: Wire) -> bool:
+        seen.append(wire)
+        return look(wire)
+
+    def outer(wire: Wire) -> None:
+        server.kill_sessions()
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable):
+                session.call(inner, idempotent=True)
+        assert seen == [wire, wire]
+
+    with session_to(server) as session:
+        session.call(outer)
+        assert session.generation == 1
+        assert not session.opened
+        assert session.call(look)
+
+
+def test_errors_name_the_server_and_leave_the_connection_alone(server: Server) -> None:
+    def use(_wire: Wire) -> None:
+        raise NotFound("no such file", path="a")
+
+    with session_to(server) as session:
+        with pytest.raises(NotFound) as caught:
+            session.call(use)
+        assert str(caught.value) == f"no such file ('a' on sftp://127.0.0.1:{server.port})"
+        with pytest.raises(ZeroDivisionError):
+            session.call(lambda _: 1 / 0)
+        assert session.call(look)
+        assert session.generation == 1
+
+
+def test_closing_from_within_a_call_ends_it(server: Server) -> None:
+    def use(wire: Wire) -> bool:
+        session.close()
+        return look(wire)
+
+    with session_to(server) as session:
+        with pytest.raises(BackendUnavailable, match="the session was closed meanwhile"):
+            session.call(use)
+        assert not session.opened
+        assert session.call(look)
+
+
+# -- trying again
+
+
+def failing(policy: RetryPolicy, attempts: int | None = None, **options: Any) -> tuple[BackendUnavailable, list[float]]:
+    """The error of a session to nowhere, and how long it slept between its tries."""
+    slept: list[float] = []
+    options = {"sleep": slept.append, "random": lambda: 0.5, **options}
+    with session_to(Nowhere(), retry=policy, options=options) as session:
+        with pytest.raises(BackendUnavailable) as caught:
+            session.call(look, attempts=attempts)
+        assert session.generation == 0
+    return caught.value, slept
+
+
+def test_connecting_is_tried_again_after_growing_pauses(caplog: pytest.LogCaptureFixture) -> None:
+    policy = RetryPolicy(max_attempts=4, backoff_base=1, backoff_max=3, jitter=0.2)
+    with caplog.at_level(logging.WARNING):
+        error, slept = failing(policy)
+    assert slept == pytest.approx([1.1, 2.1, 3.1])
+    assert error.message.endswith("; tried 4 times")
+    assert [record.getMessage().split("; try ")[1] for record in caplog.records] == [
+        "2 of 4 follows in 1.1 s",
+        "3 of 4 follows in 2.1 s",
+        "4 of 4 follows in 3.1 s",
+    ]
+
+
+def test_a_call_may_ask_for_fewer_tries() -> None:
+    error, slept = failing(RetryPolicy(max_attempts=4), attempts=1)
+    assert slept == []
+    assert "tried" not in error.message
+
+
+def test_the_time_for_all_tries_together_is_bounded() -> None:
+    now = [100.0]
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    policy = RetryPolicy(max_attempts=50, backoff_base=1, jitter=0, timeout=10)
+    error, _ = failing(policy, sleep=sleep, clock=lambda: now[0])
+    assert slept == [1, 2, 4]
+    assert error.message.endswith("; tried 4 times")
+
+
+def test_a_later_try_succeeds(monkeypatch: pytest.MonkeyPatch, asyncssh_plain: AsyncsshServer) -> None:
+    real, calls = socket.getaddrinfo, []
+
+    def first_fails(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", first_fails)
+    slept: list[float] = []
+    options = {"sleep": slept.append, "random": lambda: 0.0}
+    with session_to(asyncssh_plain, retry=RetryPolicy(), options=options) as session:
+        assert session.call(look)
+        assert (len(calls), slept, session.generation) == (2, [1.0], 1)
+
+
+def test_a_refused_login_is_not_tried_again(asyncssh_plain: AsyncsshServer) -> None:
+    before, slept = asyncssh_plain.connections(), list[float]()
+    options = {"sleep": slept.append}
+    with session_to(asyncssh_plain, password="wrong", retry=RetryPolicy(), options=options) as session:
+        for call in (session.ssh_client, session.sftp_client, lambda: session.call(look, idempotent=True)):
+            with pytest.raises(AuthenticationFailed):
+                call()
+    assert (slept, asyncssh_plain.connections()) == ([], before + 3)
+
+
+def test_a_refused_host_key_is_not_tried_again(asyncssh_plain: AsyncsshServer) -> None:
+    before, slept = asyncssh_plain.connections(), list[float]()
+    changed = f"* ssh-ed25519 SHA256:{'A' * 43}"
+    options = {"sleep": slept.append}
+    with session_to(asyncssh_plain, known_host_keys=changed, retry=RetryPolicy(), options=options) as session:
+        for idempotent in (True, False):
+            with pytest.raises(HostKeyRejected):
+                session.call(look, idempotent=idempotent)
+    assert (slept, asyncssh_plain.connections()) == ([], before + 2)
+
+
+def test_closing_while_it_waits_ends_the_tries() -> None:
+    sessions: list[Session] = []
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        sessions[0].close()
+
+    with (
+        closing_listener() as listener,
+        session_to(listener, retry=RetryPolicy(max_attempts=9), options={"sleep": sleep}) as session,
+    ):
+        sessions.append(session)
+        with pytest.raises(BackendUnavailable):
+            session.call(look)
+        assert (len(slept), listener.connections) == (1, 1)
+
+
+# -- threads
+
+
+def test_threads_take_turns(server: Server) -> None:
+    before = server.logins()
+    inside = threading.Semaphore(1)
+
+    def use(wire: Wire) -> bool:
+        assert inside.acquire(blocking=False), "two calls at once"
+        try:
+            return look(wire)
+        finally:
+            inside.release()
+
+    with session_to(server) as session, ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda _: session.call(use), range(80)))
+        assert session.generation == 1
+    assert server.logins() == before + 1
+
+
+# -- fork
+
+
+def in_child(work: Callable[[], None]) -> None:
+    """Runs it in a forked child; fails if it fails there or does not end."""
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            work()
+            code = 0
+        except BaseException:  # noqa: BLE001 - a child must not run on into the tests
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+fork = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+@fork
+def test_a_forked_child_connects_anew_and_leaves_the_parents_connection_alone(openssh: OpenSSHServer) -> None:
+    before = openssh.logins()
+    with session_to(openssh) as session:
+        session.call(look)
+        sftp = session.sftp_client()
+
+        def work() -> None:
+            assert not session.opened
+            assert session.call(look)
+            assert session.generation == 2
+            session.close()
+            gc.collect()
+
+        in_child(work)
+        in_child(lambda: None)
+        assert session.opened
+        assert session.call(look)
+        assert sftp.listdir(".") == sftp.listdir(".")
+        assert session.generation == 1
+        assert openssh.logins() == before + 2
+
+
+@fork
+def test_a_child_forked_in_the_middle_of_a_call_is_not_locked_out(openssh: OpenSSHServer) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def work() -> None:
+        assert session.call(look)
+
+    def busy(wire: Wire) -> bool:
+        entered.set()
+        return leave.wait() and look(wire)
+
+    with session_to(openssh) as session, ThreadPoolExecutor(1) as pool:
+        running = pool.submit(session.call, busy)
+        entered.wait()
+        try:
+            in_child(work)
+        finally:
+            leave.set()
+        assert running.result()
+        assert session.generation == 1
+
+
+@fork
+def test_a_child_forked_within_a_call_has_no_part_in_it(openssh: OpenSSHServer) -> None:
+    def use(wire: Wire) -> bool:
+        def work() -> None:
+            assert wire.broken is not None
+            assert session.call(lambda other: other is not wire)
+            session.close()
+
+        in_child(work)
+        return look(wire)
+
+    with session_to(openssh) as session:
+        assert session.call(use)
+        assert session.generation == 1
+
+
+# -- forgotten
+
+
+def test_a_forgotten_session_warns_and_leaves_nothing(server: Server) -> None:
+    session = Session(config_of(server))
+    session.call(look)
+    session.sftp_client()
+    kept = [session]
+    del session
+    with pytest.warns(ResourceWarning, match=f"unclosed connection to sftp://127.0.0.1:{server.port}"):
+        kept.clear()
+    assert_nothing_left(server.port)
+
+
+def test_a_session_forgotten_in_a_circle_warns_and_leaves_nothing(server: Server) -> None:
+    session = Session(config_of(server))
+    session.call(look)
+    circle: list[object] = [session]
+    circle.append(circle)
+    del session, circle
+    with pytest.warns(ResourceWarning, match="unclosed connection"):
+        gc.collect()
+    assert_nothing_left(server.port)
+
+
+def test_a_closed_session_is_forgotten_silently(server: Server) -> None:
+    session = Session(config_of(server))
+    session.call(look)
+    session.close()
+    del session
+    gc.collect()
+    assert_nothing_left(server.port)

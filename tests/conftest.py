@@ -1,0 +1,148 @@
+"""Fixtures every test may use: real servers, a fresh folder on one of them, backends that are closed afterwards."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import hypothesis
+import pytest
+
+from tests.servers import (
+    AsyncsshServer,
+    Folder,
+    OneChannel,
+    OpenSSHServer,
+    Server,
+    WithoutExtensions,
+    WithoutPosixRename,
+    sshd_path,
+)
+
+if TYPE_CHECKING:
+    from airflow_sftp_backend import SFTPBackend
+
+# The tests see nothing of the user who runs them: no Airflow, no known hosts, no keys, no agent.
+_HOME = tempfile.TemporaryDirectory(prefix="home-of-tests-")
+os.environ |= {"HOME": _HOME.name, "AIRFLOW_HOME": f"{_HOME.name}/airflow", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+for _name in ("SFTP_KNOWN_HOST_KEYS", "SSH_AUTH_SOCK"):
+    os.environ.pop(_name, None)
+
+# No deadline: no test depends on speed. No example database: nothing is left in the work tree.
+hypothesis.settings.register_profile("here", deadline=None, database=None)
+hypothesis.settings.load_profile("here")
+
+NO_SSHD = "NOT TESTED AGAINST OPENSSH: sshd is not on this machine; install openssh-server"
+
+
+def pytest_unconfigure() -> None:
+    """Removes what the tests have left in their home folder."""
+    _HOME.cleanup()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Gives all skips for want of sshd one place, so that the summary folds them into one line."""
+    if report.skipped and isinstance(report.longrepr, tuple) and NO_SSHD in report.longrepr[2]:
+        report.longrepr = (__file__, 1, report.longrepr[2])
+
+
+ALL_HOST_KEYS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")
+
+
+@pytest.fixture(scope="session")
+def sshd() -> str:
+    """Path of sshd; skips the test where it is missing."""
+    path = sshd_path()
+    if path is None:
+        pytest.skip(NO_SSHD)
+    return path
+
+
+@pytest.fixture(scope="session")
+def openssh(sshd: str) -> Iterator[OpenSSHServer]:
+    """OpenSSH's sshd."""
+    assert sshd
+    with OpenSSHServer(host_keys=ALL_HOST_KEYS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def asyncssh_plain() -> Iterator[AsyncsshServer]:
+    """asyncssh's server with all it offers."""
+    with AsyncsshServer(host_keys=ALL_HOST_KEYS) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def without_posix_rename() -> Iterator[WithoutPosixRename]:
+    """asyncssh's server with plain rename only."""
+    with WithoutPosixRename() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def without_extensions() -> Iterator[WithoutExtensions]:
+    """asyncssh's server as bare SFTP version 3."""
+    with WithoutExtensions() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def one_channel() -> Iterator[OneChannel]:
+    """asyncssh's server, one channel a connection."""
+    with OneChannel() as server:
+        yield server
+
+
+WELL_BEHAVED = ["openssh", "asyncssh_plain", "without_posix_rename", "without_extensions", "one_channel"]
+
+
+@pytest.fixture(params=WELL_BEHAVED)
+def server(request: pytest.FixtureRequest) -> Server:
+    """Each well-behaved server in turn."""
+    found: Server = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def folder(server: Server) -> Folder:
+    """A fresh, empty folder on ``server``."""
+    return server.fresh()
+
+
+@pytest.fixture
+def make_backend() -> Iterator[Callable[..., SFTPBackend]]:
+    """``make_backend(server, base_path=..., **arguments)``: a backend for that server, closed after the test.
+
+    It logs in with the server's client key and checks its host key strictly, unless the arguments say otherwise;
+    without ``base_path`` it works in a fresh folder. Connecting is tried once.
+    """
+    from airflow_sftp_backend import RetryPolicy, SFTPBackend, SFTPUtils
+
+    made: list[SFTPBackend] = []
+
+    def make(server: Server, **arguments: Any) -> SFTPBackend:
+        defaults: dict[str, Any] = {
+            "port": server.port,
+            "username": server.username,
+            "known_host_keys": server.known_hosts,
+            "retry": RetryPolicy.disabled(),
+        }
+        if "base_path" not in arguments:
+            defaults["base_path"] = server.fresh().base_path
+        if not {"pkey", "password"} & arguments.keys():
+            defaults["pkey"] = SFTPUtils.load_private_key(str(server.client_key), from_file=True)
+        made.append(SFTPBackend(server.host, **(defaults | arguments)))
+        return made[-1]
+
+    yield make
+    for backend in made:
+        backend.close()
+
+
+@pytest.fixture
+def backend(make_backend: Callable[..., SFTPBackend], server: Server, folder: Folder) -> SFTPBackend:
+    """A backend for ``server`` in ``folder``."""
+    return make_backend(server, base_path=folder.base_path)

@@ -1,0 +1,86 @@
+"""Servers for the tests: OpenSSH's sshd, asyncssh in a thread, one subclass of it per lie, and listeners that are not
+SSH servers at all. All on loopback, each a context manager that leaves nothing running and nothing on disk.
+
+Paths: absolute ones are the machine's own, relative ones start at ``root``. No server confines its client, so that
+a client that leaves its base_path is seen to do so.
+"""
+
+from __future__ import annotations
+
+from ._asyncssh import AsyncsshServer, Files, Login, OneChannel, Packets, WithoutExtensions, WithoutPosixRename
+from ._lies import (
+    FAILURE,
+    NO_SPACE_ON_FILESYSTEM,
+    BareAttributes,
+    DeniesEverything,
+    DiskFull,
+    DropBox,
+    DropsAfter,
+    FailsWrite,
+    HostileNames,
+    MovesAway,
+    NoChannel,
+    NoSubsystem,
+    OutOfOrder,
+    PosixRenameRefusesTaken,
+    RefusesRename,
+    RenameReplaces,
+    ShortReads,
+    SilentChannel,
+    SilentLogin,
+    SilentSFTP,
+    SilentSubsystem,
+    StallsAfter,
+    Status,
+    WithoutSetstat,
+)
+from ._listeners import Listener, banner_listener, chatty_listener, closing_listener, mute_listener
+from ._openssh import OpenSSHServer, sshd_path
+from ._server import HOST, Folder, Server, free_port, small_disk, wait_until
+
+__all__ = [
+    "FAILURE",
+    "HOST",
+    "NO_SPACE_ON_FILESYSTEM",
+    "AsyncsshServer",
+    "BareAttributes",
+    "DeniesEverything",
+    "DiskFull",
+    "DropBox",
+    "DropsAfter",
+    "FailsWrite",
+    "Files",
+    "Folder",
+    "HostileNames",
+    "Listener",
+    "Login",
+    "MovesAway",
+    "NoChannel",
+    "NoSubsystem",
+    "OneChannel",
+    "OpenSSHServer",
+    "OutOfOrder",
+    "Packets",
+    "PosixRenameRefusesTaken",
+    "RefusesRename",
+    "RenameReplaces",
+    "Server",
+    "ShortReads",
+    "SilentChannel",
+    "SilentLogin",
+    "SilentSFTP",
+    "SilentSubsystem",
+    "StallsAfter",
+    "Status",
+    "WithoutExtensions",
+    "WithoutPosixRename",
+    "WithoutSetstat",
+    "banner_listener",
+    "chatty_listener",
+    "closing_listener",
+    "free_port",
+    "mute_listener",
+    "small_disk",
+    "sshd_path",
+    "wait_until",
+]
