@@ -65,8 +65,10 @@ def quantity(count: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it: ``45 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    """A time as people say it: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``."""
     whole = max(0, round(seconds))
+    if seconds < 10:
+        return f"{max(0.0, seconds):.1f} s"
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -1,4 +1,4 @@
-"""Wait without occupying a worker: the sensor is deferred to the triggerer, where all waits on a server share a connection.
+"""Wait without occupying a worker: deferred to the triggerer, where all waits on a server share one connection.
 
 The sensor's result is the list of files found, which the next task takes as it is.
 """
@@ -21,4 +21,4 @@ with DAG(dag_id="deferred_wait", schedule=None, catchup=False, doc_md=__doc__) a
         """Bytes that have arrived."""
         return sum(file["size"] for file in files)
 
-    count(arrived.output)
+    count(arrived.output)  # type: ignore[arg-type] # an XComArg stands for what it will hold

@@ -371,7 +371,7 @@ class SFTPBackend:
             if not landed:
                 writer.abort()
                 if writer.wire is not None and writer.wire.broken is not None:
-                    self._landings.clear([landing.temp])
+                    self._landings.recover([landing])
             writer.close()
 
     def upload(

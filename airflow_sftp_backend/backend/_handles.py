@@ -237,7 +237,7 @@ class AtomicWriter(io.RawIOBase):
     def abort(self) -> None:
         """Removes the temporary file, if the connection is still there."""
         if self.wire is not None and self.wire.broken is None:
-            self._run(discard(self._landing.temp, self._opened.handle))
+            self._run(discard(self._landing.temp, self._opened.unclosed))
 
     def _finish(self) -> Operation[int | None]:
         assert self.wire is not None

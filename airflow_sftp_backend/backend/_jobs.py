@@ -15,8 +15,7 @@ from itertools import chain
 from typing import Generic, TypeVar, cast
 
 from ._errors import BackendUnavailable, SFTPBackendError
-from ._landing import Landing, sweep, temps_in
-from ._operations import discard
+from ._landing import Landing, recover, sweep, temps_in
 from ._paths import JailedPath
 from ._session import Session
 from ._wire import Operation, Wire
@@ -57,14 +56,14 @@ class Landings:
                 failed = (
                     [isinstance(outcome, BackendUnavailable) for outcome in outcomes] if whole else [True] * len(jobs)
                 )
-                self.clear([job.landing.temp for job, left in zip(jobs, failed, strict=True) if left])
+                self.recover([job.landing for job, left in zip(jobs, failed, strict=True) if left])
 
-    def clear(self, temps: Sequence[JailedPath]) -> None:
-        """Removes temporary files over a new connection, if there is one to be had at the first try."""
+    def recover(self, landings: Sequence[Landing]) -> None:
+        """Tidies up over a new connection, if there is one to be had at the first try."""
         try:
-            self._session.call(lambda wire: wire.run_many(discard(temp) for temp in temps), attempts=1)
+            self._session.call(lambda wire: wire.run_many(recover(landing) for landing in landings), attempts=1)
         except BackendUnavailable as error:
-            names = ", ".join(repr(temp.native) for temp in temps)
+            names = ", ".join(repr(landing.temp.native) for landing in landings)
             logger.warning(
                 "temporary files may be left on the server (%s), the next write to them clears them: %s", names, error
             )

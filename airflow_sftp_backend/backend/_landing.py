@@ -71,12 +71,15 @@ class Landing:
     create_parents: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Opened:
-    """An open temporary file: its handle, and what stood under the final name when it was made."""
+    """A temporary file: its handle, what stood under the final name when it was made, and the handle again until its
+    close is sent. To close it twice could close somebody else's: servers give a handle that is free to the next file.
+    """
 
     handle: bytes
     replaced: Attributes | None
+    unclosed: bytes | None
 
 
 def write_atomic(
@@ -98,7 +101,7 @@ def write_atomic(
         raise from_refusal(refused, "cannot write", landing.target.key) from None
     finally:
         if not landed:
-            yield from discard(landing.temp, opened.handle)
+            yield from discard(landing.temp, opened.unclosed)
 
 
 def open_landing(landing: Landing) -> Operation[Opened]:
@@ -107,7 +110,7 @@ def open_landing(landing: Landing) -> Operation[Opened]:
     if replaced is not None and (replaced.is_folder or not landing.overwrite):
         yield from discard(landing.temp, handle)
         raise is_a_folder(landing.target) if replaced.is_folder else taken(landing.target)
-    return Opened(handle, replaced)
+    return Opened(handle, replaced, unclosed=handle)
 
 
 def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: str | None) -> Operation[int | None]:
@@ -122,6 +125,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: st
         yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777)))
     checking = (yield from post(FStat(opened.handle))) if landing.verify != "none" else None
     closing = yield from post(Close(opened.handle))
+    opened.unclosed = None
     standing = None if landing.overwrite else (yield from post(LStat(landing.target.native)))
     yield from out.drain()
     written = Attributes() if checking is None else (yield from _attributes(checking))
@@ -279,7 +283,9 @@ def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -
 
 def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
     """The last rung: two file systems, or a server without a rename that serves."""
-    yield from copy(wire, source, landing)
+    copied = yield from copy(wire, source, landing)
+    (now,) = yield from ask_all([Stat(source.native)])
+    _check_unchanged(source, copied, now, f"copied to {landing.target.key!r}, but the source has changed since")
     try:
         yield from ask(Remove(source.native))
     except Refused as refused:
@@ -287,9 +293,11 @@ def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation
         raise from_refusal(refused, doing, source.key) from None
 
 
-def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
+def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[Attributes | Refused]:
     """Copies on the server where it has ``copy-data``, else through this process, and lands the copy (``verify`` is
-    "size").
+    "size"). What the server says of the source.
+
+    Raises TransferCorrupted if the source changes meanwhile.
     """
     handle = yield from open_for_reading(source)
     try:
@@ -310,15 +318,25 @@ def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
                 incoming = Incoming(handle, limits.read, source.key)
                 while data := (yield from incoming.next()):
                     yield from out.push(data)
+            (now,) = yield from ask_all([FStat(handle)])
+            _check_unchanged(source, found, now, "the source changed while it was copied")
             yield from land(wire, landing, opened, out, None)
             landed = True
+            return found
         except Refused as refused:
             raise from_refusal(refused, "cannot copy", source.key) from None
         finally:
             if not landed:
-                yield from discard(landing.temp, opened.handle)
+                yield from discard(landing.temp, opened.unclosed)
     finally:
         yield from close_quietly(handle)
+
+
+def _check_unchanged(source: JailedPath, before: Attributes | Refused, now: Attributes | Refused, change: str) -> None:
+    if isinstance(before, Attributes) and isinstance(now, Attributes):
+        then, today = (before.size, before.mtime), (now.size, now.mtime)
+        if then != today:
+            raise TransferCorrupted(f"{change}; wait until it is stable", path=source.key)
 
 
 def _copy_on_server(handle: bytes, size: int, out: Outgoing) -> Operation[None]:
@@ -329,7 +347,20 @@ def _copy_on_server(handle: bytes, size: int, out: Outgoing) -> Operation[None]:
         out.offset += length
 
 
-# -- what others left behind ------------------------------------------------------------------------------------------
+# -- what was left behind ---------------------------------------------------------------------------------------------
+
+
+def recover(landing: Landing) -> Operation[None]:
+    """Tidies up after a landing whose connection was lost: a replaced file that still stands aside gets its name back,
+    unless something has it by now; what is left of the new one is removed.
+    """
+    standing, aside = yield from ask_all([LStat(landing.target.native), LStat(landing.aside.native)])
+    if isinstance(aside, Attributes):
+        if isinstance(standing, Attributes):
+            yield from discard(landing.aside)
+        elif standing.missing:
+            yield from ask_all([Rename(landing.aside.native, landing.target.native)])
+    yield from discard(landing.temp)
 
 
 def temps_in(folder: JailedPath) -> Operation[list[tuple[JailedPath, int]]]:

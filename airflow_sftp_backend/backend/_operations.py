@@ -311,23 +311,21 @@ def write(
     """
     flags = OpenFlag.WRITE | OpenFlag.CREATE | (OpenFlag.TRUNCATE if overwrite else OpenFlag.EXCLUSIVE)
     handle, _ = yield from open_new(place, place, flags, create_parents=True)
+    unclosed: bytes | None = handle
     whole = False
     try:
-        block = (yield from wire.limits()).write
-        yield from _send_and_close(content, Outgoing(handle, block, progress=progress), handle)
+        out = Outgoing(handle, (yield from wire.limits()).write, progress=progress)
+        yield from send(content, out)
+        closing = yield from post(Close(handle))
+        unclosed = None
+        yield from out.drain()
+        yield from wait(closing)
         whole = True
     except Refused as refused:
         raise from_refusal(refused, "cannot write", place.key) from None
     finally:
         if not whole:
-            yield from discard(place, handle)
-
-
-def _send_and_close(content: Content, out: Outgoing, handle: bytes) -> Operation[None]:
-    yield from send(content, out)
-    closing = yield from post(Close(handle))
-    yield from out.drain()
-    yield from wait(closing)
+            yield from discard(place, unclosed)
 
 
 def discard(place: JailedPath, handle: bytes | None = None) -> Operation[None]:

@@ -252,8 +252,8 @@ def dial_through(command: str, *, host: str, port: int, username: str, io_timeou
     meanings = {"h": host, "p": str(port), "r": username, "%": "%"}
     carrier, far_end = socket.socketpair()
     try:
-        words = [re.sub("%([hpr%])", lambda m: meanings[m[1]], word) for word in shlex.split(command)]
         with far_end:
+            words = [re.sub("%([hpr%])", lambda m: meanings[m[1]], word) for word in shlex.split(command)]
             proxy = Proxy(words, far_end)
     except (OSError, ValueError, IndexError) as error:
         carrier.close()

@@ -366,7 +366,7 @@ def test_all_faults_are_told_at_once() -> None:
 
 def test_the_error_survives_a_process_boundary() -> None:
     error = InvalidConnection("partner", ["Host: nothing given", "Port: 0 given"])
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.faults, copy.conn_id) == (str(error), error.faults, "partner")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,7 +161,6 @@ def test_a_name_that_is_too_long_is_refused_and_leaves_nothing(backend: SFTPBack
         with pytest.raises(SFTPBackendError) as caught:
             write(name, b"content")
         assert (caught.value.path, caught.value.backend) == (name, backend.name)
-    assert not backend.exists(name)
     assert tree(folder.path) == {}
 
 
@@ -199,12 +198,18 @@ def test_hostile_names_in_a_listing_are_left_out_with_a_warning(
         (folder.path / "good").write_bytes(b"12345")
         backend = make_backend(server, base_path=folder.base_path)
         good = backend.get_file_info("good")
-        for listing in (
-            backend.list_files(""), backend.list_files("", recursive=True), backend.iter_children(""),
-            backend.find("*"), backend.find("**"), backend.glob("[!g]*"),
-        ):  # fmt: skip
+        listings: list[tuple[Callable[[], Iterable[object]], list[object]]] = [
+            (lambda: backend.list_files(""), [good]),
+            (lambda: backend.list_files("", recursive=True), [good]),
+            (lambda: backend.iter_children(""), [good]),
+            (lambda: backend.list_folders(""), []),
+            (lambda: backend.find("*"), [good]),
+            (lambda: backend.find("**"), [good]),
+            (lambda: backend.glob("[!g]*"), []),
+        ]
+        for listing, expected in listings:
             caplog.clear()
-            assert list(listing) in ([good], [])
+            assert list(listing()) == expected
             for name in set(HostileNames.NAMES) - {b".."}:
                 assert repr(name.decode()) in caplog.text
 
@@ -232,9 +237,7 @@ def test_a_backslash_in_a_servers_name_is_an_ordinary_character(make_backend: Ma
 
 
 @pytest.mark.parametrize("code", [NO_SPACE_ON_FILESYSTEM, FAILURE])
-def test_a_full_disk_is_named_and_nothing_is_lost_or_left(
-    make_backend: MakeBackend, tmp_path: Path, code: int
-) -> None:
+def test_a_full_disk_is_named_and_nothing_is_lost_or_left(make_backend: MakeBackend, tmp_path: Path, code: int) -> None:
     with DiskFull(capacity=500_000, code=code) as server:
         folder = server.fresh()
         (folder.path / "old").write_bytes(b"old")

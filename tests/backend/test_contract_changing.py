@@ -147,7 +147,7 @@ def test_a_dangling_link_as_target_is_already_exists(change: Change, backend: SF
     assert tree(folder.path) == {"file": b"content", "link": b"-> missing"}
 
 
-def test_overwrite_replaces_the_target(change: Change, backend: SFTPBackend, folder: Folder) -> None:
+def test_overwrite_replaces_the_target(change: Change, folder: Folder) -> None:
     (folder.path / "file").write_bytes(BIG)
     (folder.path / "target").write_bytes(b"old")
     change("file", "target", overwrite=True)

@@ -38,7 +38,7 @@ BIG = random.Random(10).randbytes(2_000_000)
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_on_the_wire_before_the_first_call(make_backend: MakeBackend) -> None:
+def test_nothing_is_on_the_wire_before_the_first_call() -> None:
     with Listener() as listener:
         backend = SFTPBackend(listener.host, port=listener.port, retry=RetryPolicy.disabled())
         assert backend.name == f"sftp://{listener.host}:{listener.port}"
@@ -158,8 +158,8 @@ def test_a_forgotten_open_backend_warns_and_does_not_leak(make_backend: MakeBack
     backend: SFTPBackend | None = SFTPBackend.from_config(config)
     assert backend is not None
     backend.check_health()
+    backend = None
     with pytest.warns(ResourceWarning, match="unclosed"):
-        backend = None
         gc.collect()
     _until(lambda: set(threading.enumerate()) <= threads)
 
@@ -325,9 +325,7 @@ def test_a_forked_process_has_a_connection_of_its_own(backend: SFTPBackend, serv
     assert server.logins() == before + 1
 
 
-def test_a_spawned_process_is_sent_the_settings(
-    make_backend: MakeBackend, openssh: Server, tmp_path: Path
-) -> None:
+def test_a_spawned_process_is_sent_the_settings(make_backend: MakeBackend, openssh: Server, tmp_path: Path) -> None:
     backend = make_backend(openssh)
     backend.write("file", BIG)
     before = openssh.logins()
@@ -412,10 +410,14 @@ def test_a_forgotten_reader_warns_and_its_handle_is_closed(make_backend: MakeBac
         (folder.path / "file").write_bytes(BIG)
         backend = make_backend(server, base_path=folder.base_path)
         with pytest.warns(ResourceWarning, match="file"):
-            backend.read("file").read(1)
-            gc.collect()
+            _read_and_forget(backend, "file")
         backend.check_health()
         _until(lambda: server.requests["close"] == 1)
+
+
+def _read_and_forget(backend: SFTPBackend, path: str) -> None:
+    backend.read(path).read(1)
+    gc.collect()
 
 
 def _until(condition: Callable[[], bool]) -> None:

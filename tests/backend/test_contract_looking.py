@@ -52,13 +52,13 @@ def test_exists_is_file_is_folder_tell_files_from_folders(backend: SFTPBackend, 
 
 def test_exists_is_file_is_folder_of_what_is_missing_are_false(backend: SFTPBackend) -> None:
     for path in ("missing", "missing/file", "a/b/c/d"):
-        assert not (backend.exists(path) or backend.is_file(path) or backend.is_folder(path))
+        assert [look(path) for look in (backend.exists, backend.is_file, backend.is_folder)] == [False] * 3
 
 
 def test_exists_is_file_is_folder_below_a_file_are_false(backend: SFTPBackend, folder: Folder) -> None:
     put(folder, "file")
     for path in ("file/below", "file/far/below"):
-        assert not (backend.exists(path) or backend.is_file(path) or backend.is_folder(path))
+        assert [look(path) for look in (backend.exists, backend.is_file, backend.is_folder)] == [False] * 3
 
 
 def test_exists_is_file_is_folder_follow_links(backend: SFTPBackend, folder: Folder) -> None:
@@ -275,7 +275,11 @@ def test_attributes_without_permissions_and_times_are_enough(make_backend: MakeB
         put(folder, "sub/file", b"12345")
         backend = make_backend(server, base_path=folder.base_path)
         assert backend.get_file_info("sub/file") == FileInfo("sub/file", "file", 5, None, None)
-        assert [look("sub/file") for look in (backend.exists, backend.is_file, backend.is_folder)] == [True, True, False]
+        assert [look("sub/file") for look in (backend.exists, backend.is_file, backend.is_folder)] == [
+            True,
+            True,
+            False,
+        ]
         assert [look("sub") for look in (backend.exists, backend.is_file, backend.is_folder)] == [True, False, True]
         assert [file.path for file in backend.list_files("sub")] == ["sub/file"]
         assert [file.path for file in backend.find("sub/*")] == ["sub/file"]

@@ -191,9 +191,7 @@ def test_an_unknown_verify_is_a_value_error_before_any_io(tmp_path: Path) -> Non
         backend.write_atomic("file", b"", verify="md5")  # type: ignore[arg-type]  # what is tested
 
 
-def test_download_many_gives_one_result_per_pair_in_order(
-    backend: SFTPBackend, folder: Folder, tmp_path: Path
-) -> None:
+def test_download_many_gives_one_result_per_pair_in_order(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
     pairs = []
     for number in range(100):
         (folder.path / str(number)).write_bytes(b"x" * number * 100)

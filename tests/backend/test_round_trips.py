@@ -186,9 +186,7 @@ def test_find_lists_only_folders_that_can_match(
     assert [path.removeprefix(folder.base_path) for path in listed] == ["/in", "/in/2026"]
 
 
-def test_many_files_are_as_deep_as_one(
-    backend: SFTPBackend, folder: Folder, tmp_path: Path, trips: Callable[[Call], int]
-) -> None:
+def test_many_files_are_as_deep_as_one(backend: SFTPBackend, tmp_path: Path, trips: Callable[[Call], int]) -> None:
     grow(tmp_path, [f"{number}" for number in range(60)])
     names = [f"{number}" for number in range(60)]
     assert trips(lambda: backend.upload_many([(tmp_path / name, name) for name in names])) == 3

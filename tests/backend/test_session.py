@@ -7,10 +7,13 @@ import gc
 import logging
 import os
 import socket
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import paramiko
@@ -406,12 +409,41 @@ def test_a_forked_child_connects_anew_and_leaves_the_parents_connection_alone(op
             gc.collect()
 
         in_child(work)
-        in_child(lambda: None)
         assert session.opened
         assert session.call(look)
         assert sftp.listdir(".") == sftp.listdir(".")
         assert session.generation == 1
         assert openssh.logins() == before + 2
+
+
+FORKING = """
+import os, sys
+from airflow_sftp_backend.backend import BackendConfig
+from airflow_sftp_backend.backend._session import Session
+from tests.backend.sessions import look
+
+host, port, user, key, known = sys.argv[1:]
+session = Session(BackendConfig(host=host, port=int(port), username=user, key_file=key, known_host_keys=known))
+session.call(look)
+sftp = session.sftp_client()
+child = os.fork()
+if child:
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    session.call(look)
+    assert sftp.listdir(".") == []
+    assert session.generation == 1
+    session.close()
+"""
+
+
+@pytest.mark.parametrize("last", ["", "\nimport gc; session = sftp = None; gc.collect()"])
+def test_a_child_that_ends_as_any_process_does_leaves_the_parents_connection_alone(
+    openssh: OpenSSHServer, last: str
+) -> None:
+    arguments = [openssh.host, str(openssh.port), openssh.username, str(openssh.client_key), openssh.known_hosts]
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING + last, *arguments]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @fork

@@ -1,0 +1,232 @@
+"""A connected socket as paramiko is given it: nothing is lost in its buffer, and no wait is without end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend.backend._stream import Stream, dial
+from tests.servers import free_port, mute_listener
+
+Pair = tuple[Stream, socket.socket]
+
+
+def pair(io_timeout: float | None = None) -> Pair:
+    """A stream and the other end of its line."""
+    near, far = socket.socketpair()
+    stream = Stream(near, io_timeout=io_timeout)
+    stream.settimeout(0.02)
+    return stream, far
+
+
+@pytest.fixture
+def line() -> Iterator[Pair]:
+    """A stream and the other end of its line, closed after the test."""
+    stream, far = pair()
+    yield stream, far
+    far.close()
+    stream.release()
+
+
+@given(
+    sent=st.lists(st.binary(min_size=1, max_size=5000), min_size=1, max_size=10),
+    counts=st.lists(st.integers(1, 3000), min_size=1, max_size=5),
+)
+def test_what_is_sent_is_read_in_pieces_of_any_size(sent: list[bytes], counts: list[int]) -> None:
+    stream, far = pair()
+    for piece in sent:
+        far.sendall(piece)
+    far.close()
+    received = bytearray()
+    number = 0
+    while piece := stream.recv(counts[number % len(counts)]):
+        assert len(piece) <= counts[number % len(counts)]
+        received += piece
+        number += 1
+    stream.close()
+    assert received == b"".join(sent)
+    assert stream.failure == "the server closed the connection"
+
+
+def read_until_eof_error(stream: Stream) -> None:
+    """Reads as paramiko does: past every TimeoutError."""
+    while True:
+        try:
+            if not stream.recv(100):
+                return
+        except TimeoutError:
+            continue
+
+
+def test_a_pause_is_no_end(line: Pair) -> None:
+    stream, far = line
+    with pytest.raises(TimeoutError):
+        stream.recv(1)
+    far.sendall(b"x")
+    assert stream.recv(1) == b"x"
+    assert (stream.failure, stream.timed_out) == (None, False)
+
+
+def test_a_limit_ends_the_wait(line: Pair) -> None:
+    stream, _ = line
+    stream.limit(0.1)
+    with pytest.raises(EOFError):
+        read_until_eof_error(stream)
+    assert (stream.failure, stream.timed_out) == ("no answer within 0.1 s", True)
+
+
+def test_bytes_that_come_drop_by_drop_do_not_put_the_limit_off(line: Pair) -> None:
+    stream, far = line
+    stream.limit(0.1)
+    with pytest.raises(EOFError):
+        while True:
+            far.sendall(b"x")
+            assert stream.recv(1) == b"x"
+    assert stream.failure == "no answer within 0.1 s"
+
+
+def test_the_first_bytes_begin_the_next_limit(line: Pair) -> None:
+    stream, far = line
+    far.sendall(b"SSH-2.0-x\r\n")
+    stream.limit(3000, then=0.1)
+    assert stream.recv(100) == b"SSH-2.0-x\r\n"
+    with pytest.raises(EOFError):
+        read_until_eof_error(stream)
+    assert stream.failure == "no answer within 0.1 s"
+    assert stream.greeting == b"SSH-2.0-x\r\n"
+
+
+def test_a_limit_can_be_taken_back(line: Pair) -> None:
+    stream, far = line
+    stream.limit(0.001)
+    stream.limit(None)
+    with pytest.raises(TimeoutError):
+        stream.recv(1)
+    far.sendall(b"x")
+    assert stream.recv(1) == b"x"
+
+
+def write_until_it_ends(stream: Stream) -> None:
+    """Writes as paramiko does: again after every TimeoutError."""
+    while True:
+        try:
+            stream.send(bytes(1 << 20))
+        except TimeoutError:
+            continue
+
+
+def test_nothing_can_be_written_for_long() -> None:
+    stream, far = pair(io_timeout=0.1)
+    with far, pytest.raises(EOFError):
+        write_until_it_ends(stream)
+    assert stream.failure == "nothing could be sent for 0.1 s: the server or the line has stalled"
+    stream.close()
+
+
+def test_a_limit_counts_for_writing_too(line: Pair) -> None:
+    stream, _ = line
+    stream.limit(0.1)
+    with pytest.raises(EOFError):
+        write_until_it_ends(stream)
+    assert stream.failure == "no answer within 0.1 s"
+
+
+def test_writing_to_nobody(line: Pair) -> None:
+    stream, far = line
+    far.close()
+    with pytest.raises(EOFError, match="the server closed the connection"):
+        write_until_it_ends(stream)
+
+
+def test_closing_wakes_the_reader_who_gives_the_descriptor_back(line: Pair) -> None:
+    stream, _ = line
+    stream.settimeout(None)
+    started = threading.Event()
+
+    def read() -> None:
+        started.set()
+        while stream.recv(1):
+            pass
+        open_then.append(not stream._closed)
+        stream.close()
+
+    open_then: list[bool] = []
+    reader = threading.Thread(target=read)
+    reader.start()
+    started.wait()
+    while stream._reader is None:
+        pass
+    stream.close()
+    reader.join()
+    assert open_then == [True]
+    assert stream._closed
+    assert stream.failure is None
+
+
+def test_closing_what_nobody_reads_gives_the_descriptor_back(line: Pair) -> None:
+    stream, far = line
+    stream.close()
+    assert stream._closed
+    assert far.recv(1) == b""
+    stream.close()
+
+
+def test_a_childs_copy_can_be_left_without_a_word(line: Pair) -> None:
+    stream, far = line
+    copy = Stream(socket.socket(fileno=os.dup(stream._socket.fileno())), io_timeout=None)
+    copy.leave()
+    copy.close()
+    stream.send(b"x")
+    assert far.recv(1) == b"x"
+
+
+def addresses(*ports: int) -> Any:
+    """A resolver that knows these, all on loopback."""
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+    return lambda *_args, **_options: found
+
+
+def test_all_addresses_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mute_listener() as listener:
+        monkeypatch.setattr(socket, "getaddrinfo", addresses(free_port(), free_port(), listener.port))
+        stream = dial("host", 22, timeout=10, io_timeout=5)
+        try:
+            assert stream.getpeername() == ("127.0.0.1", listener.port)
+            for level, option in (
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            ):
+                assert stream._socket.getsockopt(level, option) == 1
+            if hasattr(socket, "TCP_USER_TIMEOUT"):
+                assert stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 5001
+        finally:
+            stream.close()
+
+
+def test_addresses_that_all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", addresses(free_port(), free_port()))
+    with pytest.raises(ConnectionRefusedError):
+        dial("host", 22, timeout=10, io_timeout=None)
+    monkeypatch.setattr(socket, "getaddrinfo", addresses())
+    with pytest.raises(OSError, match="no address"):
+        dial("host", 22, timeout=10, io_timeout=None)
+
+
+def test_an_address_that_does_not_answer_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        port = full.getsockname()[1]
+        waiting = []
+        try:
+            with pytest.raises(TimeoutError):
+                while len(waiting) < 50:  # the queue takes an unknown few
+                    waiting.append(dial("127.0.0.1", port, timeout=0.3, io_timeout=None))
+        finally:
+            for stream in waiting:
+                stream.close()
