@@ -33,7 +33,7 @@ def _run(dag_file: Path, params: dict[str, Any], results: Path) -> bool:
     unfinished = written.with_suffix(".tmp")
     unfinished.write_text(json.dumps(_tasks(run)))
     unfinished.rename(written)
-    return run.state == "success"
+    return bool(run.state == "success")
 
 
 def _tasks(run: DagRun) -> list[dict[str, Any]]:

@@ -523,7 +523,7 @@ class SFTPBackend:
     def _ask(self, operation: Callable[[], Operation[T]]) -> T:
         return self._session.call(lambda wire: wire.run(operation()), idempotent=True)
 
-    def _exchange(self, landing: Landing, operation: Callable[[Wire], Operation[None]]) -> None:
+    def _exchange(self, landing: Landing, operation: Callable[[Wire], Operation[object]]) -> None:
         def landed(wire: Wire) -> Operation[tuple[None, None]]:
             yield from operation(wire)
             return None, None

@@ -176,7 +176,8 @@ class MemoryServer(Wire):
         if isinstance(request, OpenDir):
             return self._handle([Entry(name, _attributes(node)) for name, node in self._children(request.path)])
         if isinstance(request, Close):
-            return self.open.pop(request.handle) and None
+            del self.open[request.handle]
+            return None
         if isinstance(request, Stat | LStat):
             return _attributes(self._at(request.path))
         if isinstance(request, MakeDir):
@@ -255,19 +256,21 @@ class MemoryServer(Wire):
         made = self.files[request.path] = File(bytearray())
         return made
 
-    def _made(self, path: str) -> None:
+    def _made(self, path: str) -> object:
         self._parent_of(path)
         if path in self.files:
             raise Refused(Code.FAILURE)
         self.files[path] = None
+        return None
 
-    def _removed(self, request: Remove | RemoveDir) -> None:
+    def _removed(self, request: Remove | RemoveDir) -> object:
         node = self._at(request.path)
         if isinstance(request, Remove) == (node is None) or (node is None and self._children(request.path)):
             raise Refused(Code.FAILURE)
         del self.files[request.path]
+        return None
 
-    def _renamed(self, request: Rename | PosixRename) -> None:
+    def _renamed(self, request: Rename | PosixRename) -> object:
         node = self._at(request.source)
         self._parent_of(request.target)
         manner = self._renames.plain if isinstance(request, Rename) else self._renames.posix
@@ -277,6 +280,7 @@ class MemoryServer(Wire):
             raise Refused(Code.FAILURE)
         self.files[request.target] = node
         del self.files[request.source]
+        return None
 
 
 @dataclass

@@ -222,7 +222,7 @@ def test_addresses_that_all_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_address_that_does_not_answer_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         port = full.getsockname()[1]
-        waiting = []
+        waiting: list[Stream] = []
         try:
             with pytest.raises(TimeoutError):
                 while len(waiting) < 50:  # the queue takes an unknown few
