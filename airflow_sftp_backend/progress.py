@@ -64,6 +64,11 @@ def quantity(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def files(count: int) -> str:
+    """``1 file``, ``4 files``."""
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
 def duration(seconds: float) -> str:
     """A time as people say it: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``."""
     whole = max(0, round(seconds))

@@ -1,1 +1,1 @@
-"""Speed and memory beside what a user would pick instead."""
+"""Speed, memory and import cost beside what a user would pick instead. Run with ``make bench``."""

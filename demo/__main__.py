@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from airflow_sftp_backend.progress import quantity
+from airflow_sftp_backend.progress import files, quantity
 
 from .server import HOST, USER, Partner, answer, partner, sha256
 
@@ -33,6 +33,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "example_dags"
 ORDERS = {"order-0001.csv": 2_000, "order-0002.csv": 350_000, "catalogue.bin": 32 << 20, "Größe und Preis.txt": 0}
 _PATIENCE = 120.0  # seconds until Airflow is given up
 DAGS = ("partner_exchange", "mapped_download", "deferred_wait")
+_OFFLINE = {"count"}  # tasks that have nothing to do with the server
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -76,9 +77,9 @@ def main() -> int:
             path.mkdir()
         try:
             with partner(place.top / "server") as there:
-                _play(place, there)
+                tasks = _play(place, there)
                 _show_tree(there)
-                _check(place, there)
+                _check(place, there, tasks)
         except DemoFailed as failure:
             console.print(f"\n[red]Failed:[/] {failure}")
             if failure.log is not None:
@@ -91,7 +92,7 @@ def main() -> int:
     return 0
 
 
-def _play(place: Place, there: Partner) -> None:
+def _play(place: Place, there: Partner) -> list[str]:
     environment = _environment(place, there)
     console.print("[bold]airflow-sftp-backend demo[/]: a partner's SFTP server, Airflow, and three example DAGs\n")
     console.print(f"  server   sftp://{HOST}:{there.port}, host key {there.fingerprint} pinned, policy strict")
@@ -106,7 +107,7 @@ def _play(place: Place, there: Partner) -> None:
     answering = threading.Thread(target=answer, args=(there, set(ORDERS), receipt, stop), daemon=True)
     answering.start()
     try:
-        _run_dags({"orders": str(place.orders), "into": str(place.fetched)}, place, environment)
+        return _run_dags({"orders": str(place.orders), "into": str(place.fetched)}, place, environment)
     finally:
         stop.set()
         answering.join()
@@ -136,8 +137,9 @@ def _environment(place: Place, there: Partner) -> dict[str, str]:
     }
 
 
-def _run_dags(params: Mapping[str, str], place: Place, environment: Mapping[str, str]) -> None:
-    """All DAGs in one Airflow process, each shown when it is through."""
+def _run_dags(params: Mapping[str, str], place: Place, environment: Mapping[str, str]) -> list[str]:
+    """All DAGs in one Airflow process, each shown when it is through. The names of the tasks that ran."""
+    ran: list[str] = []
     files = [str(EXAMPLES / f"{name}.py") for name in DAGS]
     with _started(
         [sys.executable, "-m", "demo.run", json.dumps(params), str(place.top), *files], place, environment
@@ -156,9 +158,11 @@ def _run_dags(params: Mapping[str, str], place: Place, environment: Mapping[str,
             bad = [task["task"] for task in tasks if task["state"] != "success"]
             if bad or not tasks:
                 raise DemoFailed(f"DAG {name}: {', '.join(bad) or 'it did not run'}", place.log)
+            ran += [task["task"] for task in tasks]
+    return ran
 
 
-_SUMMARY = re.compile(r"\] (\d+ files, \S+ \S+ in .+?)\s+\[airflow\.task")
+_SUMMARY = re.compile(r"\] (\d+ files?, \S+ \S+ in .+?)\s+\[airflow\.task")
 """What a transfer says of itself at its end. A task's own time has Airflow's start-up in it as well."""
 
 
@@ -175,7 +179,7 @@ def _show_task(task: dict[str, Any], speeds: Iterator[str]) -> None:
         return
     size = sum(row["size"] or 0 for row in rows)
     moved_bytes = any(str(row.get("action", "")).endswith("loaded") for row in rows)
-    counted = f"{len(rows)} {'file' if len(rows) == 1 else 'files'}, {quantity(size)}"
+    counted = f"{files(len(rows))}, {quantity(size)}"
     console.print(next(speeds, counted) if moved_bytes else counted)
     for row in rows:
         ends = f"  <- {row['source']}" if "source" in row else f"  -> {row['target']}" if "target" in row else ""
@@ -242,7 +246,7 @@ def _show_tree(there: Partner) -> None:
     console.print(tree)
 
 
-def _check(place: Place, there: Partner) -> None:
+def _check(place: Place, there: Partner, tasks: list[str]) -> None:
     """The truth, looked at from outside: the partner got every byte, and we got every byte of the partner's."""
     if there.received != {name: sha256(place.orders / name) for name in ORDERS}:
         raise DemoFailed("what the partner found in the outbox is not what was sent", place.log)
@@ -252,6 +256,9 @@ def _check(place: Place, there: Partner) -> None:
     fetched = list(place.fetched.iterdir())
     if [path.name for path in fetched] != ["receipt-0001.csv"] or sha256(fetched[0]) != sha256(left[0]):
         raise DemoFailed("what was fetched is not what the partner wrote", place.log)
+    talking = [task for task in tasks if task not in _OFFLINE]
+    if there.logins != len(talking):
+        raise DemoFailed(f"{there.logins} logins for the {len(talking)} tasks {', '.join(talking)}", place.log)
     console.print(f"\nChecked: {len(ORDERS)} orders arrived byte for byte, the receipt came back byte for byte,")
     console.print(f"one login per task that talked to the server ({there.logins} in all).")
 

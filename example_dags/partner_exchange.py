@@ -25,7 +25,7 @@ with DAG(
     archive = SFTPMoveOperator(
         task_id="archive_receipt",
         source="{{ ti.xcom_pull('wait_for_receipt') | map(attribute='path') | list }}",
-        target="archive/{{ run_id }}/",
+        target="archive/{{ dag_run.run_after | ds }}/",
     )
     clear = SFTPDeleteOperator(task_id="clear_outbox", path="outbox/")
 

@@ -1,0 +1,62 @@
+"""Where the benchmarks run: OpenSSH's sshd on a loopback port, files in memory where the machine allows it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.servers import OpenSSHServer
+
+CIPHER = "aes128-gcm@openssh.com"
+"""What every client is told to use, so that clients are compared and not ciphers."""
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
+_ROOM = 6 << 30  # bytes wanted free
+
+
+@dataclass(frozen=True)
+class Site:
+    """A server and how to reach it. ``here`` and ``there`` are this end's folder and the server's."""
+
+    host: str
+    port: int
+    username: str
+    client_key: Path
+    known_hosts: Path
+    here: Path
+    there: Path
+
+    @property
+    def ssh_options(self) -> list[str]:
+        """Options for OpenSSH's own clients."""
+        return [
+            *("-i", str(self.client_key)),
+            *("-o", f"UserKnownHostsFile={self.known_hosts}"),
+            *("-o", "GlobalKnownHostsFile=none"),
+            *("-o", "StrictHostKeyChecking=yes"),
+            *("-o", "BatchMode=yes"),
+            *("-o", "IdentitiesOnly=yes"),
+            *("-o", f"Ciphers={CIPHER}"),
+        ]
+
+
+@contextmanager
+def site() -> Iterator[Site]:
+    """A running server; everything is removed at the end."""
+    in_memory = os.access(_SHARED_MEMORY, os.W_OK) and shutil.disk_usage(_SHARED_MEMORY).free > _ROOM
+    with (
+        tempfile.TemporaryDirectory(prefix="sftp-bench-", dir=_SHARED_MEMORY if in_memory else None) as folder,
+        OpenSSHServer() as server,
+    ):
+        top = Path(folder)
+        known_hosts = top / "known_hosts"
+        known_hosts.write_text(server.known_hosts + "\n")
+        (top / "here").mkdir()
+        (top / "there").mkdir()
+        yield Site(
+            server.host, server.port, server.username, server.client_key, known_hosts, top / "here", top / "there"
+        )
