@@ -32,7 +32,7 @@ from .plans import (
     paths,
     uploads,
 )
-from .progress import ProgressLog, duration, files, quantity
+from .progress import ProgressLog, counted, duration, quantity
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -93,12 +93,12 @@ class _FileOperator(BaseOperator):
         if failures:
             for failure in failures:
                 self.log.error("%s", failure)
-            raise ExceptionGroup(f"{len(failures)} of {files(count)} failed", failures)
+            raise ExceptionGroup(f"{len(failures)} of {counted(count)} failed", failures)
 
     def _summary(self, rows: Sequence[Row], progress: ProgressLog) -> None:
         seconds = progress.elapsed
         rate = f", {quantity(progress.done / seconds)}/s" if seconds > 0 and progress.done else ""
-        self.log.info("%s, %s in %s%s", files(len(rows)), quantity(progress.done), duration(seconds), rate)
+        self.log.info("%s, %s in %s%s", counted(len(rows)), quantity(progress.done), duration(seconds), rate)
 
 
 class _TransferOperator(_FileOperator):

@@ -64,9 +64,9 @@ def quantity(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def files(count: int) -> str:
+def counted(files: int) -> str:
     """``1 file``, ``4 files``."""
-    return f"{count} file" if count == 1 else f"{count} files"
+    return f"{files} file" if files == 1 else f"{files} files"
 
 
 def duration(seconds: float) -> str:

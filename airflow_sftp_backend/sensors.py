@@ -13,6 +13,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected
 from .hooks import SFTPBackendHook, translate_errors
 from .plans import paths
+from .progress import counted
 from .triggers import SFTPFileTrigger
 from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, judge, look
 
@@ -126,7 +127,7 @@ class SFTPFileSensor(BaseSensorOperator):
         if event["status"] != "found":
             raise AirflowFailException(event["message"])
         files: list[Row] = event["files"]
-        self.log.info("found %d files", len(files))
+        self.log.info("found %s", counted(len(files)))
         return files
 
     def _condition(self) -> Condition:

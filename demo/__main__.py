@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from airflow_sftp_backend.progress import files, quantity
+from airflow_sftp_backend.progress import counted, quantity
 
 from .server import HOST, USER, Partner, answer, partner, sha256
 
@@ -179,8 +179,8 @@ def _show_task(task: dict[str, Any], speeds: Iterator[str]) -> None:
         return
     size = sum(row["size"] or 0 for row in rows)
     moved_bytes = any(str(row.get("action", "")).endswith("loaded") for row in rows)
-    counted = f"{files(len(rows))}, {quantity(size)}"
-    console.print(next(speeds, counted) if moved_bytes else counted)
+    amount = f"{counted(len(rows))}, {quantity(size)}"
+    console.print(next(speeds, amount) if moved_bytes else amount)
     for row in rows:
         ends = f"  <- {row['source']}" if "source" in row else f"  -> {row['target']}" if "target" in row else ""
         what = f"{row.get('action', 'found')} {row['path']} ({quantity(row['size'] or 0)}){ends}"

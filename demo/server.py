@@ -85,6 +85,7 @@ def partner(root: Path) -> Iterator[Partner]:
         asyncio.run_coroutine_threadsafe(close(acceptor), loop).result(_PATIENCE)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(_PATIENCE)
+        loop.close()
 
 
 def answer(there: Partner, orders: set[str], receipt: bytes, stop: threading.Event) -> None:

@@ -1,0 +1,103 @@
+"""The README says what is true: its table is the table of fields, its commands exist, its code runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend.connection import FIELDS, Field
+from tests.servers import AsyncsshServer
+
+TOP = Path(__file__).parents[1]
+README = (TOP / "README.md").read_text()
+
+
+def _cell(field: Field) -> str:
+    where = "form" if field.column else f"form, Extra `{field.name}`" if field.in_form else f"Extra `{field.name}`"
+    default = "" if field.default is None else f"`{str(field.default).lower()}`"
+    names = f"; also {', '.join(f'`{alias}`' for alias in field.aliases)}" if field.aliases else ""
+    return f"| {field.label} | {where}{names} | {default} | {field.description} |"
+
+
+def test_the_connection_table_is_the_table_of_fields() -> None:
+    table = "\n".join(["| field | where | default | |", "|---|---|---|---|", *map(_cell, FIELDS)])
+    found = re.search(r"<!-- connection.FIELDS -->\n(.*?)\n?<!-- /connection.FIELDS -->", README, re.DOTALL)
+    assert found is not None
+    assert found[1] == table, f"it should be\n{table}"
+
+
+def test_the_commands_are_the_ones_ci_runs() -> None:
+    (commands,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    steps = re.search(r"for step in (.*); do", (TOP / ".ci/run").read_text())
+    assert steps is not None
+    assert {f"make {step}" for step in steps[1].split()} >= set(commands.splitlines())
+    assert "make help" in README
+    for target in re.findall(r"`make (\w+)`", README):
+        assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_the_dag_is_ten_lines_that_make_a_dag() -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    assert len(code.strip().splitlines()) <= 10
+    namespace: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), namespace)  # noqa: S102 - our own text
+    tasks = {name: namespace[name] for name in ("send", "wait", "keep")}
+    assert [type(task).__name__ for task in tasks.values()] == [
+        "SFTPUploadOperator",
+        "SFTPFileSensor",
+        "SFTPMoveOperator",
+    ]
+
+
+def test_the_example_without_airflow_moves_files(
+    tmp_path: Path, asyncssh_plain: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, here = asyncssh_plain.fresh(), tmp_path / "here"
+    (folder.path / "inbox/deep").mkdir(parents=True)
+    (folder.path / "inbox/deep/a.csv").write_bytes(b"content")
+    (tmp_path / ".ssh").mkdir()
+    (tmp_path / ".ssh/known_hosts").write_text(asyncssh_plain.known_hosts)
+    here.mkdir()
+    (here / "report.csv").write_bytes(b"report")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(here)
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    for named, real in (
+        ('"sftp.example.com"', f'"{asyncssh_plain.host}", port={asyncssh_plain.port}'),
+        ('"partner"', f'"{asyncssh_plain.username}"'),
+        ('"…"', f'"{asyncssh_plain.password}"'),
+        ('"/exchange"', f'"{folder.base_path}"'),
+    ):
+        assert named in code
+        code = code.replace(named, real)
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own text
+    assert (here / "a.csv").read_bytes() == b"content"
+    assert (folder.path / "archive/a.csv").read_bytes() == b"content"
+    assert (folder.path / "outbox/report.csv").read_bytes() == b"report"
+    assert not (folder.path / "inbox/deep/a.csv").exists()
+
+
+def test_the_arguments_in_the_table_exist() -> None:
+    from airflow_sftp_backend import operators, sensors
+
+    rows = re.findall(r"^\| `(SFTP\w+)` \| (.*?) \|", README, re.MULTILINE)
+    assert len(rows) == 5
+    for name, arguments in rows:
+        kind = getattr(operators, name, None) or getattr(sensors, name)
+        accepted = {argument for one in kind.__mro__ for argument in getattr(one.__init__, "__annotations__", {})}
+        assert set(re.findall(r"`(\w+)`", arguments)) <= accepted, name
+
+
+def test_the_links_lead_to_files() -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (TOP / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["SFTPBackend", "SyncBackendAdapter", "SFTPBackendError"])
+def test_the_names_exist(name: str) -> None:
+    import airflow_sftp_backend
+
+    assert name in README
+    assert hasattr(airflow_sftp_backend, name)
