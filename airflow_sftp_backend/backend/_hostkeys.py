@@ -333,7 +333,8 @@ class KnownHosts:
         lines: list[_Line] = []
         problems: list[str] = []
         for number, line in enumerate(re.split(r"\r\n?|\n", text.removeprefix("\ufeff")), 1):
-            if not (stripped := line.strip("\0 \t")) or stripped.startswith("#"):
+            stripped = line.strip("\0 \t")
+            if not stripped.split() or stripped.startswith("#"):
                 continue
             place = f"{source} line {number}"
             try:

@@ -158,8 +158,8 @@ def test_a_forgotten_open_backend_warns_and_does_not_leak(make_backend: MakeBack
     backend: SFTPBackend | None = SFTPBackend.from_config(config)
     assert backend is not None
     backend.check_health()
-    backend = None
     with pytest.warns(ResourceWarning, match="unclosed"):
+        backend = None
         gc.collect()
     _until(lambda: set(threading.enumerate()) <= threads)
 

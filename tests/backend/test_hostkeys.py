@@ -286,6 +286,7 @@ def test_an_unreadable_line_is_reported_and_vouches_for_nothing(line: str, why: 
 
 
 @given(st.text(), st.booleans())
+@example("\f", False)
 def test_any_text_can_be_parsed_and_none_vouches_by_chance(lines: str, pinned: bool) -> None:
     known = KnownHosts.parse(lines, pinned=pinned)
     assert known.verdict(HOST, PORT, blob(), NOW).trust is not Trust.TRUSTED
