@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,9 @@ _HOME = tempfile.TemporaryDirectory(prefix="home-of-tests-")
 os.environ |= {"HOME": _HOME.name, "AIRFLOW_HOME": f"{_HOME.name}/airflow", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
 for _name in ("SFTP_KNOWN_HOST_KEYS", "SSH_AUTH_SOCK"):
     os.environ.pop(_name, None)
+
+# A shell starts what it puts in the background with interruptions ignored; tests send themselves some.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: no test depends on speed. No example database: nothing is left in the work tree.
 hypothesis.settings.register_profile("here", deadline=None, database=None)

@@ -413,7 +413,7 @@ class Wire:
 
 
 def _not_a_length(start: bytes) -> ProtocolError:
-    text = start.decode("ascii", "replace")
-    if all(c.isprintable() or c in "\r\n\t" for c in text):
+    text = start.decode("utf-8", "replace").rstrip("\ufffd")  # the last character may be cut
+    if text and all(c != "\ufffd" and (c.isprintable() or c in "\r\n\t") for c in text):
         return ProtocolError(f"it sends text ({text!r}); a login script on the server that prints is the usual cause")
     return ProtocolError(f"a packet is announced as {int.from_bytes(start[:4], 'big')} bytes long")

@@ -155,12 +155,15 @@ def test_the_context_manager_closes(make_backend: MakeBackend, server: Server) -
 def test_a_forgotten_open_backend_warns_and_does_not_leak(make_backend: MakeBackend, server: Server) -> None:
     config = make_backend(server).config
     threads = set(threading.enumerate())
-    backend: SFTPBackend | None = SFTPBackend.from_config(config)
-    assert backend is not None
-    backend.check_health()
-    with pytest.warns(ResourceWarning, match="unclosed"):
-        backend = None
+    kept = [SFTPBackend.from_config(config)]
+    kept[0].check_health()
+
+    def forget() -> None:
+        kept.clear()
         gc.collect()
+
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        forget()
     _until(lambda: set(threading.enumerate()) <= threads)
 
 

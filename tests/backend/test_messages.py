@@ -1,0 +1,224 @@
+"""Every request is laid out as its source says, and understands the replies it may get, and no others."""
+
+from __future__ import annotations
+
+import stat
+import struct
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend.backend._codec import Attributes, Cursor, Entry, Kind, Limits, OpenFlag, ProtocolError
+from airflow_sftp_backend.backend._errors import Code, Refused
+from airflow_sftp_backend.backend._messages import (
+    AskLimits,
+    Close,
+    CopyData,
+    FSetStat,
+    FStat,
+    LStat,
+    MakeDir,
+    Open,
+    OpenDir,
+    PosixRename,
+    Read,
+    ReadDir,
+    RealPath,
+    Remove,
+    RemoveDir,
+    Rename,
+    Request,
+    SetStat,
+    Stat,
+    Write,
+    decode_version,
+    encode_init,
+)
+
+from .scripted import counted, version
+
+P, H = b"\0\0\0\2/a", b"\0\0\0\1h"
+LAYOUTS: list[tuple[Request[Any], int, bytes]] = [
+    (Stat("/a"), 17, P),
+    (LStat("/a"), 7, P),
+    (FStat(b"h"), 8, H),
+    (OpenDir("/a"), 11, P),
+    (Remove("/a"), 13, P),
+    (RemoveDir("/a"), 15, P),
+    (MakeDir("/a"), 14, P + bytes(4)),
+    (Close(b"h"), 4, H),
+    (Open("/a", OpenFlag.READ), 3, P + b"\0\0\0\1" + bytes(4)),
+    (
+        Open("/a", OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE, Attributes(mode=0o600)),
+        3,
+        P + b"\0\0\0\x2a" + b"\0\0\0\4" + b"\0\0\1\x80",
+    ),
+    (Read(b"h", 1 << 33, 9), 5, H + b"\0\0\0\2\0\0\0\0" + b"\0\0\0\x09"),
+    (Write(b"h", 1 << 33, b"xyz"), 6, H + b"\0\0\0\2\0\0\0\0" + b"\0\0\0\3xyz"),
+    (Write(b"h", 0, memoryview(b"xyz")), 6, H + bytes(8) + b"\0\0\0\3xyz"),
+    (ReadDir(b"h"), 12, H),
+    (Rename("/a", "ü"), 18, P + b"\0\0\0\2\xc3\xbc"),
+    (SetStat("/a", Attributes(size=1)), 9, P + b"\0\0\0\1" + b"\0\0\0\0\0\0\0\1"),
+    (FSetStat(b"h", Attributes(mode=0)), 10, H + b"\0\0\0\4" + bytes(4)),
+    (RealPath("/a"), 16, P),
+    (PosixRename("/a", "/a"), 200, counted(b"posix-rename@openssh.com") + P + P),
+    (
+        CopyData(b"h", 1, 2, b"h", 3),
+        200,
+        counted(b"copy-data") + H + struct.pack(">QQ", 1, 2) + H + bytes(7) + b"\3",
+    ),
+    (AskLimits(), 200, counted(b"limits@openssh.com")),
+]
+REQUESTS = [request for request, _, _ in LAYOUTS]
+
+
+def answered(request: Request[Any], kind: int, body: bytes) -> Any:
+    return request.answer(kind, Cursor(memoryview(body)))
+
+
+def refusal(code: int, text: bytes = b"why") -> bytes:
+    return struct.pack(">I", code) + counted(text) + counted(b"en")
+
+
+def by_name(value: object) -> str:
+    return type(value).__name__ if isinstance(value, Request) else ""
+
+
+@pytest.mark.parametrize(("request_", "kind", "body"), LAYOUTS, ids=by_name)
+def test_a_request_is_laid_out_as_its_source_says(request_: Request[Any], kind: int, body: bytes) -> None:
+    assert request_.frame(0x01020304) == struct.pack(">IBI", len(body) + 5, kind, 0x01020304) + body
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
+def test_a_refusal_says_code_and_text(request_: Request[Any]) -> None:
+    with pytest.raises(Refused) as caught:
+        answered(request_, Kind.STATUS, refusal(Code.PERMISSION_DENIED))
+    assert (caught.value.code, caught.value.text) == (Code.PERMISSION_DENIED, "why")
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
+def test_a_refusal_without_text_is_a_refusal(request_: Request[Any]) -> None:
+    with pytest.raises(Refused) as caught:
+        answered(request_, Kind.STATUS, struct.pack(">I", Code.NO_SUCH_FILE))
+    assert (caught.value.missing, caught.value.text) == (True, "")
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
+@pytest.mark.parametrize("kind", [Kind.HANDLE, Kind.DATA, Kind.NAME, Kind.ATTRS, Kind.EXTENDED_REPLY, Kind.OPEN, 0])
+def test_a_reply_of_another_type_is_not_believed(request_: Request[Any], kind: int) -> None:
+    if kind == request_.reply_kind:
+        return
+    with pytest.raises(ProtocolError, match=f"answered by a packet of type {int(kind)}"):
+        answered(request_, kind, bytes(64))
+
+
+@pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
+def test_ok_is_an_answer_only_where_nothing_else_is_asked_for(request_: Request[Any]) -> None:
+    if request_.reply_kind == Kind.STATUS:
+        assert answered(request_, Kind.STATUS, refusal(Code.OK, b"")) is None
+    else:
+        with pytest.raises(ProtocolError, match="bare OK"):
+            answered(request_, Kind.STATUS, refusal(Code.OK, b""))
+
+
+@given(st.sampled_from(REQUESTS), st.sampled_from([101, 102, 103, 104, 105, 201]), st.binary(max_size=80))
+def test_any_reply_is_understood_or_refused(request_: Request[Any], kind: int, body: bytes) -> None:
+    try:
+        answered(request_, kind, body)
+    except (ProtocolError, Refused):
+        return
+
+
+def test_a_handle_is_opaque() -> None:
+    assert answered(Open("/a", OpenFlag.READ), Kind.HANDLE, counted(b"\0\xff" * 128)) == b"\0\xff" * 128
+    with pytest.raises(ProtocolError, match="257 bytes"):
+        answered(OpenDir("/a"), Kind.HANDLE, counted(bytes(257)))
+
+
+def test_a_read_gives_what_came_and_nothing_at_the_end() -> None:
+    assert bytes(answered(Read(b"h", 0, 5), Kind.DATA, counted(b"abc"))) == b"abc"
+    assert bytes(answered(Read(b"h", 0, 5), Kind.STATUS, refusal(Code.EOF))) == b""
+
+
+@pytest.mark.parametrize("data", [b"", b"abcdef"])
+def test_a_read_is_not_answered_with_nothing_or_with_more_than_was_asked_for(data: bytes) -> None:
+    with pytest.raises(ProtocolError, match="a read of 5 bytes was answered with"):
+        answered(Read(b"h", 0, 5), Kind.DATA, counted(data))
+
+
+def names(*entries: tuple[bytes, bytes, Attributes]) -> bytes:
+    body = b"".join(counted(name) + counted(line) + attributes.encode() for name, line, attributes in entries)
+    return struct.pack(">I", len(entries)) + body
+
+
+def test_a_listing_gives_names_with_their_attributes() -> None:
+    body = names((b"a b", b"-rw", Attributes(3, mode=0o100600)), (b"\xff", b"", Attributes(mode=0o120777)))
+    assert answered(ReadDir(b"h"), Kind.NAME, body) == [
+        Entry("a b", Attributes(3, mode=0o100600)),
+        Entry("\udcff", Attributes(mode=0o120777)),
+    ]
+    assert answered(ReadDir(b"h"), Kind.STATUS, refusal(Code.EOF)) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "mode"),
+    [(b"drwxr-xr-x", stat.S_IFDIR), (b"lrwx", stat.S_IFLNK), (b"-rw-", stat.S_IFREG), (b"", None), (b"name", None)],
+)
+def test_a_missing_type_is_taken_from_the_line_beside_the_name(line: bytes, mode: int | None) -> None:
+    (entry,) = answered(ReadDir(b"h"), Kind.NAME, names((b"n", line, Attributes(size=7, atime=1, mtime=2))))
+    assert entry.attributes == Attributes(size=7, mode=mode, atime=1, mtime=2)
+
+
+def test_a_real_path_is_one_name() -> None:
+    assert answered(RealPath("."), Kind.NAME, names((b"/home/u", b"", Attributes()))) == "/home/u"
+    with pytest.raises(ProtocolError, match="one name"):
+        answered(RealPath("."), Kind.NAME, names())
+
+
+@pytest.mark.parametrize(
+    ("packet", "read", "write", "expected"),
+    [
+        (262144, 261120, 261120, Limits(261120, 261120)),
+        (0, 0, 0, Limits(32768, 32768)),  # nothing stated
+        (34000, 100000, 0, Limits(32976, 32768)),  # no more than fits a packet
+        (1 << 40, 1 << 40, 1 << 40, Limits(1 << 20, 1 << 20)),  # no more than we accept
+    ],
+)
+def test_limits_are_the_servers_within_ours(packet: int, read: int, write: int, expected: Limits) -> None:
+    body = struct.pack(">QQQQ", packet, read, write, 0)
+    assert answered(AskLimits(), Kind.EXTENDED_REPLY, body) == expected
+
+
+@pytest.mark.parametrize(("request_", "cost"), [(Read(b"h", 0, 9), 9), (Write(b"h", 0, b"ab"), 2), (Stat("/a"), 0)])
+def test_the_cost_is_the_bytes_in_flight(request_: Request[Any], cost: int) -> None:
+    assert request_.cost == cost
+
+
+def test_no_text_shows_what_is_written() -> None:
+    assert "secret" not in repr(Write(b"h", 0, b"secret"))
+
+
+def test_the_conversation_opens_with_version_3() -> None:
+    assert encode_init() == bytes.fromhex("000000050100000003")
+
+
+def test_the_servers_extensions_are_known_by_name() -> None:
+    frame = memoryview(version({"posix-rename@openssh.com": "1", "limits@openssh.com": "1"}))[4:]
+    assert decode_version(frame) == {"posix-rename@openssh.com": "1", "limits@openssh.com": "1"}
+
+
+@pytest.mark.parametrize("number", [0, 2, 4, 6])
+def test_another_version_is_not_spoken(number: int) -> None:
+    with pytest.raises(ProtocolError, match=f"version {number}, not 3"):
+        decode_version(memoryview(version(number=number))[4:])
+
+
+@given(st.binary(min_size=1, max_size=60))
+def test_any_first_packet_is_understood_or_refused(frame: bytes) -> None:
+    try:
+        decode_version(memoryview(frame))
+    except ProtocolError:
+        return
+    assert frame[:5] == b"\2\0\0\0\3"

@@ -1,0 +1,238 @@
+"""The bytes that arrive are the bytes that were sent, whatever the blocks and the order and length of replies."""
+
+from __future__ import annotations
+
+import array
+import hashlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend import InvalidPath, TransferCorrupted
+from airflow_sftp_backend.backend._codec import Kind
+from airflow_sftp_backend.backend._errors import Refused
+from airflow_sftp_backend.backend._transfer import WINDOW, Content, Incoming, Outgoing, send
+from airflow_sftp_backend.backend._wire import Operation
+
+from .scripted import Packet, ScriptedChannel, ScriptedFile, connected
+
+H = ScriptedFile.HANDLE
+BLOCKS = st.integers(1, 7)
+
+
+@st.composite
+def channels(draw: st.DrawFn) -> Callable[[ScriptedFile], ScriptedChannel]:
+    """Channels that deliver the replies of a file in any order."""
+    random = draw(st.randoms(use_true_random=False))
+    return lambda file: ScriptedChannel(file, order=lambda waiting: random.randrange(waiting))
+
+
+def sending(content: Content, out: Outgoing) -> Operation[None]:
+    yield from send(content, out)
+    yield from out.drain()
+
+
+def received(block: int, *, pieces: list[bytes] | None = None) -> Operation[tuple[bytes, Incoming]]:
+    incoming = Incoming(H, block, "in/a")
+    whole = b""
+    while data := (yield from incoming.next()):
+        whole += data
+        if pieces is not None:
+            pieces.append(bytes(data))
+    assert not (yield from incoming.next())  # the end stays the end
+    return whole, incoming
+
+
+# -- out --------------------------------------------------------------------------------------------------------------
+
+
+@given(channels(), st.binary(max_size=300), BLOCKS, st.integers(0, 20))
+def test_what_is_sent_stands_in_the_file_and_is_acknowledged(
+    channel: Callable[[ScriptedFile], ScriptedChannel], data: bytes, block: int, offset: int
+) -> None:
+    file = ScriptedFile(bytes(offset))
+    progress: list[int] = []
+    out = Outgoing(H, block, offset=offset, progress=progress.append)
+    connected(channel(file)).run(sending(Content(data), out))
+    assert bytes(file.content) == bytes(offset) + data
+    assert (sum(progress), out.offset, file.written) == (len(data), offset + len(data), len(data))
+
+
+@given(channels(), st.binary(min_size=1, max_size=100), BLOCKS, st.data())
+def test_a_block_that_is_refused_is_always_noticed(
+    channel: Callable[[ScriptedFile], ScriptedChannel], data: bytes, block: int, draw: st.DataObject
+) -> None:
+    count = -(-len(data) // block)
+    file = ScriptedFile(refused=frozenset([draw.draw(st.integers(0, count - 1))]))
+    with pytest.raises(Refused, match="told to fail"):
+        connected(channel(file)).run(sending(Content(data), Outgoing(H, block)))
+
+
+@given(channels(), st.integers(1, 400), st.integers(0, 399))
+def test_everything_up_to_one_window_before_the_end_is_known_to_be_written(
+    channel: Callable[[ScriptedFile], ScriptedChannel], count: int, failing: int
+) -> None:
+    file = ScriptedFile(refused=frozenset([failing]))
+    progress: list[int] = []
+    out = Outgoing(H, 1, progress=progress.append)
+    try:
+        connected(channel(file)).run(sending(Content(b"x" * count), out))
+    except Refused:
+        assert sum(progress) == failing  # in order: all before the refused block, and nothing after it
+        assert out.offset - failing <= 64
+    else:
+        assert failing >= count
+
+
+@pytest.mark.parametrize("block", [1 << 10, 1 << 17, 1 << 20, WINDOW * 2])
+def test_no_more_is_in_flight_than_a_window_of_blocks(block: int) -> None:
+    channel = ScriptedChannel(ScriptedFile())
+    wire = connected(channel)
+    in_flight: list[int] = []
+
+    class Source:
+        """Ends after 100 blocks."""
+
+        def read(self, size: int, /) -> bytes:
+            """The next block."""
+            in_flight.append(len(channel.replies))
+            return bytes(size) if len(in_flight) <= 100 else b""
+
+    wire.run(sending(Content(Source()), Outgoing(H, block)))
+    assert max(in_flight) <= max(1, min(64, WINDOW // block))
+    assert len(channel.requests) == 100
+
+
+# -- in ---------------------------------------------------------------------------------------------------------------
+
+
+@given(channels(), st.binary(max_size=200), BLOCKS, st.sampled_from(["told", "refused", "0"]), st.data())
+def test_what_is_read_is_what_the_file_holds(
+    channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, size: str, draw: st.DataObject
+) -> None:
+    random = draw.draw(st.randoms(use_true_random=False))
+    told = {"told": len(content), "refused": None, "0": 0}[size]
+    file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
+    whole, incoming = connected(channel(file)).run(received(block))
+    assert whole == content
+    assert (incoming.size, incoming.grew) == (len(content), False)
+
+
+@given(channels(), st.integers(1, 60), st.integers(1, 60), BLOCKS)
+def test_a_file_that_grows_is_delivered_as_far_as_it_was_and_said_to_have_grown(
+    channel: Callable[[ScriptedFile], ScriptedChannel], told: int, more: int, block: int
+) -> None:
+    content = bytes(range(told + more))
+    whole, incoming = connected(channel(ScriptedFile(content, told=told))).run(received(block))
+    assert whole == content[:told]
+    assert incoming.grew
+
+
+@given(channels(), st.integers(0, 60), st.integers(1, 60), BLOCKS)
+def test_a_file_that_shrinks_is_never_taken_for_whole(
+    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, less: int, block: int
+) -> None:
+    file = ScriptedFile(bytes(held), told=held + less)
+    with pytest.raises(TransferCorrupted, match=f"shrank while it was read: {held} of {held + less} bytes") as caught:
+        connected(channel(file)).run(received(block))
+    assert caught.value.path == "in/a"
+
+
+@given(channels(), st.binary(min_size=20, max_size=60), BLOCKS, st.integers(1, 3))
+def test_a_read_that_is_refused_is_raised(
+    channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, refused: int
+) -> None:
+    with pytest.raises(Refused):
+        connected(channel(ScriptedFile(content, refused=frozenset([refused])))).run(received(block))
+
+
+def test_a_folder_opened_by_a_lax_server_is_refused() -> None:
+    with pytest.raises(InvalidPath, match="a folder, not a file"):
+        connected(ScriptedChannel(ScriptedFile(mode=0o040755, told=4096))).run(received(4))
+
+
+def test_a_small_file_is_asked_for_in_one_round_trip() -> None:
+    asked_before_the_first_reply: list[int] = []
+    channel = ScriptedChannel(ScriptedFile(b"abc"))
+    wire = connected(channel)
+
+    def order(waiting: int) -> int:
+        asked_before_the_first_reply.append(len(channel.requests))
+        return 0
+
+    channel._order = order
+    whole, _ = wire.run(received(16))
+    assert whole == b"abc"
+    assert asked_before_the_first_reply[0] == len(channel.requests) == 3  # its size, a block, the end
+
+
+def test_the_window_of_reads_is_full_once_the_size_is_known_and_no_byte_is_asked_for_twice() -> None:
+    block = 1 << 15
+    content = bytes(200) * 40_000
+    most = 0
+
+    def order(waiting: int) -> int:
+        nonlocal most
+        most = max(most, waiting)
+        return 0
+
+    channel = ScriptedChannel(ScriptedFile(content), order=order)
+    whole, _ = connected(channel).run(received(block))
+    assert whole == content
+    assert most == min(64, WINDOW // block)
+
+    def offset(packet: Packet) -> int:
+        cursor = packet.cursor
+        cursor.view()
+        return cursor.uint64()
+
+    offsets = [offset(packet) for packet in channel.requests if packet.kind == Kind.READ]
+    assert len(offsets) == len(set(offsets)) == -(-len(content) // block) + 1
+
+
+# -- content ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"abcdef",
+        bytearray(b"abcdef"),
+        memoryview(b"abcdef"),
+        memoryview(array.array("H", b"abcdef")),
+        io.BytesIO(b"abcdef"),
+        io.BufferedReader(io.BytesIO(b"abcdef")),
+    ],
+    ids=lambda content: type(content).__name__,
+)
+def test_content_is_taken_block_by_block(content: object) -> None:
+    taken = Content(content, hashed=True)
+    assert [bytes(taken.take(4)), bytes(taken.take(4)), bytes(taken.take(4))] == [b"abcd", b"ef", b""]
+    assert taken.size == 6
+    assert taken.digest == f"sha256:{hashlib.sha256(b'abcdef').hexdigest()}"
+
+
+def test_no_digest_is_made_unasked() -> None:
+    assert Content(b"").digest is None
+
+
+@pytest.mark.parametrize("content", ["text", io.StringIO("text"), None, 5, ["a"], object()], ids=repr)
+def test_content_that_is_no_bytes_is_refused_at_once(content: Any) -> None:
+    with pytest.raises(TypeError, match="must be bytes-like"):
+        Content(content)
+
+
+def test_a_source_that_gives_text_is_refused_at_its_first_block() -> None:
+    class Lines:
+        """Opened in text mode."""
+
+        def read(self, size: int) -> str:
+            """Text."""
+            return "text"
+
+    with pytest.raises(TypeError, match="must return bytes, not str"):
+        Content(Lines()).take(4)

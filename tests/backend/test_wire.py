@@ -1,0 +1,434 @@
+"""Every operation gets its own replies, whatever order and pieces they come in, and hears of the end of the line."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackendError
+from airflow_sftp_backend.backend._codec import MAX_FRAME, Attributes, Kind, Limits
+from airflow_sftp_backend.backend._errors import Code, Refused
+from airflow_sftp_backend.backend._messages import Close, CopyData, PosixRename, Read, Stat
+from airflow_sftp_backend.backend._wire import IN_FLIGHT, Operation, Wire, ask, ask_all, post, wait
+
+from .scripted import Packet, ScriptedChannel, connected, counted, framed, reply, status, version
+
+
+def sized(packet: Packet) -> bytes | None:
+    """Answers a STAT of "12" with a file of 12 bytes; refuses one of "no"; says nothing to one of "hush"."""
+    if packet.kind != Kind.STAT:
+        return status(packet)
+    path = packet.cursor.text()
+    if path == "hush":
+        return None
+    if path == "no":
+        return status(packet, Code.NO_SUCH_FILE, "no such file")
+    return reply(packet, Kind.ATTRS, Attributes(size=int(path)).encode())
+
+
+def size_of(path: str) -> Operation[int | None]:
+    return (yield from ask(Stat(path))).size
+
+
+def all_sizes(paths: list[str]) -> Operation[list[int | None]]:
+    answers = yield from ask_all([Stat(path) for path in paths])
+    return [None if isinstance(answer, Refused) else answer.size for answer in answers]
+
+
+# -- replies find their operations ------------------------------------------------------------------------------------
+
+
+@st.composite
+def channels(draw: st.DrawFn) -> ScriptedChannel:
+    """Channels that deliver replies in any order, and any number of bytes at a time."""
+    random = draw(st.randoms(use_true_random=False))
+    most = draw(st.integers(1, 40))
+    return ScriptedChannel(
+        sized,
+        order=lambda waiting: random.randrange(waiting),
+        cut=lambda size: random.randint(1, min(size, most)),
+        taken=lambda size: random.randint(1, min(size, most)),
+    )
+
+
+@given(channels(), st.lists(st.lists(st.integers(0, 99), max_size=6), max_size=12), st.integers(1, 5))
+def test_replies_in_any_order_and_pieces_reach_the_operation_that_asked(
+    channel: ScriptedChannel, wanted: list[list[int]], limit: int
+) -> None:
+    wire = connected(channel)
+    outcomes = wire.run_many((all_sizes([str(size) for size in sizes]) for sizes in wanted), limit)
+    assert outcomes == wanted
+    assert wire.broken is None
+    assert len({packet.request_id for packet in channel.requests}) == sum(map(len, wanted))
+
+
+@given(channels(), st.lists(st.sampled_from(["7", "no"]), max_size=12))
+def test_a_refusal_reaches_only_the_operation_that_asked(channel: ScriptedChannel, paths: list[str]) -> None:
+    def seen(path: str) -> Operation[int | None]:
+        try:
+            return (yield from size_of(path))
+        except Refused:
+            raise NotFound("gone", path=path) from None
+
+    outcomes = connected(channel).run_many(seen(path) for path in paths)
+    assert [7 if outcome == 7 else type(outcome) for outcome in outcomes] == [
+        7 if path == "7" else NotFound for path in paths
+    ]
+
+
+def test_one_operation_gives_its_result_and_raises_its_error() -> None:
+    wire = connected(ScriptedChannel(sized))
+    assert wire.run(size_of("5")) == 5
+    with pytest.raises(Refused):
+        wire.run(size_of("no"))
+    assert wire.run(size_of("6")) == 6
+
+
+def test_an_operation_that_asks_nothing_sends_nothing() -> None:
+    def silent() -> Operation[str]:
+        yield from ()
+        return "done"
+
+    channel = ScriptedChannel(sized)
+    assert connected(channel).run(silent()) == "done"
+    assert channel.requests == []
+
+
+def test_what_is_posted_first_is_sent_first_and_in_one_piece() -> None:
+    sends: list[int] = []
+    channel = ScriptedChannel(sized, taken=lambda size: sends.append(size) or size)  # type: ignore[func-returns-value]
+    wire = connected(channel)
+    sends.clear()
+    assert wire.run(all_sizes(["1", "2", "3"])) == [1, 2, 3]
+    assert [packet.cursor.text() for packet in channel.requests] == ["1", "2", "3"]
+    assert len(sends) == 1
+
+
+def test_a_reply_that_came_early_is_there_when_it_is_waited_for() -> None:
+    def late() -> Operation[list[int | None]]:
+        first = yield from post(Stat("1"))
+        second = yield from post(Stat("2"))
+        return [(yield from wait(second)).size, (yield from wait(first)).size]
+
+    assert connected(ScriptedChannel(sized)).run(late()) == [2, 1]
+
+
+@pytest.mark.parametrize("limit", [1, 3, 64])
+def test_no_more_operations_run_at_once_than_allowed(limit: int) -> None:
+    running = most = 0
+
+    def counted_one() -> Operation[None]:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        yield from ask(Stat("1"))
+        yield from ask(Stat("1"))
+        running -= 1
+
+    connected(ScriptedChannel(sized)).run_many((counted_one() for _ in range(10)), limit)
+    assert most == min(limit, 10)
+
+
+# -- how much is in flight --------------------------------------------------------------------------------------------
+
+
+def test_reads_and_writes_in_flight_stay_within_their_bound() -> None:
+    block = 1 << 20
+    waiting = most = 0
+
+    def answer(packet: Packet) -> bytes:
+        nonlocal waiting, most
+        waiting += block
+        most = max(most, waiting)
+        return reply(packet, Kind.DATA, counted(b"x"))
+
+    def choose(count: int) -> int:
+        nonlocal waiting
+        waiting -= block
+        return count - 1
+
+    def reading() -> Operation[int]:
+        answers = yield from ask_all([Read(b"h", 0, block)] * 20)
+        return sum(len(answer) for answer in answers if not isinstance(answer, Refused))
+
+    assert connected(ScriptedChannel(answer, order=choose)).run_many(reading() for _ in range(3)) == [20, 20, 20]
+    assert IN_FLIGHT - block < most <= IN_FLIGHT
+
+
+def test_a_single_block_larger_than_the_bound_still_goes() -> None:
+    def reading() -> Operation[bytes]:
+        return bytes((yield from ask(Read(b"h", 0, IN_FLIGHT + 1))))
+
+    wire = connected(ScriptedChannel(lambda packet: reply(packet, Kind.DATA, counted(b"x"))))
+    assert wire.run_many([reading(), reading()]) == [b"x", b"x"]
+
+
+def test_questions_are_not_held_back_by_blocks_in_flight() -> None:
+    channel = ScriptedChannel(
+        lambda packet: sized(packet) if packet.kind == Kind.STAT else reply(packet, Kind.DATA, counted(b"x"))
+    )
+
+    def reading() -> Operation[None]:
+        yield from ask(Read(b"h", 0, IN_FLIGHT))
+
+    connected(channel).run_many([reading(), reading(), size_of("1")])
+    assert [packet.kind for packet in channel.requests] == [Kind.READ, Kind.STAT, Kind.READ]
+
+
+# -- the handshake ----------------------------------------------------------------------------------------------------
+
+
+def test_the_extensions_are_known_and_limits_are_not_asked_for_where_there_are_none() -> None:
+    channel = ScriptedChannel(sized, hello=version({"posix-rename@openssh.com": "1"}))
+    wire = connected(channel)
+    assert (wire.supports(PosixRename), wire.supports(CopyData), wire.supports(Stat)) == (True, False, False)
+    assert wire.run(wire.limits()) == Limits(32768, 32768)
+    assert channel.requests == []
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_limits_are_asked_for_along_with_the_first_request(refused: bool) -> None:
+    def answer(packet: Packet) -> bytes | None:
+        if packet.kind != Kind.EXTENDED:
+            return sized(packet)
+        if refused:
+            return status(packet, Code.OP_UNSUPPORTED)
+        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 100, 200, 0))
+
+    channel = ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"}))
+    wire = connected(channel)
+    assert channel.requests == []  # nothing is sent for them alone
+    assert wire.run(size_of("4")) == 4
+    assert [packet.kind for packet in channel.requests] == [Kind.EXTENDED, Kind.STAT]
+    assert wire.run(wire.limits()) == (Limits() if refused else Limits(100, 200))
+    assert len(channel.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("hello", "why"),
+    [
+        (version(number=4), "version 4, not 3"),
+        (framed(Kind.STATUS, bytes(12)), "not VERSION"),
+        (b"Welcome to the bank!\r\n", "login script"),
+        ("Willkommen, heute ist 😀\n".encode()[:-2], "text .'Willkommen, heute ist '.; a login script"),
+        (b"\xff\xff\xff\xff\xff", "announced as 4294967295 bytes"),
+        (bytes(4) + b"\1", "announced as 0 bytes"),
+        (version() + framed(Kind.STATUS, bytes(12)), "before it is asked"),
+        (version()[:-2] + b"\0", "no answer for 7 s"),  # the rest never comes
+        (framed(Kind.VERSION, b"\0"), "ends in the middle"),
+    ],
+)
+def test_a_server_that_does_not_speak_sftp_3_is_told_apart(hello: bytes, why: str) -> None:
+    wire = Wire(ScriptedChannel(sized, hello=hello), io_timeout=7)
+    with pytest.raises(BackendUnavailable, match=why):
+        wire.handshake()
+    assert wire.broken is not None
+
+
+# -- the end of the line ----------------------------------------------------------------------------------------------
+
+
+def misfit(packet: Packet, kind: Kind = Kind.NAME) -> bytes:
+    return reply(packet, kind, bytes(8))
+
+
+NONSENSE: dict[str, tuple[Callable[[Packet], bytes | None], str]] = {
+    "a reply of another type": (misfit, "answered by a packet of type 104"),
+    "a reply to nobody": (lambda packet: framed(Kind.STATUS, b"\xff\xff\xff\xff" + bytes(12)), "never made"),
+    "a packet without an id": (lambda packet: framed(Kind.STATUS, b"\0\0"), "without a request id"),
+    "a length of 0": (lambda packet: bytes(8), "announced as 0 bytes"),
+    "a length too long": (lambda packet: struct.pack(">I", MAX_FRAME + 1) + b"\xff" * 20, "announced as"),
+    "a cut reply": (lambda packet: reply(packet, Kind.ATTRS, b"\0\0\0\1\0"), "ends in the middle"),
+    "text": (lambda packet: b"logout\r\n", "login script"),
+    "silence": (lambda packet: None, "no answer for 7 s"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_a_server_that_answers_nonsense_fails_every_operation_and_is_not_asked_again(name: str) -> None:
+    answer, why = NONSENSE[name]
+    channel = ScriptedChannel(lambda packet: answer(packet) if packet.cursor.text() == "9" else None)
+    wire = connected(channel)
+    outcomes = wire.run_many([size_of("1"), size_of("9"), size_of("2")])
+    assert [type(outcome) for outcome in outcomes] == [BackendUnavailable] * 3
+    assert all(why in str(outcome) for outcome in outcomes)
+    asked = len(channel.requests)
+    with pytest.raises(BackendUnavailable, match=why):
+        wire.run(size_of("1"))
+    assert len(channel.requests) == asked
+
+
+@given(st.binary(min_size=1, max_size=60))
+def test_any_bytes_end_in_an_answer_or_in_an_unavailable_backend(data: bytes) -> None:
+    wire = connected(ScriptedChannel(lambda packet: data, lost=True))
+    with suppress(Refused, BackendUnavailable):
+        wire.run(size_of("1"))
+
+
+def test_a_lost_connection_reaches_every_operation_and_their_clean_up_is_not_sent() -> None:
+    cleaned: list[str] = []
+
+    def tidy(path: str) -> Operation[None]:
+        try:
+            yield from ask(Stat(path))
+        finally:
+            with pytest.raises(BackendUnavailable, match="the connection was lost"):
+                yield from post(Close(b"h"))
+            cleaned.append(path)
+
+    channel = ScriptedChannel(sized, lost=True)
+    outcomes = connected(channel).run_many([tidy("hush"), tidy("hush")])
+    assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
+    assert cleaned == ["hush", "hush"]
+    assert all(packet.kind == Kind.STAT for packet in channel.requests)
+
+
+def test_a_channel_that_takes_nothing_more_is_lost() -> None:
+    channel = ScriptedChannel(sized)
+    wire = connected(channel)
+    channel.closed = True
+    with pytest.raises(BackendUnavailable, match="the connection was lost"):
+        wire.run(size_of("1"))
+
+
+def test_the_error_of_a_socket_is_named() -> None:
+    def broken(size: int) -> int:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    channel = ScriptedChannel(sized, cut=broken)
+    with pytest.raises(BackendUnavailable, match=r"lost.*reset by peer"):
+        connected(channel)
+
+
+def test_a_closed_wire_says_so() -> None:
+    channel = ScriptedChannel(sized)
+    wire = connected(channel)
+    wire.close()
+    wire.close()
+    assert channel.closed
+    with pytest.raises(BackendUnavailable, match="the connection was closed"):
+        wire.run(size_of("1"))
+
+
+def test_a_stall_without_a_set_time_is_a_stall() -> None:
+    with pytest.raises(BackendUnavailable, match=r"no answer while replies are owed.*io_timeout"):
+        connected(ScriptedChannel(sized), io_timeout=None).run(size_of("hush"))
+
+
+# -- interruptions ----------------------------------------------------------------------------------------------------
+
+
+def closing(cleaned: list[str], path: str) -> Operation[int | None]:
+    """Asks, and cleans up with a request of its own."""
+    try:
+        return (yield from size_of(path))
+    finally:
+        with suppress(SFTPBackendError):
+            yield from ask(Close(path.encode()))
+            cleaned.append(path)
+
+
+def test_an_error_of_one_operations_own_ends_all_after_their_clean_up() -> None:
+    cleaned: list[str] = []
+
+    def faulty() -> Operation[int | None]:
+        yield from ask(Stat("1"))
+        raise ZeroDivisionError
+
+    channel = ScriptedChannel(sized)
+    wire = connected(channel)
+    with pytest.raises(ZeroDivisionError):
+        wire.run_many([closing(cleaned, "hush"), faulty(), closing(cleaned, "5")])
+    assert sorted(cleaned) == ["5", "hush"]
+    assert wire.run(size_of("3")) == 3  # the line is whole
+
+
+def test_operations_not_begun_stay_so_when_one_fails() -> None:
+    begun: list[int] = []
+
+    def one(number: int) -> Operation[None]:
+        begun.append(number)
+        yield from ask(Stat("1"))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        connected(ScriptedChannel(sized)).run_many((one(number) for number in range(5)), limit=1)
+    assert begun == [0]
+
+
+def test_an_interruption_in_the_middle_of_a_packet_ends_the_line() -> None:
+    cleaned: list[str] = []
+    armed: list[bool] = []
+
+    def cut(size: int) -> int:
+        if armed:
+            raise KeyboardInterrupt
+        return size
+
+    channel = ScriptedChannel(sized, cut=cut)
+    wire = connected(channel)
+    armed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        wire.run_many([closing(cleaned, "5"), closing(cleaned, "6")])
+    assert cleaned == []  # it was tried, and there was no line any more
+    assert wire.broken == "interrupted in the middle of a packet"
+    assert [packet.kind for packet in channel.requests] == [Kind.STAT, Kind.STAT]
+
+
+def test_an_interruption_inside_an_operation_leaves_the_line_whole() -> None:
+    cleaned: list[str] = []
+
+    def interrupted() -> Operation[int | None]:
+        yield from ask(Stat("1"))
+        raise KeyboardInterrupt
+
+    wire = connected(ScriptedChannel(sized))
+    with pytest.raises(KeyboardInterrupt):
+        wire.run_many([interrupted(), closing(cleaned, "hush")])
+    assert cleaned == ["hush"]
+    assert wire.broken is None
+
+
+def test_operations_that_wait_for_room_hear_of_the_end_too() -> None:
+    def reading() -> Operation[None]:
+        yield from ask(Read(b"h", 0, IN_FLIGHT))
+
+    wire = connected(ScriptedChannel(lambda packet: None, lost=True))
+    outcomes = wire.run_many([reading(), reading(), reading()])
+    assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
+
+    def faulty() -> Operation[None]:
+        yield from ask(Stat("1"))
+        raise ZeroDivisionError
+
+    wire = connected(ScriptedChannel(lambda packet: sized(packet) if packet.kind == Kind.STAT else None))
+    with pytest.raises(ZeroDivisionError):
+        wire.run_many([reading(), reading(), faulty()])
+
+
+# -- handles nobody waits for -----------------------------------------------------------------------------------------
+
+
+def test_a_forsaken_handle_is_closed_with_the_next_request() -> None:
+    channel = ScriptedChannel(sized)
+    wire = connected(channel)
+    wire.close_later(b"left")
+    assert channel.requests == []
+    assert wire.run(size_of("1")) == 1
+    assert [packet.kind for packet in channel.requests] == [Kind.CLOSE, Kind.STAT]
+    assert wire.run(size_of("2")) == 2
+    assert [packet.kind for packet in channel.requests].count(Kind.CLOSE) == 1
+
+
+def test_what_nobody_waits_for_is_sent_before_the_call_returns() -> None:
+    def leaving() -> Operation[None]:
+        yield from post(Close(b"h"))
+
+    channel = ScriptedChannel(sized)
+    connected(channel).run(leaving())
+    assert [packet.kind for packet in channel.requests] == [Kind.CLOSE]
