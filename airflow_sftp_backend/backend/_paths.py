@@ -83,12 +83,11 @@ class Jail:
     def locate(self, path: str) -> JailedPath:
         """The place a key names. Leading and doubled slashes and ``.`` segments fall away.
 
-        Raises InvalidPath for ``..`` and NUL, TypeError for another type than str.
+        Raises InvalidPath for ``..``, NUL and what is no Unicode text, TypeError for another type than str.
         """
         if not isinstance(path, str):
             raise TypeError(f"a path is a str, not {type(path).__name__}")
-        if "\0" in path:
-            raise InvalidPath("a path must not contain NUL", path=path)
+        check_text(path, "a path")
         segments = [s for s in path.split("/") if s not in ("", ".")]
         if ".." in segments:
             raise InvalidPath("a path must not contain '..': it is relative to base_path and stays below it", path=path)
@@ -107,6 +106,16 @@ class Jail:
         if outside or ".." in segments or "\0" in native_path:
             raise InvalidPath(f"the path lies outside base_path {self.base_path!r}", path=native_path)
         return "/".join(segments[len(base) :])
+
+
+def check_text(text: str, what: str) -> None:
+    """InvalidPath if no server can be sent ``text``: it holds NUL, or a surrogate that stands for no byte."""
+    if "\0" in text:
+        raise InvalidPath(f"{what} must not contain NUL", path=text)
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidPath(f"{what} must not contain half of a character ({error.reason})", path=text) from None
 
 
 def temp_name(name: str, token: str) -> str:

@@ -17,7 +17,7 @@ from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBac
 from ._messages import LStat, RemoveDir
 from ._models import FileInfo, FolderInfo
 from ._operations import delete, delete_folder, file_info, follow_links, list_folder, look
-from ._paths import JailedPath, is_temp_name
+from ._paths import JailedPath, check_text, is_temp_name
 from ._wire import Operation, Wire, ask_all
 
 T = TypeVar("T")
@@ -216,7 +216,7 @@ _WILDCARD: Final = re.compile(r"[*?[]")
 class Pattern:
     """A glob over keys: ``*``, ``?`` and ``[...]`` within a segment, ``**`` as a segment for any number of folders.
 
-    Raises InvalidPath for ``..`` and NUL.
+    Raises InvalidPath for ``..``, NUL and what is no Unicode text.
     """
 
     segments: tuple[str, ...]
@@ -224,8 +224,7 @@ class Pattern:
     @classmethod
     def parse(cls, text: str) -> Pattern:
         """The pattern of a text; leading and doubled slashes and ``.`` segments fall away."""
-        if "\0" in text:
-            raise InvalidPath("a pattern must not contain NUL", path=text)
+        check_text(text, "a pattern")
         segments = [segment for segment in text.split("/") if segment not in ("", ".")]
         if ".." in segments:
             raise InvalidPath(

@@ -10,6 +10,7 @@ from functools import partial
 from typing import BinaryIO, ParamSpec, TypeVar
 
 from ._backend import SFTPBackend
+from ._errors import SFTPBackendError
 from ._landing import Verify
 from ._models import Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
 
@@ -162,10 +163,11 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
-    ) -> list[WriteResult]:
-        """See `SFTPBackend.upload_many`; failures are raised as an ExceptionGroup."""
-        call = partial(self._backend.upload_many, verify=verify, progress=progress, create_parents=create_parents)
-        return _all_written(await self._call(call, pairs, overwrite))
+        return_exceptions: bool = False,
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
+        """See `SFTPBackend.upload_many`; ``progress`` is called on the adapter's thread."""
+        call = partial(self._backend.upload_many, create_parents=create_parents, return_exceptions=return_exceptions)
+        return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 
     async def download(
         self,
@@ -187,10 +189,11 @@ class SyncBackendAdapter:
         *,
         verify: Verify = "size",
         progress: Progress | None = None,
-    ) -> list[WriteResult]:
-        """See `SFTPBackend.download_many`; failures are raised as an ExceptionGroup."""
-        call = self._backend.download_many
-        return _all_written(await self._call(call, pairs, overwrite, verify=verify, progress=progress))
+        return_exceptions: bool = False,
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
+        """See `SFTPBackend.download_many`; ``progress`` is called on the adapter's thread."""
+        call = partial(self._backend.download_many, return_exceptions=return_exceptions)
+        return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 
     async def move(self, src: str, dst: str, overwrite: bool = False) -> None:
         """See `SFTPBackend.move`."""
@@ -207,7 +210,3 @@ class SyncBackendAdapter:
     async def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
         """See `SFTPBackend.delete_folder`."""
         await self._call(self._backend.delete_folder, path, recursive, missing_ok)
-
-
-def _all_written(outcomes: Iterable[object]) -> list[WriteResult]:
-    return [outcome for outcome in outcomes if isinstance(outcome, WriteResult)]

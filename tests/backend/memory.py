@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, cast
 
-from airflow_sftp_backend import BackendUnavailable
+from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend._codec import Attributes, Entry, Limits, OpenFlag
 from airflow_sftp_backend.backend._errors import Code, Refused
 from airflow_sftp_backend.backend._messages import (
@@ -127,6 +127,16 @@ class MemoryServer(Wire):
             fault, self._fault = self._fault, None
             if fault is not None:
                 raise fault
+
+    def run_many(self, operations: Iterable[Operation[T]], limit: int = 64) -> list[T | SFTPBackendError | OSError]:
+        """Runs them one after another; what one raises stands in its place."""
+        outcomes: list[T | SFTPBackendError | OSError] = []
+        for operation in operations:
+            try:
+                outcomes.append(self.run(operation))
+            except (SFTPBackendError, OSError) as error:
+                outcomes.append(error)
+        return outcomes
 
     def _driven(self, operation: Operation[T]) -> T:
         ticket = _Ticket()

@@ -1,0 +1,218 @@
+"""Awaited calls give what the backend's calls give, each its own answer, whoever else waits or goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend import NotFound, SFTPBackend, SyncBackendAdapter, WriteResult
+from tests.servers import Folder, Server
+
+from .expect import offline
+
+
+@pytest.fixture
+def adapter(backend: SFTPBackend) -> SyncBackendAdapter:
+    """An adapter that owns the backend; each test closes it."""
+    return SyncBackendAdapter(backend)
+
+
+def test_a_gather_of_fifty_calls_gives_fifty_right_answers(
+    adapter: SyncBackendAdapter, folder: Folder, server: Server
+) -> None:
+    for number in range(50):
+        (folder.path / f"{number:02}").write_bytes(b"x" * number)
+    before = server.logins()
+
+    async def all_sizes() -> list[int]:
+        async with adapter:
+            infos = await asyncio.gather(*(adapter.get_file_info(f"{number:02}") for number in range(50)))
+            contents = await asyncio.gather(*(adapter.read_bytes(f"{number:02}") for number in range(50)))
+            assert [len(content) for content in contents] == list(range(50))
+            return [info.size for info in infos]
+
+    assert asyncio.run(all_sizes()) == list(range(50))
+    assert server.logins() == before + 1
+
+
+def test_one_failure_among_many_calls_stays_one(adapter: SyncBackendAdapter, folder: Folder) -> None:
+    (folder.path / "there").write_bytes(b"abc")
+
+    async def look() -> list[object]:
+        async with adapter:
+            names = ["there", "missing", "there"]
+            return list(await asyncio.gather(*map(adapter.read_bytes, names), return_exceptions=True))
+
+    first, second, third = asyncio.run(look())
+    assert (first, type(second), third) == (b"abc", NotFound, b"abc")
+
+
+def test_every_call_of_the_backend_can_be_awaited() -> None:
+    def public(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    not_awaited = {"from_config", "open_atomic", "unwrap"}  # construction, a handle, parts of paramiko
+    assert public(SFTPBackend) - public(SyncBackendAdapter) == not_awaited
+    assert public(SyncBackendAdapter) <= public(SFTPBackend)
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(name for name, member in vars(SyncBackendAdapter).items() if inspect.iscoroutinefunction(member)),
+)
+def test_an_awaited_call_takes_what_the_call_takes(name: str) -> None:
+    if name.startswith("_"):
+        return
+    ours, theirs = (
+        inspect.signature(getattr(kind, name)).parameters.values() for kind in (SyncBackendAdapter, SFTPBackend)
+    )
+    assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs]
+
+
+def test_each_call_does_what_it_says(adapter: SyncBackendAdapter, folder: Folder, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    local.write_bytes(b"local")
+    seen: list[int] = []
+
+    async def use() -> None:
+        async with adapter as sftp:
+            await sftp.check_health()
+            assert (await sftp.write("in/a", b"one")).size == 3
+            assert (await sftp.write_atomic("in/b", b"two", verify="sha256", progress=seen.append)).digest is not None
+            assert (await sftp.upload(local, "in/c")).size == 5
+            assert await sftp.upload_many([(local, "in/d"), (local, "in/e")]) == [
+                WriteResult("in/d", 5),
+                WriteResult("in/e", 5),
+            ]
+            assert (await sftp.download("in/c", tmp_path / "back", verify="sha256")).size == 5
+            assert len(await sftp.download_many([("in/a", tmp_path / "a"), ("in/b", tmp_path / "b")])) == 2
+            assert sorted(info.name for info in await sftp.list_files("in")) == ["a", "b", "c", "d", "e"]
+            assert [info.path for info in await sftp.find("in/[ab]", "in/e")] == ["in/a", "in/b", "in/e"]
+            assert [info.path for info in await sftp.glob("**/c")] == ["in/c"]
+            assert [entry.name for entry in await sftp.list_folders("")] == ["in"]
+            assert len(await sftp.iter_children("in")) == 5
+            assert (await sftp.get_folder_info("")).file_count == 5
+            with await sftp.read("in/a") as reader:
+                assert await asyncio.to_thread(reader.read) == b"one"
+            await sftp.move("in/a", "out/a")
+            await sftp.copy("out/a", "out/b")
+            assert (await sftp.is_file("out/a"), await sftp.is_folder("out"), await sftp.exists("in/a")) == (
+                True,
+                True,
+                False,
+            )
+            await sftp.delete("out/a")
+            await sftp.delete("out/a", missing_ok=True)
+            await sftp.delete_folder("in", recursive=True)
+            assert sftp.to_key(sftp.native_path("out/b")) == sftp.resolve("out/b").key == "out/b"
+            assert sftp.capabilities
+
+    asyncio.run(use())
+    assert sum(seen) == 3
+    assert (tmp_path / "back").read_bytes() == b"local"
+    assert sorted(path.name for path in folder.path.rglob("*")) == ["b", "out"]
+
+
+def test_failures_of_many_come_together(adapter: SyncBackendAdapter, folder: Folder, tmp_path: Path) -> None:
+    (folder.path / "there").write_bytes(b"abc")
+
+    async def fetch() -> None:
+        async with adapter:
+            await adapter.download_many([("there", tmp_path / "there"), ("missing", tmp_path / "missing")])
+
+    with pytest.raises(ExceptionGroup) as caught:
+        asyncio.run(fetch())
+    assert [type(error) for error in caught.value.exceptions] == [NotFound]
+    assert (tmp_path / "there").read_bytes() == b"abc"
+
+
+def test_a_call_cancelled_while_it_waits_for_its_turn_is_not_made(adapter: SyncBackendAdapter, folder: Folder) -> None:
+    held, release = threading.Event(), threading.Event()
+
+    class Slow:
+        """Content that comes when it is let."""
+
+        def read(self, size: int) -> bytes:
+            """Nothing, late."""
+            held.set()
+            release.wait(30)
+            return b""
+
+    async def use() -> None:
+        async with adapter:
+            writing = asyncio.create_task(adapter.write("first", Slow()))
+            await asyncio.to_thread(held.wait, 30)
+            waiting = asyncio.create_task(adapter.write("second", b"never"))
+            await asyncio.sleep(0.05)
+            waiting.cancel()
+            release.set()
+            assert (await writing).size == 0
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            assert not await adapter.exists("second")
+
+    asyncio.run(use())
+    assert [path.name for path in folder.path.iterdir()] == ["first"]
+
+
+def test_the_loop_goes_on_while_a_call_waits(adapter: SyncBackendAdapter) -> None:
+    release = threading.Event()
+
+    class Slow:
+        """Content that comes when it is let."""
+
+        def read(self, size: int) -> bytes:
+            """Nothing, late."""
+            assert release.wait(30)
+            return b""
+
+    async def use() -> None:
+        async with adapter:
+            writing = asyncio.create_task(adapter.write("a", Slow()))
+            for _ in range(10):
+                await asyncio.sleep(0.01)
+            assert not writing.done()
+            release.set()
+            await writing
+
+    asyncio.run(use())
+
+
+def test_an_adapter_may_be_used_from_one_loop_after_another(adapter: SyncBackendAdapter, server: Server) -> None:
+    before = server.logins()
+    for _ in range(2):
+        asyncio.run(adapter.check_health())
+    assert server.logins() == before + 1
+    asyncio.run(adapter.close())
+
+
+def test_close_ends_connection_and_thread_and_is_idempotent(
+    make_backend: Callable[..., SFTPBackend], server: Server
+) -> None:
+    backend = make_backend(server)
+    adapter = SyncBackendAdapter(backend)
+
+    async def use() -> None:
+        await adapter.check_health()
+        await adapter.close()
+        await adapter.close()
+
+    asyncio.run(use())
+    for thread in threading.enumerate():
+        if "adapter" in thread.name:
+            thread.join(20)
+            assert not thread.is_alive()
+    with pytest.raises(RuntimeError, match="shutdown"):
+        asyncio.run(adapter.check_health())
+
+
+def test_nothing_is_asked_where_nothing_need_be() -> None:
+    adapter = SyncBackendAdapter(offline("/data"))
+    assert adapter.resolve("a").native_path == "/data/a"
+    assert adapter.name.startswith("sftp://127.0.0.1:")
+    asyncio.run(adapter.close())

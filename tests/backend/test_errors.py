@@ -1,0 +1,158 @@
+"""Errors say what happened, to which path, on which server, and what to do."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+
+import paramiko
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend import (
+    AlreadyExists,
+    AuthenticationFailed,
+    BackendUnavailable,
+    CapabilityNotSupported,
+    DirectoryNotEmpty,
+    HostKeyRejected,
+    InvalidPath,
+    NotFound,
+    PermissionDenied,
+    SFTPBackendError,
+    TransferCorrupted,
+)
+from airflow_sftp_backend.backend._errors import Code, Refused, connecting, from_refusal, printable, unavailable
+
+KINDS = [
+    SFTPBackendError,
+    NotFound,
+    AlreadyExists,
+    PermissionDenied,
+    InvalidPath,
+    DirectoryNotEmpty,
+    CapabilityNotSupported,
+    TransferCorrupted,
+    BackendUnavailable,
+    AuthenticationFailed,
+    HostKeyRejected,
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_error_survives_pickling_with_all_it_says(kind: type[SFTPBackendError]) -> None:
+    error = pickle.loads(pickle.dumps(kind("it broke", path="in/a", backend="sftp://h:22")))
+    assert type(error) is kind
+    assert (error.message, error.path, error.backend) == ("it broke", "in/a", "sftp://h:22")
+    assert str(error) == "it broke ('in/a' on sftp://h:22)"
+
+
+@pytest.mark.parametrize(
+    ("path", "backend", "text"),
+    [(None, None, "x"), ("a", None, "x ('a')"), (None, "sftp://h:22", "x (on sftp://h:22)"), ("", None, "x ('')")],
+)
+def test_an_error_says_where_as_far_as_it_is_known(path: str | None, backend: str | None, text: str) -> None:
+    assert str(SFTPBackendError("x", path=path, backend=backend)) == text
+
+
+def test_a_refused_login_and_a_wrong_host_key_are_unavailability() -> None:
+    assert issubclass(AuthenticationFailed, BackendUnavailable)
+    assert issubclass(HostKeyRejected, BackendUnavailable)
+    assert all(issubclass(kind, SFTPBackendError) for kind in KINDS)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind", "cause"),
+    [
+        (Code.NO_SUCH_FILE, NotFound, "no such file or folder"),
+        (Code.NO_SUCH_PATH, NotFound, "no such file or folder"),
+        (Code.PERMISSION_DENIED, PermissionDenied, "check the rights of the login user"),
+        (Code.WRITE_PROTECT, PermissionDenied, "write-protected"),
+        (Code.FILE_ALREADY_EXISTS, AlreadyExists, "taken"),
+        (Code.DIR_NOT_EMPTY, DirectoryNotEmpty, "not empty"),
+        (Code.NOT_A_DIRECTORY, InvalidPath, "not a folder"),
+        (Code.FILE_IS_A_DIRECTORY, InvalidPath, "not a file"),
+        (Code.INVALID_FILENAME, InvalidPath, "does not take this name"),
+        (Code.OP_UNSUPPORTED, CapabilityNotSupported, "does not support"),
+        (Code.FAILURE, SFTPBackendError, "full disk, a quota or a read-only file system"),
+        (Code.NO_SPACE_ON_FILESYSTEM, SFTPBackendError, "disk is full"),
+        (Code.QUOTA_EXCEEDED, SFTPBackendError, "quota"),
+        (Code.LOCK_CONFLICT, SFTPBackendError, "locked"),
+        (Code.CONNECTION_LOST, BackendUnavailable, "lost its storage"),
+        (Code.BAD_MESSAGE, SFTPBackendError, "status 5"),
+        (4711, SFTPBackendError, "status 4711"),
+    ],
+)
+def test_a_refusal_becomes_the_error_of_its_code(code: int, kind: type[SFTPBackendError], cause: str) -> None:
+    error = from_refusal(Refused(code), "cannot write", "in/a")
+    assert type(error) is kind
+    assert error.message.startswith("cannot write: ")
+    assert cause in error.message
+    assert error.path == "in/a"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("No space left on device", " (the server says: No space left on device)"),
+        ("Failure", ""),
+        ("failure.", ""),
+        ("", ""),
+        ("a\x1b[31m\nb", " (the server says: a [31m b)"),
+    ],
+)
+def test_what_the_server_says_is_passed_on_where_it_says_something(text: str, shown: str) -> None:
+    assert from_refusal(Refused(Code.FAILURE, text), "cannot write", "a").message.endswith(f"common reasons{shown}")
+
+
+@given(st.text())
+def test_foreign_text_is_one_short_line(text: str) -> None:
+    shown = printable(text)
+    assert len(shown) <= 200
+    assert shown.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("raised", "cause"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), r"cannot be resolved \(Name or service not known\)"),
+        (UnicodeError("label too long"), "cannot be resolved"),
+        (ConnectionRefusedError(), "refuses connections; check host, port and firewall"),
+        (TimeoutError(), "no answer in time"),
+        (EOFError(), "the server closed the connection"),
+        (ConnectionResetError(), "the server closed the connection"),
+        (paramiko.ssh_exception.IncompatiblePeer("no kex"), r"no algorithm in common \(no kex\).*allow_ssh_rsa_sha1"),
+        (paramiko.ChannelException(1, "Administratively prohibited"), "administratively prohibited.*no SFTP"),
+        (paramiko.SSHException("odd packet"), "connecting: odd packet"),
+        (paramiko.SSHException(), "connecting: SSHException"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_socket_or_paramiko_raises_is_said_in_our_terms(raised: Exception, cause: str) -> None:
+    with (
+        pytest.raises(BackendUnavailable, match=cause) as caught,
+        connecting(lambda: ("connecting", None), "sftp://h:22"),
+    ):
+        raise raised
+    assert caught.value.backend == "sftp://h:22"
+    assert caught.value.__cause__ is raised
+
+
+def test_what_is_known_better_is_said_instead() -> None:
+    error = unavailable(EOFError(), "logging in", "sftp://h:22", "too many tries")
+    assert error.message == "logging in: too many tries"
+
+
+def test_an_error_of_ours_passes_and_learns_the_server() -> None:
+    error = AuthenticationFailed("refused")
+    with pytest.raises(AuthenticationFailed) as caught, connecting(lambda: ("", None), "sftp://h:22"):
+        raise error
+    assert caught.value is error
+    assert error.backend == "sftp://h:22"
+    assert unavailable(error, "connecting", "sftp://x:1") is error
+
+
+def test_an_interruption_passes_as_it_is() -> None:
+    with pytest.raises(KeyboardInterrupt), connecting(lambda: ("", None), "sftp://h:22"):
+        raise KeyboardInterrupt
