@@ -36,7 +36,7 @@ else:
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.exceptions import AirflowFailException
 
-__all__ = ["SFTPBackendHook", "translate_errors"]
+__all__ = ["Killable", "SFTPBackendHook", "TaskKilled", "translate_errors"]
 
 _HOPELESS: Final = (
     AuthenticationFailed,
@@ -130,6 +130,48 @@ class SFTPBackendHook(BaseHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """The form's columns for Airflow 3.0 and 3.1; later ones read the provider's info."""
         return field_behaviour()
+
+
+class TaskKilled(BaseException):
+    """The task was told to stop in the middle of its work.
+
+    No Exception, as KeyboardInterrupt is none: nothing on the way may take it for a failure and try again.
+    """
+
+
+class Killable:
+    """Lets a task end at once when Airflow tells it to; mixed into operators and sensors."""
+
+    _interruptible = False
+    _killed = False
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """A block that `on_kill` may interrupt."""
+        self._interruptible = True
+        try:
+            self._end_if_killed()
+            yield
+        finally:
+            self._interruptible = self._killed = False
+
+    @contextmanager
+    def uninterruptible(self) -> Iterator[None]:
+        """A block within it that is ended first, as speaking to Airflow must be: half a message would stay."""
+        self._interruptible = False
+        yield
+        self._interruptible = True
+        self._end_if_killed()
+
+    def on_kill(self) -> None:
+        """Interrupts the work under way, which removes what it has half written and closes the connection."""
+        self._killed = True
+        if self._interruptible:
+            self._end_if_killed()
+
+    def _end_if_killed(self) -> None:
+        if self._killed:
+            raise TaskKilled("the task was killed")
 
 
 @contextmanager

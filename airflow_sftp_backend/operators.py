@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, get_args
 from airflow.sdk import BaseOperator
 
 from .backend import AlreadyExists, NotFound, SFTPBackendError, TransferCorrupted
-from .hooks import SFTPBackendHook, translate_errors
+from .hooks import Killable, SFTPBackendHook, translate_errors
 from .plans import (
     IfExists,
     Step,
@@ -47,11 +47,7 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _PIECE = 1 << 20
 
 
-class TaskKilled(Exception):
-    """The task was told to stop in the middle of its work."""
-
-
-class _FileOperator(BaseOperator):
+class _FileOperator(Killable, BaseOperator):
     """What the operators share: one backend, opened for the task instance and closed after it in every case."""
 
     ui_color = "#dbe9f6"
@@ -62,26 +58,17 @@ class _FileOperator(BaseOperator):
         super().__init__(**kwargs)
         self.sftp_conn_id = sftp_conn_id
         self.only_plan = dry_run
-        self._working = False
 
     def execute(self, context: Context) -> list[Row]:
         """Does the work. What retrying cannot mend fails the task at once."""
         attempt = _Try(context)
         with translate_errors(), SFTPBackendHook(self.sftp_conn_id).backend() as backend:
-            self._working = True
-            try:
+            with self.interruptible():
                 rows, failures = self._work(backend, attempt)
-            finally:
-                self._working = False
             for row in rows:
                 self.log.info("%s %s (%s)", row["action"], row["path"], quantity(row["size"] or 0))
             self._raise(failures, len(rows) + len(failures))
         return rows
-
-    def on_kill(self) -> None:
-        """Interrupts the transfer under way, which removes what it has half written."""
-        if self._working:
-            raise TaskKilled(f"task {self.task_id} was killed")
 
     @abstractmethod
     def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
@@ -281,6 +268,8 @@ class SFTPDownloadOperator(_TransferOperator):
         try:
             if not overwrite and target.exists():
                 return AlreadyExists(f"{step.target!r} exists", path=step.source)
+            if self.create_parents and target.protocol == "file":  # where folders are made, not implied by names
+                target.parent.mkdir(parents=True, exist_ok=True)
             with target.fs.transaction:  # what is not whole is not kept
                 with backend.read(step.source) as source, open_object(target, "wb") as sink:
                     while piece := source.read(_PIECE):
@@ -333,7 +322,8 @@ class SFTPMoveOperator(_FileOperator):
             ]
             failures += [_not_found(backend, name) for name in left]
         if not self.only_plan:
-            attempt.note(steps)
+            with self.uninterruptible():
+                attempt.note(steps)
         for step in steps:
             size = there.get(step.target)
             if size is not None and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size)):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected
-from .hooks import SFTPBackendHook, translate_errors
+from .hooks import Killable, SFTPBackendHook, translate_errors
 from .plans import paths
 from .progress import counted
 from .triggers import SFTPFileTrigger
@@ -35,7 +35,7 @@ else:
 _STATE = "observed"
 
 
-class SFTPFileSensor(BaseSensorOperator):
+class SFTPFileSensor(Killable, BaseSensorOperator):
     """Waits for files on an SFTP server and returns them: a list of ``path``, ``size`` and ``modified_at``.
 
     A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection is
@@ -101,9 +101,10 @@ class SFTPFileSensor(BaseSensorOperator):
                     for pattern in condition.patterns:
                         plan = backend.resolve(pattern)
                         self.log.info("waiting for %s on %s", plan.native_path, plan.backend)
-                    if not self.deferrable:
-                        return cast("list[Row]", super().execute(context))
-                    verdict = self._look(context, condition)
+                    with self.interruptible():
+                        if not self.deferrable:
+                            return cast("list[Row]", super().execute(context))
+                        verdict = self._look(context, condition)
                 finally:
                     self._backend = None
         if not verdict.done:
@@ -149,14 +150,16 @@ class SFTPFileSensor(BaseSensorOperator):
         """One look; two, ``stable_for`` apart, where nothing can be remembered until the next."""
         store = context.get("task_state_store") if self.mode == "reschedule" else None
         if store is not None:
-            self._observed = cast("Observed", store.get(_STATE) or {})
+            with self.uninterruptible():
+                self._observed = cast("Observed", store.get(_STATE) or {})
         verdict = self._judged(condition)
         forgets = self.mode == "reschedule" and store is None and not self.deferrable
         if forgets and verdict.observed and not verdict.done and condition.stable_for:
             time.sleep(condition.stable_for)
             verdict = self._judged(condition)
         if store is not None:
-            store.set(_STATE, cast("JsonValue", verdict.observed))
+            with self.uninterruptible():
+                store.set(_STATE, cast("JsonValue", verdict.observed))
         return verdict
 
     def _judged(self, condition: Condition, clock: Callable[[], float] = time.time) -> Verdict:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Protocol
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
 
-from tests.servers import Server
+from tests.servers import AsyncsshServer, Server
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
 
 
 class Connect(Protocol):
@@ -54,3 +59,53 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
         return conn_id
 
     return connect
+
+
+@pytest.fixture
+def server(asyncssh_plain: AsyncsshServer) -> AsyncsshServer:
+    """The one server most of these tests need."""
+    return asyncssh_plain
+
+
+@pytest.fixture
+def remote(server: AsyncsshServer, connect: Connect) -> Path:
+    """The base path of the default connection, as a folder of this machine."""
+    folder = server.fresh()
+    connect(server, base_path=folder.base_path)
+    return folder.path
+
+
+class State:
+    """Where Airflow keeps what a task instance wants to find again in its next try."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def get(self, key: str, default: object = None) -> Any:
+        """What was kept."""
+        return json.loads(self.values[key]) if key in self.values else default
+
+    def set(self, key: str, value: object, **options: object) -> None:
+        """Keeps plain JSON."""
+        self.values[key] = json.dumps(value)
+
+
+def context(try_number: int = 1, state: State | None = None) -> Context:
+    """What a task is run with, as far as operators and sensors look at it."""
+    found: dict[str, Any] = {"ti": SimpleNamespace(try_number=try_number)}
+    if state is not None:
+        found["task_state_store"] = state
+    return cast("Context", found)
+
+
+def grow(folder: Path, files: dict[str, bytes]) -> Path:
+    """Writes files into a folder, by path below it."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, hidden and temporary ones too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -43,12 +43,6 @@ def masks() -> Iterator[None]:
     reset_secrets_masker()
 
 
-@pytest.fixture
-def server(asyncssh_plain: AsyncsshServer) -> AsyncsshServer:
-    """The one server most of these tests need."""
-    return asyncssh_plain
-
-
 # ---- a backend of one's own
 
 

@@ -1,0 +1,564 @@
+"""Operators move the files that are named, say what they did to each, and neither stop at a bad one nor hide it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseOperator, ObjectStoragePath
+from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.io import attach
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
+
+from airflow_sftp_backend import (
+    AlreadyExists,
+    BackendUnavailable,
+    NotFound,
+    SFTPBackendError,
+    operators,
+    progress,
+)
+from airflow_sftp_backend.hooks import TaskKilled
+from airflow_sftp_backend.operators import (
+    SFTPDeleteOperator,
+    SFTPDownloadOperator,
+    SFTPMoveOperator,
+    SFTPUploadOperator,
+)
+from tests.airflow.conftest import Connect, State, context, grow, held
+from tests.backend.sessions import assert_nothing_left
+from tests.servers import AsyncsshServer, DropsAfter, FailsWrite, StallsAfter, free_port
+
+Row = dict[str, Any]
+
+
+def run(operator: BaseOperator, *, try_number: int = 1, state: State | None = None) -> list[Row]:
+    """What the task returns: plain JSON."""
+    rows = operator.execute(context(try_number, state))
+    assert json.loads(json.dumps(rows)) == rows
+    return rows  # type: ignore[no-any-return]  # Airflow leaves it untyped
+
+
+def upload(source: Any, target: str, **arguments: Any) -> SFTPUploadOperator:
+    return SFTPUploadOperator(task_id="up", source=source, target=target, **arguments)
+
+
+def download(source: Any, target: Any, **arguments: Any) -> SFTPDownloadOperator:
+    return SFTPDownloadOperator(task_id="down", source=source, target=target, **arguments)
+
+
+def move(source: Any, target: str, **arguments: Any) -> SFTPMoveOperator:
+    return SFTPMoveOperator(task_id="mv", source=source, target=target, **arguments)
+
+
+def delete(path: Any, **arguments: Any) -> SFTPDeleteOperator:
+    return SFTPDeleteOperator(task_id="rm", path=path, **arguments)
+
+
+def actions(rows: Sequence[Row]) -> dict[str, str]:
+    return {row["path"]: row["action"] for row in rows}
+
+
+FILES = {"a.csv": b"one", "b.csv": b"two!", "deep/c.csv": b"three", "deep/d.txt": b"", "deep/.hidden": b"x"}
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A folder of this machine with files in it."""
+    return grow(tmp_path / "local", FILES)
+
+
+# -- what is named ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_uploaded_under_the_name_of_its_target(remote: Path, local: Path) -> None:
+    rows = run(upload(local / "a.csv", "in/named.csv"))
+    assert rows == [{"path": "in/named.csv", "size": 3, "action": "uploaded", "source": str(local / "a.csv")}]
+    assert held(remote) == {"in/named.csv": b"one"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a.csv", ["a.csv"]),
+        ("", ["a.csv", "b.csv", "deep/.hidden", "deep/c.csv", "deep/d.txt"]),
+        ("*.csv", ["a.csv", "b.csv"]),
+        ("**/*.csv", ["a.csv", "b.csv", "deep/c.csv"]),
+        ("deep/*", [".hidden", "c.csv", "d.txt"]),
+        (["a.csv", "deep/c.csv"], ["a.csv", "c.csv"]),
+        (["*.csv", "deep"], [".hidden", "a.csv", "b.csv", "c.csv", "d.txt"]),
+    ],
+)
+def test_files_are_uploaded_into_a_folder_below_what_named_them(
+    remote: Path, local: Path, source: str | list[str], expected: list[str]
+) -> None:
+    given = f"{local}/{source}".rstrip("/") if isinstance(source, str) else [f"{local}/{one}" for one in source]
+    rows = run(upload(given, "out/"))
+    assert sorted(row["path"] for row in rows) == [f"out/{name}" for name in expected]
+    assert sorted(held(remote)) == [f"out/{name}" for name in expected]
+    for row in rows:
+        assert (remote / row["path"]).read_bytes() == Path(row["source"]).read_bytes()
+        assert row["size"] == os.path.getsize(row["source"])
+
+
+def test_a_file_is_downloaded_under_the_name_of_its_target(remote: Path, tmp_path: Path) -> None:
+    grow(remote, FILES)
+    rows = run(download("deep/c.csv", tmp_path / "here" / "named.csv"))
+    target = tmp_path / "here" / "named.csv"
+    assert rows == [{"path": "deep/c.csv", "size": 5, "action": "downloaded", "target": str(target)}]
+    assert target.read_bytes() == b"three"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("a.csv", ["a.csv"]),
+        ("deep/", [".hidden", "c.csv", "d.txt"]),
+        ("/", ["a.csv", "b.csv", "deep/.hidden", "deep/c.csv", "deep/d.txt"]),
+        ("*.csv", ["a.csv", "b.csv"]),
+        ("**/*.csv", ["a.csv", "b.csv", "deep/c.csv"]),
+        (["a.csv", "deep/*.csv"], ["a.csv", "c.csv"]),
+    ],
+)
+def test_files_are_downloaded_and_moved_into_a_folder_below_what_named_them(
+    remote: Path, tmp_path: Path, source: str | list[str], expected: list[str]
+) -> None:
+    grow(remote, FILES)
+    run(download(source, f"{tmp_path}/here/"))
+    assert sorted(held(tmp_path / "here")) == expected
+    rows = run(move(source, "there/"))
+    assert sorted(held(remote / "there")) == expected
+    for row in rows:
+        assert row["action"] == "moved"
+        assert (remote / row["path"]).read_bytes() == FILES[row["source"]]
+    assert len(held(remote)) == len(FILES)
+
+
+def test_a_file_is_moved_to_the_name_of_its_target(remote: Path) -> None:
+    grow(remote, FILES)
+    rows = run(move("deep/c.csv", "archive/2026/c-1.csv"))
+    assert rows == [{"path": "archive/2026/c-1.csv", "size": 5, "action": "moved", "source": "deep/c.csv"}]
+    assert "deep/c.csv" not in held(remote)
+
+
+@pytest.mark.parametrize(
+    ("path", "left"),
+    [
+        ("a.csv", ["b.csv", "deep/.hidden", "deep/c.csv", "deep/d.txt"]),
+        ("**/*.csv", ["deep/.hidden", "deep/d.txt"]),
+        ("deep/", ["a.csv", "b.csv"]),
+        (["a.csv", "deep/*"], ["b.csv"]),
+    ],
+)
+def test_what_is_named_is_deleted_and_nothing_else(remote: Path, path: str | list[str], left: list[str]) -> None:
+    grow(remote, FILES)
+    rows = run(delete(path))
+    assert sorted(held(remote)) == left
+    assert {row["path"]: row["size"] for row in rows} == {
+        name: len(content) for name, content in FILES.items() if name not in left
+    }
+    assert (remote / "deep").exists() == (path != "deep/")
+
+
+def test_an_empty_folder_is_deleted(remote: Path) -> None:
+    (remote / "empty").mkdir()
+    assert run(delete("empty/")) == []
+    assert not (remote / "empty").exists()
+
+
+def test_names_with_wildcards_of_their_own_are_plain_names(remote: Path, local: Path, tmp_path: Path) -> None:
+    grow(local, {"[x]*.csv": b"odd"})
+    run(upload(local / "[x]*.csv", "in/"))
+    grow(remote, {"in/xy.csv": b"other"})
+    run(download("in/", f"{tmp_path}/back/"))
+    assert held(tmp_path / "back") == {"[x]*.csv": b"odd", "xy.csv": b"other"}
+
+
+@pytest.mark.parametrize("scheme", ["file", "memory"])
+def test_urls_are_streamed_both_ways(remote: Path, tmp_path: Path, scheme: str) -> None:
+    attach("memory", fs=MemoryFileSystem())
+    root = f"file://{tmp_path}/store" if scheme == "file" else f"memory://{tmp_path.name}"
+    (ObjectStoragePath(root) / "in").mkdir(parents=True, exist_ok=True)
+    content = bytes(range(256)) * 10_000
+    (ObjectStoragePath(root) / "in" / "a.bin").write_bytes(content)
+    (ObjectStoragePath(root) / "in" / "b.csv").write_bytes(b"b")
+    rows = run(upload(f"{root}/in/a.bin", "one.bin", verify="sha256"))
+    assert (actions(rows), rows[0]["size"]) == ({"one.bin": "uploaded"}, len(content))
+    assert actions(run(upload(f"{root}/in/*", "all/"))) == {"all/a.bin": "uploaded", "all/b.csv": "uploaded"}
+    assert held(remote) == {"one.bin": content, "all/a.bin": content, "all/b.csv": b"b"}
+    run(download("all/", f"{root}/out/"))
+    assert (ObjectStoragePath(root) / "out" / "a.bin").read_bytes() == content
+    with pytest.raises(ExceptionGroup, match="2 of 2 files failed"):
+        run(download("all/", f"{root}/out/"))
+    assert set(actions(run(download("all/", f"{root}/out/", if_exists="skip_same"))).values()) == {"skipped"}
+
+
+# -- what is there already --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("if_exists", "same_size", "action"),
+    [
+        ("fail", False, "fails"),
+        ("fail", True, "fails"),
+        ("replace", False, "done"),
+        ("replace", True, "done"),
+        ("skip", False, "skipped"),
+        ("skip", True, "skipped"),
+        ("skip_same", False, "done"),
+        ("skip_same", True, "skipped"),
+    ],
+)
+@pytest.mark.parametrize("what", ["upload", "download", "move"])
+def test_what_exists_is_treated_as_asked(
+    remote: Path, tmp_path: Path, what: str, if_exists: str, same_size: bool, action: str
+) -> None:
+    old, new = b"old" if same_size else b"older", b"new"
+    here, there = grow(tmp_path / "here", {"a": new}) / "a", grow(remote, {"t": old}) / "t"
+    operator: BaseOperator = upload(here, "t", if_exists=if_exists)
+    if what == "download":
+        here.write_bytes(old)
+        there.write_bytes(new)
+        there = here
+        operator = download("t", here, if_exists=if_exists)
+    elif what == "move":
+        grow(remote, {"a": new})
+        operator = move("a", "t", if_exists=if_exists)
+    if action == "fails":
+        with pytest.raises(AlreadyExists, match=r"overwrite|exists|taken"):
+            run(operator)
+    else:
+        (row,) = run(operator)
+        assert row["action"] == ("skipped" if action == "skipped" else {"move": "moved"}.get(what, f"{what}ed"))
+    assert there.read_bytes() == (new if action == "done" else old)
+    if what == "move":
+        assert (remote / "a").exists() == (action != "done")
+
+
+@pytest.mark.parametrize("what", ["upload", "download", "move", "delete"])
+def test_a_dry_run_returns_the_plan_and_does_nothing(remote: Path, local: Path, tmp_path: Path, what: str) -> None:
+    grow(remote, FILES | {"there/b.csv": b"taken"})
+    grow(tmp_path / "there", {"b.csv": b"taken"})
+    before = held(remote), held(tmp_path)
+    make: dict[str, Callable[[], BaseOperator]] = {
+        "upload": lambda: upload(f"{local}/*.csv", "there/", dry_run=True),
+        "download": lambda: download("*.csv", f"{tmp_path}/there/", dry_run=True),
+        "move": lambda: move("*.csv", "there/", dry_run=True),
+        "delete": lambda: delete("*.csv", dry_run=True),
+    }
+    rows = run(make[what]())
+    assert (held(remote), held(tmp_path)) == before
+    assert sorted(row["action"] for row in rows) == (
+        ["would delete"] * 2 if what == "delete" else sorted(["would fail", f"would {what}"])
+    )
+    assert sorted(row["size"] for row in rows) == [3, 4]
+
+
+# -- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["download", "move", "delete"])
+def test_what_is_missing_on_the_server_fails_and_the_rest_is_done(remote: Path, tmp_path: Path, what: str) -> None:
+    grow(remote, FILES)
+    names = ["a.csv", "missing.csv", "no/*.csv"]
+    make: dict[str, Callable[[], BaseOperator]] = {
+        "download": lambda: download(names, f"{tmp_path}/"),
+        "move": lambda: move(names, "there/"),
+        "delete": lambda: delete(names),
+    }
+    with pytest.raises(ExceptionGroup, match="2 of 3 files failed") as caught:
+        run(make[what]())
+    assert [(type(error), getattr(error, "path", "")) for error in caught.value.exceptions] == [
+        (NotFound, "missing.csv"),
+        (NotFound, "no/*.csv"),
+    ]
+    assert (remote / "a.csv").exists() == (what == "download")
+    assert (tmp_path / "a.csv").exists() == (what == "download")
+
+
+@pytest.mark.parametrize("operator", [move("missing", "there", missing_ok=True), delete("missing", missing_ok=True)])
+def test_what_is_missing_may_be_so_where_it_is_allowed(remote: Path, operator: BaseOperator) -> None:
+    assert run(operator) == []
+
+
+def test_a_single_failure_is_raised_as_it_is(remote: Path, local: Path) -> None:
+    with pytest.raises(NotFound, match=r"no file on the server fits .'missing' on sftp://"):
+        run(download("missing", "/nowhere"))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        run(upload(local / "missing", "a"))
+    with pytest.raises(FileNotFoundError, match="no local file fits"):
+        run(upload(f"{local}/*.xml", "in/"))
+
+
+def test_one_bad_file_does_not_stop_the_others(remote: Path, local: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grow(remote, {"in/a.csv/folder": b""})
+    with pytest.raises(AirflowFailException, match="1 of 2 files failed") as caught:
+        run(upload(f"{local}/*.csv", "in/"))
+    assert "cannot write: it is a folder, not a file ('in/a.csv' on sftp://" in str(caught.value)
+    assert "in/a.csv" in capsys.readouterr().out
+    assert (remote / "in/b.csv").read_bytes() == b"two!"
+
+
+def test_two_files_with_one_target_are_refused_before_anything_is_sent(remote: Path, local: Path) -> None:
+    grow(local, {"deep/a.csv": b"another"})
+    with pytest.raises(AirflowFailException, match=r"a\.csv.*a\.csv.*would both become 'in/a\.csv'"):
+        run(upload([local / "a.csv", local / "deep/a.csv"], "in/"))
+    assert held(remote) == {}
+
+
+@pytest.mark.parametrize(
+    "operator",
+    [
+        upload("", "in/"),
+        upload(["/etc/hostname", " "], "in/"),
+        upload([], "in/"),
+        upload("/etc/hostname", ""),
+        download("", "/tmp"),
+        download("a", " "),
+        move("", "b"),
+        delete([]),
+    ],
+    ids=lambda operator: operator.task_id,
+)
+def test_an_empty_argument_is_refused_for_good(remote: Path, operator: BaseOperator) -> None:
+    with pytest.raises(AirflowFailException, match="is empty; if it is a template"):
+        run(operator)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: upload("a", "b", if_exists="overwrite"),
+        lambda: download("a", "b", verify="md5"),
+        lambda: move("a", "b", if_exists=""),
+    ],
+)
+def test_an_unknown_choice_is_refused_where_the_dag_is_written(make: Callable[[], BaseOperator]) -> None:
+    with pytest.raises(ValueError, match=r"is one of 'fail'|is one of 'size', 'sha256', 'none'"):
+        make()
+
+
+OPERATORS: dict[str, Callable[[Path], BaseOperator]] = {
+    "upload": lambda tmp: upload(grow(tmp, {"u": b"new"}) / "u", "u"),
+    "download": lambda tmp: download("a.csv", tmp / "down"),
+    "move": lambda tmp: move("a.csv", "moved"),
+    "delete": lambda tmp: delete("a.csv"),
+}
+
+
+@pytest.fixture(params=OPERATORS)
+def operator(request: pytest.FixtureRequest, tmp_path: Path) -> BaseOperator:
+    """Each operator, with work to do among `FILES`."""
+    return OPERATORS[request.param](tmp_path)
+
+
+def test_a_task_has_one_login_and_leaves_no_connection(
+    operator: BaseOperator, remote: Path, server: AsyncsshServer
+) -> None:
+    grow(remote, FILES)
+    before = server.logins()
+    assert len(run(operator)) == 1
+    assert server.logins() == before + 1
+    assert_nothing_left(server.port)
+
+
+def test_a_failed_task_leaves_no_connection(
+    operator: BaseOperator, connect: Connect, server: AsyncsshServer, tmp_path: Path
+) -> None:
+    connect(server)
+    if operator.task_id == "up":
+        with DropsAfter(requests=1) as dropping:
+            connect(dropping, timeout=5)
+            with pytest.raises(BackendUnavailable):
+                run(operator)
+            assert_nothing_left(dropping.port)
+    else:
+        with pytest.raises(NotFound):
+            run(operator)
+    assert_nothing_left(server.port)
+
+
+def test_a_refused_login_fails_for_good_and_names_no_secret(
+    operator: BaseOperator, connect: Connect, server: AsyncsshServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    connect(server, columns={"password": "hunter2-secret"}, private_key=None)
+    with (
+        caplog.at_level(logging.DEBUG),
+        pytest.raises(AirflowFailException, match="does not let 'tester' in") as caught,
+    ):
+        run(operator)
+    assert "hunter2" not in f"{caught.value!s}{caught.value.__cause__!r}{caplog.text}"
+
+
+def test_a_changed_host_key_fails_for_good(operator: BaseOperator, connect: Connect, server: AsyncsshServer) -> None:
+    with AsyncsshServer() as other:
+        connect(server, known_host_keys=other.known_hosts.replace(str(other.port), str(server.port)))
+        with pytest.raises(AirflowFailException, match="SHA256:"):
+            run(operator)
+
+
+def test_a_server_that_is_away_is_worth_another_try(
+    operator: BaseOperator, connect: Connect, server: AsyncsshServer
+) -> None:
+    connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
+    with pytest.raises(BackendUnavailable, match="refuses connections"):
+        run(operator)
+
+
+def test_a_path_that_climbs_fails_for_good(remote: Path, tmp_path: Path) -> None:
+    grow(tmp_path, {"u": b""})
+    for operator in (upload(tmp_path / "u", "../u"), download("../u", tmp_path / "x"), delete("../*")):
+        with pytest.raises(AirflowFailException, match=r"must not contain '\.\.'"):
+            run(operator)
+
+
+# -- the next try -----------------------------------------------------------------------------------------------------
+
+
+def test_the_next_try_recognises_what_is_uploaded_and_downloaded_already(
+    remote: Path, local: Path, tmp_path: Path
+) -> None:
+    run(upload(f"{local}/*.csv", "in/"))
+    assert set(actions(run(upload(f"{local}/*.csv", "in/"), try_number=2)).values()) == {"uploaded by an earlier try"}
+    run(download("in/", f"{tmp_path}/back/"))
+    rows = run(download("in/", f"{tmp_path}/back/"), try_number=2)
+    assert set(actions(rows).values()) == {"downloaded by an earlier try"}
+
+
+def test_another_content_is_not_taken_for_an_earlier_try(remote: Path, local: Path) -> None:
+    grow(remote, {"in/a.csv": b"ONE"})
+    with pytest.raises(AlreadyExists):
+        run(upload(local / "a.csv", "in/a.csv"), try_number=2)
+    assert held(remote) == {"in/a.csv": b"ONE"}
+
+
+def test_the_next_try_goes_on_with_the_files_that_are_left(remote: Path, local: Path) -> None:
+    grow(remote, {"in/a.csv/in-the-way": b""})
+    state = State()
+    with pytest.raises(AirflowFailException):
+        run(upload(f"{local}/*.csv", "in/"), state=state)
+    (remote / "in/a.csv/in-the-way").unlink()
+    (remote / "in/a.csv").rmdir()
+    assert actions(run(upload(f"{local}/*.csv", "in/"), try_number=2, state=state)) == {
+        "in/a.csv": "uploaded",
+        "in/b.csv": "uploaded by an earlier try",
+    }
+
+
+@pytest.mark.parametrize("source", ["a.csv", "*.csv", ["a.csv", "b.csv"]])
+def test_the_next_try_recognises_what_is_moved_already(remote: Path, source: str | list[str]) -> None:
+    grow(remote, {"a.csv": b"one", "b.csv": b"two!"})
+    state = State()
+    moved = run(move(source, "there/"), state=state)
+    again = run(move(source, "there/"), try_number=2, state=state)
+    assert [row | {"action": "moved"} for row in again] == moved
+    assert {row["action"] for row in again} == {"moved by an earlier try"}
+
+
+def test_a_move_that_no_try_has_made_is_not_taken_for_done(remote: Path) -> None:
+    grow(remote, {"there/a.csv": b"one"})
+    for state in (None, State()):
+        with pytest.raises(NotFound):
+            run(move("a.csv", "there/"), try_number=2, state=state)
+
+
+def test_a_target_that_has_changed_since_is_not_taken_for_moved(remote: Path) -> None:
+    grow(remote, {"a.csv": b"one"})
+    state = State()
+    run(move("a.csv", "there/"), state=state)
+    (remote / "there/a.csv").write_bytes(b"somebody else's")
+    with pytest.raises(NotFound):
+        run(move("a.csv", "there/"), try_number=2, state=state)
+
+
+def test_the_next_try_finds_what_it_was_told_to_delete_gone(remote: Path) -> None:
+    grow(remote, {"a.csv": b"one"})
+    run(delete("a.csv"))
+    assert run(delete("a.csv"), try_number=2) == []
+    with pytest.raises(NotFound):
+        run(delete("a.csv"))
+
+
+# -- progress, and the end of a task ----------------------------------------------------------------------------------
+
+
+def test_the_log_tells_each_file_how_far_it_is_and_the_sum(
+    remote: Path, local: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PACE", 0.0)
+    grow(local, {"big.bin": bytes(3 << 20)})
+    run(upload([local / "a.csv", local / "big.bin"], "in/"))
+    log = capsys.readouterr().out
+    assert "uploaded in/a.csv (3 B)" in log
+    assert "uploaded in/big.bin (3.0 MiB)" in log
+    assert "2 files, 3.0 MiB in " in log
+    assert "(100%), " in log
+
+
+@pytest.mark.parametrize("what", ["upload", "download"])
+def test_a_killed_task_ends_at_once_and_leaves_nothing_half(connect: Connect, tmp_path: Path, what: str) -> None:
+    big = bytes(8 << 20)
+    with StallsAfter(requests=12) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path)
+        if what == "download":
+            grow(folder.path, {"big": big})
+            operator: BaseOperator = download("big", tmp_path / "down" / "big")
+        else:
+            operator = upload(grow(tmp_path, {"big": big}) / "big", "big")
+        before = signal.signal(signal.SIGALRM, lambda *_: operator.on_kill())
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        try:
+            with pytest.raises(TaskKilled, match="was killed"):
+                run(operator)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert_nothing_left(stalling.port)
+        if what == "download":
+            assert held(tmp_path) == {}
+        else:
+            assert "big" not in held(folder.path)
+
+
+def test_killing_a_task_that_does_nothing_is_harmless(operator: BaseOperator) -> None:
+    operator.on_kill()
+
+
+def test_a_write_that_the_server_fails_leaves_neither_file_nor_temporary_file(connect: Connect, tmp_path: Path) -> None:
+    with FailsWrite(nth=1) as failing:
+        folder = failing.fresh()
+        connect(failing, base_path=folder.base_path)
+        with pytest.raises(SFTPBackendError):
+            run(upload(grow(tmp_path, {"big": bytes(1 << 20)}) / "big", "in/big"))
+        assert held(folder.path) == {}
+
+
+# -- templates and mapping --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (SFTPUploadOperator, {"source", "target", "sftp_conn_id"}),
+        (SFTPDownloadOperator, {"source", "target", "sftp_conn_id"}),
+        (SFTPMoveOperator, {"source", "target", "sftp_conn_id"}),
+        (SFTPDeleteOperator, {"path", "sftp_conn_id"}),
+    ],
+)
+def test_every_path_and_the_connection_are_templated(kind: type[BaseOperator], fields: set[str]) -> None:
+    assert set(kind.template_fields) == fields
+
+
+def test_every_operator_is_documented_argument_by_argument() -> None:
+    for name in ("SFTPUploadOperator", "SFTPDownloadOperator", "SFTPMoveOperator", "SFTPDeleteOperator"):
+        kind = getattr(operators, name)
+        code = kind.__init__.__code__
+        for argument in code.co_varnames[1 : 1 + code.co_kwonlyargcount]:
+            assert f":param {argument}:" in (kind.__doc__ or ""), (name, argument)
