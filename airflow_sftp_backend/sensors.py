@@ -20,17 +20,17 @@ from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, judge, 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from airflow.sdk.configuration import conf
-    from airflow.sdk.exceptions import AirflowFailException
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
     from pydantic import JsonValue
 
     from .backend import SFTPBackend
 else:
     try:
         from airflow.sdk.configuration import conf
-        from airflow.sdk.exceptions import AirflowFailException
+        from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.configuration import conf
-        from airflow.exceptions import AirflowFailException
+        from airflow.exceptions import AirflowFailException, AirflowSkipException
 
 _STATE = "observed"
 
@@ -104,7 +104,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
                     with self.interruptible():
                         if not self.deferrable:
                             return cast("list[Row]", super().execute(context))
-                        verdict = self._look(context, condition)
+                        verdict = self._first_look(context, condition)
                 finally:
                     self._backend = None
         if not verdict.done:
@@ -118,9 +118,20 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             timeout=timedelta(seconds=self.timeout),
         )
 
+    def _first_look(self, context: Context, condition: Condition) -> Verdict:
+        """The look before deferring; its failure skips the task where that of any other look would."""
+        try:
+            with translate_errors():
+                return self._look(context, condition)
+        except AirflowFailException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+
     def poke(self, context: Context) -> PokeReturnValue:
-        """One look."""
-        verdict = self._look(context, self._condition())
+        """One look. AirflowFailException for what waiting cannot mend."""
+        with translate_errors():
+            verdict = self._look(context, self._condition())
         return PokeReturnValue(verdict.done, verdict.files if verdict.done else None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[Row]:  # noqa: ARG002

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -92,7 +93,9 @@ class State:
 
 def context(try_number: int = 1, state: State | None = None) -> Context:
     """What a task is run with, as far as operators and sensors look at it."""
-    found: dict[str, Any] = {"ti": SimpleNamespace(try_number=try_number)}
+    started = datetime.now(UTC)
+    instance = SimpleNamespace(try_number=try_number, get_first_reschedule_date=lambda _: started)
+    found: dict[str, Any] = {"ti": instance}
     if state is not None:
         found["task_state_store"] = state
     return cast("Context", found)

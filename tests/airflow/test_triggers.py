@@ -1,0 +1,234 @@
+"""All who wait on one connection share it, who goes or fails troubles nobody else, and the loop is never held."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import pytest
+
+from airflow_sftp_backend.triggers import SFTPFileTrigger
+from airflow_sftp_backend.waiting import Condition
+from tests.airflow.conftest import Connect, grow
+from tests.backend.sessions import assert_nothing_left
+from tests.servers import AsyncsshServer, SilentSFTP, free_port, wait_until
+
+T = TypeVar("T")
+
+
+def trigger(path: str, conn_id: str = "sftp_backend_default", every: float = 0.1, **condition: Any) -> SFTPFileTrigger:
+    return SFTPFileTrigger(conn_id, Condition((path,), **condition).as_json(), every)
+
+
+async def event(waiting: SFTPFileTrigger) -> dict[str, Any]:
+    """Its first event, and then its end, as the triggerer takes it."""
+    events = [found.payload async for found in waiting.run()]
+    assert len(events) == 1
+    return cast("dict[str, Any]", events[0])
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs it on a loop that reports whoever holds it up."""
+
+    async def watched() -> T:
+        loop = asyncio.get_running_loop()
+        held: list[float] = []
+
+        async def watch() -> None:
+            while True:
+                before = loop.time()
+                await asyncio.sleep(0.05)
+                held.append(loop.time() - before - 0.05)
+
+        watching = asyncio.create_task(watch())
+        try:
+            return await asyncio.wait_for(work, 40)
+        finally:
+            watching.cancel()
+            assert max(held, default=0) < 1, "the event loop was held up"
+
+    return asyncio.run(watched())
+
+
+async def start(*triggers: SFTPFileTrigger) -> list[asyncio.Task[dict[str, Any]]]:
+    return [asyncio.create_task(event(one)) for one in triggers]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits as `wait_until` does, without holding the loop."""
+    await asyncio.to_thread(wait_until, condition, "it to be so")
+
+
+def test_a_trigger_travels_and_carries_no_secret(remote: Path) -> None:
+    path, arguments = trigger("in/*.csv", min_size=3).serialize()
+    assert path == "airflow_sftp_backend.triggers.SFTPFileTrigger"
+    assert json.loads(json.dumps(arguments)) == arguments
+    assert SFTPFileTrigger(**arguments).serialize() == (path, arguments)
+    assert "key" not in json.dumps(arguments).lower()
+
+
+def test_fifty_waits_on_one_connection_have_one_login(remote: Path, server: AsyncsshServer) -> None:
+    before = server.logins()
+
+    async def wait() -> list[dict[str, Any]]:
+        waiting = await start(*(trigger(f"{number}/*") for number in range(50)))
+        await asyncio.sleep(0.5)
+        grow(remote, {f"{number}/file": b"x" * number for number in range(50)})
+        return await asyncio.gather(*waiting)
+
+    events = run(wait())
+    assert [event["files"][0]["size"] for event in events] == list(range(50))
+    assert {event["status"] for event in events} == {"found"}
+    assert server.logins() == before + 1
+    assert_nothing_left(server.port)
+
+
+def test_waits_on_two_connections_have_two_logins(server: AsyncsshServer, connect: Connect) -> None:
+    folders = [server.fresh(), server.fresh()]
+    for name, folder in zip(("one", "two"), folders, strict=True):
+        connect(server, name, base_path=folder.base_path)
+        grow(folder.path, {"a": name.encode()})
+    before = server.logins()
+
+    async def wait() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(await start(trigger("a", "one"), trigger("a", "two"), trigger("a", "one"))))
+
+    assert {event["status"] for event in run(wait())} == {"found"}
+    assert server.logins() == before + 2
+    assert_nothing_left(server.port)
+
+
+def test_a_cancelled_wait_leaves_the_others_alone_and_the_last_closes_the_connection(
+    remote: Path, server: AsyncsshServer
+) -> None:
+    async def wait() -> None:
+        before = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
+        leaving, staying = await start(trigger("never"), trigger("a"))
+        await asyncio.sleep(0.5)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        grow(remote, {"a": b""})
+        assert (await staying)["status"] == "found"
+        assert asyncio.all_tasks() - before == {asyncio.current_task()}
+
+    run(wait())
+    assert_nothing_left(server.port)
+
+
+def test_a_lost_connection_is_made_once_again_for_all(remote: Path, server: AsyncsshServer) -> None:
+    before = server.logins()
+
+    async def wait() -> list[dict[str, Any]]:
+        waiting = await start(*(trigger(f"{number}") for number in range(10)))
+        await until(lambda: server.logins() == before + 1)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(server.kill_sessions)
+        await asyncio.sleep(0.5)
+        grow(remote, {f"{number}": b"" for number in range(10)})
+        return await asyncio.gather(*waiting)
+
+    assert {event["status"] for event in run(wait())} == {"found"}
+    assert server.logins() == before + 2
+
+
+def test_a_connection_that_is_corrected_is_taken_up_by_the_next_try(server: AsyncsshServer, connect: Connect) -> None:
+    folder = server.fresh()
+    grow(folder.path, {"a": b""})
+    connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
+
+    async def wait() -> dict[str, Any]:
+        (waiting,) = await start(trigger("a"))
+        await asyncio.sleep(0.5)
+        connect(server, base_path=folder.base_path)
+        return await waiting
+
+    assert run(wait())["status"] == "found"
+
+
+@pytest.mark.parametrize(
+    ("extra", "columns", "text"),
+    [
+        ({"private_key": None}, {"password": "hunter2-secret"}, "it refuses the password"),
+        ({"known_host_keys": "SHA256:" + "A" * 43}, {}, "SHA256:"),
+        ({"io_timeout": "soon"}, {}, "io_timeout"),
+    ],
+)
+def test_what_waiting_cannot_mend_is_an_event_with_its_cause(
+    server: AsyncsshServer, connect: Connect, extra: dict[str, Any], columns: dict[str, object], text: str
+) -> None:
+    connect(server, columns=columns, **extra)
+    found = run(event(trigger("a")))
+    assert found["status"] == "failed"
+    assert text in found["message"]
+    assert "hunter2" not in found["message"]
+    assert_nothing_left(server.port)
+
+
+def test_a_bad_path_fails_its_own_wait_only(remote: Path, server: AsyncsshServer) -> None:
+    async def wait() -> None:
+        bad, good = await start(trigger("../*"), trigger("a"))
+        assert "must not contain" in (await bad)["message"]
+        grow(remote, {"a": b""})
+        assert (await good)["status"] == "found"
+
+    run(wait())
+
+
+def test_a_server_that_says_nothing_does_not_hold_the_loop(connect: Connect) -> None:
+    with SilentSFTP() as silent:
+        connect(silent, timeout=1, io_timeout=1, conn_retry_attempts=1)
+
+        async def wait() -> None:
+            (waiting,) = await start(trigger("a"))
+            await asyncio.sleep(3)
+            assert not waiting.done()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+
+        run(wait())
+        assert_nothing_left(silent.port)
+
+
+def test_a_server_that_is_away_is_asked_less_and_less_often(
+    server: AsyncsshServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
+    pauses: list[float] = []
+    slept = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 8:
+            raise asyncio.CancelledError
+        await slept(0)
+
+    async def wait() -> None:
+        monkeypatch.setattr("airflow_sftp_backend.triggers.asyncio.sleep", sleep)
+        with pytest.raises(asyncio.CancelledError):
+            await event(trigger("a", every=1))
+        monkeypatch.undo()
+
+    asyncio.run(wait())
+    assert pauses[0] == 1
+    assert all(1.0 * 2**count / 2 <= pause <= 1.0 * 2**count for count, pause in enumerate(pauses[1:], 1))
+
+
+def test_a_wait_may_go_on_in_another_loop(remote: Path, server: AsyncsshServer) -> None:
+    grow(remote, {"a": b""})
+    for _ in range(2):
+        assert run(event(trigger("a")))["status"] == "found"
+    assert_nothing_left(server.port)
+
+
+def test_what_was_seen_before_counts(remote: Path) -> None:
+    grow(remote, {"a": b"x"})
+    seen = run(event(trigger("a", stable_for=0.3)))
+    modified = seen["files"][0]["modified_at"]
+    waiting = trigger("a", stable_for=1000)
+    waiting.observed = {"a": [1, modified, time.time() - 2000]}
+    assert run(event(waiting))["status"] == "found"
