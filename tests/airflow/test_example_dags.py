@@ -1,0 +1,213 @@
+"""The examples run unchanged in a real Airflow, every task instance with one login of its own, parsing with none."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tests.airflow.conftest import Connect, grow, held
+from tests.servers import AsyncsshServer, StallsAfter, wait_until
+
+TOP = Path(__file__).parents[2]
+EXAMPLES = sorted((TOP / "example_dags").glob("*.py"))
+Task = dict[str, Any]
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture(scope="module")
+def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An AIRFLOW_HOME with a database."""
+    home = tmp_path_factory.mktemp("airflow")
+    environment = os.environ | {"AIRFLOW_HOME": str(home)}
+    subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=environment, check=True, capture_output=True)
+    return home
+
+
+class Start(Protocol):
+    """What the fixture `start` is."""
+
+    def __call__(self, *dags: Path, **params: object) -> subprocess.Popen[str]: ...
+
+
+@pytest.fixture
+def start(airflow_home: Path, tmp_path: Path) -> Iterator[Start]:
+    """Starts DAG files one after another in a process of their own; their results land in ``tmp_path/results``."""
+    (tmp_path / "results").mkdir()
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*dags: Path, **params: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "demo.run", json.dumps(params), str(tmp_path / "results"), *map(str, dags)]
+        environment = os.environ | {
+            "AIRFLOW_HOME": str(airflow_home),
+            "AIRFLOW__CORE__DAGS_FOLDER": str(dags[0].parent),
+            "PYTHONPATH": str(TOP),
+        }
+        process = subprocess.Popen(
+            command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def ended(process: subprocess.Popen[str], tmp_path: Path) -> tuple[dict[str, list[Task]], str]:
+    """What the tasks of each DAG came to, and the log."""
+    log, _ = process.communicate(timeout=150)
+    return {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results").glob("*.json")}, log
+
+
+def example(name: str) -> Path:
+    return TOP / "example_dags" / f"{name}.py"
+
+
+def dag(tmp_path: Path, body: str) -> Path:
+    """A DAG file with these tasks."""
+    imports = (
+        "from airflow.sdk import DAG, task\n"
+        "from airflow_sftp_backend.operators import SFTPDeleteOperator, SFTPDownloadOperator, SFTPUploadOperator\n"
+    )
+    lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
+    path = tmp_path / "dags" / "given.py"
+    path.parent.mkdir()
+    path.write_text(f"{imports}with DAG(dag_id='given_{time.monotonic_ns()}', schedule=None) as dag:\n{lines}\n")
+    return path
+
+
+# -- the examples -----------------------------------------------------------------------------------------------------
+
+
+def test_parsing_the_examples_connects_nowhere_and_loads_no_paramiko(
+    server: AsyncsshServer, connect: Connect, airflow_home: Path
+) -> None:
+    connect(server)
+    before = server.connections()
+    code = (
+        "import runpy, sys\n"
+        f"for file in {[str(path) for path in EXAMPLES]!r}:\n"
+        "    assert runpy.run_path(file)['dag'].tasks\n"
+        "loaded = [name for name in sys.modules if name.split('.')[0] in ('paramiko', 'azure')]\n"
+        "assert not loaded, loaded\n"
+    )
+    environment = os.environ | {"AIRFLOW_HOME": str(airflow_home)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.connections() == before
+
+
+def test_the_examples_run_one_after_another_with_one_login_a_task(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
+) -> None:
+    orders = grow(tmp_path / "orders", {"a.csv": b"one", "deep/b.csv": b"two"})
+    before = server.logins()
+    process = start(
+        example("partner_exchange"), example("mapped_download"), orders=str(orders), into=str(tmp_path / "fetched")
+    )
+    wait_until(lambda: (remote / "outbox/a.csv").exists(), "the orders to arrive", timeout=60)
+    grow(remote, {"inbox/receipt-1.csv": b"received", "inbox/receipt-2.csv": b"too"})
+    tasks, log = ended(process, tmp_path)
+    assert process.returncode == 0, log
+    assert {task["state"] for tasks in tasks.values() for task in tasks} == {"success"}
+    returned = {task["task"]: task["returned"] for task in tasks["partner_exchange"]}
+    assert sorted(row["path"] for row in returned["send_orders"]) == ["outbox/a.csv", "outbox/deep/b.csv"]
+    archived = sorted(row["path"] for row in returned["archive_receipt"])
+    assert [path.rpartition("/")[2] for path in archived] == ["receipt-1.csv", "receipt-2.csv"]
+    assert sorted(held(remote)) == archived
+    assert held(tmp_path / "fetched") == {"receipt-1.csv": b"received", "receipt-2.csv": b"too"}
+    fetches = [task for task in tasks["mapped_download"] if task["task"] == "fetch"]
+    assert sorted(task["map_index"] for task in fetches) == [0, 1]
+    assert server.logins() - before == sum(map(len, tasks.values())) == 4 + 3
+
+
+def test_the_deferred_example_waits_in_the_triggerer(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
+) -> None:
+    before = server.logins()
+    process = start(example("deferred_wait"))
+    wait_until(lambda: server.logins() == before + 2, "the trigger to look", timeout=60)
+    grow(remote, {"archive/2026/a.csv": b"abc", "archive/b.csv": b"de"})
+    tasks, log = ended(process, tmp_path)
+    assert process.returncode == 0, log
+    returned = {task["task"]: task["returned"] for task in tasks["deferred_wait"]}
+    assert returned["count"] == sum(row["size"] for row in returned["wait_for_archive"])
+    assert server.logins() == before + 2  # the first look, and the trigger
+
+
+# -- tasks that do not succeed ----------------------------------------------------------------------------------------
+
+
+def test_a_failed_task_had_one_login_and_left_no_connection(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
+) -> None:
+    before = server.logins()
+    process = start(dag(tmp_path, "SFTPDeleteOperator(task_id='gone', path='missing.csv')"))
+    tasks, log = ended(process, tmp_path)
+    assert process.returncode == 1
+    assert [task["state"] for task in tasks.get("given", [])] == ["failed"], log
+    assert "no file on the server fits ('missing.csv' on sftp://127.0.0.1" in log
+    assert server.logins() == before + 1
+
+
+def test_a_refused_login_is_not_tried_again(
+    server: AsyncsshServer, connect: Connect, tmp_path: Path, start: Start
+) -> None:
+    connect(server, columns={"password": "hunter2-secret"}, private_key=None)
+    before = server.connections()
+    process = start(dag(tmp_path, "SFTPDeleteOperator(task_id='gone', path='a', retries=3)"))
+    tasks, log = ended(process, tmp_path)
+    assert process.returncode == 1
+    assert [task["state"] for task in tasks.get("given", [])] == ["failed"], log
+    assert "it refuses the password" in log
+    assert "hunter2-secret" not in log
+    assert server.connections() == before + 1
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_killed_task_leaves_no_connection_and_nothing_half(
+    connect: Connect, tmp_path: Path, start: Start, direction: str
+) -> None:
+    with StallsAfter(requests=20) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path)
+        grow(folder.path if direction == "down" else tmp_path, {"big": bytes(16 << 20)})
+        kind = "SFTPUploadOperator" if direction == "up" else "SFTPDownloadOperator"
+        ends = (str(tmp_path / "big"), "big") if direction == "up" else ("big", str(tmp_path / "down" / "big"))
+        process = start(dag(tmp_path, f"{kind}(task_id='move', source={ends[0]!r}, target={ends[1]!r})"))
+        wait_until(lambda: stalling.requests.total() > 20, "the transfer to stall", timeout=60)
+        time.sleep(0.3)
+        stalling.limit = 10**9  # it would go on now
+        process.send_signal(signal.SIGTERM)
+        tasks, log = ended(process, tmp_path)
+        assert [task["state"] for task in tasks.get("given", [])] == ["failed"], log
+        assert "TaskKilled" in log
+        if direction == "up":
+            assert held(folder.path) == {}
+        else:
+            assert held(tmp_path / "down") == {}
+
+
+def test_a_mapped_task_has_a_login_for_each_instance_and_one_bad_one_stays_one(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
+) -> None:
+    grow(remote, {"a": b"1", "b": b"22"})
+    before = server.logins()
+    into = str(tmp_path / "into") + "/"
+    body = f"SFTPDownloadOperator.partial(task_id='fetch', target={into!r}).expand(source=['a', 'missing', 'b'])"
+    tasks, log = ended(start(dag(tmp_path, body)), tmp_path)
+    assert Counter(task["state"] for task in tasks.get("given", [])) == {"success": 2, "failed": 1}, log
+    assert held(tmp_path / "into") == {"a": b"1", "b": b"22"}
+    assert server.logins() == before + 3
