@@ -222,6 +222,7 @@ HOST = Kind("the bare name or address of the server", _host, _STRING)
 FOLDER = Kind("a folder on the server without '..'", _folder, _STRING)
 PORT = _whole(1, 65535)
 ATTEMPTS = _whole(1, 100)
+LANES = _whole(1, 10)
 SECONDS = Kind("a number of seconds above 0", _seconds, {"type": ["number", "null"], "exclusiveMinimum": 0})
 SECONDS_OR_NEVER = Kind("a number of seconds, 0 for no limit", _seconds_or_never, _SECONDS_SCHEMA)
 INTERVAL = Kind("a number of seconds, 0 for never", _interval, _SECONDS_SCHEMA)
@@ -313,6 +314,10 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field(
         name="keepalive_interval", label="Keepalive interval", kind=INTERVAL, argument="keepalive_interval", default=30,
         description="Seconds between signs of life on an idle connection.",
+    ),
+    Field(
+        name="max_lanes", label="Most lanes", kind=LANES, argument="max_lanes", default=8,
+        description="Channels of one connection that a large upload may use where the round trip is long; 1 for one.",
     ),
     Field(
         name="compress", label="Compression", kind=FLAG, argument="compress", default=False,

@@ -6,11 +6,12 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from . import _keys, _landing, _local, _operations, _tree
-from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret
+from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
 from ._errors import CapabilityNotSupported, InvalidPath, SFTPBackendError
 from ._handles import AtomicWriter, RemoteFile
 from ._jobs import Job, Landings
@@ -37,7 +38,7 @@ T = TypeVar("T")
 _CONFIG_KEYS: Final = frozenset(
     {
         "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
-        "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys",
+        "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_lanes",
     }
 )  # fmt: skip
 _UNDECLARED: Final = frozenset({Capability.ATOMIC_MOVE, Capability.USER_METADATA})
@@ -54,7 +55,7 @@ class SFTPBackend:
     ``host_keys_path`` a known_hosts file; ``timeout`` bounds each step of connecting and ``io_timeout`` silence
     afterwards, in seconds; ``connect_kwargs`` go to ``paramiko.SSHClient.connect``. ``config`` may hold
     ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval`` (seconds), ``compress``,
-    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command`` and ``look_for_keys``.
+    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_lanes``.
 
     Raises ValueError for a wrong argument; nothing is sent before the first call. Every call may raise
     BackendUnavailable (with its kinds AuthenticationFailed and HostKeyRejected) and PermissionDenied beside what it
@@ -383,12 +384,13 @@ class SFTPBackend:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        lanes: int | None = None,
     ) -> WriteResult:
-        """Sends a local file, as `write_atomic` does.
+        """Sends a local file, as `write_atomic` does, over ``lanes`` channels of the connection, or as many as pay.
 
         OSError for what this machine refuses; TransferCorrupted if ``local`` changes meanwhile.
         """
-        (outcome,) = self._upload([(local, path)], overwrite, verify, progress, create_parents)
+        (outcome,) = self._upload([(local, path)], overwrite, verify, progress, create_parents, lanes)
         return _or_raise(outcome)
 
     def upload_many(
@@ -399,6 +401,7 @@ class SFTPBackend:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        lanes: int | None = None,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """Sends many files side by side, each as `upload` does; one result per pair (local path, key), in order.
@@ -406,7 +409,7 @@ class SFTPBackend:
         All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
         places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
         """
-        outcomes = self._upload(list(pairs), overwrite, verify, progress, create_parents)
+        outcomes = self._upload(list(pairs), overwrite, verify, progress, create_parents, lanes)
         return _gathered(outcomes, "uploads", return_exceptions)
 
     def _upload(
@@ -416,11 +419,14 @@ class SFTPBackend:
         verify: Verify,
         progress: Progress | None,
         create_parents: bool,
+        lanes: int | None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
+        if lanes is not None:
+            check_lanes("lanes", lanes)
         jobs: list[Job[WriteResult]] = []
         for local, path in pairs:
-            landing = self._landing(path, overwrite, verify, create_parents)
+            landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents, lanes=lanes)
             operation = partial(_local.upload, landing=landing, local=local, progress=progress)
             jobs.append(Job(landing, operation, sweeps=verify != "none"))
         _check_distinct([job.landing.target.key for job in jobs])
@@ -515,10 +521,10 @@ class SFTPBackend:
             raise CapabilityNotSupported(message, path=path, backend=self.name)
         return Content(content, hashed=hashed)
 
-    def _landing(self, path: str, overwrite: bool, verify: Verify, create_parents: bool = True) -> Landing:
+    def _landing(self, path: str, overwrite: bool, verify: Verify) -> Landing:
         target = self._target(path)
         temp, aside = target.temp(secrets.token_hex(6)), target.temp(secrets.token_hex(6))
-        return Landing(target, temp, aside, overwrite, verify, create_parents)
+        return Landing(target, temp, aside, overwrite, verify)
 
     def _ask(self, operation: Callable[[], Operation[T]]) -> T:
         return self._session.call(lambda wire: wire.run(operation()), idempotent=True)

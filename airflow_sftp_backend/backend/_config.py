@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn, TypeGuard
 
 DEFAULT_PORT = 22
+MAX_LANES = 10  # what OpenSSH bears by itself (sshd_config: MaxSessions)
 DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
 
 
@@ -148,6 +149,7 @@ class BackendConfig:
     auth_timeout: float | None = None
     io_timeout: float | None = 120.0
     keepalive_interval: float = 30.0
+    max_lanes: int = 8
     compress: bool = False
     ciphers: tuple[str, ...] = ()
     disabled_algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -172,6 +174,7 @@ class BackendConfig:
                 check_seconds(name, value)
         if not _is_number(self.keepalive_interval) or self.keepalive_interval < 0:
             raise ValueError(f"keepalive_interval must be seconds from 0, not {self.keepalive_interval!r}")
+        check_lanes("max_lanes", self.max_lanes)
         sources = [n for n in ("pkey", "private_key", "key_file") if getattr(self, n) is not None]
         if len(sources) > 1:
             raise ValueError(f"one private key is enough: {' and '.join(sources)} were given")
@@ -181,6 +184,12 @@ class BackendConfig:
         """``sftp://host:port``, the server as errors and logs name it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"sftp://{host}:{self.port}"
+
+
+def check_lanes(name: str, value: object) -> None:
+    """ValueError unless ``value`` is a number of lanes a connection may have."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_LANES:
+        raise ValueError(f"{name} must be a whole number from 1 to {MAX_LANES}, not {value!r}")
 
 
 def check_seconds(name: str, value: object) -> None:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ._codec import Attributes
 from ._errors import BackendUnavailable, InvalidPath, Refused, from_refusal
 from ._landing import Landing, land, open_landing
+from ._lane import Pending
 from ._messages import FStat, Read
 from ._operations import close_quietly, discard, open_for_reading, why_unreadable
 from ._paths import JailedPath
+from ._spread import Spread
 from ._transfer import Outgoing
-from ._wire import Operation, Pending, Wire, ask, post, wait
+from ._wire import Operation, Wire, ask, post, wait
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
@@ -205,7 +207,8 @@ class AtomicWriter(io.RawIOBase):
     def _open(self, wire: Wire) -> None:
         def opening() -> Operation[None]:
             self._opened = yield from open_landing(self._landing)
-            self._out = Outgoing(self._opened.handle, (yield from wire.limits()).write)
+            spread = Spread(wire, self._landing.temp, self._opened.handle, size=None, lanes=1)
+            self._out = Outgoing(spread, (yield from wire.limits()).write)
 
         wire.run(opening())
         self.wire = wire

@@ -27,6 +27,7 @@ from ._errors import (
     TransferCorrupted,
     from_refusal,
 )
+from ._lane import Pending
 from ._messages import Close, CopyData, FSetStat, FStat, LStat, PosixRename, Remove, Rename, Stat
 from ._models import Progress
 from ._operations import (
@@ -43,8 +44,9 @@ from ._operations import (
     with_type,
 )
 from ._paths import JailedPath, is_temp_name
+from ._spread import Spread, lanes_wanted
 from ._transfer import Content, Incoming, Outgoing, send
-from ._wire import Operation, Pending, Wire, ask, ask_all, post, wait
+from ._wire import Operation, Wire, ask, ask_all, post, wait
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +71,8 @@ class Landing:
     overwrite: bool
     verify: Verify = "size"
     create_parents: bool = True
+    lanes: int | None = None
+    """How many lanes the content may be sent over; None: as many as it is worth."""
 
 
 @dataclass(slots=True)
@@ -89,10 +93,12 @@ def write_atomic(
 
     The server's time (seconds since 1970) at the end, where it tells.
     """
+    wire.want_lanes(lanes_wanted(wire, content.expected or 0, landing.lanes))
     opened = yield from open_landing(landing)
+    spread = Spread(wire, landing.temp, opened.handle, size=content.expected, lanes=landing.lanes)
     landed = False
     try:
-        out = Outgoing(opened.handle, (yield from wire.limits()).write, progress=progress)
+        out = Outgoing(spread, (yield from wire.limits()).write, progress=progress)
         yield from send(content, out)
         now = yield from land(wire, landing, opened, out, content.digest)
         landed = True
@@ -101,6 +107,7 @@ def write_atomic(
         raise from_refusal(refused, "cannot write", landing.target.key) from None
     finally:
         if not landed:
+            yield from spread.abandon()
             yield from discard(landing.temp, opened.unclosed)
 
 
@@ -121,6 +128,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: st
     ``digest`` (``sha256:<hex>``) is what was sent, for ``verify="sha256"``. Mode bits of a replaced file are kept,
     where the server lets them be set. The server's time, where it tells.
     """
+    yield from out.join()
     if opened.replaced is not None and opened.replaced.mode is not None:
         yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777)))
     checking = (yield from post(FStat(opened.handle))) if landing.verify != "none" else None
@@ -311,11 +319,11 @@ def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[Attribut
         landed = False
         try:
             limits = yield from wire.limits()
-            out = Outgoing(opened.handle, limits.write)
+            out = Outgoing(Spread(wire, landing.temp, opened.handle, size=None, lanes=1), limits.write)
             if size and wire.supports(CopyData):
                 yield from _copy_on_server(handle, size, out)
             else:
-                incoming = Incoming(handle, limits.read, source.key)
+                incoming = Incoming(wire, handle, limits.read, source.key)
                 while data := (yield from incoming.next()):
                     yield from out.push(data)
             (now,) = yield from ask_all([FStat(handle)])

@@ -31,6 +31,7 @@ class LocalContent(Content):
         self._file = open(self._local, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self._at_first = os.fstat(self._file.fileno())
         super().__init__(self._file, hashed=hashed)
+        self.expected = self._at_first.st_size
 
     def take(self, count: int) -> bytes | memoryview:
         """The next bytes; none at the end."""

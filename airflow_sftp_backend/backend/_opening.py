@@ -23,6 +23,7 @@ from paramiko.auth_strategy import AuthStrategy
 
 from ._config import BackendConfig, Secret
 from ._errors import AuthenticationFailed, BackendUnavailable, connecting, printable
+from ._further import FurtherChannels
 from ._hostkeys import HostKeyChecker, fingerprint, key_type
 from ._legacy import legacy_transport
 from ._login import Login, Places
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CHANNEL_WINDOW: Final = 16 << 20
+CHANNEL_WINDOW: Final = 32 << 20
 """Bytes the server may send before the channel is read."""
 _PACKET: Final = 32 << 10
 _FIRST_CIPHER: Final = "aes128-gcm@openssh.com"
@@ -344,7 +345,12 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._doing = "agreeing on the SFTP version"
         stream.limit(self._within(config.timeout))
         channel.settimeout(config.timeout + _SLACK)
-        wire = Wire(channel, io_timeout=config.io_timeout)
+        wire = Wire(
+            channel,
+            io_timeout=config.io_timeout,
+            further=self._further(transport),
+            spreads="OpenSSH" in transport.remote_version,
+        )
         try:
             wire.handshake()
         except BackendUnavailable as error:
@@ -354,6 +360,12 @@ class Opening(paramiko.MissingHostKeyPolicy):
         stream.limit(None)
         channel.settimeout(config.io_timeout)
         return wire
+
+    def _further(self, transport: paramiko.Transport) -> FurtherChannels:
+        config = self._config
+        return FurtherChannels(
+            transport, most=config.max_lanes, timeout=config.timeout + _SLACK, io_timeout=config.io_timeout
+        )
 
     def _facts(self, transport: paramiko.Transport) -> ConnectionFacts:
         return ConnectionFacts(

@@ -23,11 +23,13 @@ from ._errors import (
     SFTPBackendError,
     from_refusal,
 )
+from ._lane import Pending
 from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, RemoveDir, Request, Stat
 from ._models import FileInfo, Progress
 from ._paths import JailedPath, check_server_name
+from ._spread import Spread
 from ._transfer import Content, Incoming, Outgoing, send
-from ._wire import Operation, Pending, Wire, ask, ask_all, post, wait
+from ._wire import Operation, Wire, ask, ask_all, post, wait
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +200,7 @@ def read_into(wire: Wire, place: JailedPath, sink: Callable[[memoryview], object
     """Reads a whole file into ``sink``, which is called with each piece in order: two round trips for a small file."""
     handle = yield from open_for_reading(place)
     try:
-        incoming = Incoming(handle, (yield from wire.limits()).read, place.key)
+        incoming = Incoming(wire, handle, (yield from wire.limits()).read, place.key)
         while data := (yield from incoming.next()):
             sink(data)
         return incoming
@@ -314,7 +316,8 @@ def write(
     unclosed: bytes | None = handle
     whole = False
     try:
-        out = Outgoing(handle, (yield from wire.limits()).write, progress=progress)
+        spread = Spread(wire, place, handle, size=None, lanes=1)
+        out = Outgoing(spread, (yield from wire.limits()).write, progress=progress)
         yield from send(content, out)
         closing = yield from post(Close(handle))
         unclosed = None

@@ -3,7 +3,8 @@
 Theory. One block per round trip is slow, all blocks at once exhausts a server's memory, so a window of blocks is kept
 in flight, and the oldest is waited for first. Therefore all that is in flight lies within one window after the last
 byte known to be done: a file whose transfer breaks off is whole up to that byte. Every reply is looked at; a short
-read is asked for again; what is held in memory is one window, whatever the file's size.
+read is asked for again; what is held in memory is one window, whatever the file's size. The window is as large as the
+round trip asks for.
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ import io
 from collections import deque
 from typing import Final, Protocol
 
-from ._codec import Attributes
+from ._codec import Attributes, Limits
 from ._errors import InvalidPath, Refused, TransferCorrupted
+from ._lane import Pending
 from ._messages import FStat, Read, Write
 from ._models import Progress
-from ._wire import Operation, Pending, post, wait
+from ._spread import RATE, Spread
+from ._wire import Operation, Wire, post, wait
 
-WINDOW: Final = 8 << 20
-"""Most bytes one transfer keeps in flight: 40 MiB/s at 200 ms round trip, and less than the wire's own bound."""
-_BLOCKS: Final = 64  # in flight at most, as OpenSSH's client does: some servers keep every one in memory
+WINDOW: Final = 20 << 20
+"""Most bytes one download keeps in flight, and less than a lane's bound."""
+_LEAST: Final = 4 << 20  # bytes of a download in flight where the server is near
+_SENT: Final = 8 << 20  # bytes of an upload in flight on one lane: what its window does not take waits there
+_BLOCKS: Final = 64  # of 32 KiB in flight at most, as OpenSSH's client does: some servers keep every one in memory
 _FIRST_READS: Final = 2  # sent along with the question for the size: a small file is complete with them
 
 
@@ -41,11 +46,14 @@ class Content:
 
     def __init__(self, content: object, *, hashed: bool = False) -> None:
         self.size = 0
+        self.expected: int | None = None
+        """Bytes there will be in all, where that is known beforehand."""
         self._hash = hashlib.sha256() if hashed else None
         self._view: memoryview | None = None
         self._source: Readable | None = None
         if isinstance(content, bytes | bytearray | memoryview):
             self._view = memoryview(content).cast("B")
+            self.expected = len(self._view)
         elif isinstance(content, str | io.TextIOBase) or not hasattr(content, "read"):
             raise TypeError(
                 f"content must be bytes-like or have .read() that returns bytes, not {type(content).__name__}"
@@ -74,25 +82,37 @@ class Content:
 
 
 class Outgoing:
-    """Writes to one open file from ``offset`` on, a window of them in flight."""
+    """Writes to one open file from ``offset`` on, a window of blocks in flight, over the lanes that ``spread`` has."""
 
-    def __init__(self, handle: bytes, block: int, *, offset: int = 0, progress: Progress | None = None) -> None:
+    def __init__(self, spread: Spread, block: int, *, offset: int = 0, progress: Progress | None = None) -> None:
         self.block = block
         self.offset = offset
-        self.handle = handle
+        self.handle = spread.handle
+        self._spread = spread
         self._progress = progress
         self._queue: deque[tuple[int, Pending[None]]] = deque()
-        self._most = max(1, min(_BLOCKS, WINDOW // block))
+        self._most = max(1, min(_BLOCKS, _SENT // block))
 
     def push(self, data: bytes | memoryview) -> Operation[None]:
         """Sends bytes on their way. Raises Refused for an earlier block that the server refused."""
         view = memoryview(data).cast("B")
         for start in range(0, len(view), self.block):
             piece = view[start : start + self.block]
-            while len(self._queue) >= self._most:
+            yield from self._spread.widen(self.offset)
+            while (way := self._spread.roomiest(len(piece))) is None or (
+                self._spread.single and len(self._queue) >= self._most
+            ):
                 yield from self._acknowledge()
-            self._queue.append((len(piece), (yield from post(Write(self.handle, self.offset, piece)))))
+            self._queue.append((len(piece), (yield from post(Write(way.handle, self.offset, piece), way.lane))))
             self.offset += len(piece)
+
+    def join(self) -> Operation[None]:
+        """Leaves one handle open. With several lanes, waits until every byte is acknowledged. Raises Refused."""
+        closing = yield from self._spread.close()
+        if closing:
+            yield from self.drain()
+        for pending in closing:
+            yield from wait(pending)
 
     def drain(self) -> Operation[None]:
         """Waits until every byte is acknowledged. Raises Refused."""
@@ -119,7 +139,7 @@ class Incoming:
     size is delivered; a size of 0 is taken for unknown, as special files have it.
     """
 
-    def __init__(self, handle: bytes, block: int, path: str) -> None:
+    def __init__(self, wire: Wire, handle: bytes, block: int, path: str) -> None:
         self.size = 0
         """Bytes delivered so far."""
         self.grew = False
@@ -132,7 +152,7 @@ class Incoming:
         self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
         self._following = 0
         self._promised: int | None = None
-        self._most = max(_FIRST_READS, min(_BLOCKS, WINDOW // block))
+        self._wire = wire
         self._depth = 0
 
     def next(self) -> Operation[memoryview]:
@@ -165,6 +185,14 @@ class Incoming:
             rest = Read(self._handle, self.size, request.length - len(data))
             self._queue.appendleft((rest, (yield from post(rest))))
         return data
+
+    @property
+    def _most(self) -> int:
+        """Blocks to keep in flight."""
+        if self._block <= Limits().read:
+            return _BLOCKS
+        window = max(_LEAST, min(WINDOW, RATE * self._wire.round_trip))
+        return max(_FIRST_READS, int(window) // self._block)
 
     def _begin(self) -> Operation[None]:
         asked = yield from post(FStat(self._handle))

@@ -1,8 +1,9 @@
-"""SFTP version 3 over one channel: frames, request ids, the table of replies owed, and the running of operations.
+"""Operations, and their running over the lanes of one connection.
 
-An operation is a generator. It yields a `Request`, which is posted, and is sent a `Pending`; it yields a `Pending`
-and is sent the reply once it is there, or has the `Refused` thrown into it. `ask` and `ask_all` are built of these
-two steps. While one operation waits, the others run: `run_many` keeps many going on one channel, one round trip deep.
+An operation is a generator. It yields a `Request` (or a `Posting`, for a lane that is not the first), which is posted,
+and is sent a `Pending`; it yields a `Pending` and is sent the reply once it is there, or has the `Refused` thrown into
+it. `ask` and `ask_all` are built of these two steps. While one operation waits, the others run: `run_many` keeps many
+going on one channel, one round trip deep.
 
 An interruption (KeyboardInterrupt, a signal handler's exception) is thrown into the operations at the step where they
 wait; what they yield after it, their clean-up, is still run.
@@ -13,76 +14,48 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from ._codec import MAX_FRAME, Cursor, Limits, ProtocolError
+from ._codec import Limits
 from ._errors import BackendUnavailable, Refused, SFTPBackendError
-from ._messages import AskLimits, Close, Request, decode_version, encode_init
+from ._lane import Channel, Lane, Pending, Waiter
+from ._messages import AskLimits, Close, Request
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-IN_FLIGHT: Final = 12 << 20
-"""Most bytes of reads and writes in flight on a channel: less than its receive window (`_session.CHANNEL_WINDOW`), so
+IN_FLIGHT: Final = 24 << 20
+"""Most bytes of reads and writes in flight on a lane: less than its receive window (`_session.CHANNEL_WINDOW`), so
 that the server can always send what it owes and goes on reading what it is sent.
 """
 
-_RECEIVE: Final = 4 << 20
-_BATCH: Final = 32 << 10
+
+@dataclass(frozen=True, slots=True)
+class Posting(Generic[R]):
+    """A request, and the lane it is for."""
+
+    lane: Lane
+    request: Request[R]
 
 
-class Channel(Protocol):
-    """What the wire needs of a ``paramiko.Channel``."""
+class FurtherLanes(Protocol):
+    """Where lanes beside the first come from."""
 
-    def send(self, data: bytes, /) -> int:
-        """Sends some of it; the number of bytes sent, 0 if the channel is closed; TimeoutError after the channel's
-        timeout.
-        """
+    def want(self, count: int) -> None:
+        """Has that many opened in all, without waiting."""
 
-    def recv(self, count: int, /) -> bytes:
-        """Some bytes, none if the channel is closed; TimeoutError after the channel's timeout."""
-
-    def close(self) -> None:
-        """Ends the channel."""
+    def arrived(self) -> list[Lane]:
+        """Those that have been opened since it was last asked."""
 
 
-class Pending(Generic[R]):
-    """The reply to a posted request, now or later."""
-
-    __slots__ = ("_error", "_outcome", "_waiter", "done", "request")
-
-    def __init__(self, request: Request[R]) -> None:
-        self.request = request
-        self.done = False
-        self._outcome: R | None = None
-        self._error: Exception | None = None
-        self._waiter: _Run[Any] | None = None
-
-    def settle(self, outcome: R | None, error: Exception | None) -> None:
-        """Notes the outcome and wakes the operation that waits for it."""
-        self.done, self._outcome, self._error = True, outcome, error
-        if self._waiter is not None:
-            self.await_by(self._waiter)
-
-    def await_by(self, run: _Run[Any]) -> None:
-        """Wakes ``run`` with the outcome, now or when it is there."""
-        if self.done:
-            self._waiter = None
-            run.wake(self._outcome, self._error)
-        else:
-            self._waiter, run.waits_for = run, self
-
-    def give_up(self) -> None:
-        """Wakes nobody any more."""
-        self._waiter = None
+Step = Request[Any] | Posting[Any] | Pending[Any]
+Operation = Generator[Step, Any, T]  # each step is sent the value of what it yielded
 
 
-Operation = Generator[Request[Any] | Pending[Any], Any, T]  # each step is sent the value of what it yielded
-
-
-def post(request: Request[R]) -> Operation[Pending[R]]:
-    """Posts a request and goes on; waits only while too many bytes are in flight."""
-    return cast("Pending[R]", (yield request))
+def post(request: Request[R], lane: Lane | None = None) -> Operation[Pending[R]]:
+    """Posts a request, on the first lane if on no other, and goes on; waits only while too many bytes are in flight."""
+    return cast("Pending[R]", (yield request if lane is None else Posting(lane, request)))
 
 
 def wait(pending: Pending[R]) -> Operation[R]:
@@ -109,12 +82,12 @@ def ask_all(requests: Sequence[Request[R]]) -> Operation[list[R | Refused]]:
     return answers
 
 
-class _Run(Generic[T]):
+class Run(Generic[T]):
     """One operation under way, and what it is to be sent next."""
 
     __slots__ = ("_ready", "error", "operation", "parked", "place", "value", "waits_for")
 
-    def __init__(self, operation: Operation[T], place: int, ready: deque[_Run[T]]) -> None:
+    def __init__(self, operation: Operation[T], place: int, ready: deque[Run[T]]) -> None:
         self.operation = operation
         self.place = place
         self.value: object = None
@@ -129,7 +102,7 @@ class _Run(Generic[T]):
         self.parked = self.waits_for = None
         self._ready.append(self)
 
-    def step(self) -> Request[Any] | Pending[Any]:
+    def step(self) -> Step:
         """Runs it up to its next step. Raises StopIteration with its result, or what it raises."""
         value, error, self.value, self.error = self.value, self.error, None, None
         return self.operation.send(value) if error is None else self.operation.throw(error)
@@ -138,46 +111,62 @@ class _Run(Generic[T]):
 class Wire:
     """An SFTP conversation over ``channel``. For one thread at a time; `_session` sees to that.
 
-    The channel's own timeout measures the silence; ``io_timeout``, in seconds, is what error texts call it.
+    The channel's own timeout measures the silence; ``io_timeout``, in seconds, is what error texts call it. ``further``
+    is where more lanes come from, if any do; ``spreads`` says that the server is known to bear several writing to one
+    file.
     """
 
-    def __init__(self, channel: Channel, *, io_timeout: float | None) -> None:
-        self._channel = channel
-        self.io_timeout = io_timeout
-        """Seconds of silence after which the channel gives up, as error texts call it."""
-        self._owed: dict[int, Pending[Any]] = {}
-        self._parked: deque[_Run[Any]] = deque()
-        self._in_flight = 0
-        self._next_id = 0
-        self._inbox = bytearray()
-        self._outbox: list[bytes] = []
-        self._outbox_size = 0
+    def __init__(
+        self,
+        channel: Channel,
+        *,
+        io_timeout: float | None,
+        further: FurtherLanes | None = None,
+        spreads: bool = False,
+    ) -> None:
+        self._first = Lane(channel, io_timeout=io_timeout)
+        self.lanes = [self._first]
+        """The lanes there are, each a channel of the same connection."""
+        self.spreads = spreads
+        self._further = further
+        self._count = 0
         self._limits: Pending[Limits] = Pending(AskLimits())
         self._forsaken: deque[bytes] = deque()
         self.broken: str | None = None
         """Why nothing more can be sent, or None."""
-        self.extensions: dict[str, str] = {}
-        """The server's extensions by name, with their data; known after `handshake`."""
 
     def handshake(self) -> None:
         """Agrees on version 3 (filexfer-02 section 4) and posts the question for the server's limits without waiting.
 
         Raises BackendUnavailable.
         """
-        self._outbox.append(encode_init())
-        self._flush()
-        while not (frames := self._receive()):
-            pass
-        try:
-            if len(frames) != 1:
-                raise ProtocolError("it answers before it is asked")
-            self.extensions = decode_version(frames[0])
-        except ProtocolError as error:
-            raise self._protocol_broken(error) from None
+        with self._whole():
+            self._first.handshake()
         if AskLimits.extension in self.extensions:
-            self._send(self._limits)
+            self._send(self._first, self._limits)
         else:
             self._limits.settle(Limits(), None)
+
+    @property
+    def io_timeout(self) -> float | None:
+        """Seconds of silence after which the channel gives up, as error texts call it."""
+        return self._first.io_timeout
+
+    @property
+    def extensions(self) -> dict[str, str]:
+        """The server's extensions by name, with their data; known after `handshake`."""
+        return self._first.extensions
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds of the fastest reply so far; infinite before the first."""
+        return self._first.round_trip
+
+    def want_lanes(self, count: int) -> None:
+        """Has more lanes opened, if there are to be had, and takes up those that are."""
+        if self._further is not None:
+            self._further.want(count)
+            self.lanes += self._further.arrived()
 
     def limits(self) -> Operation[Limits]:
         """How large reads and writes may be, in bytes."""
@@ -194,7 +183,8 @@ class Wire:
         """Ends the conversation."""
         if self.broken is None:
             self._break("the connection was closed")
-        self._channel.close()
+        for lane in self.lanes:
+            lane.close()
 
     def close_later(self, handle: bytes) -> None:
         """Closes a handle along with the next thing sent. May be called at any moment, by the garbage collector too."""
@@ -217,17 +207,17 @@ class Wire:
         self, operations: Iterable[Operation[T]], limit: int, *, gathers: bool
     ) -> list[T | SFTPBackendError | OSError]:
         source = iter(operations)
-        ready: deque[_Run[T]] = deque()
-        active: dict[int, _Run[T]] = {}
+        ready: deque[Run[T]] = deque()
+        active: dict[int, Run[T]] = {}
         outcomes: list[T | SFTPBackendError | OSError | None] = []
         stopped_by: BaseException | None = None
         while self._forsaken and self.broken is None:
-            self._send(Pending(Close(self._forsaken.popleft())))
+            self._send(self._first, Pending(Close(self._forsaken.popleft())))
         while True:
-            ended: _Run[T] | None = None
+            ended: Run[T] | None = None
             try:
                 while stopped_by is None and len(active) < limit and (operation := next(source, None)) is not None:
-                    run = active[len(outcomes)] = _Run(operation, len(outcomes), ready)
+                    run = active[len(outcomes)] = Run(operation, len(outcomes), ready)
                     outcomes.append(None)
                     run.wake()
                 if ready:
@@ -263,157 +253,87 @@ class Wire:
             raise stopped_by
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
-    def _take_up(self, run: _Run[Any], step: Request[Any] | Pending[Any]) -> None:
+    def _take_up(self, run: Run[Any], step: Step) -> None:
         if isinstance(step, Pending):
             step.await_by(run)
-        elif step.cost and self._in_flight and (self._parked or self._in_flight + step.cost > IN_FLIGHT):
-            run.parked = step
-            self._parked.append(run)
+            return
+        lane, request = (step.lane, step.request) if isinstance(step, Posting) else (self._first, step)
+        if request.cost and lane.in_flight and (lane.parked or lane.in_flight + request.cost > IN_FLIGHT):
+            run.parked = request
+            lane.parked.append(run)
         else:
-            self._post(run, step)
+            self._post(run, lane, request)
 
-    def _post(self, run: _Run[Any], request: Request[Any]) -> None:
+    def _post(self, run: Waiter, lane: Lane, request: Request[Any]) -> None:
         try:
             if self.broken is not None:
                 raise BackendUnavailable(self.broken)
-            pending = self._send(Pending(request))
+            pending = self._send(lane, Pending(request))
         except BackendUnavailable as error:
             run.wake(error=error)
         else:
             run.wake(pending)
 
-    def _interrupt(self, run: _Run[Any], error: BaseException, ready: deque[_Run[T]]) -> None:
+    def _interrupt(self, run: Run[Any], error: BaseException, ready: deque[Run[T]]) -> None:
         if run in ready:  # it is about to go on, and hears of the error instead
             run.error = error
             return
-        if run in self._parked:
-            self._parked.remove(run)
+        for lane in self.lanes:
+            if run in lane.parked:
+                lane.parked.remove(run)
         if run.waits_for is not None:
             run.waits_for.give_up()
         run.wake(error=error)
 
-    def _send(self, pending: Pending[R]) -> Pending[R]:
-        request_id = self._next_id
-        self._next_id = (request_id + 1) & 0xFFFFFFFF
-        frame = pending.request.frame(request_id)
-        self._owed[request_id] = pending
-        self._in_flight += pending.request.cost
-        self._outbox.append(frame)
-        self._outbox_size += len(frame)
-        if self._outbox_size >= _BATCH:
-            self._flush()
+    def _send(self, lane: Lane, pending: Pending[R]) -> Pending[R]:
+        pending.number = self._count
+        self._count += 1
+        lane.send(pending)
+        if lane.has_batch:
+            with self._whole():
+                if len(self.lanes) == 1:
+                    lane.flush()
+                else:
+                    lane.flush_some()
         return pending
 
     def _flush(self) -> None:
-        if not self._outbox or self.broken is not None:
-            return
-        data = memoryview(b"".join(self._outbox))
-        self._outbox.clear()
-        self._outbox_size = 0
-        with self._unbroken():
-            while data:
-                sent = self._channel.send(cast(bytes, data))  # paramiko takes any buffer, its stub bytes only
-                if not sent:
-                    raise EOFError
-                data = data[sent:]
-
-    def _receive(self) -> list[memoryview]:
-        """The packets that have come, without their lengths; waits for some bytes."""
-        received = b""
-        with self._unbroken():
-            received = self._channel.recv(_RECEIVE)
-            if not received:
-                raise EOFError
-        if self._inbox:
-            self._inbox += received
-        data = self._inbox or received
-        frames, view, at = [], memoryview(data), 0
-        while len(view) - at >= 4:
-            length = int.from_bytes(view[at : at + 4], "big")
-            if not 1 <= length <= MAX_FRAME:
-                raise self._protocol_broken(_not_a_length(bytes(view[at : at + 60])))
-            if len(view) - at - 4 < length:
-                break
-            frames.append(view[at + 4 : at + 4 + length])
-            at += 4 + length
-        if at or data is not self._inbox:
-            self._inbox = bytearray(view[at:])  # a new one: the frames still look into the old
-        else:
-            view.release()
-        return frames
+        with self._whole():
+            for lane in self.lanes:
+                lane.flush()
 
     def _await_replies(self) -> None:
+        """Waits for the lane that has owed a reply longest, and takes in what has come on the others meanwhile."""
         try:
-            self._flush()
-            for frame in self._receive():
-                self._dispatch(frame)
-        except ProtocolError as error:
-            self._protocol_broken(error)
+            with self._whole():
+                waited_for = min(self.lanes, key=lambda lane: lane.oldest)
+                others = [lane for lane in self.lanes if lane is not waited_for]
+                for lane in others:
+                    lane.flush_some()
+                waited_for.flush()
+                waited_for.receive()
+                for lane in others:
+                    lane.receive_ready()
         except BackendUnavailable:
             return  # every operation has been woken with it
-        while self._parked:
-            request = self._parked[0].parked
-            assert request is not None
-            if self._in_flight and self._in_flight + request.cost > IN_FLIGHT:
-                break
-            self._post(self._parked.popleft(), request)
-
-    def _dispatch(self, frame: memoryview) -> None:
-        if len(frame) < 5:
-            raise ProtocolError("a packet without a request id")
-        request_id = int.from_bytes(frame[1:5], "big")
-        pending = self._owed.get(request_id)
-        if pending is None:
-            raise ProtocolError("a reply to a request that was never made")
-        try:
-            outcome = pending.request.answer(frame[0], Cursor(frame[5:]))
-        except Refused as refused:
-            self._settled(request_id).settle(None, refused)
-        else:
-            self._settled(request_id).settle(outcome, None)
-
-    def _settled(self, request_id: int) -> Pending[Any]:
-        pending = self._owed.pop(request_id)
-        self._in_flight -= pending.request.cost
-        return pending
+        for lane in self.lanes:
+            while lane.parked:
+                request = lane.parked[0].parked
+                assert request is not None
+                if lane.in_flight and lane.in_flight + request.cost > IN_FLIGHT:
+                    break
+                self._post(lane.parked.popleft(), lane, request)
 
     @contextmanager
-    def _unbroken(self) -> Iterator[None]:
-        """Around the channel's calls: what interrupts one leaves the stream at an unknown place, so it ends here."""
-        why = "interrupted in the middle of a packet"
+    def _whole(self) -> Iterator[None]:
+        """Around what lanes do: where one ends, all end."""
         try:
             yield
-            why = ""
-        except TimeoutError:
-            seconds = "" if self.io_timeout is None else f" for {self.io_timeout:g} s"
-            why = (
-                f"no answer{seconds} while replies are owed: the server or the line has stalled;"
-                " raise io_timeout if this server is that slow"
-            )
-            raise BackendUnavailable(why) from None
-        except (EOFError, OSError) as error:
-            why = "the connection was lost"
-            raise BackendUnavailable(f"{why} ({error})" if str(error) else why) from None
-        finally:
-            if why:
-                self._break(why)
+        except BackendUnavailable as error:
+            self._break(error.message)
+            raise
 
-    def _protocol_broken(self, error: ProtocolError) -> BackendUnavailable:
-        return self._break(f"the server does not speak SFTP version 3 as it should: {error}")
-
-    def _break(self, why: str) -> BackendUnavailable:
-        self.broken = self.broken or why
-        owed, self._owed = self._owed, {}
-        self._in_flight = 0
-        for pending in owed.values():
-            pending.settle(None, BackendUnavailable(why))
-        while self._parked:
-            self._parked.popleft().wake(error=BackendUnavailable(why))
-        return BackendUnavailable(why)
-
-
-def _not_a_length(start: bytes) -> ProtocolError:
-    text = start.decode("utf-8", "replace").rstrip("\ufffd")  # the last character may be cut
-    if text and all(c != "\ufffd" and (c.isprintable() or c in "\r\n\t") for c in text):
-        return ProtocolError(f"it sends text ({text!r}); a login script on the server that prints is the usual cause")
-    return ProtocolError(f"a packet is announced as {int.from_bytes(start[:4], 'big')} bytes long")
+    def _break(self, why: str) -> None:
+        self.broken = self.broken or next((lane.broken for lane in self.lanes if lane.broken is not None), why)
+        for lane in self.lanes:
+            lane.end(self.broken)

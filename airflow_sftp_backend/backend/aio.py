@@ -150,10 +150,11 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        lanes: int | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.upload, verify=verify, progress=progress, create_parents=create_parents)
-        return await self._call(call, local, path, overwrite)
+        call = partial(self._backend.upload, create_parents=create_parents, lanes=lanes)
+        return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
     async def upload_many(
         self,
@@ -163,10 +164,16 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        lanes: int | None = None,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.upload_many`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.upload_many, create_parents=create_parents, return_exceptions=return_exceptions)
+        call = partial(
+            self._backend.upload_many,
+            create_parents=create_parents,
+            lanes=lanes,
+            return_exceptions=return_exceptions,
+        )
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 
     async def download(

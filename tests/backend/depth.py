@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 import pytest
 
 from airflow_sftp_backend import SFTPBackendError
+from airflow_sftp_backend.backend._lane import Pending
 from airflow_sftp_backend.backend._messages import Request
-from airflow_sftp_backend.backend._wire import Operation, Pending, Wire
+from airflow_sftp_backend.backend._wire import Operation, Posting, Wire
 
 T = TypeVar("T")
 
@@ -45,7 +46,7 @@ class Depth:
                 level = max(level, self._posted.get(step, start + 1))
                 self.deepest = max(self.deepest, level)
             elif isinstance(value, Pending):
-                self.requests.append(step)
+                self.requests.append(step.request if isinstance(step, Posting) else step)
                 self._posted[value] = level + 1
 
 

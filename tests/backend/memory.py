@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend._codec import Attributes, Entry, Limits, OpenFlag
 from airflow_sftp_backend.backend._errors import Code, Refused
+from airflow_sftp_backend.backend._lane import Pending
 from airflow_sftp_backend.backend._messages import (
     Close,
     CopyData,
@@ -29,7 +30,7 @@ from airflow_sftp_backend.backend._messages import (
     Stat,
     Write,
 )
-from airflow_sftp_backend.backend._wire import Operation, Pending, Wire
+from airflow_sftp_backend.backend._wire import Operation, Posting, Wire
 
 T = TypeVar("T")
 
@@ -61,6 +62,12 @@ class _NoChannel:
         raise NotImplementedError
 
     def recv(self, count: int, /) -> bytes:
+        raise NotImplementedError
+
+    def send_ready(self) -> bool:
+        raise NotImplementedError
+
+    def recv_ready(self) -> bool:
         raise NotImplementedError
 
     def close(self) -> None:
@@ -151,7 +158,7 @@ class MemoryServer(Wire):
             elif self.broken is not None:
                 ticket.error = BackendUnavailable(self.broken)
             else:
-                ticket.value = self._posted(step)
+                ticket.value = self._posted(step.request if isinstance(step, Posting) else step)
 
     def _posted(self, request: Request[Any]) -> Pending[Any]:
         pending: Pending[Any] = Pending(request)

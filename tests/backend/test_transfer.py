@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from airflow_sftp_backend import InvalidPath, TransferCorrupted
 from airflow_sftp_backend.backend._codec import Kind
 from airflow_sftp_backend.backend._errors import Refused
+from airflow_sftp_backend.backend._models import Progress
+from airflow_sftp_backend.backend._paths import Jail
+from airflow_sftp_backend.backend._spread import Spread
 from airflow_sftp_backend.backend._transfer import WINDOW, Content, Incoming, Outgoing, send
-from airflow_sftp_backend.backend._wire import Operation
+from airflow_sftp_backend.backend._wire import Operation, Wire
 
 from .scripted import Packet, ScriptedChannel, ScriptedFile, connected
 
@@ -31,20 +34,30 @@ def channels(draw: st.DrawFn) -> Callable[[ScriptedFile], ScriptedChannel]:
     return lambda file: ScriptedChannel(file, order=lambda waiting: random.randrange(waiting))
 
 
+def outgoing(wire: Wire, block: int, *, offset: int = 0, progress: Progress | None = None) -> Outgoing:
+    """Over one lane."""
+    spread = Spread(wire, Jail("/").locate("in/a"), H, size=None, lanes=1)
+    return Outgoing(spread, block, offset=offset, progress=progress)
+
+
 def sending(content: Content, out: Outgoing) -> Operation[None]:
     yield from send(content, out)
+    yield from out.join()
     yield from out.drain()
 
 
-def received(block: int, *, pieces: list[bytes] | None = None) -> Operation[tuple[bytes, Incoming]]:
-    incoming = Incoming(H, block, "in/a")
+def received(wire: Wire, block: int) -> Operation[tuple[bytes, Incoming]]:
+    incoming = Incoming(wire, H, block, "in/a")
     whole = b""
     while data := (yield from incoming.next()):
         whole += data
-        if pieces is not None:
-            pieces.append(bytes(data))
     assert not (yield from incoming.next())  # the end stays the end
     return whole, incoming
+
+
+def receive(channel: ScriptedChannel, block: int) -> tuple[bytes, Incoming]:
+    wire = connected(channel)
+    return wire.run(received(wire, block))
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -56,8 +69,9 @@ def test_what_is_sent_stands_in_the_file_and_is_acknowledged(
 ) -> None:
     file = ScriptedFile(bytes(offset))
     progress: list[int] = []
-    out = Outgoing(H, block, offset=offset, progress=progress.append)
-    connected(channel(file)).run(sending(Content(data), out))
+    wire = connected(channel(file))
+    out = outgoing(wire, block, offset=offset, progress=progress.append)
+    wire.run(sending(Content(data), out))
     assert bytes(file.content) == bytes(offset) + data
     assert (sum(progress), out.offset, file.written) == (len(data), offset + len(data), len(data))
 
@@ -68,8 +82,9 @@ def test_a_block_that_is_refused_is_always_noticed(
 ) -> None:
     count = -(-len(data) // block)
     file = ScriptedFile(refused=frozenset([draw.draw(st.integers(0, count - 1))]))
+    wire = connected(channel(file))
     with pytest.raises(Refused, match="told to fail"):
-        connected(channel(file)).run(sending(Content(data), Outgoing(H, block)))
+        wire.run(sending(Content(data), outgoing(wire, block)))
 
 
 @given(channels(), st.integers(1, 400), st.integers(0, 399))
@@ -78,9 +93,10 @@ def test_everything_up_to_one_window_before_the_end_is_known_to_be_written(
 ) -> None:
     file = ScriptedFile(refused=frozenset([failing]))
     progress: list[int] = []
-    out = Outgoing(H, 1, progress=progress.append)
+    wire = connected(channel(file))
+    out = outgoing(wire, 1, progress=progress.append)
     try:
-        connected(channel(file)).run(sending(Content(b"x" * count), out))
+        wire.run(sending(Content(b"x" * count), out))
     except Refused:
         assert sum(progress) == failing  # in order: all before the refused block, and nothing after it
         assert out.offset - failing <= 64
@@ -88,23 +104,23 @@ def test_everything_up_to_one_window_before_the_end_is_known_to_be_written(
         assert failing >= count
 
 
-@pytest.mark.parametrize("block", [1 << 10, 1 << 17, 1 << 20, WINDOW * 2])
-def test_no_more_is_in_flight_than_a_window_of_blocks(block: int) -> None:
+@pytest.mark.parametrize(("block", "count"), [(1 << 10, 100), (1 << 17, 100), (1 << 20, 40), (10 << 20, 4)])
+def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) -> None:
     channel = ScriptedChannel(ScriptedFile())
     wire = connected(channel)
     in_flight: list[int] = []
 
     class Source:
-        """Ends after 100 blocks."""
+        """Ends after ``count`` blocks."""
 
         def read(self, size: int, /) -> bytes:
             """The next block."""
             in_flight.append(len(channel.replies))
-            return bytes(size) if len(in_flight) <= 100 else b""
+            return bytes(size) if len(in_flight) <= count else b""
 
-    wire.run(sending(Content(Source()), Outgoing(H, block)))
-    assert max(in_flight) <= max(1, min(64, WINDOW // block))
-    assert len(channel.requests) == 100
+    wire.run(sending(Content(Source()), outgoing(wire, block)))
+    assert max(in_flight) <= max(1, min(64, (8 << 20) // block))
+    assert len(channel.requests) == count
 
 
 # -- in ---------------------------------------------------------------------------------------------------------------
@@ -117,7 +133,7 @@ def test_what_is_read_is_what_the_file_holds(
     random = draw.draw(st.randoms(use_true_random=False))
     told = {"told": len(content), "refused": None, "0": 0}[size]
     file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
-    whole, incoming = connected(channel(file)).run(received(block))
+    whole, incoming = receive(channel(file), block)
     assert whole == content
     assert (incoming.size, incoming.grew) == (len(content), False)
 
@@ -127,7 +143,7 @@ def test_a_file_that_grows_is_delivered_as_far_as_it_was_and_said_to_have_grown(
     channel: Callable[[ScriptedFile], ScriptedChannel], told: int, more: int, block: int
 ) -> None:
     content = bytes(range(told + more))
-    whole, incoming = connected(channel(ScriptedFile(content, told=told))).run(received(block))
+    whole, incoming = receive(channel(ScriptedFile(content, told=told)), block)
     assert whole == content[:told]
     assert incoming.grew
 
@@ -138,7 +154,7 @@ def test_a_file_that_shrinks_is_never_taken_for_whole(
 ) -> None:
     file = ScriptedFile(bytes(held), told=held + less)
     with pytest.raises(TransferCorrupted, match=f"shrank while it was read: {held} of {held + less} bytes") as caught:
-        connected(channel(file)).run(received(block))
+        receive(channel(file), block)
     assert caught.value.path == "in/a"
 
 
@@ -147,12 +163,12 @@ def test_a_read_that_is_refused_is_raised(
     channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, refused: int
 ) -> None:
     with pytest.raises(Refused):
-        connected(channel(ScriptedFile(content, refused=frozenset([refused])))).run(received(block))
+        receive(channel(ScriptedFile(content, refused=frozenset([refused]))), block)
 
 
 def test_a_folder_opened_by_a_lax_server_is_refused() -> None:
     with pytest.raises(InvalidPath, match="a folder, not a file"):
-        connected(ScriptedChannel(ScriptedFile(mode=0o040755, told=4096))).run(received(4))
+        receive(ScriptedChannel(ScriptedFile(mode=0o040755, told=4096)), 4)
 
 
 def test_a_small_file_is_asked_for_in_one_round_trip() -> None:
@@ -165,7 +181,7 @@ def test_a_small_file_is_asked_for_in_one_round_trip() -> None:
         return 0
 
     channel._order = order
-    whole, _ = wire.run(received(16))
+    whole, _ = wire.run(received(wire, 16))
     assert whole == b"abc"
     assert asked_before_the_first_reply[0] == len(channel.requests) == 3  # its size, a block, the end
 
@@ -181,7 +197,7 @@ def test_the_window_of_reads_is_full_once_the_size_is_known_and_no_byte_is_asked
         return 0
 
     channel = ScriptedChannel(ScriptedFile(content), order=order)
-    whole, _ = connected(channel).run(received(block))
+    whole, _ = receive(channel, block)
     assert whole == content
     assert most == min(64, WINDOW // block)
 

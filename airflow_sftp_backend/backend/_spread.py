@@ -1,0 +1,124 @@
+"""Over how many lanes a file is sent, and its handles on them.
+
+A server reads no further ahead on a channel than its receive window: 2 MiB in OpenSSH. So one channel carries 2 MiB a
+round trip, however fast the line is, and several carry that many times more. Where the server is near, one is enough.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ._codec import OpenFlag
+from ._errors import BackendUnavailable, Refused
+from ._lane import Lane, Pending
+from ._messages import Close, Open
+from ._paths import JailedPath
+from ._wire import Operation, Wire, post, wait
+
+logger = logging.getLogger(__name__)
+
+RATE: Final = 512 << 20
+"""Bytes a second that a window is made for: more than one connection carries anywhere."""
+LANE_WINDOW: Final = 2 << 20
+"""Bytes that an OpenSSH channel takes before it is read."""
+_AT_HAND: Final = 1 << 20  # bytes beyond that wait at the lane for the window to open
+_WORTHWHILE: Final = 16 << 20  # bytes from which on the round trips to open lanes pay
+_SHARE: Final = 4 << 20  # bytes that each lane should have to carry
+
+
+def lanes_for(round_trip: float, size: int) -> int:
+    """How many lanes ``size`` bytes are worth at that round trip, in seconds."""
+    if size < _WORTHWHILE or math.isinf(round_trip):
+        return 1
+    return max(1, min(math.ceil(RATE * round_trip / LANE_WINDOW), size // _SHARE))
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A lane, and the handle of the file on it."""
+
+    lane: Lane
+    handle: bytes
+
+
+def lanes_wanted(wire: Wire, size: int, lanes: int | None) -> int:
+    """How many lanes ``size`` bytes are to be sent over: ``lanes``, or where that is None as many as pay."""
+    if lanes is not None:
+        return lanes
+    return lanes_for(wire.round_trip, size) if wire.spreads else 1
+
+
+class Spread:
+    """The ways over which one file is written: its handle on the first lane, and those that come to be had on others.
+
+    ``size`` in bytes, as far as it is known; ``lanes`` as in `lanes_wanted`.
+    """
+
+    def __init__(self, wire: Wire, place: JailedPath, handle: bytes, *, size: int | None, lanes: int | None) -> None:
+        self.handle = handle
+        self._wire = wire
+        self._place = place
+        self._size = size or 0
+        self._lanes = lanes
+        self._widens = False
+        self._ways = [Way(wire.lanes[0], handle)]
+        self._opening: dict[Lane, Pending[bytes]] = {}
+
+    @property
+    def single(self) -> bool:
+        """True while there is one way only."""
+        return len(self._ways) == 1
+
+    def widen(self, sent: int) -> Operation[None]:
+        """Has further lanes opened if the file is worth it, and takes up those that are; ``sent`` in bytes."""
+        wanted = lanes_wanted(self._wire, max(sent, self._size), self._lanes)
+        self._widens = wanted > 1
+        if not self._widens:
+            return
+        self._wire.want_lanes(wanted)
+        taken = {way.lane for way in self._ways} | self._opening.keys()
+        for lane in self._wire.lanes[:wanted]:
+            if lane not in taken:
+                self._opening[lane] = yield from post(Open(self._place.native, OpenFlag.WRITE), lane)
+        for lane in [lane for lane, pending in self._opening.items() if pending.done]:
+            yield from self._take_up(lane)
+
+    def roomiest(self, count: int) -> Way | None:
+        """The way with the least under way; None if that has no room for ``count`` bytes more."""
+        if not self._widens:
+            return self._ways[0]
+        way = min(self._ways, key=lambda way: way.lane.in_flight)
+        return way if not way.lane.in_flight or way.lane.in_flight + count <= LANE_WINDOW + _AT_HAND else None
+
+    def close(self) -> Operation[list[Pending[None]]]:
+        """Closes the further handles, after what was sent over them: the replies to be waited for."""
+        for lane in list(self._opening):
+            yield from self._take_up(lane)
+        closing = []
+        for lane, handle in self._further():
+            closing.append((yield from post(Close(handle), lane)))
+        return closing
+
+    def abandon(self) -> Operation[None]:
+        """Closes the further handles, whatever is said to it."""
+        try:
+            for pending in (yield from self.close()):
+                yield from wait(pending)
+        except (Refused, BackendUnavailable):
+            logger.debug("%r: not every handle could be closed", self._place.native)
+
+    def _further(self) -> Iterator[tuple[Lane, bytes]]:
+        while len(self._ways) > 1:
+            way = self._ways.pop()
+            yield way.lane, way.handle
+
+    def _take_up(self, lane: Lane) -> Operation[None]:
+        pending = self._opening.pop(lane)
+        try:
+            self._ways.append(Way(lane, (yield from wait(pending))))
+        except Refused as refused:
+            logger.debug("%r: not opened once more (%s)", self._place.native, refused)

@@ -1,0 +1,289 @@
+"""A file sent over several lanes is the file that was sent, whenever lanes come and whatever they refuse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend import SFTPBackend
+from airflow_sftp_backend.backend._codec import Attributes, Kind
+from airflow_sftp_backend.backend._errors import Code, Refused
+from airflow_sftp_backend.backend._lane import Lane
+from airflow_sftp_backend.backend._paths import Jail
+from airflow_sftp_backend.backend._spread import LANE_WINDOW, RATE, Spread, lanes_for
+from airflow_sftp_backend.backend._transfer import Content, Outgoing, send
+from airflow_sftp_backend.backend._wire import Operation, Wire
+from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer
+
+from .scripted import Packet, ScriptedChannel, counted, reply, status
+
+PLACE = Jail("/").locate("in/a")
+MiB = 1 << 20
+
+
+# -- how many ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("round_trip", "size", "lanes"),
+    [
+        (0.0002, 1 << 40, 1),
+        (0.003, 1 << 40, 1),
+        (0.02, 1 << 40, 6),
+        (0.05, 1 << 40, 13),
+        (0.05, 15 * MiB, 1),
+        (0.05, 16 * MiB, 4),
+        (math.inf, 1 << 40, 1),
+        (0.05, 0, 1),
+    ],
+)
+def test_lanes_are_as_many_as_the_round_trip_asks_for_and_the_size_is_worth(
+    round_trip: float, size: int, lanes: int
+) -> None:
+    assert lanes_for(round_trip, size) == lanes
+
+
+@given(st.floats(0, 10), st.integers(0, 1 << 50))
+def test_lanes_carry_the_rate_unless_the_size_is_not_worth_it(round_trip: float, size: int) -> None:
+    lanes = lanes_for(round_trip, size)
+    assert lanes >= 1
+    assert lanes * LANE_WINDOW >= RATE * round_trip or lanes == 1 or lanes == size // (4 * MiB)
+
+
+# -- scripted ---------------------------------------------------------------------------------------------------------
+
+
+class SharedFile:
+    """One file that is open on several channels, each with handles of its own. The writes numbered ``refused`` fail."""
+
+    def __init__(self, refused: frozenset[int] = frozenset(), refused_opens: frozenset[int] = frozenset()) -> None:
+        self.content = bytearray()
+        self.open = {b"first"}
+        self.in_flight_by_channel: list[int] = []
+        self._refused = refused
+        self._refused_opens = refused_opens
+        self._writes = self._opens = 0
+
+    def answer(self, packet: Packet) -> bytes:
+        """The reply to a request on any channel."""
+        cursor = packet.cursor
+        if packet.kind == Kind.OPEN:
+            self._opens += 1
+            if self._opens in self._refused_opens:
+                return status(packet, Code.PERMISSION_DENIED)
+            handle = b"further %d" % self._opens
+            self.open.add(handle)
+            return reply(packet, Kind.HANDLE, counted(handle))
+        handle = bytes(cursor.view())
+        assert handle in self.open, "a handle that is not open"
+        if packet.kind == Kind.CLOSE:
+            self.open.remove(handle)
+        elif packet.kind == Kind.WRITE:
+            self._writes += 1
+            if self._writes in self._refused:
+                return status(packet, Code.FAILURE, "told to fail")
+            offset, data = cursor.uint64(), bytes(cursor.view())
+            self.content += bytes(max(0, offset + len(data) - len(self.content)))
+            self.content[offset : offset + len(data)] = data
+        elif packet.kind == Kind.FSTAT:
+            return reply(packet, Kind.ATTRS, Attributes(len(self.content)).encode())
+        return status(packet)
+
+
+class Further:
+    """Lanes to a file that arrive one at a time, each after so many questions for it."""
+
+    def __init__(self, make: Callable[[], ScriptedChannel], late: list[int]) -> None:
+        self._make = make
+        self._late = late
+        self._wanted = 1
+        self._asked = 0
+
+    def want(self, count: int) -> None:
+        """Notes it."""
+        self._wanted = max(self._wanted, count)
+
+    def arrived(self) -> list[Lane]:
+        """The next one, if it is time."""
+        self._asked += 1
+        if self._wanted > 1 and self._late and self._asked > self._late[0]:
+            self._late.pop(0)
+            self._wanted -= 1
+            lane = Lane(self._make(), io_timeout=7)
+            lane.handshake()
+            return [lane]
+        return []
+
+
+def sending(content: bytes, out: Outgoing, spread: Spread) -> Operation[None]:
+    whole = False
+    try:
+        yield from send(Content(content), out)
+        yield from out.join()
+        yield from out.drain()
+        whole = True
+    finally:
+        if not whole:
+            yield from spread.abandon()
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> tuple[SharedFile, Wire, int]:
+    """A file, a wire to it with lanes to come, and how many of them are asked for."""
+    random = draw(st.randoms(use_true_random=False))
+    file = SharedFile(
+        frozenset(draw(st.lists(st.integers(1, 60), max_size=2))),
+        frozenset(draw(st.lists(st.integers(1, 4), max_size=2))),
+    )
+
+    def channel() -> ScriptedChannel:
+        return ScriptedChannel(
+            file.answer,
+            order=lambda waiting: random.randrange(waiting),
+            cut=lambda size: random.randint(1, size),
+            taken=lambda size: random.randint(1, size),
+        )
+
+    lanes = draw(st.integers(1, 5))
+    late = sorted(draw(st.lists(st.integers(0, 30), max_size=5)))
+    wire = Wire(channel(), io_timeout=7, further=Further(channel, late))
+    wire.handshake()
+    return file, wire, lanes
+
+
+@given(worlds(), st.binary(max_size=200), st.integers(1, 9))
+def test_what_is_sent_over_lanes_stands_in_the_file_or_is_refused_and_no_handle_stays_but_the_first(
+    world: tuple[SharedFile, Wire, int], content: bytes, block: int
+) -> None:
+    file, wire, lanes = world
+    spread = Spread(wire, PLACE, b"first", size=len(content), lanes=lanes)
+    out = Outgoing(spread, block)
+    try:
+        wire.run(sending(content, out, spread))
+    except Refused as refused:
+        assert refused.text == "told to fail"
+    else:
+        assert bytes(file.content) == content
+    assert file.open == {b"first"}
+    assert wire.broken is None
+    assert len(wire.lanes) <= lanes
+
+
+def test_blocks_are_shared_among_the_lanes_within_the_window_of_each() -> None:
+    file = SharedFile()
+    channels: list[ScriptedChannel] = []
+
+    def channel() -> ScriptedChannel:
+        channels.append(ScriptedChannel(file.answer))
+        return channels[-1]
+
+    wire = Wire(channel(), io_timeout=7, further=Further(channel, [0, 0, 0]))
+    wire.handshake()
+    most = 0
+
+    class Source:
+        """64 MiB, watched while they go out."""
+
+        left = 256
+
+        def read(self, size: int, /) -> bytes:
+            """The next block."""
+            nonlocal most
+            most = max([most, *(lane.in_flight for lane in wire.lanes)])
+            self.left -= 1
+            return bytes(size) if self.left >= 0 else b""
+
+    def sending_all() -> Operation[None]:
+        yield from send(Content(Source()), out)
+        yield from out.join()
+
+    spread = Spread(wire, PLACE, b"first", size=None, lanes=4)
+    out = Outgoing(spread, MiB // 4)
+    wire.run(sending_all())
+    written = [sum(packet.kind == Kind.WRITE for packet in channel.requests) for channel in channels]
+    assert sum(written) == 256
+    assert len(written) == 4
+    assert min(written) > 20
+    assert most <= LANE_WINDOW + MiB
+
+
+# -- real servers -----------------------------------------------------------------------------------------------------
+
+BIG = bytes(range(256)) * (40 << 12)  # 40 MiB
+Make = Callable[..., SFTPBackend]
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A large local file."""
+    path = tmp_path / "big"
+    path.write_bytes(BIG)
+    return path
+
+
+@pytest.mark.parametrize("lanes", [2, 8])
+def test_a_large_upload_over_lanes_arrives_with_one_login(
+    openssh: OpenSSHServer, make_backend: Make, big: Path, lanes: int
+) -> None:
+    before = openssh.logins()
+    folder = openssh.fresh()
+    backend = make_backend(openssh, base_path=folder.base_path)
+    seen: list[int] = []
+    result = backend.upload(big, "in/big", lanes=lanes, verify="sha256", progress=seen.append)
+    assert (folder.path / "in/big").read_bytes() == BIG
+    assert [path.name for path in (folder.path / "in").iterdir()] == ["big"]
+    assert (result.size, sum(seen)) == (len(BIG), len(BIG))
+    outcomes = backend.upload_many([(big, f"many/{number}") for number in range(4)], lanes=lanes)
+    assert [getattr(outcome, "size", outcome) for outcome in outcomes] == [len(BIG)] * 4
+    assert all((folder.path / f"many/{number}").read_bytes() == BIG for number in range(4))
+    assert openssh.logins() == before + 1
+
+
+def test_a_server_that_refuses_a_second_channel_costs_nothing_but_speed(
+    one_channel: OneChannel, make_backend: Make, big: Path
+) -> None:
+    folder = one_channel.fresh()
+    backend = make_backend(one_channel, base_path=folder.base_path)
+    for name in ("a", "b"):
+        assert backend.upload(big, name, lanes=8).size == len(BIG)
+        assert (folder.path / name).read_bytes() == BIG
+
+
+def test_a_server_that_is_not_known_to_bear_lanes_is_not_asked_for_them_unless_told(
+    asyncssh_plain: AsyncsshServer, make_backend: Make, big: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    want = Wire.want_lanes
+
+    def want_counted(wire: Wire, count: int) -> None:
+        asked.append(count)
+        want(wire, count)
+
+    monkeypatch.setattr(Wire, "want_lanes", want_counted)
+    folder = asyncssh_plain.fresh()
+    backend = make_backend(asyncssh_plain, base_path=folder.base_path)
+    backend.upload(big, "a")
+    assert set(asked) <= {1}
+    backend.upload(big, "b", lanes=3)
+    assert 3 in asked
+    assert (folder.path / "a").read_bytes() == (folder.path / "b").read_bytes() == BIG
+
+
+def test_the_connection_bounds_the_lanes(openssh: OpenSSHServer, make_backend: Make, big: Path) -> None:
+    backend = make_backend(openssh, config={"max_lanes": 1})
+    assert backend.upload(big, "a", lanes=8).size == len(BIG)
+
+
+@pytest.mark.parametrize("lanes", [0, 11, True, "2"])
+def test_a_number_of_lanes_that_cannot_be_is_refused_before_any_io(lanes: Any, big: Path) -> None:
+    backend = SFTPBackend("127.0.0.1", port=1)
+    with pytest.raises(ValueError, match="lanes must be a whole number from 1 to 10"):
+        backend.upload(big, "a", lanes=lanes)
+    with pytest.raises(ValueError, match="max_lanes must be a whole number from 1 to 10"):
+        SFTPBackend("h", config={"max_lanes": lanes})
