@@ -316,7 +316,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         description="Seconds between signs of life on an idle connection.",
     ),
     Field(
-        name="max_lanes", label="Most lanes", kind=LANES, argument="max_lanes", default=8,
+        name="max_lanes", label="Most lanes", kind=LANES, argument="max_lanes", default=9,
         description="Channels of one connection that a large upload may use where the round trip is long; 1 for one.",
     ),
     Field(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn, TypeGuard
 
 DEFAULT_PORT = 22
-MAX_LANES = 10  # what OpenSSH bears by itself (sshd_config: MaxSessions)
+MAX_LANES = 10  # the channels OpenSSH allows a connection by itself (sshd_config: MaxSessions)
 DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
 
 
@@ -149,7 +149,7 @@ class BackendConfig:
     auth_timeout: float | None = None
     io_timeout: float | None = 120.0
     keepalive_interval: float = 30.0
-    max_lanes: int = 8
+    max_lanes: int = 9
     compress: bool = False
     ciphers: tuple[str, ...] = ()
     disabled_algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -30,6 +30,11 @@ _WORTHWHILE: Final = 16 << 20  # bytes from which on the round trips to open lan
 _SHARE: Final = 4 << 20  # bytes that each lane should have to carry
 
 
+def window(round_trip: float, least: int, most: int) -> int:
+    """Bytes to keep in flight. No more than the round trip asks for: what waits in buffers makes nothing faster."""
+    return int(max(least, min(most, RATE * round_trip)))
+
+
 def lanes_for(round_trip: float, size: int) -> int:
     """How many lanes ``size`` bytes are worth at that round trip, in seconds."""
     if size < _WORTHWHILE or math.isinf(round_trip):
@@ -72,6 +77,11 @@ class Spread:
     def single(self) -> bool:
         """True while there is one way only."""
         return len(self._ways) == 1
+
+    @property
+    def round_trip(self) -> float:
+        """Seconds of the wire's fastest reply so far."""
+        return self._wire.round_trip
 
     def widen(self, sent: int) -> Operation[None]:
         """Has further lanes opened if the file is worth it, and takes up those that are; ``sent`` in bytes."""

@@ -19,13 +19,14 @@ from ._errors import InvalidPath, Refused, TransferCorrupted
 from ._lane import Pending
 from ._messages import FStat, Read, Write
 from ._models import Progress
-from ._spread import RATE, Spread
+from ._spread import Spread, window
 from ._wire import Operation, Wire, post, wait
 
 WINDOW: Final = 20 << 20
 """Most bytes one download keeps in flight, and less than a lane's bound."""
-_LEAST: Final = 4 << 20  # bytes of a download in flight where the server is near
 _SENT: Final = 8 << 20  # bytes of an upload in flight on one lane: what its window does not take waits there
+_NEAR_UP: Final = 1 << 20  # bytes in flight where the server is next door: sshd is slow to enlarge its buffers
+_NEAR_DOWN: Final = 4 << 20
 _BLOCKS: Final = 64  # of 32 KiB in flight at most, as OpenSSH's client does: some servers keep every one in memory
 _FIRST_READS: Final = 2  # sent along with the question for the size: a small file is complete with them
 
@@ -91,16 +92,16 @@ class Outgoing:
         self._spread = spread
         self._progress = progress
         self._queue: deque[tuple[int, Pending[None]]] = deque()
-        self._most = max(1, min(_BLOCKS, _SENT // block))
 
     def push(self, data: bytes | memoryview) -> Operation[None]:
         """Sends bytes on their way. Raises Refused for an earlier block that the server refused."""
         view = memoryview(data).cast("B")
+        most = max(1, min(_BLOCKS, window(self._spread.round_trip, _NEAR_UP, _SENT) // self.block))
         for start in range(0, len(view), self.block):
             piece = view[start : start + self.block]
             yield from self._spread.widen(self.offset)
             while (way := self._spread.roomiest(len(piece))) is None or (
-                self._spread.single and len(self._queue) >= self._most
+                self._spread.single and len(self._queue) >= most
             ):
                 yield from self._acknowledge()
             self._queue.append((len(piece), (yield from post(Write(way.handle, self.offset, piece), way.lane))))
@@ -191,8 +192,7 @@ class Incoming:
         """Blocks to keep in flight."""
         if self._block <= Limits().read:
             return _BLOCKS
-        window = max(_LEAST, min(WINDOW, RATE * self._wire.round_trip))
-        return max(_FIRST_READS, int(window) // self._block)
+        return max(_FIRST_READS, window(self._wire.round_trip, _NEAR_DOWN, WINDOW) // self._block)
 
     def _begin(self) -> Operation[None]:
         asked = yield from post(FStat(self._handle))

@@ -230,3 +230,19 @@ def test_an_address_that_does_not_answer_is_given_up() -> None:
         finally:
             for stream in waiting:
                 stream.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_QUICKACK"), reason="Linux only")
+def test_what_comes_is_acknowledged_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = socket.create_connection(listening.getsockname())
+        far, _ = listening.accept()
+        stream = Stream(near, io_timeout=None)
+        for _ in range(30):  # after so much back and forth Linux would wait for data to send along
+            stream.send(b"ping")
+            assert far.recv(4) == b"ping"
+            far.sendall(b"pong")
+            assert stream.recv(4) == b"pong"
+        assert near.getsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK) == 1
+        far.close()
+        near.close()
