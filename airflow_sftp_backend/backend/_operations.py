@@ -112,9 +112,10 @@ def _ancestors(place: JailedPath) -> Iterator[JailedPath]:
 # -- listing ----------------------------------------------------------------------------------------------------------
 
 
-def list_folder(place: JailedPath) -> Operation[list[tuple[JailedPath, Attributes]]]:
+def list_folder(place: JailedPath, depth: int = 2) -> Operation[list[tuple[JailedPath, Attributes]]]:
     """Every entry of a folder with its own attributes (a link is a link), temporary names too.
 
+    ``depth`` is how many requests for the next entries go out at first; a server gives some 100 names to each.
     Raises NotFound, InvalidPath for a file. Names that are no plain names are left out with a warning.
     """
     try:
@@ -123,7 +124,6 @@ def list_folder(place: JailedPath) -> Operation[list[tuple[JailedPath, Attribute
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
     entries: list[tuple[JailedPath, Attributes]] = []
     waiting: deque[Pending[list[Entry]]] = deque()
-    depth = 2
     try:
         while True:
             while len(waiting) < depth:
@@ -140,7 +140,7 @@ def list_folder(place: JailedPath) -> Operation[list[tuple[JailedPath, Attribute
                     logger.warning("%s", error)
                     continue
                 entries.append((place.child(entry.name), entry.attributes))
-            depth = min(2 * depth, 32)
+            depth = min(2 * depth, 128)
     except Refused as refused:  # some servers open a file for listing and refuse only here
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
     finally:

@@ -57,13 +57,18 @@ class Found:
         return file_info(self.place, self.leads_to or self.own)
 
 
-def _list(place: JailedPath) -> Operation[list[Found]]:
-    entries = yield from list_folder(place)
+def _list(place: JailedPath, depth: int) -> Operation[list[Found]]:
+    entries = yield from list_folder(place, depth)
     return [Found(place, own, leads_to) for place, own, leads_to in (yield from follow_links(entries))]
 
 
 def _list_all(call: Call, folders: Sequence[JailedPath]) -> list[list[Found] | SFTPBackendError | OSError]:
-    return call(lambda wire: _unless_lost(wire.run_many(_list(folder) for folder in folders)), idempotent=True)
+    def use(wire: Wire) -> list[list[Found] | SFTPBackendError | OSError]:
+        # two requests ahead for each millisecond of the round trip: from a far server a large folder takes few of them
+        depth = int(max(2, min(64, wire.round_trip * 2000 / max(1, len(folders)))))
+        return _unless_lost(wire.run_many(_list(folder, depth) for folder in folders))
+
+    return call(use, idempotent=True)
 
 
 def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
