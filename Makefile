@@ -38,7 +38,7 @@ format: $(VENV)/.dev ## put the source into the form that lint wants
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(VENV)/.dev openssh ## measure speed and memory against the sftp command
+bench: $(VENV)/.bench openssh ## measure speed and memory beside what else there is (an hour; see ARGS=--help)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 .PHONY: clean
@@ -51,7 +51,7 @@ clean: ## remove .venv, caches and build products
 constraints: ## renew constraints.txt with the newest versions that fit together
 	@rm -rf build/constraints
 	@$(PYTHON) -m venv build/constraints
-	@build/constraints/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,demo]'
+	@build/constraints/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,demo,bench]'
 	@sed '/^[^#]/,$$d' constraints.txt > build/constraints/new
 	@build/constraints/bin/python -m pip --disable-pip-version-check freeze --exclude-editable >> build/constraints/new
 	@mv build/constraints/new constraints.txt
@@ -61,6 +61,11 @@ constraints: ## renew constraints.txt with the newest versions that fit together
 $(VENV)/.demo: $(BIN)/python $(SET_UP)
 	@echo "Installing the package and its demo into $(VENV) ..."
 	@$(PIP) install --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+$(VENV)/.bench: $(BIN)/python $(SET_UP)
+	@echo "Installing the package and what it is compared with into $(VENV) ..."
+	@$(PIP) install --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python $(SET_UP)

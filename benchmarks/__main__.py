@@ -1,81 +1,127 @@
-"""``make bench``: measures and prints a table. Exit status 0 if every target is met."""
+"""``make bench``: measures and prints a table for each link. Exit status 0 if every target is met."""
 
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from tests.servers import sshd_path
 
-from . import imports, memory, transfers
-from .rivals import OURS, RIVALS
-from .site import CIPHER, site
+from . import imports, memory
+from .delay import delayed
+from .rivals import Rival, rivals
+from .site import CIPHER, Site, site
+from .workloads import WORKLOADS, Bench, Result
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, width=120)
+LINKS = {"loopback": 0.0, "50 ms": 0.05}
+"""Round trip of each link, in seconds."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--size", type=int, default=256, help="MiB of the file that is transferred (default 256)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each transfer (default 5)")
-    parser.add_argument(
-        "--memory", type=int, default=2048, help="MiB of the transfers watched for memory (default 2048)"
-    )
-    given = parser.parse_args(arguments)
+    given = _options().parse_args(arguments)
+    logging.disable(logging.INFO)
     if sshd_path() is None or shutil.which("sftp") is None:
         print("OpenSSH's sshd and sftp are needed: install openssh-server and openssh-client", file=sys.stderr)
         return 2
-    with site() as where:
-        results = transfers.measure(where, given.size << 20, given.rounds)
-        added = memory.measure(where, given.memory << 20)
-    share = imports.measure(given.rounds)
-    _show_transfers(results, given.size, given.rounds)
-    _show("memory added by a transfer of", f"{given.memory} MiB", added, memory.LIMIT)
-    console.print(
-        f"importing the operators adds {share:.2%} to importing airflow.sdk's bases:"
-        f" {_verdict(share < imports.LIMIT, f'under {imports.LIMIT:.0%}')}"
-    )
-    met = [
-        *(result.met for result in results),
-        *(size < memory.LIMIT for size in added.values()),
-        share < imports.LIMIT,
-    ]
+    clients = [client for client in rivals() if given.client is None or client.name in given.client]
+    met: list[bool] = []
+    found: dict[str, list[Result]] = {}
+    with site() as near:
+        bench = Bench(near, given.size << 20)
+        for at, (link, round_trip) in enumerate(LINKS.items()):
+            if given.link is not None and link not in given.link:
+                continue
+            with delayed(near.port, round_trip) if round_trip else nullcontext(near.port) as port:
+                bench.site = _reached_by(near, port)
+                found[link] = [
+                    bench.measure(work, work.targets[at], clients, given.rounds)
+                    for work in WORKLOADS
+                    if given.work is None or work.name in given.work
+                ]
+            _show_results(link, found[link], clients, given.size, given.rounds)
+            met += [result.met for result in found[link]]
+        if given.memory:
+            added = memory.measure(near, given.memory << 20)
+            _show_memory(given.memory, added)
+            met += [size < memory.LIMIT for size in added.values()]
+    if given.work is None:
+        share = imports.measure(given.rounds)
+        verdict = _verdict(share < imports.LIMIT, f"under {imports.LIMIT:.0%}")
+        console.print(f"importing the operators adds {share:.2%} to importing airflow.sdk's bases: {verdict}")
+        met.append(share < imports.LIMIT)
+    if given.plot is not None:
+        from .plot import draw  # here, because it loads matplotlib
+
+        draw(found, given.size, given.plot)
     return 0 if all(met) else 1
 
 
-def _show_transfers(results: Sequence[transfers.Result], size: int, rounds: int) -> None:
-    table = Table(title=f"{size} MiB over loopback, connecting included, {CIPHER}, median of {rounds}")
-    table.add_column("client")
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--size", type=int, default=256, help="MiB of the large file (default 256)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each piece of work (default 5)")
+    parser.add_argument(
+        "--memory", type=int, default=4096, help="MiB of the transfers watched for memory (default 4096, 0 for none)"
+    )
+    parser.add_argument("--link", action="append", choices=LINKS, help="measure this link only")
+    parser.add_argument("--client", action="append", help="measure this client only (sftp must be among them)")
+    parser.add_argument("--work", action="append", choices=[work.name for work in WORKLOADS], help="only this work")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios, too")
+    return parser
+
+
+def _reached_by(near: Site, port: int) -> Site:
+    """The site by another port."""
+    known_hosts = near.known_hosts.with_name(f"known_hosts-{port}")
+    known_hosts.write_text(near.known_hosts.read_text().replace(f"]:{near.port}", f"]:{port}"))
+    return replace(near, port=port, known_hosts=known_hosts)
+
+
+def _show_results(link: str, results: Sequence[Result], clients: Sequence[Rival], size: int, rounds: int) -> None:
+    table = Table(title=f"{link}: speed as a multiple of the sftp command's, seconds below ({CIPHER}, connecting"
+                        f" included, median of {rounds})")  # fmt: skip
+    table.add_column("")
+    for client in clients:
+        table.add_column(client.name, justify="right")
+    table.add_column("target", justify="right")
     for result in results:
-        table.add_column(f"{result.direction}, MiB/s", justify="right")
-        table.add_column("to sftp", justify="right")
-    for rival in RIVALS:
-        cells = []
-        for result in results:
-            cells += [f"{size / result.median(rival.name):.0f}", f"{result.ratio(rival.name):.2f}"]
-        table.add_row(rival.name, *cells, style="bold" if rival is OURS else None)
+        cells = [
+            f"{result.ratio(client.name):.2f}\n{result.median(client.name):.2f} s"
+            if client.name in result.seconds
+            else "-"
+            for client in clients
+        ]
+        target = "" if result.target is None else f"{result.target:g}\n{_verdict(result.met, '')}"
+        table.add_row(result.workload.title.format(size=size), *cells, target)
     console.print(table)
-    for result in results:
-        target = f"at least {transfers.TARGETS[result.direction]:.1f} times the sftp command"
-        console.print(
-            f"{result.direction}: {result.ratio(OURS.name):.2f} times the sftp command: {_verdict(result.met, target)}"
-        )
 
 
-def _show(what: str, amount: str, added: dict[str, int], limit: int) -> None:
+def _cell(result: Result, name: str) -> str:
+    if name not in result.seconds:
+        return "-"
+    return f"{result.ratio(name):.2f}\n{result.median(name):.2f} s"
+
+
+def _show_memory(amount: int, added: dict[str, int]) -> None:
     for direction, size in added.items():
-        verdict = _verdict(size < limit, f"under {limit >> 20} MiB")
-        console.print(f"{what} {amount} {direction}: {size / (1 << 20):.0f} MiB: {verdict}")
+        verdict = _verdict(size < memory.LIMIT, f"under {memory.LIMIT >> 20} MiB")
+        console.print(f"memory added by a transfer of {amount} MiB {direction}: {size / (1 << 20):.0f} MiB: {verdict}")
 
 
 def _verdict(met: bool, target: str) -> str:
-    return f"[green]met[/] ({target})" if met else f"[red]missed[/] ({target})"
+    said = "[green]met[/]" if met else "[red]missed[/]"
+    return f"{said} ({target})" if target else said
 
 
 if __name__ == "__main__":

@@ -1,13 +1,23 @@
-"""Who is measured: we, and what a user would pick instead. Each connects, moves one file and is closed again."""
+"""Who is measured: we, and what a user would pick instead. For each piece of work a client connects and closes.
+
+A client that has no way to do a piece of work leaves it out.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import os
+import shlex
 import subprocess
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from shutil import which
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .site import CIPHER, Site
 
@@ -17,17 +27,27 @@ if TYPE_CHECKING:
 
     from airflow_sftp_backend import SFTPBackend
 
-Transfer = Callable[[Site, Path, Path], object]
-"""(site, local path, path on the server)"""
+Work: TypeAlias = Callable[[Site, Path, Path], object]
+"""(site, local file or folder, file or folder on the server)"""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A client: ``up`` and ``down`` take the site, the local path and the path on the server."""
+    """A client and what it does: move a file, move the files of a folder, list a folder, delete one with its files."""
 
     name: str
-    up: Transfer
-    down: Transfer
+    up: Work | None = None
+    down: Work | None = None
+    many_up: Work | None = None
+    many_down: Work | None = None
+    names: Work | None = None
+    delete: Work | None = None
+    connect: Work | None = None
+
+    def work(self, name: str) -> Work | None:
+        """How it does that piece of work, if it can."""
+        found: Work | None = getattr(self, name)
+        return found
 
 
 # -- we ---------------------------------------------------------------------------------------------------------------
@@ -47,34 +67,92 @@ def backend(site: Site) -> SFTPBackend:
     )
 
 
-def _our_upload(site: Site, local: Path, remote: Path) -> None:
-    with backend(site) as ours:
-        ours.upload(local, str(remote), overwrite=True)
+def _with_backend(use: Callable[[SFTPBackend, Path, str], object]) -> Work:
+    def work(site: Site, local: Path, remote: Path) -> None:
+        with backend(site) as ours:
+            use(ours, local, str(remote))
+
+    return work
 
 
-def _our_download(site: Site, local: Path, remote: Path) -> None:
-    with backend(site) as ours:
-        ours.download(str(remote), local, overwrite=True)
+def _upload_folder(ours: SFTPBackend, local: Path, remote: str) -> None:
+    ours.upload_many([(path, f"{remote}/{path.name}") for path in local.iterdir()])
 
 
-# -- OpenSSH's sftp ---------------------------------------------------------------------------------------------------
+def _download_folder(ours: SFTPBackend, local: Path, remote: str) -> None:
+    ours.download_many([(info.path, local / info.name) for info in ours.list_files(remote)])
 
 
-def _sftp(site: Site, command: str) -> None:
-    subprocess.run(
-        ["sftp", "-q", *site.ssh_options, "-P", str(site.port), "-b", "-", f"{site.username}@{site.host}"],
-        input=command.encode(),
-        stdout=subprocess.DEVNULL,
-        check=True,
-    )
+OURS = Rival(
+    "ours",
+    up=_with_backend(lambda ours, local, remote: ours.upload(local, remote, overwrite=True)),
+    down=_with_backend(lambda ours, local, remote: ours.download(remote, local, overwrite=True)),
+    many_up=_with_backend(_upload_folder),
+    many_down=_with_backend(_download_folder),
+    names=_with_backend(lambda ours, _, remote: list(ours.list_files(remote))),
+    delete=_with_backend(lambda ours, _, remote: ours.delete_folder(remote, recursive=True)),
+    connect=_with_backend(lambda ours, _, __: ours.check_health()),
+)
 
 
-def _sftp_upload(site: Site, local: Path, remote: Path) -> None:
-    _sftp(site, f"put {local} {remote}\n")
+# -- OpenSSH's own clients --------------------------------------------------------------------------------------------
 
 
-def _sftp_download(site: Site, local: Path, remote: Path) -> None:
-    _sftp(site, f"get {remote} {local}\n")
+def _with_sftp(*commands: str) -> Work:
+    def work(site: Site, local: Path, remote: Path) -> None:
+        lines = [command.format(local=local, remote=remote) for command in commands]
+        subprocess.run(
+            ["sftp", "-q", *site.ssh_options, "-P", str(site.port), "-b", "-", f"{site.username}@{site.host}"],
+            input="\n".join(lines).encode(),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+
+    return work
+
+
+SFTP = Rival(
+    "sftp",
+    up=_with_sftp("put {local} {remote}"),
+    down=_with_sftp("get {remote} {local}"),
+    many_up=_with_sftp("put {local}/* {remote}/"),
+    many_down=_with_sftp("get {remote}/* {local}/"),
+    names=_with_sftp("ls -1 {remote}"),
+    delete=_with_sftp("rm {remote}/*", "rmdir {remote}"),
+    connect=_with_sftp("pwd"),
+)
+
+
+def _ssh(site: Site, command: str, **streams: Any) -> None:
+    options = [*site.ssh_options, "-p", str(site.port), f"{site.username}@{site.host}"]
+    subprocess.run(["ssh", "-q", *options, command], check=True, **streams)
+
+
+def _cat_up(site: Site, local: Path, remote: Path) -> None:
+    with local.open("rb") as source:
+        _ssh(site, f"cat > {shlex.quote(str(remote))}", stdin=source)
+
+
+def _cat_down(site: Site, local: Path, remote: Path) -> None:
+    with local.open("wb") as sink:
+        _ssh(site, f"cat {shlex.quote(str(remote))}", stdin=subprocess.DEVNULL, stdout=sink)
+
+
+def _tar_up(site: Site, local: Path, remote: Path) -> None:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in local.iterdir():
+            tar.add(path, path.name)
+    _ssh(site, f"tar -x -C {shlex.quote(str(remote))}", input=packed.getvalue())
+
+
+CAT = Rival(
+    "ssh cat",
+    up=_cat_up,
+    down=_cat_down,
+    many_up=_tar_up,
+    connect=lambda site, _, __: _ssh(site, "true"),
+)
 
 
 # -- paramiko ---------------------------------------------------------------------------------------------------------
@@ -102,52 +180,169 @@ def _paramiko(site: Site) -> paramiko.SSHClient:
     return client
 
 
-def _paramiko_upload(site: Site, local: Path, remote: Path) -> None:
-    with _paramiko(site) as client, client.open_sftp() as sftp:
-        sftp.put(str(local), str(remote))
+def _with_paramiko(use: Callable[[paramiko.SFTPClient, Path, str], object]) -> Work:
+    def work(site: Site, local: Path, remote: Path) -> None:
+        with _paramiko(site) as client, client.open_sftp() as sftp:
+            use(sftp, local, str(remote))
+
+    return work
 
 
-def _paramiko_download(site: Site, local: Path, remote: Path) -> None:
-    with _paramiko(site) as client, client.open_sftp() as sftp:
-        sftp.get(str(remote), str(local))
+def _paramiko_delete(sftp: paramiko.SFTPClient, _: Path, remote: str) -> None:
+    for name in sftp.listdir(remote):
+        sftp.remove(f"{remote}/{name}")
+    sftp.rmdir(remote)
+
+
+def _paramiko_get_all(sftp: paramiko.SFTPClient, local: Path, remote: str) -> None:
+    for name in sftp.listdir(remote):
+        sftp.get(f"{remote}/{name}", str(local / name))
+
+
+PARAMIKO = Rival(
+    "paramiko",
+    up=_with_paramiko(lambda sftp, local, remote: sftp.put(str(local), remote)),
+    down=_with_paramiko(lambda sftp, local, remote: sftp.get(remote, str(local))),
+    many_up=_with_paramiko(
+        lambda sftp, local, remote: [sftp.put(str(path), f"{remote}/{path.name}") for path in local.iterdir()]
+    ),
+    many_down=_with_paramiko(_paramiko_get_all),
+    names=_with_paramiko(lambda sftp, _, remote: sftp.listdir_attr(remote)),
+    delete=_with_paramiko(_paramiko_delete),
+    connect=_with_paramiko(lambda sftp, _, __: sftp.normalize(".")),
+)
 
 
 # -- asyncssh ---------------------------------------------------------------------------------------------------------
 
 
-async def _asyncssh(site: Site, move: Callable[[asyncssh.SFTPClient], object]) -> None:
-    import asyncssh
+def _with_asyncssh(use: Callable[[asyncssh.SFTPClient, Path, str], Coroutine[Any, Any, object]]) -> Work:
+    async def work(site: Site, local: Path, remote: Path) -> None:
+        import asyncssh
 
-    async with (
-        asyncssh.connect(
-            site.host,
-            site.port,
-            username=site.username,
-            client_keys=[str(site.client_key)],
-            known_hosts=str(site.known_hosts),
-            encryption_algs=[CIPHER],
-            config=None,
-        ) as connection,
-        connection.start_sftp_client() as sftp,
-    ):
-        moving = move(sftp)
-        assert asyncio.iscoroutine(moving)
-        await moving
+        async with (
+            asyncssh.connect(
+                site.host,
+                site.port,
+                username=site.username,
+                client_keys=[str(site.client_key)],
+                known_hosts=str(site.known_hosts),
+                encryption_algs=[CIPHER],
+                config=None,
+            ) as connection,
+            connection.start_sftp_client() as sftp,
+        ):
+            await use(sftp, local, str(remote))
 
-
-def _asyncssh_upload(site: Site, local: Path, remote: Path) -> None:
-    asyncio.run(_asyncssh(site, lambda sftp: sftp.put(str(local), str(remote))))
+    return lambda site, local, remote: asyncio.run(work(site, local, remote))
 
 
-def _asyncssh_download(site: Site, local: Path, remote: Path) -> None:
-    asyncio.run(_asyncssh(site, lambda sftp: sftp.get(str(remote), str(local))))
-
-
-OURS = Rival("airflow-sftp-backend", _our_upload, _our_download)
-SFTP = Rival("sftp command", _sftp_upload, _sftp_download)
-RIVALS = (
-    OURS,
-    SFTP,
-    Rival("asyncssh", _asyncssh_upload, _asyncssh_download),
-    Rival("paramiko", _paramiko_upload, _paramiko_download),
+ASYNCSSH = Rival(
+    "asyncssh",
+    up=_with_asyncssh(lambda sftp, local, remote: sftp.put(str(local), remote)),
+    down=_with_asyncssh(lambda sftp, local, remote: sftp.get(remote, str(local))),
+    many_up=_with_asyncssh(lambda sftp, local, remote: sftp.put([str(path) for path in local.iterdir()], remote)),
+    many_down=_with_asyncssh(lambda sftp, local, remote: sftp.mget(f"{remote}/*", str(local))),
+    names=_with_asyncssh(lambda sftp, _, remote: sftp.readdir(remote)),
+    delete=_with_asyncssh(lambda sftp, _, remote: sftp.rmtree(remote)),
+    connect=_with_asyncssh(lambda sftp, _, __: sftp.realpath(".")),
 )
+
+
+# -- Airflow's own provider -------------------------------------------------------------------------------------------
+
+
+def _with_hook(use: Callable[[Any, Path, str], object]) -> Work:
+    def work(site: Site, local: Path, remote: Path) -> None:
+        from airflow.providers.sftp.hooks.sftp import SFTPHook
+
+        host_key = " ".join(site.known_hosts.read_text().split()[1:3])
+        connection = {
+            "conn_type": "sftp",
+            "host": site.host,
+            "port": site.port,
+            "login": site.username,
+            "extra": {"private_key": site.client_key.read_text(), "no_host_key_check": False, "host_key": host_key},
+        }
+        os.environ["AIRFLOW_CONN_BENCHMARK"] = json.dumps(connection)
+        hook = SFTPHook(ssh_conn_id="benchmark")
+        with hook.get_managed_conn():
+            use(hook, local, str(remote))
+
+    return work
+
+
+HOOK = Rival(
+    "SFTPHook",
+    up=_with_hook(lambda hook, local, remote: hook.store_file(remote, str(local))),
+    down=_with_hook(lambda hook, local, remote: hook.retrieve_file(remote, str(local))),
+    many_up=_with_hook(
+        lambda hook, local, remote: [hook.store_file(f"{remote}/{path.name}", str(path)) for path in local.iterdir()]
+    ),
+    many_down=_with_hook(
+        lambda hook, local, remote: [
+            hook.retrieve_file(f"{remote}/{name}", str(local / name)) for name in hook.list_directory(remote)
+        ]
+    ),
+    names=_with_hook(lambda hook, _, remote: hook.describe_directory(remote)),
+    delete=_with_hook(lambda hook, _, remote: hook.delete_directory(remote, include_files=True)),
+    connect=_with_hook(lambda hook, _, __: hook.test_connection()),
+)
+
+
+# -- where installed --------------------------------------------------------------------------------------------------
+
+
+def _with_lftp(command: str) -> Work:
+    def work(site: Site, local: Path, remote: Path) -> None:
+        connect = shlex.join(["ssh", "-a", "-x", *site.ssh_options])
+        script = (
+            f'set sftp:connect-program "{connect}"; open -p {site.port} -u {site.username}, sftp://{site.host}; '
+            + command.format(local=local, remote=remote)
+            + "; exit"
+        )
+        subprocess.run(["lftp", "-c", script], check=True, stdout=subprocess.DEVNULL)
+
+    return work
+
+
+LFTP = Rival(
+    "lftp",
+    up=_with_lftp("put {local} -o {remote}"),
+    down=_with_lftp("get {remote} -o {local}"),
+    many_up=_with_lftp("mirror -R -P 8 {local} {remote}"),
+    many_down=_with_lftp("mirror -P 8 {remote} {local}"),
+    names=_with_lftp("cls -1 {remote}"),
+    delete=_with_lftp("rm -r {remote}"),
+)
+
+
+def _with_rclone(*command: str) -> Work:
+    def work(site: Site, local: Path, remote: Path) -> None:
+        there = (
+            f":sftp,host={site.host},port={site.port},user={site.username},key_file={site.client_key},"
+            f"known_hosts_file={site.known_hosts},ciphers={CIPHER},shell_type=none:{remote}"
+        )
+        given = [part.format(local=local, remote=there) for part in command]
+        subprocess.run(["rclone", "--config", "", *given], check=True, stdout=subprocess.DEVNULL)
+
+    return work
+
+
+RCLONE = Rival(
+    "rclone",
+    up=_with_rclone("copyto", "{local}", "{remote}"),
+    down=_with_rclone("copyto", "{remote}", "{local}"),
+    many_up=_with_rclone("copy", "{local}", "{remote}"),
+    many_down=_with_rclone("copy", "{remote}", "{local}"),
+    names=_with_rclone("lsf", "{remote}"),
+    delete=_with_rclone("purge", "{remote}"),
+)
+
+
+def rivals() -> list[Rival]:
+    """Those that are on this machine; we first, then what all are compared with."""
+    found = [OURS, SFTP, CAT, ASYNCSSH, PARAMIKO]
+    if find_spec("airflow.providers") is not None and find_spec("airflow.providers.sftp") is not None:
+        found.append(HOOK)
+    return found + [rival for rival, command in ((LFTP, "lftp"), (RCLONE, "rclone")) if which(command)]

@@ -1,0 +1,168 @@
+"""The pieces of work: every client in turn, round after round, and what each has done compared byte by byte."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import shutil
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from .rivals import OURS, SFTP, Rival, Work
+from .site import Site
+
+FILES: Final = 500
+SIZE: Final = 10 << 10
+NAMES: Final = 10_000
+
+
+class WrongBytes(Exception):
+    """A client did not do what it was asked to."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """``targets`` is our speed as a multiple of the sftp command's, at least: on loopback, and far away."""
+
+    name: str
+    title: str
+    targets: tuple[float | None, float | None]
+
+
+WORKLOADS: Final = (
+    Workload("up", "{size} MiB up", (1.3, 5)),
+    Workload("down", "{size} MiB down", (1.0, 5)),
+    Workload("many_up", f"{FILES} x 10 KiB up", (1.0, 30)),
+    Workload("many_down", f"{FILES} x 10 KiB down", (1.0, 30)),
+    Workload("names", f"list {NAMES:,} names", (1.5, 10)),
+    Workload("delete", f"delete {FILES} files", (1.0, 30)),
+    Workload("connect", "connect", (None, None)),
+)
+
+
+@dataclass
+class Result:
+    """Seconds of each round, by client."""
+
+    workload: Workload
+    target: float | None
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def median(self, name: str) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds[name])
+
+    def ratio(self, name: str) -> float:
+        """A client's speed as a multiple of the sftp command's."""
+        return self.median(SFTP.name) / self.median(name)
+
+    @property
+    def met(self) -> bool:
+        """True if we are as fast as we mean to be."""
+        return self.target is None or self.ratio(OURS.name) >= self.target
+
+
+class Bench:
+    """What is moved, and where, at a site."""
+
+    def __init__(self, site: Site, size: int) -> None:
+        self.site = site
+        self._large = site.here / "large"
+        self._small = site.here / "small"
+        with self._large.open("wb") as file:
+            for _ in range(0, size, 1 << 20):
+                file.write(os.urandom(1 << 20))
+        self._small.mkdir()
+        for number in range(FILES):
+            (self._small / f"file-{number:04}").write_bytes(os.urandom(SIZE))
+        self._listed = site.there / "names"
+        self._listed.mkdir()
+        for number in range(NAMES):
+            (self._listed / f"name-{number:05}").touch()
+        (site.there / "large").hardlink_to(self._large)
+
+    def measure(self, workload: Workload, target: float | None, clients: Sequence[Rival], rounds: int) -> Result:
+        """``rounds`` times by each client, who take turns. Raises WrongBytes."""
+        result = Result(workload, target)
+        able = [(client, work) for client in clients if (work := client.work(workload.name)) is not None]
+        for number in range(rounds):
+            for at in range(len(able)):
+                client, work = able[(at + number) % len(able)]  # nobody always comes first
+                seconds = getattr(self, f"_{workload.name}")(client.name, work)
+                result.seconds.setdefault(client.name, []).append(seconds)
+        return result
+
+    def _timed(self, work: Work, local: Path, remote: Path) -> float:
+        began = time.perf_counter()
+        work(self.site, local, remote)
+        return time.perf_counter() - began
+
+    def _up(self, name: str, work: Work) -> float:
+        target = self.site.there / "up"
+        seconds = self._timed(work, self._large, target)
+        _compare(name, self._large, target)
+        target.unlink()
+        return seconds
+
+    def _down(self, name: str, work: Work) -> float:
+        target = self.site.here / "down"
+        seconds = self._timed(work, target, self.site.there / "large")
+        _compare(name, self._large, target)
+        target.unlink()
+        return seconds
+
+    def _many_up(self, name: str, work: Work) -> float:
+        with _folder(self.site.there / "many") as target:
+            seconds = self._timed(work, self._small, target)
+            _compare_folders(name, self._small, target)
+        return seconds
+
+    def _many_down(self, name: str, work: Work) -> float:
+        with _folder(self.site.there / "many") as source, _folder(self.site.here / "back") as target:
+            shutil.copytree(self._small, source, dirs_exist_ok=True)
+            seconds = self._timed(work, target, source)
+            _compare_folders(name, self._small, target)
+        return seconds
+
+    def _names(self, _: str, work: Work) -> float:
+        return self._timed(work, self.site.here, self._listed)
+
+    def _connect(self, _: str, work: Work) -> float:
+        return self._timed(work, self.site.here, self.site.there)
+
+    def _delete(self, name: str, work: Work) -> float:
+        with _folder(self.site.there / "doomed") as target:
+            shutil.copytree(self._small, target, dirs_exist_ok=True)
+            seconds = self._timed(work, self.site.here, target)
+            if target.exists():
+                raise WrongBytes(f"{name}: {target} is still there")
+        return seconds
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[Path]:
+    """An empty folder, for as long as the block."""
+    path.mkdir()
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _compare(name: str, sent: Path, arrived: Path) -> None:
+    if not filecmp.cmp(sent, arrived, shallow=False):
+        raise WrongBytes(f"{name}: {arrived} is not {sent}")
+
+
+def _compare_folders(name: str, sent: Path, arrived: Path) -> None:
+    names = sorted(path.name for path in sent.iterdir())
+    if sorted(path.name for path in arrived.iterdir()) != names:
+        raise WrongBytes(f"{name}: {arrived} holds other files than {sent}")
+    _, different, unread = filecmp.cmpfiles(sent, arrived, names, shallow=False)
+    if different or unread:
+        raise WrongBytes(f"{name}: {[*different, *unread]} in {arrived} differ")
