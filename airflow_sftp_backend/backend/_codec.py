@@ -18,6 +18,8 @@ MAX_FRAME: Final = 4 << 20
 UINT32: Final = struct.Struct(">I")
 UINT64: Final = struct.Struct(">Q")
 TWO_UINT32: Final = struct.Struct(">II")
+_ALL: Final = 0xF  # size, owner and group, mode, times: what most servers send
+_ALL_FIELDS: Final = struct.Struct(">QIIIII")
 
 
 class ProtocolError(Exception):
@@ -139,12 +141,14 @@ class Cursor:
         self._at = 0
         self._end = len(data)
 
-    def _take(self, count: int) -> memoryview:
-        start, stop = self._at, self._at + count
-        if stop > self._end:
+    def _pass(self, count: int) -> int:
+        """Goes on by that many bytes; where they start."""
+        start = self._at
+        self._at = start + count
+        if self._at > self._end:
+            self._at = start
             raise ProtocolError("a reply ends in the middle")
-        self._at = stop
-        return self._data[start:stop]
+        return start
 
     @property
     def left(self) -> int:
@@ -153,15 +157,19 @@ class Cursor:
 
     def uint32(self) -> int:
         """A number of four bytes."""
-        return int(UINT32.unpack(self._take(4))[0])
+        (number,) = UINT32.unpack_from(self._data, self._pass(4))
+        return int(number)
 
     def uint64(self) -> int:
         """A number of eight bytes."""
-        return int(UINT64.unpack(self._take(8))[0])
+        (number,) = UINT64.unpack_from(self._data, self._pass(8))
+        return int(number)
 
     def view(self) -> memoryview:
         """A counted string, as a view into the packet."""
-        return self._take(self.uint32())
+        count = self.uint32()
+        start = self._pass(count)
+        return self._data[start : start + count]
 
     def text(self) -> str:
         """A counted string, decoded so that `encode_name` gives the same bytes back."""
@@ -170,6 +178,8 @@ class Cursor:
     def attributes(self) -> Attributes:
         """Attributes, extended ones passed over."""
         flags = self.uint32()
+        if flags == _ALL:
+            return Attributes(*_ALL_FIELDS.unpack_from(self._data, self._pass(_ALL_FIELDS.size)))
         size = self.uint64() if flags & 1 else None
         uid, gid = (self.uint32(), self.uint32()) if flags & 2 else (None, None)
         mode = self.uint32() if flags & 4 else None

@@ -26,7 +26,7 @@ from ._errors import (
 from ._lane import Pending
 from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, RemoveDir, Request, Stat
 from ._models import FileInfo, Progress
-from ._paths import JailedPath, check_server_name
+from ._paths import JailedPath
 from ._spread import Spread
 from ._transfer import Content, Incoming, Outgoing, send
 from ._wire import Operation, Wire, ask, ask_all, post, wait
@@ -135,11 +135,9 @@ def list_folder(place: JailedPath, depth: int = 2) -> Operation[list[tuple[Jaile
                 if entry.name in (".", ".."):
                     continue
                 try:
-                    check_server_name(entry.name, place.key)
+                    entries.append((place.child(entry.name), entry.attributes))
                 except InvalidPath as error:
                     logger.warning("%s", error)
-                    continue
-                entries.append((place.child(entry.name), entry.attributes))
             depth = min(2 * depth, 128)
     except Refused as refused:  # some servers open a file for listing and refuse only here
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ._errors import InvalidPath
 
 _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
 
 
@@ -143,7 +144,7 @@ def check_server_name(name: str, folder: str) -> None:
 
 def has_control_character(text: str) -> bool:
     """True if a C0 control character or DEL is in ``text``."""
-    return any(ord(c) < 32 or ord(c) == 127 for c in text)
+    return _CONTROL.search(text) is not None
 
 
 def _name_digest(name: str) -> str:

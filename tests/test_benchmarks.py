@@ -1,0 +1,83 @@
+"""The benchmarks measure what they say: the far server is far, the bytes are compared, and a missed target is told."""
+
+from __future__ import annotations
+
+import random
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__ as bench
+from benchmarks import workloads
+from benchmarks.delay import delayed
+from benchmarks.rivals import OURS, SFTP, rivals
+from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
+
+CONTENT = random.Random(1).randbytes(3 << 20)
+
+
+def test_a_delayed_port_gives_every_byte_late_both_ways() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def echo() -> None:
+            near, _ = listening.accept()
+            with near:
+                while data := near.recv(1 << 16):
+                    near.sendall(data)
+
+        thread = threading.Thread(target=echo)
+        thread.start()
+        with (
+            delayed(listening.getsockname()[1], 0.2) as port,
+            socket.create_connection(("127.0.0.1", port)) as connection,
+        ):
+            began = time.monotonic()
+            connection.sendall(b"x")
+            assert connection.recv(1) == b"x"
+            assert time.monotonic() - began >= 0.2
+            threading.Thread(target=connection.sendall, args=(CONTENT,)).start()
+            came = b""
+            while len(came) < len(CONTENT):
+                came += connection.recv(1 << 16)
+            assert came == CONTENT
+            connection.shutdown(socket.SHUT_WR)
+            thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.mark.timeout(180)
+def test_every_piece_of_work_is_measured_near_and_far(
+    sshd: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sshd
+    monkeypatch.setattr(workloads, "FILES", 3)
+    monkeypatch.setattr(workloads, "NAMES", 20)
+    monkeypatch.setattr(bench, "LINKS", {"loopback": 0.0, "far": 0.01})
+    work = [argument for workload in WORKLOADS for argument in ("--work", workload.name)]
+    clients = ["--client", OURS.name, "--client", SFTP.name, "--client", "paramiko", "--client", "asyncssh"]
+    status = bench.main(["--size", "1", "--rounds", "1", "--memory", "0", *work, *clients])
+    said = capsys.readouterr().out
+    assert status in (0, 1)
+    assert ("missed" in said) == (status == 1)
+    assert said.count("connect") >= 2
+    assert "far: speed as a multiple" in said
+
+
+def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
+    (tmp_path / "sent").write_bytes(b"a")
+    (tmp_path / "arrived").write_bytes(b"b")
+    with pytest.raises(WrongBytes, match="somebody"):
+        workloads._compare("somebody", tmp_path / "sent", tmp_path / "arrived")
+
+
+@pytest.mark.parametrize(("ours", "met"), [(1.0, True), (2.0, False)])
+def test_a_target_is_met_or_missed(ours: float, met: bool) -> None:
+    result = Result(Workload("up", "up", (1.3, 5)), 1.3, {OURS.name: [ours], SFTP.name: [2.0]})
+    assert result.met == met
+
+
+def test_we_come_first_and_the_sftp_command_second() -> None:
+    assert [rival.name for rival in rivals()[:2]] == [OURS.name, SFTP.name]
