@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from . import _keys, _landing, _local, _operations, _tree
@@ -427,8 +426,8 @@ class SFTPBackend:
         jobs: list[Job[WriteResult]] = []
         for local, path in pairs:
             landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents, lanes=lanes)
-            operation = partial(_local.upload, landing=landing, local=local, progress=progress)
-            jobs.append(Job(landing, operation, sweeps=verify != "none"))
+            sending = _local.Upload(landing, local, progress)
+            jobs.append(Job(landing, sending, sweeps=verify != "none", so_far=sending.so_far))
         _check_distinct([job.landing.target.key for job in jobs])
         return self._land(jobs)
 

@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Generic, TypeVar, cast
 
 from ._errors import BackendUnavailable, SFTPBackendError
-from ._landing import Landing, recover, sweep, temps_in
+from ._landing import Landing, SoFar, recover, sweep, temps_in
 from ._paths import JailedPath
 from ._session import Session
 from ._wire import Operation, Wire
@@ -34,6 +34,13 @@ class Job(Generic[T]):
     operation: Callable[[Wire], Operation[tuple[T, int | None]]]
     sweeps: bool = True
     """Whether what others left behind for the same target is cleared: after new content, not after a rename."""
+    so_far: SoFar | None = None
+    """Where the operation can go on over another connection, how far it is."""
+
+    @property
+    def resumable(self) -> bool:
+        """True if it lost its connection and can go on."""
+        return self.so_far is not None and self.so_far.resumable
 
 
 class Landings:
@@ -49,6 +56,7 @@ class Landings:
         whole = False
         try:
             outcomes = self._session.call(partial(self._land, jobs, used))
+            self._go_on(jobs, outcomes, used)
             whole = True
             return outcomes
         finally:
@@ -57,6 +65,23 @@ class Landings:
                     [isinstance(outcome, BackendUnavailable) for outcome in outcomes] if whole else [True] * len(jobs)
                 )
                 self.recover([job.landing for job, left in zip(jobs, failed, strict=True) if left])
+
+    def _go_on(self, jobs: Sequence[Job[T]], outcomes: list[T | SFTPBackendError | OSError], used: list[Wire]) -> None:
+        """Goes on, over new connections, with what was lost in the middle, as long as that brings it forward."""
+        before = -1
+        while left := [at for at, job in enumerate(jobs) if job.resumable]:
+            done = sum(job.so_far.acknowledged for job in jobs if job.so_far is not None)
+            if done <= before:
+                return
+            before = done
+            logger.warning("%s; going on where it was lost, after %d bytes", outcomes[left[0]], done)
+            try:
+                again = self._session.call(partial(self._land, [jobs[at] for at in left], used))
+            except BackendUnavailable as error:
+                logger.warning("no new connection to go on with: %s", error)
+                return
+            for at, outcome in zip(left, again, strict=True):
+                outcomes[at] = outcome
 
     def recover(self, landings: Sequence[Landing]) -> None:
         """Tidies up over a new connection, if there is one to be had at the first try."""

@@ -28,7 +28,7 @@ from ._errors import (
     from_refusal,
 )
 from ._lane import Pending
-from ._messages import Close, CopyData, FSetStat, FStat, LStat, PosixRename, Remove, Rename, Stat
+from ._messages import Close, CopyData, FSetStat, FStat, LStat, Open, PosixRename, Remove, Rename, Stat
 from ._models import Progress
 from ._operations import (
     close_quietly,
@@ -84,21 +84,48 @@ class Opened:
     handle: bytes
     replaced: Attributes | None
     unclosed: bytes | None
+    renaming: bool = False
+    """The temporary file may have its final name by now."""
+
+
+@dataclass(slots=True)
+class SoFar:
+    """How far a write is that may go on over another connection: ``acknowledged`` bytes from the start are written."""
+
+    acknowledged: int = 0
+    opened: Opened | None = None
+    resumable: bool = False
+    """The connection was lost while bytes were sent, and the temporary file is still there."""
 
 
 def write_atomic(
-    wire: Wire, landing: Landing, content: Content, progress: Progress | None = None
+    wire: Wire,
+    landing: Landing,
+    content: Content,
+    progress: Progress | None = None,
+    so_far: SoFar | None = None,
 ) -> Operation[int | None]:
     """Writes ``content`` to where it lands: three round trips for a small file in an existing folder.
 
-    The server's time (seconds since 1970) at the end, where it tells.
+    With ``so_far`` of a try that lost its connection it goes on after what was acknowledged then. The server's time
+    (seconds since 1970) at the end, where it tells.
     """
+    so_far = SoFar() if so_far is None else so_far
     wire.want_lanes(lanes_wanted(wire, content.expected or 0, landing.lanes))
-    opened = yield from open_landing(landing)
+    opened = yield from (open_landing(landing) if so_far.opened is None else _reopened(landing, so_far, progress))
+    so_far.opened, so_far.resumable = opened, False
+    content.skip(so_far.acknowledged)
+
+    def acknowledged(count: int) -> None:
+        so_far.acknowledged += count
+        if progress is not None:
+            progress(count)
+
     spread = Spread(wire, landing.temp, opened.handle, size=content.expected, lanes=landing.lanes)
     landed = False
     try:
-        out = Outgoing(spread, (yield from wire.limits()).write, progress=progress)
+        block = (yield from wire.limits()).write
+        out = Outgoing(spread, block, offset=so_far.acknowledged, progress=acknowledged)
         yield from send(content, out)
         now = yield from land(wire, landing, opened, out, content.digest)
         landed = True
@@ -107,8 +134,27 @@ def write_atomic(
         raise from_refusal(refused, "cannot write", landing.target.key) from None
     finally:
         if not landed:
+            so_far.resumable = wire.broken is not None and not opened.renaming
             yield from spread.abandon()
             yield from discard(landing.temp, opened.unclosed)
+
+
+def _reopened(landing: Landing, so_far: SoFar, progress: Progress | None) -> Operation[Opened]:
+    """The temporary file once more, or a new one where it is gone. What the server does not hold is sent again."""
+    assert so_far.opened is not None
+    (found,) = yield from ask_all([Stat(landing.temp.native)])
+    held = found.size or 0 if isinstance(found, Attributes) else 0
+    if held < so_far.acknowledged:
+        if progress is not None:
+            progress(held - so_far.acknowledged)
+        so_far.acknowledged = held
+    if isinstance(found, Refused) and found.missing:
+        return (yield from open_landing(landing))
+    try:
+        handle = yield from ask(Open(landing.temp.native, OpenFlag.WRITE))
+    except Refused as refused:
+        raise from_refusal(refused, "cannot go on writing", landing.target.key) from None
+    return Opened(handle, so_far.opened.replaced, unclosed=handle)
 
 
 def open_landing(landing: Landing) -> Operation[Opened]:
@@ -144,6 +190,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: st
         yield from _verify_digest(wire, landing, digest)
     if standing is not None and (yield from _is_shown(standing)):
         raise taken(landing.target)
+    opened.renaming = True
     try:
         yield from rename(wire, landing.temp, landing.target, landing.aside, overwrite=landing.overwrite)
     except Refused as refused:

@@ -7,10 +7,11 @@ import errno
 import hashlib
 import os
 import secrets
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._errors import AlreadyExists, TransferCorrupted
-from ._landing import Landing, Verify, write_atomic
+from ._landing import Landing, SoFar, Verify, write_atomic
 from ._models import Progress, WriteResult
 from ._operations import read_into
 from ._paths import JailedPath, temp_name
@@ -25,22 +26,25 @@ class LocalContent(Content):
     a context manager.
     """
 
-    def __init__(self, local: str | os.PathLike[str], *, key: str, hashed: bool) -> None:
+    def __init__(
+        self, local: str | os.PathLike[str], *, key: str, hashed: bool, at_first: os.stat_result | None = None
+    ) -> None:
         self._local = os.fspath(local)
         self._key = key
         self._file = open(self._local, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
-        self._at_first = os.fstat(self._file.fileno())
+        self.at_first = at_first or os.fstat(self._file.fileno())
+        """What the file was when it was first opened, by an earlier try if there was one."""
         super().__init__(self._file, hashed=hashed)
-        self.expected = self._at_first.st_size
+        self.expected = self.at_first.st_size
 
     def take(self, count: int) -> bytes | memoryview:
         """The next bytes; none at the end."""
         data = super().take(count)
         if not data:
             now = os.fstat(self._file.fileno())
-            if (now.st_size, now.st_mtime_ns) != (self._at_first.st_size, self._at_first.st_mtime_ns):
+            if (now.st_size, now.st_mtime_ns) != (self.at_first.st_size, self.at_first.st_mtime_ns):
                 raise TransferCorrupted(
-                    f"the local file {self._local!r} changed while it was read ({self._at_first.st_size} bytes then,"
+                    f"the local file {self._local!r} changed while it was read ({self.at_first.st_size} bytes then,"
                     f" {now.st_size} now); the target was left as it was",
                     path=self._key,
                 )
@@ -118,13 +122,24 @@ class LocalLanding:
             os.unlink(self.temp)
 
 
-def upload(
-    wire: Wire, landing: Landing, local: str | os.PathLike[str], progress: Progress | None = None
-) -> Operation[tuple[WriteResult, int | None]]:
-    """Sends a local file to where it lands; also the server's time, where it tells."""
-    with LocalContent(local, key=landing.target.key, hashed=landing.verify == "sha256") as content:
-        now = yield from write_atomic(wire, landing, content, progress)
-        return WriteResult(landing.target.key, content.size, digest=content.digest), now
+@dataclass(slots=True)
+class Upload:
+    """A local file on its way to where it lands, over one connection or, where that is lost, over several."""
+
+    landing: Landing
+    local: str | os.PathLike[str]
+    progress: Progress | None = None
+    so_far: SoFar = field(default_factory=SoFar)
+    _at_first: os.stat_result | None = None
+
+    def __call__(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
+        """Sends what is not sent yet; also the server's time, where it tells."""
+        landing = self.landing
+        hashed = landing.verify == "sha256"
+        with LocalContent(self.local, key=landing.target.key, hashed=hashed, at_first=self._at_first) as content:
+            self._at_first = content.at_first
+            now = yield from write_atomic(wire, landing, content, self.progress, self.so_far)
+            return WriteResult(landing.target.key, content.size, digest=content.digest), now
 
 
 def download(

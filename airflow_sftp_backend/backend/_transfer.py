@@ -28,6 +28,7 @@ _SENT: Final = 8 << 20  # bytes of an upload in flight on one lane: what its win
 _NEAR_UP: Final = 1 << 20  # bytes in flight where the server is next door: sshd is slow to enlarge its buffers
 _NEAR_DOWN: Final = 4 << 20
 _BLOCKS: Final = 64  # of 32 KiB in flight at most, as OpenSSH's client does: some servers keep every one in memory
+_SKIPPED: Final = 1 << 20  # bytes read at once of what need not be sent again
 _FIRST_READS: Final = 2  # sent along with the question for the size: a small file is complete with them
 
 
@@ -75,6 +76,12 @@ class Content:
         if self._hash is not None:
             self._hash.update(data)
         return data
+
+    def skip(self, count: int) -> None:
+        """Takes the first ``count`` bytes, which need not be sent again."""
+        while self.size < count:
+            if not len(self.take(min(_SKIPPED, count - self.size))):
+                return
 
     @property
     def digest(self) -> str | None:

@@ -1,0 +1,198 @@
+"""An upload that loses its connection goes on where it was, over a new one, and ends with the very bytes or an error."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend.backend._landing import Landing, SoFar, recover, write_atomic
+from airflow_sftp_backend.backend._messages import Write
+from airflow_sftp_backend.backend._paths import Jail, is_temp_name
+from airflow_sftp_backend.backend._transfer import Content
+from tests.servers import DropsAfter, OpenSSHServer, Server
+
+from .expect import tree
+from .memory import MemoryServer
+
+MakeBackend = Callable[..., SFTPBackend]
+MiB = 1 << 20
+BIG = random.Random(3).randbytes(24 * MiB)
+OLD, NEW = b"the old content", b"the new content, which is rather longer"
+
+
+@pytest.fixture
+def big(tmp_path: Path) -> Path:
+    """A large local file."""
+    path = tmp_path / "big"
+    path.write_bytes(BIG)
+    return path
+
+
+# -- real servers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256", "none"])
+def test_an_upload_goes_on_after_a_loss_and_sends_nothing_twice_but_what_was_in_flight(
+    make_backend: MakeBackend, big: Path, verify: str
+) -> None:
+    with DropsAfter(volume=12 * MiB) as dropping:
+        folder = dropping.fresh()
+        backend = make_backend(dropping, base_path=folder.base_path)
+        seen: list[int] = []
+        result = backend.upload(big, "in/big", verify=verify, progress=seen.append)  # type: ignore[arg-type]  # one of them
+        assert dropping.dropped
+        assert tree(folder.path) == {"in": None, "in/big": BIG}
+        assert (result.size, sum(seen), dropping.logins()) == (len(BIG), len(BIG), 2)
+        if verify != "sha256":  # which reads it all back
+            assert dropping.moved <= len(BIG) + 9 * MiB
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_an_upload_survives_many_losses(
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, lanes: int
+) -> None:
+    folder = openssh.fresh()
+    backend = make_backend(openssh, base_path=folder.base_path)
+    sent, killed = 0, 0
+
+    def progress(gained: int) -> None:
+        nonlocal sent, killed
+        sent += gained
+        if sent >= (killed + 1) * 5 * MiB:
+            killed += 1
+            openssh.kill_sessions()
+
+    before = openssh.logins()
+    assert backend.upload(big, "big", lanes=lanes, progress=progress).size == len(BIG)
+    assert tree(folder.path) == {"big": BIG}
+    assert sent == len(BIG)
+    assert killed >= 3
+    assert openssh.logins() - before >= 3
+
+
+def test_many_uploads_all_go_on(make_backend: MakeBackend, tmp_path: Path) -> None:
+    contents = {f"{number}": random.Random(number).randbytes(2 * MiB + number) for number in range(8)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    with DropsAfter(volume=7 * MiB) as dropping:
+        folder = dropping.fresh()
+        backend = make_backend(dropping, base_path=folder.base_path)
+        outcomes = backend.upload_many([(tmp_path / name, name) for name in contents])
+        assert [getattr(outcome, "size", outcome) for outcome in outcomes] == [len(c) for c in contents.values()]
+        assert tree(folder.path) == contents
+        assert dropping.dropped
+
+
+def test_a_source_that_changes_meanwhile_does_not_land(make_backend: MakeBackend, big: Path) -> None:
+    with DropsAfter(volume=8 * MiB) as dropping:
+        folder = dropping.fresh()
+        (folder.path / "big").write_bytes(OLD)
+
+        def progress(gained: int) -> None:
+            os.utime(big, ns=(1, 1))
+
+        with pytest.raises(TransferCorrupted, match="changed while it was read"):
+            make_backend(dropping, base_path=folder.base_path).upload(big, "big", True, progress=progress)
+        assert tree(folder.path) == {"big": OLD}
+
+
+def test_a_server_that_does_not_come_back_is_unavailable(make_backend: MakeBackend, big: Path) -> None:
+    dropping = DropsAfter(volume=8 * MiB)
+    dropping.start()
+    stopped: list[bool] = []
+
+    def progress(gained: int) -> None:
+        if not stopped:
+            stopped.append(True)
+            dropping.stop()
+
+    try:
+        with pytest.raises(BackendUnavailable):
+            make_backend(dropping, timeout=5).upload(big, "big", progress=progress)
+    finally:
+        dropping.stop()
+
+
+def test_what_another_has_done_to_the_temporary_file_is_sent_again(
+    server: Server, make_backend: MakeBackend, big: Path
+) -> None:
+    folder = server.fresh()
+    backend = make_backend(server, base_path=folder.base_path)
+    sent = 0
+    done: list[str] = []
+
+    def progress(gained: int) -> None:
+        nonlocal sent
+        sent += gained
+        if sent >= 6 * MiB and not done:
+            done.append("cut")
+            (temp,) = folder.path.iterdir()
+            os.truncate(temp, 5)
+            server.kill_sessions()
+        elif sent >= 12 * MiB and len(done) == 1:
+            done.append("removed")
+            (temp,) = folder.path.iterdir()
+            temp.unlink()
+            server.kill_sessions()
+
+    assert backend.upload(big, "big", progress=progress).size == len(BIG)
+    assert done == ["cut", "removed"]
+    assert tree(folder.path) == {"big": BIG}
+    assert sent == len(BIG)
+
+
+# -- every request ----------------------------------------------------------------------------------------------------
+
+
+def landing(*, overwrite: bool) -> Landing:
+    target = Jail("/").locate("in/target")
+    return Landing(target, target.temp("0" * 12), target.temp("f" * 12), overwrite)
+
+
+@pytest.mark.parametrize("failure", ["lost before", "lost after"])
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_whichever_request_is_lost_it_goes_on_or_leaves_what_was(failure: str, overwrite: bool) -> None:
+    files: dict[str, bytes | None] = {"/in": None, **({"/in/target": OLD} if overwrite else {})}
+    whole = MemoryServer(dict(files))
+    whole.run(write_atomic(whole, landing(overwrite=overwrite), Content(NEW, hashed=True)))
+    resumed = 0
+    for number in range(1, len(whole.requests) + 1):
+        server = MemoryServer(dict(files), fail_at={number}, failure=failure)  # type: ignore[arg-type]  # one of them
+        so_far = SoFar()
+        seen: list[int] = []
+        try:
+            server.run(write_atomic(server, landing(overwrite=overwrite), Content(NEW), seen.append, so_far))
+        except BackendUnavailable:
+            server.reconnect()
+        else:  # nobody waits for that reply
+            assert server.content() == {"/in/target": NEW}, number
+            continue
+        if so_far.resumable:
+            resumed += 1
+            server.run(write_atomic(server, landing(overwrite=overwrite), Content(NEW), seen.append, so_far))
+            assert server.content() == {"/in/target": NEW}, number
+            assert sum(seen) == len(NEW)
+            assert not server.open
+        else:
+            server.run(recover(landing(overwrite=overwrite)))
+            assert server.content().get("/in/target") in ((OLD, NEW) if overwrite else (None, NEW)), number
+        assert not [path for path in server.files if is_temp_name(path.rpartition("/")[2])], number
+    assert resumed >= sum(isinstance(request, Write) for request in whole.requests)
+
+
+def test_going_on_may_be_refused() -> None:
+    server = MemoryServer({"/in": None}, fail_at={4}, failure="lost before")
+    so_far = SoFar()
+    with pytest.raises(BackendUnavailable):
+        server.run(write_atomic(server, landing(overwrite=False), Content(NEW), None, so_far))
+    server.reconnect()
+    assert so_far.resumable
+    server._fail_at, server._failure = {len(server.requests) + 2}, "denied"
+    with pytest.raises(SFTPBackendError, match="cannot go on writing"):
+        server.run(write_atomic(server, landing(overwrite=False), Content(NEW), None, so_far))
+    assert "/in/target" not in server.content()
