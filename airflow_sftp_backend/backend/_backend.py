@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
@@ -13,7 +13,7 @@ from . import _keys, _landing, _local, _operations, _tree
 from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
 from ._errors import CapabilityNotSupported, InvalidPath, SFTPBackendError
 from ._handles import AtomicWriter, RemoteFile
-from ._jobs import Job, Landings
+from ._jobs import Job, Landings, go_on
 from ._landing import Landing, Verify
 from ._models import (
     Capability,
@@ -297,15 +297,17 @@ class SFTPBackend:
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
         _check_distinct([os.path.abspath(local) for _, local in pairs])
-        places = [(self._at(path), local) for path, local in pairs]
+        downloads = [_local.Download(self._at(path), local, overwrite, verify, progress) for path, local in pairs]
 
-        def use(wire: Wire) -> list[WriteResult | SFTPBackendError | OSError]:
-            return wire.run_many(
-                _local.download(wire, place, local, overwrite=overwrite, verify=verify, progress=progress)
-                for place, local in places
-            )
+        def fetch(wanted: list[_local.Download]) -> list[WriteResult | SFTPBackendError | OSError]:
+            return self._session.call(lambda wire: wire.run_many(one(wire) for one in wanted)) if wanted else []
 
-        return [self._located(outcome) for outcome in self._session.call(use)] if pairs else []
+        with ExitStack() as stack:
+            for one in downloads:
+                stack.enter_context(one)
+            outcomes = fetch(downloads)
+            go_on(downloads, outcomes, fetch)
+            return [self._located(outcome) for outcome in outcomes]
 
     # -- writing ------------------------------------------------------------------------------------------------------
 

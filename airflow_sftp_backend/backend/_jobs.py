@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import Generic, TypeVar, cast
+from typing import Generic, Protocol, TypeVar, cast
 
 from ._errors import BackendUnavailable, SFTPBackendError
 from ._landing import Landing, SoFar, recover, sweep, temps_in
@@ -42,6 +42,51 @@ class Job(Generic[T]):
         """True if it lost its connection and can go on."""
         return self.so_far is not None and self.so_far.resumable
 
+    @property
+    def done(self) -> int:
+        """Bytes that are done."""
+        return 0 if self.so_far is None else self.so_far.acknowledged
+
+
+class Resumable(Protocol):
+    """What may go on over another connection."""
+
+    @property
+    def resumable(self) -> bool:
+        """True if it lost its connection and can go on."""
+
+    @property
+    def done(self) -> int:
+        """Bytes that are done."""
+
+
+W = TypeVar("W", bound=Resumable)
+
+
+def go_on(
+    work: Sequence[W],
+    outcomes: list[T | SFTPBackendError | OSError],
+    again: Callable[[list[W]], list[T | SFTPBackendError | OSError]],
+) -> None:
+    """Goes on, over new connections, with what was lost in the middle, as long as that brings it forward.
+
+    ``outcomes`` are those of ``work``, and are made to be those of the last try.
+    """
+    before = -1
+    while left := [at for at, one in enumerate(work) if one.resumable]:
+        done = sum(one.done for one in work)
+        if done <= before:
+            return
+        before = done
+        logger.warning("%s; going on where it was lost, after %d bytes", outcomes[left[0]], done)
+        try:
+            latest = again([work[at] for at in left])
+        except BackendUnavailable as error:
+            logger.warning("no new connection to go on with: %s", error)
+            return
+        for at, outcome in zip(left, latest, strict=True):
+            outcomes[at] = outcome
+
 
 class Landings:
     """The landings of one backend."""
@@ -56,7 +101,7 @@ class Landings:
         whole = False
         try:
             outcomes = self._session.call(partial(self._land, jobs, used))
-            self._go_on(jobs, outcomes, used)
+            go_on(jobs, outcomes, lambda left: self._session.call(partial(self._land, left, used)))
             whole = True
             return outcomes
         finally:
@@ -65,23 +110,6 @@ class Landings:
                     [isinstance(outcome, BackendUnavailable) for outcome in outcomes] if whole else [True] * len(jobs)
                 )
                 self.recover([job.landing for job, left in zip(jobs, failed, strict=True) if left])
-
-    def _go_on(self, jobs: Sequence[Job[T]], outcomes: list[T | SFTPBackendError | OSError], used: list[Wire]) -> None:
-        """Goes on, over new connections, with what was lost in the middle, as long as that brings it forward."""
-        before = -1
-        while left := [at for at, job in enumerate(jobs) if job.resumable]:
-            done = sum(job.so_far.acknowledged for job in jobs if job.so_far is not None)
-            if done <= before:
-                return
-            before = done
-            logger.warning("%s; going on where it was lost, after %d bytes", outcomes[left[0]], done)
-            try:
-                again = self._session.call(partial(self._land, [jobs[at] for at in left], used))
-            except BackendUnavailable as error:
-                logger.warning("no new connection to go on with: %s", error)
-                return
-            for at, outcome in zip(left, again, strict=True):
-                outcomes[at] = outcome
 
     def recover(self, landings: Sequence[Landing]) -> None:
         """Tidies up over a new connection, if there is one to be had at the first try."""

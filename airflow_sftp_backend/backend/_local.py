@@ -10,12 +10,13 @@ import secrets
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ._errors import AlreadyExists, TransferCorrupted
+from ._codec import Attributes
+from ._errors import AlreadyExists, Refused, TransferCorrupted
 from ._landing import Landing, SoFar, Verify, write_atomic
 from ._models import Progress, WriteResult
-from ._operations import read_into
+from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._paths import JailedPath, temp_name
-from ._transfer import Content
+from ._transfer import Content, Incoming
 from ._wire import Operation, Wire
 
 
@@ -142,42 +143,101 @@ class Upload:
             return WriteResult(landing.target.key, content.size, digest=content.digest), now
 
 
-def download(
-    wire: Wire,
-    place: JailedPath,
-    local: str | os.PathLike[str],
-    *,
-    overwrite: bool,
-    verify: Verify,
-    progress: Progress | None = None,
-) -> Operation[WriteResult]:
-    """Fetches a file to where it lands on this machine.
+@dataclass(slots=True)
+class Download:
+    """A file on its way to where it lands on this machine, over one connection or, where that is lost, over several.
 
-    Raises TransferCorrupted if the file shrinks or grows meanwhile (growth is let pass with ``verify="none"``), or if
-    with ``"sha256"`` the disk does not hold what came.
+    Use as a context manager: without success nothing stays.
     """
-    digest = hashlib.sha256() if verify == "sha256" else None
-    with LocalLanding(local, key=place.key, overwrite=overwrite) as landing:
 
-        def sink(data: memoryview) -> None:
-            landing.write(data)
-            if digest is not None:
-                digest.update(data)
-            if progress is not None:
-                progress(len(data))
+    place: JailedPath
+    local: str | os.PathLike[str]
+    overwrite: bool
+    verify: Verify
+    progress: Progress | None = None
+    done: int = 0
+    """Bytes that have come."""
+    resumable: bool = False
+    """The connection was lost while they came."""
+    _landing: LocalLanding | None = None
+    _source: Attributes | None = None
+    _digest: hashlib._Hash | None = None
 
-        incoming = yield from read_into(wire, place, sink)
-        if incoming.grew and verify != "none":
+    def __call__(self, wire: Wire) -> Operation[WriteResult]:
+        """Fetches what has not come yet.
+
+        Raises TransferCorrupted if the file changes meanwhile (growth is let pass with ``verify="none"``), or if with
+        ``"sha256"`` the disk does not hold what came.
+        """
+        self.resumable = False
+        try:
+            incoming = yield from self._received(wire)
+            if incoming.grew and self.verify != "none":
+                raise TransferCorrupted(
+                    f"the file grew past {incoming.size} bytes while it was read: it is still being written;"
+                    " wait until it is stable",
+                    path=self.place.key,
+                )
+            return self._landed()
+        finally:
+            if not self.resumable:
+                self.__exit__()
+
+    def _received(self, wire: Wire) -> Operation[Incoming]:
+        if self._landing is None:
+            self._landing = LocalLanding(self.local, key=self.place.key, overwrite=self.overwrite)
+            self._digest = hashlib.sha256() if self.verify == "sha256" else None
+        handle = yield from open_for_reading(self.place)
+        whole = False
+        try:
+            incoming = Incoming(wire, handle, (yield from wire.limits()).read, self.place.key, offset=self.done)
+            while data := (yield from incoming.next()):
+                self._check_same(incoming.attributes)
+                self._take(data)
+            whole = True
+            return incoming
+        except Refused as refused:
+            raise (yield from why_unreadable(self.place, refused)) from None
+        finally:
+            known = self._source is not None and self._source.size is not None
+            self.resumable = not whole and known and wire.broken is not None
+            yield from close_quietly(handle)
+
+    def _check_same(self, source: Attributes) -> None:
+        """TransferCorrupted if the file is not the one of the earlier try."""
+        if self._source is None:
+            self._source = source
+        elif (source.size, source.mtime) != (self._source.size, self._source.mtime):
             raise TransferCorrupted(
-                f"the file grew past {incoming.size} bytes while it was read: it is still being written;"
-                " wait until it is stable",
-                path=place.key,
+                "the file changed while it was read, over a connection that was lost; wait until it is stable",
+                path=self.place.key,
             )
-        held = None if digest is None else f"sha256:{digest.hexdigest()}"
+
+    def _take(self, data: memoryview) -> None:
+        assert self._landing is not None
+        self._landing.write(data)
+        self.done += len(data)
+        if self._digest is not None:
+            self._digest.update(data)
+        if self.progress is not None:
+            self.progress(len(data))
+
+    def _landed(self) -> WriteResult:
+        landing = self._landing
+        assert landing is not None
+        held = None if self._digest is None else f"sha256:{self._digest.hexdigest()}"
         if held is not None and (found := _digest_of(landing.temp)) != held:
-            raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=place.key)
+            raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=self.place.key)
         landing.commit()
-        return WriteResult(place.key, incoming.size, digest=held)
+        return WriteResult(self.place.key, self.done, digest=held)
+
+    def __enter__(self) -> Download:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        landing, self._landing = self._landing, None
+        if landing is not None:
+            landing.__exit__()
 
 
 def _digest_of(path: Path) -> str:

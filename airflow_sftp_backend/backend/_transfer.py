@@ -147,9 +147,9 @@ class Incoming:
     size is delivered; a size of 0 is taken for unknown, as special files have it.
     """
 
-    def __init__(self, wire: Wire, handle: bytes, block: int, path: str) -> None:
-        self.size = 0
-        """Bytes delivered so far."""
+    def __init__(self, wire: Wire, handle: bytes, block: int, path: str, *, offset: int = 0) -> None:
+        self.size = offset
+        """Bytes delivered so far, those before ``offset`` among them."""
         self.grew = False
         """True if the file has more bytes than it had when the first was read."""
         self.attributes = Attributes()
@@ -158,7 +158,7 @@ class Incoming:
         self._block = block
         self._path = path
         self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
-        self._following = 0
+        self._offset = self._following = offset
         self._promised: int | None = None
         self._wire = wire
         self._depth = 0
@@ -219,7 +219,7 @@ class Incoming:
         """Keeps the window full; the last read of a file of known size asks for the byte after its end."""
         while len(self._queue) < self._depth:
             length = self._block
-            if self._promised is not None and self._following >= _FIRST_READS * self._block:
+            if self._promised is not None and self._following - self._offset >= _FIRST_READS * self._block:
                 if self._following > self._promised:
                     return
                 length = max(1, min(length, self._promised - self._following))

@@ -1,15 +1,16 @@
-"""An upload that loses its connection goes on where it was, over a new one, and ends with the very bytes or an error."""
+"""What loses its connection goes on where it was, over a new one, and ends with the very bytes or an error."""
 
 from __future__ import annotations
 
 import os
 import random
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackend, SFTPBackendError, TransferCorrupted
 from airflow_sftp_backend.backend._landing import Landing, SoFar, recover, write_atomic
 from airflow_sftp_backend.backend._messages import Write
 from airflow_sftp_backend.backend._paths import Jail, is_temp_name
@@ -144,6 +145,89 @@ def test_what_another_has_done_to_the_temporary_file_is_sent_again(
     assert done == ["cut", "removed"]
     assert tree(folder.path) == {"big": BIG}
     assert sent == len(BIG)
+
+
+# -- downloads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256", "none"])
+def test_a_download_goes_on_after_a_loss_and_reads_nothing_twice_but_what_was_in_flight(
+    make_backend: MakeBackend, tmp_path: Path, verify: str
+) -> None:
+    with DropsAfter(volume=12 * MiB) as dropping:
+        folder = dropping.fresh()
+        (folder.path / "big").write_bytes(BIG)
+        backend = make_backend(dropping, base_path=folder.base_path)
+        seen: list[int] = []
+        result = backend.download("big", tmp_path / "big", verify=verify, progress=seen.append)  # type: ignore[arg-type]  # one of them
+        assert dropping.dropped
+        assert tree(tmp_path) == {"big": BIG}
+        assert (result.size, sum(seen), dropping.logins()) == (len(BIG), len(BIG), 2)
+        assert dropping.moved <= len(BIG) + 21 * MiB
+
+
+def test_many_downloads_survive_many_losses(openssh: OpenSSHServer, make_backend: MakeBackend, tmp_path: Path) -> None:
+    folder = openssh.fresh()
+    contents = {f"{number}": random.Random(number).randbytes(5 * MiB + number) for number in range(4)}
+    for name, content in contents.items():
+        (folder.path / name).write_bytes(content)
+    backend = make_backend(openssh, base_path=folder.base_path)
+    came, killed = 0, 0
+
+    def progress(gained: int) -> None:
+        nonlocal came, killed
+        came += gained
+        if came >= (killed + 1) * 4 * MiB:
+            killed += 1
+            openssh.kill_sessions()
+
+    outcomes = backend.download_many([(name, tmp_path / name) for name in contents], progress=progress)
+    assert [getattr(outcome, "size", outcome) for outcome in outcomes] == [len(c) for c in contents.values()]
+    assert tree(tmp_path) == contents
+    assert came == sum(map(len, contents.values()))
+    assert killed >= 3
+
+
+@pytest.mark.parametrize("change", ["longer", "newer", "gone"])
+def test_a_file_that_is_another_one_after_the_loss_does_not_land(
+    server: Server, make_backend: MakeBackend, tmp_path: Path, change: str
+) -> None:
+    folder = server.fresh()
+    source = folder.path / "big"
+    source.write_bytes(BIG)
+    os.utime(source, (1_000_000, 1_000_000))
+    done: list[str] = []
+
+    def progress(gained: int) -> None:
+        if not done:
+            done.append(change)
+            if change == "longer":
+                source.write_bytes(BIG + b"more")
+            elif change == "newer":
+                os.utime(source, (2_000_000, 2_000_000))
+            else:
+                source.unlink()
+            server.kill_sessions()
+
+    with pytest.raises(NotFound if change == "gone" else TransferCorrupted):
+        make_backend(server, base_path=folder.base_path).download("big", tmp_path / "big", progress=progress)
+    assert tree(tmp_path) == {}
+
+
+def test_files_that_cannot_be_fetched_keep_nothing_open(
+    server: Server, make_backend: MakeBackend, tmp_path: Path
+) -> None:
+    backend = make_backend(server)
+    backend.check_health()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(before[0], len(os.listdir("/proc/self/fd")) + 150), before[1]))
+    try:
+        pairs = [(f"missing-{number}", tmp_path / f"{number}") for number in range(400)]
+        outcomes = backend.download_many(pairs, return_exceptions=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert {type(outcome) for outcome in outcomes} == {NotFound}
+    assert tree(tmp_path) == {}
 
 
 # -- every request ----------------------------------------------------------------------------------------------------
