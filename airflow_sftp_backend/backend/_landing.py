@@ -114,7 +114,6 @@ def write_atomic(
     wire.want_lanes(lanes_wanted(wire, content.expected or 0, landing.lanes))
     opened = yield from (open_landing(landing) if so_far.opened is None else _reopened(landing, so_far, progress))
     so_far.opened, so_far.resumable = opened, False
-    content.skip(so_far.acknowledged)
 
     def acknowledged(count: int) -> None:
         so_far.acknowledged += count
@@ -124,6 +123,7 @@ def write_atomic(
     spread = Spread(wire, landing.temp, opened.handle, size=content.expected, lanes=landing.lanes)
     landed = False
     try:
+        content.skip(so_far.acknowledged)
         block = (yield from wire.limits()).write
         out = Outgoing(spread, block, offset=so_far.acknowledged, progress=acknowledged)
         yield from send(content, out)

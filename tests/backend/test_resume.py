@@ -102,6 +102,16 @@ def test_a_source_that_changes_meanwhile_does_not_land(make_backend: MakeBackend
         assert tree(folder.path) == {"big": OLD}
 
 
+def test_a_source_that_shrinks_meanwhile_leaves_nothing(make_backend: MakeBackend, big: Path) -> None:
+    with DropsAfter(volume=8 * MiB) as dropping:
+        folder = dropping.fresh()
+        with pytest.raises(TransferCorrupted, match="changed while it was read"):
+            make_backend(dropping, base_path=folder.base_path).upload(
+                big, "big", progress=lambda _: os.truncate(big, 5)
+            )
+        assert tree(folder.path) == {}
+
+
 def test_a_server_that_does_not_come_back_is_unavailable(make_backend: MakeBackend, big: Path) -> None:
     dropping = DropsAfter(volume=8 * MiB)
     dropping.start()
