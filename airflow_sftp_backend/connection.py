@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -467,6 +468,7 @@ def _fault(field: Field, spelling: str, raw: object) -> str:
     shown = json.dumps(raw, ensure_ascii=False, default=str)
     if field.secret or not isinstance(raw, str | int | float) or len(shown) > _LONGEST_SHOWN:
         shown = _TYPE_NAMES.get(type(raw), "something else")
+    shown = re.sub(r'[^/"\s]+@', "***@", shown)  # a URL's user and password, given for a host
     return f"{where}: {shown} given; expected {field.kind.expected}"
 
 

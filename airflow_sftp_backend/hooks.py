@@ -36,9 +36,9 @@ else:
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.exceptions import AirflowFailException
 
-__all__ = ["Killable", "SFTPBackendHook", "TaskKilled", "translate_errors"]
+__all__ = ["HOPELESS", "Killable", "SFTPBackendHook", "TaskKilled", "translate_errors"]
 
-_HOPELESS: Final = (
+HOPELESS: Final = (
     AuthenticationFailed,
     HostKeyRejected,
     PermissionDenied,
@@ -46,6 +46,7 @@ _HOPELESS: Final = (
     CapabilityNotSupported,
     InvalidConnection,
 )
+"""What retrying cannot mend."""
 _ARGUMENTS: Final = (ValueError, TypeError)
 _SHORTEST_LINE: Final = 16
 """Characters of a line from which on it is masked by itself."""
@@ -102,7 +103,7 @@ class SFTPBackendHook(BaseHook):
         What retrying cannot mend leaves the block as AirflowFailException, as in `translate_errors`; except ValueError
         and TypeError, which the block may raise for reasons of its own.
         """
-        with _failing(_HOPELESS):
+        with _failing(HOPELESS):
             try:
                 yield self.get_conn()
             finally:
@@ -184,7 +185,7 @@ def translate_errors() -> Iterator[None]:
     or here (a file that is missing or in the way, a folder that is not empty, a full disk). A group of errors fails the
     task if each of them does.
     """
-    with _failing((*_HOPELESS, *_ARGUMENTS)):
+    with _failing((*HOPELESS, *_ARGUMENTS)):
         yield
 
 

@@ -9,15 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, get_args
 
 from airflow.sdk import BaseOperator
 
-from .backend import AlreadyExists, NotFound, SFTPBackendError, TransferCorrupted
+from .backend import (
+    AlreadyExists,
+    BackendUnavailable,
+    InvalidPath,
+    NotFound,
+    SFTPBackendError,
+    TransferCorrupted,
+)
 from .hooks import Killable, SFTPBackendHook, translate_errors
 from .plans import (
+    Exactly,
     IfExists,
     Step,
     downloads,
@@ -27,6 +36,7 @@ from .plans import (
     moves,
     object_path,
     on_server,
+    one_path,
     open_object,
     opened_for_reading,
     paths,
@@ -35,7 +45,7 @@ from .plans import (
 from .progress import ProgressLog, counted, duration, quantity
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Context, ObjectStoragePath
     from pydantic import JsonValue
 
     from .backend import SFTPBackend
@@ -139,7 +149,7 @@ class SFTPUploadOperator(_TransferOperator):
     """
 
     def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
-        target = paths(self.target, "target")[0]
+        target = one_path(self.target, "target")
         steps = uploads(paths(self.source, "source"), target)
         steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
         looks = self.only_plan or self.if_exists in ("skip", "skip_same")
@@ -191,7 +201,12 @@ class SFTPUploadOperator(_TransferOperator):
         try:
             with opened_for_reading(step.source) as stream:
                 return backend.write_atomic(
-                    step.target, stream, overwrite=overwrite, verify=self.verify, progress=progress
+                    step.target,
+                    Exactly(stream, step.size, step.target),
+                    overwrite=overwrite,
+                    verify=self.verify,
+                    progress=progress,
+                    create_parents=self.create_parents,
                 ).size
         except (SFTPBackendError, OSError) as error:
             return error
@@ -212,7 +227,7 @@ class SFTPDownloadOperator(_TransferOperator):
     """
 
     def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
-        sources, target = paths(self.source, "source"), paths(self.target, "target")[0]
+        sources, target = paths(self.source, "source"), one_path(self.target, "target")
         found, missing = on_server(backend, sources)
         failures: Failures = [_not_found(backend, name) for name in missing]
         steps = downloads(found, sources, target)
@@ -242,9 +257,9 @@ class SFTPDownloadOperator(_TransferOperator):
         """Bytes fetched or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [step for step in steps if not is_url(step.target)]
+        done: dict[Step, int | SFTPBackendError | OSError] = {}
         if self.create_parents:
-            for folder in {os.path.dirname(step.target) for step in local} - {""}:
-                os.makedirs(folder, exist_ok=True)
+            local, done = _with_parents(local)
         outcomes = backend.download_many(
             [(step.source, step.target) for step in local],
             overwrite=overwrite,
@@ -252,7 +267,6 @@ class SFTPDownloadOperator(_TransferOperator):
             progress=progress,
             return_exceptions=True,
         )
-        done: dict[Step, int | SFTPBackendError | OSError] = {}
         for step, outcome in zip(local, outcomes, strict=True):
             done[step] = outcome if isinstance(outcome, SFTPBackendError | OSError) else outcome.size
         for step in steps:
@@ -264,22 +278,35 @@ class SFTPDownloadOperator(_TransferOperator):
         self, backend: SFTPBackend, step: Step, overwrite: bool, progress: ProgressLog
     ) -> int | SFTPBackendError | OSError:
         target = object_path(step.target)
-        count = 0
+        temp = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
         try:
             if not overwrite and target.exists():
                 return AlreadyExists(f"{step.target!r} exists", path=step.source)
-            if self.create_parents and target.protocol == "file":  # where folders are made, not implied by names
-                target.parent.mkdir(parents=True, exist_ok=True)
-            with target.fs.transaction:  # what is not whole is not kept
-                with backend.read(step.source) as source, open_object(target, "wb") as sink:
-                    while piece := source.read(_PIECE):
-                        sink.write(piece)
-                        count += len(piece)
-                        progress(len(piece))
-                if self.verify != "none" and step.size is not None and count != step.size:
-                    raise TransferCorrupted(f"{count} bytes came, {step.size} were listed", path=step.source)
+            try:
+                count = self._copy(backend, step, temp, progress)
+                temp.fs.mv(temp.path, target.path)  # what is not whole and proven never has the name
+            finally:
+                if temp.exists():
+                    temp.unlink()
         except (SFTPBackendError, OSError) as error:
             return error
+        return count
+
+    def _copy(self, backend: SFTPBackend, step: Step, temp: ObjectStoragePath, progress: ProgressLog) -> int:
+        """Fetches a file into an object; the number of its bytes. TransferCorrupted if they are not those that came."""
+        digest, count = hashlib.sha256(), 0
+        with backend.read(step.source) as source, open_object(temp, "wb") as sink:
+            while piece := source.read(_PIECE):
+                sink.write(piece)
+                digest.update(piece)
+                count += len(piece)
+                progress(len(piece))
+        if self.verify != "none" and step.size is not None and count != step.size:
+            raise TransferCorrupted(f"{count} bytes came, {step.size} were listed", path=step.source)
+        if self.verify == "sha256":
+            with open_object(temp, "rb") as stream:
+                if _digest(stream) != digest.digest():
+                    raise TransferCorrupted(f"{step.target!r} does not hold the bytes that came", path=step.source)
         return count
 
 
@@ -308,25 +335,27 @@ class SFTPMoveOperator(_FileOperator):
         _check("if_exists", if_exists, get_args(IfExists))
 
     def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
-        sources, target = paths(self.source, "source"), paths(self.target, "target")[0]
+        sources, target = paths(self.source, "source"), one_path(self.target, "target")
         found, missing = on_server(backend, sources)
         steps = [Step(s.source, backend.resolve(s.target).key, s.size) for s in moves(found, sources, target)]
         there = {info.path: info.size for info in backend.find(*(literally(step.target) for step in steps))}
         rows = attempt.finished(backend) if attempt.again else []
-        moved = {row["source"] for row in rows}
-        failures: Failures = []
-        if not self.missing_ok:
-            # a glob that fits nothing any more is done if the earlier try has moved what it fitted
-            left = [
-                name for name in missing if not (moved if _names_many(name) else {backend.resolve(name).key} & moved)
-            ]
-            failures += [_not_found(backend, name) for name in left]
+        # a name that fits nothing any more is done if the earlier try has moved what it fitted
+        done = attempt.names_of({row["source"] for row in rows})
+        failures = _missing(backend, [name for name in missing if name not in done], ok=self.missing_ok)
+        named = {one.info.path: one.source for one in found}
+        skipped = {
+            step for step in steps
+            if (size := there.get(step.target)) is not None
+            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size))
+        }  # fmt: skip
         if not self.only_plan:
             with self.uninterruptible():
-                attempt.note(steps)
+                attempt.note({step: named[step.source] for step in steps if step not in skipped})
+        refused: list[Step] = []
         for step in steps:
             size = there.get(step.target)
-            if size is not None and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size)):
+            if step in skipped:
                 rows.append({"path": step.source, "size": step.size, "action": "skipped", "target": step.target})
             elif self.only_plan:
                 action = "would fail" if size is not None and self.if_exists == "fail" else "would move"
@@ -335,8 +364,15 @@ class SFTPMoveOperator(_FileOperator):
                 try:
                     backend.move(step.source, step.target, overwrite=self.if_exists in ("replace", "skip_same"))
                     rows.append({"path": step.target, "size": step.size, "action": "moved", "source": step.source})
+                except BackendUnavailable as error:  # the other files would not fare better
+                    failures.append(error)
+                    break
                 except SFTPBackendError as error:
                     failures.append(error)
+                    refused.append(step)
+        if refused:
+            with self.uninterruptible():
+                attempt.forget(refused)
         return rows, failures
 
 
@@ -359,19 +395,26 @@ class SFTPDeleteOperator(_FileOperator):
 
     def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
         wanted = paths(self.path, "path")
-        found, missing = on_server(backend, wanted)
         folders = [name for name in wanted if name.endswith("/") and not is_glob(name)]
-        failures: Failures = []
-        for name in missing:
-            if name in folders and backend.is_folder(name):
-                continue  # an empty folder is there to be deleted
-            if not self.missing_ok and not attempt.again:
-                failures.append(_not_found(backend, name))
+        if any(backend.resolve(name).key == "" for name in folders):
+            raise ValueError("path names the base path itself, which is not deleted; say '**' for all files below it")
+        found, missing = on_server(backend, wanted)
+        # an empty folder holds no file that fits, and is there to be deleted
+        missing = [name for name in missing if name not in folders or not backend.is_folder(name)]
+        forgiven = attempt.names_of(None) if attempt.again else set()
+        ok = self.missing_ok or (attempt.again and not attempt.remembers)
+        failures = _missing(backend, [name for name in missing if name not in forgiven], ok=ok)
+        if not self.only_plan:
+            with self.uninterruptible():
+                attempt.note({Step(one.info.path, "", one.info.size): one.source for one in found})
         rows: list[Row] = []
         for one in found:
             if not self.only_plan:
                 try:
                     backend.delete(one.info.path, missing_ok=True)
+                except BackendUnavailable as error:  # the other files would not fare better
+                    failures.append(error)
+                    return rows, failures
                 except SFTPBackendError as error:
                     failures.append(error)
                     continue
@@ -386,9 +429,10 @@ class SFTPDeleteOperator(_FileOperator):
 
 
 class _Try:
-    """A try of the task: whether it is the first (``again``), and what an earlier one has set out to move.
+    """A try of the task: whether it is the first (``again``), and what an earlier one has set out to move or delete.
 
-    That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3.
+    That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3. Without it the
+    next try of a move cannot tell, and fails for what is gone; that of a delete takes what is gone for deleted.
     """
 
     _KEY = "moves"
@@ -401,21 +445,40 @@ class _Try:
         if self._store is not None:
             self._noted |= cast("dict[str, Any]", self._store.get(self._KEY) or {})
 
-    def note(self, steps: Sequence[Step]) -> None:
-        """Keeps source, target and size of each file about to be moved."""
-        self._noted |= {step.source: [step.target, step.size] for step in steps}
-        if self._store is not None and steps and len(self._noted) <= self._MOST:
+    @property
+    def remembers(self) -> bool:
+        """True if it can know what an earlier try did."""
+        return self._store is not None
+
+    def note(self, steps: Mapping[Step, str]) -> None:
+        """Keeps source, target and size of each file about to be moved or deleted, and the argument that named it."""
+        self._noted |= {step.source: [step.target, step.size, name] for step, name in steps.items()}
+        if steps:
+            self._keep()
+
+    def forget(self, steps: Sequence[Step]) -> None:
+        """Those that were refused after all."""
+        for step in steps:
+            self._noted.pop(step.source, None)
+        self._keep()
+
+    def _keep(self) -> None:
+        if self._store is not None and len(self._noted) <= self._MOST:
             self._store.set(self._KEY, cast("JsonValue", self._noted))
+
+    def names_of(self, sources: Set[str] | None) -> set[str]:
+        """The arguments that named these files in the earlier try, or any (None)."""
+        return {name for source, (_, _, name) in self._noted.items() if sources is None or source in sources}
 
     def finished(self, backend: SFTPBackend) -> list[Row]:
         """A row for each file that an earlier try has moved: gone from its source, and its target is what it moved."""
         if not self._noted:
             return []
         sources = {info.path for info in backend.find(*map(literally, self._noted))}
-        targets = {info.path: info.size for info in backend.find(*(literally(t) for t, _ in self._noted.values()))}
+        targets = {info.path: info.size for info in backend.find(*(literally(t) for t, *_ in self._noted.values()))}
         return [
             {"path": target, "size": size, "action": "moved by an earlier try", "source": source}
-            for source, (target, size) in self._noted.items()
+            for source, (target, size, _) in self._noted.items()
             if source not in sources and targets.get(target) == size
         ]
 
@@ -429,23 +492,42 @@ def _row(path: str, step: Step, end: str, size: int | None, action: str) -> Row:
     return {"path": path, "size": size, "action": action, end: step.source if end == "source" else step.target}
 
 
-def _names_many(source: str) -> bool:
-    return is_glob(source) or source.endswith("/")
+def _missing(backend: SFTPBackend, names: Sequence[str], *, ok: bool) -> Failures:
+    """What is wrong with names that no file on the server fits: a folder without its slash, or, unless that is ``ok``,
+    nothing there."""
+    failures: Failures = []
+    for name in names:
+        if not is_glob(name) and not name.endswith("/") and backend.is_folder(name):
+            message = "it is a folder; end its name with '/' if that is meant"
+            failures.append(InvalidPath(message, path=name, backend=backend.name))
+        elif not ok:
+            failures.append(_not_found(backend, name))
+    return failures
 
 
 def _not_found(backend: SFTPBackend, name: str) -> NotFound:
     return NotFound("no file on the server fits", path=name, backend=backend.name)
 
 
+def _with_parents(steps: Sequence[Step]) -> tuple[list[Step], dict[Step, int | SFTPBackendError | OSError]]:
+    """Makes the folders of local targets: the steps whose folder is there now, and why it is not for the others."""
+    ready: list[Step] = []
+    failed: dict[Step, int | SFTPBackendError | OSError] = {}
+    for step in steps:
+        try:
+            os.makedirs(os.path.dirname(step.target) or ".", exist_ok=True)
+            ready.append(step)
+        except OSError as error:
+            failed[step] = error
+    return ready, failed
+
+
 def _local_size(path: str) -> int | None:
     """Bytes of a local file or URL; None where there is none."""
     if is_url(path):
         target = object_path(path)
-        return target.stat().st_size if target.exists() else None
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return None
+        return target.stat().st_size if target.is_file() else None
+    return os.stat(path).st_size if os.path.isfile(path) else None
 
 
 def _same(backend: SFTPBackend, key: str, local: str) -> bool:

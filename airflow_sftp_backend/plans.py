@@ -10,11 +10,13 @@ import errno
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
+
+from .backend import TransferCorrupted
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
 _WILDCARD = re.compile(r"[*?\[]")
+_LIST_AS_TEXT = re.compile(r"\s*\[\s*(['\"]).*\1\s*,?\s*\]\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +38,32 @@ class Step:
 
 
 def paths(value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], what: str) -> list[str]:
-    """The paths an argument names.
+    """The paths an argument names. TypeError for what is none, such as the row of a file.
 
     ValueError if one is empty, as a template that found nothing renders, or all are missing.
     """
+    if isinstance(value, Mapping):
+        raise TypeError(f"{what} is a path or a list of paths, not a mapping; of a file's row take its 'path'")
     given = [value] if isinstance(value, str | os.PathLike) else list(value)
-    found = [os.fspath(one) for one in given]
+    if any(isinstance(one, Mapping) for one in given):
+        raise TypeError(f"{what} is a path or a list of paths, not a list of mappings; of a file's row take its 'path'")
+    found = [os.fspath(one).removeprefix("file://") for one in given]
+    if any(_LIST_AS_TEXT.fullmatch(one) for one in found):
+        raise ValueError(
+            f"{what} is a list that a template has made a text of: {found[0][:60]!r}; give the DAG"
+            " render_template_as_native_obj=True"
+        )
     if not found or any(not one.strip() for one in found):
         raise ValueError(f"{what} is empty; if it is a template, look at what it renders to")
     return found
+
+
+def one_path(value: str | os.PathLike[str], what: str) -> str:
+    """The one path an argument names. Raises as `paths` does, ValueError for several."""
+    found = paths(value, what)
+    if len(found) != 1:
+        raise ValueError(f"{what} is one path, not {len(found)}")
+    return found[0]
 
 
 def is_glob(path: str) -> bool:
@@ -52,7 +72,7 @@ def is_glob(path: str) -> bool:
 
 
 def is_url(path: str) -> bool:
-    """True for a URL such as ``s3://bucket/key``."""
+    """True for a URL such as ``s3://bucket/key``; a ``file://`` URL is a path of this machine, see `paths`."""
     return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
@@ -92,14 +112,31 @@ def _local_files(source: str) -> Iterator[tuple[str, str, int | None]]:
         if not os.path.isdir(source):
             yield source, os.path.basename(source), os.stat(source).st_size
             return
-        pattern, top = os.path.join(glob.escape(source), "**"), source
+        top, files = source, sorted(_held_by(source))
     else:
-        pattern, top = source, _literal_folder(source)
-    files = [path for path in sorted(glob.glob(pattern, recursive=True, include_hidden=True)) if os.path.isfile(path)]
+        top, found = _literal_folder(source), glob.glob(source, recursive=True, include_hidden=True)
+        files = [path for path in sorted(found) if os.path.isfile(path)]
     if not files:
         raise FileNotFoundError(errno.ENOENT, "no local file fits", source)
     for path in files:
         yield path, Path(os.path.relpath(path, top or ".")).as_posix(), os.stat(path).st_size
+
+
+def _held_by(folder: str) -> Iterator[str]:
+    """Every file below a folder, through links too. OSError for what cannot be read, ValueError for a link in a circle:
+    nothing is left out.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    above: dict[str, frozenset[str]] = {folder: frozenset()}
+    for here, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        real, seen = os.path.realpath(here), above.pop(here)
+        if real in seen:
+            raise ValueError(f"the link {here!r} leads to a folder it lies in")
+        above |= {os.path.join(here, name): seen | {real} for name in folders}
+        yield from (os.path.join(here, name) for name in names)
 
 
 def _object_files(source: str) -> Iterator[tuple[str, str, int | None]]:
@@ -135,10 +172,11 @@ def _literal_folder(pattern: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file on the server, and its path below the source that named it."""
+    """A file on the server, its path below the source that named it, and that source."""
 
     info: FileInfo
     below: str
+    source: str = ""
 
 
 def on_server(backend: SFTPBackend, sources: Sequence[str]) -> tuple[list[Found], list[str]]:
@@ -146,6 +184,9 @@ def on_server(backend: SFTPBackend, sources: Sequence[str]) -> tuple[list[Found]
 
     A source is a path, a glob, or a folder ending with ``/``, which means all it holds.
     """
+    for source in sources:
+        if source.endswith("/") and is_glob(source):
+            raise ValueError(f"{source!r} is a pattern for folders; say {source + '**'!r} for the files in them")
     plain = [source for source in sources if not is_glob(source) and not source.endswith("/")]
     there = {info.path: info for info in backend.find(*plain)}
     found: dict[str, Found] = {}
@@ -153,11 +194,11 @@ def on_server(backend: SFTPBackend, sources: Sequence[str]) -> tuple[list[Found]
     for source in sources:
         if source in plain:
             key = backend.resolve(source).key
-            here = [Found(there[key], there[key].name)] if key in there else []
+            here = [Found(there[key], there[key].name, source)] if key in there else []
         else:
             pattern = f"{literally(source)}**" if source.endswith("/") and not is_glob(source) else source
             top = backend.resolve(_literal_folder(pattern)).key
-            here = [Found(info, info.path.removeprefix(top).lstrip("/")) for info in backend.find(pattern)]
+            here = [Found(info, info.path.removeprefix(top).lstrip("/"), source) for info in backend.find(pattern)]
         if not here:
             missing.append(source)
         found |= {one.info.path: one for one in here if one.info.path not in found}
@@ -202,6 +243,28 @@ def moves(found: Sequence[Found], sources: Sequence[str], target: str) -> list[S
     return checked(
         [Step(one.info.path, f"{folder}/{one.below}" if into_folder else target, one.info.size) for one in found]
     )
+
+
+class Exactly:
+    """A stream that must give as many bytes as its store says it has. TransferCorrupted if it ends before, or goes on.
+
+    ``size`` in bytes, None if it is not known; ``key`` is where it goes.
+    """
+
+    def __init__(self, stream: BinaryIO, size: int | None, key: str) -> None:
+        self._stream = stream
+        self._size = size
+        self._key = key
+        self._count = 0
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, none at the end."""
+        data = self._stream.read(size)
+        self._count += len(data)
+        if self._size is not None and (self._count > self._size or (not data and self._count < self._size)):
+            message = f"the source gave {self._count} bytes, and has {self._size}; the target was left as it was"
+            raise TransferCorrupted(message, path=self._key)
+        return data
 
 
 @contextmanager

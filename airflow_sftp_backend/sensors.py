@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected
+from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
 from .hooks import Killable, SFTPBackendHook, translate_errors
 from .plans import paths
 from .progress import counted
@@ -41,8 +41,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection is
     logged and tried again at the next look, until ``timeout``.
 
-    :param path: what to wait for, relative to the connection's base path: a path, a glob (``**`` too), or a list of
-        these. (templated)
+    :param path: what to wait for, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
+        with ``/`` (anything in it), or a list of these. (templated)
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param min_files: how many files must satisfy all of this.
     :param min_size: bytes a file must have.
@@ -68,7 +68,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         newer_than: datetime | str | None = None,
         stable_for: float | timedelta = 0,
         done_file: str | None = None,
-        ignore: Sequence[str] = TEMPORARY_NAMES,
+        ignore: str | Sequence[str] = TEMPORARY_NAMES,
         deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
@@ -80,7 +80,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         self.newer_than = newer_than
         self.stable_for = stable_for
         self.done_file = done_file
-        self.ignore = tuple(ignore)
+        self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
         if deferrable is None:
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable
@@ -136,6 +136,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[Row]:  # noqa: ARG002
         """What the trigger has found. AirflowFailException with its reason if it had to give up."""
+        if event["status"] == "broken":
+            raise SFTPBackendError(event["message"])
         if event["status"] != "found":
             raise AirflowFailException(event["message"])
         files: list[Row] = event["files"]
@@ -148,7 +150,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             newer_than = datetime.fromisoformat(newer_than)
         stable_for = self.stable_for
         return Condition(
-            patterns=tuple(paths(self.path, "path")),
+            patterns=tuple(f"{path}**" if path.endswith("/") else path for path in paths(self.path, "path")),
             min_files=self.min_files,
             min_size=self.min_size,
             newer_than=None if newer_than is None else _aware(newer_than).isoformat(),

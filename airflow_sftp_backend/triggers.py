@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
-from .connection import InvalidConnection
-from .hooks import SFTPBackendHook
+from .backend import BackendUnavailable, SFTPBackendError
+from .hooks import HOPELESS, SFTPBackendHook
 from .waiting import Condition, Observed, Verdict, judge, look
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ _LONGEST_PAUSE = 300.0  # seconds between two tries to reach a server that is aw
 
 class SFTPFileTrigger(BaseTrigger):
     """Fires once the files of ``condition`` are there, with ``{"status": "found", "files": [...]}``; or with
-    ``{"status": "failed", "message": ...}`` where waiting cannot help.
+    ``{"status": "failed", "message": ...}`` where neither waiting nor another try of the task can help, ``"broken"``
+    where another try may.
 
     ``condition`` is `Condition.as_json`, ``observed`` what the sensor has seen so far; ``poke_interval`` in seconds.
     """
@@ -60,15 +60,15 @@ class SFTPFileTrigger(BaseTrigger):
                 try:
                     verdict = await self._look(connection, condition)
                     failures = 0
-                except (AuthenticationFailed, HostKeyRejected, InvalidConnection) as error:
+                except (*HOPELESS, ValueError, TypeError) as error:
                     yield _event(status="failed", message=str(error))
                     return
                 except BackendUnavailable as error:
                     failures += 1
                     self.log.warning("cannot look, will look again: %s", error)
                     continue
-                except (SFTPBackendError, ValueError) as error:
-                    yield _event(status="failed", message=str(error))
+                except SFTPBackendError as error:
+                    yield _event(status="broken", message=str(error))
                     return
                 if verdict.done:
                     yield _event(status="found", files=verdict.files)
@@ -135,7 +135,8 @@ class _SharedConnection:
         if self._backend is None:
             from .backend import SFTPBackend  # here, because it loads paramiko
 
-            assert config is not None
+            if config is None:
+                raise BackendUnavailable("the connection was lost while this call waited for its turn")
             self._backend = SFTPBackend.from_config(config)
         try:
             return use(self._backend)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from .backend import NotFound
 from .plans import is_glob, literally
 
 if TYPE_CHECKING:
@@ -64,7 +65,10 @@ def look(backend: SFTPBackend, condition: Condition) -> tuple[list[FileInfo], se
     """
     if len(condition.patterns) == 1 and not is_glob(condition.patterns[0]):
         path = condition.patterns[0]
-        files = [backend.get_file_info(path)] if backend.exists(path) else []
+        try:
+            files = [backend.get_file_info(path)] if backend.exists(path) else []
+        except NotFound:  # it went between the two questions
+            files = []
     else:
         files = backend.find(*condition.patterns)
     if condition.done_file is None or not files:
@@ -83,7 +87,7 @@ def judge(
     condition: Condition, files: Sequence[FileInfo], done_files: Collection[str], earlier: Observed, now: float
 ) -> Verdict:
     """Decides from what is there now (epoch seconds) and what was there at the last look."""
-    named = {pattern.strip("/") for pattern in condition.patterns}
+    named = {"/".join(part for part in pattern.split("/") if part not in ("", ".")) for pattern in condition.patterns}
     after = None if condition.newer_than is None else datetime.fromisoformat(condition.newer_than)
     observed: Observed = {}
     ready: list[Row] = []

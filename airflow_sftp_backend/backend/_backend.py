@@ -334,6 +334,7 @@ class SFTPBackend:
         *,
         verify: Verify = "size",
         progress: Progress | None = None,
+        create_parents: bool = True,
     ) -> WriteResult:
         """Writes ``content`` so that the name holds all of it or what it held before.
 
@@ -345,7 +346,7 @@ class SFTPBackend:
         """
         _check_verify(verify)
         taken = self._content(path, content, metadata, hashed=verify == "sha256")
-        landing = self._landing(path, overwrite, verify)
+        landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents)
 
         def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
             now = yield from _landing.write_atomic(wire, landing, taken, progress)
@@ -426,12 +427,19 @@ class SFTPBackend:
         if lanes is not None:
             check_lanes("lanes", lanes)
         jobs: list[Job[WriteResult]] = []
+        outcomes: list[WriteResult | SFTPBackendError | OSError | None] = []
         for local, path in pairs:
-            landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents, lanes=lanes)
+            try:
+                landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents, lanes=lanes)
+            except InvalidPath as error:
+                outcomes.append(error)
+                continue
             sending = _local.Upload(landing, local, progress)
             jobs.append(Job(landing, sending, sweeps=verify != "none", so_far=sending.so_far))
+            outcomes.append(None)
         _check_distinct([job.landing.target.key for job in jobs])
-        return self._land(jobs)
+        landed = self._land(jobs)
+        return [landed.pop(0) if outcome is None else outcome for outcome in outcomes]
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

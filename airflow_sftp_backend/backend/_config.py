@@ -154,7 +154,7 @@ class BackendConfig:
     ciphers: tuple[str, ...] = ()
     disabled_algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     allow_ssh_rsa_sha1: bool = False
-    proxy_command: str | None = None
+    proxy_command: str | None = field(default=None, repr=False)
     look_for_keys: bool | None = None
     connect_kwargs: Mapping[str, object] = field(default_factory=dict)
     retry: RetryPolicy = field(default_factory=RetryPolicy)

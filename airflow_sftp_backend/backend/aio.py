@@ -136,9 +136,10 @@ class SyncBackendAdapter:
         *,
         verify: Verify = "size",
         progress: Progress | None = None,
+        create_parents: bool = True,
     ) -> WriteResult:
         """See `SFTPBackend.write_atomic`; ``progress`` is called on the adapter's thread."""
-        call = self._backend.write_atomic
+        call = partial(self._backend.write_atomic, create_parents=create_parents)
         return await self._call(call, path, content, overwrite, metadata, verify=verify, progress=progress)
 
     async def upload(

@@ -478,11 +478,14 @@ def test_a_target_that_has_changed_since_is_not_taken_for_moved(remote: Path) ->
 
 
 def test_the_next_try_finds_what_it_was_told_to_delete_gone(remote: Path) -> None:
-    grow(remote, {"a.csv": b"one"})
-    run(delete("a.csv"))
-    assert run(delete("a.csv"), try_number=2) == []
+    for state in (None, State()):
+        grow(remote, {"a.csv": b"one"})
+        run(delete("a.csv"), state=state)
+        assert run(delete("a.csv"), try_number=2, state=state) == []
     with pytest.raises(NotFound):
         run(delete("a.csv"))
+    with pytest.raises(NotFound):
+        run(delete("never-there.csv"), try_number=2, state=State())
 
 
 # -- progress, and the end of a task ----------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
+from airflow_sftp_backend import SFTPBackendError
 from airflow_sftp_backend.hooks import TaskKilled
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from airflow_sftp_backend.triggers import SFTPFileTrigger
@@ -120,7 +121,9 @@ def test_files_that_are_there_are_found_at_once(remote: Path, mode: Mode) -> Non
     assert abs(changed - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-@pytest.mark.parametrize("path", ["in/a.csv", "/in/a.csv", "in/*.csv", "**/a.csv", ["in/a.csv", "elsewhere/*"]])
+@pytest.mark.parametrize(
+    "path", ["in/a.csv", "/in/a.csv", "in/*.csv", "in/", ["in/", "q"], "**/a.csv", ["in/a.csv", "elsewhere/*"]]
+)
 def test_a_file_is_waited_for_and_its_folder_too(remote: Path, mode: Mode, path: str | list[str]) -> None:
     with meanwhile(lambda: grow(remote, {"in/a.csv": b"abc"})):
         rows = wait(mode, path=path)
@@ -291,6 +294,11 @@ def test_a_deferred_wait_looks_once_first_and_hands_on_what_it_saw(remote: Path)
     assert (trigger.poke_interval, list(trigger.observed)) == (7, ["a"])
     assert trigger.condition["stable_for"] == 300
     assert "private" not in json.dumps(trigger.serialize())
+
+
+def test_a_broken_trigger_leaves_the_task_another_try() -> None:
+    with pytest.raises(SFTPBackendError, match="nested too deep"):
+        sensor("deferred", path="a").execute_complete(context(), {"status": "broken", "message": "nested too deep"})
 
 
 def test_a_failed_trigger_fails_the_task_with_its_reason() -> None:

@@ -15,7 +15,7 @@ from airflow_sftp_backend.triggers import SFTPFileTrigger
 from airflow_sftp_backend.waiting import Condition
 from tests.airflow.conftest import Connect, grow
 from tests.backend.sessions import assert_nothing_left
-from tests.servers import AsyncsshServer, SilentSFTP, free_port, wait_until
+from tests.servers import AsyncsshServer, SilentSFTP, StallsAfter, free_port, wait_until
 
 T = TypeVar("T")
 
@@ -223,6 +223,22 @@ def test_a_wait_may_go_on_in_another_loop(remote: Path, server: AsyncsshServer) 
     for _ in range(2):
         assert run(event(trigger("a")))["status"] == "found"
     assert_nothing_left(server.port)
+
+
+def test_many_waiters_survive_a_server_that_stalls(connect: Connect) -> None:
+    with StallsAfter(requests=40) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path, io_timeout=1, timeout=1, conn_retry_attempts=1)
+
+        async def wait() -> list[dict[str, Any]]:
+            waiting = await start(*(trigger(f"{number}") for number in range(8)))
+            await until(lambda: stalling.requests.total() > 40)
+            await asyncio.sleep(2)
+            stalling.limit = 10**9
+            grow(folder.path, {f"{number}": b"" for number in range(8)})
+            return await asyncio.gather(*waiting)
+
+        assert [event["status"] for event in run(wait())] == ["found"] * 8
 
 
 def test_what_was_seen_before_counts(remote: Path) -> None:

@@ -128,6 +128,7 @@ def test_names_of_unfinished_files_do_not_count_unless_named(name: str) -> None:
     assert not judged([file(path)]).done
     assert judged([file(path)], patterns=(path,)).done
     assert judged([file(path)], patterns=(f"/{path}",)).done
+    assert judged([file(path)], patterns=(f"./in//{name}",)).done
     assert judged([file(path)], ignore=()).done
 
 

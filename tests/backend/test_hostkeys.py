@@ -340,6 +340,11 @@ def with_critical_option() -> bytes:
     return base64.b64decode(line.split()[1])
 
 
+def with_wrong_signature() -> bytes:
+    good = certificate(HOST)
+    return good[:-1] + bytes([good[-1] ^ 1])
+
+
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "expired": (lambda: certificate(HOST, valid_before=int(NOW)), "it has expired"),
     "not valid yet": (lambda: certificate(HOST, valid_after=int(NOW) + 1), "it is not valid yet"),
@@ -350,7 +355,7 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
         "it is not a host certificate",
     ),
     "critical options": (with_critical_option, "it has critical options"),
-    "wrong signature": (lambda: certificate(HOST)[:-1] + b"\0", "its signature is wrong"),
+    "wrong signature": (with_wrong_signature, "its signature is wrong"),
     "another key inside": (
         lambda: certificate(HOST).replace(blob()[-32:], blob(number=1)[-32:]), "its signature is wrong",
     ),

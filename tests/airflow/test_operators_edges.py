@@ -1,0 +1,254 @@
+"""What is nearly right is said to be wrong: nothing is guessed, left out silently or reported that is not so."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseOperator, ObjectStoragePath
+from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.io import attach
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
+
+from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, TransferCorrupted
+from airflow_sftp_backend.backend import BackendConfig
+from tests.airflow.conftest import Connect, State, context, grow, held
+from tests.servers import StallsAfter
+
+from .test_operators import delete, download, move, run, upload
+
+
+class Careless(MemoryFileSystem):  # type: ignore[misc]  # has no types
+    """A store without transactions: what is written is there, whole or not."""
+
+    def mv(self, path1: str, path2: str, **options: Any) -> None:
+        """By copying, as object stores do."""
+        self.copy(path1, path2)
+        self.rm(path1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[str]:
+    """The URL of a folder in such a store."""
+    attach("memory", fs=Careless())
+    yield f"memory://{tmp_path.name}"
+    MemoryFileSystem.store.clear()
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "./", "//", " /".strip()])
+def test_the_base_path_is_not_deleted_and_nothing_in_it_either(remote: Path, path: str) -> None:
+    grow(remote, {"a": b"1", "deep/b": b"2"})
+    for dry_run in (True, False):
+        with pytest.raises(AirflowFailException, match="the base path itself"):
+            run(delete(path, dry_run=dry_run))
+    assert sorted(held(remote)) == ["a", "deep/b"]
+
+
+ROW = {"path": "in/a", "size": 1, "modified_at": None}
+
+
+@pytest.mark.parametrize("value", [ROW, [ROW]])
+@pytest.mark.parametrize("make", [delete, lambda value: move(value, "t/"), lambda value: upload(value, "t/")])
+def test_a_row_is_no_path(remote: Path, value: Any, make: Callable[[Any], BaseOperator]) -> None:
+    grow(remote, {"in/a": b"1", "path": b"2", "size": b"3"})
+    with pytest.raises(AirflowFailException, match=r"not a (list of )?mapping"):
+        run(make(value))
+    assert sorted(held(remote)) == ["in/a", "path", "size"]
+
+
+def test_a_list_that_became_text_is_named(remote: Path) -> None:
+    with pytest.raises(AirflowFailException, match="render_template_as_native_obj=True"):
+        run(delete("['in/a', 'in/b']", missing_ok=True))
+
+
+def test_a_pattern_for_folders_is_no_pattern_for_files(remote: Path) -> None:
+    grow(remote, {"logs/a": b"1", "logs/old/b": b"2"})
+    with pytest.raises(AirflowFailException, match="pattern for folders"):
+        run(delete("logs/*/"))
+    assert sorted(held(remote)) == ["logs/a", "logs/old/b"]
+
+
+@pytest.mark.parametrize("operator", [delete("deep", missing_ok=True), move("deep", "there", missing_ok=True)])
+def test_a_folder_without_its_slash_is_not_taken_for_missing(remote: Path, operator: BaseOperator) -> None:
+    grow(remote, {"deep/a": b"1"})
+    with pytest.raises(AirflowFailException, match="it is a folder; end its name with '/'"):
+        run(operator)
+    assert sorted(held(remote)) == ["deep/a"]
+
+
+def test_a_target_is_one_path(remote: Path, tmp_path: Path) -> None:
+    grow(remote, {"a": b"1"})
+    with pytest.raises(AirflowFailException, match="target is one path, not 2"):
+        run(download("a", [str(tmp_path / "1"), str(tmp_path / "2")]))
+
+
+# -- folders of this machine ------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_sent_with_what_its_links_lead_to(remote: Path, tmp_path: Path) -> None:
+    grow(tmp_path / "src", {"a": b"1"})
+    grow(tmp_path / "other", {"b": b"2"})
+    (tmp_path / "src" / "linked").symlink_to(tmp_path / "other")
+    run(upload(tmp_path / "src", "t/"))
+    assert sorted(held(remote)) == ["t/a", "t/linked/b"]
+
+
+def test_a_link_in_a_circle_and_a_link_to_nothing_are_told(remote: Path, tmp_path: Path) -> None:
+    grow(tmp_path / "src", {"deep/a": b"1"})
+    (tmp_path / "src/deep/again").symlink_to(tmp_path / "src")
+    with pytest.raises(AirflowFailException, match="leads to a folder it lies in"):
+        run(upload(tmp_path / "src", "t/"))
+    (tmp_path / "src/deep/again").unlink()
+    (tmp_path / "src/broken").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="broken"):
+        run(upload(tmp_path / "src", "t/"))
+    assert held(remote) == {}
+
+
+def test_a_name_no_server_takes_stops_no_other_file(remote: Path, tmp_path: Path) -> None:
+    grow(tmp_path / "src", {"bad\nname": b"1", "good": b"2"})
+    with pytest.raises(AirflowFailException, match="control characters"):
+        run(upload(tmp_path / "src", "t/"))
+    assert sorted(held(remote)) == ["t/good"]
+
+
+def test_a_folder_that_cannot_be_made_here_stops_no_other_file(remote: Path, tmp_path: Path) -> None:
+    grow(remote, {"a/x": b"1", "b/x": b"2"})
+    grow(tmp_path, {"into/a": b"a file in the way"})
+    with pytest.raises(ExceptionGroup, match="1 of 2 files failed") as caught:
+        run(download("**/x", f"{tmp_path}/into/"))
+    assert isinstance(caught.value.exceptions[0], OSError)
+    assert (tmp_path / "into/b/x").read_bytes() == b"2"
+
+
+@pytest.mark.parametrize("if_exists", ["skip", "skip_same", "replace", "fail"])
+def test_a_folder_in_the_way_is_not_a_file_that_exists(remote: Path, tmp_path: Path, if_exists: str) -> None:
+    grow(remote, {"a": b"1"})
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        run(download("a", tmp_path / "folder", if_exists=if_exists))
+
+
+# -- the next try -----------------------------------------------------------------------------------------------------
+
+
+def test_a_glob_is_done_only_if_its_own_files_were_moved(remote: Path) -> None:
+    grow(remote, {"a/1.csv": b"1"})
+    state = State()
+    for try_number in (1, 2):
+        with pytest.raises(ExceptionGroup) as caught:
+            run(move(["a/*.csv", "b/*.csv"], "there/"), try_number=try_number, state=state)
+        assert [getattr(error, "path", "") for error in caught.value.exceptions] == ["b/*.csv"]
+
+
+@pytest.mark.parametrize("if_exists", ["fail", "skip"])
+def test_what_was_never_moved_is_not_reported_as_moved(remote: Path, if_exists: str) -> None:
+    grow(remote, {"a.csv": b"new", "there/a.csv": b"old"})
+    state = State()
+    if if_exists == "fail":
+        with pytest.raises(AlreadyExists):
+            run(move("a.csv", "there/"), state=state)
+    else:
+        run(move("a.csv", "there/", if_exists="skip"), state=state)
+    (remote / "a.csv").unlink()
+    with pytest.raises(NotFound):
+        run(move("a.csv", "there/"), try_number=2, state=state)
+
+
+def test_a_server_that_is_gone_is_not_asked_for_every_file(connect: Connect) -> None:
+    with StallsAfter(requests=6) as stalling:
+        folder = stalling.fresh()
+        grow(folder.path, {f"{number}": b"" for number in range(20)})
+        connect(stalling, base_path=folder.base_path, io_timeout=1, timeout=1, conn_retry_attempts=1)
+        with pytest.raises((BackendUnavailable, ExceptionGroup)):
+            run(delete("*"))
+        assert stalling.connections() <= 3
+
+
+# -- stores -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_object_that_does_not_come_whole_does_not_replace_the_old_one(connect: Connect, store: str) -> None:
+    with StallsAfter(requests=8) as stalling:
+        folder = stalling.fresh()
+        grow(folder.path, {"big": os.urandom(8 << 20)})
+        connect(stalling, base_path=folder.base_path, io_timeout=1, timeout=1, conn_retry_attempts=1)
+        target = ObjectStoragePath(f"{store}/big")
+        target.write_bytes(b"the old one")
+        with pytest.raises(BackendUnavailable):
+            run(download("big", f"{store}/big", if_exists="replace"))
+        assert target.read_bytes() == b"the old one"
+        assert [path.name for path in target.parent.iterdir()] == ["big"]
+
+
+def test_a_store_that_does_not_keep_the_bytes_is_found_out(
+    remote: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(remote, {"a": b"x" * 100})
+    opened = Careless.open
+
+    def damaging(self: Careless, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "r" in mode:
+            self.store[self._strip_protocol(path)].write(b"?")
+        return opened(self, path, mode, **options)
+
+    monkeypatch.setattr(Careless, "open", damaging)
+    with pytest.raises(TransferCorrupted, match="does not hold the bytes"):
+        run(download("a", f"{store}/a", verify="sha256"))
+    assert not ObjectStoragePath(f"{store}/a").exists()
+
+
+def test_a_source_that_ends_early_does_not_land(remote: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ObjectStoragePath(f"{store}/a").write_bytes(b"whole file")
+    opened = Careless.open
+
+    def cut(self: Careless, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "r" in mode:
+            self.store[self._strip_protocol(path)].truncate(2)
+        return opened(self, path, mode, **options)
+
+    monkeypatch.setattr(Careless, "open", cut)
+    with pytest.raises(TransferCorrupted, match="gave 2 bytes, and has 10"):
+        run(upload(f"{store}/a", "a"))
+    assert held(remote) == {}
+
+
+@pytest.mark.parametrize("kind", ["path", "url"])
+def test_parents_are_made_only_where_they_are_wanted(remote: Path, tmp_path: Path, store: str, kind: str) -> None:
+    ObjectStoragePath(f"{store}/a").write_bytes(b"1")
+    source = f"{store}/a" if kind == "url" else str(grow(tmp_path, {"a": b"1"}) / "a")
+    with pytest.raises(NotFound):
+        run(upload(source, "no/such/folder/a", create_parents=False))
+    assert not (remote / "no").exists()
+    if kind == "path":
+        grow(remote, {"a": b"1"})
+        with pytest.raises(FileNotFoundError):
+            run(download("a", tmp_path / "no/such/a", create_parents=False))
+
+
+def test_a_file_url_is_a_path_of_this_machine(remote: Path, tmp_path: Path) -> None:
+    grow(remote, {"a": b"1"})
+    (row,) = run(download("a", f"file://{tmp_path}/deep/a"))
+    assert row["target"] == f"{tmp_path}/deep/a"
+    assert (tmp_path / "deep/a").stat().st_mode & 0o077 == 0  # landed as any download does
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def test_no_text_shows_a_secret_that_was_put_where_none_belongs(
+    connect: Connect, server: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    connect(server, columns={"host": "sftp://partner:hunter2@sftp.example.org"})
+    with pytest.raises(AirflowFailException) as caught:
+        delete("a").execute(context())
+    assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{capsys.readouterr()}"
+    assert "hunter2" not in repr(BackendConfig(host="h", proxy_command="ncat --proxy-auth u:hunter2 %h %p"))
+    assert json.dumps(ROW)
