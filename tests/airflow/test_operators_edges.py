@@ -14,7 +14,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
-from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, TransferCorrupted
+from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
 from airflow_sftp_backend.backend import BackendConfig
 from tests.airflow.conftest import Connect, State, context, grow, held
 from tests.servers import StallsAfter
@@ -252,3 +252,51 @@ def test_no_text_shows_a_secret_that_was_put_where_none_belongs(
     assert "hunter2" not in f"{caught.value}{caught.value.__cause__}{capsys.readouterr()}"
     assert "hunter2" not in repr(BackendConfig(host="h", proxy_command="ncat --proxy-auth u:hunter2 %h %p"))
     assert json.dumps(ROW)
+
+
+# -- arguments do what they say ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256", "none"])
+def test_the_proof_is_the_one_that_was_asked_for(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str
+) -> None:
+    asked: list[object] = []
+
+    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            asked.append(kwargs["verify"])
+            return call(*args, **kwargs)
+
+        return noted
+
+    for name in ("upload_many", "download_many"):
+        monkeypatch.setattr(SFTPBackend, name, noting(getattr(SFTPBackend, name)))
+    run(upload(grow(tmp_path, {"a": b"1"}) / "a", "a", verify=verify))
+    run(download("a", tmp_path / "back", verify=verify))
+    assert asked == [verify, verify]
+
+
+def test_a_dry_run_with_something_missing_fetches_nothing(remote: Path, tmp_path: Path) -> None:
+    grow(remote, {"a": b"1"})
+    with pytest.raises(ExceptionGroup, match="1 of 2 files failed"):
+        run(download(["a", "missing"], f"{tmp_path}/into/", dry_run=True))
+    assert held(tmp_path) == {}
+
+
+def test_a_folder_that_is_not_there_is_missing(remote: Path) -> None:
+    with pytest.raises(NotFound):
+        run(delete("missing/"))
+    assert run(delete("missing/", missing_ok=True)) == []
+
+
+@pytest.mark.parametrize(("count", "known"), [(500, True), (501, False)])
+def test_the_next_try_knows_of_up_to_five_hundred_moves(remote: Path, count: int, known: bool) -> None:
+    grow(remote, {f"in/{number}": b"" for number in range(count)})
+    state = State()
+    assert len(run(move("in/*", "out/"), state=state)) == count
+    if known:
+        assert len(run(move("in/*", "out/"), try_number=2, state=state)) == count
+    else:
+        with pytest.raises(NotFound):
+            run(move("in/*", "out/"), try_number=2, state=state)
