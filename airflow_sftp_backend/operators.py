@@ -405,8 +405,9 @@ class SFTPDeleteOperator(_FileOperator):
         ok = self.missing_ok or (attempt.again and not attempt.remembers)
         failures = _missing(backend, [name for name in missing if name not in forgiven], ok=ok)
         if not self.only_plan:
+            names = {one.source for one in found} | {name for name in folders if name not in missing}
             with self.uninterruptible():
-                attempt.note({Step(one.info.path, "", one.info.size): one.source for one in found})
+                attempt.note({Step(name, ""): name for name in names})
         rows: list[Row] = []
         for one in found:
             if not self.only_plan:
@@ -451,7 +452,8 @@ class _Try:
         return self._store is not None
 
     def note(self, steps: Mapping[Step, str]) -> None:
-        """Keeps source, target and size of each file about to be moved or deleted, and the argument that named it."""
+        """Keeps source, target and size of each file about to be moved, and the argument that named it; of deletions
+        the argument alone."""
         self._noted |= {step.source: [step.target, step.size, name] for step, name in steps.items()}
         if steps:
             self._keep()

@@ -290,6 +290,15 @@ def test_a_folder_that_is_not_there_is_missing(remote: Path) -> None:
     assert run(delete("missing/", missing_ok=True)) == []
 
 
+def test_the_next_try_of_a_deletion_knows_of_any_number(remote: Path) -> None:
+    state = State()
+    grow(remote, {f"in/{number}": b"" for number in range(510)})
+    assert len(run(delete(["in/*", "in/"]), state=state)) == 510
+    assert run(delete(["in/*", "in/"]), try_number=2, state=state) == []
+    with pytest.raises(NotFound):
+        run(delete(["in/*", "other/*"]), try_number=2, state=state)
+
+
 @pytest.mark.parametrize(("count", "known"), [(500, True), (501, False)])
 def test_the_next_try_knows_of_up_to_five_hundred_moves(remote: Path, count: int, known: bool) -> None:
     grow(remote, {f"in/{number}": b"" for number in range(count)})
