@@ -13,7 +13,7 @@ from . import _keys, _landing, _local, _operations, _tree
 from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
 from ._errors import CapabilityNotSupported, InvalidPath, SFTPBackendError
 from ._handles import AtomicWriter, RemoteFile
-from ._jobs import Job, Landings, go_on
+from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise
 from ._landing import Landing, Verify
 from ._models import (
     Capability,
@@ -269,7 +269,7 @@ class SFTPBackend:
         changes meanwhile, OSError for what this machine refuses.
         """
         (outcome,) = self._download([(path, local)], overwrite, verify, progress)
-        return _or_raise(outcome)
+        return or_raise(outcome)
 
     def download_many(
         self,
@@ -286,7 +286,7 @@ class SFTPBackend:
         places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
         """
         outcomes = self._download(list(pairs), overwrite, verify, progress)
-        return _gathered(outcomes, "downloads", return_exceptions)
+        return gathered(outcomes, "downloads", return_exceptions)
 
     def _download(
         self,
@@ -296,8 +296,15 @@ class SFTPBackend:
         progress: Progress | None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
-        _check_distinct([os.path.abspath(local) for _, local in pairs])
-        downloads = [_local.Download(self._at(path), local, overwrite, verify, progress) for path, local in pairs]
+        check_distinct([os.path.abspath(local) for _, local in pairs])
+        downloads: list[_local.Download] = []
+        refused: list[InvalidPath | None] = []
+        for path, local in pairs:
+            try:
+                downloads.append(_local.Download(self._at(path), local, overwrite, verify, progress))
+                refused.append(None)
+            except InvalidPath as error:
+                refused.append(error)
 
         def fetch(wanted: list[_local.Download]) -> list[WriteResult | SFTPBackendError | OSError]:
             return self._session.call(lambda wire: wire.run_many(one(wire) for one in wanted)) if wanted else []
@@ -307,7 +314,8 @@ class SFTPBackend:
                 stack.enter_context(one)
             outcomes = fetch(downloads)
             go_on(downloads, outcomes, fetch)
-            return [self._located(outcome) for outcome in outcomes]
+        done = iter(outcomes)
+        return [self._located(next(done) if error is None else error) for error in refused]
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -393,7 +401,7 @@ class SFTPBackend:
         OSError for what this machine refuses; TransferCorrupted if ``local`` changes meanwhile.
         """
         (outcome,) = self._upload([(local, path)], overwrite, verify, progress, create_parents, lanes)
-        return _or_raise(outcome)
+        return or_raise(outcome)
 
     def upload_many(
         self,
@@ -412,7 +420,7 @@ class SFTPBackend:
         places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
         """
         outcomes = self._upload(list(pairs), overwrite, verify, progress, create_parents, lanes)
-        return _gathered(outcomes, "uploads", return_exceptions)
+        return gathered(outcomes, "uploads", return_exceptions)
 
     def _upload(
         self,
@@ -427,19 +435,20 @@ class SFTPBackend:
         if lanes is not None:
             check_lanes("lanes", lanes)
         jobs: list[Job[WriteResult]] = []
-        outcomes: list[WriteResult | SFTPBackendError | OSError | None] = []
+        refused: list[InvalidPath | None] = []
         for local, path in pairs:
             try:
                 landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents, lanes=lanes)
             except InvalidPath as error:
-                outcomes.append(error)
+                refused.append(error)
                 continue
             sending = _local.Upload(landing, local, progress)
             jobs.append(Job(landing, sending, sweeps=verify != "none", so_far=sending.so_far))
-            outcomes.append(None)
-        _check_distinct([job.landing.target.key for job in jobs])
-        landed = self._land(jobs)
-        return [landed.pop(0) if outcome is None else outcome for outcome in outcomes]
+            refused.append(None)
+        check_distinct([job.landing.target.key for job in jobs])
+        outcomes = self._land(jobs)
+        landed = iter(outcomes)
+        return [next(landed) if error is None else error for error in refused]
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -547,7 +556,7 @@ class SFTPBackend:
 
     def _land_one(self, job: Job[T]) -> T:
         (outcome,) = self._land([job])
-        return _or_raise(outcome)
+        return or_raise(outcome)
 
     def _land(self, jobs: list[Job[T]]) -> list[T | SFTPBackendError | OSError]:
         return [self._located(outcome) for outcome in self._landings.run(jobs)] if jobs else []
@@ -574,26 +583,3 @@ class SFTPBackend:
 def _check_verify(verify: str) -> None:
     if verify not in ("size", "sha256", "none"):
         raise ValueError(f"verify is 'size', 'sha256' or 'none', not {verify!r}")
-
-
-def _check_distinct(targets: list[str]) -> None:
-    seen: set[str] = set()
-    for target in targets:
-        if target in seen:
-            raise ValueError(f"two pairs have the same target {target!r}")
-        seen.add(target)
-
-
-def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
-    if isinstance(outcome, SFTPBackendError | OSError):
-        raise outcome
-    return outcome
-
-
-def _gathered(
-    outcomes: list[WriteResult | SFTPBackendError | OSError], what: str, return_exceptions: bool
-) -> list[WriteResult | SFTPBackendError | OSError]:
-    failures = [outcome for outcome in outcomes if not isinstance(outcome, WriteResult)]
-    if failures and not return_exceptions:
-        raise ExceptionGroup(f"{len(failures)} of {len(outcomes)} {what} failed", failures)
-    return outcomes

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from ._errors import BackendUnavailable, SFTPBackendError
 from ._landing import Landing, SoFar, recover, sweep, temps_in
+from ._models import WriteResult
 from ._paths import JailedPath
 from ._session import Session
 from ._wire import Operation, Wire
@@ -159,3 +160,32 @@ def _timed(job: Job[T], wire: Wire, times: dict[JailedPath, int]) -> Operation[T
     if now is not None and job.sweeps:
         times[job.landing.target] = now
     return result
+
+
+# -- many -------------------------------------------------------------------------------------------------------------
+
+
+def check_distinct(targets: list[str]) -> None:
+    """ValueError if a target is there twice."""
+    seen: set[str] = set()
+    for target in targets:
+        if target in seen:
+            raise ValueError(f"two pairs have the same target {target!r}")
+        seen.add(target)
+
+
+def or_raise(outcome: T | SFTPBackendError | OSError) -> T:
+    """The result; a failure is raised."""
+    if isinstance(outcome, SFTPBackendError | OSError):
+        raise outcome
+    return outcome
+
+
+def gathered(
+    outcomes: list[WriteResult | SFTPBackendError | OSError], what: str, return_exceptions: bool
+) -> list[WriteResult | SFTPBackendError | OSError]:
+    """The outcomes; with failures among them, an ExceptionGroup unless those are to be returned."""
+    failures = [outcome for outcome in outcomes if not isinstance(outcome, WriteResult)]
+    if failures and not return_exceptions:
+        raise ExceptionGroup(f"{len(failures)} of {len(outcomes)} {what} failed", failures)
+    return outcomes

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
+from airflow.sdk.io import attach
+from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
 from tests.servers import AsyncsshServer, Server
 
@@ -28,6 +31,14 @@ class Connect(Protocol):
         columns: dict[str, object] | None = None,
         **extra: object,
     ) -> str: ...
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[str]:
+    """The URL of a folder in an object store: one without transactions, which renames by copying."""
+    attach("memory", fs=MemoryFileSystem())
+    yield f"memory://{tmp_path.name}"
+    MemoryFileSystem.store.clear()
 
 
 @pytest.fixture

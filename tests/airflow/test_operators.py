@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
-from airflow.sdk.io import attach
-from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
 from airflow_sftp_backend import (
     AlreadyExists,
@@ -181,9 +179,8 @@ def test_names_with_wildcards_of_their_own_are_plain_names(remote: Path, local: 
 
 
 @pytest.mark.parametrize("scheme", ["file", "memory"])
-def test_urls_are_streamed_both_ways(remote: Path, tmp_path: Path, scheme: str) -> None:
-    attach("memory", fs=MemoryFileSystem())
-    root = f"file://{tmp_path}/store" if scheme == "file" else f"memory://{tmp_path.name}"
+def test_urls_are_streamed_both_ways(remote: Path, tmp_path: Path, store: str, scheme: str) -> None:
+    root = f"file://{tmp_path}/store" if scheme == "file" else store
     (ObjectStoragePath(root) / "in").mkdir(parents=True, exist_ok=True)
     content = bytes(range(256)) * 10_000
     (ObjectStoragePath(root) / "in" / "a.bin").write_bytes(content)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
-from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
@@ -20,24 +19,6 @@ from tests.airflow.conftest import Connect, State, context, grow, held
 from tests.servers import StallsAfter
 
 from .test_operators import delete, download, move, run, upload
-
-
-class Careless(MemoryFileSystem):  # type: ignore[misc]  # has no types
-    """A store without transactions: what is written is there, whole or not."""
-
-    def mv(self, path1: str, path2: str, **options: Any) -> None:
-        """By copying, as object stores do."""
-        self.copy(path1, path2)
-        self.rm(path1)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[str]:
-    """The URL of a folder in such a store."""
-    attach("memory", fs=Careless())
-    yield f"memory://{tmp_path.name}"
-    MemoryFileSystem.store.clear()
-
 
 # -- names ------------------------------------------------------------------------------------------------------------
 
@@ -192,14 +173,14 @@ def test_a_store_that_does_not_keep_the_bytes_is_found_out(
     remote: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(remote, {"a": b"x" * 100})
-    opened = Careless.open
+    opened = MemoryFileSystem.open
 
-    def damaging(self: Careless, path: str, mode: str = "rb", **options: Any) -> Any:
+    def damaging(self: MemoryFileSystem, path: str, mode: str = "rb", **options: Any) -> Any:
         if "r" in mode:
             self.store[self._strip_protocol(path)].write(b"?")
         return opened(self, path, mode, **options)
 
-    monkeypatch.setattr(Careless, "open", damaging)
+    monkeypatch.setattr(MemoryFileSystem, "open", damaging)
     with pytest.raises(TransferCorrupted, match="does not hold the bytes"):
         run(download("a", f"{store}/a", verify="sha256"))
     assert not ObjectStoragePath(f"{store}/a").exists()
@@ -207,14 +188,14 @@ def test_a_store_that_does_not_keep_the_bytes_is_found_out(
 
 def test_a_source_that_ends_early_does_not_land(remote: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     ObjectStoragePath(f"{store}/a").write_bytes(b"whole file")
-    opened = Careless.open
+    opened = MemoryFileSystem.open
 
-    def cut(self: Careless, path: str, mode: str = "rb", **options: Any) -> Any:
+    def cut(self: MemoryFileSystem, path: str, mode: str = "rb", **options: Any) -> Any:
         if "r" in mode:
             self.store[self._strip_protocol(path)].truncate(2)
         return opened(self, path, mode, **options)
 
-    monkeypatch.setattr(Careless, "open", cut)
+    monkeypatch.setattr(MemoryFileSystem, "open", cut)
     with pytest.raises(TransferCorrupted, match="gave 2 bytes, and has 10"):
         run(upload(f"{store}/a", "a"))
     assert held(remote) == {}

@@ -16,6 +16,7 @@ from airflow_sftp_backend import (
     SFTPBackend,
     SFTPBackendError,
     TransferCorrupted,
+    WriteResult,
 )
 from tests.servers import (
     FAILURE,
@@ -54,8 +55,16 @@ def calls_on(backend: SFTPBackend, local: Path) -> dict[str, Callable[[str], obj
         "read": backend.read,
         "read_bytes": backend.read_bytes,
         "download": lambda path: backend.download(path, local / "target"),
-        "download_many": lambda path: backend.download_many([(path, local / "target")]),
+        "download_many": lambda path: alone(backend.download_many([(path, local / "target")], return_exceptions=True)),
     } | writes_on(backend, local)
+
+
+def alone(outcomes: list[WriteResult | SFTPBackendError | OSError]) -> WriteResult:
+    """The result of the only file; its failure is raised."""
+    (outcome,) = outcomes
+    if isinstance(outcome, WriteResult):
+        return outcome
+    raise outcome
 
 
 def writes_on(backend: SFTPBackend, local: Path) -> dict[str, Callable[[str], object]]:
@@ -70,7 +79,7 @@ def writes_on(backend: SFTPBackend, local: Path) -> dict[str, Callable[[str], ob
         "write_atomic": lambda path: backend.write_atomic(path, b""),
         "open_atomic": open_atomic,
         "upload": lambda path: backend.upload(local / "source", path),
-        "upload_many": lambda path: backend.upload_many([(local / "source", path)]),
+        "upload_many": lambda path: alone(backend.upload_many([(local / "source", path)], return_exceptions=True)),
         "delete": lambda path: backend.delete(path, missing_ok=True),
         "delete_folder": lambda path: backend.delete_folder(path, missing_ok=True),
         "delete_folder, recursive": lambda path: backend.delete_folder(path, recursive=True),

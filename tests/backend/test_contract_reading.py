@@ -207,16 +207,17 @@ def test_download_many_tries_all_and_hides_no_failure(backend: SFTPBackend, fold
     (folder.path / "sub").mkdir()
     pairs = [
         ("one", tmp_path / "one"), ("missing", tmp_path / "a"), ("sub", tmp_path / "b"),
-        ("two", tmp_path / "no folder" / "two"), ("two", tmp_path / "two"),
+        ("../up", tmp_path / "c"), ("two", tmp_path / "no folder" / "two"), ("two", tmp_path / "two"),
     ]  # fmt: skip
-    with pytest.raises(ExceptionGroup, match="3 of 5") as caught:
+    failures = [NotFound, InvalidPath, InvalidPath, FileNotFoundError]
+    with pytest.raises(ExceptionGroup, match="4 of 6") as caught:
         backend.download_many(pairs)
     kinds = [type(error) for error in caught.value.exceptions]
-    assert kinds == [NotFound, InvalidPath, FileNotFoundError]
+    assert kinds == failures
     assert tree(tmp_path) == {"one": b"one", "two": b"two"}
     outcomes = backend.download_many(pairs, overwrite=True, return_exceptions=True)
     assert outcomes[0] == WriteResult("one", 3)
-    assert [type(outcome) for outcome in outcomes[1:]] == [NotFound, InvalidPath, FileNotFoundError, WriteResult]
+    assert [type(outcome) for outcome in outcomes[1:]] == [*failures, WriteResult]
     assert isinstance(outcomes[1], NotFound)
     assert outcomes[1].backend == backend.name
 

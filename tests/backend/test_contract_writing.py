@@ -368,10 +368,11 @@ def test_upload_many_tries_all_and_hides_no_failure(backend: SFTPBackend, folder
     (folder.path / "sub").mkdir()
     pairs = [
         (tmp_path / "one", "one"), (tmp_path / "missing", "a"), (tmp_path / "two", "taken"), (tmp_path, "b"),
+        (tmp_path / "two", "../up"),
         (tmp_path / "one", "sub"), (tmp_path / "two", "taken/below"), (tmp_path / "two", "new/two"),
     ]  # fmt: skip
-    kinds = [FileNotFoundError, AlreadyExists, IsADirectoryError, InvalidPath, InvalidPath]
-    with pytest.raises(ExceptionGroup, match="5 of 7") as caught:
+    kinds = [FileNotFoundError, AlreadyExists, IsADirectoryError, InvalidPath, InvalidPath, InvalidPath]
+    with pytest.raises(ExceptionGroup, match="6 of 8") as caught:
         backend.upload_many(pairs)
     assert [type(error) for error in caught.value.exceptions] == kinds
     held = {"one": b"one", "taken": b"old", "sub": None, "new": None, "new/two": b"two"}
