@@ -102,7 +102,7 @@ class Further:
     def __init__(self, make: Callable[[], ScriptedChannel], late: list[int]) -> None:
         self._make = make
         self._late = late
-        self._wanted = 1
+        self._wanted = self._there = 1
         self._asked = 0
 
     def want(self, count: int) -> None:
@@ -112,9 +112,9 @@ class Further:
     def arrived(self) -> list[Lane]:
         """The next one, if it is time."""
         self._asked += 1
-        if self._wanted > 1 and self._late and self._asked > self._late[0]:
+        if self._wanted > self._there and self._late and self._asked > self._late[0]:
             self._late.pop(0)
-            self._wanted -= 1
+            self._there += 1
             lane = Lane(self._make(), io_timeout=7)
             lane.handshake()
             return [lane]
