@@ -395,12 +395,16 @@ class SFTPBackend:
         progress: Progress | None = None,
         create_parents: bool = True,
         lanes: int | None = None,
+        resume_key: str | None = None,
     ) -> WriteResult:
         """Sends a local file, as `write_atomic` does, over ``lanes`` channels of the connection, or as many as pay.
 
+        A lost connection is made anew and the upload goes on. With a ``resume_key``, which names the writer, what was
+        sent (from some 32 MiB on) outlives even an interruption, and the next call with that key goes on with it.
+
         OSError for what this machine refuses; TransferCorrupted if ``local`` changes meanwhile.
         """
-        (outcome,) = self._upload([(local, path)], overwrite, verify, progress, create_parents, lanes)
+        (outcome,) = self._upload([(local, path)], overwrite, verify, progress, create_parents, lanes, resume_key)
         return or_raise(outcome)
 
     def upload_many(
@@ -412,6 +416,7 @@ class SFTPBackend:
         progress: Progress | None = None,
         create_parents: bool = True,
         lanes: int | None = None,
+        resume_key: str | None = None,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """Sends many files side by side, each as `upload` does; one result per pair (local path, key), in order.
@@ -419,7 +424,7 @@ class SFTPBackend:
         All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
         places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
         """
-        outcomes = self._upload(list(pairs), overwrite, verify, progress, create_parents, lanes)
+        outcomes = self._upload(list(pairs), overwrite, verify, progress, create_parents, lanes, resume_key)
         return gathered(outcomes, "uploads", return_exceptions)
 
     def _upload(
@@ -430,6 +435,7 @@ class SFTPBackend:
         progress: Progress | None,
         create_parents: bool,
         lanes: int | None,
+        resume_key: str | None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
         if lanes is not None:
@@ -442,8 +448,8 @@ class SFTPBackend:
             except InvalidPath as error:
                 refused.append(error)
                 continue
-            sending = _local.Upload(landing, local, progress)
-            jobs.append(Job(landing, sending, sweeps=verify != "none", so_far=sending.so_far))
+            sending = _local.Upload(landing, local, progress, resume_key)
+            jobs.append(Job(sending.landing, sending, sweeps=verify != "none", so_far=sending.so_far))
             refused.append(None)
         check_distinct([job.landing.target.key for job in jobs])
         outcomes = self._land(jobs)

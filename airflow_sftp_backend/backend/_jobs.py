@@ -44,6 +44,16 @@ class Job(Generic[T]):
         return self.so_far is not None and self.so_far.resumable
 
     @property
+    def left(self) -> bool:
+        """True if its temporary file was left for the next try."""
+        return self.so_far is not None and self.so_far.left
+
+    @property
+    def placed(self) -> Landing:
+        """The landing, with the temporary file that is used."""
+        return self.landing if self.so_far is None else self.so_far.placed(self.landing)
+
+    @property
     def done(self) -> int:
         """Bytes that are done."""
         return 0 if self.so_far is None else self.so_far.acknowledged
@@ -110,10 +120,12 @@ class Landings:
                 failed = (
                     [isinstance(outcome, BackendUnavailable) for outcome in outcomes] if whole else [True] * len(jobs)
                 )
-                self.recover([job.landing for job, left in zip(jobs, failed, strict=True) if left])
+                self.recover([job.placed for job, lost in zip(jobs, failed, strict=True) if lost and not job.left])
 
     def recover(self, landings: Sequence[Landing]) -> None:
         """Tidies up over a new connection, if there is one to be had at the first try."""
+        if not landings:
+            return
         try:
             self._session.call(lambda wire: wire.run_many(recover(landing) for landing in landings), attempts=1)
         except BackendUnavailable as error:
@@ -142,23 +154,26 @@ class Landings:
     def _land(self, jobs: Sequence[Job[T]], used: list[Wire], wire: Wire) -> list[T | SFTPBackendError | OSError]:
         used.append(wire)
         folders = {job.landing.target.parent for job in jobs if job.sweeps} - self._temps.keys()
-        times: dict[JailedPath, int] = {}
+        times: dict[Landing, int] = {}
         notes = (self._note(folder) for folder in folders)
         landings = (_timed(job, wire, times) for job in jobs)
         outcomes = wire.run_many(chain[Operation[T] | Operation[None]](notes, landings))[len(folders) :]
         if wire.broken is None:
-            stale = ((target, self._temps.get(target.parent, []), now) for target, now in times.items())
-            wire.run_many(sweep(target, temps, now) for target, temps, now in stale if temps)
+            wire.run_many(
+                sweep(done.target, temps, now, done.temp if done.spare else None)
+                for done, now in times.items()
+                if (temps := self._temps.get(done.target.parent))
+            )
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
     def _note(self, folder: JailedPath) -> Operation[None]:
         self._temps[folder] = yield from temps_in(folder)
 
 
-def _timed(job: Job[T], wire: Wire, times: dict[JailedPath, int]) -> Operation[T]:
+def _timed(job: Job[T], wire: Wire, times: dict[Landing, int]) -> Operation[T]:
     result, now = yield from job.operation(wire)
     if now is not None and job.sweeps:
-        times[job.landing.target] = now
+        times[job.landing] = now
     return result
 
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from ._codec import Attributes, OpenFlag
 from ._errors import (
+    BackendUnavailable,
     Code,
     InvalidPath,
     NotFound,
@@ -43,9 +44,10 @@ from ._operations import (
     taken,
     with_type,
 )
-from ._paths import JailedPath, is_temp_name
+from ._partial import left_over
+from ._paths import JailedPath, is_temp_name, same_writer, token_of
 from ._spread import Spread, lanes_wanted
-from ._transfer import Content, Incoming, Outgoing, send
+from ._transfer import SPAN, Content, Incoming, Outgoing, send
 from ._wire import Operation, Wire, ask, ask_all, post, wait
 
 logger = logging.getLogger(__name__)
@@ -73,6 +75,10 @@ class Landing:
     create_parents: bool = True
     lanes: int | None = None
     """How many lanes the content may be sent over; None: as many as it is worth."""
+    spare: JailedPath | None = None
+    """Where ``temp`` is the name that an earlier try of the same writer gave to the same source: the name to use if
+    what is there cannot be gone on with.
+    """
 
 
 @dataclass(slots=True)
@@ -96,6 +102,14 @@ class SoFar:
     opened: Opened | None = None
     resumable: bool = False
     """The connection was lost while bytes were sent, and the temporary file is still there."""
+    temp: JailedPath | None = None
+    """The temporary file, where it is not the landing's."""
+    left: bool = False
+    """The temporary file was left for the next try."""
+
+    def placed(self, landing: Landing) -> Landing:
+        """The landing, with the temporary file that is used."""
+        return landing if self.temp is None else replace(landing, temp=self.temp)
 
 
 def write_atomic(
@@ -112,8 +126,14 @@ def write_atomic(
     """
     so_far = SoFar() if so_far is None else so_far
     wire.want_lanes(lanes_wanted(wire, content.expected or 0, landing.lanes))
-    opened = yield from (open_landing(landing) if so_far.opened is None else _reopened(landing, so_far, progress))
-    so_far.opened, so_far.resumable = opened, False
+    if so_far.opened is None:
+        opened = yield from _opened(landing, content, so_far)
+        if progress is not None and so_far.acknowledged:
+            progress(so_far.acknowledged)
+    else:
+        opened = yield from _reopened(so_far.placed(landing), so_far, progress)
+    landing = so_far.placed(landing)
+    so_far.opened, so_far.resumable, so_far.left = opened, False, False
 
     def acknowledged(count: int) -> None:
         so_far.acknowledged += count
@@ -132,11 +152,39 @@ def write_atomic(
         return now
     except Refused as refused:
         raise from_refusal(refused, "cannot write", landing.target.key) from None
+    except BaseException as error:
+        ended = isinstance(error, BackendUnavailable) or not isinstance(error, Exception)  # by no fault of the file
+        worth = landing.spare is not None and so_far.acknowledged > SPAN
+        so_far.left = ended and worth and not opened.renaming
+        raise
     finally:
         if not landed:
             so_far.resumable = wire.broken is not None and not opened.renaming
             yield from spread.abandon()
-            yield from discard(landing.temp, opened.unclosed)
+            if not so_far.left:
+                yield from discard(landing.temp, opened.unclosed)
+            elif opened.unclosed is not None:
+                yield from close_quietly(opened.unclosed)
+
+
+def _opened(landing: Landing, content: Content, so_far: SoFar) -> Operation[Opened]:
+    """The temporary file: a new one, or what an earlier try has left of it."""
+    try:
+        return (yield from open_landing(landing))
+    except BackendUnavailable:
+        raise
+    except SFTPBackendError:
+        if landing.spare is None or isinstance((yield from see(landing.temp)), Refused):
+            raise
+    part = yield from left_over(landing.temp, content)
+    if part is None:
+        yield from discard(landing.temp)
+        so_far.temp = landing.spare
+        return (yield from open_landing(so_far.placed(landing)))
+    so_far.acknowledged = part.size
+    standing = yield from see(landing.target, follow=True)
+    replaced = None if isinstance(standing, Refused) else standing
+    return (yield from _checked(landing, Opened(part.handle, replaced, unclosed=part.handle)))
 
 
 def _reopened(landing: Landing, so_far: SoFar, progress: Progress | None) -> Operation[Opened]:
@@ -160,10 +208,15 @@ def _reopened(landing: Landing, so_far: SoFar, progress: Progress | None) -> Ope
 def open_landing(landing: Landing) -> Operation[Opened]:
     """Opens the temporary file. Raises AlreadyExists, InvalidPath for a folder under the final name."""
     handle, replaced = yield from open_new(landing.temp, landing.target, _NEW, create_parents=landing.create_parents)
+    return (yield from _checked(landing, Opened(handle, replaced, unclosed=handle)))
+
+
+def _checked(landing: Landing, opened: Opened) -> Operation[Opened]:
+    replaced = opened.replaced
     if replaced is not None and (replaced.is_folder or not landing.overwrite):
-        yield from discard(landing.temp, handle)
+        yield from discard(landing.temp, opened.handle)
         raise is_a_folder(landing.target) if replaced.is_folder else taken(landing.target)
-    return Opened(handle, replaced, unclosed=handle)
+    return opened
 
 
 def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: str | None) -> Operation[int | None]:
@@ -429,11 +482,18 @@ def temps_in(folder: JailedPath) -> Operation[list[tuple[JailedPath, int]]]:
     return [(place, found.mtime) for place, found in entries if found.mtime and is_temp_name(place.name)]
 
 
-def sweep(target: JailedPath, temps: list[tuple[JailedPath, int]], now: int) -> Operation[None]:
+def sweep(
+    target: JailedPath, temps: list[tuple[JailedPath, int]], now: int, writer: JailedPath | None = None
+) -> Operation[None]:
     """Removes those temporary files of ``target`` that nobody has written to for `STALE` seconds before ``now``, the
-    server's time.
+    server's time; those of the writer that has just landed, by its temporary name ``writer``, at once.
     """
-    stale = [place for place, written in temps if target.owns_temp(place.name) and written < now - STALE]
+    stale = [
+        place
+        for place, written in temps
+        if target.owns_temp(place.name)
+        and (written < now - STALE or (writer is not None and same_writer(token_of(place.name), token_of(writer.name))))
+    ]
     for place, answer in zip(stale, (yield from ask_all([Remove(place.native) for place in stale])), strict=True):
         if not isinstance(answer, Refused):
             logger.info("removed %r, left behind by a writer that ended", place.key)

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
 
 from ._codec import Attributes
@@ -15,7 +15,7 @@ from ._errors import AlreadyExists, Refused, TransferCorrupted
 from ._landing import Landing, SoFar, Verify, write_atomic
 from ._models import Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
-from ._paths import JailedPath, temp_name
+from ._paths import JailedPath, resume_token, spare_token, temp_name, token_of
 from ._transfer import Content, Incoming
 from ._wire import Operation, Wire
 
@@ -50,6 +50,17 @@ class LocalContent(Content):
                     path=self._key,
                 )
         return data
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Bytes anywhere in the file, untaken."""
+        return os.pread(self._file.fileno(), count, offset)
+
+    def skip(self, count: int) -> None:
+        """Goes on after the first ``count`` bytes; they are read only if they are hashed."""
+        if self._hash is not None:
+            super().skip(count)
+        else:
+            self.size = self._file.seek(count)
 
     def __enter__(self) -> LocalContent:
         return self
@@ -125,13 +136,30 @@ class LocalLanding:
 
 @dataclass(slots=True)
 class Upload:
-    """A local file on its way to where it lands, over one connection or, where that is lost, over several."""
+    """A local file on its way to where it lands, over one connection or, where that is lost, over several.
+
+    With a ``resume_key`` it goes on with what an earlier try with that key left of the same file.
+    """
 
     landing: Landing
     local: str | os.PathLike[str]
     progress: Progress | None = None
+    resume_key: InitVar[str | None] = None
     so_far: SoFar = field(default_factory=SoFar)
     _at_first: os.stat_result | None = None
+
+    def __post_init__(self, resume_key: str | None) -> None:
+        if resume_key is None:
+            return
+        try:
+            self._at_first = found = os.stat(self.local)
+        except OSError:  # said again, and raised, when it is opened
+            return
+        target, temp = self.landing.target, self.landing.temp
+        token = resume_token(resume_key, found.st_size, found.st_mtime_ns)
+        self.landing = replace(
+            self.landing, temp=target.temp(token), spare=target.temp(spare_token(token, token_of(temp.name)))
+        )
 
     def __call__(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
         """Sends what is not sent yet; also the server's time, where it tells."""

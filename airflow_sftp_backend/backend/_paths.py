@@ -14,6 +14,7 @@ from ._errors import InvalidPath
 
 _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_HALF = 6  # hex digits of a token
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
 
 
@@ -126,6 +127,29 @@ def temp_name(name: str, token: str) -> str:
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
 
 
+def resume_token(key: str, size: int, changed: int) -> str:
+    """The token of the writer ``key`` for a source of ``size`` bytes, last changed at ``changed`` (any clock): the
+    first half of its digits is the writer's, the other the source's.
+    """
+    return _digits(key) + _digits(f"{size} {changed}")
+
+
+def same_writer(token: str, other: str) -> bool:
+    """True for tokens of one writer."""
+    return token[:_HALF] == other[:_HALF]
+
+
+def spare_token(token: str, random: str) -> str:
+    """A token of the same writer for no source in particular; ``random`` is 12 hex digits."""
+    return token[:_HALF] + random[_HALF:]
+
+
+def token_of(name: str) -> str:
+    """The token in a temporary name; "" in any other."""
+    match = _TEMP_PATTERN.fullmatch(name)
+    return "" if match is None else match["token"]
+
+
 def is_temp_name(name: str) -> bool:
     """True for a name that `temp_name` makes."""
     return _TEMP_PATTERN.fullmatch(name) is not None
@@ -145,6 +169,10 @@ def check_server_name(name: str, folder: str) -> None:
 def has_control_character(text: str) -> bool:
     """True if a C0 control character or DEL is in ``text``."""
     return _CONTROL.search(text) is not None
+
+
+def _digits(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_HALF]
 
 
 def _name_digest(name: str) -> str:

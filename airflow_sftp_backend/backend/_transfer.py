@@ -24,6 +24,8 @@ from ._wire import Operation, Wire, post, wait
 
 WINDOW: Final = 20 << 20
 """Most bytes one download keeps in flight, and less than a lane's bound."""
+SPAN: Final = 32 << 20
+"""Most bytes of an upload from the first that is not acknowledged to the last that is sent."""
 _SENT: Final = 8 << 20  # bytes of an upload in flight on one lane: what its window does not take waits there
 _NEAR_UP: Final = 1 << 20  # bytes in flight where the server is next door: sshd is slow to enlarge its buffers
 _NEAR_DOWN: Final = 4 << 20
@@ -77,6 +79,10 @@ class Content:
             self._hash.update(data)
         return data
 
+    def at(self, offset: int, count: int) -> bytes | memoryview | None:
+        """Bytes anywhere in it, untaken; None if it can only be taken in order."""
+        return None if self._view is None else self._view[offset : offset + count]
+
     def skip(self, count: int) -> None:
         """Takes the first ``count`` bytes, which need not be sent again."""
         while self.size < count:
@@ -99,6 +105,7 @@ class Outgoing:
         self._spread = spread
         self._progress = progress
         self._queue: deque[tuple[int, Pending[None]]] = deque()
+        self._sent = 0
 
     def push(self, data: bytes | memoryview) -> Operation[None]:
         """Sends bytes on their way. Raises Refused for an earlier block that the server refused."""
@@ -107,11 +114,14 @@ class Outgoing:
         for start in range(0, len(view), self.block):
             piece = view[start : start + self.block]
             yield from self._spread.widen(self.offset)
-            while (way := self._spread.roomiest(len(piece))) is None or (
-                self._spread.single and len(self._queue) >= most
+            while (
+                (way := self._spread.roomiest(len(piece))) is None
+                or (self._spread.single and len(self._queue) >= most)
+                or (self._queue and self._sent + len(piece) > SPAN)
             ):
                 yield from self._acknowledge()
             self._queue.append((len(piece), (yield from post(Write(way.handle, self.offset, piece), way.lane))))
+            self._sent += len(piece)
             self.offset += len(piece)
 
     def join(self) -> Operation[None]:
@@ -129,6 +139,7 @@ class Outgoing:
 
     def _acknowledge(self) -> Operation[None]:
         size, pending = self._queue.popleft()
+        self._sent -= size
         yield from wait(pending)
         if self._progress is not None:
             self._progress(size)

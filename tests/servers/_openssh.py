@@ -57,6 +57,14 @@ class OpenSSHServer(Server):
         if self._process is not None:
             _kill(psutil.Process(self._process.pid).children(recursive=True))
 
+    def die(self) -> None:
+        """Ends sshd and all its sessions by SIGKILL; its files stay."""
+        self._stop()
+
+    def revive(self) -> None:
+        """Starts it again after `die`, on another port."""
+        self._start()
+
     def _start(self) -> None:
         sshd = sshd_path()
         if sshd is None:

@@ -1,0 +1,409 @@
+"""What a try leaves behind, the next one of the same writer goes on with; nobody else's, and never with other bytes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend.backend import _landing, _partial
+from airflow_sftp_backend.backend._landing import Landing, SoFar, write_atomic
+from airflow_sftp_backend.backend._messages import Write
+from airflow_sftp_backend.backend._partial import PIECE, pieces
+from airflow_sftp_backend.backend._paths import Jail, is_temp_name, resume_token, same_writer, spare_token
+from airflow_sftp_backend.backend._transfer import SPAN, Content
+from tests.servers import DiskFull, OpenSSHServer, Server
+
+from .expect import tree
+from .memory import MemoryServer
+
+MakeBackend = Callable[..., SFTPBackend]
+MiB = 1 << 20
+SIZE = 80 * MiB + 12345
+OLD = b"the old content"
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return random.Random(5).randbytes(SIZE)
+
+
+@pytest.fixture
+def big(tmp_path: Path, content: bytes) -> Path:
+    """A large local file."""
+    path = tmp_path / "big"
+    path.write_bytes(content)
+    return path
+
+
+class Interrupted(BaseException):
+    """What a signal handler raises."""
+
+
+class Stop:
+    """A progress callback that counts, and interrupts after so many bytes."""
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        self.done = 0
+        self.first: int | None = None
+
+    def __call__(self, gained: int) -> None:
+        self.first = gained if self.first is None else self.first
+        self.done += gained
+        if self.done >= self.at:
+            raise Interrupted
+
+
+def interrupted(
+    backend: SFTPBackend, local: Path, path: str, *, at: int = 60 * MiB, key: str = "a", lanes: int = 1
+) -> None:
+    with pytest.raises(Interrupted):
+        backend.upload(local, path, lanes=lanes, resume_key=key, progress=Stop(at))
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("verify", ["size", "sha256"])
+def test_the_next_try_goes_on_with_what_an_interrupted_one_sent(
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes, lanes: int, verify: str
+) -> None:
+    folder = openssh.fresh()
+    interrupted(make_backend(openssh, base_path=folder.base_path), big, "in/big", lanes=lanes)
+    (left,) = [name for name in tree(folder.path) if is_temp_name(Path(name).name)]
+    sent = (folder.path / left).stat().st_size
+    assert sent >= 60 * MiB
+    seen = Stop(float("inf"))
+    backend = make_backend(openssh, base_path=folder.base_path)
+    result = backend.upload(big, "in/big", lanes=lanes, resume_key="a", verify=verify, progress=seen)  # type: ignore[arg-type]  # one of them
+    assert (result.size, seen.done) == (SIZE, SIZE)
+    assert seen.first == sent - SPAN
+    assert tree(folder.path) == {"in": None, "in/big": content}
+
+
+def test_a_try_without_the_key_or_with_another_starts_anew(
+    server: Server, make_backend: MakeBackend, big: Path, content: bytes
+) -> None:
+    folder = server.fresh()
+    backend = make_backend(server, base_path=folder.base_path)
+    interrupted(backend, big, "big", key="mine")
+    (left,) = tree(folder.path)
+    for key in (None, "another's"):
+        seen = Stop(float("inf"))
+        backend.upload(big, "big", overwrite=True, resume_key=key, progress=seen)
+        assert seen.first is not None
+        assert seen.first <= MiB
+        assert sorted(tree(folder.path)) == sorted([left, "big"])
+    backend.upload(big, "big", overwrite=True, resume_key="mine")
+    assert tree(folder.path) == {"big": content}
+
+
+@pytest.mark.parametrize("change", ["longer", "shorter", "later", "same time"])
+def test_a_source_that_is_another_one_by_now_is_sent_anew(
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes, change: str
+) -> None:
+    folder = openssh.fresh()
+    interrupted(make_backend(openssh, base_path=folder.base_path), big, "big")
+    before = big.stat()
+    other = {
+        "longer": content + b"more", "shorter": content[:-9], "later": content[::-1], "same time": content[::-1],
+    }[change]  # fmt: skip
+    big.write_bytes(other)
+    if change == "same time":
+        os.utime(big, ns=(before.st_atime_ns, before.st_mtime_ns))
+    seen = Stop(float("inf"))
+    make_backend(openssh, base_path=folder.base_path).upload(big, "big", resume_key="a", progress=seen)
+    assert seen.first is not None
+    assert seen.first <= MiB
+    assert tree(folder.path) == {"big": other}
+
+
+@pytest.mark.parametrize("damage", ["cut", "hole", "longer", "a folder", "a link"])
+def test_what_was_done_to_the_part_meanwhile_does_not_end_in_the_file(
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes, damage: str
+) -> None:
+    folder = openssh.fresh()
+    interrupted(make_backend(openssh, base_path=folder.base_path), big, "big")
+    (left,) = folder.path.iterdir()
+    elsewhere = folder.path / "elsewhere"
+    if damage == "cut":
+        os.truncate(left, 40 * MiB)
+    elif damage == "hole":
+        with left.open("r+b") as file:
+            file.seek(left.stat().st_size - SPAN - MiB)
+            file.write(bytes(MiB))
+    elif damage == "longer":
+        os.truncate(left, SIZE + 1)
+    else:
+        left.unlink()
+        if damage == "a folder":
+            left.mkdir()
+        else:
+            elsewhere.write_bytes(OLD)
+            left.symlink_to(elsewhere)
+    backend = make_backend(openssh, base_path=folder.base_path)
+    backend.upload(big, "big", resume_key="a")
+    assert (folder.path / "big").read_bytes() == content
+    if damage == "a link":
+        assert elsewhere.read_bytes() == OLD
+        elsewhere.unlink()
+    if damage != "a folder":  # which is nobody's part, and stays
+        assert tree(folder.path) == {"big": content}
+
+
+def test_a_lost_server_leaves_what_was_sent_for_the_next_try(
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes
+) -> None:
+    folder = openssh.fresh()
+    backend = make_backend(openssh, base_path=folder.base_path)
+    stopped = Stop(float("inf"))
+
+    def progress(gained: int) -> None:
+        stopped(gained)
+        if stopped.done >= 60 * MiB:
+            openssh.kill_sessions()
+            raise BackendUnavailable("as if no new connection could be had")
+
+    with pytest.raises(BackendUnavailable):
+        backend.upload(big, "big", resume_key="a", progress=progress)
+    (left,) = folder.path.iterdir()
+    assert is_temp_name(left.name)
+    seen = Stop(float("inf"))
+    backend.upload(big, "big", resume_key="a", progress=seen)
+    assert seen.first is not None
+    assert seen.first >= 20 * MiB
+    assert tree(folder.path) == {"big": content}
+
+
+def test_what_the_server_refuses_is_not_left_on_its_full_disk(make_backend: MakeBackend, big: Path) -> None:
+    with DiskFull(capacity=60 * MiB) as full:
+        folder = full.fresh()
+        with pytest.raises(SFTPBackendError):
+            make_backend(full, base_path=folder.base_path).upload(big, "big", resume_key="a")
+        assert tree(folder.path) == {}
+
+
+@pytest.mark.parametrize("standing", ["file", "folder"])
+def test_a_taken_target_is_refused_and_keeps_nothing(
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, standing: str
+) -> None:
+    folder = openssh.fresh()
+    backend = make_backend(openssh, base_path=folder.base_path)
+    interrupted(backend, big, "big")
+    target = folder.path / "big"
+    target.write_bytes(OLD) if standing == "file" else target.mkdir()
+    with pytest.raises(AlreadyExists if standing == "file" else InvalidPath):
+        backend.upload(big, "big", resume_key="a")
+    assert tree(folder.path) == {"big": OLD if standing == "file" else None}
+
+
+def test_little_is_not_left(server: Server, make_backend: MakeBackend, big: Path) -> None:
+    folder = server.fresh()
+    interrupted(make_backend(server, base_path=folder.base_path), big, "big", at=20 * MiB)
+    assert tree(folder.path) == {}
+
+
+def test_two_writers_at_once_do_not_mix_even_with_one_key(
+    server: Server, make_backend: MakeBackend, tmp_path: Path, content: bytes
+) -> None:
+    folder = server.fresh()
+    other = content[::-1]
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(content)
+    two.write_bytes(other)
+    os.utime(two, ns=(one.stat().st_atime_ns, one.stat().st_mtime_ns))
+    first, second = (make_backend(server, base_path=folder.base_path) for _ in range(2))
+    nested: list[bool] = []
+
+    def progress(gained: int) -> None:
+        if not nested:
+            nested.append(True)
+            second.upload(two, "big", overwrite=True, resume_key="a")
+
+    with suppress(SFTPBackendError):  # the second has taken its temporary file for one of a try that ended
+        first.upload(one, "big", overwrite=True, resume_key="a", progress=progress)
+    assert nested
+    assert tree(folder.path) in ({"big": content}, {"big": other})
+
+
+def test_the_next_try_of_many_goes_on_with_each(
+    openssh: OpenSSHServer, make_backend: MakeBackend, tmp_path: Path, content: bytes
+) -> None:
+    folder = openssh.fresh()
+    sources = {f"{number}": content[number : number + 60 * MiB] for number in range(3)}
+    for name, held in sources.items():
+        (tmp_path / name).write_bytes(held)
+    pairs = [(tmp_path / name, name) for name in sources]
+    with pytest.raises(Interrupted):
+        make_backend(openssh, base_path=folder.base_path).upload_many(
+            pairs, resume_key="a", lanes=1, progress=Stop(150 * MiB)
+        )
+    seen = Stop(float("inf"))
+    make_backend(openssh, base_path=folder.base_path).upload_many(pairs, resume_key="a", progress=seen, overwrite=True)
+    assert seen.done == 180 * MiB
+    assert seen.first is not None
+    assert seen.first > MiB
+    assert tree(folder.path) == sources
+
+
+# -- kill -9 ----------------------------------------------------------------------------------------------------------
+
+
+def killed(server: OpenSSHServer, base_path: str, **work: object) -> bool:
+    """Does the work in a process of its own, which kills itself on its way; True if it did not come to its end."""
+    connection = {
+        "host": server.host, "port": server.port, "username": server.username, "base_path": base_path,
+        "pkey": server.client_key.read_text(), "config": {"known_host_keys": server.known_hosts},
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.backend.killed", json.dumps(work | {"connection": connection})]
+    root = Path(__file__).parents[2]
+    ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+    assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
+    return ended.returncode != 0
+
+
+@pytest.mark.timeout(240)
+def test_after_a_kill_of_this_process_anywhere_the_next_try_ends_with_the_file_and_nothing_else(
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes
+) -> None:
+    chance = random.Random(7)
+    folder = openssh.fresh()
+    resumed = 0
+    for number in range(25):
+        times = 0
+        while killed(
+            openssh, folder.base_path, work="up", local=str(big), path="big", key=f"try of {number}",
+            lanes=chance.choice([1, 4]), kill_at=chance.randrange(1, 2 * SIZE),
+        ) and times < 3:  # fmt: skip
+            times += 1
+        if times:
+            seen = Stop(float("inf"))
+            backend = make_backend(openssh, base_path=folder.base_path)
+            with suppress(AlreadyExists):  # killed after it had its name
+                backend.upload(big, "big", resume_key=f"try of {number}", progress=seen)
+            resumed += (seen.first or 0) > MiB
+            backend.close()
+        assert tree(folder.path) == {"big": content}
+        (folder.path / "big").unlink()
+    assert resumed >= 3
+
+
+@pytest.mark.timeout(240)
+def test_after_a_kill_of_the_server_anywhere_the_next_try_ends_with_the_file_and_nothing_else(
+    make_backend: MakeBackend, big: Path, content: bytes
+) -> None:
+    chance = random.Random(9)
+    resumed = 0
+    with OpenSSHServer() as server:
+        folder = server.fresh()
+        for _ in range(25):
+            dies_at = chance.randrange(1, SIZE)
+            done = 0
+
+            def progress(gained: int, dies_at: int = dies_at) -> None:
+                nonlocal done
+                done += gained
+                if done >= dies_at:
+                    server.die()
+
+            with pytest.raises(BackendUnavailable):
+                make_backend(server, base_path=folder.base_path).upload(
+                    big, "big", resume_key="a", lanes=chance.choice([1, 4]), progress=progress
+                )
+            server.revive()
+            seen = Stop(float("inf"))
+            make_backend(server, base_path=folder.base_path).upload(big, "big", resume_key="a", progress=seen)
+            resumed += (seen.first or 0) > MiB
+            assert tree(folder.path) == {"big": content}
+            (folder.path / "big").unlink()
+    assert resumed >= 3
+
+
+# -- algorithms -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 1 << 40))
+def test_what_is_compared_lies_within_the_part_and_covers_its_end(size: int) -> None:
+    compared = pieces(size)
+    assert all(start >= 0 and 0 < length <= PIECE and start + length <= size for start, length in compared)
+    covered = size
+    for start, length in reversed(compared):
+        if start + length < covered:
+            break
+        covered = start
+    assert covered <= max(0, size - MiB)
+    gaps = [after[0] - before[0] for before, after in itertools.pairwise(compared)]
+    assert not gaps or max(gaps) <= size // 32 + 1
+
+
+@given(st.text(), st.text(), st.integers(0, 1 << 60), st.integers(-(1 << 60), 1 << 60))
+def test_tokens_tell_the_writer(key: str, other: str, size: int, changed: int) -> None:
+    token = resume_token(key, size, changed)
+    assert is_temp_name(Jail("/").locate("a").temp(token).name)
+    assert same_writer(token, resume_token(key, size + 1, changed))
+    assert same_writer(token, spare_token(token, "0123456789ab"))
+    assert resume_token(key, size + 1, changed) != token
+
+
+SPARE = Jail("/").locate("in/target").temp("aaaaaa999999")
+
+
+def landing() -> Landing:
+    target = Jail("/").locate("in/target")
+    return Landing(target, target.temp("aaaaaa000000"), target.temp("f" * 12), overwrite=True, spare=SPARE)
+
+
+@given(
+    source=st.binary(min_size=1, max_size=300),
+    left=st.binary(max_size=320),
+    whole=st.booleans(),
+    keep=st.integers(0, 300),
+    piece=st.integers(1, 9),
+)
+def test_whatever_stands_in_the_part_the_file_is_the_source(
+    source: bytes, left: bytes, whole: bool, keep: int, piece: int
+) -> None:
+    part = source[:keep] if whole else left
+    server = MemoryServer({"/in": None, "/in/target": OLD, landing().temp.native: part})
+    so_far = SoFar()
+    with patch.object(_partial, "SPAN", 20), patch.object(_landing, "SPAN", 20), patch.object(_partial, "PIECE", piece):
+        server.run(write_atomic(server, landing(), Content(source), None, so_far))
+    # what is compared is a sample: of parts so small, all of it
+    if whole or 32 * piece >= len(left) - 20:
+        assert server.content() == {"/in/target": source}
+    assert not server.open
+    written = sum(len(request.data) for request in server.requests if isinstance(request, Write))
+    if whole and 20 < keep <= len(source):
+        assert written == len(source) - (min(keep, len(source)) - 20)
+
+
+@given(source=st.binary(min_size=60, max_size=300), lost=st.lists(st.integers(1, 90), min_size=1, max_size=4))
+def test_lost_at_any_request_again_and_again_the_last_try_ends_with_the_file_alone(
+    source: bytes, lost: list[int]
+) -> None:
+    held: dict[str, bytes] = {"/in/target": OLD}
+    with patch.object(_partial, "SPAN", 20), patch.object(_landing, "SPAN", 20):
+        for number in [*lost, 0]:
+            server = MemoryServer({"/in": None} | held, fail_at={number}, failure="lost before")
+            try:
+                server.run(write_atomic(server, landing(), Content(source)))
+            except BackendUnavailable:
+                assert server.content()["/in/target"] in (OLD, source)
+            held = server.content()
+    assert held.pop("/in/target") == source
+    assert held.keys() <= {SPARE.native}  # which is found by listing the folder
