@@ -163,7 +163,7 @@ class SFTPUploadOperator(_TransferOperator):
             ], []
         progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
         failures: Failures = []
-        for step, outcome in zip(pending, self._send(backend, pending, progress), strict=True):
+        for step, outcome in zip(pending, self._send(backend, pending, attempt, progress), strict=True):
             if isinstance(outcome, int):
                 rows.append(_row(step.target, step, "source", outcome, "uploaded"))
             elif isinstance(outcome, AlreadyExists) and attempt.again and _same(backend, step.target, step.source):
@@ -174,7 +174,7 @@ class SFTPUploadOperator(_TransferOperator):
         return rows, failures
 
     def _send(
-        self, backend: SFTPBackend, steps: Sequence[Step], progress: ProgressLog
+        self, backend: SFTPBackend, steps: Sequence[Step], attempt: _Try, progress: ProgressLog
     ) -> list[int | SFTPBackendError | OSError]:
         """Bytes sent or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
@@ -185,6 +185,7 @@ class SFTPUploadOperator(_TransferOperator):
             verify=self.verify,
             progress=progress,
             create_parents=self.create_parents,
+            resume_key=attempt.resume_key,
             return_exceptions=True,
         )
         done: dict[Step, int | SFTPBackendError | OSError] = {}
@@ -241,7 +242,7 @@ class SFTPDownloadOperator(_TransferOperator):
             ]
             return rows, failures
         progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
-        for step, outcome in zip(pending, self._fetch(backend, pending, progress), strict=True):
+        for step, outcome in zip(pending, self._fetch(backend, pending, attempt, progress), strict=True):
             if isinstance(outcome, int):
                 rows.append(_row(step.source, step, "target", outcome, "downloaded"))
             elif isinstance(outcome, AlreadyExists) and attempt.again and _same(backend, step.source, step.target):
@@ -252,7 +253,7 @@ class SFTPDownloadOperator(_TransferOperator):
         return rows, failures
 
     def _fetch(
-        self, backend: SFTPBackend, steps: Sequence[Step], progress: ProgressLog
+        self, backend: SFTPBackend, steps: Sequence[Step], attempt: _Try, progress: ProgressLog
     ) -> list[int | SFTPBackendError | OSError]:
         """Bytes fetched or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
@@ -265,6 +266,7 @@ class SFTPDownloadOperator(_TransferOperator):
             overwrite=overwrite,
             verify=self.verify,
             progress=progress,
+            resume_key=attempt.resume_key,
             return_exceptions=True,
         )
         for step, outcome in zip(local, outcomes, strict=True):
@@ -430,7 +432,8 @@ class SFTPDeleteOperator(_FileOperator):
 
 
 class _Try:
-    """A try of the task: whether it is the first (``again``), and what an earlier one has set out to move or delete.
+    """A try of the task: whether it is the first (``again``), what all tries have in common (``resume_key``), and what
+    an earlier one has set out to move or delete.
 
     That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3. Without it the
     next try of a move cannot tell, and fails for what is gone; that of a delete takes what is gone for deleted.
@@ -440,7 +443,9 @@ class _Try:
     _MOST = 500  # files; the store is for small values
 
     def __init__(self, context: Context) -> None:
-        self.again = (context["ti"].try_number or 1) > 1
+        instance = context["ti"]
+        self.again = (instance.try_number or 1) > 1
+        self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
         self._store = context.get("task_state_store")
         self._noted: dict[str, Any] = {}
         if self._store is not None:

@@ -262,13 +262,16 @@ class SFTPBackend:
         *,
         verify: Verify = "size",
         progress: Progress | None = None,
+        resume_key: str | None = None,
     ) -> WriteResult:
         """Fetches a file; ``local`` appears only when it is whole, readable by its owner alone.
+
+        Goes on after a lost connection and, with a ``resume_key``, in the next call, as `upload` does.
 
         Raises NotFound, InvalidPath for a folder, AlreadyExists if ``local`` exists, TransferCorrupted if the file
         changes meanwhile, OSError for what this machine refuses.
         """
-        (outcome,) = self._download([(path, local)], overwrite, verify, progress)
+        (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key)
         return or_raise(outcome)
 
     def download_many(
@@ -278,6 +281,7 @@ class SFTPBackend:
         *,
         verify: Verify = "size",
         progress: Progress | None = None,
+        resume_key: str | None = None,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """Fetches many files side by side, each as `download` does; one result per pair (key, local path), in order.
@@ -285,7 +289,7 @@ class SFTPBackend:
         All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
         places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
         """
-        outcomes = self._download(list(pairs), overwrite, verify, progress)
+        outcomes = self._download(list(pairs), overwrite, verify, progress, resume_key)
         return gathered(outcomes, "downloads", return_exceptions)
 
     def _download(
@@ -294,6 +298,7 @@ class SFTPBackend:
         overwrite: bool,
         verify: Verify,
         progress: Progress | None,
+        resume_key: str | None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
         check_distinct([os.path.abspath(local) for _, local in pairs])
@@ -301,7 +306,7 @@ class SFTPBackend:
         refused: list[InvalidPath | None] = []
         for path, local in pairs:
             try:
-                downloads.append(_local.Download(self._at(path), local, overwrite, verify, progress))
+                downloads.append(_local.Download(self._at(path), local, overwrite, verify, progress, resume_key))
                 refused.append(None)
             except InvalidPath as error:
                 refused.append(error)
@@ -314,6 +319,7 @@ class SFTPBackend:
                 stack.enter_context(one)
             outcomes = fetch(downloads)
             go_on(downloads, outcomes, fetch)
+        _local.sweep(downloads, outcomes)
         done = iter(outcomes)
         return [self._located(next(done) if error is None else error) for error in refused]
 

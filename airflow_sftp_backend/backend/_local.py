@@ -1,23 +1,28 @@
-"""The local end of a transfer: files on this machine, read unchanged and written as safely as remote ones."""
+"""Uploads and downloads: a file on its way to or from this machine, over as many connections as it takes."""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
+import logging
 import os
-import secrets
 from dataclasses import InitVar, dataclass, field, replace
 from pathlib import Path
+from typing import Final
 
 from ._codec import Attributes
-from ._errors import AlreadyExists, Refused, TransferCorrupted
+from ._errors import BackendUnavailable, Refused, SFTPBackendError, TransferCorrupted
 from ._landing import Landing, SoFar, Verify, write_atomic
+from ._local_landing import LEAST, LocalLanding, remove_left
 from ._models import Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
-from ._paths import JailedPath, resume_token, spare_token, temp_name, token_of
+from ._partial import holds
+from ._paths import JailedPath, resume_token, spare_token, token_of
 from ._transfer import Content, Incoming
 from ._wire import Operation, Wire
+
+logger = logging.getLogger(__name__)
+
+_READ: Final = 1 << 20  # bytes read at once of what is there already
 
 
 class LocalContent(Content):
@@ -69,71 +74,6 @@ class LocalContent(Content):
         self._file.close()
 
 
-class LocalLanding:
-    """A local file that appears under its name only when it is whole.
-
-    Use as a context manager: without `commit` nothing stays. ``key`` is where it comes from, for errors.
-
-    The temporary file is made anew beside the target (never through a link), readable by its owner only.
-    """
-
-    def __init__(self, local: str | os.PathLike[str], *, key: str, overwrite: bool) -> None:
-        self.path = Path(local)
-        self._key = key
-        self._overwrite = overwrite
-        if self.path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(local))
-        if not overwrite and os.path.lexists(self.path):
-            raise self._taken()
-        self.temp = self.path.with_name(temp_name(self.path.name, secrets.token_hex(6)))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-        self._descriptor: int | None = None
-        try:
-            self._descriptor = os.open(self.temp, flags, 0o600)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                errno.ENOENT, "the local folder does not exist", os.fspath(self.path.parent)
-            ) from None
-
-    def write(self, data: memoryview) -> None:
-        """Appends all of ``data``."""
-        assert self._descriptor is not None
-        while data:
-            data = data[os.write(self._descriptor, data) :]
-
-    def commit(self) -> None:
-        """Gives the file its name. AlreadyExists if that was taken meanwhile and ``overwrite`` is False."""
-        self._close()
-        if self._overwrite:
-            os.replace(self.temp, self.path)
-            return
-        try:
-            os.link(self.temp, self.path)
-        except FileExistsError:
-            raise self._taken() from None
-        except OSError:  # a file system without hard links: looked at, then renamed
-            if os.path.lexists(self.path):
-                raise self._taken() from None
-            os.replace(self.temp, self.path)
-
-    def _taken(self) -> AlreadyExists:
-        message = f"the local file {os.fspath(self.path)!r} exists; pass overwrite=True to replace it"
-        return AlreadyExists(message, path=self._key)
-
-    def _close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def __enter__(self) -> LocalLanding:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._close()
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.temp)
-
-
 @dataclass(slots=True)
 class Upload:
     """A local file on its way to where it lands, over one connection or, where that is lost, over several.
@@ -175,7 +115,8 @@ class Upload:
 class Download:
     """A file on its way to where it lands on this machine, over one connection or, where that is lost, over several.
 
-    Use as a context manager: without success nothing stays.
+    Use as a context manager: without success nothing stays. But with a ``resume_key`` it goes on with what an earlier
+    try with that key left of the same file, and leaves that itself where it is interrupted or its connection is lost.
     """
 
     place: JailedPath
@@ -183,6 +124,7 @@ class Download:
     overwrite: bool
     verify: Verify
     progress: Progress | None = None
+    resume_key: str | None = None
     done: int = 0
     """Bytes that have come."""
     resumable: bool = False
@@ -198,6 +140,7 @@ class Download:
         ``"sha256"`` the disk does not hold what came.
         """
         self.resumable = False
+        fault = True
         try:
             incoming = yield from self._received(wire)
             if incoming.grew and self.verify != "none":
@@ -207,19 +150,29 @@ class Download:
                     path=self.place.key,
                 )
             return self._landed()
+        except BaseException as error:
+            fault = isinstance(error, Exception) and not isinstance(error, BackendUnavailable)
+            raise
         finally:
+            if self._landing is not None:
+                self._landing.lasts = not fault and self.done >= LEAST
             if not self.resumable:
                 self.__exit__()
 
     def _received(self, wire: Wire) -> Operation[Incoming]:
         if self._landing is None:
-            self._landing = LocalLanding(self.local, key=self.place.key, overwrite=self.overwrite)
+            writer = self.resume_key
+            self._landing = LocalLanding(self.local, key=self.place.key, overwrite=self.overwrite, writer=writer)
             self._digest = hashlib.sha256() if self.verify == "sha256" else None
         handle = yield from open_for_reading(self.place)
         whole = False
         try:
-            incoming = Incoming(wire, handle, (yield from wire.limits()).read, self.place.key, offset=self.done)
+            block = (yield from wire.limits()).read
+            incoming = Incoming(wire, handle, block, self.place.key, offset=self.done)
             while data := (yield from incoming.next()):
+                if self._source is None and (yield from self._gone_on(handle, incoming.attributes)):
+                    incoming = Incoming(wire, handle, block, self.place.key, offset=self.done)
+                    continue
                 self._check_same(incoming.attributes)
                 self._take(data)
             whole = True
@@ -230,6 +183,28 @@ class Download:
             known = self._source is not None and self._source.size is not None
             self.resumable = not whole and known and wire.broken is not None
             yield from close_quietly(handle)
+
+    def _gone_on(self, handle: bytes, source: Attributes) -> Operation[bool]:
+        """True if an earlier try has left a part of this very file, which is taken over."""
+        landing = self._landing
+        assert landing is not None
+        if self.resume_key is None or source.size is None or source.mtime is None:
+            return False
+        size = landing.take_over(resume_token(self.resume_key, source.size, source.mtime), source.size)
+        if not size:
+            return False
+        if not (yield from holds(handle, size, landing.at)):
+            logger.warning("%r: an earlier try left %d bytes of other content: starting anew", self.place.key, size)
+            landing.clear()
+            return False
+        logger.info("%r: going on after %d bytes that an earlier try has fetched", self.place.key, size)
+        if self._digest is not None:
+            for start in range(0, size, _READ):
+                self._digest.update(landing.at(start, min(_READ, size - start)))
+        self._source, self.done = source, size
+        if self.progress is not None:
+            self.progress(size)
+        return True
 
     def _check_same(self, source: Attributes) -> None:
         """TransferCorrupted if the file is not the one of the earlier try."""
@@ -271,3 +246,13 @@ class Download:
 def _digest_of(path: Path) -> str:
     with path.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def sweep(downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError]) -> None:
+    """Removes what earlier tries with the same resume key left of what has landed now."""
+    landed: dict[str, list[Path]] = {}
+    for one, outcome in zip(downloads, outcomes, strict=True):
+        if one.resume_key is not None and isinstance(outcome, WriteResult):
+            landed.setdefault(one.resume_key, []).append(Path(one.local))
+    for writer, paths in landed.items():
+        remove_left(paths, writer)

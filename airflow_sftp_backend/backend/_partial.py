@@ -9,6 +9,7 @@ whole file is read back in the end.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -49,7 +50,7 @@ def left_over(temp: JailedPath, content: Content) -> Operation[Part | None]:
         size = there - SPAN
         if size <= 0 or there > (content.expected or 0):
             logger.info("%r: an earlier try left %d bytes: starting anew", temp.key, there)
-        elif not (yield from _same(handle, size, content)):
+        elif not (yield from holds(handle, size, content.at)):
             logger.warning("%r: an earlier try left %d bytes of other content: starting anew", temp.key, there)
         else:
             logger.info("%r: going on after %d bytes that an earlier try has sent", temp.key, size)
@@ -68,10 +69,13 @@ def pieces(size: int) -> list[tuple[int, int]]:
     return [(start, min(PIECE, size - start)) for start in sorted(starts)]
 
 
-def _same(handle: bytes, size: int, content: Content) -> Operation[bool]:
+def holds(handle: bytes, size: int, at: Callable[[int, int], bytes | memoryview | None]) -> Operation[bool]:
+    """True if the first ``size`` bytes of a file on the server are, where they are compared, those that ``at`` gives
+    for an offset and a length. One round trip.
+    """
     compared = pieces(size)
     answers = yield from ask_all([Read(handle, start, length) for start, length in compared])
     return all(
-        not isinstance(answer, Refused) and answer == content.at(start, length)
+        not isinstance(answer, Refused) and answer == at(start, length)
         for (start, length), answer in zip(compared, answers, strict=True)
     )

@@ -57,8 +57,7 @@ class JailedPath:
 
     def owns_temp(self, name: str) -> bool:
         """True if ``name`` is a temporary name of this target."""
-        match = _TEMP_PATTERN.fullmatch(name)
-        return match is not None and match["digest"] == _name_digest(self.name)
+        return is_temp_of(name, self.name)
 
     def _entry(self, name: str) -> JailedPath:
         key = f"{self.key}/{name}" if self.key else name
@@ -142,6 +141,12 @@ def same_writer(token: str, other: str) -> bool:
 def spare_token(token: str, random: str) -> str:
     """A token of the same writer for no source in particular; ``random`` is 12 hex digits."""
     return token[:_HALF] + random[_HALF:]
+
+
+def is_temp_of(temp: str, name: str) -> bool:
+    """True if ``temp`` is a name that `temp_name` makes for ``name``."""
+    match = _TEMP_PATTERN.fullmatch(temp)
+    return match is not None and match["digest"] == _name_digest(name)
 
 
 def token_of(name: str) -> str:

@@ -152,9 +152,10 @@ class SyncBackendAdapter:
         progress: Progress | None = None,
         create_parents: bool = True,
         lanes: int | None = None,
+        resume_key: str | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.upload, create_parents=create_parents, lanes=lanes)
+        call = partial(self._backend.upload, create_parents=create_parents, lanes=lanes, resume_key=resume_key)
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
     async def upload_many(
@@ -166,6 +167,7 @@ class SyncBackendAdapter:
         progress: Progress | None = None,
         create_parents: bool = True,
         lanes: int | None = None,
+        resume_key: str | None = None,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.upload_many`; ``progress`` is called on the adapter's thread."""
@@ -173,6 +175,7 @@ class SyncBackendAdapter:
             self._backend.upload_many,
             create_parents=create_parents,
             lanes=lanes,
+            resume_key=resume_key,
             return_exceptions=return_exceptions,
         )
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
@@ -185,9 +188,10 @@ class SyncBackendAdapter:
         *,
         verify: Verify = "size",
         progress: Progress | None = None,
+        resume_key: str | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.download`; ``progress`` is called on the adapter's thread."""
-        call = self._backend.download
+        call = partial(self._backend.download, resume_key=resume_key)
         return await self._call(call, path, local, overwrite, verify=verify, progress=progress)
 
     async def download_many(
@@ -197,10 +201,11 @@ class SyncBackendAdapter:
         *,
         verify: Verify = "size",
         progress: Progress | None = None,
+        resume_key: str | None = None,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.download_many`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.download_many, return_exceptions=return_exceptions)
+        call = partial(self._backend.download_many, resume_key=resume_key, return_exceptions=return_exceptions)
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 
     async def move(self, src: str, dst: str, overwrite: bool = False) -> None:

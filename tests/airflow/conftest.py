@@ -105,7 +105,10 @@ class State:
 def context(try_number: int = 1, state: State | None = None) -> Context:
     """What a task is run with, as far as operators and sensors look at it."""
     started = datetime.now(UTC)
-    instance = SimpleNamespace(try_number=try_number, get_first_reschedule_date=lambda _: started)
+    instance = SimpleNamespace(
+        dag_id="dag", task_id="task", run_id="run", map_index=-1,
+        try_number=try_number, get_first_reschedule_date=lambda _: started,
+    )  # fmt: skip
     found: dict[str, Any] = {"ti": instance}
     if state is not None:
         found["task_state_store"] = state

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[impor
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
 from airflow_sftp_backend.backend import BackendConfig
 from tests.airflow.conftest import Connect, State, context, grow, held
-from tests.servers import StallsAfter
+from tests.servers import AsyncsshServer, StallsAfter
 
 from .test_operators import delete, download, move, run, upload
 
@@ -151,6 +153,24 @@ def test_a_server_that_is_gone_is_not_asked_for_every_file(connect: Connect) -> 
         with pytest.raises((BackendUnavailable, ExceptionGroup)):
             run(delete("*"))
         assert stalling.connections() <= 3
+
+
+@pytest.mark.parametrize("what", ["upload", "download"])
+def test_the_next_try_goes_on_where_the_last_one_lost_its_server(
+    connect: Connect, server: AsyncsshServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    content = random.Random(1).randbytes(80 << 20)
+    with StallsAfter(requests=100) as stalling:
+        folder = stalling.fresh()
+        grow(folder.path if what == "download" else tmp_path, {"big": content})
+        operator = upload(tmp_path / "big", "big") if what == "upload" else download("big", tmp_path / "big")
+        connect(stalling, base_path=folder.base_path, io_timeout=1, timeout=1, conn_retry_attempts=1)
+        with pytest.raises(BackendUnavailable):
+            run(operator)
+        connect(server, base_path=folder.base_path)
+        run(operator, try_number=2)
+        assert re.search(r"going on after \d{7,} bytes that an earlier try has", capsys.readouterr().out)
+        assert held(folder.path) == held(tmp_path) == {"big": content}
 
 
 # -- stores -----------------------------------------------------------------------------------------------------------

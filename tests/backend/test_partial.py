@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from airflow_sftp_backend.backend._messages import Write
 from airflow_sftp_backend.backend._partial import PIECE, pieces
 from airflow_sftp_backend.backend._paths import Jail, is_temp_name, resume_token, same_writer, spare_token
 from airflow_sftp_backend.backend._transfer import SPAN, Content
-from tests.servers import DiskFull, OpenSSHServer, Server
+from tests.servers import DiskFull, Folder, OpenSSHServer, Server
 
 from .expect import tree
 from .memory import MemoryServer
@@ -261,6 +262,104 @@ def test_the_next_try_of_many_goes_on_with_each(
     assert tree(folder.path) == sources
 
 
+# -- downloads --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def there(openssh: OpenSSHServer, content: bytes) -> Folder:
+    """A folder of OpenSSH's that holds a large file."""
+    folder = openssh.fresh()
+    (folder.path / "big").write_bytes(content)
+    return folder
+
+
+def cut_short(backend: SFTPBackend, local: Path, *, at: int = 30 * MiB, key: str | None = "a") -> None:
+    with pytest.raises(Interrupted):
+        backend.download("big", local, resume_key=key, progress=Stop(at))
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256"])
+def test_the_next_try_goes_on_with_what_an_interrupted_one_fetched(
+    openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes, verify: str
+) -> None:
+    cut_short(make_backend(openssh, base_path=there.base_path), tmp_path / "here")
+    (left,) = tmp_path.iterdir()
+    assert left.stat().st_mode & 0o777 == 0o600
+    sent = left.stat().st_size
+    seen = Stop(float("inf"))
+    backend = make_backend(openssh, base_path=there.base_path)
+    result = backend.download("big", tmp_path / "here", resume_key="a", verify=verify, progress=seen)  # type: ignore[arg-type]  # one of them
+    assert (result.size, seen.first, seen.done) == (SIZE, sent, SIZE)
+    if verify == "sha256":
+        assert result.digest == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert tree(tmp_path) == {"here": content}
+
+
+def test_what_is_fetched_without_a_key_leaves_nothing(
+    openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path
+) -> None:
+    cut_short(make_backend(openssh, base_path=there.base_path), tmp_path / "here", key=None)
+    assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "change", ["another size", "another time", "same time", "hole", "longer", "a link", "a folder"]
+)
+def test_a_part_of_another_file_does_not_end_in_this_one(
+    openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes, change: str
+) -> None:
+    cut_short(make_backend(openssh, base_path=there.base_path), tmp_path / "here")
+    (left,) = tmp_path.iterdir()
+    source = there.path / "big"
+    before, expected = source.stat(), content
+    if change in ("another size", "another time", "same time"):
+        expected = content[1:] if change == "another size" else content[::-1]
+        source.write_bytes(expected)
+        later = 0 if change == "same time" else 10**10
+        os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns + later))
+    elif change == "hole":
+        with left.open("r+b") as file:
+            file.seek(left.stat().st_size - MiB)
+            file.write(bytes(MiB))
+    elif change == "longer":
+        os.truncate(left, SIZE + 1)
+    else:
+        left.rename(tmp_path / "elsewhere")
+        left.mkdir() if change == "a folder" else left.symlink_to(tmp_path / "elsewhere")
+    seen = Stop(float("inf"))
+    make_backend(openssh, base_path=there.base_path).download("big", tmp_path / "here", resume_key="a", progress=seen)
+    assert (tmp_path / "here").read_bytes() == expected
+    assert seen.first is not None
+    assert seen.first <= MiB
+    if change in ("a link", "a folder"):  # nobody's part: they stay
+        assert set(tree(tmp_path)) == {"here", "elsewhere", left.name}
+        assert (tmp_path / "elsewhere").stat().st_size < SIZE
+    else:
+        assert set(tree(tmp_path)) == {"here"}
+
+
+def test_what_a_living_writer_writes_is_not_taken_from_it(
+    openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes
+) -> None:
+    nested: list[int] = []
+    second = make_backend(openssh, base_path=there.base_path)
+    counted = Stop(float("inf"))
+
+    def progress(gained: int) -> None:
+        counted(gained)
+        if counted.done >= 20 * MiB and not nested:
+            seen = Stop(float("inf"))
+            second.download("big", tmp_path / "here", resume_key="a", progress=seen)
+            nested.append(seen.first or 0)
+
+    make_backend(openssh, base_path=there.base_path).download(
+        "big", tmp_path / "here", overwrite=True, resume_key="a", progress=progress
+    )
+    assert nested
+    assert nested[0] <= MiB
+    assert tree(tmp_path) == {"here": content}
+
+
 # -- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
@@ -332,6 +431,28 @@ def test_after_a_kill_of_the_server_anywhere_the_next_try_ends_with_the_file_and
             assert tree(folder.path) == {"big": content}
             (folder.path / "big").unlink()
     assert resumed >= 3
+
+
+@pytest.mark.timeout(240)
+def test_after_a_kill_of_this_process_anywhere_the_next_download_ends_with_the_file_and_nothing_else(
+    openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes
+) -> None:
+    chance = random.Random(11)
+    resumed = 0
+    here = tmp_path / "here"
+    for _ in range(12):
+        assert killed(
+            openssh, there.base_path, work="down", local=str(here), path="big", key="a",
+            kill_at=chance.randrange(1, SIZE),
+        )  # fmt: skip
+        seen = Stop(float("inf"))
+        backend = make_backend(openssh, base_path=there.base_path)
+        backend.download("big", here, resume_key="a", progress=seen)
+        backend.close()
+        resumed += (seen.first or 0) > MiB
+        assert tree(tmp_path) == {"here": content}
+        here.unlink()
+    assert resumed >= 6
 
 
 # -- algorithms -------------------------------------------------------------------------------------------------------

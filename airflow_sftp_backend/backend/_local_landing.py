@@ -1,0 +1,189 @@
+"""How a file arrives on this machine: under its name only when it is whole, as safely as on a server.
+
+A temporary file stands beside the target, made anew (never through a link) and readable by its owner only. While its
+writer lives it is locked (flock), so that what a writer left that was killed can be told, taken over by the next try
+with the same resume key, or removed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+from collections.abc import Iterable, Iterator
+from fcntl import LOCK_EX, LOCK_NB, flock
+from pathlib import Path
+from typing import Final
+
+from ._errors import AlreadyExists
+from ._paths import is_temp_of, resume_token, same_writer, spare_token, temp_name, token_of
+
+LEAST: Final = 1 << 20
+"""Bytes from which on a part is worth going on with."""
+_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe under such a name must not be waited for
+
+
+class LocalLanding:
+    """A local file that appears under its name only when it is whole.
+
+    Use as a context manager: without `commit` nothing stays, unless it ``lasts``. ``key`` is where it comes from, for
+    errors. ``writer`` is the resume key, if there is one.
+    """
+
+    def __init__(self, local: str | os.PathLike[str], *, key: str, overwrite: bool, writer: str | None = None) -> None:
+        self.path = Path(local)
+        self.lasts = False
+        """What there is stays for the next try."""
+        self._key = key
+        self._overwrite = overwrite
+        self._resumable = writer is not None
+        if self.path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(local))
+        if not overwrite and os.path.lexists(self.path):
+            raise self._taken()
+        token = secrets.token_hex(6)
+        if writer is not None:
+            token = spare_token(resume_token(writer, 0, 0), token)
+        self.temp = self._named(token)
+        self._descriptor: int | None = None
+        try:
+            self._descriptor = os.open(self.temp, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                errno.ENOENT, "the local folder does not exist", os.fspath(self.path.parent)
+            ) from None
+        if self._resumable:
+            _locked(self._descriptor)
+
+    def take_over(self, token: str, most: int) -> int:
+        """Goes on in the file of that token if an earlier try left one of up to ``most`` bytes; how many it holds.
+
+        Otherwise the temporary file is given that token, for the next try. A living writer's is left alone.
+        """
+        left = self._named(token)
+        descriptor = _left_behind(left)
+        if descriptor is None:
+            self._rename(left)
+            return 0
+        size = os.fstat(descriptor).st_size
+        if not LEAST <= size <= most:
+            os.unlink(left)
+            os.close(descriptor)
+            self._rename(left)
+            return 0
+        self._close()
+        os.unlink(self.temp)
+        self._descriptor, self.temp = descriptor, left
+        os.lseek(descriptor, 0, os.SEEK_END)
+        return size
+
+    def at(self, offset: int, count: int) -> bytes:
+        """Bytes of what has been written so far."""
+        assert self._descriptor is not None
+        return os.pread(self._descriptor, count, offset)
+
+    def clear(self) -> None:
+        """Starts anew."""
+        assert self._descriptor is not None
+        os.ftruncate(self._descriptor, 0)
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+
+    def write(self, data: memoryview) -> None:
+        """Appends all of ``data``."""
+        assert self._descriptor is not None
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+    def commit(self) -> None:
+        """Gives the file its name. AlreadyExists if that was taken meanwhile and ``overwrite`` is False."""
+        if self._overwrite:
+            os.replace(self.temp, self.path)
+            return
+        try:
+            os.link(self.temp, self.path)
+        except FileExistsError:
+            raise self._taken() from None
+        except OSError:  # a file system without hard links: looked at, then renamed
+            if os.path.lexists(self.path):
+                raise self._taken() from None
+            os.replace(self.temp, self.path)
+
+    def _rename(self, temp: Path) -> None:
+        """Another name for the temporary file, unless that is taken or the file system has no hard links."""
+        try:
+            os.link(self.temp, temp)
+        except OSError:
+            return
+        os.unlink(self.temp)
+        self.temp = temp
+
+    def _named(self, token: str) -> Path:
+        return self.path.with_name(temp_name(self.path.name, token))
+
+    def _taken(self) -> AlreadyExists:
+        message = f"the local file {os.fspath(self.path)!r} exists; pass overwrite=True to replace it"
+        return AlreadyExists(message, path=self._key)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def __enter__(self) -> LocalLanding:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._close()
+        if not (self.lasts and self._resumable):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.temp)
+
+
+def remove_left(landed: Iterable[Path], writer: str) -> None:
+    """Removes what earlier tries of ``writer`` left of files that have landed now."""
+    names: dict[Path, set[str]] = {}
+    for path in landed:
+        names.setdefault(path.parent, set()).add(path.name)
+    token = resume_token(writer, 0, 0)
+    for folder, wanted in names.items():
+        for temp in _temps(folder):
+            if same_writer(token_of(temp.name), token) and any(is_temp_of(temp.name, name) for name in wanted):
+                descriptor = _left_behind(temp)
+                if descriptor is not None:
+                    os.close(descriptor)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(temp)
+
+
+def _temps(folder: Path) -> Iterator[Path]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            if token_of(entry.name):
+                yield folder / entry.name
+
+
+def _left_behind(temp: Path) -> int | None:
+    """A descriptor of a file of this user, locked; None if there is none, or its writer lives."""
+    try:
+        descriptor = os.open(temp, _FLAGS)
+    except OSError:
+        return None
+    found = os.fstat(descriptor)
+    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
+    try:
+        if ours and _locked(descriptor) and os.path.samestat(os.lstat(temp), found):
+            return descriptor
+    except FileNotFoundError:  # its writer has just ended it
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except OSError:
+        return False
+    return True
