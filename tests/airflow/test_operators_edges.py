@@ -157,10 +157,11 @@ def test_a_server_that_is_gone_is_not_asked_for_every_file(connect: Connect) -> 
 
 @pytest.mark.parametrize("what", ["upload", "download"])
 def test_the_next_try_goes_on_where_the_last_one_lost_its_server(
-    connect: Connect, server: AsyncsshServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+    connect: Connect, server: AsyncsshServer, tmp_path: Path, caplog: pytest.LogCaptureFixture, what: str
 ) -> None:
+    caplog.set_level("INFO")
     content = random.Random(1).randbytes(80 << 20)
-    with StallsAfter(requests=100) as stalling:
+    with StallsAfter(requests=60) as stalling:
         folder = stalling.fresh()
         grow(folder.path if what == "download" else tmp_path, {"big": content})
         operator = upload(tmp_path / "big", "big") if what == "upload" else download("big", tmp_path / "big")
@@ -169,7 +170,7 @@ def test_the_next_try_goes_on_where_the_last_one_lost_its_server(
             run(operator)
         connect(server, base_path=folder.base_path)
         run(operator, try_number=2)
-        assert re.search(r"going on after \d{7,} bytes that an earlier try has", capsys.readouterr().out)
+        assert re.search(r"going on after \d{7,} bytes that an earlier try has", caplog.text)
         assert held(folder.path) == held(tmp_path) == {"big": content}
 
 
