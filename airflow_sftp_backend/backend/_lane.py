@@ -114,6 +114,8 @@ class Lane:
         """Seconds of the fastest reply so far."""
         self.broken: str | None = None
         """Why nothing more can be sent, or None."""
+        self.stalled = False
+        """It ended because no answer came in time."""
         self.extensions: dict[str, str] = {}
         """The server's extensions by name, with their data; known after `handshake`."""
 
@@ -275,6 +277,7 @@ class Lane:
             yield
             why = ""
         except TimeoutError:
+            self.stalled = True
             seconds = "" if self.io_timeout is None else f" for {self.io_timeout:g} s"
             why = (
                 f"no answer{seconds} while replies are owed: the server or the line has stalled;"

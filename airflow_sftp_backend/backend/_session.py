@@ -10,6 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import paramiko
@@ -175,6 +176,9 @@ class Session:
         finally:
             self._in_use = None
             if not connection.alive:
+                if connection.wire.overtaxed:
+                    log.warning("%s stalled with several lanes: it gets one from now on", self._config.address)
+                    self._settings = replace(self._settings, config=replace(self._settings.config, max_lanes=1))
                 self._drop(connection)
 
     def _run(self, use: Callable[[Wire], T], connection: _Connection) -> T:

@@ -158,6 +158,11 @@ class Wire:
         return self._first.extensions
 
     @property
+    def overtaxed(self) -> bool:
+        """True if it stalled while it had several lanes: one may be what the server bears."""
+        return len(self.lanes) > 1 and any(lane.stalled for lane in self.lanes)
+
+    @property
     def round_trip(self) -> float:
         """Seconds of the fastest reply so far; infinite before the first."""
         return self._first.round_trip

@@ -19,8 +19,9 @@ from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._spread import LANE_WINDOW, RATE, Spread, lanes_for
 from airflow_sftp_backend.backend._transfer import Content, Outgoing, send
 from airflow_sftp_backend.backend._wire import Operation, Wire
-from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer
+from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer, StallsOnFurtherChannels
 
+from .expect import tree
 from .scripted import Packet, ScriptedChannel, counted, reply, status
 
 PLACE = Jail("/").locate("in/a")
@@ -253,6 +254,17 @@ def test_a_server_that_refuses_a_second_channel_costs_nothing_but_speed(
     for name in ("a", "b"):
         assert backend.upload(big, name, lanes=8).size == len(BIG)
         assert (folder.path / name).read_bytes() == BIG
+
+
+def test_a_server_that_stalls_with_several_lanes_is_given_one_from_then_on(make_backend: Make, big: Path) -> None:
+    with StallsOnFurtherChannels() as stalling:
+        folder = stalling.fresh()
+        backend = make_backend(stalling, base_path=folder.base_path, io_timeout=1)
+        assert backend.upload(big, "a", lanes=4).size == len(BIG)
+        assert stalling.logins() == 2
+        assert backend.upload(big, "b", lanes=4).size == len(BIG)
+        assert stalling.logins() == 2
+        assert tree(folder.path) == {"a": BIG, "b": BIG}
 
 
 def test_a_server_that_is_not_known_to_bear_lanes_is_not_asked_for_them_unless_told(

@@ -31,6 +31,7 @@ from ._lies import (
     SilentSFTP,
     SilentSubsystem,
     StallsAfter,
+    StallsOnFurtherChannels,
     Status,
     WithoutSetstat,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "SilentSFTP",
     "SilentSubsystem",
     "StallsAfter",
+    "StallsOnFurtherChannels",
     "Status",
     "WithoutExtensions",
     "WithoutPosixRename",

@@ -277,6 +277,21 @@ class StallsAfter(AsyncsshServer):
         self.limit = requests
 
 
+class _FirstChannelOnly(Packets):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._is_first = self.server.open_channels[self._files().connection] == 1
+
+    async def on_request(self, kind: str) -> bool:
+        return self._is_first or kind != "write"
+
+
+class StallsOnFurtherChannels(AsyncsshServer):
+    """Opens as many channels as it is asked for, and answers no write on any but the first."""
+
+    packets = _FirstChannelOnly
+
+
 class _DroppingFiles(Files):
     def read(self, file_obj: object, offset: int, size: int) -> Any:
         content = super().read(file_obj, offset, size)
