@@ -174,9 +174,9 @@ def _opened(landing: Landing, content: Content, so_far: SoFar) -> Operation[Open
     except BackendUnavailable:
         raise
     except SFTPBackendError:
-        if landing.spare is None or isinstance((yield from see(landing.temp)), Refused):
+        if landing.spare is None or isinstance(left := (yield from see(landing.temp)), Refused):
             raise
-    part = yield from left_over(landing.temp, content)
+    part = (yield from left_over(landing.temp, content)) if left.is_file else None
     if part is None:
         yield from discard(landing.temp)
         so_far.temp = landing.spare

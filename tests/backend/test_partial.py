@@ -155,13 +155,15 @@ def test_what_was_done_to_the_part_meanwhile_does_not_end_in_the_file(
         if damage == "a folder":
             left.mkdir()
         else:
-            elsewhere.write_bytes(OLD)
+            elsewhere.write_bytes(content)
+            os.utime(elsewhere, ns=(10**18, 10**18))
             left.symlink_to(elsewhere)
     backend = make_backend(openssh, base_path=folder.base_path)
     backend.upload(big, "big", resume_key="a")
     assert (folder.path / "big").read_bytes() == content
     if damage == "a link":
-        assert elsewhere.read_bytes() == OLD
+        assert elsewhere.read_bytes() == content
+        assert elsewhere.stat().st_mtime_ns == 10**18
         elsewhere.unlink()
     if damage != "a folder":  # which is nobody's part, and stays
         assert tree(folder.path) == {"big": content}
