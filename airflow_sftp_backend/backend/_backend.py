@@ -455,7 +455,7 @@ class SFTPBackend:
                 refused.append(error)
                 continue
             sending = _local.Upload(landing, local, progress, resume_key)
-            jobs.append(Job(sending.landing, sending, sweeps=verify != "none", so_far=sending.so_far))
+            jobs.append(Job(sending.landing, sending, verify != "none", sending.load, sending.so_far))
             refused.append(None)
         check_distinct([job.landing.target.key for job in jobs])
         outcomes = self._land(jobs)

@@ -19,6 +19,7 @@ from ._landing import Landing, SoFar, recover, sweep, temps_in
 from ._models import WriteResult
 from ._paths import JailedPath
 from ._session import Session
+from ._spread import Load
 from ._wire import Operation, Wire
 
 T = TypeVar("T")
@@ -35,6 +36,8 @@ class Job(Generic[T]):
     operation: Callable[[Wire], Operation[tuple[T, int | None]]]
     sweeps: bool = True
     """Whether what others left behind for the same target is cleared: after new content, not after a rename."""
+    load: Load | None = None
+    """What it is to send, where that is known beforehand."""
     so_far: SoFar | None = None
     """Where the operation can go on over another connection, how far it is."""
 
@@ -110,8 +113,9 @@ class Landings:
         """Does the jobs side by side; the result or failure of each, in order."""
         used: list[Wire] = []
         whole = False
+        load = max((job.load for job in jobs if job.load is not None), key=lambda load: load.size, default=None)
         try:
-            outcomes = self._session.call(partial(self._land, jobs, used))
+            outcomes = self._session.call(partial(self._land, jobs, used), load=load)
             go_on(jobs, outcomes, lambda left: self._session.call(partial(self._land, left, used)))
             whole = True
             return outcomes

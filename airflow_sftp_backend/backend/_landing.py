@@ -46,7 +46,7 @@ from ._operations import (
 )
 from ._partial import left_over
 from ._paths import JailedPath, is_temp_name, same_writer, token_of
-from ._spread import Spread, lanes_wanted
+from ._spread import Load, Spread
 from ._transfer import SPAN, Content, Incoming, Outgoing, send
 from ._wire import Operation, Wire, ask, ask_all, post, wait
 
@@ -125,7 +125,7 @@ def write_atomic(
     (seconds since 1970) at the end, where it tells.
     """
     so_far = SoFar() if so_far is None else so_far
-    wire.want_lanes(lanes_wanted(wire, content.expected or 0, landing.lanes))
+    wire.want_lanes(Load(content.expected or 0, landing.lanes).lanes_at(wire.round_trip, spreads=wire.spreads))
     if so_far.opened is None:
         opened = yield from _opened(landing, content, so_far)
         if progress is not None and so_far.acknowledged:

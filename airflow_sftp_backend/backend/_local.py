@@ -17,6 +17,7 @@ from ._models import Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._partial import holds
 from ._paths import JailedPath, resume_token, spare_token, token_of
+from ._spread import Load
 from ._transfer import Content, Incoming
 from ._wire import Operation, Wire
 
@@ -100,6 +101,14 @@ class Upload:
         self.landing = replace(
             self.landing, temp=target.temp(token), spare=target.temp(spare_token(token, token_of(temp.name)))
         )
+
+    @property
+    def load(self) -> Load | None:
+        """What is to be sent; None where there is no such file."""
+        try:
+            return Load(os.stat(self.local).st_size, self.landing.lanes)
+        except OSError:
+            return None
 
     def __call__(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
         """Sends what is not sent yet; also the server's time, where it tells."""

@@ -14,6 +14,7 @@ import getpass
 import inspect
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -27,6 +28,7 @@ from ._further import FurtherChannels
 from ._hostkeys import HostKeyChecker, fingerprint, key_type
 from ._legacy import legacy_transport
 from ._login import Login, Places
+from ._spread import Load
 from ._stream import SERVER_CLOSED, Stream, dial, dial_through
 from ._wire import Wire
 
@@ -185,13 +187,20 @@ def end_transport(transport: paramiko.Transport | None, stream: Stream) -> None:
 class Opening(paramiko.MissingHostKeyPolicy):
     """One try to connect, and paramiko's way of asking about the host key meanwhile.
 
-    ``password`` is the revealed one of the settings; ``left()`` the seconds left for all steps together.
+    ``password`` is the revealed one of the settings; ``left()`` the seconds left for all steps together; ``load`` what
+    is to be sent first, so that the lanes for it are opened beside the first one.
     """
 
     def __init__(
-        self, settings: Settings, password: str | None, checker: HostKeyChecker, left: Callable[[], float]
+        self,
+        settings: Settings,
+        password: str | None,
+        checker: HostKeyChecker,
+        left: Callable[[], float],
+        load: Load | None = None,
     ) -> None:
         self._settings = settings
+        self._load = load
         self._config = settings.config
         self._password = password
         self._checker = checker
@@ -329,7 +338,13 @@ class Opening(paramiko.MissingHostKeyPolicy):
         config = self._config
         self._doing = "opening a channel"
         stream.limit(self._within(self._settings.channel_timeout))
+        asked = time.perf_counter()
         channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_PACKET)
+        round_trip = time.perf_counter() - asked
+        spreads = "OpenSSH" in transport.remote_version
+        further = self._further(transport)
+        if self._load is not None:
+            further.want(self._load.lanes_at(round_trip, spreads=spreads))
         self._doing = "starting SFTP"
         stream.limit(self._within(config.timeout))
         try:
@@ -345,12 +360,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._doing = "agreeing on the SFTP version"
         stream.limit(self._within(config.timeout))
         channel.settimeout(config.timeout + _SLACK)
-        wire = Wire(
-            channel,
-            io_timeout=config.io_timeout,
-            further=self._further(transport),
-            spreads="OpenSSH" in transport.remote_version,
-        )
+        wire = Wire(channel, io_timeout=config.io_timeout, further=further, spreads=spreads)
         try:
             wire.handshake()
         except BackendUnavailable as error:

@@ -19,6 +19,7 @@ from ._config import BackendConfig
 from ._errors import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError, connecting
 from ._hostkeys import HostKeyChecker
 from ._opening import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Opened, Opening, Settings, end_transport
+from ._spread import Load
 from ._wire import Wire
 
 __all__ = ["CHANNEL_WINDOW", "ConnectionFacts", "Session"]
@@ -150,17 +151,24 @@ class Session:
         connection = self._connection
         return connection.facts if connection is not None and connection.alive else None
 
-    def call(self, use: Callable[[Wire], T], *, idempotent: bool = False, attempts: int | None = None) -> T:
+    def call(
+        self,
+        use: Callable[[Wire], T],
+        *,
+        idempotent: bool = False,
+        attempts: int | None = None,
+        load: Load | None = None,
+    ) -> T:
         """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
 
         An idempotent call that loses the connection is made once more on a new one. ``attempts`` bounds the tries of
-        connecting in place of the retry policy. A call made from within ``use`` gets the same connection, even if it
-        is lost.
+        connecting in place of the retry policy; ``load`` is what will be sent. A call made from within ``use`` gets the
+        same connection, even if it is lost.
         """
         with self._lock:
             if self._in_use is not None:
                 return self._run(use, self._in_use)
-            connection = self._connected(attempts)
+            connection = self._connected(attempts, load)
             try:
                 return self._run_alone(use, connection)
             except BackendUnavailable as error:
@@ -221,12 +229,12 @@ class Session:
             self._connection = None
         connection.close()
 
-    def _connected(self, attempts: int | None) -> _Connection:
+    def _connected(self, attempts: int | None, load: Load | None = None) -> _Connection:
         if self._connection is not None and not self._connection.alive:
             log.info("the connection to %s was lost since it was last used", self._config.address)
             self._drop(self._connection)
         if self._connection is None:
-            self._connection = self._connect(self._config.retry.max_attempts if attempts is None else attempts)
+            self._connection = self._connect(self._config.retry.max_attempts if attempts is None else attempts, load)
             self.generation += 1
             facts = self._connection.facts
             log.info(
@@ -235,7 +243,7 @@ class Session:
             )  # fmt: skip
         return self._connection
 
-    def _connect(self, attempts: int) -> _Connection:
+    def _connect(self, attempts: int, load: Load | None) -> _Connection:
         policy, clock = self._config.retry, self._clock
         end = float("inf") if policy.timeout is None else clock() + policy.timeout
         password = None if self._config.password is None else self._config.password.reveal()
@@ -243,7 +251,7 @@ class Session:
         tried = 0
         while True:
             tried += 1
-            opening = self._opening = Opening(self._settings, password, self._checker, lambda: end - clock())
+            opening = self._opening = Opening(self._settings, password, self._checker, lambda: end - clock(), load)
             try:
                 return _Connection(opening.run(), self._config)
             except BackendUnavailable as error:

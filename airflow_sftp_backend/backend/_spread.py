@@ -50,17 +50,24 @@ class Way:
     handle: bytes
 
 
-def lanes_wanted(wire: Wire, size: int, lanes: int | None) -> int:
-    """How many lanes ``size`` bytes are to be sent over: ``lanes``, or where that is None as many as pay."""
-    if lanes is not None:
-        return lanes
-    return lanes_for(wire.round_trip, size) if wire.spreads else 1
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is to be sent: ``size`` bytes, over ``lanes`` lanes or, where that is None, as many as pay."""
+
+    size: int
+    lanes: int | None = None
+
+    def lanes_at(self, round_trip: float, *, spreads: bool) -> int:
+        """How many lanes it is worth; by itself only where the server is known to bear several (``spreads``)."""
+        if self.lanes is not None:
+            return self.lanes
+        return lanes_for(round_trip, self.size) if spreads else 1
 
 
 class Spread:
     """The ways over which one file is written: its handle on the first lane, and those that come to be had on others.
 
-    ``size`` in bytes, as far as it is known; ``lanes`` as in `lanes_wanted`.
+    ``size`` in bytes, as far as it is known; ``lanes`` as in `Load`.
     """
 
     def __init__(self, wire: Wire, place: JailedPath, handle: bytes, *, size: int | None, lanes: int | None) -> None:
@@ -85,7 +92,8 @@ class Spread:
 
     def widen(self, sent: int) -> Operation[None]:
         """Has further lanes opened if the file is worth it, and takes up those that are; ``sent`` in bytes."""
-        wanted = lanes_wanted(self._wire, max(sent, self._size), self._lanes)
+        load = Load(max(sent, self._size), self._lanes)
+        wanted = load.lanes_at(self._wire.round_trip, spreads=self._wire.spreads)
         self._widens = wanted > 1
         if not self._widens:
             return
