@@ -354,7 +354,7 @@ class SFTPMoveOperator(_FileOperator):
         if not self.only_plan:
             with self.uninterruptible():
                 attempt.note({step: named[step.source] for step in steps if step not in skipped})
-        refused: list[Step] = []
+        pending: list[Step] = []
         for step in steps:
             size = there.get(step.target)
             if step in skipped:
@@ -363,19 +363,27 @@ class SFTPMoveOperator(_FileOperator):
                 action = "would fail" if size is not None and self.if_exists == "fail" else "would move"
                 rows.append({"path": step.target, "size": step.size, "action": action, "source": step.source})
             else:
-                try:
-                    backend.move(step.source, step.target, overwrite=self.if_exists in ("replace", "skip_same"))
-                    rows.append({"path": step.target, "size": step.size, "action": "moved", "source": step.source})
-                except BackendUnavailable as error:  # the other files would not fare better
-                    failures.append(error)
-                    break
-                except SFTPBackendError as error:
-                    failures.append(error)
-                    refused.append(step)
+                pending.append(step)
+        moved, refused, why = self._move(backend, pending)
         if refused:
             with self.uninterruptible():
                 attempt.forget(refused)
-        return rows, failures
+        return rows + moved, failures + why
+
+    def _move(self, backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Row], list[Step], Failures]:
+        """Rows for what was moved, and what the server refused to move, and why."""
+        overwrite = self.if_exists in ("replace", "skip_same")
+        outcomes = backend.move_many(
+            [(step.source, step.target) for step in steps], overwrite=overwrite, return_exceptions=True
+        )
+        rows: list[Row] = []
+        refused: list[Step] = []
+        for step, outcome in zip(steps, outcomes, strict=True):
+            if outcome is None:
+                rows.append({"path": step.target, "size": step.size, "action": "moved", "source": step.source})
+            elif not isinstance(outcome, BackendUnavailable):
+                refused.append(step)
+        return rows, refused, _told(outcomes)
 
 
 class SFTPDeleteOperator(_FileOperator):
@@ -411,18 +419,16 @@ class SFTPDeleteOperator(_FileOperator):
             with self.uninterruptible():
                 attempt.note({Step(name, ""): name for name in names})
         rows: list[Row] = []
-        for one in found:
-            if not self.only_plan:
-                try:
-                    backend.delete(one.info.path, missing_ok=True)
-                except BackendUnavailable as error:  # the other files would not fare better
-                    failures.append(error)
-                    return rows, failures
-                except SFTPBackendError as error:
-                    failures.append(error)
-                    continue
-            action = "would delete" if self.only_plan else "deleted"
-            rows.append({"path": one.info.path, "size": one.info.size, "action": action})
+        outcomes: list[SFTPBackendError | OSError | None] = [None for _ in found]
+        if not self.only_plan:
+            outcomes = backend.delete_many([one.info.path for one in found], missing_ok=True, return_exceptions=True)
+        for one, outcome in zip(found, outcomes, strict=True):
+            if outcome is None:
+                action = "would delete" if self.only_plan else "deleted"
+                rows.append({"path": one.info.path, "size": one.info.size, "action": action})
+        failures += _told(outcomes)
+        if any(isinstance(failure, BackendUnavailable) for failure in failures):
+            return rows, failures
         for name in [] if self.only_plan else folders:
             try:
                 backend.delete_folder(name, recursive=True, missing_ok=True)
@@ -509,6 +515,17 @@ def _missing(backend: SFTPBackend, names: Sequence[str], *, ok: bool) -> Failure
             failures.append(InvalidPath(message, path=name, backend=backend.name))
         elif not ok:
             failures.append(_not_found(backend, name))
+    return failures
+
+
+def _told(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:
+    """The failures among them. Of those that a lost connection caused, the first: the others say the same."""
+    failures: Failures = []
+    lost = False
+    for outcome in outcomes:
+        if outcome is not None and not (lost and isinstance(outcome, BackendUnavailable)):
+            failures.append(outcome)
+            lost = lost or isinstance(outcome, BackendUnavailable)
     return failures
 
 

@@ -27,7 +27,7 @@ FLOORS = (
     {"backend"},
     {"backend.aio"},
     {"backend._backend"},
-    {"backend._jobs", "backend._handles", "backend._local", "backend._tree"},
+    {"backend._door", "backend._jobs", "backend._handles", "backend._local", "backend._tree"},
     {"backend._landing", "backend._scan", "backend._session"},
     {"backend._opening", "backend._partial"},
     {"backend._operations", "backend._login", "backend._legacy", "backend._stream", "backend._further"},

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from . import _keys, _landing, _local, _operations, _tree
 from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
-from ._errors import CapabilityNotSupported, InvalidPath, SFTPBackendError
+from ._door import Door
+from ._errors import CapabilityNotSupported, SFTPBackendError
 from ._handles import AtomicWriter, RemoteFile
-from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise
+from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise, put_back, sorted_out, without_time
 from ._landing import Landing, Verify
 from ._models import (
     Capability,
@@ -24,7 +25,7 @@ from ._models import (
     ResolutionPlan,
     WriteResult,
 )
-from ._paths import Jail, JailedPath, has_control_character, is_temp_name
+from ._paths import Jail, is_temp_name
 from ._session import Session
 from ._transfer import Content
 from ._wire import Operation, Wire
@@ -113,12 +114,12 @@ class SFTPBackend:
 
     def _set_up(self, config: BackendConfig) -> None:
         self.config = config
-        self._jail = Jail(config.base_path)
+        self._door = Door(Jail(config.base_path), config.address)
         self._session = Session(config)
         self._landings = Landings(self._session)
 
     def __repr__(self) -> str:
-        return f"<SFTPBackend {self.name} base_path={self._jail.base_path!r}>"
+        return f"<SFTPBackend {self.name} base_path={self._door.jail.base_path!r}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         return SFTPBackend.from_config, (_keys.portable(self.config),)
@@ -143,39 +144,39 @@ class SFTPBackend:
 
     def resolve(self, path: str) -> ResolutionPlan:
         """Where a key leads, without asking the server. Raises InvalidPath."""
-        place = self._at(path)
+        place = self._door.at(path)
         details: dict[str, str | int] = {
             "host": self.config.host,
             "port": self.config.port,
-            "base_path": self._jail.base_path,
+            "base_path": self._door.jail.base_path,
         }
         return ResolutionPlan("sftp", self.name, place.key, place.native, details)
 
     def native_path(self, path: str) -> str:
         """The path of a key on the server. Raises InvalidPath."""
-        return self._at(path).native
+        return self._door.at(path).native
 
     def to_key(self, native_path: str) -> str:
         """The key of a path on the server. Raises InvalidPath outside base_path."""
-        with self._named():
-            return self._jail.to_key(native_path)
+        with self._door.named():
+            return self._door.jail.to_key(native_path)
 
     # -- looking ------------------------------------------------------------------------------------------------------
 
     def exists(self, path: str) -> bool:
         """True for a file or folder; links are followed. One round trip, none for the root."""
-        place = self._at(path)
+        place = self._door.at(path)
         return place.is_root or self._ask(lambda: _operations.look(place)) is not None
 
     def is_file(self, path: str) -> bool:
         """True for a file or a link to one. One round trip."""
-        place = self._at(path)
+        place = self._door.at(path)
         found = None if place.is_root else self._ask(lambda: _operations.look(place))
         return found is not None and found.is_file
 
     def is_folder(self, path: str) -> bool:
         """True for a folder or a link to one. One round trip, none for the root."""
-        place = self._at(path)
+        place = self._door.at(path)
         if place.is_root:
             return True
         found = self._ask(lambda: _operations.look(place))
@@ -183,18 +184,18 @@ class SFTPBackend:
 
     def get_file_info(self, path: str) -> FileInfo:
         """Size and time of a file. One round trip. Raises NotFound, InvalidPath for a folder."""
-        place = self._at(path)
+        place = self._door.at(path)
         return self._ask(lambda: _operations.info(place))
 
     def get_folder_info(self, path: str) -> FolderInfo:
         """Sums over all files below a folder. Raises NotFound, InvalidPath for a file."""
-        place = self._at(path)
-        with self._named():
+        place = self._door.at(path)
+        with self._door.named():
             return _tree.folder_info(self._session.call, place)
 
     def check_health(self) -> None:
         """Connects if need be and looks at base_path: one round trip. Raises NotFound, InvalidPath if it is a file."""
-        self._ask(lambda: _operations.check_folder(self._jail.root))
+        self._ask(lambda: _operations.check_folder(self._door.jail.root))
 
     def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> Iterator[FileInfo]:
         """The files in a folder, level by level with ``recursive``; ``max_depth`` 0 is this folder alone.
@@ -204,18 +205,20 @@ class SFTPBackend:
         """
         if max_depth is not None and (not recursive or max_depth < 0):
             raise ValueError("max_depth is a number from 0 and needs recursive=True")
-        walk = _tree.walk(self._session.call, self._at(path), max_depth if recursive else 0)
-        return self._each(found.info() for found in walk if found.is_file and not is_temp_name(found.place.name))
+        walk = _tree.walk(self._session.call, self._door.at(path), max_depth if recursive else 0)
+        return self._door.each(found.info() for found in walk if found.is_file and not is_temp_name(found.place.name))
 
     def list_folders(self, path: str) -> Iterator[FolderEntry]:
         """The folders in a folder, and links to such. Empty where there is no such folder."""
-        found_here = _tree.children(self._session.call, self._at(path))
-        return self._each(FolderEntry(found.place.key, found.place.name) for found in found_here if found.is_folder)
+        found_here = _tree.children(self._session.call, self._door.at(path))
+        return self._door.each(
+            FolderEntry(found.place.key, found.place.name) for found in found_here if found.is_folder
+        )
 
     def iter_children(self, path: str) -> Iterator[FileInfo | FolderEntry]:
         """Files and folders in a folder. Empty where there is no such folder."""
-        found_here = _tree.children(self._session.call, self._at(path))
-        return self._each(
+        found_here = _tree.children(self._session.call, self._door.at(path))
+        return self._door.each(
             FolderEntry(found.place.key, found.place.name) if found.is_folder else found.info()
             for found in found_here
             if found.is_folder or found.is_file
@@ -227,8 +230,10 @@ class SFTPBackend:
         ``*``, ``?`` and ``[...]`` work within a segment, ``**`` stands for any number of folders. Each folder is
         listed once, and only those that can hold a match. Raises InvalidPath for ``..``.
         """
-        with self._named():
-            return _tree.find(self._session.call, self._jail.root, [_tree.Pattern.parse(text) for text in patterns])
+        with self._door.named():
+            return _tree.find(
+                self._session.call, self._door.jail.root, [_tree.Pattern.parse(text) for text in patterns]
+            )
 
     def glob(self, pattern: str) -> Iterator[FileInfo]:
         """As `find`, for one pattern."""
@@ -238,14 +243,14 @@ class SFTPBackend:
 
     def read(self, path: str) -> BinaryIO:
         """An open file: seekable, buffered, reading ahead. Close it. Raises NotFound, InvalidPath for a folder."""
-        return RemoteFile(self._session, self._at(path))
+        return RemoteFile(self._session, self._door.at(path))
 
     def read_bytes(self, path: str) -> bytes:
         """The whole content: two round trips for a small file.
 
         Raises NotFound, InvalidPath for a folder, TransferCorrupted.
         """
-        place = self._at(path)
+        place = self._door.at(path)
 
         def use(wire: Wire) -> bytes:
             pieces: list[memoryview] = []
@@ -302,14 +307,10 @@ class SFTPBackend:
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
         check_distinct([os.path.abspath(local) for _, local in pairs])
-        downloads: list[_local.Download] = []
-        refused: list[InvalidPath | None] = []
-        for path, local in pairs:
-            try:
-                downloads.append(_local.Download(self._at(path), local, overwrite, verify, progress, resume_key))
-                refused.append(None)
-            except InvalidPath as error:
-                refused.append(error)
+        downloads, refused = sorted_out(
+            pairs,
+            lambda pair: _local.Download(self._door.at(pair[0]), pair[1], overwrite, verify, progress, resume_key),
+        )
 
         def fetch(wanted: list[_local.Download]) -> list[WriteResult | SFTPBackendError | OSError]:
             return self._session.call(lambda wire: wire.run_many(one(wire) for one in wanted)) if wanted else []
@@ -320,8 +321,7 @@ class SFTPBackend:
             outcomes = fetch(downloads)
             go_on(downloads, outcomes, fetch)
         _local.sweep(downloads, outcomes)
-        done = iter(outcomes)
-        return [self._located(next(done) if error is None else error) for error in refused]
+        return [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
 
     # -- writing ------------------------------------------------------------------------------------------------------
 
@@ -335,7 +335,7 @@ class SFTPBackend:
         Who looks meanwhile sees a part of it: `write_atomic` has no such moment. Raises AlreadyExists, InvalidPath
         for a folder or a file in the way, TypeError for other content.
         """
-        place, taken = self._target(path), self._content(path, content, metadata)
+        place, taken = self._door.target(path), self._content(path, content, metadata)
         self._session.call(lambda wire: wire.run(_operations.write(wire, place, taken, overwrite=overwrite)))
         return WriteResult(place.key, taken.size)
 
@@ -360,13 +360,13 @@ class SFTPBackend:
         """
         _check_verify(verify)
         taken = self._content(path, content, metadata, hashed=verify == "sha256")
-        landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents)
+        landing = replace(self._door.landing(path, overwrite, verify), create_parents=create_parents)
 
         def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
             now = yield from _landing.write_atomic(wire, landing, taken, progress)
             return WriteResult(landing.target.key, taken.size, digest=taken.digest), now
 
-        return self._land_one(Job(landing, operation, sweeps=verify != "none"))
+        return or_raise(self._land([Job(landing, operation, sweeps=verify != "none")])[0])
 
     @contextmanager
     def open_atomic(self, path: str, overwrite: bool = False) -> Iterator[BinaryIO]:
@@ -375,7 +375,7 @@ class SFTPBackend:
 
         Raises AlreadyExists, InvalidPath for a folder or a file in the way.
         """
-        landing = self._landing(path, overwrite, "size")
+        landing = self._door.landing(path, overwrite, "size")
         writer = AtomicWriter(self._session, landing)
         landed = False
         try:
@@ -446,21 +446,16 @@ class SFTPBackend:
         _check_verify(verify)
         if lanes is not None:
             check_lanes("lanes", lanes)
-        jobs: list[Job[WriteResult]] = []
-        refused: list[InvalidPath | None] = []
-        for local, path in pairs:
-            try:
-                landing = replace(self._landing(path, overwrite, verify), create_parents=create_parents, lanes=lanes)
-            except InvalidPath as error:
-                refused.append(error)
-                continue
-            sending = _local.Upload(landing, local, progress, resume_key)
-            jobs.append(Job(sending.landing, sending, verify != "none", sending.load, sending.so_far))
-            refused.append(None)
+
+        def job(pair: tuple[str | os.PathLike[str], str]) -> Job[WriteResult]:
+            landing = self._door.landing(pair[1], overwrite, verify)
+            landing = replace(landing, create_parents=create_parents, lanes=lanes)
+            sending = _local.Upload(landing, pair[0], progress, resume_key)
+            return Job(sending.landing, sending, verify != "none", sending.load, sending.so_far)
+
+        jobs, refused = sorted_out(pairs, job)
         check_distinct([job.landing.target.key for job in jobs])
-        outcomes = self._land(jobs)
-        landed = iter(outcomes)
-        return [next(landed) if error is None else error for error in refused]
+        return put_back(self._land(jobs), refused)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -471,30 +466,61 @@ class SFTPBackend:
         on a server whose plain rename replaces (OpenSSH's does not), two writers can race. Raises NotFound,
         AlreadyExists, InvalidPath for folders.
         """
-        source, landing = self._changed(src), self._landing(dst, overwrite, "size")
-        self._exchange(landing, lambda wire: _landing.move(wire, source, landing))
+        source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
+        or_raise(self._exchange([(landing, partial(_landing.move, source=source, landing=landing))])[0])
+
+    def move_many(
+        self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool = False
+    ) -> list[SFTPBackendError | OSError | None]:
+        """Moves many files side by side, each as `move` does; None for each pair (from, to) that was, in order.
+
+        Failures as in `upload_many`. ValueError, before anything is sent, if two pairs have a key in common.
+        """
+        door = self._door
+        moves, refused = sorted_out(
+            pairs, lambda pair: (door.changed(pair[0]), door.landing(pair[1], overwrite, "size"))
+        )
+        keys = (key for source, landing in moves for key in {source.key, landing.target.key})
+        check_distinct(keys, "two pairs have a file in common")
+        outcomes = self._exchange(
+            [(landing, partial(_landing.move, source=source, landing=landing)) for source, landing in moves]
+        )
+        return gathered(put_back(outcomes, refused), "moves", return_exceptions)
 
     def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
         """Copies a file on the server where it can, else through this machine; ``dst`` appears only when it is whole.
 
         Raises NotFound, AlreadyExists, InvalidPath for folders.
         """
-        source, landing = self._changed(src), self._landing(dst, overwrite, "size")
-        self._exchange(landing, lambda wire: _landing.copy(wire, source, landing))
+        source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
+        or_raise(self._exchange([(landing, partial(_landing.copy, source=source, landing=landing))])[0])
 
     def delete(self, path: str, missing_ok: bool = False) -> None:
         """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""
-        place = self._changed(path)
+        place = self._door.changed(path)
         self._session.call(lambda wire: wire.run(_operations.delete(place, missing_ok=missing_ok)))
+
+    def delete_many(
+        self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
+    ) -> list[SFTPBackendError | OSError | None]:
+        """Removes many files side by side, each as `delete` does; None for each that was, in order.
+
+        Failures as in `upload_many`.
+        """
+        places, refused = sorted_out(paths, self._door.changed)
+        deletions = (_operations.delete(place, missing_ok=missing_ok) for place in places)
+        outcomes = self._session.call(lambda wire: wire.run_many(deletions)) if places else []
+        outcomes = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
+        return gathered(outcomes, "deletions", return_exceptions)
 
     def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
         """Removes an empty folder, with ``recursive`` all it holds first; links are removed, never entered.
 
         Raises NotFound, DirectoryNotEmpty, InvalidPath for a file.
         """
-        place = self._changed(path)
+        place = self._door.changed(path)
         if recursive:
-            with self._named():
+            with self._door.named():
                 _tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
         else:
             self._session.call(lambda wire: wire.run(_operations.delete_folder(place, missing_ok=missing_ok)))
@@ -527,22 +553,6 @@ class SFTPBackend:
 
     # -- behind the door ----------------------------------------------------------------------------------------------
 
-    def _at(self, path: str) -> JailedPath:
-        with self._named():
-            return self._jail.locate(path)
-
-    def _changed(self, path: str) -> JailedPath:
-        place = self._at(path)
-        if place.is_root:
-            raise InvalidPath("base_path itself is not written, moved or deleted", path=path, backend=self.name)
-        return place
-
-    def _target(self, path: str) -> JailedPath:
-        place = self._changed(path)
-        if has_control_character(place.key):
-            raise InvalidPath("a name with control characters would not be listed again", path=path, backend=self.name)
-        return place
-
     def _content(
         self, path: str, content: object, metadata: Mapping[str, str] | None, *, hashed: bool = False
     ) -> Content:
@@ -551,45 +561,16 @@ class SFTPBackend:
             raise CapabilityNotSupported(message, path=path, backend=self.name)
         return Content(content, hashed=hashed)
 
-    def _landing(self, path: str, overwrite: bool, verify: Verify) -> Landing:
-        target = self._target(path)
-        temp, aside = target.temp(secrets.token_hex(6)), target.temp(secrets.token_hex(6))
-        return Landing(target, temp, aside, overwrite, verify)
-
     def _ask(self, operation: Callable[[], Operation[T]]) -> T:
         return self._session.call(lambda wire: wire.run(operation()), idempotent=True)
 
-    def _exchange(self, landing: Landing, operation: Callable[[Wire], Operation[object]]) -> None:
-        def landed(wire: Wire) -> Operation[tuple[None, None]]:
-            yield from operation(wire)
-            return None, None
-
-        self._land_one(Job(landing, landed, sweeps=False))
-
-    def _land_one(self, job: Job[T]) -> T:
-        (outcome,) = self._land([job])
-        return or_raise(outcome)
+    def _exchange(
+        self, operations: Sequence[tuple[Landing, Callable[[Wire], Operation[object]]]]
+    ) -> list[SFTPBackendError | OSError | None]:
+        return self._land([Job(landing, partial(without_time, work), sweeps=False) for landing, work in operations])
 
     def _land(self, jobs: list[Job[T]]) -> list[T | SFTPBackendError | OSError]:
-        return [self._located(outcome) for outcome in self._landings.run(jobs)] if jobs else []
-
-    def _each(self, items: Iterable[T]) -> Iterator[T]:
-        with self._named():
-            yield from items
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Errors of the block name this server."""
-        try:
-            yield
-        except SFTPBackendError as error:
-            self._located(error)
-            raise
-
-    def _located(self, outcome: T) -> T:
-        if isinstance(outcome, SFTPBackendError) and outcome.backend is None:
-            outcome.backend = self.name
-        return outcome
+        return [self._door.located(outcome) for outcome in self._landings.run(jobs)] if jobs else []
 
 
 def _check_verify(verify: str) -> None:

@@ -8,21 +8,21 @@ the first write into it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Generic, Protocol, TypeVar, cast
 
-from ._errors import BackendUnavailable, SFTPBackendError
+from ._errors import BackendUnavailable, InvalidPath, SFTPBackendError
 from ._landing import Landing, SoFar, recover, sweep, temps_in
-from ._models import WriteResult
 from ._paths import JailedPath
 from ._session import Session
 from ._spread import Load
 from ._wire import Operation, Wire
 
 T = TypeVar("T")
+S = TypeVar("S")
 logger = logging.getLogger(__name__)
 
 
@@ -181,16 +181,22 @@ def _timed(job: Job[T], wire: Wire, times: dict[Landing, int]) -> Operation[T]:
     return result
 
 
+def without_time(work: Callable[[Wire], Operation[object]], wire: Wire) -> Operation[tuple[None, None]]:
+    """The operation of a job that has no result and leaves the server's time unknown."""
+    yield from work(wire)
+    return None, None
+
+
 # -- many -------------------------------------------------------------------------------------------------------------
 
 
-def check_distinct(targets: list[str]) -> None:
-    """ValueError if a target is there twice."""
+def check_distinct(names: Iterable[str], why: str = "two pairs have the same target") -> None:
+    """ValueError, for the reason ``why``, if a name is there twice."""
     seen: set[str] = set()
-    for target in targets:
-        if target in seen:
-            raise ValueError(f"two pairs have the same target {target!r}")
-        seen.add(target)
+    for name in names:
+        if name in seen:
+            raise ValueError(f"{why}: {name!r}")
+        seen.add(name)
 
 
 def or_raise(outcome: T | SFTPBackendError | OSError) -> T:
@@ -200,11 +206,32 @@ def or_raise(outcome: T | SFTPBackendError | OSError) -> T:
     return outcome
 
 
+def sorted_out(items: Iterable[S], make: Callable[[S], T]) -> tuple[list[T], list[InvalidPath | None]]:
+    """What ``make`` makes of the items, without those whose path is none; and for each item None or what is wrong."""
+    made: list[T] = []
+    refused: list[InvalidPath | None] = []
+    for item in items:
+        try:
+            made.append(make(item))
+            refused.append(None)
+        except InvalidPath as error:
+            refused.append(error)
+    return made, refused
+
+
+def put_back(
+    outcomes: list[T | SFTPBackendError | OSError], refused: list[InvalidPath | None]
+) -> list[T | SFTPBackendError | OSError]:
+    """The outcomes, with those that were sorted out in their places."""
+    rest = iter(outcomes)
+    return [next(rest) if error is None else error for error in refused]
+
+
 def gathered(
-    outcomes: list[WriteResult | SFTPBackendError | OSError], what: str, return_exceptions: bool
-) -> list[WriteResult | SFTPBackendError | OSError]:
+    outcomes: list[T | SFTPBackendError | OSError], what: str, return_exceptions: bool
+) -> list[T | SFTPBackendError | OSError]:
     """The outcomes; with failures among them, an ExceptionGroup unless those are to be returned."""
-    failures = [outcome for outcome in outcomes if not isinstance(outcome, WriteResult)]
+    failures = [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError | OSError)]
     if failures and not return_exceptions:
         raise ExceptionGroup(f"{len(failures)} of {len(outcomes)} {what} failed", failures)
     return outcomes

@@ -212,6 +212,12 @@ class SyncBackendAdapter:
         """See `SFTPBackend.move`."""
         await self._call(self._backend.move, src, dst, overwrite)
 
+    async def move_many(
+        self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool = False
+    ) -> list[SFTPBackendError | OSError | None]:
+        """See `SFTPBackend.move_many`."""
+        return await self._call(self._backend.move_many, pairs, overwrite, return_exceptions=return_exceptions)
+
     async def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
         """See `SFTPBackend.copy`."""
         await self._call(self._backend.copy, src, dst, overwrite)
@@ -219,6 +225,12 @@ class SyncBackendAdapter:
     async def delete(self, path: str, missing_ok: bool = False) -> None:
         """See `SFTPBackend.delete`."""
         await self._call(self._backend.delete, path, missing_ok)
+
+    async def delete_many(
+        self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
+    ) -> list[SFTPBackendError | OSError | None]:
+        """See `SFTPBackend.delete_many`."""
+        return await self._call(self._backend.delete_many, paths, missing_ok, return_exceptions=return_exceptions)
 
     async def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
         """See `SFTPBackend.delete_folder`."""

@@ -11,6 +11,7 @@ import pytest
 
 from airflow_sftp_backend import (
     AlreadyExists,
+    BackendUnavailable,
     DirectoryNotEmpty,
     InvalidPath,
     NotFound,
@@ -20,6 +21,7 @@ from airflow_sftp_backend import (
 )
 from tests.servers import (
     DropBox,
+    DropsAfter,
     Folder,
     MovesAway,
     PosixRenameRefusesTaken,
@@ -30,7 +32,7 @@ from tests.servers import (
     WithoutSetstat,
 )
 
-from .expect import refused, tree
+from .expect import offline, refused, tree
 
 MakeBackend = Callable[..., SFTPBackend]
 Change = Callable[..., None]
@@ -384,3 +386,102 @@ def test_a_server_that_moves_files_away_is_no_failure_where_nothing_is_verified(
             backend.write_atomic("file", BIG)
         assert tree(folder.path) == {}
         assert any(path.read_bytes() == BIG for path in server.taken.iterdir())
+
+
+# -- many -------------------------------------------------------------------------------------------------------------
+
+
+def test_move_many_moves_all_that_can_be_moved_and_says_why_others_are_not(
+    backend: SFTPBackend, folder: Folder
+) -> None:
+    for name in ("a", "b", "c", "taken"):
+        (folder.path / name).write_bytes(name.encode())
+    (folder.path / "sub").mkdir()
+    pairs = [
+        ("a", "new/deep/a"), ("missing", "x"), ("b", "taken"), ("../up", "y"), ("sub", "z"), ("c", "new/deep/c"),
+    ]  # fmt: skip
+    failures = [NotFound, AlreadyExists, InvalidPath, InvalidPath]
+    outcomes = backend.move_many(pairs, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None), *failures, type(None)]
+    assert all(outcome.backend == backend.name for outcome in outcomes if isinstance(outcome, SFTPBackendError))
+    held = {"b": b"b", "taken": b"taken", "sub": None, "new": None, "new/deep": None}
+    assert tree(folder.path) == held | {"new/deep/a": b"a", "new/deep/c": b"c"}
+    with pytest.raises(ExceptionGroup, match="1 of 2 moves failed") as caught:
+        backend.move_many([("b", "taken"), ("new/deep/a", "a")])
+    assert [type(error) for error in caught.value.exceptions] == [AlreadyExists]
+    assert backend.move_many([("b", "taken"), ("a", "a")], overwrite=True) == [None, None]
+    assert tree(folder.path) == {
+        "taken": b"b",
+        "a": b"a",
+        "sub": None,
+        "new": None,
+        "new/deep": None,
+        "new/deep/c": b"c",
+    }
+
+
+def test_many_moves_and_deletions_of_files_beside_each_other(backend: SFTPBackend, folder: Folder) -> None:
+    names = [f"{number}" for number in range(300)]
+    for name in names:
+        (folder.path / name).write_bytes(name.encode())
+    assert backend.move_many([(name, f"in/a/new/folder/{name}") for name in names]) == [None] * 300
+    there = folder.path / "in/a/new/folder"
+    assert {path.name: path.read_bytes() for path in there.iterdir()} == {name: name.encode() for name in names}
+    assert backend.delete_many(f"in/a/new/folder/{name}" for name in names) == [None] * 300
+    assert list(there.iterdir()) == []
+    assert backend.move_many([]) == backend.delete_many([]) == []
+
+
+def test_delete_many_deletes_all_that_can_be_deleted_and_says_why_others_are_not(
+    backend: SFTPBackend, folder: Folder
+) -> None:
+    for name in ("a", "b", "c"):
+        (folder.path / name).touch()
+    (folder.path / "sub").mkdir()
+    paths = ["a", "missing", "sub", "", "b", "../up"]
+    with pytest.raises(ExceptionGroup, match="4 of 6 deletions failed") as caught:
+        backend.delete_many(paths)
+    assert [type(error) for error in caught.value.exceptions] == [NotFound, InvalidPath, InvalidPath, InvalidPath]
+    assert tree(folder.path) == {"c": b"", "sub": None}
+    assert backend.delete_many(["missing", "c", "c"], missing_ok=True) == [None] * 3
+    assert tree(folder.path) == {"sub": None}
+
+
+@pytest.mark.parametrize(
+    "pairs", [[("a", "c"), ("b", "c")], [("a", "b"), ("b", "c")], [("a", "b"), ("b", "a")], [("a", "b"), ("a", "c")]]
+)
+def test_moves_that_depend_on_their_order_are_a_value_error_before_any_io(pairs: list[tuple[str, str]]) -> None:
+    with pytest.raises(ValueError, match="two pairs have a file in common: '[abc]'"):
+        offline().move_many(pairs)
+
+
+def test_moves_whose_connection_is_lost_leave_each_file_in_one_place_and_say_so(make_backend: MakeBackend) -> None:
+    names = [f"{number}" for number in range(100)]
+    for requests in (40, 150, 260):
+        with DropsAfter(requests=requests) as dropping:
+            folder = dropping.fresh()
+            for name in names:
+                (folder.path / name).write_bytes(name.encode())
+            backend = make_backend(dropping, base_path=folder.base_path)
+            outcomes = backend.move_many([(name, f"to/{name}") for name in names], return_exceptions=True)
+            assert {type(outcome) for outcome in outcomes} <= {type(None), BackendUnavailable}
+            assert BackendUnavailable in {type(outcome) for outcome in outcomes}
+            for name, outcome in zip(names, outcomes, strict=True):
+                places = [place for place in (folder.path / name, folder.path / "to" / name) if place.exists()]
+                assert [place.read_bytes() for place in places] == [name.encode()]
+                assert outcome is not None or places[0].parent.name == "to"
+
+
+def test_deletions_whose_connection_is_lost_say_what_is_gone(make_backend: MakeBackend) -> None:
+    with DropsAfter(requests=30) as dropping:
+        folder = dropping.fresh()
+        for number in range(100):
+            (folder.path / f"{number}").touch()
+        backend = make_backend(dropping, base_path=folder.base_path)
+        outcomes = backend.delete_many([f"{number}" for number in range(100)], return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {type(None), BackendUnavailable}
+        assert not [
+            number
+            for number, outcome in enumerate(outcomes)
+            if outcome is None and (folder.path / f"{number}").exists()
+        ]

@@ -1,0 +1,67 @@
+"""The backend's door: where a caller's paths become places in the jail, and errors get the server's name."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ._errors import InvalidPath, SFTPBackendError
+from ._landing import Landing, Verify
+from ._paths import Jail, JailedPath, has_control_character
+
+T = TypeVar("T")
+
+
+class Door:
+    """The way into ``jail``, on the server called ``name``."""
+
+    def __init__(self, jail: Jail, name: str) -> None:
+        self.jail = jail
+        self.name = name
+
+    def at(self, path: str) -> JailedPath:
+        """The place of a path. InvalidPath if it has none."""
+        with self.named():
+            return self.jail.locate(path)
+
+    def changed(self, path: str) -> JailedPath:
+        """The place of what is to be changed. InvalidPath also for the root."""
+        place = self.at(path)
+        if place.is_root:
+            raise InvalidPath("base_path itself is not written, moved or deleted", path=path, backend=self.name)
+        return place
+
+    def target(self, path: str) -> JailedPath:
+        """The place of what is to be made. InvalidPath also for names that no listing would show."""
+        place = self.changed(path)
+        if has_control_character(place.key):
+            raise InvalidPath("a name with control characters would not be listed again", path=path, backend=self.name)
+        return place
+
+    def landing(self, path: str, overwrite: bool, verify: Verify) -> Landing:
+        """Where a file is to arrive, with temporary names that nobody else uses."""
+        target = self.target(path)
+        temp, aside = target.temp(secrets.token_hex(6)), target.temp(secrets.token_hex(6))
+        return Landing(target, temp, aside, overwrite, verify)
+
+    def each(self, items: Iterable[T]) -> Iterator[T]:
+        """The items; errors on the way to them name this server."""
+        with self.named():
+            yield from items
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors of the block name this server."""
+        try:
+            yield
+        except SFTPBackendError as error:
+            self.located(error)
+            raise
+
+    def located(self, outcome: T) -> T:
+        """The outcome; if it is an error, it names this server."""
+        if isinstance(outcome, SFTPBackendError) and outcome.backend is None:
+            outcome.backend = self.name
+        return outcome
