@@ -15,7 +15,14 @@ from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
-from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
+from airflow_sftp_backend import (
+    AlreadyExists,
+    BackendUnavailable,
+    InvalidPath,
+    NotFound,
+    SFTPBackend,
+    TransferCorrupted,
+)
 from airflow_sftp_backend.backend import BackendConfig
 from tests.airflow.conftest import Connect, State, context, grow, held
 from tests.servers import AsyncsshServer, StallsAfter
@@ -172,6 +179,18 @@ def test_the_next_try_goes_on_where_the_last_one_lost_its_server(
         run(operator, try_number=2)
         assert re.search(r"going on after \d{7,} bytes that an earlier try has", caplog.text)
         assert held(folder.path) == held(tmp_path) == {"big": content}
+
+
+def test_one_file_that_cannot_be_moved_or_deleted_does_not_stop_two_hundred(remote: Path) -> None:
+    names = [f"{number:03}.csv" for number in range(200)]
+    grow(remote, dict.fromkeys(names, b"1") | {"done/100.csv": b"old"})
+    with pytest.raises(AlreadyExists, match="100.csv"):
+        run(move("*.csv", "done/"))
+    assert held(remote) == {f"done/{name}": b"1" for name in names} | {"100.csv": b"1", "done/100.csv": b"old"}
+    (remote / "folder").mkdir()
+    with pytest.raises(InvalidPath, match="folder"):
+        run(delete(["done/*", "folder"]))
+    assert held(remote) == {"100.csv": b"1"}
 
 
 # -- stores -----------------------------------------------------------------------------------------------------------

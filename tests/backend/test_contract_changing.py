@@ -451,7 +451,7 @@ def test_delete_many_deletes_all_that_can_be_deleted_and_says_why_others_are_not
     "pairs", [[("a", "c"), ("b", "c")], [("a", "b"), ("b", "c")], [("a", "b"), ("b", "a")], [("a", "b"), ("a", "c")]]
 )
 def test_moves_that_depend_on_their_order_are_a_value_error_before_any_io(pairs: list[tuple[str, str]]) -> None:
-    with pytest.raises(ValueError, match="two pairs have a file in common: '[abc]'"):
+    with pytest.raises(ValueError, match=r"two pairs have a file in common: '[abc]'"):
         offline().move_many(pairs)
 
 

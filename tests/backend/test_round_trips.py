@@ -103,6 +103,15 @@ def test_move_takes_two(backend: SFTPBackend, folder: Folder, trips: Callable[[C
     assert trips(lambda: backend.move("b", "sub/b", overwrite=True)) == 2
 
 
+def test_many_moves_and_deletions_take_as_long_as_one(
+    backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]
+) -> None:
+    names = [f"{number}" for number in range(60)]
+    grow(folder.path, [*names, "sub/x"])
+    assert trips(lambda: backend.move_many([(name, f"sub/{name}") for name in names])) == 2
+    assert trips(lambda: backend.delete_many([f"sub/{name}" for name in names])) == 1
+
+
 def test_a_parent_is_made_on_failure_and_not_probed_for(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
