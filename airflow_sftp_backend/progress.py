@@ -1,10 +1,15 @@
-"""How far a transfer is, told at a human pace."""
+"""How far a transfer is, told at a human pace: lines in a log, or a bar in a terminal."""
 
 from __future__ import annotations
 
+import sys
+import threading
 import time
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 PACE: Final = 10.0
 """Seconds between two lines."""
@@ -53,6 +58,76 @@ class ProgressLog:
         left = duration((self._total - self.done) / rate) if rate > 0 else "unknown time"
         share = min(100, 100 * self.done // self._total)
         return f"{quantity(self.done)} of {quantity(self._total)} ({share}%), {quantity(rate)}/s, {left} left"
+
+
+class ProgressBar:
+    """A bar in a terminal, to be given to a transfer as ``progress``; elsewhere one line at the end.
+
+    Use as a context manager. ``title`` says what is moved, ``total`` its bytes, None if unknown; ``stream`` is standard
+    error unless another is given.
+    """
+
+    def __init__(self, title: str, total: int | None, stream: TextIO | None = None) -> None:
+        self.done = 0
+        """Bytes so far."""
+        self._title = title
+        self._total = total
+        self._stream = sys.stderr if stream is None else stream
+        self._started = 0.0
+        self._lock = threading.Lock()
+        self._bar: Progress | None = None
+
+    def __call__(self, gained: int) -> None:
+        """Notes ``gained`` bytes; fewer than none where a transfer had to go back."""
+        with self._lock:
+            self.done += gained
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self.done)
+
+    def __enter__(self) -> ProgressBar:
+        self._started = time.monotonic()
+        if self._stream.isatty():
+            self._bar = _bar(self._stream)
+            self._bar.add_task(self._title, total=self._total)
+            self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            if self._total is None and kind is None:
+                bar.update(bar.task_ids[0], total=self.done)
+            bar.stop()
+            return
+        elapsed = time.monotonic() - self._started
+        rate = f", {quantity(self.done / elapsed)}/s" if elapsed > 0 else ""
+        state = "" if kind is None else ", not to its end"
+        self._stream.write(f"{self._title}: {quantity(self.done)} in {duration(elapsed)}{rate}{state}\n")
+        self._stream.flush()
+
+
+def _bar(stream: TextIO) -> Progress:
+    from rich import progress  # here, because operators that draw no bar should not load it
+    from rich.console import Console
+    from rich.text import Text
+
+    class Rate(progress.ProgressColumn):
+        """In the units that the log lines have."""
+
+        def render(self, task: progress.Task) -> Text:
+            """Bytes a second, nothing before they are known."""
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{quantity(speed)}/s")
+
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.DownloadColumn(binary_units=True),
+        Rate(),
+        progress.TimeRemainingColumn(compact=True),
+        console=Console(file=stream),
+    )
 
 
 def quantity(count: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from tests.servers import sshd_path
 
 from . import imports, memory
 from .delay import delayed
-from .rivals import Rival, rivals
+from .rivals import OURS, PARAMIKO, Rival, rivals
 from .site import CIPHER, Site, site
 from .workloads import WORKLOADS, Bench, Result
 
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 ]
             _show_results(link, found[link], clients, given.size, given.rounds)
             met += [result.met for result in found[link]]
+            if not round_trip:
+                met += _show_rivals(found[link])
+                met += _show_processor(found[link], given.size)
         if given.memory:
             added = memory.measure(near, given.memory << 20)
             _show_memory(given.memory, added)
@@ -96,12 +100,7 @@ def _show_results(link: str, results: Sequence[Result], clients: Sequence[Rival]
         table.add_column(client.name, justify="right")
     table.add_column("target", justify="right")
     for result in results:
-        cells = [
-            f"{result.ratio(client.name):.2f}\n{result.median(client.name):.2f} s"
-            if client.name in result.seconds
-            else "-"
-            for client in clients
-        ]
+        cells = [_cell(result, client.name) for client in clients]
         target = "" if result.target is None else f"{result.target:g}\n{_verdict(result.met, '')}"
         table.add_row(result.workload.title.format(size=size), *cells, target)
     console.print(table)
@@ -111,6 +110,35 @@ def _cell(result: Result, name: str) -> str:
     if name not in result.seconds:
         return "-"
     return f"{result.ratio(name):.2f}\n{result.median(name):.2f} s"
+
+
+def _show_rivals(results: Sequence[Result]) -> list[bool]:
+    """Whether each target is met that is not about the sftp command."""
+    met = []
+    for result in results:
+        for name, target in result.workload.rivals.items():
+            if name in result.seconds:
+                ratio = result.median(name) / result.median(OURS.name)
+                met.append(ratio >= target)
+                said = f"{result.workload.name}: {ratio:.2f} times as fast as {name}"
+                console.print(f"{said}: {_verdict(ratio >= target, f'{target:g}')}")
+    return met
+
+
+def _show_processor(results: Sequence[Result], size: int) -> list[bool]:
+    """Whether we need no more of the processor than paramiko; ``size`` in MiB."""
+    met = []
+    for result in results:
+        if result.workload.name not in ("up", "down"):
+            continue
+        used = {name: statistics.median(spent) * 1024 / size for name, spent in result.processor.items()}
+        told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in used.items())
+        verdict = ""
+        if PARAMIKO.name in used:
+            met.append(used[OURS.name] <= used[PARAMIKO.name])
+            verdict = f": {_verdict(met[-1], 'no more than paramiko')}"
+        console.print(f"seconds of the processor per GiB {result.workload.name}: {told}{verdict}")
+    return met
 
 
 def _show_memory(amount: int, added: dict[str, int]) -> None:

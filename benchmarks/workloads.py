@@ -7,13 +7,13 @@ import os
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from .rivals import OURS, SFTP, Rival, Work
+from .rivals import CAT, HOOK, OURS, SFTP, Rival, Work
 from .site import Site
 
 FILES: Final = 500
@@ -27,16 +27,19 @@ class WrongBytes(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """``targets`` is our speed as a multiple of the sftp command's, at least: on loopback, and far away."""
+    """``targets`` is our speed as a multiple of the sftp command's, at least: on loopback, and far away; ``rivals`` is
+    that as a multiple of others', on loopback.
+    """
 
     name: str
     title: str
     targets: tuple[float | None, float | None]
+    rivals: Mapping[str, float] = field(default_factory=lambda: {HOOK.name: 1.5})
 
 
 WORKLOADS: Final = (
-    Workload("up", "{size} MiB up", (1.3, 5)),
-    Workload("down", "{size} MiB down", (1.0, 5)),
+    Workload("up", "{size} MiB up", (1.3, 5), {CAT.name: 1.0, HOOK.name: 1.5}),
+    Workload("down", "{size} MiB down", (1.0, 5), {CAT.name: 0.8, HOOK.name: 1.5}),
     Workload("many_up", f"{FILES} x 10 KiB up", (1.0, 30)),
     Workload("many_down", f"{FILES} x 10 KiB down", (1.0, 30)),
     Workload("names", f"list {NAMES:,} names", (1.5, 10)),
@@ -45,13 +48,22 @@ WORKLOADS: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Seconds by the clock, and of the processor."""
+
+    seconds: float
+    processor: float
+
+
 @dataclass
 class Result:
-    """Seconds of each round, by client."""
+    """Seconds of each round, by client: by the clock, and of the processor in the client's processes."""
 
     workload: Workload
     target: float | None
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    processor: dict[str, list[float]] = field(default_factory=dict)
 
     def median(self, name: str) -> float:
         """Seconds."""
@@ -93,55 +105,62 @@ class Bench:
         for number in range(rounds):
             for at in range(len(able)):
                 client, work = able[(at + number) % len(able)]  # nobody always comes first
-                seconds = getattr(self, f"_{workload.name}")(client.name, work)
-                result.seconds.setdefault(client.name, []).append(seconds)
+                spent = getattr(self, f"_{workload.name}")(client.name, work)
+                result.seconds.setdefault(client.name, []).append(spent.seconds)
+                result.processor.setdefault(client.name, []).append(spent.processor)
         return result
 
-    def _timed(self, work: Work, local: Path, remote: Path) -> float:
-        began = time.perf_counter()
+    def _timed(self, work: Work, local: Path, remote: Path) -> Spent:
+        began, used = time.perf_counter(), _processor()
         work(self.site, local, remote)
-        return time.perf_counter() - began
+        return Spent(time.perf_counter() - began, _processor() - used)
 
-    def _up(self, name: str, work: Work) -> float:
+    def _up(self, name: str, work: Work) -> Spent:
         target = self.site.there / "up"
-        seconds = self._timed(work, self._large, target)
+        spent = self._timed(work, self._large, target)
         _compare(name, self._large, target)
         target.unlink()
-        return seconds
+        return spent
 
-    def _down(self, name: str, work: Work) -> float:
+    def _down(self, name: str, work: Work) -> Spent:
         target = self.site.here / "down"
-        seconds = self._timed(work, target, self.site.there / "large")
+        spent = self._timed(work, target, self.site.there / "large")
         _compare(name, self._large, target)
         target.unlink()
-        return seconds
+        return spent
 
-    def _many_up(self, name: str, work: Work) -> float:
+    def _many_up(self, name: str, work: Work) -> Spent:
         with _folder(self.site.there / "many") as target:
-            seconds = self._timed(work, self._small, target)
+            spent = self._timed(work, self._small, target)
             _compare_folders(name, self._small, target)
-        return seconds
+        return spent
 
-    def _many_down(self, name: str, work: Work) -> float:
+    def _many_down(self, name: str, work: Work) -> Spent:
         with _folder(self.site.there / "many") as source, _folder(self.site.here / "back") as target:
             shutil.copytree(self._small, source, dirs_exist_ok=True)
-            seconds = self._timed(work, target, source)
+            spent = self._timed(work, target, source)
             _compare_folders(name, self._small, target)
-        return seconds
+        return spent
 
-    def _names(self, _: str, work: Work) -> float:
+    def _names(self, _: str, work: Work) -> Spent:
         return self._timed(work, self.site.here, self._listed)
 
-    def _connect(self, _: str, work: Work) -> float:
+    def _connect(self, _: str, work: Work) -> Spent:
         return self._timed(work, self.site.here, self.site.there)
 
-    def _delete(self, name: str, work: Work) -> float:
+    def _delete(self, name: str, work: Work) -> Spent:
         with _folder(self.site.there / "doomed") as target:
             shutil.copytree(self._small, target, dirs_exist_ok=True)
-            seconds = self._timed(work, self.site.here, target)
+            spent = self._timed(work, self.site.here, target)
             if target.exists():
                 raise WrongBytes(f"{name}: {target} is still there")
-        return seconds
+        return spent
+
+
+def _processor() -> float:
+    """Seconds of the processor that this process and the programs it has run to their end have used."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
 
 
 @contextmanager

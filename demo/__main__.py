@@ -25,12 +25,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.tree import Tree
 
-from airflow_sftp_backend.progress import counted, quantity
+from airflow_sftp_backend import SFTPBackend, SFTPBackendError
+from airflow_sftp_backend.progress import ProgressBar, counted, quantity
 
 from .server import HOST, USER, Partner, answer, partner, sha256
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "example_dags"
 ORDERS = {"order-0001.csv": 2_000, "order-0002.csv": 350_000, "catalogue.bin": 32 << 20, "Größe und Preis.txt": 0}
+_BIG = 64 << 20  # bytes
 _PATIENCE = 120.0  # seconds until Airflow is given up
 DAGS = ("partner_exchange", "mapped_download", "deferred_wait")
 _OFFLINE = {"count"}  # tasks that have nothing to do with the server
@@ -80,9 +82,10 @@ def main() -> int:
                 tasks = _play(place, there)
                 _show_tree(there)
                 _check(place, there, tasks)
-        except DemoFailed as failure:
+                _transfer(place, there)
+        except (DemoFailed, SFTPBackendError) as failure:
             console.print(f"\n[red]Failed:[/] {failure}")
-            if failure.log is not None:
+            if isinstance(failure, DemoFailed) and failure.log is not None:
                 _show_log(failure.log)
             return 1
         except KeyboardInterrupt:
@@ -261,6 +264,22 @@ def _check(place: Place, there: Partner, tasks: list[str]) -> None:
         raise DemoFailed(f"{there.logins} logins for the {len(talking)} tasks {', '.join(talking)}", place.log)
     console.print(f"\nChecked: {len(ORDERS)} orders arrived byte for byte, the receipt came back byte for byte,")
     console.print(f"one login per task that talked to the server ({there.logins} in all).")
+
+
+def _transfer(place: Place, there: Partner) -> None:
+    """What the operators do, done by hand: one large file there and back, with a bar where there is a terminal."""
+    console.print("\n[bold]The same from Python[/]: SFTPBackend.upload and .download")
+    big, back = place.top / "big.bin", place.top / "back.bin"
+    big.write_bytes(os.urandom(_BIG))
+    known = f"[{HOST}]:{there.port} {there.host_key}"
+    with SFTPBackend(HOST, port=there.port, username=USER, pkey=there.client_key, known_host_keys=known) as backend:
+        with ProgressBar("  upload  ", _BIG, sys.stdout) as bar:
+            backend.upload(big, "big.bin", verify="sha256", progress=bar)
+        with ProgressBar("  download", _BIG, sys.stdout) as bar:
+            backend.download("big.bin", back, progress=bar)
+        backend.delete("big.bin")
+    if sha256(back) != sha256(big):
+        raise DemoFailed("the large file did not come back as it was sent")
 
 
 def _show_log(log: Path) -> None:

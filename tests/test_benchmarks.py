@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import socket
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from benchmarks import __main__ as bench
 from benchmarks import workloads
 from benchmarks.delay import delayed
-from benchmarks.rivals import OURS, SFTP, rivals
+from benchmarks.rivals import HOOK, OURS, SFTP, rivals
 from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
 
 CONTENT = random.Random(1).randbytes(3 << 20)
@@ -64,6 +66,8 @@ def test_every_piece_of_work_is_measured_near_and_far(
     assert ("missed" in said) == (status == 1)
     assert said.count("connect") >= 2
     assert "far: speed as a multiple" in said
+    assert said.count("seconds of the processor per GiB") == 2
+    assert said.count("no more than paramiko") == 2
 
 
 def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
@@ -77,6 +81,25 @@ def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
 def test_a_target_is_met_or_missed(ours: float, met: bool) -> None:
     result = Result(Workload("up", "up", (1.3, 5)), 1.3, {OURS.name: [ours], SFTP.name: [2.0]})
     assert result.met == met
+
+
+def test_seconds_of_the_processor_are_those_of_the_client_and_the_programs_it_runs(tmp_path: Path) -> None:
+    def burn(*_: object) -> None:
+        end = time.process_time() + 0.2
+        while time.process_time() < end:
+            pass
+        subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
+
+    before = workloads._processor()
+    burn()
+    assert workloads._processor() - before >= 0.45
+
+
+@pytest.mark.parametrize(("theirs", "met"), [(3.1, True), (2.9, False)])
+def test_other_rivals_have_targets_of_their_own(theirs: float, met: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    result = Result(WORKLOADS[0], 1.3, {OURS.name: [2.0], HOOK.name: [theirs], SFTP.name: [1.0]})
+    assert bench._show_rivals([result]) == [met]
+    assert ("met" in capsys.readouterr().out) == met
 
 
 def test_we_come_first_and_the_sftp_command_second() -> None:

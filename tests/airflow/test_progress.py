@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.progress import PACE, ProgressLog, counted, duration, quantity
+from airflow_sftp_backend.progress import PACE, ProgressBar, ProgressLog, counted, duration, quantity
 
 
 class Log:
@@ -112,3 +120,97 @@ def test_any_quantity_and_time_can_be_told(count: float, seconds: float) -> None
 
 def test_files_are_counted() -> None:
     assert (counted(0), counted(1), counted(2)) == ("0 files", "1 file", "2 files")
+
+
+# -- the bar ----------------------------------------------------------------------------------------------------------
+
+
+def on_a_terminal(program: str) -> str:
+    """What a program writes to a terminal that is its standard error."""
+    ours, theirs = pty.openpty()
+    said = bytearray()
+
+    def read() -> None:
+        while True:
+            try:
+                piece = os.read(ours, 1 << 16)
+            except OSError:  # what Linux says once nobody has the other end open
+                return
+            said.extend(piece)
+
+    reading = threading.Thread(target=read)
+    reading.start()
+    try:
+        environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
+        environment.pop("NO_COLOR", None)
+        subprocess.run([sys.executable, "-c", program], stderr=theirs, env=environment, check=True)
+    finally:
+        os.close(theirs)
+        reading.join()
+        os.close(ours)
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+
+
+def moved(total: str, then: str = "pass") -> str:
+    """A program that moves 3 MiB, back 1 MiB, and 2 MiB more."""
+    return f"""
+from airflow_sftp_backend.progress import ProgressBar
+with ProgressBar("big [1].bin", {total}) as bar:
+    bar(3 << 20); bar(-(1 << 20)); bar(2 << 20)
+    {then}
+"""
+
+
+@pytest.mark.parametrize("total", ["4 << 20", "None"])
+def test_a_terminal_shows_a_bar_that_ends_full(total: str) -> None:
+    last = on_a_terminal(moved(total)).rstrip().splitlines()[-1]
+    assert "big [1].bin" in last
+    assert "100%" in last
+    assert "4.0/4.0 MiB" in last
+    assert "━" in last
+
+
+def test_a_bar_that_does_not_come_to_its_end_is_not_full() -> None:
+    said = on_a_terminal(moved("8 << 20", then="raise SystemExit"))
+    assert " 50%" in said
+    assert "100%" not in said
+
+
+def test_what_is_no_terminal_gets_one_plain_line() -> None:
+    stream = io.StringIO()
+    with ProgressBar("big.bin", 4 << 20, stream) as bar:
+        bar(3 << 20)
+        bar(-(1 << 20))
+        bar(2 << 20)
+        assert stream.getvalue() == ""
+    assert re.fullmatch(r"big\.bin: 4\.0 MiB in 0\.\d s, [\d.]+ [KMGT]iB/s\n", stream.getvalue())
+
+
+def test_a_line_says_when_it_was_not_all() -> None:
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), ProgressBar("big.bin", 4 << 20, stream) as bar:
+        bar(1 << 20)
+        raise KeyboardInterrupt
+    assert stream.getvalue().startswith("big.bin: 1.0 MiB in ")
+    assert stream.getvalue().endswith(", not to its end\n")
+
+
+def test_a_bar_may_be_told_by_several_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar("many", None) as bar:
+
+        def move() -> None:
+            for _ in range(10_000):
+                bar(1)
+
+        threads = [threading.Thread(target=move) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert bar.done == 40_000
+    assert capsys.readouterr().err.startswith("many: 39.1 KiB in ")
+
+
+def test_the_operators_do_not_load_what_draws_bars() -> None:
+    program = "import sys, airflow_sftp_backend.progress; assert 'rich.progress' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,68 @@
+"""A transfer that goes through key exchanges arrives byte for byte: ours, after 512 MiB, and those the server wants."""
+
+from __future__ import annotations
+
+import filecmp
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend import SFTPBackend
+from tests.servers import OpenSSHServer
+
+MakeBackend = Callable[..., SFTPBackend]
+MiB = 1 << 20
+
+
+def exchanges(server: OpenSSHServer) -> int:
+    """Key exchanges that sshd has seen to their end."""
+    return server.log.count("SSH2_MSG_NEWKEYS received")
+
+
+def fill(path: Path, size: int) -> Path:
+    """``size`` MiB, no two of them alike."""
+    block = random.Random(size).randbytes(MiB - 8)
+    with path.open("wb") as file:
+        for number in range(size):
+            file.write(number.to_bytes(8, "big"))
+            file.write(block)
+    return path
+
+
+def there_and_back(server: OpenSSHServer, make_backend: MakeBackend, folder: Path, size: int, lanes: int) -> list[int]:
+    """Key exchanges on the way there and on the way back."""
+    local, here, there = fill(folder / "local", size), folder / "back", server.fresh()
+    backend = make_backend(server, base_path=there.base_path)
+    backend.check_health()
+    before = exchanges(server)
+    backend.upload(local, "remote", lanes=lanes)
+    between = exchanges(server)
+    assert filecmp.cmp(local, there.path / "remote", shallow=False)
+    backend.download("remote", here)
+    after = exchanges(server)
+    assert filecmp.cmp(local, here, shallow=False)
+    for path in (local, here, there.path / "remote"):
+        path.unlink()
+    assert server.logins() == 1
+    return [between - before, after - between]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("sshd")
+def test_a_gibibyte_and_a_half_goes_through_the_key_exchanges_we_ask_for(
+    make_backend: MakeBackend, tmp_path: Path
+) -> None:
+    with OpenSSHServer({"LogLevel": "DEBUG1"}) as server:
+        assert min(there_and_back(server, make_backend, tmp_path, 1536, 1)) >= 2
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("sshd")
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_a_server_that_asks_for_new_keys_all_the_time_gets_and_gives_every_byte(
+    make_backend: MakeBackend, tmp_path: Path, lanes: int
+) -> None:
+    with OpenSSHServer({"LogLevel": "DEBUG1", "RekeyLimit": "4M"}) as server:
+        assert min(there_and_back(server, make_backend, tmp_path, 96, lanes)) >= 10
