@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -320,7 +321,7 @@ class SFTPBackend:
                 stack.enter_context(one)
             outcomes = fetch(downloads)
             go_on(downloads, outcomes, fetch)
-        _local.sweep(downloads, outcomes)
+        _local.sweep(downloads, outcomes, time.time())
         return [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
 
     # -- writing ------------------------------------------------------------------------------------------------------
@@ -451,7 +452,7 @@ class SFTPBackend:
             landing = self._door.landing(pair[1], overwrite, verify)
             landing = replace(landing, create_parents=create_parents, lanes=lanes)
             sending = _local.Upload(landing, pair[0], progress, resume_key)
-            return Job(sending.landing, sending, verify != "none", sending.load, sending.so_far)
+            return Job(landing, sending, verify != "none", sending.load, sending.so_far)
 
         jobs, refused = sorted_out(pairs, job)
         check_distinct([job.landing.target.key for job in jobs])

@@ -158,15 +158,15 @@ class Landings:
     def _land(self, jobs: Sequence[Job[T]], used: list[Wire], wire: Wire) -> list[T | SFTPBackendError | OSError]:
         used.append(wire)
         folders = {job.landing.target.parent for job in jobs if job.sweeps} - self._temps.keys()
-        times: dict[Landing, int] = {}
+        landed: list[tuple[Job[T], int]] = []
         notes = (self._note(folder) for folder in folders)
-        landings = (_timed(job, wire, times) for job in jobs)
+        landings = (_timed(job, wire, landed) for job in jobs)
         outcomes = wire.run_many(chain[Operation[T] | Operation[None]](notes, landings))[len(folders) :]
         if wire.broken is None:
             wire.run_many(
-                sweep(done.target, temps, now, done.temp if done.spare else None)
-                for done, now in times.items()
-                if (temps := self._temps.get(done.target.parent))
+                sweep(job.landing.target, temps, now, job.so_far.temp if job.so_far is not None else None)
+                for job, now in landed
+                if (temps := self._temps.get(job.landing.target.parent))
             )
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
@@ -174,10 +174,10 @@ class Landings:
         self._temps[folder] = yield from temps_in(folder)
 
 
-def _timed(job: Job[T], wire: Wire, times: dict[Landing, int]) -> Operation[T]:
+def _timed(job: Job[T], wire: Wire, landed: list[tuple[Job[T], int]]) -> Operation[T]:
     result, now = yield from job.operation(wire)
     if now is not None and job.sweeps:
-        times[job.landing] = now
+        landed.append((job, now))
     return result
 
 

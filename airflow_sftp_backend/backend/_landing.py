@@ -45,7 +45,7 @@ from ._operations import (
     with_type,
 )
 from ._partial import left_over
-from ._paths import JailedPath, is_temp_name, same_writer, token_of
+from ._paths import STALE, JailedPath, is_temp_name, same_writer, token_of
 from ._spread import Load, Spread
 from ._transfer import SPAN, Content, Incoming, Outgoing, send
 from ._wire import Operation, Wire, ask, ask_all, post, wait
@@ -53,8 +53,6 @@ from ._wire import Operation, Wire, ask, ask_all, post, wait
 logger = logging.getLogger(__name__)
 
 Verify = Literal["size", "sha256", "none"]
-STALE: Final = 3600
-"""Seconds without a change after which a temporary file is taken for left behind: a living writer writes more often."""
 
 _NEW: Final = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 _COPY_PIECE: Final = 64 << 20  # bytes a server copies per request: it answers only when it is done
@@ -103,7 +101,7 @@ class SoFar:
     resumable: bool = False
     """The connection was lost while bytes were sent, and the temporary file is still there."""
     temp: JailedPath | None = None
-    """The temporary file, where it is not the landing's."""
+    """The temporary file that the next try finds again, or the one in its place."""
     left: bool = False
     """The temporary file was left for the next try."""
 
@@ -176,8 +174,10 @@ def _opened(landing: Landing, content: Content, so_far: SoFar) -> Operation[Open
     except SFTPBackendError:
         if landing.spare is None or isinstance(left := (yield from see(landing.temp)), Refused):
             raise
+    so_far.left = True
     part = (yield from left_over(landing.temp, content)) if left.is_file else None
     if part is None:
+        so_far.left = False
         yield from discard(landing.temp)
         so_far.temp = landing.spare
         return (yield from open_landing(so_far.placed(landing)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from dataclasses import InitVar, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -85,22 +85,9 @@ class Upload:
     landing: Landing
     local: str | os.PathLike[str]
     progress: Progress | None = None
-    resume_key: InitVar[str | None] = None
+    resume_key: str | None = None
     so_far: SoFar = field(default_factory=SoFar)
     _at_first: os.stat_result | None = None
-
-    def __post_init__(self, resume_key: str | None) -> None:
-        if resume_key is None:
-            return
-        try:
-            self._at_first = found = os.stat(self.local)
-        except OSError:  # said again, and raised, when it is opened
-            return
-        target, temp = self.landing.target, self.landing.temp
-        token = resume_token(resume_key, found.st_size, found.st_mtime_ns)
-        self.landing = replace(
-            self.landing, temp=target.temp(token), spare=target.temp(spare_token(token, token_of(temp.name)))
-        )
 
     @property
     def load(self) -> Load | None:
@@ -112,12 +99,22 @@ class Upload:
 
     def __call__(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
         """Sends what is not sent yet; also the server's time, where it tells."""
-        landing = self.landing
-        hashed = landing.verify == "sha256"
-        with LocalContent(self.local, key=landing.target.key, hashed=hashed, at_first=self._at_first) as content:
+        key, hashed = self.landing.target.key, self.landing.verify == "sha256"
+        with LocalContent(self.local, key=key, hashed=hashed, at_first=self._at_first) as content:
             self._at_first = content.at_first
-            now = yield from write_atomic(wire, landing, content, self.progress, self.so_far)
-            return WriteResult(landing.target.key, content.size, digest=content.digest), now
+            now = yield from write_atomic(wire, self._place(content.at_first), content, self.progress, self.so_far)
+            return WriteResult(key, content.size, digest=content.digest), now
+
+    def _place(self, source: os.stat_result) -> Landing:
+        """Where it lands: under a temporary name that the next try finds again, if there is a resume key."""
+        landing = self.landing
+        if self.resume_key is None:
+            return landing
+        token = resume_token(self.resume_key, source.st_size, source.st_mtime_ns)
+        spare = landing.target.temp(spare_token(token, token_of(landing.temp.name)))
+        landing = replace(landing, temp=landing.target.temp(token), spare=spare)
+        self.so_far.temp = self.so_far.temp or landing.temp
+        return landing
 
 
 @dataclass(slots=True)
@@ -202,15 +199,17 @@ class Download:
         size = landing.take_over(resume_token(self.resume_key, source.size, source.mtime), source.size)
         if not size:
             return False
+        self.done = size  # which it keeps if the connection is lost now
         if not (yield from holds(handle, size, landing.at)):
             logger.warning("%r: an earlier try left %d bytes of other content: starting anew", self.place.key, size)
             landing.clear()
+            self.done = 0
             return False
         logger.info("%r: going on after %d bytes that an earlier try has fetched", self.place.key, size)
         if self._digest is not None:
             for start in range(0, size, _READ):
                 self._digest.update(landing.at(start, min(_READ, size - start)))
-        self._source, self.done = source, size
+        self._source = source
         if self.progress is not None:
             self.progress(size)
         return True
@@ -257,11 +256,7 @@ def _digest_of(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def sweep(downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError]) -> None:
-    """Removes what earlier tries with the same resume key left of what has landed now."""
-    landed: dict[str, list[Path]] = {}
-    for one, outcome in zip(downloads, outcomes, strict=True):
-        if one.resume_key is not None and isinstance(outcome, WriteResult):
-            landed.setdefault(one.resume_key, []).append(Path(one.local))
-    for writer, paths in landed.items():
-        remove_left(paths, writer)
+def sweep(downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError], now: float) -> None:
+    """Removes what dead writers left of what has landed now; ``now`` in seconds since 1970."""
+    landed = zip(downloads, outcomes, strict=True)
+    remove_left({Path(one.local): one.resume_key for one, outcome in landed if isinstance(outcome, WriteResult)}, now)

@@ -12,13 +12,13 @@ import errno
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Final
 
 from ._errors import AlreadyExists
-from ._paths import is_temp_of, resume_token, same_writer, spare_token, temp_name, token_of
+from ._paths import STALE, digest_of, name_digest, resume_token, same_writer, spare_token, temp_name, token_of
 
 LEAST: Final = 1 << 20
 """Bytes from which on a part is worth going on with."""
@@ -48,14 +48,14 @@ class LocalLanding:
             token = spare_token(resume_token(writer, 0, 0), token)
         self.temp = self._named(token)
         self._descriptor: int | None = None
+        self._has_temp = True
         try:
             self._descriptor = os.open(self.temp, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
         except FileNotFoundError:
             raise FileNotFoundError(
                 errno.ENOENT, "the local folder does not exist", os.fspath(self.path.parent)
             ) from None
-        if self._resumable:
-            _locked(self._descriptor)
+        _locked(self._descriptor)
 
     def take_over(self, token: str, most: int) -> int:
         """Goes on in the file of that token if an earlier try left one of up to ``most`` bytes; how many it holds.
@@ -99,7 +99,7 @@ class LocalLanding:
     def commit(self) -> None:
         """Gives the file its name. AlreadyExists if that was taken meanwhile and ``overwrite`` is False."""
         if self._overwrite:
-            os.replace(self.temp, self.path)
+            self._replace()
             return
         try:
             os.link(self.temp, self.path)
@@ -108,7 +108,11 @@ class LocalLanding:
         except OSError:  # a file system without hard links: looked at, then renamed
             if os.path.lexists(self.path):
                 raise self._taken() from None
-            os.replace(self.temp, self.path)
+            self._replace()
+
+    def _replace(self) -> None:
+        os.replace(self.temp, self.path)
+        self._has_temp = False
 
     def _rename(self, temp: Path) -> None:
         """Another name for the temporary file, unless that is taken or the file system has no hard links."""
@@ -135,26 +139,38 @@ class LocalLanding:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self._close()
-        if not (self.lasts and self._resumable):
+        if self._has_temp and not (self.lasts and self._resumable):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.temp)
+        self._has_temp = False
+        self._close()  # and with it the lock, under which alone the name was ours
 
 
-def remove_left(landed: Iterable[Path], writer: str) -> None:
-    """Removes what earlier tries of ``writer`` left of files that have landed now."""
-    names: dict[Path, set[str]] = {}
-    for path in landed:
-        names.setdefault(path.parent, set()).add(path.name)
-    token = resume_token(writer, 0, 0)
+def remove_left(landed: Mapping[Path, str | None], now: float) -> None:
+    """Removes what dead writers left of files that have landed now: what earlier tries with the same resume key left,
+    which stands beside each file, at once; what others left after `STALE` seconds. ``now`` in seconds since 1970.
+    """
+    names: dict[Path, dict[str, str | None]] = {}
+    for path, writer in landed.items():
+        names.setdefault(path.parent, {})[path.name] = writer
     for folder, wanted in names.items():
+        targets = {name_digest(name): writer for name, writer in wanted.items()}
         for temp in _temps(folder):
-            if same_writer(token_of(temp.name), token) and any(is_temp_of(temp.name, name) for name in wanted):
-                descriptor = _left_behind(temp)
-                if descriptor is not None:
-                    os.close(descriptor)
-                    with contextlib.suppress(FileNotFoundError):
-                        os.unlink(temp)
+            if digest_of(temp.name) in targets:
+                writer = targets[digest_of(temp.name)]
+                ours = writer is not None and same_writer(token_of(temp.name), resume_token(writer, 0, 0))
+                _remove(temp, None if ours else now - STALE)
+
+
+def _remove(temp: Path, before: float | None) -> None:
+    """Removes it unless its writer lives, or it was written to since ``before``."""
+    descriptor = _left_behind(temp)
+    if descriptor is None:
+        return
+    if before is None or os.fstat(descriptor).st_mtime < before:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp)
+    os.close(descriptor)
 
 
 def _temps(folder: Path) -> Iterator[Path]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from ._errors import InvalidPath
 
@@ -16,6 +17,10 @@ _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _HALF = 6  # hex digits of a token
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
+
+
+STALE: Final = 3600
+"""Seconds without a change after which a temporary file is taken for left behind: a living writer writes more often."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -57,7 +62,7 @@ class JailedPath:
 
     def owns_temp(self, name: str) -> bool:
         """True if ``name`` is a temporary name of this target."""
-        return is_temp_of(name, self.name)
+        return digest_of(name) == name_digest(self.name)
 
     def _entry(self, name: str) -> JailedPath:
         key = f"{self.key}/{name}" if self.key else name
@@ -121,7 +126,7 @@ def check_text(text: str, what: str) -> None:
 
 def temp_name(name: str, token: str) -> str:
     """A temporary name for a file called ``name``, of at most 255 bytes; ``token`` is 12 hex digits."""
-    affix = f".{_name_digest(name)}-{token}.part"
+    affix = f".{name_digest(name)}-{token}.part"
     stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
 
@@ -143,10 +148,10 @@ def spare_token(token: str, random: str) -> str:
     return token[:_HALF] + random[_HALF:]
 
 
-def is_temp_of(temp: str, name: str) -> bool:
-    """True if ``temp`` is a name that `temp_name` makes for ``name``."""
+def digest_of(temp: str) -> str:
+    """The `name_digest` in a temporary name; "" in any other."""
     match = _TEMP_PATTERN.fullmatch(temp)
-    return match is not None and match["digest"] == _name_digest(name)
+    return "" if match is None else match["digest"]
 
 
 def token_of(name: str) -> str:
@@ -180,5 +185,6 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_HALF]
 
 
-def _name_digest(name: str) -> str:
+def name_digest(name: str) -> str:
+    """What tells the temporary names of ``name`` from those of others."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]

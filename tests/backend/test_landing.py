@@ -18,7 +18,6 @@ from airflow_sftp_backend import (
 from airflow_sftp_backend.backend._codec import Attributes
 from airflow_sftp_backend.backend._errors import Refused
 from airflow_sftp_backend.backend._landing import (
-    STALE,
     Landing,
     Verify,
     copy,
@@ -38,7 +37,7 @@ from airflow_sftp_backend.backend._messages import (
     Request,
     Write,
 )
-from airflow_sftp_backend.backend._paths import Jail, JailedPath, is_temp_name
+from airflow_sftp_backend.backend._paths import STALE, Jail, JailedPath, is_temp_name
 from airflow_sftp_backend.backend._transfer import Content
 from airflow_sftp_backend.backend._wire import Operation
 

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -340,6 +341,23 @@ def test_a_part_of_another_file_does_not_end_in_this_one(
         assert set(tree(tmp_path)) == {"here"}
 
 
+@pytest.mark.parametrize("key", ["another's", None])
+def test_what_others_left_here_is_cleared_once_it_is_an_hour_old(
+    openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes, key: str | None
+) -> None:
+    cut_short(make_backend(openssh, base_path=there.base_path), tmp_path / "here")
+    (left,) = tmp_path.iterdir()
+    (tmp_path / "there").touch()
+    backend = make_backend(openssh, base_path=there.base_path)
+    backend.download("big", tmp_path / "here", resume_key=key)
+    assert set(tree(tmp_path)) == {"here", "there", left.name}
+    os.utime(left, (time.time() - 3700,) * 2)
+    backend.download("big", tmp_path / "there", overwrite=True, resume_key=key)
+    assert set(tree(tmp_path)) == {"here", "there", left.name}
+    backend.download("big", tmp_path / "here", overwrite=True, resume_key=key)
+    assert tree(tmp_path) == {"here": content, "there": content}
+
+
 def test_what_a_living_writer_writes_is_not_taken_from_it(
     openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes
 ) -> None:
@@ -386,19 +404,17 @@ def test_after_a_kill_of_this_process_anywhere_the_next_try_ends_with_the_file_a
     folder = openssh.fresh()
     resumed = 0
     for number in range(25):
-        times = 0
-        while killed(
-            openssh, folder.base_path, work="up", local=str(big), path="big", key=f"try of {number}",
-            lanes=chance.choice([1, 4]), kill_at=chance.randrange(1, 2 * SIZE),
-        ) and times < 3:  # fmt: skip
-            times += 1
-        if times:
-            seen = Stop(float("inf"))
-            backend = make_backend(openssh, base_path=folder.base_path)
-            with suppress(AlreadyExists):  # killed after it had its name
-                backend.upload(big, "big", resume_key=f"try of {number}", progress=seen)
-            resumed += (seen.first or 0) > MiB
-            backend.close()
+        for _ in range(chance.choice([1, 1, 2])):
+            killed(
+                openssh, folder.base_path, work="up", local=str(big), path="big", key=f"try of {number}",
+                lanes=chance.choice([1, 4]), kill_at=chance.randrange(1, SIZE + MiB),
+            )  # fmt: skip
+        seen = Stop(float("inf"))
+        backend = make_backend(openssh, base_path=folder.base_path)
+        with suppress(AlreadyExists):  # killed after it had its name, or not at all
+            backend.upload(big, "big", resume_key=f"try of {number}", progress=seen)
+        resumed += (seen.first or 0) > MiB
+        backend.close()
         assert tree(folder.path) == {"big": content}
         (folder.path / "big").unlink()
     assert resumed >= 3
