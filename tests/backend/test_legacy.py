@@ -15,7 +15,7 @@ import pytest
 
 from airflow_sftp_backend.backend._keys import load_private_key
 from airflow_sftp_backend.backend._legacy import LegacyTransport, Sha1RSAKey, legacy_transport
-from tests.servers import AsyncsshServer, OpenSSHServer, Server
+from tests.servers import AsyncsshServer, OpenSSHServer, Server, wait_until
 
 OLD = {"HostKeyAlgorithms": "ssh-rsa", "PubkeyAcceptedAlgorithms": "ssh-rsa"}
 STRONGER = ("rsa-sha2-512", "rsa-sha2-256")
@@ -112,7 +112,7 @@ def test_a_server_that_names_only_ssh_rsa_is_asked_once(rsa: asyncssh.SSHKey, pk
     server.login_key = rsa
     with server, connected(server, pkey, transport_factory=legacy_transport) as transport:
         assert vars(transport)["_agreed_pubkey_algorithm"] == "ssh-rsa"
-        assert server.logins() == 1
+        wait_until(lambda: server.logins() == 1, "the login to be counted")
 
 
 def test_a_server_that_takes_no_keys_is_not_asked_twice(sshd: str, pkey: paramiko.PKey) -> None:
