@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol, TextIO
+from contextlib import suppress
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
 PACE: Final = 10.0
 """Seconds between two lines."""
+
+_MOVING = threading.Lock()
+"""Held by the one bar that moves."""
 
 
 class Log(Protocol):
@@ -64,13 +69,14 @@ class ProgressBar:
     """A bar in a terminal, to be given to a transfer as ``progress``; elsewhere one line at the end.
 
     Use as a context manager. ``title`` says what is moved, ``total`` its bytes, None if unknown; ``stream`` is standard
-    error unless another is given.
+    error unless another is given. What is printed meanwhile to the same terminal appears above the bar. One bar moves
+    at a time: another gets its line. A stream that takes no more, as of a terminal that was closed, raises nothing.
     """
 
     def __init__(self, title: str, total: int | None, stream: TextIO | None = None) -> None:
         self.done = 0
         """Bytes so far."""
-        self._title = title
+        self._title = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in title)  # nothing moves the cursor
         self._total = total
         self._stream = sys.stderr if stream is None else stream
         self._started = 0.0
@@ -81,29 +87,74 @@ class ProgressBar:
         """Notes ``gained`` bytes; fewer than none where a transfer had to go back."""
         with self._lock:
             self.done += gained
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=self.done)
+            if self._bar is not None:
+                if gained < 0:
+                    self._bar.tasks[0].finished_time = None  # it was at its end, perhaps
+                self._bar.update(self._bar.task_ids[0], completed=self.done)
 
     def __enter__(self) -> ProgressBar:
         self._started = time.monotonic()
-        if self._stream.isatty():
-            self._bar = _bar(self._stream)
-            self._bar.add_task(self._title, total=self._total)
-            self._bar.start()
+        if _can_move(self._stream) and _MOVING.acquire(blocking=False):
+            bar = _bar(self._stream)
+            width = bar.console.width
+            name = self._title if len(self._title) <= max(12, width - 60) else f"{self._title[: max(9, width - 63)]}..."
+            bar.add_task(name, total=self._total, completed=self.done)
+            bar.start()
+            self._bar = bar
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *raised: object) -> None:
-        bar, self._bar = self._bar, None
+        with self._lock:
+            bar, self._bar = self._bar, None
         if bar is not None:
             if self._total is None and kind is None:
                 bar.update(bar.task_ids[0], total=self.done)
-            bar.stop()
+            try:
+                bar.stop()
+            finally:
+                _MOVING.release()
             return
         elapsed = time.monotonic() - self._started
         rate = f", {quantity(self.done / elapsed)}/s" if elapsed > 0 else ""
         state = "" if kind is None else ", not to its end"
-        self._stream.write(f"{self._title}: {quantity(self.done)} in {duration(elapsed)}{rate}{state}\n")
-        self._stream.flush()
+        _Unfailing(self._stream).write(f"{self._title}: {quantity(self.done)} in {duration(elapsed)}{rate}{state}\n")
+
+
+class _Unfailing:
+    """A stream to which writing never fails: what cannot be written is not."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Writes and flushes; the number of characters taken."""
+        with suppress(OSError, ValueError):  # ValueError: it is closed, or has no such characters
+            if self._stream is not None:
+                self._stream.write(text)
+                self._stream.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is left to do."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _can_move(stream: TextIO | None) -> bool:
+    """True for a terminal that can draw and on which nothing else is being drawn."""
+    refused = os.environ.get("TTY_COMPATIBLE") == "0" or os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
+    if refused or not _is_terminal(stream):
+        return False
+    from rich.file_proxy import FileProxy
+
+    return not isinstance(stream, FileProxy)
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    with suppress(OSError, ValueError):
+        return stream is not None and stream.isatty()
+    return False
 
 
 def _bar(stream: TextIO) -> Progress:
@@ -119,6 +170,7 @@ def _bar(stream: TextIO) -> Progress:
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{quantity(speed)}/s")
 
+    here = stream in (sys.stdout, sys.stderr)  # then what else goes to this terminal is put above the bar
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
@@ -126,7 +178,9 @@ def _bar(stream: TextIO) -> Progress:
         progress.DownloadColumn(binary_units=True),
         Rate(),
         progress.TimeRemainingColumn(compact=True),
-        console=Console(file=stream),
+        console=Console(file=cast("IO[str]", _Unfailing(stream)), force_terminal=True, force_interactive=True),
+        redirect_stdout=here and _is_terminal(sys.stdout),
+        redirect_stderr=here and _is_terminal(sys.stderr),
     )
 
 

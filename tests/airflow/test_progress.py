@@ -9,6 +9,9 @@ import re
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -125,8 +128,13 @@ def test_files_are_counted() -> None:
 # -- the bar ----------------------------------------------------------------------------------------------------------
 
 
-def on_a_terminal(program: str) -> str:
-    """What a program writes to a terminal that is its standard error."""
+def on_a_terminal(
+    program: str, printed: list[str] | None = None, *, raw: bool = False, env: Mapping[str, str] | None = None
+) -> str:
+    """What a program writes to a terminal that is its standard error; what it prints is added to ``printed``.
+
+    ``raw`` keeps the control sequences; ``env`` is added to its environment.
+    """
     ours, theirs = pty.openpty()
     said = bytearray()
 
@@ -142,13 +150,18 @@ def on_a_terminal(program: str) -> str:
     reading.start()
     try:
         environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"}
-        environment.pop("NO_COLOR", None)
-        subprocess.run([sys.executable, "-c", program], stderr=theirs, env=environment, check=True)
+        for name in ("NO_COLOR", "TTY_COMPATIBLE"):
+            environment.pop(name, None)
+        environment |= env or {}
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, check=True)
     finally:
         os.close(theirs)
         reading.join()
         os.close(ours)
-    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    if printed is not None:
+        printed.append(done.stdout.decode())
+    return said.decode() if raw else re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
 
 
 def moved(total: str, then: str = "pass") -> str:
@@ -174,6 +187,101 @@ def test_a_bar_that_does_not_come_to_its_end_is_not_full() -> None:
     said = on_a_terminal(moved("8 << 20", then="raise SystemExit"))
     assert " 50%" in said
     assert "100%" not in said
+
+
+def test_what_is_printed_meanwhile_goes_where_it_would_without_a_bar() -> None:
+    printed: list[str] = []
+    said = on_a_terminal(moved("4 << 20", then="print('a result')"), printed)
+    assert printed == ["a result\n"]
+    assert "a result" not in said
+
+
+def test_messages_to_the_same_terminal_are_lines_of_their_own() -> None:
+    said = on_a_terminal(moved("4 << 20", then="import sys; print('a warning', file=sys.stderr)"))
+    assert "a warning" in [line.strip() for line in re.split(r"[\r\n]+", said)]
+
+
+def test_a_title_does_not_move_the_cursor() -> None:
+    said = on_a_terminal(moved("4 << 20").replace("big [1].bin", r"a\x1b[2Jb\nc\x1b]0;d\x07"), raw=True)
+    assert "\x1b[2J" not in said
+    assert "\x1b]0;" not in said
+    assert r"a\x1b[2Jb\nc\x1b]0;d\x07" in said
+
+
+def test_a_long_title_leaves_room_for_the_rest() -> None:
+    last = (
+        on_a_terminal(moved("4 << 20").replace("big [1].bin", "name" * 30), env={"COLUMNS": "80"})
+        .rstrip()
+        .splitlines()[-1]
+    )
+    assert last.startswith("namenamenamename")
+    assert "━━━━━━━━" in last
+    assert "100% 4.0/4.0 MiB" in last
+
+
+def test_a_bar_that_goes_back_from_its_end_has_time_left_again() -> None:
+    program = """
+import time
+from airflow_sftp_backend.progress import ProgressBar
+with ProgressBar("big.bin", 64 << 20) as bar:
+    for _ in range(64):
+        bar(1 << 20); time.sleep(0.005)
+    bar(-(63 << 20)); time.sleep(0.01); bar(1024)
+    raise SystemExit
+"""
+    last = on_a_terminal(program).rstrip().splitlines()[-1]
+    assert " 2% 1.0/64.0 MiB" in last or " 1% 1.0/64.0 MiB" in last
+    assert "00:00" not in last
+
+
+def test_of_two_bars_one_moves_and_the_other_gets_its_line() -> None:
+    said = on_a_terminal(moved("4 << 20", then="with ProgressBar('second.bin', 2) as other: other(2)"))
+    assert re.search(r"^second\.bin: 2 B in 0\.0 s, .*B/s$", said.replace("\r", "\n"), re.MULTILINE)
+    assert "big [1].bin ━" in said
+    assert "second.bin ━" not in said
+    assert "second.bin ━" in on_a_terminal(moved("4 << 20") + "with ProgressBar('second.bin', 2) as other: other(2)")
+
+
+@pytest.mark.parametrize("variable", ["TERM=dumb", "TERM=", "TTY_COMPATIBLE=0"])
+def test_a_terminal_that_cannot_draw_gets_one_plain_line(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    said = on_a_terminal(moved("4 << 20"), raw=True, env={name: value})
+    assert re.fullmatch(r"big \[1\]\.bin: 4\.0 MiB in 0\.\d s, [\d.]+ [KMGT]iB/s\r\n", said)
+
+
+def test_a_pipe_gets_no_control_characters_whatever_the_environment_asks_for() -> None:
+    asked = os.environ | {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm-256color"}
+    done = subprocess.run([sys.executable, "-c", moved("4 << 20")], stderr=subprocess.PIPE, env=asked, check=True)
+    assert re.fullmatch(rb"big \[1\]\.bin: [ -~]+\n", done.stderr)
+
+
+def test_a_terminal_that_is_closed_does_not_fail_the_transfer() -> None:
+    ours, theirs = pty.openpty()
+    stream = os.fdopen(theirs, "w")
+    try:
+        with ProgressBar("big.bin", 4 << 20, stream) as bar:
+            os.close(ours)
+            bar(4 << 20)
+            time.sleep(0.3)  # a few frames
+        with pytest.raises(OSError, match="Input/output"):
+            stream.flush()  # what the bar wrote could not be written
+    finally:
+        with suppress(OSError):
+            stream.close()
+
+
+@pytest.mark.parametrize("stream", ["None", "open(os.devnull)", "closed"])
+def test_a_stream_that_takes_nothing_does_not_fail_the_transfer(stream: str) -> None:
+    program = f"""
+import os, sys
+from airflow_sftp_backend.progress import ProgressBar
+closed = open(os.devnull, "w"); closed.close()
+errors, sys.stderr = sys.stderr, {stream}
+with ProgressBar("big.bin", 4) as bar: bar(4)
+sys.stderr = errors
+print(bar.done)
+"""
+    assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout == b"4\n"
 
 
 def test_what_is_no_terminal_gets_one_plain_line() -> None:
