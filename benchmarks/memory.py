@@ -26,7 +26,7 @@ LIMIT: Final = 64 << 20
 
 def measure(site: Site, size: int) -> dict[str, int]:
     """Bytes added by a transfer of ``size`` bytes, each way."""
-    source, there, back = site.here / "large", site.there / "large", site.here / "large-back"
+    source, there, back = site.here / "watched", site.there / "watched", site.here / "watched-back"
     with source.open("wb") as file:
         file.truncate(size)
     added = {"up": _in_a_process("up", site, source, there)}
@@ -59,12 +59,14 @@ def _added(direction: str, site: Site, local: Path, remote: Path) -> int:
 
         watching = threading.Thread(target=watch)
         watching.start()
-        if direction == "up":
-            ours.upload(local, os.fspath(remote))
-        else:
-            ours.download(os.fspath(remote), local)
-        over.set()
-        watching.join()
+        try:
+            if direction == "up":
+                ours.upload(local, os.fspath(remote))
+            else:
+                ours.download(os.fspath(remote), local)
+        finally:
+            over.set()
+            watching.join()
     return peak - idle
 
 

@@ -60,7 +60,7 @@ def test_every_piece_of_work_is_measured_near_and_far(
     monkeypatch.setattr(bench, "LINKS", {"loopback": 0.0, "far": 0.01})
     work = [argument for workload in WORKLOADS for argument in ("--work", workload.name)]
     clients = ["--client", OURS.name, "--client", SFTP.name, "--client", "paramiko", "--client", "asyncssh"]
-    status = bench.main(["--size", "1", "--rounds", "1", "--memory", "0", *work, *clients])
+    status = bench.main(["--size", "1", "--rounds", "1", "--memory", "2", *work, *clients])
     said = capsys.readouterr().out
     assert status in (0, 1)
     assert ("missed" in said) == (status == 1)
@@ -68,6 +68,7 @@ def test_every_piece_of_work_is_measured_near_and_far(
     assert "far: speed as a multiple" in said
     assert said.count("seconds of the processor per GiB") == 2
     assert said.count("no more than paramiko") == 2
+    assert said.count("memory added by a transfer of 2 MiB") == 2
 
 
 def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
