@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import SFTPBackend
+from airflow_sftp_backend.backend import _transfer
 from airflow_sftp_backend.backend._codec import Attributes, Kind
 from airflow_sftp_backend.backend._errors import Code, Refused
 from airflow_sftp_backend.backend._lane import Lane
@@ -174,6 +177,36 @@ def test_what_is_sent_over_lanes_stands_in_the_file_or_is_refused_and_no_handle_
     assert file.open == {b"first"}
     assert wire.broken is None
     assert len(wire.lanes) <= lanes
+
+
+@given(worlds(), st.binary(max_size=200), st.integers(1, 9))
+def test_what_is_in_flight_lies_within_a_span_whatever_the_lanes(
+    world: tuple[SharedFile, Wire, int], content: bytes, block: int
+) -> None:
+    file, wire, lanes = world
+    spread = Spread(wire, PLACE, b"first", size=len(content), lanes=lanes)
+    acknowledged = 0
+
+    def progress(gained: int) -> None:
+        nonlocal acknowledged
+        acknowledged += gained
+
+    def sent() -> Operation[None]:
+        try:
+            for start in range(0, len(content), block):
+                yield from out.push(content[start : start + block])
+                assert out.offset - acknowledged <= 20
+            yield from out.join()
+            yield from out.drain()
+        finally:
+            yield from spread.abandon()
+
+    with patch.object(_transfer, "SPAN", 20):
+        out = Outgoing(spread, block, progress=progress)
+        with suppress(Refused):
+            wire.run(sent())
+            assert bytes(file.content) == content
+            assert acknowledged == len(content)
 
 
 def test_blocks_are_shared_among_the_lanes_within_the_window_of_each() -> None:
