@@ -6,6 +6,8 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from hypothesis import strategies as st
+
 from airflow_sftp_backend.backend._codec import Attributes, Cursor, Kind
 from airflow_sftp_backend.backend._errors import Code
 from airflow_sftp_backend.backend._wire import Wire
@@ -193,3 +195,8 @@ class ScriptedFile:
             self.content[offset : offset + len(data)] = data
             self.written += len(data)
         return status(packet)
+
+
+def contents(least: int = 0, most: int = 400) -> st.SearchStrategy[bytes]:
+    """Bytes of which no two near each other are alike; long ones as likely as short ones."""
+    return st.integers(least, most).map(lambda size: bytes(number % 251 for number in range(size)))

@@ -31,6 +31,7 @@ from tests.servers import DiskFull, Folder, OpenSSHServer, Server
 
 from .expect import tree
 from .memory import MemoryServer
+from .scripted import contents
 
 MakeBackend = Callable[..., SFTPBackend]
 MiB = 1 << 20
@@ -511,8 +512,8 @@ def landing(spare: int = 999999) -> Landing:
 
 
 @given(
-    source=st.binary(min_size=1, max_size=300),
-    left=st.binary(max_size=320),
+    source=contents(1, 300),
+    left=contents(0, 320).map(lambda content: content[::-1]) | st.binary(max_size=320),
     whole=st.booleans(),
     keep=st.integers(0, 300),
     piece=st.integers(1, 9),
@@ -534,7 +535,7 @@ def test_whatever_stands_in_the_part_the_file_is_the_source(
         assert written == len(source) - (min(keep, len(source)) - 20)
 
 
-@given(source=st.binary(min_size=60, max_size=300), lost=st.lists(st.integers(1, 90), min_size=1, max_size=4))
+@given(source=contents(60, 300), lost=st.lists(st.integers(1, 90), min_size=1, max_size=4))
 def test_lost_at_any_request_again_and_again_the_last_try_ends_with_the_file_alone(
     source: bytes, lost: list[int]
 ) -> None:

@@ -25,7 +25,7 @@ from airflow_sftp_backend.backend._wire import Operation, Wire
 from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer, StallsOnFurtherChannels
 
 from .expect import tree
-from .scripted import Packet, ScriptedChannel, counted, reply, status
+from .scripted import Packet, ScriptedChannel, contents, counted, reply, status
 
 PLACE = Jail("/").locate("in/a")
 MiB = 1 << 20
@@ -161,7 +161,7 @@ def worlds(draw: st.DrawFn) -> tuple[SharedFile, Wire, int]:
     return file, wire, lanes
 
 
-@given(worlds(), st.binary(max_size=200), st.integers(1, 9))
+@given(worlds(), contents(), st.integers(1, 9))
 def test_what_is_sent_over_lanes_stands_in_the_file_or_is_refused_and_no_handle_stays_but_the_first(
     world: tuple[SharedFile, Wire, int], content: bytes, block: int
 ) -> None:
@@ -179,7 +179,7 @@ def test_what_is_sent_over_lanes_stands_in_the_file_or_is_refused_and_no_handle_
     assert len(wire.lanes) <= lanes
 
 
-@given(worlds(), st.binary(max_size=200), st.integers(1, 9))
+@given(worlds(), contents(), st.integers(1, 9))
 def test_what_is_in_flight_lies_within_a_span_whatever_the_lanes(
     world: tuple[SharedFile, Wire, int], content: bytes, block: int
 ) -> None:

@@ -21,7 +21,7 @@ from airflow_sftp_backend.backend._spread import Spread
 from airflow_sftp_backend.backend._transfer import WINDOW, Content, Incoming, Outgoing, send
 from airflow_sftp_backend.backend._wire import Operation, Wire
 
-from .scripted import Packet, ScriptedChannel, ScriptedFile, connected
+from .scripted import Packet, ScriptedChannel, ScriptedFile, connected, contents
 
 H = ScriptedFile.HANDLE
 BLOCKS = st.integers(1, 7)
@@ -63,7 +63,7 @@ def receive(channel: ScriptedChannel, block: int) -> tuple[bytes, Incoming]:
 # -- out --------------------------------------------------------------------------------------------------------------
 
 
-@given(channels(), st.binary(max_size=300), BLOCKS, st.integers(0, 20))
+@given(channels(), contents(most=300), BLOCKS, st.integers(0, 20))
 def test_what_is_sent_stands_in_the_file_and_is_acknowledged(
     channel: Callable[[ScriptedFile], ScriptedChannel], data: bytes, block: int, offset: int
 ) -> None:
@@ -76,7 +76,7 @@ def test_what_is_sent_stands_in_the_file_and_is_acknowledged(
     assert (sum(progress), out.offset, file.written) == (len(data), offset + len(data), len(data))
 
 
-@given(channels(), st.binary(min_size=1, max_size=100), BLOCKS, st.data())
+@given(channels(), contents(1, 100), BLOCKS, st.data())
 def test_a_block_that_is_refused_is_always_noticed(
     channel: Callable[[ScriptedFile], ScriptedChannel], data: bytes, block: int, draw: st.DataObject
 ) -> None:
@@ -126,7 +126,7 @@ def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) ->
 # -- in ---------------------------------------------------------------------------------------------------------------
 
 
-@given(channels(), st.binary(max_size=200), BLOCKS, st.sampled_from(["told", "refused", "0"]), st.data())
+@given(channels(), contents(most=200), BLOCKS, st.sampled_from(["told", "refused", "0"]), st.data())
 def test_what_is_read_is_what_the_file_holds(
     channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, size: str, draw: st.DataObject
 ) -> None:
@@ -158,7 +158,7 @@ def test_a_file_that_shrinks_is_never_taken_for_whole(
     assert caught.value.path == "in/a"
 
 
-@given(channels(), st.binary(min_size=20, max_size=60), BLOCKS, st.integers(1, 3))
+@given(channels(), contents(20, 60), BLOCKS, st.integers(1, 3))
 def test_a_read_that_is_refused_is_raised(
     channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, refused: int
 ) -> None:
