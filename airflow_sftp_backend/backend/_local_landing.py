@@ -67,8 +67,9 @@ class LocalLanding:
         if descriptor is None:
             self._rename(left)
             return 0
-        size = os.fstat(descriptor).st_size
-        if not LEAST <= size <= most:
+        found = os.fstat(descriptor)
+        size = found.st_size
+        if found.st_nlink != 1 or not LEAST <= size <= most:  # what has another name as well is not written to
             os.unlink(left)
             os.close(descriptor)
             self._rename(left)
@@ -187,7 +188,7 @@ def _left_behind(temp: Path) -> int | None:
     except OSError:
         return None
     found = os.fstat(descriptor)
-    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
+    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
     try:
         if ours and _locked(descriptor) and os.path.samestat(os.lstat(temp), found):
             return descriptor

@@ -307,7 +307,7 @@ def test_what_is_fetched_without_a_key_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "change", ["another size", "another time", "same time", "hole", "longer", "a link", "a folder"]
+    "change", ["another size", "another time", "same time", "hole", "longer", "a link", "a hard link", "a folder"]
 )
 def test_a_part_of_another_file_does_not_end_in_this_one(
     openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes, change: str
@@ -327,6 +327,8 @@ def test_a_part_of_another_file_does_not_end_in_this_one(
             file.write(bytes(MiB))
     elif change == "longer":
         os.truncate(left, SIZE + 1)
+    elif change == "a hard link":
+        (tmp_path / "elsewhere").hardlink_to(left)
     else:
         left.rename(tmp_path / "elsewhere")
         left.mkdir() if change == "a folder" else left.symlink_to(tmp_path / "elsewhere")
@@ -335,7 +337,10 @@ def test_a_part_of_another_file_does_not_end_in_this_one(
     assert (tmp_path / "here").read_bytes() == expected
     assert seen.first is not None
     assert seen.first <= MiB
-    if change in ("a link", "a folder"):  # nobody's part: they stay
+    if change == "a hard link":
+        assert set(tree(tmp_path)) == {"here", "elsewhere"}
+        assert (tmp_path / "elsewhere").stat().st_size < SIZE
+    elif change in ("a link", "a folder"):  # nobody's part: they stay
         assert set(tree(tmp_path)) == {"here", "elsewhere", left.name}
         assert (tmp_path / "elsewhere").stat().st_size < SIZE
     else:
