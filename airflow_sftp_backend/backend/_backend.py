@@ -26,7 +26,7 @@ from ._models import (
     ResolutionPlan,
     WriteResult,
 )
-from ._paths import Jail, is_temp_name
+from ._paths import Jail
 from ._session import Session
 from ._transfer import Content
 from ._wire import Operation, Wire
@@ -207,7 +207,7 @@ class SFTPBackend:
         if max_depth is not None and (not recursive or max_depth < 0):
             raise ValueError("max_depth is a number from 0 and needs recursive=True")
         walk = _tree.walk(self._session.call, self._door.at(path), max_depth if recursive else 0)
-        return self._door.each(found.info() for found in walk if found.is_file and not is_temp_name(found.place.name))
+        return self._door.each(found.info() for found in walk if found.is_file)
 
     def list_folders(self, path: str) -> Iterator[FolderEntry]:
         """The folders in a folder, and links to such. Empty where there is no such folder."""

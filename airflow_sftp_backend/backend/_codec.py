@@ -131,6 +131,9 @@ class Limits:
     write: int = 32768
 
 
+_CUT: Final = "a reply ends in the middle"
+
+
 class Cursor:
     """Reads one packet from front to back; ProtocolError past its end."""
 
@@ -147,7 +150,7 @@ class Cursor:
         self._at = start + count
         if self._at > self._end:
             self._at = start
-            raise ProtocolError("a reply ends in the middle")
+            raise ProtocolError(_CUT)
         return start
 
     @property
@@ -167,13 +170,19 @@ class Cursor:
 
     def view(self) -> memoryview:
         """A counted string, as a view into the packet."""
-        count = self.uint32()
-        start = self._pass(count)
-        return self._data[start : start + count]
+        at = self._at
+        if at + 4 > self._end:
+            raise ProtocolError(_CUT)
+        (count,) = UINT32.unpack_from(self._data, at)
+        end = at + 4 + count
+        if end > self._end:
+            raise ProtocolError(_CUT)
+        self._at = end
+        return self._data[at + 4 : end]
 
     def text(self) -> str:
         """A counted string, decoded so that `encode_name` gives the same bytes back."""
-        return bytes(self.view()).decode("utf-8", "surrogateescape")
+        return str(self.view(), "utf-8", "surrogateescape")
 
     def attributes(self) -> Attributes:
         """Attributes, extended ones passed over."""

@@ -156,14 +156,13 @@ def _with_types(entries: list[tuple[JailedPath, Attributes]]) -> Operation[list[
     return entries
 
 
-def follow_links(
-    entries: list[tuple[JailedPath, Attributes]],
-) -> Operation[list[tuple[JailedPath, Attributes, Attributes | None]]]:
-    """Each entry with its own attributes and those of what it leads to: None for a link to nothing."""
-    links = [at for at, (_, attributes) in enumerate(entries) if attributes.is_link]
-    answers = yield from ask_all([Stat(entries[at][0].native) for at in links])
-    targets = {at: None if isinstance(answer, Refused) else answer for at, answer in zip(links, answers, strict=True)}
-    return [(place, own, targets.get(at, own)) for at, (place, own) in enumerate(entries)]
+def follow_links(entries: list[tuple[JailedPath, Attributes]]) -> Operation[dict[JailedPath, Attributes | None]]:
+    """What the links among the entries lead to: None for a link to nothing."""
+    links = [place for place, attributes in entries if attributes.is_link]
+    answers = yield from ask_all([Stat(place.native) for place in links])
+    return {
+        place: None if isinstance(answer, Refused) else answer for place, answer in zip(links, answers, strict=True)
+    }
 
 
 def close_quietly(handle: bytes) -> Operation[None]:

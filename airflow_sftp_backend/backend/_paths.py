@@ -15,6 +15,7 @@ from ._errors import InvalidPath
 
 _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\]")
 _HALF = 6  # hex digits of a token
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
 
@@ -162,7 +163,7 @@ def token_of(name: str) -> str:
 
 def is_temp_name(name: str) -> bool:
     """True for a name that `temp_name` makes."""
-    return _TEMP_PATTERN.fullmatch(name) is not None
+    return name.endswith(".part") and _TEMP_PATTERN.fullmatch(name) is not None
 
 
 def check_server_name(name: str, folder: str) -> None:
@@ -171,8 +172,9 @@ def check_server_name(name: str, folder: str) -> None:
     A backslash is an ordinary character on a POSIX server; a Windows server takes it for a slash, so that a name with a
     ``..`` between backslashes could climb.
     """
-    unsafe = name in ("", ".") or "/" in name or ".." in name.split("\\") or has_control_character(name)
-    if unsafe:
+    if _UNUSUAL.search(name) is None and name not in ("", ".", ".."):
+        return
+    if name in ("", ".") or "/" in name or ".." in name.split("\\") or has_control_character(name):
         raise InvalidPath(f"the server lists an entry with the unsafe name {name!r}; it is left out", path=folder)
 
 

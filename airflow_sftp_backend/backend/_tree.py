@@ -59,13 +59,16 @@ class Found:
 
 def _list(place: JailedPath, depth: int) -> Operation[list[Found]]:
     entries = yield from list_folder(place, depth)
-    return [Found(place, own, leads_to) for place, own, leads_to in (yield from follow_links(entries))]
+    targets = yield from follow_links(entries)
+    if not targets:
+        return [Found(place, own, own) for place, own in entries]
+    return [Found(place, own, targets.get(place, own)) for place, own in entries]
 
 
 def _list_all(call: Call, folders: Sequence[JailedPath]) -> list[list[Found] | SFTPBackendError | OSError]:
     def use(wire: Wire) -> list[list[Found] | SFTPBackendError | OSError]:
-        # two requests ahead for each millisecond of the round trip: from a far server a large folder takes few of them
-        depth = int(max(2, min(64, wire.round_trip * 2000 / max(1, len(folders)))))
+        # three requests ahead for each millisecond of the round trip: a large folder far away takes few round trips
+        depth = int(max(2, min(128, wire.round_trip * 3000 / max(1, len(folders)))))
         return _unless_lost(wire.run_many(_list(folder, depth) for folder in folders))
 
     return call(use, idempotent=True)
