@@ -68,7 +68,7 @@ class OpenFlag(enum.IntFlag):
     EXCLUSIVE = 0x20
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, unsafe_hash=True)  # not frozen: a listing makes one for each name, three times as dear
 class Attributes:
     """What is known of a file (filexfer-02 section 5). A field is None where the server leaves it out.
 

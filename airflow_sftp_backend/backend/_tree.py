@@ -34,7 +34,7 @@ class Call(Protocol):
         """Runs ``use`` on the wire."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Found:
     """An entry met on a walk: its own attributes and, for a link, those of what it leads to (None: nothing)."""
 
