@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -16,21 +15,20 @@ from .backend import (
     InvalidPath,
     PermissionDenied,
 )
-from .connection import CONN_TYPE, HOOK_NAME, InvalidConnection, field_behaviour, parse, secrets
+from .connection import Columns, InvalidConnection
+from .fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
+from .sources import resolve
 
 if TYPE_CHECKING:
     from airflow.sdk import BaseHook
     from airflow.sdk.exceptions import AirflowFailException
-    from airflow.sdk.log import mask_secret
 
     from .backend import BackendConfig, SFTPBackend
 else:
     try:
         from airflow.sdk import BaseHook
-        from airflow.sdk.log import mask_secret
     except ImportError:  # Airflow 3.0
         from airflow.hooks.base import BaseHook
-        from airflow.sdk.execution_time.secrets_masker import mask_secret
     try:
         from airflow.sdk.exceptions import AirflowFailException
     except ImportError:  # Airflow 3.0 and 3.1
@@ -48,8 +46,6 @@ HOPELESS: Final = (
 )
 """What retrying cannot mend."""
 _ARGUMENTS: Final = (ValueError, TypeError)
-_SHORTEST_LINE: Final = 16
-"""Characters of a line from which on it is masked by itself."""
 
 
 class SFTPBackendHook(BaseHook):
@@ -67,16 +63,40 @@ class SFTPBackendHook(BaseHook):
     def __init__(self, sftp_conn_id: str = default_conn_name, *, logger_name: str | None = None) -> None:
         super().__init__(logger_name=logger_name)
         self.sftp_conn_id = sftp_conn_id
+        self._given: Columns | None = None
         self._backend: SFTPBackend | None = None
 
-    def config(self) -> BackendConfig:
-        """What the connection says, its secrets masked in the log in every form they can take there.
+    @classmethod
+    def from_key_vault(
+        cls,
+        vault_url: str,
+        *,
+        host: str | None = None,
+        port: int | None = None,
+        login: str | None = None,
+        **fields: object,
+    ) -> SFTPBackendHook:
+        """A hook without any Airflow connection. ``fields`` are those of a connection's Extra: ``password_secret``,
+        ``private_key_secret`` and the like name secrets of the vault, ``connection_secret`` one that holds all of it.
 
-        Raises InvalidConnection with all its faults, AirflowNotFoundException where there is no such connection.
+        Raises TypeError for a name that is none of a field. Nothing is fetched yet.
         """
-        connection = self.get_connection(self.sftp_conn_id)
-        mask_secret([*{form for secret in secrets(connection) for form in _forms(secret)}])
-        return parse(connection)
+        known = {name for field in FIELDS if not field.column for name in field.names}
+        if unknown := sorted(fields.keys() - known):
+            raise TypeError(f"unknown fields: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        hook = cls(vault_url)
+        extra = json.dumps({"key_vault_url": vault_url, **fields})
+        hook._given = Columns(vault_url, host=host, port=port, login=login, extra=extra)
+        return hook
+
+    def config(self) -> BackendConfig:
+        """What the connection says and what it has in Key Vault, all secrets masked in the log in every form they can
+        take there.
+
+        Raises InvalidConnection with all its faults, AirflowNotFoundException where there is no such connection,
+        BackendUnavailable where a vault may answer later.
+        """
+        return resolve(self._given or self.get_connection(self.sftp_conn_id), self.get_connection)
 
     async def aconfig(self) -> BackendConfig:
         """`config` for the triggerer's event loop: Airflow is asked in a thread, which all its versions allow."""
@@ -214,23 +234,3 @@ def _success(config: BackendConfig) -> str:
     server = f"{config.username}@{host}" if config.username else host
     unchecked = "; unknown host keys are accepted" if config.host_key_policy is HostKeyPolicy.AUTO_ADD else ""
     return f"Connected to {server}:{config.port}, base path {config.base_path}{unchecked}"
-
-
-def _forms(secret: str) -> set[str]:
-    """A secret as a log may show it: as it is, trimmed, quoted by JSON or repr; a key also line by line, as it was
-    given and as it is repaired, at both line lengths in use (RFC 7468: 64, OpenSSH: 70)."""
-    from .backend._keys import repair_pem  # here, because it loads paramiko
-
-    forms = {secret, secret.strip(), repr(secret)[1:-1]}
-    forms |= {json.dumps(secret, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False)}
-    lines = _lines(secret)
-    if (repaired := repair_pem(secret)).startswith("-----BEGIN"):
-        lines += _lines(repaired)
-        body = "".join(_lines(repaired))
-        lines += [body[at : at + 70] for at in range(0, len(body), 70)]
-    return forms | {line for line in lines if len(line) >= _SHORTEST_LINE}
-
-
-def _lines(text: str) -> list[str]:
-    """The lines of a text without a key's frame, also where its line breaks are blanks or a written ``\\n``."""
-    return re.sub(r"-{4,5}(?:BEGIN|END)[^-]*-{4,5}|\\+[nr]", "\n", text).split()

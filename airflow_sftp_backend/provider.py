@@ -3,7 +3,7 @@ or azure is imported here."""
 
 from __future__ import annotations
 
-from .connection import CONN_TYPE, HOOK_NAME, conn_fields, field_behaviour
+from .fields import CONN_TYPE, HOOK_NAME, conn_fields, field_behaviour
 
 _PACKAGE = "airflow_sftp_backend"
 _INTEGRATION = "SFTP Backend"

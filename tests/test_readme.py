@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_sftp_backend.connection import FIELDS, Field
+from airflow_sftp_backend.fields import FIELDS, Field
 from tests.servers import AsyncsshServer
 
 TOP = Path(__file__).parents[1]
@@ -23,7 +23,7 @@ def _cell(field: Field) -> str:
 
 def test_the_connection_table_is_the_table_of_fields() -> None:
     table = "\n".join(["| field | where | default | |", "|---|---|---|---|", *map(_cell, FIELDS)])
-    found = re.search(r"<!-- connection.FIELDS -->\n(.*?)\n?<!-- /connection.FIELDS -->", README, re.DOTALL)
+    found = re.search(r"<!-- fields.FIELDS -->\n(.*?)\n?<!-- /fields.FIELDS -->", README, re.DOTALL)
     assert found is not None
     assert found[1] == table, f"it should be\n{table}"
 

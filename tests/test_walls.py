@@ -23,7 +23,10 @@ FLOORS = (
     {"triggers"},
     {"plans", "waiting"},
     {"hooks"},
-    {"connection", "assets", "progress"},
+    {"sources"},
+    {"connection", "assets", "masking", "progress"},
+    {"fields", "keyvault"},
+    {"azure_identity"},
     {"backend"},
     {"backend.aio"},
     {"backend._backend"},
@@ -43,8 +46,8 @@ FLOORS = (
 )
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
-AIRFLOW_ROOMS = {"hooks", "operators", "plans", "sensors", "triggers", "connection", "assets"}
-AZURE_ROOMS: set[str] = set()
+AIRFLOW_ROOMS = {"hooks", "operators", "plans", "sensors", "triggers", "masking", "sources", "assets"}
+AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {f"backend.{name}" for name in ("_further", "_keys", "_legacy", "_login", "_opening", "_scan", "_session")}
 PARAMIKO_ROOMS = SSH_ROOMS | {"backend._errors", "backend._backend"}  # the last two inside a function only
 CLASS_ROOMS = {
@@ -52,7 +55,7 @@ CLASS_ROOMS = {
     "SSHClient": SSH_ROOMS - {"backend._keys"} | {"backend._backend"},  # _backend: unwrap() is asked for it by name
     "Transport": SSH_ROOMS - {"backend._keys"},
 }
-REVEALING_ROOMS = {"backend._session", "backend._keys"}
+REVEALING_ROOMS = {"backend._session", "backend._keys", "azure_identity", "sources"}
 TRANSLATING_ROOMS = {"backend._errors", "hooks"}
 
 LONGEST_MODULE = 600

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import hmac
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeGuard
 
@@ -129,7 +129,8 @@ class BackendConfig:
     """Everything a backend is told, checked: ValueError names the argument that is wrong.
 
     ``pkey`` is a ``paramiko.PKey``; ``private_key`` the text of one (any form `load_private_key` takes),
-    ``key_file`` the path of one. Times are in seconds.
+    ``key_file`` the path of one. Times are in seconds. ``renew`` gives the configuration with the secrets of now, None
+    where they are not to be had: it is asked once when a login or a host key is refused.
     """
 
     host: str
@@ -158,6 +159,8 @@ class BackendConfig:
     look_for_keys: bool | None = None
     connect_kwargs: Mapping[str, object] = field(default_factory=dict)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
+    jump: BackendConfig | None = None
+    renew: Callable[[], BackendConfig | None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host.strip():

@@ -124,9 +124,8 @@ class Session:
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = random.random,
     ) -> None:
-        self._settings = Settings.of(config)
-        self._config = self._settings.config
-        self._checker = HostKeyChecker(self._config, environ)
+        self._environ = environ
+        self._take(config)
         self._clock = clock
         self._sleep = sleep
         self._random = random
@@ -138,6 +137,12 @@ class Session:
         self.generation = 0
         """Connections made so far."""
         _SESSIONS.add(self)
+
+    def _take(self, config: BackendConfig) -> None:
+        self._given = config
+        self._settings = Settings.of(config)
+        self._config = self._settings.config
+        self._checker = HostKeyChecker(self._config, self._environ)
 
     @property
     def opened(self) -> bool:
@@ -234,7 +239,15 @@ class Session:
             log.info("the connection to %s was lost since it was last used", self._config.address)
             self._drop(self._connection)
         if self._connection is None:
-            self._connection = self._connect(self._config.retry.max_attempts if attempts is None else attempts, load)
+            most = self._config.retry.max_attempts if attempts is None else attempts
+            try:
+                self._connection = self._connect(most, load)
+            except (AuthenticationFailed, HostKeyRejected) as error:
+                if (renewed := _renewed(self._given)) is None or self._aborted:
+                    raise
+                log.warning("%s; trying once more with the secrets as they are now", error)
+                self._take(renewed)
+                self._connection = self._connect(most, load)
             self.generation += 1
             facts = self._connection.facts
             log.info(
@@ -278,6 +291,20 @@ class Session:
         self._opening = self._in_use = None
         if connection is not None:
             connection.leave()
+
+
+_LOGIN: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")
+
+
+def _renewed(config: BackendConfig) -> BackendConfig | None:
+    """The same with the login and the known keys of now, its own and those of the server it goes through; None if
+    nothing has changed."""
+    found = config
+    if config.renew is not None and (now := config.renew()) is not None:
+        found = replace(config, **{name: getattr(now, name) for name in _LOGIN})
+    if config.jump is not None and (jump := _renewed(config.jump)) is not None:
+        found = replace(found, jump=jump)
+    return found if found != config else None
 
 
 _SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()

@@ -19,15 +19,8 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import HostKeyPolicy, Secret
 from airflow_sftp_backend.backend import BackendConfig
-from airflow_sftp_backend.connection import (
-    FIELDS,
-    Field,
-    InvalidConnection,
-    conn_fields,
-    field_behaviour,
-    parse,
-    secrets,
-)
+from airflow_sftp_backend.connection import InvalidConnection, parse, secrets
+from airflow_sftp_backend.fields import FIELDS, Field, conn_fields, field_behaviour
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
 
@@ -125,7 +118,7 @@ def test_every_argument_of_the_backend_has_a_field_or_a_reason() -> None:
         "host_keys_path",
         "retry",
     }
-    made_by_code_only = {"pkey", "connect_kwargs"}
+    made_by_code_only = {"pkey", "connect_kwargs", "jump", "renew"}
     assert (
         made_of_fields - {None} == {argument.name for argument in dataclasses.fields(BackendConfig)} - made_by_code_only
     )

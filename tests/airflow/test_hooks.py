@@ -30,7 +30,8 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
-from airflow_sftp_backend.connection import InvalidConnection, field_behaviour
+from airflow_sftp_backend.connection import InvalidConnection
+from airflow_sftp_backend.fields import field_behaviour
 from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
 from tests.airflow.conftest import Connect
 from tests.servers import AsyncsshServer, OpenSSHServer, free_port

@@ -16,7 +16,7 @@ from typing import Any
 import airflow
 import pytest
 
-from airflow_sftp_backend.connection import FIELDS
+from airflow_sftp_backend.fields import FIELDS
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from airflow_sftp_backend.provider import get_provider_info
 from tests.airflow.conftest import Connect

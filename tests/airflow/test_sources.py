@@ -1,0 +1,408 @@
+"""A connection takes values from a key vault, and survives their rotation; all that is wrong is told at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from airflow.sdk._shared.secrets_masker import redact, reset_secrets_masker
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackend
+from airflow_sftp_backend.backend import BackendConfig
+from airflow_sftp_backend.connection import InvalidConnection
+from airflow_sftp_backend.hooks import SFTPBackendHook
+from tests.servers import AsyncsshServer
+from tests.vault import SECRET, Fault, Vault
+
+
+@pytest.fixture(autouse=True)
+def masks() -> Iterator[None]:
+    """Forgets what a test has had masked."""
+    yield
+    reset_secrets_masker()
+
+
+def give(monkeypatch: pytest.MonkeyPatch, conn_id: str = "partner", **values: object) -> SFTPBackendHook:
+    """A hook of a connection with these columns and, under ``extra``, these names in Extra."""
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({"conn_type": "sftp_backend", **values}))
+    return SFTPBackendHook(conn_id)
+
+
+def revealed(config: BackendConfig) -> dict[str, str | None]:
+    """What of a configuration may come from a vault."""
+    secrets = {name: getattr(config, name) for name in ("password", "private_key", "passphrase")}
+    plain: dict[str, str | None] = {name: secret and secret.reveal() for name, secret in secrets.items()}
+    return plain | {"host": config.host, "username": config.username, "known_host_keys": config.known_host_keys}
+
+
+KNOWN = "sftp.example.com ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHrZ1UlSgqy3h6kyR3Tzbg5mzHrLMrV2vq8UxNlQmJ7p"
+VALUES = {
+    "host": "sftp.example.com",
+    "login": "partner-a",
+    "password": "swordfish",
+    "private_key": "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----",
+    "private_key_passphrase": "open sesame",
+    "known_host_keys": KNOWN,
+}
+ALL = {
+    "host": VALUES["host"],
+    "username": VALUES["login"],
+    "password": VALUES["password"],
+    "private_key": VALUES["private_key"],
+    "passphrase": VALUES["private_key_passphrase"],
+    "known_host_keys": KNOWN,
+}
+
+
+def put_all(vault: Vault) -> None:
+    """Each value in a secret of its own."""
+    for name, value in VALUES.items():
+        vault.put(name.replace("_", "-"), value)
+
+
+# ---- where a value may come from
+
+
+def test_every_value_may_come_from_a_secret_named_beside_it(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_all(vault)
+    names = {f"{name}_secret": name.replace("_", "-") for name in VALUES}
+    hook = give(monkeypatch, extra={"key_vault_url": vault.url, **names})
+    assert revealed(hook.config()) == ALL
+
+
+def test_every_value_may_be_a_reference(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_all(vault)
+    to = {name: f"keyvault://{vault.host}/{name.replace('_', '-')}" for name in VALUES}
+    columns = {name: to.pop(name) for name in ("host", "login", "password")}
+    assert revealed(give(monkeypatch, **columns, extra=to).config()) == ALL
+
+
+@pytest.mark.parametrize("form", ["name/version", "reference"])
+def test_a_version_may_be_named(vault: Vault, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    first = vault.put("password", "first")
+    vault.put("password", "second")
+    where = {
+        "name/version": {"key_vault_url": vault.url, "password_secret": f"password/{first}"},
+        "reference": {"password": f"keyvault://{vault.host}/password/{first}"},
+    }[form]
+    password = where.pop("password", None)
+    config = give(monkeypatch, host="h", password=password, extra=where).config()
+    assert revealed(config)["password"] == "first"
+
+
+def test_the_newline_of_a_file_is_not_part_of_a_password(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.put("password", " sword fish \r\n")
+    hook = give(monkeypatch, host="h", extra={"key_vault_url": vault.url, "password_secret": "password"})
+    assert revealed(hook.config())["password"] == " sword fish "
+
+
+AS_JSON = json.dumps(
+    {
+        "conn_type": "sftp",
+        "host": "sftp.example.com",
+        "login": "partner-a",
+        "password": "swordfish",
+        "port": 2222,
+        "extra": {"private_key": VALUES["private_key"], "passphrase": "open sesame", "base_path": "/from-vault"},
+    }
+)
+AS_URI = (
+    "sftp-backend://partner-a:swordfish@sftp.example.com:2222/?private_key=-----BEGIN+OPENSSH+PRIVATE+KEY-----%0A"
+    "b3BlbnNzaC1rZXktdjEAAAAA%0A-----END+OPENSSH+PRIVATE+KEY-----&passphrase=open+sesame&base_path=%2Ffrom-vault"
+)
+
+
+@pytest.mark.parametrize("whole", [AS_JSON, AS_URI], ids=["JSON", "URI"])
+def test_one_secret_may_hold_the_whole_connection(vault: Vault, monkeypatch: pytest.MonkeyPatch, whole: str) -> None:
+    vault.put("airflow-connections-partner", whole)
+    extra = {"key_vault_url": vault.url, "connection_secret": "airflow-connections-partner"}
+    config = give(monkeypatch, extra=extra).config()
+    assert revealed(config) == ALL | {"known_host_keys": None}
+    assert (config.port, config.base_path) == (2222, "/from-vault")
+
+
+def test_what_the_connection_says_itself_counts_before_the_secret(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("whole", AS_JSON)
+    vault.put("newer", "rotated")
+    extra = {"key_vault_url": vault.url, "connection_secret": "whole", "base_path": "/own", "password_secret": "newer"}
+    config = give(monkeypatch, host="own.example.com", extra=extra).config()
+    assert (config.host, config.base_path, revealed(config)["password"]) == ("own.example.com", "/own", "rotated")
+    assert config.look_for_keys, "a connection of type sftp looks for keys"
+
+
+def test_no_airflow_connection_is_needed(vault: Vault, server: AsyncsshServer) -> None:
+    folder = server.fresh()
+    vault.put("key", server.client_key.read_text())
+    vault.put("hosts", server.known_hosts)
+    hook = SFTPBackendHook.from_key_vault(
+        vault.url, host=server.host, port=server.port, login=server.username,
+        private_key_secret="key", known_host_keys_secret="hosts", base_path=folder.base_path,
+    )  # fmt: skip
+    with hook.backend() as backend:
+        backend.write("a", b"hello")
+    assert (folder.path / "a").read_bytes() == b"hello"
+
+
+def test_a_field_that_does_not_exist_is_named() -> None:
+    with pytest.raises(TypeError, match=r"unknown fields: pasword_secret; there are .*password_secret"):
+        SFTPBackendHook.from_key_vault("https://v.vault.azure.net", pasword_secret="x")
+
+
+# ---- who asks
+
+
+def test_the_vault_may_be_asked_with_a_client_secret_of_the_connection(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CLIENT_ID", "CLIENT_SECRET", "TENANT_ID"):
+        monkeypatch.delenv(f"AZURE_{name}")
+    who = vault.register(secret="another application's")
+    vault.put("password", "swordfish")
+    identity = {"tenantId": vault.tenant, "client_id": who.client_id, "client_secret": "another application's"}
+    extra = {"key_vault_url": vault.url, "password_secret": "password", **identity}
+    assert revealed(give(monkeypatch, host="h", extra=extra).config())["password"] == "swordfish"
+
+
+def test_the_vault_may_be_asked_with_an_azure_connection(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CLIENT_ID", "CLIENT_SECRET", "TENANT_ID"):
+        monkeypatch.delenv(f"AZURE_{name}")
+    who = vault.register(secret="another application's")
+    vault.put("password", "swordfish")
+    login = {"login": who.client_id, "password": "another application's", "extra": {"tenantId": vault.tenant}}
+    monkeypatch.setenv("AIRFLOW_CONN_CLOUD", json.dumps({"conn_type": "azure", **login}))
+    extra = {"key_vault_url": vault.url, "password_secret": "password", "azure_conn_id": "cloud"}
+    assert revealed(give(monkeypatch, host="h", extra=extra).config())["password"] == "swordfish"
+    assert "another" not in redact("the log shows another application's")
+
+
+# ---- rotation
+
+
+def changing(vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch, secret: str) -> SFTPBackend:
+    """A backend that logs in with the password in the vault."""
+    extra = {
+        "key_vault_url": vault.url, "password_secret": secret, "known_host_keys_secret": "hosts",
+        "look_for_keys": False, "base_path": server.fresh().base_path,
+    }  # fmt: skip
+    hook = give(monkeypatch, host=server.host, port=server.port, login=server.username, extra=extra)
+    return hook.get_conn()
+
+
+def test_a_password_that_was_changed_is_fetched_when_the_old_one_is_refused(
+    vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("hosts", server.known_hosts)
+    vault.put("password", "the old one")
+    with changing(vault, server, monkeypatch, "password") as backend:
+        vault.put("password", server.password)
+        logins = server.logins()
+        backend.check_health()
+        assert server.logins() == logins + 1
+        backend.close()
+        backend.check_health()  # and the newer one is kept
+    assert redact(f"it was {server.password}") == "it was ***"
+
+
+def test_a_password_that_was_not_changed_is_not_tried_again(
+    vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("hosts", server.known_hosts)
+    vault.put("password", "wrong all along")
+    with changing(vault, server, monkeypatch, "password") as backend:
+        connections = server.connections()
+        with pytest.raises(AuthenticationFailed):
+            backend.check_health()
+        assert server.connections() == connections + 1
+
+
+def test_a_changed_password_that_is_wrong_too_is_tried_once(
+    vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("hosts", server.known_hosts)
+    vault.put("password", "wrong")
+    with changing(vault, server, monkeypatch, "password") as backend:
+        vault.put("password", "as wrong")
+        connections = server.connections()
+        with pytest.raises(AuthenticationFailed):
+            backend.check_health()
+        assert server.connections() == connections + 2
+
+
+def test_a_pinned_version_is_never_exchanged(
+    vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("hosts", server.known_hosts)
+    version = vault.put("password", "the pinned one")
+    vault.put("password", server.password)
+    with changing(vault, server, monkeypatch, f"password/{version}") as backend, pytest.raises(AuthenticationFailed):
+        backend.check_health()
+
+
+def test_host_keys_that_were_changed_are_fetched_when_the_servers_is_refused(
+    vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("hosts", "SHA256:" + "A" * 43)
+    vault.put("password", server.password)
+    with changing(vault, server, monkeypatch, "password") as backend:
+        with pytest.raises(HostKeyRejected):
+            backend.check_health()
+        vault.put("hosts", server.known_hosts)
+        backend.check_health()
+
+
+def test_a_vault_that_is_away_leaves_the_refusal_as_it_is(
+    vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vault.put("hosts", server.known_hosts)
+    vault.put("password", "wrong")
+    with changing(vault, server, monkeypatch, "password") as backend:
+        vault.fail(SECRET, Fault.error(403, "Forbidden"))
+        with pytest.raises(AuthenticationFailed, match="the server does not let"):
+            backend.check_health()
+    assert "the login is not tried with newer secrets: connection 'partner'" in caplog.text
+
+
+def test_a_copy_of_a_backend_renews_its_secrets_too(
+    vault: Vault, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("hosts", server.known_hosts)
+    vault.put("password", "the old one")
+    original = changing(vault, server, monkeypatch, "password")
+    copies = [copy.deepcopy(original), pickle.loads(pickle.dumps(original))]
+    vault.put("password", server.password)
+    for backend in copies:
+        with backend:
+            backend.check_health()
+
+
+# ---- what is wrong
+
+
+def test_all_that_is_wrong_is_told_at_once(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.put("expired", "swordfish", expires=time.time() - 60)
+    extra = {
+        "key_vault_url": vault.url, "password_secret": "expired", "private_key_secret": "missing",
+        "login_secret": "fine", "known_host_keys_secret": "off",
+    }  # fmt: skip
+    vault.put("fine", "partner-a")
+    vault.put("off", KNOWN, enabled=False)
+    with pytest.raises(InvalidConnection) as caught:
+        give(monkeypatch, host="h", extra=extra).config()
+    password, key, known = caught.value.faults
+    assert password.startswith(f"Password: Key Vault secret 'expired' in {vault.host}: it expired on 2")
+    assert key.startswith(f"Private key: Key Vault secret 'missing' in {vault.host}: the vault has no such secret")
+    assert known.startswith(f"Known host keys: Key Vault secret 'off' in {vault.host}: it is disabled; enable it: az ")
+    assert "swordfish" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "extra", "said"),
+    [
+        ({}, {"password_secret": "a"}, "Key Vault: nothing given; expected its URL or name, as Password secret needs"),
+        ({"password": "x"}, {"password_secret": "a"}, "Password and Password secret: both given; expected one of them"),
+        ({}, {"password_secret": "a_b", "key_vault_url": "v-1"}, "Password secret: secret 'a_b': expected a name of 1"),
+        (
+            {},
+            {"password_secret": "a", "key_vault_url": "http://v.x"},
+            "Password secret: vault 'http://v.x': expected",
+        ),
+        ({"password": "keyvault://v-1"}, {}, "Password: 'keyvault://v-1'; expected keyvault://vault/secret"),
+        ({}, {"client_id": "a", "client_secret": "b"}, "Azure identity: a login by client secret also needs a tenant"),
+        ({}, {"cloud_environment": "Mars"}, "Azure identity: cloud_environment 'Mars': expected one of AzurePublic"),
+        ({}, {"azure_conn_id": "cloud", "client_id": "a"}, "Azure connection and Azure client id: both given"),
+    ],
+)
+def test_a_reference_that_cannot_be_meant_is_told_in_the_forms_words(
+    monkeypatch: pytest.MonkeyPatch, columns: dict[str, str], extra: dict[str, str], said: str
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_CLOUD", json.dumps({"conn_type": "azure"}))
+    hook = give(monkeypatch, host="h", **columns, extra=extra)
+    with pytest.raises(InvalidConnection) as caught:
+        hook.config()
+    assert any(fault.startswith(said) for fault in caught.value.faults), caught.value.faults
+
+
+@pytest.mark.parametrize("text", ["", "no connection", "{broken", '{"port": "many"}', "sftp://h:port/", "[1]"])
+def test_a_secret_without_a_connection_in_it_is_named_and_not_shown(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    vault.put("whole", text)
+    with pytest.raises(InvalidConnection) as caught:
+        give(monkeypatch, extra={"key_vault_url": vault.url, "connection_secret": "whole"}).config()
+    (fault,) = caught.value.faults
+    assert fault == (
+        f"Connection secret: Key Vault secret 'whole' in {vault.host}: expected a connection's URI, or its JSON object"
+    )
+    assert caught.value.__context__ is None
+
+
+def test_a_value_from_the_vault_is_never_shown(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.put("host", "two words")
+    vault.put("whole", json.dumps({"conn_type": "sftp", "port": 70000, "extra": {"base_path": "/a/../b"}}))
+    extra = {"key_vault_url": vault.url, "host_secret": "host", "connection_secret": "whole"}
+    with pytest.raises(InvalidConnection) as caught:
+        give(monkeypatch, extra=extra).config()
+    assert "70000" not in str(caught.value)
+    assert "/a/../b" not in str(caught.value)
+    extra.pop("connection_secret")
+    with pytest.raises(InvalidConnection) as caught:
+        give(monkeypatch, extra=extra).config()
+    assert caught.value.faults == (
+        f"Host (Key Vault secret 'host' in {vault.host}): text given; expected the bare name or address of the server",
+    )
+
+
+def test_a_reference_in_a_secret_is_not_followed(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.put("first", f"keyvault://{vault.host}/second")
+    hook = give(monkeypatch, host="h", extra={"key_vault_url": vault.url, "password_secret": "first"})
+    with pytest.raises(InvalidConnection, match="Password: a reference to Key Vault where its value belongs"):
+        hook.config()
+
+
+def test_a_vault_that_may_answer_later_leaves_the_task_to_be_tried_again(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("password", "swordfish")
+    hook = give(monkeypatch, host="h", extra={"key_vault_url": vault.url, "password_secret": "password"})
+    vault.fail(SECRET, *[Fault.error(429, "Throttled", Retry_After="0")] * 3)
+    with (
+        pytest.raises(BackendUnavailable, match=r"Password of connection 'partner': .*the vault throttles"),
+        hook.backend(),
+    ):
+        pass
+    with hook.backend() as backend:
+        assert backend.config.password
+
+
+def test_a_secret_that_somebody_has_to_mend_fails_the_task(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    hook = give(monkeypatch, host="h", extra={"key_vault_url": vault.url, "password_secret": "missing"})
+    with pytest.raises(AirflowFailException, match="no such secret"), hook.backend():
+        pass
+
+
+# ---- what a log may show
+
+
+def test_whatever_is_fetched_is_masked_whole_by_line_in_json_and_by_repr(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, server: AsyncsshServer, tmp_path: Path
+) -> None:
+    key = server.client_key.read_text()
+    password = 'a "quoted"\tpässword\\'
+    vault.put("key", key)
+    vault.put("whole", json.dumps({"conn_type": "sftp", "host": "h", "password": password}))
+    extra = {"key_vault_url": vault.url, "connection_secret": "whole", "private_key_secret": "key"}
+    give(monkeypatch, extra=extra).config()
+    for secret in (key, password):
+        for shown in (secret, repr(secret), json.dumps(secret), json.dumps(secret, ensure_ascii=False)):
+            assert secret not in str(redact(f"<{shown}>"))
+            assert "***" in str(redact(f"<{shown}>"))
+    for line in key.splitlines()[1:-2]:
+        assert redact(f"x {line} y") == "x *** y"
