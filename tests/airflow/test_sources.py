@@ -405,4 +405,4 @@ def test_whatever_is_fetched_is_masked_whole_by_line_in_json_and_by_repr(
             assert secret not in str(redact(f"<{shown}>"))
             assert "***" in str(redact(f"<{shown}>"))
     for line in key.splitlines()[1:-2]:
-        assert redact(f"x {line} y") == "x *** y"
+        assert set(str(redact(line))) == {"*"}
