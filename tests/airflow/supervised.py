@@ -1,0 +1,66 @@
+"""Runs one task the way a worker does: in a process of its own under Airflow's supervisor, which writes its log.
+
+``python -m tests.airflow.supervised DAG_ID TASK_ID LOG``, the DAG being in ``DAG_ID.py`` of Airflow's DAGs folder. The
+one thing that is not real is the API server: it has canned answers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import httpx
+
+TOP = Path(__file__).parents[2]
+
+
+def run(dags: Path, dag_id: str, task_id: str, log: Path) -> list[dict[str, object]]:
+    """Runs the task of ``dags/<dag_id>.py``; the lines of its log."""
+    environment = {
+        **os.environ,
+        "AIRFLOW_HOME": str(dags.parent / "airflow"),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
+        "PYTHONPATH": str(TOP),
+    }
+    command = [sys.executable, "-m", "tests.airflow.supervised", dag_id, task_id, str(log)]
+    done = subprocess.run(command, env=environment, cwd=TOP, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in log.read_text().splitlines()]
+
+
+def _answer(request: httpx.Request) -> httpx.Response:
+    """The run's facts to a task that starts, and consent to all else."""
+    if not request.url.path.endswith("/run"):
+        return httpx.Response(200, json={})
+    absent = ("data_interval_start", "data_interval_end", "end_date", "partition_key")
+    times = dict.fromkeys(("logical_date", "start_date", "run_after"), "2026-01-01T00:00:00Z")
+    facts = {"dag_id": sys.argv[1], "run_id": "run", "run_type": "manual", "state": "running", "conf": {}}
+    run = {**facts, **times, **dict.fromkeys(absent), "consumed_asset_events": [], "clear_number": 0}
+    return httpx.Response(200, json={"dag_run": run, "max_tries": 0, "should_retry": False})
+
+
+def _main(dag_id: str, task_id: str, log: str) -> None:
+    from airflow.sdk.api.client import Client
+    from airflow.sdk.api.datamodels._generated import BundleInfo, TaskInstance
+    from airflow.sdk.execution_time.supervisor import supervise_task
+
+    instance = TaskInstance(
+        id=uuid.uuid4(), task_id=task_id, dag_id=dag_id, run_id="run", try_number=1, dag_version_id=uuid.uuid4(),
+        map_index=-1, hostname="", context_carrier=None,
+    )  # fmt: skip
+    supervise_task(
+        ti=instance,
+        bundle_info=BundleInfo(name="dags-folder", version=None),
+        dag_rel_path=f"{dag_id}.py",
+        token="",
+        client=Client(base_url="http://canned", token="", transport=httpx.MockTransport(_answer)),
+        log_path=log,
+    )
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
