@@ -44,8 +44,9 @@ def _answer(request: httpx.Request) -> httpx.Response:
 
 
 def _main(dag_id: str, task_id: str, log: str) -> None:
+    from airflow.executors.workloads.base import BundleInfo
     from airflow.sdk.api.client import Client
-    from airflow.sdk.api.datamodels._generated import BundleInfo, TaskInstance
+    from airflow.sdk.api.datamodels._generated import TaskInstance
     from airflow.sdk.execution_time.supervisor import supervise_task
 
     instance = TaskInstance(
