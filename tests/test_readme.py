@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from airflow_sftp_backend.backend._hostkeys import KnownHosts
+from airflow_sftp_backend.connection import Columns, Draft
 from airflow_sftp_backend.fields import FIELDS, Field
 from tests.servers import AsyncsshServer
 
@@ -91,9 +94,47 @@ def test_the_arguments_in_the_table_exist() -> None:
         assert set(re.findall(r"`(\w+)`", arguments)) <= accepted, name
 
 
-def test_the_links_lead_to_files() -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (TOP / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "docs/connections.md", "docs/architecture.md"])
+def test_the_links_lead_to_files(page: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (TOP / page).read_text()):
+        assert (TOP / page).parent.joinpath(target).exists(), target
+
+
+# ---- the guide to connections
+
+
+@pytest.mark.parametrize("text", re.findall(r"```json\n(.*?)```", GUIDE, re.DOTALL))
+def test_the_connections_shown_say_what_they_mean(text: str) -> None:
+    shown = json.loads(text)
+    connection = Columns("shown", **{**shown, "extra": json.dumps(shown["extra"])})
+    draft = Draft.of(connection)
+    assert draft.problems() == []
+    assert shown["extra"].keys() <= {name for field in FIELDS for name in field.names}
+    if "known_host_keys" in shown["extra"]:
+        known = KnownHosts.parse(shown["extra"]["known_host_keys"], pinned=True)
+        assert (known.problems, len(known.lines)) == ((), 1)
+
+
+def test_every_message_explained_is_one_that_is_said() -> None:
+    rows = GUIDE[GUIDE.index("## What to do, by message") : GUIDE.index("## Every field")]
+    messages = re.findall(r"^\| `(.*?)` \|", rows, re.MULTILINE)
+    assert len(messages) > 10
+    said = "".join(path.read_text() for path in (TOP / "airflow_sftp_backend").rglob("*.py"))
+    said = re.sub(r'"\n\s*f?"', "", said)  # texts that go on in the next line
+    assert [message for message in messages if message not in said] == []
+
+
+def test_what_the_guide_says_is_ours_exists() -> None:
+    import airflow_sftp_backend
+    from airflow_sftp_backend import operators, sensors
+
+    rows = re.findall(r"^\| `.*?` \| (.*) \|$", GUIDE[: GUIDE.index("## What to do, by message")], re.MULTILINE)
+    assert rows
+    for ours in rows:
+        for method in re.findall(r"`backend\.(\w+)\(", ours):
+            assert hasattr(airflow_sftp_backend.SFTPBackend, method), method
+        for kind in re.findall(r"`(SFTP\w+(?:Operator|Sensor))\(", ours):
+            assert hasattr(operators, kind) or hasattr(sensors, kind), kind
 
 
 @pytest.mark.parametrize("name", ["SFTPBackend", "SyncBackendAdapter", "SFTPBackendError"])
