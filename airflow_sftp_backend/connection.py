@@ -242,6 +242,8 @@ def _contradictions(given: Mapping[str, Given], said: Mapping[str, Any]) -> list
     ]
     if "private_key" in given and "key_file" in given:
         found.append("Private key and Private key file: both given; expected one of them")
+    if "jump_conn_id" in given and "host_proxy_cmd" in given:
+        found.append("Jump host connection and Proxy command: both given; expected one of them")
     if "host_key" in given and "host_key_policy" not in given and said.get("no_host_key_check"):
         found.append("Host key and No host key check: one says to check, the other not to; expected one of them")
     return found

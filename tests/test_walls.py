@@ -33,6 +33,7 @@ FLOORS = (
     {"backend._door", "backend._jobs", "backend._handles", "backend._local", "backend._tree"},
     {"backend._landing", "backend._scan", "backend._session"},
     {"backend._opening", "backend._partial"},
+    {"backend._jump"},
     {"backend._operations", "backend._login", "backend._legacy", "backend._stream", "backend._further"},
     {"backend._transfer", "backend._hostkeys", "backend._keys", "backend._local_landing"},
     {"backend._spread"},
@@ -48,7 +49,9 @@ FLOORS = (
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
 AIRFLOW_ROOMS = {"hooks", "operators", "plans", "sensors", "triggers", "masking", "sources", "assets"}
 AZURE_ROOMS = {"keyvault", "azure_identity"}
-SSH_ROOMS = {f"backend.{name}" for name in ("_further", "_keys", "_legacy", "_login", "_opening", "_scan", "_session")}
+SSH_ROOMS = {
+    f"backend.{name}" for name in ("_further", "_jump", "_keys", "_legacy", "_login", "_opening", "_scan", "_session")
+}
 PARAMIKO_ROOMS = SSH_ROOMS | {"backend._errors", "backend._backend"}  # the last two inside a function only
 CLASS_ROOMS = {
     "PKey": {"backend._keys", "backend._legacy"},

@@ -129,8 +129,9 @@ class BackendConfig:
     """Everything a backend is told, checked: ValueError names the argument that is wrong.
 
     ``pkey`` is a ``paramiko.PKey``; ``private_key`` the text of one (any form `load_private_key` takes),
-    ``key_file`` the path of one. Times are in seconds. ``renew`` gives the configuration with the secrets of now, None
-    where they are not to be had: it is asked once when a login or a host key is refused.
+    ``key_file`` the path of one. Times are in seconds. ``jump`` is the server to go through, by an SSH connection of
+    its own. ``renew`` gives the configuration with the secrets of now, None where they are not to be had: it is asked
+    once when a login or a host key is refused.
     """
 
     host: str
@@ -178,6 +179,10 @@ class BackendConfig:
         if not _is_number(self.keepalive_interval) or self.keepalive_interval < 0:
             raise ValueError(f"keepalive_interval must be seconds from 0, not {self.keepalive_interval!r}")
         check_lanes("max_lanes", self.max_lanes)
+        if self.jump is not None and not isinstance(self.jump, BackendConfig):
+            raise ValueError(f"jump must be a BackendConfig, not {type(self.jump).__name__}")
+        if self.jump is not None and self.proxy_command is not None:
+            raise ValueError("one way is enough: jump and proxy_command were given")
         sources = [n for n in ("pkey", "private_key", "key_file") if getattr(self, n) is not None]
         if len(sources) > 1:
             raise ValueError(f"one private key is enough: {' and '.join(sources)} were given")

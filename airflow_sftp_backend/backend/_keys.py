@@ -415,6 +415,8 @@ def _to_cryptography(pkey: paramiko.PKey) -> PrivateKey | None:
 
 def portable(config: BackendConfig) -> BackendConfig:
     """The same configuration as plain values, which can be pickled. TypeError if its key cannot be copied."""
+    if config.jump is not None:
+        config = replace(config, jump=portable(config.jump))
     if not isinstance(config.pkey, paramiko.PKey):
         return config
     return replace(config, pkey=None, private_key=export(config.pkey), passphrase=None)

@@ -26,6 +26,7 @@ from ._config import BackendConfig, Secret
 from ._errors import AuthenticationFailed, BackendUnavailable, connecting, printable
 from ._further import FurtherChannels
 from ._hostkeys import HostKeyChecker, fingerprint, key_type
+from ._jump import Forbidden, Way
 from ._legacy import legacy_transport
 from ._login import Login, Places
 from ._spread import Load
@@ -131,6 +132,18 @@ class Settings:
         return max(self.config.timeout, self.banner_timeout, self.auth_timeout, self.channel_timeout)
 
 
+@dataclass(frozen=True)
+class Hop:
+    """A server to log in to. ``password`` is the revealed one of the settings; ``checker`` judges its host key;
+    ``through`` is the jump server it is reached through.
+    """
+
+    settings: Settings
+    password: str | None
+    checker: HostKeyChecker
+    through: Hop | None = None
+
+
 # -- paramiko's transport ---------------------------------------------------------------------------------------------
 
 
@@ -187,24 +200,18 @@ def end_transport(transport: paramiko.Transport | None, stream: Stream) -> None:
 class Opening(paramiko.MissingHostKeyPolicy):
     """One try to connect, and paramiko's way of asking about the host key meanwhile.
 
-    ``password`` is the revealed one of the settings; ``left()`` the seconds left for all steps together; ``load`` what
-    is to be sent first, so that the lanes for it are opened beside the first one.
+    ``left()`` gives the seconds left for all steps together; ``load`` is what is to be sent first, so that the lanes
+    for it are opened beside the first one.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        password: str | None,
-        checker: HostKeyChecker,
-        left: Callable[[], float],
-        load: Load | None = None,
-    ) -> None:
-        self._settings = settings
+    def __init__(self, hop: Hop, left: Callable[[], float], load: Load | None = None) -> None:
+        self._settings = hop.settings
         self._load = load
-        self._config = settings.config
-        self._password = password
-        self._checker = checker
+        self._config = hop.settings.config
+        self._password = hop.password
+        self._checker = hop.checker
         self._left = left
+        self._jump = None if hop.through is None else Opening(hop.through, left)
         self._doing = "connecting"
         self._preferred: tuple[str, ...] = ()
         self._username = ""
@@ -220,7 +227,9 @@ class Opening(paramiko.MissingHostKeyPolicy):
         """Connects, logs in and starts SFTP. Raises BackendUnavailable; nothing of the try is left then."""
         try:
             with connecting(self._situation, self._config.address):
-                return self._open()
+                client, transport, stream = self._reach()
+                wire = self._start_sftp(stream, transport)
+                return Opened(client, transport, stream, wire, self._facts(transport))
         except BaseException:
             if self._stream is not None:
                 end_transport(self._transport, self._stream)
@@ -228,13 +237,31 @@ class Opening(paramiko.MissingHostKeyPolicy):
         finally:
             self._login = None  # which refers back to this
 
+    def _lead(self) -> Way:
+        """Connects and logs in, for a way through. Raises BackendUnavailable; nothing of the try is left then."""
+        address = self._config.address
+        try:
+            with connecting(self._situation, address):
+                _, transport, stream = self._reach()
+                return Way(transport, stream, address, lambda: end_transport(transport, stream))
+        except BaseException as error:
+            if self._stream is not None:
+                end_transport(self._transport, self._stream)
+            if isinstance(error, BackendUnavailable):
+                error.message = f"jump server: {error.message}"
+            raise
+        finally:
+            self._login = None
+
     def abort(self) -> None:
         """Makes `run` fail soon. Takes no lock: fit for a signal handler."""
         self.hopeless = True
+        if self._jump is not None:
+            self._jump.abort()
         if self._stream is not None:
             self._stream.hang_up(CLOSED_MEANWHILE)
 
-    def _open(self) -> Opened:
+    def _reach(self) -> tuple[paramiko.SSHClient, paramiko.Transport, Stream]:
         config = self._config
         self._preferred = self._checker.preferred_types()
         self._username = config.username or _local_user()
@@ -246,12 +273,14 @@ class Opening(paramiko.MissingHostKeyPolicy):
         assert transport is not None
         if not transport.is_authenticated():
             raise AuthenticationFailed(f"the login as {self._username!r} is not complete: the server wants more")
-        wire = self._start_sftp(self._stream, transport)
         transport.set_keepalive(config.keepalive_interval)
-        return Opened(client, transport, self._stream, wire, self._facts(transport))
+        self._stream.limit(None)
+        return client, transport, self._stream
 
     def _dial(self) -> Stream:
         config = self._config
+        if self._jump is not None:
+            return self._dial_behind(self._jump)
         if config.proxy_command is None:
             return dial(config.host, config.port, timeout=self._within(config.timeout), io_timeout=config.io_timeout)
         return dial_through(
@@ -261,6 +290,23 @@ class Opening(paramiko.MissingHostKeyPolicy):
             username=self._username,
             io_timeout=config.io_timeout,
         )
+
+    def _dial_behind(self, jump: Opening) -> Stream:
+        """The line through the jump server."""
+        config = self._config
+        try:
+            way = jump._lead()
+        finally:
+            self.hopeless = self.hopeless or jump.hopeless
+        way.stream.limit(self._within(config.timeout))
+        try:
+            return way.to(config.host, config.port, timeout=config.timeout + _SLACK, io_timeout=config.io_timeout)
+        except BaseException as error:
+            self.hopeless = self.hopeless or isinstance(error, Forbidden)
+            way.end()
+            raise
+        finally:
+            way.stream.limit(None)
 
     def _log_in(self, stream: Stream) -> paramiko.SSHClient:
         config = self._config

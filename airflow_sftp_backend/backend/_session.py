@@ -18,7 +18,7 @@ import paramiko
 from ._config import BackendConfig
 from ._errors import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError, connecting
 from ._hostkeys import HostKeyChecker
-from ._opening import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Opened, Opening, Settings, end_transport
+from ._opening import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Hop, Opened, Opening, Settings, end_transport
 from ._spread import Load
 from ._wire import Wire
 
@@ -96,7 +96,7 @@ class _Connection:
             return
         was_open, self._closed = self._transport.is_active(), True
         self.hang_up()
-        if threading.current_thread() is self._transport:
+        if isinstance(threading.current_thread(), paramiko.Transport):
             _KEPT.append(self)
         if was_open:
             warnings.warn(f"unclosed connection to {self._config.address}", ResourceWarning, source=self, stacklevel=2)
@@ -259,12 +259,12 @@ class Session:
     def _connect(self, attempts: int, load: Load | None) -> _Connection:
         policy, clock = self._config.retry, self._clock
         end = float("inf") if policy.timeout is None else clock() + policy.timeout
-        password = None if self._config.password is None else self._config.password.reveal()
+        hop = Hop(self._settings, _password(self._config), self._checker, self._through(self._given.jump))
         self._aborted = False
         tried = 0
         while True:
             tried += 1
-            opening = self._opening = Opening(self._settings, password, self._checker, lambda: end - clock(), load)
+            opening = self._opening = Opening(hop, lambda: end - clock(), load)
             try:
                 return _Connection(opening.run(), self._config)
             except BackendUnavailable as error:
@@ -284,6 +284,14 @@ class Session:
             if self._aborted:
                 raise failure
 
+    def _through(self, jump: BackendConfig | None) -> Hop | None:
+        """The jump server, and those before it."""
+        if jump is None:
+            return None
+        settings = Settings.of(jump)
+        checker = HostKeyChecker(settings.config, self._environ)
+        return Hop(settings, _password(settings.config), checker, self._through(jump.jump))
+
     def leave_to_parent(self) -> None:
         """In a forked child: forgets the parent's connection, and whoever held the lock there."""
         connection, self._connection = self._connection, None
@@ -291,6 +299,10 @@ class Session:
         self._opening = self._in_use = None
         if connection is not None:
             connection.leave()
+
+
+def _password(config: BackendConfig) -> str | None:
+    return None if config.password is None else config.password.reveal()
 
 
 _LOGIN: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")

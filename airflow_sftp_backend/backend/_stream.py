@@ -1,4 +1,4 @@
-"""The line under SSH: a connected socket, or a proxy command's, as paramiko wants to read and write it."""
+"""The line under SSH: a connected socket, or what carries it instead, as paramiko wants to read and write it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
-from typing import IO, Final
+from typing import IO, Final, Protocol
 
 from ._errors import BackendUnavailable, printable
 
@@ -24,6 +24,16 @@ _PROXY_PATIENCE: Final = 1.0
 """Seconds a proxy command has to end by itself."""
 
 
+class Carrier(Protocol):
+    """What a line goes through, if not straight to the server."""
+
+    def complaint(self) -> str:
+        """Why it has failed, as far as it says; blank where it does not."""
+
+    def end(self) -> None:
+        """Ends it."""
+
+
 class Stream:
     """A connected socket. One thread reads it, others write; anyone may end it.
 
@@ -32,10 +42,10 @@ class Stream:
     seconds, the time in which nothing can be written.
     """
 
-    def __init__(self, connected: socket.socket, *, io_timeout: float | None, proxy: Proxy | None = None) -> None:
+    def __init__(self, connected: socket.socket, *, io_timeout: float | None, carrier: Carrier | None = None) -> None:
         self._socket = connected
         self._io_timeout = io_timeout
-        self._proxy = proxy
+        self._carrier = carrier
         self._buffer = memoryview(bytearray(_BUFFER))
         self._start = self._end = 0
         self._deadline: float | None = None
@@ -128,12 +138,12 @@ class Stream:
             raise self._failed(f"nothing could be sent for {self._io_timeout:g} s: the server or the line has stalled")
 
     def _failed(self, why: str) -> EOFError:
-        first, proxy = self.failure is None and not self._ended, self._proxy
+        first, carrier = self.failure is None and not self._ended, self._carrier
         if first:
             self.failure = why
         self.hang_up()
-        if first and proxy is not None and (complaint := proxy.complaint()):
-            self.failure = f"{why} (the proxy command says: {complaint})"
+        if first and carrier is not None and (complaint := carrier.complaint()):
+            self.failure = f"{why} ({complaint})"
         return EOFError(why)
 
     def hang_up(self, why: str | None = None) -> None:
@@ -156,12 +166,12 @@ class Stream:
             self.release()
 
     def release(self) -> None:
-        """Gives the descriptor back and ends the proxy command. For when nobody reads any more."""
+        """Gives the descriptor back and ends what carries the line. For when nobody reads any more."""
         with self._writing:
             self._socket.close()
-        proxy, self._proxy = self._proxy, None
-        if proxy is not None:
-            proxy.end()
+        carrier, self._carrier = self._carrier, None
+        if carrier is not None:
+            carrier.end()
 
     def leave(self) -> None:
         """Gives up a forked child's copy of the descriptor; the parent's connection goes on."""
@@ -243,7 +253,8 @@ class Proxy:
             return ""
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_PROXY_PATIENCE)  # the last words come after the end of the line
-        return printable(os.pread(self._errors.fileno(), 1000, 0).decode("utf-8", "replace"))
+        said = printable(os.pread(self._errors.fileno(), 1000, 0).decode("utf-8", "replace"))
+        return f"the proxy command says: {said}" if said else ""
 
     def end(self) -> None:
         """Ends it and all it has started, by force if need be."""
@@ -274,4 +285,4 @@ def dial_through(command: str, *, host: str, port: int, username: str, io_timeou
     except BaseException:
         carrier.close()
         raise
-    return Stream(carrier, io_timeout=io_timeout, proxy=proxy)
+    return Stream(carrier, io_timeout=io_timeout, carrier=proxy)
