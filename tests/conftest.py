@@ -73,6 +73,14 @@ def openssh(sshd: str) -> Iterator[OpenSSHServer]:
 
 
 @pytest.fixture(scope="session")
+def bastion(sshd: str) -> Iterator[OpenSSHServer]:
+    """Another sshd, to go through."""
+    assert sshd
+    with OpenSSHServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def asyncssh_plain() -> Iterator[AsyncsshServer]:
     """asyncssh's server with all it offers."""
     with AsyncsshServer(host_keys=ALL_HOST_KEYS) as server:

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk._shared.secrets_masker import redact, reset_secrets_masker
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackend
 from airflow_sftp_backend.backend import BackendConfig
 from airflow_sftp_backend.connection import InvalidConnection
 from airflow_sftp_backend.hooks import SFTPBackendHook
-from tests.servers import AsyncsshServer
+from tests.airflow.conftest import Connect
+from tests.servers import AsyncsshServer, OpenSSHServer, wait_until
 from tests.vault import SECRET, Fault, Vault
 
 
@@ -406,3 +407,49 @@ def test_whatever_is_fetched_is_masked_whole_by_line_in_json_and_by_repr(
             assert "***" in str(redact(f"<{shown}>"))
     for line in key.splitlines()[1:-2]:
         assert set(str(redact(line))) == {"*"}
+
+
+# ---- other connections
+
+
+@pytest.mark.parametrize("conn_type", ["ssh", "sftp", "sftp_backend"])
+def test_the_way_may_lead_through_another_connections_server(
+    openssh: OpenSSHServer, bastion: OpenSSHServer, connect: Connect, conn_type: str
+) -> None:
+    connect(bastion, "bastion", conn_type=conn_type)
+    logins = bastion.logins()
+    hook = SFTPBackendHook(connect(openssh, jump_conn_id="bastion"))
+    with hook.backend() as backend:
+        backend.check_health()
+    wait_until(lambda: bastion.logins() == logins + 1, "a login at the jump server")
+
+
+def test_the_jump_servers_secrets_may_come_from_a_vault_and_change(
+    vault: Vault, openssh: OpenSSHServer, bastion: OpenSSHServer, connect: Connect
+) -> None:
+    vault.put("hosts", "SHA256:" + "A" * 43)
+    connect(bastion, "bastion", known_host_keys=None, known_host_keys_secret="hosts", key_vault_url=vault.url)
+    with SFTPBackendHook(connect(openssh, jump_conn_id="bastion")).get_conn() as backend:
+        vault.put("hosts", bastion.known_hosts)
+        backend.check_health()
+
+
+def test_a_way_in_a_circle_is_told(openssh: OpenSSHServer, connect: Connect) -> None:
+    connect(openssh, "one", jump_conn_id="two")
+    connect(openssh, "two", jump_conn_id="one")
+    with pytest.raises(InvalidConnection, match="Jump host connection: goes in a circle: one -> two -> one"):
+        SFTPBackendHook("one").config()
+
+
+def test_a_jump_connection_that_is_wrong_is_named(openssh: OpenSSHServer, connect: Connect) -> None:
+    connect(openssh, "bastion", columns={"port": 70000})
+    with pytest.raises(InvalidConnection, match="connection 'bastion' needs correcting: Port: 70000 given"):
+        SFTPBackendHook(connect(openssh, jump_conn_id="bastion")).config()
+    with pytest.raises(AirflowNotFoundException, match="nobody"):
+        SFTPBackendHook(connect(openssh, jump_conn_id="nobody")).config()
+
+
+def test_two_ways_at_once_are_told(openssh: OpenSSHServer, connect: Connect) -> None:
+    connect(openssh, "bastion")
+    with pytest.raises(InvalidConnection, match="Jump host connection and Proxy command: both given"):
+        SFTPBackendHook(connect(openssh, jump_conn_id="bastion", host_proxy_cmd="nc %h %p")).config()

@@ -22,14 +22,6 @@ from tests.backend.sessions import assert_nothing_left, config_of, look
 from tests.servers import AsyncsshServer, Login, OpenSSHServer, Server, free_port, mute_listener, wait_until
 
 
-@pytest.fixture(scope="module")
-def bastion(sshd: str) -> Iterator[OpenSSHServer]:
-    """A server to go through."""
-    assert sshd
-    with OpenSSHServer() as server:
-        yield server
-
-
 @contextmanager
 def behind(target: Server, jump: BackendConfig, **changes: Any) -> Iterator[SFTPBackend]:
     """A backend of a server behind another; nothing is left of it, at either."""
