@@ -32,10 +32,19 @@ class Way:
         self.end = end
         self._transport = transport
         self._address = address
+        self._complaint: str | None = None
 
     def complaint(self) -> str:
-        """Why the jump server is gone, if it is."""
-        return f"the jump server {self._address}: {self.stream.failure}" if self.stream.failure else ""
+        """Why the jump server was gone before the way was left, if it was."""
+        if self._complaint is None:
+            failure = self.stream.failure
+            self._complaint = f"the jump server {self._address}: {failure}" if failure else ""
+        return self._complaint
+
+    def hang_up(self) -> None:
+        """Leaves the way. Takes no lock."""
+        self.complaint()  # what follows is of this side's making
+        self.stream.hang_up()
 
     def to(self, host: str, port: int, *, timeout: float, io_timeout: float | None) -> Stream:
         """The line to a server behind. Raises BackendUnavailable if the jump server does not get there, Forbidden if it
@@ -87,8 +96,8 @@ class _ChannelSocket:
         return self._channel.send(data)
 
     def shutdown(self, how: int) -> None:  # noqa: ARG002 - the way has no other use
-        """Ends the way. Takes no lock."""
-        self._way.stream.hang_up()
+        """Leaves the way. Takes no lock."""
+        self._way.hang_up()
 
     def close(self) -> None:
         """Nothing here, as the way is ended with the stream; in a forked child its copy of the descriptor."""

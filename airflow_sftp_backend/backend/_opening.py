@@ -220,6 +220,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._transport: paramiko.Transport | None = None
         self._host_key = b""
         self._trust = ""
+        self._aborted = False
         self.hopeless = False
         """Another try would end the same way."""
 
@@ -255,7 +256,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
 
     def abort(self) -> None:
         """Makes `run` fail soon. Takes no lock: fit for a signal handler."""
-        self.hopeless = True
+        self._aborted = self.hopeless = True
         if self._jump is not None:
             self._jump.abort()
         if self._stream is not None:
@@ -268,6 +269,8 @@ class Opening(paramiko.MissingHostKeyPolicy):
         if self._settings.strategy is None:
             self._login = Login(config, self._settings.places, self._username, self._password, self._limit_login)
         self._stream = self._dial()
+        if self._aborted:
+            self._stream.hang_up(CLOSED_MEANWHILE)
         client = self._log_in(self._stream)
         transport = self._transport
         assert transport is not None
