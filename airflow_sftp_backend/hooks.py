@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 from .backend import (
     AuthenticationFailed,
     CapabilityNotSupported,
-    HostKeyPolicy,
     HostKeyRejected,
     InvalidPath,
     PermissionDenied,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from airflow.sdk.exceptions import AirflowFailException
 
     from .backend import BackendConfig, SFTPBackend
+    from .backend._diagnosis import Diagnosis
 else:
     try:
         from airflow.sdk import BaseHook
@@ -138,14 +138,15 @@ class SFTPBackendHook(BaseHook):
     def test_connection(self) -> tuple[bool, str]:
         """Connects, logs in and looks at the base path: success, and what to tell the person who asked."""
         try:
-            backend = self.get_conn()
-            try:
-                backend.check_health()
-            finally:
-                self.close()
+            config = self.config()
+            from .backend._diagnosis import diagnose  # here, because it loads paramiko
+
+            found = diagnose(config)
         except Exception as error:
             return False, str(error) or type(error).__name__
-        return True, _success(backend.config)
+        if found.error is not None:
+            return False, "\n".join([str(found.error), *found.advice])
+        return True, _success(config, found)
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -229,8 +230,10 @@ def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
             yield error
 
 
-def _success(config: BackendConfig) -> str:
-    host = f"[{config.host}]" if ":" in config.host else config.host
-    server = f"{config.username}@{host}" if config.username else host
-    unchecked = "; unknown host keys are accepted" if config.host_key_policy is HostKeyPolicy.AUTO_ADD else ""
-    return f"Connected to {server}:{config.port}, base path {config.base_path}{unchecked}"
+def _success(config: BackendConfig, found: Diagnosis) -> str:
+    server = found.server.removeprefix("sftp://")
+    key = next(step.data for step in found.steps if step.title == "Host key")
+    return (
+        f"Connected to {found.username}@{server}, base path {config.base_path}; host key {key['fingerprint']}:"
+        f" {key['trust']}"
+    )

@@ -18,7 +18,7 @@ PACKAGE = TOP / "airflow_sftp_backend"
 # From the roof down. A room imports from its own floor or below, never in a circle.
 FLOORS = (
     {""},  # the front door: names what is public, wherever it lives
-    {"provider"},
+    {"provider", "cli"},
     {"operators", "sensors"},
     {"triggers"},
     {"plans", "waiting"},
@@ -28,7 +28,8 @@ FLOORS = (
     {"fields", "keyvault"},
     {"azure_identity"},
     {"backend"},
-    {"backend.aio"},
+    {"backend.aio", "backend._probes"},
+    {"backend._diagnosis"},
     {"backend._backend"},
     {"backend._door", "backend._jobs", "backend._handles", "backend._local", "backend._tree"},
     {"backend._landing", "backend._scan", "backend._session"},
@@ -47,7 +48,7 @@ FLOORS = (
 )
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
-AIRFLOW_ROOMS = {"hooks", "operators", "plans", "sensors", "triggers", "masking", "sources", "assets"}
+AIRFLOW_ROOMS = {"cli", "hooks", "operators", "plans", "sensors", "triggers", "masking", "sources", "assets"}
 AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {
     f"backend.{name}" for name in ("_further", "_jump", "_keys", "_legacy", "_login", "_opening", "_scan", "_session")

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import paramiko
@@ -34,6 +34,15 @@ class Places:
     agent: bool
     home: bool
     """``~/.ssh``, under the names ssh-keygen gives."""
+
+
+@dataclass
+class LoginRecord:
+    """How a login went, as it goes on: what the server said it takes, what it refused, and what it took."""
+
+    offered: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,9 @@ class Login(AuthStrategy):
     """Logs in with keys first, then the password, and goes on where the server wants several things (RFC 4252 section
     5.1). ``password`` is also the answer to the first question of keyboard-interactive (RFC 4256).
 
-    ``on_question`` is called before each question to the server. AuthenticationFailed for a key of the configuration
-    that cannot be used; keys found elsewhere are then left out.
+    ``on_question`` is called before each question to the server; with ``curious`` the first of them is which methods
+    it takes, as ssh(1) has it. AuthenticationFailed for a key of the configuration that cannot be used; keys found
+    elsewhere are then left out.
     """
 
     def __init__(
@@ -84,6 +94,9 @@ class Login(AuthStrategy):
         username: str,
         password: str | None,
         on_question: Callable[[], None],
+        *,
+        record: LoginRecord,
+        curious: bool = False,
     ) -> None:
         super().__init__(paramiko.SSHConfig())
         self._config = config
@@ -92,11 +105,10 @@ class Login(AuthStrategy):
         self._on_question = on_question
         self._asked = False
         self._skipped: list[str] = []
-        self._offered: list[str] = []
+        self._record = record
+        self._curious = curious
         self._given = [*self._configured_keys()]
         self._passwords = [] if password is None else [self._by_password(password)]
-        self.refused: list[str] = []
-        """What the server has refused so far."""
 
     def get_sources(self) -> Iterator[AuthSource]:
         """None of paramiko's: `authenticate` does without."""
@@ -104,6 +116,11 @@ class Login(AuthStrategy):
 
     def authenticate(self, transport: paramiko.Transport) -> list[SourceResult]:
         """Logs in. Raises AuthenticationFailed, or what paramiko raises if the connection is lost meanwhile."""
+        if self._curious:
+            self._record.offered = self._ask(transport)
+            if transport.is_authenticated():
+                self._record.taken.append("nothing: the server asks for no proof")
+                return []
         agent = self._agent()
         try:
             left = [*self._given, *self._agent_keys(agent), *self._home_keys(), *self._passwords]
@@ -119,13 +136,14 @@ class Login(AuthStrategy):
                 agent.close()
         if wanted:
             raise self.failed(f"the server wants {' and '.join(wanted)} as well, and nothing is left to show")
-        offered = self._offered or self._ask(transport)
+        offered = self._record.offered = self._record.offered or self._ask(transport)
         takes = f"the server takes {', '.join(offered)}" if offered else "the server does not say what it takes"
         raise self.failed(f"{takes}; {self._hint(offered)}")
 
     def failed(self, why: str) -> AuthenticationFailed:
         """The error for a login that came to nothing; it lists what was tried."""
-        tried = f"it refuses {', '.join(self.refused)}; " if self.refused else ""
+        refused = self._record.refused
+        tried = f"it refuses {', '.join(refused)}; " if refused else ""
         skipped = f" (not tried: {'; '.join(self._skipped)})" if self._skipped else ""
         return AuthenticationFailed(f"the server does not let {self._username!r} in: {tried}{why}{skipped}")
 
@@ -137,13 +155,16 @@ class Login(AuthStrategy):
             if wanted is not None and not credential.methods & set(wanted):
                 continue
             try:
-                return credential, credential.present(transport, wanted)
+                still_wanted = credential.present(transport, wanted)
             except paramiko.AuthenticationException as error:
                 if not transport.is_active():
                     raise
                 if isinstance(error, paramiko.BadAuthenticationType):
-                    self._offered = error.allowed_types
-                self.refused.append(credential.name)
+                    self._record.offered = error.allowed_types
+                self._record.refused.append(credential.name)
+            else:
+                self._record.taken.append(credential.name)
+                return credential, still_wanted
         return None
 
     # -- what there is
@@ -235,8 +256,8 @@ class Login(AuthStrategy):
         return []
 
     def _hint(self, offered: list[str]) -> str:
-        by_password = "the password" in self.refused
-        by_key = any(" key " in name for name in self.refused)
+        by_password = "the password" in self._record.refused
+        by_key = any(" key " in name for name in self._record.refused)
         if not by_password and not by_key:
             return "set a password or a private key"
         if offered and not by_key and not {"password", _INTERACTIVE} & set(offered):

@@ -15,7 +15,8 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -25,10 +26,10 @@ from paramiko.auth_strategy import AuthStrategy
 from ._config import BackendConfig, Secret
 from ._errors import AuthenticationFailed, BackendUnavailable, connecting, printable
 from ._further import FurtherChannels
-from ._hostkeys import HostKeyChecker, fingerprint, key_type
+from ._hostkeys import HostKeyChecker, fingerprint, key_type, known_hosts_line, plain_key
 from ._jump import Forbidden, Way
 from ._legacy import legacy_transport
-from ._login import Login, Places
+from ._login import Login, LoginRecord, Places
 from ._spread import Load
 from ._stream import SERVER_CLOSED, Stream, dial, dial_through
 from ._wire import Wire
@@ -55,21 +56,40 @@ _PATIENCE: Final = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionFacts:
-    """What a connection turned out to be, for logs and diagnosis."""
+    """What a connection turned out to be, or a try to make one as far as it came, for logs and diagnosis; blank is what
+    it did not come to."""
 
     username: str
     server_version: str
     """As ``SSH-2.0-OpenSSH_9.2``."""
+    key_exchange: str
+    """As ``curve25519-sha256@libssh.org``."""
     host_key_type: str
     """As ``ssh-ed25519``."""
     host_key_fingerprint: str
     """``SHA256:`` and base64."""
+    host_key_line: str
+    """The known_hosts line that vouches for it."""
     trust: str
     """Why the host key is trusted."""
     cipher: str
+    mac: str
+    """Blank where the cipher authenticates by itself."""
     compression: str
     strict_key_exchange: bool
     """The countermeasure to Terrapin (CVE-2023-48795) is in effect."""
+    login_methods: tuple[str, ...]
+    """What the server said it takes, if it was asked."""
+    login_refused: tuple[str, ...]
+    login_taken: tuple[str, ...]
+    """What it took, as ``the password``."""
+    logged_in: bool
+    proposed: Mapping[str, tuple[str, ...]]
+    """The algorithms asked for, by the names of `HostAlgorithms`."""
+    incompatible: bool
+    """It failed because the server knows none of them."""
+    jump: ConnectionFacts | None
+    """Of the connection to the jump server it goes through."""
 
 
 @dataclass(frozen=True)
@@ -151,12 +171,15 @@ class _Chatter(logging.LoggerAdapter[logging.Logger]):
     """paramiko's log of one connection: at level DEBUG, and the server's parting words kept."""
 
     farewell: str | None = None
+    key_exchange = ""
 
     def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
         """Passes a record on."""
         text = str(msg)
         if text.startswith("Disconnect (code"):
             self.farewell = printable(text.partition(": ")[2])
+        elif text.startswith("Kex: "):  # paramiko 5.1 tells the name nowhere else
+            self.key_exchange = text.removeprefix("Kex: ")
         self.logger.log(min(level, logging.DEBUG), msg, *args, **options)
 
 
@@ -201,25 +224,28 @@ class Opening(paramiko.MissingHostKeyPolicy):
     """One try to connect, and paramiko's way of asking about the host key meanwhile.
 
     ``left()`` gives the seconds left for all steps together; ``load`` is what is to be sent first, so that the lanes
-    for it are opened beside the first one.
+    for it are opened beside the first one. With ``curious`` the server is asked which login methods it takes.
     """
 
-    def __init__(self, hop: Hop, left: Callable[[], float], load: Load | None = None) -> None:
+    def __init__(self, hop: Hop, left: Callable[[], float], load: Load | None = None, *, curious: bool = False) -> None:
         self._settings = hop.settings
         self._load = load
         self._config = hop.settings.config
         self._password = hop.password
         self._checker = hop.checker
         self._left = left
-        self._jump = None if hop.through is None else Opening(hop.through, left)
+        self._curious = curious
+        self._jump = None if hop.through is None else Opening(hop.through, left, curious=curious)
         self._doing = "connecting"
         self._preferred: tuple[str, ...] = ()
         self._username = ""
         self._login: Login | None = None
+        self._record = LoginRecord()
         self._stream: Stream | None = None
         self._transport: paramiko.Transport | None = None
         self._host_key = b""
         self._trust = ""
+        self._incompatible = self._logged_in = False
         self._aborted = False
         self.hopeless = False
         """Another try would end the same way."""
@@ -230,7 +256,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
             with connecting(self._situation, self._config.address):
                 client, transport, stream = self._reach()
                 wire = self._start_sftp(stream, transport)
-                return Opened(client, transport, stream, wire, self._facts(transport))
+                return Opened(client, transport, stream, wire, self.facts())
         except BaseException:
             if self._stream is not None:
                 end_transport(self._transport, self._stream)
@@ -267,7 +293,10 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._preferred = self._checker.preferred_types()
         self._username = config.username or _local_user()
         if self._settings.strategy is None:
-            self._login = Login(config, self._settings.places, self._username, self._password, self._limit_login)
+            self._login = Login(
+                config, self._settings.places, self._username, self._password, self._limit_login,
+                record=self._record, curious=self._curious,
+            )  # fmt: skip
         self._stream = self._dial()
         if self._aborted:
             self._stream.hang_up(CLOSED_MEANWHILE)
@@ -276,6 +305,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         assert transport is not None
         if not transport.is_authenticated():
             raise AuthenticationFailed(f"the login as {self._username!r} is not complete: the server wants more")
+        self._logged_in = True
         transport.set_keepalive(config.keepalive_interval)
         self._stream.limit(None)
         return client, transport, self._stream
@@ -355,8 +385,11 @@ class Opening(paramiko.MissingHostKeyPolicy):
         assert self._stream is not None
         self._doing = "checking the host key"
         self._stream.limit(None)
-        self._host_key = key.asbytes() if key.public_blob is None else key.public_blob.key_blob
-        self._trust = self._checker.check(self._host_key)
+        blob = key.asbytes() if key.public_blob is None else key.public_blob.key_blob
+        with suppress(ValueError):  # which the checker says better
+            plain_key(blob)
+            self._host_key = blob
+        self._trust = self._checker.check(blob)
         self._limit_login()
 
     def _limit_login(self) -> None:
@@ -371,7 +404,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         Who closes the connection during the login may mean to refuse it, so that is not tried again.
         """
         why = self._situation()[1]
-        if self._login is not None and self._login.refused:
+        if self._login is not None and self._record.refused:
             return self._login.failed(f"then {why or 'it closed the connection'}")
         if why is None and isinstance(error, paramiko.AuthenticationException):
             return AuthenticationFailed(f"the login as {self._username!r} is refused: {printable(str(error))}")
@@ -380,7 +413,8 @@ class Opening(paramiko.MissingHostKeyPolicy):
             said = printable(stream.greeting.decode("utf-8", "replace"), 60)
             return BackendUnavailable(f"the server does not speak SSH but says {said!r}; check the port")
         self.hopeless = self.hopeless or (self._doing == _LOGIN and not stream.timed_out)
-        self.hopeless = self.hopeless or isinstance(error, paramiko.ssh_exception.IncompatiblePeer)
+        self._incompatible = isinstance(error, paramiko.ssh_exception.IncompatiblePeer)
+        self.hopeless = self.hopeless or self._incompatible
         return error
 
     def _start_sftp(self, stream: Stream, transport: paramiko.Transport) -> Wire:
@@ -426,16 +460,30 @@ class Opening(paramiko.MissingHostKeyPolicy):
             transport, most=config.max_lanes, timeout=config.timeout + _SLACK, io_timeout=config.io_timeout
         )
 
-    def _facts(self, transport: paramiko.Transport) -> ConnectionFacts:
+    def facts(self) -> ConnectionFacts:
+        """What has been found so far."""
+        transport, key = self._transport, self._host_key
+        logger: object = transport.logger if transport is not None else None
+        cipher = transport.local_cipher if transport is not None else ""
         return ConnectionFacts(
             username=self._username,
-            server_version=printable(transport.remote_version),
-            host_key_type=key_type(self._host_key),
-            host_key_fingerprint=fingerprint(self._host_key),
+            server_version=printable(transport.remote_version) if transport is not None else "",
+            key_exchange=logger.key_exchange if isinstance(logger, _Chatter) else "",
+            host_key_type=key_type(key) if key else "",
+            host_key_fingerprint=fingerprint(key) if key else "",
+            host_key_line=known_hosts_line(self._config.host, self._config.port, key) if key else "",
             trust=self._trust,
-            cipher=transport.local_cipher,
-            compression=transport.local_compression or "none",
-            strict_key_exchange=bool(vars(transport).get("agreed_on_strict_kex")),
+            cipher=cipher,
+            mac="" if transport is None or "gcm@" in cipher else str(vars(transport).get("local_mac") or ""),
+            compression="" if transport is None or not cipher else transport.local_compression or "none",
+            strict_key_exchange=transport is not None and bool(vars(transport).get("agreed_on_strict_kex")),
+            login_methods=tuple(self._record.offered),
+            login_refused=tuple(self._record.refused),
+            login_taken=tuple(self._record.taken),
+            logged_in=self._logged_in,
+            proposed=_proposed(transport),
+            incompatible=self._incompatible,
+            jump=None if self._jump is None else self._jump.facts(),
         )
 
     def _within(self, seconds: float) -> float:
@@ -453,6 +501,17 @@ class Opening(paramiko.MissingHostKeyPolicy):
         if failure == SERVER_CLOSED and doing == _BANNER:
             failure += "; too many connections at once, an address ban or a firewall are usual causes"
         return doing, failure
+
+
+def _proposed(transport: paramiko.Transport | None) -> dict[str, tuple[str, ...]]:
+    if transport is None:
+        return {}
+    return {
+        "key_exchange": tuple(transport.preferred_kex),
+        "host_keys": tuple(transport.preferred_keys),
+        "ciphers": tuple(transport.preferred_ciphers),
+        "macs": tuple(transport.preferred_macs),
+    }
 
 
 def _local_user() -> str:

@@ -134,6 +134,10 @@ class Session:
         self._opening: Opening | None = None
         self._in_use: _Connection | None = None
         self._aborted = False
+        self.curious = False
+        """A login begins with the question which methods the server takes."""
+        self.found: ConnectionFacts | None = None
+        """What the last try to connect has found, whether it succeeded or not."""
         self.generation = 0
         """Connections made so far."""
         _SESSIONS.add(self)
@@ -264,7 +268,7 @@ class Session:
         tried = 0
         while True:
             tried += 1
-            opening = self._opening = Opening(hop, lambda: end - clock(), load)
+            opening = self._opening = Opening(hop, lambda: end - clock(), load, curious=self.curious)
             try:
                 return _Connection(opening.run(), self._config)
             except BackendUnavailable as error:
@@ -280,6 +284,7 @@ class Session:
                 failure = error
             finally:
                 self._opening = None
+                self.found = opening.facts()
             self._sleep(pause)
             if self._aborted:
                 raise failure

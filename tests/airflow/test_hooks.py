@@ -143,7 +143,7 @@ def test_another_hooks_connection_that_checks_no_keys_still_connects(
 ) -> None:
     hook = SFTPBackendHook(connect(openssh, conn_type="ssh", known_host_keys=None, no_host_key_check=True))
     success, text = hook.test_connection()
-    assert (success, text.endswith("unknown host keys are accepted")) == (True, True)
+    assert (success, text.endswith(": accepted unchecked: host_key_policy is 'auto'")) == (True, True)
     assert any("ssh-keyscan" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
 
 
@@ -186,9 +186,10 @@ def test_the_connection_test_names_what_it_reached(server: AsyncsshServer, conne
     folder = server.fresh()
     conn_id = connect(server, base_path=folder.base_path)
     server_shown = f"{server.username}@{server.host}:{server.port}"
+    key = server.host_keys[0].get_fingerprint()
     assert SFTPBackendHook(conn_id).test_connection() == (
         True,
-        f"Connected to {server_shown}, base path {folder.base_path}",
+        f"Connected to {server_shown}, base path {folder.base_path}; host key {key}: known_host_keys line 1",
     )
 
 

@@ -1,0 +1,231 @@
+"""``airflow-sftp-backend``: looks at a server or a connection and tells what to do. Without Airflow, given a URL."""
+
+from __future__ import annotations
+
+import argparse
+import getpass
+import json
+import logging
+import sys
+import textwrap
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urlsplit
+
+from .backend import BackendConfig, BackendUnavailable, HostKeyPolicy, Secret, SFTPBackendError
+
+if TYPE_CHECKING:
+    from .backend._diagnosis import Diagnosis, Step
+
+_WIDTH: Final = 100
+_INDENT: Final = 17
+
+
+class _Wrong(Exception):
+    """The command cannot be run as it was given."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. 0 if all is well, 1 if something is wrong with the server, 2 with the command or connection."""
+    given = _parser().parse_args(arguments)
+    try:
+        return _check(given) if given.command == "check" else _scan(given)
+    except (_Wrong, ValueError) as error:
+        print(f"airflow-sftp-backend: {error}", file=sys.stderr)
+        return 2
+    except SFTPBackendError as error:  # a key vault that does not answer
+        print(f"airflow-sftp-backend: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("airflow-sftp-backend: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="airflow-sftp-backend", description="Looks at SFTP servers and connections.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    check = commands.add_parser(
+        "check",
+        help="connect as a task would, and tell what was found or what to do",
+        description="Connects as a task would, with one login, and tells what was found or what to do.",
+        epilog="Exit status: 0 all is well, 1 something failed, 2 the command or the connection is wrong.",
+    )
+    check.add_argument(
+        "target",
+        metavar="CONNECTION",
+        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login folder)",
+    )
+    check.add_argument("--write", action="store_true", help="also write a small file to the base path and remove it")
+    check.add_argument("--speed", action="store_true", help="also send and fetch up to 64 MiB, removed afterwards")
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    url = check.add_argument_group("for a URL")
+    url.add_argument("--ask-password", action="store_true", help="ask for the password")
+    url.add_argument("--key-file", metavar="FILE", help="private key")
+    url.add_argument("--known-hosts", metavar="FILE", help="known_hosts file (default: ~/.ssh/known_hosts)")
+    policies = [policy.value for policy in HostKeyPolicy]
+    url.add_argument("--host-key-policy", choices=policies, help="default: strict")
+    scan = commands.add_parser(
+        "scan-host-keys",
+        help="print a server's host keys as known_hosts lines",
+        description="Prints a server's host keys, one of each type, as known_hosts lines; their fingerprints go to"
+        " standard error. They are what answers at that address now: compare them with what its owner says.",
+    )
+    scan.add_argument("host", metavar="HOST")
+    scan.add_argument("--port", type=int, default=22)
+    scan.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each step; default: 10")
+    scan.add_argument("--json", action="store_true", help="print a JSON array")
+    return parser
+
+
+# -- check ------------------------------------------------------------------------------------------------------------
+
+
+def _check(given: argparse.Namespace) -> int:
+    is_url = "://" in given.target
+    if not is_url and (given.ask_password or given.key_file or given.known_hosts or given.host_key_policy):
+        raise _Wrong("what is said for a URL does not go with a connection, which says it itself")
+    with redirect_stdout(sys.stderr):  # where Airflow is to log
+        config = _of_url(given) if is_url else _of_connection(given.target)
+        found = _diagnosis(config, given)
+    print(_as_json(found) if given.json else "\n".join(_as_text(found)))
+    return 0 if found.ok else 1
+
+
+def _diagnosis(config: BackendConfig, given: argparse.Namespace) -> Diagnosis:
+    from .backend import _probes  # here, because it loads paramiko
+    from .backend._diagnosis import diagnose
+
+    probes = {"Writing": _probes.writing} if given.write else {}
+    probes |= {"Speed": _probes.speed} if given.speed else {}
+    log = logging.getLogger("airflow_sftp_backend")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        return diagnose(config, {**probes, "All host keys": _probes.host_keys})
+    finally:
+        log.setLevel(level)
+
+
+def _of_url(given: argparse.Namespace) -> BackendConfig:
+    """ValueError, which does not show the password, for a URL that is none."""
+    try:
+        parts = urlsplit(given.target)
+        host, port = parts.hostname, parts.port or 22
+    except ValueError as error:
+        raise _Wrong(f"no URL such as sftp://user@host:22/folder: {error}") from None
+    if parts.scheme != "sftp" or not host or parts.query or parts.fragment:
+        raise _Wrong("a URL is sftp://user@host:port/folder; in user and folder, write ? as %3F and # as %23")
+    path = unquote(parts.path)
+    password = unquote(parts.password) if parts.password else None
+    if given.ask_password:
+        password = getpass.getpass(f"Password of {unquote(parts.username or '')}@{host}: ")
+    return BackendConfig(
+        host=host,
+        port=port,
+        username=unquote(parts.username) if parts.username else None,
+        password=None if password is None else Secret(password),
+        key_file=given.key_file,
+        base_path=path[3:] or "." if path == "/~" or path.startswith("/~/") else path or ".",
+        host_keys_path=given.known_hosts,
+        host_key_policy=HostKeyPolicy.parse(given.host_key_policy or HostKeyPolicy.STRICT),
+    )
+
+
+def _of_connection(conn_id: str) -> BackendConfig:
+    """What Airflow knows by that id, wherever it keeps connections."""
+    from airflow.models.connection import Connection
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from .sources import resolve
+
+    try:
+        return resolve(Connection.get_connection_from_secrets(conn_id), Connection.get_connection_from_secrets)
+    except AirflowNotFoundException as error:
+        raise _Wrong(
+            f"{error}. `airflow connections list` shows those there are; a URL does without: sftp://user@host/folder"
+        ) from None
+
+
+def _as_json(found: Diagnosis) -> str:
+    return json.dumps(
+        {
+            "server": found.server,
+            "username": found.username,
+            "ok": found.ok,
+            "steps": [
+                {"title": step.title, "ok": step.ok, "text": list(step.lines), "data": dict(step.data)}
+                for step in found.steps
+            ],
+            "error": None if found.error is None else str(found.error),
+            "advice": list(found.advice),
+        },
+        indent=2,
+        ensure_ascii=False,
+    )
+
+
+def _as_text(found: Diagnosis) -> list[str]:
+    user = f" as {found.username}" if found.username else ""
+    lines = [f"{found.server}{user}", ""]
+    for step in found.steps:
+        lines += _step(step)
+    if found.advice:
+        lines += ["", "What to do:"]
+        lines += [line for advice in found.advice for line in _wrapped(f"  {advice}", "  ")]
+    return [*lines, "", "All is well." if found.ok else f"Failed: {found.steps[-1].title}."]
+
+
+def _step(step: Step) -> list[str]:
+    good, bad = ("✓", "✗") if _can_print("✓✗") else ("ok", "!!")
+    head = f"{good if step.ok else bad} {step.title}".ljust(_INDENT)
+    lines: list[str] = []
+    for text in step.lines:
+        for paragraph in text.split("\n"):
+            lines += _wrapped((" " * _INDENT if lines else head) + paragraph, " " * _INDENT)
+    return lines
+
+
+def _wrapped(text: str, indent: str) -> list[str]:
+    """Broken at blanks; what is to be copied, a key, stays on one line."""
+    if "AAAA" in text:
+        return [text]
+    return textwrap.wrap(
+        text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    ) or [""]
+
+
+def _can_print(text: str) -> bool:
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+# -- scan-host-keys ---------------------------------------------------------------------------------------------------
+
+
+def _scan(given: argparse.Namespace) -> int:
+    from .backend import SFTPUtils
+
+    try:
+        keys = SFTPUtils.scan_host_keys(given.host, given.port, given.timeout)
+    except BackendUnavailable as error:
+        print(f"airflow-sftp-backend: {error}", file=sys.stderr)
+        return 1
+    if not keys:
+        print(f"airflow-sftp-backend: {given.host} has no host key of a type known here", file=sys.stderr)
+        return 1
+    if given.json:
+        shown = [{"type": key.type, "fingerprint": key.fingerprint, "known_hosts": str(key)} for key in keys]
+        print(json.dumps(shown, indent=2))
+        return 0
+    for key in keys:
+        print(f"# {key.type} {key.fingerprint}", file=sys.stderr)
+        print(key)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,202 @@
+"""The command: what it prints where, what it exits with, and what it does without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend.cli import main
+from tests.servers import AsyncsshServer, OpenSSHServer, free_port
+
+TOP = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def known_hosts(openssh: OpenSSHServer, asyncssh_plain: AsyncsshServer, tmp_path: Path) -> Path:
+    """A known_hosts file with both servers."""
+    file = tmp_path / "known_hosts"
+    file.write_text(f"{openssh.known_hosts}\n{asyncssh_plain.known_hosts}\n")
+    return file
+
+
+def with_key(server: OpenSSHServer, known_hosts: Path, path: str = "/~") -> list[str]:
+    """The arguments of a check that logs in."""
+    url = f"sftp://{server.username}@{server.host}:{server.port}{path}"
+    return ["check", url, "--key-file", str(server.client_key), "--known-hosts", str(known_hosts)]
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "airflow_sftp_backend.cli", *arguments],
+        capture_output=True, text=True, check=False, cwd=TOP, env=os.environ | environment,
+    )  # fmt: skip
+
+
+def test_a_check_reads_from_top_to_bottom(
+    openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = openssh.fresh()
+    assert main([*with_key(openssh, known_hosts, folder.base_path), "--write", "--speed"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"sftp://127.0.0.1:{openssh.port} as {openssh.username}"
+    titles = [line[2:17].rstrip() for line in lines if line.startswith("✓")]
+    assert titles == [
+        "Name", "Server", "Encryption", "Host key", "Login", "SFTP", "Base path", "Round trip", "Writing", "Speed",
+        "All host keys",
+    ]  # fmt: skip
+    assert lines[-1] == "All is well."
+    assert all(len(line) <= 100 for line in lines if str(folder.path) not in line)
+    assert os.listdir(folder.path) == []
+
+
+def test_a_check_that_fails_ends_with_what_to_do(
+    openssh: OpenSSHServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(with_key(openssh, tmp_path / "none")) == 1
+    out = capsys.readouterr().out
+    assert out.count("✗") == 1
+    assert "✗ Host key       unknown host key" in out
+    advice = out.partition("What to do:")[2]
+    line = openssh.known_hosts.splitlines()[0]
+    assert json.dumps({"known_host_keys": line}) in advice.splitlines()[-3]
+    assert advice.splitlines()[-1] == "Failed: Host key."
+
+
+def test_json_is_one_object_with_all_of_it(
+    openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*with_key(openssh, known_hosts), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["server"], found["username"]) == (f"sftp://127.0.0.1:{openssh.port}", openssh.username)
+    assert (found["ok"], found["error"], found["advice"]) == (True, None, [])
+    data = {step["title"]: step["data"] for step in found["steps"]}
+    assert data["Base path"]["real_path"] == str(openssh.root)
+    assert data["Encryption"]["cipher"] == "aes128-gcm@openssh.com"
+    assert main([*with_key(openssh, known_hosts, "/no/such"), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["steps"][-1]["ok"]) == (False, False)
+    assert found["error"].startswith("no such folder")
+
+
+def test_a_url_needs_no_airflow_and_leaves_none_of_it_behind(
+    openssh: OpenSSHServer, known_hosts: Path, tmp_path: Path
+) -> None:
+    environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow")}
+    code = "import sys; from airflow_sftp_backend.cli import main; main(sys.argv[1:]); print('airflow' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *with_key(openssh, known_hosts)],
+        capture_output=True, text=True, check=False, cwd=TOP, env=environment,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-2:] == ["All is well.", "False"], done.stderr
+    assert not (tmp_path / "airflow").exists()
+
+
+@pytest.mark.parametrize(("password", "status"), [("correct horse battery staple", 0), ("Tr0ub4dor", 1)])
+def test_a_password_is_taken_and_never_shown(
+    asyncssh_plain: AsyncsshServer,
+    known_hosts: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    password: str,
+    status: int,
+) -> None:
+    server = asyncssh_plain
+    options = ["--known-hosts", str(known_hosts)]
+    quoted = password.replace(" ", "%20")
+    url = f"sftp://{server.username}:{quoted}@{server.host}:{server.port}/"
+    assert main(["check", url, *options]) == status
+    asked: list[str] = []
+
+    def getpass(prompt: str) -> str:
+        asked.append(prompt)
+        return password
+
+    monkeypatch.setattr("getpass.getpass", getpass)
+    assert main(["check", url.replace(f":{quoted}", ""), "--ask-password", *options]) == status
+    assert asked == [f"Password of {server.username}@{server.host}: "]
+    shown = capfd.readouterr()
+    for text in (shown.out, shown.err):
+        assert password not in text
+        assert quoted not in text
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("http://host/", "a URL is sftp://user@host:port/folder"),
+        ("sftp://user:S3cret@:22/", "a URL is sftp://user@host:port/folder"),
+        ("sftp://user:S3cret@host:notaport/", "no URL such as sftp://user@host:22/folder"),
+        ("sftp://user:S3cret@host/a#b", "in user and folder, write ? as %3F and # as %23"),
+        ("sftp://host/../x", "base_path must not contain '..'"),
+    ],
+)
+def test_a_url_that_is_none_is_told(target: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", target]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("airflow-sftp-backend: ")
+    assert said in error
+    assert "S3cret" not in error
+
+
+def test_a_connection_of_airflow_is_checked(asyncssh_plain: AsyncsshServer, tmp_path: Path) -> None:
+    server = asyncssh_plain
+    conn = {
+        "conn_type": "sftp_backend", "host": server.host, "port": server.port, "login": server.username,
+        "password": server.password, "extra": {"known_host_keys": server.known_hosts},
+    }  # fmt: skip
+    done = run("check", "partner", "--json", AIRFLOW_CONN_PARTNER=json.dumps(conn))
+    assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True), done.stderr
+    done = run("check", "partner", AIRFLOW_CONN_PARTNER=json.dumps(conn | {"port": 99999}))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "connection 'partner' needs correcting: Port: 99999 given" in done.stderr
+
+
+def test_a_connection_nobody_made_is_told(tmp_path: Path) -> None:
+    environment = {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/db"}
+    subprocess.run(["airflow", "db", "migrate"], env=os.environ | environment, check=True, capture_output=True)
+    done = run("check", "nowhere", **environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "nowhere" in done.stderr
+    assert "`airflow connections list` shows those there are" in done.stderr
+
+
+def test_what_is_for_a_url_does_not_go_with_a_connection(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "partner", "--ask-password"]) == 2
+    assert "which says it itself" in capsys.readouterr().err
+
+
+def test_a_terminal_without_check_marks_gets_words(openssh: OpenSSHServer, known_hosts: Path) -> None:
+    done = run(*with_key(openssh, known_hosts), PYTHONIOENCODING="ascii")
+    assert "ok Name          127.0.0.1 is an address" in done.stdout
+
+
+def test_scanned_keys_are_known_hosts_lines(openssh: OpenSSHServer, capsys: pytest.CaptureFixture[str]) -> None:
+    where = [openssh.host, "--port", str(openssh.port)]
+    assert main(["scan-host-keys", *where]) == 0
+    shown = capsys.readouterr()
+    assert set(shown.out.splitlines()) == set(openssh.known_hosts.splitlines())
+    for key in openssh.host_keys:
+        assert f"# {key.get_algorithm()} {key.get_fingerprint()}" in shown.err
+    assert main(["scan-host-keys", *where, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [one["known_hosts"] for one in found] == shown.out.splitlines()
+
+
+def test_a_scan_of_nobody_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan-host-keys", "127.0.0.1", "--port", str(free_port())]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "the server refuses connections" in shown.err
+
+
+def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "check" in capsys.readouterr().err
