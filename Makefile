@@ -21,7 +21,7 @@ demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step b
 	@$(BIN)/python -m demo
 
 .PHONY: test
-test: $(VENV)/.dev openssh ## run all tests (make test ARGS="-k wire" runs some)
+test: $(VENV)/.dev openssh chromium ## run all tests (make test ARGS="-k wire" runs some)
 	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: lint
@@ -89,4 +89,15 @@ openssh:
 		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
 			apt-get -qq install --no-install-recommends openssh-server openssh-client; } >/dev/null || \
 			echo "apt failed: going on without OpenSSH" >&2; \
+	fi
+
+# Chromium for the test of the connection form, in the same way.
+.PHONY: chromium
+chromium:
+	@if command -v chromium >/dev/null && command -v chromedriver >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium with apt (a test fills in the connection form with it) ..."; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+			apt-get -qq install --no-install-recommends chromium chromium-driver; } >/dev/null || \
+			echo "apt failed: going on without Chromium" >&2; \
 	fi

@@ -34,9 +34,9 @@ class Field:
 
     ``name`` is a column of the connection (``column``) or a key of its Extra; ``aliases`` are other names of the key,
     of less weight. ``argument`` is what BackendConfig calls it; None for what is more than a matter of names.
-    ``example`` is what the form shows in the empty column. ``in_form``: the form has a field for it. ``vaulted``: its
-    value may be a reference to a Key Vault secret, or in one that the field ``<name>_secret`` names. ``identity``: it
-    says who asks the vault.
+    ``example`` is what the form shows in the empty column, ``group`` the part of the form that has a field for it; the
+    form's order is the table's. ``vaulted``: its value may be a reference to a Key Vault secret, or in one that the
+    field ``<name>_secret`` names. ``identity``: it says who asks the vault.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Field:
     example: str = ""
     aliases: tuple[str, ...] = ()
     column: bool = False
-    in_form: bool = False
+    group: str = ""
     required: bool = False
     secret: bool = False
     vaulted: bool = False
@@ -199,64 +199,64 @@ HOST_KEY = Kind("a public key as 'ssh-ed25519 AAAA…', or its fingerprint as 'S
 
 FIELDS: Final[tuple[Field, ...]] = (
     Field(
-        name="host", label="Host", kind=HOST, argument="host", column=True, in_form=True, required=True,
+        name="host", label="Host", kind=HOST, argument="host", column=True, required=True,
         example="sftp.example.com", vaulted=True,
         description="Name or address of the server, such as sftp.example.com.",
     ),
     Field(
-        name="port", label="Port", kind=PORT, argument="port", column=True, in_form=True, default=22, example="22",
+        name="port", label="Port", kind=PORT, argument="port", column=True, default=22, example="22",
         description="Port of the SSH server.",
     ),
     Field(
-        name="login", label="Username", kind=LINE, argument="username", column=True, in_form=True, example="partner-a",
+        name="login", label="Username", kind=LINE, argument="username", column=True, example="partner-a",
         vaulted=True,
         description="User to log in as; the one Airflow runs as where it is left out.",
     ),
     Field(
-        name="password", label="Password", kind=PASSWORD, argument="password", column=True, in_form=True, secret=True,
+        name="password", label="Password", kind=PASSWORD, argument="password", column=True, secret=True,
         vaulted=True,
         description="Password of the user. Also opens the private key where that has no passphrase of its own here.",
     ),
     Field(
-        name="base_path", label="Base path", kind=FOLDER, argument="base_path", in_form=True, default="/",
+        name="base_path", label="Base path", kind=FOLDER, argument="base_path", group="Server", default="/",
         description="Folder on the server that all paths are relative to and that none leaves, such as /outbox."
         " Without a leading slash it starts at the login folder.",
     ),
     Field(
-        name="private_key", label="Private key", kind=MULTILINE, argument="private_key", in_form=True, secret=True,
-        vaulted=True,
-        description="Text of the private key, from -----BEGIN to END-----; line breaks lost in pasting are restored.",
-    ),
-    Field(
-        name="private_key_passphrase", label="Passphrase of the private key", kind=PASSWORD, argument="passphrase",
-        in_form=True, secret=True, aliases=("passphrase", "private_key_pass"), vaulted=True,
-        description="Passphrase of the private key, where it has one.",
-    ),
-    Field(
-        name="key_file", label="Private key file", kind=LINE, argument="key_file", in_form=True,
-        description="Path of a private key on every worker, in place of its text, such as ~/.ssh/id_ed25519.",
-    ),
-    Field(
-        name="known_host_keys", label="Known host keys", kind=MULTILINE, in_form=True, vaulted=True,
+        name="known_host_keys", label="Known host keys", kind=MULTILINE, group="Server", vaulted=True,
         description="Keys the server may have: known_hosts lines as `ssh-keyscan sftp.example.com` prints them, or"
         " fingerprints such as SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8, one a line. In place of the file.",
     ),
     Field(
-        name="host_key_policy", label="Host key policy", kind=POLICY, in_form=True, default="strict",
+        name="host_key_policy", label="Host key policy", kind=POLICY, group="Server", default="strict",
         description="What to do with a server key nobody has vouched for: strict refuses it, tofu remembers it in the"
         " known hosts file on first use, auto accepts it, and with it anyone who poses as the server.",
     ),
     Field(
-        name="key_vault_url", label="Key Vault", kind=LINE, in_form=True,
+        name="private_key", label="Private key", kind=MULTILINE, argument="private_key", group="Private key",
+        secret=True, vaulted=True,
+        description="Text of the private key, from -----BEGIN to END-----; line breaks lost in pasting are restored.",
+    ),
+    Field(
+        name="private_key_passphrase", label="Passphrase of the private key", kind=PASSWORD, argument="passphrase",
+        group="Private key", secret=True, aliases=("passphrase", "private_key_pass"), vaulted=True,
+        description="Passphrase of the private key, where it has one.",
+    ),
+    Field(
+        name="key_file", label="Private key file", kind=LINE, argument="key_file", group="Private key",
+        description="Path of a private key on every worker, in place of its text, such as ~/.ssh/id_ed25519.",
+    ),
+    Field(
+        name="key_vault_url", label="Key Vault", kind=LINE, group="Azure Key Vault",
         description="URL or name of the Azure Key Vault that the secrets below are in, such as"
         " https://my-vault.vault.azure.net.",
     ),
     Field(
-        name="password_secret", label="Password secret", kind=SECRET_NAME, in_form=True,
+        name="password_secret", label="Password secret", kind=SECRET_NAME, group="Azure Key Vault",
         description="Name of the secret in the vault that holds the password, as name or name/version.",
     ),
     Field(
-        name="private_key_secret", label="Private key secret", kind=SECRET_NAME, in_form=True,
+        name="private_key_secret", label="Private key secret", kind=SECRET_NAME, group="Azure Key Vault",
         description="Name of the secret that holds the private key.",
     ),
     Field(
@@ -331,7 +331,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         " leaves a choice.",
     ),
     Field(
-        name="jump_conn_id", label="Jump host connection", kind=LINE, in_form=True,
+        name="jump_conn_id", label="Jump host connection", kind=LINE, group="Jump host",
         description="Id of another connection (sftp_backend, sftp or ssh) whose server to go through.",
     ),
     Field(
@@ -412,10 +412,14 @@ def conn_fields() -> dict[str, dict[str, object]]:
         field.name: {
             "label": field.label,
             "description": field.description,
-            "schema": {**field.kind.schema, **({} if field.default is None else {"default": field.default})},
+            "schema": {
+                **field.kind.schema,
+                **({} if field.default is None else {"default": field.default}),
+                "section": field.group,
+            },
         }
         for field in FIELDS
-        if field.in_form and not field.column
+        if field.group
     }
 
 

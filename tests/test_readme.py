@@ -19,7 +19,7 @@ GUIDE = (TOP / "docs/connections.md").read_text()
 
 
 def _cell(field: Field) -> str:
-    where = "form" if field.column else f"form, Extra `{field.name}`" if field.in_form else f"Extra `{field.name}`"
+    where = "form" if field.column else f"form, Extra `{field.name}`" if field.group else f"Extra `{field.name}`"
     default = "" if field.default is None else f"`{str(field.default).lower()}`"
     names = f"; also {', '.join(f'`{alias}`' for alias in field.aliases)}" if field.aliases else ""
     return f"| {field.label} | {where}{names} | {default} | {field.description} |"

@@ -429,7 +429,7 @@ def test_a_field_explains_itself(field: Field) -> None:
 
 def test_the_form_has_the_fields_people_need_and_hides_no_secret_in_plain_sight() -> None:
     form = conn_fields()
-    assert set(form) == {field.name for field in FIELDS if field.in_form and not field.column}
+    assert set(form) == {field.name for field in FIELDS if field.group}
     shown: dict[str, Any] = {name: entry["schema"] for name, entry in form.items()}
     assert shown["private_key_passphrase"]["format"] == "password"
     assert shown["private_key"]["format"] == shown["known_host_keys"]["format"] == "multiline"
