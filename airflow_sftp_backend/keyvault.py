@@ -290,25 +290,6 @@ class KeyVaults:
             mine.cancel()
         return secret
 
-    def refresh(
-        self, used: Mapping[SecretReference, Secret], identity: AzureIdentity = _DEFAULT
-    ) -> dict[SecretReference, Secret]:
-        """The secrets that have changed since they were ``used``: for a login that was refused with them.
-
-        Asks for the current version of each; a pinned one never changes and is not asked for. Empty: nothing changed,
-        and trying again is no use. Raises KeyVaultError.
-        """
-        here = self._here()
-        now = {one: self._ask(here, one, identity) for one in used if not one.pinned}
-        return {one: secret for one, secret in now.items() if secret != used[one]}
-
-    def forget(self, *references: SecretReference) -> None:
-        """Drops what was fetched by these references, by all without any: the next `fetch` asks the vault."""
-        here = self._here()
-        with here.lock:
-            for key in [key for key in here.kept if not references or key[1] in references]:
-                del here.kept[key]
-
     def close(self) -> None:
         """Forgets everything and closes the connections. The next call opens new ones."""
         here = self._here()

@@ -6,6 +6,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hypothesis
@@ -21,6 +22,7 @@ from tests.servers import (
     WithoutPosixRename,
     sshd_path,
 )
+from tests.vault import Vault
 
 if TYPE_CHECKING:
     from airflow_sftp_backend import SFTPBackend
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 # The tests see nothing of the user who runs them: no Airflow, no known hosts, no keys, no agent.
 _HOME = tempfile.TemporaryDirectory(prefix="home-of-tests-")
 os.environ |= {"HOME": _HOME.name, "AIRFLOW_HOME": f"{_HOME.name}/airflow", "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
-for _name in ("SFTP_KNOWN_HOST_KEYS", "SSH_AUTH_SOCK"):
+for _name in ("SFTP_KNOWN_HOST_KEYS", "SSH_AUTH_SOCK", *(name for name in os.environ if name.startswith("AZURE_"))):
     os.environ.pop(_name, None)
 
 # A shell starts what it puts in the background with interruptions ignored; tests send themselves some.
@@ -152,6 +154,20 @@ def make_backend() -> Iterator[Callable[..., SFTPBackend]]:
     yield make
     for backend in made:
         backend.close()
+
+
+@pytest.fixture
+def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
+    """A key vault that whoever asks with the login of the environment may read."""
+    from airflow_sftp_backend.keyvault import VAULTS
+
+    with Vault(tmp_path) as vault:
+        who = vault.register(secret="of the application")
+        login = {"CLIENT_ID": who.client_id, "CLIENT_SECRET": "of the application", "TENANT_ID": vault.tenant}
+        for name, value in vault.environment().items() | {(f"AZURE_{name}", value) for name, value in login.items()}:
+            monkeypatch.setenv(name, value)
+        yield vault
+        VAULTS.close()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend.backend._hostkeys import KnownHosts
+from airflow_sftp_backend.cli import _parser
 from airflow_sftp_backend.connection import Columns, Draft
 from airflow_sftp_backend.fields import FIELDS, Field
 from tests.servers import AsyncsshServer
@@ -33,13 +34,21 @@ def test_the_connection_table_is_the_table_of_fields() -> None:
 
 
 def test_the_commands_are_the_ones_ci_runs() -> None:
-    (commands,) = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    commands = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[0]
     steps = re.search(r"for step in (.*); do", (TOP / ".ci/run").read_text())
     assert steps is not None
     assert {f"make {step}" for step in steps[1].split()} >= set(commands.splitlines())
     assert "make help" in README
     for target in re.findall(r"`make (\w+)`", README):
         assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE), target
+
+
+@pytest.mark.parametrize("page", [README, GUIDE], ids=["README", "guide"])
+def test_the_command_is_shown_as_it_is_typed(page: str) -> None:
+    shown = re.findall(r"^airflow-sftp-backend (.+)$", page, re.MULTILINE)
+    assert shown
+    for arguments in shown:
+        assert _parser().parse_args(arguments.split()).command in {"check", "scan-host-keys"}
 
 
 def test_the_dag_is_ten_lines_that_make_a_dag() -> None:

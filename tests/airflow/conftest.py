@@ -13,9 +13,7 @@ import pytest
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
-from airflow_sftp_backend.keyvault import VAULTS
 from tests.servers import AsyncsshServer, Server
-from tests.vault import Vault
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -73,18 +71,6 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
         return conn_id
 
     return connect
-
-
-@pytest.fixture
-def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    """A key vault that whoever asks with the login of the environment may read."""
-    with Vault(tmp_path) as vault:
-        who = vault.register(secret="of the application")
-        login = {"CLIENT_ID": who.client_id, "CLIENT_SECRET": "of the application", "TENANT_ID": vault.tenant}
-        for name, value in vault.environment().items() | {(f"AZURE_{name}", value) for name, value in login.items()}:
-            monkeypatch.setenv(name, value)
-        yield vault
-        VAULTS.close()
 
 
 @pytest.fixture
