@@ -106,6 +106,8 @@ class Draft:
     conn_type: str | None
     given: Mapping[str, Given]
     faults: tuple[str, ...] = ()
+    unknown: frozenset[str] = frozenset()
+    """Names in its Extra that are none of a field's."""
 
     @classmethod
     def of(cls, conn: AirflowConnection, *, origin: str | None = None) -> Draft:
@@ -115,15 +117,13 @@ class Draft:
             faults.append(f'Connection Type: "{conn.conn_type}" given; expected {CONN_TYPE}, sftp or ssh')
         extra = _extra(conn, faults)
         known = {name for one in FIELDS if not one.column for name in one.names}
-        if unknown := sorted(extra.keys() - known):
-            log.debug("connection %r: unknown names in Extra are ignored: %s", conn.conn_id, ", ".join(unknown))
         given: dict[str, Given] = {}
         for one in FIELDS:
             for name, raw in _spellings(one, conn, extra):
                 if raw is not None and not (isinstance(raw, str) and not raw.strip()):
                     place = origin or ("" if one.column else f'Extra "{name}"')
                     given.setdefault(one.name, Given(raw, place, hidden=one.secret or origin is not None))
-        return cls(conn.conn_id, conn.conn_type, given, tuple(faults))
+        return cls(conn.conn_id, conn.conn_type, given, tuple(faults), frozenset(extra.keys() - known))
 
     def text(self, name: str) -> str:
         """A field's one line of text; blank where it has none."""
@@ -134,7 +134,13 @@ class Draft:
         hidden = {name for one in FIELDS if one.vaulted for name in _twins(one, self.given)}
         kept = {name: value for name, value in below.given.items() if name not in hidden}
         adopted = below.conn_type if below.conn_type in ADOPTED_TYPES else self.conn_type
-        return replace(self, conn_type=adopted, given={**kept, **self.given}, faults=self.faults + below.faults)
+        return replace(
+            self,
+            conn_type=adopted,
+            given={**kept, **self.given},
+            faults=self.faults + below.faults,
+            unknown=self.unknown | below.unknown,
+        )
 
     def filled(self, values: Mapping[str, Given]) -> Draft:
         """With these in place of what is given."""
@@ -149,6 +155,9 @@ class Draft:
         said, faults = self._read(())
         if faults:
             raise InvalidConnection(self.conn_id, faults)
+        if self.unknown:
+            names = ", ".join(sorted(self.unknown))
+            log.debug("connection %r: unknown names in Extra are ignored: %s", self.conn_id, names)
         return _config(self.conn_id, said, explicit="host_key_policy" in self.given)
 
     def _read(self, apart_from: Collection[str]) -> tuple[dict[str, Any], list[str]]:

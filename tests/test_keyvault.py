@@ -316,7 +316,7 @@ FAULTS: dict[str, tuple[Fault, Reason, list[str]]] = {
         FORBIDDEN,
         Reason.FORBIDDEN,
         [
-            "the identity may not read it. Grant it the role Key Vault Secrets User (where the vault uses access policies",
+            "the identity may not read it. Grant it the role Key Vault Secrets User (where the vault uses access",
             f'az role assignment create --role "Key Vault Secrets User" --assignee {OBJECT}',
         ],
     ),

@@ -297,7 +297,7 @@ def test_all_that_is_wrong_is_told_at_once(vault: Vault, monkeypatch: pytest.Mon
     vault.put("off", KNOWN, enabled=False)
     with pytest.raises(InvalidConnection) as caught:
         give(monkeypatch, host="h", extra=extra).config()
-    password, key, known = caught.value.faults
+    password, known, key = caught.value.faults
     assert password.startswith(f"Password: Key Vault secret 'expired' in {vault.host}: it expired on 2")
     assert key.startswith(f"Private key: Key Vault secret 'missing' in {vault.host}: the vault has no such secret")
     assert known.startswith(f"Known host keys: Key Vault secret 'off' in {vault.host}: it is disabled; enable it: az ")
