@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (_Wrong, ValueError) as error:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 2
-    except SFTPBackendError as error:  # a key vault that does not answer
+    except (SFTPBackendError, OSError) as error:  # a key vault that does not answer, this machine's disk
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -112,8 +112,10 @@ def _of_url(given: argparse.Namespace) -> BackendConfig:
     try:
         parts = urlsplit(given.target)
         host, port = parts.hostname, parts.port or 22
-    except ValueError as error:
-        raise _Wrong(f"no URL such as sftp://user@host:22/folder: {error}") from None
+    except ValueError:  # whose text may hold a part of the password
+        raise _Wrong(
+            "no URL such as sftp://user@host:22/folder; in user and password, write / as %2F and @ as %40"
+        ) from None
     if parts.scheme != "sftp" or not host or parts.query or parts.fragment:
         raise _Wrong("a URL is sftp://user@host:port/folder; in user and folder, write ? as %3F and # as %23")
     path = unquote(parts.path)
