@@ -178,6 +178,8 @@ class Draft:
                 said[one.name] = one.kind.read(one.default)
         if self.conn_type in ADOPTED_TYPES:  # as the hooks of these types do
             said.setdefault("look_for_keys", True)
+            if not self.given.keys() & _ON_HOST_KEYS:
+                said["no_host_key_check"] = True
             if "password" in said:
                 said["password"] = said["password"].strip()
         return said, faults + _contradictions(self.given, said)
@@ -269,6 +271,10 @@ def _config(conn_id: str, said: Mapping[str, Any], *, explicit: bool) -> Backend
         values.setdefault("passphrase", values["password"])
     retry = RetryPolicy(max_attempts=said["conn_retry_attempts"])
     return BackendConfig(**values, **_trust(conn_id, said, explicit=explicit), retry=retry)
+
+
+_ON_HOST_KEYS: Final = {"host_key", "known_host_keys", "host_keys_path", "host_key_policy", "no_host_key_check"}
+"""A connection made for others that says none of these has its host keys accepted by their hooks."""
 
 
 def _trust(conn_id: str, said: Mapping[str, Any], *, explicit: bool) -> dict[str, Any]:

@@ -397,7 +397,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     ),
     Field(
         name="no_host_key_check", label="No host key check", kind=FLAG, aliases=("ignore_hostkey_verification",),
-        default=False, description="As ssh connections have it; true means host_key_policy auto.",
+        default=False,
+        description="As ssh connections have it: true accepts unknown host keys. In sftp and ssh connections that say"
+        " nothing of host keys it is true, as there.",
     ),
     Field(
         name="allow_host_key_change", label="Allow host key change", kind=FLAG, default=False,

@@ -166,12 +166,25 @@ ADOPTED = pytest.mark.parametrize("conn_type", ["sftp", "ssh"])
 
 
 @ADOPTED
-def test_another_hooks_connection_checks_host_keys_against_the_known_hosts_file(conn_type: str) -> None:
-    config = parse(make({"key_file": "/key"}, conn_type, login="me"))
+@pytest.mark.parametrize("said", [{"no_host_key_check": False}, {"host_key_policy": "strict"}], ids=json.dumps)
+def test_another_hooks_connection_checks_host_keys_against_the_known_hosts_file(
+    conn_type: str, said: dict[str, object]
+) -> None:
+    config = parse(make({"key_file": "/key", **said}, conn_type, login="me"))
     assert config.host_key_policy is HostKeyPolicy.STRICT
     assert (config.known_host_keys, config.host_keys_path) == (None, None)
     assert (config.username, config.key_file) == ("me", "/key")
     assert (config.banner_timeout, config.keepalive_interval) == (30, 30)
+
+
+@ADOPTED
+def test_another_hooks_connection_that_says_nothing_of_host_keys_accepts_unknown_ones_as_that_hook_does(
+    conn_type: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = parse(make({"key_file": "/key"}, conn_type))
+    assert (config.host_key_policy, config.host_keys_path) == (HostKeyPolicy.AUTO_ADD, None)
+    assert "anyone on the way can pose as the server" in caplog.text
+    assert parse(make({"key_file": "/key"})).host_key_policy is HostKeyPolicy.STRICT
 
 
 @ADOPTED
@@ -246,7 +259,7 @@ def test_a_key_that_contradicts_the_known_hosts_file_is_taken_only_where_it_was(
 CHECKED: list[dict[str, object]] = [
     {"no_host_key_check": False},
     {"no_host_key_check": "false", "ignore_hostkey_verification": "true"},
-    {"allow_host_key_change": "False"},
+    {"allow_host_key_change": "False", "host_key_policy": "strict"},
     {"host_key_policy": "strict", "no_host_key_check": "true"},
     {"known_hosts": "none", "host_key": "SHA256:abc"},
 ]

@@ -129,13 +129,17 @@ def test_another_hooks_known_hosts_file_is_used(
     openssh: OpenSSHServer, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    conn_id = connect(openssh, conn_type="sftp", known_host_keys=None)
-    hook = SFTPBackendHook(conn_id)
-    with pytest.raises(HostKeyRejected):
-        hook.get_conn().check_health()
+    hook = SFTPBackendHook(connect(openssh, conn_type="sftp", known_host_keys=None))
     (tmp_path / ".ssh").mkdir()
-    (tmp_path / ".ssh/known_hosts").write_text(openssh.known_hosts + "\n")
-    assert hook.test_connection() == (True, hook.test_connection()[1])
+    file = tmp_path / ".ssh/known_hosts"
+    for content, said in [
+        (openssh.known_hosts, f"{file} line 1"),
+        (openssh.known_hosts_line(asyncssh.generate_private_key("ssh-ed25519")), "wrong host key"),
+        ("", "accepted unchecked"),
+    ]:
+        file.write_text(content + "\n")
+        success, text = hook.test_connection()
+        assert (success, said in text) == (said != "wrong host key", True), text
 
 
 def test_another_hooks_connection_that_checks_no_keys_still_connects(
