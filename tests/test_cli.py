@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend.cli import main
+from tests.airflow.home import airflow_home
 from tests.servers import AsyncsshServer, OpenSSHServer, free_port
 
 TOP = Path(__file__).parents[1]
@@ -159,9 +160,7 @@ def test_a_connection_of_airflow_is_checked(asyncssh_plain: AsyncsshServer, tmp_
 
 
 def test_a_connection_nobody_made_is_told(tmp_path: Path) -> None:
-    environment = {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{tmp_path}/db"}
-    subprocess.run(["airflow", "db", "migrate"], env=os.environ | environment, check=True, capture_output=True)
-    done = run("check", "nowhere", **environment)
+    done = run("check", "nowhere", **airflow_home(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert "nowhere" in done.stderr
     assert "`airflow connections list` shows those there are" in done.stderr

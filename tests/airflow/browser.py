@@ -19,9 +19,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.airflow.home import AIRFLOW, airflow_home
 from tests.servers import free_port, wait_until
 
-TOP = Path(__file__).parents[2]
 PATIENCE = 60.0
 """Seconds a page has to show what is waited for."""
 
@@ -36,19 +36,13 @@ def chromium() -> tuple[str, str] | None:
 def api_server(home: Path) -> Iterator[str]:
     """The URL of Airflow's API server with a database of its own, where everybody is an administrator."""
     port = free_port()
-    environment = os.environ | {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__TEST_CONNECTION": "Enabled",
-        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
-        "PYTHONPATH": str(TOP),
-    }
-    subprocess.run(["airflow", "db", "migrate"], env=environment, check=True, capture_output=True)
+    environment = airflow_home(
+        home, AIRFLOW__CORE__TEST_CONNECTION="Enabled", AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True"
+    )
     log = home / "api-server.log"
     with log.open("wb") as out:
         process = subprocess.Popen(
-            ["airflow", "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            [*AIRFLOW, "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
             env=environment, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     try:

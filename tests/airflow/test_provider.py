@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import distribution
@@ -20,6 +19,7 @@ from airflow_sftp_backend.fields import FIELDS
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from airflow_sftp_backend.provider import get_provider_info
 from tests.airflow.conftest import Connect
+from tests.airflow.home import AIRFLOW
 from tests.servers import OpenSSHServer
 
 INFO: dict[str, Any] = get_provider_info()
@@ -98,7 +98,7 @@ def airflow_cli(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
 
     def run(*arguments: str, status: int = 0, **environment: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "airflow", *arguments],
+            [*AIRFLOW, *arguments],
             env=os.environ | own | environment, capture_output=True, text=True, check=False, cwd=home,
         )  # fmt: skip
         assert done.returncode == status, done.stdout + done.stderr
