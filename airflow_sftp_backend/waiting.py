@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from .backend import NotFound
-from .plans import is_glob, literally
+from .backend import BackendUnavailable, FileInfo, InvalidPath, NotFound, SFTPBackendError
+from .plans import is_glob
 
 if TYPE_CHECKING:
-    from .backend import FileInfo, SFTPBackend
+    from .backend import SFTPBackend
 
 TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp", "*.crdownload")
 """Names that programs give to files they have not finished writing."""
@@ -38,6 +38,15 @@ class Condition:
     done_file: str | None = None
     ignore: tuple[str, ...] = TEMPORARY_NAMES
 
+    @property
+    def plain_path(self) -> str | None:
+        """The one path it names; None if there may be several."""
+        return self.patterns[0] if len(self.patterns) == 1 and not is_glob(self.patterns[0]) else None
+
+    def done_files(self, files: Iterable[FileInfo]) -> set[str]:
+        """The done files that are to stand beside these."""
+        return set() if self.done_file is None else {done_file(self.done_file, info.path) for info in files}
+
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, for `from_json`."""
         return {**asdict(self), "patterns": list(self.patterns), "ignore": list(self.ignore)}
@@ -58,23 +67,88 @@ class Verdict:
     missing: str
 
 
-def look(backend: SFTPBackend, condition: Condition) -> tuple[list[FileInfo], set[str]]:
-    """The files that fit the patterns, and of the done files those that exist.
+Seen = tuple[list[FileInfo], set[str]]
+"""The files that fit the patterns of a condition, and of their done files those that exist."""
 
-    A plain path is asked for by `exists`.
-    """
-    if len(condition.patterns) == 1 and not is_glob(condition.patterns[0]):
-        path = condition.patterns[0]
+
+def look(backend: SFTPBackend, condition: Condition) -> Seen:
+    """Looks for one condition. A plain path is asked for by `exists`."""
+    plain = condition.plain_path
+    if plain is None:
+        files = backend.find(*condition.patterns)
+    else:
         try:
-            files = [backend.get_file_info(path)] if backend.exists(path) else []
+            files = [backend.get_file_info(plain)] if backend.exists(plain) else []
         except NotFound:  # it went between the two questions
             files = []
-    else:
-        files = backend.find(*condition.patterns)
-    if condition.done_file is None or not files:
-        return files, set()
-    wanted = {done_file(condition.done_file, info.path) for info in files}
-    return files, {info.path for info in backend.find(*map(literally, wanted))}
+    wanted = condition.done_files(files)
+    return files, _there(wanted, _ask_for(backend, wanted))
+
+
+def look_for_all(backend: SFTPBackend, conditions: Sequence[Condition]) -> list[Seen | SFTPBackendError]:
+    """Looks for each condition as `look` does, but asks for all plain paths at once and lists no folder twice.
+
+    An outcome for each, in order. Raises BackendUnavailable.
+    """
+    found = _found_by_patterns(
+        backend, list(dict.fromkeys(one.patterns for one in conditions if one.plain_path is None))
+    )
+    for path, outcome in _ask_for(
+        backend, {one.plain_path for one in conditions if one.plain_path is not None}
+    ).items():
+        if isinstance(outcome, FileInfo):
+            found[path,] = [outcome]
+        else:
+            found[path,] = [] if isinstance(outcome, NotFound) else outcome
+    files = [found[condition.patterns] for condition in conditions]
+    wanted = [
+        set[str]() if isinstance(some, SFTPBackendError) else condition.done_files(some)
+        for condition, some in zip(conditions, files, strict=True)
+    ]
+    asked = _ask_for(backend, set().union(*wanted))
+    outcomes: list[Seen | SFTPBackendError] = []
+    for some, names in zip(files, wanted, strict=True):
+        try:
+            outcomes.append(some if isinstance(some, SFTPBackendError) else (some, _there(names, asked)))
+        except SFTPBackendError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+_Infos = dict[str, FileInfo | SFTPBackendError]
+
+
+def _ask_for(backend: SFTPBackend, plain: Collection[str]) -> _Infos:
+    """The file of each path, or why there is none."""
+    asked: _Infos = {}
+    for path, outcome in zip(plain, backend.get_file_info_many(plain, return_exceptions=True), strict=True):
+        if not isinstance(outcome, FileInfo | SFTPBackendError):
+            raise outcome
+        asked[path] = outcome
+    return asked
+
+
+def _there(wanted: Collection[str], asked: _Infos) -> set[str]:
+    """Those of the paths that are files. Raises why one cannot be looked at."""
+    for path in wanted:
+        outcome = asked[path]
+        if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, NotFound | InvalidPath):
+            raise outcome
+    return {path for path in wanted if isinstance(asked[path], FileInfo)}
+
+
+def _found_by_patterns(
+    backend: SFTPBackend, groups: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[FileInfo] | SFTPBackendError]:
+    """What fits each group of patterns: by one search, unless one of them is refused."""
+    try:
+        return dict(zip(groups, backend.find_each(groups), strict=True)) if groups else {}
+    except BackendUnavailable:
+        raise
+    except SFTPBackendError as error:
+        if len(groups) == 1:
+            return {groups[0]: error}
+        return {group: outcome for one in groups for group, outcome in _found_by_patterns(backend, [one]).items()}
 
 
 def done_file(template: str, path: str) -> str:

@@ -21,6 +21,7 @@ FLOORS = (
     {"provider", "cli"},
     {"operators", "sensors"},
     {"triggers"},
+    {"shared"},
     {"plans", "waiting"},
     {"hooks"},
     {"sources"},

@@ -10,13 +10,14 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol, TypeVar
 
 from ._codec import Attributes
 from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
 from ._messages import LStat, RemoveDir
 from ._models import FileInfo, FolderInfo
-from ._operations import delete, delete_folder, file_info, follow_links, list_folder, look
+from ._operations import delete, delete_folder, file_info, follow_links, info, list_folder, look
 from ._paths import JailedPath, check_text, is_temp_name
 from ._wire import Operation, Wire, ask_all
 
@@ -132,6 +133,11 @@ def _check_entries(entries: int, root: JailedPath) -> None:
         raise SFTPBackendError(
             f"the folder holds more than {MAX_ENTRIES} names; work on a folder further down", path=root.key
         )
+
+
+def file_infos(call: Call, places: Sequence[JailedPath]) -> list[FileInfo | SFTPBackendError | OSError]:
+    """The files of many paths in one round trip: NotFound, InvalidPath for a folder, or why it is not shown."""
+    return call(lambda wire: _unless_lost(wire.run_many(info(place) for place in places)), idempotent=True)
 
 
 def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
@@ -277,9 +283,15 @@ def _ends_with(rest: Rest, name: str) -> bool:
 
 
 def _fits(segment: str, name: str) -> bool:
-    return fnmatch.fnmatchcase(name, segment)
+    return segment == name if _is_plain(segment) else _matcher(segment)(name) is not None
 
 
+@lru_cache(maxsize=1 << 14)
+def _matcher(segment: str) -> Callable[[str], re.Match[str] | None]:
+    return re.compile(fnmatch.translate(segment)).match
+
+
+@lru_cache(maxsize=1 << 14)
 def _is_plain(segment: str) -> bool:
     return _WILDCARD.search(segment) is None
 
@@ -319,6 +331,34 @@ def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[File
                 _match(found, rests, below, matches)
         level, depth = below, depth + 1
     return [matches[key] for key in sorted(matches)]
+
+
+def find_each(call: Call, root: JailedPath, groups: Sequence[Sequence[str]]) -> list[list[FileInfo]]:
+    """As `find` for each group of patterns, with one search for all of them."""
+    parsed = [[Pattern.parse(text) for text in group] for group in groups]
+    by_folder: dict[str, list[FileInfo]] = {}
+    for one in find(call, root, [pattern for patterns in parsed for pattern in patterns]):
+        by_folder.setdefault(one.path.rpartition("/")[0], []).append(one)
+    fitting = []
+    for patterns in parsed:
+        there = {
+            one.path: one
+            for pattern in patterns
+            for one in _candidates(pattern, by_folder)
+            if pattern.matches(one.path)
+        }
+        fitting.append([there[key] for key in sorted(there)])
+    return fitting
+
+
+def _candidates(pattern: Pattern, by_folder: dict[str, list[FileInfo]]) -> Iterator[FileInfo]:
+    """Files that may fit: those of its folder, if there is but one."""
+    folders = pattern.segments[:-1]
+    if all(map(_is_plain, folders)) and pattern.segments[-1:] != ("**",):
+        yield from by_folder.get("/".join(folders), ())
+    else:
+        for held in by_folder.values():
+            yield from held
 
 
 def _look_at_all(call: Call, places: list[JailedPath]) -> list[Attributes | None]:

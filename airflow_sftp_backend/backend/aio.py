@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import BinaryIO, ParamSpec, TypeVar
@@ -85,6 +85,12 @@ class SyncBackendAdapter:
         """See `SFTPBackend.get_file_info`."""
         return await self._call(self._backend.get_file_info, path)
 
+    async def get_file_info_many(
+        self, paths: Iterable[str], *, return_exceptions: bool = False
+    ) -> list[FileInfo | SFTPBackendError | OSError]:
+        """See `SFTPBackend.get_file_info_many`."""
+        return await self._call(self._backend.get_file_info_many, paths, return_exceptions=return_exceptions)
+
     async def get_folder_info(self, path: str) -> FolderInfo:
         """See `SFTPBackend.get_folder_info`."""
         return await self._call(self._backend.get_folder_info, path)
@@ -108,6 +114,10 @@ class SyncBackendAdapter:
     async def find(self, *patterns: str) -> list[FileInfo]:
         """See `SFTPBackend.find`."""
         return await self._call(self._backend.find, *patterns)
+
+    async def find_each(self, groups: Sequence[Sequence[str]]) -> list[list[FileInfo]]:
+        """See `SFTPBackend.find_each`."""
+        return await self._call(self._backend.find_each, groups)
 
     async def glob(self, pattern: str) -> list[FileInfo]:
         """See `SFTPBackend.glob`."""

@@ -238,6 +238,7 @@ HOPELESS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "wrong host key": ({}, {"known_host_keys": "SHA256:" + "A" * 43}, "SHA256:"),
     "wrong extra": ({}, {"io_timeout": "soon"}, "io_timeout"),
+    "a folder": ({"path": "folder"}, {}, "it is a folder"),
     "a path that climbs": ({"path": "../*"}, {}, "must not contain"),
     "an empty path": ({"path": [" "]}, {}, "path is empty"),
     "a time without zone": ({"newer_than": "2026-01-31T06:00:00"}, {}, "needs a time zone"),
@@ -250,7 +251,9 @@ def test_what_waiting_cannot_mend_fails_at_once_with_its_cause(
     connect: Connect, server: AsyncsshServer, mode: Mode, name: str
 ) -> None:
     arguments, connection, text = HOPELESS[name]
-    connect(server, **connection)
+    folder = server.fresh()
+    (folder.path / "folder").mkdir()
+    connect(server, base_path=folder.base_path, **connection)
     with pytest.raises(AirflowFailException, match=text) as caught:
         wait(mode, **({"path": "a"} | arguments))
     assert "hunter2" not in str(caught.value)

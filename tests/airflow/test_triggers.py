@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
 
+from airflow_sftp_backend import FileInfo, SFTPBackend
 from airflow_sftp_backend.triggers import SFTPFileTrigger
 from airflow_sftp_backend.waiting import Condition
 from tests.airflow.conftest import Connect, grow
 from tests.backend.sessions import assert_nothing_left
-from tests.servers import AsyncsshServer, SilentSFTP, StallsAfter, free_port, wait_until
+from tests.servers import AsyncsshServer, OpenSSHServer, SilentSFTP, StallsAfter, free_port, wait_until
 
 T = TypeVar("T")
 
@@ -194,28 +195,93 @@ def test_a_server_that_says_nothing_does_not_hold_the_loop(connect: Connect) -> 
         assert_nothing_left(silent.port)
 
 
-def test_a_server_that_is_away_is_asked_less_and_less_often(
+def test_a_server_that_is_away_is_asked_less_and_less_often_for_all_together(
     server: AsyncsshServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
-    pauses: list[float] = []
+    rests: list[float] = []
     slept = asyncio.sleep
 
     async def sleep(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 8:
-            raise asyncio.CancelledError
-        await slept(0)
+        rests.extend([seconds] if seconds > 0.2 else [])
+        await slept(min(seconds, 0.2))
 
     async def wait() -> None:
-        monkeypatch.setattr("airflow_sftp_backend.triggers.asyncio.sleep", sleep)
-        with pytest.raises(asyncio.CancelledError):
-            await event(trigger("a", every=1))
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr("airflow_sftp_backend.shared.asyncio.sleep", sleep)
+            waiting = await start(*(trigger(f"{number}") for number in range(20)))
+            await until(lambda: len(rests) >= 5)
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
     asyncio.run(wait())
-    assert pauses[0] == 1
-    assert all(1.0 * 2**count / 2 <= pause <= 1.0 * 2**count for count, pause in enumerate(pauses[1:], 1))
+    assert all(2.0**count / 2 - 0.3 <= rest <= 2.0**count for count, rest in enumerate(rests[:5], 1)), rests
+
+
+def test_the_looks_of_one_round_are_one(remote: Path, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(remote, {"in/other": b"", "out/other": b""})
+    rounds: list[tuple[int, int]] = []
+    together = SFTPBackend.find_each
+
+    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]]) -> list[list[FileInfo]]:
+        before = server.requests.total()
+        found = together(backend, groups)
+        rounds.append((len(groups), server.requests.total() - before))
+        return found
+
+    monkeypatch.setattr(SFTPBackend, "find_each", counted)
+
+    async def wait() -> None:
+        waiting = await start(*(trigger(f"in/{number}*", every=0.5) for number in range(30)), trigger("out/*.csv"))
+        await asyncio.sleep(2.2)
+        grow(remote, {f"in/{number:02}": b"" for number in range(30)} | {f"in/{number}": b"" for number in range(10)})
+        grow(remote, {"out/a.csv": b""})
+        events = await asyncio.gather(*waiting)
+        assert [event["status"] for event in events] == ["found"] * 31
+
+    run(wait())
+    full = [asked for groups, asked in rounds if groups >= 30]
+    assert len(full) >= 2
+    assert max(full) <= 14  # two folders, each opened, read twice, closed, and the root once more
+
+
+def test_a_refusal_in_a_round_is_told_to_whom_it_concerns(openssh: OpenSSHServer, connect: Connect) -> None:
+    folder = openssh.fresh()
+    connect(openssh, base_path=folder.base_path)
+    grow(folder.path, {"folder/deep": b"", "file": b""})
+
+    async def wait() -> list[dict[str, Any]]:
+        return await asyncio.gather(
+            *await start(
+                trigger("folder"), trigger("file"), trigger("fil*"), trigger("file/../x*"), trigger("file", min_size=0)
+            )
+        )
+
+    a_folder, plain, pattern, bad, same = run(wait())
+    assert [event["status"] for event in (a_folder, plain, pattern, bad, same)] == [
+        "failed", "found", "found", "failed", "found",
+    ]  # fmt: skip
+    assert "it is a folder" in a_folder["message"]
+    assert "'..'" in bad["message"]
+    assert plain["files"] == pattern["files"] == same["files"]
+
+
+def test_done_files_of_one_round_are_each_its_own(remote: Path, server: AsyncsshServer) -> None:
+    grow(remote, {"a/x": b"", "a/x.done": b"", "b/x": b"", "c/y": b"", "c/y.ok": b""})
+
+    async def wait() -> list[dict[str, Any]]:
+        found = await start(
+            trigger("a/*", done_file="{name}.done", ignore=("*.done",)),
+            trigger("b/x", done_file="{name}.done"),
+            trigger("c/y", done_file="{name}.ok"),
+        )
+        await asyncio.sleep(0.6)
+        assert [one.done() for one in found] == [True, False, True]
+        grow(remote, {"b/x.done": b""})
+        return await asyncio.gather(*found)
+
+    assert [[file["path"] for file in event["files"]] for event in run(wait())] == [["a/x"], ["b/x"], ["c/y"]]
 
 
 def test_a_wait_may_go_on_in_another_loop(remote: Path, server: AsyncsshServer) -> None:

@@ -125,6 +125,19 @@ def test_get_file_info_of_what_is_missing_is_not_found(backend: SFTPBackend, fol
             backend.get_file_info(path)
 
 
+def test_get_file_info_many_gives_each_file_or_why_there_is_none(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "sub/file", b"12345")
+    found = backend.get_file_info_many(["sub/file", "../x", "missing", "sub", "sub/file"], return_exceptions=True)
+    info = backend.get_file_info("sub/file")
+    assert (found[0], found[4]) == (info, info)
+    assert [type(one) for one in found[1:4]] == [InvalidPath, NotFound, InvalidPath]
+    assert isinstance(found[2], NotFound)
+    assert (found[2].path, found[2].backend) == ("missing", backend.name)
+    with pytest.raises(ExceptionGroup, match="1 of 2 looks failed"):
+        backend.get_file_info_many(["sub/file", "missing"])
+    assert backend.get_file_info_many([]) == []
+
+
 def test_get_file_info_of_a_folder_is_invalid_path(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "sub").mkdir()
     with refused(InvalidPath, backend, "sub"):

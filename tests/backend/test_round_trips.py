@@ -103,6 +103,12 @@ def test_move_takes_two(backend: SFTPBackend, folder: Folder, trips: Callable[[C
     assert trips(lambda: backend.move("b", "sub/b", overwrite=True)) == 2
 
 
+def test_many_looks_take_as_long_as_one(backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]) -> None:
+    names = [f"{number}" for number in range(60)]
+    grow(folder.path, [*names, "sub/x"])
+    assert trips(lambda: backend.get_file_info_many([*names, "missing"], return_exceptions=True)) == 1
+
+
 def test_many_moves_and_deletions_take_as_long_as_one(
     backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]
 ) -> None:

@@ -23,7 +23,7 @@ from airflow_sftp_backend.backend._codec import Attributes, Entry
 from airflow_sftp_backend.backend._errors import Code, Refused
 from airflow_sftp_backend.backend._messages import OpenDir, ReadDir, Remove, Request
 from airflow_sftp_backend.backend._paths import Jail, temp_name
-from airflow_sftp_backend.backend._tree import Call, Pattern, children, delete_tree, find, folder_info, walk
+from airflow_sftp_backend.backend._tree import Call, Pattern, children, delete_tree, find, find_each, folder_info, walk
 from airflow_sftp_backend.backend._wire import Wire
 
 from .memory import FAILURES, Failure, MemoryServer
@@ -93,6 +93,14 @@ def test_find_gives_what_the_patterns_mean_once_and_sorted(
     assert [info.path for info in found] == wanted
     assert [info.size for info in found] == [len(server.content()[f"/{key}"]) for key in wanted]
     assert not server.open
+
+
+@given(TREES, st.lists(st.lists(PATTERNS.map("/".join), max_size=2), max_size=4))
+def test_groups_of_patterns_find_together_what_each_finds_alone(
+    tree: dict[str, bytes | None], groups: list[list[str]]
+) -> None:
+    alone = [find(reach(server_of(tree)), ROOT, map(Pattern.parse, group)) for group in groups]
+    assert find_each(reach(server_of(tree)), ROOT, groups) == alone
 
 
 @given(PATTERNS, st.lists(st.sampled_from(["a", "b", "ab", "c.csv"]), min_size=1, max_size=5).map("/".join))
