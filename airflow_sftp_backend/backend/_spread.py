@@ -105,12 +105,15 @@ class Spread:
         for lane in [lane for lane, pending in self._opening.items() if pending.done]:
             yield from self._take_up(lane)
 
-    def roomiest(self, count: int) -> Way | None:
-        """The way with the least under way; None if that has no room for ``count`` bytes more."""
-        if not self._widens:
-            return self._ways[0]
-        way = min(self._ways, key=lambda way: way.lane.in_flight)
-        return way if not way.lane.in_flight or way.lane.in_flight + count <= LANE_WINDOW + _AT_HAND else None
+    @property
+    def roomiest(self) -> Way:
+        """The way with the least under way."""
+        return min(self._ways, key=lambda way: way.lane.in_flight) if self._widens else self._ways[0]
+
+    def has_room(self, count: int) -> bool:
+        """True if the lane of that way takes ``count`` bytes more without making them wait for long."""
+        under_way = self.roomiest.lane.in_flight
+        return not self._widens or not under_way or under_way + count <= LANE_WINDOW + _AT_HAND
 
     def close(self) -> Operation[list[Pending[None]]]:
         """Closes the further handles, after what was sent over them: the replies to be waited for."""

@@ -114,12 +114,14 @@ class Outgoing:
         for start in range(0, len(view), self.block):
             piece = view[start : start + self.block]
             yield from self._spread.widen(self.offset)
-            while (
-                (way := self._spread.roomiest(len(piece))) is None
+            # with nothing of its own to wait for, it waits where the wire lets it: behind what others send
+            while self._queue and (
+                not self._spread.has_room(len(piece))
                 or (self._spread.single and len(self._queue) >= most)
-                or (self._queue and self._sent + len(piece) > SPAN)
+                or self._sent + len(piece) > SPAN
             ):
                 yield from self._acknowledge()
+            way = self._spread.roomiest
             self._queue.append((len(piece), (yield from post(Write(way.handle, self.offset, piece), way.lane))))
             self._sent += len(piece)
             self.offset += len(piece)

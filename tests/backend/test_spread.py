@@ -279,6 +279,17 @@ def test_a_large_upload_over_lanes_arrives_with_one_login(
     assert openssh.logins() == before + 1
 
 
+def test_many_files_share_the_lanes(openssh: OpenSSHServer, make_backend: Make, tmp_path: Path) -> None:
+    content = BIG[: 4 << 20]
+    (tmp_path / "local").write_bytes(content)
+    folder = openssh.fresh()
+    backend = make_backend(openssh, base_path=folder.base_path)
+    pairs = [(tmp_path / "local", f"{number}") for number in range(40)]
+    outcomes = backend.upload_many(pairs, lanes=3, return_exceptions=True)
+    assert [getattr(outcome, "size", outcome) for outcome in outcomes] == [len(content)] * 40
+    assert all((folder.path / f"{number}").read_bytes() == content for number in range(40))
+
+
 def test_a_server_that_refuses_a_second_channel_costs_nothing_but_speed(
     one_channel: OneChannel, make_backend: Make, big: Path
 ) -> None:
