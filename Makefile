@@ -41,6 +41,10 @@ format: $(VENV)/.dev ## put the source into the form that lint wants
 bench: $(VENV)/.bench openssh ## measure speed and memory beside what else there is (an hour; see ARGS=--help)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: waiting
+waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp provider's triggers (six minutes)
+	@$(BIN)/python -m benchmarks.waiting $(ARGS)
+
 .PHONY: clean
 clean: ## remove .venv, caches and build products
 	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import workloads
+from benchmarks import waiting, workloads
 from benchmarks.delay import delayed
 from benchmarks.rivals import HOOK, OURS, SFTP, rivals
 from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
@@ -105,3 +105,11 @@ def test_other_rivals_have_targets_of_their_own(theirs: float, met: bool, capsys
 
 def test_we_come_first_and_the_sftp_command_second() -> None:
     assert [rival.name for rival in rivals()[:2]] == [OURS.name, SFTP.name]
+
+
+def test_a_thousand_triggers_wait_on_one_login(sshd: str) -> None:
+    assert sshd
+    cost = waiting.measure("ours", 1000, 6)
+    assert (cost.logins, cost.gave_up) == (1, 0)
+    assert cost.looks >= 1000
+    assert cost.requests < 1.2 * cost.looks

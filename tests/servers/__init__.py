@@ -36,7 +36,7 @@ from ._lies import (
     WithoutSetstat,
 )
 from ._listeners import Listener, banner_listener, chatty_listener, closing_listener, mute_listener
-from ._openssh import OpenSSHServer, sshd_path
+from ._openssh import OpenSSHServer, sftp_server_path, sshd_path
 from ._server import HOST, Folder, Server, free_port, small_disk, wait_until
 
 __all__ = [
@@ -82,6 +82,7 @@ __all__ = [
     "closing_listener",
     "free_port",
     "mute_listener",
+    "sftp_server_path",
     "small_disk",
     "sshd_path",
     "wait_until",

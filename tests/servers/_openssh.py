@@ -20,6 +20,12 @@ def sshd_path() -> str | None:
     return shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
 
 
+def sftp_server_path() -> Path:
+    """Where OpenSSH's sftp-server program is."""
+    folders = ("/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec")
+    return next(file for folder in folders if (file := Path(folder) / "sftp-server").exists())
+
+
 class OpenSSHServer(Server):
     """sshd on a free port, as the current user. Public key only: a password login needs the user's real password.
 
@@ -96,7 +102,7 @@ class OpenSSHServer(Server):
     def _config(self) -> str:
         sftp = "internal-sftp"
         if self._external:
-            sftp = next(str(p) for p in _SFTP_SERVERS if p.exists())
+            sftp = str(sftp_server_path())
         defaults: dict[str, str | Sequence[str]] = {
             "ListenAddress": f"{self.host}:{self.port}",
             "HostKey": [str(self._home / f"host_key_{number}") for number in range(len(self.host_keys))],
@@ -126,11 +132,6 @@ class OpenSSHServer(Server):
             _kill([*listener.children(recursive=True), listener])
         self._process.wait()
         self._process = None
-
-
-_SFTP_SERVERS = [
-    Path(p) / "sftp-server" for p in ("/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec")
-]
 
 
 def _is_locked(username: str) -> bool:

@@ -1,0 +1,175 @@
+"""What it costs to wait: many triggers in one process, beside those of Airflow's sftp provider on the same sshd.
+
+``make waiting`` prints a table for each number of triggers and exits with 0 if the targets are met.
+Each trigger waits for a file of its own in one folder, which never comes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from tests.servers import OpenSSHServer, sftp_server_path
+
+Whose = Literal["ours", "sftp provider"]
+INTERVAL: Final = 5.0
+"""Seconds between two looks of a trigger."""
+BEGINNING: Final = 10.0
+"""Seconds in which triggers begin to wait, before the use of the processor is measured."""
+CPU_TARGET: Final = 20.0
+"""How many times less of the processor a look of ours is to use, at `AT` triggers."""
+AT: Final = 200
+
+console = Console(highlight=False, soft_wrap=True, width=120)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """``logins`` in all; ``looks`` that the server answered and ``requests`` that it got in a minute; ``processor`` in
+    seconds a minute, once all had begun to wait; ``memory`` in bytes, for the triggers with what they import;
+    ``gave_up`` the triggers that ended with an error.
+    """
+
+    logins: int
+    looks: float
+    requests: float
+    processor: float
+    memory: int
+    gave_up: int
+
+    @property
+    def processor_per_look(self) -> float:
+        """Milliseconds."""
+        return 1000 * self.processor / self.looks
+
+
+def measure(whose: Whose, count: int, seconds: float) -> Cost:
+    """The cost of ``count`` triggers that wait that long, in a process of their own."""
+    with tempfile.TemporaryDirectory(prefix="sftp-waiting-") as folder:
+        requests = Path(folder) / "requests"
+        requests.touch()
+        subsystem = f"sftp {sftp_server_path()} -e -l DEBUG3 2>>{requests}"
+        with OpenSSHServer({"Subsystem": subsystem, "MaxStartups": "1000"}) as server:
+            inbox = server.fresh().path / "inbox"
+            inbox.mkdir()
+            command = [sys.executable, "-m", "benchmarks.waiting", "wait", whose, str(count), str(seconds), str(inbox)]
+            environment = os.environ | {"AIRFLOW_CONN_WAITING": _connection(server, whose, Path(folder))}
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout + done.stderr
+            used = json.loads(done.stdout.splitlines()[-1])
+            asked = re.findall(r"request \d+: (?!sent )(\w+)", requests.read_text(errors="replace"))
+            minute = 60 / (seconds + BEGINNING)
+            looks = sum(request in ("stat", "lstat") for request in asked)
+            processor = used["processor"] * 60 / seconds
+            return Cost(
+                server.logins(), looks * minute, len(asked) * minute, processor, used["memory"], used["gave_up"]
+            )
+
+
+def _connection(server: OpenSSHServer, whose: Whose, folder: Path) -> str:
+    known_hosts = folder / "known_hosts"
+    known_hosts.write_text(server.known_hosts + "\n")
+    extra = {"key_file": str(server.client_key), "known_hosts": str(known_hosts)}
+    if whose == "ours":
+        extra = {"key_file": str(server.client_key), "known_host_keys": server.known_hosts}
+    return json.dumps({
+        "conn_type": "sftp_backend" if whose == "ours" else "sftp",
+        "host": server.host, "port": server.port, "login": server.username, "extra": extra,
+    })  # fmt: skip
+
+
+def _triggers(whose: str, paths: Sequence[str]) -> list[Any]:  # BaseTrigger, which is not imported before it is timed
+    if whose == "ours":
+        from airflow_sftp_backend.triggers import SFTPFileTrigger
+        from airflow_sftp_backend.waiting import Condition
+
+        return [SFTPFileTrigger("waiting", Condition((path,)).as_json(), INTERVAL) for path in paths]
+    from airflow.providers.sftp.triggers.sftp import SFTPTrigger
+
+    return [SFTPTrigger(path, sftp_conn_id="waiting", poke_interval=INTERVAL) for path in paths]
+
+
+async def _wait(whose: str, count: int, seconds: float, inbox: str) -> dict[str, float]:
+    triggers = _triggers(whose, [f"{inbox}/{number}.csv" for number in range(count)])
+    process = psutil.Process()
+    memory = process.memory_info().rss
+
+    async def run(trigger: Any) -> None:
+        async for _ in trigger.run():
+            return
+
+    tasks = [asyncio.create_task(run(trigger)) for trigger in triggers]
+    await asyncio.sleep(BEGINNING)
+    processor = time.process_time()
+    await asyncio.sleep(seconds)
+    used = time.process_time() - processor
+    held = process.memory_info().rss - memory
+    gave_up = sum(task.done() for task in tasks)
+    for task in tasks:
+        task.cancel()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 20)
+    return {"processor": used, "memory": held, "gave_up": gave_up}
+
+
+def compare(counts: Sequence[int], seconds: float) -> bool:
+    """Measures and prints; whether the targets are met."""
+    met = []
+    for count in counts:
+        costs: dict[Whose, Cost] = {
+            "ours": measure("ours", count, seconds),
+            "sftp provider": measure("sftp provider", count, seconds),
+        }
+        _show(count, costs)
+        ours, theirs = costs["ours"], costs["sftp provider"]
+        met.append(ours.logins == 1)
+        if count == AT:
+            met.append(theirs.processor_per_look >= CPU_TARGET * ours.processor_per_look)
+    return all(met)
+
+
+def _show(count: int, costs: dict[Whose, Cost]) -> None:
+    table = Table(title=f"{count} triggers wait on one server, a look every {INTERVAL:g} s")
+    for title in ("", "logins in all", "looks/min", "requests/min", "processor ms/look", "memory MiB", "gave up"):
+        table.add_column(title, justify="right")
+    for whose, cost in costs.items():
+        table.add_row(
+            whose, str(cost.logins), f"{cost.looks:,.0f} of {count * 60 / INTERVAL:,.0f}", f"{cost.requests:,.0f}",
+            f"{cost.processor_per_look:.2f}", f"{cost.memory / 2**20:.0f}", str(cost.gave_up),
+        )  # fmt: skip
+    console.print(table)
+    ratio = costs["sftp provider"].processor_per_look / costs["ours"].processor_per_look
+    target = f" (target {CPU_TARGET:g})" if count == AT else ""
+    console.print(f"a look of the sftp provider's triggers uses {ratio:.0f} times as much of the processor{target}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description=__doc__)
+    parser.add_argument("--triggers", type=int, action="append", help="how many wait (default 200, and 1000)")
+    parser.add_argument("--seconds", type=float, default=60, help="for how long (default 60)")
+    given = parser.parse_args(arguments)
+    return 0 if compare(given.triggers or [200, 1000], given.seconds) else 1
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["wait"]:
+        print(json.dumps(asyncio.run(_wait(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), sys.argv[5]))))
+        sys.exit(0)
+    sys.exit(main())
