@@ -11,8 +11,8 @@ import hashlib
 import os
 import secrets
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence, Set
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
 
 from airflow.sdk import BaseOperator
 
@@ -28,12 +28,17 @@ from .hooks import Killable, SFTPBackendHook, translate_errors
 from .plans import (
     Exactly,
     IfExists,
+    MoveIfExists,
     Step,
+    checked,
+    crowded_targets,
     downloads,
     is_glob,
     is_url,
     literally,
     moves,
+    numbered,
+    numbered_names,
     object_path,
     on_server,
     one_path,
@@ -43,14 +48,13 @@ from .plans import (
     uploads,
 )
 from .progress import ProgressLog, counted, duration, quantity
+from .tries import Row, Try
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, ObjectStoragePath
-    from pydantic import JsonValue
 
     from .backend import SFTPBackend
 
-Row = dict[str, Any]  # plain JSON: path, size, action and the other end of a file
 Failures = list[SFTPBackendError | OSError]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -71,7 +75,7 @@ class _FileOperator(Killable, BaseOperator):
 
     def execute(self, context: Context) -> list[Row]:
         """Does the work. What retrying cannot mend fails the task at once."""
-        attempt = _Try(context)
+        attempt = Try(context)
         with translate_errors(), SFTPBackendHook(self.sftp_conn_id).backend() as backend:
             with self.interruptible():
                 rows, failures = self._work(backend, attempt)
@@ -81,7 +85,7 @@ class _FileOperator(Killable, BaseOperator):
         return rows
 
     @abstractmethod
-    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         """A row for each file that is done, and what failed."""
 
     def _raise(self, failures: Failures, count: int) -> None:
@@ -148,7 +152,7 @@ class SFTPUploadOperator(_TransferOperator):
     :param dry_run: send nothing, return what would be done.
     """
 
-    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         target = one_path(self.target, "target")
         steps = uploads(paths(self.source, "source"), target)
         steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
@@ -174,7 +178,7 @@ class SFTPUploadOperator(_TransferOperator):
         return rows, failures
 
     def _send(
-        self, backend: SFTPBackend, steps: Sequence[Step], attempt: _Try, progress: ProgressLog
+        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog
     ) -> list[int | SFTPBackendError | OSError]:
         """Bytes sent or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
@@ -227,7 +231,7 @@ class SFTPDownloadOperator(_TransferOperator):
     :param dry_run: fetch nothing, return what would be done.
     """
 
-    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         sources, target = paths(self.source, "source"), one_path(self.target, "target")
         found, missing = on_server(backend, sources)
         failures: Failures = [_not_found(backend, name) for name in missing]
@@ -253,7 +257,7 @@ class SFTPDownloadOperator(_TransferOperator):
         return rows, failures
 
     def _fetch(
-        self, backend: SFTPBackend, steps: Sequence[Step], attempt: _Try, progress: ProgressLog
+        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog
     ) -> list[int | SFTPBackendError | OSError]:
         """Bytes fetched or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
@@ -317,9 +321,13 @@ class SFTPMoveOperator(_FileOperator):
 
     :param source: what to move: a path, a glob (``**`` too), a folder ending with ``/`` (all files in it), or a list of
         these. (templated)
-    :param target: path, or a folder if it ends with ``/`` or if ``source`` is anything but one plain path. (templated)
+    :param target: path, or a folder if it ends with ``/`` or if ``source`` is anything but one plain path; or a pattern
+        that says where each file goes, such as ``archive/{date}/{name}``: ``{name}`` is the file's name, ``{stem}`` and
+        ``{suffix}`` (``.csv``) its two parts, ``{date}`` the run's date in UTC as 2026-01-31, the same in every try.
+        (templated)
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same``, which replaces only files of another size, or
+        ``number``, which keeps both: ``report.csv`` becomes ``report-1.csv``, or the next number that is free.
     :param missing_ok: nothing to move is no failure.
     :param dry_run: move nothing, return what would be done.
     """
@@ -327,20 +335,19 @@ class SFTPMoveOperator(_FileOperator):
     template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
 
     def __init__(
-        self, *, source: Paths, target: str, if_exists: IfExists = "fail", missing_ok: bool = False, **kwargs: Any
+        self, *, source: Paths, target: str, if_exists: MoveIfExists = "fail", missing_ok: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
         self.source = source
         self.target = target
         self.if_exists = if_exists
         self.missing_ok = missing_ok
-        _check("if_exists", if_exists, get_args(IfExists))
+        _check("if_exists", if_exists, [*get_args(IfExists), "number"])
 
-    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         sources, target = paths(self.source, "source"), one_path(self.target, "target")
         found, missing = on_server(backend, sources)
-        steps = [Step(s.source, backend.resolve(s.target).key, s.size) for s in moves(found, sources, target)]
-        there = {info.path: info.size for info in backend.find(*(literally(step.target) for step in steps))}
+        steps, there = self._plan(backend, moves(found, sources, target, attempt.date))
         rows = attempt.finished(backend) if attempt.again else []
         # a name that fits nothing any more is done if the earlier try has moved what it fitted
         done = attempt.names_of({row["source"] for row in rows})
@@ -369,6 +376,18 @@ class SFTPMoveOperator(_FileOperator):
             with self.uninterruptible():
                 attempt.forget(refused)
         return rows + moved, failures + why
+
+    def _plan(self, backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Step], dict[str, int]]:
+        """The steps with the keys of their targets, and the sizes of the targets that exist."""
+        steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
+        if self.if_exists != "number":
+            steps = checked(steps)
+        there = {info.path: info.size for info in backend.find(*(literally(step.target) for step in steps))}
+        if self.if_exists == "number":
+            crowded = crowded_targets(steps, there)
+            others = backend.find(*(numbered_names(target) for target in crowded))
+            steps = numbered(steps, there.keys() | {info.path for info in others})
+        return list(steps), there
 
     def _move(self, backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Row], list[Step], Failures]:
         """Rows for what was moved, and what the server refused to move, and why."""
@@ -403,7 +422,7 @@ class SFTPDeleteOperator(_FileOperator):
         self.path = path
         self.missing_ok = missing_ok
 
-    def _work(self, backend: SFTPBackend, attempt: _Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         wanted = paths(self.path, "path")
         folders = [name for name in wanted if name.endswith("/") and not is_glob(name)]
         if any(backend.resolve(name).key == "" for name in folders):
@@ -435,65 +454,6 @@ class SFTPDeleteOperator(_FileOperator):
             except SFTPBackendError as error:
                 failures.append(error)
         return rows, failures
-
-
-class _Try:
-    """A try of the task: whether it is the first (``again``), what all tries have in common (``resume_key``), and what
-    an earlier one has set out to move or delete.
-
-    That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3. Without it the
-    next try of a move cannot tell, and fails for what is gone; that of a delete takes what is gone for deleted.
-    """
-
-    _KEY = "moves"
-    _MOST = 500  # files; the store is for small values
-
-    def __init__(self, context: Context) -> None:
-        instance = context["ti"]
-        self.again = (instance.try_number or 1) > 1
-        self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
-        self._store = context.get("task_state_store")
-        self._noted: dict[str, Any] = {}
-        if self._store is not None:
-            self._noted |= cast("dict[str, Any]", self._store.get(self._KEY) or {})
-
-    @property
-    def remembers(self) -> bool:
-        """True if it can know what an earlier try did."""
-        return self._store is not None
-
-    def note(self, steps: Mapping[Step, str]) -> None:
-        """Keeps source, target and size of each file about to be moved, and the argument that named it; of deletions
-        the argument alone."""
-        self._noted |= {step.source: [step.target, step.size, name] for step, name in steps.items()}
-        if steps:
-            self._keep()
-
-    def forget(self, steps: Sequence[Step]) -> None:
-        """Those that were refused after all."""
-        for step in steps:
-            self._noted.pop(step.source, None)
-        self._keep()
-
-    def _keep(self) -> None:
-        if self._store is not None and len(self._noted) <= self._MOST:
-            self._store.set(self._KEY, cast("JsonValue", self._noted))
-
-    def names_of(self, sources: Set[str] | None) -> set[str]:
-        """The arguments that named these files in the earlier try, or any (None)."""
-        return {name for source, (_, _, name) in self._noted.items() if sources is None or source in sources}
-
-    def finished(self, backend: SFTPBackend) -> list[Row]:
-        """A row for each file that an earlier try has moved: gone from its source, and its target is what it moved."""
-        if not self._noted:
-            return []
-        sources = {info.path for info in backend.find(*map(literally, self._noted))}
-        targets = {info.path: info.size for info in backend.find(*(literally(t) for t, *_ in self._noted.values()))}
-        return [
-            {"path": target, "size": size, "action": "moved by an earlier try", "source": source}
-            for source, (target, size, _) in self._noted.items()
-            if source not in sources and targets.get(target) == size
-        ]
 
 
 def _check(name: str, value: str, choices: Sequence[str]) -> None:

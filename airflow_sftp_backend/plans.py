@@ -10,10 +10,11 @@ import errno
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain, count
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
 
 from .backend import TransferCorrupted
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from .backend import FileInfo, SFTPBackend
 
 IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
+MoveIfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same", "number"]
+_BLANK = re.compile(r"\{(\w*)\}")
 _WILDCARD = re.compile(r"[*?\[]")
 _LIST_AS_TEXT = re.compile(r"\s*\[\s*(['\"]).*\1\s*,?\s*\]\s*", re.DOTALL)
 
@@ -236,13 +239,64 @@ def _below(folder: str, relative: str) -> str:
     return os.path.join(folder, *segments)
 
 
-def moves(found: Sequence[Found], sources: Sequence[str], target: str) -> list[Step]:
-    """The steps of a move on the server. ValueError if two files would have one target."""
-    folder = target.rstrip("/")
-    into_folder = goes_into_folder(sources, target)
-    return checked(
-        [Step(one.info.path, f"{folder}/{one.below}" if into_folder else target, one.info.size) for one in found]
-    )
+def moves(found: Sequence[Found], sources: Sequence[str], target: str, date: str) -> list[Step]:
+    """The steps of a move on the server; two of them may have one target.
+
+    ``target`` is a path, a folder, or a pattern with ``{name}``, ``{stem}``, ``{suffix}`` and ``{date}`` in it.
+    ValueError for another word in braces.
+    """
+    per_file = _BLANK.search(target) is not None
+    into_folder = target.endswith("/") or (not per_file and goes_into_folder(sources, target))
+    steps = []
+    for one in found:
+        to = _filled_in(target, one.info.name, date)
+        steps.append(Step(one.info.path, f"{to.rstrip('/')}/{one.below}" if into_folder else to, one.info.size))
+    return steps
+
+
+def _filled_in(pattern: str, name: str, date: str) -> str:
+    parts = PurePosixPath(name)
+    words = {"name": name, "stem": parts.stem, "suffix": parts.suffix, "date": date}
+
+    def word(blank: re.Match[str]) -> str:
+        if blank[1] not in words:
+            known = ", ".join(f"{{{one}}}" for one in words)
+            raise ValueError(f"target has {blank[0]} in it, which stands for nothing; there are {known}")
+        return words[blank[1]]
+
+    return _BLANK.sub(word, pattern)
+
+
+def crowded_targets(steps: Iterable[Step], there: Container[str]) -> list[str]:
+    """The targets that exist, or that several files would have."""
+    sources: dict[str, set[str]] = {}
+    for step in steps:
+        sources.setdefault(step.target, set()).add(step.source)
+    return [target for target, wanted_by in sources.items() if target in there or len(wanted_by) > 1]
+
+
+def numbered_names(target: str) -> str:
+    """A pattern that fits every numbered name of ``target``."""
+    before, after = _around_number(target)
+    return f"{literally(before)}-*{literally(after)}"
+
+
+def numbered(steps: Iterable[Step], taken: Iterable[str]) -> list[Step]:
+    """The steps, each with a target that is neither taken nor another's: where need be with the next free number."""
+    gone = set(taken)
+    apart = []
+    for step in dict.fromkeys(steps):
+        before, after = _around_number(step.target)
+        names = chain([step.target], (f"{before}-{number}{after}" for number in count(1)))
+        target = next(name for name in names if name not in gone or name == step.source)
+        gone.add(target)
+        apart.append(Step(step.source, target, step.size))
+    return apart
+
+
+def _around_number(target: str) -> tuple[str, str]:
+    suffix = PurePosixPath(target).suffix
+    return target.removesuffix(suffix), suffix
 
 
 class Exactly:

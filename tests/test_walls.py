@@ -20,7 +20,7 @@ FLOORS = (
     {""},  # the front door: names what is public, wherever it lives
     {"provider", "cli"},
     {"operators", "sensors"},
-    {"triggers"},
+    {"triggers", "tries"},
     {"shared"},
     {"plans", "waiting"},
     {"hooks"},
@@ -49,7 +49,7 @@ FLOORS = (
 )
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
-AIRFLOW_ROOMS = {"cli", "hooks", "operators", "plans", "sensors", "triggers", "masking", "sources", "assets"}
+AIRFLOW_ROOMS = {"cli", "hooks", "operators", "plans", "sensors", "triggers", "tries", "masking", "sources", "assets"}
 AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {
     f"backend.{name}" for name in ("_further", "_jump", "_keys", "_legacy", "_login", "_opening", "_scan", "_session")

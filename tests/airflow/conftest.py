@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -109,7 +109,8 @@ def context(try_number: int = 1, state: State | None = None) -> Context:
         dag_id="dag", task_id="task", run_id="run", map_index=-1,
         try_number=try_number, get_first_reschedule_date=lambda _: started,
     )  # fmt: skip
-    found: dict[str, Any] = {"ti": instance}
+    run = SimpleNamespace(run_after=datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1))))
+    found: dict[str, Any] = {"ti": instance, "dag_run": run}
     if state is not None:
         found["task_state_store"] = state
     return cast("Context", found)

@@ -138,6 +138,30 @@ def test_files_are_downloaded_and_moved_into_a_folder_below_what_named_them(
     assert len(held(remote)) == len(FILES)
 
 
+def test_each_file_goes_where_the_pattern_says(remote: Path) -> None:
+    grow(remote, FILES)
+    rows = run(move("**/*.csv", "archive/{date}/{stem}.done{suffix}"))
+    assert {row["source"]: row["path"] for row in rows} == {
+        name: f"archive/2026-02-01/{Path(name).stem}.done.csv" for name in FILES if name.endswith(".csv")
+    }
+    assert all(held(remote)[row["path"]] == FILES[row["source"]] for row in rows)
+
+
+def test_files_of_one_name_are_kept_side_by_side(remote: Path) -> None:
+    grow(remote, {"in/r.csv": b"1", "in/d/r.csv": b"2", "out/r.csv": b"old", "out/r-1.csv": b"older"})
+    rows = run(move("in/**", "out/{name}", if_exists="number"))
+    assert {row["source"]: row["path"] for row in rows} == {"in/d/r.csv": "out/r-2.csv", "in/r.csv": "out/r-3.csv"}
+    assert held(remote) == {"out/r.csv": b"old", "out/r-1.csv": b"older", "out/r-2.csv": b"2", "out/r-3.csv": b"1"}
+    assert run(move("out/r.csv", "out/r.csv", if_exists="number"))[0]["path"] == "out/r.csv"
+
+
+def test_two_files_are_not_moved_to_one_name(remote: Path) -> None:
+    grow(remote, {"in/r.csv": b"1", "in/d/r.csv": b"2"})
+    with pytest.raises(AirflowFailException, match=r"would both become 'out/r\.csv'"):
+        run(move("in/**", "out/{name}"))
+    assert held(remote) == {"in/r.csv": b"1", "in/d/r.csv": b"2"}
+
+
 def test_a_file_is_moved_to_the_name_of_its_target(remote: Path) -> None:
     grow(remote, FILES)
     rows = run(move("deep/c.csv", "archive/2026/c-1.csv"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +17,15 @@ from airflow_sftp_backend.plans import (
     Found,
     Step,
     checked,
+    crowded_targets,
     downloads,
     goes_into_folder,
     is_glob,
     is_url,
     literally,
     moves,
+    numbered,
+    numbered_names,
     paths,
     uploads,
 )
@@ -170,9 +174,53 @@ def test_files_of_a_glob_are_fetched_below_the_target(target: str, expected: str
 
 def test_one_plain_file_is_fetched_and_moved_as_named() -> None:
     assert downloads([found("in/b", size=7)], ["in/b"], "/here/c") == [Step("in/b", "/here/c", 7)]
-    assert moves([found("in/b", size=7)], ["in/b"], "out/c") == [Step("in/b", "out/c", 7)]
-    assert moves([found("in/b", size=7)], ["in/b"], "out/") == [Step("in/b", "out/b", 7)]
-    assert moves([found("in/d/b", "d/b")], ["in/**"], "/") == [Step("in/d/b", "/d/b", 1)]
+    assert moves([found("in/b", size=7)], ["in/b"], "out/c", "2026-02-01") == [Step("in/b", "out/c", 7)]
+    assert moves([found("in/b", size=7)], ["in/b"], "out/", "2026-02-01") == [Step("in/b", "out/b", 7)]
+    assert moves([found("in/d/b", "d/b")], ["in/**"], "/", "2026-02-01") == [Step("in/d/b", "/d/b", 1)]
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("archive/{date}/{name}", "archive/2026-02-01/b.tar.gz"),
+        ("archive/{date}/", "archive/2026-02-01/d/b.tar.gz"),
+        ("{stem}-{date}{suffix}", "b.tar-2026-02-01.gz"),
+        ("all/{name}/{name}", "all/b.tar.gz/b.tar.gz"),
+    ],
+)
+def test_a_target_may_say_where_each_file_goes(target: str, expected: str) -> None:
+    (step,) = moves([found("in/d/b.tar.gz", "d/b.tar.gz")], ["in/**"], target, "2026-02-01")
+    assert step == Step("in/d/b.tar.gz", expected, 1)
+
+
+def test_braces_in_a_files_own_name_stand_for_themselves() -> None:
+    (step,) = moves([found("in/{date}")], ["in/*"], "out/{name}", "2026-02-01")
+    assert step.target == "out/{date}"
+
+
+def test_a_word_in_braces_that_stands_for_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=re.escape("{day} in it, which stands for nothing; there are {name}, {stem}")):
+        moves([found("in/b")], ["in/*"], "out/{day}/", "2026-02-01")
+
+
+def test_files_that_would_have_one_name_are_numbered() -> None:
+    steps = [Step("a/r.csv", "r.csv"), Step("b/r.csv", "r.csv"), Step("c/r.csv", "r.csv"), Step("d/x", "x")]
+    assert crowded_targets(steps, {"x"}) == ["r.csv", "x"]
+    targets = [step.target for step in numbered(steps, {"r-1.csv", "x"})]
+    assert targets == ["r.csv", "r-2.csv", "r-3.csv", "x-1"]
+    assert numbered([steps[0], steps[0]], set()) == [steps[0]]
+    assert numbered([Step("r.csv", "r.csv")], {"r.csv"}) == [Step("r.csv", "r.csv")]  # it is there itself
+    assert [numbered_names(name) for name in ("d.x/r", "[a].csv")] == ["d.x/r-*", "[[]a]-*.csv"]
+
+
+@given(
+    st.lists(st.sampled_from(["r.csv", "r-1.csv", "r", "d/r.csv"]), max_size=12),
+    st.sets(st.sampled_from(["r.csv", "r-1.csv", "r-2.csv", "r-1"])),
+)
+def test_no_two_files_and_nothing_that_is_there_share_a_numbered_name(wanted: list[str], taken: set[str]) -> None:
+    targets = [step.target for step in numbered([Step(f"{n}", name) for n, name in enumerate(wanted)], taken)]
+    assert len({*targets}) == len(wanted)
+    assert not taken.intersection(targets)
 
 
 @pytest.mark.parametrize("below", ["../b", "d/../../b", "", "d//b", ".", "d/."])
