@@ -121,6 +121,24 @@ def test_a_cancelled_wait_leaves_the_others_alone_and_the_last_closes_the_connec
     assert_nothing_left(server.port)
 
 
+def test_waits_that_end_while_the_server_is_away_leave_no_round_behind(
+    server: AsyncsshServer, connect: Connect
+) -> None:
+    connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
+
+    async def wait() -> None:
+        before = asyncio.all_tasks()
+        waiting = await start(*(trigger(f"{number}") for number in range(3)))
+        await asyncio.sleep(1)  # the first round has failed, the next one rests
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        assert asyncio.all_tasks() == before
+
+    asyncio.run(wait())
+
+
 def test_a_lost_connection_is_made_once_again_for_all(remote: Path, server: AsyncsshServer) -> None:
     before = server.logins()
 
