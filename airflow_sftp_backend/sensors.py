@@ -12,10 +12,9 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
 from .hooks import Killable, SFTPBackendHook, translate_errors
-from .plans import paths
 from .progress import counted
 from .triggers import SFTPFileTrigger
-from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, judge, look
+from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, judge, look, patterns
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -150,7 +149,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             newer_than = datetime.fromisoformat(newer_than)
         stable_for = self.stable_for
         return Condition(
-            patterns=tuple(f"{path}**" if path.endswith("/") else path for path in paths(self.path, "path")),
+            patterns=patterns(self.path),
             min_files=self.min_files,
             min_size=self.min_size,
             newer_than=None if newer_than is None else _aware(newer_than).isoformat(),

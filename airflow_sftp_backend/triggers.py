@@ -1,17 +1,36 @@
-"""The wait in the triggerer: looks and decides as the sensor does, all who wait on a server on one connection."""
+"""What waits in the triggerer, on one connection a server: for a task, or for whatever arrives to start a DAG.
+
+Both look and decide as the sensor does.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import time
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Sequence
+from typing import TYPE_CHECKING, Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
+from .arrivals import Memory, Report
 from .backend import BackendUnavailable, SFTPBackendError
-from .hooks import HOPELESS
+from .hooks import HOPELESS, SFTPBackendHook
+from .progress import counted
 from .shared import SharedConnection
-from .waiting import Condition, Observed, judge
+from .waiting import TEMPORARY_NAMES, Condition, Observed, judge, patterns
+
+if TYPE_CHECKING:
+    from airflow.sdk.exceptions import AirflowException
+else:
+    try:
+        from airflow.sdk.exceptions import AirflowException
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.exceptions import AirflowException
+
+_TAKES_OVER = 10.0
+"""Seconds in which Airflow has surely written an event down."""
 
 
 class SFTPFileTrigger(BaseTrigger):
@@ -69,6 +88,109 @@ class SFTPFileTrigger(BaseTrigger):
                     self.log.info("%s", missing)
         finally:
             connection.leave()
+
+
+class SFTPNewFilesTrigger(BaseEventTrigger):
+    """Starts DAGs for files that arrive: one event for all that are new at a look, with ``{"report": name,
+    "sftp_conn_id": ..., "files": [...]}``, each file with ``path``, ``size`` and ``modified_at``.
+
+    For an `AssetWatcher`; the DAG's first task asks `arrivals.new_files` what it was started for. The first look
+    reports all files that are there. From Airflow 3.3 what was seen is kept in the asset's state store, and a restart
+    of the triggerer loses and repeats no file. In an older Airflow, and where several assets are given the same watch,
+    it is kept in memory: every start of the triggerer reports all files that are there then.
+
+    It never ends: what is wrong is logged once, and looked at again every ``poke_interval`` seconds, less often while
+    the server is away or refuses the login.
+
+    :param path: what to watch, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
+        with ``/`` (anything in it), or a list of these.
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``.
+    :param poke_interval: seconds between two looks.
+    :param stable_for: seconds for which a file's size and time must not have changed.
+    :param changed: a file that has another size or time than when it was reported is new. Without this it is new again
+        only if a look found it gone in between, so a name that is used again at once wants it.
+    :param min_size: bytes a file must have.
+    :param done_file: name of a file that must stand beside each, such as ``{name}.done``.
+    :param ignore: patterns of names that do not count; by default the names programs give to unfinished files. A file
+        named by its plain path always counts.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | Sequence[str],
+        sftp_conn_id: str = SFTPBackendHook.default_conn_name,
+        poke_interval: float = 10.0,
+        stable_for: float = 10.0,
+        *,
+        changed: bool = False,
+        min_size: int = 0,
+        done_file: str | None = None,
+        ignore: str | Sequence[str] = TEMPORARY_NAMES,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
+        self.sftp_conn_id = sftp_conn_id
+        self.poke_interval = poke_interval
+        self.changed = changed
+        self._observed: Observed = {}
+        self.condition = Condition(
+            patterns(path),
+            min_size=min_size,
+            stable_for=stable_for,
+            done_file=done_file,
+            ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
+        )
+        if poke_interval <= 0:
+            raise ValueError(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Its class and arguments; no secret is among them."""
+        return f"{__name__}.{type(self).__name__}", {
+            "path": list(self.condition.patterns),
+            "sftp_conn_id": self.sftp_conn_id,
+            "poke_interval": self.poke_interval,
+            "stable_for": self.condition.stable_for,
+            "changed": self.changed,
+            "min_size": self.condition.min_size,
+            "done_file": self.condition.done_file,
+            "ignore": list(self.condition.ignore),
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
+        memory = Memory(getattr(self, "asset_state_store", None), self.log.warning)
+        connection = SharedConnection.join(self.sftp_conn_id)
+        trouble = ""
+        try:
+            while True:
+                await connection.until_next_look(self.poke_interval)
+                try:
+                    report = await self._look(memory, connection)
+                except (*HOPELESS, SFTPBackendError, AirflowException, AirflowRuntimeError, ValueError) as error:
+                    if str(error) != trouble:
+                        self.log.warning("cannot look for new files, will look again: %s", error)
+                    trouble = str(error)
+                    continue
+                trouble = ""
+                if report is not None:
+                    self.log.info("%s new, the first is %s", counted(len(report.files)), report.files[0]["path"])
+                    yield _event(report=report.name, sftp_conn_id=self.sftp_conn_id, files=report.files)
+                    await asyncio.sleep(_TAKES_OVER)
+                    memory.settle()
+        finally:
+            connection.leave()
+
+    async def _look(self, memory: Memory, connection: SharedConnection) -> Report | None:
+        """What is to be reported: what is new, or what an earlier start of the triggerer may not have got rid of."""
+        arrivals = await memory.recall()
+        if arrivals.pending is None:
+            files, done_files = await connection.look(self.condition)
+            now = time.time()
+            verdict = judge(self.condition, files, done_files, self._observed, now)
+            self._observed = verdict.observed
+            present = {info.path for info in files}
+            arrivals = arrivals.look(verdict.files, present, now, changed=self.changed)
+            await memory.keep(arrivals)
+        return arrivals.pending
 
 
 def _event(**payload: object) -> TriggerEvent:

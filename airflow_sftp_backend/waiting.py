@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from .backend import BackendUnavailable, FileInfo, InvalidPath, NotFound, SFTPBackendError
-from .plans import is_glob
+from .plans import is_glob, paths
 
 if TYPE_CHECKING:
     from .backend import SFTPBackend
@@ -19,6 +20,11 @@ TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp",
 
 Row = dict[str, Any]  # plain JSON: path, size in bytes, modified_at in ISO 8601 or None
 Observed = dict[str, list[Any]]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
+
+
+def patterns(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
+    """What an argument says to wait for: ``inbox/`` stands for anything in it. Raises as `paths` does."""
+    return tuple(f"{one}**" if one.endswith("/") else one for one in paths(path, "path"))
 
 
 @dataclass(frozen=True, slots=True)
