@@ -6,6 +6,7 @@ be sure that a restart of the triggerer reports no file again.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetWatcher, task
@@ -14,6 +15,8 @@ from airflow_sftp_backend.arrivals import new_files
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from airflow_sftp_backend.operators import SFTPMoveOperator
 from airflow_sftp_backend.triggers import SFTPNewFilesTrigger
+
+log = logging.getLogger(__name__)
 
 inbox = Asset(
     "partner_inbox",
@@ -31,7 +34,7 @@ with DAG(dag_id="watch_inbox", schedule=[inbox], catchup=False, doc_md=__doc__) 
     def process(path: str) -> str:
         """Counts the lines of a file; yours goes here. Its path is what is archived."""
         with SFTPBackendHook().backend() as backend:
-            print(path, len(backend.read_bytes(path).splitlines()), "lines")
+            log.info("%s has %d lines", path, len(backend.read_bytes(path).splitlines()))
         return path
 
     SFTPMoveOperator.partial(task_id="archive", target="archive/{date}/{name}", if_exists="number").expand(
