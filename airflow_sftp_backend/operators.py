@@ -59,6 +59,8 @@ Failures = list[SFTPBackendError | OSError]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 _PIECE = 1 << 20
+_RACES = 20
+"""How often a file is given another number because another task has taken its own."""
 
 
 class _FileOperator(Killable, BaseOperator):
@@ -347,7 +349,8 @@ class SFTPMoveOperator(_FileOperator):
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         sources, target = paths(self.source, "source"), one_path(self.target, "target")
         found, missing = on_server(backend, sources)
-        steps, there = self._plan(backend, moves(found, sources, target, attempt.date))
+        wanted = moves(found, sources, target, attempt.date)
+        steps, there = self._plan(backend, wanted)
         rows = attempt.finished(backend) if attempt.again else []
         # a name that fits nothing any more is done if the earlier try has moved what it fitted
         done = attempt.names_of({row["source"] for row in rows})
@@ -358,9 +361,6 @@ class SFTPMoveOperator(_FileOperator):
             if (size := there.get(step.target)) is not None
             and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size))
         }  # fmt: skip
-        if not self.only_plan:
-            with self.uninterruptible():
-                attempt.note({step: named[step.source] for step in steps if step not in skipped})
         pending: list[Step] = []
         for step in steps:
             size = there.get(step.target)
@@ -371,11 +371,17 @@ class SFTPMoveOperator(_FileOperator):
                 rows.append({"path": step.target, "size": step.size, "action": action, "source": step.source})
             else:
                 pending.append(step)
-        moved, refused, why = self._move(backend, pending)
-        if refused:
-            with self.uninterruptible():
-                attempt.forget(refused)
-        return rows + moved, failures + why
+        races = _RACES if self.if_exists == "number" else 0
+        while True:
+            moved, refused = self._move(backend, pending, named, attempt)
+            rows += moved
+            # another task has taken the name in the meantime
+            beaten = {step.source for step, error in refused if races and isinstance(error, AlreadyExists)}
+            failures += _told([error for step, error in refused if step.source not in beaten])
+            if not beaten:
+                return rows, failures
+            races -= 1
+            pending, _ = self._plan(backend, [step for step in wanted if step.source in beaten])
 
     def _plan(self, backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Step], dict[str, int]]:
         """The steps with the keys of their targets, and the sizes of the targets that exist."""
@@ -389,20 +395,29 @@ class SFTPMoveOperator(_FileOperator):
             steps = numbered(steps, there.keys() | {info.path for info in others})
         return list(steps), there
 
-    def _move(self, backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Row], list[Step], Failures]:
-        """Rows for what was moved, and what the server refused to move, and why."""
+    def _move(
+        self, backend: SFTPBackend, steps: Sequence[Step], named: Mapping[str, str], attempt: Try
+    ) -> tuple[list[Row], list[tuple[Step, SFTPBackendError | OSError]]]:
+        """Rows for what was moved, and what was not, and why."""
+        if steps:
+            with self.uninterruptible():
+                attempt.note({step: named[step.source] for step in steps})
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
             [(step.source, step.target) for step in steps], overwrite=overwrite, return_exceptions=True
         )
         rows: list[Row] = []
-        refused: list[Step] = []
+        failed: list[tuple[Step, SFTPBackendError | OSError]] = []
         for step, outcome in zip(steps, outcomes, strict=True):
             if outcome is None:
                 rows.append({"path": step.target, "size": step.size, "action": "moved", "source": step.source})
-            elif not isinstance(outcome, BackendUnavailable):
-                refused.append(step)
-        return rows, refused, _told(outcomes)
+            else:
+                failed.append((step, outcome))
+        refused = [step for step, error in failed if not isinstance(error, BackendUnavailable)]
+        if refused:
+            with self.uninterruptible():
+                attempt.forget(refused)
+        return rows, failed
 
 
 class SFTPDeleteOperator(_FileOperator):

@@ -7,6 +7,7 @@ import os
 import random
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,16 @@ def test_a_folder_that_is_not_there_is_missing(remote: Path) -> None:
     with pytest.raises(NotFound):
         run(delete("missing/"))
     assert run(delete("missing/", missing_ok=True)) == []
+
+
+def test_tasks_that_race_for_a_name_all_keep_their_files(remote: Path) -> None:
+    grow(remote, {f"{number}/r.csv": str(number).encode() for number in range(12)})
+    moving = [move(f"{number}/r.csv", "there/{name}", if_exists="number") for number in range(12)]
+    with ThreadPoolExecutor(12) as threads:
+        rows = list(threads.map(run, moving))
+    assert sorted(held(remote).values()) == sorted(str(number).encode() for number in range(12))
+    assert sorted(row["path"] for (row,) in rows) == sorted(held(remote))
+    assert set(held(remote)) == {"there/r.csv"} | {f"there/r-{number}.csv" for number in range(1, 12)}
 
 
 def test_the_next_try_of_a_deletion_knows_of_any_number(remote: Path) -> None:

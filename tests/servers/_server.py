@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import random
 import shutil
 import socket
 import subprocess
@@ -116,10 +117,14 @@ class Server:
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on."""
-    with socket.create_server((HOST, 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback port nobody listens on, and none that the system gives to outgoing connections."""
+    while True:
+        port = random.randint(12_000, 32_000)
+        try:
+            with socket.create_server((HOST, port)):
+                return port
+        except OSError:
+            continue
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = PATIENCE) -> None:
