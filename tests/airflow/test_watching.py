@@ -93,7 +93,7 @@ def triggerer(environment: dict[str, str]) -> psutil.Process:
     return find()[0]
 
 
-def restart(environment: dict[str, str], how: signal.Signals) -> None:
+def restart(environment: dict[str, str], how: signal.Signals) -> subprocess.Popen[bytes]:
     """Ends the triggerer, all at once if it is killed, and starts another."""
     old = triggerer(environment)
     ending = [old, *old.children(recursive=True)] if how == signal.SIGKILL else [old]
@@ -101,7 +101,7 @@ def restart(environment: dict[str, str], how: signal.Signals) -> None:
         one.send_signal(how)
     psutil.wait_procs(ending, timeout=30)
     with open(f"{environment['AIRFLOW_HOME']}/triggerer.log", "ab") as out:
-        psutil.Popen([*AIRFLOW, "triggerer"], env=environment, stdout=out, stderr=out)
+        return subprocess.Popen([*AIRFLOW, "triggerer"], env=environment, stdout=out, stderr=out)
 
 
 def arrive(folder: Path, names: list[str]) -> threading.Thread:
@@ -130,6 +130,7 @@ def test_no_file_is_lost_or_reported_twice_while_the_triggerer_is_restarted(
     def reported() -> list[str]:
         return noted.read_text().splitlines()
 
+    started: list[subprocess.Popen[bytes]] = []
     with standalone(home, dags) as environment:
         grow(remote, {names[0]: b""})
         wait_until(lambda: bool(reported()), "the first file to be reported", timeout=120)
@@ -138,11 +139,13 @@ def test_no_file_is_lost_or_reported_twice_while_the_triggerer_is_restarted(
             burst = arrive(remote, names[first : first + 125])
             time.sleep(1.2)
             if how is not None:
-                restart(environment, how)
+                started.append(restart(environment, how))
             burst.join()
         wait_until(lambda: len(set(reported())) == len(names), "all files to be reported", timeout=120)
         wait_until(lambda: len(list(remote.glob("archive/*/*.csv"))) == 2, "the example to archive", timeout=120)
         time.sleep(5)  # for what would come twice
+    for one in started:
+        one.wait()
     assert sorted(reported()) == names
     archived = held(remote / "archive")
     assert sorted(archived.values()) == [b"1\n2\n", b"3\n"]
