@@ -7,12 +7,10 @@ task fails with every failure named. A task that is tried again finds what its e
 
 from __future__ import annotations
 
-import hashlib
 import os
-import secrets
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import BaseOperator
 
@@ -22,11 +20,23 @@ from .backend import (
     InvalidPath,
     NotFound,
     SFTPBackendError,
-    TransferCorrupted,
+    WriteResult,
+)
+from .ends import (
+    Outcome,
+    Stamp,
+    Verify,
+    digest_if_unchanged,
+    fetch_object,
+    is_url,
+    same,
+    send_object,
+    size_of,
+    stamp_of,
 )
 from .hooks import Killable, SFTPBackendHook, translate_errors
+from .lineage import Deed, deeds, facets, tell_assets
 from .plans import (
-    Exactly,
     IfExists,
     MoveIfExists,
     Step,
@@ -34,16 +44,12 @@ from .plans import (
     crowded_targets,
     downloads,
     is_glob,
-    is_url,
     literally,
     moves,
     numbered,
     numbered_names,
-    object_path,
     on_server,
     one_path,
-    open_object,
-    opened_for_reading,
     paths,
     uploads,
 )
@@ -51,14 +57,14 @@ from .progress import ProgressLog, counted, duration, quantity
 from .tries import Row, Try
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, ObjectStoragePath
+    from airflow.sdk import Context
 
     from .backend import SFTPBackend
+    from .lineage import Facets
 
 Failures = list[SFTPBackendError | OSError]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_PIECE = 1 << 20
 _RACES = 20
 """How often a file is given another number because another task has taken its own."""
 
@@ -74,6 +80,7 @@ class _FileOperator(Killable, BaseOperator):
         super().__init__(**kwargs)
         self.sftp_conn_id = sftp_conn_id
         self.only_plan = dry_run
+        self._done: Sequence[Deed] = ()
 
     def execute(self, context: Context) -> list[Row]:
         """Does the work. What retrying cannot mend fails the task at once."""
@@ -83,8 +90,14 @@ class _FileOperator(Killable, BaseOperator):
                 rows, failures = self._work(backend, attempt)
             for row in rows:
                 self.log.info("%s %s (%s)", row["action"], row["path"], quantity(row["size"] or 0))
+            self._done = list(deeds(backend.config, rows))
+            tell_assets(context, self.outlets, self._done)
             self._raise(failures, len(rows) + len(failures))
         return rows
+
+    def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
+        """What was read and written, for Airflow's OpenLineage provider; also of a task that failed over some files."""
+        return facets(self._done)
 
     @abstractmethod
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
@@ -116,7 +129,7 @@ class _TransferOperator(_FileOperator):
         target: str | os.PathLike[str],
         if_exists: IfExists = "fail",
         create_parents: bool = True,
-        verify: Literal["size", "sha256", "none"] = "size",
+        verify: Verify = "size",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -126,7 +139,7 @@ class _TransferOperator(_FileOperator):
         self.create_parents = create_parents
         self.verify = verify
         _check("if_exists", if_exists, get_args(IfExists))
-        _check("verify", verify, ("size", "sha256", "none"))
+        _check("verify", verify, get_args(Verify))
 
     def _pending(self, steps: Sequence[Step], sizes: Mapping[str, int], end: str) -> tuple[list[Step], list[Row]]:
         """The steps to take, and rows for those to leave out; ``sizes`` are of the targets that exist."""
@@ -138,6 +151,16 @@ class _TransferOperator(_FileOperator):
             else:
                 pending.append(step)
         return pending, rows
+
+    def _digest(self, local: str, outcome: Outcome, stamp: Stamp | None) -> Row:
+        """The SHA-256 of a file that was moved, where it is known or wanted: by ``verify``, or by assets to be told.
+
+        ``local`` had the ``stamp`` when it was read or written.
+        """
+        known = outcome.digest if isinstance(outcome, WriteResult) else None
+        if known is None and self.outlets:
+            known = digest_if_unchanged(local, stamp)
+        return {} if known is None else {"sha256": known.removeprefix("sha256:")}
 
 
 class SFTPUploadOperator(_TransferOperator):
@@ -169,20 +192,21 @@ class SFTPUploadOperator(_TransferOperator):
             ], []
         progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
         failures: Failures = []
+        stamps = {step: stamp_of(step.source) for step in pending}
         for step, outcome in zip(pending, self._send(backend, pending, attempt, progress), strict=True):
-            if isinstance(outcome, int):
-                rows.append(_row(step.target, step, "source", outcome, "uploaded"))
-            elif isinstance(outcome, AlreadyExists) and attempt.again and _same(backend, step.target, step.source):
-                rows.append(_row(step.target, step, "source", step.size, "uploaded by an earlier try"))
+            if isinstance(outcome, WriteResult):
+                row = _row(step.target, step, "source", outcome.size, "uploaded")
+            elif isinstance(outcome, AlreadyExists) and attempt.again and same(backend, step.target, step.source):
+                row = _row(step.target, step, "source", step.size, "uploaded by an earlier try")
             else:
                 failures.append(outcome)
+                continue
+            rows.append(row | self._digest(step.source, outcome, stamps[step]))
         self._summary(rows, progress)
         return rows, failures
 
-    def _send(
-        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog
-    ) -> list[int | SFTPBackendError | OSError]:
-        """Bytes sent or the failure, for each step."""
+    def _send(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
+        """What was sent or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [step for step in steps if not is_url(step.source)]
         outcomes = backend.upload_many(
@@ -194,29 +218,20 @@ class SFTPUploadOperator(_TransferOperator):
             resume_key=attempt.resume_key,
             return_exceptions=True,
         )
-        done: dict[Step, int | SFTPBackendError | OSError] = {}
-        for step, outcome in zip(local, outcomes, strict=True):
-            done[step] = outcome if isinstance(outcome, SFTPBackendError | OSError) else outcome.size
+        done: dict[Step, Outcome] = dict(zip(local, outcomes, strict=True))
         for step in steps:
             if is_url(step.source):
-                done[step] = self._stream(backend, step, overwrite, progress)
-        return [done[step] for step in steps]
-
-    def _stream(
-        self, backend: SFTPBackend, step: Step, overwrite: bool, progress: ProgressLog
-    ) -> int | SFTPBackendError | OSError:
-        try:
-            with opened_for_reading(step.source) as stream:
-                return backend.write_atomic(
+                done[step] = send_object(
+                    backend,
+                    step.source,
                     step.target,
-                    Exactly(stream, step.size, step.target),
+                    step.size,
                     overwrite=overwrite,
                     verify=self.verify,
-                    progress=progress,
                     create_parents=self.create_parents,
-                ).size
-        except (SFTPBackendError, OSError) as error:
-            return error
+                    progress=progress,
+                )
+        return [done[step] for step in steps]
 
 
 class SFTPDownloadOperator(_TransferOperator):
@@ -238,7 +253,7 @@ class SFTPDownloadOperator(_TransferOperator):
         found, missing = on_server(backend, sources)
         failures: Failures = [_not_found(backend, name) for name in missing]
         steps = downloads(found, sources, target)
-        sizes = {step.target: size for step in steps if (size := _local_size(step.target)) is not None}
+        sizes = {step.target: size for step in steps if (size := size_of(step.target)) is not None}
         pending, rows = self._pending(steps, sizes, "target")
         if self.only_plan:
             taken = sizes if self.if_exists == "fail" else {}
@@ -249,22 +264,22 @@ class SFTPDownloadOperator(_TransferOperator):
             return rows, failures
         progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
         for step, outcome in zip(pending, self._fetch(backend, pending, attempt, progress), strict=True):
-            if isinstance(outcome, int):
-                rows.append(_row(step.source, step, "target", outcome, "downloaded"))
-            elif isinstance(outcome, AlreadyExists) and attempt.again and _same(backend, step.source, step.target):
-                rows.append(_row(step.source, step, "target", step.size, "downloaded by an earlier try"))
+            if isinstance(outcome, WriteResult):
+                row = _row(step.source, step, "target", outcome.size, "downloaded")
+            elif isinstance(outcome, AlreadyExists) and attempt.again and same(backend, step.source, step.target):
+                row = _row(step.source, step, "target", step.size, "downloaded by an earlier try")
             else:
                 failures.append(outcome)
+                continue
+            rows.append(row | self._digest(step.target, outcome, stamp_of(step.target)))
         self._summary(rows, progress)
         return rows, failures
 
-    def _fetch(
-        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog
-    ) -> list[int | SFTPBackendError | OSError]:
-        """Bytes fetched or the failure, for each step."""
+    def _fetch(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
+        """What was fetched or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [step for step in steps if not is_url(step.target)]
-        done: dict[Step, int | SFTPBackendError | OSError] = {}
+        done: dict[Step, Outcome] = {}
         if self.create_parents:
             local, done = _with_parents(local)
         outcomes = backend.download_many(
@@ -275,47 +290,14 @@ class SFTPDownloadOperator(_TransferOperator):
             resume_key=attempt.resume_key,
             return_exceptions=True,
         )
-        for step, outcome in zip(local, outcomes, strict=True):
-            done[step] = outcome if isinstance(outcome, SFTPBackendError | OSError) else outcome.size
+        done |= zip(local, outcomes, strict=True)
         for step in steps:
             if is_url(step.target):
-                done[step] = self._stream(backend, step, overwrite, progress)
+                done[step] = fetch_object(
+                    backend, step.source, step.target, step.size,
+                    overwrite=overwrite, verify=self.verify, progress=progress,
+                )  # fmt: skip
         return [done[step] for step in steps]
-
-    def _stream(
-        self, backend: SFTPBackend, step: Step, overwrite: bool, progress: ProgressLog
-    ) -> int | SFTPBackendError | OSError:
-        target = object_path(step.target)
-        temp = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
-        try:
-            if not overwrite and target.exists():
-                return AlreadyExists(f"{step.target!r} exists", path=step.source)
-            try:
-                count = self._copy(backend, step, temp, progress)
-                temp.fs.mv(temp.path, target.path)  # what is not whole and proven never has the name
-            finally:
-                if temp.exists():
-                    temp.unlink()
-        except (SFTPBackendError, OSError) as error:
-            return error
-        return count
-
-    def _copy(self, backend: SFTPBackend, step: Step, temp: ObjectStoragePath, progress: ProgressLog) -> int:
-        """Fetches a file into an object; the number of its bytes. TransferCorrupted if they are not those that came."""
-        digest, count = hashlib.sha256(), 0
-        with backend.read(step.source) as source, open_object(temp, "wb") as sink:
-            while piece := source.read(_PIECE):
-                sink.write(piece)
-                digest.update(piece)
-                count += len(piece)
-                progress(len(piece))
-        if self.verify != "none" and step.size is not None and count != step.size:
-            raise TransferCorrupted(f"{count} bytes came, {step.size} were listed", path=step.source)
-        if self.verify == "sha256":
-            with open_object(temp, "rb") as stream:
-                if _digest(stream) != digest.digest():
-                    raise TransferCorrupted(f"{step.target!r} does not hold the bytes that came", path=step.source)
-        return count
 
 
 class SFTPMoveOperator(_FileOperator):
@@ -508,10 +490,10 @@ def _not_found(backend: SFTPBackend, name: str) -> NotFound:
     return NotFound("no file on the server fits", path=name, backend=backend.name)
 
 
-def _with_parents(steps: Sequence[Step]) -> tuple[list[Step], dict[Step, int | SFTPBackendError | OSError]]:
+def _with_parents(steps: Sequence[Step]) -> tuple[list[Step], dict[Step, Outcome]]:
     """Makes the folders of local targets: the steps whose folder is there now, and why it is not for the others."""
     ready: list[Step] = []
-    failed: dict[Step, int | SFTPBackendError | OSError] = {}
+    failed: dict[Step, Outcome] = {}
     for step in steps:
         try:
             os.makedirs(os.path.dirname(step.target) or ".", exist_ok=True)
@@ -519,27 +501,3 @@ def _with_parents(steps: Sequence[Step]) -> tuple[list[Step], dict[Step, int | S
         except OSError as error:
             failed[step] = error
     return ready, failed
-
-
-def _local_size(path: str) -> int | None:
-    """Bytes of a local file or URL; None where there is none."""
-    if is_url(path):
-        target = object_path(path)
-        return target.stat().st_size if target.is_file() else None
-    return os.stat(path).st_size if os.path.isfile(path) else None
-
-
-def _same(backend: SFTPBackend, key: str, local: str) -> bool:
-    """True if a file on the server and a local one hold the same bytes."""
-    try:
-        with backend.read(key) as there, opened_for_reading(local) as here:
-            return _digest(there) == _digest(here)
-    except (SFTPBackendError, OSError):
-        return False
-
-
-def _digest(stream: BinaryIO) -> bytes:
-    digest = hashlib.sha256()
-    while piece := stream.read(_PIECE):
-        digest.update(piece)
-    return digest.digest()

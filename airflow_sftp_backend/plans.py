@@ -11,17 +11,14 @@ import glob
 import os
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from .backend import TransferCorrupted
+from .ends import is_url, object_path
 
 if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
-
     from .backend import FileInfo, SFTPBackend
 
 IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
@@ -72,11 +69,6 @@ def one_path(value: str | os.PathLike[str], what: str) -> str:
 def is_glob(path: str) -> bool:
     """True if the path has a wildcard."""
     return _WILDCARD.search(path) is not None
-
-
-def is_url(path: str) -> bool:
-    """True for a URL such as ``s3://bucket/key``; a ``file://`` URL is a path of this machine, see `paths`."""
-    return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
 def literally(path: str) -> str:
@@ -154,13 +146,6 @@ def _object_files(source: str) -> Iterator[tuple[str, str, int | None]]:
         raise FileNotFoundError(errno.ENOENT, "no file fits", source)
     for path in files:
         yield str(path), str(path).removeprefix(str(top)).lstrip("/"), path.stat().st_size
-
-
-def object_path(url: str) -> ObjectStoragePath:
-    """The ObjectStoragePath of a URL."""
-    from airflow.sdk import ObjectStoragePath  # here, because it loads fsspec
-
-    return ObjectStoragePath(url)
 
 
 def _literal_folder(pattern: str) -> str:
@@ -297,37 +282,3 @@ def numbered(steps: Iterable[Step], taken: Iterable[str]) -> list[Step]:
 def _around_number(target: str) -> tuple[str, str]:
     suffix = PurePosixPath(target).suffix
     return target.removesuffix(suffix), suffix
-
-
-class Exactly:
-    """A stream that must give as many bytes as its store says it has. TransferCorrupted if it ends before, or goes on.
-
-    ``size`` in bytes, None if it is not known; ``key`` is where it goes.
-    """
-
-    def __init__(self, stream: BinaryIO, size: int | None, key: str) -> None:
-        self._stream = stream
-        self._size = size
-        self._key = key
-        self._count = 0
-
-    def read(self, size: int, /) -> bytes:
-        """The next bytes, none at the end."""
-        data = self._stream.read(size)
-        self._count += len(data)
-        if self._size is not None and (self._count > self._size or (not data and self._count < self._size)):
-            message = f"the source gave {self._count} bytes, and has {self._size}; the target was left as it was"
-            raise TransferCorrupted(message, path=self._key)
-        return data
-
-
-@contextmanager
-def opened_for_reading(source: str) -> Iterator[BinaryIO]:
-    """The bytes of a local path or URL."""
-    with open_object(object_path(source), "rb") if is_url(source) else open(source, "rb") as stream:
-        yield stream
-
-
-def open_object(path: ObjectStoragePath, mode: Literal["rb", "wb"]) -> BinaryIO:
-    """The object, open."""
-    return cast("BinaryIO", path.open(mode))  # type: ignore[no-untyped-call] # Airflow leaves it untyped

@@ -20,12 +20,13 @@ FLOORS = (
     {""},  # the front door: names what is public, wherever it lives
     {"provider", "cli"},
     {"operators", "sensors"},
-    {"triggers", "tries"},
+    {"lineage", "triggers"},
+    {"tries"},
     {"arrivals", "shared"},
     {"plans", "waiting"},
     {"hooks"},
     {"sources"},
-    {"connection", "assets", "masking", "progress"},
+    {"connection", "assets", "ends", "masking", "progress"},
     {"fields", "keyvault"},
     {"azure_identity"},
     {"backend"},
@@ -50,7 +51,8 @@ FLOORS = (
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
 AIRFLOW_ROOMS = {
-    "arrivals", "assets", "cli", "hooks", "masking", "operators", "plans", "sensors", "sources", "triggers", "tries",
+    "arrivals", "assets", "cli", "ends", "hooks", "lineage", "masking", "operators", "sensors", "sources", "triggers",
+    "tries",
 }  # fmt: skip
 AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {

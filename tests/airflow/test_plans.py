@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import FileInfo, Secret
 from airflow_sftp_backend.backend._tree import Pattern
+from airflow_sftp_backend.ends import is_url
 from airflow_sftp_backend.plans import (
     Found,
     Step,
@@ -21,7 +22,6 @@ from airflow_sftp_backend.plans import (
     downloads,
     goes_into_folder,
     is_glob,
-    is_url,
     literally,
     moves,
     numbered,

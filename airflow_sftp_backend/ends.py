@@ -1,0 +1,188 @@
+"""The end of a transfer that is not the server: a path of this machine, or the URL of any `ObjectStoragePath`."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+
+from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+    from .backend import Progress, SFTPBackend
+
+Verify = Literal["size", "sha256", "none"]
+Outcome = WriteResult | SFTPBackendError | OSError
+
+_PIECE = 1 << 20
+
+
+def is_url(path: str) -> bool:
+    """True for a URL such as ``s3://bucket/key``; a ``file://`` URL is a path of this machine, see `plans.paths`."""
+    return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
+
+
+def object_path(url: str) -> ObjectStoragePath:
+    """The object of a URL."""
+    from airflow.sdk import ObjectStoragePath  # here, because it loads fsspec
+
+    return ObjectStoragePath(url)
+
+
+def size_of(path: str) -> int | None:
+    """Bytes of a local file or object; None where there is none."""
+    if is_url(path):
+        target = object_path(path)
+        return target.stat().st_size if target.is_file() else None
+    return os.stat(path).st_size if os.path.isfile(path) else None
+
+
+@contextmanager
+def opened_for_reading(source: str) -> Iterator[BinaryIO]:
+    """The bytes of a local file or object."""
+    with open_object(object_path(source), "rb") if is_url(source) else open(source, "rb") as stream:
+        yield stream
+
+
+def open_object(path: ObjectStoragePath, mode: Literal["rb", "wb"]) -> BinaryIO:
+    """The object, open."""
+    return cast("BinaryIO", path.open(mode))  # type: ignore[no-untyped-call] # Airflow leaves it untyped
+
+
+def digest_of(stream: BinaryIO) -> str:
+    """``sha256:<hex>`` of what is left of it."""
+    digest = hashlib.sha256()
+    while piece := stream.read(_PIECE):
+        digest.update(piece)
+    return f"sha256:{digest.hexdigest()}"
+
+
+Stamp = tuple[int, int]
+"""What another content of a local file would change: its bytes, and its time in ns."""
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """The stamp of a local file; None where there is none, or the path is a URL."""
+    if is_url(path):
+        return None
+    try:
+        state = os.stat(path)
+    except OSError:
+        return None
+    return state.st_size, state.st_mtime_ns
+
+
+def digest_if_unchanged(path: str, stamp: Stamp | None) -> str | None:
+    """``sha256:<hex>`` of a local file; None if it no longer is what had that stamp, or never was."""
+    if stamp is None:
+        return None
+    try:
+        with open(path, "rb") as stream:
+            digest = digest_of(stream)
+    except OSError:
+        return None
+    return digest if stamp_of(path) == stamp else None
+
+
+def same(backend: SFTPBackend, key: str, local: str) -> bool:
+    """True if a file on the server and a local file or object hold the same bytes."""
+    try:
+        with backend.read(key) as there, opened_for_reading(local) as here:
+            return digest_of(there) == digest_of(here)
+    except (SFTPBackendError, OSError):
+        return False
+
+
+class Exactly:
+    """A stream that must give as many bytes as its store says it has. TransferCorrupted if it ends before, or goes on.
+
+    ``size`` in bytes, None if it is not known; ``key`` is where it goes.
+    """
+
+    def __init__(self, stream: BinaryIO, size: int | None, key: str) -> None:
+        self._stream = stream
+        self._size = size
+        self._key = key
+        self._count = 0
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        """``sha256:<hex>`` of what it gave so far."""
+        return f"sha256:{self._hash.hexdigest()}"
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, none at the end."""
+        data = self._stream.read(size)
+        self._count += len(data)
+        if self._size is not None and (self._count > self._size or (not data and self._count < self._size)):
+            message = f"the source gave {self._count} bytes, and has {self._size}; the target was left as it was"
+            raise TransferCorrupted(message, path=self._key)
+        self._hash.update(data)
+        return data
+
+
+def send_object(
+    backend: SFTPBackend,
+    url: str,
+    key: str,
+    size: int | None,
+    *,
+    overwrite: bool,
+    verify: Verify,
+    create_parents: bool,
+    progress: Progress,
+) -> Outcome:
+    """Sends an object of ``size`` bytes to the server; what was written, or why not."""
+    try:
+        with opened_for_reading(url) as stream:
+            content = Exactly(stream, size, key)
+            written = backend.write_atomic(
+                key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents
+            )
+            return WriteResult(key, written.size, digest=content.digest)
+    except (SFTPBackendError, OSError) as error:
+        return error
+
+
+def fetch_object(
+    backend: SFTPBackend, key: str, url: str, size: int | None, *, overwrite: bool, verify: Verify, progress: Progress
+) -> Outcome:
+    """Fetches a file of ``size`` bytes into an object, which has its name only when it is whole and proven."""
+    target = object_path(url)
+    temp = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
+    try:
+        if not overwrite and target.exists():
+            return AlreadyExists(f"{url!r} exists", path=key)
+        try:
+            written = _copy(backend, key, temp, progress)
+            if verify != "none" and size is not None and written.size != size:
+                return TransferCorrupted(f"{written.size} bytes came, {size} were listed", path=key)
+            if verify == "sha256":
+                with open_object(temp, "rb") as stream:
+                    if digest_of(stream) != written.digest:
+                        return TransferCorrupted(f"{url!r} does not hold the bytes that came", path=key)
+            temp.fs.mv(temp.path, target.path)
+        finally:
+            if temp.exists():
+                temp.unlink()
+    except (SFTPBackendError, OSError) as error:
+        return error
+    return written
+
+
+def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Progress) -> WriteResult:
+    digest, count = hashlib.sha256(), 0
+    with backend.read(key) as source, open_object(temp, "wb") as sink:
+        while piece := source.read(_PIECE):
+            sink.write(piece)
+            digest.update(piece)
+            count += len(piece)
+            progress(len(piece))
+    return WriteResult(key, count, digest=f"sha256:{digest.hexdigest()}")
