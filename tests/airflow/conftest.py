@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
+from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
@@ -110,7 +111,7 @@ def context(try_number: int = 1, state: State | None = None) -> Context:
         try_number=try_number, get_first_reschedule_date=lambda _: started,
     )  # fmt: skip
     run = SimpleNamespace(run_after=datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1))))
-    found: dict[str, Any] = {"ti": instance, "dag_run": run}
+    found: dict[str, Any] = {"ti": instance, "dag_run": run, "outlet_events": OutletEventAccessors()}
     if state is not None:
         found["task_state_store"] = state
     return cast("Context", found)

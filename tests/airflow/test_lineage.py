@@ -1,0 +1,256 @@
+"""What an operator did is what Airflow's assets and OpenLineage are told, each file under its one name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from airflow.providers.common.compat.openlineage.utils.utils import translate_airflow_asset
+from airflow.sdk import Asset, AssetAlias, BaseOperator
+
+from airflow_sftp_backend.operators import (
+    SFTPDeleteOperator,
+    SFTPDownloadOperator,
+    SFTPMoveOperator,
+    SFTPUploadOperator,
+)
+from tests.airflow.conftest import context, grow
+from tests.airflow.supervised import run as run_supervised
+from tests.airflow.supervised import told
+from tests.servers import AsyncsshServer
+
+Names = list[tuple[str, str]]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def uri(server: AsyncsshServer, remote: Path, path: str) -> str:
+    """The asset URI of a file."""
+    return f"sftp://{server.host}:{server.port}{remote}/{path}"
+
+
+def events(operator: BaseOperator, try_number: int = 1) -> Any:
+    """Runs the operator; the events of its outlets."""
+    ran = context(try_number)
+    operator.execute(ran)
+    return ran["outlet_events"]
+
+
+def lineage(operator: Any) -> tuple[Names, Names]:
+    """Runs the operator; namespace and name of each dataset read and written."""
+    operator.execute(context())
+    found = operator.get_openlineage_facets_on_complete(None)
+    return [(d.namespace, d.name) for d in found.inputs], [(d.namespace, d.name) for d in found.outputs]
+
+
+def converted(*uris: str) -> Names:
+    """What Airflow's converters make of assets with these URIs."""
+    found = [translate_airflow_asset(Asset(uri=one), None) for one in uris]
+    return [(one.namespace, one.name) for one in found if one is not None]
+
+
+# -- assets -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256"])
+def test_the_event_of_a_file_has_its_size_and_digest(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, verify: Any
+) -> None:
+    grow(tmp_path, {"a.csv": b"abc"})
+    outlet = Asset("report", uri=uri(server, remote, "out/a.csv"))
+    found = events(
+        SFTPUploadOperator(
+            task_id="up", source=str(tmp_path / "a.csv"), target="out/a.csv", verify=verify, outlets=[outlet]
+        )
+    )
+    assert found[outlet].extra == {"uri": outlet.uri, "action": "uploaded", "size": 3, "sha256": sha256(b"abc")}
+
+
+def test_an_outlet_is_told_of_what_is_there_and_one_without_a_place_of_all(
+    remote: Path, server: AsyncsshServer, tmp_path: Path
+) -> None:
+    grow(tmp_path / "in", {"a": b"1", "deep/b": b"22", "deep/c": b"333"})
+    of_all, of_folder = Asset("all"), Asset("folder", uri=uri(server, remote, "out/deep"))
+    of_none, alias = Asset("none", uri=uri(server, remote, "ou")), AssetAlias("each")
+    found = events(
+        SFTPUploadOperator(
+            task_id="up", source=f"{tmp_path}/in", target="out/", outlets=[of_all, of_folder, of_none, alias]
+        )
+    )
+    assert (found[of_all].extra["count"], found[of_all].extra["size"]) == (3, 6)
+    assert [file["sha256"] for file in found[of_folder].extra["files"]] == [sha256(b"22"), sha256(b"333")]
+    assert found[of_none].extra == {}
+    made = found[alias].asset_alias_events
+    assert [event.dest_asset_key.uri for event in made] == [
+        uri(server, remote, f"out/{p}") for p in ("a", "deep/b", "deep/c")
+    ]
+    assert [event.extra["size"] for event in made] == [1, 2, 3]
+
+
+def test_the_digest_is_of_the_file_that_arrived(remote: Path, tmp_path: Path) -> None:
+    grow(remote, {"a": b"abc"})
+    outlet = Asset("here", uri=f"file://{tmp_path}/a")
+    found = events(SFTPDownloadOperator(task_id="down", source="a", target=f"{tmp_path}/a", outlets=[outlet]))
+    assert found[outlet].extra == {
+        "uri": f"file://{tmp_path}/a", "action": "downloaded", "size": 3, "sha256": sha256(b"abc"),
+    }  # fmt: skip
+
+
+def test_objects_have_their_digest_too(remote: Path, server: AsyncsshServer, store: str, tmp_path: Path) -> None:
+    grow(remote, {"a": b"abc"})
+    there, back = Asset("there"), Asset("back")
+    fetched = events(SFTPDownloadOperator(task_id="down", source="a", target=f"{store}/a", outlets=[there]))
+    sent = events(SFTPUploadOperator(task_id="up", source=f"{store}/a", target="b", outlets=[back]))
+    assert fetched[there].extra["sha256"] == sent[back].extra["sha256"] == sha256(b"abc")
+    assert fetched[there].extra["uri"] == f"{store}/a"
+
+
+def test_the_next_try_tells_of_what_the_last_one_did(remote: Path, tmp_path: Path) -> None:
+    grow(tmp_path, {"a": b"abc"})
+    outlet = Asset("out")
+    for try_number in (1, 2):
+        found = events(
+            SFTPUploadOperator(task_id="up", source=f"{tmp_path}/a", target="a", outlets=[outlet]), try_number
+        )
+        assert found[outlet].extra["sha256"] == sha256(b"abc")
+        assert found[outlet].extra["action"] == "uploaded"
+
+
+def test_what_was_not_done_is_not_told(remote: Path, tmp_path: Path) -> None:
+    grow(tmp_path, {"a": b"abc"})
+    grow(remote, {"a": b"abc"})
+    for options in ({"if_exists": "skip"}, {"dry_run": True}):
+        outlet = Asset("out")
+        operator = SFTPUploadOperator(
+            task_id="up", source=f"{tmp_path}/a", target="a", outlets=[outlet], **cast("Any", options)
+        )
+        assert events(operator)[outlet].extra == {}
+        assert operator.get_openlineage_facets_on_complete(None).outputs == []  # type: ignore[union-attr]
+
+
+def test_moves_and_deletions_are_told_with_the_size(remote: Path) -> None:
+    grow(remote, {"a": b"abc", "b": b"d"})
+    moved, deleted = Asset("moved"), Asset("deleted")
+    assert events(SFTPMoveOperator(task_id="mv", source="a", target="c", outlets=[moved]))[moved].extra["size"] == 3
+    assert events(SFTPDeleteOperator(task_id="rm", path="*", outlets=[deleted]))[deleted].extra["count"] == 2
+
+
+# -- OpenLineage ------------------------------------------------------------------------------------------------------
+
+
+def test_datasets_are_named_as_the_converters_name_the_assets(
+    remote: Path, server: AsyncsshServer, tmp_path: Path
+) -> None:
+    grow(tmp_path, {"50% of é.csv": b"abc"})
+    here, there = f"file://{tmp_path}/50%25 of %C3%A9.csv", uri(server, remote, "50%25%20of%20%C3%A9.csv")
+    there_then, back = uri(server, remote, "old/50%25%20of%20%C3%A9.csv"), f"file://{tmp_path}/back"
+    up = SFTPUploadOperator(task_id="up", source=f"{tmp_path}/50% of é.csv", target="./")
+    assert lineage(up) == (converted(here), converted(there))
+    mv = SFTPMoveOperator(task_id="mv", source="50%*", target="old/")
+    assert lineage(mv) == (converted(there), converted(there_then))
+    down = SFTPDownloadOperator(task_id="down", source="old/50% of é.csv", target=f"{tmp_path}/back")
+    assert lineage(down) == (converted(there_then), converted(back))
+    assert lineage(SFTPDeleteOperator(task_id="rm", path="old/*")) == ([], converted(there_then))
+
+
+def test_objects_are_named_by_bucket_and_key(remote: Path, store: str) -> None:
+    grow(remote, {"a": b"abc"})
+    down = SFTPDownloadOperator(task_id="down", source="a", target=f"{store}/deep/a")
+    assert lineage(down)[1] == [(store, "deep/a")]
+
+
+def test_a_move_says_what_it_renamed_and_a_deletion_what_is_gone(remote: Path) -> None:
+    grow(remote, {"a": b"abc"})
+    mv, rm = SFTPMoveOperator(task_id="mv", source="a", target="b"), SFTPDeleteOperator(task_id="rm", path="b")
+    for operator, change in ((mv, "RENAME"), (rm, "DROP")):
+        operator.execute(context())
+        found = cast("Any", operator.get_openlineage_facets_on_complete(None))
+        facet = found.outputs[0].facets["lifecycleStateChange"]
+        assert facet.lifecycleStateChange.value == change
+        previous = facet.previousIdentifier
+        assert (previous and previous.name) == (f"{remote}/a" if change == "RENAME" else None)
+
+
+def test_of_very_many_files_the_folders_are_told(remote: Path, server: AsyncsshServer, tmp_path: Path) -> None:
+    grow(tmp_path / "in", {f"{number % 2}/{number}": b"" for number in range(501)})
+    read, written = lineage(SFTPUploadOperator(task_id="up", source=f"{tmp_path}/in", target="out/"))
+    assert sorted(read) == [("file", f"{tmp_path}/in/0"), ("file", f"{tmp_path}/in/1")]
+    assert sorted(written) == converted(*(uri(server, remote, f"out/{folder}") for folder in "01"))
+
+
+def test_a_task_that_failed_tells_what_it_did(remote: Path, server: AsyncsshServer, tmp_path: Path) -> None:
+    grow(remote, {"a": b"abc"})
+    down = SFTPDownloadOperator(task_id="down", source=["a", "missing"], target=f"{tmp_path}/")
+    with pytest.raises(Exception, match="1 of 2 files failed"):
+        down.execute(context())
+    found = cast("Any", down.get_openlineage_facets_on_complete(None))
+    assert [(one.namespace, one.name) for one in found.inputs] == converted(uri(server, remote, "a"))
+
+
+def test_without_the_openlineage_provider_there_is_nothing_to_tell() -> None:
+    code = textwrap.dedent("""
+        import sys
+        import airflow.sdk
+        sys.modules["airflow.providers.openlineage.extractors"] = sys.modules["openlineage"] = None
+        from airflow_sftp_backend.operators import SFTPDeleteOperator
+        assert SFTPDeleteOperator(task_id="rm", path="a").get_openlineage_facets_on_complete(None) is None
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+DAG = """
+from airflow.sdk import DAG, Asset, AssetAlias
+from airflow_sftp_backend.operators import (
+    SFTPDeleteOperator, SFTPDownloadOperator, SFTPMoveOperator, SFTPUploadOperator
+)
+
+with DAG("told"):
+    SFTPUploadOperator(
+        task_id="up", source="{here}/a", target="a", outlets=[Asset("report", uri="{there}/a"), AssetAlias("each")]
+    )
+    SFTPDownloadOperator(task_id="down", source="a", target="{here}/back")
+    SFTPMoveOperator(task_id="mv", source="a", target="b")
+    SFTPDeleteOperator(task_id="rm", path="b")
+"""
+
+
+@pytest.mark.timeout(180)
+def test_airflow_and_its_openlineage_provider_are_told_by_real_tasks(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(tmp_path, {"a": b"abc"})
+    top = uri(server, remote, "").rstrip("/")
+    grow(tmp_path, {"dags/told.py": DAG.format(here=tmp_path, there=top).encode()})
+    written = tmp_path / "lineage.json"
+    transport = {"type": "file", "log_file_path": str(written), "append": True}
+    monkeypatch.setenv("AIRFLOW__OPENLINEAGE__TRANSPORT", json.dumps(transport))
+    for task in ("up", "down", "mv", "rm"):
+        run_supervised(tmp_path / "dags", "told", task, tmp_path / f"{task}.log")
+    complete = {}
+    for line in written.read_text().splitlines():
+        event = json.loads(line)
+        if event["eventType"] == "COMPLETE":
+            complete[event["job"]["name"]] = [
+                [(dataset["namespace"], dataset["name"]) for dataset in event[end]] for end in ("inputs", "outputs")
+            ]
+    here, a, b = (f"file://{tmp_path}/{name}" for name in ("a", "back")), f"{top}/a", f"{top}/b"
+    source, back = here
+    assert complete == {
+        "told.up": [converted(source), converted(a)],
+        "told.down": [converted(a), converted(back)],
+        "told.mv": [converted(a), converted(b)],
+        "told.rm": [[], converted(b)],
+    }
+    success = [one for one in told(tmp_path / "up.log") if isinstance(one, dict) and one.get("state") == "success"]
+    (finished,) = success
+    extras = [event["extra"] for event in cast("list[dict[str, Any]]", finished["outlet_events"])]
+    assert extras == [{"uri": a, "action": "uploaded", "size": 3, "sha256": sha256(b"abc")}] * 2
