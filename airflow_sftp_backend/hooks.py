@@ -45,6 +45,8 @@ HOPELESS: Final = (
     InvalidConnection,
 )
 """What retrying cannot mend."""
+_LAST_MOMENT: Final = 1.5
+"""Seconds a task that is killed has to end its conversation with the server."""
 _ARGUMENTS: Final = (ValueError, TypeError)
 
 
@@ -166,16 +168,19 @@ class Killable:
 
     _interruptible = False
     _killed = False
+    _ending: SFTPBackend | None = None
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """A block that `on_kill` may interrupt."""
+    def interruptible(self, backend: SFTPBackend) -> Iterator[None]:
+        """A block that uses the backend and that `on_kill` may interrupt."""
+        self._ending = backend
         self._interruptible = True
         try:
             self._end_if_killed()
             yield
         finally:
             self._interruptible = self._killed = False
+            self._ending = None
 
     @contextmanager
     def uninterruptible(self) -> Iterator[None]:
@@ -186,8 +191,11 @@ class Killable:
         self._end_if_killed()
 
     def on_kill(self) -> None:
-        """Interrupts the work under way, which removes what it has half written and closes the connection."""
+        """Interrupts the work under way. It has a moment to leave what the next try can go on with, to remove what it
+        has half written otherwise, and to close the connection, also where the server says nothing any more."""
         self._killed = True
+        if self._ending is not None:
+            self._ending.end_within(_LAST_MOMENT)
         if self._interruptible:
             self._end_if_killed()
 

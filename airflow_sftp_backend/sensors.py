@@ -100,7 +100,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
                     for pattern in condition.patterns:
                         plan = backend.resolve(pattern)
                         self.log.info("waiting for %s on %s", plan.native_path, plan.backend)
-                    with self.interruptible():
+                    with self.interruptible(backend):
                         if not self.deferrable:
                             return cast("list[Row]", super().execute(context))
                         verdict = self._first_look(context, condition)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import threading
@@ -70,6 +71,10 @@ class _Connection:
         finally:
             self._stream.limit(None)
 
+    def end_within(self, seconds: float) -> None:
+        """Ends it in that many seconds at the latest. Takes no lock."""
+        self._stream.end_within(seconds)
+
     def hang_up(self) -> None:
         """Makes everything that waits on it fail. Takes no lock: fit for a signal handler and the collector."""
         self._stream.hang_up(CLOSED_MEANWHILE)
@@ -134,6 +139,7 @@ class Session:
         self._opening: Opening | None = None
         self._in_use: _Connection | None = None
         self._aborted = False
+        self._over = math.inf
         self.curious = False
         """A login begins with the question which methods the server takes."""
         self.found: ConnectionFacts | None = None
@@ -233,6 +239,14 @@ class Session:
             elif self._connection is not None:
                 self._drop(self._connection)
 
+    def end_within(self, seconds: float) -> None:
+        """Gives the call under way and all that follow that many seconds together. Takes no lock: fit for a signal
+        handler."""
+        self._over = self._clock() + seconds
+        for connection in (self._in_use, self._connection):
+            if connection is not None:
+                connection.end_within(seconds)
+
     def _drop(self, connection: _Connection) -> None:
         if self._connection is connection:
             self._connection = None
@@ -252,6 +266,8 @@ class Session:
                 log.warning("%s; trying once more with the secrets as they are now", error)
                 self._take(renewed)
                 self._connection = self._connect(most, load)
+            if self._over < math.inf:
+                self._connection.end_within(self._over - self._clock())
             self.generation += 1
             facts = self._connection.facts
             log.info(
@@ -262,7 +278,7 @@ class Session:
 
     def _connect(self, attempts: int, load: Load | None) -> _Connection:
         policy, clock = self._config.retry, self._clock
-        end = float("inf") if policy.timeout is None else clock() + policy.timeout
+        end = min(self._over, math.inf if policy.timeout is None else clock() + policy.timeout)
         hop = Hop(self._settings, _password(self._config), self._checker, self._through(self._given.jump))
         self._aborted = False
         tried = 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from airflow_sftp_backend import (
     operators,
     progress,
 )
-from airflow_sftp_backend.hooks import TaskKilled
 from airflow_sftp_backend.operators import (
     SFTPDeleteOperator,
     SFTPDownloadOperator,
@@ -31,7 +29,7 @@ from airflow_sftp_backend.operators import (
 )
 from tests.airflow.conftest import Connect, State, context, grow, held
 from tests.backend.sessions import assert_nothing_left
-from tests.servers import AsyncsshServer, DropsAfter, FailsWrite, StallsAfter, free_port
+from tests.servers import AsyncsshServer, DropsAfter, FailsWrite, free_port
 
 Row = dict[str, Any]
 
@@ -523,36 +521,6 @@ def test_the_log_tells_each_file_how_far_it_is_and_the_sum(
     assert "uploaded in/big.bin (3.0 MiB)" in log
     assert "2 files, 3.0 MiB in " in log
     assert "(100%), " in log
-
-
-@pytest.mark.parametrize("what", ["upload", "download"])
-def test_a_killed_task_ends_at_once_and_leaves_nothing_half(connect: Connect, tmp_path: Path, what: str) -> None:
-    big = bytes(8 << 20)
-    with StallsAfter(requests=12) as stalling:
-        folder = stalling.fresh()
-        connect(stalling, base_path=folder.base_path)
-        if what == "download":
-            grow(folder.path, {"big": big})
-            operator: BaseOperator = download("big", tmp_path / "down" / "big")
-        else:
-            operator = upload(grow(tmp_path, {"big": big}) / "big", "big")
-        before = signal.signal(signal.SIGALRM, lambda *_: operator.on_kill())
-        signal.setitimer(signal.ITIMER_REAL, 1)
-        try:
-            with pytest.raises(TaskKilled, match="was killed"):
-                run(operator)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-        assert_nothing_left(stalling.port)
-        if what == "download":
-            assert not (tmp_path / "down" / "big").exists()
-        else:
-            assert "big" not in held(folder.path)
-
-
-def test_killing_a_task_that_does_nothing_is_harmless(operator: BaseOperator) -> None:
-    operator.on_kill()
 
 
 def test_a_write_that_the_server_fails_leaves_neither_file_nor_temporary_file(connect: Connect, tmp_path: Path) -> None:

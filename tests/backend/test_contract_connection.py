@@ -139,6 +139,32 @@ def test_close_is_idempotent_and_the_next_call_connects_again(make_backend: Make
     assert server.logins() == before + 2
 
 
+@pytest.mark.parametrize("after", [0.0, 0.5])
+def test_a_backend_that_is_to_end_ends_and_begins_nothing(make_backend: MakeBackend, after: float) -> None:
+    with StallsAfter(requests=10**9) as stalling:
+        backend = make_backend(stalling, base_path=stalling.fresh().base_path)
+        assert not backend.exists("a")
+        stalling.limit = 0
+        ending = threading.Timer(after, backend.end_within, [0.5])
+        start = time.monotonic()
+        ending.start()
+        with pytest.raises(BackendUnavailable):
+            backend.write_atomic("a", b"content")
+        with pytest.raises(BackendUnavailable):
+            backend.exists("a")
+        assert time.monotonic() - start < 2.5
+        backend.close()
+
+
+def test_what_ends_in_time_is_not_disturbed(make_backend: MakeBackend, server: Server) -> None:
+    backend = make_backend(server, base_path=server.fresh().base_path)
+    backend.end_within(20)
+    assert backend.write_atomic("a", b"content").size == 7
+    backend.end_within(0.0)
+    with pytest.raises(BackendUnavailable):
+        backend.exists("a")
+
+
 def test_the_context_manager_closes(make_backend: MakeBackend, server: Server) -> None:
     with make_backend(server) as backend:
         client = backend.unwrap(paramiko.SSHClient)
