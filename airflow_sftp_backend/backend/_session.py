@@ -183,6 +183,8 @@ class Session:
         with self._lock:
             if self._in_use is not None:
                 return self._run(use, self._in_use)
+            if self._clock() >= self._over:
+                raise BackendUnavailable("it was told to end", backend=self._config.address)
             connection = self._connected(attempts, load)
             try:
                 return self._run_alone(use, connection)
