@@ -148,6 +148,28 @@ def test_the_deferred_example_waits_in_the_triggerer(
     assert server.logins() == before + 2  # the first look, and the trigger
 
 
+@pytest.mark.parametrize("good", [True, False])
+def test_the_delivery_is_archived_if_it_can_be_processed_and_put_in_quarantine_if_not(
+    remote: Path, tmp_path: Path, start: Start, good: bool
+) -> None:
+    delivery = {"a.csv": b"id,name\n1,x\n2,y\n", "b.csv": b"id,name\n3,z\n" if good else b""}
+    grow(remote / "inbox", delivery)
+    process = start(example("partner_delivery"), into=str(tmp_path / "into"))
+    tasks, log = ended(process, tmp_path)
+    assert process.returncode == (0 if good else 1), log
+    states = {task["task"]: task["state"] for task in tasks["partner_delivery"]}
+    returned = {task["task"]: task["returned"] for task in tasks["partner_delivery"]}
+    assert states["quarantine"] == "success"
+    assert (states["process"], states["archive"]) == (("success",) * 2 if good else ("failed", "upstream_failed"))
+    (date,) = {path.split("/")[1] for path in held(remote)}
+    place = "archive" if good else "quarantine"
+    assert held(remote) == {f"{place}/{date}/{name}": content for name, content in delivery.items()}
+    assert [row["action"] for row in returned["archive" if good else "quarantine"]] == ["moved", "moved"]
+    if good:
+        assert returned["process"] == 3
+        assert returned["quarantine"] == []
+
+
 # -- tasks that do not succeed ----------------------------------------------------------------------------------------
 
 
