@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import pytest
-from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
-from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend import FileInfo, SFTPBackend
-from airflow_sftp_backend.triggers import SFTPFileTrigger, SFTPNewFilesTrigger
+from airflow_sftp_backend.triggers import SFTPFileTrigger
 from airflow_sftp_backend.waiting import Condition
-from tests.airflow.conftest import Connect, State, grow
+from tests.airflow.conftest import Connect, grow
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import AsyncsshServer, OpenSSHServer, SilentSFTP, StallsAfter, free_port, wait_until
+from tests.vault import Vault
 
 T = TypeVar("T")
 
@@ -37,26 +35,25 @@ async def event(waiting: SFTPFileTrigger) -> dict[str, Any]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs it on a loop that reports whoever holds it up."""
+    """Runs it on a loop that tells whoever holds it up."""
+    slow: list[str] = []
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.msg.startswith("Executing"):
+                slow.append(record.getMessage())
 
     async def watched() -> T:
-        loop = asyncio.get_running_loop()
-        held: list[float] = []
+        asyncio.get_running_loop().slow_callback_duration = 2
+        return await asyncio.wait_for(work, 40)
 
-        async def watch() -> None:
-            while True:
-                before = loop.time()
-                await asyncio.sleep(0.05)
-                held.append(loop.time() - before - 0.05)
-
-        watching = asyncio.create_task(watch())
-        try:
-            return await asyncio.wait_for(work, 40)
-        finally:
-            watching.cancel()
-            assert max(held, default=0) < 3, "the event loop was held up"
-
-    return asyncio.run(watched())
+    told = Told()
+    logging.getLogger("asyncio").addHandler(told)
+    try:
+        return asyncio.run(watched(), debug=True)
+    finally:
+        logging.getLogger("asyncio").removeHandler(told)
+        assert not slow, "the event loop was held up"
 
 
 async def start(*triggers: SFTPFileTrigger) -> list[asyncio.Task[dict[str, Any]]]:
@@ -202,6 +199,37 @@ def test_a_bad_path_fails_its_own_wait_only(remote: Path, server: AsyncsshServer
     run(wait())
 
 
+def test_who_holds_the_loop_is_told() -> None:
+    async def hold() -> None:
+        time.sleep(2.1)  # noqa: ASYNC251 - just that
+
+    with pytest.raises(AssertionError, match="held up"):
+        run(hold())
+
+
+def test_a_password_that_is_changed_is_fetched_by_the_next_connection(
+    vault: Vault, server: AsyncsshServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = server.fresh()
+    assert server.password is not None
+    vault.put("password", server.password)
+    connect(server, base_path=folder.base_path, private_key=None, key_vault_url=vault.url, password_secret="password")
+    before = server.logins()
+
+    async def wait() -> dict[str, Any]:
+        (waiting,) = await start(trigger("a"))
+        await until(lambda: server.logins() == before + 1)
+        monkeypatch.setattr(server, "password", "the new one")
+        vault.put("password", "the new one")
+        await asyncio.to_thread(server.kill_sessions)
+        grow(folder.path, {"a": b""})
+        return await waiting
+
+    assert run(wait())["status"] == "found"
+    assert server.logins() == before + 2
+    assert_nothing_left(server.port)
+
+
 def test_a_server_that_says_nothing_does_not_hold_the_loop(connect: Connect) -> None:
     with SilentSFTP() as silent:
         connect(silent, timeout=4, io_timeout=4, conn_retry_attempts=1)
@@ -336,245 +364,3 @@ def test_what_was_seen_before_counts(remote: Path) -> None:
     waiting = trigger("a", stable_for=1000)
     waiting.observed = {"a": [1, modified, time.time() - 2000]}
     assert run(event(waiting))["status"] == "found"
-
-
-# -- new files --------------------------------------------------------------------------------------------------------
-
-
-class Store(State):
-    """The asset's state store, as the triggerer gives it to a watch; ``away`` for as many questions."""
-
-    away = 0
-
-    async def aget(self, key: str) -> Any:
-        self._answer()
-        return self.get(key)
-
-    async def aset(self, key: str, value: object) -> None:
-        self._answer()
-        self.set(key, value)
-
-    def _answer(self) -> None:
-        if self.away:
-            self.away -= 1
-            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"}))
-
-
-class Watch:
-    """A watch that runs, and its events."""
-
-    def __init__(self, events: list[dict[str, Any]]) -> None:
-        self.events = events
-
-    def paths(self) -> list[list[str]]:
-        """The paths of each report."""
-        return [sorted(file["path"] for file in event["files"]) for event in self.events]
-
-    async def reported(self, count: int) -> list[list[str]]:
-        """Its reports, once there are as many."""
-        await until(lambda: len(self.events) >= count)
-        return self.paths()
-
-
-@asynccontextmanager
-async def watching(
-    path: str = "in/", store: Store | None = None, every: float = 0.1, **given: Any
-) -> AsyncIterator[Watch]:
-    """Watches as the triggerer does, until the block ends."""
-    given = {"stable_for": 0} | given
-    found = SFTPNewFilesTrigger(path, poke_interval=every, **given)
-    _, arguments = found.serialize()
-    found = SFTPNewFilesTrigger(**json.loads(json.dumps(arguments)))
-    found.asset_state_store = cast("Any", store)
-    watch = Watch([])
-
-    async def take() -> None:
-        async for event in found.run():
-            watch.events.append(cast("dict[str, Any]", event.payload))
-
-    taking = asyncio.create_task(take())
-    try:
-        yield watch
-        assert not taking.done()
-    finally:
-        taking.cancel()
-        await asyncio.gather(taking, return_exceptions=True)
-
-
-@pytest.fixture(autouse=True)
-def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Airflow writes events down sooner than it may need to."""
-    monkeypatch.setattr("airflow_sftp_backend.triggers._TAKES_OVER", 0.2)
-
-
-def test_a_watch_travels_and_is_the_same_watch(remote: Path) -> None:
-    found = SFTPNewFilesTrigger(["in/", "*.csv"], stable_for=3, changed=True, ignore="*.log")
-    path, arguments = found.serialize()
-    assert path == "airflow_sftp_backend.triggers.SFTPNewFilesTrigger"
-    assert SFTPNewFilesTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
-    assert SFTPNewFilesTrigger.hash(path, arguments) == SFTPNewFilesTrigger.hash(*found.serialize())
-    assert "key" not in json.dumps(arguments).lower()
-
-
-@pytest.mark.parametrize("given", [{"path": ""}, {"path": []}, {"path": "a", "poke_interval": 0}])
-def test_a_watch_that_cannot_be_is_refused_where_the_dag_is_parsed(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError):
-        SFTPNewFilesTrigger(**given)
-
-
-def test_each_look_is_one_report_of_all_that_is_new(remote: Path, server: AsyncsshServer) -> None:
-    before = server.logins()
-    grow(remote, {"in/a": b"1", "in/deep/b": b"22", "in/c.part": b"", "other": b""})
-
-    async def watch() -> None:
-        async with watching() as one, watching("other") as other:
-            await one.reported(1)
-            (first,) = one.events
-            assert first["sftp_conn_id"] == "sftp_backend_default"
-            assert [(file["path"], file["size"]) for file in first["files"]] == [("in/a", 1), ("in/deep/b", 2)]
-            grow(remote, {"in/c": b""})
-            assert await one.reported(2) == [["in/a", "in/deep/b"], ["in/c"]]
-            await asyncio.sleep(0.5)
-            assert len(one.events) == 2
-            assert await other.reported(1) == [["other"]]
-
-    run(watch())
-    assert server.logins() == before + 1
-    assert_nothing_left(server.port)
-
-
-def test_a_file_is_reported_when_it_has_stopped_growing(remote: Path) -> None:
-    grow(remote, {"in/a": b"1"})
-
-    async def watch() -> None:
-        async with watching(stable_for=0.6) as one:
-            for size in range(2, 8):
-                await asyncio.sleep(0.2)
-                grow(remote, {"in/a": b"1" * size})
-            assert one.events == []
-            await one.reported(1)
-            assert one.events[0]["files"][0]["size"] == 7
-
-    run(watch())
-
-
-@pytest.mark.parametrize("changed", [False, True])
-def test_a_changed_file_is_reported_again_if_asked(remote: Path, changed: bool) -> None:
-    grow(remote, {"in/a": b"1"})
-
-    async def watch() -> None:
-        async with watching(changed=changed) as one:
-            await one.reported(1)
-            grow(remote, {"in/a": b"22"})
-            await asyncio.sleep(0.5)
-            grow(remote, {"in/b": b""})
-            assert await one.reported(3 if changed else 2) == [["in/a"], *([["in/a"]] if changed else []), ["in/b"]]
-
-    run(watch())
-
-
-def test_a_restarted_watch_goes_on_where_it_was(remote: Path) -> None:
-    store = Store()
-    grow(remote, {"in/a": b""})
-
-    async def watch() -> None:
-        async with watching(store=store) as one:
-            assert await one.reported(1) == [["in/a"]]
-            await asyncio.sleep(0.6)
-        grow(remote, {"in/b": b""})
-        async with watching(store=store) as one:
-            assert await one.reported(1) == [["in/b"]]
-            await asyncio.sleep(0.5)
-            assert len(one.events) == 1
-
-    run(watch())
-
-
-def test_a_report_that_may_not_have_arrived_is_made_again_under_its_name(remote: Path) -> None:
-    store = Store()
-    grow(remote, {"in/a": b""})
-
-    async def watch() -> None:
-        async with watching(store=store) as one:
-            await one.reported(1)
-        grow(remote, {"in/b": b""})
-        async with watching(store=store) as two:
-            assert await two.reported(2) == [["in/a"], ["in/b"]]
-        assert two.events[0]["report"] == one.events[0]["report"] != two.events[1]["report"]
-
-    run(watch())
-
-
-def test_nothing_is_lost_while_airflow_cannot_keep_it(remote: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    store = Store()
-    store.away = 3
-    grow(remote, {"in/a": b""})
-
-    async def watch() -> None:
-        async with watching(store=store) as one:
-            assert await one.reported(1) == [["in/a"]]
-            await asyncio.sleep(0.5)
-            store.away = 2
-            grow(remote, {"in/b": b""})
-            assert await one.reported(2) == [["in/a"], ["in/b"]]
-
-    run(watch())
-    assert store.away == 0
-    assert capsys.readouterr().out.count("cannot look for new files, will look again: ") == 2
-
-
-def test_what_is_wrong_is_told_once_and_the_watch_goes_on(
-    server: AsyncsshServer, connect: Connect, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = server.fresh()
-    grow(folder.path, {"in/a": b""})
-    connect(server, base_path=folder.base_path, io_timeout="soon")
-
-    async def watch() -> None:
-        async with watching() as one, watching("../a*") as never:
-            await asyncio.sleep(0.6)
-            connect(server, base_path=folder.base_path)
-            assert await one.reported(1) == [["in/a"]]
-            await asyncio.sleep(0.5)
-            assert never.events == []
-
-    run(watch())
-    log = capsys.readouterr().out
-    assert log.count("cannot look for new files, will look again: ") == 3
-    assert log.count("must not contain '..'") == 1
-
-
-def test_a_connection_that_is_none_is_waited_for(
-    remote: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    grow(remote, {"in/a": b""})
-    given = os.environ["AIRFLOW_CONN_SFTP_BACKEND_DEFAULT"]
-    monkeypatch.delenv("AIRFLOW_CONN_SFTP_BACKEND_DEFAULT")
-
-    async def watch() -> None:
-        async with watching() as one:
-            await until(lambda: "isn't defined" in told(capsys))
-            monkeypatch.setenv("AIRFLOW_CONN_SFTP_BACKEND_DEFAULT", given)
-            assert await one.reported(1) == [["in/a"]]
-
-    log: list[str] = []
-
-    def told(capsys: pytest.CaptureFixture[str]) -> str:
-        log.append(capsys.readouterr().out)
-        return "".join(log)
-
-    run(watch())
-
-
-def test_a_lost_server_is_gone_on_with(remote: Path, server: AsyncsshServer) -> None:
-    grow(remote, {"in/a": b""})
-
-    async def watch() -> None:
-        async with watching() as one:
-            await one.reported(1)
-            await asyncio.to_thread(server.kill_sessions)
-            grow(remote, {"in/b": b""})
-            assert await one.reported(2) == [["in/a"], ["in/b"]]
-
-    run(watch())
-    assert_nothing_left(server.port)
