@@ -6,6 +6,7 @@ Airflow is kept there too and made again under its name, so that whoever takes i
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -90,11 +91,13 @@ class Arrivals:
 
 
 class Memory:
-    """What one watch has seen: in the asset's state store where there is one, and as long as the watch runs."""
+    """What one watch has seen: in the asset's state store where there is one, and as long as the watch runs.
 
-    _KEY = "sftp new files seen"
+    ``watch`` says what is watched, since an asset may have several watches.
+    """
 
-    def __init__(self, store: AssetStateStoreAccessors | None, warn: Callable[[str], object]) -> None:
+    def __init__(self, watch: str, store: AssetStateStoreAccessors | None, warn: Callable[[str], object]) -> None:
+        self._key = f"sftp new files seen {hashlib.sha256(watch.encode()).hexdigest()[:16]}"
         self._store = store
         self._warn = warn
         self._now: Arrivals | None = None
@@ -105,7 +108,7 @@ class Memory:
         if self._now is None:
             if self._store is not None:
                 try:
-                    found = await self._store.aget(self._KEY)
+                    found = await self._store.aget(self._key)
                 except ValueError:  # of which asset?
                     self._warn(
                         "several assets have this watch, so that Airflow keeps nothing for it: when the triggerer"
@@ -121,7 +124,7 @@ class Memory:
     async def keep(self, arrivals: Arrivals) -> None:
         """Keeps it. Raises AirflowRuntimeError if Airflow cannot; then nothing has changed."""
         if self._store is not None and arrivals != self._stored:
-            await self._store.aset(self._KEY, cast("JsonValue", arrivals.as_json()))
+            await self._store.aset(self._key, cast("JsonValue", arrivals.as_json()))
             self._stored = arrivals
         self._now = arrivals
 

@@ -157,7 +157,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
-        memory = Memory(getattr(self, "asset_state_store", None), self.log.warning)
+        watched = "\n".join([self.sftp_conn_id, *self.condition.patterns])
+        memory = Memory(watched, getattr(self, "asset_state_store", None), self.log.warning)
         connection = SharedConnection.join(self.sftp_conn_id)
         trouble = ""
         try:

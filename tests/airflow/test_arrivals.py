@@ -151,9 +151,9 @@ class Store(State):
         self.set(key, value)
 
 
-def memory(store: State | None, warnings: list[str] | None = None) -> Memory:
+def memory(store: State | None, warnings: list[str] | None = None, watch: str = "inbox") -> Memory:
     told: list[str] = [] if warnings is None else warnings
-    return Memory(cast("AssetStateStoreAccessors | None", store), told.append)
+    return Memory(watch, cast("AssetStateStoreAccessors | None", store), told.append)
 
 
 def test_a_restart_finds_what_was_kept_and_a_settled_report_only_until_it_is_kept_again() -> None:
@@ -173,6 +173,19 @@ def test_a_restart_finds_what_was_kept_and_a_settled_report_only_until_it_is_kep
         assert await memory(store).recall() == settled
 
     asyncio.run(restart())
+
+
+def test_two_watches_of_one_asset_do_not_disturb_each_other() -> None:
+    store = Store()
+
+    async def watch() -> None:
+        for path in "ab":
+            kept = memory(store, watch=path)
+            await kept.keep((await kept.recall()).look([row(path)], {path}, 0, changed=False))
+        for path in "ab":
+            assert list((await memory(store, watch=path).recall()).known) == [path]
+
+    asyncio.run(watch())
 
 
 def test_nothing_is_written_where_nothing_has_changed() -> None:
