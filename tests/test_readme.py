@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from airflow_sftp_backend.backend._hostkeys import KnownHosts
 from airflow_sftp_backend.cli import _parser
 from airflow_sftp_backend.connection import Columns, Draft
 from airflow_sftp_backend.fields import FIELDS, Field
+from airflow_sftp_backend.triggers import SFTPNewFilesTrigger
 from tests.servers import AsyncsshServer
 
 TOP = Path(__file__).parents[1]
@@ -64,6 +66,15 @@ def test_the_dag_is_ten_lines_that_make_a_dag() -> None:
     ]
 
 
+def test_the_dag_that_files_start_watches_an_asset() -> None:
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    namespace: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), namespace)  # noqa: S102 - our own text
+    (watcher,) = namespace["inbox"].watchers
+    assert isinstance(watcher.trigger, SFTPNewFilesTrigger)
+    assert namespace["arrived"] is not None
+
+
 def test_the_example_without_airflow_moves_files(
     tmp_path: Path, asyncssh_plain: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +87,7 @@ def test_the_example_without_airflow_moves_files(
     (here / "report.csv").write_bytes(b"report")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(here)
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
     for named, real in (
         ('"sftp.example.com"', f'"{asyncssh_plain.host}", port={asyncssh_plain.port}'),
         ('"partner"', f'"{asyncssh_plain.username}"'),

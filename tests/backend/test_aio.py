@@ -56,7 +56,7 @@ def test_every_call_of_the_backend_can_be_awaited() -> None:
     def public(kind: type) -> set[str]:
         return {name for name in vars(kind) if not name.startswith("_")}
 
-    not_awaited = {"from_config", "open_atomic", "unwrap"}  # construction, a handle, parts of paramiko
+    not_awaited = {"end_within", "from_config", "open_atomic", "unwrap"}  # construction, a handle, parts of paramiko
     assert public(SFTPBackend) - public(SyncBackendAdapter) == not_awaited
     assert public(SyncBackendAdapter) <= public(SFTPBackend)
 
