@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -47,6 +49,7 @@ def standalone(home: Path, dags: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     environment = airflow_home(
         home,
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # where it looks for its own command
         AIRFLOW__CORE__DAGS_FOLDER=str(dags),
         AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION="False",
         AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True",
@@ -67,6 +70,9 @@ def standalone(home: Path, dags: Path) -> Iterator[dict[str, str]]:
         )
         try:
             yield environment
+        except BaseException:
+            print(*(home / "standalone.log").read_text(errors="replace").splitlines()[-200:], sep="\n")
+            raise
         finally:
             for one in parts(environment):
                 one.kill()
