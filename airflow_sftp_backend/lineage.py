@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
-from .assets import dataset, file_uri
+from .assets import SCHEME, dataset, file_uri
 from .ends import is_url
 from .tries import Row
 
@@ -139,19 +139,23 @@ def _folders(done: Sequence[Deed]) -> list[Deed]:
 
 
 def _dataset(uri: str) -> Dataset:
-    """The dataset that Airflow's converter makes of an asset with that URI."""
+    """The dataset that Airflow's converter makes of an asset with that URI: for ``sftp`` the one of Airflow's sftp
+    provider, where that is installed beside this one."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
-
-    parts = urlsplit(uri)
-    if parts.scheme == "sftp":
-        return dataset(uri)
-    if parts.scheme == "file":
-        return Dataset(namespace="file", name=parts.path)
     from airflow.providers.common.compat.openlineage.utils.utils import translate_airflow_asset
     from airflow.sdk import Asset
 
+    parts = urlsplit(uri)
+    if parts.scheme == "file":
+        return Dataset(namespace="file", name=parts.path)
     converted: Dataset | None = translate_airflow_asset(Asset(uri=uri), None)
-    return converted or Dataset(namespace=f"{parts.scheme}://{parts.netloc}", name=parts.path.lstrip("/"))
+    if converted is not None:
+        return converted
+    return (
+        dataset(uri)
+        if parts.scheme == SCHEME
+        else Dataset(namespace=f"{parts.scheme}://{parts.netloc}", name=parts.path.lstrip("/"))
+    )
 
 
 def _written(deed: Deed) -> OutputDataset:

@@ -70,8 +70,9 @@ def standalone(home: Path, dags: Path) -> Iterator[dict[str, str]]:
         )
         try:
             yield environment
-        except BaseException:
-            print(*(home / "standalone.log").read_text(errors="replace").splitlines()[-200:], sep="\n")
+        except BaseException as error:
+            log = (home / "standalone.log").read_text(errors="replace")
+            error.add_note("\n".join(log.splitlines()[-200:]))
             raise
         finally:
             for one in parts(environment):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import threading
@@ -18,6 +19,8 @@ from asyncssh.sftp import SFTPServerHandler
 from asyncssh.stream import SSHReader, SSHServerStreamSession, SSHWriter
 
 from ._server import PATIENCE, Server
+
+asyncssh.set_log_level(logging.WARNING)  # what it says of each connection is for those who look into asyncssh
 
 Channel = asyncssh.SSHServerChannel[bytes]
 
