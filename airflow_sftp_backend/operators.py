@@ -85,10 +85,11 @@ class _FileOperator(Killable, BaseOperator):
     def execute(self, context: Context) -> list[Row]:
         """Does the work. What retrying cannot mend fails the task at once."""
         attempt = Try(context)
-        with translate_errors(), SFTPBackendHook(self.sftp_conn_id).backend() as backend:
+        hook = SFTPBackendHook(self.sftp_conn_id)
+        with translate_errors(), hook.backend() as backend:
             folder = backend.resolve("")
             self.log.info("working in %s on %s", folder.native_path, folder.backend)
-            with self.interruptible(backend):
+            with self.interruptible(hook):
                 rows, failures = self._work(backend, attempt)
             for row in rows:
                 self.log.info("%s %s (%s)", row["action"], row["path"], quantity(row["size"] or 0))

@@ -94,13 +94,14 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         """Looks, and looks again until the wait is over; one connection for all looks in one process."""
         with translate_errors():
             condition = self._condition()
-            with SFTPBackendHook(self.sftp_conn_id).backend() as backend:
+            hook = SFTPBackendHook(self.sftp_conn_id)
+            with hook.backend() as backend:
                 self._backend = backend
                 try:
                     for pattern in condition.patterns:
                         plan = backend.resolve(pattern)
                         self.log.info("waiting for %s on %s", plan.native_path, plan.backend)
-                    with self.interruptible(backend):
+                    with self.interruptible(hook):
                         if not self.deferrable:
                             return cast("list[Row]", super().execute(context))
                         verdict = self._first_look(context, condition)
