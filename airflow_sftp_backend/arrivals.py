@@ -1,167 +1,128 @@
-"""Which files are new: decided from what was seen before, and handed to one run each.
-
-What was seen outlives the triggerer as plain JSON in the asset's state store. A report that may not have reached
-Airflow is kept there too and made again under its name, so that whoever takes it can tell.
-"""
+"""The files a DAG run was started for: each report of a watch is handed to one run."""
 
 from __future__ import annotations
 
-import hashlib
-import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from airflow.sdk.exceptions import AirflowRuntimeError
+
+from .memory import Report
 from .waiting import Row
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.execution_time.context import AssetStateStoreAccessors
-    from pydantic import JsonValue
 
-_REMEMBERS = 24 * 3600.0
-"""Seconds for which a file that is gone is known: one whose folder was away for a while is not new."""
-_TAKEN = "sftp new files taken by {}"
-_MOST_TAKEN = 500
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Files that are new, under a name no other report has."""
-
-    files: list[Row]
-    name: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A file that was reported: bytes, time in ISO 8601, and since when (epoch seconds) it is gone."""
-
-    size: int
-    modified_at: str | None
-    gone: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Arrivals:
-    """What a watch has seen. ``pending`` is the report of which it is not known whether it reached Airflow."""
-
-    known: Mapping[str, _Known] = field(default_factory=dict)
-    pending: Report | None = None
-
-    def look(self, ready: Sequence[Row], present: Collection[str], now: float, *, changed: bool) -> Arrivals:
-        """What is known after a look: new files are its ``pending`` report.
-
-        ``ready`` are the files that may be reported, ``present`` the paths of all that are there, ``now`` in epoch
-        seconds. A file is new if its path was never seen; if it was gone and has come back with another size or time;
-        and with ``changed``, if its size or time is another.
-        """
-        known: dict[str, _Known] = {}
-        for path, one in self.known.items():
-            if path in present:
-                known[path] = one
-            elif one.gone is None:
-                known[path] = replace(one, gone=now)
-            elif now - one.gone < _REMEMBERS:
-                known[path] = one
-        new: list[Row] = []
-        for row in ready:
-            here = _Known(row["size"], row["modified_at"])
-            before = known.get(row["path"])
-            differs = before is not None and (before.size, before.modified_at) != (here.size, here.modified_at)
-            if before is None or (differs and (changed or before.gone is not None)):
-                new.append(row)
-            known[row["path"]] = here
-        return Arrivals(known, Report(new) if new else None)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain JSON, for `from_json`."""
-        return {
-            "known": {path: [one.size, one.modified_at, one.gone] for path, one in self.known.items()},
-            "pending": None if self.pending is None else [self.pending.files, self.pending.name],
-        }
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Arrivals:
-        """What `as_json` gave."""
-        pending = values["pending"]
-        return cls(
-            {path: _Known(*one) for path, one in values["known"].items()}, None if pending is None else Report(*pending)
-        )
-
-
-class Memory:
-    """What one watch has seen: in the asset's state store where there is one, and as long as the watch runs.
-
-    ``watch`` says what is watched, since an asset may have several watches.
-    """
-
-    def __init__(self, watch: str, store: AssetStateStoreAccessors | None, warn: Callable[[str], object]) -> None:
-        self._key = f"sftp new files seen {hashlib.sha256(watch.encode()).hexdigest()[:16]}"
-        self._store = store
-        self._warn = warn
-        self._now: Arrivals | None = None
-        self._stored = Arrivals()
-
-    async def recall(self) -> Arrivals:
-        """What is known. Raises AirflowRuntimeError if Airflow cannot say."""
-        if self._now is None:
-            if self._store is not None:
-                try:
-                    found = await self._store.aget(self._key)
-                except ValueError:  # of which asset?
-                    self._warn(
-                        "several assets have this watch, so that Airflow keeps nothing for it: when the triggerer"
-                        " starts again, all files that are there are reported again; give each asset its own watch"
-                    )
-                    self._store = None
-                else:
-                    if found is not None:
-                        self._stored = Arrivals.from_json(cast("dict[str, Any]", found))
-            self._now = self._stored
-        return self._now
-
-    async def keep(self, arrivals: Arrivals) -> None:
-        """Keeps it. Raises AirflowRuntimeError if Airflow cannot; then nothing has changed."""
-        if self._store is not None and arrivals != self._stored:
-            await self._store.aset(self._key, cast("JsonValue", arrivals.as_json()))
-            self._stored = arrivals
-        self._now = arrivals
-
-    def settle(self) -> None:
-        """The pending report has reached Airflow; the next `keep` says so."""
-        if self._now is not None:
-            self._now = replace(self._now, pending=None)
+_TAKEN: Final = "sftp new files taken by {}"
+_MOST_TAKEN: Final = 400
+_MOST_EVENTS: Final = 100
+_CLAIM_STANDS: Final = 1.0
+"""Seconds after which no other run overwrites a claim it has not seen."""
 
 
 def new_files(context: Context) -> list[Row]:
     """The files for which a DAG run was started: of all reports of `SFTPNewFilesTrigger` among the asset events that
-    triggered it, those that no earlier run of this DAG has taken.
+    triggered it, those that no earlier run of this DAG has taken; and of those reports that Airflow has started no run
+    for, because it was about to start one already or could not, the ones made before this run began.
 
     For a task of a DAG whose schedule is the watched asset. Name that asset among the task's ``inlets``: there it is
-    kept which run has taken which report, from Airflow 3.3. Without that, or in an older Airflow, a report that
-    the triggerer made twice around its own restart is handed out twice. A task that is tried again is given the same
-    files. A path in several reports is given once, as the latest report has it.
+    kept which run has taken which report, from Airflow 3.3. Without that, or in an older Airflow, only the events that
+    triggered the run count, and a report that the triggerer made twice around its own restart is handed out twice. A
+    task that is tried again is given the same files. A path in several reports is given once, as the latest report
+    has it.
     """
-    instance = context["ti"]
     found: dict[str, Row] = {}
     for asset, events in context["triggering_asset_events"].items():
+        reports = [report for event in events if (report := _report(event)) is not None]
         store = _store(context, asset)
-        key = _TAKEN.format(instance.dag_id)
-        taken = {} if store is None else cast("dict[str, str]", store.get(key) or {})
-        mine: dict[str, str] = {}
-        for event in events:
-            payload = event.extra.get("payload")
-            if not isinstance(payload, dict) or "report" not in payload:
-                continue
-            name = str(payload["report"])
-            if taken.get(name, instance.run_id) == instance.run_id:
-                mine[name] = instance.run_id
-                found |= {row["path"]: row for row in cast("list[Row]", payload["files"])}
-        if store is not None and not mine.keys() <= taken.keys():
-            latest = list((taken | mine).items())[-_MOST_TAKEN:]
-            store.set(key, cast("JsonValue", dict(latest)))
+        if store is not None:
+            reports = _claimed(context, store, asset, events)
+        for report in reports:
+            found |= {row["path"]: row for row in report.files}
     return list(found.values())
+
+
+class _Event(Protocol):
+    """An asset event."""
+
+    @property
+    def timestamp(self) -> datetime:
+        """When it was written down."""
+
+    @property
+    def extra(self) -> dict[str, Any] | None:
+        """What it carries; of a trigger's, its ``payload``."""
+
+
+def _report(event: _Event) -> Report | None:
+    payload = (event.extra or {}).get("payload")
+    if not isinstance(payload, dict) or "report" not in payload:
+        return None
+    return Report(cast("list[Row]", payload["files"]), str(payload["report"]))
+
+
+def _claimed(context: Context, store: Any, asset: Any, events: Sequence[_Event]) -> list[Report]:
+    """The reports that are this run's, written down as such; ``store`` is the asset's.
+
+    What started this run is its own, unless a run before has taken it. On what is left over other runs may have an eye
+    too: there the claim stands that is still to be read a moment later.
+    """
+    run_id, key = context["ti"].run_id, _TAKEN.format(context["ti"].dag_id)
+    own = _by_report(events)
+    if not own:
+        return []
+    kept: dict[str, Any] = store.get(key) or {}
+    taken: dict[str, list[str]] = kept.get("taken", {})  # report -> who has it, when it was made
+    times = [made for whose, made in taken.values() if whose == run_id] + [
+        _text(event.timestamp) for event in own.values()
+    ]
+    since = min([*times, kept.get("since") or min(times)])
+    left, upto = _left_over(context, asset, since)
+    left = {name: event for name, event in left.items() if name not in own and taken.get(name, [run_id])[0] == run_id}
+    wanted = left | own
+    for _ in range(3):
+        free = {name: [run_id, _text(event.timestamp)] for name, event in wanted.items() if name not in taken}
+        if not free:
+            break
+        latest = list((taken | free).items())[-_MOST_TAKEN:]
+        store.set(key, {"since": max(upto, kept.get("since") or upto), "taken": dict(latest)})
+        if not left:
+            break
+        time.sleep(_CLAIM_STANDS)
+        taken = (store.get(key) or {}).get("taken", {})
+    mine = [event for name, event in wanted.items() if taken.get(name, [run_id])[0] == run_id]
+    return [report for event in mine if (report := _report(event)) is not None]
+
+
+def _by_report(events: Iterable[_Event]) -> dict[str, _Event]:
+    return {report.name: event for event in events if (report := _report(event)) is not None}
+
+
+def _left_over(context: Context, asset: Any, since: str) -> tuple[dict[str, _Event], str]:
+    """The reports since then for which no run of this DAG was started, nor will be: those made before this run began.
+    And until when none was passed over that may have a run to come."""
+    dag_id, began = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
+    left: list[_Event] = []
+    try:
+        for event in context["inlet_events"][asset].after(since).limit(_MOST_EVENTS):
+            if not any(run.dag_id == dag_id for run in event.created_dagruns):
+                if event.timestamp >= began:
+                    break
+                left.append(event)
+            since = _text(event.timestamp)
+    except AirflowRuntimeError as error:  # 3.3.2 has no answer while a run of one of these events is only queued
+        log.warning("Airflow does not say which reports are left over, the next run will ask again: %s", error)
+        left = []
+    return _by_report(left), since
+
+
+def _text(when: datetime) -> str:
+    return when.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _store(context: Context, asset: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Start when files arrive: each new file of the inbox is processed by a mapped task of its own and archived.
+"""Start when files arrive: each new file of the inbox is processed and then archived, whatever becomes of the others.
 
-The triggerer watches on one connection; a run is started with the list of all files that are new. Needs Airflow 3.3 to
-be sure that a restart of the triggerer reports no file again.
+The triggerer watches on one connection; a run is started with the list of all files that are new. A file that cannot be
+processed stays in the inbox and is not reported again: clear its task when the cause is mended. Needs Airflow 3.3 to be
+sure that a restart of the triggerer reports no file again.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from airflow.sdk import DAG, Asset, AssetWatcher, task
+from airflow.sdk import DAG, Asset, AssetWatcher, task, task_group
 
 from airflow_sftp_backend.arrivals import new_files
 from airflow_sftp_backend.hooks import SFTPBackendHook
@@ -17,6 +18,8 @@ from airflow_sftp_backend.operators import SFTPMoveOperator
 from airflow_sftp_backend.triggers import SFTPNewFilesTrigger
 
 log = logging.getLogger(__name__)
+
+MAPPED = 1000  # Airflow maps over no more than 1024 items (core.max_map_length)
 
 inbox = Asset(
     "partner_inbox",
@@ -26,17 +29,27 @@ inbox = Asset(
 with DAG(dag_id="watch_inbox", schedule=[inbox], catchup=False, doc_md=__doc__) as dag:
 
     @task(inlets=[inbox])
-    def arrived(**context: Any) -> list[str]:
-        """Paths of the files this run was started for."""
-        return [file["path"] for file in new_files(context)]  # type: ignore[arg-type] # Context is what it is at run time
+    def arrived(**context: Any) -> list[list[str]]:
+        """Paths of the files this run was started for: each for itself, or several together if there are very many."""
+        paths = [file["path"] for file in new_files(context)]  # type: ignore[arg-type] # Context is what it is at run time
+        return [paths[first::MAPPED] for first in range(min(len(paths), MAPPED))]
 
-    @task(map_index_template="{{ path }}")
-    def process(path: str) -> str:
-        """Counts the lines of a file; yours goes here. Its path is what is archived."""
+    @task
+    def process(paths: list[str]) -> list[str]:
+        """Counts the lines of files; yours goes here. Their paths are what is archived."""
         with SFTPBackendHook().backend() as backend:
-            log.info("%s has %d lines", path, len(backend.read_bytes(path).splitlines()))
-        return path
+            for path in paths:
+                log.info("%s has %d lines", path, len(backend.read_bytes(path).splitlines()))
+        return paths
 
-    SFTPMoveOperator.partial(task_id="archive", target="archive/{date}/{name}", if_exists="number").expand(
-        source=process.expand(path=arrived())
-    )
+    @task_group
+    def handle(paths: list[str]) -> None:
+        """One file from the inbox to the archive."""
+        SFTPMoveOperator(
+            task_id="archive",
+            source=process(paths),  # type: ignore[arg-type] # an XComArg stands for what it will hold
+            target="archive/{date}/{name}",
+            if_exists="number",
+        )
+
+    handle.expand(paths=arrived())

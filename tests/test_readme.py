@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,7 +12,6 @@ from airflow_sftp_backend.backend._hostkeys import KnownHosts
 from airflow_sftp_backend.cli import _parser
 from airflow_sftp_backend.connection import Columns, Draft
 from airflow_sftp_backend.fields import FIELDS, Field
-from airflow_sftp_backend.triggers import SFTPNewFilesTrigger
 from tests.servers import AsyncsshServer
 
 TOP = Path(__file__).parents[1]
@@ -66,15 +64,6 @@ def test_the_dag_is_ten_lines_that_make_a_dag() -> None:
     ]
 
 
-def test_the_dag_that_files_start_watches_an_asset() -> None:
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[1]
-    namespace: dict[str, Any] = {}
-    exec(compile(code, "README.md", "exec"), namespace)  # noqa: S102 - our own text
-    (watcher,) = namespace["inbox"].watchers
-    assert isinstance(watcher.trigger, SFTPNewFilesTrigger)
-    assert namespace["arrived"] is not None
-
-
 def test_the_example_without_airflow_moves_files(
     tmp_path: Path, asyncssh_plain: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -114,7 +103,7 @@ def test_the_arguments_in_the_table_exist() -> None:
         assert set(re.findall(r"`(\w+)`", arguments)) <= accepted, name
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/connections.md", "docs/architecture.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/connections.md", "docs/tasks.md", "docs/architecture.md"])
 def test_the_links_lead_to_files(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (TOP / page).read_text()):
         assert (TOP / page).parent.joinpath(target).exists(), target

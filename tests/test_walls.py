@@ -23,10 +23,11 @@ FLOORS = (
     {"lineage", "triggers"},
     {"tries"},
     {"arrivals", "shared"},
+    {"memory"},
     {"plans", "waiting"},
     {"hooks"},
     {"sources"},
-    {"connection", "assets", "ends", "masking", "progress"},
+    {"connection", "assets", "ends", "killed", "masking", "progress"},
     {"fields", "keyvault"},
     {"azure_identity"},
     {"backend"},
@@ -51,8 +52,8 @@ FLOORS = (
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
 AIRFLOW_ROOMS = {
-    "arrivals", "assets", "cli", "ends", "hooks", "lineage", "masking", "operators", "sensors", "sources", "triggers",
-    "tries",
+    "arrivals", "assets", "cli", "ends", "hooks", "lineage", "masking", "memory", "operators", "sensors", "sources",
+    "triggers", "tries",
 }  # fmt: skip
 AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {

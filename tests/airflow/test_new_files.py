@@ -82,10 +82,10 @@ async def watching(
         await asyncio.gather(taking, return_exceptions=True)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow writes events down sooner than it may need to."""
-    monkeypatch.setattr("airflow_sftp_backend.triggers._TAKES_OVER", 0.2)
+    monkeypatch.setattr("airflow_sftp_backend.memory._TAKES_OVER", 0.2)
 
 
 def test_a_watch_travels_and_is_the_same_watch(remote: Path) -> None:
@@ -154,6 +154,7 @@ def test_a_changed_file_is_reported_again_if_asked(remote: Path, changed: bool) 
     run(watch())
 
 
+@pytest.mark.usefixtures("takes_over_at_once")
 def test_a_restarted_watch_goes_on_where_it_was(remote: Path) -> None:
     store = Store()
     grow(remote, {"in/a": b""})
@@ -182,6 +183,50 @@ def test_a_report_that_may_not_have_arrived_is_made_again_under_its_name(remote:
         async with watching(store=store) as two:
             assert await two.reported(2) == [["in/a"], ["in/b"]]
         assert two.events[0]["report"] == one.events[0]["report"] != two.events[1]["report"]
+
+    run(watch())
+
+
+def test_of_very_many_files_each_look_reports_a_part(remote: Path) -> None:
+    grow(remote, {f"in/{number:04}": b"" for number in range(1200)})
+
+    async def watch() -> None:
+        async with watching() as one:
+            reports = await one.reported(3)
+            assert [len(paths) for paths in reports] == [500, 500, 200]
+            assert len({path for paths in reports for path in paths}) == 1200
+
+    run(watch())
+
+
+def test_two_triggerers_with_one_watch_make_no_file_two_reports(remote: Path) -> None:
+    store = Store()
+
+    async def watch() -> None:
+        async with watching(store=store) as one, watching(store=store, every=0.13) as two:
+            for number in range(10):
+                grow(remote, {f"in/{number}": b""})
+                await asyncio.sleep(0.15)
+            await until(lambda: len(files_of(one, two)) == 10)
+            reports = {event["report"]: [file["path"] for file in event["files"]] for event in one.events + two.events}
+            assert sorted(path for paths in reports.values() for path in paths) == [f"in/{n}" for n in range(10)]
+
+    def files_of(*watches: Watch) -> set[str]:
+        return {path for watch in watches for paths in watch.paths() for path in paths}
+
+    run(watch())
+
+
+def test_a_watch_asks_for_size_and_done_file(remote: Path) -> None:
+    grow(remote, {"in/small": b"1", "in/small.ok": b"", "in/large": b"4444"})
+
+    async def watch() -> None:
+        async with watching(min_size=2, done_file="{name}.ok") as one:
+            await asyncio.sleep(0.5)
+            grow(remote, {"in/large.ok": b""})
+            assert await one.reported(1) == [["in/large"]]
+            grow(remote, {"in/small": b"22"})
+            assert await one.reported(2) == [["in/large"], ["in/small"]]
 
     run(watch())
 

@@ -1,0 +1,345 @@
+"""A file is reported once, however often it is seen, and what was seen outlives the triggerer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any, cast
+
+import pytest
+from airflow.sdk import Asset
+from airflow.sdk.execution_time.context import AssetStateStoreAccessors
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from airflow_sftp_backend.memory import Arrivals, Memory
+from airflow_sftp_backend.waiting import Row
+from tests.airflow.conftest import State
+
+DAY = 24 * 3600.0
+
+
+def row(path: str, size: int = 1, modified_at: str | None = "2026-01-01T00:00:00+00:00") -> Row:
+    return {"path": path, "size": size, "modified_at": modified_at}
+
+
+class Watch:
+    """A watch whose looks are given, restarted before each of them."""
+
+    def __init__(self, *, changed: bool = False) -> None:
+        self.changed = changed
+        self.seen = Arrivals()
+
+    def look(self, *ready: Row, unready: tuple[str, ...] = (), at: float = 0.0) -> list[str]:
+        """The paths reported."""
+        present = [one["path"] for one in ready] + list(unready)
+        self.seen = Arrivals.from_json(json.loads(json.dumps(self.seen.as_json())))
+        before = len(self.seen.unsettled)
+        self.seen = self.seen.look(ready, present, at, changed=self.changed)
+        return [one["path"] for report in self.seen.unsettled[before:] for one in report.files]
+
+
+# -- what is new ------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_new_once() -> None:
+    watch = Watch()
+    assert watch.look(row("a"), row("b")) == ["a", "b"]
+    assert watch.look(row("a"), row("b"), row("c")) == ["c"]
+    assert watch.look(row("a"), row("b"), row("c")) == []
+
+
+@pytest.mark.parametrize("other", [row("a", size=2), row("a", modified_at="2026-01-02T00:00:00+00:00")])
+def test_a_changed_file_is_new_only_if_asked(other: Row) -> None:
+    for changed, reported in ((False, []), (True, ["a"])):
+        watch = Watch(changed=changed)
+        watch.look(row("a"))
+        assert watch.look(other) == reported
+        assert watch.look(other) == []
+
+
+def test_a_name_that_is_used_again_is_a_new_file() -> None:
+    watch = Watch()
+    watch.look(row("daily.csv"))
+    assert watch.look() == []
+    assert watch.look(row("daily.csv", size=2)) == ["daily.csv"]
+
+
+def test_a_name_that_is_used_again_is_new_though_it_was_seen_half_first() -> None:
+    watch = Watch()
+    watch.look(row("daily.csv"))
+    watch.look()
+    assert watch.look(unready=("daily.csv",)) == []
+    assert watch.look(row("daily.csv", size=2)) == ["daily.csv"]
+
+
+def test_a_changed_file_that_was_not_reported_is_new_if_it_comes_back_different_again() -> None:
+    watch = Watch()
+    watch.look(row("a"))
+    watch.look(row("a", size=2))
+    watch.look()
+    assert watch.look(row("a", size=2)) == []
+    watch.look()
+    assert watch.look(row("a", size=3)) == ["a"]
+
+
+def test_a_folder_that_was_away_for_a_while_brings_nothing_new() -> None:
+    watch = Watch()
+    watch.look(row("in/a"), row("in/b"), row("other/c"))
+    assert watch.look(row("other/c"), at=100) == []
+    assert watch.look(row("other/c"), at=DAY) == []
+    assert watch.look(row("in/a"), row("in/b"), row("other/c"), at=DAY + 99) == []
+
+
+def test_a_folder_that_was_away_for_a_day_is_forgotten() -> None:
+    watch = Watch()
+    watch.look(row("in/a"))
+    watch.look(at=100)
+    watch.look(at=100 + DAY)
+    assert watch.seen == Arrivals({}, watch.seen.unsettled)
+    assert watch.look(row("in/a"), at=100 + DAY) == ["in/a"]
+
+
+def test_a_file_that_is_gone_from_a_folder_with_others_is_forgotten() -> None:
+    watch = Watch()
+    watch.look(row("in/a"), row("in/b"))
+    assert watch.look(row("in/b")) == []
+    assert watch.look(row("in/a"), row("in/b")) == ["in/a"]
+
+
+def test_of_very_many_new_files_each_report_has_a_part() -> None:
+    watch = Watch(changed=True)
+    files = [row(f"in/{number:04}") for number in range(1200)]
+    reported = [watch.look(*files) for _ in range(4)]
+    assert [len(paths) for paths in reported] == [500, 500, 200, 0]
+    assert sorted(path for paths in reported for path in paths) == [one["path"] for one in files]
+    others = [row(one["path"], size=2) for one in files]
+    assert [len(watch.look(*others)) for _ in range(4)] == [500, 500, 200, 0]
+
+
+def test_what_is_remembered_is_small() -> None:
+    watch = Watch()
+    files = [row(f"inbox/partner-a/orders-2026-{number:06}.csv") for number in range(4000)]
+    while watch.look(*files):
+        watch.seen = Arrivals(watch.seen.known)
+    assert len(json.dumps(watch.seen.as_json())) < 65_535
+
+
+_LOOKS = st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 3), max_size=3), max_size=12)
+
+
+@given(looks=_LOOKS)
+def test_every_content_is_reported_if_asked_and_none_twice_in_a_row(looks: list[dict[str, int]]) -> None:
+    watch = Watch(changed=True)
+    last: dict[str, int] = {}
+    for files in looks:
+        reported = watch.look(*(row(path, size) for path, size in files.items()))
+        assert reported == [path for path, size in files.items() if last.get(path) != size]
+        last = files or last  # while there is none at all, none is forgotten
+
+
+@given(looks=_LOOKS)
+def test_nothing_that_stays_is_reported_twice(looks: list[dict[str, int]]) -> None:
+    watch = Watch()
+    before: set[str] = set()
+    ever: set[str] = set()
+    for files in looks:
+        reported = set(watch.look(*(row(path, size) for path, size in files.items())))
+        assert reported >= files.keys() - ever
+        assert not reported & before
+        before = set(files)
+        ever |= before
+
+
+def test_every_report_has_a_name_of_its_own() -> None:
+    watch = Watch()
+    names = set()
+    for path in "abc":
+        watch.look(row(path))
+        names.add(watch.seen.unsettled[-1].name)
+    assert len(names) == 3
+
+
+# -- what is remembered -----------------------------------------------------------------------------------------------
+
+
+class Store(State):
+    """The state store of an asset, as the triggerer has it."""
+
+    async def aget(self, key: str) -> Any:
+        return self.get(key)
+
+    async def aset(self, key: str, value: object) -> None:
+        self.set(key, value)
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def memory(
+    store: State | None, warnings: list[str] | None = None, watch: str = "inbox", clock: Clock | None = None
+) -> Memory:
+    told: list[str] = [] if warnings is None else warnings
+    return Memory(watch, cast("AssetStateStoreAccessors | None", store), told.append, clock or Clock())
+
+
+def seen(*paths: str, before: Arrivals | None = None) -> Arrivals:
+    """What is known after a look at these."""
+    return (before or Arrivals()).look([row(path) for path in paths], paths, 0, changed=False)
+
+
+def test_a_restart_finds_what_was_kept_and_a_report_until_it_must_have_arrived() -> None:
+    store, clock = Store(), Clock()
+
+    async def restart() -> None:
+        first = memory(store, clock=clock)
+        assert await first.recall() == Arrivals()
+        assert first.unsent() is None
+        reported = seen("a")
+        await first.keep(reported)
+        assert await memory(store).recall() == reported
+        report = first.unsent()
+        assert report == reported.unsettled[0]
+        first.sent(report)
+        assert first.unsent() is None
+        clock.now = 29
+        assert await first.recall() == reported
+        clock.now = 31
+        settled = await first.recall()
+        assert settled == Arrivals(reported.known)
+        again = memory(store)
+        assert await again.recall() == reported  # that it is settled is not kept yet
+        assert again.unsent() == report
+        await first.keep(settled)
+        assert await memory(store).recall() == settled
+
+    asyncio.run(restart())
+
+
+def test_reports_are_made_one_after_another_the_oldest_first() -> None:
+    async def make() -> None:
+        kept = memory(Store())
+        await kept.recall()
+        both = seen("a", "b", before=seen("a"))
+        await kept.keep(both)
+        made = []
+        while (report := kept.unsent()) is not None:
+            made.append([one["path"] for one in report.files])
+            kept.sent(report)
+        assert made == [["a"], ["b"]]
+
+    asyncio.run(make())
+
+
+def test_of_two_triggerers_the_one_that_was_away_goes_on_with_what_the_other_knows() -> None:
+    store = Store()
+
+    async def take_over() -> None:
+        old, new = memory(store), memory(store)
+        await old.keep(seen("a", before=await old.recall()))
+        (first,) = (await old.recall()).unsettled
+        old.sent(first)
+        await new.keep(seen("a", "b", before=await new.recall()))
+        theirs = await new.recall()
+        await old.keep(seen("a", "b", before=await old.recall()))  # it has seen b as well, under another name
+        assert await old.recall() == theirs
+        assert old.unsent() == theirs.unsettled[1]
+        assert await memory(store).recall() == theirs
+
+    asyncio.run(take_over())
+
+
+def test_what_airflow_did_not_show_for_a_while_is_not_overwritten() -> None:
+    store = Store()
+
+    async def forget_for_a_while() -> None:
+        before = memory(store)
+        await before.keep(seen("a", before=await before.recall()))
+        hidden, store.values = store.values, {}
+        after = memory(store)
+        assert await after.recall() == Arrivals()
+        store.values = hidden
+        await after.keep(seen("a"))
+        assert await after.recall() == await before.recall()
+
+    asyncio.run(forget_for_a_while())
+
+
+def test_two_watches_of_one_asset_do_not_disturb_each_other() -> None:
+    store = Store()
+
+    async def watch() -> None:
+        for path in "ab":
+            kept = memory(store, watch=path)
+            await kept.keep(seen(path, before=await kept.recall()))
+        for path in "ab":
+            assert (await memory(store, watch=path).recall()).known == seen(path).known
+
+    asyncio.run(watch())
+
+
+def test_nothing_is_written_where_nothing_has_changed() -> None:
+    store = Store()
+
+    async def twice() -> None:
+        kept = memory(store)
+        await kept.keep(seen(before=await kept.recall()))
+        assert not store.values
+        await kept.keep(seen("a"))
+        store.aset = None  # type: ignore[assignment,method-assign] # whoever calls it fails
+        await kept.keep(seen("a", before=await kept.recall()))
+
+    asyncio.run(twice())
+
+
+def test_without_a_store_it_is_remembered_until_the_end() -> None:
+    clock = Clock()
+
+    async def remember() -> None:
+        kept = memory(None, clock=clock)
+        await kept.keep(seen("a", before=await kept.recall()))
+        report = kept.unsent()
+        assert report is not None
+        kept.sent(report)
+        clock.now = 31
+        assert await kept.recall() == Arrivals(seen("a").known)
+        assert await memory(None).recall() == Arrivals()
+
+    asyncio.run(remember())
+
+
+def test_several_assets_of_one_watch_are_warned_of() -> None:
+    several = AssetStateStoreAccessors([Asset("one"), Asset("two")])
+    warnings: list[str] = []
+
+    async def remember() -> None:
+        kept = Memory("inbox", several, warnings.append)
+        await kept.keep(seen("a", before=await kept.recall()))
+        assert (await kept.recall()).known == seen("a").known
+
+    asyncio.run(remember())
+    assert len(warnings) == 1
+    assert "give each asset its own watch" in warnings[0]
+
+
+def test_an_answer_that_is_none_is_no_answer() -> None:
+    class Garbled(Store):
+        async def aget(self, key: str) -> Any:
+            Pair.model_validate({})
+
+    class Pair(BaseModel):
+        left: int
+
+    async def ask() -> None:
+        with pytest.raises(ValidationError):
+            await memory(Garbled()).recall()
+
+    asyncio.run(ask())
