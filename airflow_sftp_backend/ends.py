@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
+from .backend._paths import temp_name
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -78,25 +79,14 @@ def stamp_of(path: str) -> Stamp | None:
     return state.st_size, state.st_mtime_ns
 
 
-def digest_if_unchanged(path: str, stamp: Stamp | None) -> str | None:
-    """``sha256:<hex>`` of a local file; None if it no longer is what had that stamp, or never was."""
-    if stamp is None:
-        return None
-    try:
-        with open(path, "rb") as stream:
-            digest = digest_of(stream)
-    except OSError:
-        return None
-    return digest if stamp_of(path) == stamp else None
-
-
-def same(backend: SFTPBackend, key: str, local: str) -> bool:
-    """True if a file on the server and a local file or object hold the same bytes."""
+def same_digest(backend: SFTPBackend, key: str, local: str) -> str | None:
+    """``sha256:<hex>`` of a file on the server and a local file or object if both hold the same bytes; None if not."""
     try:
         with backend.read(key) as there, opened_for_reading(local) as here:
-            return digest_of(there) == digest_of(here)
+            digest = digest_of(there)
+            return digest if digest_of(here) == digest else None
     except (SFTPBackendError, OSError):
-        return False
+        return None
 
 
 class Exactly:
@@ -156,7 +146,7 @@ def fetch_object(
 ) -> Outcome:
     """Fetches a file of ``size`` bytes into an object, which has its name only when it is whole and proven."""
     target = object_path(url)
-    temp = target.parent / f".{target.name}.{secrets.token_hex(6)}.part"
+    temp = target.parent / temp_name(target.name, secrets.token_hex(6))
     try:
         if not overwrite and target.exists():
             return AlreadyExists(f"{url!r} exists", path=key)

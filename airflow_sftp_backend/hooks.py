@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow.sdk.exceptions import AirflowRuntimeError
+
 from .backend import (
     AuthenticationFailed,
+    BackendUnavailable,
     CapabilityNotSupported,
     HostKeyRejected,
     InvalidPath,
@@ -16,23 +19,27 @@ from .backend import (
 )
 from .connection import Columns, InvalidConnection
 from .fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
+from .killed import Killable, TaskKilled, undisturbed
 from .sources import resolve
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     from airflow.sdk import BaseHook
-    from airflow.sdk.exceptions import AirflowFailException
+    from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
     from .backend import BackendConfig, SFTPBackend
     from .backend._diagnosis import Diagnosis
+    from .connection import AirflowConnection
 else:
     try:
         from airflow.sdk import BaseHook
     except ImportError:  # Airflow 3.0
         from airflow.hooks.base import BaseHook
     try:
-        from airflow.sdk.exceptions import AirflowFailException
+        from airflow.sdk.exceptions import AirflowException, AirflowFailException
     except ImportError:  # Airflow 3.0 and 3.1
-        from airflow.exceptions import AirflowFailException
+        from airflow.exceptions import AirflowException, AirflowFailException
 
 __all__ = ["HOPELESS", "Killable", "SFTPBackendHook", "TaskKilled", "translate_errors"]
 
@@ -45,8 +52,6 @@ HOPELESS: Final = (
     InvalidConnection,
 )
 """What retrying cannot mend."""
-_LAST_MOMENT: Final = 1.5
-"""Seconds a task that is killed has to end its conversation with the server."""
 _ARGUMENTS: Final = (ValueError, TypeError)
 
 
@@ -98,13 +103,26 @@ class SFTPBackendHook(BaseHook):
         Raises InvalidConnection with all its faults, AirflowNotFoundException where there is no such connection,
         BackendUnavailable where a vault may answer later.
         """
-        return resolve(self._given or self.get_connection(self.sftp_conn_id), self.get_connection)
 
-    async def aconfig(self) -> BackendConfig:
-        """`config` for the triggerer's event loop: Airflow is asked in a thread, which all its versions allow."""
+        def given(conn_id: str) -> AirflowConnection:
+            with undisturbed():
+                return self.get_connection(conn_id)
+
+        return resolve(self._given or given(self.sftp_conn_id), given)
+
+    async def aconfig(self, executor: ThreadPoolExecutor | None = None) -> BackendConfig:
+        """`config` for the triggerer's event loop: Airflow is asked in a thread of ``executor``, or of the loop's.
+
+        Raises InvalidConnection, and BackendUnavailable for all else: where Airflow or its secrets backend is not to be
+        had, it says the same as where there is no such connection.
+        """
         from asgiref.sync import sync_to_async
 
-        return await sync_to_async(self.config)()
+        try:
+            return await sync_to_async(self.config, thread_sensitive=False, executor=executor)()
+        except (AirflowException, AirflowRuntimeError, OSError) as error:
+            message = f"connection {self.sftp_conn_id!r} is not to be had from Airflow: {error}"
+            raise BackendUnavailable(message) from error
 
     def get_conn(self) -> SFTPBackend:
         """The backend, the same one until `close`. The caller closes the hook, or uses `backend` in its place.
@@ -161,56 +179,6 @@ class SFTPBackendHook(BaseHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """The form's columns for Airflow 3.0 and 3.1; later ones read the provider's info."""
         return field_behaviour()
-
-
-class TaskKilled(BaseException):
-    """The task was told to stop in the middle of its work.
-
-    No Exception, as KeyboardInterrupt is none: nothing on the way may take it for a failure and try again.
-    """
-
-
-class Killable:
-    """Lets a task end at once when Airflow tells it to; mixed into operators and sensors."""
-
-    _interruptible = False
-    _killed = False
-    _ending: SFTPBackendHook | None = None
-
-    @contextmanager
-    def interruptible(self, hook: SFTPBackendHook) -> Iterator[None]:
-        """A block that uses the hook's backend and that `on_kill` may interrupt."""
-        self._ending = hook
-        self._interruptible = True
-        try:
-            self._end_if_killed()
-            yield
-        finally:
-            self._interruptible = self._killed = False
-            self._ending = None
-
-    @contextmanager
-    def uninterruptible(self) -> Iterator[None]:
-        """A block within it that is ended first, as speaking to Airflow must be: half a message would stay."""
-        self._interruptible = False
-        yield
-        self._interruptible = True
-        self._end_if_killed()
-
-    def on_kill(self) -> None:
-        """Interrupts the work under way. It has a moment to leave what the next try can go on with, to remove what it
-        has half written otherwise, and to close the connection, also where the server says nothing any more."""
-        if self._killed:  # a second signal would break off what the first one began
-            return
-        self._killed = True
-        if self._ending is not None:
-            self._ending.end_within(_LAST_MOMENT)
-        if self._interruptible:
-            self._end_if_killed()
-
-    def _end_if_killed(self) -> None:
-        if self._killed:
-            raise TaskKilled("the task was killed")
 
 
 @contextmanager

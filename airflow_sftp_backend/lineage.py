@@ -6,13 +6,16 @@ Airflow's own converters make of their URL.
 
 from __future__ import annotations
 
+import logging
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
-from .assets import SCHEME, dataset, file_uri
+from .assets import SCHEME, dataset, file_uri, sanitize_uri
 from .ends import is_url
 from .tries import Row
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
     from .backend import BackendConfig
 
     Facets: TypeAlias = OperatorLineage[Dataset, RunFacet]
+
+log = logging.getLogger(__name__)
 
 _MOST = 500
 """Files that are named one by one; of more, their folders."""
@@ -57,9 +62,14 @@ def deeds(config: BackendConfig, rows: Iterable[Row]) -> Iterator[Deed]:
 
 
 def _local_uri(path: str) -> str:
-    """The URL of a local path as Airflow writes it, without percent-encoding; of what would end it only that, and what
-    is not ASCII, which no asset may be."""
-    return path if is_url(path) else f"file://{quote(os.path.abspath(path), _AS_IT_IS, errors='surrogateescape')}"
+    """The URL of a local path or object as Airflow writes it, without percent-encoding; of what would end the path only
+    that, and what is not ASCII, which no asset may be."""
+    place, plain = "file://", os.path.abspath(path)
+    if is_url(path):
+        scheme, _, rest = path.partition("://")
+        host, slash, key = rest.partition("/")
+        place, plain = f"{scheme}://{host}", slash + key
+    return place + quote(plain, _AS_IT_IS, errors="surrogateescape")
 
 
 # -- assets -----------------------------------------------------------------------------------------------------------
@@ -68,8 +78,8 @@ def _local_uri(path: str) -> str:
 def tell_assets(context: Context, outlets: Sequence[object], done: Sequence[Deed]) -> None:
     """Gives the event of each outlet of the task its extra: what files of it there are, their bytes and SHA-256.
 
-    An outlet with the URI of a file or folder is told of what is there; any other of all files. Of an asset alias, each
-    file becomes an asset of its own.
+    An outlet with the URI of a file or folder is told of what is there; one without a place of all files. Of an asset
+    alias, each file becomes an asset of its own, unless Airflow takes no asset of that URI, as of one that is too long.
     """
     from airflow.sdk import Asset, AssetAlias
 
@@ -77,17 +87,37 @@ def tell_assets(context: Context, outlets: Sequence[object], done: Sequence[Deed
         events = context["outlet_events"]
         if isinstance(outlet, AssetAlias):
             for deed in done:
-                events[outlet].add(Asset(uri=deed.target), extra=_file(deed))
+                try:
+                    asset = Asset(uri=deed.target)
+                except ValueError as error:
+                    log.warning("%r is %s, but is made no asset: %s", deed.target, deed.kind, error)
+                else:
+                    events[outlet].add(asset, extra=_file(deed))
         elif isinstance(outlet, Asset):
             events[outlet].extra |= _extra([deed for deed in done if _is_of(outlet.uri, deed.target)])
 
 
 def _is_of(uri: str, target: str) -> bool:
     """True if the outlet means that file: by its URI, by one of a folder it is in, or by no URI of a place at all."""
-    scheme = urlsplit(uri).scheme
-    if scheme != urlsplit(target).scheme:
-        return scheme not in ("sftp", "file")
-    return target == uri or target.startswith(f"{uri.rstrip('/')}/")
+    meant, there = _place(uri), _place(target)
+    if meant is None or there is None:
+        return meant is None
+    folder = meant[1].rstrip("/")
+    return meant[0] == there[0] and (there[1].rstrip("/") == folder or there[1].startswith(f"{folder}/"))
+
+
+def _place(uri: str) -> tuple[str, str] | None:
+    """Where a URI leads, in one spelling: scheme with host, and path; None if it is of no place."""
+    parts = urlsplit(uri)
+    if parts.scheme == SCHEME:
+        try:
+            parts = sanitize_uri(parts)
+        except ValueError:  # there is no such place
+            return uri, ""
+    path = unquote(parts.path, errors="surrogateescape")
+    if parts.scheme == "file":
+        return "file:", posixpath.normpath(f"/{path.lstrip('/')}")
+    return (f"{parts.scheme}://{parts.netloc}", path) if parts.netloc else None
 
 
 def _extra(done: Sequence[Deed]) -> dict[str, Any]:
@@ -148,7 +178,9 @@ def _dataset(uri: str) -> Dataset:
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return Dataset(namespace="file", name=parts.path)
-    converted: Dataset | None = translate_airflow_asset(Asset(uri=uri), None)
+    converted: Dataset | None = None
+    with suppress(ValueError):  # Airflow takes no asset of that URI
+        converted = translate_airflow_asset(Asset(uri=uri), None)
     if converted is not None:
         return converted
     return (

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
+from .killed import undisturbed
+
 if TYPE_CHECKING:
     from airflow.sdk.log import mask_secret
 else:
@@ -22,7 +24,8 @@ _SHORTEST_LINE: Final = 16
 def hide(secrets: Iterable[str]) -> None:
     """Has them masked in the logs of this process and of the task, in every form they can take there."""
     if forms := {form for secret in secrets for form in _forms(secret)}:
-        mask_secret([*forms])
+        with undisturbed():
+            mask_secret([*forms])
 
 
 def _forms(secret: str) -> set[str]:

@@ -2,15 +2,17 @@
 
 Every operator returns plain JSON, one object a file: ``path`` (on the server), ``size`` in bytes, ``action``, and
 ``source`` or ``target`` where there is another end. One bad file does not stop the others: all are tried, then the
-task fails with every failure named. A task that is tried again finds what its earlier try has done.
+task fails with every failure named. A task that is tried again finds what its earlier try has done. A file whose name
+is not UTF-8 is left alone and fails: Airflow could not be told of it.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from collections.abc import Callable, Mapping, Sequence, Set
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from airflow.sdk import BaseOperator
 
@@ -24,12 +26,10 @@ from .backend import (
 )
 from .ends import (
     Outcome,
-    Stamp,
     Verify,
-    digest_if_unchanged,
     fetch_object,
     is_url,
-    same,
+    same_digest,
     send_object,
     size_of,
     stamp_of,
@@ -37,6 +37,7 @@ from .ends import (
 from .hooks import Killable, SFTPBackendHook, translate_errors
 from .lineage import Deed, deeds, facets, tell_assets
 from .plans import (
+    Found,
     IfExists,
     MoveIfExists,
     Step,
@@ -51,6 +52,7 @@ from .plans import (
     on_server,
     one_path,
     paths,
+    unspeakable,
     uploads,
 )
 from .progress import ProgressLog, counted, duration, quantity
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from .backend import SFTPBackend
     from .lineage import Facets
 
+T = TypeVar("T")
 Failures = list[SFTPBackendError | OSError]
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -73,6 +76,7 @@ class _FileOperator(Killable, BaseOperator):
     """What the operators share: one backend, opened for the task instance and closed after it in every case."""
 
     ui_color = "#dbe9f6"
+    _action: ClassVar[Literal["uploaded", "downloaded", "moved", "deleted"]]
 
     def __init__(
         self, *, sftp_conn_id: str = SFTPBackendHook.default_conn_name, dry_run: bool = False, **kwargs: Any
@@ -81,18 +85,23 @@ class _FileOperator(Killable, BaseOperator):
         self.sftp_conn_id = sftp_conn_id
         self.only_plan = dry_run
         self._done: Sequence[Deed] = ()
+        self._progress: ProgressLog | None = None
 
     def execute(self, context: Context) -> list[Row]:
         """Does the work. What retrying cannot mend fails the task at once."""
         attempt = Try(context)
         hook = SFTPBackendHook(self.sftp_conn_id)
-        with translate_errors(), hook.backend() as backend:
-            folder = backend.resolve("")
-            self.log.info("working in %s on %s", folder.native_path, folder.backend)
-            with self.interruptible(hook):
-                rows, failures = self._work(backend, attempt)
-            for row in rows:
-                self.log.info("%s %s (%s)", row["action"], row["path"], quantity(row["size"] or 0))
+        started = time.monotonic()
+        with translate_errors():
+            try:
+                with self.interruptible(hook):
+                    backend = hook.get_conn()
+                    folder = backend.resolve("")
+                    self.log.info("working in %s on %s", folder.native_path, folder.backend)
+                    rows, failures = self._work(backend, attempt)
+            finally:
+                hook.close()
+            self._tell(rows, time.monotonic() - started)
             self._done = list(deeds(backend.config, rows))
             tell_assets(context, self.outlets, self._done)
             self._raise(failures, len(rows) + len(failures))
@@ -114,10 +123,18 @@ class _FileOperator(Killable, BaseOperator):
                 self.log.error("%s", failure)
             raise ExceptionGroup(f"{len(failures)} of {counted(count)} failed", failures)
 
-    def _summary(self, rows: Sequence[Row], progress: ProgressLog) -> None:
-        seconds = progress.elapsed
-        rate = f", {quantity(progress.done / seconds)}/s" if seconds > 0 and progress.done else ""
-        self.log.info("%s, %s in %s%s", counted(len(rows)), quantity(progress.done), duration(seconds), rate)
+    def _tell(self, rows: Sequence[Row], seconds: float) -> None:
+        """A line in the log for each file, and one for all that was done."""
+        for row in rows:
+            self.log.info("%s %s (%s)", row["action"], row["path"], quantity(row["size"] or 0))
+        if self.only_plan:
+            return
+        done = [row["size"] or 0 for row in rows if row["action"] == self._action]
+        size, rate = sum(done), ""
+        if self._progress is not None:
+            size, seconds = self._progress.done, self._progress.elapsed
+            rate = f", {quantity(size / seconds)}/s" if seconds > 0 and size else ""
+        self.log.info("%s %s, %s in %s%s", self._action, counted(len(done)), quantity(size), duration(seconds), rate)
 
 
 class _TransferOperator(_FileOperator):
@@ -155,22 +172,25 @@ class _TransferOperator(_FileOperator):
                 pending.append(step)
         return pending, rows
 
-    def _digest(self, local: str, outcome: Outcome, stamp: Stamp | None) -> Row:
-        """The SHA-256 of a file that was moved, where it is known or wanted: by ``verify``, or by assets to be told.
-
-        ``local`` had the ``stamp`` when it was read or written.
-        """
-        known = outcome.digest if isinstance(outcome, WriteResult) else None
-        if known is None and self.outlets:
-            known = digest_if_unchanged(local, stamp)
-        return {} if known is None else {"sha256": known.removeprefix("sha256:")}
+    def _done_row(self, row: Row, outcome: Outcome, backend: SFTPBackend, local: str, again: str | None) -> Row | None:
+        """The row of a file that is done: by this try, as the outcome says, or ``again``, by an earlier one, whose file
+        is at both ends. None if it is not. With the file's SHA-256 where that is known."""
+        if isinstance(outcome, WriteResult):
+            row, digest = row | {"size": outcome.size}, outcome.digest
+        else:
+            comparable = again is not None and isinstance(outcome, AlreadyExists)
+            digest = same_digest(backend, row["path"], local) if comparable else None
+            if digest is None:
+                return None
+            row = row | {"action": again}
+        return row | ({} if digest is None else {"sha256": digest.removeprefix("sha256:")})
 
 
 class SFTPUploadOperator(_TransferOperator):
     """Sends files to an SFTP server, each of which appears there only when it is whole.
 
-    :param source: what to send: a local path, a folder (all it holds), a glob (``**`` too), the URL of any
-        ``ObjectStoragePath``, or a list of these. (templated)
+    :param source: what to send: a local path, a folder (all it holds, but for what a download has not finished), a glob
+        (``**`` too), the URL of any ``ObjectStoragePath``, or a list of these. (templated)
     :param target: path on the server, relative to the connection's base path; a folder if it ends with ``/`` or if
         ``source`` is anything but one plain file. (templated)
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
@@ -180,33 +200,41 @@ class SFTPUploadOperator(_TransferOperator):
     :param dry_run: send nothing, return what would be done.
     """
 
+    _action = "uploaded"
+
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         target = one_path(self.target, "target")
         steps = uploads(paths(self.source, "source"), target)
         steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
+        steps, failures = _speakable(steps, lambda step: (step.source, step.target))
         looks = self.only_plan or self.if_exists in ("skip", "skip_same")
         there = backend.find(*(literally(step.target) for step in steps)) if looks else []
         pending, rows = self._pending(steps, {info.path: info.size for info in there}, "source")
         if self.only_plan:
             taken = {info.path for info in there} if self.if_exists == "fail" else set()
-            return rows + [
+            rows += [
                 _row(s.target, s, "source", s.size, "would fail" if s.target in taken else "would upload")
                 for s in pending
-            ], []
-        progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
-        failures: Failures = []
+            ]
+            return rows, failures
         stamps = {step: stamp_of(step.source) for step in pending}
+        sent = attempt.taken(backend, stamps)
+        pending = [step for step in pending if step not in sent]
+        progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
+        again = "uploaded by an earlier try" if attempt.again else None
         for step, outcome in zip(pending, self._send(backend, pending, attempt, progress), strict=True):
-            if isinstance(outcome, WriteResult):
-                row = _row(step.target, step, "source", outcome.size, "uploaded")
-            elif isinstance(outcome, AlreadyExists) and attempt.again and same(backend, step.target, step.source):
-                row = _row(step.target, step, "source", step.size, "uploaded by an earlier try")
-            else:
+            row = _row(step.target, step, "source", step.size, self._action)
+            done = self._done_row(row, outcome, backend, step.source, again)
+            if done is not None:
+                sent[step] = done
+            elif not isinstance(outcome, WriteResult):
                 failures.append(outcome)
-                continue
-            rows.append(row | self._digest(step.source, outcome, stamps[step]))
-        self._summary(rows, progress)
-        return rows, failures
+        with self.uninterruptible():
+            if failures:
+                attempt.note_sent([(row, stamps[step]) for step, row in sent.items()])
+            else:
+                attempt.forget_sent()
+        return [*rows, *sent.values()], failures
 
     def _send(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
         """What was sent or the failure, for each step."""
@@ -219,6 +247,7 @@ class SFTPUploadOperator(_TransferOperator):
             progress=progress,
             create_parents=self.create_parents,
             resume_key=attempt.resume_key,
+            digest=bool(self.outlets),
             return_exceptions=True,
         )
         done: dict[Step, Outcome] = dict(zip(local, outcomes, strict=True))
@@ -251,11 +280,14 @@ class SFTPDownloadOperator(_TransferOperator):
     :param dry_run: fetch nothing, return what would be done.
     """
 
+    _action = "downloaded"
+
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         sources, target = paths(self.source, "source"), one_path(self.target, "target")
         found, missing = on_server(backend, sources)
         failures: Failures = [_not_found(backend, name) for name in missing]
-        steps = downloads(found, sources, target)
+        steps, refused = _speakable(downloads(found, sources, target), lambda step: (step.source, step.target))
+        failures += refused
         sizes = {step.target: size for step in steps if (size := size_of(step.target)) is not None}
         pending, rows = self._pending(steps, sizes, "target")
         if self.only_plan:
@@ -265,17 +297,15 @@ class SFTPDownloadOperator(_TransferOperator):
                 for s in pending
             ]
             return rows, failures
-        progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
+        progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
+        again = "downloaded by an earlier try" if attempt.again else None
         for step, outcome in zip(pending, self._fetch(backend, pending, attempt, progress), strict=True):
-            if isinstance(outcome, WriteResult):
-                row = _row(step.source, step, "target", outcome.size, "downloaded")
-            elif isinstance(outcome, AlreadyExists) and attempt.again and same(backend, step.source, step.target):
-                row = _row(step.source, step, "target", step.size, "downloaded by an earlier try")
-            else:
+            row = _row(step.source, step, "target", step.size, self._action)
+            done = self._done_row(row, outcome, backend, step.target, again)
+            if done is not None:
+                rows.append(done)
+            elif not isinstance(outcome, WriteResult):
                 failures.append(outcome)
-                continue
-            rows.append(row | self._digest(step.target, outcome, stamp_of(step.target)))
-        self._summary(rows, progress)
         return rows, failures
 
     def _fetch(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
@@ -291,6 +321,7 @@ class SFTPDownloadOperator(_TransferOperator):
             verify=self.verify,
             progress=progress,
             resume_key=attempt.resume_key,
+            digest=bool(self.outlets),
             return_exceptions=True,
         )
         done |= zip(local, outcomes, strict=True)
@@ -308,18 +339,19 @@ class SFTPMoveOperator(_FileOperator):
 
     :param source: what to move: a path, a glob (``**`` too), a folder ending with ``/`` (all files in it), or a list of
         these. (templated)
-    :param target: path, or a folder if it ends with ``/`` or if ``source`` is anything but one plain path; or a pattern
-        that says where each file goes, such as ``archive/{date}/{name}``: ``{name}`` is the file's name, ``{stem}`` and
-        ``{suffix}`` (``.csv``) its two parts, ``{date}`` the run's date in UTC as 2026-01-31, the same in every try.
-        (templated)
+    :param target: path, or a folder if it ends with ``/`` or if ``source`` is anything but one plain path; or, with
+        ``{name}`` or ``{stem}`` in it, the path of each file, such as ``archive/{date}/{name}``. ``{name}`` is the
+        file's name, ``{stem}`` and ``{suffix}`` (``.csv``) its two parts, ``{date}`` the run's date in UTC as
+        2026-01-31, the same in every try. (templated)
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same``, which replaces only files of another size, or
         ``number``, which keeps both: ``report.csv`` becomes ``report-1.csv``, or the next number that is free.
-    :param missing_ok: nothing to move is no failure.
+    :param missing_ok: nothing to move is no failure, nor is an empty list.
     :param dry_run: move nothing, return what would be done.
     """
 
     template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
+    _action = "moved"
 
     def __init__(
         self, *, source: Paths, target: str, if_exists: MoveIfExists = "fail", missing_ok: bool = False, **kwargs: Any
@@ -332,20 +364,23 @@ class SFTPMoveOperator(_FileOperator):
         _check("if_exists", if_exists, [*get_args(IfExists), "number"])
 
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
-        sources, target = paths(self.source, "source"), one_path(self.target, "target")
+        target = one_path(self.target, "target")
+        sources = paths(self.source, "source", none_ok=self.missing_ok)
+        if not sources:
+            return [], []
         found, missing = on_server(backend, sources)
+        found, failures = _speakable(found, lambda one: (one.info.path,))
         wanted = moves(found, sources, target, attempt.date)
         steps, there = self._plan(backend, wanted)
-        rows = attempt.finished(backend) if attempt.again else []
-        # a name that fits nothing any more is done if the earlier try has moved what it fitted
-        done = attempt.names_of({row["source"] for row in rows})
-        failures = _missing(backend, [name for name in missing if name not in done], ok=self.missing_ok)
-        named = {one.info.path: one.source for one in found}
         skipped = {
             step for step in steps
             if (size := there.get(step.target)) is not None
             and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size))
         }  # fmt: skip
+        rows = attempt.finished(backend, [step for step in steps if step not in skipped]) if attempt.again else []
+        # a name that fits nothing any more is done if the earlier try has moved what it fitted
+        done = attempt.names_of({row["source"] for row in rows})
+        failures += _missing(backend, [name for name in missing if name not in done], ok=self.missing_ok)
         pending: list[Step] = []
         for step in steps:
             size = there.get(step.target)
@@ -356,37 +391,62 @@ class SFTPMoveOperator(_FileOperator):
                 rows.append({"path": step.target, "size": step.size, "action": action, "source": step.source})
             else:
                 pending.append(step)
+        moved, refused = self._move_all(backend, pending, wanted, {one.info.path: one for one in found}, attempt)
+        return rows + moved, failures + refused
+
+    def _move_all(
+        self,
+        backend: SFTPBackend,
+        pending: list[Step],
+        wanted: Sequence[Step],
+        found: Mapping[str, Found],
+        attempt: Try,
+    ) -> tuple[list[Row], Failures]:
+        """Rows for what was moved, and what failed. What finds its number taken, by another task in the meantime or by
+        what is no file, gets another; ``wanted`` are the steps without numbers."""
+        rows: list[Row] = []
+        failures: Failures = []
+        blocked: set[str] = set()
         races = _RACES if self.if_exists == "number" else 0
         while True:
-            moved, refused = self._move(backend, pending, named, attempt)
+            moved, refused = self._move(backend, pending, found, attempt)
             rows += moved
-            # another task has taken the name in the meantime
-            beaten = {step.source for step, error in refused if races and isinstance(error, AlreadyExists)}
-            failures += _told([error for step, error in refused if step.source not in beaten])
+            beaten = {step.source: step.target for step, error in refused if races and _is_taken(step, error)}
+            blocked.update(beaten.values())
+            failures += _told(
+                [
+                    error
+                    for step, error in refused
+                    if step.source not in beaten and not (self.missing_ok and isinstance(error, NotFound))
+                ]
+            )
             if not beaten:
                 return rows, failures
             races -= 1
-            pending, _ = self._plan(backend, [step for step in wanted if step.source in beaten])
+            pending, _ = self._plan(backend, [step for step in wanted if step.source in beaten], blocked)
 
-    def _plan(self, backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Step], dict[str, int]]:
-        """The steps with the keys of their targets, and the sizes of the targets that exist."""
+    def _plan(
+        self, backend: SFTPBackend, steps: Sequence[Step], blocked: Set[str] = frozenset()
+    ) -> tuple[list[Step], dict[str, int]]:
+        """The steps with the keys of their targets, and the sizes of the targets that exist; ``blocked`` are targets
+        found taken."""
         steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
         if self.if_exists != "number":
             steps = checked(steps)
         there = {info.path: info.size for info in backend.find(*(literally(step.target) for step in steps))}
         if self.if_exists == "number":
-            crowded = crowded_targets(steps, there)
-            others = backend.find(*(numbered_names(target) for target in crowded))
-            steps = numbered(steps, there.keys() | {info.path for info in others})
+            taken = there.keys() | blocked
+            others = backend.find(*(numbered_names(target) for target in crowded_targets(steps, taken)))
+            steps = numbered(steps, taken | {info.path for info in others})
         return list(steps), there
 
     def _move(
-        self, backend: SFTPBackend, steps: Sequence[Step], named: Mapping[str, str], attempt: Try
+        self, backend: SFTPBackend, steps: Sequence[Step], found: Mapping[str, Found], attempt: Try
     ) -> tuple[list[Row], list[tuple[Step, SFTPBackendError | OSError]]]:
         """Rows for what was moved, and what was not, and why."""
         if steps:
             with self.uninterruptible():
-                attempt.note({step: named[step.source] for step in steps})
+                attempt.note({step: found[step.source] for step in steps})
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
             [(step.source, step.target) for step in steps], overwrite=overwrite, return_exceptions=True
@@ -411,11 +471,12 @@ class SFTPDeleteOperator(_FileOperator):
     :param path: what to delete: a path, a glob (``**`` too), a folder ending with ``/`` (the folder and all it holds),
         or a list of these. (templated)
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param missing_ok: nothing to delete is no failure.
+    :param missing_ok: nothing to delete is no failure, nor is an empty list.
     :param dry_run: delete nothing, return what would be done.
     """
 
     template_fields: Sequence[str] = ("path", "sftp_conn_id")
+    _action = "deleted"
 
     def __init__(self, *, path: Paths, missing_ok: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -423,20 +484,21 @@ class SFTPDeleteOperator(_FileOperator):
         self.missing_ok = missing_ok
 
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
-        wanted = paths(self.path, "path")
+        wanted = paths(self.path, "path", none_ok=self.missing_ok)
         folders = [name for name in wanted if name.endswith("/") and not is_glob(name)]
         if any(backend.resolve(name).key == "" for name in folders):
             raise ValueError("path names the base path itself, which is not deleted; say '**' for all files below it")
-        found, missing = on_server(backend, wanted)
+        everything, missing = on_server(backend, wanted)
+        found, failures = _speakable(everything, lambda one: (one.info.path,))
         # an empty folder holds no file that fits, and is there to be deleted
         missing = [name for name in missing if name not in folders or not backend.is_folder(name)]
         forgiven = attempt.names_of(None) if attempt.again else set()
         ok = self.missing_ok or (attempt.again and not attempt.remembers)
-        failures = _missing(backend, [name for name in missing if name not in forgiven], ok=ok)
+        failures += _missing(backend, [name for name in missing if name not in forgiven], ok=ok)
         if not self.only_plan:
             names = {one.source for one in found} | {name for name in folders if name not in missing}
             with self.uninterruptible():
-                attempt.note({Step(name, ""): name for name in names})
+                attempt.note_names(names)
         rows: list[Row] = []
         outcomes: list[SFTPBackendError | OSError | None] = [None for _ in found]
         if not self.only_plan:
@@ -448,7 +510,10 @@ class SFTPDeleteOperator(_FileOperator):
         failures += _told(outcomes)
         if any(isinstance(failure, BackendUnavailable) for failure in failures):
             return rows, failures
+        kept = {one.info.path for one in everything} - {one.info.path for one in found}
         for name in [] if self.only_plan else folders:
+            if any(path.startswith(f"{backend.resolve(name).key}/") for path in kept):
+                continue
             try:
                 backend.delete_folder(name, recursive=True, missing_ok=True)
             except SFTPBackendError as error:
@@ -463,6 +528,17 @@ def _check(name: str, value: str, choices: Sequence[str]) -> None:
 
 def _row(path: str, step: Step, end: str, size: int | None, action: str) -> Row:
     return {"path": path, "size": size, "action": action, end: step.source if end == "source" else step.target}
+
+
+def _speakable(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
+    """Those whose names Airflow can be told, and why it cannot be told of the others, which are left as they are."""
+    refused = {item: error for item in items if (error := unspeakable(*names(item))) is not None}
+    return [item for item in items if item not in refused], [*refused.values()]
+
+
+def _is_taken(step: Step, error: SFTPBackendError | OSError) -> bool:
+    """True if something has the name of the target, a folder too."""
+    return isinstance(error, AlreadyExists) or (isinstance(error, InvalidPath) and error.path == step.target)
 
 
 def _missing(backend: SFTPBackend, names: Sequence[str], *, ok: bool) -> Failures:

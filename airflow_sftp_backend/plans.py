@@ -16,6 +16,8 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from .backend import InvalidPath
+from .backend._paths import is_temp_name
 from .ends import is_url, object_path
 
 if TYPE_CHECKING:
@@ -37,14 +39,19 @@ class Step:
     size: int | None = None
 
 
-def paths(value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], what: str) -> list[str]:
+def paths(
+    value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], what: str, *, none_ok: bool = False
+) -> list[str]:
     """The paths an argument names. TypeError for what is none, such as the row of a file.
 
-    ValueError if one is empty, as a template that found nothing renders, or all are missing.
+    ValueError if one is empty or None, as a template that found nothing renders, or if there are none at all, unless
+    that is ``none_ok``.
     """
     if isinstance(value, Mapping):
         raise TypeError(f"{what} is a path or a list of paths, not a mapping; of a file's row take its 'path'")
-    given = [value] if isinstance(value, str | os.PathLike) else list(value)
+    given = [value] if value is None or isinstance(value, str | os.PathLike) else list(value)
+    if None in given:
+        raise ValueError(f"{what} is None; if it is a template, that is what it rendered to")
     if any(isinstance(one, Mapping) for one in given):
         raise TypeError(f"{what} is a path or a list of paths, not a list of mappings; of a file's row take its 'path'")
     found = [os.fspath(one).removeprefix("file://") for one in given]
@@ -53,7 +60,7 @@ def paths(value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], what
             f"{what} is a list that a template has made a text of: {found[0][:60]!r}; give the DAG"
             " render_template_as_native_obj=True"
         )
-    if not found or any(not one.strip() for one in found):
+    if not (found or none_ok) or any(not one.strip() for one in found):
         raise ValueError(f"{what} is empty; if it is a template, look at what it renders to")
     return found
 
@@ -76,6 +83,16 @@ def literally(path: str) -> str:
     return re.sub(r"([*?\[])", r"[\1]", path)
 
 
+def unspeakable(*names: str) -> InvalidPath | None:
+    """Why Airflow cannot be told of a file with one of these names; None if it can: what tasks return is UTF-8."""
+    for name in names:
+        if not name.isascii() and re.search("[\udc80-\udcff]", name):
+            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            message = "the name is not UTF-8, and Airflow carries no other in XCom; rename the file, or use SFTPBackend"
+            return InvalidPath(message, path=shown)
+    return None
+
+
 def checked(steps: list[Step]) -> list[Step]:
     """The steps, unless two of them have one target: ValueError."""
     taken: dict[str, str] = {}
@@ -93,6 +110,7 @@ def uploads(sources: Sequence[str], target: str) -> list[Step]:
 
     ``target`` is a folder if it ends with ``/`` or if anything else than one plain file is sent. What a folder holds
     keeps its names below that folder; what a glob finds keeps them below the glob's first segment with a wildcard.
+    Of both, what landings have not finished is left out.
     Raises FileNotFoundError for what is not there, ValueError if two files would have one target.
     """
     found = [one for source in sources for one in (_object_files if is_url(source) else _local_files)(source)]
@@ -111,6 +129,7 @@ def _local_files(source: str) -> Iterator[tuple[str, str, int | None]]:
     else:
         top, found = _literal_folder(source), glob.glob(source, recursive=True, include_hidden=True)
         files = [path for path in sorted(found) if os.path.isfile(path)]
+    files = [path for path in files if not is_temp_name(os.path.basename(path))]
     if not files:
         raise FileNotFoundError(errno.ENOENT, "no local file fits", source)
     for path in files:
@@ -141,7 +160,7 @@ def _object_files(source: str) -> Iterator[tuple[str, str, int | None]]:
         return
     top = object_path(_literal_folder(source)) if is_glob(source) else start
     found = sorted(top.glob(source.removeprefix(str(top)).lstrip("/")) if is_glob(source) else top.rglob("*"), key=str)
-    files = [path for path in found if path.is_file()]
+    files = [path for path in found if path.is_file() and not is_temp_name(path.name)]
     if not files:
         raise FileNotFoundError(errno.ENOENT, "no file fits", source)
     for path in files:
@@ -227,10 +246,10 @@ def _below(folder: str, relative: str) -> str:
 def moves(found: Sequence[Found], sources: Sequence[str], target: str, date: str) -> list[Step]:
     """The steps of a move on the server; two of them may have one target.
 
-    ``target`` is a path, a folder, or a pattern with ``{name}``, ``{stem}``, ``{suffix}`` and ``{date}`` in it.
-    ValueError for another word in braces.
+    ``target`` is a path or a folder, in which ``{name}``, ``{stem}``, ``{suffix}`` and ``{date}`` stand for what they
+    say; with one of the first two it is the path of each file. ValueError for another word in braces.
     """
-    per_file = _BLANK.search(target) is not None
+    per_file = not {"name", "stem"}.isdisjoint(_BLANK.findall(target))
     into_folder = target.endswith("/") or (not per_file and goes_into_folder(sources, target))
     steps = []
     for one in found:

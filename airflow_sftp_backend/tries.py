@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC
 from typing import TYPE_CHECKING, Any, cast
 
-from .plans import Step, literally
+from .backend import PermissionDenied
+from .ends import Stamp, digest_of, is_url, opened_for_reading
+from .plans import Found, Step, literally
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
     from pydantic import JsonValue
 
-    from .backend import SFTPBackend
+    from .backend import FileInfo, SFTPBackend
 
 Row = dict[str, Any]  # plain JSON: path, size in bytes, action, and the other end
 
 
 class Try:
     """A try of the task: whether it is the first (``again``), what all tries have in common (``resume_key``), and what
-    an earlier one has set out to move or delete.
+    an earlier one has set out to move or delete, or has sent before it failed over something else.
 
     That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3. Without it the
-    next try of a move cannot tell, and fails for what is gone; that of a delete takes what is gone for deleted.
+    next try of a move cannot tell, and fails for what is gone; that of a delete takes what is gone for deleted; that of
+    an upload sends again what the partner has taken away.
     """
 
-    _KEY = "moves"
+    _MOVES = "moves"
+    _SENT = "sent"
     _MOST = 500  # files; the store is for small values
 
     def __init__(self, context: Context) -> None:
@@ -34,9 +38,12 @@ class Try:
         self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
         self._context = context
         self._store = context.get("task_state_store")
-        self._noted: dict[str, Any] = {}
-        if self._store is not None:
-            self._noted |= cast("dict[str, Any]", self._store.get(self._KEY) or {})
+        self._noted: dict[tuple[str, str], tuple[str, int | None, str | None]] = {
+            (source, target): (name, size, modified) for source, target, name, size, modified in self._kept(self._MOVES)
+        }
+        self._sent: dict[tuple[str, str], list[Any]] = {
+            (source, target): what for source, target, *what in (self._kept(self._SENT) if self.again else [])
+        }
 
     @property
     def date(self) -> str:
@@ -49,35 +56,107 @@ class Try:
         """True if it can know what an earlier try did."""
         return self._store is not None
 
-    def note(self, steps: Mapping[Step, str]) -> None:
-        """Keeps source, target and size of each file about to be moved, and the argument that named it; of deletions
-        the argument alone."""
-        self._noted |= {step.source: [step.target, step.size, name] for step, name in steps.items()}
-        if steps:
-            self._keep()
+    def _kept(self, key: str) -> list[list[Any]]:
+        """The rows of the store under that key."""
+        found = None if self._store is None else self._store.get(key)
+        return cast("list[list[Any]]", found) if isinstance(found, list) else []
 
-    def forget(self, steps: Sequence[Step]) -> None:
+    def _keep(self, key: str, rows: Sequence[Sequence[object]]) -> None:
+        if self._store is not None and len(rows) <= self._MOST:
+            self._store.set(key, cast("JsonValue", [list(row) for row in rows]))
+
+    # -- moves and deletions ------------------------------------------------------------------------------------------
+
+    def note(self, steps: Mapping[Step, Found]) -> None:
+        """Keeps what is about to be moved: source, target, the argument that named it, and what tells the file from
+        another that is delivered under its name."""
+        if steps:
+            self._noted |= {
+                (step.source, step.target): (one.source, step.size, _modified(one.info)) for step, one in steps.items()
+            }
+            self._keep_noted()
+
+    def note_names(self, names: Iterable[str]) -> None:
+        """Keeps the arguments that named what is about to be deleted."""
+        noted = {(name, ""): (name, None, None) for name in names}
+        if noted:
+            self._noted |= noted
+            self._keep_noted()
+
+    def forget(self, steps: Iterable[Step]) -> None:
         """Those that were refused after all."""
         for step in steps:
-            self._noted.pop(step.source, None)
-        self._keep()
+            self._noted.pop((step.source, step.target), None)
+        self._keep_noted()
 
-    def _keep(self) -> None:
-        if self._store is not None and len(self._noted) <= self._MOST:
-            self._store.set(self._KEY, cast("JsonValue", self._noted))
+    def _keep_noted(self) -> None:
+        self._keep(self._MOVES, [(*ends, *what) for ends, what in self._noted.items()])
 
     def names_of(self, sources: Set[str] | None) -> set[str]:
         """The arguments that named these files in the earlier try, or any (None)."""
-        return {name for source, (_, _, name) in self._noted.items() if sources is None or source in sources}
+        return {name for (source, _), (name, *_) in self._noted.items() if sources is None or source in sources}
 
-    def finished(self, backend: SFTPBackend) -> list[Row]:
-        """A row for each file that an earlier try has moved: gone from its source, and its target is what it moved."""
+    def finished(self, backend: SFTPBackend, pending: Iterable[Step]) -> list[Row]:
+        """A row for each file that an earlier try has moved: its target is what it moved, its source is gone or is
+        another file by now, and it is not ``pending``."""
         if not self._noted:
             return []
-        sources = {info.path for info in backend.find(*map(literally, self._noted))}
-        targets = {info.path: info.size for info in backend.find(*(literally(t) for t, *_ in self._noted.values()))}
+        names = {name for ends in self._noted for name in ends}
+        there = {info.path: info for info in backend.find(*map(literally, names))}
+        left = {(step.source, step.target) for step in pending}
+
+        def is_moved(source: str, target: str, size: int | None, modified: str | None) -> bool:
+            before, after = there.get(source), there.get(target)
+            unmoved = before is not None and (before.size, _modified(before)) == (size, modified)
+            return (source, target) not in left and not unmoved and after is not None and after.size == size
+
         return [
             {"path": target, "size": size, "action": "moved by an earlier try", "source": source}
-            for source, (target, size, _) in self._noted.items()
-            if source not in sources and targets.get(target) == size
+            for (source, target), (_, size, modified) in self._noted.items()
+            if is_moved(source, target, size, modified)
         ]
+
+    # -- uploads ------------------------------------------------------------------------------------------------------
+
+    def note_sent(self, rows: Iterable[tuple[Row, Stamp | None]]) -> None:
+        """Keeps what was sent, each with the stamp its source had, for the try after this one, which has failed."""
+        for row, stamp in rows:
+            self._sent[row["source"], row["path"]] = [row["size"], stamp, row.get("sha256")]
+        self._keep(self._SENT, [(*ends, *what) for ends, what in self._sent.items()])
+
+    def forget_sent(self) -> None:
+        """Whoever runs the task again, now that all is sent, wants all of it sent again."""
+        if self._sent:
+            self._keep(self._SENT, [])
+
+    def taken(self, backend: SFTPBackend, stamps: Mapping[Step, Stamp | None]) -> dict[Step, Row]:
+        """A row for each of the steps that an earlier try has sent and that is gone from the server since, unless its
+        source is another by now; ``stamps`` are those of the sources."""
+        noted = {step: what for step in stamps if (what := self._sent.get((step.source, step.target))) is not None}
+        if not noted:
+            return {}
+        try:
+            there = {info.path for info in backend.find(*(literally(step.target) for step in noted))}
+        except PermissionDenied:  # a server where nobody may look
+            there = set()
+        rows: dict[Step, Row] = {}
+        for step, (size, stamp, sha256) in noted.items():
+            if step.target not in there and _is_still(step, stamps[step], stamp, sha256):
+                row = {"path": step.target, "size": size, "action": "uploaded by an earlier try", "source": step.source}
+                rows[step] = row | ({} if sha256 is None else {"sha256": sha256})
+        return rows
+
+
+def _modified(info: FileInfo) -> str | None:
+    return None if info.modified_at is None else info.modified_at.isoformat()
+
+
+def _is_still(step: Step, now: Stamp | None, then: Sequence[int] | None, sha256: str | None) -> bool:
+    """True if the source is what it was: a local file by its stamp, an object by its bytes."""
+    if not is_url(step.source):
+        return now is not None and then is not None and [*now] == [*then]
+    try:
+        with opened_for_reading(step.source) as stream:
+            return digest_of(stream) == f"sha256:{sha256}"
+    except OSError:
+        return False

@@ -1,8 +1,10 @@
-"""Take in what a partner delivers, each file once: wait, download, process; archive it, or put it in quarantine.
+"""Take in what a partner delivers, each file once: wait, claim, download, process; archive it, or put it in quarantine.
 
-A delivery is taken as a whole. Once it is processed its files are archived on the server, where no later run finds
-them; if anything before that fails for good, the teardown puts aside what still lies in the inbox, so that the next run
-does not stumble over it and somebody can look at it. Whatever happens, a file is in one of the three places.
+A delivery is taken as a whole. What was waited for is claimed first: moved from the inbox to a folder of the run, where
+nobody replaces it. What the partner delivers from then on, under the same names too, is the next run's. Once all is
+processed it is archived from there; if anything before that fails for good, the teardown puts aside what is still
+there, so that somebody can look at it. If the wait itself fails, all stays in the inbox. Whatever happens, a file is in
+one of the four places. What stays behind of a run is its empty folder.
 
 Params: ``into`` is the local folder the files land in, below it one folder a run.
 """
@@ -28,12 +30,14 @@ with DAG(
     doc_md=__doc__,
 ) as dag:
     waited_for = "{{ ti.xcom_pull('wait') | map(attribute='path') | list }}"  # these files, and none that come later
+    claimed = "working/{{ dag_run.run_after | ts_nodash }}/"  # a run's id may hold what is no name on some servers
 
     wait = SFTPFileSensor(
         task_id="wait", path="inbox/*.csv", stable_for=1, poke_interval=1, timeout=300, deferrable=True
     )
+    claim = SFTPMoveOperator(task_id="claim", source=waited_for, target=claimed, if_exists="number")
     fetch = SFTPDownloadOperator(
-        task_id="fetch", source=waited_for, target="{{ params.into }}/{{ run_id }}/", if_exists="replace"
+        task_id="fetch", source=claimed, target="{{ params.into }}/{{ run_id }}/", if_exists="replace"
     )
 
     @task
@@ -48,14 +52,14 @@ with DAG(
             count += len(rows)
         return count
 
-    archive = SFTPMoveOperator(task_id="archive", source=waited_for, target="archive/{date}/{name}", if_exists="number")
+    archive = SFTPMoveOperator(task_id="archive", source=claimed, target="archive/{date}/{name}", if_exists="number")
     quarantine = SFTPMoveOperator(
         task_id="quarantine",
-        source=waited_for,
+        source=claimed,
         target="quarantine/{date}/{name}",
         if_exists="number",
         missing_ok=True,  # what is archived is gone
     ).as_teardown(setups=wait)
 
-    wait >> fetch
+    wait >> claim >> fetch
     process(fetch.output) >> archive >> quarantine  # type: ignore[arg-type] # an XComArg stands for what it will hold

@@ -86,6 +86,8 @@ class Upload:
     local: str | os.PathLike[str]
     progress: Progress | None = None
     resume_key: str | None = None
+    hashed: bool = False
+    """What is sent has its SHA-256 taken, whatever the proof is."""
     so_far: SoFar = field(default_factory=SoFar)
     _at_first: os.stat_result | None = None
 
@@ -99,7 +101,7 @@ class Upload:
 
     def __call__(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
         """Sends what is not sent yet; also the server's time, where it tells."""
-        key, hashed = self.landing.target.key, self.landing.verify == "sha256"
+        key, hashed = self.landing.target.key, self.hashed or self.landing.verify == "sha256"
         with LocalContent(self.local, key=key, hashed=hashed, at_first=self._at_first) as content:
             self._at_first = content.at_first
             now = yield from write_atomic(wire, self._place(content.at_first), content, self.progress, self.so_far)
@@ -131,6 +133,8 @@ class Download:
     verify: Verify
     progress: Progress | None = None
     resume_key: str | None = None
+    hashed: bool = False
+    """What comes has its SHA-256 taken, whatever the proof is."""
     done: int = 0
     """Bytes that have come."""
     resumable: bool = False
@@ -169,7 +173,7 @@ class Download:
         if self._landing is None:
             writer = self.resume_key
             self._landing = LocalLanding(self.local, key=self.place.key, overwrite=self.overwrite, writer=writer)
-            self._digest = hashlib.sha256() if self.verify == "sha256" else None
+            self._digest = hashlib.sha256() if self.hashed or self.verify == "sha256" else None
         handle = yield from open_for_reading(self.place)
         whole = False
         try:
@@ -237,7 +241,7 @@ class Download:
         landing = self._landing
         assert landing is not None
         held = None if self._digest is None else f"sha256:{self._digest.hexdigest()}"
-        if held is not None and (found := _digest_of(landing.temp)) != held:
+        if self.verify == "sha256" and (found := _digest_of(landing.temp)) != held:
             raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=self.place.key)
         landing.commit()
         return WriteResult(self.place.key, self.done, digest=held)

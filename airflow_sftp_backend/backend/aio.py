@@ -115,9 +115,11 @@ class SyncBackendAdapter:
         """See `SFTPBackend.find`."""
         return await self._call(self._backend.find, *patterns)
 
-    async def find_each(self, groups: Sequence[Sequence[str]]) -> list[list[FileInfo]]:
+    async def find_each(
+        self, groups: Sequence[Sequence[str]], *, return_exceptions: bool = False
+    ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
         """See `SFTPBackend.find_each`."""
-        return await self._call(self._backend.find_each, groups)
+        return await self._call(self._backend.find_each, groups, return_exceptions=return_exceptions)
 
     async def glob(self, pattern: str) -> list[FileInfo]:
         """See `SFTPBackend.glob`."""
@@ -163,9 +165,12 @@ class SyncBackendAdapter:
         create_parents: bool = True,
         lanes: int | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.upload, create_parents=create_parents, lanes=lanes, resume_key=resume_key)
+        call = partial(
+            self._backend.upload, create_parents=create_parents, lanes=lanes, resume_key=resume_key, digest=digest
+        )
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
     async def upload_many(
@@ -178,6 +183,7 @@ class SyncBackendAdapter:
         create_parents: bool = True,
         lanes: int | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.upload_many`; ``progress`` is called on the adapter's thread."""
@@ -186,6 +192,7 @@ class SyncBackendAdapter:
             create_parents=create_parents,
             lanes=lanes,
             resume_key=resume_key,
+            digest=digest,
             return_exceptions=return_exceptions,
         )
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
@@ -199,9 +206,10 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
     ) -> WriteResult:
         """See `SFTPBackend.download`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.download, resume_key=resume_key)
+        call = partial(self._backend.download, resume_key=resume_key, digest=digest)
         return await self._call(call, path, local, overwrite, verify=verify, progress=progress)
 
     async def download_many(
@@ -212,10 +220,13 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.download_many`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.download_many, resume_key=resume_key, return_exceptions=return_exceptions)
+        call = partial(
+            self._backend.download_many, resume_key=resume_key, digest=digest, return_exceptions=return_exceptions
+        )
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 
     async def move(self, src: str, dst: str, overwrite: bool = False) -> None:

@@ -159,7 +159,7 @@ def test_the_delivery_is_archived_if_it_can_be_processed_and_put_in_quarantine_i
     assert process.returncode == (0 if good else 1), log
     states = {task["task"]: task["state"] for task in tasks["partner_delivery"]}
     returned = {task["task"]: task["returned"] for task in tasks["partner_delivery"]}
-    assert states["quarantine"] == "success"
+    assert (states["claim"], states["quarantine"]) == ("success", "success")
     assert (states["process"], states["archive"]) == (("success",) * 2 if good else ("failed", "upstream_failed"))
     (date,) = {path.split("/")[1] for path in held(remote)}
     place = "archive" if good else "quarantine"
@@ -168,6 +168,38 @@ def test_the_delivery_is_archived_if_it_can_be_processed_and_put_in_quarantine_i
     if good:
         assert returned["process"] == 3
         assert returned["quarantine"] == []
+
+
+def delivery_with(tmp_path: Path, old: str, new: str) -> Path:
+    """The example of a delivery with one thing changed."""
+    text = example("partner_delivery").read_text()
+    assert text.count(old) == 1
+    return grow(tmp_path, {"dags/partner_delivery.py": text.replace(old, new).encode()}) / "dags/partner_delivery.py"
+
+
+def test_what_is_delivered_again_under_its_name_is_the_next_runs(remote: Path, tmp_path: Path, start: Start) -> None:
+    grow(remote, {"inbox/a.csv": b"id,name\n1,x\n"})
+    again = f"count = 0\n        Path({str(remote)!r}, 'inbox/a.csv').write_text('id,name\\n2,new\\n')\n"
+    process = start(delivery_with(tmp_path, "count = 0\n", again), into=str(tmp_path / "into"))
+    tasks, log = ended(process, tmp_path)
+    assert process.returncode == 0, log
+    returned = {task["task"]: task["returned"] for task in tasks["partner_delivery"]}
+    (archived,) = returned["archive"]
+    assert held(remote) == {archived["path"]: b"id,name\n1,x\n", "inbox/a.csv": b"id,name\n2,new\n"}
+    assert archived["path"].startswith("archive/")
+
+
+def test_a_wait_that_fails_leaves_all_where_it_is(remote: Path, tmp_path: Path, start: Start) -> None:
+    grow(remote, {"inbox/a.csv": b"id,name\n1,x\n"})
+    wait = "timeout=300, deferrable=True"
+    process = start(
+        delivery_with(tmp_path, wait, "min_files=2, timeout=2, deferrable=False"), into=str(tmp_path / "into")
+    )
+    tasks, log = ended(process, tmp_path)
+    assert process.returncode == 1, log
+    states = {task["task"]: task["state"] for task in tasks["partner_delivery"]}
+    assert (states["wait"], states["claim"]) == ("failed", "upstream_failed")
+    assert held(remote) == {"inbox/a.csv": b"id,name\n1,x\n"}
 
 
 # -- tasks that do not succeed ----------------------------------------------------------------------------------------

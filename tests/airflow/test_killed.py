@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseHook, BaseOperator, ObjectStoragePath
+from airflow.sdk.log import mask_secret
 
 from airflow_sftp_backend.backend._paths import is_temp_name
-from airflow_sftp_backend.hooks import TaskKilled
-from tests.airflow.conftest import Connect, grow, held
+from airflow_sftp_backend.hooks import SFTPBackendHook, TaskKilled
+from tests.airflow.conftest import Connect, State, grow, held
+from tests.airflow.supervised import TOP, told
 from tests.backend.sessions import assert_nothing_left
-from tests.servers import StallsAfter, wait_until
+from tests.servers import AsyncsshServer, SilentLogin, SilentSFTP, StallsAfter, wait_until
+from tests.vault import SECRET, Fault, Vault
 
-from .test_operators import delete, download, run, upload
+from .test_operators import delete, download, move, run, upload
+
+
+@contextmanager
+def killed_when(operator: BaseOperator, ready: Callable[[], bool], *, signals: int = 1) -> Iterator[list[float]]:
+    """Runs a block whose work Airflow ends as it does with tasks, by signals 20 ms apart; when the first was sent."""
+    sent: list[float] = []
+
+    def kill() -> None:
+        wait_until(ready, "the work to be under way")
+        time.sleep(0.3)
+        for _ in range(signals):
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(0.02)
+
+    before = signal.signal(signal.SIGUSR2, lambda *_: operator.on_kill())
+    killing = threading.Thread(target=kill)
+    killing.start()
+    try:
+        yield sent
+    finally:
+        killing.join()
+        signal.signal(signal.SIGUSR2, before)
 
 
 @pytest.mark.parametrize("what", ["upload", "download"])
@@ -112,3 +145,179 @@ def test_a_killed_task_does_not_wait_to_tidy_up_on_a_server_that_is_silent(conne
         assert time.monotonic() - start < 3
         assert_nothing_left(stalling.port)
         assert "big" not in held(folder.path)
+
+
+@pytest.mark.parametrize("kind", [SilentLogin, SilentSFTP])
+def test_a_task_that_is_killed_while_it_connects_ends_at_once(connect: Connect, kind: type[AsyncsshServer]) -> None:
+    with kind() as silent:
+        connect(silent)
+        operator = delete("a")
+        with killed_when(operator, lambda: silent.connections() > 0) as sent:
+            with pytest.raises(TaskKilled):
+                run(operator)
+            assert time.monotonic() - sent[0] < 2
+        assert_nothing_left(silent.port)
+
+
+@pytest.mark.parametrize("what", ["move", "delete", "delete folder"])
+def test_many_files_that_are_moved_or_deleted_are_left_whole_and_the_next_try_goes_on(
+    connect: Connect, what: str
+) -> None:
+    names = [f"{number:03}" for number in range(300)]
+    with StallsAfter(requests=200) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path)
+        grow(folder.path, {f"in/{name}": name.encode() for name in names})
+        state = State()
+
+        def operator() -> BaseOperator:
+            return {"move": move("in/*", "out/"), "delete": delete("in/*")}.get(what, delete("in/"))
+
+        first = operator()
+        with killed_when(first, lambda: stalling.requests.total() > 200) as sent:
+            with pytest.raises(TaskKilled):
+                run(first, state=state)
+            assert time.monotonic() - sent[0] < 2
+        assert_nothing_left(stalling.port)
+        left = held(folder.path)
+        assert all(content == name.rpartition("/")[2].encode() for name, content in left.items())
+        assert len(left) == 300 if what == "move" else len(left) < 300
+        stalling.limit = 10**9
+        rows = run(operator(), try_number=2, state=state)
+        assert sorted(held(folder.path)) == ([f"out/{name}" for name in names] if what == "move" else [])
+        assert len(rows) == (300 if what == "move" else len(left))
+
+
+@pytest.mark.parametrize("what", ["upload", "download"])
+def test_an_object_that_streams_is_left_as_it_was(connect: Connect, store: str, what: str) -> None:
+    big = bytes(24 << 20)
+    with StallsAfter(requests=20) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path)
+        there = ObjectStoragePath(f"{store}/big")
+        if what == "upload":
+            there.write_bytes(big)
+            operator: BaseOperator = upload(f"{store}/big", "big")
+        else:
+            grow(folder.path, {"big": big})
+            operator = download("big", f"{store}/big")
+        with killed_when(operator, lambda: stalling.requests.total() > 20) as sent:
+            with pytest.raises(TaskKilled):
+                run(operator)
+            assert time.monotonic() - sent[0] < 3
+        assert_nothing_left(stalling.port)
+        assert there.exists() == (what == "upload")
+        assert ("big" in held(folder.path)) == (what == "download")
+
+
+@pytest.mark.parametrize("what", ["upload", "download"])
+def test_a_second_signal_leaves_nothing_half_either(connect: Connect, tmp_path: Path, what: str) -> None:
+    big = os.urandom(24 << 20)
+    with StallsAfter(requests=12) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path)
+        grow(folder.path if what == "download" else tmp_path, {"big": big})
+        operator = upload(tmp_path / "big", "up") if what == "upload" else download("big", tmp_path / "down/big")
+
+        def is_ready() -> bool:
+            if stalling.requests.total() <= 12:
+                return False
+            stalling.limit = 10**9  # what it is sent from now on it answers
+            return True
+
+        with killed_when(operator, is_ready, signals=2) as sent:
+            with pytest.raises(TaskKilled):
+                run(operator)
+            assert time.monotonic() - sent[0] < 3
+        assert_nothing_left(stalling.port)
+        if what == "upload":
+            assert held(folder.path) == {}
+        else:
+            assert all(is_temp_name(path.name) for path in (tmp_path / "down").iterdir())
+
+
+# -- before there is a server to talk to ------------------------------------------------------------------------------
+
+
+def test_a_vault_that_does_not_answer_is_not_waited_for(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault.put("password", "swordfish")
+    vault.fail(SECRET, Fault(silent=True))
+    extra = {"key_vault_url": vault.url, "password_secret": "password"}
+    connection = {"conn_type": "sftp_backend", "host": "127.0.0.1", "login": "tester", "extra": extra}
+    monkeypatch.setenv("AIRFLOW_CONN_SFTP_BACKEND_DEFAULT", json.dumps(connection))
+    operator = delete("a")
+    with killed_when(operator, lambda: vault.counts[SECRET] > 0) as sent:
+        with pytest.raises(TaskKilled):
+            run(operator)
+        assert time.monotonic() - sent[0] < 2
+    assert SFTPBackendHook().config().password is not None  # another asks anew
+
+
+@pytest.mark.parametrize("asked", ["connection", "masking"])
+def test_what_airflow_is_asked_is_heard_to_its_end(
+    connect: Connect, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch, asked: str
+) -> None:
+    connect(server)
+    begun, heard = threading.Event(), threading.Event()
+
+    def slowly(call: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*args: Any) -> Any:
+            begun.set()
+            until = time.monotonic() + 1
+            while time.monotonic() < until:
+                time.sleep(0.01)
+            heard.set()
+            return call(*args)
+
+        return slow
+
+    if asked == "connection":
+        monkeypatch.setattr(SFTPBackendHook, "get_connection", slowly(BaseHook.get_connection))
+    else:
+        monkeypatch.setattr("airflow_sftp_backend.masking.mask_secret", slowly(mask_secret))
+    logins = server.logins()
+    operator = delete("a")
+    with killed_when(operator, begun.is_set), pytest.raises(TaskKilled):
+        run(operator)
+    assert heard.is_set()
+    assert server.logins() == logins
+
+
+# -- by Airflow itself ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("group", [False, True])
+def test_a_supervisor_that_is_told_to_end_leaves_nothing_half(connect: Connect, tmp_path: Path, group: bool) -> None:
+    dag = f"""
+        from airflow.sdk import DAG
+        from airflow_sftp_backend.operators import SFTPUploadOperator
+        with DAG("sending"):
+            SFTPUploadOperator(task_id="up", source={str(tmp_path / "big")!r}, target="big")
+    """
+    with StallsAfter(requests=12) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path)
+        grow(tmp_path, {"big": bytes(24 << 20), "dags/sending.py": textwrap.dedent(dag).encode()})
+        log = tmp_path / "up.log"
+        home, dags = str(tmp_path / "airflow"), str(tmp_path / "dags")
+        environment = {**os.environ, "AIRFLOW_HOME": home, "AIRFLOW__CORE__DAGS_FOLDER": dags, "PYTHONPATH": str(TOP)}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.airflow.supervised", "sending", "up", str(log)],
+            env=environment, cwd=TOP, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            wait_until(lambda: stalling.requests.total() > 12, "the upload to stall", timeout=60)
+            time.sleep(0.5)
+            stalling.limit = 10**9
+            killed = time.monotonic()
+            (os.killpg if group else os.kill)(process.pid, signal.SIGTERM)  # to the group: as container runtimes do
+            process.wait(30)
+            assert time.monotonic() - killed < 10
+        finally:
+            process.kill()
+            process.wait()
+        assert held(folder.path) == {}
+        states = [line["state"] for line in told(log) if isinstance(line, dict) and "state" in line]
+        assert "success" not in states
+        assert "TaskKilled" in log.read_text()

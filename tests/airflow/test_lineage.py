@@ -13,7 +13,10 @@ from typing import Any, cast
 import pytest
 from airflow.providers.common.compat.openlineage.utils.utils import translate_airflow_asset
 from airflow.sdk import Asset, AssetAlias, BaseOperator
+from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
+from airflow_sftp_backend import SFTPBackend
+from airflow_sftp_backend.lineage import Deed, tell_assets
 from airflow_sftp_backend.operators import (
     SFTPDeleteOperator,
     SFTPDownloadOperator,
@@ -143,6 +146,111 @@ def test_moves_and_deletions_are_told_with_the_size(remote: Path) -> None:
     assert events(SFTPDeleteOperator(task_id="rm", path="*", outlets=[deleted]))[deleted].extra["count"] == 2
 
 
+@pytest.mark.parametrize(
+    "spelled",
+    [
+        "sftp://{host}:{port}{top}/a%20b",
+        "sftp://me@{host}:{port}{top}/a%20b",
+        "sftp://{host}:{port}{top}/a b",
+        "SFTP://{host}:{port}/{top}//a%20b",
+        "sftp://{host}:{port}{top}",
+    ],
+)
+def test_an_outlet_means_its_file_however_it_is_spelled(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spelled: str
+) -> None:
+    grow(tmp_path, {"a b": b"1"})
+    given = spelled.format(host=server.host, port=server.port, top=remote)
+    monkeypatch.setattr(ProvidersManagerTaskRuntime, "asset_uri_handlers", {})  # of no provider that spells it anew
+    outlet = Asset("file", uri=given)
+    found = events(SFTPUploadOperator(task_id="up", source=f"{tmp_path}/a b", target="a b", outlets=[outlet]))
+    assert found[outlet].extra["size"] == 1
+
+
+def test_an_outlet_without_its_port_means_port_22() -> None:
+    deed = Deed("uploaded", None, "sftp://h.example:22/a", {"size": 1})
+    ran = context()
+    outlet = Asset("file", uri="sftp://H.example/a")
+    tell_assets(ran, [outlet], [deed])
+    assert ran["outlet_events"][outlet].extra["size"] == 1
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["file://{top}/x y", "file://{top}/x%20y", "file:{top}/x y", "file://localhost{top}/x y", "file://{top}//x y"],
+)
+def test_a_local_outlet_means_its_file_however_it_is_spelled(remote: Path, tmp_path: Path, spelled: str) -> None:
+    grow(remote, {"x y": b"1"})
+    outlet = Asset("file", uri=spelled.format(top=tmp_path))
+    found = events(SFTPDownloadOperator(task_id="down", source="x y", target=f"{tmp_path}/x y", outlets=[outlet]))
+    assert found[outlet].extra["size"] == 1
+
+
+def test_an_outlet_with_another_place_is_not_told(remote: Path, tmp_path: Path) -> None:
+    grow(tmp_path, {"a": b"1"})
+    others = [Asset("s3://bucket/a"), Asset("db", uri="postgres://h/db/a"), Asset("file", uri=f"file://{tmp_path}/a")]
+    found = events(SFTPUploadOperator(task_id="up", source=f"{tmp_path}/a", target="a", outlets=others))
+    assert [found[one].extra for one in others] == [{}, {}, {}]
+
+
+def test_a_key_with_marks_of_a_url_names_its_object(remote: Path, store: str) -> None:
+    grow(remote, {"a#b?c%d é": b"1", "a": b"22"})
+    outlet, alias = Asset("file", uri=f"{store}/a%23b%3Fc%25d%20%C3%A9"), AssetAlias("each")
+    down = SFTPDownloadOperator(task_id="down", source="*", target=f"{store}/", outlets=[outlet, alias])
+    found = events(down)
+    assert found[outlet].extra["size"] == 1
+    uris = {event.dest_asset_key.uri for event in found[alias].asset_alias_events}
+    assert uris == {f"{store}/a", f"{store}/a%23b%3Fc%25d %C3%A9"}
+    outputs = cast("Any", down.get_openlineage_facets_on_complete(None)).outputs
+    assert len({one.name for one in outputs}) == 2
+
+
+def test_a_file_that_no_asset_may_be_is_said_and_fails_nothing(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "/".join(["é" * 120] * 3)
+    grow(tmp_path, {"in/a": b"1", f"in/{long}": b"22"})
+    alias = AssetAlias("each")
+    up = SFTPUploadOperator(task_id="up", source=f"{tmp_path}/in", target="/", outlets=[alias])
+    found = events(up)
+    assert [event.dest_asset_key.uri for event in found[alias].asset_alias_events] == [uri(server, remote, "a")]
+    assert "is made no asset" in caplog.text
+    outputs = cast("Any", up.get_openlineage_facets_on_complete(None)).outputs
+    assert [one.name.partition(f"{remote.name}/")[2] for one in outputs] == ["a", long]
+
+
+def test_the_digest_is_of_what_came_and_not_of_what_somebody_made_of_it(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(remote, {"a": b"abc"})
+    fetching = SFTPBackend.download_many
+
+    def watched(self: SFTPBackend, *args: Any, **kwargs: Any) -> Any:
+        outcomes = fetching(self, *args, **kwargs)
+        (tmp_path / "a").write_bytes(b"changed by who takes files as they land")
+        return outcomes
+
+    monkeypatch.setattr(SFTPBackend, "download_many", watched)
+    outlet = Asset("all")
+    found = events(SFTPDownloadOperator(task_id="down", source="a", target=f"{tmp_path}/a", outlets=[outlet]))
+    assert found[outlet].extra["sha256"] == sha256(b"abc")
+
+
+@pytest.mark.parametrize("what", ["upload", "download"])
+def test_a_digest_costs_no_request(remote: Path, server: AsyncsshServer, tmp_path: Path, what: str) -> None:
+    grow(remote if what == "download" else tmp_path, {"a": b"abc" * 100_000})
+    kind = SFTPUploadOperator if what == "upload" else SFTPDownloadOperator
+    source, target = (f"{tmp_path}/a", "b") if what == "upload" else ("a", f"{tmp_path}/b")
+    counts = []
+    for outlets in ([], [Asset("all")]):
+        target += "b"
+        before = server.requests.total()
+        (row,) = kind(task_id="t", source=source, target=target, outlets=outlets).execute(context())
+        counts.append(server.requests.total() - before)
+        assert row.get("sha256") == (sha256(b"abc" * 100_000) if outlets else None)
+    assert counts[0] == counts[1]
+
+
 # -- OpenLineage ------------------------------------------------------------------------------------------------------
 
 
@@ -167,16 +275,17 @@ def test_objects_are_named_by_bucket_and_key(remote: Path, store: str) -> None:
     assert lineage(down)[1] == [(store, "deep/a")]
 
 
-def test_a_move_says_what_it_renamed_and_a_deletion_what_is_gone(remote: Path) -> None:
+def test_a_move_says_what_it_renamed_and_a_deletion_what_is_gone(remote: Path, server: AsyncsshServer) -> None:
     grow(remote, {"a": b"abc"})
     mv, rm = SFTPMoveOperator(task_id="mv", source="a", target="b"), SFTPDeleteOperator(task_id="rm", path="b")
+    ((_, before),) = converted(uri(server, remote, "a"))
     for operator, change in ((mv, "RENAME"), (rm, "DROP")):
         operator.execute(context())
         found = cast("Any", operator.get_openlineage_facets_on_complete(None))
         facet = found.outputs[0].facets["lifecycleStateChange"]
         assert facet.lifecycleStateChange.value == change
         previous = facet.previousIdentifier
-        assert (previous and previous.name) == (f"{remote}/a" if change == "RENAME" else None)
+        assert (previous and previous.name) == (before if change == "RENAME" else None)
 
 
 def test_of_very_many_files_the_folders_are_told(remote: Path, server: AsyncsshServer, tmp_path: Path) -> None:

@@ -519,8 +519,24 @@ def test_the_log_tells_each_file_how_far_it_is_and_the_sum(
     log = capsys.readouterr().out
     assert "uploaded in/a.csv (3 B)" in log
     assert "uploaded in/big.bin (3.0 MiB)" in log
-    assert "2 files, 3.0 MiB in " in log
+    assert "uploaded 2 files, 3.0 MiB in " in log.splitlines()[-1]
+    assert "/s" in log.splitlines()[-1]
     assert "(100%), " in log
+
+
+def test_the_log_says_where_the_task_works_and_ends_with_the_sum(
+    remote: Path, server: AsyncsshServer, local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for operator, verb in (
+        (upload(f"{local}/*.csv", "in/"), "uploaded"),
+        (download("in/*", f"{tmp_path}/back/"), "downloaded"),
+        (move("in/*", "out/"), "moved"),
+        (delete("out/*"), "deleted"),
+    ):
+        run(operator)
+        log = capsys.readouterr().out
+        assert f"working in {remote} on sftp://{server.host}:{server.port}" in log
+        assert f"{verb} 2 files, 7 B in 0." in log.splitlines()[-1]
 
 
 def test_a_write_that_the_server_fails_leaves_neither_file_nor_temporary_file(connect: Connect, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import json
 import os
 import random
 import re
+import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow.sdk import BaseOperator, ObjectStoragePath
@@ -25,6 +26,7 @@ from airflow_sftp_backend import (
 )
 from airflow_sftp_backend.backend import BackendConfig
 from tests.airflow.conftest import Connect, State, context, grow, held
+from tests.airflow.supervised import run as run_supervised
 from tests.servers import AsyncsshServer, StallsAfter
 
 from .test_operators import delete, download, move, run, upload
@@ -77,6 +79,100 @@ def test_a_target_is_one_path(remote: Path, tmp_path: Path) -> None:
     grow(remote, {"a": b"1"})
     with pytest.raises(AirflowFailException, match="target is one path, not 2"):
         run(download("a", [str(tmp_path / "1"), str(tmp_path / "2")]))
+
+
+NOT_UTF_8 = os.fsdecode(b"caf\xe9.csv")
+
+
+@pytest.mark.parametrize("what", ["upload", "download", "move", "delete", "delete folder"])
+def test_a_name_that_airflow_cannot_carry_is_refused_and_the_others_are_not(
+    remote: Path, tmp_path: Path, what: str
+) -> None:
+    folder = grow(tmp_path / "src" if what == "upload" else remote / "in", {"a": b"1", NOT_UTF_8: b"2"})
+    make: dict[str, Callable[[], BaseOperator]] = {
+        "upload": lambda: upload(folder, "out/"),
+        "download": lambda: download("in/*", f"{tmp_path}/out/"),
+        "move": lambda: move("in/*", "out/"),
+        "delete": lambda: delete("in/*"),
+        "delete folder": lambda: delete("in/"),
+    }
+    with pytest.raises(AirflowFailException, match="1 of 2 files failed") as caught:
+        run(make[what](), state=State())
+    text = str(caught.value)
+    assert "not UTF-8" in text
+    assert r"caf\\xe9.csv" in text
+    assert text.encode()
+    assert NOT_UTF_8 in held(folder)
+    assert ("a" in held(folder)) == (what in ("upload", "download"))
+    out = {"download": tmp_path / "out"}.get(what, remote / "out")
+    assert held(out) == ({} if what.startswith("delete") else {"a": b"1"})
+
+
+@pytest.mark.timeout(120)
+def test_a_name_that_airflow_cannot_carry_breaks_no_real_task(remote: Path, tmp_path: Path) -> None:
+    grow(remote / "in", {"a": b"1", NOT_UTF_8: b"2"})
+    dag = """
+        from airflow.sdk import DAG
+        from airflow_sftp_backend.operators import SFTPMoveOperator
+        with DAG("moving"):
+            SFTPMoveOperator(task_id="mv", source="in/*", target="out/")
+    """
+    grow(tmp_path, {"dags/moving.py": textwrap.dedent(dag).encode()})
+    lines = run_supervised(tmp_path / "dags", "moving", "mv", tmp_path / "mv.log")
+    assert held(remote) == {"out/a": b"1", f"in/{NOT_UTF_8}": b"2"}
+    assert any("moved out/a" in str(line["event"]) for line in lines)
+    failed = [line for line in lines if "error_detail" in line]
+    assert "the name is not UTF-8" in json.dumps(failed[0]["error_detail"])
+
+
+@pytest.mark.parametrize("operator", [move([], "there/", missing_ok=True), delete([], missing_ok=True)])
+def test_an_empty_list_is_nothing_to_do_where_that_is_allowed(remote: Path, operator: BaseOperator) -> None:
+    assert run(operator) == []
+
+
+@pytest.mark.parametrize(
+    "operator", [move(None, "there/", missing_ok=True), delete(None), upload("a", cast("Any", None))]
+)
+def test_an_argument_that_rendered_to_none_is_named(remote: Path, operator: BaseOperator) -> None:
+    with pytest.raises(AirflowFailException, match=r"(source|path|target) is None; if it is a template"):
+        run(operator)
+
+
+def test_a_date_alone_names_a_folder_where_a_glob_is_moved(remote: Path) -> None:
+    grow(remote, {"in/a.csv": b"1"})
+    assert run(move("in/*.csv", "archive/{date}"))[0]["path"] == "archive/2026-02-01/a.csv"
+    grow(remote, {"in/b.csv": b"2"})
+    run(move("in/*.csv", "archive/{date}", if_exists="replace"))
+    assert held(remote) == {"archive/2026-02-01/a.csv": b"1", "archive/2026-02-01/b.csv": b"2"}
+
+
+@pytest.mark.parametrize("missing_ok", [True, False])
+def test_a_file_that_goes_before_it_is_moved_is_missing(
+    remote: Path, monkeypatch: pytest.MonkeyPatch, missing_ok: bool
+) -> None:
+    grow(remote, {"in/a.csv": b"1", "in/b.csv": b"2"})
+    moving = SFTPBackend.move_many
+
+    def late(self: SFTPBackend, *args: Any, **kwargs: Any) -> Any:
+        (remote / "in/a.csv").unlink()
+        return moving(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTPBackend, "move_many", late)
+    if missing_ok:
+        assert [row["source"] for row in run(move("in/*.csv", "out/", missing_ok=True))] == ["in/b.csv"]
+    else:
+        with pytest.raises(ExceptionGroup) as caught:
+            run(move("in/*.csv", "out/"))
+        assert [type(error) for error in caught.value.exceptions] == [NotFound]
+    assert held(remote) == {"out/b.csv": b"2"}
+
+
+def test_a_number_is_taken_by_a_folder_and_by_a_link_to_nothing_too(remote: Path) -> None:
+    grow(remote, {"in/a.csv": b"1", "in/b.csv": b"2", "out/a.csv/in-it": b"", "out/a-1.csv/in-it": b""})
+    (remote / "out/b.csv").symlink_to("nowhere")
+    rows = run(move("in/*.csv", "out/", if_exists="number"))
+    assert {row["source"]: row["path"] for row in rows} == {"in/a.csv": "out/a-2.csv", "in/b.csv": "out/b-1.csv"}
+    assert (remote / "out/b.csv").is_symlink()
 
 
 # -- folders of this machine ------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,6 +28,7 @@ from airflow_sftp_backend.plans import (
     numbered,
     numbered_names,
     paths,
+    unspeakable,
     uploads,
 )
 from tests.airflow.conftest import grow
@@ -58,7 +60,19 @@ def test_an_empty_argument_says_which_and_why(value: str | list[str]) -> None:
         paths(value, "source")
 
 
-@pytest.mark.parametrize("value", [5, None, [5], [Secret("a")]])
+@pytest.mark.parametrize("value", [None, ["a", None]])
+def test_none_says_which_and_that_a_template_rendered_to_it(value: Any) -> None:
+    with pytest.raises(ValueError, match="source is None; if it is a template, that is what it rendered to"):
+        paths(value, "source")
+
+
+def test_an_empty_list_is_nothing_to_do_where_that_is_allowed() -> None:
+    assert paths([], "source", none_ok=True) == []
+    with pytest.raises(ValueError, match="source is empty"):
+        paths("", "source", none_ok=True)
+
+
+@pytest.mark.parametrize("value", [5, [5], [Secret("a")]])
 def test_what_is_no_path_is_a_type_error(value: object) -> None:
     with pytest.raises(TypeError):
         paths(value, "source")  # type: ignore[arg-type]  # what is tested
@@ -150,6 +164,25 @@ def test_a_source_that_holds_no_file_is_missing(tmp_path: Path, source: str) -> 
         uploads([f"{tmp_path}/{source}"], "t")
 
 
+@pytest.mark.parametrize("source", ["d", "d/*", "d/**", "**/*"])
+def test_what_a_download_has_not_finished_is_sent_only_where_it_is_named(tmp_path: Path, source: str) -> None:
+    half = f".a.{'0' * 8}-{'1' * 12}.part"
+    grow(tmp_path, {"d/a": b"", f"d/{half}": b"", "d/b.part": b""})
+    sent = uploads([f"{tmp_path}/{source}"], "t")
+    assert {os.path.basename(step.source) for step in sent} == {"a", "b.part"}
+    assert [step.target for step in uploads([f"{tmp_path}/d/{half}"], "t")] == ["t"]
+    with pytest.raises(FileNotFoundError):
+        uploads([f"{tmp_path}/d/.a.*"], "t")
+
+
+def test_a_name_that_is_not_utf_8_is_shown_with_its_bytes() -> None:
+    assert unspeakable("café", "日本") is None
+    error = unspeakable("ok", os.fsdecode(b"caf\xe9.csv"))
+    assert error is not None
+    assert error.path == r"caf\xe9.csv"
+    assert "not UTF-8" in str(error)
+
+
 def test_two_files_with_one_target_are_refused_and_one_named_twice_is_sent_once() -> None:
     assert checked([Step("a", "t/a"), Step("a", "t/a")]) == [Step("a", "t/a")]
     with pytest.raises(ValueError, match="'x/a' and 'y/a' would both become 't/a'"):
@@ -177,6 +210,7 @@ def test_one_plain_file_is_fetched_and_moved_as_named() -> None:
     assert moves([found("in/b", size=7)], ["in/b"], "out/c", "2026-02-01") == [Step("in/b", "out/c", 7)]
     assert moves([found("in/b", size=7)], ["in/b"], "out/", "2026-02-01") == [Step("in/b", "out/b", 7)]
     assert moves([found("in/d/b", "d/b")], ["in/**"], "/", "2026-02-01") == [Step("in/d/b", "/d/b", 1)]
+    assert moves([found("in/b", size=7)], ["in/b"], "out/{date}", "2026-02-01") == [Step("in/b", "out/2026-02-01", 7)]
 
 
 @pytest.mark.parametrize(
@@ -186,6 +220,8 @@ def test_one_plain_file_is_fetched_and_moved_as_named() -> None:
         ("archive/{date}/", "archive/2026-02-01/d/b.tar.gz"),
         ("{stem}-{date}{suffix}", "b.tar-2026-02-01.gz"),
         ("all/{name}/{name}", "all/b.tar.gz/b.tar.gz"),
+        ("archive/{date}", "archive/2026-02-01/d/b.tar.gz"),
+        ("archive/of{suffix}", "archive/of.gz/d/b.tar.gz"),
     ],
 )
 def test_a_target_may_say_where_each_file_goes(target: str, expected: str) -> None:

@@ -1,0 +1,172 @@
+"""A try of a task knows what the tries before it have done, and neither forgets, repeats nor invents any of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from airflow.sdk import Asset, ObjectStoragePath
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_sftp_backend import AlreadyExists
+from airflow_sftp_backend.operators import SFTPUploadOperator
+from tests.airflow.conftest import Connect, State, context, grow, held
+from tests.servers import DropBox
+
+from .test_operators import Row, actions, move, run, upload
+
+# -- moves ------------------------------------------------------------------------------------------------------------
+
+
+def in_the_way(remote: Path, path: str) -> Path:
+    """A folder where a file is to go."""
+    return grow(remote, {f"{path}/in-the-way": b""}) / path
+
+
+MOVED = {"path": "work/a.csv", "size": 3, "action": "moved by an earlier try", "source": "in/a.csv"}
+
+
+@pytest.mark.parametrize(
+    ("if_exists", "new"),
+    [
+        ("number", {"path": "work/a-1.csv", "size": 4, "action": "moved", "source": "in/a.csv"}),
+        ("skip", {"path": "in/a.csv", "size": 4, "action": "skipped", "target": "work/a.csv"}),
+    ],
+)
+def test_a_file_delivered_again_between_two_tries_hides_no_earlier_move(remote: Path, if_exists: str, new: Row) -> None:
+    state = State()
+    grow(remote, {"in/a.csv": b"abc", "in/b.csv": b"x"})
+    way = in_the_way(remote, "work/b.csv")
+    with pytest.raises(AirflowFailException):
+        run(move("in/*.csv", "work/"), state=state)
+    shutil.rmtree(way)
+    grow(remote, {"in/a.csv": b"new!"})
+    rows = run(move("in/*.csv", "work/", if_exists=if_exists), try_number=2, state=state)
+    assert [row for row in rows if "b.csv" not in row["path"]] == [MOVED, new]
+    assert held(remote)["work/a.csv"] == b"abc"
+
+
+def test_what_is_delivered_again_and_finds_its_place_taken_fails_and_is_not_reported_as_moved(remote: Path) -> None:
+    state = State()
+    grow(remote, {"in/a.csv": b"abc"})
+    run(move("in/a.csv", "work/"), state=state)
+    grow(remote, {"in/a.csv": b"new!"})
+    with pytest.raises(AlreadyExists):
+        run(move("in/a.csv", "work/"), try_number=2, state=state)
+    assert held(remote) == {"in/a.csv": b"new!", "work/a.csv": b"abc"}
+
+
+def test_a_file_that_still_waits_is_not_taken_for_moved_because_its_like_is_there(remote: Path) -> None:
+    state = State()
+    grow(remote, {"in/a.csv": b"abc"})
+    run(move("in/a.csv", "work/"), state=state)
+    (remote / "work/a.csv").rename(remote / "in/a.csv")  # as if it had been noted, and never moved
+    grow(remote, {"work/a.csv": b"xyz"})
+    (row,) = run(move("in/a.csv", "work/", if_exists="skip"), try_number=2, state=state)
+    assert row["action"] == "skipped"
+
+
+# -- uploads ----------------------------------------------------------------------------------------------------------
+
+
+def half_sent(remote: Path, local: Path, state: State, **arguments: object) -> SFTPUploadOperator:
+    """An upload that has sent a.csv and failed over b.csv, which it would not now; the partner has taken the first."""
+    way = in_the_way(remote, "out/b.csv")
+    operator = upload(f"{local}/*.csv", "out/", **arguments)
+    with pytest.raises((AirflowFailException, ExceptionGroup)):
+        operator.execute(context(state=state))
+    shutil.rmtree(way)
+    (remote / "out/a.csv").unlink()
+    return operator
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A folder with two files to send."""
+    return grow(tmp_path / "local", {"a.csv": b"one", "b.csv": b"two!"})
+
+
+@pytest.mark.parametrize("if_exists", ["fail", "replace", "skip", "skip_same"])
+def test_what_the_partner_has_taken_is_not_delivered_again(remote: Path, local: Path, if_exists: str) -> None:
+    state = State()
+    operator = half_sent(remote, local, state, if_exists=if_exists)
+    rows = run(operator, try_number=2, state=state)
+    assert actions(rows) == {"out/a.csv": "uploaded by an earlier try", "out/b.csv": "uploaded"}
+    assert held(remote) == {"out/b.csv": b"two!"}
+
+
+@pytest.mark.parametrize("taken_before", [2, 3])
+@pytest.mark.parametrize("if_exists", ["fail", "replace", "skip"])
+def test_it_is_known_over_any_number_of_tries(remote: Path, local: Path, if_exists: str, taken_before: int) -> None:
+    state = State()
+    way = in_the_way(remote, "out/b.csv")
+    operator = upload(f"{local}/*.csv", "out/", if_exists=if_exists)
+    for try_number in (1, 2):
+        with pytest.raises((AirflowFailException, ExceptionGroup)):
+            run(operator, try_number=try_number, state=state)
+        if taken_before == try_number + 1:
+            (remote / "out/a.csv").unlink()
+    shutil.rmtree(way)
+    run(operator, try_number=3, state=state)
+    assert held(remote) == {"out/b.csv": b"two!"}
+
+
+def test_a_source_that_has_changed_since_is_delivered(remote: Path, local: Path) -> None:
+    state = State()
+    operator = half_sent(remote, local, state)
+    (local / "a.csv").write_bytes(b"ONE")
+    os.utime(local / "a.csv", (1, 1))
+    assert set(actions(run(operator, try_number=2, state=state)).values()) == {"uploaded"}
+    assert held(remote) == {"out/a.csv": b"ONE", "out/b.csv": b"two!"}
+
+
+def test_a_task_that_is_cleared_after_its_success_delivers_all_of_it_again(remote: Path, local: Path) -> None:
+    state = State()
+    operator = half_sent(remote, local, state)
+    run(operator, try_number=2, state=state)
+    (remote / "out/b.csv").unlink()
+    assert set(actions(run(operator, try_number=3, state=state)).values()) == {"uploaded"}
+    assert sorted(held(remote)) == ["out/a.csv", "out/b.csv"]
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_an_object_is_known_by_its_bytes(remote: Path, store: str, changed: bool) -> None:
+    for name, content in (("a.csv", b"one"), ("b.csv", b"two!")):
+        ObjectStoragePath(f"{store}/{name}").write_bytes(content)
+    state = State()
+    way = in_the_way(remote, "out/b.csv")
+    operator = upload(f"{store}/*.csv", "out/")
+    with pytest.raises(AirflowFailException):
+        run(operator, state=state)
+    shutil.rmtree(way)
+    (remote / "out/a.csv").unlink()
+    if changed:
+        ObjectStoragePath(f"{store}/a.csv").write_bytes(b"ONE")
+    run(operator, try_number=2, state=state)
+    assert ("out/a.csv" in held(remote)) == changed
+
+
+def test_outlets_are_told_of_what_the_partner_has_taken(remote: Path, local: Path) -> None:
+    state, outlet = State(), Asset("all")
+    operator = half_sent(remote, local, state, outlets=[outlet])
+    second = context(2, state)
+    operator.execute(second)
+    files: list[Row] = second["outlet_events"][outlet].extra["files"]  # type: ignore[assignment]  # any JSON to Airflow
+    assert [(file["size"], len(file["sha256"])) for file in files] == [(3, 64), (4, 64)]
+
+
+def test_where_nobody_may_look_what_was_sent_is_not_sent_again(connect: Connect, local: Path) -> None:
+    with DropBox() as box:
+        folder = box.fresh()
+        connect(box, base_path=folder.base_path)
+        state = State()
+        operator = upload(f"{local}/*.csv", "/", verify="none")
+        way = in_the_way(folder.path, "b.csv")
+        with pytest.raises((AirflowFailException, ExceptionGroup)):
+            run(operator, state=state)
+        shutil.rmtree(way)
+        (folder.path / "a.csv").unlink()
+        assert actions(run(operator, try_number=2, state=state))["a.csv"] == "uploaded by an earlier try"
+        assert held(folder.path) == {"b.csv": b"two!"}
