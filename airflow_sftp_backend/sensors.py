@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
@@ -14,7 +15,7 @@ from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, 
 from .hooks import Killable, SFTPBackendHook, translate_errors
 from .progress import counted
 from .triggers import SFTPFileTrigger
-from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, judge, look, patterns
+from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, after, judge, look, patterns
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -37,8 +38,13 @@ _STATE = "observed"
 class SFTPFileSensor(Killable, BaseSensorOperator):
     """Waits for files on an SFTP server and returns them: a list of ``path``, ``size`` and ``modified_at``.
 
-    A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection is
-    logged and tried again at the next look, until ``timeout``.
+    A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection, or
+    a key vault that is away, is logged and tried again, until ``timeout``: in a worker by the connection's own retries
+    within a look and then every ``poke_interval``, deferred after pauses that grow to five minutes, for all who wait on
+    the connection together. Airflow's ``exponential_backoff`` and ``max_wait`` do not apply when deferred.
+    ``silent_fail`` takes a look that failed for another reason for one that found nothing; ``soft_fail`` and
+    ``never_fail`` skip the task as Airflow has it, in the triggerer too. A file whose name is no UTF-8 text is left out
+    with a warning.
 
     :param path: what to wait for, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
         with ``/`` (anything in it), or a list of these. (templated)
@@ -46,9 +52,13 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     :param min_files: how many files must satisfy all of this.
     :param min_size: bytes a file must have.
     :param newer_than: a time with its zone (datetime, or ISO 8601 text) after which a file must have changed, by the
-        server's clock. (templated)
-    :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed.
-    :param done_file: name of a file that must stand beside each, such as ``{name}.done``. (templated)
+        server's clock. SFTP tells times in whole seconds: the second in which a time with a fraction lies counts. None
+        and ``""`` are no limit, so a template that may have no time to say is written
+        ``{{ prev_start_date_success or '' }}``. (templated)
+    :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed. Deferred, what the
+        worker has seen counts, so the clocks of worker and triggerer are to agree.
+    :param done_file: name of a file that must stand beside each, such as ``{name}.done``. It is not itself a file that
+        is found, unless ``path`` names it without a wildcard. (templated)
     :param ignore: patterns of names that do not count; by default the names programs give to unfinished files. A file
         named by its plain path always counts.
     :param deferrable: wait in the triggerer; by default as Airflow's ``default_deferrable`` says.
@@ -83,48 +93,59 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         if deferrable is None:
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable
-        if isinstance(newer_than, datetime):
-            _aware(newer_than)
-        if min_files < 1:
-            raise ValueError(f"min_files is a number from 1, not {min_files!r}")
-        self._backend: SFTPBackend | None = None
+        if isinstance(newer_than, date | int | float | list | tuple):  # what else it is, a template may say
+            after(newer_than)
+        self._condition_of(("*",))
+        self._hook: SFTPBackendHook | None = None
         self._observed: Observed = {}
+        self._warning = ""
+        self._told = False
 
     def execute(self, context: Context) -> list[Row]:
         """Looks, and looks again until the wait is over; one connection for all looks in one process."""
         with translate_errors():
             condition = self._condition()
-            hook = SFTPBackendHook(self.sftp_conn_id)
-            with hook.backend() as backend:
-                self._backend = backend
-                try:
-                    for pattern in condition.patterns:
-                        plan = backend.resolve(pattern)
-                        self.log.info("waiting for %s on %s", plan.native_path, plan.backend)
-                    with self.interruptible(hook):
-                        if not self.deferrable:
-                            return cast("list[Row]", super().execute(context))
-                        verdict = self._first_look(context, condition)
-                finally:
-                    self._backend = None
+            hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
+            self._told = False
+            try:
+                with self.interruptible(hook):
+                    if not self.deferrable:
+                        return cast("list[Row]", super().execute(context))
+                    verdict = self._first_look(context, condition)
+            finally:
+                self._hook = None
+                hook.close()
         if not verdict.done:
             self._go_on_in_triggerer(condition, verdict)
         return verdict.files
 
     def _go_on_in_triggerer(self, condition: Condition, verdict: Verdict) -> NoReturn:
         self.defer(
-            trigger=SFTPFileTrigger(self.sftp_conn_id, condition.as_json(), self.poke_interval, verdict.observed),
+            trigger=SFTPFileTrigger(
+                self.sftp_conn_id,
+                condition.as_json(),
+                self.poke_interval,
+                verdict.observed,
+                silent_fail=self.silent_fail,
+            ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),
         )
 
     def _first_look(self, context: Context, condition: Condition) -> Verdict:
-        """The look before deferring; its failure skips the task where that of any other look would."""
+        """The look before deferring; its failure skips the task, or is passed over, where that of any other look is."""
         try:
             with translate_errors():
                 return self._look(context, condition)
         except AirflowFailException as error:
             if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+        except SFTPBackendError as error:
+            if self.silent_fail:
+                self.log.error("the look failed, will look again: %s", error)
+                return Verdict(False, [], self._observed, str(error))
+            if self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
 
@@ -135,39 +156,42 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         return PokeReturnValue(verdict.done, verdict.files if verdict.done else None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[Row]:  # noqa: ARG002
-        """What the trigger has found. AirflowFailException with its reason if it had to give up."""
-        if event["status"] == "broken":
-            raise SFTPBackendError(event["message"])
-        if event["status"] != "found":
-            raise AirflowFailException(event["message"])
-        files: list[Row] = event["files"]
-        self.log.info("found %s", counted(len(files)))
-        return files
+        """What the trigger has found. AirflowFailException with its reason if it had to give up, SFTPBackendError if
+        another try of the task may help; AirflowSkipException where such a failure is to skip the task."""
+        if event["status"] == "found":
+            files: list[Row] = event["files"]
+            self.log.info("found %s", counted(len(files)))
+            return files
+        reason, broken = event["message"], event["status"] == "broken"
+        if self.never_fail or (self.soft_fail and not broken):
+            raise AirflowSkipException(reason)
+        raise SFTPBackendError(reason) if broken else AirflowFailException(reason)
 
     def _condition(self) -> Condition:
-        newer_than = self.newer_than or None
-        if isinstance(newer_than, str):
-            newer_than = datetime.fromisoformat(newer_than)
+        condition = self._condition_of(patterns(self.path))
+        return replace(condition, newer_than=after(self.newer_than), done_file=self.done_file)
+
+    def _condition_of(self, patterns: tuple[str, ...]) -> Condition:
+        """As far as it is known where the DAG is written."""
         stable_for = self.stable_for
         return Condition(
-            patterns=patterns(self.path),
+            patterns,
             min_files=self.min_files,
             min_size=self.min_size,
-            newer_than=None if newer_than is None else _aware(newer_than).isoformat(),
             stable_for=stable_for.total_seconds() if isinstance(stable_for, timedelta) else stable_for,
-            done_file=self.done_file,
             ignore=self.ignore,
         )
 
     def _look(self, context: Context, condition: Condition) -> Verdict:
         """One look; two, ``stable_for`` apart, where nothing can be remembered until the next."""
-        store = context.get("task_state_store") if self.mode == "reschedule" else None
+        keeps = self.mode == "reschedule" and condition.stable_for > 0
+        store = context.get("task_state_store") if keeps else None
         if store is not None:
             with self.uninterruptible():
                 self._observed = cast("Observed", store.get(_STATE) or {})
         verdict = self._judged(condition)
-        forgets = self.mode == "reschedule" and store is None and not self.deferrable
-        if forgets and verdict.observed and not verdict.done and condition.stable_for:
+        forgets = keeps and store is None and not self.deferrable
+        if forgets and verdict.settling:
             time.sleep(condition.stable_for)
             verdict = self._judged(condition)
         if store is not None:
@@ -176,9 +200,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         return verdict
 
     def _judged(self, condition: Condition, clock: Callable[[], float] = time.time) -> Verdict:
-        assert self._backend is not None
         try:
-            files, done_files = look(self._backend, condition)
+            files, done_files = look(self._backend(condition), condition)
         except (AuthenticationFailed, HostKeyRejected):
             raise
         except BackendUnavailable as error:
@@ -186,12 +209,20 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             return Verdict(False, [], self._observed, str(error))
         verdict = judge(condition, files, done_files, self._observed, clock())
         self._observed = verdict.observed
+        if verdict.warning not in ("", self._warning):
+            self.log.warning("%s", verdict.warning)
+        self._warning = verdict.warning
         if not verdict.done:
             self.log.info("%s", verdict.missing)
         return verdict
 
-
-def _aware(time: datetime) -> datetime:
-    if time.tzinfo is None:
-        raise ValueError(f"newer_than needs a time zone, as in 2026-01-31T06:00:00+01:00; {time.isoformat()} has none")
-    return time
+    def _backend(self, condition: Condition) -> SFTPBackend:
+        """The backend, once there is one; what is waited for is said then."""
+        assert self._hook is not None
+        backend = self._hook.get_conn()
+        if not self._told:
+            self._told = True
+            for pattern in condition.patterns:
+                plan = backend.resolve(pattern)
+                self.log.info("waiting for %s on %s", plan.native_path, plan.backend)
+        return backend

@@ -6,31 +6,40 @@ Who looks at the same time is asked for together: each folder is listed once, al
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
-from .backend import BackendUnavailable, SFTPBackendError
+from .backend import BackendUnavailable, RetryPolicy, SFTPBackendError
 from .hooks import SFTPBackendHook
 from .waiting import Condition, Seen, look_for_all
 
 if TYPE_CHECKING:
     from .backend import BackendConfig, SFTPBackend
 
+log = logging.getLogger(__name__)
+
 _GATHERING = 0.05
 """Seconds a round waits for others who wake at the same time."""
 _LONGEST_REST = 300.0
 """Seconds between two tries to reach a server that is away, at most."""
 
-_Outcomes = dict[Condition, Seen | SFTPBackendError]
+T = TypeVar("T")
+_Question = tuple[Condition, Callable[[Seen], object]]
+_Refusal = SFTPBackendError | ValueError | TypeError
+_Outcomes = list[object]
+"""What was decided for each question of a round, or the `_Refusal` in its place."""
 
 
 class SharedConnection:
     """Used from one thread, closed when the last one leaves.
 
-    It is made by the first look and made anew, from what the Airflow connection then says, after it was lost; while the
-    server is away, less and less often for all of them together. Everything but the looks happens in the event loop.
+    It is made by the first look and made anew, from what the Airflow connection then says, after it was lost: at once
+    in the same round, and while that fails, less and less often for all of them together. Everything but the looks and
+    what is decided of them happens in the event loop.
     """
 
     _of: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], SharedConnection]] = {}
@@ -43,7 +52,7 @@ class SharedConnection:
         self._backend: SFTPBackend | None = None
         self._phase = random.random()  # noqa: S311 - keeps the rounds of many servers apart
         self._turn = asyncio.Lock()
-        self._asked: set[Condition] = set()
+        self._asked: list[_Question] = []
         self._next: asyncio.Task[_Outcomes] | None = None
         self._rounds: set[asyncio.Task[_Outcomes]] = set()
         self._failures = 0
@@ -60,12 +69,15 @@ class SharedConnection:
         return shared
 
     def leave(self) -> None:
-        """One user less; the last one closes it."""
+        """One user less; the last one ends it, whatever it is doing."""
         self._users -= 1
         if not self._users:
             del self._of[self._key]
             for one in self._rounds:
                 one.cancel()
+            backend = self._backend
+            if backend is not None:
+                backend.end_within(0)
             self._thread.submit(self._close)
             self._thread.shutdown(wait=False)
 
@@ -76,50 +88,76 @@ class SharedConnection:
         cycles = self._loop.time() / interval + self._phase
         await asyncio.sleep((1 - cycles % 1) * interval)
 
-    async def look(self, condition: Condition) -> Seen:
-        """What the next round sees of it. Raises what the look raised, BackendUnavailable if there was none."""
+    async def look(self, condition: Condition, decide: Callable[[Seen], T]) -> T:
+        """What ``decide``, called in the connection's thread, makes of what the next round sees.
+
+        Raises what the look or ``decide`` raised (SFTPBackendError, ValueError, TypeError), BackendUnavailable if there
+        was no look.
+        """
         if self._next is None:
-            self._asked = set()
+            self._asked = []
             self._next = self._loop.create_task(self._round(self._asked))
             self._rounds.add(self._next)
             self._next.add_done_callback(self._rounds.discard)
-        self._asked.add(condition)
-        seen = (await asyncio.shield(self._next))[condition]
-        if isinstance(seen, SFTPBackendError):
-            raise seen
-        return seen
+        place = len(self._asked)
+        self._asked.append((condition, decide))
+        outcome = (await asyncio.shield(self._next))[place]
+        if isinstance(outcome, _Refusal):
+            raise outcome
+        return cast("T", outcome)
 
-    async def _round(self, asked: set[Condition]) -> _Outcomes:
+    async def _round(self, asked: list[_Question]) -> _Outcomes:
         """A look at all that was asked for until its turn came."""
         await asyncio.sleep(_GATHERING)
         async with self._turn:
             await asyncio.sleep(max(0.0, self._rests_until - self._loop.time()))
             self._next = None
             try:
-                config = None if self._backend is not None else await SFTPBackendHook(self._conn_id).aconfig()
-                conditions = list(asked)
-                outcomes = await self._loop.run_in_executor(self._thread, self._look, conditions, config)
+                outcomes = await self._looked(list(asked))
             except BackendUnavailable:
                 self._failures += 1
                 rest = min(_LONGEST_REST, 2.0 ** min(self._failures, 10))
                 self._rests_until = self._loop.time() + rest * random.uniform(0.5, 1.0)  # noqa: S311
                 raise
             self._failures = 0
-            return dict(zip(conditions, outcomes, strict=True))
+            return outcomes
 
-    def _look(self, conditions: Sequence[Condition], config: BackendConfig | None) -> list[Seen | SFTPBackendError]:
+    async def _looked(self, asked: Sequence[_Question]) -> _Outcomes:
+        if self._backend is not None:
+            try:
+                return await self._loop.run_in_executor(self._thread, self._look, asked)
+            except BackendUnavailable as error:
+                log.info("%s; connecting anew, as connection %r now says", error, self._conn_id)
+        config = await SFTPBackendHook(self._conn_id).aconfig(self._thread)
+        return await self._loop.run_in_executor(self._thread, self._look, asked, config)
+
+    def _look(self, asked: Sequence[_Question], config: BackendConfig | None = None) -> _Outcomes:
         if config is not None:
             from .backend import SFTPBackend  # here, because it loads paramiko
 
-            self._backend = SFTPBackend.from_config(config)
+            # one try: the next is the next round's
+            self._backend = SFTPBackend.from_config(replace(config, retry=RetryPolicy.disabled()), reconnects=False)
+            if not self._users:
+                self._backend.end_within(0)
         assert self._backend is not None
+        conditions = list(dict.fromkeys(condition for condition, _ in asked))
         try:
-            return look_for_all(self._backend, conditions)
+            seen = dict(zip(conditions, look_for_all(self._backend, conditions), strict=True))
         except BackendUnavailable:
             self._close()
             raise
+        return [_decided(decide, seen[condition]) for condition, decide in asked]
 
     def _close(self) -> None:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+
+
+def _decided(decide: Callable[[Seen], object], seen: Seen | SFTPBackendError) -> object:
+    if isinstance(seen, SFTPBackendError):
+        return seen
+    try:
+        return decide(seen)
+    except (SFTPBackendError, ValueError, TypeError) as error:
+        return error

@@ -5,7 +5,6 @@ Both look and decide as the sensor does.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -14,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
-from .arrivals import Memory, Report
 from .backend import BackendUnavailable, SFTPBackendError
 from .hooks import HOPELESS, SFTPBackendHook
+from .memory import Arrivals, Memory
 from .progress import counted
 from .shared import SharedConnection
-from .waiting import TEMPORARY_NAMES, Condition, Observed, judge, patterns
+from .waiting import TEMPORARY_NAMES, Condition, Observed, Seen, Verdict, judge, patterns
 
 if TYPE_CHECKING:
     from airflow.sdk.exceptions import AirflowException
@@ -29,9 +28,6 @@ else:
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.exceptions import AirflowException
 
-_TAKES_OVER = 10.0
-"""Seconds in which Airflow has surely written an event down."""
-
 
 class SFTPFileTrigger(BaseTrigger):
     """Fires once the files of ``condition`` are there, with ``{"status": "found", "files": [...]}``; or with
@@ -39,16 +35,24 @@ class SFTPFileTrigger(BaseTrigger):
     where another try may.
 
     ``condition`` is `Condition.as_json`, ``observed`` what the sensor has seen so far; ``poke_interval`` in seconds.
+    With ``silent_fail`` it looks again where it would be ``"broken"``.
     """
 
     def __init__(
-        self, sftp_conn_id: str, condition: dict[str, Any], poke_interval: float, observed: Observed | None = None
+        self,
+        sftp_conn_id: str,
+        condition: dict[str, Any],
+        poke_interval: float,
+        observed: Observed | None = None,
+        *,
+        silent_fail: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
         self.sftp_conn_id = sftp_conn_id
         self.condition = condition
         self.poke_interval = poke_interval
         self.observed = observed or {}
+        self.silent_fail = silent_fail
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Its class and arguments; no secret is among them."""
@@ -57,19 +61,18 @@ class SFTPFileTrigger(BaseTrigger):
             "condition": self.condition,
             "poke_interval": self.poke_interval,
             "observed": self.observed,
+            "silent_fail": self.silent_fail,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks every ``poke_interval`` seconds, less often while the server is away; logs what is new."""
-        condition = Condition.from_json(self.condition)
         connection = SharedConnection.join(self.sftp_conn_id)
-        missing = ""
+        missing = warning = ""
         try:
             while True:
                 await connection.until_next_look(self.poke_interval)
                 try:
-                    files, done_files = await connection.look(condition)
-                    verdict = judge(condition, files, done_files, self.observed, time.time())
+                    verdict = await self._look(connection)
                 except (*HOPELESS, ValueError, TypeError) as error:
                     yield _event(status="failed", message=str(error))
                     return
@@ -77,9 +80,15 @@ class SFTPFileTrigger(BaseTrigger):
                     self.log.warning("cannot look, will look again: %s", error)
                     continue
                 except SFTPBackendError as error:
-                    yield _event(status="broken", message=str(error))
-                    return
+                    if not self.silent_fail:
+                        yield _event(status="broken", message=str(error))
+                        return
+                    self.log.error("the look failed, will look again: %s", error)
+                    continue
                 self.observed = verdict.observed
+                if verdict.warning not in ("", warning):
+                    self.log.warning("%s", verdict.warning)
+                warning = verdict.warning
                 if verdict.done:
                     yield _event(status="found", files=verdict.files)
                     return
@@ -89,9 +98,13 @@ class SFTPFileTrigger(BaseTrigger):
         finally:
             connection.leave()
 
+    async def _look(self, connection: SharedConnection) -> Verdict:
+        condition, observed = Condition.from_json(self.condition), self.observed
+        return await connection.look(condition, lambda seen: judge(condition, *seen, observed, time.time()))
+
 
 class SFTPNewFilesTrigger(BaseEventTrigger):
-    """Starts DAGs for files that arrive: one event for all that are new at a look, with ``{"report": name,
+    """Starts DAGs for files that arrive: one event for all that are new at a look, 500 at most, with ``{"report": name,
     "sftp_conn_id": ..., "files": [...]}``, each file with ``path``, ``size`` and ``modified_at``.
 
     For an `AssetWatcher`; the DAG's first task asks `arrivals.new_files` what it was started for. The first look
@@ -132,6 +145,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         self.poke_interval = poke_interval
         self.changed = changed
         self._observed: Observed = {}
+        self._warning = ""
         self.condition = Condition(
             patterns(path),
             min_size=min_size,
@@ -165,33 +179,41 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             while True:
                 await connection.until_next_look(self.poke_interval)
                 try:
-                    report = await self._look(memory, connection)
+                    await self._look(memory, connection)
                 except (*HOPELESS, SFTPBackendError, AirflowException, AirflowRuntimeError, ValueError) as error:
                     if str(error) != trouble:
                         self.log.warning("cannot look for new files, will look again: %s", error)
                     trouble = str(error)
                     continue
                 trouble = ""
+                report = memory.unsent()
                 if report is not None:
                     self.log.info("%s new, the first is %s", counted(len(report.files)), report.files[0]["path"])
                     yield _event(report=report.name, sftp_conn_id=self.sftp_conn_id, files=report.files)
-                    await asyncio.sleep(_TAKES_OVER)
-                    memory.settle()
+                    memory.sent(report)
         finally:
             connection.leave()
 
-    async def _look(self, memory: Memory, connection: SharedConnection) -> Report | None:
-        """What is to be reported: what is new, or what an earlier start of the triggerer may not have got rid of."""
+    async def _look(self, memory: Memory, connection: SharedConnection) -> None:
+        """Adds what is new to what is known, unless a report that was kept before is still to be made."""
         arrivals = await memory.recall()
-        if arrivals.pending is None:
-            files, done_files = await connection.look(self.condition)
+        await memory.keep(arrivals)
+        if memory.unsent() is not None:
+            return
+
+        def decide(seen: Seen) -> tuple[Arrivals, Verdict]:
+            files, done_files = seen
             now = time.time()
             verdict = judge(self.condition, files, done_files, self._observed, now)
-            self._observed = verdict.observed
-            present = {info.path for info in files}
-            arrivals = arrivals.look(verdict.files, present, now, changed=self.changed)
-            await memory.keep(arrivals)
-        return arrivals.pending
+            present = (info.path for info in files)
+            return arrivals.look(verdict.files, present, now, changed=self.changed), verdict
+
+        found, verdict = await connection.look(self.condition, decide)
+        self._observed = verdict.observed
+        if verdict.warning not in ("", self._warning):
+            self.log.warning("%s", verdict.warning)
+        self._warning = verdict.warning
+        await memory.keep(found)
 
 
 def _event(**payload: object) -> TriggerEvent:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from .backend import BackendUnavailable, FileInfo, InvalidPath, NotFound, SFTPBackendError
+from .backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
 from .plans import is_glob, paths
 
 if TYPE_CHECKING:
@@ -27,13 +30,38 @@ def patterns(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
     return tuple(f"{one}**" if one.endswith("/") else one for one in paths(path, "path"))
 
 
+def after(newer_than: object) -> str | None:
+    """The time an argument says, as `Condition` has it: a datetime, or ISO 8601 text, with its zone.
+
+    None and "", which a template renders to that has no time to say, are no limit. ValueError for all else.
+    """
+    value = newer_than
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise ValueError(
+                f"newer_than is no time: {value!r}; expected one such as 2026-01-31T06:00:00+01:00. A template that may"
+                " have none to say renders to '' with {{ ... or '' }}"
+            ) from None
+    if not isinstance(value, datetime):
+        raise ValueError(f"newer_than is a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
+    if value.tzinfo is None:
+        raise ValueError(f"newer_than needs a time zone, as in 2026-01-31T06:00:00+01:00; {value.isoformat()} has none")
+    return value.isoformat()
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """What is waited for: ``min_files`` files that fit ``patterns`` and each satisfy the rest.
 
-    ``min_size`` in bytes; ``newer_than`` aware, ISO 8601; ``stable_for`` seconds without a change of size or time;
-    ``done_file`` the name of a file that must stand beside each, ``{name}`` being that of the file itself; ``ignore``
-    patterns of names that do not count.
+    ``min_size`` in bytes; ``newer_than`` as `after` gives it; ``stable_for`` seconds without a change
+    of size or time; ``done_file`` the name of a file that must stand beside each, ``{name}`` being that of the file
+    itself, which may lead into a folder there; ``ignore`` patterns of names that do not count.
+
+    Raises ValueError, which names the argument, for what no file can satisfy.
     """
 
     patterns: tuple[str, ...]
@@ -43,6 +71,12 @@ class Condition:
     stable_for: float = 0.0
     done_file: str | None = None
     ignore: tuple[str, ...] = TEMPORARY_NAMES
+
+    def __post_init__(self) -> None:
+        _check_number("min_files", self.min_files, 1, whole=True)
+        _check_number("min_size", self.min_size, 0)
+        _check_number("stable_for", self.stable_for, 0)
+        _check_done_file(self.done_file)
 
     @property
     def plain_path(self) -> str | None:
@@ -63,14 +97,35 @@ class Condition:
         return cls(**{**values, "patterns": tuple(values["patterns"]), "ignore": tuple(values["ignore"])})
 
 
+def _check_number(name: str, value: object, least: int, *, whole: bool = False) -> None:
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not right or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise ValueError(f"{name} is a {'whole ' if whole else ''}number from {least}, not {value!r}")
+
+
+def _check_done_file(template: object) -> None:
+    if template is None:
+        return
+    segments = template.split("/") if isinstance(template, str) else []
+    if not segments or any(not one.strip() or one in (".", "..") or "\0" in one for one in segments):
+        raise ValueError(f"done_file is the name of a file that stands beside another, not {template!r}")
+    if template == "{name}":
+        raise ValueError("done_file is the name of another file than the one it stands beside, not '{name}'")
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the wait is over, with which files, what to remember for the next look, and what is still missing."""
+    """Whether the wait is over, with which files, what to remember for the next look, and what is still missing.
+
+    ``settling``: nothing is missing but time in which no file changes. ``warning`` is for the log, if it is not empty.
+    """
 
     done: bool
     files: list[Row]
     observed: Observed
     missing: str
+    settling: bool = False
+    warning: str = ""
 
 
 Seen = tuple[list[FileInfo], set[str]]
@@ -146,15 +201,13 @@ def _there(wanted: Collection[str], asked: _Infos) -> set[str]:
 def _found_by_patterns(
     backend: SFTPBackend, groups: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[FileInfo] | SFTPBackendError]:
-    """What fits each group of patterns: by one search, unless one of them is refused."""
-    try:
-        return dict(zip(groups, backend.find_each(groups), strict=True)) if groups else {}
-    except BackendUnavailable:
-        raise
-    except SFTPBackendError as error:
-        if len(groups) == 1:
-            return {groups[0]: error}
-        return {group: outcome for one in groups for group, outcome in _found_by_patterns(backend, [one]).items()}
+    """What fits each group of patterns, or why that cannot be said."""
+    found: dict[tuple[str, ...], list[FileInfo] | SFTPBackendError] = {}
+    for group, outcome in zip(groups, backend.find_each(groups, return_exceptions=True), strict=True):
+        if isinstance(outcome, OSError):
+            raise outcome
+        found[group] = outcome
+    return found
 
 
 def done_file(template: str, path: str) -> str:
@@ -167,30 +220,82 @@ def judge(
     condition: Condition, files: Sequence[FileInfo], done_files: Collection[str], earlier: Observed, now: float
 ) -> Verdict:
     """Decides from what is there now (epoch seconds) and what was there at the last look."""
-    named = {"/".join(part for part in pattern.split("/") if part not in ("", ".")) for pattern in condition.patterns}
-    after = None if condition.newer_than is None else datetime.fromisoformat(condition.newer_than)
     observed: Observed = {}
     ready: list[Row] = []
-    unready = 0
-    for info in files:
-        if info.path not in named and any(fnmatch.fnmatchcase(info.name, pattern) for pattern in condition.ignore):
-            continue
+    unready = settling = 0
+    counted, unspeakable = _those_that_count(condition, files)
+    is_new = _newness(condition)
+    for info in counted:
         if info.size < condition.min_size:
             unready += 1
             continue
-        if after is not None and (info.modified_at is None or info.modified_at <= after):
+        if not is_new(info.modified_at):
             continue
         modified = None if info.modified_at is None else info.modified_at.isoformat()
-        size, time, since = earlier.get(info.path, [None, None, now])
-        if (size, time) != (info.size, modified):
-            since = now
-        observed[info.path] = [info.size, modified, since]
-        waits = condition.done_file is not None and done_file(condition.done_file, info.path) not in done_files
-        if waits or now - since < condition.stable_for:
+        rests = 0.0
+        if condition.stable_for:
+            size, time, since = earlier.get(info.path, [None, None, now])
+            since = min(since, now) if (size, time) == (info.size, modified) else now  # clocks differ, and are set back
+            observed[info.path] = [info.size, modified, since]
+            rests = now - since
+        if condition.done_file is not None and done_file(condition.done_file, info.path) not in done_files:
             unready += 1
+        elif rests < condition.stable_for:
+            settling += 1
         else:
             ready.append({"path": info.path, "size": info.size, "modified_at": modified})
-    missing = f"{len(ready)} of {condition.min_files} files are there" + (
-        f", {unready} not ready yet" if unready else ""
+    missing = f"{len(ready)} of {condition.min_files} files are there"
+    if unready + settling:
+        missing += f", {unready + settling} not ready yet"
+    done = len(ready) >= condition.min_files
+    may_settle = not done and len(ready) + settling >= condition.min_files
+    return Verdict(done, ready, observed, missing, may_settle, _warning(unspeakable))
+
+
+def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
+    """The files that are meant to be waited for, and the paths that Airflow cannot carry: no UTF-8 text."""
+    named = {_normal(pattern) for pattern in condition.patterns}
+    done_files = {_normal(one) for one in condition.done_files(files)}
+    ignored = _fitting(condition.ignore)
+    counted: list[FileInfo] = []
+    unspeakable: list[str] = []
+    for info in files:
+        if info.path not in named and (info.path in done_files or ignored(info.name)):
+            continue
+        if not info.path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in info.path):
+            unspeakable.append(info.path)
+        else:
+            counted.append(info)
+    return counted, unspeakable
+
+
+def _normal(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+@lru_cache(maxsize=256)
+def _fitting(names: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    """Tells whether a name fits one of these."""
+    return re.compile("|".join(map(fnmatch.translate, names)) if names else "(?!)").match
+
+
+def _newness(condition: Condition) -> Callable[[datetime | None], bool]:
+    """Tells whether a file's time is after that of the condition. SFTP tells times in whole seconds: the second in
+    which a time with a fraction lies counts."""
+    if condition.newer_than is None:
+        return lambda _time: True
+    limit = datetime.fromisoformat(condition.newer_than)
+    if limit.microsecond:
+        second = limit.replace(microsecond=0)
+        return lambda time: time is not None and time >= second
+    return lambda time: time is not None and time > limit
+
+
+def _warning(unspeakable: Sequence[str]) -> str:
+    if not unspeakable:
+        return ""
+    first = unspeakable[0].encode("utf-8", "backslashreplace").decode()
+    more = f" and {len(unspeakable) - 1} more" if len(unspeakable) > 1 else ""
+    return (
+        f"left out, as Airflow carries only names that are UTF-8 text: {first}{more}; have them renamed on the server"
     )
-    return Verdict(len(ready) >= condition.min_files, ready, observed, missing)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +110,42 @@ def test_we_come_first_and_the_sftp_command_second() -> None:
 
 def test_a_thousand_triggers_wait_on_one_login(sshd: str) -> None:
     assert sshd
-    cost = waiting.measure("ours", 1000, 6)
+    cost = waiting.measure("ours", 1000, 3 * waiting.INTERVAL + 1)
     assert (cost.logins, cost.gave_up) == (1, 0)
-    assert cost.looks >= 1000
+    assert cost.punctual >= 990
     assert cost.requests < 1.2 * cost.looks
+
+
+def cost(**changes: float) -> waiting.Cost:
+    """What waiting costs, if all goes well."""
+    good: dict[str, Any] = {
+        "logins": 1, "logins_a_minute": 1, "looks": 2400, "punctual": 200, "requests": 2400, "processor": 1,
+        "memory": 1 << 20, "gave_up": 0,
+    }  # fmt: skip
+    return waiting.Cost(**(good | changes))
+
+
+@pytest.mark.parametrize(
+    ("count", "ours", "theirs", "met"),
+    [
+        (waiting.AT, {}, {"processor": 20}, True),
+        (waiting.AT, {}, {"processor": 19}, False),
+        (waiting.AT, {"gave_up": 1}, {"processor": 20}, False),
+        (waiting.AT, {"logins": 2}, {"processor": 20}, False),
+        (waiting.AT, {"looks": 0}, {"processor": 20}, False),
+        (1000, {}, {"processor": 1, "gave_up": 900}, True),
+        (1000, {"gave_up": 1}, {}, False),
+    ],
+)
+def test_waiting_meets_its_targets_or_misses_them(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    ours: dict[str, float],
+    theirs: dict[str, float],
+    met: bool,
+) -> None:
+    costs = {"ours": cost(**ours), "sftp provider": cost(**theirs)}
+    monkeypatch.setattr(waiting, "measure", lambda whose, *_: costs[whose])
+    assert waiting.main(["--triggers", str(count), "--seconds", "1"]) == (0 if met else 1)
+    assert "logins a minute" in capsys.readouterr().out

@@ -17,15 +17,7 @@ from ._errors import CapabilityNotSupported, SFTPBackendError
 from ._handles import AtomicWriter, RemoteFile
 from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise, put_back, sorted_out, without_time
 from ._landing import Landing, Verify
-from ._models import (
-    Capability,
-    FileInfo,
-    FolderEntry,
-    FolderInfo,
-    Progress,
-    ResolutionPlan,
-    WriteResult,
-)
+from ._models import Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
 from ._paths import Jail
 from ._session import Session
 from ._transfer import Content
@@ -107,23 +99,25 @@ class SFTPBackend:
         self._set_up(BackendConfig(**values))
 
     @classmethod
-    def from_config(cls, config: BackendConfig) -> SFTPBackend:
-        """A backend with everything it is told in one value."""
+    def from_config(cls, config: BackendConfig, *, reconnects: bool = True) -> SFTPBackend:
+        """A backend with everything it is told in one value. With ``reconnects=False`` it connects but once: after the
+        loss of its connection each call raises BackendUnavailable."""
         backend = cls.__new__(cls)
-        backend._set_up(config)
+        backend._set_up(config, reconnects=reconnects)
         return backend
 
-    def _set_up(self, config: BackendConfig) -> None:
+    def _set_up(self, config: BackendConfig, *, reconnects: bool = True) -> None:
         self.config = config
         self._door = Door(Jail(config.base_path), config.address)
-        self._session = Session(config)
+        self._session = Session(config, reconnects=reconnects)
         self._landings = Landings(self._session)
 
     def __repr__(self) -> str:
         return f"<SFTPBackend {self.name} base_path={self._door.jail.base_path!r}>"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return SFTPBackend.from_config, (_keys.portable(self.config),)
+        make = partial(SFTPBackend.from_config, reconnects=self._session.reconnects)
+        return make, (_keys.portable(self.config),)
 
     def __enter__(self) -> SFTPBackend:
         return self
@@ -245,10 +239,14 @@ class SFTPBackend:
                 self._session.call, self._door.jail.root, [_tree.Pattern.parse(text) for text in patterns]
             )
 
-    def find_each(self, groups: Sequence[Sequence[str]]) -> list[list[FileInfo]]:
-        """What `find` gives for each group of patterns, with one search for all."""
+    def find_each(
+        self, groups: Sequence[Sequence[str]], *, return_exceptions: bool = False
+    ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
+        """What `find` gives for each group of patterns, with one search for all. Failures as in `upload_many`: a folder
+        that is refused fails the groups that must look into it."""
         with self._door.named():
-            return _tree.find_each(self._session.call, self._door.jail.root, groups)
+            outcomes = _tree.find_each(self._session.call, self._door.jail.root, groups)
+        return gathered([self._door.located(outcome) for outcome in outcomes], "searches", return_exceptions)
 
     def glob(self, pattern: str) -> Iterator[FileInfo]:
         """As `find`, for one pattern."""
@@ -283,15 +281,17 @@ class SFTPBackend:
         verify: Verify = "size",
         progress: Progress | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
     ) -> WriteResult:
         """Fetches a file; ``local`` appears only when it is whole, readable by its owner alone.
 
-        Goes on after a lost connection and, with a ``resume_key``, in the next call, as `upload` does.
+        Goes on after a lost connection and, with a ``resume_key``, in the next call, as `upload` does. The result has
+        the SHA-256 of what came with ``verify="sha256"``, which compares it with what the disk holds, or ``digest``.
 
         Raises NotFound, InvalidPath for a folder, AlreadyExists if ``local`` exists, TransferCorrupted if the file
         changes meanwhile, OSError for what this machine refuses.
         """
-        (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key)
+        (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest)
         return or_raise(outcome)
 
     def download_many(
@@ -302,6 +302,7 @@ class SFTPBackend:
         verify: Verify = "size",
         progress: Progress | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """Fetches many files side by side, each as `download` does; one result per pair (key, local path), in order.
@@ -309,7 +310,7 @@ class SFTPBackend:
         All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
         places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
         """
-        outcomes = self._download(list(pairs), overwrite, verify, progress, resume_key)
+        outcomes = self._download(list(pairs), overwrite, verify, progress, resume_key, digest)
         return gathered(outcomes, "downloads", return_exceptions)
 
     def _download(
@@ -319,13 +320,12 @@ class SFTPBackend:
         verify: Verify,
         progress: Progress | None,
         resume_key: str | None,
+        digest: bool,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
         check_distinct([os.path.abspath(local) for _, local in pairs])
-        downloads, refused = sorted_out(
-            pairs,
-            lambda pair: _local.Download(self._door.at(pair[0]), pair[1], overwrite, verify, progress, resume_key),
-        )
+        more = (overwrite, verify, progress, resume_key, digest)
+        downloads, refused = sorted_out(pairs, lambda pair: _local.Download(self._door.at(pair[0]), pair[1], *more))
 
         def fetch(wanted: list[_local.Download]) -> list[WriteResult | SFTPBackendError | OSError]:
             return self._session.call(lambda wire: wire.run_many(one(wire) for one in wanted)) if wanted else []
@@ -417,15 +417,20 @@ class SFTPBackend:
         create_parents: bool = True,
         lanes: int | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
     ) -> WriteResult:
         """Sends a local file, as `write_atomic` does, over ``lanes`` channels of the connection, or as many as pay.
 
         A lost connection is made anew and the upload goes on. With a ``resume_key``, which names the writer, what was
-        sent (from some 32 MiB on) outlives even an interruption, and the next call with that key goes on with it.
+        sent (from some 32 MiB on) outlives even an interruption, and the next call with that key goes on with it. The
+        result has the SHA-256 of what was sent with ``verify="sha256"``, which reads it back, or with ``digest``.
 
         OSError for what this machine refuses; TransferCorrupted if ``local`` changes meanwhile.
         """
-        (outcome,) = self._upload([(local, path)], overwrite, verify, progress, create_parents, lanes, resume_key)
+        (outcome,) = self.upload_many(
+            [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
+            lanes=lanes, resume_key=resume_key, digest=digest, return_exceptions=True,
+        )  # fmt: skip
         return or_raise(outcome)
 
     def upload_many(
@@ -438,6 +443,7 @@ class SFTPBackend:
         create_parents: bool = True,
         lanes: int | None = None,
         resume_key: str | None = None,
+        digest: bool = False,
         return_exceptions: bool = False,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """Sends many files side by side, each as `upload` does; one result per pair (local path, key), in order.
@@ -445,19 +451,6 @@ class SFTPBackend:
         All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
         places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
         """
-        outcomes = self._upload(list(pairs), overwrite, verify, progress, create_parents, lanes, resume_key)
-        return gathered(outcomes, "uploads", return_exceptions)
-
-    def _upload(
-        self,
-        pairs: list[tuple[str | os.PathLike[str], str]],
-        overwrite: bool,
-        verify: Verify,
-        progress: Progress | None,
-        create_parents: bool,
-        lanes: int | None,
-        resume_key: str | None,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
         _check_verify(verify)
         if lanes is not None:
             check_lanes("lanes", lanes)
@@ -465,12 +458,12 @@ class SFTPBackend:
         def job(pair: tuple[str | os.PathLike[str], str]) -> Job[WriteResult]:
             landing = self._door.landing(pair[1], overwrite, verify)
             landing = replace(landing, create_parents=create_parents, lanes=lanes)
-            sending = _local.Upload(landing, pair[0], progress, resume_key)
+            sending = _local.Upload(landing, pair[0], progress, resume_key, digest)
             return Job(landing, sending, verify != "none", sending.load, sending.so_far)
 
         jobs, refused = sorted_out(pairs, job)
         check_distinct([job.landing.target.key for job in jobs])
-        return put_back(self._land(jobs), refused)
+        return gathered(put_back(self._land(jobs), refused), "uploads", return_exceptions)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 

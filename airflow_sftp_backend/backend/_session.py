@@ -112,8 +112,15 @@ _KEPT: Final[list[_Connection]] = []
 not exist in a forked child, or the very thread that collects, may hold."""
 
 
+class _End:
+    """When all is to be over, by the session's clock."""
+
+    at = math.inf
+
+
 class Session:
-    """One connection at a time, opened when it is first needed and again when it was lost.
+    """One connection at a time, opened when it is first needed and again when it was lost; with ``reconnects=False``
+    once: every call after its loss raises BackendUnavailable.
 
     Calls from several threads take turns. What ``config.connect_kwargs`` says wins over the rest of ``config``; it may
     hold the arguments of ``paramiko.SSHClient.connect``, but not ``hostname``, ``port``, ``sock`` and
@@ -124,11 +131,13 @@ class Session:
         self,
         config: BackendConfig,
         *,
+        reconnects: bool = True,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         random: Callable[[], float] = random.random,
     ) -> None:
+        self.reconnects = reconnects
         self._environ = environ
         self._take(config)
         self._clock = clock
@@ -139,7 +148,7 @@ class Session:
         self._opening: Opening | None = None
         self._in_use: _Connection | None = None
         self._aborted = False
-        self._over = math.inf
+        self._end = _End()
         self.curious = False
         """A login begins with the question which methods the server takes."""
         self.found: ConnectionFacts | None = None
@@ -176,20 +185,21 @@ class Session:
     ) -> T:
         """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
 
-        An idempotent call that loses the connection is made once more on a new one. ``attempts`` bounds the tries of
-        connecting in place of the retry policy; ``load`` is what will be sent. A call made from within ``use`` gets the
-        same connection, even if it is lost.
+        An idempotent call that loses the connection is made once more on a new one, if there may be one. ``attempts``
+        bounds the tries of connecting in place of the retry policy; ``load`` is what will be sent. A call made from
+        within ``use`` gets the same connection, even if it is lost.
         """
         with self._lock:
             if self._in_use is not None:
                 return self._run(use, self._in_use)
-            if self._clock() >= self._over:
+            if self._clock() >= self._end.at:
                 raise BackendUnavailable("it was told to end", backend=self._config.address)
             connection = self._connected(attempts, load)
             try:
                 return self._run_alone(use, connection)
             except BackendUnavailable as error:
-                if not idempotent or connection.wire.broken is None:
+                again = idempotent and self.reconnects and self._clock() < self._end.at
+                if not again or connection.wire.broken is None:
                     raise
                 log.info("%s; asking again on a new connection", error)
             return self._run_alone(use, self._connected(attempts))
@@ -230,7 +240,7 @@ class Session:
     def close(self) -> None:
         """Closes the connection, after the calls of other threads; from within a call, which then fails, at once.
 
-        Idempotent. The next call connects again.
+        Idempotent. The next call connects again, unless the session connects but once.
         """
         with self._lock:
             self._aborted = True
@@ -242,9 +252,12 @@ class Session:
                 self._drop(self._connection)
 
     def end_within(self, seconds: float) -> None:
-        """Gives the call under way and all that follow that many seconds together. Takes no lock: fit for a signal
-        handler."""
-        self._over = self._clock() + seconds
+        """Gives the call under way and all that follow that many seconds together; a try to connect has none left if
+        there are none. Takes no lock: fit for a signal handler."""
+        self._end.at = self._clock() + seconds
+        opening = self._opening
+        if opening is not None and seconds <= 0:
+            opening.abort()
         for connection in (self._in_use, self._connection):
             if connection is not None:
                 connection.end_within(seconds)
@@ -259,6 +272,8 @@ class Session:
             log.info("the connection to %s was lost since it was last used", self._config.address)
             self._drop(self._connection)
         if self._connection is None:
+            if self.generation and not self.reconnects:
+                raise BackendUnavailable("the connection was lost and is not made again", backend=self._config.address)
             most = self._config.retry.max_attempts if attempts is None else attempts
             try:
                 self._connection = self._connect(most, load)
@@ -268,8 +283,8 @@ class Session:
                 log.warning("%s; trying once more with the secrets as they are now", error)
                 self._take(renewed)
                 self._connection = self._connect(most, load)
-            if self._over < math.inf:
-                self._connection.end_within(self._over - self._clock())
+            if self._end.at < math.inf:
+                self._connection.end_within(self._end.at - self._clock())
             self.generation += 1
             facts = self._connection.facts
             log.info(
@@ -280,13 +295,19 @@ class Session:
 
     def _connect(self, attempts: int, load: Load | None) -> _Connection:
         policy, clock = self._config.retry, self._clock
-        end = min(self._over, math.inf if policy.timeout is None else clock() + policy.timeout)
+        limit = math.inf if policy.timeout is None else clock() + policy.timeout
+
+        end = self._end  # not self, which what lives as long as the connection must not hold
+
+        def left() -> float:
+            return min(limit, end.at) - clock()
+
         hop = Hop(self._settings, _password(self._config), self._checker, self._through(self._given.jump))
         self._aborted = False
         tried = 0
         while True:
             tried += 1
-            opening = self._opening = Opening(hop, lambda: end - clock(), load, curious=self.curious)
+            opening = self._opening = Opening(hop, left, load, curious=self.curious)
             try:
                 return _Connection(opening.run(), self._config)
             except BackendUnavailable as error:
@@ -294,7 +315,7 @@ class Session:
                     error.backend = self._config.address
                 pause = policy.pause(tried, self._random())
                 refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
-                if refused or self._aborted or tried >= attempts or clock() + pause >= end:
+                if refused or self._aborted or tried >= attempts or pause >= left():
                     if tried > 1:
                         error.message += f"; tried {tried} times"
                     raise

@@ -296,85 +296,148 @@ def _is_plain(segment: str) -> bool:
     return _WILDCARD.search(segment) is None
 
 
+class _Group:
+    """What one asks of a search that is made for several: the files found for it, or why it failed."""
+
+    __slots__ = ("error", "matches")
+
+    def __init__(self) -> None:
+        self.matches: dict[str, FileInfo] = {}
+        self.error: SFTPBackendError | OSError | None = None
+
+    @property
+    def outcome(self) -> list[FileInfo] | SFTPBackendError | OSError:
+        """Its files, sorted by key, or its failure."""
+        return self.error or [self.matches[key] for key in sorted(self.matches)]
+
+
+_Wanted = dict[Rest, set[_Group]]
+"""What is still to be matched below a folder, and for whom."""
+
+
 def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[FileInfo]:
     """The files that fit any of the patterns, sorted by key.
 
     Lists each folder once, and only those that can hold a match; a name without wildcards is asked for without a
     listing.
     """
-    matches: dict[str, FileInfo] = {}
-    level: dict[JailedPath, set[Rest]] = {root: {pattern.segments for pattern in patterns if pattern.segments}}
+    group = _Group()
+    _search(call, root, [(group, patterns)])
+    return _or_raise(group.outcome)
+
+
+def find_each(
+    call: Call, root: JailedPath, groups: Sequence[Sequence[str]]
+) -> list[list[FileInfo] | SFTPBackendError | OSError]:
+    """What `find` gives or raises for each group of patterns, with one search for all of them.
+
+    Raises BackendUnavailable.
+    """
+    asked: list[tuple[_Group, list[Pattern]]] = []
+    for texts in groups:
+        group, parsed = _Group(), list[Pattern]()
+        try:
+            parsed += map(Pattern.parse, texts)
+        except InvalidPath as error:
+            group.error = error
+        asked.append((group, parsed))
+    _search(call, root, asked)
+    return [group.outcome for group, _ in asked]
+
+
+def _search(call: Call, root: JailedPath, asked: Iterable[tuple[_Group, Iterable[Pattern]]]) -> None:
+    level: dict[JailedPath, _Wanted] = {root: {}}
+    for group, patterns in asked:
+        for pattern in patterns:
+            if pattern.segments:
+                level[root].setdefault(pattern.segments, set()).add(group)
     depth = entries = 0
-    while level:
-        _check_depth(depth, root)
-        below: dict[JailedPath, set[Rest]] = {}
-        plain: list[JailedPath] = []
-        listed: dict[JailedPath, set[Rest]] = {}
-        for folder, rests in level.items():
-            if not all(_is_plain(rest[0]) for rest in rests):
-                listed[folder] = rests
-                continue
-            plain += [folder.child(rest[0]) for rest in rests if len(rest) == 1]
-            for rest in rests:
-                if len(rest) > 1:
-                    below.setdefault(folder.child(rest[0]), set()).add(rest[1:])
-        for place, attributes in zip(plain, _look_at_all(call, plain), strict=True):
-            if attributes is not None and attributes.is_file:
-                matches[place.key] = file_info(place, attributes)
-        for rests, outcome in zip(listed.values(), _list_all(call, list(listed)), strict=True):
-            if isinstance(outcome, NotFound | InvalidPath):
-                continue
-            here = _or_raise(outcome)
-            entries += len(here)
-            _check_entries(entries, root)
-            for found in here:
-                _match(found, rests, below, matches)
-        level, depth = below, depth + 1
-    return [matches[key] for key in sorted(matches)]
+    while level := _still_wanted(level):
+        try:
+            _check_depth(depth, root)
+            level, entries = _search_level(call, root, level, entries)
+        except BackendUnavailable:
+            raise
+        except SFTPBackendError as error:  # too deep or too much, for all who search on
+            _fail({group for wanted in level.values() for groups in wanted.values() for group in groups}, error)
+        depth += 1
 
 
-def find_each(call: Call, root: JailedPath, groups: Sequence[Sequence[str]]) -> list[list[FileInfo]]:
-    """As `find` for each group of patterns, with one search for all of them."""
-    parsed = [[Pattern.parse(text) for text in group] for group in groups]
-    by_folder: dict[str, list[FileInfo]] = {}
-    for one in find(call, root, [pattern for patterns in parsed for pattern in patterns]):
-        by_folder.setdefault(one.path.rpartition("/")[0], []).append(one)
-    fitting = []
-    for patterns in parsed:
-        there = {
-            one.path: one
-            for pattern in patterns
-            for one in _candidates(pattern, by_folder)
-            if pattern.matches(one.path)
-        }
-        fitting.append([there[key] for key in sorted(there)])
-    return fitting
+def _still_wanted(level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
+    """Without what only those want whose search has failed."""
+    found: dict[JailedPath, _Wanted] = {}
+    for folder, wanted in level.items():
+        for rest, groups in wanted.items():
+            if alive := {group for group in groups if group.error is None}:
+                found.setdefault(folder, {})[rest] = alive
+    return found
 
 
-def _candidates(pattern: Pattern, by_folder: dict[str, list[FileInfo]]) -> Iterator[FileInfo]:
-    """Files that may fit: those of its folder, if there is but one."""
-    folders = pattern.segments[:-1]
-    if all(map(_is_plain, folders)) and pattern.segments[-1:] != ("**",):
-        yield from by_folder.get("/".join(folders), ())
-    else:
-        for held in by_folder.values():
-            yield from held
+def _fail(groups: Iterable[_Group], error: SFTPBackendError | OSError) -> None:
+    for group in groups:
+        group.error = group.error or error
 
 
-def _look_at_all(call: Call, places: list[JailedPath]) -> list[Attributes | None]:
+def _search_level(
+    call: Call, root: JailedPath, level: dict[JailedPath, _Wanted], entries: int
+) -> tuple[dict[JailedPath, _Wanted], int]:
+    """Looks into all folders of a level: what is to be looked into next, and how many names have been listed."""
+    below: dict[JailedPath, _Wanted] = {}
+    plain: dict[JailedPath, set[_Group]] = {}
+    listed: dict[JailedPath, _Wanted] = {}
+    for folder, wanted in level.items():
+        if not all(_is_plain(rest[0]) for rest in wanted):
+            listed[folder] = wanted
+            continue
+        for rest, groups in wanted.items():
+            place = folder.child(rest[0])
+            if len(rest) == 1:
+                plain[place] = groups
+            else:
+                below.setdefault(place, {})[rest[1:]] = groups
+    for (place, groups), looked in zip(plain.items(), _look_at_all(call, list(plain)), strict=True):
+        if isinstance(looked, SFTPBackendError | OSError):
+            _fail(groups, looked)
+        elif looked is not None and looked.is_file:
+            for group in groups:
+                group.matches[place.key] = file_info(place, looked)
+    outcomes = _list_all(call, list(listed)) if listed else []
+    for (folder, wanted), outcome in zip(listed.items(), outcomes, strict=True):
+        if isinstance(outcome, NotFound | InvalidPath):
+            continue
+        if isinstance(outcome, SFTPBackendError | OSError):
+            for rest, groups in wanted.items():
+                if _is_plain(rest[0]):  # can be asked for without a listing
+                    below.setdefault(folder, {})[rest] = groups
+                else:
+                    _fail(groups, outcome)
+            continue
+        entries += len(outcome)
+        _check_entries(entries, root)
+        for found in outcome:
+            _match(found, wanted, below)
+    return below, entries
+
+
+def _look_at_all(call: Call, places: list[JailedPath]) -> list[Attributes | SFTPBackendError | OSError | None]:
     if not places:
         return []
-    outcomes = call(lambda wire: _unless_lost(wire.run_many(look(place) for place in places)), idempotent=True)
-    return [_or_raise(outcome) for outcome in outcomes]
+    return call(lambda wire: _unless_lost(wire.run_many(look(place) for place in places)), idempotent=True)
 
 
-def _match(found: Found, rests: set[Rest], below: dict[JailedPath, set[Rest]], matches: dict[str, FileInfo]) -> None:
-    """Sorts one entry of a folder, below which ``rests`` are still to be matched, into results and folders to enter."""
+def _match(found: Found, wanted: _Wanted, below: dict[JailedPath, _Wanted]) -> None:
+    """Sorts one entry of a folder, below which that is wanted, into results and folders to enter."""
     name = found.place.name
-    if found.is_file and not is_temp_name(name) and any(_ends_with(rest, name) for rest in rests):
-        info = found.info()
-        matches[info.path] = info
-    for rest in rests:
-        if found.own.is_folder or (found.is_folder and _is_plain(rest[0])):
+    if found.is_file and not is_temp_name(name):
+        info = None
+        for rest, groups in wanted.items():
+            if _ends_with(rest, name):
+                info = info or found.info()
+                for group in groups:
+                    group.matches[info.path] = info
+    if not found.is_folder:
+        return
+    for rest, groups in wanted.items():
+        if found.own.is_folder or _is_plain(rest[0]):
             for after in _into(rest, name):
-                below.setdefault(found.place, set()).add(after)
+                below.setdefault(found.place, {}).setdefault(after, set()).update(groups)

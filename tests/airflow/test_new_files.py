@@ -231,6 +231,21 @@ def test_a_watch_asks_for_size_and_done_file(remote: Path) -> None:
     run(watch())
 
 
+def test_a_name_that_airflow_cannot_carry_is_left_out_and_told_once(
+    remote: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grow(remote, {"in/caf\udce9": b"", "in/a": b""})
+
+    async def watch() -> None:
+        async with watching() as one:
+            assert await one.reported(1) == [["in/a"]]
+            await asyncio.sleep(0.5)
+            assert len(one.events) == 1
+
+    run(watch())
+    assert capsys.readouterr().out.count("names that are UTF-8 text") == 1
+
+
 def test_nothing_is_lost_while_airflow_cannot_keep_it(remote: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = Store()
     store.away = 3

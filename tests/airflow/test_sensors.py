@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import asyncssh
 import pytest
 from airflow.sdk.exceptions import (
     AirflowFailException,
@@ -25,13 +26,15 @@ from airflow.sdk.exceptions import (
     TaskDeferred,
 )
 
-from airflow_sftp_backend import SFTPBackendError
+from airflow_sftp_backend import BackendUnavailable, Secret, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.hooks import TaskKilled
+from airflow_sftp_backend.keyvault import VAULTS
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from airflow_sftp_backend.triggers import SFTPFileTrigger
 from tests.airflow.conftest import Connect, State, context, grow
 from tests.backend.sessions import assert_nothing_left
-from tests.servers import AsyncsshServer, free_port
+from tests.servers import AsyncsshServer, DeniesEverything, Files, free_port
+from tests.vault import Vault
 
 Mode = Literal["poke", "reschedule", "reschedule without memory", "deferred"]
 Row = dict[str, Any]
@@ -61,9 +64,8 @@ def wait(mode: Mode, **arguments: Any) -> list[Row]:
         except AirflowRescheduleException as again:
             time.sleep(max(0.0, (again.reschedule_date - datetime.now(UTC)).total_seconds()))
         except TaskDeferred as deferred:
-            event = fired(deferred)
-            resume = getattr(sensor(mode, **arguments), deferred.method_name)
-            rows = resume(context(), event)
+            given = {"event": fired(deferred)}
+            rows = sensor(mode, **arguments).resume_execution(deferred.method_name, given, context())
             break
         else:
             break
@@ -243,6 +245,9 @@ HOPELESS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an empty path": ({"path": [" "]}, {}, "path is empty"),
     "a time without zone": ({"newer_than": "2026-01-31T06:00:00"}, {}, "needs a time zone"),
     "no time at all": ({"newer_than": "yesterday"}, {}, "yesterday"),
+    "a template that had no time": ({"newer_than": "None"}, {}, "renders to '' with"),
+    "a done file elsewhere": ({"path": "in/*", "done_file": "../done/{name}"}, {}, "done_file is the name"),
+    "no done file": ({"path": "in/*", "done_file": ""}, {}, "done_file is the name"),
 }
 
 
@@ -260,11 +265,160 @@ def test_what_waiting_cannot_mend_fails_at_once_with_its_cause(
     assert_nothing_left(server.port)
 
 
+@pytest.mark.parametrize("path", ["a", "in/*", "**"])
+def test_a_server_that_denies_fails_the_task_at_once(connect: Connect, mode: Mode, path: str) -> None:
+    with DeniesEverything() as server:
+        connect(server)
+        with pytest.raises(AirflowFailException, match="denied"):
+            wait(mode, path=path)
+        assert_nothing_left(server.port)
+
+
+class DenyingFiles(Files):
+    """Denies everything from some time on."""
+
+    def map_path(self, path: bytes) -> bytes:
+        assert isinstance(self.server, Denies)
+        if self.server.denies:
+            raise asyncssh.SFTPPermissionDenied("permission denied")
+        return super().map_path(path)
+
+
+class Denies(AsyncsshServer):
+    """Denies everything once it is told to."""
+
+    files = DenyingFiles
+    denies = False
+
+
+def _refuses_login(server: Denies, _: Path) -> None:
+    server.password = "another"
+    server.kill_sessions()
+
+
+LATER: dict[str, tuple[Callable[[Denies, Path], object], str]] = {
+    "a folder": (lambda _, folder: (folder / "a").mkdir(), "it is a folder"),
+    "denied": (lambda server, _: setattr(server, "denies", True), "denied"),
+    "login refused": (_refuses_login, "does not let 'tester' in"),
+}
+
+
+@pytest.mark.parametrize("flag", ["", "soft_fail", "never_fail", "silent_fail"])
+@pytest.mark.parametrize("name", LATER)
+def test_what_becomes_hopeless_while_it_waits_fails_the_task_with_its_cause(
+    connect: Connect, mode: Mode, name: str, flag: str
+) -> None:
+    happens, text = LATER[name]
+    kind = AirflowSkipException if flag in ("soft_fail", "never_fail") else AirflowFailException
+    with Denies() as server:
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path, private_key=None, columns={"password": server.password})
+        with meanwhile(lambda: happens(server, folder.path), every=0.8), pytest.raises(kind) as caught:
+            wait(mode, path="a", **({flag: True} if flag else {}))
+        assert_nothing_left(server.port)
+    if kind is AirflowFailException:
+        assert text in str(caught.value)
+
+
 @pytest.mark.parametrize("soft", ["soft_fail", "never_fail"])
 def test_a_soft_failure_is_soft_in_every_mode(connect: Connect, server: AsyncsshServer, mode: Mode, soft: str) -> None:
     connect(server, columns={"password": "wrong"}, private_key=None)
     with pytest.raises(AirflowSkipException):
         wait(mode, path="a", **{soft: True})
+
+
+@pytest.mark.parametrize("looks_before", [0, 1])
+@pytest.mark.parametrize(
+    ("flag", "kind"),
+    [
+        ("", SFTPBackendError),
+        ("soft_fail", SFTPBackendError),
+        ("never_fail", AirflowSkipException),
+        ("silent_fail", None),
+    ],
+)
+def test_a_look_that_fails_for_no_known_reason_is_what_airflow_is_told_it_is(
+    remote: Path,
+    mode: Mode,
+    monkeypatch: pytest.MonkeyPatch,
+    flag: str,
+    kind: type[Exception] | None,
+    looks_before: int,
+) -> None:
+    looks = 0
+
+    def failing(look: Callable[..., Any]) -> Callable[..., Any]:
+        def fails(*given: Any, **options: Any) -> Any:
+            nonlocal looks
+            looks += 1
+            if looks <= looks_before:
+                return look(*given, **options)
+            if looks <= looks_before + 2:
+                raise SFTPBackendError("it will not say why")
+            grow(remote, {"a": b""})
+            return look(*given, **options)
+
+        return fails
+
+    for name in ("find", "find_each"):
+        monkeypatch.setattr(SFTPBackend, name, failing(getattr(SFTPBackend, name)))
+    given: dict[str, Any] = {"path": "a*", **({flag: True} if flag else {})}
+    if kind is None:
+        assert names(wait(mode, **given)) == ["a"]
+        assert looks == looks_before + 3
+    else:
+        with pytest.raises(kind):
+            wait(mode, **given)
+        assert looks == looks_before + 1
+
+
+def test_a_vault_that_is_away_for_a_while_is_waited_for(
+    server: AsyncsshServer, connect: Connect, vault: Vault, mode: Mode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = server.fresh()
+    grow(folder.path, {"a": b""})
+    assert server.password is not None
+    vault.put("password", server.password)
+    connect(server, base_path=folder.base_path, private_key=None, key_vault_url=vault.url, password_secret="password")
+    fetch, away = VAULTS.fetch, [BackendUnavailable("the vault is away")] * 2
+
+    def fetched(*given: Any, **options: Any) -> Secret:
+        if away:
+            raise away.pop()
+        return fetch(*given, **options)
+
+    monkeypatch.setattr(VAULTS, "fetch", fetched)
+    assert names(wait(mode, path="a")) == ["a"]
+    assert away == []
+
+
+def test_a_name_that_airflow_cannot_carry_is_left_out_and_told(
+    remote: Path, mode: Mode, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (remote / os.fsdecode(b"caf\xe9.csv")).touch()
+    with meanwhile(lambda: grow(remote, {"é.csv": b""}), every=0.8):
+        rows = wait(mode, path="*.csv", stable_for=0.1)
+    assert names(rows) == ["é.csv"]
+    assert json.dumps(rows, ensure_ascii=False).encode()
+    told = capsys.readouterr().out.count(r"UTF-8 text: caf\udce9.csv; have them renamed")
+    assert told == {"poke": 1, "deferred": 2}.get(mode, told) > 0
+
+
+def test_the_done_file_is_no_file_that_is_waited_for(remote: Path, mode: Mode) -> None:
+    grow(remote, {"in/READY": b""})
+    with meanwhile(lambda: grow(remote, {"in/a.csv": b""})):
+        assert names(wait(mode, path="in/*", done_file="READY")) == ["in/a.csv"]
+
+
+def test_the_second_in_which_a_time_lies_counts(remote: Path, mode: Mode) -> None:
+    grow(remote, {"a": b"", "b": b""})
+    second = int(time.time()) - 60
+    os.utime(remote / "a", (second + 0.2, second + 0.2))
+    os.utime(remote / "b", (second - 0.2, second - 0.2))
+    after = datetime.fromtimestamp(second + 0.4, UTC)
+    for given in (after, after.isoformat()):
+        assert names(wait(mode, path="*", newer_than=given)) == ["a"]
+    assert len(wait(mode, path="*", newer_than="")) == 2
 
 
 def test_a_wait_that_takes_too_long_ends(remote: Path, mode: Mode) -> None:
@@ -299,6 +453,36 @@ def test_a_deferred_wait_looks_once_first_and_hands_on_what_it_saw(remote: Path)
     assert "private" not in json.dumps(trigger.serialize())
 
 
+def test_a_sensor_told_to_reschedule_and_to_defer_defers(remote: Path) -> None:
+    grow(remote, {"a": b"x"})
+    given: dict[str, Any] = {"path": "a", "mode": "reschedule", "stable_for": 0.3, "poke_interval": 0.1}
+    waiting = SFTPFileSensor(task_id="wait", deferrable=True, **given)
+    began = time.monotonic()
+    with pytest.raises(TaskDeferred) as caught:
+        waiting.execute(context())
+    assert time.monotonic() - began < 10
+    assert list(cast("SFTPFileTrigger", caught.value.trigger).observed) == ["a"]
+    assert names(waiting.execute_complete(context(), fired(caught.value))) == ["a"]
+
+
+def test_a_deferred_wait_may_have_no_pause(remote: Path) -> None:
+    with meanwhile(lambda: grow(remote, {"a": b"x"}), every=0.8):
+        assert names(wait("deferred", path="a", poke_interval=0)) == ["a"]
+
+
+@pytest.mark.parametrize(("min_size", "longest"), [(2, 1.5), (0, 60)])
+def test_a_wait_without_memory_stays_for_stability_only(remote: Path, min_size: int, longest: float) -> None:
+    grow(remote, {"a": b"x"})
+    waiting = sensor("reschedule without memory", path="a", min_size=min_size, stable_for=2)
+    began = time.monotonic()
+    if min_size:
+        with pytest.raises(AirflowRescheduleException):
+            waiting.execute(context())
+    else:
+        assert names(waiting.execute(context())) == ["a"]
+    assert time.monotonic() - began < longest
+
+
 def test_a_broken_trigger_leaves_the_task_another_try() -> None:
     with pytest.raises(SFTPBackendError, match="nested too deep"):
         sensor("deferred", path="a").execute_complete(context(), {"status": "broken", "message": "nested too deep"})
@@ -321,7 +505,19 @@ def test_deferring_is_as_airflow_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
-    [({"min_files": 0}, "min_files is a number from 1"), ({"newer_than": datetime(2026, 1, 1)}, "needs a time zone")],
+    [
+        ({"min_files": 0}, "min_files is a whole number from 1, not 0"),
+        ({"min_files": "1"}, "min_files is a whole number from 1, not '1'"),
+        ({"min_size": "1"}, "min_size is a number from 0, not '1'"),
+        ({"min_size": -1}, "min_size is a number from 0"),
+        ({"stable_for": "1"}, "stable_for is a number from 0, not '1'"),
+        ({"stable_for": timedelta(seconds=-1)}, "stable_for is a number from 0"),
+        ({"newer_than": datetime(2026, 1, 1)}, "needs a time zone"),
+        ({"newer_than": date(2026, 1, 1)}, "newer_than is a datetime or ISO 8601 text, not date"),
+        ({"newer_than": 1_700_000_000}, "newer_than is a datetime"),
+        ({"newer_than": 1.5}, "newer_than is a datetime"),
+        ({"newer_than": ("x",)}, "newer_than is a datetime"),
+    ],
 )
 def test_a_wrong_argument_is_refused_where_the_dag_is_written(arguments: dict[str, Any], text: str) -> None:
     with pytest.raises(ValueError, match=text):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+import math
+import re
+import time
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -11,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import FileInfo
-from airflow_sftp_backend.waiting import Condition, Observed, Verdict, done_file, judge
+from airflow_sftp_backend.waiting import Condition, Observed, Verdict, after, done_file, judge
 
 NOON = datetime(2026, 2, 3, 12, tzinfo=UTC)
 
@@ -134,6 +137,138 @@ def test_names_of_unfinished_files_do_not_count_unless_named(name: str) -> None:
 
 def test_what_is_ignored_may_be_chosen() -> None:
     assert names(judged([file("in/a.csv"), file("in/a.done")], ignore=("*.done",))) == ["in/a.csv"]
+
+
+@pytest.mark.parametrize("path", ["in/x.ok", "in//x.ok", "/in/x.ok"])
+def test_a_done_file_is_no_file_unless_it_is_named(path: str) -> None:
+    files, done = [file("in/x"), file("in/x.ok")], {"in/x.ok", "in/x.ok.ok"}
+    assert names(judged(files, done_file="{name}.ok", done=done)) == ["in/x"]
+    assert names(judged(files, patterns=("in/*", path), done_file="{name}.ok", done=done)) == ["in/x", "in/x.ok"]
+    assert names(judged(files[1:], done_file="{name}.ok", done=done)) == ["in/x.ok"]  # it is nobody's
+
+
+def test_one_done_file_for_all_does_not_stand_for_itself() -> None:
+    assert names(judged([file("in/READY")], done_file="READY", done={"in/READY"})) == []
+    assert names(judged([file("in/READY"), file("in/a")], done_file="READY", done={"in/READY"})) == ["in/a"]
+    assert names(judged([file("in/READY")], patterns=("in/READY",), done_file="READY", done={"in/READY"})) != []
+    apart = [file("in/a"), file("in/done/a.ok")]
+    assert names(judged(apart, patterns=("in/**",), done_file="done/{name}.ok", done={"in/done/a.ok"})) == ["in/a"]
+
+
+@pytest.mark.parametrize("template", ["", " ", "../done/{name}.ok", "ok/", "/ok", "a//b", ".", "a\0", "{name}", 7])
+def test_a_done_file_that_cannot_be_is_refused(template: Any) -> None:
+    with pytest.raises(ValueError, match=r"^done_file is the name of ") as caught:
+        Condition(("in/*",), done_file=template)
+    assert repr(template) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "values"),
+    [
+        ("min_files", [0, -1, 1.0, True, "1", None, math.inf]),
+        ("min_size", [-1, "1", True, None, math.nan]),
+        ("stable_for", [-0.1, "1", math.nan, math.inf, False, None, timedelta(1)]),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(argument: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{argument} is a .*, not {re.escape(repr(value))}$"):
+            Condition(("in/*",), **{argument: value})
+
+
+# -- times ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nothing", [None, ""])
+def test_no_time_is_no_limit(nothing: str | None) -> None:
+    assert after(nothing) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (date(2026, 1, 1), "not date: datetime.date(2026, 1, 1)"),
+        (1_700_000_000, "not int: 1700000000"),
+        (1.5, "not float: 1.5"),
+        (("x",), "not tuple: ('x',)"),
+        ("None", "'None'; expected one such as 2026-01-31T06:00:00+01:00"),
+        (" ", "' '; expected"),
+        ("yesterday", "renders to '' with {{ ... or '' }}"),
+        ("2026-01-31", "2026-01-31T00:00:00 has none"),
+        (datetime(2026, 1, 31), "needs a time zone"),
+    ],
+)
+def test_what_is_no_time_is_refused(value: object, text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(text)) as caught:
+        after(value)
+    assert str(caught.value).startswith("newer_than ")
+
+
+@pytest.mark.parametrize(
+    ("newer_than", "ready"),
+    [
+        ("2026-02-03T12:00:00.4+00:00", True),
+        ("2026-02-03T12:00:00.999999+00:00", True),
+        ("2026-02-03T12:00:00+00:00", False),
+        ("2026-02-03T12:00:01.000001+00:00", False),
+        ("0001-01-01T00:00:00.5+00:00", True),
+    ],
+)
+def test_the_second_in_which_a_time_with_a_fraction_lies_counts(newer_than: str, ready: bool) -> None:
+    assert judged([file("in/a")], newer_than=after(newer_than)).done == ready
+
+
+def test_a_clock_that_is_ahead_of_ours_or_was_set_back_makes_nothing_stable_sooner_or_never() -> None:
+    ahead = judged([file("in/a")], stable_for=30, now=1000)
+    back = judged([file("in/a")], stable_for=30, earlier=ahead.observed, now=100)
+    assert not back.done
+    assert back.observed["in/a"][2] == 100
+    assert judged([file("in/a")], stable_for=30, earlier=back.observed, now=130).done
+
+
+# -- what is remembered, and what is told -----------------------------------------------------------------------------
+
+
+def test_nothing_is_remembered_where_no_file_must_be_stable() -> None:
+    assert judged([file("in/a")]).observed == {}
+    assert judged([file("in/a")], stable_for=1).observed != {}
+
+
+@pytest.mark.parametrize(
+    ("condition", "settling"),
+    [
+        ({}, True),
+        ({"min_files": 2}, True),
+        ({"min_files": 3}, False),
+        ({"done_file": "{name}.ok"}, False),
+        ({"min_size": 11}, False),
+        ({"newer_than": "2026-02-03T12:00:00+00:00"}, False),
+    ],
+)
+def test_it_is_told_when_only_time_is_missing(condition: dict[str, Any], settling: bool) -> None:
+    assert judged([file("in/a"), file("in/b")], stable_for=30, **condition).settling == settling
+
+
+def test_nothing_settles_once_it_is_done() -> None:
+    assert not judged([file("in/a")], stable_for=0).settling
+
+
+def test_a_name_that_airflow_cannot_carry_is_left_out_with_a_warning() -> None:
+    odd, odder = file("in/caf\udce9"), file("in/\udcff/x")
+    verdict = judged([file("in/a"), odd, file("in/é😀")])
+    assert names(verdict) == ["in/a", "in/é😀"]
+    assert r"in/caf\udce9; have them renamed" in verdict.warning
+    assert "UTF-8" in verdict.warning
+    assert r"in/caf\udce9 and 1 more" in judged([odd, odder], stable_for=3).warning
+    json.dumps([verdict.files, verdict.observed, verdict.warning], ensure_ascii=False).encode()
+    assert judged([file("in/a")]).warning == judged([file("in/\udcff.part")]).warning == ""
+
+
+def test_a_folder_of_fifty_thousand_names_is_judged_in_moments() -> None:
+    files = [file(f"in/file-{number:06}.csv") for number in range(50_000)]
+    began = time.process_time()
+    assert len(judged(files).files) == 50_000
+    assert time.process_time() - began < 2
 
 
 FILES = st.lists(

@@ -388,6 +388,17 @@ def test_an_open_reader_is_of_no_use_in_a_forked_child(backend: SFTPBackend, fol
         assert file.read() == BIG[10:]
 
 
+def test_a_backend_that_connects_but_once_stays_lost_and_so_does_its_copy(backend: SFTPBackend, server: Server) -> None:
+    once = SFTPBackend.from_config(backend.config, reconnects=False)
+    for one in (once, pickle.loads(pickle.dumps(once)), copy.copy(once)):
+        with one:
+            one.check_health()
+            server.kill_sessions()
+            for _ in range(2):
+                with pytest.raises(BackendUnavailable):
+                    one.check_health()
+
+
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda backend: pickle.loads(pickle.dumps(backend))])
 def test_a_copy_has_the_settings_and_not_the_connection(
     backend: SFTPBackend, server: Server, duplicate: Callable[[SFTPBackend], SFTPBackend]

@@ -364,6 +364,20 @@ def test_find_takes_several_patterns_and_gives_each_file_once_sorted(backend: SF
     assert found[0] == backend.get_file_info("a.csv")
 
 
+def test_groups_of_patterns_are_searched_for_together_and_fail_alone(backend: SFTPBackend, folder: Folder) -> None:
+    for name in ("in/a.csv", "in/b", "c"):
+        put(folder, name)
+    groups = [["in/*.csv", "c"], ["../*"], ["nowhere/*"]]
+    found, refused, nothing = backend.find_each(groups, return_exceptions=True)
+    assert (found, nothing) == ([backend.get_file_info("c"), backend.get_file_info("in/a.csv")], [])
+    assert isinstance(refused, InvalidPath)
+    assert refused.backend == backend.name
+    with pytest.raises(ExceptionGroup, match="1 of 3 searches failed") as caught:
+        backend.find_each(groups)
+    assert [str(error) for error in caught.value.exceptions] == [str(refused)]
+    assert backend.find_each(groups[::2]) == [found, []]
+
+
 def test_temporary_files_are_never_listed_and_never_found(backend: SFTPBackend, folder: Folder) -> None:
     put(folder, "data.csv")
     with backend.open_atomic("data.csv", overwrite=True) as file:

@@ -29,7 +29,16 @@ from airflow_sftp_backend.backend import (
 from airflow_sftp_backend.backend._session import ConnectionFacts, Session
 from airflow_sftp_backend.backend._wire import Wire
 from tests.backend.sessions import assert_nothing_left, config_of, look, session_to, sockets_to
-from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer, Server, closing_listener, free_port
+from tests.servers import (
+    AsyncsshServer,
+    OneChannel,
+    OpenSSHServer,
+    Server,
+    closing_listener,
+    free_port,
+    mute_listener,
+    wait_until,
+)
 
 
 @pytest.fixture(params=["openssh", "asyncssh_plain"])
@@ -201,6 +210,55 @@ def test_a_login_refused_after_a_loss_is_not_tried_again() -> None:
         with pytest.raises(AuthenticationFailed):
             session.call(use, idempotent=True)
         assert server.connections() == 2
+
+
+def test_a_session_that_connects_but_once_stays_lost(server: Server) -> None:
+    before = server.connections()
+
+    def use(wire: Wire) -> bool:
+        tries.append(wire)
+        server.kill_sessions()
+        return look(wire)
+
+    tries: list[Wire] = []
+    with session_to(server, options={"reconnects": False}) as session:
+        assert session.call(look)
+        with pytest.raises(BackendUnavailable):
+            session.call(use, idempotent=True)
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match="was lost and is not made again"):
+                session.call(look, idempotent=True)
+        assert (len(tries), session.generation, server.connections()) == (1, 1, before + 1)
+
+
+def test_a_session_that_connects_but_once_may_try_until_it_has(monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
+    with session_to(server, options={"reconnects": False}) as session:
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "getaddrinfo", lambda *_, **__: [])
+            with pytest.raises(BackendUnavailable, match="has no address"):
+                session.call(look)
+        assert session.call(look)
+
+
+def test_a_session_told_to_end_now_gives_up_connecting() -> None:
+    failures: list[str] = []
+
+    def call(session: Session) -> None:
+        with pytest.raises(BackendUnavailable) as caught:
+            session.call(look, idempotent=True)
+        failures.append(str(caught.value))
+
+    with mute_listener() as mute, session_to(mute, timeout=60, retry=RetryPolicy(max_attempts=5)) as session:
+        thread = threading.Thread(target=call, args=[session])
+        thread.start()
+        wait_until(lambda: mute.connections == 1, "the connection")
+        session.end_within(0)
+        thread.join(3)
+        assert not thread.is_alive()
+        assert mute.connections == 1
+        call(session)  # and does not begin again
+        assert mute.connections == 1
+    assert len(failures) == 2
 
 
 def test_a_call_within_a_call_stays_on_its_connection(server: Server) -> None:

@@ -103,6 +103,58 @@ def test_groups_of_patterns_find_together_what_each_finds_alone(
     assert find_each(reach(server_of(tree)), ROOT, groups) == alone
 
 
+class Denying(MemoryServer):
+    """Some folders are not to be listed."""
+
+    denied: tuple[str, ...] = ("/denied",)
+
+    def carry_out(self, request: Request[Any]) -> object:
+        """Refuses to list them."""
+        if isinstance(request, OpenDir) and request.path in self.denied:
+            raise Refused(Code.PERMISSION_DENIED)
+        return super().carry_out(request)
+
+
+def paths_of(outcome: object) -> list[str] | type[object]:
+    return [info.path for info in outcome] if isinstance(outcome, list) else type(outcome)
+
+
+def test_a_refused_folder_and_a_bad_pattern_fail_those_who_ask_for_them_and_one_search_serves_the_rest() -> None:
+    files: dict[str, bytes | None] = {"/in": None, "/denied": None} | dict.fromkeys(
+        ("/in/a", "/in/b.csv", "/denied/a", "/top"), b""
+    )
+    server = Denying(files)
+    groups = [[f"in/{letter}*"] for letter in "abcdefghij"]
+    groups += [["denied/*"], ["**/a"], ["denied/a"], ["denied/no"], ["../x"], ["in/a", "a\0"], ["in/*", "denied/?"], []]
+    outcomes = find_each(reach(server), ROOT, groups)
+    assert [paths_of(outcome) for outcome in outcomes] == [
+        ["in/a"], ["in/b.csv"], *([[]] * 8),
+        PermissionDenied, PermissionDenied, ["denied/a"], [], InvalidPath, InvalidPath, PermissionDenied, [],
+    ]  # fmt: skip
+    listed = [request.path for request in server.requests if isinstance(request, OpenDir)]
+    assert sorted(listed) == ["/", "/denied", "/in"]
+    alone: list[object] = []
+    for group in groups:
+        try:
+            alone.append([info.path for info in find(reach(Denying(files)), ROOT, map(Pattern.parse, group))])
+        except SFTPBackendError as error:
+            alone.append(type(error))
+    assert [paths_of(outcome) for outcome in outcomes] == alone
+
+
+def test_bad_patterns_are_told_without_asking_the_server() -> None:
+    def call(use: Callable[[Wire], T], *, idempotent: bool = False) -> T:
+        raise AssertionError("the server is asked")
+
+    assert [paths_of(outcome) for outcome in find_each(call, ROOT, [["../x"], ["a\0"]])] == [InvalidPath, InvalidPath]
+    assert find_each(call, ROOT, []) == []
+
+
+def test_a_search_without_bottom_fails_those_who_go_on_and_not_those_who_have_found() -> None:
+    outcomes = find_each(reach(Endless({})), ROOT, [["deeper/*"], ["**/x"]])
+    assert [paths_of(outcome) for outcome in outcomes] == [[], SFTPBackendError]
+
+
 @given(PATTERNS, st.lists(st.sampled_from(["a", "b", "ab", "c.csv"]), min_size=1, max_size=5).map("/".join))
 def test_a_pattern_matches_the_keys_that_find_would_find(pattern: list[str], key: str) -> None:
     assert Pattern.parse("/".join(pattern)).matches(key) == (re.fullmatch(regex(pattern), key) is not None)

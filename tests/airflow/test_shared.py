@@ -1,0 +1,509 @@
+"""All who wait on one connection share it, look together, and trouble nobody else when they go or fail."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import asyncssh
+import pytest
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
+
+from airflow_sftp_backend import BackendUnavailable, SFTPBackend
+from airflow_sftp_backend.hooks import SFTPBackendHook
+from tests.airflow.conftest import Connect, grow
+from tests.backend.sessions import assert_nothing_left
+from tests.servers import (
+    AsyncsshServer,
+    Files,
+    OpenSSHServer,
+    SilentLogin,
+    SilentSFTP,
+    StallsAfter,
+    free_port,
+    mute_listener,
+)
+from tests.vault import Vault
+
+from .test_triggers import (
+    Found,
+    event,
+    nobody_waits_at_the_end,
+    run,
+    start,
+    trigger,
+    until,
+    waiting_threads,
+)
+
+__all__ = ["nobody_waits_at_the_end"]
+
+
+def test_fifty_waits_on_one_connection_have_one_login(remote: Path, server: AsyncsshServer) -> None:
+    before = server.logins()
+
+    async def wait() -> list[dict[str, Any]]:
+        waiting = await start(*(trigger(f"{number}/*") for number in range(50)))
+        await asyncio.sleep(0.5)
+        grow(remote, {f"{number}/file": b"x" * number for number in range(50)})
+        return await asyncio.gather(*waiting)
+
+    events = run(wait())
+    assert [event["files"][0]["size"] for event in events] == list(range(50))
+    assert {event["status"] for event in events} == {"found"}
+    assert server.logins() == before + 1
+    assert_nothing_left(server.port)
+
+
+def test_waits_on_two_connections_have_two_logins(server: AsyncsshServer, connect: Connect) -> None:
+    folders = [server.fresh(), server.fresh()]
+    for name, folder in zip(("one", "two"), folders, strict=True):
+        connect(server, name, base_path=folder.base_path)
+        grow(folder.path, {"a": name.encode()})
+    before = server.logins()
+
+    async def wait() -> list[dict[str, Any]]:
+        return await asyncio.gather(*(await start(trigger("a", "one"), trigger("a", "two"), trigger("a", "one"))))
+
+    assert {event["status"] for event in run(wait())} == {"found"}
+    assert server.logins() == before + 2
+    assert_nothing_left(server.port)
+
+
+def test_a_cancelled_wait_leaves_the_others_alone_and_the_last_closes_the_connection(
+    remote: Path, server: AsyncsshServer
+) -> None:
+    async def wait() -> None:
+        before = asyncio.all_tasks() - {cast("asyncio.Task[Any]", asyncio.current_task())}
+        leaving, staying = await start(trigger("never"), trigger("a"))
+        await asyncio.sleep(0.5)
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
+        grow(remote, {"a": b""})
+        assert (await staying)["status"] == "found"
+        assert asyncio.all_tasks() - before == {asyncio.current_task()}
+
+    run(wait())
+    assert_nothing_left(server.port)
+
+
+def test_waits_that_end_while_the_server_is_away_leave_no_round_behind(
+    server: AsyncsshServer, connect: Connect
+) -> None:
+    connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
+
+    async def wait() -> None:
+        before = asyncio.all_tasks()
+        waiting = await start(*(trigger(f"{number}") for number in range(3)))
+        await asyncio.sleep(1)  # the first round has failed, the next one rests
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await asyncio.sleep(0.1)
+        assert asyncio.all_tasks() == before
+
+    asyncio.run(wait())
+
+
+def test_a_lost_connection_is_made_once_again_for_all(remote: Path, server: AsyncsshServer) -> None:
+    before = server.logins()
+
+    async def wait() -> list[dict[str, Any]]:
+        waiting = await start(*(trigger(f"{number}") for number in range(10)))
+        await until(lambda: server.logins() == before + 1)
+        await asyncio.sleep(0.3)
+        await asyncio.to_thread(server.kill_sessions)
+        await asyncio.sleep(0.5)
+        grow(remote, {f"{number}": b"" for number in range(10)})
+        return await asyncio.gather(*waiting)
+
+    assert {event["status"] for event in run(wait())} == {"found"}
+    assert server.logins() == before + 2
+
+
+def test_a_connection_that_is_corrected_is_taken_up_by_the_next_try(server: AsyncsshServer, connect: Connect) -> None:
+    folder = server.fresh()
+    grow(folder.path, {"a": b""})
+    connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
+
+    async def wait() -> dict[str, Any]:
+        (waiting,) = await start(trigger("a"))
+        await asyncio.sleep(0.5)
+        connect(server, base_path=folder.base_path)
+        return await waiting
+
+    assert run(wait())["status"] == "found"
+
+
+@pytest.mark.parametrize("what", ["password", "base_path"])
+def test_a_connection_that_is_changed_is_taken_up_when_it_is_lost(
+    server: AsyncsshServer, connect: Connect, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    old, new = server.fresh(), server.fresh()
+    assert server.password is not None
+    connect(server, base_path=old.base_path, private_key=None, columns={"password": server.password})
+    grow(new.path, {"a": b""})
+    logins, connections = server.logins(), server.connections()
+
+    async def wait() -> dict[str, Any]:
+        (waiting,) = await start(trigger("a"))
+        await until(lambda: server.logins() == logins + 1)
+        await asyncio.sleep(0.3)
+        if what == "password":
+            monkeypatch.setattr(server, "password", "the new one")
+        connect(server, base_path=new.base_path, private_key=None, columns={"password": server.password})
+        await asyncio.to_thread(server.kill_sessions)
+        return await waiting
+
+    began = time.monotonic()
+    assert run(wait())["status"] == "found"
+    assert time.monotonic() - began < 15
+    assert (server.logins(), server.connections()) == (logins + 2, connections + 2)  # none was refused
+    assert_nothing_left(server.port)
+
+
+HICCUPS: list[Exception] = [
+    AirflowNotFoundException("The conn_id `sftp_backend_default` isn't defined"),
+    AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"})),
+    PermissionError("denied for now"),
+    ConnectionRefusedError("the API server is away"),
+]
+
+
+@pytest.mark.parametrize("hiccup", HICCUPS, ids=lambda error: type(error).__name__)
+def test_airflow_may_be_away_while_the_connection_is_read(
+    remote: Path,
+    server: AsyncsshServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    hiccup: Exception,
+) -> None:
+    read, away = SFTPBackendHook.get_connection, [hiccup, hiccup]
+
+    def get_connection(_: object, conn_id: str) -> object:
+        if away:
+            raise away.pop()
+        return read(conn_id)
+
+    monkeypatch.setattr(SFTPBackendHook, "get_connection", classmethod(get_connection))
+    grow(remote, {"a": b""})
+    assert run(event(trigger("a")))["status"] == "found"
+    assert away == []
+    log = capsys.readouterr().out
+    assert log.count("cannot look, will look again: connection 'sftp_backend_default' is not to be had") == 2
+    assert str(hiccup) in log
+
+
+def test_a_vault_that_hangs_holds_up_only_those_who_need_it(
+    server: AsyncsshServer, connect: Connect, vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = server.fresh()
+    grow(folder.path, {"a": b""})
+    connect(
+        server, "hanging", base_path=folder.base_path, private_key=None, key_vault_url=vault.url, password_secret="x"
+    )
+    connect(server, "sound", base_path=folder.base_path)
+    answers = threading.Event()
+
+    def hang(*_: object, **__: object) -> str:
+        answers.wait(20)
+        raise BackendUnavailable("the vault says nothing")
+
+    monkeypatch.setattr("airflow_sftp_backend.sources._Recipe._fetch", hang)
+
+    async def wait() -> None:
+        hanging = await start(trigger("a", "hanging"))
+        await asyncio.sleep(0.5)
+        try:
+            assert (await asyncio.wait_for(event(trigger("a", "sound")), 10))["status"] == "found"
+            hanging[0].cancel()
+            began = time.monotonic()
+            await asyncio.gather(*hanging, return_exceptions=True)
+            assert time.monotonic() - began < 1
+        finally:
+            answers.set()
+
+    run(wait())
+
+
+def test_many_connections_ask_one_vault_at_the_same_time(
+    server: AsyncsshServer, connect: Connect, vault: Vault
+) -> None:
+    folder = server.fresh()
+    grow(folder.path, {"a": b""})
+    assert server.password is not None
+    names = [f"number_{number}" for number in range(8)]
+    for name in names:
+        secret = name.replace("_", "-")
+        vault.put(secret, server.password)
+        connect(
+            server, name, base_path=folder.base_path, private_key=None, key_vault_url=vault.url, password_secret=secret
+        )
+
+    async def wait() -> list[dict[str, Any]]:
+        return await asyncio.gather(*await start(*(trigger("a", name) for name in names)))
+
+    assert [found["status"] for found in run(wait())] == ["found"] * 8
+
+
+def test_a_password_that_is_changed_is_fetched_by_the_next_connection(
+    vault: Vault, server: AsyncsshServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = server.fresh()
+    assert server.password is not None
+    vault.put("password", server.password)
+    connect(server, base_path=folder.base_path, private_key=None, key_vault_url=vault.url, password_secret="password")
+    before = server.logins()
+
+    async def wait() -> dict[str, Any]:
+        (waiting,) = await start(trigger("a"))
+        await until(lambda: server.logins() == before + 1)
+        monkeypatch.setattr(server, "password", "the new one")
+        vault.put("password", "the new one")
+        await asyncio.to_thread(server.kill_sessions)
+        grow(folder.path, {"a": b""})
+        return await waiting
+
+    assert run(wait())["status"] == "found"
+    assert server.logins() == before + 2
+    assert_nothing_left(server.port)
+
+
+async def cancelled_promptly(waiting: asyncio.Task[dict[str, Any]]) -> None:
+    """Its thread is gone within moments, and so is its connection."""
+    assert waiting_threads()
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    began = time.monotonic()
+    await until(lambda: not waiting_threads())
+    assert time.monotonic() - began < 3
+
+
+def test_a_cancelled_wait_does_not_wait_for_a_server_that_stalls(connect: Connect) -> None:
+    with StallsAfter(requests=6) as stalling:
+        connect(stalling, io_timeout=40)
+
+        async def wait() -> None:
+            (waiting,) = await start(trigger("a"))
+            await until(lambda: stalling.requests.total() > 6)
+            await cancelled_promptly(waiting)
+
+        run(wait())
+        assert_nothing_left(stalling.port)
+
+
+@pytest.mark.parametrize("kind", [SilentLogin, SilentSFTP])
+def test_a_cancelled_wait_does_not_wait_for_a_login(connect: Connect, kind: type[AsyncsshServer]) -> None:
+    with kind() as silent:
+        connect(silent, timeout=40, auth_timeout=40)
+
+        async def wait() -> None:
+            (waiting,) = await start(trigger("a"))
+            await until(lambda: silent.connections() == 1)
+            await asyncio.sleep(0.5)
+            await cancelled_promptly(waiting)
+
+        run(wait())
+        assert silent.connections() == 1
+        assert_nothing_left(silent.port)
+
+
+def test_a_cancelled_wait_does_not_wait_for_a_server_that_is_none(server: AsyncsshServer, connect: Connect) -> None:
+    with mute_listener() as mute:
+        connect(server, columns={"port": mute.port}, timeout=40, banner_timeout=40)
+
+        async def wait() -> None:
+            (waiting,) = await start(trigger("a"))
+            await until(lambda: mute.connections == 1)
+            await cancelled_promptly(waiting)
+
+        run(wait())
+        assert mute.connections == 1
+
+
+def test_a_server_that_is_away_is_asked_less_and_less_often_for_all_together(
+    server: AsyncsshServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(server, columns={"port": free_port()}, conn_retry_attempts=1)
+    rests: list[float] = []
+    slept = asyncio.sleep
+
+    async def sleep(seconds: float) -> None:
+        rests.extend([seconds] if seconds > 0.2 else [])
+        await slept(min(seconds, 0.2))
+
+    async def wait() -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("airflow_sftp_backend.shared.asyncio.sleep", sleep)
+            waiting = await start(*(trigger(f"{number}") for number in range(20)))
+            await until(lambda: len(rests) >= 5)
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    asyncio.run(wait())
+    assert all(2.0**count / 2 - 0.3 <= rest <= 2.0**count for count, rest in enumerate(rests[:5], 1)), rests
+
+
+def test_the_looks_of_one_round_are_one(remote: Path, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(remote, {"in/other": b"", "out/other": b""})
+    rounds: list[tuple[int, int]] = []
+    together = SFTPBackend.find_each
+
+    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> Found:
+        before = server.requests.total()
+        found = together(backend, groups, return_exceptions=return_exceptions)
+        rounds.append((len(groups), server.requests.total() - before))
+        return found
+
+    monkeypatch.setattr(SFTPBackend, "find_each", counted)
+
+    async def wait() -> None:
+        waiting = await start(*(trigger(f"in/{number}*", every=0.5) for number in range(30)), trigger("out/*.csv"))
+        await asyncio.sleep(2.2)
+        grow(remote, {f"in/{number:02}": b"" for number in range(30)} | {f"in/{number}": b"" for number in range(10)})
+        grow(remote, {"out/a.csv": b""})
+        events = await asyncio.gather(*waiting)
+        assert [event["status"] for event in events] == ["found"] * 31
+
+    run(wait())
+    full = [asked for groups, asked in rounds if groups >= 30]
+    assert len(full) >= 2
+    assert max(full) <= 14  # two folders, each opened, read twice, closed, and the root once more
+
+
+def test_a_refusal_in_a_round_is_told_to_whom_it_concerns(openssh: OpenSSHServer, connect: Connect) -> None:
+    folder = openssh.fresh()
+    connect(openssh, base_path=folder.base_path)
+    grow(folder.path, {"folder/deep": b"", "file": b""})
+
+    async def wait() -> list[dict[str, Any]]:
+        return await asyncio.gather(
+            *await start(
+                trigger("folder"), trigger("file"), trigger("fil*"), trigger("file/../x*"), trigger("file", min_size=0)
+            )
+        )
+
+    a_folder, plain, pattern, bad, same = run(wait())
+    assert [event["status"] for event in (a_folder, plain, pattern, bad, same)] == [
+        "failed", "found", "found", "failed", "found",
+    ]  # fmt: skip
+    assert "it is a folder" in a_folder["message"]
+    assert "'..'" in bad["message"]
+    assert plain["files"] == pattern["files"] == same["files"]
+
+
+class DenyingFiles(Files):
+    """One folder is not to be listed."""
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        if path.endswith(b"/denied"):
+            raise asyncssh.SFTPPermissionDenied("permission denied")
+        async for name in super().scandir(path):
+            yield name
+
+
+class DeniesAFolder(AsyncsshServer):
+    """Lists any folder but one."""
+
+    files = DenyingFiles
+
+
+def test_a_bad_pattern_and_a_denied_folder_do_not_undo_a_round(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[tuple[int, int]] = []
+    together = SFTPBackend.find_each
+    with DeniesAFolder() as server:
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path)
+        grow(folder.path, {"in/other": b"", "denied/a": b""})
+
+        def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> Found:
+            before = server.requests.total()
+            found = together(backend, groups, return_exceptions=return_exceptions)
+            rounds.append((len(groups), server.requests.total() - before))
+            return found
+
+        monkeypatch.setattr(SFTPBackend, "find_each", counted)
+
+        async def wait() -> None:
+            waiting = await start(
+                *(trigger(f"in/{number:02}*", every=0.5) for number in range(30)),
+                trigger("../x*", every=0.5),
+                trigger("denied/*", every=0.5),
+            )
+            await until(lambda: waiting[30].done() and waiting[31].done())
+            await asyncio.sleep(0.7)
+            grow(folder.path, {f"in/{number:02}": b"" for number in range(30)})
+            events = await asyncio.gather(*waiting)
+            assert [found["status"] for found in events] == ["found"] * 30 + ["failed"] * 2
+            assert "must not contain" in events[30]["message"]
+            assert "denied" in events[31]["message"]
+
+        run(wait())
+    assert {groups for groups, _ in rounds} >= {32, 30}
+    assert max(asked for _, asked in rounds) <= 14
+
+
+def test_twenty_who_wait_in_a_large_folder_do_not_hold_the_loop(openssh: OpenSSHServer, connect: Connect) -> None:
+    folder = openssh.fresh()
+    connect(openssh, base_path=folder.base_path)
+    grow(folder.path, {f"in/file-{number:05}.csv": b"" for number in range(20_000)})
+
+    async def wait() -> None:
+        waiting = await start(*(trigger("in/*", every=1, min_files=20_001 + number) for number in range(20)))
+        await asyncio.sleep(8)
+        for one in waiting:
+            assert not one.done()
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(wait(), longest=1.0)
+
+
+def test_done_files_of_one_round_are_each_its_own(remote: Path, server: AsyncsshServer) -> None:
+    grow(remote, {"a/x": b"", "a/x.done": b"", "b/x": b"", "c/y": b"", "c/y.ok": b""})
+
+    async def wait() -> list[dict[str, Any]]:
+        found = await start(
+            trigger("a/*", done_file="{name}.done", ignore=("*.done",)),
+            trigger("b/x", done_file="{name}.done"),
+            trigger("c/y", done_file="{name}.ok"),
+        )
+        await until(lambda: found[0].done() and found[2].done())
+        await asyncio.sleep(0.3)
+        assert not found[1].done()
+        grow(remote, {"b/x.done": b""})
+        return await asyncio.gather(*found)
+
+    assert [[file["path"] for file in event["files"]] for event in run(wait())] == [["a/x"], ["b/x"], ["c/y"]]
+
+
+def test_a_wait_may_go_on_in_another_loop(remote: Path, server: AsyncsshServer) -> None:
+    grow(remote, {"a": b""})
+    for _ in range(2):
+        assert run(event(trigger("a")))["status"] == "found"
+    assert_nothing_left(server.port)
+
+
+def test_many_waiters_survive_a_server_that_stalls(connect: Connect) -> None:
+    with StallsAfter(requests=40) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path, io_timeout=1, timeout=1, conn_retry_attempts=1)
+
+        async def wait() -> list[dict[str, Any]]:
+            waiting = await start(*(trigger(f"{number}") for number in range(8)))
+            await until(lambda: stalling.requests.total() > 40)
+            await asyncio.sleep(2)
+            stalling.limit = 10**9
+            grow(folder.path, {f"{number}": b"" for number in range(8)})
+            return await asyncio.gather(*waiting)
+
+        assert [event["status"] for event in run(wait())] == ["found"] * 8
