@@ -169,12 +169,8 @@ class Memory:
         """
         if self._now is None:
             self._now = self._stored = await self._fetch()
-        now, unsettled = self._clock(), []
-        for report in self._now.unsettled:
-            if now - self._sent.get(report.name, now) < _TAKES_OVER:
-                unsettled.append(report)
-            else:
-                del self._sent[report.name]
+        now = self._clock()
+        unsettled = (one for one in self._now.unsettled if now - self._sent.get(one.name, now) < _TAKES_OVER)
         return replace(self._now, unsettled=tuple(unsettled))
 
     async def _fetch(self) -> Arrivals:
@@ -190,8 +186,15 @@ class Memory:
                 )
                 self._store = None
             else:
-                return Arrivals() if found is None else Arrivals.from_json(cast("dict[str, Any]", found))
+                return Arrivals() if found is None else self._read(cast("dict[str, Any]", found))
         return Arrivals()
+
+    def _read(self, found: Mapping[str, Any]) -> Arrivals:
+        try:
+            return Arrivals.from_json(found)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            self._warn("what Airflow keeps for this watch is not what it wrote: all files that are there are reported")
+            return Arrivals()
 
     async def keep(self, arrivals: Arrivals) -> None:
         """Keeps it; where another triggerer has kept something else in the meantime, that is what is known instead.
@@ -206,6 +209,7 @@ class Memory:
             await self._store.aset(self._key, cast("JsonValue", arrivals.as_json()))
             self._stored = arrivals
         self._now = arrivals
+        self._sent = {one.name: self._sent[one.name] for one in arrivals.unsettled if one.name in self._sent}
 
     def unsent(self) -> Report | None:
         """The oldest report that is kept and that this watch has not sent."""

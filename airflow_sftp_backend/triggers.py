@@ -29,6 +29,19 @@ else:
         from airflow.exceptions import AirflowException
 
 
+_TROUBLE = (
+    *HOPELESS,
+    SFTPBackendError,
+    AirflowException,
+    AirflowRuntimeError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+)
+"""What does not end a watch."""
+
+
 class SFTPFileTrigger(BaseTrigger):
     """Fires once the files of ``condition`` are there, with ``{"status": "found", "files": [...]}``; or with
     ``{"status": "failed", "message": ...}`` where neither waiting nor another try of the task can help, ``"broken"``
@@ -180,7 +193,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
                 await connection.until_next_look(self.poke_interval)
                 try:
                     await self._look(memory, connection)
-                except (*HOPELESS, SFTPBackendError, AirflowException, AirflowRuntimeError, ValueError) as error:
+                except _TROUBLE as error:
                     if str(error) != trouble:
                         self.log.warning("cannot look for new files, will look again: %s", error)
                     trouble = str(error)
@@ -196,10 +209,10 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
 
     async def _look(self, memory: Memory, connection: SharedConnection) -> None:
         """Adds what is new to what is known, unless a report that was kept before is still to be made."""
-        arrivals = await memory.recall()
-        await memory.keep(arrivals)
+        await memory.keep(await memory.recall())  # what is settled by now
         if memory.unsent() is not None:
             return
+        arrivals = await memory.recall()
 
         def decide(seen: Seen) -> tuple[Arrivals, Verdict]:
             files, done_files = seen

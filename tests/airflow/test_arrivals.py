@@ -44,10 +44,10 @@ class Events:
         self.events, self.since, self.most = events, since, most
 
     def after(self, since: str) -> Events:
-        return Events(self.events, since, self.most)
+        return type(self)(self.events, since, self.most)
 
     def limit(self, most: int) -> Events:
-        return Events(self.events, self.since, most)
+        return type(self)(self.events, self.since, most)
 
     def __iter__(self) -> Iterator[Event]:
         since = datetime.fromisoformat(self.since)
@@ -56,31 +56,38 @@ class Events:
 
 
 class Inbox:
-    """A watched asset: its events, those who consume them, and what is kept for it."""
+    """A watched asset, its events, and what is kept for it; runs are started for it as Airflow 3.3 does."""
 
-    def __init__(self, *, remembers: bool = True) -> None:
+    def __init__(self, *events: Event, remembers: bool = True) -> None:
         self.store = State()
         self.remembers = remembers
-        self.events: list[Event] = []
+        self.events = [*events]
+        self._upto: dict[str, datetime] = {}
+
+    def watched_since(self, dag_id: str, at: float) -> None:
+        """From then on the events are the DAG's business."""
+        self._upto[dag_id] = BEGINNING + timedelta(seconds=at)
 
     def run(
-        self, *events: Event, run_id: str = "run", dag_id: str = "dag", began: float = 1000.0, consumes: bool = True
+        self, created: float, began: float | None = None, *, run_id: str = "run", dag_id: str = "dag", **context: object
     ) -> Context:
-        """What a task sees whose run these events have started."""
-        for event in events:
-            if event not in self.events:
-                self.events.append(event)
-            if consumes:
-                event.created_dagruns.append(SimpleNamespace(dag_id=dag_id, run_id=run_id))
+        """What a task sees whose run was created for all events up to that second that no run was created for before,
+        and began then or later."""
+        upto = BEGINNING + timedelta(seconds=created)
+        since = self._upto.get(dag_id, BEGINNING - timedelta(days=1))
+        own = [event for event in self.events if since < event.timestamp <= upto]
+        self._upto[dag_id] = upto
+        for event in own:
+            event.created_dagruns.append(SimpleNamespace(dag_id=dag_id, run_id=run_id))
         found: dict[str, Any] = {
             "ti": SimpleNamespace(run_id=run_id, dag_id=dag_id),
-            "dag_run": SimpleNamespace(start_date=BEGINNING + timedelta(seconds=began)),
-            "triggering_asset_events": {"inbox": list(events)} if events else {},
+            "dag_run": SimpleNamespace(start_date=upto if began is None else BEGINNING + timedelta(seconds=began)),
+            "triggering_asset_events": {"inbox": own} if own else {},
             "inlet_events": {"inbox": Events(self.events)},
         }
         if self.remembers:
             found["asset_state_store"] = {"inbox": self.store}
-        return cast("Context", found)
+        return cast("Context", found | context)
 
 
 @pytest.fixture(autouse=True)
@@ -91,133 +98,142 @@ def stands_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("remembers", [True, False])
 def test_the_files_of_all_reports_are_given_and_a_path_once(remembers: bool) -> None:
-    inbox = Inbox(remembers=remembers)
-    given = new_files(inbox.run(report("1", row("a"), row("b")), report("2", row("b", 5), row("c"))))
-    assert given == [row("a"), row("b", 5), row("c")]
+    inbox = Inbox(report("1", row("a"), row("b")), report("2", row("b", 5), row("c")), remembers=remembers)
+    assert new_files(inbox.run(0)) == [row("a"), row("b", 5), row("c")]
 
 
 def test_a_report_made_twice_is_given_to_one_run_and_again_to_its_next_try() -> None:
-    inbox = Inbox()
-    one = inbox.run(report("1", row("a")), run_id="one")
+    inbox = Inbox(report("1", row("a")), report("1", row("a"), at=5), report("2", row("b"), at=6))
+    one, two = inbox.run(1, run_id="one"), inbox.run(6, run_id="two")
     assert new_files(one) == [row("a")]
-    two = inbox.run(report("1", row("a"), at=5), report("2", row("b"), at=6), run_id="two")
     assert new_files(two) == [row("b")]
     assert new_files(two) == [row("b")]
     assert new_files(one) == [row("a")]
 
 
 def test_each_dag_that_watches_is_given_all() -> None:
-    inbox = Inbox()
-    event = report("1", row("a"))
+    inbox = Inbox(report("1", row("a")))
     for dag_id in ("one", "two"):
-        assert new_files(inbox.run(event, dag_id=dag_id, run_id=dag_id)) == [row("a")]
+        assert new_files(inbox.run(1, dag_id=dag_id, run_id=dag_id)) == [row("a")]
 
 
-def test_a_report_that_has_started_no_run_is_given_to_the_one_that_began_after_it() -> None:
-    inbox = Inbox()
-    started, late = report("1", row("a"), at=1), report("3", row("c"), at=30)
-    inbox.events += [report("2", row("b"), at=2), late]
-    first = inbox.run(started, run_id="first", began=10)
+def test_a_report_that_has_started_no_run_is_given_to_the_one_that_begins_after_it_and_to_its_next_try() -> None:
+    inbox = Inbox(report("1", row("a"), at=1), report("2", row("b"), at=2), report("3", row("c"), at=30))
+    first = inbox.run(1, began=10, run_id="first")
     assert new_files(first) == [row("b"), row("a")]
-    second = inbox.run(late, run_id="second", began=40)
-    assert new_files(second) == [row("c")]
+    assert new_files(first) == [row("b"), row("a")]
+    second = inbox.run(30, began=40, run_id="second")  # to which Airflow shows 2 as well
     for _ in range(2):
-        assert new_files(first) == [row("b"), row("a")]
         assert new_files(second) == [row("c")]
+        assert new_files(first) == [row("b"), row("a")]
 
 
 def test_a_report_that_has_a_run_of_its_own_is_left_to_it() -> None:
-    inbox = Inbox()
-    queued, started = report("1", row("a"), at=1), report("2", row("b"), at=2)
-    own = inbox.run(queued, run_id="own", began=100)
-    assert new_files(inbox.run(started, run_id="other", began=50)) == [row("b")]
-    assert new_files(own) == [row("a")]
+    inbox = Inbox(report("1", row("a"), at=1), report("2", row("b"), at=2))
+    one, two = inbox.run(1, began=50, run_id="one"), inbox.run(2, began=50, run_id="two")
+    assert new_files(one) == [row("a")]
+    assert new_files(two) == [row("b")]
 
 
-def test_a_report_that_was_passed_over_as_too_young_is_found_by_a_later_run() -> None:
-    inbox = Inbox()
-    stuck = report("2", row("b"), at=20)
-    inbox.events.append(stuck)
-    assert new_files(inbox.run(report("1", row("a"), at=1), run_id="one", began=10)) == [row("a")]
-    assert new_files(inbox.run(report("3", row("c"), at=30), run_id="two", began=40)) == [row("b"), row("c")]
-    assert new_files(inbox.run(report("4", row("d"), at=50), run_id="three", began=60)) == [row("d")]
+def test_a_report_that_is_made_after_a_run_began_is_left_to_the_next() -> None:
+    inbox = Inbox(report("1", row("a"), at=1), report("2", row("b"), at=20))
+    assert new_files(inbox.run(1, began=10, run_id="one")) == [row("a")]
+    assert new_files(inbox.run(20, run_id="two")) == [row("b")]
 
 
 def test_what_came_before_a_dag_began_to_watch_is_not_its_business() -> None:
-    inbox = Inbox()
-    inbox.events.append(report("1", row("a"), at=1))
-    assert new_files(inbox.run(report("2", row("b"), at=2), began=10)) == [row("b")]
+    inbox = Inbox(report("1", row("a"), at=1), report("2", row("b"), at=2))
+    inbox.watched_since("dag", 1)
+    assert new_files(inbox.run(2)) == [row("b")]
 
 
-def test_very_many_reports_left_over_are_taken_part_by_part() -> None:
-    inbox = Inbox()
-    inbox.events += [report(f"left {number}", row(f"{number}"), at=2 + number) for number in range(150)]
-    given = [
-        new_files(inbox.run(report(f"own {at}", row(f"own {at}"), at=at), run_id=str(at), began=at + 1))
-        for at in (1, 300, 301)
-    ]
-    paths = [found["path"] for files in given for found in files]
-    assert sorted(paths) == sorted([f"{number}" for number in range(150)] + ["own 1", "own 300", "own 301"])
+def test_very_many_reports_are_given_out_once_however_many_are_left_over() -> None:
+    inbox = Inbox(*(report(f"{number}", row(f"{number}"), at=number) for number in range(250)))
+    given = [new_files(inbox.run(created, began=249, run_id=str(created))) for created in (0, 100, 249)]
+    assert sorted(int(found["path"]) for files in given for found in files) == list(range(250))
 
 
-@pytest.mark.parametrize("overwritten", ["claimed by the other", "forgotten by the other"])
-def test_of_two_runs_that_claim_what_is_left_over_one_has_it(monkeypatch: pytest.MonkeyPatch, overwritten: str) -> None:
-    inbox = Inbox()
-    inbox.events.append(report("left", row("left"), at=2))
-    (key,) = ["sftp new files taken by dag"]
+@pytest.mark.parametrize("other", ["claims it too", "forgets it once", "forgets it again and again"])
+def test_of_two_runs_that_claim_what_is_left_over_one_has_it(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
+    inbox = Inbox(report("own", row("own"), at=1), report("left", row("left"), at=2))
+    key = "sftp new files taken by dag"
+    slept = 0
 
     def meanwhile(_: float) -> None:
-        kept = inbox.store.get(key)
-        if overwritten == "claimed by the other":
-            kept["taken"]["left"] = ["other", kept["taken"]["left"][1]]
-        else:
-            monkeypatch.setattr("airflow_sftp_backend.arrivals.time.sleep", lambda _: None)
-            del kept["taken"]["left"]
-        inbox.store.set(key, kept)
+        nonlocal slept
+        slept += 1
+        taken = inbox.store.get(key)
+        if other == "claims it too":
+            taken["left"][0] = "other"
+        elif other != "forgets it once" or slept == 1:
+            del taken["left"]
+        inbox.store.set(key, taken)
 
     monkeypatch.setattr("airflow_sftp_backend.arrivals.time.sleep", meanwhile)
-    given = new_files(inbox.run(report("own", row("own"), at=1), began=10))
-    assert given == ([row("own")] if overwritten == "claimed by the other" else [row("left"), row("own")])
-    assert inbox.store.get(key)["taken"]["left"][0] == ("other" if len(given) == 1 else "run")
+    given = new_files(inbox.run(1, began=10))
+    assert given == ([row("left"), row("own")] if other == "forgets it once" else [row("own")])
 
 
-def test_what_airflow_cannot_say_is_asked_by_the_next_run(caplog: pytest.LogCaptureFixture) -> None:
-    class Away(Events):
-        def after(self, since: str) -> Events:
-            raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"}))
+def test_what_another_run_claims_while_airflow_is_asked_is_its_own() -> None:
+    inbox = Inbox(report("own", row("own"), at=1), report("left", row("left"), at=2))
 
-    inbox = Inbox()
-    inbox.events.append(report("left", row("left"), at=2))
-    run = inbox.run(report("own", row("own"), at=1), run_id="one", began=10)
-    cast("dict[str, Any]", run)["inlet_events"] = {"inbox": Away([])}
-    assert new_files(run) == [row("own")]
-    assert "left over" in caplog.text
-    assert new_files(inbox.run(report("next", row("next"), at=20), run_id="two", began=30)) == [
-        row("left"), row("next"),
-    ]  # fmt: skip
+    class Slow(Events):
+        def __iter__(self) -> Iterator[Event]:
+            assert new_files(inbox.run(2, run_id="other")) == [row("left")]
+            yield from super().__iter__()
+
+    first = inbox.run(1, began=10, run_id="one", inlet_events={"inbox": Slow(inbox.events)})
+    assert new_files(first) == [row("own")]
+
+
+class Away(Events):
+    """Airflow does not say."""
+
+    def after(self, since: str) -> Events:
+        raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"}))
+
+
+def test_what_airflow_cannot_say_goes_to_the_next_run(caplog: pytest.LogCaptureFixture) -> None:
+    inbox = Inbox(
+        report("own", row("own"), at=1), report("left", row("left"), at=2), report("next", row("next"), at=20)
+    )
+    assert new_files(inbox.run(1, began=10, run_id="one", inlet_events={"inbox": Away([])})) == [row("own")]
+    assert "they go to the next run" in caplog.text
+    assert new_files(inbox.run(20, run_id="two")) == [row("left"), row("next")]
+
+
+def test_a_try_that_cannot_be_given_what_the_last_one_was_fails() -> None:
+    inbox = Inbox(report("own", row("own"), at=1), report("left", row("left"), at=2))
+    run = inbox.run(1, began=10)
+    assert new_files(run) == [row("left"), row("own")]
+    with pytest.raises(AirflowRuntimeError):
+        new_files(cast("Context", {**run, "inlet_events": {"inbox": Away([])}}))
+
+
+def test_without_the_asset_among_the_inlets_the_events_of_the_run_count() -> None:
+    inbox = Inbox(report("1", row("a"), at=1), report("2", row("b"), at=2))
+    assert new_files(inbox.run(1, began=10, inlet_events={})) == [row("a")]
 
 
 def test_what_was_taken_is_kept_for_the_latest_reports_and_stays_small() -> None:
-    inbox = Inbox()
-    events = [report(f"{number:016}", row("a"), at=number) for number in range(600)]
-    for number, event in enumerate(events):
-        new_files(
-            inbox.run(event, run_id=f"asset_triggered__2026-01-31T00:00:00.000000+00:00_{number:08}", began=number)
-        )
+    inbox = Inbox(*(report(f"{number:016}", row("a"), at=number) for number in range(600)))
+    for number in range(600):
+        new_files(inbox.run(number, run_id=f"asset_triggered__2026-01-31T00:00:00.000000+00:00_{number:08}"))
     (kept,) = inbox.store.values.values()
-    assert len(kept) < 80_000
-    assert len(inbox.store.get("sftp new files taken by dag")["taken"]) == 400
-    assert new_files(inbox.run(events[-1], run_id="other", consumes=False)) == []
+    assert len(kept) < 65_535
+    assert len(inbox.store.get("sftp new files taken by dag")) == 400
+    inbox.events.append(report(f"{599:016}", row("a"), at=700))
+    assert new_files(inbox.run(700, run_id="other")) == []
 
 
 def test_events_of_other_origin_bring_no_files() -> None:
     other: tuple[dict[str, Any] | None, ...] = (
         None, {}, {"payload": "text"}, {"from_trigger": True, "payload": {"something": 1}},
     )  # fmt: skip
-    inbox = Inbox()
-    assert new_files(inbox.run(*(Event(extra, 0) for extra in other), report("1", row("a")))) == [row("a")]
-    assert new_files(inbox.run(Event({}, 1), run_id="other")) == []
+    inbox = Inbox(*(Event(extra, 0) for extra in other), report("1", row("a")), Event({}, 5))
+    assert new_files(inbox.run(1)) == [row("a")]
+    assert new_files(inbox.run(5, run_id="other")) == []
 
 
 def test_a_run_that_no_event_started_has_no_files() -> None:
-    assert new_files(Inbox().run()) == []
+    assert new_files(Inbox().run(1)) == []

@@ -8,6 +8,8 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse
 from airflow.sdk.execution_time.context import AssetStateStoreAccessors
 from hypothesis import given
 from hypothesis import strategies as st
@@ -255,6 +257,53 @@ def test_of_two_triggerers_the_one_that_was_away_goes_on_with_what_the_other_kno
         assert await memory(store).recall() == theirs
 
     asyncio.run(take_over())
+
+
+def test_a_report_is_not_sent_again_while_airflow_cannot_keep_that_it_is_settled() -> None:
+    class Full(Store):
+        full = False
+
+        async def aset(self, key: str, value: object) -> None:
+            if self.full:
+                raise AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR))
+            await super().aset(key, value)
+
+    store, clock = Full(), Clock()
+
+    async def go_on() -> None:
+        kept = memory(store, clock=clock)
+        await kept.keep(seen("a", before=await kept.recall()))
+        report = kept.unsent()
+        assert report is not None
+        kept.sent(report)
+        store.full = True
+        for clock.now in (31, 62, 93):
+            with pytest.raises(AirflowRuntimeError):
+                await kept.keep(await kept.recall())
+            assert kept.unsent() is None
+        store.full = False
+        await kept.keep(await kept.recall())
+        assert (await memory(store).recall()).unsettled == ()
+
+    asyncio.run(go_on())
+
+
+@pytest.mark.parametrize("kept", [[], {"known": {"in": ["!", "", None]}}, {"known": {}}, {"known": 3, "unsettled": []}])
+def test_what_is_kept_in_another_shape_is_told_and_replaced(kept: Any) -> None:
+    store = Store()
+    warnings: list[str] = []
+
+    async def start() -> None:
+        await memory(store).keep(seen("a"))
+        (key,) = store.values
+        store.set(key, kept)
+        again = memory(store, warnings)
+        await again.keep(seen("a", before=await again.recall()))
+        assert again.unsent() is not None
+        assert (await memory(store).recall()).known == seen("a").known
+
+    asyncio.run(start())
+    assert any("not what it wrote" in warning for warning in warnings)
 
 
 def test_what_airflow_did_not_show_for_a_while_is_not_overwritten() -> None:

@@ -217,6 +217,23 @@ def test_two_triggerers_with_one_watch_make_no_file_two_reports(remote: Path) ->
     run(watch())
 
 
+@pytest.mark.usefixtures("takes_over_at_once")
+def test_a_triggerer_that_was_away_goes_on_with_what_the_other_has_reported(remote: Path) -> None:
+    store = Store()
+    grow(remote, {"in/a": b""})
+
+    async def watch() -> None:
+        async with watching(store=store, every=2) as old:
+            await old.reported(1)
+            async with watching(store=store) as new:
+                grow(remote, {"in/b": b""})
+                await until(lambda: ["in/b"] in new.paths())
+                await asyncio.sleep(4.5)
+                assert {tuple(paths) for paths in old.paths()} == {("in/a",)}
+
+    run(watch())
+
+
 def test_a_watch_asks_for_size_and_done_file(remote: Path) -> None:
     grow(remote, {"in/small": b"1", "in/small.ok": b"", "in/large": b"4444"})
 
