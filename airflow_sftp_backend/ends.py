@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
 from .backend._paths import temp_name
+from .killed import undisturbed
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -33,7 +34,10 @@ def object_path(url: str) -> ObjectStoragePath:
     """The object of a URL."""
     from airflow.sdk import ObjectStoragePath  # here, because it loads fsspec
 
-    return ObjectStoragePath(url)
+    with undisturbed():  # the store's connection is asked of Airflow
+        path = ObjectStoragePath(url)
+        assert path.fs is not None
+    return path
 
 
 def size_of(path: str) -> int | None:

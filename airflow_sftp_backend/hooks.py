@@ -19,7 +19,7 @@ from .backend import (
 )
 from .connection import Columns, InvalidConnection
 from .fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
-from .killed import Killable, TaskKilled, undisturbed
+from .killed import undisturbed
 from .sources import resolve
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ else:
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.exceptions import AirflowException, AirflowFailException
 
-__all__ = ["HOPELESS", "Killable", "SFTPBackendHook", "TaskKilled", "translate_errors"]
+__all__ = ["HOPELESS", "SFTPBackendHook", "translate_errors"]
 
 HOPELESS: Final = (
     AuthenticationFailed,

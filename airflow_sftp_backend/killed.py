@@ -35,10 +35,9 @@ class Killable:
     @contextmanager
     def interruptible(self, hook: Ending) -> Iterator[None]:
         """A block that `on_kill` may interrupt: the hook's talk to a key vault and to the server."""
-        self._ending = hook
-        self._interruptible = True
-        _here.task = self
         try:
+            self._ending, _here.task = hook, self
+            self._interruptible = True
             self._end_if_killed()
             yield
         finally:
@@ -46,8 +45,8 @@ class Killable:
             self._ending = _here.task = None
 
     @contextmanager
-    def uninterruptible(self) -> Iterator[None]:
-        """A block within it that is ended first, as speaking to Airflow must be: half a message would stay."""
+    def ended_first(self) -> Iterator[None]:
+        """A block within it that is ended before the task is, see `undisturbed`."""
         before, self._interruptible = self._interruptible, False
         try:
             yield
@@ -83,10 +82,11 @@ _here: Final = _Here()
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """A block in which Airflow is spoken to, by what knows nothing of the task: its interruption waits for the end."""
+    """A block in which Airflow is spoken to, by whoever: the interruption of the task that runs in this thread waits
+    for its end, as half a message would stay."""
     task = _here.task
     if task is None:
         yield
     else:
-        with task.uninterruptible():
+        with task.ended_first():
             yield

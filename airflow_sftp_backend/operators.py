@@ -34,7 +34,8 @@ from .ends import (
     size_of,
     stamp_of,
 )
-from .hooks import Killable, SFTPBackendHook, translate_errors
+from .hooks import SFTPBackendHook, translate_errors
+from .killed import Killable
 from .lineage import Deed, deeds, facets, tell_assets
 from .plans import (
     Found,
@@ -89,7 +90,6 @@ class _FileOperator(Killable, BaseOperator):
 
     def execute(self, context: Context) -> list[Row]:
         """Does the work. What retrying cannot mend fails the task at once."""
-        attempt = Try(context)
         hook = SFTPBackendHook(self.sftp_conn_id)
         started = time.monotonic()
         with translate_errors():
@@ -98,7 +98,7 @@ class _FileOperator(Killable, BaseOperator):
                     backend = hook.get_conn()
                     folder = backend.resolve("")
                     self.log.info("working in %s on %s", folder.native_path, folder.backend)
-                    rows, failures = self._work(backend, attempt)
+                    rows, failures = self._work(backend, Try(context, backend))
             finally:
                 hook.close()
             self._tell(rows, time.monotonic() - started)
@@ -229,11 +229,10 @@ class SFTPUploadOperator(_TransferOperator):
                 sent[step] = done
             elif not isinstance(outcome, WriteResult):
                 failures.append(outcome)
-        with self.uninterruptible():
-            if failures:
-                attempt.note_sent([(row, stamps[step]) for step, row in sent.items()])
-            else:
-                attempt.forget_sent()
+        if failures:
+            attempt.note_sent([(row, stamps[step]) for step, row in sent.items()])
+        else:
+            attempt.forget_sent()
         return [*rows, *sent.values()], failures
 
     def _send(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
@@ -444,9 +443,7 @@ class SFTPMoveOperator(_FileOperator):
         self, backend: SFTPBackend, steps: Sequence[Step], found: Mapping[str, Found], attempt: Try
     ) -> tuple[list[Row], list[tuple[Step, SFTPBackendError | OSError]]]:
         """Rows for what was moved, and what was not, and why."""
-        if steps:
-            with self.uninterruptible():
-                attempt.note({step: found[step.source] for step in steps})
+        attempt.note({step: found[step.source] for step in steps})
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
             [(step.source, step.target) for step in steps], overwrite=overwrite, return_exceptions=True
@@ -460,8 +457,7 @@ class SFTPMoveOperator(_FileOperator):
                 failed.append((step, outcome))
         refused = [step for step, error in failed if not isinstance(error, BackendUnavailable)]
         if refused:
-            with self.uninterruptible():
-                attempt.forget(refused)
+            attempt.forget(refused)
         return rows, failed
 
 
@@ -497,8 +493,7 @@ class SFTPDeleteOperator(_FileOperator):
         failures += _missing(backend, [name for name in missing if name not in forgiven], ok=ok)
         if not self.only_plan:
             names = {one.source for one in found} | {name for name in folders if name not in missing}
-            with self.uninterruptible():
-                attempt.note_names(names)
+            attempt.note_names(names)
         rows: list[Row] = []
         outcomes: list[SFTPBackendError | OSError | None] = [None for _ in found]
         if not self.only_plan:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from .backend import InvalidPath
 from .backend._paths import is_temp_name
 from .ends import is_url, object_path
+from .killed import undisturbed
 
 if TYPE_CHECKING:
     from .backend import FileInfo, SFTPBackend
@@ -49,7 +50,8 @@ def paths(
     """
     if isinstance(value, Mapping):
         raise TypeError(f"{what} is a path or a list of paths, not a mapping; of a file's row take its 'path'")
-    given = [value] if value is None or isinstance(value, str | os.PathLike) else list(value)
+    with undisturbed():  # of the output of a mapped task each item is asked of Airflow
+        given = [value] if value is None or isinstance(value, str | os.PathLike) else list(value)
     if None in given:
         raise ValueError(f"{what} is None; if it is a template, that is what it rendered to")
     if any(isinstance(one, Mapping) for one in given):

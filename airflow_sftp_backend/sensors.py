@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
-from .hooks import Killable, SFTPBackendHook, translate_errors
+from .hooks import SFTPBackendHook, translate_errors
+from .killed import Killable, undisturbed
 from .progress import counted
 from .triggers import SFTPFileTrigger
 from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, after, judge, look, patterns
@@ -108,6 +110,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
             self._told = False
             try:
+                if self.mode == "reschedule" and not self.deferrable:  # what Airflow is asked there is no look
+                    return cast("list[Row]", super().execute(context))
                 with self.interruptible(hook):
                     if not self.deferrable:
                         return cast("list[Row]", super().execute(context))
@@ -151,7 +155,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
 
     def poke(self, context: Context) -> PokeReturnValue:
         """One look. AirflowFailException for what waiting cannot mend."""
-        with translate_errors():
+        assert self._hook is not None
+        with translate_errors(), self.interruptible(self._hook) if self.mode == "reschedule" else nullcontext():
             verdict = self._look(context, self._condition())
         return PokeReturnValue(verdict.done, verdict.files if verdict.done else None)
 
@@ -187,7 +192,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         keeps = self.mode == "reschedule" and condition.stable_for > 0
         store = context.get("task_state_store") if keeps else None
         if store is not None:
-            with self.uninterruptible():
+            with undisturbed():
                 self._observed = cast("Observed", store.get(_STATE) or {})
         verdict = self._judged(condition)
         forgets = keeps and store is None and not self.deferrable
@@ -195,7 +200,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             time.sleep(condition.stable_for)
             verdict = self._judged(condition)
         if store is not None:
-            with self.uninterruptible():
+            with undisturbed():
                 store.set(_STATE, cast("JsonValue", verdict.observed))
         return verdict
 

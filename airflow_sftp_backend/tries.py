@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from datetime import UTC
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
-from .backend import PermissionDenied
+from .backend import BackendUnavailable, SFTPBackendError
 from .ends import Stamp, digest_of, is_url, opened_for_reading
+from .killed import undisturbed
 from .plans import Found, Step, literally
 
 if TYPE_CHECKING:
@@ -23,7 +25,8 @@ class Try:
     """A try of the task: whether it is the first (``again``), what all tries have in common (``resume_key``), and what
     an earlier one has set out to move or delete, or has sent before it failed over something else.
 
-    That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3. Without it the
+    That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3; what was done
+    elsewhere, before the connection was corrected, does not count. Without the store the
     next try of a move cannot tell, and fails for what is gone; that of a delete takes what is gone for deleted; that of
     an upload sends again what the partner has taken away.
     """
@@ -32,18 +35,34 @@ class Try:
     _SENT = "sent"
     _MOST = 500  # files; the store is for small values
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, backend: SFTPBackend) -> None:
         instance = context["ti"]
         self.again = (instance.try_number or 1) > 1
         self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
         self._context = context
         self._store = context.get("task_state_store")
-        self._noted: dict[tuple[str, str], tuple[str, int | None, str | None]] = {
-            (source, target): (name, size, modified) for source, target, name, size, modified in self._kept(self._MOVES)
-        }
-        self._sent: dict[tuple[str, str], list[Any]] = {
-            (source, target): what for source, target, *what in (self._kept(self._SENT) if self.again else [])
-        }
+        folder = backend.resolve("")
+        self._replaced: dict[tuple[str, str], tuple[str, int | None, str | None]] = {}
+        self._place = f"{backend.config.username}@{folder.backend}{folder.native_path}"
+
+    @cached_property
+    def _noted(self) -> dict[tuple[str, str], tuple[str, int | None, str | None]]:
+        """Source and target of moves -> the argument that named it, its size and time."""
+        rows = self._kept(self._MOVES, self._place)
+        return {(source, target): (name, size, modified) for source, target, name, size, modified in rows}
+
+    @cached_property
+    def _sent(self) -> dict[tuple[str, str], list[Any]]:
+        """Source and target of uploads -> its size, stamp and SHA-256."""
+        rows = self._kept(self._SENT, self._sending) if self.again else []
+        return {(source, target): what for source, target, *what in rows}
+
+    @property
+    def _sending(self) -> str:
+        """What uploads go to, until the task is cleared: whoever clears it wants all of it sent. Airflow gives a task
+        that is cleared as many tries more as it has retries."""
+        instance = self._context["ti"]
+        return f"{instance.max_tries - (instance.task.retries or 0)} {self._place}"
 
     @property
     def date(self) -> str:
@@ -56,24 +75,29 @@ class Try:
         """True if it can know what an earlier try did."""
         return self._store is not None
 
-    def _kept(self, key: str) -> list[list[Any]]:
-        """The rows of the store under that key."""
-        found = None if self._store is None else self._store.get(key)
-        return cast("list[list[Any]]", found) if isinstance(found, list) else []
+    def _kept(self, key: str, about: str) -> list[list[Any]]:
+        """The rows of the store under that key, if they are about that."""
+        with undisturbed():
+            found = None if self._store is None else self._store.get(key)
+        kept = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+        return cast("list[list[Any]]", kept["rows"]) if kept.get("about") == about else []
 
-    def _keep(self, key: str, rows: Sequence[Sequence[object]]) -> None:
+    def _keep(self, key: str, about: str, rows: Sequence[Sequence[object]]) -> None:
         if self._store is not None and len(rows) <= self._MOST:
-            self._store.set(key, cast("JsonValue", [list(row) for row in rows]))
+            with undisturbed():
+                self._store.set(key, cast("JsonValue", {"about": about, "rows": [list(row) for row in rows]}))
 
     # -- moves and deletions ------------------------------------------------------------------------------------------
 
     def note(self, steps: Mapping[Step, Found]) -> None:
         """Keeps what is about to be moved: source, target, the argument that named it, and what tells the file from
         another that is delivered under its name."""
-        if steps:
-            self._noted |= {
-                (step.source, step.target): (one.source, step.size, _modified(one.info)) for step, one in steps.items()
-            }
+        noted = {
+            (step.source, step.target): (one.source, step.size, _modified(one.info)) for step, one in steps.items()
+        }
+        if noted:
+            self._replaced = {ends: self._noted[ends] for ends in noted if ends in self._noted}
+            self._noted |= noted
             self._keep_noted()
 
     def note_names(self, names: Iterable[str]) -> None:
@@ -84,13 +108,17 @@ class Try:
             self._keep_noted()
 
     def forget(self, steps: Iterable[Step]) -> None:
-        """Those that were refused after all."""
+        """Those that were refused after all; what an earlier try had moved from there to there stays noted."""
         for step in steps:
-            self._noted.pop((step.source, step.target), None)
+            ends = step.source, step.target
+            if ends in self._replaced:
+                self._noted[ends] = self._replaced[ends]
+            else:
+                self._noted.pop(ends, None)
         self._keep_noted()
 
     def _keep_noted(self) -> None:
-        self._keep(self._MOVES, [(*ends, *what) for ends, what in self._noted.items()])
+        self._keep(self._MOVES, self._place, [(*ends, *what) for ends, what in self._noted.items()])
 
     def names_of(self, sources: Set[str] | None) -> set[str]:
         """The arguments that named these files in the earlier try, or any (None)."""
@@ -122,12 +150,12 @@ class Try:
         """Keeps what was sent, each with the stamp its source had, for the try after this one, which has failed."""
         for row, stamp in rows:
             self._sent[row["source"], row["path"]] = [row["size"], stamp, row.get("sha256")]
-        self._keep(self._SENT, [(*ends, *what) for ends, what in self._sent.items()])
+        self._keep(self._SENT, self._sending, [(*ends, *what) for ends, what in self._sent.items()])
 
     def forget_sent(self) -> None:
         """Whoever runs the task again, now that all is sent, wants all of it sent again."""
         if self._sent:
-            self._keep(self._SENT, [])
+            self._keep(self._SENT, self._sending, [])
 
     def taken(self, backend: SFTPBackend, stamps: Mapping[Step, Stamp | None]) -> dict[Step, Row]:
         """A row for each of the steps that an earlier try has sent and that is gone from the server since, unless its
@@ -137,7 +165,9 @@ class Try:
             return {}
         try:
             there = {info.path for info in backend.find(*(literally(step.target) for step in noted))}
-        except PermissionDenied:  # a server where nobody may look
+        except BackendUnavailable:
+            raise
+        except SFTPBackendError:  # a server where nobody may look, whatever it calls that
             there = set()
         rows: dict[Step, Row] = {}
         for step, (size, stamp, sha256) in noted.items():

@@ -103,12 +103,13 @@ class State:
         self.values[key] = json.dumps(value)
 
 
-def context(try_number: int = 1, state: State | None = None) -> Context:
-    """What a task is run with, as far as operators and sensors look at it."""
+def context(try_number: int = 1, state: State | None = None, *, cleared: int = 0) -> Context:
+    """What a task is run with, as far as operators and sensors look at it; ``cleared`` after as many tries."""
     started = datetime.now(UTC)
     instance = SimpleNamespace(
         dag_id="dag", task_id="task", run_id="run", map_index=-1,
-        try_number=try_number, get_first_reschedule_date=lambda _: started,
+        try_number=try_number, max_tries=cleared + 3, task=SimpleNamespace(retries=3),
+        get_first_reschedule_date=lambda _: started,
     )  # fmt: skip
     run = SimpleNamespace(run_after=datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1))))
     found: dict[str, Any] = {"ti": instance, "dag_run": run, "outlet_events": OutletEventAccessors()}

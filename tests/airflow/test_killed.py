@@ -21,7 +21,8 @@ from airflow.sdk import BaseHook, BaseOperator, ObjectStoragePath
 from airflow.sdk.log import mask_secret
 
 from airflow_sftp_backend.backend._paths import is_temp_name
-from airflow_sftp_backend.hooks import SFTPBackendHook, TaskKilled
+from airflow_sftp_backend.hooks import SFTPBackendHook
+from airflow_sftp_backend.killed import TaskKilled
 from tests.airflow.conftest import Connect, State, grow, held
 from tests.airflow.supervised import TOP, told
 from tests.backend.sessions import assert_nothing_left
@@ -98,12 +99,14 @@ def test_a_killed_task_ends_within_two_seconds_of_a_silent_server_and_the_next_t
         grow(here, {"big": big})
         there.mkdir(exist_ok=True)
 
-        def operator() -> BaseOperator:
-            return upload(here / "big", "big") if what == "upload" else download("big", there / "big")
+        def operator(target: str = "big") -> BaseOperator:
+            return upload(here / "big", target) if what == "upload" else download("big", there / target)
+
+        run(operator("whole"))
+        stalling.limit = stalling.requests.total() * 5 // 3
 
         def kill() -> None:
-            wait_until(lambda: sum(path.stat().st_size for path in there.iterdir()) > 64 << 20, "it to be under way")
-            stalling.limit = 0
+            wait_until(lambda: stalling.requests.total() > stalling.limit, "the server to fall silent")
             time.sleep(0.3)
             killed.append(time.monotonic())
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -120,11 +123,11 @@ def test_a_killed_task_ends_within_two_seconds_of_a_silent_server_and_the_next_t
             killing.join()
             signal.signal(signal.SIGUSR2, before)
         assert_nothing_left(stalling.port)
-        (left,) = held(there)
+        (left,) = held(there).keys() - {"whole"}
         assert is_temp_name(left)
         stalling.limit = 10**9
         run(operator(), try_number=2)
-        assert held(there) == {"big": big}
+        assert held(there) == {"big": big, "whole": big}
     assert "going on after" in caplog.text
 
 

@@ -27,8 +27,8 @@ from airflow.sdk.exceptions import (
 )
 
 from airflow_sftp_backend import BackendUnavailable, Secret, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.hooks import TaskKilled
 from airflow_sftp_backend.keyvault import VAULTS
+from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from airflow_sftp_backend.triggers import SFTPFileTrigger
 from tests.airflow.conftest import Connect, State, context, grow

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_sftp_backend import AlreadyExists
 from airflow_sftp_backend.operators import SFTPUploadOperator
 from tests.airflow.conftest import Connect, State, context, grow, held
-from tests.servers import DropBox
+from tests.servers import AsyncsshServer, DropBox
 
 from .test_operators import Row, actions, move, run, upload
 
@@ -66,6 +66,22 @@ def test_a_file_that_still_waits_is_not_taken_for_moved_because_its_like_is_ther
     grow(remote, {"work/a.csv": b"xyz"})
     (row,) = run(move("in/a.csv", "work/", if_exists="skip"), try_number=2, state=state)
     assert row["action"] == "skipped"
+
+
+@pytest.mark.parametrize("source", ["in/*.csv", ["in/a.csv", "in/b.csv"]])
+def test_an_earlier_move_is_known_though_the_same_name_was_refused_since(remote: Path, source: str | list[str]) -> None:
+    state = State()
+    grow(remote, {"in/a.csv": b"abc", "in/b.csv": b"x"})
+    way = in_the_way(remote, "work/b.csv")
+    with pytest.raises(AirflowFailException):
+        run(move(source, "work/"), state=state)
+    grow(remote, {"in/a.csv": b"new!"})
+    with pytest.raises(ExceptionGroup):
+        run(move(source, "work/"), try_number=2, state=state)
+    (remote / "in/a.csv").unlink()
+    shutil.rmtree(way)
+    rows = run(move(source, "work/"), try_number=3, state=state)
+    assert actions(rows) == {"work/a.csv": "moved by an earlier try", "work/b.csv": "moved"}
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
@@ -129,6 +145,28 @@ def test_a_task_that_is_cleared_after_its_success_delivers_all_of_it_again(remot
     (remote / "out/b.csv").unlink()
     assert set(actions(run(operator, try_number=3, state=state)).values()) == {"uploaded"}
     assert sorted(held(remote)) == ["out/a.csv", "out/b.csv"]
+
+
+def test_a_task_that_is_cleared_after_it_failed_delivers_all_of_it_again(remote: Path, local: Path) -> None:
+    state = State()
+    operator = half_sent(remote, local, state)
+    rows = operator.execute(context(2, state, cleared=1))
+    assert set(actions(rows).values()) == {"uploaded"}
+    assert sorted(held(remote)) == ["out/a.csv", "out/b.csv"]
+
+
+@pytest.mark.parametrize("other", ["base path", "connection"])
+def test_what_went_elsewhere_before_the_connection_was_corrected_is_delivered(
+    remote: Path, server: AsyncsshServer, connect: Connect, local: Path, other: str
+) -> None:
+    state = State()
+    operator = half_sent(remote, local, state)
+    right = server.fresh()
+    connect(server, "right" if other == "connection" else "sftp_backend_default", base_path=right.base_path)
+    if other == "connection":
+        operator.sftp_conn_id = "right"
+    assert set(actions(run(operator, try_number=2, state=state)).values()) == {"uploaded"}
+    assert sorted(held(right.path)) == ["out/a.csv", "out/b.csv"]
 
 
 @pytest.mark.parametrize("changed", [False, True])
