@@ -113,8 +113,8 @@ class SFTPBackendHook(BaseHook):
     async def aconfig(self, executor: ThreadPoolExecutor | None = None) -> BackendConfig:
         """`config` for the triggerer's event loop: Airflow is asked in a thread of ``executor``, or of the loop's.
 
-        Raises InvalidConnection, and BackendUnavailable for all else: where Airflow or its secrets backend is not to be
-        had, it says the same as where there is no such connection.
+        Raises InvalidConnection; BackendUnavailable where Airflow, its secrets backend or a vault is not to be had, and
+        where there is no such connection, of which Airflow says the same.
         """
         from asgiref.sync import sync_to_async
 

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowFailException
 from airflow_sftp_backend import AlreadyExists
 from airflow_sftp_backend.operators import SFTPUploadOperator
 from tests.airflow.conftest import Connect, State, context, grow, held
-from tests.servers import AsyncsshServer, DropBox
+from tests.servers import AsyncsshServer, CurtDropBox, DropBox
 
 from .test_operators import Row, actions, move, run, upload
 
@@ -195,8 +195,11 @@ def test_outlets_are_told_of_what_the_partner_has_taken(remote: Path, local: Pat
     assert [(file["size"], len(file["sha256"])) for file in files] == [(3, 64), (4, 64)]
 
 
-def test_where_nobody_may_look_what_was_sent_is_not_sent_again(connect: Connect, local: Path) -> None:
-    with DropBox() as box:
+@pytest.mark.parametrize("kind", [DropBox, CurtDropBox])
+def test_where_nobody_may_look_what_was_sent_is_not_sent_again(
+    connect: Connect, local: Path, kind: type[DropBox]
+) -> None:
+    with kind() as box:
         folder = box.fresh()
         connect(box, base_path=folder.base_path)
         state = State()

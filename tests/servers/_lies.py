@@ -94,6 +94,19 @@ class DropBox(AsyncsshServer):
     files = _DropBoxFiles
 
 
+class _CurtDropBoxFiles(_DropBoxFiles):
+    def stat(self, path: bytes) -> Any:
+        raise asyncssh.SFTPFailure("no")
+
+    lstat = stat
+
+
+class CurtDropBox(DropBox):
+    """A drop box that does not say why it shows nothing."""
+
+    files = _CurtDropBoxFiles
+
+
 class _MovesAwayFiles(Files):
     def close(self, file_obj: Any) -> None:
         super().close(file_obj)
