@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
+from airflow.sdk._shared.secrets_masker import reset_secrets_masker
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
@@ -32,6 +33,13 @@ class Connect(Protocol):
         columns: dict[str, object] | None = None,
         **extra: object,
     ) -> str: ...
+
+
+@pytest.fixture(autouse=True)
+def masks() -> Iterator[None]:
+    """Forgets what a test has had masked: with each secret Airflow compiles all of them anew."""
+    yield
+    reset_secrets_masker()
 
 
 @pytest.fixture

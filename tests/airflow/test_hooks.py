@@ -7,13 +7,13 @@ import base64
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import asyncssh
 import pytest
-from airflow.sdk._shared.secrets_masker import redact, reset_secrets_masker
+from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from airflow_sftp_backend import (
@@ -35,14 +35,6 @@ from airflow_sftp_backend.fields import field_behaviour
 from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
 from tests.airflow.conftest import Connect
 from tests.servers import AsyncsshServer, OpenSSHServer, free_port
-
-
-@pytest.fixture(autouse=True)
-def masks() -> Iterator[None]:
-    """Forgets what a test has had masked."""
-    yield
-    reset_secrets_masker()
-
 
 # ---- a backend of one's own
 

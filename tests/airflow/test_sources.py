@@ -6,11 +6,10 @@ import copy
 import json
 import pickle
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from airflow.sdk._shared.secrets_masker import redact, reset_secrets_masker
+from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackend
@@ -20,13 +19,6 @@ from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.airflow.conftest import Connect
 from tests.servers import AsyncsshServer, OpenSSHServer, wait_until
 from tests.vault import SECRET, Fault, Vault
-
-
-@pytest.fixture(autouse=True)
-def masks() -> Iterator[None]:
-    """Forgets what a test has had masked."""
-    yield
-    reset_secrets_masker()
 
 
 def give(monkeypatch: pytest.MonkeyPatch, conn_id: str = "partner", **values: object) -> SFTPBackendHook:
