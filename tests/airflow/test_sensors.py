@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -210,7 +210,13 @@ def forwarded_from(port: int, to: int, *, after: float) -> Iterator[None]:
                 await sink.drain()
             sink.close()
 
-        await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer), return_exceptions=True)
+        try:
+            await asyncio.gather(pump(reader, there_writer), pump(there_reader, writer), return_exceptions=True)
+        finally:
+            for one in (writer, there_writer):
+                one.close()
+                with suppress(OSError):
+                    await one.wait_closed()
 
     async def serve() -> None:
         await asyncio.sleep(after)
@@ -220,6 +226,13 @@ def forwarded_from(port: int, to: int, *, after: float) -> Iterator[None]:
         finally:
             listening.close()
 
+    async def end() -> None:
+        forwarding = asyncio.all_tasks() - {asyncio.current_task()}
+        late = (await asyncio.wait(forwarding, timeout=5))[1] if forwarding else set()
+        for one in late:
+            one.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
+
     task = loop.create_task(serve())
     thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)))
     thread.start()
@@ -228,6 +241,7 @@ def forwarded_from(port: int, to: int, *, after: float) -> Iterator[None]:
     finally:
         loop.call_soon_threadsafe(task.cancel)
         thread.join()
+        loop.run_until_complete(end())
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 
