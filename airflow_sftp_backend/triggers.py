@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.exceptions import AirflowRuntimeError
@@ -111,9 +112,13 @@ class SFTPFileTrigger(BaseTrigger):
         finally:
             connection.leave()
 
+    @cached_property
+    def _wanted(self) -> Condition:
+        return Condition.from_json(self.condition)
+
     async def _look(self, connection: SharedConnection) -> Verdict:
-        condition, observed = Condition.from_json(self.condition), self.observed
-        return await connection.look(condition, lambda seen: judge(condition, *seen, observed, time.time()))
+        wanted, observed = self._wanted, self.observed
+        return await connection.look(wanted, lambda seen: judge(wanted, *seen, observed, time.time()))
 
 
 class SFTPNewFilesTrigger(BaseEventTrigger):
