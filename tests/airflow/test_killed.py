@@ -324,3 +324,23 @@ def test_a_supervisor_that_is_told_to_end_leaves_nothing_half(connect: Connect, 
         states = [line["state"] for line in told(log) if isinstance(line, dict) and "state" in line]
         assert "success" not in states
         assert "TaskKilled" in log.read_text()
+
+
+@pytest.mark.usefixtures("remote")
+def test_paths_that_are_asked_of_airflow_one_by_one_are_heard_to_the_end() -> None:
+    heard: list[str] = []
+
+    class Mapped(list[str]):
+        """The output of a mapped task, of which each item is a question to Airflow."""
+
+        def __iter__(self) -> Iterator[str]:
+            for name in ("a", "b"):
+                operator.on_kill()  # the signal comes while Airflow is asked
+                heard.append(name)
+                yield name
+
+    operator = delete("a")
+    object.__setattr__(operator, "path", Mapped())  # as rendering leaves it: Airflow looks into what is set
+    with pytest.raises(TaskKilled):
+        run(operator)
+    assert heard == ["a", "b"]
