@@ -21,6 +21,9 @@ from ._errors import BackendUnavailable, printable
 SERVER_CLOSED: Final = "the server closed the connection"
 _BUFFER: Final = 256 << 10
 _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)  # Linux only
+_IDLE: Final = 0.5
+"""Seconds for which a read waits where nothing has come of late: to look up ten times a second costs more than an idle
+connection may, and what is set meanwhile must still be seen in time."""
 _PROXY_PATIENCE: Final = 1.0
 """Seconds a proxy command has to end by itself."""
 
@@ -53,6 +56,8 @@ class Stream:
         self._last = math.inf
         self._seconds = self._then = 0.0
         self._stalled_since: float | None = None
+        self._pause: float | None = None
+        self._idle = False
         self._reader: int | None = None
         self._acknowledges = _QUICKACK is not None and connected.family in (socket.AF_INET, socket.AF_INET6)
         self._writing = threading.Lock()
@@ -80,7 +85,9 @@ class Stream:
         self._last = time.monotonic() + seconds
 
     def settimeout(self, seconds: float | None) -> None:
-        """How long one read or write may block, in seconds, until it raises TimeoutError."""
+        """How long one read or write may block, in seconds, until it raises TimeoutError; up to `_IDLE` where nothing
+        has come in that time and no limit is set."""
+        self._pause, self._idle = seconds, False
         self._socket.settimeout(seconds)
 
     def recv(self, count: int) -> bytes:
@@ -97,8 +104,10 @@ class Stream:
             self._start, self._end = 0, self._socket.recv_into(self._buffer)
         except OSError as error:
             if _is_pause(error):
+                self._rest(self._deadline is None and self._last == math.inf)
                 raise
             raise self._failed(_reason(error)) from None
+        self._rest(False)
         if not self._end:
             self._failed(SERVER_CLOSED)
         elif self._acknowledges:
@@ -107,6 +116,13 @@ class Stream:
             self.greeting = bytes(self._buffer[: min(self._end, 200)])
         if self._then and self._end:
             self.limit(self._then)
+
+    def _rest(self, idle: bool) -> None:
+        if idle == self._idle or self._pause is None:
+            return
+        self._idle = idle
+        with suppress(OSError):  # the line is ending, which the next read or write says better
+            self._socket.settimeout(max(self._pause, _IDLE) if idle else self._pause)
 
     def _acknowledge(self) -> None:
         """Has the next bytes acknowledged at once: sshd keeps small packets back until those before are (Nagle), which

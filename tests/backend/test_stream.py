@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -72,6 +73,51 @@ def test_a_pause_is_no_end(line: Pair) -> None:
     far.sendall(b"x")
     assert stream.recv(1) == b"x"
     assert (stream.failure, stream.timed_out) == (None, False)
+
+
+def pauses(stream: Stream, seconds: float) -> int:
+    """How often a read that waits that long looks up."""
+    end = time.monotonic() + seconds
+    count = 0
+    while time.monotonic() < end:
+        with pytest.raises(TimeoutError):
+            stream.recv(1)
+        count += 1
+    return count
+
+
+def test_who_waits_for_long_looks_up_rarely_unless_there_is_a_limit(line: Pair) -> None:
+    stream, far = line
+    assert pauses(stream, 1.2) <= 4
+    stream.limit(60)
+    assert pauses(stream, 1.2) >= 10
+    stream.limit(None)
+    assert pauses(stream, 1.2) <= 4
+    stream.end_within(60)
+    assert pauses(stream, 1.2) >= 10
+    far.sendall(b"x")
+    assert stream.recv(1) == b"x"
+
+
+@pytest.mark.parametrize("ends", [lambda stream: stream.limit(0.1), lambda stream: stream.end_within(0.1)])
+def test_a_limit_that_is_set_in_the_middle_of_a_long_wait_counts(line: Pair, ends: Callable[[Stream], None]) -> None:
+    stream, _ = line
+    ended = threading.Event()
+
+    def read() -> None:
+        with pytest.raises(EOFError):
+            read_until_eof_error(stream)
+        ended.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        assert not ended.wait(0.3)
+        ends(stream)
+        assert ended.wait(2)
+    finally:
+        stream.hang_up()
+        reader.join()
 
 
 def test_a_limit_ends_the_wait(line: Pair) -> None:
