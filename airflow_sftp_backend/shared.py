@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from .backend import BackendUnavailable, RetryPolicy, SFTPBackendError
@@ -28,7 +29,8 @@ _LONGEST_REST = 300.0
 """Seconds between two tries to reach a server that is away, at most."""
 
 T = TypeVar("T")
-_Question = tuple[Condition, Callable[[Seen], object]]
+_Question = tuple[Condition, Callable[[Seen], object], "asyncio.Future[object]"]
+"""What to look for, what to make of it, and where that is waited for."""
 _Refusal = SFTPBackendError | ValueError | TypeError
 _Outcomes = list[object]
 """What was decided for each question of a round, or the `_Refusal` in its place."""
@@ -98,13 +100,25 @@ class SharedConnection:
             self._asked = []
             self._next = self._loop.create_task(self._round(self._asked))
             self._rounds.add(self._next)
-            self._next.add_done_callback(self._rounds.discard)
-        place = len(self._asked)
-        self._asked.append((condition, decide))
-        outcome = (await asyncio.shield(self._next))[place]
-        if isinstance(outcome, _Refusal):
-            raise outcome
-        return cast("T", outcome)
+            self._next.add_done_callback(partial(self._end_round, self._asked))
+        answer: asyncio.Future[object] = self._loop.create_future()
+        self._asked.append((condition, decide, answer))
+        return cast("T", await answer)
+
+    def _end_round(self, asked: list[_Question], ended: asyncio.Task[_Outcomes]) -> None:
+        """Answers who is still waiting."""
+        self._rounds.discard(ended)
+        if ended.cancelled():  # as the last one left
+            return
+        error = ended.exception()
+        outcomes = [error] * len(asked) if error is not None else ended.result()
+        for (_, _, answer), outcome in zip(asked, outcomes, strict=True):
+            if answer.done():
+                continue
+            if isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
 
     async def _round(self, asked: list[_Question]) -> _Outcomes:
         """A look at all that was asked for until its turn came."""
@@ -140,13 +154,13 @@ class SharedConnection:
             if not self._users:
                 self._backend.end_within(0)
         assert self._backend is not None
-        conditions = list(dict.fromkeys(condition for condition, _ in asked))
+        conditions = list(dict.fromkeys(condition for condition, _, _ in asked))
         try:
             seen = dict(zip(conditions, look_for_all(self._backend, conditions), strict=True))
         except BackendUnavailable:
             self._close()
             raise
-        return [_decided(decide, seen[condition]) for condition, decide in asked]
+        return [_decided(decide, seen[condition]) for condition, decide, _ in asked]
 
     def _close(self) -> None:
         backend, self._backend = self._backend, None
