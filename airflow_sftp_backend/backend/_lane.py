@@ -73,6 +73,15 @@ class Pending(Generic[R]):
         if self._waiter is not None:
             self.await_by(self._waiter)
 
+    @property
+    def answer(self) -> R | Refused:
+        """What it was settled with. Raises what it was settled with if that is no answer."""
+        if self._error is None:
+            return cast(R, self._outcome)
+        if isinstance(self._error, Refused):
+            return self._error.with_traceback(None)  # a frame that keeps the answers would keep itself
+        raise self._error
+
     def await_by(self, run: Waiter) -> None:
         """Wakes ``run`` with the outcome, now or when it is there."""
         if self.done:
@@ -257,7 +266,8 @@ class Lane:
         try:
             outcome = pending.request.answer(packet[0], Cursor(packet[5:]))
         except Refused as refused:
-            self._settled(request_id).settle(None, refused)
+            # a traceback would keep this frame, which keeps the refusal, until the garbage collector comes
+            self._settled(request_id).settle(None, refused.with_traceback(None))
         else:
             self._settled(request_id).settle(outcome, None)
 

@@ -70,12 +70,19 @@ def with_type(place: JailedPath, found: Attributes) -> Operation[Attributes]:
 
 def info(place: JailedPath) -> Operation[FileInfo]:
     """The FileInfo of a file. NotFound, InvalidPath for a folder."""
-    attributes = yield from look(place)
-    if attributes is None:
-        raise NotFound("no such file", path=place.key)
-    if not attributes.is_file:
-        raise InvalidPath("it is a folder, not a file", path=place.key)
-    return file_info(place, attributes)
+    found = as_file(place, (yield from look(place)))
+    if isinstance(found, SFTPBackendError):
+        raise found
+    return found
+
+
+def as_file(place: JailedPath, looked: Attributes | None) -> FileInfo | NotFound | InvalidPath:
+    """What `look` has found, where a file is expected."""
+    if looked is None:
+        return NotFound("no such file", path=place.key)
+    if not looked.is_file:
+        return InvalidPath("it is a folder, not a file", path=place.key)
+    return file_info(place, looked)
 
 
 def file_info(place: JailedPath, attributes: Attributes) -> FileInfo:

@@ -11,13 +11,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 from ._codec import Attributes
 from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
-from ._messages import LStat, RemoveDir
+from ._messages import LStat, RemoveDir, Stat
 from ._models import FileInfo, FolderInfo
-from ._operations import delete, delete_folder, file_info, follow_links, info, list_folder, look
+from ._operations import as_file, delete, delete_folder, file_info, follow_links, list_folder, look
 from ._paths import JailedPath, check_text, is_temp_name
 from ._wire import Operation, Wire, ask_all
 
@@ -26,6 +27,8 @@ T = TypeVar("T")
 MAX_DEPTH: Final = 256
 MAX_ENTRIES: Final = 5_000_000
 """Bounds of one walk, so that a hostile server cannot keep it busy for ever: levels, and names in all."""
+_LOT: Final = 1024
+"""Paths that are asked for without reading an answer. The answers find room in the receive window."""
 
 
 class Call(Protocol):
@@ -137,7 +140,31 @@ def _check_entries(entries: int, root: JailedPath) -> None:
 
 def file_infos(call: Call, places: Sequence[JailedPath]) -> list[FileInfo | SFTPBackendError | OSError]:
     """The files of many paths in one round trip: NotFound, InvalidPath for a folder, or why it is not shown."""
-    return call(lambda wire: _unless_lost(wire.run_many(info(place) for place in places)), idempotent=True)
+    return [
+        looked if isinstance(looked, SFTPBackendError | OSError) else as_file(place, looked)
+        for place, looked in zip(places, _look_at_all(call, places), strict=True)
+    ]
+
+
+def _look_at_all(call: Call, places: Sequence[JailedPath]) -> list[Attributes | SFTPBackendError | OSError | None]:
+    """What `look` finds for each, or raises. One round trip where the answers leave nothing open."""
+
+    def use(wire: Wire) -> list[Attributes | SFTPBackendError | OSError | None]:
+        lots = [places[at : at + _LOT] for at in range(0, len(places), _LOT)]
+        asked = _unless_lost(wire.run_many(ask_all([Stat(place.native) for place in lot]) for lot in lots))
+        looked: dict[JailedPath, Attributes | SFTPBackendError | OSError | None] = {}
+        unclear: list[JailedPath] = []
+        for place, answer in zip(places, chain.from_iterable(map(_or_raise, asked)), strict=True):
+            if isinstance(answer, Attributes) and answer.mode is not None:
+                looked[place] = answer
+            elif isinstance(answer, Refused) and answer.missing:
+                looked[place] = None
+            else:
+                unclear.append(place)
+        looked.update(zip(unclear, _unless_lost(wire.run_many(map(look, unclear))), strict=True))
+        return [looked[place] for place in places]
+
+    return call(use, idempotent=True)
 
 
 def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
@@ -395,7 +422,7 @@ def _search_level(
                 plain[place] = groups
             else:
                 below.setdefault(place, {})[rest[1:]] = groups
-    for (place, groups), looked in zip(plain.items(), _look_at_all(call, list(plain)), strict=True):
+    for (place, groups), looked in zip(plain.items(), _look_at_all(call, list(plain)) if plain else [], strict=True):
         if isinstance(looked, SFTPBackendError | OSError):
             _fail(groups, looked)
         elif looked is not None and looked.is_file:
@@ -417,12 +444,6 @@ def _search_level(
         for found in outcome:
             _match(found, wanted, below)
     return below, entries
-
-
-def _look_at_all(call: Call, places: list[JailedPath]) -> list[Attributes | SFTPBackendError | OSError | None]:
-    if not places:
-        return []
-    return call(lambda wire: _unless_lost(wire.run_many(look(place) for place in places)), idempotent=True)
 
 
 def _match(found: Found, wanted: _Wanted, below: dict[JailedPath, _Wanted]) -> None:

@@ -75,10 +75,10 @@ def ask_all(requests: Sequence[Request[R]]) -> Operation[list[R | Refused]]:
         pendings.append((yield from post(request)))
     answers: list[R | Refused] = []
     for pending in pendings:
-        try:
-            answers.append((yield from wait(pending)))
-        except Refused as refused:
-            answers.append(refused)
+        if not pending.done:
+            with suppress(Refused):
+                yield pending
+        answers.append(pending.answer)
     return answers
 
 

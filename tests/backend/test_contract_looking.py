@@ -138,6 +138,52 @@ def test_get_file_info_many_gives_each_file_or_why_there_is_none(backend: SFTPBa
     assert backend.get_file_info_many([]) == []
 
 
+def alone(backend: SFTPBackend, path: str) -> FileInfo | tuple[type[SFTPBackendError], str]:
+    """What `get_file_info` gives, or what it raises."""
+    try:
+        return backend.get_file_info(path)
+    except SFTPBackendError as error:
+        return type(error), str(error)
+
+
+def assert_many_are_told_as_each_is_alone(backend: SFTPBackend, paths: list[str]) -> None:
+    """Compares `get_file_info_many` with `get_file_info`."""
+    expected = {path: alone(backend, path) for path in dict.fromkeys(paths)}
+    told = [
+        (type(found), str(found)) if isinstance(found, SFTPBackendError) else found
+        for found in backend.get_file_info_many(paths, return_exceptions=True)
+    ]
+    assert told == [expected[path] for path in paths]
+
+
+KINDS = ["file", "sub", "sub/file", "link", "to-sub", "to-nothing", "missing", "missing/file", "file/below", "", "../x"]
+
+
+def put_kinds(folder: Folder) -> None:
+    """Makes what `KINDS` name."""
+    put(folder, "file", b"12345")
+    put(folder, "sub/file")
+    for name, target in (("link", "file"), ("to-sub", "sub"), ("to-nothing", "nothing")):
+        (folder.path / name).symlink_to(target)
+
+
+def test_get_file_info_many_tells_of_thousands_what_get_file_info_tells_of_each(
+    backend: SFTPBackend, folder: Folder
+) -> None:
+    put_kinds(folder)
+    assert_many_are_told_as_each_is_alone(backend, [*KINDS, *(f"{number}.csv" for number in range(2500)), *KINDS])
+
+
+@pytest.mark.parametrize("kind", [BareAttributes, DeniesEverything])
+def test_get_file_info_many_asks_further_where_get_file_info_does(
+    make_backend: MakeBackend, kind: type[BareAttributes | DeniesEverything]
+) -> None:
+    with kind() as server:
+        folder = server.fresh()
+        put_kinds(folder)
+        assert_many_are_told_as_each_is_alone(make_backend(server, base_path=folder.base_path), KINDS)
+
+
 def test_get_file_info_of_a_folder_is_invalid_path(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "sub").mkdir()
     with refused(InvalidPath, backend, "sub"):

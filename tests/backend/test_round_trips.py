@@ -104,7 +104,7 @@ def test_move_takes_two(backend: SFTPBackend, folder: Folder, trips: Callable[[C
 
 
 def test_many_looks_take_as_long_as_one(backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]) -> None:
-    names = [f"{number}" for number in range(60)]
+    names = [f"{number}" for number in range(600)]
     grow(folder.path, [*names, "sub/x"])
     assert trips(lambda: backend.get_file_info_many([*names, "missing"], return_exceptions=True)) == 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Callable
 from contextlib import suppress
@@ -87,6 +88,17 @@ def test_one_operation_gives_its_result_and_raises_its_error() -> None:
     with pytest.raises(Refused):
         wire.run(size_of("no"))
     assert wire.run(size_of("6")) == 6
+
+
+def test_refusals_leave_nothing_for_the_garbage_collector() -> None:
+    wire = connected(ScriptedChannel(sized))
+    gc.collect()
+    gc.disable()
+    try:
+        assert wire.run(all_sizes(["no", "7"] * 50)) == [None, 7] * 50
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_an_operation_that_asks_nothing_sends_nothing() -> None:
