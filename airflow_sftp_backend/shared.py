@@ -108,7 +108,11 @@ class SharedConnection:
     def _end_round(self, asked: list[_Question], ended: asyncio.Task[_Outcomes]) -> None:
         """Answers who is still waiting."""
         self._rounds.discard(ended)
-        if ended.cancelled():  # as the last one left
+        if self._next is ended:  # before its turn came
+            self._next = None
+        if ended.cancelled():
+            for _, _, answer in asked:
+                answer.cancel()
             return
         error = ended.exception()
         outcomes = [error] * len(asked) if error is not None else ended.result()
@@ -125,7 +129,7 @@ class SharedConnection:
         await asyncio.sleep(_GATHERING)
         async with self._turn:
             await asyncio.sleep(max(0.0, self._rests_until - self._loop.time()))
-            self._next = None
+            self._next, self._asked = None, []
             try:
                 outcomes = await self._looked(list(asked))
             except BackendUnavailable:

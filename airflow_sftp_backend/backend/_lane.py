@@ -79,7 +79,7 @@ class Pending(Generic[R]):
         if self._error is None:
             return cast(R, self._outcome)
         if isinstance(self._error, Refused):
-            return self._error.with_traceback(None)  # a frame that keeps the answers would keep itself
+            return self._error
         raise self._error
 
     def await_by(self, run: Waiter) -> None:
@@ -266,7 +266,7 @@ class Lane:
         try:
             outcome = pending.request.answer(packet[0], Cursor(packet[5:]))
         except Refused as refused:
-            # a traceback would keep this frame, which keeps the refusal, until the garbage collector comes
+            # a traceback has this frame, which has what is pending, which has the refusal
             self._settled(request_id).settle(None, refused.with_traceback(None))
         else:
             self._settled(request_id).settle(outcome, None)

@@ -28,7 +28,7 @@ MAX_DEPTH: Final = 256
 MAX_ENTRIES: Final = 5_000_000
 """Bounds of one walk, so that a hostile server cannot keep it busy for ever: levels, and names in all."""
 _LOT: Final = 1024
-"""Paths that are asked for without reading an answer. The answers find room in the receive window."""
+"""Paths one operation asks for, four of which run at a time: the receive window has room for 8 KiB of each answer."""
 
 
 class Call(Protocol):
@@ -151,7 +151,7 @@ def _look_at_all(call: Call, places: Sequence[JailedPath]) -> list[Attributes | 
 
     def use(wire: Wire) -> list[Attributes | SFTPBackendError | OSError | None]:
         lots = [places[at : at + _LOT] for at in range(0, len(places), _LOT)]
-        asked = _unless_lost(wire.run_many(ask_all([Stat(place.native) for place in lot]) for lot in lots))
+        asked = _unless_lost(wire.run_many((ask_all([Stat(place.native) for place in lot]) for lot in lots), 4))
         looked: dict[JailedPath, Attributes | SFTPBackendError | OSError | None] = {}
         unclear: list[JailedPath] = []
         for place, answer in zip(places, chain.from_iterable(map(_or_raise, asked)), strict=True):

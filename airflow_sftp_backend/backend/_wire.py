@@ -75,10 +75,13 @@ def ask_all(requests: Sequence[Request[R]]) -> Operation[list[R | Refused]]:
         pendings.append((yield from post(request)))
     answers: list[R | Refused] = []
     for pending in pendings:
-        if not pending.done:
-            with suppress(Refused):
-                yield pending
-        answers.append(pending.answer)
+        if pending.done:
+            answers.append(pending.answer)
+            continue
+        try:
+            answers.append((yield from wait(pending)))
+        except Refused as refused:
+            answers.append(refused.with_traceback(None))  # which has this frame, and this frame has the answers
     return answers
 
 

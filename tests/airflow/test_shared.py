@@ -14,8 +14,10 @@ import pytest
 from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
-from airflow_sftp_backend import BackendUnavailable, SFTPBackend
+from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.hooks import SFTPBackendHook
+from airflow_sftp_backend.shared import SharedConnection
+from airflow_sftp_backend.waiting import Condition, Seen, look_for_all
 from tests.airflow.conftest import Connect, grow
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import (
@@ -376,6 +378,60 @@ def test_the_looks_of_one_round_are_one(remote: Path, server: AsyncsshServer, mo
     full = [asked for groups, asked in rounds if groups >= 30]
     assert len(full) >= 2
     assert max(full) <= 14  # two folders, each opened, read twice, closed, and the root once more
+
+
+def sizes(seen: Seen) -> list[int]:
+    return [info.size for info in seen[0]]
+
+
+def test_who_leaves_a_round_under_way_does_not_keep_the_others_from_their_answers(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow(remote, {"a": b"12", "b": b"123"})
+    looking, may_look = threading.Event(), threading.Event()
+
+    def slowly(*arguments: Any) -> list[Seen | SFTPBackendError]:
+        looking.set()
+        assert may_look.wait(10)
+        return look_for_all(*arguments)
+
+    monkeypatch.setattr("airflow_sftp_backend.shared.look_for_all", slowly)
+
+    async def wait() -> list[int]:
+        connection = SharedConnection.join("sftp_backend_default")
+        leaving, staying = (asyncio.create_task(connection.look(Condition((name,)), sizes)) for name in "ab")
+        await until(looking.is_set)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        assert leaving.cancelled()
+        may_look.set()
+        try:
+            return await staying
+        finally:
+            connection.leave()
+
+    assert run(wait()) == [3]
+
+
+def test_a_round_that_is_broken_off_keeps_nobody_waiting(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow(remote, {"a": b"12"})
+
+    async def broken_off(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async def wait() -> list[int]:
+        connection = SharedConnection.join("sftp_backend_default")
+        try:
+            with monkeypatch.context() as patch:
+                patch.setattr(SFTPBackendHook, "aconfig", broken_off)
+                looks = [asyncio.create_task(connection.look(Condition(("a",)), sizes)) for _ in range(3)]
+                done, _ = await asyncio.wait(looks, timeout=10)
+                assert [one.cancelled() for one in done] == [True] * 3
+            return await connection.look(Condition(("a",)), sizes)
+        finally:
+            connection.leave()
+
+    assert run(wait()) == [2]
 
 
 def test_a_refusal_in_a_round_is_told_to_whom_it_concerns(openssh: OpenSSHServer, connect: Connect) -> None:

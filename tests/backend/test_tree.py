@@ -23,10 +23,22 @@ from airflow_sftp_backend.backend._codec import Attributes, Entry
 from airflow_sftp_backend.backend._errors import Code, Refused
 from airflow_sftp_backend.backend._messages import OpenDir, ReadDir, Remove, Request
 from airflow_sftp_backend.backend._paths import Jail, temp_name
-from airflow_sftp_backend.backend._tree import Call, Pattern, children, delete_tree, find, find_each, folder_info, walk
+from airflow_sftp_backend.backend._session import CHANNEL_WINDOW
+from airflow_sftp_backend.backend._tree import (
+    Call,
+    Pattern,
+    children,
+    delete_tree,
+    file_infos,
+    find,
+    find_each,
+    folder_info,
+    walk,
+)
 from airflow_sftp_backend.backend._wire import Wire
 
 from .memory import FAILURES, Failure, MemoryServer
+from .scripted import Packet, ScriptedChannel, connected, status
 
 T = TypeVar("T")
 ROOT = Jail("/").root
@@ -101,6 +113,23 @@ def test_groups_of_patterns_find_together_what_each_finds_alone(
 ) -> None:
     alone = [find(reach(server_of(tree)), ROOT, map(Pattern.parse, group)) for group in groups]
     assert find_each(reach(server_of(tree)), ROOT, groups) == alone
+
+
+def test_the_answers_to_any_number_of_paths_find_room_in_the_window() -> None:
+    most = 0
+
+    def choose(waiting: int) -> int:
+        nonlocal most
+        most = max(most, waiting)
+        return 0
+
+    def nothing(packet: Packet) -> bytes:
+        return status(packet, Code.NO_SUCH_FILE)
+
+    wire = connected(ScriptedChannel(nothing, order=choose))
+    found = file_infos(reach(wire), [AT(f"{number}") for number in range(20_000)])
+    assert {type(outcome) for outcome in found} == {NotFound}
+    assert 500 < most <= CHANNEL_WINDOW // 8192
 
 
 class Denying(MemoryServer):

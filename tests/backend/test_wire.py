@@ -6,6 +6,7 @@ import gc
 import struct
 from collections.abc import Callable
 from contextlib import suppress
+from types import NoneType
 
 import pytest
 from hypothesis import given
@@ -90,12 +91,21 @@ def test_one_operation_gives_its_result_and_raises_its_error() -> None:
     assert wire.run(size_of("6")) == 6
 
 
+def missing(_number: int) -> Operation[int | None]:
+    try:
+        return (yield from size_of("no"))
+    except Refused:
+        return None
+
+
 def test_refusals_leave_nothing_for_the_garbage_collector() -> None:
     wire = connected(ScriptedChannel(sized))
     gc.collect()
     gc.disable()
     try:
         assert wire.run(all_sizes(["no", "7"] * 50)) == [None, 7] * 50
+        assert gc.collect() == 0
+        assert {type(outcome) for outcome in wire.run_many(map(missing, range(50)))} == {NoneType}
         assert gc.collect() == 0
     finally:
         gc.enable()
