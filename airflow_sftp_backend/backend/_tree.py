@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain
 from typing import Final, Protocol, TypeVar
 
 from ._codec import Attributes
@@ -27,8 +26,6 @@ T = TypeVar("T")
 MAX_DEPTH: Final = 256
 MAX_ENTRIES: Final = 5_000_000
 """Bounds of one walk, so that a hostile server cannot keep it busy for ever: levels, and names in all."""
-_LOT: Final = 1024
-"""Paths one operation asks for, four of which run at a time: the receive window has room for 8 KiB of each answer."""
 
 
 class Call(Protocol):
@@ -150,11 +147,10 @@ def _look_at_all(call: Call, places: Sequence[JailedPath]) -> list[Attributes | 
     """What `look` finds for each, or raises. One round trip where the answers leave nothing open."""
 
     def use(wire: Wire) -> list[Attributes | SFTPBackendError | OSError | None]:
-        lots = [places[at : at + _LOT] for at in range(0, len(places), _LOT)]
-        asked = _unless_lost(wire.run_many((ask_all([Stat(place.native) for place in lot]) for lot in lots), 4))
+        answers = wire.run(ask_all([Stat(place.native) for place in places]))
         looked: dict[JailedPath, Attributes | SFTPBackendError | OSError | None] = {}
         unclear: list[JailedPath] = []
-        for place, answer in zip(places, chain.from_iterable(map(_or_raise, asked)), strict=True):
+        for place, answer in zip(places, answers, strict=True):
             if isinstance(answer, Attributes) and answer.mode is not None:
                 looked[place] = answer
             elif isinstance(answer, Refused) and answer.missing:

@@ -30,6 +30,9 @@ IN_FLIGHT: Final = 24 << 20
 that the server can always send what it owes and goes on reading what it is sent.
 """
 
+TOGETHER: Final = 1024
+"""Most requests of one `ask_all` whose answers are owed, for the same reason."""
+
 
 @dataclass(frozen=True, slots=True)
 class Posting(Generic[R]):
@@ -69,20 +72,25 @@ def ask(request: Request[R]) -> Operation[R]:
 
 
 def ask_all(requests: Sequence[Request[R]]) -> Operation[list[R | Refused]]:
-    """Several requests sent together: one round trip. A refusal stands in the place of its reply."""
+    """Several requests sent together: one round trip up to `TOGETHER`. A refusal stands in the place of its reply."""
     pendings: deque[Pending[R]] = deque()
-    for request in requests:
-        pendings.append((yield from post(request)))
     answers: list[R | Refused] = []
-    for pending in pendings:
-        if pending.done:
-            answers.append(pending.answer)
-            continue
-        try:
-            answers.append((yield from wait(pending)))
-        except Refused as refused:
-            answers.append(refused.with_traceback(None))  # which has this frame, and this frame has the answers
+    for request in requests:
+        if len(pendings) == TOGETHER:
+            answers.append((yield from _answer(pendings.popleft())))
+        pendings.append((yield from post(request)))
+    while pendings:
+        answers.append((yield from _answer(pendings.popleft())))
     return answers
+
+
+def _answer(pending: Pending[R]) -> Operation[R | Refused]:
+    if pending.done:
+        return pending.answer
+    try:
+        return (yield from wait(pending))
+    except Refused as refused:
+        return refused.with_traceback(None)  # the frames in it have the answers, of which it is one
 
 
 class Run(Generic[T]):

@@ -23,7 +23,6 @@ from airflow_sftp_backend.backend._codec import Attributes, Entry
 from airflow_sftp_backend.backend._errors import Code, Refused
 from airflow_sftp_backend.backend._messages import OpenDir, ReadDir, Remove, Request
 from airflow_sftp_backend.backend._paths import Jail, temp_name
-from airflow_sftp_backend.backend._session import CHANNEL_WINDOW
 from airflow_sftp_backend.backend._tree import (
     Call,
     Pattern,
@@ -129,7 +128,7 @@ def test_the_answers_to_any_number_of_paths_find_room_in_the_window() -> None:
     wire = connected(ScriptedChannel(nothing, order=choose))
     found = file_infos(reach(wire), [AT(f"{number}") for number in range(20_000)])
     assert {type(outcome) for outcome in found} == {NotFound}
-    assert 500 < most <= CHANNEL_WINDOW // 8192
+    assert most == 1024
 
 
 class Denying(MemoryServer):
