@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -40,8 +40,9 @@ class SharedConnection:
     """Used from one thread, closed when the last one leaves.
 
     It is made by the first look and made anew, from what the Airflow connection then says, after it was lost: at once
-    in the same round, and while that fails, less and less often for all of them together. Everything but the looks and
-    what is decided of them happens in the event loop.
+    in the same round, and while that fails, less and less often for all of them together. Who looks where the server
+    hangs, or hangs up, is given a connection apart, as long as it does. Everything but the looks and what is decided of
+    them happens in the event loop.
     """
 
     _of: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], SharedConnection]] = {}
@@ -55,8 +56,10 @@ class SharedConnection:
         self._phase = random.random()  # noqa: S311 - keeps the rounds of many servers apart
         self._turn = asyncio.Lock()
         self._asked: list[_Question] = []
-        self._next: asyncio.Task[_Outcomes] | None = None
-        self._rounds: set[asyncio.Task[_Outcomes]] = set()
+        self._next: asyncio.Task[None] | None = None
+        self._rounds: set[asyncio.Task[None]] = set()
+        self._apart: dict[frozenset[str], SharedConnection] = {}
+        self._lost_by_look = False
         self._failures = 0
         self._rests_until = 0.0
 
@@ -74,7 +77,10 @@ class SharedConnection:
         """One user less; the last one ends it, whatever it is doing."""
         self._users -= 1
         if not self._users:
-            del self._of[self._key]
+            if self._of.get(self._key) is self:
+                del self._of[self._key]
+            for apart in self._apart.values():
+                apart.leave()
             for one in self._rounds:
                 one.cancel()
             backend = self._backend
@@ -96,6 +102,8 @@ class SharedConnection:
         Raises what the look or ``decide`` raised (SFTPBackendError, ValueError, TypeError), BackendUnavailable if there
         was no look.
         """
+        if self._apart and (apart := self._apart.get(condition.place)) is not None:
+            return await self._look_apart(apart, condition, decide)
         if self._next is None:
             self._asked = []
             self._next = self._loop.create_task(self._round(self._asked))
@@ -105,49 +113,98 @@ class SharedConnection:
         self._asked.append((condition, decide, answer))
         return cast("T", await answer)
 
-    def _end_round(self, asked: list[_Question], ended: asyncio.Task[_Outcomes]) -> None:
-        """Answers who is still waiting."""
+    async def _look_apart(self, apart: SharedConnection, condition: Condition, decide: Callable[[Seen], T]) -> T:
+        """A look on a connection of its own; once one succeeds there, the next are made together with the others."""
+        apart._users += 1
+        try:
+            answer = await apart.look(condition, decide)
+        finally:
+            apart.leave()
+        if self._apart.get(condition.place) is apart:
+            del self._apart[condition.place]
+            apart.leave()
+        return answer
+
+    def _end_round(self, asked: list[_Question], ended: asyncio.Task[None]) -> None:
+        """Tells who is still waiting why there is no answer."""
         self._rounds.discard(ended)
         if self._next is ended:  # before its turn came
             self._next = None
-        if ended.cancelled():
-            for _, _, answer in asked:
+        error = None if ended.cancelled() else ended.exception()
+        for _, _, answer in asked:
+            if error is None:
                 answer.cancel()
-            return
-        error = ended.exception()
-        outcomes = [error] * len(asked) if error is not None else ended.result()
-        for (_, _, answer), outcome in zip(asked, outcomes, strict=True):
-            if answer.done():
-                continue
-            if isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
-            else:
-                answer.set_result(outcome)
+            elif not answer.done():
+                answer.set_exception(error)
 
-    async def _round(self, asked: list[_Question]) -> _Outcomes:
+    async def _round(self, asked: list[_Question]) -> None:
         """A look at all that was asked for until its turn came."""
         await asyncio.sleep(_GATHERING)
         async with self._turn:
             await asyncio.sleep(max(0.0, self._rests_until - self._loop.time()))
             self._next, self._asked = None, []
             try:
-                outcomes = await self._looked(list(asked))
+                await self._answer(asked)
             except BackendUnavailable:
                 self._failures += 1
                 rest = min(_LONGEST_REST, 2.0 ** min(self._failures, 10))
                 self._rests_until = self._loop.time() + rest * random.uniform(0.5, 1.0)  # noqa: S311
                 raise
             self._failures = 0
-            return outcomes
 
-    async def _looked(self, asked: Sequence[_Question]) -> _Outcomes:
+    async def _answer(self, asked: Sequence[_Question]) -> None:
+        """Looks for all together, on a new connection if there is none any more, and for the folders one by one if a
+        look has cost that one, too."""
         if self._backend is not None:
             try:
-                return await self._loop.run_in_executor(self._thread, self._look, asked)
+                return await self._answer_together(asked)
             except BackendUnavailable as error:
                 log.info("%s; connecting anew, as connection %r now says", error, self._conn_id)
-        config = await SFTPBackendHook(self._conn_id).aconfig(self._thread)
-        return await self._loop.run_in_executor(self._thread, self._look, asked, config)
+        try:
+            await self._answer_together(asked)
+        except BackendUnavailable as error:
+            places: dict[frozenset[str], list[_Question]] = {}
+            for question in asked:
+                places.setdefault(question[0].place, []).append(question)
+            if not self._lost_by_look or len(places) == 1:
+                raise
+            log.info("%s; looking into one folder after the other", error)
+            await self._answer_by_places(places)
+
+    async def _answer_together(self, asked: Sequence[_Question]) -> None:
+        self._lost_by_look = False
+        config = None if self._backend is not None else await SFTPBackendHook(self._conn_id).aconfig(self._thread)
+        outcomes = await self._loop.run_in_executor(self._thread, self._look, asked, config)
+        for (_, _, answer), outcome in zip(asked, outcomes, strict=True):
+            if answer.done():  # cancelled
+                continue
+            if isinstance(outcome, BaseException):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+
+    async def _answer_by_places(self, places: Mapping[frozenset[str], Sequence[_Question]]) -> None:
+        """Where only some lose the connection, who looks there gets another one: nobody else is to wait for them."""
+        lost: dict[frozenset[str], BackendUnavailable] = {}
+        answered = False
+        try:
+            for place in random.sample(list(places), len(places)):
+                try:
+                    await self._answer_together(places[place])
+                    answered = True
+                except BackendUnavailable as error:
+                    lost[place] = error
+                    if not self._lost_by_look or (len(lost) > 1 and not answered):
+                        raise
+        finally:
+            for place, why in lost.items() if answered and self._users else ():
+                names = ", ".join(sorted(folder or "/" for folder in place))
+                log.warning("%s; who looks into %s gets another connection", why, names)
+                self._apart[place] = SharedConnection(self._key)
+                self._apart[place]._users = 1
+                for _, _, answer in places[place]:
+                    if not answer.done():
+                        answer.set_exception(why)
 
     def _look(self, asked: Sequence[_Question], config: BackendConfig | None = None) -> _Outcomes:
         if config is not None:
@@ -162,6 +219,7 @@ class SharedConnection:
         try:
             seen = dict(zip(conditions, look_for_all(self._backend, conditions), strict=True))
         except BackendUnavailable:
+            self._lost_by_look = self._backend.connections > 0
             self._close()
             raise
         return [_decided(decide, seen[condition]) for condition, decide, _ in asked]

@@ -83,6 +83,12 @@ class Condition:
         """The one path it names; None if there may be several."""
         return self.patterns[0] if len(self.patterns) == 1 and not is_glob(self.patterns[0]) else None
 
+    @property
+    def place(self) -> frozenset[str]:
+        """Where a look for it leads: folders, and patterns that lead into more than one."""
+        folders = ((pattern, *pattern.rpartition("/")[::2]) for pattern in self.patterns)
+        return frozenset(pattern if name == "**" or is_glob(folder) else folder for pattern, folder, name in folders)
+
     def done_files(self, files: Iterable[FileInfo]) -> set[str]:
         """The done files that are to stand beside these."""
         return set() if self.done_file is None else {done_file(self.done_file, info.path) for info in files}

@@ -137,6 +137,11 @@ class SFTPBackend:
         """What it can do on any server."""
         return frozenset(Capability) - _UNDECLARED
 
+    @property
+    def connections(self) -> int:
+        """How many connections it has made so far."""
+        return self._session.generation
+
     def resolve(self, path: str) -> ResolutionPlan:
         """Where a key leads, without asking the server. Raises InvalidPath."""
         place = self._door.at(path)
