@@ -59,10 +59,11 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         ``{{ prev_start_date_success or '' }}``. (templated)
     :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed. Deferred, what the
         worker has seen counts, so the clocks of worker and triggerer are to agree.
-    :param done_file: name of a file that must stand beside each, such as ``{name}.done``. It is not itself a file that
-        is found, unless ``path`` names it without a wildcard. (templated)
-    :param ignore: patterns of names that do not count; by default the names programs give to unfinished files. A file
-        named by its plain path always counts.
+    :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
+        the file's suffix. It is not itself a file that is found, unless ``path`` names it without a wildcard.
+        (templated)
+    :param ignore: patterns of names that do not count, of files and of folders that a wildcard leads into; by default
+        the names programs give to unfinished files. A file named by its plain path always counts.
     :param deferrable: wait in the triggerer; by default as Airflow's ``default_deferrable`` says.
     """
 

@@ -141,9 +141,10 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     :param changed: a file that has another size or time than when it was reported is new. Without this it is new again
         only if a look found it gone in between, so a name that is used again at once wants it.
     :param min_size: bytes a file must have.
-    :param done_file: name of a file that must stand beside each, such as ``{name}.done``.
-    :param ignore: patterns of names that do not count; by default the names programs give to unfinished files. A file
-        named by its plain path always counts.
+    :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
+        the file's suffix.
+    :param ignore: patterns of names that do not count, of files and of folders that a wildcard leads into; by default
+        the names programs give to unfinished files. A file named by its plain path always counts.
     """
 
     def __init__(

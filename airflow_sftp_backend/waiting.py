@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import takewhile
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from .backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp", "*.crdownload")
 """Names that programs give to files they have not finished writing."""
+
+_BLANK = re.compile(r"\{(\w*)\}")
 
 Row = dict[str, Any]  # plain JSON: path, size in bytes, modified_at in ISO 8601 or None
 Observed = dict[str, list[Any]]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
@@ -59,7 +63,8 @@ class Condition:
 
     ``min_size`` in bytes; ``newer_than`` as `after` gives it; ``stable_for`` seconds without a change
     of size or time; ``done_file`` the name of a file that must stand beside each, ``{name}`` being that of the file
-    itself, which may lead into a folder there; ``ignore`` patterns of names that do not count.
+    itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``ignore`` patterns of names that
+    do not count, of files and of folders that a wildcard leads into.
 
     Raises ValueError, which names the argument, for what no file can satisfy.
     """
@@ -117,6 +122,9 @@ def _check_done_file(template: object) -> None:
         raise ValueError(f"done_file is the name of a file that stands beside another, not {template!r}")
     if template == "{name}":
         raise ValueError("done_file is the name of another file than the one it stands beside, not '{name}'")
+    for blank in _BLANK.finditer(str(template)):
+        if blank[1] not in ("name", "stem"):
+            raise ValueError(f"done_file has {blank[0]} in it, which stands for nothing; there are {{name}}, {{stem}}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +227,8 @@ def _found_by_patterns(
 def done_file(template: str, path: str) -> str:
     """The key of the done file of ``path``."""
     folder, slash, name = path.rpartition("/")
-    return f"{folder}{slash}{template.replace('{name}', name)}"
+    words = {"name": name, "stem": PurePosixPath(name).stem}
+    return f"{folder}{slash}{_BLANK.sub(lambda blank: words[blank[1]], template)}"
 
 
 def judge(
@@ -263,16 +272,28 @@ def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[
     named = {_normal(pattern) for pattern in condition.patterns}
     done_files = {_normal(one) for one in condition.done_files(files)}
     ignored = _fitting(condition.ignore)
+    starts = sorted({_start(pattern) for pattern in named})
     counted: list[FileInfo] = []
     unspeakable: list[str] = []
     for info in files:
-        if info.path not in named and (info.path in done_files or ignored(info.name)):
+        if info.path not in named and (info.path in done_files or _is_ignored(info.path, starts, ignored)):
             continue
         if not info.path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in info.path):
             unspeakable.append(info.path)
         else:
             counted.append(info)
     return counted, unspeakable
+
+
+def _is_ignored(path: str, starts: Iterable[str], ignored: Callable[[str], object]) -> bool:
+    """True if a name in it is, and no pattern says that name."""
+    return all(any(map(ignored, path.removeprefix(start).split("/"))) for start in starts if path.startswith(start))
+
+
+def _start(pattern: str) -> str:
+    """The folders that a pattern names, each with a slash."""
+    named = takewhile(lambda segment: not is_glob(segment), pattern.split("/")[:-1])
+    return "".join(f"{segment}/" for segment in named)
 
 
 def _normal(path: str) -> str:

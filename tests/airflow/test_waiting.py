@@ -118,11 +118,29 @@ def test_a_file_must_have_its_done_file_where_one_is_asked_for() -> None:
         ("{name}.done", "a.csv", "a.csv.done"),
         (".{name}.ok", "in/deep/a", "in/deep/.a.ok"),
         ("READY", "in/a", "in/READY"),
-        ("{other}{name}", "in/a", "in/{other}a"),
+        ("{stem}.done", "in/a.csv", "in/a.done"),
+        ("{stem}.ok", "in.x/{name}.tar.gz", "in.x/{name}.tar.ok"),
     ],
 )
 def test_a_done_file_stands_beside_its_file(template: str, path: str, expected: str) -> None:
     assert done_file(template, path) == expected
+
+
+@pytest.mark.parametrize("template", ["{other}.done", "{name}{}", "{date}/{name}"])
+def test_a_done_file_of_unknown_words_is_refused(template: str) -> None:
+    with pytest.raises(ValueError, match=r"done_file has \{\w*\} in it, which stands for nothing; there are \{name\}"):
+        Condition(("in/*",), done_file=template)
+
+
+@pytest.mark.parametrize("folder", [".tmp", "up.part"])
+def test_what_lies_in_a_folder_of_unfinished_files_does_not_count_unless_that_is_named(folder: str) -> None:
+    path = f"in/{folder}/deep/a.csv"
+    for pattern in ("in/**", "**/*.csv", "in/*/deep/*", "**/deep/a.csv"):
+        assert not judged([file(path)], patterns=(pattern,)).done
+        assert judged([file(path)], patterns=(pattern,), ignore=()).done
+    for pattern in (f"in/{folder}/**", f"/in//{folder}/*/a.csv", path):
+        assert judged([file(path)], patterns=(pattern,)).done
+        assert judged([file(path)], patterns=("in/**", pattern)).done
 
 
 @pytest.mark.parametrize("name", [".hidden", "a.part", "a.tmp", "a.filepart", "a.crdownload"])

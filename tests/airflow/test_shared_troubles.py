@@ -1,0 +1,100 @@
+"""A server that hangs or hangs up over some looks holds up only those who want them, and only as long as it does."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar
+
+import asyncssh
+import pytest
+
+from tests.airflow.conftest import Connect, grow
+from tests.backend.sessions import assert_nothing_left
+from tests.servers import AsyncsshServer, Files, StallsAfter
+
+from .test_triggers import nobody_waits_at_the_end, run, start, trigger, until
+
+__all__ = ["nobody_waits_at_the_end"]
+
+
+class HangingFiles(Files):
+    """A listing of one folder does not end, unless it is told to go on."""
+
+    goes_on: ClassVar[threading.Event]
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        if path.endswith(b"/bad") and not self.goes_on.is_set():
+            await asyncio.sleep(60)
+        async for name in super().scandir(path):
+            yield name
+
+
+class HangsInAFolder(AsyncsshServer):
+    """Lists any folder but one."""
+
+    files = HangingFiles
+
+
+class HangingUpFiles(Files):
+    """Whoever wants to list one folder loses the connection, unless it is told to go on."""
+
+    goes_on: ClassVar[threading.Event]
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        if path.endswith(b"/bad") and not self.goes_on.is_set():
+            self.channel.get_connection().abort()
+            await asyncio.sleep(60)
+        async for name in super().scandir(path):
+            yield name
+
+
+class HangsUpInAFolder(AsyncsshServer):
+    """Lists any folder but one."""
+
+    files = HangingUpFiles
+
+
+@pytest.mark.parametrize("kind", [HangsInAFolder, HangsUpInAFolder])
+def test_a_folder_in_which_the_server_hangs_holds_up_only_those_who_look_there(
+    connect: Connect, kind: type[HangsInAFolder | HangsUpInAFolder]
+) -> None:
+    kind.files.goes_on = threading.Event()
+    with kind() as server:
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path, io_timeout=1, conn_retry_attempts=1)
+        grow(folder.path, {"bad/file": b"", **{f"{number}/other": b"" for number in range(5)}})
+
+        async def wait() -> None:
+            bad, watch = await start(trigger("bad/*", every=0.3), trigger("**/never", every=0.3))
+            others = await start(
+                *(trigger(f"{number}/a*", every=0.3) for number in range(5)), trigger("0/plain", every=0.3)
+            )
+            await asyncio.sleep(1)
+            grow(folder.path, {f"{number}/a": b"" for number in range(5)} | {"0/plain": b""})
+            found = await asyncio.wait_for(asyncio.gather(*others), 30)
+            assert [event["status"] for event in found] == ["found"] * 6
+            assert not bad.done()
+            kind.files.goes_on.set()
+            grow(folder.path, {"1/never": b""})
+            assert [(await one)["status"] for one in (bad, watch)] == ["found", "found"]
+
+        run(wait())
+        assert_nothing_left(server.port)
+
+
+def test_many_waiters_survive_a_server_that_stalls(connect: Connect) -> None:
+    with StallsAfter(requests=40) as stalling:
+        folder = stalling.fresh()
+        connect(stalling, base_path=folder.base_path, io_timeout=1, timeout=1, conn_retry_attempts=1)
+
+        async def wait() -> list[dict[str, Any]]:
+            waiting = await start(*(trigger(f"{number}") for number in range(8)))
+            await until(lambda: stalling.requests.total() > 40)
+            await asyncio.sleep(2)
+            stalling.limit = 10**9
+            grow(folder.path, {f"{number}": b"" for number in range(8)})
+            return await asyncio.gather(*waiting)
+
+        assert [event["status"] for event in run(wait())] == ["found"] * 8
