@@ -126,7 +126,8 @@ class _FileOperator(Killable, BaseOperator):
     def _tell(self, rows: Sequence[Row], seconds: float) -> None:
         """A line in the log for each file, and one for all that was done."""
         for row in rows:
-            self.log.info("%s %s (%s)", row["action"], row["path"], quantity(row["size"] or 0))
+            origin = f" from {row['source']}" if self._action == "moved" and "source" in row else ""
+            self.log.info("%s %s%s (%s)", row["action"], row["path"], origin, quantity(row["size"] or 0))
         if self.only_plan:
             return
         done = [row["size"] or 0 for row in rows if row["action"] == self._action]

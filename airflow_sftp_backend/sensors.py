@@ -5,14 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from .backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
+from .backend import (
+    AuthenticationFailed,
+    BackendUnavailable,
+    HostKeyRejected,
+    InvalidPath,
+    NotFound,
+    PermissionDenied,
+    SFTPBackendError,
+)
 from .hooks import SFTPBackendHook, translate_errors
 from .killed import Killable, undisturbed
 from .progress import counted
@@ -102,14 +110,14 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         self._hook: SFTPBackendHook | None = None
         self._observed: Observed = {}
         self._warning = ""
-        self._told = False
+        self._told = self._warned = False
 
     def execute(self, context: Context) -> list[Row]:
         """Looks, and looks again until the wait is over; one connection for all looks in one process."""
         with translate_errors():
             condition = self._condition()
             hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
-            self._told = False
+            self._told = self._warned = False
             try:
                 if self.mode == "reschedule" and not self.deferrable:  # what Airflow is asked there is no look
                     return cast("list[Row]", super().execute(context))
@@ -207,7 +215,10 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
 
     def _judged(self, condition: Condition, clock: Callable[[], float] = time.time) -> Verdict:
         try:
-            files, done_files = look(self._backend(condition), condition)
+            backend = self._backend(condition)
+            files, done_files = look(backend, condition)
+            if not files and not self._warned:
+                self._warn_of_missing_folders(backend, condition)
         except (AuthenticationFailed, HostKeyRejected):
             raise
         except BackendUnavailable as error:
@@ -221,6 +232,14 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         if not verdict.done:
             self.log.info("%s", verdict.missing)
         return verdict
+
+    def _warn_of_missing_folders(self, backend: SFTPBackend, condition: Condition) -> None:
+        """Once. They may come, and so are waited for; but a name that is misspelled does not."""
+        self._warned = True
+        for folder in condition.folders:
+            with suppress(NotFound, InvalidPath, PermissionDenied):
+                if folder and not backend.is_folder(folder):
+                    self.log.warning("there is no folder %s on %s yet", backend.native_path(folder), backend.name)
 
     def _backend(self, condition: Condition) -> SFTPBackend:
         """The backend, once there is one; what is waited for is said then."""

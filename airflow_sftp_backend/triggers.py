@@ -193,6 +193,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         watched = "\n".join([self.sftp_conn_id, *self.condition.patterns])
         memory = Memory(watched, getattr(self, "asset_state_store", None), self.log.warning)
         connection = SharedConnection.join(self.sftp_conn_id)
+        names = ", ".join(self.condition.patterns)
+        self.log.info("watching for new files of %s on connection %r", names, self.sftp_conn_id)
         trouble = ""
         try:
             while True:
@@ -201,7 +203,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
                     await self._look(memory, connection)
                 except _TROUBLE as error:
                     if str(error) != trouble:
-                        self.log.warning("cannot look for new files, will look again: %s", error)
+                        self.log.warning("cannot look for new files of %s, will look again: %s", names, error)
                     trouble = str(error)
                     continue
                 trouble = ""

@@ -94,6 +94,11 @@ class Condition:
         folders = ((pattern, *pattern.rpartition("/")[::2]) for pattern in self.patterns)
         return frozenset(pattern if name == "**" or is_glob(folder) else folder for pattern, folder, name in folders)
 
+    @property
+    def folders(self) -> list[str]:
+        """The folders it names, in which or below which it looks, each with a slash; "" is the base path."""
+        return sorted({_start(_normal(pattern)) for pattern in self.patterns})
+
     def done_files(self, files: Iterable[FileInfo]) -> set[str]:
         """The done files that are to stand beside these."""
         return set() if self.done_file is None else {done_file(self.done_file, info.path) for info in files}
@@ -272,7 +277,7 @@ def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[
     named = {_normal(pattern) for pattern in condition.patterns}
     done_files = {_normal(one) for one in condition.done_files(files)}
     ignored = _fitting(condition.ignore)
-    starts = sorted({_start(pattern) for pattern in named})
+    starts = condition.folders
     counted: list[FileInfo] = []
     unspeakable: list[str] = []
     for info in files:
@@ -285,7 +290,7 @@ def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[
     return counted, unspeakable
 
 
-def _is_ignored(path: str, starts: Iterable[str], ignored: Callable[[str], object]) -> bool:
+def _is_ignored(path: str, starts: Collection[str], ignored: Callable[[str], object]) -> bool:
     """True if a name in it is, and no pattern says that name."""
     return all(any(map(ignored, path.removeprefix(start).split("/"))) for start in starts if path.startswith(start))
 

@@ -4,7 +4,8 @@ A delivery is taken as a whole. What was waited for is claimed first: moved from
 nobody replaces it. What the partner delivers from then on, under the same names too, is the next run's. Once all is
 processed it is archived from there; if anything before that fails for good, the teardown puts aside what is still
 there, so that somebody can look at it. If the wait itself fails, all stays in the inbox. Whatever happens, a file is in
-one of the four places. What stays behind of a run is its empty folder.
+one of the four places. What stays behind of a run is its empty folder. To have a delivery processed again, move it from
+quarantine to the inbox and start a run: clearing single tasks finds nothing to go on with.
 
 Params: ``into`` is the local folder the files land in, below it one folder a run.
 """

@@ -1,8 +1,9 @@
 """Start when files arrive: each new file of the inbox is processed and then archived, whatever becomes of the others.
 
 The triggerer watches on one connection; a run is started with the list of all files that are new. A file that cannot be
-processed stays in the inbox and is not reported again: clear its task when the cause is mended. Needs Airflow 3.3 to be
-sure that a restart of the triggerer reports no file again.
+processed stays in the inbox and is not reported again: clear its task when the cause is mended. To have one processed
+again that is archived, touch it before you put it back. Needs Airflow 3.3 to be sure that a restart of the triggerer
+reports no file again.
 """
 
 from __future__ import annotations

@@ -553,6 +553,16 @@ def test_the_log_says_where_it_waits_and_what_is_missing(remote: Path, capsys: p
     assert "0 of 1 files are there" in log
 
 
+def test_a_folder_that_is_not_there_is_named_once_in_the_log(remote: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grow(remote, {"in/sub/other": b"", "file": b""})
+    paths = ["in/*.csv", "in/sub/a", "on/*/a", "typo/sub/a.csv", "file/a", "a.csv", "**/a"]
+    with pytest.raises(AirflowSensorTimeout):
+        wait("poke", path=paths, timeout=0.5, poke_interval=0.1)
+    named = re.findall(r"there is no folder (\S+) on sftp://127\.0\.0\.1:\d+ yet", capsys.readouterr().out)
+    ends = ("/file", "/on", "/typo/sub")
+    assert [path.endswith(end) for path, end in zip(named, ends, strict=True)] == [True] * 3
+
+
 def test_what_a_rescheduled_wait_asks_airflow_is_heard_to_the_end(remote: Path) -> None:
     waiting = sensor("reschedule", path="never")
     heard: list[str] = []
