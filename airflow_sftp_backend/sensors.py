@@ -16,9 +16,6 @@ from .backend import (
     AuthenticationFailed,
     BackendUnavailable,
     HostKeyRejected,
-    InvalidPath,
-    NotFound,
-    PermissionDenied,
     SFTPBackendError,
 )
 from .hooks import SFTPBackendHook, translate_errors
@@ -70,8 +67,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
         the file's suffix. It is not itself a file that is found, unless ``path`` names it without a wildcard.
         (templated)
-    :param ignore: patterns of names that do not count, of files and of folders that a wildcard leads into; by default
-        the names programs give to unfinished files. A file named by its plain path always counts.
+    :param ignore: patterns of names that do not count, of files and of folders that ``*`` or ``**`` leads into; by
+        default the names programs give to unfinished files. A file named by its plain path always counts.
     :param deferrable: wait in the triggerer; by default as Airflow's ``default_deferrable`` says.
     """
 
@@ -234,10 +231,10 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         return verdict
 
     def _warn_of_missing_folders(self, backend: SFTPBackend, condition: Condition) -> None:
-        """Once. They may come, and so are waited for; but a name that is misspelled does not."""
+        """Once in a process. They may come, and so are waited for; but a name that is misspelled does not."""
         self._warned = True
         for folder in condition.folders:
-            with suppress(NotFound, InvalidPath, PermissionDenied):
+            with suppress(SFTPBackendError):  # which the next look tells, if it is in its way too
                 if folder and not backend.is_folder(folder):
                     self.log.warning("there is no folder %s on %s yet", backend.native_path(folder), backend.name)
 

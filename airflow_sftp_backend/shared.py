@@ -1,4 +1,5 @@
-"""One SSH connection for all who wait on an Airflow connection in the triggerer, and one round of looks for them all.
+"""One SSH connection for all who wait on an Airflow connection in the triggerer, and one round of looks for them all,
+but for those over whose looks the server hangs.
 
 Who looks at the same time is asked for together: each folder is listed once, all plain paths go out in one round trip.
 """
@@ -27,6 +28,13 @@ _GATHERING = 0.05
 """Seconds a round waits for others who wake at the same time."""
 _LONGEST_REST = 300.0
 """Seconds between two tries to reach a server that is away, at most."""
+
+_MOST_LOST = 3
+"""Folders that may cost a connection each in one round; the others are looked at in the next."""
+_UNUSED = 3600.0
+"""Seconds after which a connection apart that nobody has used is ended."""
+_ELSEWHERE = object()
+"""Says that there is a connection apart by now."""
 
 T = TypeVar("T")
 _Question = tuple[Condition, Callable[[Seen], object], "asyncio.Future[object]"]
@@ -59,6 +67,7 @@ class SharedConnection:
         self._next: asyncio.Task[None] | None = None
         self._rounds: set[asyncio.Task[None]] = set()
         self._apart: dict[frozenset[str], SharedConnection] = {}
+        self._used = 0.0
         self._lost_by_look = False
         self._failures = 0
         self._rests_until = 0.0
@@ -79,8 +88,8 @@ class SharedConnection:
         if not self._users:
             if self._of.get(self._key) is self:
                 del self._of[self._key]
-            for apart in self._apart.values():
-                apart.leave()
+            for place in list(self._apart):
+                self._end_apart(place)
             for one in self._rounds:
                 one.cancel()
             backend = self._backend
@@ -102,28 +111,53 @@ class SharedConnection:
         Raises what the look or ``decide`` raised (SFTPBackendError, ValueError, TypeError), BackendUnavailable if there
         was no look.
         """
-        if self._apart and (apart := self._apart.get(condition.place)) is not None:
-            return await self._look_apart(apart, condition, decide)
-        if self._next is None:
-            self._asked = []
-            self._next = self._loop.create_task(self._round(self._asked))
-            self._rounds.add(self._next)
-            self._next.add_done_callback(partial(self._end_round, self._asked))
-        answer: asyncio.Future[object] = self._loop.create_future()
-        self._asked.append((condition, decide, answer))
-        return cast("T", await answer)
+        while True:
+            if self._apart and (apart := self._apart.get(condition.place)) is not None:
+                return await self._look_apart(apart, condition, decide)
+            if self._next is None:
+                self._asked = []
+                self._next = self._loop.create_task(self._round(self._asked))
+                self._rounds.add(self._next)
+                self._next.add_done_callback(partial(self._end_round, self._asked))
+            answer: asyncio.Future[object] = self._loop.create_future()
+            self._asked.append((condition, decide, answer))
+            if (outcome := await answer) is not _ELSEWHERE:
+                return cast("T", outcome)
 
     async def _look_apart(self, apart: SharedConnection, condition: Condition, decide: Callable[[Seen], T]) -> T:
-        """A look on a connection of its own; once one succeeds there, the next are made together with the others."""
+        """A look on a connection of its own; once one has its answer there, the next are made with the others again."""
         apart._users += 1
+        apart._used = self._loop.time()
+        has_answer = False
         try:
             answer = await apart.look(condition, decide)
+            has_answer = True
+            return answer
+        except (SFTPBackendError, ValueError, TypeError) as error:
+            has_answer = not isinstance(error, BackendUnavailable)
+            raise
         finally:
             apart.leave()
-        if self._apart.get(condition.place) is apart:
-            del self._apart[condition.place]
-            apart.leave()
-        return answer
+            if has_answer and self._apart.get(condition.place) is apart:
+                self._end_apart(condition.place)
+
+    def _end_apart(self, place: frozenset[str]) -> None:
+        self._apart.pop(place).leave()
+
+    def _without_those_apart(self, asked: Sequence[_Question]) -> list[_Question]:
+        """Sends those on who asked before others were given a connection apart for the same place, and ends the
+        connections apart that nobody wants any more."""
+        for place, apart in list(self._apart.items()):
+            if apart._users == 1 and self._loop.time() - apart._used > _UNUSED:
+                self._end_apart(place)
+        staying: list[_Question] = []
+        for question in asked:
+            condition, _, answer = question
+            if condition.place not in self._apart:
+                staying.append(question)
+            elif not answer.done():
+                answer.set_result(_ELSEWHERE)
+        return staying
 
     def _end_round(self, asked: list[_Question], ended: asyncio.Task[None]) -> None:
         """Tells who is still waiting why there is no answer."""
@@ -144,7 +178,8 @@ class SharedConnection:
             await asyncio.sleep(max(0.0, self._rests_until - self._loop.time()))
             self._next, self._asked = None, []
             try:
-                await self._answer(asked)
+                if left := self._without_those_apart(asked) if self._apart else asked:
+                    await self._answer(left)
             except BackendUnavailable:
                 self._failures += 1
                 rest = min(_LONGEST_REST, 2.0 ** min(self._failures, 10))
@@ -193,15 +228,16 @@ class SharedConnection:
                     await self._answer_together(places[place])
                     answered = True
                 except BackendUnavailable as error:
-                    lost[place] = error
-                    if not self._lost_by_look or (len(lost) > 1 and not answered):
+                    if self._lost_by_look:
+                        lost[place] = error
+                    if not self._lost_by_look or len(lost) == (_MOST_LOST if answered else 2):
                         raise
         finally:
             for place, why in lost.items() if answered and self._users else ():
-                names = ", ".join(sorted(folder or "/" for folder in place))
+                names = ", ".join(sorted(folder or "the base path" for folder in place))
                 log.warning("%s; who looks into %s gets another connection", why, names)
-                self._apart[place] = SharedConnection(self._key)
-                self._apart[place]._users = 1
+                apart = self._apart[place] = SharedConnection(self._key)
+                apart._users, apart._used = 1, self._loop.time()
                 for _, _, answer in places[place]:
                     if not answer.done():
                         answer.set_exception(why)

@@ -143,8 +143,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     :param min_size: bytes a file must have.
     :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
         the file's suffix.
-    :param ignore: patterns of names that do not count, of files and of folders that a wildcard leads into; by default
-        the names programs give to unfinished files. A file named by its plain path always counts.
+    :param ignore: patterns of names that do not count, of files and of folders that ``*`` or ``**`` leads into; by
+        default the names programs give to unfinished files. A file named by its plain path always counts.
     """
 
     def __init__(
@@ -192,9 +192,9 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
         watched = "\n".join([self.sftp_conn_id, *self.condition.patterns])
         memory = Memory(watched, getattr(self, "asset_state_store", None), self.log.warning)
-        connection = SharedConnection.join(self.sftp_conn_id)
         names = ", ".join(self.condition.patterns)
         self.log.info("watching for new files of %s on connection %r", names, self.sftp_conn_id)
+        connection = SharedConnection.join(self.sftp_conn_id)
         trouble = ""
         try:
             while True:

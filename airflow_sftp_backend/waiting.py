@@ -64,7 +64,7 @@ class Condition:
     ``min_size`` in bytes; ``newer_than`` as `after` gives it; ``stable_for`` seconds without a change
     of size or time; ``done_file`` the name of a file that must stand beside each, ``{name}`` being that of the file
     itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``ignore`` patterns of names that
-    do not count, of files and of folders that a wildcard leads into.
+    do not count, of files and of folders that ``*`` or ``**`` leads into.
 
     Raises ValueError, which names the argument, for what no file can satisfy.
     """
@@ -277,22 +277,21 @@ def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[
     named = {_normal(pattern) for pattern in condition.patterns}
     done_files = {_normal(one) for one in condition.done_files(files)}
     ignored = _fitting(condition.ignore)
-    starts = condition.folders
+    said = _fitting(tuple(sorted({folder for one in named for folder in one.split("/")[:-1] if folder.strip("*?")})))
+    passed_over: dict[str, bool] = {}
     counted: list[FileInfo] = []
     unspeakable: list[str] = []
     for info in files:
-        if info.path not in named and (info.path in done_files or _is_ignored(info.path, starts, ignored)):
+        folder = info.path[: -len(info.name)]
+        if folder not in passed_over:
+            passed_over[folder] = any(ignored(name) and not said(name) for name in folder.split("/")[:-1])
+        if info.path not in named and (info.path in done_files or ignored(info.name) or passed_over[folder]):
             continue
         if not info.path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in info.path):
             unspeakable.append(info.path)
         else:
             counted.append(info)
     return counted, unspeakable
-
-
-def _is_ignored(path: str, starts: Collection[str], ignored: Callable[[str], object]) -> bool:
-    """True if a name in it is, and no pattern says that name."""
-    return all(any(map(ignored, path.removeprefix(start).split("/"))) for start in starts if path.startswith(start))
 
 
 def _start(pattern: str) -> str:

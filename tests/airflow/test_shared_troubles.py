@@ -10,11 +10,15 @@ from typing import Any, ClassVar
 import asyncssh
 import pytest
 
+from airflow_sftp_backend import BackendUnavailable
+from airflow_sftp_backend.backend import BackendConfig
+from airflow_sftp_backend.hooks import SFTPBackendHook
+from airflow_sftp_backend.shared import SharedConnection
 from tests.airflow.conftest import Connect, grow
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import AsyncsshServer, Files, StallsAfter
 
-from .test_triggers import nobody_waits_at_the_end, run, start, trigger, until
+from .test_triggers import nobody_waits_at_the_end, run, start, trigger, until, waiting_threads
 
 __all__ = ["nobody_waits_at_the_end"]
 
@@ -79,6 +83,74 @@ def test_a_folder_in_which_the_server_hangs_holds_up_only_those_who_look_there(
             kind.files.goes_on.set()
             grow(folder.path, {"1/never": b""})
             assert [(await one)["status"] for one in (bad, watch)] == ["found", "found"]
+
+        run(wait())
+        assert_nothing_left(server.port)
+
+
+def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_wants_it(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    HangsInAFolder.files.goes_on = threading.Event()
+    with HangsInAFolder() as server:
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path, io_timeout=1, conn_retry_attempts=1)
+        grow(folder.path, {"bad/file": b"", "good/file": b""})
+
+        async def wait() -> None:
+            staying, *bad = await start(
+                trigger("good/never", every=0.3), *(trigger("bad/*", every=every) for every in (0.2, 0.3, 0.7, 1.1))
+            )
+            await asyncio.sleep(0.1)
+            (shared,) = SharedConnection._of.values()
+            await until(lambda: bool(shared._apart), 30)
+            await asyncio.sleep(5)
+            assert caplog.text.count("gets another connection") == len(shared._apart) == 1
+            for one in bad:
+                one.cancel()
+            await asyncio.gather(*bad, return_exceptions=True)
+            monkeypatch.setattr("airflow_sftp_backend.shared._UNUSED", 0.1)
+            await until(lambda: not shared._apart, 10)
+            await until(lambda: len(waiting_threads()) == 1, 10)
+            grow(folder.path, {"good/never": b""})
+            assert (await staying)["status"] == "found"
+
+        run(wait())
+        assert_nothing_left(server.port)
+
+
+def test_a_login_that_is_refused_meanwhile_gives_nobody_a_connection_apart(
+    connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    HangsUpInAFolder.files.goes_on = threading.Event()
+    with HangsUpInAFolder() as server:
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path, io_timeout=1, conn_retry_attempts=1)
+        grow(folder.path, {"bad/file": b"", "good/file": b""})
+        logins = 0
+        reading = SFTPBackendHook.aconfig
+
+        async def sometimes(hook: SFTPBackendHook, *arguments: Any) -> BackendConfig:
+            nonlocal logins
+            logins += 1
+            if logins > 2:  # the third is that of a look into one folder
+                raise BackendUnavailable("airflow is away")
+            return await reading(hook, *arguments)
+
+        def in_order(places: list[frozenset[str]], _count: int) -> list[frozenset[str]]:
+            return [frozenset({name}) for name in ("good", "bad", "other") if frozenset({name}) in places]
+
+        monkeypatch.setattr(SFTPBackendHook, "aconfig", sometimes)
+        monkeypatch.setattr("airflow_sftp_backend.shared.random.sample", in_order)
+
+        async def wait() -> None:
+            waiting = await start(*(trigger(f"{name}/*.csv", every=0.3) for name in ("other", "bad", "good")))
+            await until(lambda: logins > 4, 30)
+            (shared,) = SharedConnection._of.values()
+            assert shared._apart.keys() == {frozenset({"bad"})}
+            for one in waiting:
+                one.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
         run(wait())
         assert_nothing_left(server.port)

@@ -81,9 +81,9 @@ async def start(*triggers: SFTPFileTrigger) -> list[asyncio.Task[dict[str, Any]]
     return [asyncio.create_task(event(one)) for one in triggers]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Waits as `wait_until` does, without holding the loop."""
-    await asyncio.to_thread(wait_until, condition, "it to be so")
+async def until(condition: Callable[[], bool], longest: float = 20) -> None:
+    """Waits as `wait_until` does, without holding the loop; ``longest`` in seconds."""
+    await asyncio.to_thread(wait_until, condition, "it to be so", timeout=longest)
 
 
 def test_a_trigger_travels_and_carries_no_secret(remote: Path) -> None:

@@ -138,7 +138,8 @@ def test_what_lies_in_a_folder_of_unfinished_files_does_not_count_unless_that_is
     for pattern in ("in/**", "**/*.csv", "in/*/deep/*", "**/deep/a.csv"):
         assert not judged([file(path)], patterns=(pattern,)).done
         assert judged([file(path)], patterns=(pattern,), ignore=()).done
-    for pattern in (f"in/{folder}/**", f"/in//{folder}/*/a.csv", path):
+    said = (f"*/{folder}/deep/*", f"**/{folder}/**", f"in/{folder[:2]}*/*/a.csv", f"*/?{folder[1:]}/deep/*")
+    for pattern in (f"in/{folder}/**", f"/in//{folder}/*/a.csv", path, *said):
         assert judged([file(path)], patterns=(pattern,)).done
         assert judged([file(path)], patterns=("in/**", pattern)).done
 
