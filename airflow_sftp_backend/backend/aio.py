@@ -57,6 +57,11 @@ class SyncBackendAdapter:
         """What the backend can do."""
         return self._backend.capabilities
 
+    @property
+    def connections(self) -> int:
+        """How many connections it has made so far."""
+        return self._backend.connections
+
     def resolve(self, path: str) -> ResolutionPlan:
         """Where a key leads; asks nobody, so there is nothing to await."""
         return self._backend.resolve(path)
