@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
 MoveIfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same", "number"]
-_BLANK = re.compile(r"\{(\w*)\}")
+BLANK = re.compile(r"\{(\w*)\}")
+"""A word in braces, which stands for something else."""
 _WILDCARD = re.compile(r"[*?\[]")
 _LIST_AS_TEXT = re.compile(r"\s*\[\s*(['\"]).*\1\s*,?\s*\]\s*", re.DOTALL)
 
@@ -251,7 +252,7 @@ def moves(found: Sequence[Found], sources: Sequence[str], target: str, date: str
     ``target`` is a path or a folder, in which ``{name}``, ``{stem}``, ``{suffix}`` and ``{date}`` stand for what they
     say; with one of the first two it is the path of each file. ValueError for another word in braces.
     """
-    per_file = not {"name", "stem"}.isdisjoint(_BLANK.findall(target))
+    per_file = not {"name", "stem"}.isdisjoint(BLANK.findall(target))
     into_folder = target.endswith("/") or (not per_file and goes_into_folder(sources, target))
     steps = []
     for one in found:
@@ -270,7 +271,7 @@ def _filled_in(pattern: str, name: str, date: str) -> str:
             raise ValueError(f"target has {blank[0]} in it, which stands for nothing; there are {known}")
         return words[blank[1]]
 
-    return _BLANK.sub(word, pattern)
+    return BLANK.sub(word, pattern)
 
 
 def crowded_targets(steps: Iterable[Step], there: Container[str]) -> list[str]:

@@ -15,15 +15,13 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from .backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
-from .plans import is_glob, paths
+from .plans import BLANK, is_glob, paths
 
 if TYPE_CHECKING:
     from .backend import SFTPBackend
 
 TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp", "*.crdownload")
 """Names that programs give to files they have not finished writing."""
-
-_BLANK = re.compile(r"\{(\w*)\}")
 
 Row = dict[str, Any]  # plain JSON: path, size in bytes, modified_at in ISO 8601 or None
 Observed = dict[str, list[Any]]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
@@ -127,7 +125,7 @@ def _check_done_file(template: object) -> None:
         raise ValueError(f"done_file is the name of a file that stands beside another, not {template!r}")
     if template == "{name}":
         raise ValueError("done_file is the name of another file than the one it stands beside, not '{name}'")
-    for blank in _BLANK.finditer(str(template)):
+    for blank in BLANK.finditer(str(template)):
         if blank[1] not in ("name", "stem"):
             raise ValueError(f"done_file has {blank[0]} in it, which stands for nothing; there are {{name}}, {{stem}}")
 
@@ -233,7 +231,7 @@ def done_file(template: str, path: str) -> str:
     """The key of the done file of ``path``."""
     folder, slash, name = path.rpartition("/")
     words = {"name": name, "stem": PurePosixPath(name).stem}
-    return f"{folder}{slash}{_BLANK.sub(lambda blank: words[blank[1]], template)}"
+    return f"{folder}{slash}{BLANK.sub(lambda blank: words[blank[1]], template)}"
 
 
 def judge(

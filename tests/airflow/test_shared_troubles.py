@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, ClassVar
 
 import asyncssh
@@ -60,15 +62,23 @@ class HangsUpInAFolder(AsyncsshServer):
     files = HangingUpFiles
 
 
-@pytest.mark.parametrize("kind", [HangsInAFolder, HangsUpInAFolder])
-def test_a_folder_in_which_the_server_hangs_holds_up_only_those_who_look_there(
-    connect: Connect, kind: type[HangsInAFolder | HangsUpInAFolder]
-) -> None:
+@contextmanager
+def trouble(connect: Connect, kind: type[HangsInAFolder | HangsUpInAFolder]) -> Iterator[tuple[AsyncsshServer, Path]]:
+    """Such a server behind the default connection, with a good folder and a bad one; and where they are."""
     kind.files.goes_on = threading.Event()
     with kind() as server:
         folder = server.fresh()
         connect(server, base_path=folder.base_path, io_timeout=1, conn_retry_attempts=1)
-        grow(folder.path, {"bad/file": b"", **{f"{number}/other": b"" for number in range(5)}})
+        grow(folder.path, {"bad/file": b"", "good/file": b""})
+        yield server, folder.path
+
+
+@pytest.mark.parametrize("kind", [HangsInAFolder, HangsUpInAFolder])
+def test_a_folder_in_which_the_server_hangs_holds_up_only_those_who_look_there(
+    connect: Connect, kind: type[HangsInAFolder | HangsUpInAFolder]
+) -> None:
+    with trouble(connect, kind) as (server, remote):
+        grow(remote, {f"{number}/other": b"" for number in range(5)})
 
         async def wait() -> None:
             bad, watch = await start(trigger("bad/*", every=0.3), trigger("**/never", every=0.3))
@@ -76,12 +86,12 @@ def test_a_folder_in_which_the_server_hangs_holds_up_only_those_who_look_there(
                 *(trigger(f"{number}/a*", every=0.3) for number in range(5)), trigger("0/plain", every=0.3)
             )
             await asyncio.sleep(1)
-            grow(folder.path, {f"{number}/a": b"" for number in range(5)} | {"0/plain": b""})
+            grow(remote, {f"{number}/a": b"" for number in range(5)} | {"0/plain": b""})
             found = await asyncio.wait_for(asyncio.gather(*others), 30)
             assert [event["status"] for event in found] == ["found"] * 6
             assert not bad.done()
             kind.files.goes_on.set()
-            grow(folder.path, {"1/never": b""})
+            grow(remote, {"1/never": b""})
             assert [(await one)["status"] for one in (bad, watch)] == ["found", "found"]
 
         run(wait())
@@ -91,11 +101,7 @@ def test_a_folder_in_which_the_server_hangs_holds_up_only_those_who_look_there(
 def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_wants_it(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    HangsInAFolder.files.goes_on = threading.Event()
-    with HangsInAFolder() as server:
-        folder = server.fresh()
-        connect(server, base_path=folder.base_path, io_timeout=1, conn_retry_attempts=1)
-        grow(folder.path, {"bad/file": b"", "good/file": b""})
+    with trouble(connect, HangsInAFolder) as (server, remote):
 
         async def wait() -> None:
             staying, *bad = await start(
@@ -112,7 +118,7 @@ def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_want
             monkeypatch.setattr("airflow_sftp_backend.shared._UNUSED", 0.1)
             await until(lambda: not shared._apart, 10)
             await until(lambda: len(waiting_threads()) == 1, 10)
-            grow(folder.path, {"good/never": b""})
+            grow(remote, {"good/never": b""})
             assert (await staying)["status"] == "found"
 
         run(wait())
@@ -122,11 +128,7 @@ def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_want
 def test_a_login_that_is_refused_meanwhile_gives_nobody_a_connection_apart(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    HangsUpInAFolder.files.goes_on = threading.Event()
-    with HangsUpInAFolder() as server:
-        folder = server.fresh()
-        connect(server, base_path=folder.base_path, io_timeout=1, conn_retry_attempts=1)
-        grow(folder.path, {"bad/file": b"", "good/file": b""})
+    with trouble(connect, HangsUpInAFolder) as (server, _):
         logins = 0
         reading = SFTPBackendHook.aconfig
 
@@ -151,6 +153,23 @@ def test_a_login_that_is_refused_meanwhile_gives_nobody_a_connection_apart(
             for one in waiting:
                 one.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
+
+        run(wait())
+        assert_nothing_left(server.port)
+
+
+def test_a_folder_that_answers_again_is_looked_at_together_with_the_others(connect: Connect) -> None:
+    with trouble(connect, HangsInAFolder) as (server, remote):
+
+        async def wait() -> None:
+            waiting = await start(*(trigger(f"{name}/never", every=0.3) for name in ("good", "bad/*")))
+            await asyncio.sleep(0.1)
+            (shared,) = SharedConnection._of.values()
+            await until(lambda: bool(shared._apart), 30)
+            HangsInAFolder.files.goes_on.set()
+            await until(lambda: not shared._apart and len(waiting_threads()) == 1, 30)
+            grow(remote, {"good/never": b"", "bad/sub/never": b""})
+            assert [(await one)["status"] for one in waiting] == ["found"] * 2
 
         run(wait())
         assert_nothing_left(server.port)
