@@ -1,0 +1,194 @@
+"""Share what every file operator does: one backend, gathered failures, rows and lineage."""
+
+from __future__ import annotations
+
+import os
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+
+from airflow.sdk import BaseOperator
+
+from airflow_sftp_backend.backend import (
+    AlreadyExists,
+    BackendUnavailable,
+    InvalidPath,
+    NotFound,
+    SFTPBackendError,
+    WriteResult,
+)
+from airflow_sftp_backend.ends import Outcome, Verify, same_digest
+from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
+from airflow_sftp_backend.killed import Killable
+from airflow_sftp_backend.lineage import Deed, deeds, facets, tell_assets
+from airflow_sftp_backend.plans import IfExists, Step, is_glob, unspeakable
+from airflow_sftp_backend.progress import ProgressLog, counted, duration, quantity
+from airflow_sftp_backend.tries import Row, Try
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from airflow_sftp_backend.backend import SFTPBackend
+    from airflow_sftp_backend.lineage import Facets
+
+T = TypeVar("T")
+Failures = list[SFTPBackendError | OSError]
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class FileOperator(Killable, BaseOperator):
+    """What the operators share: one backend, opened for the task instance and closed after it in every case."""
+
+    ui_color = "#dbe9f6"
+    _action: ClassVar[Literal["uploaded", "downloaded", "moved", "deleted"]]
+
+    def __init__(
+        self, *, sftp_conn_id: str = SFTPBackendHook.default_conn_name, dry_run: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.sftp_conn_id = sftp_conn_id
+        self.only_plan = dry_run
+        self._done: Sequence[Deed] = ()
+        self._progress: ProgressLog | None = None
+
+    def execute(self, context: Context) -> list[Row]:
+        """Does the work. What retrying cannot mend fails the task at once."""
+        hook = SFTPBackendHook(self.sftp_conn_id)
+        started = time.monotonic()
+        with translate_errors():
+            try:
+                with self.interruptible(hook):
+                    backend = hook.get_conn()
+                    folder = backend.resolve("")
+                    self.log.info("working in %s on %s", folder.native_path, folder.backend)
+                    rows, failures = self._work(backend, Try(context, backend))
+            finally:
+                hook.close()
+            self._tell(rows, time.monotonic() - started)
+            self._done = list(deeds(backend.config, rows))
+            tell_assets(context, self.outlets, self._done)
+            self._raise(failures, len(rows) + len(failures))
+        return rows
+
+    def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
+        """What was read and written, for Airflow's OpenLineage provider; also of a task that failed over some files."""
+        return facets(self._done)
+
+    @abstractmethod
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
+        """A row for each file that is done, and what failed."""
+
+    def _raise(self, failures: Failures, count: int) -> None:
+        if len(failures) == 1 and count == 1:
+            raise failures[0]
+        if failures:
+            for failure in failures:
+                self.log.error("%s", failure)
+            raise ExceptionGroup(f"{len(failures)} of {counted(count)} failed", failures)
+
+    def _tell(self, rows: Sequence[Row], seconds: float) -> None:
+        """A line in the log for each file, and one for all that was done."""
+        for row in rows:
+            origin = f" from {row['source']}" if self._action == "moved" and "source" in row else ""
+            self.log.info("%s %s%s (%s)", row["action"], row["path"], origin, quantity(row["size"] or 0))
+        if self.only_plan:
+            return
+        done = [row["size"] or 0 for row in rows if row["action"] == self._action]
+        size, rate = sum(done), ""
+        if self._progress is not None:
+            size, seconds = self._progress.done, self._progress.elapsed
+            rate = f", {quantity(size / seconds)}/s" if seconds > 0 and size else ""
+        self.log.info("%s %s, %s in %s%s", self._action, counted(len(done)), quantity(size), duration(seconds), rate)
+
+
+class TransferOperator(FileOperator):
+    """What upload and download share."""
+
+    template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
+
+    def __init__(
+        self,
+        *,
+        source: Paths,
+        target: str | os.PathLike[str],
+        if_exists: IfExists = "fail",
+        create_parents: bool = True,
+        verify: Verify = "size",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.source = source
+        self.target = target
+        self.if_exists = if_exists
+        self.create_parents = create_parents
+        self.verify = verify
+        check_choice("if_exists", if_exists, get_args(IfExists))
+        check_choice("verify", verify, get_args(Verify))
+
+    def _pending(self, steps: Sequence[Step], sizes: Mapping[str, int], end: str) -> tuple[list[Step], list[Row]]:
+        """The steps to take, and rows for those to leave out; ``sizes`` are of the targets that exist."""
+        pending, rows = [], []
+        for step in steps:
+            size = sizes.get(step.target)
+            if size is not None and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size)):
+                rows.append(result_row(step.target if end == "source" else step.source, step, end, size, "skipped"))
+            else:
+                pending.append(step)
+        return pending, rows
+
+    def _done_row(self, row: Row, outcome: Outcome, backend: SFTPBackend, local: str, again: str | None) -> Row | None:
+        """The row of a file that is done: by this try, as the outcome says, or ``again``, by an earlier one, whose file
+        is at both ends. None if it is not. With the file's SHA-256 where that is known."""
+        if isinstance(outcome, WriteResult):
+            row, digest = row | {"size": outcome.size}, outcome.digest
+        else:
+            comparable = again is not None and isinstance(outcome, AlreadyExists)
+            digest = same_digest(backend, row["path"], local) if comparable else None
+            if digest is None:
+                return None
+            row = row | {"action": again}
+        return row | ({} if digest is None else {"sha256": digest.removeprefix("sha256:")})
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
+
+
+def result_row(path: str, step: Step, end: str, size: int | None, action: str) -> Row:
+    return {"path": path, "size": size, "action": action, end: step.source if end == "source" else step.target}
+
+
+def speakable(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
+    """Those whose names Airflow can be told, and why it cannot be told of the others, which are left as they are."""
+    refused = {item: error for item in items if (error := unspeakable(*names(item))) is not None}
+    return [item for item in items if item not in refused], [*refused.values()]
+
+
+def missing_failures(backend: SFTPBackend, names: Sequence[str], *, ok: bool) -> Failures:
+    """What is wrong with names that no file on the server fits: a folder without its slash, or, unless that is ``ok``,
+    nothing there."""
+    failures: Failures = []
+    for name in names:
+        if not is_glob(name) and not name.endswith("/") and backend.is_folder(name):
+            message = "it is a folder; end its name with '/' if that is meant"
+            failures.append(InvalidPath(message, path=name, backend=backend.name))
+        elif not ok:
+            failures.append(not_found(backend, name))
+    return failures
+
+
+def not_found(backend: SFTPBackend, name: str) -> NotFound:
+    return NotFound("no file on the server fits", path=name, backend=backend.name)
+
+
+def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:
+    """The failures among them. Of those that a lost connection caused, the first: the others say the same."""
+    failures: Failures = []
+    lost = False
+    for outcome in outcomes:
+        if outcome is not None and not (lost and isinstance(outcome, BackendUnavailable)):
+            failures.append(outcome)
+            lost = lost or isinstance(outcome, BackendUnavailable)
+    return failures

@@ -1,0 +1,99 @@
+"""Download files of an SFTP server to local paths and objects."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from airflow_sftp_backend.backend import WriteResult
+from airflow_sftp_backend.ends import Outcome, fetch_object, is_url, size_of
+from airflow_sftp_backend.plans import Step, downloads, on_server, one_path, paths
+from airflow_sftp_backend.progress import ProgressLog
+from airflow_sftp_backend.tries import Row, Try
+
+from ._base import Failures, TransferOperator, not_found, result_row, speakable
+
+if TYPE_CHECKING:
+    from airflow_sftp_backend.backend import SFTPBackend
+
+
+class SFTPDownloadOperator(TransferOperator):
+    """Fetches files from an SFTP server; each local file appears only when it is whole.
+
+    :param source: what to fetch, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
+        with ``/`` (all it holds), or a list of these. (templated)
+    :param target: local path, or URL of any ``ObjectStoragePath``; a folder if it ends with ``/`` or if ``source`` is
+        anything but one plain path. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param create_parents: make missing local folders.
+    :param verify: how a download is proven: ``size``, ``sha256`` (the local file is read again), or ``none``.
+    :param dry_run: fetch nothing, return what would be done.
+    """
+
+    _action = "downloaded"
+
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
+        sources, target = paths(self.source, "source"), one_path(self.target, "target")
+        found, missing = on_server(backend, sources)
+        failures: Failures = [not_found(backend, name) for name in missing]
+        steps, refused = speakable(downloads(found, sources, target), lambda step: (step.source, step.target))
+        failures += refused
+        sizes = {step.target: size for step in steps if (size := size_of(step.target)) is not None}
+        pending, rows = self._pending(steps, sizes, "target")
+        if self.only_plan:
+            taken = sizes if self.if_exists == "fail" else {}
+            rows += [
+                result_row(s.source, s, "target", s.size, "would fail" if s.target in taken else "would download")
+                for s in pending
+            ]
+            return rows, failures
+        progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
+        again = "downloaded by an earlier try" if attempt.again else None
+        for step, outcome in zip(pending, self._fetch(backend, pending, attempt, progress), strict=True):
+            row = result_row(step.source, step, "target", step.size, self._action)
+            done = self._done_row(row, outcome, backend, step.target, again)
+            if done is not None:
+                rows.append(done)
+            elif not isinstance(outcome, WriteResult):
+                failures.append(outcome)
+        return rows, failures
+
+    def _fetch(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
+        """What was fetched or the failure, for each step."""
+        overwrite = self.if_exists in ("replace", "skip_same")
+        local = [step for step in steps if not is_url(step.target)]
+        done: dict[Step, Outcome] = {}
+        if self.create_parents:
+            local, done = _with_parents(local)
+        outcomes = backend.download_many(
+            [(step.source, step.target) for step in local],
+            overwrite=overwrite,
+            verify=self.verify,
+            progress=progress,
+            resume_key=attempt.resume_key,
+            digest=bool(self.outlets),
+            return_exceptions=True,
+        )
+        done |= zip(local, outcomes, strict=True)
+        for step in steps:
+            if is_url(step.target):
+                done[step] = fetch_object(
+                    backend, step.source, step.target, step.size,
+                    overwrite=overwrite, verify=self.verify, progress=progress,
+                )  # fmt: skip
+        return [done[step] for step in steps]
+
+
+def _with_parents(steps: Sequence[Step]) -> tuple[list[Step], dict[Step, Outcome]]:
+    """Makes the folders of local targets: the steps whose folder is there now, and why it is not for the others."""
+    ready: list[Step] = []
+    failed: dict[Step, Outcome] = {}
+    for step in steps:
+        try:
+            os.makedirs(os.path.dirname(step.target) or ".", exist_ok=True)
+            ready.append(step)
+        except OSError as error:
+            failed[step] = error
+    return ready, failed

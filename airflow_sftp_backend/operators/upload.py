@@ -1,0 +1,96 @@
+"""Upload local files and objects to an SFTP server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from airflow_sftp_backend.backend import WriteResult
+from airflow_sftp_backend.ends import Outcome, is_url, send_object, stamp_of
+from airflow_sftp_backend.plans import Step, literally, one_path, paths, uploads
+from airflow_sftp_backend.progress import ProgressLog
+from airflow_sftp_backend.tries import Row, Try
+
+from ._base import Failures, TransferOperator, result_row, speakable
+
+if TYPE_CHECKING:
+    from airflow_sftp_backend.backend import SFTPBackend
+
+
+class SFTPUploadOperator(TransferOperator):
+    """Sends files to an SFTP server, each of which appears there only when it is whole.
+
+    :param source: what to send: a local path, a folder (all it holds, but for what a download has not finished), a glob
+        (``**`` too), the URL of any ``ObjectStoragePath``, or a list of these. (templated)
+    :param target: path on the server, relative to the connection's base path; a folder if it ends with ``/`` or if
+        ``source`` is anything but one plain file. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param create_parents: make missing folders on the server.
+    :param verify: how an upload is proven: ``size``, ``sha256`` (read back), or ``none`` for drop boxes.
+    :param dry_run: send nothing, return what would be done.
+    """
+
+    _action = "uploaded"
+
+    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
+        target = one_path(self.target, "target")
+        steps = uploads(paths(self.source, "source"), target)
+        steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
+        steps, failures = speakable(steps, lambda step: (step.source, step.target))
+        looks = self.only_plan or self.if_exists in ("skip", "skip_same")
+        there = backend.find(*(literally(step.target) for step in steps)) if looks else []
+        pending, rows = self._pending(steps, {info.path: info.size for info in there}, "source")
+        if self.only_plan:
+            taken = {info.path for info in there} if self.if_exists == "fail" else set()
+            rows += [
+                result_row(s.target, s, "source", s.size, "would fail" if s.target in taken else "would upload")
+                for s in pending
+            ]
+            return rows, failures
+        stamps = {step: stamp_of(step.source) for step in pending}
+        sent = attempt.taken(backend, stamps)
+        pending = [step for step in pending if step not in sent]
+        progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
+        again = "uploaded by an earlier try" if attempt.again else None
+        for step, outcome in zip(pending, self._send(backend, pending, attempt, progress), strict=True):
+            row = result_row(step.target, step, "source", step.size, self._action)
+            done = self._done_row(row, outcome, backend, step.source, again)
+            if done is not None:
+                sent[step] = done
+            elif not isinstance(outcome, WriteResult):
+                failures.append(outcome)
+        if failures:
+            attempt.note_sent([(row, stamps[step]) for step, row in sent.items()])
+        else:
+            attempt.forget_sent()
+        return [*rows, *sent.values()], failures
+
+    def _send(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
+        """What was sent or the failure, for each step."""
+        overwrite = self.if_exists in ("replace", "skip_same")
+        local = [step for step in steps if not is_url(step.source)]
+        outcomes = backend.upload_many(
+            [(step.source, step.target) for step in local],
+            overwrite=overwrite,
+            verify=self.verify,
+            progress=progress,
+            create_parents=self.create_parents,
+            resume_key=attempt.resume_key,
+            digest=bool(self.outlets),
+            return_exceptions=True,
+        )
+        done: dict[Step, Outcome] = dict(zip(local, outcomes, strict=True))
+        for step in steps:
+            if is_url(step.source):
+                done[step] = send_object(
+                    backend,
+                    step.source,
+                    step.target,
+                    step.size,
+                    overwrite=overwrite,
+                    verify=self.verify,
+                    create_parents=self.create_parents,
+                    progress=progress,
+                )
+        return [done[step] for step in steps]
