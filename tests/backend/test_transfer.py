@@ -236,7 +236,9 @@ def test_no_digest_is_made_unasked() -> None:
     assert Content(b"").digest is None
 
 
-@pytest.mark.parametrize("content", ["text", io.StringIO("text"), None, 5, ["a"], object()], ids=repr)
+@pytest.mark.parametrize(
+    "content", ["text", io.StringIO("text"), None, 5, ["a"], object()], ids=lambda content: type(content).__name__
+)
 def test_content_that_is_no_bytes_is_refused_at_once(content: Any) -> None:
     with pytest.raises(TypeError, match="must be bytes-like"):
         Content(content)
