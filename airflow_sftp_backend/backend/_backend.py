@@ -10,18 +10,18 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
-from . import _keys, _landing, _local, _operations, _tree
+from . import _atomic_write, _copy, _keys, _local, _operations, _tree
 from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
 from ._door import Door
 from ._errors import CapabilityNotSupported, SFTPBackendError
 from ._handles import AtomicWriter, RemoteFile
 from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise, put_back, sorted_out, without_time
-from ._landing import Landing, Verify
 from ._models import Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
 from ._paths import Jail
 from ._session import Session
 from ._transfer import Content
 from ._wire import Operation, Wire
+from ._write_target import Landing, Verify
 
 if TYPE_CHECKING:
     import paramiko
@@ -383,7 +383,7 @@ class SFTPBackend:
         landing = replace(self._door.landing(path, overwrite, verify), create_parents=create_parents)
 
         def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
-            now = yield from _landing.write_atomic(wire, landing, taken, progress)
+            now = yield from _atomic_write.write_atomic(wire, landing, taken, progress)
             return WriteResult(landing.target.key, taken.size, digest=taken.digest), now
 
         return or_raise(self._land([Job(landing, operation, sweeps=verify != "none")])[0])
@@ -480,7 +480,7 @@ class SFTPBackend:
         AlreadyExists, InvalidPath for folders.
         """
         source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
-        or_raise(self._exchange([(landing, partial(_landing.move, source=source, landing=landing))])[0])
+        or_raise(self._exchange([(landing, partial(_copy.move, source=source, landing=landing))])[0])
 
     def move_many(
         self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool = False
@@ -496,7 +496,7 @@ class SFTPBackend:
         keys = (key for source, landing in moves for key in {source.key, landing.target.key})
         check_distinct(keys, "two pairs have a file in common")
         outcomes = self._exchange(
-            [(landing, partial(_landing.move, source=source, landing=landing)) for source, landing in moves]
+            [(landing, partial(_copy.move, source=source, landing=landing)) for source, landing in moves]
         )
         return gathered(put_back(outcomes, refused), "moves", return_exceptions)
 
@@ -506,7 +506,7 @@ class SFTPBackend:
         Raises NotFound, AlreadyExists, InvalidPath for folders.
         """
         source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
-        or_raise(self._exchange([(landing, partial(_landing.copy, source=source, landing=landing))])[0])
+        or_raise(self._exchange([(landing, partial(_copy.copy, source=source, landing=landing))])[0])
 
     def delete(self, path: str, missing_ok: bool = False) -> None:
         """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ._errors import InvalidPath, SFTPBackendError
-from ._landing import Landing, Verify
 from ._paths import Jail, JailedPath, has_control_character
+from ._write_target import Landing, Verify
 
 T = TypeVar("T")
 

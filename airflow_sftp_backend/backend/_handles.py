@@ -11,9 +11,9 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
+from ._atomic_write import land
 from ._codec import Attributes
 from ._errors import BackendUnavailable, InvalidPath, Refused, from_refusal
-from ._landing import Landing, land, open_landing
 from ._lane import Pending
 from ._messages import FStat, Read
 from ._operations import close_quietly, discard, open_for_reading, why_unreadable
@@ -21,6 +21,7 @@ from ._paths import JailedPath
 from ._spread import Spread
 from ._transfer import Outgoing
 from ._wire import Operation, Wire, ask, post, wait
+from ._write_target import Landing, open_landing
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer

@@ -14,12 +14,13 @@ from functools import partial
 from itertools import chain
 from typing import Generic, Protocol, TypeVar, cast
 
+from ._cleanup import recover, sweep, temps_in
 from ._errors import BackendUnavailable, InvalidPath, SFTPBackendError
-from ._landing import Landing, SoFar, recover, sweep, temps_in
 from ._paths import JailedPath
 from ._session import Session
 from ._spread import Load
 from ._wire import Operation, Wire
+from ._write_target import Landing, SoFar
 
 T = TypeVar("T")
 S = TypeVar("S")

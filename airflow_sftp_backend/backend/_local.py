@@ -9,17 +9,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
+from ._atomic_write import write_atomic
 from ._codec import Attributes
 from ._errors import BackendUnavailable, Refused, SFTPBackendError, TransferCorrupted
-from ._landing import Landing, SoFar, Verify, write_atomic
 from ._local_landing import LEAST, LocalLanding, remove_left
 from ._models import Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
-from ._partial import holds
 from ._paths import JailedPath, resume_token, spare_token, token_of
+from ._resume import holds
 from ._spread import Load
 from ._transfer import Content, Incoming
 from ._wire import Operation, Wire
+from ._write_target import Landing, SoFar, Verify
 
 logger = logging.getLogger(__name__)
 

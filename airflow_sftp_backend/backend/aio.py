@@ -11,8 +11,8 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from ._backend import SFTPBackend
 from ._errors import SFTPBackendError
-from ._landing import Verify
 from ._models import Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
+from ._write_target import Verify
 
 P = ParamSpec("P")
 T = TypeVar("T")

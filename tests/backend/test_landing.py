@@ -15,18 +15,11 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
+from airflow_sftp_backend.backend._atomic_write import write_atomic
+from airflow_sftp_backend.backend._cleanup import recover, sweep
 from airflow_sftp_backend.backend._codec import Attributes
+from airflow_sftp_backend.backend._copy import copy, move
 from airflow_sftp_backend.backend._errors import Refused
-from airflow_sftp_backend.backend._landing import (
-    Landing,
-    Verify,
-    copy,
-    move,
-    recover,
-    rename,
-    sweep,
-    write_atomic,
-)
 from airflow_sftp_backend.backend._messages import (
     CopyData,
     FStat,
@@ -38,8 +31,10 @@ from airflow_sftp_backend.backend._messages import (
     Write,
 )
 from airflow_sftp_backend.backend._paths import STALE, Jail, JailedPath, is_temp_name
+from airflow_sftp_backend.backend._rename import rename
 from airflow_sftp_backend.backend._transfer import Content
 from airflow_sftp_backend.backend._wire import Operation
+from airflow_sftp_backend.backend._write_target import Landing, Verify
 
 from .memory import FAILURES, Failure, MemoryServer, Renames
 

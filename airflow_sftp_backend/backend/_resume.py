@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from ._codec import Attributes, Limits, OpenFlag
-from ._errors import Refused
-from ._messages import FStat, Open, Read
-from ._operations import close_quietly
+from ._errors import BackendUnavailable, Refused, SFTPBackendError, from_refusal
+from ._messages import FStat, Open, Read, Stat
+from ._models import Progress
+from ._operations import close_quietly, discard, see
 from ._paths import JailedPath
 from ._transfer import SPAN, Content
 from ._wire import Operation, ask, ask_all
+from ._write_target import Landing, Opened, SoFar, checked, open_landing
 
 logger = logging.getLogger(__name__)
 
@@ -79,3 +81,43 @@ def holds(handle: bytes, size: int, at: Callable[[int, int], bytes | memoryview 
         not isinstance(answer, Refused) and answer == at(start, length)
         for (start, length), answer in zip(compared, answers, strict=True)
     )
+
+
+def open_or_resume(landing: Landing, content: Content, so_far: SoFar) -> Operation[Opened]:
+    """The temporary file: a new one, or what an earlier try has left of it."""
+    try:
+        return (yield from open_landing(landing))
+    except BackendUnavailable:
+        raise
+    except SFTPBackendError:
+        if landing.spare is None or isinstance(left := (yield from see(landing.temp)), Refused):
+            raise
+    so_far.left = True
+    part = (yield from left_over(landing.temp, content)) if left.is_file else None
+    if part is None:
+        so_far.left = False
+        yield from discard(landing.temp)
+        so_far.temp = landing.spare
+        return (yield from open_landing(so_far.placed(landing)))
+    so_far.acknowledged = part.size
+    standing = yield from see(landing.target, follow=True)
+    replaced = None if isinstance(standing, Refused) else standing
+    return (yield from checked(landing, Opened(part.handle, replaced, unclosed=part.handle)))
+
+
+def reopen(landing: Landing, so_far: SoFar, progress: Progress | None) -> Operation[Opened]:
+    """The temporary file once more, or a new one where it is gone. What the server does not hold is sent again."""
+    assert so_far.opened is not None
+    (found,) = yield from ask_all([Stat(landing.temp.native)])
+    held = found.size or 0 if isinstance(found, Attributes) else 0
+    if held < so_far.acknowledged:
+        if progress is not None:
+            progress(held - so_far.acknowledged)
+        so_far.acknowledged = held
+    if isinstance(found, Refused) and found.missing:
+        return (yield from open_landing(landing))
+    try:
+        handle = yield from ask(Open(landing.temp.native, OpenFlag.WRITE))
+    except Refused as refused:
+        raise from_refusal(refused, "cannot go on writing", landing.target.key) from None
+    return Opened(handle, so_far.opened.replaced, unclosed=handle)

@@ -1,0 +1,155 @@
+"""How a file arrives under its name: whole and proven, or not at all.
+
+New content is written under a temporary name beside its target, proven, and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+
+from ._codec import Attributes
+from ._errors import BackendUnavailable, Refused, SFTPBackendError, TransferCorrupted, from_refusal
+from ._lane import Pending
+from ._messages import Close, FSetStat, FStat, LStat, Stat
+from ._models import Progress
+from ._operations import close_quietly, discard, read_into, taken
+from ._rename import rename
+from ._resume import open_or_resume, reopen
+from ._spread import Load, Spread
+from ._transfer import SPAN, Content, Outgoing, send
+from ._wire import Operation, Wire, ask_all, post, wait
+from ._write_target import Landing, Opened, SoFar
+
+logger = logging.getLogger(__name__)
+
+
+def write_atomic(
+    wire: Wire,
+    landing: Landing,
+    content: Content,
+    progress: Progress | None = None,
+    so_far: SoFar | None = None,
+) -> Operation[int | None]:
+    """Writes ``content`` to where it lands: three round trips for a small file in an existing folder.
+
+    With ``so_far`` of a try that lost its connection it goes on after what was acknowledged then. The server's time
+    (seconds since 1970) at the end, where it tells.
+    """
+    so_far = SoFar() if so_far is None else so_far
+    wire.want_lanes(Load(content.expected or 0, landing.lanes).lanes_at(wire.round_trip, spreads=wire.spreads))
+    if so_far.opened is None:
+        opened = yield from open_or_resume(landing, content, so_far)
+        if progress is not None and so_far.acknowledged:
+            progress(so_far.acknowledged)
+    else:
+        opened = yield from reopen(so_far.placed(landing), so_far, progress)
+    landing = so_far.placed(landing)
+    so_far.opened, so_far.resumable, so_far.left = opened, False, False
+
+    def acknowledged(count: int) -> None:
+        so_far.acknowledged += count
+        if progress is not None:
+            progress(count)
+
+    spread = Spread(wire, landing.temp, opened.handle, size=content.expected, lanes=landing.lanes)
+    landed = False
+    try:
+        content.skip(so_far.acknowledged)
+        block = (yield from wire.limits()).write
+        out = Outgoing(spread, block, offset=so_far.acknowledged, progress=acknowledged)
+        yield from send(content, out)
+        now = yield from land(wire, landing, opened, out, content.digest)
+        landed = True
+        return now
+    except Refused as refused:
+        raise from_refusal(refused, "cannot write", landing.target.key) from None
+    except BaseException as error:
+        ended = isinstance(error, BackendUnavailable) or not isinstance(error, Exception)  # by no fault of the file
+        worth = landing.spare is not None and so_far.acknowledged > SPAN
+        so_far.left = ended and worth and not opened.renaming
+        raise
+    finally:
+        if not landed:
+            so_far.resumable = wire.broken is not None and not opened.renaming
+            yield from spread.abandon()
+            if not so_far.left:
+                yield from discard(landing.temp, opened.unclosed)
+            elif opened.unclosed is not None:
+                yield from close_quietly(opened.unclosed)
+
+
+def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: str | None) -> Operation[int | None]:
+    """Closes the temporary file, proves it and gives it its final name.
+
+    Raises TransferCorrupted, AlreadyExists, Refused.
+
+    ``digest`` (``sha256:<hex>``) is what was sent, for ``verify="sha256"``. Mode bits of a replaced file are kept,
+    where the server lets them be set. The server's time, where it tells.
+    """
+    yield from out.join()
+    if opened.replaced is not None and opened.replaced.mode is not None:
+        yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777)))
+    checking = (yield from post(FStat(opened.handle))) if landing.verify != "none" else None
+    closing = yield from post(Close(opened.handle))
+    opened.unclosed = None
+    standing = None if landing.overwrite else (yield from post(LStat(landing.target.native)))
+    yield from out.drain()
+    written = Attributes() if checking is None else (yield from _attributes(checking))
+    yield from wait(closing)
+    if landing.verify != "none":
+        yield from _verify_size(landing, out.offset, written.size)
+    if landing.verify == "sha256":
+        yield from _verify_digest(wire, landing, digest)
+    if standing is not None and (yield from _is_shown(standing)):
+        raise taken(landing.target)
+    opened.renaming = True
+    try:
+        yield from rename(wire, landing.temp, landing.target, landing.aside, overwrite=landing.overwrite)
+    except Refused as refused:
+        if not refused.missing or landing.verify != "none":
+            raise
+        logger.warning("%r: the server took the file away before it had its name", landing.target.key)
+    return written.mtime
+
+
+def _attributes(asked: Pending[Attributes]) -> Operation[Attributes]:
+    """The reply, or empty attributes for a refusal."""
+    try:
+        return (yield from wait(asked))
+    except Refused:
+        return Attributes()
+
+
+def _is_shown(asked: Pending[Attributes]) -> Operation[bool]:
+    try:
+        yield from wait(asked)
+    except Refused:
+        return False
+    return True
+
+
+def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[None]:
+    if size == sent:
+        return
+    (found,) = yield from ask_all([Stat(landing.temp.native)])  # some servers answer FSTAT wrongly or not at all
+    size = found.size if isinstance(found, Attributes) else size
+    if size is None:
+        logger.warning("%r: the server does not tell its size, which is therefore not verified", landing.target.key)
+    elif size != sent:
+        raise TransferCorrupted(
+            f"{sent} bytes were sent and the server holds {size}; the target was left as it was",
+            path=landing.target.key,
+        )
+
+
+def _verify_digest(wire: Wire, landing: Landing, sent: str | None) -> Operation[None]:
+    digest = hashlib.sha256()
+    try:
+        yield from read_into(wire, landing.temp, digest.update)
+    except SFTPBackendError as error:
+        raise type(error)(f"what was sent cannot be verified: {error.message}", path=landing.target.key) from None
+    if (held := f"sha256:{digest.hexdigest()}") != sent:
+        raise TransferCorrupted(
+            f"{sent} was sent and the server holds {held}; the target was left as it was", path=landing.target.key
+        )

@@ -1,0 +1,127 @@
+"""Moves and copies of files.
+
+A move is a rename. If no rename can make it (two file systems), it is a copy that arrives as an atomic write does, then
+a delete.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ._atomic_write import land
+from ._codec import Attributes
+from ._errors import Code, InvalidPath, NotFound, Refused, TransferCorrupted, from_refusal
+from ._messages import CopyData, FStat, LStat, Remove, Stat
+from ._operations import close_quietly, discard, make_folders, open_for_reading, taken, with_type
+from ._paths import JailedPath
+from ._rename import rename
+from ._spread import Spread
+from ._transfer import Incoming, Outgoing
+from ._wire import Operation, Wire, ask, ask_all
+from ._write_target import Landing, open_landing
+
+_COPY_PIECE: Final = 64 << 20  # bytes a server copies per request: it answers only when it is done
+
+
+def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
+    """Moves a file, or a link as a link: two round trips. Raises NotFound, AlreadyExists, InvalidPath for folders."""
+    target = landing.target
+    found, standing = yield from ask_all([LStat(source.native), LStat(target.native)])
+    if isinstance(found, Attributes):
+        found = yield from with_type(source, found)
+    _check_source(source, found, "cannot move")
+    if source == target:
+        return
+    if isinstance(standing, Attributes):
+        if standing.is_folder:
+            raise InvalidPath("cannot move: a folder has this name", path=target.key)
+        if not landing.overwrite:
+            raise taken(target)
+    try:
+        try:
+            yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
+        except Refused as refused:
+            if not refused.missing or not landing.create_parents:
+                raise
+            yield from make_folders(target.parent)
+            yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
+    except Refused as refused:
+        if refused.missing or refused.code == Code.PERMISSION_DENIED:
+            raise from_refusal(refused, "cannot move", source.key) from None
+        yield from make_folders(target.parent)  # a file in the way is the commonest reason, and this names it
+        yield from _move_by_copy(wire, source, landing)
+
+
+def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -> None:
+    if isinstance(found, Refused):
+        if found.missing:
+            raise NotFound(f"{doing}: no such file", path=source.key)
+        raise from_refusal(found, doing, source.key)
+    if found.is_folder:
+        raise InvalidPath(f"{doing}: it is a folder, not a file", path=source.key)
+
+
+def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
+    """The last rung: two file systems, or a server without a rename that serves."""
+    copied = yield from copy(wire, source, landing)
+    (now,) = yield from ask_all([Stat(source.native)])
+    _check_unchanged(source, copied, now, f"copied to {landing.target.key!r}, but the source has changed since")
+    try:
+        yield from ask(Remove(source.native))
+    except Refused as refused:
+        doing = f"copied to {landing.target.key!r}, but the source cannot be removed"
+        raise from_refusal(refused, doing, source.key) from None
+
+
+def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[Attributes | Refused]:
+    """Copies on the server where it has ``copy-data``, else through this process, and lands the copy (``verify`` is
+    "size"). What the server says of the source.
+
+    Raises TransferCorrupted if the source changes meanwhile.
+    """
+    handle = yield from open_for_reading(source)
+    try:
+        (found,) = yield from ask_all([FStat(handle)])
+        size = None if isinstance(found, Refused) else found.size
+        if isinstance(found, Attributes) and found.is_folder:
+            raise InvalidPath("cannot copy: it is a folder, not a file", path=source.key)
+        if source == landing.target:
+            raise InvalidPath("cannot copy a file onto itself", path=source.key)
+        opened = yield from open_landing(landing)
+        landed = False
+        try:
+            limits = yield from wire.limits()
+            out = Outgoing(Spread(wire, landing.temp, opened.handle, size=None, lanes=1), limits.write)
+            if size and wire.supports(CopyData):
+                yield from _copy_on_server(handle, size, out)
+            else:
+                incoming = Incoming(wire, handle, limits.read, source.key)
+                while data := (yield from incoming.next()):
+                    yield from out.push(data)
+            (now,) = yield from ask_all([FStat(handle)])
+            _check_unchanged(source, found, now, "the source changed while it was copied")
+            yield from land(wire, landing, opened, out, None)
+            landed = True
+            return found
+        except Refused as refused:
+            raise from_refusal(refused, "cannot copy", source.key) from None
+        finally:
+            if not landed:
+                yield from discard(landing.temp, opened.unclosed)
+    finally:
+        yield from close_quietly(handle)
+
+
+def _check_unchanged(source: JailedPath, before: Attributes | Refused, now: Attributes | Refused, change: str) -> None:
+    if isinstance(before, Attributes) and isinstance(now, Attributes):
+        then, today = (before.size, before.mtime), (now.size, now.mtime)
+        if then != today:
+            raise TransferCorrupted(f"{change}; wait until it is stable", path=source.key)
+
+
+def _copy_on_server(handle: bytes, size: int, out: Outgoing) -> Operation[None]:
+    """Piece by piece, so that the server is not silent for longer than one piece takes."""
+    for start in range(0, size, _COPY_PIECE):
+        length = min(_COPY_PIECE, size - start)
+        yield from ask(CopyData(handle, start, length, out.handle, start))
+        out.offset += length
