@@ -49,6 +49,7 @@ FLOORS = (
     {"backend._lane"},
     {"backend._messages"},
     {"backend._codec"},
+    {"backend._server_traits"},
     {"backend._paths"},
     {"backend._errors"},
     {"backend._models", "backend._config"},

@@ -37,7 +37,8 @@ def write_atomic(
     (seconds since 1970) at the end, where it tells.
     """
     so_far = SoFar() if so_far is None else so_far
-    wire.want_lanes(Load(content.expected or 0, landing.lanes).lanes_at(wire.round_trip, spreads=wire.spreads))
+    spreads = wire.traits.takes_several_writers
+    wire.want_lanes(Load(content.expected or 0, landing.lanes).lanes_at(wire.round_trip, spreads=spreads))
     if so_far.opened is None:
         opened = yield from open_or_resume(landing, content, so_far)
         if progress is not None and so_far.acknowledged:

@@ -30,6 +30,7 @@ from ._hostkeys import HostKeyChecker, fingerprint, key_type, known_hosts_line, 
 from ._jump import Forbidden, Way
 from ._legacy import legacy_transport
 from ._login import Login, LoginRecord, Places
+from ._server_traits import is_openssh_banner
 from ._spread import Load
 from ._stream import SERVER_CLOSED, Stream, dial, dial_through
 from ._wire import Wire
@@ -424,10 +425,10 @@ class Opening(paramiko.MissingHostKeyPolicy):
         asked = time.perf_counter()
         channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_PACKET)
         round_trip = time.perf_counter() - asked
-        spreads = "OpenSSH" in transport.remote_version
+        banner = transport.remote_version
         further = self._further(transport)
         if self._load is not None:
-            further.want(self._load.lanes_at(round_trip, spreads=spreads))
+            further.want(self._load.lanes_at(round_trip, spreads=is_openssh_banner(banner)))
         self._doing = "starting SFTP"
         stream.limit(self._within(config.timeout))
         try:
@@ -443,7 +444,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._doing = "agreeing on the SFTP version"
         stream.limit(self._within(config.timeout))
         channel.settimeout(config.timeout + _SLACK)
-        wire = Wire(channel, io_timeout=config.io_timeout, further=further, spreads=spreads)
+        wire = Wire(channel, io_timeout=config.io_timeout, further=further, banner=banner)
         try:
             wire.handshake()
         except BackendUnavailable as error:

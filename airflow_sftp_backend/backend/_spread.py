@@ -93,7 +93,7 @@ class Spread:
     def widen(self, sent: int) -> Operation[None]:
         """Has further lanes opened if the file is worth it, and takes up those that are; ``sent`` in bytes."""
         load = Load(max(sent, self._size), self._lanes)
-        wanted = load.lanes_at(self._wire.round_trip, spreads=self._wire.spreads)
+        wanted = load.lanes_at(self._wire.round_trip, spreads=self._wire.traits.takes_several_writers)
         self._widens = wanted > 1
         if not self._widens:
             return

@@ -21,6 +21,7 @@ from ._codec import Limits
 from ._errors import BackendUnavailable, Refused, SFTPBackendError
 from ._lane import Channel, Lane, Pending, Waiter
 from ._messages import AskLimits, Close, Request
+from ._server_traits import UNKNOWN, traits_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -123,8 +124,7 @@ class Wire:
     """An SFTP conversation over ``channel``. For one thread at a time; `_session` sees to that.
 
     The channel's own timeout measures the silence; ``io_timeout``, in seconds, is what error texts call it. ``further``
-    is where more lanes come from, if any do; ``spreads`` says that the server is known to bear several writing to one
-    file.
+    is where more lanes come from, if any do; ``banner`` is the server's identification, as ``SSH-2.0-OpenSSH_9.2``.
     """
 
     def __init__(
@@ -133,12 +133,14 @@ class Wire:
         *,
         io_timeout: float | None,
         further: FurtherLanes | None = None,
-        spreads: bool = False,
+        banner: str = "",
     ) -> None:
         self._first = Lane(channel, io_timeout=io_timeout)
         self.lanes = [self._first]
         """The lanes there are, each a channel of the same connection."""
-        self.spreads = spreads
+        self._banner = banner
+        self.traits = UNKNOWN
+        """What the server is known to do; assumed until `handshake`."""
         self._further = further
         self._count = 0
         self._limits: Pending[Limits] = Pending(AskLimits())
@@ -153,6 +155,7 @@ class Wire:
         """
         with self._whole():
             self._first.handshake()
+        self.traits = traits_of(self._banner, self.extensions)
         if AskLimits.extension in self.extensions:
             self._send(self._first, self._limits)
         else:
