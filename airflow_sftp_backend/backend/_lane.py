@@ -6,6 +6,7 @@ channel has a receive window of its own, which bounds what is under way to the s
 
 from __future__ import annotations
 
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,13 +14,15 @@ from contextlib import contextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from ._codec import MAX_FRAME, Cursor, ProtocolError
-from ._errors import BackendUnavailable, Refused
+from ._errors import BackendUnavailable, Refused, printable
 from ._messages import Request, decode_version, encode_init
 
 R = TypeVar("R")
 
 _RECEIVE: Final = 4 << 20
 _BATCH: Final = 32 << 10
+_SHOWN: Final = 200
+"""Bytes shown of what is not a packet."""
 
 
 class Channel(Protocol):
@@ -127,6 +130,8 @@ class Lane:
         """It ended because no answer came in time."""
         self.extensions: dict[str, str] = {}
         """The server's extensions by name, with their data; known after `handshake`."""
+        self.unexpected_text = ""
+        """Text that came where a packet was expected, such as the output of a login script."""
 
     def handshake(self) -> None:
         """Agrees on version 3 (filexfer-02 section 4). Raises BackendUnavailable."""
@@ -245,7 +250,7 @@ class Lane:
         while len(view) - at >= 4:
             length = int.from_bytes(view[at : at + 4], "big")
             if not 1 <= length <= MAX_FRAME:
-                raise self._protocol_broken(_not_a_length(bytes(view[at : at + 60])))
+                raise self._not_a_length(bytes(view[at : at + _SHOWN]))
             if len(view) - at - 4 < length:
                 break
             packets.append(view[at + 4 : at + 4 + length])
@@ -301,12 +306,23 @@ class Lane:
             if why:
                 self.end(why)
 
+    def _not_a_length(self, start: bytes) -> BackendUnavailable:
+        self.unexpected_text = _as_text(start)
+        if self.unexpected_text:
+            shown = (
+                f"it sends text ({self.unexpected_text!r}); a login script on the server that prints is the usual cause"
+            )
+            return self._protocol_broken(ProtocolError(shown))
+        announced = int.from_bytes(start[:4], "big")
+        return self._protocol_broken(ProtocolError(f"a packet is announced as {announced} bytes long"))
+
     def _protocol_broken(self, error: ProtocolError) -> BackendUnavailable:
         return self.end(f"the server does not speak SFTP version 3 as it should: {error}")
 
 
-def _not_a_length(start: bytes) -> ProtocolError:
-    text = start.decode("utf-8", "replace").rstrip("\ufffd")  # the last character may be cut
-    if text and all(c != "\ufffd" and (c.isprintable() or c in "\r\n\t") for c in text):
-        return ProtocolError(f"it sends text ({text!r}); a login script on the server that prints is the usual cause")
-    return ProtocolError(f"a packet is announced as {int.from_bytes(start[:4], 'big')} bytes long")
+def _as_text(start: bytes) -> str:
+    """Decode bytes that a login script may have printed, without its colours; empty if they are not text."""
+    plain = re.sub(rb"\x1b\[[0-?]*[ -/]*[@-~]", b"", start)  # ECMA-48 section 5.4: control sequences
+    text = plain.decode("utf-8", "replace").split("\0")[0].rstrip("\ufffd")  # the last character may be cut
+    shown = printable(text)
+    return shown if shown and "\ufffd" not in shown and start[0] else ""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import paramiko
 from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.auth_strategy import AuthStrategy
-from paramiko.common import MSG_USERAUTH_REQUEST
+from paramiko.common import MSG_SERVICE_ACCEPT, MSG_SERVICE_REQUEST, MSG_USERAUTH_REQUEST
 
 from ._config import BackendConfig
-from ._errors import AuthenticationFailed
+from ._errors import AuthenticationFailed, printable
 from ._keys import config_key, load_private_key
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _INTERACTIVE = "keyboard-interactive"
+_POLL = 0.1
+"""Seconds between looks at whether the connection still lives, as in paramiko's own loop."""
+_MOST_ASKED = 8
+"""Prompts that are kept: a server may ask without end."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +47,19 @@ class LoginRecord:
     offered: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     taken: list[str] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+    """Texts and prompts of keyboard-interactive, in the server's words."""
+    password_refused: bool = False
+    keys_refused: int = 0
 
 
 @dataclass(frozen=True)
 class _Credential:
-    """``present`` shows it to a server that wants the methods given next (None: not known yet) and returns the methods
-    wanted beside it, none once the user is in. It raises AuthenticationException where the server refuses it.
+    """One thing to log in with.
+
+    ``present`` sends it to a server that wants one of the given methods next (None: not known yet). It returns the
+    methods wanted besides, none once the user is logged in. It raises AuthenticationException if the server refuses it,
+    _UnusableKey if it cannot be sent.
     """
 
     name: str
@@ -56,10 +67,57 @@ class _Credential:
     present: Callable[[paramiko.Transport, list[str] | None], list[str]]
 
 
-class _Asking(AuthOnlyHandler):
-    """One more question of a login. paramiko's other ways ask for the login service again each time, upon which some
-    servers hang up, or miss an answer that is quick.
+class _UnusableKey(Exception):
+    """The holder of a private key does not sign with it."""
+
+
+class _PasswordExpired(paramiko.AuthenticationException):
+    """The server asks for a new password, with ``prompt``."""
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__(prompt)
+        self.prompt = prompt
+
+
+class _AuthRequestHandler(AuthOnlyHandler):
+    """Send one authentication request and wait for its reply.
+
+    paramiko's own handlers request the service again with each request, which makes some servers hang up, or miss a
+    reply that is quick, or take a request for a new password for a broken connection.
     """
+
+    @property
+    def _client_handler_table(self) -> dict[int, Callable[[paramiko.Message], None]]:
+        inherited = super()._client_handler_table  # type: ignore[misc] # the stub leaves it out
+        return {**inherited, MSG_SERVICE_ACCEPT: self._service_accepted}
+
+    def _service_accepted(self, _message: paramiko.Message) -> None:
+        self._accepted.set()
+
+    def request_service(self) -> None:
+        """Request the service that all authentication requests belong to (RFC 4252 section 4).
+
+        :raises EOFError: if the connection ends before the reply.
+        """
+        self._accepted = threading.Event()
+        request = paramiko.Message()
+        request.add_byte(bytes([MSG_SERVICE_REQUEST]))
+        request.add_string("ssh-userauth")
+        self.transport.packetizer.send_message(request)
+        while not self._accepted.wait(_POLL):
+            if not self.transport.is_active():
+                raise self.transport.get_exception() or EOFError()
+
+    def _parse_userauth_info_request(self, message: paramiko.Message) -> None:
+        if self.auth_method != "password":
+            super()._parse_userauth_info_request(message)  # type: ignore[misc] # the stub leaves it out
+            return
+        # Within the password method this number is SSH_MSG_USERAUTH_PASSWD_CHANGEREQ (RFC 4252 section 8).
+        prompt = message.get_string().decode("utf-8", "replace")
+        self.transport.saved_exception = _PasswordExpired(prompt)
+        self.authenticated = False
+        if self.auth_event is not None:
+            self.auth_event.set()
 
     def send_auth_request(
         self, username: str, method: str, finish_message: Callable[[paramiko.Message], None] | None = None
@@ -79,8 +137,9 @@ class _Asking(AuthOnlyHandler):
 
 
 class Login(AuthStrategy):
-    """Logs in with keys first, then the password, and goes on where the server wants several things (RFC 4252 section
-    5.1). ``password`` is also the answer to the first question of keyboard-interactive (RFC 4256).
+    """Logs in with what is configured, keys first, then with the keys that are found in other places, and goes on where
+    the server wants several things (RFC 4252 section 5.1). ``password`` is also the answer to the first prompt of
+    keyboard-interactive (RFC 4256).
 
     ``on_question`` is called before each question to the server; with ``curious`` the first of them is which methods
     it takes, as ssh(1) has it. AuthenticationFailed for a key of the configuration that cannot be used; keys found
@@ -103,7 +162,7 @@ class Login(AuthStrategy):
         self._places = places
         self._username = username
         self._on_question = on_question
-        self._asked = False
+        self._service_requested = False
         self._skipped: list[str] = []
         self._record = record
         self._curious = curious
@@ -123,7 +182,8 @@ class Login(AuthStrategy):
                 return []
         agent = self._agent()
         try:
-            left = [*self._given, *self._agent_keys(agent), *self._home_keys(), *self._passwords]
+            # A server counts attempts: keys that happen to be found must not use up those of what is configured.
+            left = [*self._given, *self._passwords, *self._agent_keys(agent), *self._home_keys()]
             left = left or [self._with_nothing()]
             wanted: list[str] | None = None
             while step := self._step(transport, left, wanted):
@@ -142,10 +202,11 @@ class Login(AuthStrategy):
 
     def failed(self, why: str) -> AuthenticationFailed:
         """The error for a login that came to nothing; it lists what was tried."""
-        refused = self._record.refused
-        tried = f"it refuses {', '.join(refused)}; " if refused else ""
+        record = self._record
+        tried = f"it refuses {', '.join(record.refused)}; " if record.refused else ""
+        asked = f"it asks {', '.join(map(repr, record.asked))}; " if record.asked else ""
         skipped = f" (not tried: {'; '.join(self._skipped)})" if self._skipped else ""
-        return AuthenticationFailed(f"the server does not let {self._username!r} in: {tried}{why}{skipped}")
+        return AuthenticationFailed(f"the server does not let {self._username!r} in: {tried}{asked}{why}{skipped}")
 
     def _step(
         self, transport: paramiko.Transport, credentials: list[_Credential], wanted: list[str] | None
@@ -156,12 +217,21 @@ class Login(AuthStrategy):
                 continue
             try:
                 still_wanted = credential.present(transport, wanted)
+            except _UnusableKey as error:
+                self._skipped.append(f"{credential.name}: {error}")
+            except _PasswordExpired as error:
+                raise self.failed(
+                    f"it takes {credential.name} only together with a new one ({printable(error.prompt)!r}); change the"
+                    " password there, for example with sftp or ssh, then set the new one here"
+                ) from None
             except paramiko.AuthenticationException as error:
                 if not transport.is_active():
                     raise
                 if isinstance(error, paramiko.BadAuthenticationType):
                     self._record.offered = error.allowed_types
                 self._record.refused.append(credential.name)
+                self._record.keys_refused += "publickey" in credential.methods
+                self._record.password_refused |= "password" in credential.methods
             else:
                 self._record.taken.append(credential.name)
                 return credential, still_wanted
@@ -204,51 +274,63 @@ class Login(AuthStrategy):
         name = f"the {key.get_name()} key {key.fingerprint}{origin}"
 
         def present(transport: paramiko.Transport, _wanted: list[str] | None) -> list[str]:
-            return self._asking(transport).auth_publickey(self._username, key)
+            try:
+                if self._config.allow_ssh_rsa_sha1 and isinstance(key, paramiko.RSAKey):
+                    self._service_requested = True
+                    self._on_question()
+                    return transport.auth_publickey(self._username, key)  # a legacy transport may sign with SHA-1
+                return self._request(transport).auth_publickey(self._username, key)
+            except (paramiko.AuthenticationException, EOFError):
+                raise
+            except (paramiko.SSHException, OSError, ValueError) as error:
+                if not transport.is_active():
+                    raise
+                raise _UnusableKey(printable(str(error)) or type(error).__name__) from error
 
         return _Credential(name, frozenset({"publickey"}), present)
 
     def _by_password(self, password: str) -> _Credential:
         answers = [password]  # given once: a second question is for something else, or means that it was wrong
 
-        def answer(_title: str, _instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
+        def answer(title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
+            texts = (title, instructions, *(prompt for prompt, _ in prompts))
+            self._record.asked += [shown for text in texts if (shown := printable(text))][
+                : _MOST_ASKED - len(self._record.asked)
+            ]
             return [answers.pop() if answers and (len(prompts) == 1 or not echo) else "" for _, echo in prompts]
 
         def present(transport: paramiko.Transport, wanted: list[str] | None) -> list[str]:
             if wanted is None or "password" in wanted:
                 try:
-                    asking = self._asking(transport)
-                    if isinstance(asking, paramiko.Transport):
-                        return asking.auth_password(self._username, password, fallback=False)
-                    return asking.auth_password(self._username, password)
+                    return self._request(transport).auth_password(self._username, password)
                 except paramiko.BadAuthenticationType as error:
                     if _INTERACTIVE not in error.allowed_types:
                         raise
-            return self._asking(transport).auth_interactive(self._username, answer)
+            return self._request(transport).auth_interactive(self._username, answer)
 
         return _Credential("the password", frozenset({"password", _INTERACTIVE}), present)
 
     def _with_nothing(self) -> _Credential:
         def present(transport: paramiko.Transport, _wanted: list[str] | None) -> list[str]:
-            return self._asking(transport).auth_none(self._username)
+            return self._request(transport).auth_none(self._username)
 
         return _Credential("a login without password and key", frozenset({"none"}), present)
 
-    def _asking(self, transport: paramiko.Transport) -> paramiko.Transport | _Asking:
-        """What puts the next question to the server."""
+    def _request(self, transport: paramiko.Transport) -> _AuthRequestHandler:
+        """A handler for the next request to the server; the first one requests the service."""
         self._on_question()
-        if not self._asked or self._config.allow_ssh_rsa_sha1:  # its transport has a way of its own with keys
-            self._asked = True
-            return transport
-        transport.auth_handler = asking = _Asking(transport)
-        return asking
+        transport.auth_handler = handler = _AuthRequestHandler(transport)
+        if not self._service_requested:
+            self._service_requested = True
+            handler.request_service()
+        return handler
 
     # -- why it failed
 
     def _ask(self, transport: paramiko.Transport) -> list[str]:
         """What the server takes: it says so when asked for a login with nothing (RFC 4252 section 5.2)."""
         try:
-            self._asking(transport).auth_none(self._username)
+            self._request(transport).auth_none(self._username)
         except paramiko.BadAuthenticationType as error:
             return error.allowed_types
         except (paramiko.SSHException, EOFError, OSError) as error:
@@ -256,8 +338,7 @@ class Login(AuthStrategy):
         return []
 
     def _hint(self, offered: list[str]) -> str:
-        by_password = "the password" in self._record.refused
-        by_key = any(" key " in name for name in self._record.refused)
+        by_password, by_key = self._record.password_refused, self._record.keys_refused > 0
         if not by_password and not by_key:
             return "set a password or a private key"
         if offered and not by_key and not {"password", _INTERACTIVE} & set(offered):
@@ -267,4 +348,10 @@ class Login(AuthStrategy):
         checks = ["check the user name"]
         checks += ["the password"] if by_password else []
         checks += ["that the key is among the user's authorized keys on the server"] if by_key else []
-        return " and ".join(checks)
+        hint = " and ".join(checks)
+        if self._record.asked:
+            hint += (
+                "; only the password is given in answer to a prompt: if the server asks for a one-time code or a new"
+                " password, have it take a key of this user instead"
+            )
+        return hint

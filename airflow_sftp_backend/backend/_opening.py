@@ -49,6 +49,14 @@ _OWN: Final = frozenset({"hostname", "port", "sock", "transport_factory"})
 CLOSED_MEANWHILE: Final = "the session was closed meanwhile"
 _BANNER: Final = "waiting for the SSH banner"
 _LOGIN: Final = "logging in"
+_TOO_MANY: Final = b"Exceeded MaxStartups"
+_PENALTY: Final = b"Not allowed at this time"
+"""Both are sent by OpenSSH in place of its banner (sshd.c): while too many connections are not logged in yet, and to an
+address that it refuses for a while (PerSourcePenalties)."""
+_TEXT_BEFORE_SFTP: Final = (
+    "the server lets {!r} in but sends text before SFTP starts: {!r}. If a login script prints it, have the script"
+    " print in terminals only; if it says why SFTP is refused, have the account enabled there"
+)
 _SLACK: Final = 60.0
 """Seconds by which paramiko's own time limits lie after those kept here."""
 _PATIENCE: Final = 5.0
@@ -250,6 +258,8 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._aborted = False
         self.hopeless = False
         """Another try would end the same way."""
+        self.busy = False
+        """The server has too many connections that are not logged in yet; another try soon may succeed."""
 
     def run(self) -> Opened:
         """Connects, logs in and starts SFTP. Raises BackendUnavailable; nothing of the try is left then."""
@@ -405,13 +415,24 @@ class Opening(paramiko.MissingHostKeyPolicy):
         Who closes the connection during the login may mean to refuse it, so that is not tried again.
         """
         why = self._situation()[1]
-        if self._login is not None and self._record.refused:
+        if self._login is not None and (self._record.refused or self._record.asked):
             return self._login.failed(f"then {why or 'it closed the connection'}")
         if why is None and isinstance(error, paramiko.AuthenticationException):
             return AuthenticationFailed(f"the login as {self._username!r} is refused: {printable(str(error))}")
         assert self._transport is not None
         if not self._transport.remote_version and stream.greeting and not stream.timed_out:
             said = printable(stream.greeting.decode("utf-8", "replace"), 60)
+            if stream.greeting.startswith(_TOO_MANY):
+                self.busy = True
+                return BackendUnavailable(
+                    f"too many connections at once: the server says {said!r}; have fewer tasks connect at the same"
+                    " time (an Airflow pool), or have MaxStartups raised there"
+                )
+            if stream.greeting.startswith(_PENALTY):
+                return BackendUnavailable(
+                    f"the server refuses this address for a while: it says {said!r}; too many failed logins or"
+                    " connections are usual causes (PerSourcePenalties of OpenSSH)"
+                )
             return BackendUnavailable(f"the server does not speak SSH but says {said!r}; check the port")
         self.hopeless = self.hopeless or (self._doing == _LOGIN and not stream.timed_out)
         self._incompatible = isinstance(error, paramiko.ssh_exception.IncompatiblePeer)
@@ -448,6 +469,8 @@ class Opening(paramiko.MissingHostKeyPolicy):
         try:
             wire.handshake()
         except BackendUnavailable as error:
+            if wire.unexpected_text:
+                raise AuthenticationFailed(_TEXT_BEFORE_SFTP.format(self._username, wire.unexpected_text)) from None
             if self._situation()[1] is None:
                 raise
             raise EOFError(error.message) from error

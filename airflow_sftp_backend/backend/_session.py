@@ -296,6 +296,7 @@ class Session:
     def _connect(self, attempts: int, load: Load | None) -> _Connection:
         policy, clock = self._config.retry, self._clock
         limit = math.inf if policy.timeout is None else clock() + policy.timeout
+        busy_until = clock() + (_BUSY if policy.timeout is None else policy.timeout)
 
         end = self._end  # not self, which what lives as long as the connection must not hold
 
@@ -313,13 +314,18 @@ class Session:
             except BackendUnavailable as error:
                 if error.backend is None:
                     error.backend = self._config.address
-                pause = policy.pause(tried, self._random())
                 refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
-                if refused or self._aborted or tried >= attempts or pause >= left():
+                # A server that is busy soon has room: the number of attempts bounds other failures only.
+                busy = opening.busy and attempts > 1 and clock() < busy_until
+                pause = policy.pause(min(tried, attempts - 1) if busy else tried, self._random())
+                if refused or self._aborted or (tried >= attempts and not busy) or pause >= left():
                     if tried > 1:
                         error.message += f"; tried {tried} times"
                     raise
-                log.warning("%s; try %d of %d follows in %.1f s", error, tried + 1, attempts, pause)
+                if busy:
+                    log.warning("%s; attempt %d follows in %.1f s", error, tried + 1, pause)
+                else:
+                    log.warning("%s; try %d of %d follows in %.1f s", error, tried + 1, attempts, pause)
                 failure = error
             finally:
                 self._opening = None
@@ -349,6 +355,8 @@ def _password(config: BackendConfig) -> str | None:
     return None if config.password is None else config.password.reveal()
 
 
+_BUSY: Final = 60.0
+"""Seconds for which connecting to a server with too many connections is retried, unless the retry policy has a time."""
 _LOGIN: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")
 
 

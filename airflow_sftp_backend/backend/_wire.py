@@ -172,6 +172,11 @@ class Wire:
         return self._first.extensions
 
     @property
+    def unexpected_text(self) -> str:
+        """Text that came where a packet was expected, such as the output of a login script; empty if none did."""
+        return self._first.unexpected_text
+
+    @property
     def overtaxed(self) -> bool:
         """True if it stalled while it had several lanes: one may be what the server bears."""
         return len(self.lanes) > 1 and any(lane.stalled for lane in self.lanes)

@@ -390,7 +390,8 @@ def test_a_server_that_allows_no_channel() -> None:
 @pytest.mark.usefixtures("sshd")
 def test_a_login_script_that_prints() -> None:
     with OpenSSHServer({"Subsystem": "sftp echo Welcome to the server, dear user"}) as server:
-        assert "it sends text ('Welcome" in failure_of(server)
+        text = failure_of(server, AuthenticationFailed)
+    assert "sends text before SFTP starts: 'Welcome to the server, dear user'" in text
 
 
 @pytest.mark.usefixtures("sshd")
