@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
+from ._arguments import InvalidArgument
 from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
 from .backend._paths import temp_name
 from .killed import undisturbed
@@ -31,12 +32,19 @@ def is_url(path: str) -> bool:
 
 
 def object_path(url: str) -> ObjectStoragePath:
-    """The object of a URL."""
+    """The object of a URL. InvalidArgument for a scheme that no installed provider or fsspec package knows."""
     from airflow.sdk import ObjectStoragePath  # here, because it loads fsspec
 
     with undisturbed():  # the store's connection is asked of Airflow
-        path = ObjectStoragePath(url)
-        assert path.fs is not None
+        try:
+            path = ObjectStoragePath(url)
+            fs = path.fs
+        except ValueError as error:
+            scheme = url.partition("://")[0]
+            raise InvalidArgument(
+                f"{scheme}:// URLs cannot be used: {error}. Install the provider for them."
+            ) from error
+        assert fs is not None
     return path
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
+from ._arguments import InvalidArgument
 from .backend import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -50,9 +51,9 @@ HOPELESS: Final = (
     InvalidPath,
     CapabilityNotSupported,
     InvalidConnection,
+    InvalidArgument,
 )
 """What retrying cannot mend."""
-_ARGUMENTS: Final = (ValueError, TypeError)
 
 
 class SFTPBackendHook(BaseHook):
@@ -140,10 +141,9 @@ class SFTPBackendHook(BaseHook):
     def backend(self) -> Iterator[SFTPBackend]:
         """The backend for as long as the ``with`` block lasts, closed after it however it ends.
 
-        What retrying cannot mend leaves the block as AirflowFailException, as in `translate_errors`; except ValueError
-        and TypeError, which the block may raise for reasons of its own.
+        What retrying cannot mend leaves the block as AirflowFailException, as in `translate_errors`.
         """
-        with _failing(HOPELESS):
+        with translate_errors():
             try:
                 yield self.get_conn()
             finally:
@@ -186,23 +186,17 @@ def translate_errors() -> Iterator[None]:
     """Lets what retrying cannot mend leave the block as AirflowFailException, which fails a task at once.
 
     That is a refused login, host key or operation, a path outside base_path or of the wrong kind, what the server
-    cannot do, a wrong connection, a wrong argument (ValueError, TypeError). All else passes unchanged, so that Airflow
-    tries the task again: a connection that was not to be had, and what others may mend in the meantime, on the server
-    or here (a file that is missing or in the way, a folder that is not empty, a full disk). A group of errors fails the
-    task if each of them does.
+    cannot do, a wrong connection, a wrong argument (InvalidArgument). All else passes unchanged, so that Airflow tries
+    the task again: any other ValueError or TypeError, which is a programming error; a connection that was not to be
+    had; and what others may mend in the meantime, on the server or here (a file that is missing or in the way, a folder
+    that is not empty, a full disk). A group of errors fails the task if each of them does.
     """
-    with _failing((*HOPELESS, *_ARGUMENTS)):
-        yield
-
-
-@contextmanager
-def _failing(kinds: tuple[type[Exception], ...]) -> Iterator[None]:
     try:
         yield
-    except kinds as error:
+    except HOPELESS as error:
         raise AirflowFailException(str(error)) from error
     except ExceptionGroup as group:
-        if group.split(kinds)[1] is not None:
+        if group.split(HOPELESS)[1] is not None:
             raise
         raise AirflowFailException("\n- ".join([f"{group.message}:", *map(str, _leaves(group))])) from group
 

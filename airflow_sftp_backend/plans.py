@@ -16,6 +16,7 @@ from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from ._arguments import InvalidArgument
 from .backend import InvalidPath
 from .backend._paths import is_temp_name
 from .ends import is_url, object_path
@@ -44,35 +45,39 @@ class Step:
 def paths(
     value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], what: str, *, none_ok: bool = False
 ) -> list[str]:
-    """The paths an argument names. TypeError for what is none, such as the row of a file.
+    """The paths an argument names. InvalidArgument for what is none, such as the row of a file.
 
-    ValueError if one is empty or None, as a template that found nothing renders, or if there are none at all, unless
+    Also if one is empty or None, as a template that found nothing renders, or if there are none at all, unless
     that is ``none_ok``.
     """
     if isinstance(value, Mapping):
-        raise TypeError(f"{what} is a path or a list of paths, not a mapping; of a file's row take its 'path'")
+        raise InvalidArgument(f"{what} is a path or a list of paths, not a mapping; of a file's row take its 'path'")
     with undisturbed():  # of the output of a mapped task each item is asked of Airflow
-        given = [value] if value is None or isinstance(value, str | os.PathLike) else list(value)
+        given = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
     if None in given:
-        raise ValueError(f"{what} is None; if it is a template, that is what it rendered to")
+        raise InvalidArgument(f"{what} is None; if it is a template, that is what it rendered to")
     if any(isinstance(one, Mapping) for one in given):
-        raise TypeError(f"{what} is a path or a list of paths, not a list of mappings; of a file's row take its 'path'")
+        raise InvalidArgument(
+            f"{what} is a path or a list of paths, not a list of mappings; of a file's row take its 'path'"
+        )
+    if other := [type(one).__name__ for one in given if not isinstance(one, str | os.PathLike)]:
+        raise InvalidArgument(f"{what} is a path or a list of paths, not {other[0]}")
     found = [os.fspath(one).removeprefix("file://") for one in given]
     if any(_LIST_AS_TEXT.fullmatch(one) for one in found):
-        raise ValueError(
+        raise InvalidArgument(
             f"{what} is a list that a template has made a text of: {found[0][:60]!r}; give the DAG"
             " render_template_as_native_obj=True"
         )
     if not (found or none_ok) or any(not one.strip() for one in found):
-        raise ValueError(f"{what} is empty; if it is a template, look at what it renders to")
+        raise InvalidArgument(f"{what} is empty; if it is a template, look at what it renders to")
     return found
 
 
 def one_path(value: str | os.PathLike[str], what: str) -> str:
-    """The one path an argument names. Raises as `paths` does, ValueError for several."""
+    """The one path an argument names. Raises as `paths` does, also for several."""
     found = paths(value, what)
     if len(found) != 1:
-        raise ValueError(f"{what} is one path, not {len(found)}")
+        raise InvalidArgument(f"{what} is one path, not {len(found)}")
     return found[0]
 
 
@@ -97,11 +102,11 @@ def unspeakable(*names: str) -> InvalidPath | None:
 
 
 def checked(steps: list[Step]) -> list[Step]:
-    """The steps, unless two of them have one target: ValueError."""
+    """The steps, unless two of them have one target: InvalidArgument."""
     taken: dict[str, str] = {}
     for step in steps:
         if (other := taken.setdefault(step.target, step.source)) != step.source:
-            raise ValueError(f"{other!r} and {step.source!r} would both become {step.target!r}")
+            raise InvalidArgument(f"{other!r} and {step.source!r} would both become {step.target!r}")
     return list(dict.fromkeys(steps))
 
 
@@ -114,7 +119,7 @@ def uploads(sources: Sequence[str], target: str) -> list[Step]:
     ``target`` is a folder if it ends with ``/`` or if anything else than one plain file is sent. What a folder holds
     keeps its names below that folder; what a glob finds keeps them below the glob's first segment with a wildcard.
     Of both, what landings have not finished is left out.
-    Raises FileNotFoundError for what is not there, ValueError if two files would have one target.
+    Raises FileNotFoundError for what is not there, InvalidArgument if two files would have one target.
     """
     found = [one for source in sources for one in (_object_files if is_url(source) else _local_files)(source)]
     plain = len(sources) == 1 and len(found) == 1 and found[0][0] == sources[0] and not target.endswith("/")
@@ -124,6 +129,8 @@ def uploads(sources: Sequence[str], target: str) -> list[Step]:
 
 def _local_files(source: str) -> Iterator[tuple[str, str, int | None]]:
     """Each file of a source: its path, its path below the source, its size in bytes."""
+    if "\0" in source:
+        raise InvalidArgument(f"source has a NUL character in it: {source!r}")
     if not is_glob(source) or os.path.lexists(source):
         if not os.path.isdir(source):
             yield source, os.path.basename(source), os.stat(source).st_size
@@ -140,8 +147,8 @@ def _local_files(source: str) -> Iterator[tuple[str, str, int | None]]:
 
 
 def _held_by(folder: str) -> Iterator[str]:
-    """Every file below a folder, through links too. OSError for what cannot be read, ValueError for a link in a circle:
-    nothing is left out.
+    """Every file below a folder, through links too. Nothing is left out: OSError for what cannot be read,
+    InvalidArgument for a link in a circle.
     """
 
     def fail(error: OSError) -> None:
@@ -151,7 +158,7 @@ def _held_by(folder: str) -> Iterator[str]:
     for here, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         real, seen = os.path.realpath(here), above.pop(here)
         if real in seen:
-            raise ValueError(f"the link {here!r} leads to a folder it lies in")
+            raise InvalidArgument(f"the link {here!r} leads to a folder it lies in")
         above |= {os.path.join(here, name): seen | {real} for name in folders}
         yield from (os.path.join(here, name) for name in names)
 
@@ -196,7 +203,7 @@ def on_server(backend: SFTPBackend, sources: Sequence[str]) -> tuple[list[Found]
     """
     for source in sources:
         if source.endswith("/") and is_glob(source):
-            raise ValueError(f"{source!r} is a pattern for folders; say {source + '**'!r} for the files in them")
+            raise InvalidArgument(f"{source!r} is a pattern for folders; say {source + '**'!r} for the files in them")
     plain = [source for source in sources if not is_glob(source) and not source.endswith("/")]
     there = {info.path: info for info in backend.find(*plain)}
     found: dict[str, Found] = {}
@@ -221,7 +228,10 @@ def goes_into_folder(sources: Sequence[str], target: str) -> bool:
 
 
 def downloads(found: Sequence[Found], sources: Sequence[str], target: str) -> list[Step]:
-    """The steps of a download to a local path or URL. ValueError if two files would have one target."""
+    """The steps of a download to a local path or URL. InvalidArgument if two files would have one target, or for NUL in
+    it."""
+    if "\0" in target:
+        raise InvalidArgument(f"target has a NUL character in it: {target!r}")
     into_folder = goes_into_folder(sources, target)
     return checked(
         [Step(one.info.path, _below(target, one.below) if into_folder else target, one.info.size) for one in found]
@@ -229,8 +239,8 @@ def downloads(found: Sequence[Found], sources: Sequence[str], target: str) -> li
 
 
 def _below(folder: str, relative: str) -> str:
-    """A path below a local folder or URL, each segment of it judged alone: ValueError for one that would lead
-    elsewhere.
+    """A path below a local folder or URL, each segment of it judged alone: InvalidArgument for one that would
+    lead elsewhere.
     """
     segments = relative.split("/")
     for segment in segments:
@@ -240,7 +250,7 @@ def _below(folder: str, relative: str) -> str:
             or (os.altsep or "\0") in segment
             or os.path.splitdrive(segment)[0]
         ):
-            raise ValueError(f"the server's name {relative!r} is no name for a local file")
+            raise InvalidArgument(f"the server's name {relative!r} is no name for a local file")
     if is_url(folder):
         return "/".join([folder.rstrip("/"), *segments])
     return os.path.join(folder, *segments)
@@ -250,7 +260,7 @@ def moves(found: Sequence[Found], sources: Sequence[str], target: str, date: str
     """The steps of a move on the server; two of them may have one target.
 
     ``target`` is a path or a folder, in which ``{name}``, ``{stem}``, ``{suffix}`` and ``{date}`` stand for what they
-    say; with one of the first two it is the path of each file. ValueError for another word in braces.
+    say; with one of the first two it is the path of each file. InvalidArgument for another word in braces.
     """
     per_file = not {"name", "stem"}.isdisjoint(BLANK.findall(target))
     into_folder = target.endswith("/") or (not per_file and goes_into_folder(sources, target))
@@ -268,7 +278,7 @@ def _filled_in(pattern: str, name: str, date: str) -> str:
     def word(blank: re.Match[str]) -> str:
         if blank[1] not in words:
             known = ", ".join(f"{{{one}}}" for one in words)
-            raise ValueError(f"target has {blank[0]} in it, which stands for nothing; there are {known}")
+            raise InvalidArgument(f"target has {blank[0]} in it, which stands for nothing; there are {known}")
         return words[blank[1]]
 
     return BLANK.sub(word, pattern)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from ._state_store import load_if_possible, save
 from .backend import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -19,7 +20,7 @@ from .backend import (
     SFTPBackendError,
 )
 from .hooks import SFTPBackendHook, translate_errors
-from .killed import Killable, undisturbed
+from .killed import Killable
 from .progress import counted
 from .triggers import SFTPFileTrigger
 from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, after, judge, look, patterns
@@ -40,6 +41,7 @@ else:
         from airflow.exceptions import AirflowFailException, AirflowSkipException
 
 _STATE = "observed"
+_PURPOSE = "tell for how long a file has not changed"
 
 
 class SFTPFileSensor(Killable, BaseSensorOperator):
@@ -198,16 +200,16 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         keeps = self.mode == "reschedule" and condition.stable_for > 0
         store = context.get("task_state_store") if keeps else None
         if store is not None:
-            with undisturbed():
-                self._observed = cast("Observed", store.get(_STATE) or {})
+            earlier = load_if_possible(store, _STATE, _PURPOSE)
+            if earlier is None:
+                store = None
+            else:
+                self._observed = earlier
         verdict = self._judged(condition)
-        forgets = keeps and store is None and not self.deferrable
-        if forgets and verdict.settling:
+        kept = store is not None and save(store, _STATE, cast("JsonValue", verdict.observed), _PURPOSE)
+        if keeps and not kept and not self.deferrable and verdict.settling:
             time.sleep(condition.stable_for)
             verdict = self._judged(condition)
-        if store is not None:
-            with undisturbed():
-                store.set(_STATE, cast("JsonValue", verdict.observed))
         return verdict
 
     def _judged(self, condition: Condition, clock: Callable[[], float] = time.time) -> Verdict:

@@ -7,9 +7,9 @@ from datetime import UTC
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
+from ._state_store import load, save
 from .backend import BackendUnavailable, SFTPBackendError
 from .ends import Stamp, digest_of, is_url, opened_for_reading
-from .killed import undisturbed
 from .plans import Found, Step, literally
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Try:
     @cached_property
     def _sent(self) -> dict[tuple[str, str], list[Any]]:
         """Source and target of uploads -> its size, stamp and SHA-256."""
-        rows = self._kept(self._SENT, self._sending) if self.again else []
+        rows = self._kept(self._SENT, self._sending)
         return {(source, target): what for source, target, *what in rows}
 
     @property
@@ -77,15 +77,13 @@ class Try:
 
     def _kept(self, key: str, about: str) -> list[list[Any]]:
         """The rows of the store under that key, if they are about that."""
-        with undisturbed():
-            found = None if self._store is None else self._store.get(key)
-        kept = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+        kept = load(self._store, key) if self._store is not None and self.again else {}
         return cast("list[list[Any]]", kept["rows"]) if kept.get("about") == about else []
 
     def _keep(self, key: str, about: str, rows: Sequence[Sequence[object]]) -> None:
         if self._store is not None and len(rows) <= self._MOST:
-            with undisturbed():
-                self._store.set(key, cast("JsonValue", {"about": about, "rows": [list(row) for row in rows]}))
+            value = {"about": about, "rows": [list(row) for row in rows]}
+            save(self._store, key, cast("JsonValue", value), "recognise what this one has done")
 
     # -- moves and deletions ------------------------------------------------------------------------------------------
 
@@ -149,7 +147,7 @@ class Try:
     def note_sent(self, rows: Iterable[tuple[Row, Stamp | None]]) -> None:
         """Keeps what was sent, each with the stamp its source had, for the try after this one, which has failed."""
         for row, stamp in rows:
-            self._sent[row["source"], row["path"]] = [row["size"], stamp, row.get("sha256")]
+            self._sent[row["source"], row["path"]] = [row["size"], stamp and [*stamp], row.get("sha256")]
         self._keep(self._SENT, self._sending, [(*ends, *what) for ends, what in self._sent.items()])
 
     def forget_sent(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
+from ._arguments import InvalidArgument
 from .backend import BackendUnavailable, SFTPBackendError
 from .hooks import HOPELESS, SFTPBackendHook
 from .memory import Arrivals, Memory
@@ -87,7 +88,7 @@ class SFTPFileTrigger(BaseTrigger):
                 await connection.until_next_look(self.poke_interval)
                 try:
                     verdict = await self._look(connection)
-                except (*HOPELESS, ValueError, TypeError) as error:
+                except HOPELESS as error:
                     yield _event(status="failed", message=str(error))
                     return
                 except BackendUnavailable as error:
@@ -173,7 +174,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
         )
         if poke_interval <= 0:
-            raise ValueError(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
+            raise InvalidArgument(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Its class and arguments; no secret is among them."""

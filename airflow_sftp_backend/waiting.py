@@ -14,6 +14,7 @@ from itertools import takewhile
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from ._arguments import InvalidArgument
 from .backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
 from .plans import BLANK, is_glob, paths
 
@@ -35,7 +36,7 @@ def patterns(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) ->
 def after(newer_than: object) -> str | None:
     """The time an argument says, as `Condition` has it: a datetime, or ISO 8601 text, with its zone.
 
-    None and "", which a template renders to that has no time to say, are no limit. ValueError for all else.
+    None and "", which a template renders to that has no time to say, are no limit. InvalidArgument for all else.
     """
     value = newer_than
     if value is None or value == "":
@@ -44,14 +45,15 @@ def after(newer_than: object) -> str | None:
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(
+            raise InvalidArgument(
                 f"newer_than is no time: {value!r}; expected one such as 2026-01-31T06:00:00+01:00. A template that may"
                 " have none to say renders to '' with {{ ... or '' }}"
             ) from None
     if not isinstance(value, datetime):
-        raise ValueError(f"newer_than is a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
+        raise InvalidArgument(f"newer_than is a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
     if value.tzinfo is None:
-        raise ValueError(f"newer_than needs a time zone, as in 2026-01-31T06:00:00+01:00; {value.isoformat()} has none")
+        example = "2026-01-31T06:00:00+01:00"
+        raise InvalidArgument(f"newer_than needs a time zone, as in {example}; {value.isoformat()} has none")
     return value.isoformat()
 
 
@@ -64,7 +66,7 @@ class Condition:
     itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``ignore`` patterns of names that
     do not count, of files and of folders that ``*`` or ``**`` leads into.
 
-    Raises ValueError, which names the argument, for what no file can satisfy.
+    Raises InvalidArgument, which names the argument, for what no file can satisfy.
     """
 
     patterns: tuple[str, ...]
@@ -114,7 +116,7 @@ class Condition:
 def _check_number(name: str, value: object, least: int, *, whole: bool = False) -> None:
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
     if not right or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
-        raise ValueError(f"{name} is a {'whole ' if whole else ''}number from {least}, not {value!r}")
+        raise InvalidArgument(f"{name} is a {'whole ' if whole else ''}number from {least}, not {value!r}")
 
 
 def _check_done_file(template: object) -> None:
@@ -122,12 +124,13 @@ def _check_done_file(template: object) -> None:
         return
     segments = template.split("/") if isinstance(template, str) else []
     if not segments or any(not one.strip() or one in (".", "..") or "\0" in one for one in segments):
-        raise ValueError(f"done_file is the name of a file that stands beside another, not {template!r}")
+        raise InvalidArgument(f"done_file is the name of a file that stands beside another, not {template!r}")
     if template == "{name}":
-        raise ValueError("done_file is the name of another file than the one it stands beside, not '{name}'")
+        raise InvalidArgument("done_file is the name of another file than the one it stands beside, not '{name}'")
     for blank in BLANK.finditer(str(template)):
         if blank[1] not in ("name", "stem"):
-            raise ValueError(f"done_file has {blank[0]} in it, which stands for nothing; there are {{name}}, {{stem}}")
+            known = "there are {name}, {stem}"
+            raise InvalidArgument(f"done_file has {blank[0]} in it, which stands for nothing; {known}")
 
 
 @dataclass(frozen=True, slots=True)

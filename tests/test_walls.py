@@ -29,7 +29,9 @@ FLOORS = (
     {"plans", "waiting"},
     {"hooks"},
     {"sources"},
+    {"_state_store"},
     {"connection", "assets", "ends", "killed", "masking", "progress"},
+    {"_arguments"},
     {"fields", "keyvault"},
     {"azure_identity"},
     {"backend"},
@@ -57,8 +59,8 @@ FLOORS = (
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
 AIRFLOW_ROOMS = {
-    "arrivals", "assets", "cli", "ends", "hooks", "lineage", "masking", "memory", "operators._base", "sensors",
-    "sources", "triggers", "tries",
+    "_state_store", "arrivals", "assets", "cli", "ends", "hooks", "lineage", "masking", "memory", "operators._base",
+    "sensors", "sources", "triggers", "tries",
 }  # fmt: skip
 AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {
@@ -71,7 +73,7 @@ CLASS_ROOMS = {
     "Transport": SSH_ROOMS - {"backend._keys"},
 }
 REVEALING_ROOMS = {"backend._session", "backend._keys", "azure_identity", "sources"}
-TRANSLATING_ROOMS = {"backend._errors", "hooks"}
+TRANSLATING_ROOMS = {"backend._errors", "hooks", "_state_store"}
 
 LONGEST_MODULE = 600
 LONGEST_FUNCTION = 60

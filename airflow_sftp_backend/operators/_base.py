@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 
 from airflow.sdk import BaseOperator
 
+from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BackendUnavailable,
@@ -153,7 +154,7 @@ class TransferOperator(FileOperator):
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
+        raise InvalidArgument(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 def result_row(path: str, step: Step, end: str, size: int | None, action: str) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.plans import is_glob, on_server, paths
 from airflow_sftp_backend.tries import Row, Try
@@ -37,7 +38,9 @@ class SFTPDeleteOperator(FileOperator):
         wanted = paths(self.path, "path", none_ok=self.missing_ok)
         folders = [name for name in wanted if name.endswith("/") and not is_glob(name)]
         if any(backend.resolve(name).key == "" for name in folders):
-            raise ValueError("path names the base path itself, which is not deleted; say '**' for all files below it")
+            raise InvalidArgument(
+                "path names the base path itself, which is not deleted; say '**' for all files below it"
+            )
         everything, missing = on_server(backend, wanted)
         found, failures = speakable(everything, lambda one: (one.info.path,))
         # an empty folder holds no file that fits, and is there to be deleted

@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from uuid import UUID
 
 import pytest
 from airflow.sdk._shared.secrets_masker import reset_secrets_masker
+from airflow.sdk.execution_time.comms import SetAssetStateStoreByName, SetTaskStateStore
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
@@ -19,6 +21,7 @@ from tests.servers import AsyncsshServer, Server
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from pydantic import BaseModel
 
 
 class Connect(Protocol):
@@ -97,18 +100,40 @@ def remote(server: AsyncsshServer, connect: Connect) -> Path:
 
 
 class State:
-    """Where Airflow keeps what a task instance wants to find again in its next try."""
+    """The state store of a task instance: every write builds the message that Airflow's SDK sends for it."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, str] = {}
+
+    def message(self, key: str, value: Any) -> BaseModel:
+        """The SDK's message for a write: it refuses whatever is not plain JSON, a tuple too."""
+        return SetTaskStateStore(ti_id=UUID(int=1), key=key, value=value, expires_at=None)
 
     def get(self, key: str, default: object = None) -> Any:
-        """What was kept."""
-        return json.loads(self.values[key]) if key in self.values else default
+        """The value as Airflow returns it."""
+        return json.loads(self.values[key])["value"] if key in self.values else default
 
     def set(self, key: str, value: object, **options: object) -> None:
-        """Keeps plain JSON."""
-        self.values[key] = json.dumps(value)
+        """Keeps the value of the message. ValueError for None, as the SDK."""
+        if value is None:
+            raise ValueError("Cannot set value as None")
+        self.values[key] = self.message(key, value).model_dump_json(include={"value"})
+
+
+class AssetState(State):
+    """The state store of an asset."""
+
+    def message(self, key: str, value: Any) -> BaseModel:
+        """The SDK's message for a write."""
+        return SetAssetStateStoreByName(name="inbox", key=key, value=value)
+
+    async def aget(self, key: str) -> Any:
+        """`get`, as the triggerer calls it."""
+        return self.get(key)
+
+    async def aset(self, key: str, value: object) -> None:
+        """`set`, as the triggerer calls it."""
+        self.set(key, value)
 
 
 def context(try_number: int = 1, state: State | None = None, *, cleared: int = 0) -> Context:

@@ -13,7 +13,7 @@ from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend.arrivals import new_files
 from airflow_sftp_backend.waiting import Row
-from tests.airflow.conftest import State
+from tests.airflow.conftest import AssetState
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -59,7 +59,7 @@ class Inbox:
     """A watched asset, its events, and what is kept for it; runs are started for it as Airflow 3.3 does."""
 
     def __init__(self, *events: Event, remembers: bool = True) -> None:
-        self.store = State()
+        self.store = AssetState()
         self.remembers = remembers
         self.events = [*events]
         self._upto: dict[str, datetime] = {}

@@ -30,6 +30,7 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
+from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.connection import InvalidConnection
 from airflow_sftp_backend.fields import field_behaviour
 from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
@@ -296,11 +297,12 @@ def test_secrets_are_hidden_before_the_faults_of_their_connection_are_told(
 
 HOPELESS: list[Exception] = [
     AuthenticationFailed("no"), HostKeyRejected("no"), PermissionDenied("no", path="a"), InvalidPath("no"),
-    CapabilityNotSupported("no"), InvalidConnection("partner", ["Port: 0 given"]), ValueError("no"), TypeError("no"),
+    CapabilityNotSupported("no"), InvalidConnection("partner", ["Port: 0 given"]), InvalidArgument("no"),
 ]  # fmt: skip
 HOPEFUL: list[Exception] = [
     BackendUnavailable("no"), NotFound("no"), AlreadyExists("no"), DirectoryNotEmpty("no"), TransferCorrupted("no"),
     SFTPBackendError("the disk is full"), FileNotFoundError("no"), OSError("no"), TimeoutError("no"),
+    ValueError("a programming error"), TypeError("a programming error"),
 ]  # fmt: skip
 
 

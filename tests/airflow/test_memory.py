@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from airflow_sftp_backend.memory import Arrivals, Memory
 from airflow_sftp_backend.waiting import Row
-from tests.airflow.conftest import State
+from tests.airflow.conftest import AssetState
 
 DAY = 24 * 3600.0
 
@@ -166,16 +166,6 @@ def test_every_report_has_a_name_of_its_own() -> None:
 # -- what is remembered -----------------------------------------------------------------------------------------------
 
 
-class Store(State):
-    """The state store of an asset, as the triggerer has it."""
-
-    async def aget(self, key: str) -> Any:
-        return self.get(key)
-
-    async def aset(self, key: str, value: object) -> None:
-        self.set(key, value)
-
-
 class Clock:
     """Seconds, moved by hand."""
 
@@ -187,7 +177,7 @@ class Clock:
 
 
 def memory(
-    store: State | None, warnings: list[str] | None = None, watch: str = "inbox", clock: Clock | None = None
+    store: AssetState | None, warnings: list[str] | None = None, watch: str = "inbox", clock: Clock | None = None
 ) -> Memory:
     told: list[str] = [] if warnings is None else warnings
     return Memory(watch, cast("AssetStateStoreAccessors | None", store), told.append, clock or Clock())
@@ -199,7 +189,7 @@ def seen(*paths: str, before: Arrivals | None = None) -> Arrivals:
 
 
 def test_a_restart_finds_what_was_kept_and_a_report_until_it_must_have_arrived() -> None:
-    store, clock = Store(), Clock()
+    store, clock = AssetState(), Clock()
 
     async def restart() -> None:
         first = memory(store, clock=clock)
@@ -228,7 +218,7 @@ def test_a_restart_finds_what_was_kept_and_a_report_until_it_must_have_arrived()
 
 def test_reports_are_made_one_after_another_the_oldest_first() -> None:
     async def make() -> None:
-        kept = memory(Store())
+        kept = memory(AssetState())
         await kept.recall()
         both = seen("a", "b", before=seen("a"))
         await kept.keep(both)
@@ -242,7 +232,7 @@ def test_reports_are_made_one_after_another_the_oldest_first() -> None:
 
 
 def test_of_two_triggerers_the_one_that_was_away_goes_on_with_what_the_other_knows() -> None:
-    store = Store()
+    store = AssetState()
 
     async def take_over() -> None:
         old, new = memory(store), memory(store)
@@ -260,7 +250,7 @@ def test_of_two_triggerers_the_one_that_was_away_goes_on_with_what_the_other_kno
 
 
 def test_a_report_is_not_sent_again_while_airflow_cannot_keep_that_it_is_settled() -> None:
-    class Full(Store):
+    class Full(AssetState):
         full = False
 
         async def aset(self, key: str, value: object) -> None:
@@ -290,7 +280,7 @@ def test_a_report_is_not_sent_again_while_airflow_cannot_keep_that_it_is_settled
 
 @pytest.mark.parametrize("kept", [[], {"known": {"in": ["!", "", None]}}, {"known": {}}, {"known": 3, "unsettled": []}])
 def test_what_is_kept_in_another_shape_is_told_and_replaced(kept: Any) -> None:
-    store = Store()
+    store = AssetState()
     warnings: list[str] = []
 
     async def start() -> None:
@@ -307,7 +297,7 @@ def test_what_is_kept_in_another_shape_is_told_and_replaced(kept: Any) -> None:
 
 
 def test_what_airflow_did_not_show_for_a_while_is_not_overwritten() -> None:
-    store = Store()
+    store = AssetState()
 
     async def forget_for_a_while() -> None:
         before = memory(store)
@@ -323,7 +313,7 @@ def test_what_airflow_did_not_show_for_a_while_is_not_overwritten() -> None:
 
 
 def test_two_watches_of_one_asset_do_not_disturb_each_other() -> None:
-    store = Store()
+    store = AssetState()
 
     async def watch() -> None:
         for path in "ab":
@@ -336,7 +326,7 @@ def test_two_watches_of_one_asset_do_not_disturb_each_other() -> None:
 
 
 def test_nothing_is_written_where_nothing_has_changed() -> None:
-    store = Store()
+    store = AssetState()
 
     async def twice() -> None:
         kept = memory(store)
@@ -380,7 +370,7 @@ def test_several_assets_of_one_watch_are_warned_of() -> None:
 
 
 def test_an_answer_that_is_none_is_no_answer() -> None:
-    class Garbled(Store):
+    class Garbled(AssetState):
         async def aget(self, key: str) -> Any:
             Pair.model_validate({})
 

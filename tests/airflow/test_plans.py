@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import FileInfo, Secret
+from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.backend._tree import Pattern
 from airflow_sftp_backend.ends import is_url
 from airflow_sftp_backend.plans import (
@@ -72,9 +73,9 @@ def test_an_empty_list_is_nothing_to_do_where_that_is_allowed() -> None:
         paths("", "source", none_ok=True)
 
 
-@pytest.mark.parametrize("value", [5, [5], [Secret("a")]])
-def test_what_is_no_path_is_a_type_error(value: object) -> None:
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize("value", [5, [5], [Secret("a")], b"x", [b"x"]])
+def test_what_is_not_a_path_is_refused_by_the_arguments_name_without_its_value(value: object) -> None:
+    with pytest.raises(InvalidArgument, match=r"^source is a path or a list of paths, not (int|Secret|bytes)$"):
         paths(value, "source")  # type: ignore[arg-type]  # what is tested
 
 

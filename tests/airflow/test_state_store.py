@@ -1,0 +1,150 @@
+"""The state store holds plain JSON, and its troubles never replace the outcome of a task."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import Asset
+from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, ErrorType
+from airflow.sdk.execution_time.comms import ErrorResponse, SetTaskStateStore
+from pydantic import ValidationError
+
+from airflow_sftp_backend import AlreadyExists, NotFound
+from airflow_sftp_backend.hooks import translate_errors
+from airflow_sftp_backend.sensors import SFTPFileSensor
+from tests.airflow.conftest import AssetState, State, context, grow, held
+
+from .test_operators import actions, delete, move, run, upload
+
+AWAY = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"}))
+
+
+class Failing(State):
+    """A state store that raises ``error`` for some of the requests: the named ``methods``, from the ``first`` on."""
+
+    def __init__(self, error: Exception, *methods: str, first: int = 0) -> None:
+        super().__init__()
+        self.error, self.methods, self.first, self.requests = error, methods, first, 0
+
+    def get(self, key: str, default: object = None) -> Any:
+        self._answer("get")
+        return super().get(key, default)
+
+    def set(self, key: str, value: object, **options: object) -> None:
+        self._answer("set")
+        super().set(key, value, **options)
+
+    def _answer(self, method: str) -> None:
+        if method in self.methods:
+            self.requests += 1
+            if self.requests > self.first:
+                raise self.error
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Path:
+    """A directory with two files to send."""
+    return grow(tmp_path / "local", {"a.csv": b"one", "b.csv": b"two!"})
+
+
+@pytest.mark.parametrize("store", [State(), AssetState()], ids=["task", "asset"])
+@pytest.mark.parametrize("value", [{"rows": [(3, 4)]}, [{1, 2}], b"x", {"a": Path("x")}, {1: 2}], ids=repr)
+def test_the_tests_store_refuses_what_airflows_sdk_refuses(store: State, value: object) -> None:
+    with pytest.raises(ValidationError):
+        store.set("key", value)
+
+
+def test_a_partly_failed_upload_keeps_its_failures_lineage_and_events_and_the_next_attempt_goes_on(
+    remote: Path, local: Path
+) -> None:
+    grow(remote, {"out/b.csv": b"somebody else's"})
+    state, outlet = State(), Asset("all")
+    operator = upload(f"{local}/*.csv", "out/", outlets=[outlet])
+    first = context(1, state)
+    with pytest.raises(ExceptionGroup) as caught:
+        operator.execute(first)
+    assert [type(error) for error in caught.value.exceptions] == [AlreadyExists]
+    assert first["outlet_events"][outlet].extra["size"] == 3
+    facets = operator.get_openlineage_facets_on_complete(None)
+    assert facets is not None
+    assert [dataset.name.rpartition("/")[2] for dataset in facets.outputs] == ["a.csv"]
+
+    (remote / "out/a.csv").unlink()  # the partner has taken it
+    (remote / "out/b.csv").unlink()
+    rows = run(operator, try_number=2, state=state)
+    assert actions(rows) == {"out/a.csv": "uploaded by an earlier try", "out/b.csv": "uploaded"}
+    assert held(remote) == {"out/b.csv": b"two!"}
+
+
+@pytest.mark.parametrize("error", [AWAY, ValueError("no"), TypeError("no"), OSError("no"), EOFError("no")], ids=repr)
+@pytest.mark.parametrize("what", ["upload", "move", "delete"])
+def test_a_finished_task_succeeds_though_its_note_cannot_be_kept(
+    remote: Path, local: Path, what: str, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    grow(remote, {"in/a.csv": b"one"})
+    operator = {"upload": upload(f"{local}/*.csv", "out/"), "move": move("in/*", "out/"), "delete": delete("in/*")}
+    with caplog.at_level(logging.WARNING):
+        rows = run(operator[what], state=Failing(error, "set"))
+    assert {row["action"] for row in rows} <= {"uploaded", "moved", "deleted"}
+    assert sorted(held(remote)) == {
+        "upload": ["in/a.csv", "out/a.csv", "out/b.csv"], "move": ["out/a.csv"], "delete": [],
+    }[what]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [AWAY, ValueError("no"), OSError("no")], ids=repr)
+def test_a_task_that_failed_raises_its_own_failure_though_its_note_cannot_be_kept(
+    remote: Path, local: Path, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    grow(remote, {"out/b.csv": b"theirs", "in/b.csv": b"ours"})
+    with caplog.at_level(logging.WARNING), pytest.raises(ExceptionGroup) as caught:
+        run(upload(f"{local}/*.csv", "out/"), state=Failing(error, "set"))
+    assert [type(failure) for failure in caught.value.exceptions] == [AlreadyExists]
+    assert "cannot write" in caplog.text
+    with pytest.raises(AlreadyExists):
+        run(move("in/b.csv", "out/"), state=Failing(error, "set"))
+    with pytest.raises(NotFound):
+        run(delete("in/c.csv"), state=Failing(error, "set"))
+    assert held(remote) == {"out/a.csv": b"one", "out/b.csv": b"theirs", "in/b.csv": b"ours"}
+
+
+@pytest.mark.parametrize("error", [AWAY, ValueError("no"), OSError("no")], ids=repr)
+@pytest.mark.parametrize("what", ["upload", "move", "delete"])
+def test_a_retry_that_cannot_read_what_was_done_touches_nothing_and_is_retried(
+    remote: Path, local: Path, what: str, error: Exception
+) -> None:
+    before = held(grow(remote, {"in/a.csv": b"one"}))
+    operator = {"upload": upload(f"{local}/*.csv", "out/"), "move": move("in/*", "out/"), "delete": delete("in/*")}
+    with pytest.raises(type(error)) as caught:
+        run(operator[what], try_number=2, state=Failing(error, "get"))
+    assert caught.value is error
+    assert held(remote) == before
+
+
+def test_a_first_attempt_needs_no_answer_from_the_store(remote: Path, local: Path) -> None:
+    state = Failing(AWAY, "get")
+    grow(remote, {"in/a.csv": b"one", "in/b.csv": b""})
+    run(upload(f"{local}/*.csv", "out/"), state=state)
+    run(move("in/a.csv", "moved/"), state=state)
+    run(delete("in/b.csv"), state=state)
+    assert sorted(held(remote)) == ["moved/a.csv", "out/a.csv", "out/b.csv"]
+    assert state.requests == 0
+
+
+@pytest.mark.parametrize("method", ["get", "set"])
+def test_a_rescheduled_wait_ends_though_the_store_does_not_answer(remote: Path, method: str) -> None:
+    grow(remote, {"in/a.csv": b"one"})
+    sensor = SFTPFileSensor(task_id="wait", path="in/", mode="reschedule", stable_for=0.1)
+    (row,) = sensor.execute(context(state=Failing(AWAY, method)))
+    assert row["path"] == "in/a.csv"
+
+
+@pytest.mark.parametrize("kind", [ValueError, TypeError, KeyError])
+def test_a_programming_error_is_left_to_airflows_retries(kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught, translate_errors():
+        raise kind("ours")
+    assert not isinstance(caught.value, AirflowFailException)
+    with pytest.raises(ValidationError), translate_errors():
+        SetTaskStateStore.model_validate({})
