@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .backend import BackendConfig, HostKeyPolicy
+from .backend._config import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_FILE_BYTES, DEFAULT_MAX_LISTING_BYTES
 
 CONN_TYPE: Final = "sftp_backend"
 HOOK_NAME: Final = "SFTP Backend"
@@ -113,6 +114,13 @@ def _interval(given: object) -> float:
     return _seconds_or_never(given) or 0.0
 
 
+def _count(given: object) -> int:
+    number = _number(given)
+    if number != int(number) or number < 1:
+        raise ValueError("not a whole number from 1")
+    return int(number)
+
+
 def _whole(low: int, high: int) -> Kind:
     def read(given: object) -> int:
         number = _number(given)
@@ -177,6 +185,7 @@ FOLDER = Kind("a folder on the server without '..'", _folder, _STRING)
 PORT = _whole(1, 65535)
 ATTEMPTS = _whole(1, 100)
 LANES = _whole(1, 10)
+COUNT = Kind("a whole number from 1", _count, {"type": ["integer", "null"], "minimum": 1})
 SECONDS = Kind("a number of seconds above 0", _seconds, {"type": ["number", "null"], "exclusiveMinimum": 0})
 SECONDS_OR_NEVER = Kind("a number of seconds, 0 for no limit", _seconds_or_never, _SECONDS_SCHEMA)
 INTERVAL = Kind("a number of seconds, 0 for never", _interval, _SECONDS_SCHEMA)
@@ -365,6 +374,20 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field(
         name="max_lanes", label="Most lanes", kind=LANES, argument="max_lanes", default=9,
         description="Channels of one connection that a large upload may use where the round trip is long; 1 for one.",
+    ),
+    Field(
+        name="max_entries", label="Most entries", kind=COUNT, argument="max_entries", default=DEFAULT_MAX_ENTRIES,
+        description="Entries that one listing, search or recursive deletion takes from the server.",
+    ),
+    Field(
+        name="max_listing_bytes", label="Most bytes of a listing", kind=COUNT, argument="max_listing_bytes",
+        default=DEFAULT_MAX_LISTING_BYTES,
+        description="Bytes of replies that one listing, search or recursive deletion takes from the server.",
+    ),
+    Field(
+        name="max_file_bytes", label="Most bytes of a file", kind=COUNT, argument="max_file_bytes",
+        default=DEFAULT_MAX_FILE_BYTES,
+        description="Bytes that are read of a file whose size is not verified; a server that sends more is cut off.",
     ),
     Field(
         name="compress", label="Compression", kind=FLAG, argument="compress", default=False,

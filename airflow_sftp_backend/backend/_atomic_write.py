@@ -101,7 +101,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: st
     if landing.verify != "none":
         yield from _verify_size(landing, out.offset, written.size)
     if landing.verify == "sha256":
-        yield from _verify_digest(wire, landing, digest)
+        yield from _verify_digest(wire, landing, digest, out.offset)
     if standing is not None and (yield from _is_shown(standing)):
         raise taken(landing.target)
     opened.renaming = True
@@ -139,15 +139,16 @@ def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[Non
         logger.warning("%r: the server does not tell its size, which is therefore not verified", landing.target.key)
     elif size != sent:
         raise TransferCorrupted(
-            f"{sent} bytes were sent and the server holds {size}; the target was left as it was",
+            f"{sent} bytes were sent and the server holds {size}; the target was left as it was. A server that converts"
+            ' text (line ends, character sets) gives another size: turn that off, or pass verify="none"',
             path=landing.target.key,
         )
 
 
-def _verify_digest(wire: Wire, landing: Landing, sent: str | None) -> Operation[None]:
+def _verify_digest(wire: Wire, landing: Landing, sent: str | None, size: int) -> Operation[None]:
     digest = hashlib.sha256()
     try:
-        yield from read_into(wire, landing.temp, digest.update)
+        yield from read_into(wire, landing.temp, digest.update, most=size)
     except SFTPBackendError as error:
         raise type(error)(f"what was sent cannot be verified: {error.message}", path=landing.target.key) from None
     if (held := f"sha256:{digest.hexdigest()}") != sent:

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from . import _atomic_write, _copy, _keys, _local, _operations, _tree
-from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
+from ._config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
 from ._door import Door
 from ._errors import CapabilityNotSupported, SFTPBackendError
 from ._handles import AtomicWriter, RemoteFile
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CONFIG_KEYS: Final = frozenset(
-    {
-        "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
-        "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_lanes",
-    }
-)  # fmt: skip
 _UNDECLARED: Final = frozenset({Capability.ATOMIC_MOVE, Capability.USER_METADATA})
 
 
@@ -48,7 +42,8 @@ class SFTPBackend:
     ``host_keys_path`` a known_hosts file; ``timeout`` bounds each step of connecting and ``io_timeout`` silence
     afterwards, in seconds; ``connect_kwargs`` go to ``paramiko.SSHClient.connect``. ``config`` may hold
     ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval`` (seconds), ``compress``,
-    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_lanes``.
+    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_lanes``,
+    ``max_entries``, ``max_listing_bytes``, ``max_file_bytes``.
 
     Raises ValueError for a wrong argument; nothing is sent before the first call. Every call may raise
     BackendUnavailable (with its kinds AuthenticationFailed and HostKeyRejected) and PermissionDenied beside what it
@@ -74,9 +69,9 @@ class SFTPBackend:
         io_timeout: float | None = 120.0,
     ) -> None:
         extras = dict(config or {})
-        if unknown := sorted(extras.keys() - _CONFIG_KEYS):
+        if unknown := sorted(extras.keys() - CONFIG_KEYS):
             raise ValueError(
-                f"unknown names in config: {', '.join(unknown)}; it may hold {', '.join(sorted(_CONFIG_KEYS))}"
+                f"unknown names in config: {', '.join(unknown)}; it may hold {', '.join(sorted(CONFIG_KEYS))}"
             )
         inline = known_host_keys if known_host_keys is not None else extras.pop("known_host_keys", None)
         extras.pop("known_host_keys", None)

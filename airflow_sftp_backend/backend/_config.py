@@ -12,6 +12,17 @@ from typing import NoReturn, TypeGuard
 DEFAULT_PORT = 22
 MAX_LANES = 10  # the channels OpenSSH allows a connection by itself (sshd_config: MaxSessions)
 DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
+DEFAULT_MAX_ENTRIES = 10_000_000
+DEFAULT_MAX_LISTING_BYTES = 4 << 30
+DEFAULT_MAX_FILE_BYTES = 1 << 40
+CONFIG_KEYS = frozenset(
+    {
+        "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
+        "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_lanes", "max_entries",
+        "max_listing_bytes", "max_file_bytes",
+    }
+)  # fmt: skip
+"""Names that the ``config`` argument of SFTPBackend may hold."""
 
 
 class HostKeyPolicy(enum.Enum):
@@ -130,7 +141,8 @@ class BackendConfig:
 
     ``pkey`` is a ``paramiko.PKey``; ``private_key`` the text of one (any form `load_private_key` takes),
     ``key_file`` the path of one. Times are in seconds. ``jump`` is the server to go through, by an SSH connection of
-    its own. ``renew`` gives the configuration with the secrets of now, None where they are not to be had: it is asked
+    its own. ``max_entries`` and ``max_listing_bytes`` bound one listing, find or recursive deletion; ``max_file_bytes``
+    bounds a file whose size is not trusted. ``renew`` gives the configuration with the secrets of now, None where they are not to be had: it is asked
     once when a login or a host key is refused.
     """
 
@@ -152,6 +164,9 @@ class BackendConfig:
     io_timeout: float | None = 120.0
     keepalive_interval: float = 30.0
     max_lanes: int = 9
+    max_entries: int = DEFAULT_MAX_ENTRIES
+    max_listing_bytes: int = DEFAULT_MAX_LISTING_BYTES
+    max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
     compress: bool = False
     ciphers: tuple[str, ...] = ()
     disabled_algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -179,6 +194,8 @@ class BackendConfig:
         if not _is_number(self.keepalive_interval) or self.keepalive_interval < 0:
             raise ValueError(f"keepalive_interval must be seconds from 0, not {self.keepalive_interval!r}")
         check_lanes("max_lanes", self.max_lanes)
+        for name in ("max_entries", "max_listing_bytes", "max_file_bytes"):
+            check_count(name, getattr(self, name))
         if self.jump is not None and not isinstance(self.jump, BackendConfig):
             raise ValueError(f"jump must be a BackendConfig, not {type(self.jump).__name__}")
         if self.jump is not None and self.proxy_command is not None:
@@ -198,6 +215,15 @@ def check_lanes(name: str, value: object) -> None:
     """ValueError unless ``value`` is a number of lanes a connection may have."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_LANES:
         raise ValueError(f"{name} must be a whole number from 1 to {MAX_LANES}, not {value!r}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Check that ``value`` is a positive whole number.
+
+    :raises ValueError: if ``value`` is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
 
 
 def check_seconds(name: str, value: object) -> None:

@@ -122,6 +122,7 @@ def _check_unchanged(source: JailedPath, before: Attributes | Refused, now: Attr
 def _copy_on_server(handle: bytes, size: int, out: Outgoing) -> Operation[None]:
     """Piece by piece, so that the server is not silent for longer than one piece takes."""
     for start in range(0, size, _COPY_PIECE):
-        length = min(_COPY_PIECE, size - start)
-        yield from ask(CopyData(handle, start, length, out.handle, start))
-        out.offset += length
+        last = start + _COPY_PIECE >= size
+        # 0 means to the end of the file: the size that the server says may be too small
+        yield from ask(CopyData(handle, start, 0 if last else _COPY_PIECE, out.handle, start))
+        out.offset = min(start + _COPY_PIECE, size)

@@ -186,6 +186,7 @@ class _Blocks(io.RawIOBase):
             data = yield from wait(pending)
         except Refused as refused:
             raise (yield from why_unreadable(self._place, refused)) from None
+        self._wire.bounds.check_file_bytes(request.offset + len(data), self._place.key)
         if not data:
             self._queue.clear()
         elif len(data) < request.length:

@@ -12,6 +12,7 @@ from typing import Final
 from ._atomic_write import write_atomic
 from ._codec import Attributes
 from ._errors import BackendUnavailable, Refused, SFTPBackendError, TransferCorrupted
+from ._limits import Bounds
 from ._local_landing import LEAST, LocalLanding, remove_left
 from ._models import Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
@@ -147,19 +148,13 @@ class Download:
     def __call__(self, wire: Wire) -> Operation[WriteResult]:
         """Fetches what has not come yet.
 
-        Raises TransferCorrupted if the file changes meanwhile (growth is let pass with ``verify="none"``), or if with
-        ``"sha256"`` the disk does not hold what came.
+        Raises TransferCorrupted if the file has another size than the server says or changes meanwhile (with
+        ``verify="none"`` it is read to its end), or if with ``"sha256"`` the disk does not hold what came.
         """
         self.resumable = False
         fault = True
         try:
-            incoming = yield from self._received(wire)
-            if incoming.grew and self.verify != "none":
-                raise TransferCorrupted(
-                    f"the file grew past {incoming.size} bytes while it was read: it is still being written;"
-                    " wait until it is stable",
-                    path=self.place.key,
-                )
+            yield from self._received(wire)
             return self._landed()
         except BaseException as error:
             fault = isinstance(error, Exception) and not isinstance(error, BackendUnavailable)
@@ -170,7 +165,7 @@ class Download:
             if not self.resumable:
                 self.__exit__()
 
-    def _received(self, wire: Wire) -> Operation[Incoming]:
+    def _received(self, wire: Wire) -> Operation[None]:
         if self._landing is None:
             writer = self.resume_key
             self._landing = LocalLanding(self.local, key=self.place.key, overwrite=self.overwrite, writer=writer)
@@ -179,21 +174,37 @@ class Download:
         whole = False
         try:
             block = (yield from wire.limits()).read
-            incoming = Incoming(wire, handle, block, self.place.key, offset=self.done)
+            incoming = self._incoming(wire, handle, block)
             while data := (yield from incoming.next()):
-                if self._source is None and (yield from self._gone_on(handle, incoming.attributes)):
-                    incoming = Incoming(wire, handle, block, self.place.key, offset=self.done)
-                    continue
+                if self._source is None:
+                    self._check_room(incoming.attributes.size, wire.bounds)
+                    if (yield from self._gone_on(handle, incoming.attributes)):
+                        incoming = self._incoming(wire, handle, block)
+                        continue
                 self._check_same(incoming.attributes)
                 self._take(data)
             whole = True
-            return incoming
         except Refused as refused:
             raise (yield from why_unreadable(self.place, refused)) from None
         finally:
             known = self._source is not None and self._source.size is not None
             self.resumable = not whole and known and wire.broken is not None
             yield from close_quietly(handle)
+
+    def _incoming(self, wire: Wire, handle: bytes, block: int) -> Incoming:
+        to_end = self.verify == "none"
+        return Incoming(wire, handle, block, self.place.key, offset=self.done, to_end=to_end)
+
+    def _check_room(self, size: int | None, bounds: Bounds) -> None:
+        """Refuse a size that is over the bound of an untrusted one and that no disk here could hold."""
+        if size is None or size <= bounds.max_file_bytes or self.verify == "none":
+            return
+        disk = os.statvfs(Path(self.local).parent)
+        if size > disk.f_bavail * disk.f_frsize:
+            raise TransferCorrupted(
+                f"cannot download: the server says that the file has {size} bytes, more than the local disk can hold",
+                path=self.place.key,
+            )
 
     def _gone_on(self, handle: bytes, source: Attributes) -> Operation[bool]:
         """True if an earlier try has left a part of this very file, which is taken over."""

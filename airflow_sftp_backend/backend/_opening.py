@@ -29,6 +29,7 @@ from ._further import FurtherChannels
 from ._hostkeys import HostKeyChecker, fingerprint, key_type, known_hosts_line, plain_key
 from ._jump import Forbidden, Way
 from ._legacy import legacy_transport
+from ._limits import Bounds
 from ._login import Login, LoginRecord, Places
 from ._server_traits import is_openssh_banner
 from ._spread import Load
@@ -465,7 +466,8 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._doing = "agreeing on the SFTP version"
         stream.limit(self._within(config.timeout))
         channel.settimeout(config.timeout + _SLACK)
-        wire = Wire(channel, io_timeout=config.io_timeout, further=further, banner=banner)
+        bounds = Bounds(config.max_entries, config.max_listing_bytes, config.max_file_bytes)
+        wire = Wire(channel, io_timeout=config.io_timeout, further=further, banner=banner, bounds=bounds)
         try:
             wire.handshake()
         except BackendUnavailable as error:

@@ -24,6 +24,7 @@ from ._errors import (
     from_refusal,
 )
 from ._lane import Pending
+from ._limits import size_mismatch
 from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, RemoveDir, Request, Stat
 from ._models import FileInfo, Progress
 from ._paths import JailedPath
@@ -200,14 +201,23 @@ def open_for_reading(place: JailedPath) -> Operation[bytes]:
         raise (yield from why_unreadable(place, refused)) from None
 
 
-def read_into(wire: Wire, place: JailedPath, sink: Callable[[memoryview], object]) -> Operation[Incoming]:
-    """Reads a whole file into ``sink``, which is called with each piece in order: two round trips for a small file."""
+def read_into(
+    wire: Wire, place: JailedPath, sink: Callable[[memoryview], object], *, most: int | None = None
+) -> Operation[None]:
+    """Read a file to its end into ``sink``, which is called with each piece in order.
+
+    Two round trips for a small file. Raises TransferCorrupted if the file ends before the size that the server says,
+    as a part must not be taken for the whole, or has more than ``most`` bytes.
+    """
     handle = yield from open_for_reading(place)
     try:
-        incoming = Incoming(wire, handle, (yield from wire.limits()).read, place.key)
+        incoming = Incoming(wire, handle, (yield from wire.limits()).read, place.key, to_end=True)
         while data := (yield from incoming.next()):
+            if most is not None and incoming.size > most:
+                raise size_mismatch(most, incoming.size, place.key, ended=False)
             sink(data)
-        return incoming
+        if incoming.size < (told := incoming.attributes.size or 0):
+            raise size_mismatch(told, incoming.size, place.key)
     except Refused as refused:
         raise (yield from why_unreadable(place, refused)) from None
     finally:

@@ -40,6 +40,8 @@ class ServerTraits:
     """Several channels may write different parts of one file at a time."""
     reports_missing: bool = False
     """What is missing is refused with NO_SUCH_FILE, not with a bare FAILURE."""
+    reads_whole_blocks: bool = False
+    """READ returns fewer bytes than requested at the end of the file only (filexfer-02 section 6.4)."""
 
 
 UNKNOWN: Final = ServerTraits()
@@ -53,6 +55,7 @@ OPENSSH: Final = ServerTraits(
     checks_type_at_removal=True,  # process_remove: unlink; process_rmdir: rmdir
     takes_several_writers=True,  # one sftp-server process a channel, each writing with pwrite
     reports_missing=True,  # errno_to_portable: ENOENT, ENOTDIR, ELOOP
+    reads_whole_blocks=True,  # process_read: pread into a buffer of the requested length
 )
 """OpenSSH's sftp-server on Unix, as of version 5.1."""
 
@@ -64,6 +67,7 @@ _DROPBEAR: Final = ServerTraits(
     rename_refuses_taken=True,
     checks_type_at_removal=True,
     reports_missing=True,
+    reads_whole_blocks=True,
 )
 """dropbear on Unix, which has no SFTP of its own, with OpenSSH's sftp-server. Several channels were not measured."""
 

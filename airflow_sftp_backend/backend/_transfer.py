@@ -15,12 +15,13 @@ from collections import deque
 from typing import Final, Protocol
 
 from ._codec import Attributes, Limits
-from ._errors import InvalidPath, Refused, TransferCorrupted
+from ._errors import InvalidPath, Refused, SFTPBackendError, TransferCorrupted
 from ._lane import Pending
+from ._limits import size_mismatch
 from ._messages import FStat, Read, Write
 from ._models import Progress
 from ._spread import Spread, window
-from ._wire import Operation, Wire, post, wait
+from ._wire import Operation, Wire, ask_all, post, wait
 
 WINDOW: Final = 20 << 20
 """Most bytes one download keeps in flight, and less than a lane's bound."""
@@ -30,6 +31,7 @@ _SENT: Final = 8 << 20  # bytes of an upload in flight on one lane: what its win
 _NEAR_UP: Final = 1 << 20  # bytes in flight where the server is next door: sshd is slow to enlarge its buffers
 _NEAR_DOWN: Final = 4 << 20
 _BLOCKS: Final = 64  # of 32 KiB in flight at most, as OpenSSH's client does: some servers keep every one in memory
+_COUNTED: Final = 16 << 20  # bytes read of a file that is longer than the server says, to tell its size in the error
 _SKIPPED: Final = 1 << 20  # bytes read at once of what need not be sent again
 _FIRST_READS: Final = 2  # sent along with the question for the size: a small file is complete with them
 
@@ -156,20 +158,22 @@ def send(content: Content, out: Outgoing) -> Operation[None]:
 class Incoming:
     """Reads one open file from front to back, a window of reads in flight. ``path`` is its key, for errors.
 
-    The size is asked for along with the first blocks, so that a small file takes one round trip. Never more than that
-    size is delivered; a size of 0 is taken for unknown, as special files have it.
+    The size is asked for along with the first blocks, so that a small file takes one round trip. The file must have
+    that size. With ``to_end`` the file is read to its end whatever the size; so is a file whose size the server does
+    not tell. Both are bounded by `Bounds.max_file_bytes`.
     """
 
-    def __init__(self, wire: Wire, handle: bytes, block: int, path: str, *, offset: int = 0) -> None:
+    def __init__(
+        self, wire: Wire, handle: bytes, block: int, path: str, *, offset: int = 0, to_end: bool = False
+    ) -> None:
         self.size = offset
         """Bytes delivered so far, those before ``offset`` among them."""
-        self.grew = False
-        """True if the file has more bytes than it had when the first was read."""
         self.attributes = Attributes()
         """What the server says of the file; known after the first `next`."""
         self._handle = handle
         self._block = block
         self._path = path
+        self._to_end = to_end
         self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
         self._offset = self._following = offset
         self._promised: int | None = None
@@ -179,8 +183,9 @@ class Incoming:
     def next(self) -> Operation[memoryview]:
         """The next bytes; none at the end.
 
-        Raises TransferCorrupted if the file ends before the size it had, InvalidPath if it is a folder, Refused if the
-        server refuses a read.
+        Raises TransferCorrupted if the file has another size than the server says (unless it is read ``to_end``),
+        SFTPBackendError if it has more bytes than `Bounds.max_file_bytes`, InvalidPath if it is a folder, Refused if
+        the server refuses a read.
         """
         if not self._depth:
             yield from self._begin()
@@ -189,23 +194,45 @@ class Incoming:
             return memoryview(b"")
         request, pending = self._queue.popleft()
         data = yield from wait(pending)
-        if self._promised is not None and self.size + len(data) > self._promised:
-            self.grew = True
-            data = data[: self._promised - self.size]
-        elif not data and self._promised is not None and self.size < self._promised:
-            raise TransferCorrupted(
-                f"the file shrank while it was read: {self.size} of {self._promised} bytes are left", path=self._path
-            )
-        self.size += len(data)
-        ended = not data or self.grew
-        if ended:
+        size = self.size + len(data)
+        if self._promised is None:
+            self._wire.bounds.check_file_bytes(size, self._path)
+        elif size > self._promised or (not data and size < self._promised):
+            if not self._to_end:
+                raise (yield from self._mismatch(size, ended=not data))
+            self._promised = None  # the size is not trusted any more: what follows is read as of unknown size
+            self._wire.bounds.check_file_bytes(size, self._path)
+        self.size = size
+        if not data:
             self._queue.clear()
             self._promised = self._following = self.size
             self._depth = -1
-        elif len(data) < request.length and not (self.size == self._promised and self._queue):
+        elif len(data) < request.length and not (
+            self.size == self._promised and self._queue and self._wire.traits.reads_whole_blocks
+        ):  # a short read proves the end only on some servers; elsewhere the end is read as well
             rest = Read(self._handle, self.size, request.length - len(data))
             self._queue.appendleft((rest, (yield from post(rest))))
         return data
+
+    def _mismatch(self, size: int, *, ended: bool) -> Operation[TransferCorrupted]:
+        """Find out why the file has another number of bytes than the server says; reads on to count them."""
+        told = self._promised
+        assert told is not None
+        (now,) = yield from ask_all([FStat(self._handle)])
+        if isinstance(now, Attributes) and now.size not in (None, told):
+            return TransferCorrupted(
+                f"the file changed while it was read: it had {told} bytes and has {now.size} now. Wait until it is"
+                " stable",
+                path=self._path,
+            )
+        rest = Incoming(self._wire, self._handle, self._block, self._path, offset=size, to_end=True)
+        most = min(size + _COUNTED, self._wire.bounds.max_file_bytes)
+        while not ended and rest.size < most:
+            try:
+                ended = not (yield from rest.next())
+            except (Refused, SFTPBackendError):
+                break
+        return size_mismatch(told, rest.size, self._path, ended=ended)
 
     @property
     def _most(self) -> int:
@@ -224,8 +251,8 @@ class Incoming:
             return
         if self.attributes.is_folder:
             raise InvalidPath("cannot read: it is a folder, not a file", path=self._path)
-        if self.attributes.size:
-            self._promised = self.attributes.size
+        if (told := self.attributes.size) is not None:
+            self._promised = told
             self._depth = self._most
 
     def _ask_ahead(self) -> Operation[None]:

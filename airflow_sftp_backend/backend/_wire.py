@@ -20,6 +20,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, cast
 from ._codec import Limits
 from ._errors import BackendUnavailable, Refused, SFTPBackendError
 from ._lane import Channel, Lane, Pending, Waiter
+from ._limits import Bounds
 from ._messages import AskLimits, Close, Request
 from ._server_traits import UNKNOWN, traits_of
 
@@ -124,7 +125,8 @@ class Wire:
     """An SFTP conversation over ``channel``. For one thread at a time; `_session` sees to that.
 
     The channel's own timeout measures the silence; ``io_timeout``, in seconds, is what error texts call it. ``further``
-    is where more lanes come from, if any do; ``banner`` is the server's identification, as ``SSH-2.0-OpenSSH_9.2``.
+    is where more lanes come from, if any do; ``banner`` is the server's identification, as ``SSH-2.0-OpenSSH_9.2``;
+    ``bounds`` is what the server may send.
     """
 
     def __init__(
@@ -134,11 +136,13 @@ class Wire:
         io_timeout: float | None,
         further: FurtherLanes | None = None,
         banner: str = "",
+        bounds: Bounds = Bounds(),
     ) -> None:
         self._first = Lane(channel, io_timeout=io_timeout)
         self.lanes = [self._first]
         """The lanes there are, each a channel of the same connection."""
         self._banner = banner
+        self.bounds = bounds
         self.traits = UNKNOWN
         """What the server is known to do; assumed until `handshake`."""
         self._further = further
