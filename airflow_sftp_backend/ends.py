@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from ._arguments import InvalidArgument
 from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
+from .backend._limits import size_mismatch
 from .backend._paths import temp_name
 from .killed import undisturbed
 
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
     from .backend import Progress, SFTPBackend
+    from .backend._handles import RemoteFile
 
 Verify = Literal["size", "sha256", "none"]
 Outcome = WriteResult | SFTPBackendError | OSError
 
 _PIECE = 1 << 20
+_COUNTED = 16 << 20  # bytes read of a file that is longer than the server says, to tell its size in the error
 
 
 def is_url(path: str) -> bool:
@@ -154,18 +157,16 @@ def send_object(
 
 
 def fetch_object(
-    backend: SFTPBackend, key: str, url: str, size: int | None, *, overwrite: bool, verify: Verify, progress: Progress
+    backend: SFTPBackend, key: str, url: str, *, overwrite: bool, verify: Verify, progress: Progress
 ) -> Outcome:
-    """Fetches a file of ``size`` bytes into an object, which has its name only when it is whole and proven."""
+    """Fetches a file into an object, which has its name only when it is whole and proven."""
     target = object_path(url)
     temp = target.parent / temp_name(target.name, secrets.token_hex(6))
     try:
         if not overwrite and target.exists():
             return AlreadyExists(f"{url!r} exists", path=key)
         try:
-            written = _copy(backend, key, temp, progress)
-            if verify != "none" and size is not None and written.size != size:
-                return TransferCorrupted(f"{written.size} bytes came, {size} were listed", path=key)
+            written = _copy(backend, key, temp, progress, to_end=verify == "none")
             if verify == "sha256":
                 with open_object(temp, "rb") as stream:
                     if digest_of(stream) != written.digest:
@@ -179,12 +180,23 @@ def fetch_object(
     return written
 
 
-def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Progress) -> WriteResult:
+def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Progress, *, to_end: bool) -> WriteResult:
+    """Copy a file of the server to an object.
+
+    :raises TransferCorrupted: if the file has another size than the server says, unless it is read ``to_end``.
+    """
     digest, count = hashlib.sha256(), 0
-    with backend.read(key) as source, open_object(temp, "wb") as sink:
+    with cast("RemoteFile", backend.read(key)) as source, open_object(temp, "wb") as sink:
+        size = None if to_end else source.size_at_open
         while piece := source.read(_PIECE):
+            count += len(piece)
+            if size is not None and count > size:  # written no further: counted, to be named in the error
+                if count > size + _COUNTED:
+                    raise size_mismatch(size, count, key, ended=False)
+                continue
             sink.write(piece)
             digest.update(piece)
-            count += len(piece)
             progress(len(piece))
+    if size is not None and count != size:
+        raise size_mismatch(size, count, key)
     return WriteResult(key, count, digest=f"sha256:{digest.hexdigest()}")

@@ -141,9 +141,9 @@ class BackendConfig:
 
     ``pkey`` is a ``paramiko.PKey``; ``private_key`` the text of one (any form `load_private_key` takes),
     ``key_file`` the path of one. Times are in seconds. ``jump`` is the server to go through, by an SSH connection of
-    its own. ``max_entries`` and ``max_listing_bytes`` bound one listing, find or recursive deletion; ``max_file_bytes``
-    bounds a file whose size is not trusted. ``renew`` gives the configuration with the secrets of now, None where they are not to be had: it is asked
-    once when a login or a host key is refused.
+    its own. ``max_entries`` and ``max_listing_bytes`` bound one listing, search or recursive deletion;
+    ``max_file_bytes`` bounds a file whose size is not trusted. ``renew`` gives the configuration with the secrets of
+    now, None where they are not to be had: it is asked once when a login or a host key is refused.
     """
 
     host: str

@@ -44,6 +44,11 @@ class RemoteFile(io.BufferedReader):
         self._blocks = _Blocks(session, place)
         super().__init__(self._blocks, _BUFFER)
 
+    @property
+    def size_at_open(self) -> int | None:
+        """The size, in bytes, that the server gave when the file was opened; None if it gave none."""
+        return None if self._blocks is None else self._blocks.size_at_open
+
     def close(self) -> None:
         """Closes it; a lost connection is no error here."""
         if self._blocks is not None and not self.closed:
@@ -70,6 +75,7 @@ class _Blocks(io.RawIOBase):
         self._ahead = 1
         self._wire: Wire | None = None
         self._handle = b""
+        self.size_at_open: int | None = None
         session.call(self._open, idempotent=True)
 
     def __repr__(self) -> str:
@@ -151,6 +157,7 @@ class _Blocks(io.RawIOBase):
                 yield from wait(first)
             if attributes.is_folder:
                 raise InvalidPath("cannot read: it is a folder, not a file", path=self._place.key)
+            self.size_at_open = attributes.size
             self._queue.clear()
             self._queue.append((request, first))
             opened = True

@@ -35,6 +35,10 @@ class Bounds:
             )
 
 
+DEFAULT_BOUNDS: Final = Bounds()
+"""The bounds of a connection that sets none."""
+
+
 def size_mismatch(told: int, read: int, path: str, *, ended: bool = True) -> TransferCorrupted:
     """Describe a file that holds another number of bytes than the server says.
 

@@ -195,13 +195,12 @@ class Incoming:
         request, pending = self._queue.popleft()
         data = yield from wait(pending)
         size = self.size + len(data)
-        if self._promised is None:
+        if self._to_end or self._promised is None:
             self._wire.bounds.check_file_bytes(size, self._path)
-        elif size > self._promised or (not data and size < self._promised):
+        if self._promised is not None and (size > self._promised or (not data and size < self._promised)):
             if not self._to_end:
                 raise (yield from self._mismatch(size, ended=not data))
             self._promised = None  # the size is not trusted any more: what follows is read as of unknown size
-            self._wire.bounds.check_file_bytes(size, self._path)
         self.size = size
         if not data:
             self._queue.clear()

@@ -20,7 +20,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, cast
 from ._codec import Limits
 from ._errors import BackendUnavailable, Refused, SFTPBackendError
 from ._lane import Channel, Lane, Pending, Waiter
-from ._limits import Bounds
+from ._limits import DEFAULT_BOUNDS, Bounds
 from ._messages import AskLimits, Close, Request
 from ._server_traits import UNKNOWN, traits_of
 
@@ -136,7 +136,7 @@ class Wire:
         io_timeout: float | None,
         further: FurtherLanes | None = None,
         banner: str = "",
-        bounds: Bounds = Bounds(),
+        bounds: Bounds = DEFAULT_BOUNDS,
     ) -> None:
         self._first = Lane(channel, io_timeout=io_timeout)
         self.lanes = [self._first]

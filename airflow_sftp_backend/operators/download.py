@@ -80,9 +80,8 @@ class SFTPDownloadOperator(TransferOperator):
         for step in steps:
             if is_url(step.target):
                 done[step] = fetch_object(
-                    backend, step.source, step.target, step.size,
-                    overwrite=overwrite, verify=self.verify, progress=progress,
-                )  # fmt: skip
+                    backend, step.source, step.target, overwrite=overwrite, verify=self.verify, progress=progress
+                )
         return [done[step] for step in steps]
 
 

@@ -213,7 +213,7 @@ class MemoryServer(Wire):
             return entries
         if isinstance(request, CopyData):
             source, target = self._file(request.source), self._file(request.target)
-            piece = source.content[request.source_offset :][: request.length]
+            piece = source.content[request.source_offset :][: request.length or None]  # 0 means to the end
             target.content[request.target_offset :] = piece
             return None
         assert isinstance(request, Read | Write | FStat | FSetStat)

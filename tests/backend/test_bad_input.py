@@ -359,15 +359,17 @@ def test_a_remote_source_that_shrinks_or_grows_is_corrupted_and_does_not_land(
     assert backend.download("file", tmp_path / "local", overwrite=True).size == 31_000_000
 
 
-def test_a_growing_source_may_be_downloaded_as_it_was_where_nothing_is_verified(
+def test_a_growing_source_is_downloaded_to_its_end_where_nothing_is_verified(
     backend: SFTPBackend, folder: Folder, tmp_path: Path
 ) -> None:
     (folder.path / "file").write_bytes(b"x" * 30_000_000)
-    result = backend.download(
-        "file", tmp_path / "local", verify="none", progress=lambda _: os.truncate(folder.path / "file", 31_000_000)
-    )
-    assert result.size == 30_000_000
-    assert (tmp_path / "local").read_bytes() == b"x" * 30_000_000
+
+    def grow(_moved: int) -> None:
+        os.truncate(folder.path / "file", 31_000_000)
+
+    result = backend.download("file", tmp_path / "local", verify="none", progress=grow)
+    assert result.size == 31_000_000
+    assert (tmp_path / "local").read_bytes() == b"x" * 30_000_000 + bytes(1_000_000)
 
 
 def test_a_local_target_that_is_a_folder_or_in_none_is_the_plain_os_error(

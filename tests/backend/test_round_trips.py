@@ -11,7 +11,7 @@ import pytest
 
 from airflow_sftp_backend import NotFound, SFTPBackend
 from airflow_sftp_backend.backend._messages import OpenDir
-from tests.servers import AsyncsshServer, Folder, WithoutExtensions
+from tests.servers import AsyncsshServer, Folder, OpenSSHServer, WithoutExtensions
 
 from .depth import counted
 
@@ -63,11 +63,13 @@ def test_the_root_takes_none(backend: SFTPBackend, trips: Callable[[Call], int])
 
 
 def test_read_bytes_of_a_small_file_takes_two(
-    backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]
+    backend: SFTPBackend, folder: Folder, server: object, trips: Callable[[Call], int]
 ) -> None:
+    # one more where a short read does not prove the end of the file
+    most = 2 if isinstance(server, OpenSSHServer) else 3
     for size in (0, 1, 32_767, 32_768):
         (folder.path / "file").write_bytes(b"x" * size)
-        assert trips(lambda: backend.read_bytes("file")) == 2
+        assert 2 <= trips(lambda: backend.read_bytes("file")) <= most
 
 
 def test_write_of_a_small_file_into_an_existing_folder_takes_two(
@@ -203,11 +205,14 @@ def test_find_lists_only_folders_that_can_match(
     assert [path.removeprefix(folder.base_path) for path in listed] == ["/in", "/in/2026"]
 
 
-def test_many_files_are_as_deep_as_one(backend: SFTPBackend, tmp_path: Path, trips: Callable[[Call], int]) -> None:
+def test_many_files_are_as_deep_as_one(
+    backend: SFTPBackend, server: object, tmp_path: Path, trips: Callable[[Call], int]
+) -> None:
     grow(tmp_path, [f"{number}" for number in range(60)])
     names = [f"{number}" for number in range(60)]
     assert trips(lambda: backend.upload_many([(tmp_path / name, name) for name in names])) == 3
-    assert trips(lambda: backend.download_many([(name, tmp_path / f"down-{name}") for name in names])) == 2
+    reading = 2 if isinstance(server, OpenSSHServer) else 3
+    assert trips(lambda: backend.download_many([(name, tmp_path / f"down-{name}") for name in names])) == reading
 
 
 def test_opening_a_connection_sends_no_request_but_what_the_call_needs(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import InvalidPath, TransferCorrupted
@@ -17,6 +17,7 @@ from airflow_sftp_backend.backend._codec import Kind
 from airflow_sftp_backend.backend._errors import Refused
 from airflow_sftp_backend.backend._models import Progress
 from airflow_sftp_backend.backend._paths import Jail
+from airflow_sftp_backend.backend._server_traits import OPENSSH
 from airflow_sftp_backend.backend._spread import Spread
 from airflow_sftp_backend.backend._transfer import WINDOW, Content, Incoming, Outgoing, send
 from airflow_sftp_backend.backend._wire import Operation, Wire
@@ -46,8 +47,8 @@ def sending(content: Content, out: Outgoing) -> Operation[None]:
     yield from out.drain()
 
 
-def received(wire: Wire, block: int) -> Operation[tuple[bytes, Incoming]]:
-    incoming = Incoming(wire, H, block, "in/a")
+def received(wire: Wire, block: int, *, to_end: bool = False) -> Operation[tuple[bytes, Incoming]]:
+    incoming = Incoming(wire, H, block, "in/a", to_end=to_end)
     whole = b""
     while data := (yield from incoming.next()):
         whole += data
@@ -55,9 +56,9 @@ def received(wire: Wire, block: int) -> Operation[tuple[bytes, Incoming]]:
     return whole, incoming
 
 
-def receive(channel: ScriptedChannel, block: int) -> tuple[bytes, Incoming]:
+def receive(channel: ScriptedChannel, block: int, *, to_end: bool = False) -> tuple[bytes, Incoming]:
     wire = connected(channel)
-    return wire.run(received(wire, block))
+    return wire.run(received(wire, block, to_end=to_end))
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -126,36 +127,58 @@ def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) ->
 # -- in ---------------------------------------------------------------------------------------------------------------
 
 
-@given(channels(), contents(most=200), BLOCKS, st.sampled_from(["told", "refused", "0"]), st.data())
+@given(channels(), contents(most=200), BLOCKS, st.sampled_from(["told", "refused"]), st.data())
 def test_what_is_read_is_what_the_file_holds(
     channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, size: str, draw: st.DataObject
 ) -> None:
     random = draw.draw(st.randoms(use_true_random=False))
-    told = {"told": len(content), "refused": None, "0": 0}[size]
+    told = {"told": len(content), "refused": None}[size]
     file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
     whole, incoming = receive(channel(file), block)
     assert whole == content
-    assert (incoming.size, incoming.grew) == (len(content), False)
+    assert incoming.size == len(content)
+
+
+@given(channels(), st.integers(0, 60), st.integers(0, 60), BLOCKS, st.data())
+def test_a_file_of_another_size_than_told_is_read_to_its_end_where_that_is_asked_for(
+    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, told: int, block: int, draw: st.DataObject
+) -> None:
+    random = draw.draw(st.randoms(use_true_random=False))
+    content = bytes(range(held))
+    file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
+    whole, incoming = receive(channel(file), block, to_end=True)
+    assert whole == content
+    assert incoming.attributes.size == told
+
+
+@given(channels(), st.integers(0, 60), st.integers(0, 60), BLOCKS, st.data())
+def test_a_file_of_another_size_than_told_is_never_taken_for_whole(
+    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, told: int, block: int, draw: st.DataObject
+) -> None:
+    assume(held != told)
+    random = draw.draw(st.randoms(use_true_random=False))
+    file = ScriptedFile(bytes(held), told=told, short=lambda count: random.randint(1, count))
+    with pytest.raises(TransferCorrupted, match=f"has {told} bytes, and sends {held}: it may convert") as caught:
+        receive(channel(file), block)
+    assert caught.value.path == "in/a"
 
 
 @given(channels(), st.integers(1, 60), st.integers(1, 60), BLOCKS)
-def test_a_file_that_grows_is_delivered_as_far_as_it_was_and_said_to_have_grown(
+def test_a_file_that_changes_its_size_while_it_is_read_is_said_to_change(
     channel: Callable[[ScriptedFile], ScriptedChannel], told: int, more: int, block: int
 ) -> None:
-    content = bytes(range(told + more))
-    whole, incoming = receive(channel(ScriptedFile(content, told=told)), block)
-    assert whole == content[:told]
-    assert incoming.grew
+    class Growing(ScriptedFile):
+        """Tells the size it had when it was first asked, then the one it has."""
 
+        def __call__(self, packet: Packet) -> bytes:
+            answer = super().__call__(packet)
+            if packet.kind == Kind.FSTAT:
+                self.told = told + more
+            return answer
 
-@given(channels(), st.integers(0, 60), st.integers(1, 60), BLOCKS)
-def test_a_file_that_shrinks_is_never_taken_for_whole(
-    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, less: int, block: int
-) -> None:
-    file = ScriptedFile(bytes(held), told=held + less)
-    with pytest.raises(TransferCorrupted, match=f"shrank while it was read: {held} of {held + less} bytes") as caught:
+    file = Growing(bytes(told + more), told=told)
+    with pytest.raises(TransferCorrupted, match=f"it had {told} bytes and has {told + more} now"):
         receive(channel(file), block)
-    assert caught.value.path == "in/a"
 
 
 @given(channels(), contents(20, 60), BLOCKS, st.integers(1, 3))
@@ -181,6 +204,7 @@ def test_a_small_file_is_asked_for_in_one_round_trip() -> None:
         return 0
 
     channel._order = order
+    wire.traits = OPENSSH
     whole, _ = wire.run(received(wire, 16))
     assert whole == b"abc"
     assert asked_before_the_first_reply[0] == len(channel.requests) == 3  # its size, a block, the end

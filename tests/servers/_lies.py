@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 import shutil
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -417,3 +417,30 @@ class SilentSFTP(AsyncsshServer):
     """Starts SFTP and never sends its version."""
 
     packets = _SilentPackets
+
+
+class _OtherSizesFiles(_BareFiles):
+    def _bare(self, found: os.stat_result) -> asyncssh.SFTPAttrs:
+        assert isinstance(self.server, SaysOtherSizes)
+        attrs = asyncssh.SFTPAttrs.from_local(found)
+        attrs.size = self.server.said(found.st_size)
+        return attrs
+
+    def read(self, file_obj: Any, offset: int, size: int) -> Any:
+        assert isinstance(self.server, SaysOtherSizes)
+        if self.server.endless:
+            return bytes(size)
+        return super().read(file_obj, offset, min(size, self.server.at_most))
+
+
+class SaysOtherSizes(AsyncsshServer):
+    """Says ``said(size)`` for the size of every file, as a server does that converts text while it sends it. A read
+    returns ``at_most`` bytes, or zeros without end if ``endless``."""
+
+    files = _OtherSizesFiles
+
+    def __init__(self, said: Callable[[int], int | None], *, endless: bool = False, at_most: int = 1 << 20) -> None:
+        super().__init__()
+        self.said = said
+        self.endless = endless
+        self.at_most = at_most
