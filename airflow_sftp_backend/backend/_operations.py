@@ -30,7 +30,7 @@ from ._models import FileInfo, Progress
 from ._paths import JailedPath
 from ._spread import Spread
 from ._transfer import Content, Incoming, Outgoing, send
-from ._wire import Operation, Wire, ask, ask_all, post, wait
+from ._wire import Operation, Wire, ask, ask_all, post, server_traits, wait
 
 logger = logging.getLogger(__name__)
 
@@ -120,41 +120,105 @@ def _ancestors(place: JailedPath) -> Iterator[JailedPath]:
 # -- listing ----------------------------------------------------------------------------------------------------------
 
 
-def list_folder(place: JailedPath, depth: int = 2) -> Operation[list[tuple[JailedPath, Attributes]]]:
-    """Every entry of a folder with its own attributes (a link is a link), temporary names too.
+Listing = list[tuple[JailedPath, Attributes]]
+
+
+def list_folder(place: JailedPath, depth: int = 2) -> Operation[Listing]:
+    """Every entry of a folder with the attributes that READDIR gives, temporary names too.
 
     ``depth`` is how many requests for the next entries go out at first; a server gives some 100 names to each.
     Raises NotFound, InvalidPath for a file. Names that are no plain names are left out with a warning.
     """
+    return (yield from _listed(place, depth))[0]
+
+
+def list_and_look_again(place: JailedPath, depth: int = 2) -> Operation[tuple[Listing, Attributes | Refused]]:
+    """List a folder, and look (LSTAT) at what has its name when the last entries are requested.
+
+    :returns: the entries as `list_folder` gives them, and what the folder was by then: it may have become a link
+    """
+    entries, looking = yield from _listed(place, depth, looks_again=True)
+    assert looking is not None
+    try:
+        return entries, (yield from wait(looking))
+    except Refused as refused:
+        return entries, refused
+
+
+def _listed(
+    place: JailedPath, depth: int, *, looks_again: bool = False
+) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
+    """List a folder; with ``looks_again``, the LSTAT too that was sent along with the READDIR that ended the list."""
     try:
         handle = yield from ask(OpenDir(place.native))
     except Refused as refused:
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
-    entries: list[tuple[JailedPath, Attributes]] = []
-    waiting: deque[Pending[list[Entry]]] = deque()
+    entries: Listing = []
+    waiting: deque[tuple[Pending[list[Entry]], Pending[Attributes] | None]] = deque()
     try:
         while True:
-            while len(waiting) < depth:
-                waiting.append((yield from post(ReadDir(handle))))
-            batch = yield from wait(waiting.popleft())
+            waiting.extend((yield from _read_ahead(place, handle, depth - len(waiting), looks_again=looks_again)))
+            reading, looking = waiting.popleft()
+            batch = yield from wait(reading)
             if not batch:
                 break
-            for entry in batch:
-                if entry.name in (".", ".."):
-                    continue
-                try:
-                    entries.append((place.child(entry.name), entry.attributes))
-                except InvalidPath as error:
-                    logger.warning("%s", error)
+            _add(entries, place, batch)
             depth = min(2 * depth, 128)
     except Refused as refused:  # some servers open a file for listing and refuse only here
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
     finally:
         yield from close_quietly(handle)
-    return (yield from _with_types(entries))
+    return (yield from _with_types(entries)), looking
 
 
-def _with_types(entries: list[tuple[JailedPath, Attributes]]) -> Operation[list[tuple[JailedPath, Attributes]]]:
+def _read_ahead(
+    place: JailedPath, handle: bytes, count: int, *, looks_again: bool
+) -> Operation[list[tuple[Pending[list[Entry]], Pending[Attributes] | None]]]:
+    """Post ``count`` READDIRs and, with ``looks_again``, an LSTAT after them: each with that LSTAT."""
+    readings: list[Pending[list[Entry]]] = []
+    while len(readings) < count:
+        readings.append((yield from post(ReadDir(handle))))
+    looking = (yield from post(LStat(place.native))) if looks_again and readings else None
+    return [(reading, looking) for reading in readings]
+
+
+def _add(entries: Listing, place: JailedPath, batch: list[Entry]) -> None:
+    for entry in batch:
+        if entry.name not in (".", ".."):
+            try:
+                entries.append((place.child(entry.name), entry.attributes))
+            except InvalidPath as error:
+                logger.warning("%s", error)
+
+
+def with_links_told(entries: Listing) -> Operation[Listing]:
+    """Ask again (LSTAT) for the entries listed as folders, if the server may list a link as what it leads to.
+
+    :returns: the entries with their own attributes, without folders that are gone by now
+    :raises SFTPBackendError: if the server does not say which of the folders are links
+    """
+    if (yield from server_traits()).lists_links_as_links:
+        return entries
+    folders = [index for index, (_, attributes) in enumerate(entries) if attributes.is_folder]
+    answers = dict(
+        zip(folders, (yield from ask_all([LStat(entries[index][0].native) for index in folders])), strict=True)
+    )
+    told: Listing = []
+    for index, (place, attributes) in enumerate(entries):
+        answer = answers.get(index, attributes)
+        if isinstance(answer, Attributes):
+            told.append((place, answer))
+        elif not answer.missing:
+            raise unknown_link(place, answer)
+    return told
+
+
+def unknown_link(place: JailedPath, refused: Refused) -> SFTPBackendError:
+    """The error for a folder that may be a link, and so is neither entered nor emptied."""
+    return from_refusal(refused, "cannot tell whether this folder is a link (LSTAT)", place.key)
+
+
+def _with_types(entries: Listing) -> Operation[Listing]:
     """The entries, asking again for those whose type the listing left out."""
     unknown = [at for at, (_, attributes) in enumerate(entries) if attributes.mode is None]
     answers = yield from ask_all([LStat(entries[at][0].native) for at in unknown])
@@ -164,7 +228,7 @@ def _with_types(entries: list[tuple[JailedPath, Attributes]]) -> Operation[list[
     return entries
 
 
-def follow_links(entries: list[tuple[JailedPath, Attributes]]) -> Operation[dict[JailedPath, Attributes | None]]:
+def follow_links(entries: Listing) -> Operation[dict[JailedPath, Attributes | None]]:
     """What the links among the entries lead to: None for a link to nothing."""
     links = [place for place, attributes in entries if attributes.is_link]
     answers = yield from ask_all([Stat(place.native) for place in links])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol, TypeVar
@@ -17,9 +17,21 @@ from ._codec import Attributes
 from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
 from ._messages import LStat, RemoveDir, Stat
 from ._models import FileInfo, FolderInfo
-from ._operations import as_file, delete, delete_folder, file_info, follow_links, list_folder, look
+from ._operations import (
+    Listing,
+    as_file,
+    delete,
+    delete_folder,
+    file_info,
+    follow_links,
+    list_and_look_again,
+    list_folder,
+    look,
+    unknown_link,
+    with_links_told,
+)
 from ._paths import JailedPath, check_text, is_temp_name
-from ._wire import Operation, Wire, ask_all
+from ._wire import Operation, Wire, ask_all, server_traits
 
 T = TypeVar("T")
 
@@ -58,21 +70,32 @@ class Found:
         return file_info(self.place, self.leads_to or self.own)
 
 
-def _list(place: JailedPath, depth: int) -> Operation[list[Found]]:
+def _list(place: JailedPath, depth: int, *, enters: bool) -> Operation[list[Found]]:
     entries = yield from list_folder(place, depth)
+    if enters:
+        entries = yield from with_links_told(entries)
     targets = yield from follow_links(entries)
     if not targets:
         return [Found(place, own, own) for place, own in entries]
     return [Found(place, own, targets.get(place, own)) for place, own in entries]
 
 
-def _list_all(call: Call, folders: Sequence[JailedPath]) -> list[list[Found] | SFTPBackendError | OSError]:
+def _list_all(
+    call: Call, folders: Sequence[JailedPath], go_on_in: Collection[JailedPath]
+) -> list[list[Found] | SFTPBackendError | OSError]:
+    """List folders side by side; in those of ``go_on_in``, whose subfolders are to be entered, links are told."""
+
     def use(wire: Wire) -> list[list[Found] | SFTPBackendError | OSError]:
-        # three requests ahead for each millisecond of the round trip: a large folder far away takes few round trips
-        depth = int(max(2, min(128, wire.round_trip * 3000 / max(1, len(folders)))))
-        return _unless_lost(wire.run_many(_list(folder, depth) for folder in folders))
+        depth = _ahead(wire, folders)
+        return _unless_lost(wire.run_many(_list(folder, depth, enters=folder in go_on_in) for folder in folders))
 
     return call(use, idempotent=True)
+
+
+def _ahead(wire: Wire, folders: Sequence[JailedPath]) -> int:
+    """How many requests for entries go out at first: three for each millisecond of the round trip, so that a large
+    folder far away takes few round trips."""
+    return int(max(2, min(128, wire.round_trip * 3000 / max(1, len(folders)))))
 
 
 def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
@@ -85,7 +108,7 @@ def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFT
 
 def children(call: Call, folder: JailedPath) -> Iterator[Found]:
     """What a folder holds, temporary names left out; nothing where there is no such folder."""
-    (outcome,) = _list_all(call, [folder])
+    (outcome,) = _list_all(call, [folder], go_on_in=())
     if not isinstance(outcome, NotFound | InvalidPath):
         yield from (found for found in _or_raise(outcome) if not is_temp_name(found.place.name))
 
@@ -105,7 +128,7 @@ def walk(call: Call, root: JailedPath, max_depth: int | None = None) -> Iterator
     depth = entries = 0
     while level and (max_depth is None or depth <= max_depth):
         _check_depth(depth, root)
-        outcomes = _list_all(call, level)
+        outcomes = _list_all(call, level, go_on_in=set(level) if max_depth is None or depth < max_depth else ())
         level = []
         for outcome in outcomes:
             if isinstance(outcome, NotFound | InvalidPath):
@@ -167,7 +190,7 @@ def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
     """Sums over all files below. Raises NotFound, InvalidPath for a file."""
     count = size = 0
     latest = None
-    (outcome,) = _list_all(call, [folder])
+    (outcome,) = _list_all(call, [folder], go_on_in=())
     _or_raise(outcome)
     for found in walk(call, folder):
         if found.is_file:
@@ -184,6 +207,11 @@ def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
 def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
     """Deletes a folder with all it holds, temporary names too; links are removed, never entered.
 
+    Each folder is looked at before it is listed, by its parent's listing or by LSTAT, and once more, along with the end
+    of its listing, before anything in it is removed. One race remains, as SFTP 3 cannot delete by a handle:
+    if somebody replaces a folder by a link between that second look and the removals, files behind the link are removed
+    that have the names of files in the folder.
+
     Raises NotFound, InvalidPath for a file; else the first refusal, after everything that can be deleted is.
     """
     (own,) = call(lambda wire: wire.run(ask_all([LStat(root.native)])), idempotent=True)
@@ -196,18 +224,21 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
     depth = entries = 0
     while level:
         _check_depth(depth, root)
-        outcomes = _list_all(call, level)
-        folders += level
-        level = []
+        outcomes = _list_for_removal(call, level)
+        listed, level = level, []
         others: list[JailedPath] = []
-        for outcome in outcomes:
+        for folder, outcome in zip(listed, outcomes, strict=True):
             if isinstance(outcome, NotFound):
                 continue
+            if isinstance(outcome, _BecameLink):
+                others.append(folder)
+                continue
+            folders.append(folder)
             if isinstance(outcome, SFTPBackendError):
                 failures.append(outcome)
                 continue
-            for found in _or_raise(outcome):
-                (level if found.own.is_folder else others).append(found.place)
+            for place, attributes in _or_raise(outcome):
+                (level if attributes.is_folder else others).append(place)
         entries += len(level) + len(others)
         _check_entries(entries, root)
         failures += _removed(call, others)
@@ -215,6 +246,29 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
     failures += _folders_removed(call, folders)
     if failures:
         raise failures[0]
+
+
+class _BecameLink(SFTPBackendError):
+    """There is a link now where a folder was when it was looked at."""
+
+
+def _list_for_removal(call: Call, folders: Sequence[JailedPath]) -> list[Listing | SFTPBackendError | OSError]:
+    def use(wire: Wire) -> list[Listing | SFTPBackendError | OSError]:
+        depth = _ahead(wire, folders)
+        return _unless_lost(wire.run_many(_listed_for_removal(folder, depth) for folder in folders))
+
+    return call(use, idempotent=True)
+
+
+def _listed_for_removal(place: JailedPath, depth: int) -> Operation[Listing]:
+    """The entries of a folder that is still one, links as links. Raises _BecameLink, InvalidPath."""
+    entries, now = yield from list_and_look_again(place, depth)
+    if isinstance(now, Attributes) and not now.is_folder:
+        kind = _BecameLink if now.is_link else InvalidPath
+        raise kind("cannot delete the folder: something else has its name by now", path=place.key)
+    if isinstance(now, Refused) and not (yield from server_traits()).lists_links_as_links:
+        raise unknown_link(place, now)
+    return (yield from with_links_told(entries))
 
 
 def _removed(call: Call, places: Sequence[JailedPath]) -> list[SFTPBackendError]:
@@ -424,7 +478,8 @@ def _search_level(
         elif looked is not None and looked.is_file:
             for group in groups:
                 group.matches[place.key] = file_info(place, looked)
-    outcomes = _list_all(call, list(listed)) if listed else []
+    go_on_in = {folder for folder, wanted in listed.items() if _goes_on(wanted)}
+    outcomes = _list_all(call, list(listed), go_on_in) if listed else []
     for (folder, wanted), outcome in zip(listed.items(), outcomes, strict=True):
         if isinstance(outcome, NotFound | InvalidPath):
             continue
@@ -440,6 +495,11 @@ def _search_level(
         for found in outcome:
             _match(found, wanted, below)
     return below, entries
+
+
+def _goes_on(wanted: _Wanted) -> bool:
+    """True if a pattern leads on into folders that it does not name."""
+    return any(rest[0] == "**" or (len(rest) > 1 and not _is_plain(rest[0])) for rest in wanted)
 
 
 def _match(found: Found, wanted: _Wanted, below: dict[JailedPath, _Wanted]) -> None:

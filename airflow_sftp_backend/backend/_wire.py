@@ -22,7 +22,7 @@ from ._errors import BackendUnavailable, Refused, SFTPBackendError
 from ._lane import Channel, Lane, Pending, Waiter
 from ._limits import DEFAULT_BOUNDS, Bounds
 from ._messages import AskLimits, Close, Request
-from ._server_traits import UNKNOWN, traits_of
+from ._server_traits import UNKNOWN, ServerTraits, traits_of
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -54,7 +54,12 @@ class FurtherLanes(Protocol):
         """Those that have been opened since it was last asked."""
 
 
-Step = Request[Any] | Posting[Any] | Pending[Any]
+@dataclass(frozen=True, slots=True)
+class TraitsQuery:
+    """The question for the server's traits, which the wire answers itself."""
+
+
+Step = Request[Any] | Posting[Any] | Pending[Any] | TraitsQuery
 Operation = Generator[Step, Any, T]  # each step is sent the value of what it yielded
 
 
@@ -66,6 +71,11 @@ def post(request: Request[R], lane: Lane | None = None) -> Operation[Pending[R]]
 def wait(pending: Pending[R]) -> Operation[R]:
     """The reply to a posted request. Raises Refused."""
     return cast(R, (yield pending))
+
+
+def server_traits() -> Operation[ServerTraits]:
+    """Get what the server is known to do, without a request."""
+    return cast("ServerTraits", (yield TraitsQuery()))
 
 
 def ask(request: Request[R]) -> Operation[R]:
@@ -282,6 +292,9 @@ class Wire:
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
     def _take_up(self, run: Run[Any], step: Step) -> None:
+        if isinstance(step, TraitsQuery):
+            run.wake(self.traits)
+            return
         if isinstance(step, Pending):
             step.await_by(run)
             return

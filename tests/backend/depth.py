@@ -11,7 +11,7 @@ import pytest
 from airflow_sftp_backend import SFTPBackendError
 from airflow_sftp_backend.backend._lane import Pending
 from airflow_sftp_backend.backend._messages import Request
-from airflow_sftp_backend.backend._wire import Operation, Posting, Wire
+from airflow_sftp_backend.backend._wire import Operation, Posting, TraitsQuery, Wire
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ class Depth:
             if isinstance(step, Pending):
                 level = max(level, self._posted.get(step, start + 1))
                 self.deepest = max(self.deepest, level)
-            elif isinstance(value, Pending):
+            elif isinstance(value, Pending) and not isinstance(step, TraitsQuery):
                 self.requests.append(step.request if isinstance(step, Posting) else step)
                 self._posted[value] = level + 1
 

@@ -30,7 +30,8 @@ from airflow_sftp_backend.backend._messages import (
     Stat,
     Write,
 )
-from airflow_sftp_backend.backend._wire import Operation, Posting, Wire
+from airflow_sftp_backend.backend._server_traits import OPENSSH, ServerTraits
+from airflow_sftp_backend.backend._wire import Operation, Posting, TraitsQuery, Wire
 
 T = TypeVar("T")
 
@@ -78,7 +79,7 @@ class MemoryServer(Wire):
     """Files and folders by absolute path, and the wire to them.
 
     The requests numbered ``fail_at`` (from 1) fail as ``failure`` says: refused, or the connection is lost before or
-    after it was carried out. ``after`` is called after each request.
+    after it was carried out. ``after`` is called after each request. ``traits`` are what the client holds of it.
     """
 
     def __init__(
@@ -91,8 +92,10 @@ class MemoryServer(Wire):
         fail_at: Collection[int] = (),
         failure: Failure = "failure",
         after: Callable[[MemoryServer], None] | None = None,
+        traits: ServerTraits = OPENSSH,
     ) -> None:
         super().__init__(_NoChannel(), io_timeout=None)
+        self.traits = traits
         self.files: dict[str, File | None] = {"/": None}
         for path, content in files.items():
             self.files[path] = None if content is None else File(bytearray(content))
@@ -155,6 +158,8 @@ class MemoryServer(Wire):
                 return cast(T, end.value)
             if isinstance(step, Pending):
                 step.await_by(cast(Any, ticket))
+            elif isinstance(step, TraitsQuery):
+                ticket.value = self.traits
             elif self.broken is not None:
                 ticket.error = BackendUnavailable(self.broken)
             else:

@@ -21,8 +21,9 @@ from airflow_sftp_backend import (
 from airflow_sftp_backend.backend import _tree
 from airflow_sftp_backend.backend._codec import Attributes, Entry
 from airflow_sftp_backend.backend._errors import Code, Refused
-from airflow_sftp_backend.backend._messages import OpenDir, ReadDir, Remove, Request
+from airflow_sftp_backend.backend._messages import LStat, OpenDir, ReadDir, Remove, Request
 from airflow_sftp_backend.backend._paths import Jail, temp_name
+from airflow_sftp_backend.backend._server_traits import OPENSSH, UNKNOWN, ServerTraits
 from airflow_sftp_backend.backend._tree import (
     Call,
     Pattern,
@@ -254,6 +255,8 @@ class Endless(MemoryServer):
         """The same answer at any depth."""
         if isinstance(request, OpenDir):
             return self._handle([Entry("deeper", Attributes(mode=0o040755))])
+        if isinstance(request, LStat):
+            return Attributes(mode=0o040755)
         return super().carry_out(request)
 
 
@@ -265,9 +268,12 @@ class Endless(MemoryServer):
         lambda call: folder_info(call, ROOT),
     ],
 )
-def test_a_server_without_bottom_keeps_no_walk_busy_for_ever(use: Callable[[Call], object]) -> None:
+@pytest.mark.parametrize("traits", [OPENSSH, UNKNOWN], ids=["known", "unknown"])
+def test_a_server_without_bottom_keeps_no_walk_busy_for_ever(
+    use: Callable[[Call], object], traits: ServerTraits
+) -> None:
     with pytest.raises(SFTPBackendError, match="more than 256 deep"):
-        use(reach(Endless({})))
+        use(reach(Endless({}, traits=traits)))
 
 
 def test_a_server_without_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

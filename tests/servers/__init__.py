@@ -8,6 +8,7 @@ a client that leaves its base_path is seen to do so.
 from __future__ import annotations
 
 from ._asyncssh import AsyncsshServer, Files, Login, OneChannel, Packets, WithoutExtensions, WithoutPosixRename
+from ._deviations import ListsLinksAsTargets, SwapsFolderForLink
 from ._lies import (
     FAILURE,
     NO_SPACE_ON_FILESYSTEM,
@@ -57,6 +58,7 @@ __all__ = [
     "Folder",
     "HostileNames",
     "Listener",
+    "ListsLinksAsTargets",
     "Login",
     "MovesAway",
     "NoChannel",
@@ -78,6 +80,7 @@ __all__ = [
     "StallsAfter",
     "StallsOnFurtherChannels",
     "Status",
+    "SwapsFolderForLink",
     "WithoutExtensions",
     "WithoutPosixRename",
     "WithoutSetstat",
