@@ -11,8 +11,9 @@ wait; what they yield after it, their clean-up, is still run.
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
@@ -136,7 +137,7 @@ class Wire:
 
     The channel's own timeout measures the silence; ``io_timeout``, in seconds, is what error texts call it. ``further``
     is where more lanes come from, if any do; ``banner`` is the server's identification, as ``SSH-2.0-OpenSSH_9.2``;
-    ``bounds`` is what the server may send.
+    ``bounds`` is what the server may send; ``clock`` gives seconds, to measure the round trip.
     """
 
     def __init__(
@@ -147,8 +148,9 @@ class Wire:
         further: FurtherLanes | None = None,
         banner: str = "",
         bounds: Bounds = DEFAULT_BOUNDS,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._first = Lane(channel, io_timeout=io_timeout)
+        self._first = Lane(channel, io_timeout=io_timeout, clock=clock)
         self.lanes = [self._first]
         """The lanes there are, each a channel of the same connection."""
         self._banner = banner

@@ -1,0 +1,384 @@
+"""Connections to a model server that are cut, stall or end with the process at any chosen message.
+
+Nothing waits: a clock is advanced where a real client would have waited. Messages are numbered from 1 over all
+connections and channels of a run, in the order in which the client sends them. The server carries out a message when
+the client waits for a reply, so that the client knows every reply that it can know when the fault happens.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from unittest import mock
+
+from airflow_sftp_backend import BackendUnavailable, RetryPolicy, SFTPBackend
+from airflow_sftp_backend.backend import _backend, _session
+from airflow_sftp_backend.backend._lane import Lane
+from airflow_sftp_backend.backend._opening import Opened
+from airflow_sftp_backend.backend._session import Session
+from airflow_sftp_backend.backend._wire import Wire
+
+from .model import EXTENDED, NAMES, Fields, Handles, ModelServer
+
+if TYPE_CHECKING:
+    import paramiko
+
+    from airflow_sftp_backend.backend._opening import ConnectionFacts
+    from airflow_sftp_backend.backend._stream import Stream
+
+IO_TIMEOUT: Final = 30.0
+"""Seconds of silence after which the client gives a connection up."""
+
+Kind = Literal["cut", "stall", "late", "kill"]
+Moment = Literal["before request", "after request", "before reply", "after reply"]
+MOMENTS: Final[tuple[Moment, ...]] = ("before request", "after request", "before reply", "after reply")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens at the message with ``number``.
+
+    ``kind``: the connection is ``cut``, or ``stalls`` for ever; ``late`` is a stall after which the server carries out
+    what it was sent as soon as the client has connected anew; ``kill`` ends the client's process. ``moment``:
+
+    * before request: the message cannot be sent any more; the server carries out those before it.
+    * after request: the message is sent and does not arrive.
+    * before reply: the server carries the message out, and its reply is lost.
+    * after reply: the client gets the reply, and nothing after it.
+    """
+
+    kind: Kind
+    moment: Moment
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.moment} {self.number}"
+
+
+class Killed(BaseException):
+    """The client's process has ended: whatever its clean-up tries is undone or does not reach the server."""
+
+
+class Clock:
+    """Seconds, which pass only where somebody waits."""
+
+    def __init__(self, now: float = 1_700_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Lets the time pass."""
+        self.now += seconds
+
+
+@dataclass
+class Message:
+    """A request under way to the server."""
+
+    number: int
+    channel: ModelChannel
+    packet: bytes
+
+    def __str__(self) -> str:
+        if self.packet[0] == EXTENDED:
+            return Fields(self.packet[5:]).string().decode().partition("@")[0]
+        return NAMES[self.packet[0]]
+
+
+@dataclass
+class Connection:
+    """One connection: its channels, and what is under way on it."""
+
+    network: Network
+    state: Literal["open", "cut", "stall", "late"] = "open"
+    channels: list[ModelChannel] = field(default_factory=list)
+    queue: deque[Message] = field(default_factory=deque)
+    breaks_with: Fault | None = None
+    """The fault that happened to a request on its way: replies to those before it still arrive."""
+    closed: bool = False
+
+    def carry_out_next(self) -> None:
+        """Lets the server carry out the next message."""
+        message = self.queue.popleft()
+        fault = self.network.fault_at(message.number)
+        reply = self.network.carry_out(message)
+        if fault is not None and fault.moment in ("before reply", "after reply"):
+            self.breaks_with = fault
+            if fault.kind != "late":
+                self.queue.clear()
+        if fault is None or fault.moment != "before reply":
+            message.channel.inbox += struct.pack(">I", len(reply)) + reply
+        self.settle()
+
+    def settle(self) -> None:
+        """Breaks the connection once the client can get nothing more over it."""
+        late = self.breaks_with is not None and self.breaks_with.kind == "late"
+        if self.breaks_with is not None and (late or not self.queue):
+            self.state = cast("Literal['cut', 'stall', 'late']", self.breaks_with.kind)
+
+
+class ModelChannel:
+    """A channel of a connection, as a lane uses one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.handles = Handles()
+        self.inbox = b""
+        self._connection = connection
+        self._network = connection.network
+        self._sent = b""
+        connection.channels.append(self)
+
+    def send(self, data: bytes, /) -> int:
+        """Takes ``data``, or its part before the message that cannot be sent."""
+        connection, data = self._connection, bytes(data)
+        self._network.check_alive()
+        if connection.closed or connection.state == "cut":
+            return 0
+        taken = 0
+        while taken < len(data):
+            missing = self._missing()
+            piece = data[taken : taken + missing]
+            if missing and len(self._sent) + len(piece) == self._length():
+                if not self._take(self._sent + piece):
+                    return taken
+                self._sent = b""
+            else:
+                self._sent += piece
+            taken += len(piece)
+        return taken
+
+    def _length(self) -> int | None:
+        """The length of the message that is being sent, with its own four bytes, as far as it is known."""
+        return None if len(self._sent) < 4 else int.from_bytes(self._sent[:4], "big") + 4
+
+    def _missing(self) -> int:
+        return (self._length() or 4) - len(self._sent)
+
+    def _take(self, frame: bytes) -> bool:
+        """Takes one message; False if it cannot be sent."""
+        connection, network = self._connection, self._network
+        packet = frame[4:]
+        if packet[0] == 1:  # INIT
+            reply = network.server.version()
+            self.inbox += struct.pack(">I", len(reply)) + reply
+            return True
+        number = network.next_number()
+        fault = network.fault_at(number)
+        if connection.breaks_with is not None:
+            if connection.breaks_with.kind == "late":
+                connection.queue.append(Message(number, self, packet))
+            return True
+        if fault is not None and fault.moment == "before request":
+            while connection.queue:
+                connection.carry_out_next()
+            connection.breaks_with = fault
+            connection.settle()
+            if fault.kind == "cut":
+                return False
+            network.clock.sleep(IO_TIMEOUT)
+            raise TimeoutError
+        connection.queue.append(Message(number, self, packet))
+        if fault is not None and fault.moment == "after request":
+            connection.breaks_with = fault
+            if fault.kind != "late":
+                connection.queue.pop()
+            connection.settle()
+        return True
+
+    def recv(self, count: int, /) -> bytes:
+        """The next bytes that the server sends; none once the connection is cut."""
+        connection, network = self._connection, self._network
+        network.check_alive()
+        while not self.inbox and connection.state == "open" and connection.queue and not connection.closed:
+            connection.carry_out_next()
+        if self.inbox and not connection.closed:
+            data, self.inbox = self.inbox[:count], self.inbox[count:]
+            return data
+        if connection.closed or connection.state == "cut":
+            return b""
+        if connection.state == "open":
+            raise AssertionError("the client waits for a reply that no server owes it")
+        network.clock.sleep(IO_TIMEOUT)
+        raise TimeoutError
+
+    def send_ready(self) -> bool:
+        """It always takes something."""
+        return True
+
+    def recv_ready(self) -> bool:
+        """True if something has come."""
+        return bool(self.inbox)
+
+    def settimeout(self, seconds: float | None) -> None:
+        """Its timeout is `IO_TIMEOUT`."""
+
+    def close(self) -> None:
+        """Ends it; see `Network.close`."""
+
+
+class _FurtherChannels:
+    """Opens the further channels of a connection at once, up to ``most`` in all."""
+
+    def __init__(self, connection: Connection, most: int, clock: Clock) -> None:
+        self._connection = connection
+        self._most = most
+        self._clock = clock
+        self._arrived: list[Lane] = []
+
+    def want(self, count: int) -> None:
+        """Opens them."""
+        while len(self._connection.channels) < min(count, self._most):
+            lane = Lane(ModelChannel(self._connection), io_timeout=IO_TIMEOUT, clock=self._clock)
+            lane.handshake()
+            self._arrived.append(lane)
+
+    def arrived(self) -> list[Lane]:
+        """Those that were opened since it was last asked."""
+        arrived, self._arrived = self._arrived, []
+        return arrived
+
+
+class Network:
+    """The way to one model server, with the faults that happen on it."""
+
+    def __init__(self, server: ModelServer, clock: Clock, faults: Sequence[Fault] = ()) -> None:
+        self.server = server
+        self.clock = clock
+        self.connections: list[Connection] = []
+        self.log: list[str] = []
+        """What the server has carried out."""
+        self.sent = 0
+        """Messages sent so far."""
+        self.fired: list[Fault] = []
+        self.at_kill: Callable[[], object] = lambda: None
+        """Called when the process is killed, before anything it tries afterwards."""
+        self.killed = False
+        self._faults = {fault.number: fault for fault in faults}
+
+    def next_number(self) -> int:
+        """The number of a message that is being sent."""
+        self.sent += 1
+        return self.sent
+
+    def fault_at(self, number: int) -> Fault | None:
+        """The fault at that message; noted as having happened."""
+        fault = self._faults.get(number)
+        if fault is not None and fault.kind != "kill" and fault not in self.fired:
+            self.fired.append(fault)
+        return fault if fault is not None and fault.kind != "kill" else None
+
+    def carry_out(self, message: Message) -> bytes:
+        """The server's reply to a message. Raises Killed if the process is to end when it was carried out."""
+        reply = self.server.reply(message.channel.handles, message.packet)
+        self.log.append(str(message))
+        fault = self._faults.get(message.number)
+        if fault is not None and fault.kind == "kill":
+            self.fired.append(fault)
+            self.killed = True
+            self.at_kill()
+            raise Killed
+        return reply
+
+    def check_alive(self) -> None:
+        """Raises Killed once the process has ended."""
+        if self.killed:
+            raise Killed
+
+    def connect(self, config: Any) -> Wire:
+        """A new connection, with SFTP on it."""
+        self.check_alive()
+        for old in self.connections:
+            if old.state == "late":
+                self._catch_up(old)
+        connection = Connection(self)
+        self.connections.append(connection)
+        channel = ModelChannel(connection)
+        further = _FurtherChannels(connection, config.max_lanes, self.clock)
+        traits = self.server.traits
+        wire = Wire(channel, io_timeout=IO_TIMEOUT, further=further, banner=traits.banner, clock=self.clock)
+        wire.handshake()
+        return wire
+
+    def _catch_up(self, connection: Connection) -> None:
+        """Lets a server that has stalled carry out what it was sent."""
+        connection.state = "cut"
+        while connection.queue:
+            self.carry_out(connection.queue.popleft())
+
+    def close(self, wire: Wire) -> None:
+        """Ends a connection: the server carries out what it was sent and sees its end."""
+        connection = next(c for c in self.connections if any(wire.lanes[0]._channel is one for one in c.channels))
+        while connection.queue and connection.state == "open" and not self.killed:
+            connection.carry_out_next()
+        connection.closed = True
+        for channel in connection.channels:
+            channel.handles.clear()
+
+    def open_handles(self) -> int:
+        """Handles that are open on connections that the client still has."""
+        live = [c for c in self.connections if c.state == "open" and not c.closed]
+        for connection in live:
+            while connection.queue:
+                connection.carry_out_next()
+        return sum(len(channel.handles) for c in live for channel in c.channels)
+
+    @contextmanager
+    def backend(self, **arguments: Any) -> Iterator[SFTPBackend]:
+        """A backend whose session connects over this network, as in a process of its own; closed at the end."""
+        session = partial(Session, clock=self.clock, sleep=self.clock.sleep, random=lambda: 0.0)
+        opening = partial(_ModelOpening, self)
+        with mock.patch.object(_backend, "Session", session), mock.patch.object(_session, "Opening", opening):
+            defaults: dict[str, Any] = {"base_path": "/data", "io_timeout": IO_TIMEOUT, "retry": RetryPolicy.disabled()}
+            backend = SFTPBackend("model.test", **(defaults | arguments))
+            try:
+                yield backend
+            finally:
+                backend.close()
+
+
+class _ModelOpening:
+    """What the session makes to connect: in place of `_opening.Opening`."""
+
+    hopeless = False
+
+    def __init__(self, network: Network, hop: Any, left: Any, load: Any = None, **options: Any) -> None:
+        self._network = network
+        self._config = hop.settings.config
+
+    def run(self) -> Opened:
+        """Connects."""
+        network = self._network
+        try:
+            wire = network.connect(self._config)
+        except BackendUnavailable as error:
+            error.backend = self._config.address
+            raise
+        ends = SimpleNamespace(
+            failure=None,
+            is_active=lambda: True,
+            is_alive=lambda: False,
+            stop_thread=lambda: network.close(wire),
+            packetizer=SimpleNamespace(complete_handshake=lambda: None),
+            hang_up=lambda why=None: None,
+            release=lambda: None,
+            end_within=lambda seconds: None,
+            close=lambda: None,
+        )
+        client, transport = cast("paramiko.SSHClient", ends), cast("paramiko.Transport", ends)
+        return Opened(client, transport, cast("Stream", ends), wire, self.facts())
+
+    def facts(self) -> ConnectionFacts:
+        """What logs say of it."""
+        names = ("username", "server_version", "host_key_fingerprint", "trust", "cipher")
+        return cast("ConnectionFacts", SimpleNamespace(**dict.fromkeys(names, "a model")))
+
+    def abort(self) -> None:
+        """Nothing to end."""
