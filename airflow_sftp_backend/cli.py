@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from .backend import BackendConfig, BackendUnavailable, HostKeyPolicy, Secret, SFTPBackendError
+from .backend._config import DEFAULT_PORT
 
 if TYPE_CHECKING:
     from .backend._diagnosis import Diagnosis, Step
@@ -60,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--speed", action="store_true", help="also send and fetch up to 64 MiB, removed afterwards")
     check.add_argument("--json", action="store_true", help="print one JSON object")
     url = check.add_argument_group("for a URL")
-    url.add_argument("--ask-password", action="store_true", help="ask for the password")
-    url.add_argument("--key-file", metavar="FILE", help="private key")
+    url.add_argument("--ask-password", action="store_true", help="ask for the password, which also opens the key file")
+    url.add_argument("--key-file", metavar="FILE", help="private key, which the password opens if it is encrypted")
     url.add_argument("--known-hosts", metavar="FILE", help="known_hosts file (default: ~/.ssh/known_hosts)")
     policies = [policy.value for policy in HostKeyPolicy]
     url.add_argument("--host-key-policy", choices=policies, help="default: strict")
@@ -71,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Prints a server's host keys, one of each type, as known_hosts lines; their fingerprints go to"
         " standard error. They are what answers at that address now: compare them with what its owner says.",
     )
-    scan.add_argument("host", metavar="HOST")
-    scan.add_argument("--port", type=int, default=22)
+    scan.add_argument("host", metavar="HOST", help="name or address; HOST:PORT and [ADDRESS]:PORT too")
+    scan.add_argument("--port", type=int, help="default: 22")
     scan.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each step; default: 10")
     scan.add_argument("--json", action="store_true", help="print a JSON array")
     return parser
@@ -127,6 +128,7 @@ def _of_url(given: argparse.Namespace) -> BackendConfig:
         port=port,
         username=unquote(parts.username) if parts.username else None,
         password=None if password is None else Secret(password),
+        passphrase=None if password is None or given.key_file is None else Secret(password),
         key_file=given.key_file,
         base_path=path[3:] or "." if path == "/~" or path.startswith("/~/") else path or ".",
         host_keys_path=given.known_hosts,
@@ -211,13 +213,14 @@ def _can_print(text: str) -> bool:
 def _scan(given: argparse.Namespace) -> int:
     from .backend import SFTPUtils
 
+    host, port = _host_and_port(given.host, given.port)
     try:
-        keys = SFTPUtils.scan_host_keys(given.host, given.port, given.timeout)
+        keys = SFTPUtils.scan_host_keys(host, port, given.timeout)
     except BackendUnavailable as error:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 1
     if not keys:
-        print(f"airflow-sftp-backend: {given.host} has no host key of a type known here", file=sys.stderr)
+        print(f"airflow-sftp-backend: {host} has no host key of a type known here", file=sys.stderr)
         return 1
     if given.json:
         shown = [{"type": key.type, "fingerprint": key.fingerprint, "known_hosts": str(key)} for key in keys]
@@ -227,6 +230,25 @@ def _scan(given: argparse.Namespace) -> int:
         print(f"# {key.type} {key.fingerprint}", file=sys.stderr)
         print(key)
     return 0
+
+
+def _host_and_port(text: str, port: int | None) -> tuple[str, int]:
+    """Split ``HOST``, ``HOST:PORT``, ``[ADDRESS]`` or ``[ADDRESS]:PORT``; an address without brackets has no port.
+
+    :param port: what ``--port`` says, or None.
+    :raises _Wrong: if the port is not a number, or is not that of ``--port``.
+    """
+    host, named = text, ""
+    if text.startswith("[") and "]" in text:
+        host, _, rest = text[1:].partition("]")
+        named = rest.removeprefix(":")
+    elif text.count(":") == 1:
+        host, _, named = text.partition(":")
+    if not named:
+        return host, port or DEFAULT_PORT
+    if not (named.isascii() and named.isdigit()) or port not in (None, int(named)):
+        raise _Wrong(f"{named!r} in {text!r} is not the port; pass one port, as HOST:PORT or with --port")
+    return host, int(named)
 
 
 if __name__ == "__main__":

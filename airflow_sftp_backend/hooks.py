@@ -17,6 +17,7 @@ from .backend import (
     HostKeyRejected,
     InvalidPath,
     PermissionDenied,
+    SFTPBackendError,
 )
 from .connection import Columns, InvalidConnection
 from .fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
@@ -54,6 +55,10 @@ HOPELESS: Final = (
     InvalidArgument,
 )
 """What retrying cannot mend."""
+_HOST_KEY_TEXTS: Final = {
+    "unknown": "The host key {} is not known. If the server's owner confirms it",
+    "changed": "The host key {} is not the known one. If the server's owner confirms the new one",
+}
 
 
 class SFTPBackendHook(BaseHook):
@@ -171,9 +176,7 @@ class SFTPBackendHook(BaseHook):
             found = diagnose(config)
         except Exception as error:
             return False, str(error) or type(error).__name__
-        if found.error is not None:
-            return False, "\n".join([str(found.error), *found.advice])
-        return True, _success(config, found)
+        return (True, _success(config, found)) if found.error is None else (False, _failure(found.error, found))
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -207,6 +210,16 @@ def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
             yield from _leaves(error)
         else:
             yield error
+
+
+def _failure(error: SFTPBackendError, found: Diagnosis) -> str:
+    """Tell the reason in what a page shows for a few seconds, and where to read the rest."""
+    text = str(error)
+    server = found.failed_at
+    if isinstance(error, HostKeyRejected) and server is not None and error.verdict in _HOST_KEY_TEXTS:
+        sentence = _HOST_KEY_TEXTS[error.verdict].format(server.host_key_fingerprint)
+        text = f"{sentence}, set Known host keys to:\n{server.host_key_line}"
+    return f"{text}\nMore: airflow-sftp-backend check CONN_ID"
 
 
 def _success(config: BackendConfig, found: Diagnosis) -> str:

@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -193,6 +196,55 @@ def test_a_scan_of_nobody_fails(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr()
     assert shown.out == ""
     assert "the server refuses connections" in shown.err
+
+
+@pytest.mark.parametrize("spelled", ["{0}:{1}", "[{0}]:{1}"])
+def test_a_scan_takes_the_port_with_the_host(
+    openssh: OpenSSHServer, capsys: pytest.CaptureFixture[str], spelled: str
+) -> None:
+    assert main(["scan-host-keys", spelled.format(openssh.host, openssh.port)]) == 0
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(openssh.known_hosts.splitlines())
+
+
+def test_a_scan_of_an_address_in_brackets_names_the_address(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scan-host-keys", "[::1]", "--port", str(free_port())]) == 1
+    assert "resolved" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["host:ssh"], ["host:22", "--port", "23"], ["[::1]x"]])
+def test_a_scan_with_a_port_that_is_none_is_a_usage_error(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scan-host-keys", *arguments]) == 2
+    assert "pass one port, as HOST:PORT or with --port" in capsys.readouterr().err
+
+
+def test_a_scan_of_an_http_port_says_what_answers_there(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            began = time.monotonic()
+            assert main(["scan-host-keys", f"127.0.0.1:{server.server_port}", "--timeout", "30"]) == 1
+            assert time.monotonic() - began < 25, "it waited for the timeout"
+        finally:
+            server.shutdown()
+            thread.join()
+    assert "the server does not speak SSH but says '<!DOCTYPE HTML" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_password_of_the_url_or_asked_for_opens_the_key_file(
+    openssh: OpenSSHServer, known_hosts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    openssh.login_key.write_private_key(str(tmp_path / "encrypted"), passphrase="opens the key")
+    (tmp_path / "encrypted").chmod(0o600)
+    monkeypatch.setattr("getpass.getpass", lambda prompt: "opens the key")
+    login = openssh.username if asked else f"{openssh.username}:opens%20the%20key"
+    options = ["--ask-password"] if asked else []
+    url = f"sftp://{login}@{openssh.host}:{openssh.port}/~"
+    files = ["--known-hosts", str(known_hosts), "--key-file", str(tmp_path / "encrypted")]
+    assert main(["check", url, *files, *options]) == 0
 
 
 def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

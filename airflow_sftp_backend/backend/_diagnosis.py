@@ -60,6 +60,8 @@ class Diagnosis:
     steps: tuple[Step, ...]
     error: SFTPBackendError | None = None
     advice: tuple[str, ...] = ()
+    failed_at: ConnectionFacts | None = None
+    """The facts of the server that connecting ended at: of the jump server, unless that has let us in."""
 
     @property
     def ok(self) -> bool:
@@ -105,7 +107,7 @@ def diagnose(config: BackendConfig, probes: Mapping[str, Probe] | None = None) -
             lines = (str(error), *getattr(error, "__notes__", ()))
             steps.append(Step(doing or _failed_at(error, facts), False, lines, {"error": type(error).__name__}))
             advice = tuple(_advice(config, error, facts, doing))
-            return Diagnosis(backend.name, _user(config, facts), tuple(steps), error, advice)
+            return Diagnosis(backend.name, _user(config, facts), tuple(steps), error, advice, _at_fault(facts))
         return Diagnosis(backend.name, _user(config, session.found), tuple(steps))
 
 
@@ -263,15 +265,22 @@ def _round_trip(backend: SFTPBackend) -> Step:
 
 def _advice(config: BackendConfig, error: SFTPBackendError, facts: ConnectionFacts | None, doing: str) -> Iterator[str]:
     """What the error's text does not say."""
-    if facts is not None and facts.jump is not None and not facts.jump.logged_in:
+    if (shown := _at_fault(facts)) is not facts:
         assert config.jump is not None
-        config, facts = config.jump, facts.jump
-    if isinstance(error, HostKeyRejected) and facts is not None and "revoked" not in error.message:
+        config, facts = config.jump, shown
+    if isinstance(error, HostKeyRejected) and facts is not None and error.verdict != "revoked":
         yield from _pinning(facts)
     elif facts is not None and facts.incompatible:
         yield from _widening(config, facts)
     elif doing == "Base path" and isinstance(error, NotFound | InvalidPath):
         yield "base_path is a folder on the server: absolute, or relative to the one that a login starts in"
+
+
+def _at_fault(facts: ConnectionFacts | None) -> ConnectionFacts | None:
+    """The facts of the server that the attempt ended at: the jump server, unless that has let us in."""
+    if facts is not None and facts.jump is not None and not facts.jump.logged_in:
+        return facts.jump
+    return facts
 
 
 def _pinning(facts: ConnectionFacts) -> Iterator[str]:

@@ -80,7 +80,24 @@ class AuthenticationFailed(BackendUnavailable):
 
 
 class HostKeyRejected(BackendUnavailable):
-    """The server's host key is not the one expected, or none is known."""
+    """The server's host key is not the one expected, or none is known.
+
+    :ivar verdict: ``unknown``, ``changed`` or ``revoked``; empty where the key could not be checked.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        backend: str | None = None,
+        verdict: str = "",
+    ) -> None:
+        super().__init__(message, path=path, backend=backend)
+        self.verdict = verdict
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return *super().__reduce__(), {"verdict": self.verdict}
 
 
 def _rebuild(kind: type[SFTPBackendError], message: str, path: str | None, backend: str | None) -> SFTPBackendError:

@@ -48,6 +48,8 @@ _SHA256: Final = "SHA256:"
 _FINGERPRINTS: Final = (_SHA256, "MD5:")
 _FIELDS: Final = {"ssh-rsa": 2, "ssh-dss": 4, "ssh-ed25519": 1} | {f"ecdsa-sha2-nistp{n}": 2 for n in (256, 384, 521)}
 """Fields of a public key after its type; a certificate has the same after its nonce."""
+_SEPARATOR: Final = r"[ \t]+"
+"""Separates the fields of a line for ssh(1) (OpenSSH's hostfile.c): no other white space does."""
 _TYPE: Final = re.compile(r"(?:ssh|ecdsa|sk)-[a-z0-9.@-]+")
 _HINTS: Final = {
     "(ED25519)": ("ssh-ed25519",),
@@ -217,7 +219,7 @@ class _Line:
     @classmethod
     def read(cls, text: str, place: str, *, pinned: bool) -> Self:
         """ValueError says why it cannot be read."""
-        fields = text.split()
+        fields = re.split(_SEPARATOR, text)
         marker = fields.pop(0) if fields[0].startswith("@") else ""
         if marker not in ("", _AUTHORITY, _REVOKED):
             raise ValueError(f"unknown marker {marker[:20]!r}; there are {_AUTHORITY} and {_REVOKED}")
@@ -332,9 +334,9 @@ class KnownHosts:
         """
         lines: list[_Line] = []
         problems: list[str] = []
-        for number, line in enumerate(re.split(r"\r\n?|\n", text.removeprefix("\ufeff")), 1):
-            stripped = line.strip("\0 \t")
-            if not stripped.split() or stripped.startswith("#"):
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
+            stripped = line.removesuffix("\r").strip("\0 \t")
+            if not stripped or stripped.startswith("#"):
                 continue
             place = f"{source} line {number}"
             try:
@@ -509,7 +511,7 @@ class HostKeyChecker:
         unread = f". Lines that do not count: {'; '.join(problems[:_LISTED])}" if problems else ""
         if verdict.trust is Trust.REVOKED:
             text = f"revoked host key: {shown}, and {verdict.reason}. Do not connect before its owner has a new key"
-            return HostKeyRejected(text + unread, backend=self._config.address)
+            return HostKeyRejected(text + unread, backend=self._config.address, verdict="revoked")
         add = f"add this line to {looked[0].source}:\n{self._line(blob)}\n"
         if verdict.trust is Trust.CHANGED:
             text = (
@@ -524,7 +526,7 @@ class HostKeyChecker:
                 f"unknown host key: {shown}, and {where}{verdict.reason}{unread}. Ask the server's owner whether the"
                 f" fingerprint is right; if it is, {add}"
             )
-        return HostKeyRejected(text, backend=self._config.address)
+        return HostKeyRejected(text, backend=self._config.address, verdict=verdict.trust.value)
 
     def _remember(self, blob: bytes, looked: list[KnownHosts]) -> str:
         """Appends the key to the file unless it, or another key of the host, has come to stand there meanwhile."""

@@ -22,7 +22,6 @@ _LONGEST_LINE: Final = 8192
 _LONGEST_PACKET: Final = 256 << 10
 _MOST_LINES: Final = 100
 _RSA_SHA1: Final = "ssh-rsa"
-_NO_SSH: Final = "the server does not speak SSH; check the port"
 _KEY_TYPES: Final = {
     **{name: name for name in ("ssh-ed25519", *(f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521)))},
     **dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256", _RSA_SHA1), "ssh-rsa"),
@@ -97,14 +96,23 @@ def scan_host_algorithms(host: str, port: int = DEFAULT_PORT, timeout: float = 1
         stream = dial(host, port, timeout=timeout, io_timeout=timeout)
         try:
             return _announced(_Reader(stream, timeout))
+        except (EOFError, OSError):
+            if stream.greeting and not stream.greeting.startswith(b"SSH-"):
+                raise _no_ssh(stream.greeting) from None
+            raise
         finally:
             stream.close()
 
 
+def _no_ssh(greeting: bytes) -> BackendUnavailable:
+    said = printable(greeting.decode("utf-8", "replace"), 60)
+    return BackendUnavailable(f"the server does not speak SSH but says {said!r}; check the port")
+
+
 def _announced(reader: _Reader) -> HostAlgorithms:
+    reader.stream.send(_IDENTIFICATION)  # at once: a server of another kind waits for its client to speak first
     if not any(reader.line().startswith(b"SSH-") for _ in range(_MOST_LINES)):  # others may come first (section 4.2)
-        raise BackendUnavailable(_NO_SSH)
-    reader.stream.send(_IDENTIFICATION)
+        raise _no_ssh(reader.stream.greeting)
     while (message := reader.packet())[:1] in (bytes([_IGNORE]), bytes([_DEBUG])):
         pass
     if message[:1] == bytes([_DISCONNECT]):
@@ -124,7 +132,7 @@ class _Reader:
         """Up to and without the line feed. BackendUnavailable if it is too long."""
         while b"\n" not in self._rest:
             if len(self._rest) > _LONGEST_LINE:
-                raise BackendUnavailable(_NO_SSH)
+                raise _no_ssh(self.stream.greeting)
             self._more()
         line, _, self._rest = self._rest.partition(b"\n")
         return line

@@ -127,12 +127,12 @@ def test_another_hooks_known_hosts_file_is_used(
     file = tmp_path / ".ssh/known_hosts"
     for content, said in [
         (openssh.known_hosts, f"{file} line 1"),
-        (openssh.known_hosts_line(asyncssh.generate_private_key("ssh-ed25519")), "wrong host key"),
+        (openssh.known_hosts_line(asyncssh.generate_private_key("ssh-ed25519")), "is not the known one"),
         ("", "accepted unchecked"),
     ]:
         file.write_text(content + "\n")
         success, text = hook.test_connection()
-        assert (success, said in text) == (said != "wrong host key", True), text
+        assert (success, said in text) == (said != "is not the known one", True), text
 
 
 def test_another_hooks_connection_that_checks_no_keys_still_connects(
@@ -216,6 +216,23 @@ def test_the_connection_test_says_why_it_failed(
     success, text = SFTPBackendHook(conn_id).test_connection()
     assert not success
     assert re.search(said, text), text
+
+
+@pytest.mark.parametrize("known", [None, "another key"])
+def test_a_refused_host_key_is_one_sentence_and_the_line_to_paste(
+    openssh: OpenSSHServer, connect: Connect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: str | None
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    other = openssh.known_hosts_line(asyncssh.generate_private_key("ssh-ed25519"))
+    success, text = SFTPBackendHook(connect(openssh, known_host_keys=known and other)).test_connection()
+    sentence, line, more = text.splitlines()
+    assert not success
+    assert sentence.startswith("The host key SHA256:")
+    assert ("is not known" if known is None else "is not the known one") in sentence
+    assert sentence.endswith("set Known host keys to:")
+    assert line in openssh.known_hosts.splitlines()
+    assert more == "More: airflow-sftp-backend check CONN_ID"
+    assert len(sentence.split()) < 25
 
 
 def test_the_connection_test_of_no_connection_fails() -> None:

@@ -453,3 +453,22 @@ def test_a_key_revoked_elsewhere_is_not_revoked_here() -> None:
 def test_a_key_may_be_revoked_by_its_certificate() -> None:
     line = f"@revoked * ssh-ed25519-cert-v01@openssh.com {base64.b64encode(certificate(HOST)).decode()}"
     assert trust(f"{line}\n{NAME} {text()}", blob()) is Trust.REVOKED
+
+
+# ---- separators
+
+
+@pytest.mark.parametrize("other", ["\r", "\x0b", "\x0c", "\x1c", "\x85", "\xa0", "\u2028", "\u3000"], ids=ascii)
+def test_blank_and_tab_alone_separate_the_fields_of_a_line(other: str) -> None:
+    kind, key = text().split()
+    for line in (f"{NAME}{other}{kind} {key}", f"{NAME} {kind}{other}{key}", f"# comment{other}{NAME} {kind} {key}"):
+        known = KnownHosts.parse(line)
+        assert known.verdict(HOST, PORT, blob(), NOW).trust is Trust.UNKNOWN
+    for separator in (" ", "\t", " \t "):
+        assert trust(f"{NAME}{separator}{kind}{separator}{key}\r\n", blob()) is Trust.TRUSTED
+
+
+def test_a_lone_carriage_return_does_not_end_a_line() -> None:
+    hidden = f"{NAME} {text(number=1)}\r{NAME} {text()}"
+    known = KnownHosts.parse(hidden)
+    assert known.verdict(HOST, PORT, blob(), NOW).trust is not Trust.TRUSTED
