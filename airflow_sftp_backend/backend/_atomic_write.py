@@ -15,11 +15,11 @@ from ._messages import Close, FSetStat, FStat, LStat, Stat
 from ._models import Progress
 from ._operations import close_quietly, discard, read_into, taken
 from ._rename import rename
-from ._resume import open_or_resume, reopen
+from ._resume import open_or_resume, reopen, verify_kept
 from ._spread import Load, Spread
 from ._transfer import SPAN, Content, Outgoing, send
 from ._wire import Operation, Wire, ask_all, post, wait
-from ._write_target import Landing, Opened, SoFar
+from ._write_target import Landing, Opened, SoFar, open_landing
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +38,16 @@ def write_atomic(
     """
     so_far = SoFar() if so_far is None else so_far
     spreads = wire.traits.takes_several_writers
-    wire.want_lanes(Load(content.expected or 0, landing.lanes).lanes_at(wire.round_trip, spreads=spreads))
-    if so_far.opened is None:
-        opened = yield from open_or_resume(landing, content, so_far)
+    lanes = 1 if so_far.single else landing.lanes
+    wire.want_lanes(Load(content.expected or 0, lanes).lanes_at(wire.round_trip, spreads=spreads))
+    if so_far.opened is not None:
+        opened = yield from reopen(wire, so_far.placed(landing), content, so_far, progress)
+    elif so_far.single:
+        opened = yield from open_landing(so_far.placed(landing))
+    else:
+        opened = yield from open_or_resume(wire, landing, content, so_far)
         if progress is not None and so_far.acknowledged:
             progress(so_far.acknowledged)
-    else:
-        opened = yield from reopen(so_far.placed(landing), so_far, progress)
     landing = so_far.placed(landing)
     so_far.opened, so_far.resumable, so_far.left = opened, False, False
 
@@ -53,14 +56,15 @@ def write_atomic(
         if progress is not None:
             progress(count)
 
-    spread = Spread(wire, landing.temp, opened.handle, size=content.expected, lanes=landing.lanes)
+    spread = Spread(wire, landing.temp, opened.handle, size=content.expected, lanes=lanes)
     landed = False
     try:
         content.skip(so_far.acknowledged)
         block = (yield from wire.limits()).write
         out = Outgoing(spread, block, offset=so_far.acknowledged, progress=acknowledged)
         yield from send(content, out)
-        now = yield from land(wire, landing, opened, out, content.digest)
+        opened.spread = spread.widened
+        now = yield from land(wire, landing, opened, out, content)
         landed = True
         return now
     except Refused as refused:
@@ -80,13 +84,13 @@ def write_atomic(
                 yield from close_quietly(opened.unclosed)
 
 
-def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: str | None) -> Operation[int | None]:
+def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: Content | None) -> Operation[int | None]:
     """Closes the temporary file, proves it and gives it its final name.
 
     Raises TransferCorrupted, AlreadyExists, Refused.
 
-    ``digest`` (``sha256:<hex>``) is what was sent, for ``verify="sha256"``. Mode bits of a replaced file are kept,
-    where the server lets them be set. The server's time, where it tells.
+    ``content`` is what was sent, for ``verify="sha256"`` and for files that were opened more than once. Mode bits of a
+    replaced file are kept, where the server lets them be set. The server's time, where it tells.
     """
     yield from out.join()
     if opened.replaced is not None and opened.replaced.mode is not None:
@@ -100,8 +104,10 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, digest: st
     yield from wait(closing)
     if landing.verify != "none":
         yield from _verify_size(landing, out.offset, written.size)
-    if landing.verify == "sha256":
-        yield from _verify_digest(wire, landing, digest, out.offset)
+    if landing.verify == "sha256" and content is not None:
+        yield from _verify_digest(wire, landing, content.digest, out.offset)
+    elif content is not None:
+        yield from verify_kept(wire, landing, opened, content)
     if standing is not None and (yield from _is_shown(standing)):
         raise taken(landing.target)
     opened.renaming = True

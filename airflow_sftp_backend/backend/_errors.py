@@ -71,6 +71,10 @@ class TransferCorrupted(SFTPBackendError):
     """What arrived is not what was sent."""
 
 
+class ContentLost(TransferCorrupted):
+    """The server did not keep what was written to a file that was opened more than once. Inside the backend only."""
+
+
 class BackendUnavailable(SFTPBackendError):
     """There is no working connection: not reached, refused, lost, silent, or not speaking SFTP."""
 

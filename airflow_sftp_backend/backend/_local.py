@@ -11,13 +11,13 @@ from typing import Final
 
 from ._atomic_write import write_atomic
 from ._codec import Attributes
-from ._errors import BackendUnavailable, Refused, SFTPBackendError, TransferCorrupted
+from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError, TransferCorrupted
 from ._limits import Bounds
 from ._local_landing import LEAST, LocalLanding, remove_left
 from ._models import Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._paths import JailedPath, resume_token, spare_token, token_of
-from ._resume import holds
+from ._resume import holds, start_over
 from ._spread import Load
 from ._transfer import Content, Incoming
 from ._wire import Operation, Wire
@@ -103,6 +103,17 @@ class Upload:
 
     def __call__(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
         """Sends what is not sent yet; also the server's time, where it tells."""
+        try:
+            return (yield from self._send(wire))
+        except ContentLost as lost:
+            if self.so_far.single:
+                raise TransferCorrupted(lost.message, path=lost.path) from None
+            logger.warning("%s; sending the file again, without opening it twice", lost)
+        start_over(self.so_far.placed(self.landing), self.so_far, self.progress)
+        self.so_far.opened, self.so_far.single = None, True
+        return (yield from self._send(wire))
+
+    def _send(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
         key, hashed = self.landing.target.key, self.hashed or self.landing.verify == "sha256"
         with LocalContent(self.local, key=key, hashed=hashed, at_first=self._at_first) as content:
             self._at_first = content.at_first
@@ -173,6 +184,7 @@ class Download:
         handle = yield from open_for_reading(self.place)
         whole = False
         try:
+            yield from self._check_prefix(handle)
             block = (yield from wire.limits()).read
             incoming = self._incoming(wire, handle, block)
             while data := (yield from incoming.next()):
@@ -235,10 +247,22 @@ class Download:
         if self._source is None:
             self._source = source
         elif (source.size, source.mtime) != (self._source.size, self._source.mtime):
-            raise TransferCorrupted(
-                "the file changed while it was read, over a connection that was lost; wait until it is stable",
-                path=self.place.key,
-            )
+            raise self._changed()
+
+    def _check_prefix(self, handle: bytes) -> Operation[None]:
+        """TransferCorrupted if the file that is open again does not begin with what has come of it.
+
+        Its time may be the same: many servers tell whole seconds.
+        """
+        assert self._landing is not None
+        if self._source is not None and self.done and not (yield from holds(handle, self.done, self._landing.at)):
+            raise self._changed()
+
+    def _changed(self) -> TransferCorrupted:
+        return TransferCorrupted(
+            "the file changed while it was read, over a connection that was lost; wait until it is stable",
+            path=self.place.key,
+        )
 
     def _take(self, data: memoryview) -> None:
         assert self._landing is not None

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
 from ._codec import OpenFlag
-from ._errors import BackendUnavailable, Refused
+from ._errors import BackendUnavailable, ContentLost, Refused
 from ._lane import Lane, Pending
-from ._messages import Close, Open
+from ._messages import Close, FStat, Open
 from ._paths import JailedPath
-from ._wire import Operation, Wire, post, wait
+from ._wire import Operation, Wire, ask, post, wait
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,8 @@ class Spread:
         self._widens = False
         self._ways = [Way(wire.lanes[0], handle)]
         self._opening: dict[Lane, Pending[bytes]] = {}
+        self.widened = False
+        """The file was opened on further lanes."""
 
     @property
     def single(self) -> bool:
@@ -90,8 +92,13 @@ class Spread:
         """Seconds of the wire's fastest reply so far."""
         return self._wire.round_trip
 
-    def widen(self, sent: int) -> Operation[None]:
-        """Has further lanes opened if the file is worth it, and takes up those that are; ``sent`` in bytes."""
+    def widen(self, sent: int, drain: Callable[[], Operation[None]]) -> Operation[None]:
+        """Open the file on further lanes if it is worth them.
+
+        :param sent: bytes of the file that were sent, counted from its start
+        :param drain: waits until all of them are acknowledged
+        :raises ContentLost: the server emptied the file when it was opened once more
+        """
         load = Load(max(sent, self._size), self._lanes)
         wanted = load.lanes_at(self._wire.round_trip, spreads=self._wire.traits.takes_several_writers)
         self._widens = wanted > 1
@@ -99,11 +106,36 @@ class Spread:
             return
         self._wire.want_lanes(wanted)
         taken = {way.lane for way in self._ways} | self._opening.keys()
-        for lane in self._wire.lanes[:wanted]:
-            if lane not in taken:
-                self._opening[lane] = yield from post(Open(self._place.native, OpenFlag.WRITE), lane)
+        lanes = [lane for lane in self._wire.lanes[:wanted] if lane not in taken]
+        if lanes and not self._wire.traits.keeps_content_at_open:
+            yield from drain()
+            yield from self._open_checked(lanes, sent)
+            return
+        yield from self._open(lanes)
         for lane in [lane for lane, pending in self._opening.items() if pending.done]:
             yield from self._take_up(lane)
+
+    def _open(self, lanes: list[Lane]) -> Operation[None]:
+        for lane in lanes:
+            self.widened = True
+            self._opening[lane] = yield from post(Open(self._place.native, OpenFlag.WRITE), lane)
+
+    def _open_checked(self, lanes: list[Lane], sent: int) -> Operation[None]:
+        """Open the file on ``lanes``, between two questions for its size: some servers empty a file they open."""
+        if (yield from self._told_size()) != sent:
+            self._lanes, self._widens = 1, False  # its answers prove nothing, so the file is not opened again
+            return
+        yield from self._open(lanes)
+        for lane in lanes:
+            yield from self._take_up(lane)
+        if (yield from self._told_size()) != sent:
+            raise ContentLost("the server empties a file when it is opened once more", path=self._place.key)
+
+    def _told_size(self) -> Operation[int | None]:
+        try:
+            return (yield from ask(FStat(self.handle))).size
+        except Refused:
+            return None
 
     @property
     def roomiest(self) -> Way:

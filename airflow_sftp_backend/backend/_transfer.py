@@ -115,7 +115,7 @@ class Outgoing:
         most = max(1, min(_BLOCKS, window(self._spread.round_trip, _NEAR_UP, _SENT) // self.block))
         for start in range(0, len(view), self.block):
             piece = view[start : start + self.block]
-            yield from self._spread.widen(self.offset)
+            yield from self._spread.widen(self.offset, self.drain)
             # with nothing of its own to wait for, it waits where the wire lets it: behind what others send
             while self._queue and (
                 not self._spread.has_room(len(piece))

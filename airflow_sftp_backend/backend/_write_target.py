@@ -47,6 +47,10 @@ class Opened:
     unclosed: bytes | None
     renaming: bool = False
     """The temporary file may have its final name by now."""
+    resumed: bool = False
+    """The file was there before it was opened."""
+    spread: bool = False
+    """The file was opened on several channels."""
 
 
 @dataclass(slots=True)
@@ -61,10 +65,14 @@ class SoFar:
     """The temporary file that the next try finds again, or the one in its place."""
     left: bool = False
     """The temporary file was left for the next try."""
+    single: bool = False
+    """The file may be opened only once, because the server did not keep what was written before it was opened again."""
 
     def placed(self, landing: Landing) -> Landing:
         """The landing, with the temporary file that is used."""
-        return landing if self.temp is None else replace(landing, temp=self.temp)
+        if self.temp is None or self.temp == landing.temp:
+            return landing
+        return replace(landing, temp=self.temp, spare=None)  # under that name nobody finds it again
 
 
 def open_landing(landing: Landing) -> Operation[Opened]:

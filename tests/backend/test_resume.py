@@ -26,6 +26,7 @@ MakeBackend = Callable[..., SFTPBackend]
 MiB = 1 << 20
 BIG = random.Random(3).randbytes(24 * MiB)
 OLD, NEW = b"the old content", b"the new content, which is rather longer"
+LONG = NEW * 20
 
 
 @pytest.fixture
@@ -281,14 +282,29 @@ def test_whichever_request_is_lost_it_goes_on_or_leaves_what_was(failure: str, o
     assert resumed >= sum(isinstance(request, Write) for request in whole.requests)
 
 
-def test_going_on_may_be_refused() -> None:
-    server = MemoryServer({"/in": None}, fail_at={4}, failure="lost before")
+def lost_in_the_middle() -> tuple[MemoryServer, SoFar]:
+    """A server whose connection was lost after some blocks were acknowledged, and is there again."""
+    server = MemoryServer({"/in": None}, fail_at={150}, failure="lost before")
     so_far = SoFar()
     with pytest.raises(BackendUnavailable):
-        server.run(write_atomic(server, landing(overwrite=False), Content(NEW), None, so_far))
+        server.run(write_atomic(server, landing(overwrite=False), Content(LONG), None, so_far))
     server.reconnect()
     assert so_far.resumable
-    server._fail_at, server._failure = {len(server.requests) + 2}, "denied"
-    with pytest.raises(SFTPBackendError, match="cannot go on writing"):
-        server.run(write_atomic(server, landing(overwrite=False), Content(NEW), None, so_far))
+    assert so_far.acknowledged
+    return server, so_far
+
+
+def test_a_file_that_cannot_be_opened_again_is_sent_from_its_start() -> None:
+    server, so_far = lost_in_the_middle()
+    server._fail_at, server._failure = {len(server.requests) + 1}, "denied"
+    server.run(write_atomic(server, landing(overwrite=False), Content(LONG), None, so_far))
+    assert server.content() == {"/in/target": LONG}
+
+
+def test_a_new_file_in_its_place_may_be_refused() -> None:
+    server, so_far = lost_in_the_middle()
+    next_request = len(server.requests) + 1
+    server._fail_at, server._failure = range(next_request, next_request + 50), "denied"
+    with pytest.raises(SFTPBackendError, match="told to fail"):
+        server.run(write_atomic(server, landing(overwrite=False), Content(LONG), None, so_far))
     assert "/in/target" not in server.content()

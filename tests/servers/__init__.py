@@ -39,6 +39,7 @@ from ._lies import (
     WithoutSetstat,
 )
 from ._listeners import Listener, banner_listener, chatty_listener, closing_listener, mute_listener
+from ._open_files import ForgetsTheTail, TruncatesAtOpen
 from ._openssh import OpenSSHServer, sftp_server_path, sshd_path
 from ._server import HOST, Folder, Server, free_port, small_disk, wait_until
 
@@ -56,6 +57,7 @@ __all__ = [
     "FailsWrite",
     "Files",
     "Folder",
+    "ForgetsTheTail",
     "HostileNames",
     "Listener",
     "ListsLinksAsTargets",
@@ -81,6 +83,7 @@ __all__ = [
     "StallsOnFurtherChannels",
     "Status",
     "SwapsFolderForLink",
+    "TruncatesAtOpen",
     "WithoutExtensions",
     "WithoutPosixRename",
     "WithoutSetstat",
