@@ -21,8 +21,12 @@ demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step b
 	@$(BIN)/python -m demo
 
 .PHONY: test
-test: $(VENV)/.dev openssh chromium ## run all tests (make test ARGS="-k wire" runs some)
+test: $(VENV)/.dev openssh sftpservers chromium ## run all tests (make test ARGS="-k wire" runs some)
 	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: servers
+servers: $(VENV)/.dev openssh sftpservers ## run the contract suite on every server there is, and write docs/servers.md
+	@$(BIN)/python -m pytest -n 2 --servers all --servers-page docs/servers.md $(wildcard tests/backend/test_contract_*.py) $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## check style, import walls and types
@@ -94,6 +98,11 @@ openssh:
 			apt-get -qq install --no-install-recommends openssh-server openssh-client; } >/dev/null || \
 			echo "apt failed: going on without OpenSSH" >&2; \
 	fi
+
+# Servers of other makers, in the same way.
+.PHONY: sftpservers
+sftpservers:
+	@tests/servers/install.sh
 
 # Chromium for the test of the connection form, in the same way.
 .PHONY: chromium

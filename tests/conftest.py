@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,8 @@ import hypothesis
 import pytest
 
 from tests.servers import (
+    REAL_SERVERS,
+    SIMULATED_SERVERS,
     AsyncsshServer,
     Folder,
     OneChannel,
@@ -23,6 +26,8 @@ from tests.servers import (
     WithoutPosixRename,
     sshd_path,
 )
+from tests.servers.matrix import ALL, Matrix
+from tests.servers.unsupported import check_failure, unsupported
 from tests.vault import Vault
 
 if TYPE_CHECKING:
@@ -43,7 +48,8 @@ hypothesis.settings.load_profile("here")
 
 _VARYING = r"[A-Za-z0-9+/=]{40,}|0x[0-9a-f]{8,}"
 
-NO_SSHD = "NOT TESTED AGAINST OPENSSH: sshd is not on this machine; install openssh-server"
+NOT_TESTED = "NOT TESTED AGAINST "
+NO_SSHD = f"{NOT_TESTED}OPENSSH: sshd is not on this machine; install openssh-server"
 
 
 def pytest_unconfigure() -> None:
@@ -58,8 +64,8 @@ def pytest_make_parametrize_id(val: object) -> str | None:
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Gives all skips for want of sshd one place, so that the summary folds them into one line."""
-    if report.skipped and isinstance(report.longrepr, tuple) and NO_SSHD in report.longrepr[2]:
+    """Gives all skips for want of a server one place, so that the summary folds them into one line each."""
+    if report.skipped and isinstance(report.longrepr, tuple) and NOT_TESTED in report.longrepr[2]:
         report.longrepr = (__file__, 1, report.longrepr[2])
 
 
@@ -120,12 +126,89 @@ def one_channel() -> Iterator[OneChannel]:
 
 
 WELL_BEHAVED = ["openssh", "asyncssh_plain", "without_posix_rename", "without_extensions", "one_channel"]
+"""The servers that the ``server`` fixture stands for in every test."""
+FINDERS: list[str] = []
+"""The real servers of other makers that find most: the contract suite runs on them in each ``make test``."""
 
 
-@pytest.fixture(params=WELL_BEHAVED)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the choice of servers, and the page that is written from a run."""
+    parser.addoption(
+        "--servers", metavar="NAMES", help="servers to run the contract suite on, with commas between them, or 'all'"
+    )
+    parser.addoption("--servers-page", metavar="FILE", type=Path, help="write what holds on which server to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Collects outcomes where the page is asked for; not in a parallel worker, which reports to the main process."""
+    page: Path | None = config.getoption("--servers-page")
+    if page is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Matrix(page))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Gives each test of the ``server`` fixture its servers."""
+    if "server" not in metafunc.fixturenames:
+        return
+    names: Sequence[str] = WELL_BEHAVED
+    if metafunc.module.__name__.rpartition(".")[2].startswith("test_contract_"):
+        chosen = metafunc.config.getoption("--servers")
+        names = [*WELL_BEHAVED, *FINDERS] if not chosen else ALL if chosen == "all" else chosen.split(",")
+    metafunc.parametrize("server", names, indirect=True)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Notes the server of a test where its report can be seen to be about it."""
+    if isinstance(item, pytest.Function) and (name := _server_of(item)) is not None:
+        item.user_properties.append(("server", name))
+
+
+def _server_of(item: pytest.Function) -> str | None:
+    """Name of the server that a test is run on, None for a test of no ``server``."""
+    call = getattr(item, "callspec", None)
+    name: str | None = call.params.get("server") if call is not None else None
+    return name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Lets a test that is declared as unsupported on its server fail as declared, and in no other way."""
+    server = _server_of(pyfuncitem)
+    entry = unsupported(server, pyfuncitem.function.__name__) if server is not None else None
+    if entry is None:
+        return (yield)
+    failure: BaseException | None = None
+    try:
+        yield
+    except (Exception, pytest.fail.Exception) as error:  # noqa: BLE001 - judged by check_failure
+        failure = error
+    if (wrong := check_failure(entry, failure)) is not None:
+        raise AssertionError(wrong) from failure
+    pytest.xfail(entry.reason)
+
+
+@pytest.fixture(scope="session")
+def started() -> Iterator[Callable[[str], Server]]:
+    """Gives a server by its name, started when first asked for; skips the test where it is not installed."""
+    with contextlib.ExitStack() as running:
+        servers: dict[str, Server] = {}
+
+        def start(name: str) -> Server:
+            if name in REAL_SERVERS and (missing := REAL_SERVERS[name].missing()) is not None:
+                pytest.skip(f"{NOT_TESTED}{REAL_SERVERS[name].title.upper()}: it needs {missing}")
+            if name not in servers:
+                servers[name] = running.enter_context((REAL_SERVERS | SIMULATED_SERVERS)[name]())
+            return servers[name]
+
+        yield start
+
+
+@pytest.fixture
 def server(request: pytest.FixtureRequest) -> Server:
-    """Each well-behaved server in turn."""
-    found: Server = request.getfixturevalue(request.param)
+    """Each server of the test in turn."""
+    name: str = request.param
+    by_name = name in REAL_SERVERS or name in SIMULATED_SERVERS
+    found: Server = request.getfixturevalue("started")(name) if by_name else request.getfixturevalue(name)
     return found
 
 

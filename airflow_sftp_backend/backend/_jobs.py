@@ -121,7 +121,7 @@ class Landings:
             whole = True
             return outcomes
         finally:
-            if used and used[-1].broken is not None:
+            if any(wire.broken is not None for wire in used):  # also one that others went on without
                 failed = (
                     [isinstance(outcome, BackendUnavailable) for outcome in outcomes] if whole else [True] * len(jobs)
                 )

@@ -175,13 +175,20 @@ def test_copy_onto_itself_is_invalid_path_and_harmless(backend: SFTPBackend, fol
     assert tree(folder.path) == {"file": b"content"}
 
 
-def test_copy_follows_a_link_and_keeps_the_mode_of_what_it_replaces(backend: SFTPBackend, folder: Folder) -> None:
+def test_copy_follows_a_link(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "file").write_bytes(BIG)
     (folder.path / "link").symlink_to("file")
     (folder.path / "target").write_bytes(b"old")
-    (folder.path / "target").chmod(0o640)
     backend.copy("link", "target", overwrite=True)
     assert tree(folder.path) == {"file": BIG, "link": b"-> file", "target": BIG}
+
+
+def test_copy_keeps_the_mode_of_what_it_replaces(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(BIG)
+    (folder.path / "target").write_bytes(b"old")
+    (folder.path / "target").chmod(0o640)
+    backend.copy("file", "target", overwrite=True)
+    assert tree(folder.path) == {"file": BIG, "target": BIG}
     assert stat.S_IMODE((folder.path / "target").stat().st_mode) == 0o640
 
 
@@ -280,9 +287,15 @@ def test_delete_folder_deletes_a_tree_from_the_bottom_up(backend: SFTPBackend, f
     (folder.path / "top" / "empty").mkdir()
     (folder.path / "top" / ".hidden").touch()
     (folder.path / "top" / ".data.12345678-0123456789ab.part").touch()
-    os.mkfifo(folder.path / "top" / "pipe")
     backend.delete_folder("top", recursive=True)
     assert tree(folder.path) == {"beside": None, "beside/5": b"x"}
+
+
+def test_delete_folder_deletes_what_is_neither_file_nor_folder(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "top").mkdir()
+    os.mkfifo(folder.path / "top" / "pipe")
+    backend.delete_folder("top", recursive=True)
+    assert tree(folder.path) == {}
 
 
 def test_delete_folder_removes_links_and_never_enters_them(

@@ -30,12 +30,12 @@ NOON = int(datetime(2026, 3, 29, 12, tzinfo=UTC).timestamp())
 MakeBackend = Callable[..., SFTPBackend]
 
 
-def put(folder: Folder, name: str, content: bytes = b"content", *, mtime: int = NOON) -> Path:
+def put(folder: Folder, name: str, content: bytes = b"content", *, mtime: int = NOON, mode: int = 0o644) -> Path:
     """A file on the server, made from outside."""
     path = folder.path / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
-    path.chmod(0o640)
+    path.chmod(mode)
     os.utime(path, (mtime, mtime))
     return path
 
@@ -108,12 +108,23 @@ def test_the_root_exists_without_a_request() -> None:
 # -- get_file_info, get_folder_info, check_health ---------------------------------------------------------------------
 
 
-def test_get_file_info_tells_size_time_in_utc_and_mode(backend: SFTPBackend, folder: Folder) -> None:
+def test_get_file_info_tells_size_and_time_in_utc(backend: SFTPBackend, folder: Folder) -> None:
     put(folder, "sub/file", b"12345")
     info = backend.get_file_info("/sub//./file")
-    assert info == FileInfo("sub/file", "file", 5, datetime(2026, 3, 29, 12, tzinfo=UTC), 0o640)
+    assert info == FileInfo("sub/file", "file", 5, datetime(2026, 3, 29, 12, tzinfo=UTC), info.mode)
     assert info.modified_at is not None
     assert info.modified_at.tzinfo is UTC
+
+
+def test_get_file_info_tells_the_mode(backend: SFTPBackend, folder: Folder) -> None:
+    for mode in (0o600, 0o640, 0o755):
+        put(folder, "file", mode=mode)
+        assert backend.get_file_info("file").mode == mode
+        assert [file.mode for file in backend.list_files("")] == [mode]
+
+
+def test_get_file_info_follows_a_link(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "sub/file", b"12345")
     (folder.path / "link").symlink_to("sub/file")
     assert backend.get_file_info("link").size == 5
 
@@ -236,7 +247,7 @@ def test_check_health_is_none_on_a_folder_and_an_error_otherwise(
 def test_listings_give_files_folders_and_both(backend: SFTPBackend, folder: Folder) -> None:
     put(folder, "top/one", b"1")
     put(folder, "top/sub/two", b"22")
-    one = FileInfo("top/one", "one", 1, datetime.fromtimestamp(NOON, UTC), 0o640)
+    one = FileInfo("top/one", "one", 1, datetime.fromtimestamp(NOON, UTC), 0o644)
     sub = FolderEntry("top/sub", "sub")
     assert list(backend.list_files("top")) == [one]
     assert list(backend.list_folders("top")) == [sub]
@@ -427,7 +438,7 @@ def test_groups_of_patterns_are_searched_for_together_and_fail_alone(backend: SF
 def test_temporary_files_are_never_listed_and_never_found(backend: SFTPBackend, folder: Folder) -> None:
     put(folder, "data.csv")
     with backend.open_atomic("data.csv", overwrite=True) as file:
-        file.write(b"new")
+        file.write(bytes(3_000_000))  # a few bytes may be held back, by the server too
         assert len(os.listdir(folder.path)) == 2
         assert [info.path for info in backend.list_files("")] == ["data.csv"]
         assert [info.path for info in backend.list_files("", recursive=True)] == ["data.csv"]

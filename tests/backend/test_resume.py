@@ -92,6 +92,23 @@ def test_many_uploads_all_go_on(make_backend: MakeBackend, tmp_path: Path) -> No
         assert dropping.dropped
 
 
+@pytest.mark.parametrize("requests", range(30, 60, 3))
+def test_uploads_that_are_cut_leave_no_temporary_file_where_others_go_on(
+    make_backend: MakeBackend, tmp_path: Path, requests: int
+) -> None:
+    contents = {f"{number}": bytes([number]) * (3 * MiB if number == 9 else 70_000) for number in range(10)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    with DropsAfter(requests=requests) as dropping:
+        folder = dropping.fresh()
+        backend = make_backend(dropping, base_path=folder.base_path)
+        outcomes = backend.upload_many([(tmp_path / name, name) for name in contents], return_exceptions=True)
+        assert dropping.dropped
+        for name, outcome in zip(contents, outcomes, strict=True):
+            assert isinstance(outcome, BackendUnavailable) or (folder.path / name).read_bytes() == contents[name]
+        assert [path.name for path in folder.path.iterdir() if is_temp_name(path.name)] == []
+
+
 def test_a_source_that_changes_meanwhile_does_not_land(make_backend: MakeBackend, big: Path) -> None:
     with DropsAfter(volume=8 * MiB) as dropping:
         folder = dropping.fresh()

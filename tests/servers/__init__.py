@@ -8,7 +8,10 @@ a client that leaves its base_path is seen to do so.
 from __future__ import annotations
 
 from ._asyncssh import AsyncsshServer, Files, Login, OneChannel, Packets, WithoutExtensions, WithoutPosixRename
+from ._conch import ConchServer
 from ._deviations import ListsLinksAsTargets, SwapsFolderForLink
+from ._documented import AWSTransferLike, AzureBlobLike, SterlingLike
+from ._dropbear import DropbearServer
 from ._lies import (
     FAILURE,
     NO_SPACE_ON_FILESYSTEM,
@@ -41,18 +44,39 @@ from ._lies import (
 from ._listeners import Listener, banner_listener, chatty_listener, closing_listener, mute_listener
 from ._open_files import ForgetsTheTail, TruncatesAtOpen
 from ._openssh import OpenSSHServer, sftp_server_path, sshd_path
+from ._paramiko import ParamikoServer
+from ._proftpd import ProFTPDServer
+from ._program import ProgramServer
+from ._rclone import RcloneServer
 from ._server import HOST, Folder, Server, free_port, small_disk, wait_until
+
+REAL_SERVERS: dict[str, type[ProgramServer]] = {
+    server.kind: server for server in (ProFTPDServer, DropbearServer, RcloneServer, ConchServer, ParamikoServer)
+}
+"""Servers of other makers, by name. Each is a program of its own, and may not be installed."""
+
+SIMULATED_SERVERS: dict[str, type[AsyncsshServer]] = {
+    server.kind: server
+    for server in (WithoutPosixRename, WithoutExtensions, OneChannel, AzureBlobLike, AWSTransferLike)
+}
+"""Stand-ins for servers that cannot run here, by name. The whole contract suite runs on them."""
 
 __all__ = [
     "FAILURE",
     "HOST",
     "NO_SPACE_ON_FILESYSTEM",
+    "REAL_SERVERS",
+    "SIMULATED_SERVERS",
+    "AWSTransferLike",
     "AsyncsshServer",
+    "AzureBlobLike",
     "BareAttributes",
+    "ConchServer",
     "CurtDropBox",
     "DeniesEverything",
     "DiskFull",
     "DropBox",
+    "DropbearServer",
     "DropsAfter",
     "FailsWrite",
     "Files",
@@ -69,7 +93,11 @@ __all__ = [
     "OpenSSHServer",
     "OutOfOrder",
     "Packets",
+    "ParamikoServer",
     "PosixRenameRefusesTaken",
+    "ProFTPDServer",
+    "ProgramServer",
+    "RcloneServer",
     "RefusesRename",
     "RenameReplaces",
     "SaysOtherSizes",
@@ -82,6 +110,7 @@ __all__ = [
     "StallsAfter",
     "StallsOnFurtherChannels",
     "Status",
+    "SterlingLike",
     "SwapsFolderForLink",
     "TruncatesAtOpen",
     "WithoutExtensions",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,12 +13,20 @@ from pathlib import Path
 
 import psutil
 
-from ._server import Server, free_port, wait_until
+from ._server import Server, free_port, kill, wait_until
 
 
 def sshd_path() -> str | None:
     """Where sshd is, or None."""
     return shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
+
+
+def sshd_version() -> str:
+    """Version of the installed sshd, as ``9.2p1``; a question mark where it cannot be told."""
+    sshd = sshd_path()
+    said = subprocess.run([sshd, "-V"], capture_output=True, text=True, check=False).stderr if sshd else ""
+    found = re.search(r"OpenSSH_(\w+\.\w+)", said)
+    return found[1] if found else "?"
 
 
 def sftp_server_path() -> Path:
@@ -61,7 +70,7 @@ class OpenSSHServer(Server):
 
     def kill_sessions(self) -> None:
         if self._process is not None:
-            _kill(psutil.Process(self._process.pid).children(recursive=True))
+            kill(psutil.Process(self._process.pid).children(recursive=True))
 
     def die(self) -> None:
         """Ends sshd and all its sessions by SIGKILL; its files stay."""
@@ -129,7 +138,7 @@ class OpenSSHServer(Server):
         with contextlib.suppress(psutil.NoSuchProcess):
             listener = psutil.Process(self._process.pid)
             listener.suspend()  # no session begins between counting them and killing them
-            _kill([*listener.children(recursive=True), listener])
+            kill([*listener.children(recursive=True), listener])
         self._process.wait()
         self._process = None
 
@@ -141,18 +150,3 @@ def _is_locked(username: str) -> bool:
     except OSError:
         return False
     return any(entry.startswith(f"{username}:!") for entry in entries)
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    wait_until(lambda: all(_is_over(process) for process in processes), "killed processes to end")
-
-
-def _is_over(process: psutil.Process) -> bool:
-    """True once it is gone or a zombie: its sockets are closed then; whose child it is decides when it is reaped."""
-    try:
-        return process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True

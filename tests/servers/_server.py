@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import ClassVar, Self
 
 import asyncssh
+import psutil
 from asyncssh.public_key import SSHKey
 
 HOST = "127.0.0.1"
@@ -156,3 +157,19 @@ def _new_key(kind: str) -> SSHKey:
     if kind == "ssh-rsa":
         return asyncssh.generate_private_key(kind, key_size=2048)
     return asyncssh.generate_private_key(kind)
+
+
+def kill(processes: Sequence[psutil.Process]) -> None:
+    """Kills the processes and waits until each is gone or a zombie."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    wait_until(lambda: all(_is_over(process) for process in processes), "killed processes to end")
+
+
+def _is_over(process: psutil.Process) -> bool:
+    """True once it is gone or a zombie: its sockets are closed then; whose child it is decides when it is reaped."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True

@@ -1,0 +1,156 @@
+"""What the contract promises of transfers that are cut, and of many at once. On every well-behaved server."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from airflow_sftp_backend import AlreadyExists, BackendUnavailable, SFTPBackend, SFTPBackendError, WriteResult
+from tests.servers import Folder, Server
+
+from .expect import tree
+
+Verify = Literal["size", "sha256", "none"]
+MIB = 1 << 20
+LONG = random.Random(11).randbytes(6 * MIB + 7)
+
+
+class _Cut:
+    """A progress callback that cuts all connections of a server, once, when half of `LONG` has been moved."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.is_done = False
+        self.moved = 0
+
+    def __call__(self, count: int) -> None:
+        self.moved += count
+        if not self.is_done and self.moved > len(LONG) // 2:
+            self.is_done = True
+            self._server.kill_sessions()
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256"])
+def test_an_upload_that_is_cut_goes_on_and_stores_the_right_bytes(
+    backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path, verify: Verify
+) -> None:
+    (tmp_path / "local").write_bytes(LONG)
+    (folder.path / "file").write_bytes(b"old")
+    cut = _Cut(server)
+    result = backend.upload(tmp_path / "local", "file", overwrite=True, progress=cut, verify=verify)
+    assert cut.is_done
+    assert result.size == len(LONG)
+    assert tree(folder.path) == {"file": LONG}
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256", "none"])
+def test_a_download_that_is_cut_goes_on_and_has_the_right_bytes(
+    backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path, verify: Verify
+) -> None:
+    (folder.path / "file").write_bytes(LONG)
+    cut = _Cut(server)
+    result = backend.download("file", tmp_path / "local", progress=cut, verify=verify)
+    assert cut.is_done
+    assert result.size == len(LONG)
+    assert tree(tmp_path) == {"local": LONG}
+
+
+def _check_each(outcomes: Sequence[object], contents: dict[str, bytes], there: Path) -> None:
+    """Each of many is done, or says that the connection was lost and is not there in part."""
+    for (name, content), outcome in zip(contents.items(), outcomes, strict=True):
+        if isinstance(outcome, BackendUnavailable):
+            assert not (there / name).exists() or (there / name).read_bytes() == content
+        else:
+            assert isinstance(outcome, WriteResult)
+            assert (there / name).read_bytes() == content
+    assert {path.name for path in there.iterdir() if not path.name.startswith(".")} <= contents.keys()
+
+
+def test_many_uploads_that_are_cut_are_whole_or_not_there_and_can_be_repeated(
+    backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path
+) -> None:
+    contents = {f"{number}": random.Random(number).randbytes(400_000 + number) for number in range(20)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    pairs = [(tmp_path / name, name) for name in contents]
+    cut = _Cut(server)
+    outcomes = backend.upload_many(pairs, progress=cut, return_exceptions=True)
+    assert cut.is_done
+    _check_each(outcomes, contents, folder.path)
+    again = backend.upload_many(pairs, overwrite=True)
+    assert [getattr(result, "size", result) for result in again] == list(map(len, contents.values()))
+    assert tree(folder.path) == contents
+
+
+def test_many_downloads_that_are_cut_are_whole_or_not_there_and_can_be_repeated(
+    backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path
+) -> None:
+    contents = {f"{number}": random.Random(number).randbytes(400_000 + number) for number in range(20)}
+    for name, content in contents.items():
+        (folder.path / name).write_bytes(content)
+    pairs = [(name, tmp_path / name) for name in contents]
+    cut = _Cut(server)
+    outcomes = backend.download_many(pairs, progress=cut, return_exceptions=True)
+    assert cut.is_done
+    _check_each(outcomes, contents, tmp_path)
+    backend.download_many(pairs, overwrite=True)
+    assert tree(tmp_path) == contents
+
+
+def test_a_write_that_is_cut_leaves_the_old_content_or_the_new(
+    backend: SFTPBackend, server: Server, folder: Folder
+) -> None:
+    (folder.path / "file").write_bytes(b"old")
+    cut = _Cut(server)
+    try:
+        backend.write_atomic("file", LONG, overwrite=True, progress=cut)
+    except SFTPBackendError:
+        assert (folder.path / "file").read_bytes() == b"old"
+    else:
+        assert (folder.path / "file").read_bytes() == LONG
+    assert cut.is_done
+    backend.write_atomic("file", b"next", overwrite=True)
+    assert (folder.path / "file").read_bytes() == b"next"
+
+
+def test_a_write_without_overwrite_never_replaces_what_came_meanwhile(
+    make_backend: Callable[..., SFTPBackend], server: Server, folder: Folder
+) -> None:
+    first, second = (make_backend(server, base_path=folder.base_path) for _ in range(2))
+    first.write("file", b"first")
+    for write in (second.write, second.write_atomic):
+        with pytest.raises(AlreadyExists):
+            write("file", b"second")
+    with pytest.raises(AlreadyExists), second.open_atomic("atomic") as file:
+        file.write(b"second")
+        first.write("atomic", b"first")
+    assert tree(folder.path) == {"file": b"first", "atomic": b"first"}
+
+
+NAMES = ["a b", "a[1]*?.csv", "back\\slash", ".hidden", "-dash", "semi;colon", "quote'\"", "~", "a" * 200]
+FOREIGN_NAMES = ["ünï çödé", "日本", "🙂"]
+
+
+def _assert_names_work(backend: SFTPBackend, folder: Folder, names: Sequence[str]) -> None:
+    for name in names:
+        backend.write_atomic(f"in/{name}", name.encode())
+    assert sorted(os.listdir(folder.path / "in")) == sorted(names)
+    assert sorted(file.name for file in backend.list_files("in")) == sorted(names)
+    assert [backend.read_bytes(f"in/{name}") for name in names] == [name.encode() for name in names]
+    backend.move(f"in/{names[0]}", f"in/{names[0]} moved")
+    assert backend.delete_many([f"in/{names[0]} moved", *(f"in/{name}" for name in names[1:])]) == [None] * len(names)
+    backend.delete_folder("in")
+    assert tree(folder.path) == {}
+
+
+def test_names_of_all_kinds_are_stored_listed_and_deleted(backend: SFTPBackend, folder: Folder) -> None:
+    _assert_names_work(backend, folder, NAMES)
+
+
+def test_names_beyond_ascii_are_stored_listed_and_deleted(backend: SFTPBackend, folder: Folder) -> None:
+    _assert_names_work(backend, folder, FOREIGN_NAMES)
