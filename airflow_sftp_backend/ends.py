@@ -14,6 +14,7 @@ from ._arguments import InvalidArgument
 from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
 from .backend._limits import size_mismatch
 from .backend._paths import temp_name
+from .backend._regular_files import name_ends, open_regular
 from .killed import undisturbed
 
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ def size_of(path: str) -> int | None:
 
 @contextmanager
 def opened_for_reading(source: str) -> Iterator[BinaryIO]:
-    """The bytes of a local file or object."""
-    with open_object(object_path(source), "rb") if is_url(source) else open(source, "rb") as stream:
+    """The bytes of a local file or object. OSError for a path that is no regular file."""
+    with open_object(object_path(source), "rb") if is_url(source) else open(open_regular(source), "rb") as stream:
         yield stream
 
 
@@ -152,8 +153,10 @@ def send_object(
                 key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents
             )
             return WriteResult(key, written.size, digest=content.digest)
-    except (SFTPBackendError, OSError) as error:
+    except SFTPBackendError as error:
         return error
+    except OSError as error:
+        return name_ends(error, url, f"uploading to {backend.native_path(key)!r}")
 
 
 def fetch_object(
@@ -175,8 +178,10 @@ def fetch_object(
         finally:
             if temp.exists():
                 temp.unlink()
-    except (SFTPBackendError, OSError) as error:
+    except SFTPBackendError as error:
         return error
+    except OSError as error:
+        return name_ends(error, url, f"downloading {backend.native_path(key)!r}")
     return written
 
 

@@ -52,7 +52,7 @@ FLOORS = (
     {"backend._messages"},
     {"backend._codec"},
     {"backend._server_traits"},
-    {"backend._limits", "backend._paths"},
+    {"backend._limits", "backend._paths", "backend._regular_files"},
     {"backend._errors"},
     {"backend._models", "backend._config"},
 )

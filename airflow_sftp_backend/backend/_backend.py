@@ -283,13 +283,13 @@ class SFTPBackend:
         resume_key: str | None = None,
         digest: bool = False,
     ) -> WriteResult:
-        """Fetches a file; ``local`` appears only when it is whole, readable by its owner alone.
+        """Fetches a file; ``local`` appears only when it is whole, with its own mode, or as the umask says.
 
         Goes on after a lost connection and, with a ``resume_key``, in the next call, as `upload` does. The result has
         the SHA-256 of what came with ``verify="sha256"``, which compares it with what the disk holds, or ``digest``.
 
         Raises NotFound, InvalidPath for a folder, AlreadyExists if ``local`` exists, TransferCorrupted if the file
-        changes meanwhile, OSError for what this machine refuses.
+        changes meanwhile, OSError for what this machine refuses and for a target that is no regular file.
         """
         (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest)
         return or_raise(outcome)
@@ -425,7 +425,7 @@ class SFTPBackend:
         sent (from some 32 MiB on) outlives even an interruption, and the next call with that key goes on with it. The
         result has the SHA-256 of what was sent with ``verify="sha256"``, which reads it back, or with ``digest``.
 
-        OSError for what this machine refuses; TransferCorrupted if ``local`` changes meanwhile.
+        OSError for what this machine refuses or is no regular file; TransferCorrupted if ``local`` changes meanwhile.
         """
         (outcome,) = self.upload_many(
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,

@@ -17,6 +17,7 @@ from ._local_landing import LEAST, LocalLanding, remove_left
 from ._models import Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._paths import JailedPath, resume_token, spare_token, token_of
+from ._regular_files import naming, open_regular
 from ._resume import holds, start_over
 from ._spread import Load
 from ._transfer import Content, Incoming
@@ -31,16 +32,23 @@ _READ: Final = 1 << 20  # bytes read at once of what is there already
 class LocalContent(Content):
     """A local file as content. TransferCorrupted if it has changed by the time it is read to its end.
 
-    Raises FileNotFoundError, PermissionError or IsADirectoryError at once. ``key`` is where it goes, for errors. Use as
+    Raises OSError at once if it cannot be opened or is no regular file. ``target`` is where it goes, for errors. Use as
     a context manager.
     """
 
     def __init__(
-        self, local: str | os.PathLike[str], *, key: str, hashed: bool, at_first: os.stat_result | None = None
+        self,
+        local: str | os.PathLike[str],
+        *,
+        target: JailedPath,
+        hashed: bool,
+        at_first: os.stat_result | None = None,
     ) -> None:
         self._local = os.fspath(local)
-        self._key = key
-        self._file = open(self._local, "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+        self._key = target.key
+        self._doing = f"uploading to {target.native!r}"
+        with naming(self._local, self._doing):
+            self._file = open(open_regular(self._local), "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self.at_first = at_first or os.fstat(self._file.fileno())
         """What the file was when it was first opened, by an earlier try if there was one."""
         super().__init__(self._file, hashed=hashed)
@@ -48,7 +56,8 @@ class LocalContent(Content):
 
     def take(self, count: int) -> bytes | memoryview:
         """The next bytes; none at the end."""
-        data = super().take(count)
+        with naming(self._local, self._doing):
+            data = super().take(count)
         if not data:
             now = os.fstat(self._file.fileno())
             if (now.st_size, now.st_mtime_ns) != (self.at_first.st_size, self.at_first.st_mtime_ns):
@@ -61,7 +70,8 @@ class LocalContent(Content):
 
     def at(self, offset: int, count: int) -> bytes:
         """Bytes anywhere in the file, untaken."""
-        return os.pread(self._file.fileno(), count, offset)
+        with naming(self._local, self._doing):
+            return os.pread(self._file.fileno(), count, offset)
 
     def skip(self, count: int) -> None:
         """Goes on after the first ``count`` bytes; they are read only if they are hashed."""
@@ -114,11 +124,11 @@ class Upload:
         return (yield from self._send(wire))
 
     def _send(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
-        key, hashed = self.landing.target.key, self.hashed or self.landing.verify == "sha256"
-        with LocalContent(self.local, key=key, hashed=hashed, at_first=self._at_first) as content:
+        target, hashed = self.landing.target, self.hashed or self.landing.verify == "sha256"
+        with LocalContent(self.local, target=target, hashed=hashed, at_first=self._at_first) as content:
             self._at_first = content.at_first
             now = yield from write_atomic(wire, self._place(content.at_first), content, self.progress, self.so_far)
-            return WriteResult(key, content.size, digest=content.digest), now
+            return WriteResult(target.key, content.size, digest=content.digest), now
 
     def _place(self, source: os.stat_result) -> Landing:
         """Where it lands: under a temporary name that the next try finds again, if there is a resume key."""
@@ -179,7 +189,7 @@ class Download:
     def _received(self, wire: Wire) -> Operation[None]:
         if self._landing is None:
             writer = self.resume_key
-            self._landing = LocalLanding(self.local, key=self.place.key, overwrite=self.overwrite, writer=writer)
+            self._landing = LocalLanding(self.local, source=self.place, overwrite=self.overwrite, writer=writer)
             self._digest = hashlib.sha256() if self.hashed or self.verify == "sha256" else None
         handle = yield from open_for_reading(self.place)
         whole = False
@@ -277,7 +287,7 @@ class Download:
         landing = self._landing
         assert landing is not None
         held = None if self._digest is None else f"sha256:{self._digest.hexdigest()}"
-        if self.verify == "sha256" and (found := _digest_of(landing.temp)) != held:
+        if self.verify == "sha256" and (found := landing.digest()) != held:
             raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=self.place.key)
         landing.commit()
         return WriteResult(self.place.key, self.done, digest=held)
@@ -289,11 +299,6 @@ class Download:
         landing, self._landing = self._landing, None
         if landing is not None:
             landing.__exit__()
-
-
-def _digest_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def sweep(downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError], now: float) -> None:

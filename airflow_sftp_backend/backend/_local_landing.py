@@ -1,14 +1,15 @@
 """How a file arrives on this machine: under its name only when it is whole, as safely as on a server.
 
-A temporary file stands beside the target, made anew (never through a link) and readable by its owner only. While its
-writer lives it is locked (flock), so that what a writer left that was killed can be told, taken over by the next try
-with the same resume key, or removed.
+A temporary file stands beside the target, made anew (never through a link) and readable by its owner only until it
+gets its name. While its writer lives it is locked (flock), so that what a writer left that was killed can be told,
+taken over by the next try with the same resume key, or removed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import os
 import secrets
 import stat
@@ -18,7 +19,18 @@ from pathlib import Path
 from typing import Final
 
 from ._errors import AlreadyExists
-from ._paths import STALE, digest_of, name_digest, resume_token, same_writer, spare_token, temp_name, token_of
+from ._paths import (
+    STALE,
+    JailedPath,
+    digest_of,
+    name_digest,
+    resume_token,
+    same_writer,
+    spare_token,
+    temp_name,
+    token_of,
+)
+from ._regular_files import check_replaceable, give_mode, naming
 
 LEAST: Final = 1 << 20
 """Bytes from which on a part is worth going on with."""
@@ -28,33 +40,34 @@ _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe under such a
 class LocalLanding:
     """A local file that appears under its name only when it is whole.
 
-    Use as a context manager: without `commit` nothing stays, unless it ``lasts``. ``key`` is where it comes from, for
-    errors. ``writer`` is the resume key, if there is one.
+    Use as a context manager: without `commit` nothing stays, unless it ``lasts``. ``source`` is where it comes from,
+    for errors. ``writer`` is the resume key, if there is one.
     """
 
-    def __init__(self, local: str | os.PathLike[str], *, key: str, overwrite: bool, writer: str | None = None) -> None:
+    def __init__(
+        self, local: str | os.PathLike[str], *, source: JailedPath, overwrite: bool, writer: str | None = None
+    ) -> None:
         self.path = Path(local)
         self.lasts = False
         """What there is stays for the next try."""
-        self._key = key
+        self._key = source.key
+        self._doing = f"downloading {source.native!r}"
         self._overwrite = overwrite
         self._resumable = writer is not None
-        if self.path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "a folder, not a file", os.fspath(local))
-        if not overwrite and os.path.lexists(self.path):
-            raise self._taken()
+        with naming(self.path, self._doing):
+            if check_replaceable(self.path) is not None and not overwrite:
+                raise self._taken()
         token = secrets.token_hex(6)
         if writer is not None:
             token = spare_token(resume_token(writer, 0, 0), token)
         self.temp = self._named(token)
         self._descriptor: int | None = None
         self._has_temp = True
-        try:
-            self._descriptor = os.open(self.temp, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                errno.ENOENT, "the local folder does not exist", os.fspath(self.path.parent)
-            ) from None
+        with naming(self.path, self._doing):
+            try:
+                self._descriptor = os.open(self.temp, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+            except FileNotFoundError:
+                raise FileNotFoundError(errno.ENOENT, "the local directory does not exist") from None
         _locked(self._descriptor)
 
     def take_over(self, token: str, most: int) -> int:
@@ -83,7 +96,13 @@ class LocalLanding:
     def at(self, offset: int, count: int) -> bytes:
         """Bytes of what has been written so far."""
         assert self._descriptor is not None
-        return os.pread(self._descriptor, count, offset)
+        with naming(self.path, self._doing):
+            return os.pread(self._descriptor, count, offset)
+
+    def digest(self) -> str:
+        """Read what the disk holds: ``sha256:<hex>``."""
+        with naming(self.path, self._doing), self.temp.open("rb") as file:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     def clear(self) -> None:
         """Starts anew."""
@@ -94,11 +113,20 @@ class LocalLanding:
     def write(self, data: memoryview) -> None:
         """Appends all of ``data``."""
         assert self._descriptor is not None
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        with naming(self.path, self._doing):
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
     def commit(self) -> None:
-        """Gives the file its name. AlreadyExists if that was taken meanwhile and ``overwrite`` is False."""
+        """Gives the file its name and its mode. AlreadyExists if the name was taken meanwhile and ``overwrite`` is
+        False."""
+        assert self._descriptor is not None
+        with naming(self.path, self._doing):
+            replaced = check_replaceable(self.path) if self._overwrite else None
+            give_mode(self._descriptor, self.temp, replaced)
+            self._give_name()
+
+    def _give_name(self) -> None:
         if self._overwrite:
             self._replace()
             return

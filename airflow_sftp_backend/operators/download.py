@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend.backend import WriteResult
+from airflow_sftp_backend.backend._regular_files import name_ends
 from airflow_sftp_backend.ends import Outcome, fetch_object, is_url, size_of
 from airflow_sftp_backend.plans import Step, downloads, on_server, one_path, paths
 from airflow_sftp_backend.progress import ProgressLog
@@ -66,7 +67,7 @@ class SFTPDownloadOperator(TransferOperator):
         local = [step for step in steps if not is_url(step.target)]
         done: dict[Step, Outcome] = {}
         if self.create_parents:
-            local, done = _with_parents(local)
+            local, done = _with_parents(backend, local)
         outcomes = backend.download_many(
             [(step.source, step.target) for step in local],
             overwrite=overwrite,
@@ -85,7 +86,7 @@ class SFTPDownloadOperator(TransferOperator):
         return [done[step] for step in steps]
 
 
-def _with_parents(steps: Sequence[Step]) -> tuple[list[Step], dict[Step, Outcome]]:
+def _with_parents(backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Step], dict[Step, Outcome]]:
     """Makes the folders of local targets: the steps whose folder is there now, and why it is not for the others."""
     ready: list[Step] = []
     failed: dict[Step, Outcome] = {}
@@ -94,5 +95,5 @@ def _with_parents(steps: Sequence[Step]) -> tuple[list[Step], dict[Step, Outcome
             os.makedirs(os.path.dirname(step.target) or ".", exist_ok=True)
             ready.append(step)
         except OSError as error:
-            failed[step] = error
+            failed[step] = name_ends(error, step.target, f"downloading {backend.native_path(step.source)!r}")
     return ready, failed

@@ -134,7 +134,9 @@ def test_download_lands_the_whole_file(backend: SFTPBackend, folder: Folder, tmp
     assert sum(moved) == len(BIG)
 
 
-def test_download_is_readable_by_its_owner_only(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
+def test_download_has_the_mode_that_the_umask_leaves_not_the_servers(
+    backend: SFTPBackend, folder: Folder, tmp_path: Path
+) -> None:
     (folder.path / "file").write_bytes(b"content")
     (folder.path / "file").chmod(0o4777)
     before = os.umask(0o022)
@@ -144,7 +146,7 @@ def test_download_is_readable_by_its_owner_only(backend: SFTPBackend, folder: Fo
         backend.download("file", tmp_path / "masked")
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "local").stat().st_mode) == 0o600
+    assert stat.S_IMODE((tmp_path / "local").stat().st_mode) == 0o644
     assert stat.S_IMODE((tmp_path / "masked").stat().st_mode) == 0o400
 
 

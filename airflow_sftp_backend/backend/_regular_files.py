@@ -1,0 +1,145 @@
+"""Local files that are opened, replaced and given their mode: regular files only, and errors that name both ends."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a character device"),
+    (stat.S_ISBLK, "a block device"),
+)
+_NEW_FILE = 0o666
+_STATUS = "/proc/self/status"
+_PERMISSIONS = 0o777
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """Open a regular file, or a link to one, for reading.
+
+    A FIFO is not waited for, and a device is not opened.
+
+    :param path: the local file.
+    :returns: a file descriptor.
+    :raises OSError: if the file cannot be opened; IsADirectoryError for a directory; EINVAL for anything else that is
+        not a regular file.
+    """
+    _check_kind(path, os.stat(path))  # before it is opened: opening a device may do something, opening a FIFO waits
+    descriptor = os.open(path, _OPEN_FLAGS)
+    try:
+        _check_kind(path, os.fstat(descriptor))  # another file may have taken the name meanwhile
+        os.set_blocking(descriptor, True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def check_replaceable(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """Check that a path may become a file: nothing, a regular file, or a link to one has that name.
+
+    :param path: the local target.
+    :returns: what ``os.stat`` says of the file that has the name; None if nothing has.
+    :raises OSError: IsADirectoryError for a directory; EINVAL for anything else, a link to nothing too.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise _not_regular(path, "a link to nothing") from None
+        return None
+    _check_kind(path, found)
+    return found
+
+
+def _check_kind(path: str | os.PathLike[str], found: os.stat_result) -> None:
+    if stat.S_ISREG(found.st_mode):
+        return
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "a directory, not a file", os.fspath(path))
+    raise _not_regular(path, next((kind for test, kind in _KINDS if test(found.st_mode)), "something else"))
+
+
+def _not_regular(path: str | os.PathLike[str], kind: str) -> OSError:
+    return OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
+
+
+def give_mode(descriptor: int, temp: Path, replaced: os.stat_result | None) -> None:
+    """Give a temporary file the mode of the file it becomes: that of the file it replaces, else what the umask leaves.
+
+    A file system that refuses is left alone, with a warning.
+
+    :param descriptor: the open temporary file.
+    :param temp: its path.
+    :param replaced: the file that it replaces; None if it is a new one.
+    """
+    mode = _new_file_mode(temp.parent) if replaced is None else replaced.st_mode & _PERMISSIONS
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        logger.warning("cannot give %r the mode %o: %s", os.fspath(temp), mode, error)
+
+
+def _new_file_mode(directory: Path) -> int:
+    """Find out the mode of a new file: ``0666 & ~umask``.
+
+    os.umask() cannot read the umask without setting it, for all threads of the process.
+    """
+    try:
+        with open(_STATUS, "rb") as status:
+            for line in status:
+                if line.startswith(b"Umask:"):
+                    return _NEW_FILE & ~int(line.split()[1], 8)
+    except OSError:  # no Linux, or no /proc here
+        pass
+    return _mode_of_a_probe(directory)
+
+
+def _mode_of_a_probe(directory: Path) -> int:
+    probe = directory / f".umask-{secrets.token_hex(8)}"
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NEW_FILE)
+    try:
+        return os.fstat(descriptor).st_mode & _PERMISSIONS
+    finally:
+        os.close(descriptor)
+        os.unlink(probe)
+
+
+@contextmanager
+def naming(local: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """Name both ends of a transfer in every OSError of the block.
+
+    :param local: the local file or URL; it becomes the error's ``filename``.
+    :param doing: what the block does to which path on the server, as "downloading '/in/a'".
+    """
+    try:
+        yield
+    except OSError as error:
+        name_ends(error, local, doing)
+        raise
+
+
+def name_ends(error: OSError, local: str | os.PathLike[str], doing: str) -> OSError:
+    """Put both ends of a transfer into an OSError, once. Parameters as of `naming`. Returns the error."""
+    cause = error.strerror or str(error) or type(error).__name__
+    if doing in cause:
+        return error
+    error.errno = error.errno or errno.EIO
+    error.strerror = f"{cause} ({doing})"
+    error.filename = os.fspath(local)
+    if error.filename2 is not None:
+        del error.filename2  # as None it would be part of the text
+    error.args = (error.errno, error.strerror, error.filename)
+    return error
