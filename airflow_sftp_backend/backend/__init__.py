@@ -23,10 +23,12 @@ from ._errors import (
     TransferCorrupted,
 )
 from ._models import (
+    BeforeRename,
     Capability,
     FileInfo,
     FolderEntry,
     FolderInfo,
+    PreparedFile,
     Progress,
     ResolutionPlan,
     WriteResult,
@@ -42,6 +44,7 @@ __all__ = [
     "AuthenticationFailed",
     "BackendConfig",
     "BackendUnavailable",
+    "BeforeRename",
     "Capability",
     "CapabilityNotSupported",
     "DirectoryNotEmpty",
@@ -53,6 +56,7 @@ __all__ = [
     "InvalidPath",
     "NotFound",
     "PermissionDenied",
+    "PreparedFile",
     "Progress",
     "ResolutionPlan",
     "RetryPolicy",

@@ -12,8 +12,8 @@ from ._codec import Attributes
 from ._errors import BackendUnavailable, Refused, SFTPBackendError, TransferCorrupted, from_refusal
 from ._lane import Pending
 from ._messages import Close, FSetStat, FStat, LStat, Stat
-from ._models import Progress
-from ._operations import close_quietly, discard, read_into, taken
+from ._models import PreparedFile, Progress
+from ._operations import close_quietly, discard, read_into, see, taken
 from ._rename import rename
 from ._resume import open_or_resume, reopen, verify_kept
 from ._spread import Load, Spread
@@ -110,6 +110,13 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
         yield from verify_kept(wire, landing, opened, content)
     if standing is not None and (yield from _is_shown(standing)):
         raise taken(landing.target)
+    if landing.commits is not None:
+        digest = None if content is None else content.digest
+        prepared = PreparedFile(landing.target.key, landing.temp.name, out.offset, written.mtime, digest)
+        yield from landing.commits.join(prepared, wire)
+        looks = not landing.overwrite and not wire.traits.rename_refuses_taken  # the wait was long enough for others
+        if looks and isinstance((yield from see(landing.target)), Attributes):
+            raise taken(landing.target)
     opened.renaming = True
     try:
         yield from rename(wire, landing.temp, landing.target, landing.aside, overwrite=landing.overwrite)

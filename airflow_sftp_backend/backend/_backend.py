@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
-from . import _atomic_write, _copy, _keys, _local, _operations, _tree
-from ._config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, check_lanes
+from . import _atomic_write, _copy, _keys, _operations, _tree
+from ._config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret
 from ._door import Door
 from ._errors import CapabilityNotSupported, SFTPBackendError
+from ._file_transfers import FileTransfers, check_verify
+from ._group_commit import group_of
 from ._handles import AtomicWriter, RemoteFile
-from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise, put_back, sorted_out, without_time
-from ._models import Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
+from ._jobs import Job, Landings, check_distinct, gathered, or_raise, put_back, sorted_out, without_time
+from ._models import BeforeRename, Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
 from ._paths import Jail
 from ._session import Session
 from ._transfer import Content
@@ -31,7 +31,7 @@ T = TypeVar("T")
 _UNDECLARED: Final = frozenset({Capability.ATOMIC_MOVE, Capability.USER_METADATA})
 
 
-class SFTPBackend:
+class SFTPBackend(FileTransfers):
     """Stores files on any SSH/SFTP server, over one connection that opens with the first call.
 
     Keys are relative to ``base_path``. Safe to use from several threads, which take turns; a forked process and a
@@ -272,72 +272,6 @@ class SFTPBackend:
 
         return self._session.call(use, idempotent=True)
 
-    def download(
-        self,
-        path: str,
-        local: str | os.PathLike[str],
-        overwrite: bool = False,
-        *,
-        verify: Verify = "size",
-        progress: Progress | None = None,
-        resume_key: str | None = None,
-        digest: bool = False,
-    ) -> WriteResult:
-        """Fetches a file; ``local`` appears only when it is whole, with its own mode, or as the umask says.
-
-        Goes on after a lost connection and, with a ``resume_key``, in the next call, as `upload` does. The result has
-        the SHA-256 of what came with ``verify="sha256"``, which compares it with what the disk holds, or ``digest``.
-
-        Raises NotFound, InvalidPath for a folder, AlreadyExists if ``local`` exists, TransferCorrupted if the file
-        changes meanwhile, OSError for what this machine refuses and for a target that is no regular file.
-        """
-        (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest)
-        return or_raise(outcome)
-
-    def download_many(
-        self,
-        pairs: Iterable[tuple[str, str | os.PathLike[str]]],
-        overwrite: bool = False,
-        *,
-        verify: Verify = "size",
-        progress: Progress | None = None,
-        resume_key: str | None = None,
-        digest: bool = False,
-        return_exceptions: bool = False,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
-        """Fetches many files side by side, each as `download` does; one result per pair (key, local path), in order.
-
-        All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
-        places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
-        """
-        outcomes = self._download(list(pairs), overwrite, verify, progress, resume_key, digest)
-        return gathered(outcomes, "downloads", return_exceptions)
-
-    def _download(
-        self,
-        pairs: list[tuple[str, str | os.PathLike[str]]],
-        overwrite: bool,
-        verify: Verify,
-        progress: Progress | None,
-        resume_key: str | None,
-        digest: bool,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
-        _check_verify(verify)
-        check_distinct([os.path.abspath(local) for _, local in pairs])
-        more = (overwrite, verify, progress, resume_key, digest)
-        downloads, refused = sorted_out(pairs, lambda pair: _local.Download(self._door.at(pair[0]), pair[1], *more))
-
-        def fetch(wanted: list[_local.Download]) -> list[WriteResult | SFTPBackendError | OSError]:
-            return self._session.call(lambda wire: wire.run_many(one(wire) for one in wanted)) if wanted else []
-
-        with ExitStack() as stack:
-            for one in downloads:
-                stack.enter_context(one)
-            outcomes = fetch(downloads)
-            go_on(downloads, outcomes, fetch)
-        _local.sweep(downloads, outcomes, time.time())
-        return [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
-
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(
@@ -364,18 +298,22 @@ class SFTPBackend:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """Writes ``content`` so that the name holds all of it or what it held before.
 
         Three round trips for a small one.
 
         ``verify`` proves it before it gets its name: ``"size"``, ``"sha256"`` (read back), or ``"none"`` for servers
-        that refuse to look at what was sent. Raises AlreadyExists, InvalidPath for a folder or a file in the way,
-        TransferCorrupted, TypeError for other content.
+        that refuse to look at what was sent. ``before_rename`` is called before that name is given. Raises
+        AlreadyExists, InvalidPath for a folder or a file in the way, TransferCorrupted, TypeError for other content.
         """
-        _check_verify(verify)
+        check_verify(verify)
         taken = self._content(path, content, metadata, hashed=verify == "sha256")
-        landing = replace(self._door.landing(path, overwrite, verify), create_parents=create_parents)
+        landing = replace(
+            self._door.landing(path, overwrite, verify),
+            create_parents=create_parents, commits=group_of(before_rename),
+        )  # fmt: skip
 
         def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
             now = yield from _atomic_write.write_atomic(wire, landing, taken, progress)
@@ -405,65 +343,6 @@ class SFTPBackend:
                 if writer.wire is not None and writer.wire.broken is not None:
                     self._landings.recover([landing])
             writer.close()
-
-    def upload(
-        self,
-        local: str | os.PathLike[str],
-        path: str,
-        overwrite: bool = False,
-        *,
-        verify: Verify = "size",
-        progress: Progress | None = None,
-        create_parents: bool = True,
-        lanes: int | None = None,
-        resume_key: str | None = None,
-        digest: bool = False,
-    ) -> WriteResult:
-        """Sends a local file, as `write_atomic` does, over ``lanes`` channels of the connection, or as many as pay.
-
-        A lost connection is made anew and the upload goes on. With a ``resume_key``, which names the writer, what was
-        sent (from some 32 MiB on) outlives even an interruption, and the next call with that key goes on with it. The
-        result has the SHA-256 of what was sent with ``verify="sha256"``, which reads it back, or with ``digest``.
-
-        OSError for what this machine refuses or is no regular file; TransferCorrupted if ``local`` changes meanwhile.
-        """
-        (outcome,) = self.upload_many(
-            [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
-            lanes=lanes, resume_key=resume_key, digest=digest, return_exceptions=True,
-        )  # fmt: skip
-        return or_raise(outcome)
-
-    def upload_many(
-        self,
-        pairs: Iterable[tuple[str | os.PathLike[str], str]],
-        overwrite: bool = False,
-        *,
-        verify: Verify = "size",
-        progress: Progress | None = None,
-        create_parents: bool = True,
-        lanes: int | None = None,
-        resume_key: str | None = None,
-        digest: bool = False,
-        return_exceptions: bool = False,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
-        """Sends many files side by side, each as `upload` does; one result per pair (local path, key), in order.
-
-        All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
-        places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
-        """
-        _check_verify(verify)
-        if lanes is not None:
-            check_lanes("lanes", lanes)
-
-        def job(pair: tuple[str | os.PathLike[str], str]) -> Job[WriteResult]:
-            landing = self._door.landing(pair[1], overwrite, verify)
-            landing = replace(landing, create_parents=create_parents, lanes=lanes)
-            sending = _local.Upload(landing, pair[0], progress, resume_key, digest)
-            return Job(landing, sending, verify != "none", sending.load, sending.so_far)
-
-        jobs, refused = sorted_out(pairs, job)
-        check_distinct([job.landing.target.key for job in jobs])
-        return gathered(put_back(self._land(jobs), refused), "uploads", return_exceptions)
 
     # -- changing -----------------------------------------------------------------------------------------------------
 
@@ -581,11 +460,3 @@ class SFTPBackend:
         self, operations: Sequence[tuple[Landing, Callable[[Wire], Operation[object]]]]
     ) -> list[SFTPBackendError | OSError | None]:
         return self._land([Job(landing, partial(without_time, work), sweeps=False) for landing, work in operations])
-
-    def _land(self, jobs: list[Job[T]]) -> list[T | SFTPBackendError | OSError]:
-        return [self._door.located(outcome) for outcome in self._landings.run(jobs)] if jobs else []
-
-
-def _check_verify(verify: str) -> None:
-    if verify not in ("size", "sha256", "none"):
-        raise ValueError(f"verify is 'size', 'sha256' or 'none', not {verify!r}")

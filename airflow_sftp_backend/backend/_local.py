@@ -12,9 +12,10 @@ from typing import Final
 from ._atomic_write import write_atomic
 from ._codec import Attributes
 from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError, TransferCorrupted
+from ._group_commit import GroupCommit, participation
 from ._limits import Bounds
 from ._local_landing import LEAST, LocalLanding, remove_left
-from ._models import Progress, WriteResult
+from ._models import PreparedFile, Progress, WriteResult
 from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._paths import JailedPath, resume_token, spare_token, token_of
 from ._regular_files import naming, open_regular
@@ -125,9 +126,14 @@ class Upload:
 
     def _send(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
         target, hashed = self.landing.target, self.hashed or self.landing.verify == "sha256"
-        with LocalContent(self.local, target=target, hashed=hashed, at_first=self._at_first) as content:
+        commits = self.landing.commits
+        progress = self.progress if commits is None else commits.reporting(self.progress)
+        with (
+            participation(commits),
+            LocalContent(self.local, target=target, hashed=hashed, at_first=self._at_first) as content,
+        ):
             self._at_first = content.at_first
-            now = yield from write_atomic(wire, self._place(content.at_first), content, self.progress, self.so_far)
+            now = yield from write_atomic(wire, self._place(content.at_first), content, progress, self.so_far)
             return WriteResult(target.key, content.size, digest=content.digest), now
 
     def _place(self, source: os.stat_result) -> Landing:
@@ -158,6 +164,8 @@ class Download:
     resume_key: str | None = None
     hashed: bool = False
     """What comes has its SHA-256 taken, whatever the proof is."""
+    commits: GroupCommit | None = None
+    """Records what is about to be renamed, where the caller wants that."""
     done: int = 0
     """Bytes that have come."""
     resumable: bool = False
@@ -172,11 +180,15 @@ class Download:
         Raises TransferCorrupted if the file has another size than the server says or changes meanwhile (with
         ``verify="none"`` it is read to its end), or if with ``"sha256"`` the disk does not hold what came.
         """
+        with participation(self.commits):
+            return (yield from self._fetched(wire))
+
+    def _fetched(self, wire: Wire) -> Operation[WriteResult]:
         self.resumable = False
         fault = True
         try:
             yield from self._received(wire)
-            return self._landed()
+            return (yield from self._landed())
         except BaseException as error:
             fault = isinstance(error, Exception) and not isinstance(error, BackendUnavailable)
             raise
@@ -278,17 +290,24 @@ class Download:
         assert self._landing is not None
         self._landing.write(data)
         self.done += len(data)
+        if self.commits is not None:
+            self.commits.made_progress()
         if self._digest is not None:
             self._digest.update(data)
         if self.progress is not None:
             self.progress(len(data))
 
-    def _landed(self) -> WriteResult:
+    def _landed(self) -> Operation[WriteResult]:
         landing = self._landing
         assert landing is not None
         held = None if self._digest is None else f"sha256:{self._digest.hexdigest()}"
         if self.verify == "sha256" and (found := landing.digest()) != held:
             raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=self.place.key)
+        if self.commits is not None:
+            modified = os.stat(landing.temp).st_mtime_ns
+            yield from self.commits.join(
+                PreparedFile(os.fspath(self.local), landing.temp.name, self.done, modified, held)
+            )
         landing.commit()
         return WriteResult(self.place.key, self.done, digest=held)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -11,6 +11,26 @@ from typing import Literal
 
 Progress = Callable[[int], None]
 """Called with the bytes a transfer has gained since the last call; negative where it had to go back."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedFile:
+    """A complete and verified temporary file that is about to get its final name.
+
+    ``path`` is the key, of a download the local path; ``temp`` the name of the temporary file; ``size`` in bytes;
+    ``modified`` its time, which a rename keeps: seconds since 1970 as the server tells, of a download nanoseconds, None
+    where the server does not tell; ``digest`` is ``"sha256:<hex>"`` where it was computed.
+    """
+
+    path: str
+    temp: str
+    size: int
+    modified: int | None
+    digest: str | None
+
+
+BeforeRename = Callable[[Sequence[PreparedFile]], None]
+"""Called before files get their names, once for many: whatever it records is known even if the process is killed."""
 
 
 @dataclass(frozen=True, slots=True)

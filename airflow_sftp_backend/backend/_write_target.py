@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from ._codec import Attributes, OpenFlag
+from ._group_commit import GroupCommit
 from ._operations import discard, is_a_folder, open_new, taken
 from ._paths import JailedPath
 from ._wire import Operation
@@ -28,6 +29,8 @@ class Landing:
     overwrite: bool
     verify: Verify = "size"
     create_parents: bool = True
+    commits: GroupCommit | None = None
+    """Records what is about to be renamed, where the caller wants that."""
     lanes: int | None = None
     """How many lanes the content may be sent over; None: as many as it is worth."""
     spare: JailedPath | None = None

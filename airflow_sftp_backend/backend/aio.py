@@ -11,7 +11,7 @@ from typing import BinaryIO, ParamSpec, TypeVar
 
 from ._backend import SFTPBackend
 from ._errors import SFTPBackendError
-from ._models import Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
+from ._models import BeforeRename, Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
 from ._write_target import Verify
 
 P = ParamSpec("P")
@@ -154,9 +154,10 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.write_atomic`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.write_atomic, create_parents=create_parents)
+        call = partial(self._backend.write_atomic, create_parents=create_parents, before_rename=before_rename)
         return await self._call(call, path, content, overwrite, metadata, verify=verify, progress=progress)
 
     async def upload(
@@ -190,6 +191,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         return_exceptions: bool = False,
+        before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.upload_many`; ``progress`` is called on the adapter's thread."""
         call = partial(
@@ -199,6 +201,7 @@ class SyncBackendAdapter:
             resume_key=resume_key,
             digest=digest,
             return_exceptions=return_exceptions,
+            before_rename=before_rename,
         )
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 
@@ -227,10 +230,15 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         return_exceptions: bool = False,
+        before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.download_many`; ``progress`` is called on the adapter's thread."""
         call = partial(
-            self._backend.download_many, resume_key=resume_key, digest=digest, return_exceptions=return_exceptions
+            self._backend.download_many,
+            resume_key=resume_key,
+            digest=digest,
+            return_exceptions=return_exceptions,
+            before_rename=before_rename,
         )
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 

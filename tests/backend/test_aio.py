@@ -54,7 +54,7 @@ def test_one_failure_among_many_calls_stays_one(adapter: SyncBackendAdapter, fol
 
 def test_every_call_of_the_backend_can_be_awaited() -> None:
     def public(kind: type) -> set[str]:
-        return {name for name in vars(kind) if not name.startswith("_")}
+        return {name for base in kind.__mro__[:-1] for name in vars(base) if not name.startswith("_")}
 
     not_awaited = {"end_within", "from_config", "open_atomic", "unwrap"}  # construction, a handle, parts of paramiko
     assert public(SFTPBackend) - public(SyncBackendAdapter) == not_awaited
