@@ -9,7 +9,7 @@ import hashlib
 import logging
 
 from ._codec import Attributes
-from ._errors import BackendUnavailable, Refused, SFTPBackendError, TransferCorrupted, from_refusal
+from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError, TransferCorrupted, from_refusal
 from ._lane import Pending
 from ._messages import Close, FSetStat, FStat, LStat, Stat
 from ._models import PreparedFile, Progress
@@ -68,7 +68,7 @@ def write_atomic(
         landed = True
         return now
     except Refused as refused:
-        raise from_refusal(refused, "cannot write", landing.target.key) from None
+        raise _failure(wire, landing, opened, refused) from None
     except BaseException as error:
         ended = isinstance(error, BackendUnavailable) or not isinstance(error, Exception)  # by no fault of the file
         worth = landing.spare is not None and so_far.acknowledged > SPAN
@@ -82,6 +82,14 @@ def write_atomic(
                 yield from discard(landing.temp, opened.unclosed)
             elif opened.unclosed is not None:
                 yield from close_quietly(opened.unclosed)
+
+
+def _failure(wire: Wire, landing: Landing, opened: Opened, refused: Refused) -> SFTPBackendError:
+    """The error for a refusal. ContentLost, for another attempt, if the server may not let a file be continued."""
+    if opened.resumed and not opened.renaming and not wire.traits.keeps_content_at_open:
+        error = from_refusal(refused, "the file cannot be continued", landing.target.key)
+        return ContentLost(error.message, path=error.path)
+    return from_refusal(refused, "cannot write", landing.target.key)
 
 
 def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: Content | None) -> Operation[int | None]:

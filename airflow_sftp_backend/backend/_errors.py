@@ -72,7 +72,10 @@ class TransferCorrupted(SFTPBackendError):
 
 
 class ContentLost(TransferCorrupted):
-    """The server did not keep what was written to a file that was opened more than once. Inside the backend only."""
+    """The server did not keep what was written to a file that was opened more than once, or refuses to add to it.
+
+    Inside the backend only.
+    """
 
 
 class BackendUnavailable(SFTPBackendError):

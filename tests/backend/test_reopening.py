@@ -12,7 +12,7 @@ import pytest
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError, TransferCorrupted
 from airflow_sftp_backend.backend._paths import is_temp_name
-from tests.servers import AsyncsshServer, DropBox, ForgetsTheTail, Server, TruncatesAtOpen
+from tests.servers import AsyncsshServer, AWSTransferLike, DropBox, ForgetsTheTail, Server, TruncatesAtOpen
 
 from .expect import tree
 
@@ -285,3 +285,20 @@ def test_a_copy_opens_its_target_once(make_backend: MakeBackend, make: Callable[
         make_backend(server, base_path=folder.base_path).copy("file", "copy", overwrite=True)
         assert tree(folder.path) == {"file": content, "copy": content}
         assert server.truncated == 0
+
+
+@pytest.mark.parametrize("verify", ["size", "sha256", "none"])
+def test_a_server_that_takes_a_file_from_its_start_only_is_sent_it_again(
+    make_backend: MakeBackend, tmp_path: Path, verify: str
+) -> None:
+    local = source(tmp_path, LARGE)
+    with AWSTransferLike() as server:
+        folder = server.fresh()
+        backend = make_backend(server, base_path=folder.base_path)
+        cuts = Cuts(server, 6 * MiB)
+        assert backend.upload(local, "file", verify=verify, progress=cuts).size == LARGE  # type: ignore[arg-type]
+        assert (cuts.cuts, cuts.done) == (1, LARGE)
+        with pytest.raises(Interrupted):
+            backend.upload(local, "later", verify="none", resume_key="a", progress=stop_at(38 * MiB))
+        assert backend.upload(local, "later", verify="none", resume_key="a").size == LARGE
+        assert tree(folder.path) == {"file": local.read_bytes(), "later": local.read_bytes()}

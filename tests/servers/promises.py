@@ -58,7 +58,7 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
         "read_bytes_of_what_is_missing_is_not_found", "read_bytes_of_a_folder_is_invalid_path",
     ),
     "A download is complete or leaves the local file alone": (
-        "download_lands_the_whole_file", "download_is_readable_by_its_owner_only",
+        "download_lands_the_whole_file", "download_has_the_mode_that_the_umask_leaves_not_the_servers",
         "download_onto_an_existing_file_needs_overwrite",
         "download_of_what_is_missing_or_a_folder_leaves_the_local_file_alone", "download_verifies_as_it_is_told",
     ),
