@@ -6,6 +6,7 @@ import logging
 
 from ._codec import Attributes
 from ._errors import Refused, SFTPBackendError
+from ._limits import BoundExceeded, Bounds, ListingTally
 from ._messages import LStat, Remove, Rename
 from ._operations import discard, list_folder
 from ._paths import STALE, JailedPath, is_temp_name, same_writer, token_of
@@ -28,14 +29,20 @@ def recover(landing: Landing) -> Operation[None]:
     yield from discard(landing.temp)
 
 
-def temps_in(folder: JailedPath) -> Operation[list[tuple[JailedPath, int]]]:
+def temps_in(folder: JailedPath, bounds: Bounds) -> Operation[list[tuple[JailedPath, int]]]:
     """The temporary files in a folder, with the times (seconds since 1970) they were last written; none where it
     cannot be listed.
     """
+    tally = ListingTally(folder.key, bounds)
     try:
-        entries = yield from list_folder(folder)
+        entries = yield from list_folder(folder, tally)
+    except BoundExceeded as error:
+        logger.warning("temporary files that others left behind stay for now: %s", error)
+        return []
     except SFTPBackendError:
         return []
+    finally:
+        tally.finish()
     return [(place, found.mtime) for place, found in entries if found.mtime and is_temp_name(place.name)]
 
 

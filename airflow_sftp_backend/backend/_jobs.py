@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar, cast
 
 from ._cleanup import recover, sweep, temps_in
 from ._errors import BackendUnavailable, InvalidPath, SFTPBackendError
+from ._limits import Bounds
 from ._paths import JailedPath
 from ._session import Session
 from ._spread import Load
@@ -144,7 +145,7 @@ class Landings:
 
         def use(wire: Wire) -> None:
             if target.parent not in self._temps:
-                wire.run(self._note(target.parent))
+                wire.run(self._note(target.parent, wire.bounds))
             wire.run_many([sweep(target, self._temps[target.parent], now)])
 
         try:
@@ -160,7 +161,7 @@ class Landings:
         used.append(wire)
         folders = {job.landing.target.parent for job in jobs if job.sweeps} - self._temps.keys()
         landed: list[tuple[Job[T], int]] = []
-        notes = (self._note(folder) for folder in folders)
+        notes = (self._note(folder, wire.bounds) for folder in folders)
         landings = (_timed(job, wire, landed) for job in jobs)
         outcomes = wire.run_many(chain[Operation[T] | Operation[None]](notes, landings))[len(folders) :]
         if wire.broken is None:
@@ -171,8 +172,8 @@ class Landings:
             )
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
-    def _note(self, folder: JailedPath) -> Operation[None]:
-        self._temps[folder] = yield from temps_in(folder)
+    def _note(self, folder: JailedPath, bounds: Bounds) -> Operation[None]:
+        self._temps[folder] = yield from temps_in(folder, bounds)
 
 
 def _timed(job: Job[T], wire: Wire, landed: list[tuple[Job[T], int]]) -> Operation[T]:

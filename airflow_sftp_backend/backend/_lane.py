@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from ._codec import MAX_FRAME, Cursor, ProtocolError
 from ._errors import BackendUnavailable, Refused, printable
+from ._limits import BoundExceeded
 from ._messages import Request, decode_version, encode_init
 
 R = TypeVar("R")
@@ -270,7 +271,7 @@ class Lane:
             raise ProtocolError("a reply to a request that was never made")
         try:
             outcome = pending.request.answer(packet[0], Cursor(packet[5:]))
-        except Refused as refused:
+        except (Refused, BoundExceeded) as refused:
             # a traceback has this frame, which has what is pending, which has the refusal
             self._settled(request_id).settle(None, refused.with_traceback(None))
         else:

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from ._config import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_FILE_BYTES, DEFAULT_MAX_LISTING_BYTES
-from ._errors import SFTPBackendError, TransferCorrupted
+from ._errors import InvalidPath, SFTPBackendError, TransferCorrupted
 
+logger = logging.getLogger(__name__)
+
+MAX_NAME_BYTES: Final = 4 << 10
+"""Longest name, in bytes, that a listing may contain."""
+MAX_DEPTH: Final = 256
+"""Levels of directories that a recursive listing, search or deletion enters."""
+MAX_IDLE_BATCHES: Final = 100
+"""Successive replies of a listing that bring no new name."""
+MAX_NAMES_AHEAD: Final = 100_000
+"""Names that a listing may have requested ahead, as far as the replies so far can tell."""
+_NAMED: Final = 5  # unsafe names that are logged one by one
 MIN_BLOCK: Final = 4 << 10
 """Smallest block length, in bytes, that is taken from ``limits@openssh.com``."""
+
+
+class BoundExceeded(SFTPBackendError):
+    """The server sends more than a bound allows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +42,10 @@ class Bounds:
 
         :param size: bytes read so far.
         :param path: key of the file, for the error.
-        :raises SFTPBackendError: if ``size`` is more than `max_file_bytes`.
+        :raises BoundExceeded: if ``size`` is more than `max_file_bytes`.
         """
         if size > self.max_file_bytes:
-            raise SFTPBackendError(
+            raise BoundExceeded(
                 f"cannot read: the server sends more than {self.max_file_bytes} bytes (max_file_bytes)."
                 " Raise max_file_bytes if the file is that large",
                 path=path,
@@ -37,6 +54,118 @@ class Bounds:
 
 DEFAULT_BOUNDS: Final = Bounds()
 """The bounds of a connection that sets none."""
+
+
+class ListingTally:
+    """Counts what the server sends for one call that lists: a listing, search or recursive deletion as a whole.
+
+    ``path`` is the key that the call lists, for errors.
+    """
+
+    __slots__ = ("_entries", "_path", "_size", "_unsafe", "bounds", "exceeded")
+
+    def __init__(self, path: str, bounds: Bounds = DEFAULT_BOUNDS) -> None:
+        self.bounds = bounds
+        self.exceeded: str | None = None
+        """The message of the bound that was exceeded: no other directory is listed for this call."""
+        self._entries = 0
+        self._path = path
+        self._size = 0
+        self._unsafe = 0
+
+    def take(self, entries: int, size: int) -> None:
+        """Count a reply, before it is decoded.
+
+        :param entries: entries in the reply.
+        :param size: length of the reply in bytes.
+        :raises BoundExceeded: if there are more of either, in all, than the bounds allow.
+        """
+        self._entries += entries
+        self._size += size
+        if self._entries > self.bounds.max_entries:
+            raise self._exceeded(f"{self.bounds.max_entries} entries (max_entries)", "max_entries")
+        if self._size > self.bounds.max_listing_bytes:
+            raise self._exceeded(
+                f"{self.bounds.max_listing_bytes} bytes of replies (max_listing_bytes)", "max_listing_bytes"
+            )
+
+    def check(self) -> None:
+        """Check that no bound has been exceeded so far.
+
+        :raises BoundExceeded: if one has.
+        """
+        if self.exceeded is not None:
+            raise BoundExceeded(self.exceeded, path=self._path)
+
+    def check_depth(self, depth: int) -> None:
+        """Check the number of levels below the path.
+
+        :raises BoundExceeded: if ``depth`` is more than `MAX_DEPTH`.
+        """
+        if depth > MAX_DEPTH:
+            raise BoundExceeded(
+                f"cannot list: the directories are nested more than {MAX_DEPTH} deep. List one further down",
+                path=self._path,
+            )
+
+    def leave_out(self, error: InvalidPath) -> None:
+        """Count an entry with an unsafe name. The first few are logged."""
+        self._unsafe += 1
+        if self._unsafe <= _NAMED:
+            logger.warning("%s", error)
+
+    def finish(self) -> None:
+        """Log how many entries with unsafe names were left out without being logged."""
+        if self._unsafe > _NAMED:
+            logger.warning("%d more entries with unsafe names are left out below %r", self._unsafe - _NAMED, self._path)
+
+    def mark(self) -> tuple[int, int, int]:
+        """Get the state to which `rewind` can return, for what is requested once more on another connection."""
+        return self._entries, self._size, self._unsafe
+
+    def rewind(self, mark: tuple[int, int, int]) -> None:
+        """Return to an earlier state."""
+        self.exceeded = None
+        self._entries, self._size, self._unsafe = mark
+
+    def _exceeded(self, bound: str, setting: str) -> BoundExceeded:
+        return BoundExceeded(
+            f"cannot list: the server sends more than {bound}. List a directory further down, or raise {setting}",
+            path=self._path,
+        )
+
+
+class NewNames:
+    """The names of one directory, to find out when its listing brings no new ones."""
+
+    __slots__ = ("_idle", "_names", "_path")
+
+    def __init__(self, path: str) -> None:
+        self._names = {".", ".."}
+        self._idle = 0
+        self._path = path
+
+    def add(self, names: Iterable[str]) -> None:
+        """Add the names of one reply.
+
+        :raises BoundExceeded: if `MAX_IDLE_BATCHES` successive replies have brought no new name.
+        """
+        before = len(self._names)
+        self._names.update(names)
+        self._idle = 0 if len(self._names) > before else self._idle + 1
+        if self._idle >= MAX_IDLE_BATCHES:
+            raise BoundExceeded(
+                f"cannot list: {MAX_IDLE_BATCHES} successive replies of the server bring no new name", path=self._path
+            )
+
+
+def check_name_bytes(size: int) -> None:
+    """Check the length of a listed name.
+
+    :raises BoundExceeded: if ``size`` is more than `MAX_NAME_BYTES`.
+    """
+    if size > MAX_NAME_BYTES:
+        raise BoundExceeded(f"cannot list: the server sends a name of {size} bytes, the most is {MAX_NAME_BYTES}")
 
 
 def size_mismatch(told: int, read: int, path: str, *, ended: bool = True) -> TransferCorrupted:

@@ -28,10 +28,12 @@ from ._codec import (
     string,
 )
 from ._errors import Code, Refused
+from ._limits import MAX_NAME_BYTES, MIN_BLOCK, ListingTally, check_name_bytes
 
 R_co = TypeVar("R_co", covariant=True)
 
 _READ_TAIL: Final = struct.Struct(">QI")
+_REPLY_HEAD: Final = 9  # bytes before the body of a reply: length, type, request id
 
 
 class Request(ABC, Generic[R_co]):
@@ -274,18 +276,32 @@ class Write(_Acknowledged):
         return string(self.handle) + UINT64.pack(self.offset) + UINT32.pack(len(self.data))
 
 
+@dataclass(frozen=True, slots=True)
 class ReadDir(_OfHandle, Request[list[Entry]]):
-    """The next entries of an open folder, as many as the server likes to send; empty at the end."""
+    """The next entries of an open folder, as many as the server likes to send; empty at the end.
 
-    __slots__ = ()
+    ``tally`` counts each reply before it is decoded, in whatever order replies come.
+    """
+
     kind = Kind.READDIR
     reply_kind = Kind.NAME
+    tally: ListingTally | None = field(default=None, compare=False, repr=False)
 
     def decode(self, cursor: Cursor) -> list[Entry]:
-        """The entries. A missing mode is taken from the first letter of the ``ls -l`` line beside the name."""
+        """The entries. A missing mode is taken from the first letter of the ``ls -l`` line beside the name.
+
+        Raises BoundExceeded.
+        """
         entries = []
-        for _ in range(cursor.count(smallest=12)):
-            name, line, attributes = cursor.text(), cursor.view(), cursor.attributes()
+        size = cursor.left + _REPLY_HEAD
+        count = cursor.count(smallest=12)
+        if self.tally is not None:
+            self.tally.take(count, size)
+        for _ in range(count):
+            raw = cursor.view()
+            if len(raw) > MAX_NAME_BYTES:
+                check_name_bytes(len(raw))
+            name, line, attributes = str(raw, "utf-8", "surrogateescape"), cursor.view(), cursor.attributes()
             if attributes.mode is None and (letter := bytes(line[:1])) in _TYPE_LETTERS:
                 attributes = Attributes(
                     attributes.size,
@@ -431,7 +447,12 @@ class AskLimits(_Extended[Limits]):
         """The limits, 0 meaning that none is stated."""
         packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
         room = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
-        return Limits(read=min(read or Limits().read, room, 1 << 20), write=min(write or Limits().write, room, 1 << 20))
+        return Limits(_block(read or Limits().read, room), _block(write or Limits().write, room))
+
+
+def _block(stated: int, room: int) -> int:
+    """The block length to use: at least `MIN_BLOCK`, so that no server makes a transfer of one-byte blocks."""
+    return max(MIN_BLOCK, min(stated, room, 1 << 20))
 
 
 def encode_init() -> bytes:

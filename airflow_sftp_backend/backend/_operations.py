@@ -24,7 +24,7 @@ from ._errors import (
     from_refusal,
 )
 from ._lane import Pending
-from ._limits import size_mismatch
+from ._limits import MAX_NAMES_AHEAD, BoundExceeded, ListingTally, NewNames, size_mismatch
 from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, RemoveDir, Request, Stat
 from ._models import FileInfo, Progress
 from ._paths import JailedPath
@@ -123,21 +123,24 @@ def _ancestors(place: JailedPath) -> Iterator[JailedPath]:
 Listing = list[tuple[JailedPath, Attributes]]
 
 
-def list_folder(place: JailedPath, depth: int = 2) -> Operation[Listing]:
+def list_folder(place: JailedPath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
     """Every entry of a folder with the attributes that READDIR gives, temporary names too.
 
     ``depth`` is how many requests for the next entries go out at first; a server gives some 100 names to each.
-    Raises NotFound, InvalidPath for a file. Names that are no plain names are left out with a warning.
+    Raises NotFound, InvalidPath for a file, BoundExceeded. Names that are no plain names are left out; ``tally`` warns
+    of them, and counts the replies.
     """
-    return (yield from _listed(place, depth))[0]
+    return (yield from _listed(place, tally, depth))[0]
 
 
-def list_and_look_again(place: JailedPath, depth: int = 2) -> Operation[tuple[Listing, Attributes | Refused]]:
+def list_and_look_again(
+    place: JailedPath, tally: ListingTally, depth: int = 2
+) -> Operation[tuple[Listing, Attributes | Refused]]:
     """List a folder, and look (LSTAT) at what has its name when the last entries are requested.
 
     :returns: the entries as `list_folder` gives them, and what the folder was by then: it may have become a link
     """
-    entries, looking = yield from _listed(place, depth, looks_again=True)
+    entries, looking = yield from _listed(place, tally, depth, looks_again=True)
     assert looking is not None
     try:
         return entries, (yield from wait(looking))
@@ -146,49 +149,57 @@ def list_and_look_again(place: JailedPath, depth: int = 2) -> Operation[tuple[Li
 
 
 def _listed(
-    place: JailedPath, depth: int, *, looks_again: bool = False
+    place: JailedPath, tally: ListingTally, depth: int, *, looks_again: bool = False
 ) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
     """List a folder; with ``looks_again``, the LSTAT too that was sent along with the READDIR that ended the list."""
+    tally.check()
     try:
         handle = yield from ask(OpenDir(place.native))
     except Refused as refused:
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
     entries: Listing = []
+    names = NewNames(place.key)
     waiting: deque[tuple[Pending[list[Entry]], Pending[Attributes] | None]] = deque()
     try:
         while True:
-            waiting.extend((yield from _read_ahead(place, handle, depth - len(waiting), looks_again=looks_again)))
+            ahead = _read_ahead(place, ReadDir(handle, tally), depth - len(waiting), looks_again=looks_again)
+            waiting.extend((yield from ahead))
             reading, looking = waiting.popleft()
             batch = yield from wait(reading)
             if not batch:
                 break
-            _add(entries, place, batch)
-            depth = min(2 * depth, 128)
+            names.add(entry.name for entry in batch)
+            _add(entries, place, batch, tally)
+            depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // len(batch)))
     except Refused as refused:  # some servers open a file for listing and refuse only here
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
+    except BoundExceeded as error:
+        error.path = place.key if error.path is None else error.path
+        tally.exceeded = error.message
+        raise
     finally:
         yield from close_quietly(handle)
     return (yield from _with_types(entries)), looking
 
 
 def _read_ahead(
-    place: JailedPath, handle: bytes, count: int, *, looks_again: bool
+    place: JailedPath, request: ReadDir, count: int, *, looks_again: bool
 ) -> Operation[list[tuple[Pending[list[Entry]], Pending[Attributes] | None]]]:
     """Post ``count`` READDIRs and, with ``looks_again``, an LSTAT after them: each with that LSTAT."""
     readings: list[Pending[list[Entry]]] = []
     while len(readings) < count:
-        readings.append((yield from post(ReadDir(handle))))
+        readings.append((yield from post(request)))
     looking = (yield from post(LStat(place.native))) if looks_again and readings else None
     return [(reading, looking) for reading in readings]
 
 
-def _add(entries: Listing, place: JailedPath, batch: list[Entry]) -> None:
+def _add(entries: Listing, place: JailedPath, batch: list[Entry], tally: ListingTally) -> None:
     for entry in batch:
         if entry.name not in (".", ".."):
             try:
                 entries.append((place.child(entry.name), entry.attributes))
             except InvalidPath as error:
-                logger.warning("%s", error)
+                tally.leave_out(error)
 
 
 def with_links_told(entries: Listing) -> Operation[Listing]:
@@ -466,10 +477,12 @@ def _holds_something(place: JailedPath) -> Operation[bool]:
         handle = yield from ask(OpenDir(place.native))
     except Refused:
         return False
+    names = NewNames(place.key)
     try:
         while batch := (yield from ask(ReadDir(handle))):
             if any(entry.name not in (".", "..") for entry in batch):
                 return True
+            names.add(entry.name for entry in batch)
         return False
     except Refused:
         return False

@@ -15,6 +15,7 @@ from typing import Final, Protocol, TypeVar
 
 from ._codec import Attributes
 from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
+from ._limits import BoundExceeded, ListingTally
 from ._messages import LStat, RemoveDir, Stat
 from ._models import FileInfo, FolderInfo
 from ._operations import (
@@ -34,10 +35,6 @@ from ._paths import JailedPath, check_text, is_temp_name
 from ._wire import Operation, Wire, ask_all, server_traits
 
 T = TypeVar("T")
-
-MAX_DEPTH: Final = 256
-MAX_ENTRIES: Final = 5_000_000
-"""Bounds of one walk, so that a hostile server cannot keep it busy for ever: levels, and names in all."""
 
 
 class Call(Protocol):
@@ -70,8 +67,8 @@ class Found:
         return file_info(self.place, self.leads_to or self.own)
 
 
-def _list(place: JailedPath, depth: int, *, enters: bool) -> Operation[list[Found]]:
-    entries = yield from list_folder(place, depth)
+def _list(place: JailedPath, tally: ListingTally, depth: int, *, enters: bool) -> Operation[list[Found]]:
+    entries = yield from list_folder(place, tally, depth)
     if enters:
         entries = yield from with_links_told(entries)
     targets = yield from follow_links(entries)
@@ -81,13 +78,28 @@ def _list(place: JailedPath, depth: int, *, enters: bool) -> Operation[list[Foun
 
 
 def _list_all(
-    call: Call, folders: Sequence[JailedPath], go_on_in: Collection[JailedPath]
+    call: Call, tally: ListingTally, folders: Sequence[JailedPath], go_on_in: Collection[JailedPath]
 ) -> list[list[Found] | SFTPBackendError | OSError]:
     """List folders side by side; in those of ``go_on_in``, whose subfolders are to be entered, links are told."""
+    return _listed_by(
+        call, tally, folders, lambda folder, depth: _list(folder, tally, depth, enters=folder in go_on_in)
+    )
 
-    def use(wire: Wire) -> list[list[Found] | SFTPBackendError | OSError]:
+
+def _listed_by(
+    call: Call,
+    tally: ListingTally,
+    folders: Sequence[JailedPath],
+    operation: Callable[[JailedPath, int], Operation[T]],
+) -> list[T | SFTPBackendError | OSError]:
+    """Run an operation that lists for each folder, side by side; raises BoundExceeded for all of them."""
+    mark = tally.mark()
+
+    def use(wire: Wire) -> list[T | SFTPBackendError | OSError]:
+        tally.rewind(mark)  # what an earlier connection sent is sent again
+        tally.bounds = wire.bounds
         depth = _ahead(wire, folders)
-        return _unless_lost(wire.run_many(_list(folder, depth, enters=folder in go_on_in) for folder in folders))
+        return _unless_lost(wire.run_many(operation(folder, depth) for folder in folders))
 
     return call(use, idempotent=True)
 
@@ -99,16 +111,19 @@ def _ahead(wire: Wire, folders: Sequence[JailedPath]) -> int:
 
 
 def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """The outcomes, unless the connection was lost: that is raised, for the whole call to be made again."""
+    """The outcomes, unless the connection was lost: that is raised, for the whole call to be made again. What exceeds
+    a bound is raised as well."""
     for outcome in outcomes:
-        if isinstance(outcome, BackendUnavailable):
+        if isinstance(outcome, BackendUnavailable | BoundExceeded):
             raise outcome
     return outcomes
 
 
 def children(call: Call, folder: JailedPath) -> Iterator[Found]:
     """What a folder holds, temporary names left out; nothing where there is no such folder."""
-    (outcome,) = _list_all(call, [folder], go_on_in=())
+    tally = ListingTally(folder.key)
+    (outcome,) = _list_all(call, tally, [folder], go_on_in=())
+    tally.finish()
     if not isinstance(outcome, NotFound | InvalidPath):
         yield from (found for found in _or_raise(outcome) if not is_temp_name(found.place.name))
 
@@ -119,43 +134,32 @@ def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
     return outcome
 
 
-def walk(call: Call, root: JailedPath, max_depth: int | None = None) -> Iterator[Found]:
+def walk(call: Call, root: JailedPath, max_depth: int | None = None, *, must_exist: bool = False) -> Iterator[Found]:
     """Every entry below ``root``, one level after the other; ``max_depth`` 0 is the root's own entries.
 
-    Nothing where there is no such folder. A folder that is gone by the time it is listed is passed over.
+    Nothing where there is no such folder, unless it ``must_exist``: NotFound, InvalidPath for a file. A folder below
+    that is gone by the time it is listed is passed over. Raises BoundExceeded.
     """
+    tally = ListingTally(root.key)
     level = [root]
-    depth = entries = 0
-    while level and (max_depth is None or depth <= max_depth):
-        _check_depth(depth, root)
-        outcomes = _list_all(call, level, go_on_in=set(level) if max_depth is None or depth < max_depth else ())
-        level = []
-        for outcome in outcomes:
-            if isinstance(outcome, NotFound | InvalidPath):
-                continue
-            listed = _or_raise(outcome)
-            entries += len(listed)
-            _check_entries(entries, root)
-            for found in listed:
-                if found.own.is_folder:
-                    level.append(found.place)
-                if not is_temp_name(found.place.name) or found.own.is_folder:
-                    yield found
-        depth += 1
-
-
-def _check_depth(depth: int, root: JailedPath) -> None:
-    if depth > MAX_DEPTH:
-        raise SFTPBackendError(
-            f"the folders are nested more than {MAX_DEPTH} deep; work on a folder further down", path=root.key
-        )
-
-
-def _check_entries(entries: int, root: JailedPath) -> None:
-    if entries > MAX_ENTRIES:
-        raise SFTPBackendError(
-            f"the folder holds more than {MAX_ENTRIES} names; work on a folder further down", path=root.key
-        )
+    depth = 0
+    try:
+        while level and (max_depth is None or depth <= max_depth):
+            tally.check_depth(depth)
+            go_on_in = set(level) if max_depth is None or depth < max_depth else ()
+            outcomes = _list_all(call, tally, level, go_on_in)
+            level = []
+            for outcome in outcomes:
+                if isinstance(outcome, NotFound | InvalidPath) and not (must_exist and depth == 0):
+                    continue
+                for found in _or_raise(outcome):
+                    if found.own.is_folder:
+                        level.append(found.place)
+                    if not is_temp_name(found.place.name) or found.own.is_folder:
+                        yield found
+            depth += 1
+    finally:
+        tally.finish()
 
 
 def file_infos(call: Call, places: Sequence[JailedPath]) -> list[FileInfo | SFTPBackendError | OSError]:
@@ -190,9 +194,7 @@ def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
     """Sums over all files below. Raises NotFound, InvalidPath for a file."""
     count = size = 0
     latest = None
-    (outcome,) = _list_all(call, [folder], go_on_in=())
-    _or_raise(outcome)
-    for found in walk(call, folder):
+    for found in walk(call, folder, must_exist=True):
         if found.is_file:
             info = found.info()
             count, size = count + 1, size + info.size
@@ -218,13 +220,24 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
     if isinstance(own, Refused) or not own.is_folder:
         call(lambda wire: wire.run(delete_folder(root, missing_ok=missing_ok)))  # a link, a file, nothing: says so
         return
+    tally = ListingTally(root.key)
+    try:
+        failures = _delete_level_by_level(call, root, tally)
+    finally:
+        tally.finish()
+    if failures:
+        raise failures[0]
+
+
+def _delete_level_by_level(call: Call, root: JailedPath, tally: ListingTally) -> list[SFTPBackendError]:
+    """Delete what the levels hold, from the top, then the folders: the failures. Raises BoundExceeded."""
     folders: list[JailedPath] = []
     failures: list[SFTPBackendError] = []
     level = [root]
-    depth = entries = 0
+    depth = 0
     while level:
-        _check_depth(depth, root)
-        outcomes = _list_for_removal(call, level)
+        tally.check_depth(depth)
+        outcomes = _list_for_removal(call, tally, level)
         listed, level = level, []
         others: list[JailedPath] = []
         for folder, outcome in zip(listed, outcomes, strict=True):
@@ -239,30 +252,24 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
                 continue
             for place, attributes in _or_raise(outcome):
                 (level if attributes.is_folder else others).append(place)
-        entries += len(level) + len(others)
-        _check_entries(entries, root)
         failures += _removed(call, others)
         depth += 1
-    failures += _folders_removed(call, folders)
-    if failures:
-        raise failures[0]
+    return failures + _folders_removed(call, folders)
 
 
 class _BecameLink(SFTPBackendError):
     """There is a link now where a folder was when it was looked at."""
 
 
-def _list_for_removal(call: Call, folders: Sequence[JailedPath]) -> list[Listing | SFTPBackendError | OSError]:
-    def use(wire: Wire) -> list[Listing | SFTPBackendError | OSError]:
-        depth = _ahead(wire, folders)
-        return _unless_lost(wire.run_many(_listed_for_removal(folder, depth) for folder in folders))
-
-    return call(use, idempotent=True)
+def _list_for_removal(
+    call: Call, tally: ListingTally, folders: Sequence[JailedPath]
+) -> list[Listing | SFTPBackendError | OSError]:
+    return _listed_by(call, tally, folders, lambda folder, depth: _listed_for_removal(folder, tally, depth))
 
 
-def _listed_for_removal(place: JailedPath, depth: int) -> Operation[Listing]:
+def _listed_for_removal(place: JailedPath, tally: ListingTally, depth: int) -> Operation[Listing]:
     """The entries of a folder that is still one, links as links. Raises _BecameLink, InvalidPath."""
-    entries, now = yield from list_and_look_again(place, depth)
+    entries, now = yield from list_and_look_again(place, tally, depth)
     if isinstance(now, Attributes) and not now.is_folder:
         kind = _BecameLink if now.is_link else InvalidPath
         raise kind("cannot delete the folder: something else has its name by now", path=place.key)
@@ -428,16 +435,18 @@ def _search(call: Call, root: JailedPath, asked: Iterable[tuple[_Group, Iterable
         for pattern in patterns:
             if pattern.segments:
                 level[root].setdefault(pattern.segments, set()).add(group)
-    depth = entries = 0
+    tally = ListingTally(root.key)
+    depth = 0
     while level := _still_wanted(level):
         try:
-            _check_depth(depth, root)
-            level, entries = _search_level(call, root, level, entries)
+            tally.check_depth(depth)
+            level = _search_level(call, tally, level)
         except BackendUnavailable:
             raise
         except SFTPBackendError as error:  # too deep or too much, for all who search on
             _fail({group for wanted in level.values() for groups in wanted.values() for group in groups}, error)
         depth += 1
+    tally.finish()
 
 
 def _still_wanted(level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
@@ -455,10 +464,8 @@ def _fail(groups: Iterable[_Group], error: SFTPBackendError | OSError) -> None:
         group.error = group.error or error
 
 
-def _search_level(
-    call: Call, root: JailedPath, level: dict[JailedPath, _Wanted], entries: int
-) -> tuple[dict[JailedPath, _Wanted], int]:
-    """Looks into all folders of a level: what is to be looked into next, and how many names have been listed."""
+def _search_level(call: Call, tally: ListingTally, level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
+    """Looks into all folders of a level: what is to be looked into next."""
     below: dict[JailedPath, _Wanted] = {}
     plain: dict[JailedPath, set[_Group]] = {}
     listed: dict[JailedPath, _Wanted] = {}
@@ -479,7 +486,7 @@ def _search_level(
             for group in groups:
                 group.matches[place.key] = file_info(place, looked)
     go_on_in = {folder for folder, wanted in listed.items() if _goes_on(wanted)}
-    outcomes = _list_all(call, list(listed), go_on_in) if listed else []
+    outcomes = _list_all(call, tally, list(listed), go_on_in) if listed else []
     for (folder, wanted), outcome in zip(listed.items(), outcomes, strict=True):
         if isinstance(outcome, NotFound | InvalidPath):
             continue
@@ -490,11 +497,9 @@ def _search_level(
                 else:
                     _fail(groups, outcome)
             continue
-        entries += len(outcome)
-        _check_entries(entries, root)
         for found in outcome:
             _match(found, wanted, below)
-    return below, entries
+    return below
 
 
 def _goes_on(wanted: _Wanted) -> bool:

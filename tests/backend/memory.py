@@ -11,6 +11,7 @@ from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend._codec import Attributes, Entry, Limits, OpenFlag
 from airflow_sftp_backend.backend._errors import Code, Refused
 from airflow_sftp_backend.backend._lane import Pending
+from airflow_sftp_backend.backend._limits import BoundExceeded
 from airflow_sftp_backend.backend._messages import (
     Close,
     CopyData,
@@ -180,7 +181,7 @@ class MemoryServer(Wire):
                 pending.settle(None, BackendUnavailable(self.broken))
             else:
                 pending.settle(answer, None)
-        except Refused as refused:
+        except (Refused, BoundExceeded) as refused:
             pending.settle(None, refused)
         if self._after is not None:
             try:
@@ -215,6 +216,8 @@ class MemoryServer(Wire):
             entries = self.open[request.handle]
             assert isinstance(entries, list)
             self.open[request.handle] = []
+            if request.tally is not None:
+                request.tally.take(len(entries), 0)
             return entries
         if isinstance(request, CopyData):
             source, target = self._file(request.source), self._file(request.target)

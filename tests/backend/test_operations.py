@@ -11,6 +11,7 @@ from airflow_sftp_backend import BackendUnavailable, DirectoryNotEmpty, InvalidP
 from airflow_sftp_backend.backend import _operations as operations
 from airflow_sftp_backend.backend._codec import Attributes, Entry, OpenFlag
 from airflow_sftp_backend.backend._errors import Code, Refused
+from airflow_sftp_backend.backend._limits import ListingTally
 from airflow_sftp_backend.backend._messages import (
     LStat,
     MakeDir,
@@ -47,11 +48,15 @@ def reading(server: MemoryServer) -> Operation[bytes]:
     return bytes(content)
 
 
+def listing(key: str) -> Operation[operations.Listing]:
+    return operations.list_folder(AT(key), ListingTally(key))
+
+
 OPERATIONS: dict[str, tuple[str, Make]] = {
     "look": ("in/a", lambda server: operations.look(AT("in/a"))),
     "info": ("in/a", lambda server: operations.info(AT("in/a"))),
     "check_folder": ("in", lambda server: operations.check_folder(AT("in"))),
-    "list_folder": ("in", lambda server: operations.list_folder(AT("in"))),
+    "list_folder": ("in", lambda server: listing("in")),
     "read_into": ("in/a", reading),
     "make_folders": ("new/er", lambda server: operations.make_folders(AT("new/er"))),
     "write": ("in/n", lambda server: operations.write(server, AT("in/n"), Content(NEW), overwrite=False)),
@@ -146,13 +151,23 @@ class Strict(MemoryServer):
 
 CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
     "list a file": (
-        lambda server: operations.list_folder(AT("in/a")),
+        lambda server: listing("in/a"),
         InvalidPath,
         "in/a",
         "cannot list it: it is a file",
     ),
-    "list nothing": (lambda server: operations.list_folder(AT("no")), NotFound, "no", "no such folder"),
-    "list below a file": (lambda server: operations.list_folder(AT("in/a/x")), NotFound, "in/a/x", "no such folder"),
+    "list nothing": (
+        lambda server: listing("no"),
+        NotFound,
+        "no",
+        "no such folder",
+    ),
+    "list below a file": (
+        lambda server: listing("in/a/x"),
+        NotFound,
+        "in/a/x",
+        "no such folder",
+    ),
     "read a folder": (
         lambda server: operations.open_for_reading(AT("in")),
         InvalidPath,

@@ -18,9 +18,9 @@ from airflow_sftp_backend import (
     PermissionDenied,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend import _tree
 from airflow_sftp_backend.backend._codec import Attributes, Entry
 from airflow_sftp_backend.backend._errors import Code, Refused
+from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
 from airflow_sftp_backend.backend._messages import LStat, OpenDir, ReadDir, Remove, Request
 from airflow_sftp_backend.backend._paths import Jail, temp_name
 from airflow_sftp_backend.backend._server_traits import OPENSSH, UNKNOWN, ServerTraits
@@ -181,7 +181,7 @@ def test_bad_patterns_are_told_without_asking_the_server() -> None:
 
 def test_a_search_without_bottom_fails_those_who_go_on_and_not_those_who_have_found() -> None:
     outcomes = find_each(reach(Endless({})), ROOT, [["deeper/*"], ["**/x"]])
-    assert [paths_of(outcome) for outcome in outcomes] == [[], SFTPBackendError]
+    assert [paths_of(outcome) for outcome in outcomes] == [[], BoundExceeded]
 
 
 @given(PATTERNS, st.lists(st.sampled_from(["a", "b", "ab", "c.csv"]), min_size=1, max_size=5).map("/".join))
@@ -276,11 +276,12 @@ def test_a_server_without_bottom_keeps_no_walk_busy_for_ever(
         use(reach(Endless({}, traits=traits)))
 
 
-def test_a_server_without_end_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_tree, "MAX_ENTRIES", 3)
-    call = reach(server_of(dict.fromkeys("abcd", b"")))
+def test_a_server_without_end_fills_no_memory() -> None:
+    server = server_of(dict.fromkeys("abcd", b""))
+    server.bounds = Bounds(max_entries=3)
+    call = reach(server)
     for use in (lambda: list(walk(call, ROOT)), lambda: find(call, ROOT, [Pattern.parse("*")])):
-        with pytest.raises(SFTPBackendError, match="more than 3 names"):
+        with pytest.raises(SFTPBackendError, match=r"more than 3 entries \(max_entries\)"):
             use()
 
 

@@ -220,15 +220,27 @@ def test_limits_are_asked_for_along_with_the_first_request(refused: bool) -> Non
             return sized(packet)
         if refused:
             return status(packet, Code.OP_UNSUPPORTED)
-        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 100, 200, 0))
+        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 10_000, 20_000, 0))
 
     channel = ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"}))
     wire = connected(channel)
     assert channel.requests == []  # nothing is sent for them alone
     assert wire.run(size_of("4")) == 4
     assert [packet.kind for packet in channel.requests] == [Kind.EXTENDED, Kind.STAT]
-    assert wire.run(wire.limits()) == (Limits() if refused else Limits(100, 200))
+    assert wire.run(wire.limits()) == (Limits() if refused else Limits(10_000, 20_000))
     assert len(channel.requests) == 2
+
+
+@pytest.mark.parametrize("stated", [1, 4095, 4096])
+@pytest.mark.parametrize("packet_length", [0, 1, 1025, 262144])
+def test_a_block_length_below_4_kib_counts_as_4_kib(stated: int, packet_length: int) -> None:
+    def answer(packet: Packet) -> bytes | None:
+        if packet.kind != Kind.EXTENDED:
+            return sized(packet)
+        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", packet_length, stated, stated, 0))
+
+    wire = connected(ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"})))
+    assert wire.run(wire.limits()) == Limits(4096, 4096)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,284 @@
+"""Hostile listings are bounded in time and memory, and logged in a few lines, whoever lists."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import tracemalloc
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncssh
+import pytest
+
+from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend.backend._codec import Attributes, Kind
+from airflow_sftp_backend.backend._errors import Code
+from airflow_sftp_backend.backend._limits import Bounds
+from airflow_sftp_backend.backend._messages import Stat
+from airflow_sftp_backend.backend._operations import delete_folder
+from airflow_sftp_backend.backend._paths import Jail
+from airflow_sftp_backend.backend._server_traits import OPENSSH
+from airflow_sftp_backend.backend._tree import Pattern, children, delete_tree, find, folder_info, walk
+from airflow_sftp_backend.backend._wire import Wire, ask
+from tests.servers import AsyncsshServer, Files, Folder, Server
+
+from .scripted import Packet, ScriptedChannel, counted, reply, status
+
+T = TypeVar("T")
+FILE = 0o100644
+DIRECTORY = 0o040755
+TOP = Jail("/").locate("in")
+
+Batch = Sequence[tuple[bytes, int]]
+"""Names, and their modes."""
+
+
+class HostileDirectories:
+    """Answers every OPENDIR, and READDIRs with what ``batches`` gives for that directory; everything is a directory."""
+
+    def __init__(self, batches: Callable[[], Iterator[Batch]]) -> None:
+        self.seen: Counter[Kind] = Counter()
+        self._batches = batches
+        self._open: dict[bytes, Iterator[Batch]] = {}
+
+    def __call__(self, packet: Packet) -> bytes:
+        self.seen[packet.kind] += 1
+        if packet.kind == Kind.OPENDIR:
+            handle = struct.pack(">I", len(self._open))
+            self._open[handle] = self._batches()
+            return reply(packet, Kind.HANDLE, counted(handle))
+        if packet.kind == Kind.READDIR:
+            batch = next(self._open[bytes(packet.cursor.view())], None)
+            return status(packet, Code.EOF) if batch is None else reply(packet, Kind.NAME, names(batch))
+        if packet.kind in (Kind.LSTAT, Kind.STAT):
+            return reply(packet, Kind.ATTRS, Attributes(0, mode=DIRECTORY).encode())
+        return status(packet, Code.FAILURE if packet.kind == Kind.RMDIR else Code.OK)
+
+
+def names(batch: Batch) -> bytes:
+    entries = (counted(name) + counted(b"") + Attributes(0, mode=mode).encode() for name, mode in batch)
+    return struct.pack(">I", len(batch)) + b"".join(entries)
+
+
+def endless_files() -> Iterator[Batch]:
+    for start in count(0, 100):
+        yield [(b"file-%d" % number, FILE) for number in range(start, start + 100)]
+
+
+def dots_only() -> Iterator[Batch]:
+    while True:
+        yield [(b".", DIRECTORY), (b"..", DIRECTORY)]
+
+
+def same_names() -> Iterator[Batch]:
+    yield [(b"%d" % number, FILE) for number in range(200)]
+    for start in count():
+        yield [(b"%d" % ((start + number) % 200), FILE) for number in range(7)]
+
+
+def unsafe_without_end() -> Iterator[Batch]:
+    for start in count(0, 100):
+        yield [(b"../%d" % number, FILE) for number in range(start, start + 100)]
+
+
+def fifty_directories() -> Iterator[Batch]:
+    yield [(b"%d" % number, DIRECTORY) for number in range(50)]
+
+
+def long_names() -> Iterator[Batch]:
+    for number in count():
+        yield [(b"%d-" % number + bytes([97 + letter]) * 4_000, FILE) for letter in range(20)]
+
+
+def reach(wire: Wire) -> Any:
+    """What walks call: every call on this wire."""
+
+    def call(use: Callable[[Wire], T], *, idempotent: bool = False) -> T:
+        assert idempotent in (True, False)
+        return use(wire)
+
+    return call
+
+
+LISTS: dict[str, Callable[[Any], object]] = {
+    "children": lambda call: list(children(call, TOP)),
+    "walk": lambda call: list(walk(call, TOP)),
+    "find": lambda call: find(call, TOP, [Pattern.parse("**")]),
+    "folder_info": lambda call: folder_info(call, TOP),
+    "delete_tree": lambda call: delete_tree(call, TOP, missing_ok=False),
+}
+
+
+def wire_to(server: HostileDirectories, *, last_first: bool = False, **bounds: int) -> Wire:
+    channel = ScriptedChannel(server, order=(lambda waiting: waiting - 1) if last_first else (lambda waiting: 0))
+    wire = Wire(channel, io_timeout=7, bounds=Bounds(**bounds))
+    wire.handshake()
+    wire.traits = OPENSSH
+    return wire
+
+
+@pytest.mark.parametrize("last_first", [False, True])
+@pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
+def test_an_endless_listing_ends_at_the_most_entries(use: Callable[[Any], object], last_first: bool) -> None:
+    server = HostileDirectories(endless_files)
+    wire = wire_to(server, last_first=last_first, max_entries=5_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(
+            SFTPBackendError, match=r"more than 5000 entries \(max_entries\).*raise max_entries"
+        ) as caught:
+            use(reach(wire))
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert caught.value.path == "in"
+    assert server.seen[Kind.READDIR] <= 50 + 130
+    assert server.seen[Kind.REMOVE] == 0
+    assert wire.run(ask(Stat("/in"))).is_folder  # the connection is still of use
+
+
+@pytest.mark.parametrize("batches", [dots_only, same_names])
+@pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
+def test_batches_without_a_new_name_end(use: Callable[[Any], object], batches: Callable[[], Iterator[Batch]]) -> None:
+    server = HostileDirectories(batches)
+    with pytest.raises(SFTPBackendError, match="100 successive replies of the server bring no new name") as caught:
+        use(reach(wire_to(server)))
+    assert caught.value.path == "in"
+    assert server.seen[Kind.READDIR] <= 101 + 130
+
+
+def test_an_empty_directory_of_endless_dots_keeps_no_deletion_busy() -> None:
+    server = HostileDirectories(dots_only)
+    with pytest.raises(SFTPBackendError, match="bring no new name"):
+        wire_to(server).run(delete_folder(TOP, missing_ok=False))
+
+
+@pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
+def test_a_name_of_more_than_4_kib_is_an_error(use: Callable[[Any], object]) -> None:
+    at_most = HostileDirectories(lambda: iter([[(b"x" * 4096, FILE)]]))
+    assert list(children(reach(wire_to(at_most)), TOP))
+    for size in (4097, 3 << 20):
+        server = HostileDirectories(lambda size=size: iter([[(b"x" * size, FILE)]]))  # type: ignore[misc]  # bound now
+        with pytest.raises(SFTPBackendError, match=f"a name of {size} bytes, the most is 4096"):
+            use(reach(wire_to(server)))
+
+
+@pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
+def test_the_bytes_of_a_listing_are_bounded(use: Callable[[Any], object]) -> None:
+    server = HostileDirectories(long_names)
+    with pytest.raises(SFTPBackendError, match=r"more than 1000000 bytes of replies \(max_listing_bytes\)"):
+        use(reach(wire_to(server, max_listing_bytes=1_000_000)))
+
+
+@pytest.mark.parametrize("name", ["walk", "find", "folder_info", "delete_tree"])
+def test_directories_in_directories_are_counted_as_a_whole(name: str) -> None:
+    server = HostileDirectories(fifty_directories)
+    with pytest.raises(SFTPBackendError, match=r"more than 10000 entries \(max_entries\)"):
+        LISTS[name](reach(wire_to(server, max_entries=10_000)))
+    assert server.seen[Kind.OPENDIR] <= 10_000 / 50 + 66  # 64 are listed at once
+
+
+@pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
+def test_many_unsafe_names_are_a_few_lines_and_a_count(
+    use: Callable[[Any], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    many = 20_000
+    server = HostileDirectories(lambda: iter([[(b"../%d" % number, FILE) for number in range(many)]]))
+    caplog.set_level(logging.WARNING)
+    with suppress(DirectoryNotEmpty):
+        use(reach(wire_to(server)))
+    lines = [record.getMessage() for record in caplog.records if "unsafe" in record.getMessage()]
+    assert lines[:5] == [line for line in lines if "unsafe name '../" in line]
+    assert lines[5:] == [f"{many - 5} more entries with unsafe names are left out below 'in'"]
+
+
+def test_unsafe_names_without_end_are_bounded_too(caplog: pytest.LogCaptureFixture) -> None:
+    server = HostileDirectories(unsafe_without_end)
+    with pytest.raises(SFTPBackendError, match="max_entries"):
+        list(walk(reach(wire_to(server, max_entries=5_000)), TOP))
+    assert len(caplog.records) <= 6
+
+
+def test_a_listing_of_exactly_the_most_entries_is_whole() -> None:
+    server = HostileDirectories(lambda: iter([[(b"%d" % number, FILE) for number in range(500)]]))
+    assert len(list(children(reach(wire_to(server, max_entries=500)), TOP))) == 500
+
+
+def test_an_entry_count_that_no_packet_could_hold_is_refused_before_it_is_believed() -> None:
+    def answer(packet: Packet) -> bytes:
+        if packet.kind == Kind.OPENDIR:
+            return reply(packet, Kind.HANDLE, counted(b"h"))
+        return reply(packet, Kind.NAME, struct.pack(">I", 0xFFFFFFFF))
+
+    wire = Wire(ScriptedChannel(answer), io_timeout=7)
+    wire.handshake()
+    with pytest.raises(SFTPBackendError, match="announces 4294967295 items and cannot hold them"):
+        list(children(reach(wire), TOP))
+
+
+# -- writes, which list for what others left behind -------------------------------------------------------------------
+
+
+class _EndlessFiles(Files):
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        for number in count():
+            yield asyncssh.SFTPName(b"%d" % number, b"", asyncssh.SFTPAttrs(permissions=FILE))
+
+
+class _EndlessListing(AsyncsshServer):
+    """Lists names without end in every directory."""
+
+    files = _EndlessFiles
+
+
+@pytest.mark.parametrize("way", ["write_atomic", "upload", "open_atomic"])
+def test_a_write_into_a_directory_without_end_is_done(
+    make_backend: Callable[..., SFTPBackend], tmp_path: Path, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    (tmp_path / "local").write_bytes(b"content")
+    with _EndlessListing() as server:
+        folder = server.fresh()
+        backend = make_backend(server, base_path=folder.base_path, config={"max_entries": 2_000})
+        if way == "write_atomic":
+            backend.write_atomic("file", b"content")
+        elif way == "upload":
+            backend.upload(tmp_path / "local", "file")
+        else:
+            with backend.open_atomic("file") as file:
+                file.write(b"content")
+        assert (folder.path / "file").read_bytes() == b"content"
+        assert server.requests["readdir"] <= 2_000 / 100 + 130
+    assert "stay for now: cannot list: the server sends more than 2000 entries (max_entries)" in caplog.text
+
+
+@pytest.mark.parametrize("method", ["list_files", "iter_children", "list_folders", "find", "glob", "delete_folder"])
+def test_every_method_that_lists_names_its_bound_and_setting(
+    make_backend: Callable[..., SFTPBackend], openssh: Server, folder: Folder, method: str
+) -> None:
+    for number in range(30):
+        (folder.path / f"{number}").touch()
+    backend = make_backend(openssh, base_path=folder.path.parent.as_posix(), config={"max_entries": 20})
+    name = folder.path.name
+    calls: dict[str, Callable[[], object]] = {
+        "list_files": lambda: list(backend.list_files(name, recursive=True)),
+        "iter_children": lambda: list(backend.iter_children(name)),
+        "list_folders": lambda: list(backend.list_folders(name)),
+        "find": lambda: backend.find(f"{name}/*"),
+        "glob": lambda: list(backend.glob(f"{name}/*")),
+        "delete_folder": lambda: backend.delete_folder(name, recursive=True),
+    }
+    with pytest.raises(SFTPBackendError, match="max_entries") as caught:
+        calls[method]()
+    assert caught.value.backend == backend.name
+    assert len(list(folder.path.iterdir())) == 30
+
+
+@pytest.fixture
+def server(openssh: Server) -> Server:
+    """OpenSSH's."""
+    return openssh
