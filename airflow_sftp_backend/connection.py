@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -13,7 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 from .backend import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
-from .fields import CONN_TYPE, FIELDS, Field
+from .backend._ssh_config import SSH_CONFIG_PATH, SSHConfigEntry, ssh_config_entry
+from .fields import CONN_TYPE, FIELDS, Field, Hint
 from .keyvault import is_reference
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class AirflowConnection(Protocol):
     @property
     def password(self) -> str | None: ...
     @property
+    def schema(self) -> str | None: ...
+    @property
     def extra(self) -> str | None: ...
 
 
@@ -60,6 +64,10 @@ class InvalidConnection(ValueError):
 
 
 _LONGEST_SHOWN: Final = 100
+_SIMILAR: Final = 0.8
+"""How much of an unknown name has to agree with a known one, as `difflib` measures it, to be taken for a slip."""
+_NAMES_OF_OTHERS: Final = frozenset({"cmd_timeout"})
+"""Names in Extra that hooks of the ssh provider read and that mean nothing for files."""
 _TYPE_NAMES: Final[Mapping[type, str]] = {
     str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
     type(None): "null",
@@ -77,11 +85,14 @@ class Columns:
     login: str | None = None
     password: str | None = field(default=None, repr=False)
     extra: str | None = field(default=None, repr=False)
+    schema: str | None = field(default=None, repr=False)
 
     @classmethod
     def of(cls, conn: AirflowConnection) -> Columns:
         """The same values."""
-        return cls(conn.conn_id, conn.conn_type, conn.host, conn.port, conn.login, conn.password, conn.extra)
+        return cls(
+            conn.conn_id, conn.conn_type, conn.host, conn.port, conn.login, conn.password, conn.extra, conn.schema
+        )
 
 
 @dataclass(frozen=True)
@@ -123,6 +134,7 @@ class Draft:
                 if raw is not None and not (isinstance(raw, str) and not raw.strip()):
                     place = origin or ("" if one.column else f'Extra "{name}"')
                     given.setdefault(one.name, Given(raw, place, hidden=one.secret or origin is not None))
+        _take_uri(conn, given, faults, origin)
         return cls(conn.conn_id, conn.conn_type, given, tuple(faults), frozenset(extra.keys() - known))
 
     def text(self, name: str) -> str:
@@ -155,10 +167,15 @@ class Draft:
         said, faults = self._read(())
         if faults:
             raise InvalidConnection(self.conn_id, faults)
+        slips, entries = list(_similar_names(self.unknown)), list(_ssh_config_notes(self.conn_type, said))
+        for level, notes in ((logging.WARNING, slips), (logging.INFO, entries)):
+            for note in notes:
+                log.log(level, "connection %r: %s", self.conn_id, note)
         if self.unknown:
             names = ", ".join(sorted(self.unknown))
             log.debug("connection %r: unknown names in Extra are ignored: %s", self.conn_id, names)
-        return _config(self.conn_id, said, explicit="host_key_policy" in self.given)
+        config = _config(self.conn_id, said, explicit="host_key_policy" in self.given)
+        return replace(config, notes=(*slips, *entries))
 
     def _read(self, apart_from: Collection[str]) -> tuple[dict[str, Any], list[str]]:
         faults = list(self.faults)
@@ -170,6 +187,8 @@ class Draft:
                 given = self.given[one.name]
                 try:
                     said[one.name] = one.kind.read(given.value)
+                except Hint as hint:
+                    faults.append(f"{_fault(one, given)}; {hint}")
                 except (ValueError, OverflowError):
                     faults.append(_fault(one, given))
             elif one.required:
@@ -178,11 +197,76 @@ class Draft:
                 said[one.name] = one.kind.read(one.default)
         if self.conn_type in ADOPTED_TYPES:  # as the hooks of these types do
             said.setdefault("look_for_keys", True)
-            if not self.given.keys() & _ON_HOST_KEYS:
-                said["no_host_key_check"] = True
             if "password" in said:
                 said["password"] = said["password"].strip()
+            _apply_ssh_config(said, faults)
         return said, faults + _contradictions(self.given, said)
+
+
+def _take_uri(conn: AirflowConnection, given: dict[str, Given], faults: list[str], origin: str | None) -> None:
+    """Take the path of a connection URI, which Airflow keeps as the schema, for the base path."""
+    schema = conn.schema or ""
+    if not conn.conn_type and not conn.host and schema.startswith(CONN_TYPE[1:]):
+        # urlsplit() knows no scheme with an underscore (RFC 3986 section 3.1), and Airflow cuts the first character.
+        faults.append("Connection URI: its scheme is given with an underscore; expected sftp-backend://")
+    elif conn.conn_type == CONN_TYPE and schema:
+        path = f"/{schema.lstrip('/')}"
+        path = path[3:] or "." if path == "/~" or path.startswith("/~/") else path
+        if "base_path" in given and given["base_path"].value != path:
+            faults.append("Base path: given by the path of the URI (the schema) and in Extra; expected one of them")
+        given.setdefault("base_path", Given(path, origin or "path of the URI", hidden=origin is not None))
+
+
+def _similar_names(unknown: frozenset[str]) -> Iterator[str]:
+    """Tell of names in Extra that are probably misspelt."""
+    known = {name for one in FIELDS for name in one.names}
+    for name in sorted(unknown - _NAMES_OF_OTHERS):
+        if close := difflib.get_close_matches(name.lower(), known, n=1, cutoff=_SIMILAR):
+            yield f'Extra "{name}" is not known and counts for nothing; did you mean "{close[0]}"?'
+
+
+def _entry_of(host: str) -> SSHConfigEntry | None:
+    try:
+        return ssh_config_entry(host)
+    except ValueError:
+        return None
+
+
+def _apply_ssh_config(said: dict[str, Any], faults: list[str]) -> None:
+    """Fill in what the ssh provider's hook takes from ``~/.ssh/config`` of the worker.
+
+    That is the proxy command and, where neither password nor key file is given, the first identity file (ssh provider
+    7.0, ``SSHHook.__init__``). An identity file that does not exist is left out: that hook goes on without it as well.
+    """
+    if "host" not in said:
+        return
+    try:
+        entry = ssh_config_entry(said["host"])
+    except ValueError as error:
+        faults.append(str(error))
+        return
+    if entry is None:
+        return
+    if entry.proxy_command and not said.keys() & {"host_proxy_cmd", "jump_conn_id"}:
+        said["host_proxy_cmd"] = entry.proxy_command
+    if entry.identity_file and not said.keys() & {"password", "key_file", "private_key"}:
+        file = os.path.expanduser(entry.identity_file)
+        if os.path.exists(file):
+            said["key_file"] = file
+
+
+def _ssh_config_notes(conn_type: str | None, said: Mapping[str, Any]) -> Iterator[str]:
+    """Tell which part of the host's entry in ``~/.ssh/config`` counts."""
+    entry = _entry_of(said["host"])
+    if entry is None:
+        return
+    counts = []
+    if conn_type in ADOPTED_TYPES:
+        counts += ["ProxyCommand"] if said.get("host_proxy_cmd") == entry.proxy_command is not None else []
+        file = entry.identity_file and os.path.expanduser(entry.identity_file)
+        counts += ["IdentityFile"] if file and said.get("key_file") == file else []
+    shown = " and ".join(counts)
+    yield f"{SSH_CONFIG_PATH} has an entry for {said['host']}; of it is used: {shown or 'nothing'}"
 
 
 def parse(conn: AirflowConnection) -> BackendConfig:
@@ -273,10 +357,6 @@ def _config(conn_id: str, said: Mapping[str, Any], *, explicit: bool) -> Backend
     return BackendConfig(**values, **_trust(conn_id, said, explicit=explicit), retry=retry)
 
 
-_ON_HOST_KEYS: Final = {"host_key", "known_host_keys", "host_keys_path", "host_key_policy", "no_host_key_check"}
-"""A connection made for others that says none of these has its host keys accepted by their hooks."""
-
-
 def _trust(conn_id: str, said: Mapping[str, Any], *, explicit: bool) -> dict[str, Any]:
     """Which host keys to trust. The old names for "do not check" count where no policy is given; a key that is given is
     checked in any case."""
@@ -291,11 +371,7 @@ def _trust(conn_id: str, said: Mapping[str, Any], *, explicit: bool) -> dict[str
         policy = HostKeyPolicy.AUTO_ADD
         if unchecked != ["no_host_key_check"]:  # a key that contradicts the known hosts file is taken, too
             path = os.devnull
-        log.warning(
-            "connection %r: an unknown host key is accepted (%s): anyone on the way can pose as the server. To pin the"
-            " key, set known_host_keys to what `ssh-keyscan -p %s %s` prints, compare it with what the server's owner"
-            " says, and remove the former.",
-            conn_id, ", ".join(unchecked), said["port"], said["host"],
-        )  # fmt: skip
+        # The warning, with the line that pins the key, follows when the server has shown its key.
+        log.info("connection %r: host keys are not checked (%s)", conn_id, ", ".join(unchecked))
     lines = [text for text in (said.get("known_host_keys"), pinned) if text is not None]
     return {"host_key_policy": policy, "known_host_keys": "\n".join(lines) or None, "host_keys_path": path}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .backend import BackendConfig, HostKeyPolicy
-from .backend._config import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_FILE_BYTES, DEFAULT_MAX_LISTING_BYTES
+from .backend._config import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_FILE_BYTES, DEFAULT_MAX_LISTING_BYTES, NAMES_PORT
 
 CONN_TYPE: Final = "sftp_backend"
 HOOK_NAME: Final = "SFTP Backend"
@@ -61,6 +61,10 @@ class Field:
         return (self.name, *self.aliases)
 
 
+class Hint(ValueError):
+    """A value that cannot be meant, with the text that says what to do."""
+
+
 # ---- kinds -----------------------------------------------------------------------------------------------------------
 
 
@@ -79,8 +83,9 @@ def _line(given: object) -> str:
 
 def _host(given: object) -> str:
     text = _line(given)
-    bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-    return BackendConfig(host=bare).host
+    if named := NAMES_PORT.fullmatch(text):
+        raise Hint(f"put {named[1]} into Port")
+    return BackendConfig(host=text).host
 
 
 def _folder(given: object) -> str:
@@ -421,8 +426,7 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field(
         name="no_host_key_check", label="No host key check", kind=FLAG, aliases=("ignore_hostkey_verification",),
         default=False,
-        description="As ssh connections have it: true accepts unknown host keys. In sftp and ssh connections that say"
-        " nothing of host keys it is true, as there.",
+        description="As ssh connections have it: true accepts unknown host keys.",
     ),
     Field(
         name="allow_host_key_change", label="Allow host key change", kind=FLAG, default=False,

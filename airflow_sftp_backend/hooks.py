@@ -228,4 +228,4 @@ def _success(config: BackendConfig, found: Diagnosis) -> str:
     return (
         f"Connected to {found.username}@{server}, base path {config.base_path}; host key {key['fingerprint']}:"
         f" {key['trust']}"
-    )
+    ) + "".join(f"\nNote: {note}" for note in config.notes)

@@ -119,11 +119,18 @@ _HOST: Final = re.compile(r"[0-9A-Za-z]+(?:[.-]+[0-9A-Za-z]+)*(?::[0-9]{1,5})?")
 _SECRET_NAME: Final = re.compile(r"[0-9A-Za-z-]{1,127}")
 _VERSION: Final = re.compile(r"[0-9A-Za-z]{32}")
 _FORM: Final = f"expected {SCHEME}vault/secret or {SCHEME}vault/secret/version"
+_SECRET_URL: Final = re.compile(r"https://(?P<vault>[^/?#@]+)/secrets/", re.IGNORECASE)
+"""How a secret's identifier begins, as the portal and ``az keyvault secret show`` give it."""
 
 
 def is_reference(text: str) -> bool:
     """True if a text means to be a reference, well-formed or not."""
     return text.lstrip()[: len(SCHEME)].lower() == SCHEME
+
+
+def is_secret_url(text: str) -> bool:
+    """True if a text begins as a secret's identifier does: ``https://vault/secrets/``."""
+    return _SECRET_URL.match(text.strip()) is not None
 
 
 @dataclass(frozen=True)
@@ -153,11 +160,14 @@ class SecretReference:
 
     @classmethod
     def parse(cls, text: str, *, cloud: str | None = None) -> SecretReference:
-        """``keyvault://vault/secret[/version]``; ``vault`` is a host, or the name of a vault in ``cloud`` (a key of
+        """``keyvault://vault/secret[/version]``, or a secret's identifier as Azure shows it: ``https://vault/secrets/...``.
+        ``vault`` is a host, or the name of a vault in ``cloud`` (a key of
         `CLOUDS`, the public one by default).
 
         Raises BadReference.
         """
+        if found := _SECRET_URL.match(text.strip()):
+            text = f"{SCHEME}{found['vault']}/{text.strip()[found.end() :]}"
         if not is_reference(text):
             raise BadReference(f"text that does not start with {SCHEME}; {_FORM}")
         vault, *rest = text.strip()[len(SCHEME) :].removesuffix("/").split("/")

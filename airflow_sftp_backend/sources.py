@@ -15,7 +15,7 @@ from .azure_identity import AzureIdentity, BadIdentity
 from .backend import BackendUnavailable
 from .connection import AirflowConnection, Columns, Draft, Given, InvalidConnection, extra_of, secrets
 from .fields import FIELDS
-from .keyvault import MAX_AGE, VAULTS, BadReference, KeyVaultError, SecretReference, is_reference
+from .keyvault import MAX_AGE, VAULTS, BadReference, KeyVaultError, SecretReference, is_reference, is_secret_url
 from .masking import hide
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class _Recipe:
         """The reference in a field, which may be complete, or a name in the vault of the connection."""
         text, vault = draft.text(place), draft.text(_VAULT)
         try:
-            if is_reference(text):
+            if is_reference(text) or is_secret_url(text):
                 return SecretReference.parse(text, cloud=self.identity.cloud)
             if vault:
                 name, _, version = text.partition("/")

@@ -75,6 +75,8 @@ def failure(vaults: KeyVaults, wanted: SecretReference, identity: AzureIdentity 
         (" KEYVAULT://my-vault/db/ ", "my-vault.vault.azure.net", "db", None),
         (f"keyvault://my-vault.vault.azure.cn/db/{'a' * 32}", "my-vault.vault.azure.cn", "db", "a" * 32),
         ("keyvault://127.0.0.1:8443/db", "127.0.0.1:8443", "db", None),
+        ("https://my-vault.vault.azure.net/secrets/db", "my-vault.vault.azure.net", "db", None),
+        (f" HTTPS://my-vault.vault.azure.net/secrets/db/{'a' * 32}\n", "my-vault.vault.azure.net", "db", "a" * 32),
     ],
 )
 def test_a_reference_is_read(text: str, vault: str, name: str, version: str | None) -> None:

@@ -55,7 +55,7 @@ FLOORS = (
     {"backend._server_traits"},
     {"backend._limits", "backend._paths", "backend._regular_files"},
     {"backend._errors"},
-    {"backend._models", "backend._config"},
+    {"backend._models", "backend._config", "backend._ssh_config"},
 )
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
@@ -67,7 +67,7 @@ AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {
     f"backend.{name}" for name in ("_further", "_jump", "_keys", "_legacy", "_login", "_opening", "_scan", "_session")
 }
-PARAMIKO_ROOMS = SSH_ROOMS | {"backend._errors", "backend._backend"}  # the last two inside a function only
+PARAMIKO_ROOMS = SSH_ROOMS | {"backend._errors", "backend._backend", "backend._ssh_config"}  # the last in functions
 CLASS_ROOMS = {
     "PKey": {"backend._keys", "backend._legacy"},
     "SSHClient": SSH_ROOMS - {"backend._keys"} | {"backend._backend"},  # _backend: unwrap() is asked for it by name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import hmac
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeGuard
@@ -12,6 +13,8 @@ from typing import NoReturn, TypeGuard
 DEFAULT_PORT = 22
 MAX_LANES = 10  # the channels OpenSSH allows a connection by itself (sshd_config: MaxSessions)
 DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
+NAMES_PORT = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]+):([0-9]+)/?")
+"""A host with its port, the port as its group; an IPv6 address without brackets has more than one colon."""
 DEFAULT_MAX_ENTRIES = 10_000_000
 DEFAULT_MAX_LISTING_BYTES = 4 << 30
 DEFAULT_MAX_FILE_BYTES = 1 << 40
@@ -143,7 +146,8 @@ class BackendConfig:
     ``key_file`` the path of one. Times are in seconds. ``jump`` is the server to go through, by an SSH connection of
     its own. ``max_entries`` and ``max_listing_bytes`` bound one listing, search or recursive deletion;
     ``max_file_bytes`` bounds a file whose size is not trusted. ``renew`` gives the configuration with the secrets of
-    now, None where they are not to be had: it is asked once when a login or a host key is refused.
+    now, None where they are not to be had: it is asked once when a login or a host key is refused. ``notes`` are what
+    a person who checks the configuration should know, one text each.
     """
 
     host: str
@@ -176,11 +180,16 @@ class BackendConfig:
     connect_kwargs: Mapping[str, object] = field(default_factory=dict)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     jump: BackendConfig | None = None
+    notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
     renew: Callable[[], BackendConfig | None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.host, str) or not self.host.strip():
             raise ValueError("host must not be blank")
+        if bracketed := re.fullmatch(r"\[([^\[\]]*)\]", self.host):  # how URLs write an IPv6 address (RFC 3986)
+            object.__setattr__(self, "host", bracketed[1])
+        if named := NAMES_PORT.fullmatch(self.host):
+            raise ValueError(f"host must not name a port; pass port={named[1]}")
         if self.host != self.host.strip() or any(ord(c) < 33 or c == "/" for c in self.host):
             raise ValueError(f"host must be a bare name or address, not {self.host!r}")
         if isinstance(self.port, bool) or not isinstance(self.port, int) or not 1 <= self.port <= 65535:

@@ -83,7 +83,7 @@ def diagnose(config: BackendConfig, probes: Mapping[str, Probe] | None = None) -
     Raises ValueError for what `SFTPBackend.from_config` does not take; everything else is in the diagnosis.
     """
     config = replace(config, retry=RetryPolicy.disabled())
-    steps: list[Step] = []
+    steps = [Step("Settings", True, config.notes)] if config.notes else []
     further = {"SFTP": _sftp, "Base path": _base_path, "Round trip": _round_trip, **(probes or {})}
     with SFTPBackend.from_config(config) as backend:
         session = backend._session

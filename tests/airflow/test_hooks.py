@@ -128,11 +128,11 @@ def test_another_hooks_known_hosts_file_is_used(
     for content, said in [
         (openssh.known_hosts, f"{file} line 1"),
         (openssh.known_hosts_line(asyncssh.generate_private_key("ssh-ed25519")), "is not the known one"),
-        ("", "accepted unchecked"),
+        ("", "is not known"),
     ]:
         file.write_text(content + "\n")
         success, text = hook.test_connection()
-        assert (success, said in text) == (said != "is not the known one", True), text
+        assert (success, said in text) == (said.startswith(str(file)), True), text
 
 
 def test_another_hooks_connection_that_checks_no_keys_still_connects(
@@ -141,7 +141,16 @@ def test_another_hooks_connection_that_checks_no_keys_still_connects(
     hook = SFTPBackendHook(connect(openssh, conn_type="ssh", known_host_keys=None, no_host_key_check=True))
     success, text = hook.test_connection()
     assert (success, text.endswith(": accepted unchecked: host_key_policy is 'auto'")) == (True, True)
-    assert any("ssh-keyscan" in record.getMessage() for record in caplog.records if record.levelno == logging.WARNING)
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert openssh.known_hosts.splitlines()[0] in warnings[0]
+
+
+def test_the_connection_test_names_a_misspelt_field(openssh: OpenSSHServer, connect: Connect) -> None:
+    extra: dict[str, Any] = {"basepath": "/x"}
+    success, text = SFTPBackendHook(connect(openssh, **extra)).test_connection()
+    assert success
+    assert 'Note: Extra "basepath" is not known and counts for nothing; did you mean "base_path"?' in text
 
 
 @pytest.mark.parametrize(("extra", "accepted"), [("no_host_key_check", False), ("allow_host_key_change", True)])

@@ -76,6 +76,19 @@ def test_every_value_may_be_a_reference(vault: Vault, monkeypatch: pytest.Monkey
     assert revealed(give(monkeypatch, **columns, extra=to).config()) == ALL
 
 
+@pytest.mark.parametrize("with_vault", [False, True])
+@pytest.mark.parametrize("with_version", [False, True])
+def test_a_secret_may_be_named_by_its_identifier(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch, with_version: bool, with_vault: bool
+) -> None:
+    first = vault.put("password", "first")
+    vault.put("password", "second")
+    identifier = f"https://{vault.host}/secrets/password" + (f"/{first}" if with_version else "")
+    extra = {"password_secret": identifier} | ({"key_vault_url": vault.url} if with_vault else {})
+    config = give(monkeypatch, host="h", extra=extra).config()
+    assert revealed(config)["password"] == ("first" if with_version else "second")
+
+
 @pytest.mark.parametrize("form", ["name/version", "reference"])
 def test_a_version_may_be_named(vault: Vault, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     first = vault.put("password", "first")

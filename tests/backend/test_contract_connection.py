@@ -48,11 +48,17 @@ def test_nothing_is_on_the_wire_before_the_first_call() -> None:
         assert listener.connections == 0
 
 
+def test_an_address_in_brackets_is_that_address() -> None:
+    assert SFTPBackend("[::1]").resolve("a").details["host"] == "::1"
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
         ({"host": ""}, "host"),
         ({"host": "  "}, "host"),
+        ({"host": "sftp.example.com:2222"}, "pass port=2222"),
+        ({"host": "[::1]:2222"}, "pass port=2222"),
         ({"port": 0}, "port"),
         ({"port": 65536}, "port"),
         ({"port": "22"}, "port"),

@@ -405,3 +405,8 @@ def test_a_file_that_could_not_be_removed_is_named(openssh: OpenSSHServer) -> No
     (left,) = os.listdir(folder.path)
     assert caught.value.__notes__[0].startswith(f"{folder.base_path}/{left} may be left on the server: ")
     assert stat.S_ISREG((folder.path / left).stat().st_mode)
+
+
+def test_what_a_person_should_know_of_the_settings_comes_first() -> None:
+    found = diagnose(BackendConfig(host="127.0.0.1", port=free_port(), notes=("basepath is not known",)))
+    assert (found.steps[0].title, found.steps[0].lines) == ("Settings", ("basepath is not known",))

@@ -1,0 +1,48 @@
+"""Reads what ``~/.ssh/config`` says of one host (ssh_config(5))."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Final
+
+SSH_CONFIG_PATH: Final = "~/.ssh/config"
+
+
+@dataclass(frozen=True)
+class SSHConfigEntry:
+    """The keywords that apply to a host.
+
+    :ivar proxy_command: command that leads to the host, its tokens expanded; None if there is none.
+    :ivar identity_file: path of the first private key; None if there is none.
+    :ivar others: names of the other keywords, in lower case.
+    """
+
+    proxy_command: str | None
+    identity_file: str | None
+    others: tuple[str, ...]
+
+
+def ssh_config_entry(host: str, path: str = SSH_CONFIG_PATH) -> SSHConfigEntry | None:
+    """Look up a host in an OpenSSH client configuration.
+
+    :param host: the name as it was configured; the file may match it by patterns.
+    :param path: the file; ``~`` is the home directory.
+    :returns: the entry; None if the file does not exist or no keyword in it applies to the host.
+    :raises ValueError: if the file cannot be read or understood.
+    """
+    file = os.path.expanduser(path)
+    if not os.path.isfile(file):
+        return None
+    import paramiko  # here, because only hosts of a machine with such a file need it
+
+    try:
+        found = paramiko.SSHConfig.from_path(file).lookup(host)
+    except (paramiko.SSHException, OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    keywords = {name: value for name, value in found.items() if name != "hostname" or value != host}
+    if not keywords:
+        return None
+    files = keywords.pop("identityfile", None)
+    command = keywords.pop("proxycommand", None)
+    return SSHConfigEntry(command or None, files[0] if files else None, tuple(sorted(keywords)))
