@@ -20,7 +20,7 @@ MAX_IDLE_BATCHES: Final = 100
 """Successive replies of a listing that bring no new name."""
 MAX_NAMES_AHEAD: Final = 100_000
 """Names that a listing may have requested ahead, as far as the replies so far can tell."""
-_NAMED: Final = 5  # unsafe names that are logged one by one
+_NAMED: Final = 10  # unsafe names that are logged one by one
 MIN_BLOCK: Final = 4 << 10
 """Smallest block length, in bytes, that is taken from ``limits@openssh.com``."""
 
