@@ -40,6 +40,7 @@ FLOORS = (
     {"backend._backend"},
     {"backend._file_transfers"},
     {"backend._door", "backend._jobs", "backend._handles", "backend._local", "backend._tree"},
+    {"backend._deletion"},
     {"backend._copy", "backend._scan", "backend._session"},
     {"backend._atomic_write", "backend._cleanup"},
     {"backend._opening", "backend._rename", "backend._resume"},

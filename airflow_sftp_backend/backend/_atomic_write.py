@@ -13,7 +13,8 @@ from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError,
 from ._lane import Pending
 from ._messages import Close, FSetStat, FStat, LStat, Stat
 from ._models import PreparedFile, Progress
-from ._operations import close_quietly, discard, read_into, see, taken
+from ._operations import close_quietly, discard, or_stat, read_into, see, taken
+from ._paths import JailedPath
 from ._rename import rename
 from ._resume import open_or_resume, reopen, verify_kept
 from ._spread import Load, Spread
@@ -116,7 +117,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
         yield from _verify_digest(wire, landing, content.digest, out.offset)
     elif content is not None:
         yield from verify_kept(wire, landing, opened, content)
-    if standing is not None and (yield from _is_shown(standing)):
+    if standing is not None and (yield from _is_shown(landing.target, standing)):
         raise taken(landing.target)
     if landing.commits is not None:
         digest = None if content is None else content.digest
@@ -143,11 +144,11 @@ def _attributes(asked: Pending[Attributes]) -> Operation[Attributes]:
         return Attributes()
 
 
-def _is_shown(asked: Pending[Attributes]) -> Operation[bool]:
+def _is_shown(place: JailedPath, asked: Pending[Attributes]) -> Operation[bool]:
     try:
         yield from wait(asked)
-    except Refused:
-        return False
+    except Refused as refused:
+        return isinstance((yield from or_stat(place, refused)), Attributes)
     return True
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
-from . import _atomic_write, _copy, _keys, _operations, _tree
+from . import _atomic_write, _copy, _deletion, _keys, _operations, _tree
 from ._config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret
 from ._door import Door
 from ._errors import CapabilityNotSupported, SFTPBackendError
@@ -385,7 +385,7 @@ class SFTPBackend(FileTransfers):
     def delete(self, path: str, missing_ok: bool = False) -> None:
         """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""
         place = self._door.changed(path)
-        self._session.call(lambda wire: wire.run(_operations.delete(place, missing_ok=missing_ok)))
+        self._session.call(lambda wire: wire.run(_deletion.delete(place, missing_ok=missing_ok)))
 
     def delete_many(
         self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
@@ -395,7 +395,7 @@ class SFTPBackend(FileTransfers):
         Failures as in `upload_many`.
         """
         places, refused = sorted_out(paths, self._door.changed)
-        deletions = (_operations.delete(place, missing_ok=missing_ok) for place in places)
+        deletions = (_deletion.delete(place, missing_ok=missing_ok) for place in places)
         outcomes = self._session.call(lambda wire: wire.run_many(deletions)) if places else []
         outcomes = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
         return gathered(outcomes, "deletions", return_exceptions)
@@ -410,7 +410,7 @@ class SFTPBackend(FileTransfers):
             with self._door.named():
                 _tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
         else:
-            self._session.call(lambda wire: wire.run(_operations.delete_folder(place, missing_ok=missing_ok)))
+            self._session.call(lambda wire: wire.run(_deletion.delete_folder(place, missing_ok=missing_ok)))
 
     # -- the connection -----------------------------------------------------------------------------------------------
 

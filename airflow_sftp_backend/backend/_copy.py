@@ -12,7 +12,17 @@ from ._atomic_write import land
 from ._codec import Attributes
 from ._errors import Code, InvalidPath, NotFound, Refused, TransferCorrupted, from_refusal
 from ._messages import CopyData, FStat, LStat, Remove, Stat
-from ._operations import close_quietly, discard, make_folders, open_for_reading, taken, with_type
+from ._operations import (
+    close_quietly,
+    discard,
+    is_missing,
+    make_folders,
+    open_for_reading,
+    or_stat,
+    parent_is_missing,
+    taken,
+    with_type,
+)
 from ._paths import JailedPath
 from ._rename import rename
 from ._spread import Spread
@@ -27,9 +37,11 @@ def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
     """Moves a file, or a link as a link: two round trips. Raises NotFound, AlreadyExists, InvalidPath for folders."""
     target = landing.target
     found, standing = yield from ask_all([LStat(source.native), LStat(target.native)])
+    found = yield from or_stat(source, found)
+    standing = yield from or_stat(target, standing)
     if isinstance(found, Attributes):
         found = yield from with_type(source, found)
-    _check_source(source, found, "cannot move")
+    yield from _check_source(source, found, "cannot move")
     if source == target:
         return
     if isinstance(standing, Attributes):
@@ -41,7 +53,7 @@ def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
         try:
             yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
         except Refused as refused:
-            if not refused.missing or not landing.create_parents:
+            if not landing.create_parents or not (yield from parent_is_missing(target, refused)):
                 raise
             yield from make_folders(target.parent)
             yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
@@ -52,9 +64,9 @@ def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
         yield from _move_by_copy(wire, source, landing)
 
 
-def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -> None:
+def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -> Operation[None]:
     if isinstance(found, Refused):
-        if found.missing:
+        if (yield from is_missing(source, found)):
             raise NotFound(f"{doing}: no such file", path=source.key)
         raise from_refusal(found, doing, source.key)
     if found.is_folder:

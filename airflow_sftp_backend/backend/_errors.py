@@ -19,6 +19,7 @@ import enum
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 
 class SFTPBackendError(Exception):
@@ -181,12 +182,19 @@ _KINDS: dict[int, tuple[type[SFTPBackendError], str]] = {
 }
 
 
+_NO_REASONS: Final = ("", "failure", "failed", "general failure", "operation failed", "error", "unknown error")
+"""Texts of servers that say nothing of the cause, as they are compared: lower case, without a full stop."""
+
+
 def from_refusal(refused: Refused, doing: str, path: str) -> SFTPBackendError:
     """The error for a refusal met while ``doing`` ("cannot open for reading") something to the key ``path``."""
     kind, cause = _KINDS.get(refused.code, (SFTPBackendError, f"the server answered with status {refused.code}"))
     said = printable(refused.text)
-    saying = f" (the server says: {said})" if said and said.lower().rstrip(".") not in ("failure", cause) else ""
-    return kind(f"{doing}: {cause}{saying}", path=path)
+    if said.lower().rstrip(".! ") in (*_NO_REASONS, cause):
+        return kind(f"{doing}: {cause}", path=path)
+    if refused.code == Code.FAILURE:  # which means anything: the server's words are all that is known
+        return kind(f"{doing}: the server says: {said}", path=path)
+    return kind(f"{doing}: {cause} (the server says: {said})", path=path)
 
 
 def unavailable(error: BaseException, doing: str, server: str, why: str | None = None) -> BackendUnavailable:

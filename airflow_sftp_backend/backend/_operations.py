@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import cast
 
 from ._codec import Attributes, Entry, OpenFlag
 from ._errors import (
     AlreadyExists,
-    DirectoryNotEmpty,
+    Code,
     InvalidPath,
     NotFound,
     Refused,
@@ -25,7 +26,7 @@ from ._errors import (
 )
 from ._lane import Pending
 from ._limits import MAX_NAMES_AHEAD, BoundExceeded, ListingTally, NewNames, size_mismatch
-from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, RemoveDir, Request, Stat
+from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, Request, Stat
 from ._models import FileInfo, Progress
 from ._paths import JailedPath
 from ._spread import Spread
@@ -39,19 +40,91 @@ logger = logging.getLogger(__name__)
 
 def look(place: JailedPath) -> Operation[Attributes | None]:
     """What a path leads to, links followed; None if nothing, or if a file stands where the path has a folder."""
-    try:
-        found = yield from ask(Stat(place.native))
-    except Refused as refused:
-        if refused.missing or (yield from _file_above(place)) is not None:
+    checks_parent = not (yield from server_traits()).finds_nothing_below_files and not place.parent.is_root
+    found, *above = yield from ask_all([Stat(at.native) for at in (place, *([place.parent] if checks_parent else []))])
+    if is_file_above(*above):
+        return None
+    if isinstance(found, Refused):
+        if (yield from is_missing(place, found)):
             return None
-        raise from_refusal(refused, "cannot look at it", place.key) from None
+        error = from_refusal(found, "cannot look at it", place.key)
+        if found.code == Code.FAILURE and not (yield from server_traits()).reports_missing:
+            error.message += "; the server does not say whether the name is missing, and lists nothing to find it out"
+        raise error from None
     return (yield from with_type(place, found))
+
+
+def is_file_above(answer: Attributes | Refused | None = None) -> bool:
+    """Tell whether the answer to a STAT of the folder above is that of a file, below which nothing can be."""
+    return isinstance(answer, Attributes) and answer.mode is not None and not answer.is_folder
 
 
 def see(place: JailedPath, *, follow: bool = False) -> Operation[Attributes | Refused]:
     """What stands under a path (with ``follow``: what it leads to), or why it is not shown."""
     (found,) = yield from ask_all([Stat(place.native) if follow else LStat(place.native)])
+    if not follow:
+        found = yield from or_stat(place, found)
     return found if isinstance(found, Refused) else (yield from with_type(place, found))
+
+
+def or_stat(place: JailedPath, answer: Attributes | Refused) -> Operation[Attributes | Refused]:
+    """Fall back to STAT where LSTAT is refused: some servers forbid it, and some do not know it.
+
+    :param answer: the answer to an LSTAT of ``place``
+    :returns: that answer, or the answer to a STAT if only this tells what is there
+    """
+    if isinstance(answer, Attributes) or answer.missing:
+        return answer
+    (found,) = yield from ask_all([Stat(place.native)])
+    return found if isinstance(found, Attributes) or found.missing else answer
+
+
+def own_attributes(place: JailedPath) -> Operation[tuple[Attributes | Refused, bool]]:
+    """Find what stands under a path, a link as a link, also where LSTAT is refused.
+
+    :returns: its attributes, or why nothing is shown; and whether a link would have been told from a folder
+    """
+    (own,) = yield from ask_all([LStat(place.native)])
+    found = yield from or_stat(place, own)
+    if isinstance(own, Attributes) or isinstance(found, Refused) or not found.is_folder:
+        return found, True
+    if (yield from server_traits()).lists_links_as_links:
+        for entry, attributes in (yield from list_folder(place.parent, ListingTally(place.parent.key))):
+            if entry == place:
+                return attributes, True
+    return found, False
+
+
+def is_missing(place: JailedPath, refused: Refused) -> Operation[bool]:
+    """Find out whether STAT or LSTAT of a path was refused because nothing is there.
+
+    Where the server says FAILURE and may mean that, the folders above are listed.
+
+    :returns: False if something is there, or if the server does not tell
+    """
+    if refused.missing or (yield from _file_above(place)) is not None:
+        return True
+    if refused.code != Code.FAILURE or (yield from server_traits()).reports_missing:
+        return False
+    while not place.is_root:
+        try:
+            entries, _ = yield from _read_entries(place.parent, ListingTally(place.parent.key), 2)
+        except Refused:
+            if isinstance((yield from see(place.parent, follow=True)), Attributes):
+                return False
+            place = place.parent
+        else:
+            return place not in {entry for entry, _ in entries}
+    return False
+
+
+def parent_is_missing(place: JailedPath, refused: Refused) -> Operation[bool]:
+    """Find out whether a request for ``place`` may have been refused because the folder above is missing."""
+    if refused.missing:
+        return True
+    if refused.code != Code.FAILURE or (yield from server_traits()).reports_missing:
+        return False
+    return isinstance((yield from see(place.parent, follow=True)), Refused)
 
 
 def with_type(place: JailedPath, found: Attributes) -> Operation[Attributes]:
@@ -154,9 +227,17 @@ def _listed(
     """List a folder; with ``looks_again``, the LSTAT too that was sent along with the READDIR that ended the list."""
     tally.check()
     try:
-        handle = yield from ask(OpenDir(place.native))
+        entries, looking = yield from _read_entries(place, tally, depth, looks_again=looks_again)
     except Refused as refused:
         raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
+    return (yield from _with_types(entries)), looking
+
+
+def _read_entries(
+    place: JailedPath, tally: ListingTally, depth: int, *, looks_again: bool = False
+) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
+    """As `_listed`, the attributes as READDIR gives them. Raises Refused."""
+    handle = yield from ask(OpenDir(place.native))
     entries: Listing = []
     names = NewNames(place.key)
     waiting: deque[tuple[Pending[list[Entry]], Pending[Attributes] | None]] = deque()
@@ -171,15 +252,13 @@ def _listed(
             names.add(entry.name for entry in batch)
             _add(entries, place, batch, tally)
             depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // len(batch)))
-    except Refused as refused:  # some servers open a file for listing and refuse only here
-        raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
+        return entries, looking
     except BoundExceeded as error:
         error.path = place.key if error.path is None else error.path
         tally.exceeded = error.message
         raise
     finally:
         yield from close_quietly(handle)
-    return (yield from _with_types(entries)), looking
 
 
 def _read_ahead(
@@ -219,14 +298,18 @@ def with_links_told(entries: Listing) -> Operation[Listing]:
         answer = answers.get(index, attributes)
         if isinstance(answer, Attributes):
             told.append((place, answer))
-        elif not answer.missing:
-            raise unknown_link(place, answer)
+        elif not (yield from is_missing(place, answer)):
+            raise unknown_link(place)
     return told
 
 
-def unknown_link(place: JailedPath, refused: Refused) -> SFTPBackendError:
+def unknown_link(place: JailedPath) -> SFTPBackendError:
     """The error for a folder that may be a link, and so is neither entered nor emptied."""
-    return from_refusal(refused, "cannot tell whether this folder is a link (LSTAT)", place.key)
+    return SFTPBackendError(
+        "cannot tell whether this folder is a link: the server refuses LSTAT. It is therefore neither searched nor"
+        " emptied; have LSTAT allowed on the server, or work on the folder itself without recursion",
+        path=place.key,
+    )
 
 
 def _with_types(entries: Listing) -> Operation[Listing]:
@@ -260,8 +343,14 @@ def _why_not_a_folder(place: JailedPath, refused: Refused, doing: str) -> Operat
     found = yield from see(place, follow=True)
     if isinstance(found, Attributes) and found.mode is not None and not found.is_folder:
         return InvalidPath(f"{doing}: it is a file, not a folder", path=place.key)
-    if isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None):
+    if isinstance(found, Refused) and (yield from is_missing(place, found)):
         return NotFound(f"{doing}: no such folder", path=place.key)
+    if isinstance(found, Attributes) and refused.missing:
+        return SFTPBackendError(
+            f"{doing}: the folder is there, but the server says that something in it is missing. A link to nothing in"
+            " the folder is the usual cause on servers that follow links in a listing; delete the link by its name",
+            path=place.key,
+        )
     return from_refusal(refused, doing, place.key)
 
 
@@ -306,6 +395,8 @@ def why_unreadable(place: JailedPath, refused: Refused) -> Operation[SFTPBackend
             return InvalidPath("cannot read: it is a folder, not a file", path=place.key)
         if (yield from _file_above(place)) is not None:
             return NotFound("cannot read: a file stands where the path has a folder", path=place.key)
+        if isinstance(found, Refused) and (yield from is_missing(place, found)):
+            return NotFound("cannot read: no such file", path=place.key)
     return from_refusal(refused, "cannot read", place.key)
 
 
@@ -319,7 +410,7 @@ def make_folders(place: JailedPath) -> Operation[None]:
     """
     chain = [*reversed([place, *_ancestors(place)])]
     answers = yield from ask_all([MakeDir(folder.native) for folder in chain])
-    if isinstance(answers[-1], Refused) and answers[-1].missing:
+    if isinstance(answers[-1], Refused) and (yield from parent_is_missing(place, answers[-1])):
         # base_path itself is missing, or the server did not keep to the order of the requests: one by one
         for folder in [*_base_of(place), *chain]:
             answers = yield from ask_all([MakeDir(folder.native)])
@@ -332,6 +423,8 @@ def make_folders(place: JailedPath) -> Operation[None]:
     in_the_way = place if isinstance(found, Attributes) else (yield from _file_above(place))
     if in_the_way is not None:
         raise InvalidPath("cannot make the folder: a file has its name", path=in_the_way.key)
+    if Code.FAILURE == refused.code == getattr(found, "code", None):
+        return  # it may be there, and the server does not show it: the request that needs it tells
     raise from_refusal(refused, "cannot make the folder", place.key)
 
 
@@ -345,18 +438,23 @@ def _base_of(place: JailedPath) -> list[JailedPath]:
 
 
 def open_new(
-    place: JailedPath, target: JailedPath, flags: OpenFlag, create_parents: bool
+    place: JailedPath, target: JailedPath, flags: OpenFlag, create_parents: bool, *, may_exist: bool = True
 ) -> Operation[tuple[bytes, Attributes | None]]:
-    """Opens ``place`` for writing, looking at ``target`` along with it. One round trip if the folder is there."""
+    """Open ``place`` for writing, and look at ``target`` along with it. One round trip if the folder is there.
+
+    With EXCLUSIVE, a server that is not known to honour it is asked first whether ``place`` is there, unless
+    ``may_exist`` is False: one round trip more. Two writers can then race.
+
+    :returns: the handle, and what ``target`` leads to; None if nothing, or if it is ``place``
+    """
+    traits = yield from server_traits()
+    looks_first = OpenFlag.EXCLUSIVE in flags and may_exist and not traits.honours_exclusive
+    if looks_first and isinstance((yield from see(place)), Attributes):
+        raise (yield from why_unwritable(place, target, Refused(Code.FILE_ALREADY_EXISTS), exclusive=True))
     opening = yield from post(Open(place.native, flags))
     looking = None if place == target else (yield from post(Stat(target.native)))
+    handle = yield from _handle_or_none(place, target, opening, create_parents)
     seen: Attributes | None = None
-    handle: bytes | None = None
-    try:
-        handle = yield from wait(opening)
-    except Refused as refused:
-        if not refused.missing or not create_parents:
-            raise (yield from why_unwritable(place, target, refused)) from None
     if looking is not None:
         try:
             seen = yield from wait(looking)
@@ -364,22 +462,52 @@ def open_new(
             seen = None
     if handle is None:
         yield from make_folders(target.parent)
-        try:
-            handle = yield from ask(Open(place.native, flags))
-        except Refused as refused:
-            raise (yield from why_unwritable(place, target, refused)) from None
+        handle = yield from _handle_or_none(place, target, (yield from post(Open(place.native, flags))), False)
+        assert handle is not None
     return handle, seen
 
 
-def why_unwritable(place: JailedPath, target: JailedPath, refused: Refused) -> Operation[SFTPBackendError]:
+def _handle_or_none(
+    place: JailedPath, target: JailedPath, opening: Pending[bytes], create_parents: bool
+) -> Operation[bytes | None]:
+    """Wait for the handle of a file that is being opened; None if the folder is missing and ``create_parents``.
+
+    Some servers know no exclusive OPEN without TRUNCATE. With TRUNCATE it is tried once more if nothing is there, as
+    then it does no harm.
+
+    :raises SFTPBackendError: for the first refusal
+    """
+    try:
+        return (yield from wait(opening))
+    except Refused as error:
+        refused = error
+    if create_parents and (yield from parent_is_missing(place, refused)):
+        return None
+    flags = cast(Open, opening.request).flags
+    exclusive = OpenFlag.EXCLUSIVE in flags
+    if exclusive and refused.code != Code.PERMISSION_DENIED and not (yield from server_traits()).honours_exclusive:
+        found = yield from see(place)
+        if isinstance(found, Refused) and (yield from is_missing(place, found)):
+            (answer,) = yield from ask_all([Open(place.native, flags | OpenFlag.TRUNCATE)])
+            if isinstance(answer, bytes):
+                return answer
+            if create_parents and (yield from parent_is_missing(place, answer)):
+                return None
+    raise (yield from why_unwritable(place, target, refused, exclusive=exclusive)) from None
+
+
+def why_unwritable(
+    place: JailedPath, target: JailedPath, refused: Refused, *, exclusive: bool
+) -> Operation[SFTPBackendError]:
     found = yield from see(target)
     if isinstance(found, Attributes) and found.is_folder:
         return is_a_folder(target)
     if isinstance(found, Attributes) and place == target and not refused.unsupported:
-        leads_to = yield from see(target, follow=True)
+        leads_to = (yield from see(target, follow=True)) if found.is_link else found
         if isinstance(leads_to, Attributes) and leads_to.is_folder:
             return is_a_folder(target)
-        return taken(target)
+        if exclusive:
+            return taken(target)
     if (above := (yield from _file_above(target))) is not None:
         return InvalidPath("cannot write: a file stands where the path has a folder", path=above.key)
     return from_refusal(refused, "cannot write", target.key)
@@ -398,7 +526,8 @@ def write(
 ) -> Operation[None]:
     """Writes straight to the final name: two round trips for a small file in an existing folder.
 
-    ``overwrite=False`` opens exclusively, so that it cannot overwrite whatever happens. What fails half-way is removed.
+    ``overwrite=False`` opens exclusively: where the server is known to honour that, it cannot overwrite whatever
+    happens; elsewhere it looks first, and two writers can race. What fails half-way is removed.
     """
     flags = OpenFlag.WRITE | OpenFlag.CREATE | (OpenFlag.TRUNCATE if overwrite else OpenFlag.EXCLUSIVE)
     handle, _ = yield from open_new(place, place, flags, create_parents=True)
@@ -431,60 +560,3 @@ def discard(place: JailedPath, handle: bytes | None = None) -> Operation[None]:
                 )
     except SFTPBackendError:  # the line is gone: the caller hears of that from the operation itself
         logger.debug("the connection ended before %r could be removed", place.native)
-
-
-# -- deleting ---------------------------------------------------------------------------------------------------------
-
-
-def delete(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
-    """Removes a file, or a link and not its target. One round trip."""
-    try:
-        yield from ask(Remove(place.native))
-    except Refused as refused:
-        found = yield from see(place)
-        if isinstance(found, Attributes) and found.is_folder:
-            raise InvalidPath("cannot delete: it is a folder; use delete_folder", path=place.key) from None
-        gone = isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None)
-        if not gone:
-            raise from_refusal(refused, "cannot delete", place.key) from None
-        if not missing_ok:
-            raise NotFound("cannot delete: no such file", path=place.key) from None
-
-
-def delete_folder(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
-    """Removes an empty folder, or a link to a folder. One round trip."""
-    try:
-        yield from ask(RemoveDir(place.native))
-    except Refused as refused:
-        found = yield from see(place)
-        if isinstance(found, Attributes) and found.is_link:
-            yield from delete(place, missing_ok=missing_ok)
-        elif isinstance(found, Attributes) and found.is_file:
-            raise InvalidPath("cannot delete the folder: it is a file; use delete", path=place.key) from None
-        elif isinstance(found, Refused) and (found.missing or (yield from _file_above(place)) is not None):
-            if not missing_ok:
-                raise NotFound("cannot delete the folder: no such folder", path=place.key) from None
-        elif (yield from _holds_something(place)):
-            raise DirectoryNotEmpty(
-                "the folder is not empty; pass recursive=True to delete what it holds as well", path=place.key
-            ) from None
-        else:
-            raise from_refusal(refused, "cannot delete the folder", place.key) from None
-
-
-def _holds_something(place: JailedPath) -> Operation[bool]:
-    try:
-        handle = yield from ask(OpenDir(place.native))
-    except Refused:
-        return False
-    names = NewNames(place.key)
-    try:
-        while batch := (yield from ask(ReadDir(handle))):
-            if any(entry.name not in (".", "..") for entry in batch):
-                return True
-            names.add(entry.name for entry in batch)
-        return False
-    except Refused:
-        return False
-    finally:
-        yield from close_quietly(handle)

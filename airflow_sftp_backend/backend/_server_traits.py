@@ -35,7 +35,10 @@ class ServerTraits:
     rename_refuses_taken: bool = False
     """RENAME fails where the new name is taken (filexfer-02 section 6.5)."""
     checks_type_at_removal: bool = False
-    """REMOVE refuses folders, and RMDIR refuses files (filexfer-02 sections 6.5 and 6.6)."""
+    """REMOVE refuses folders; RMDIR refuses files, links, and folders that hold something (filexfer-02 sections 6.5
+    and 6.6)."""
+    finds_nothing_below_files: bool = False
+    """STAT of ``file/x`` is refused where ``file`` is a file."""
     takes_several_writers: bool = False
     """Several channels may write different parts of one file at a time."""
     reports_missing: bool = False
@@ -53,6 +56,7 @@ OPENSSH: Final = ServerTraits(
     keeps_content_at_open=True,  # flags_from_portable: O_TRUNC only where TRUNCATE is asked for
     rename_refuses_taken=True,  # process_rename: link and unlink
     checks_type_at_removal=True,  # process_remove: unlink; process_rmdir: rmdir
+    finds_nothing_below_files=True,  # process_stat: stat, which says ENOTDIR
     takes_several_writers=True,  # one sftp-server process a channel, each writing with pwrite
     reports_missing=True,  # errno_to_portable: ENOENT, ENOTDIR, ELOOP
     reads_whole_blocks=True,  # process_read: pread into a buffer of the requested length
@@ -66,6 +70,7 @@ _DROPBEAR: Final = ServerTraits(
     keeps_content_at_open=True,
     rename_refuses_taken=True,
     checks_type_at_removal=True,
+    finds_nothing_below_files=True,
     reports_missing=True,
     reads_whole_blocks=True,
 )

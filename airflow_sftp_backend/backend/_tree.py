@@ -14,20 +14,21 @@ from functools import lru_cache
 from typing import Final, Protocol, TypeVar
 
 from ._codec import Attributes
+from ._deletion import delete, delete_folder
 from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
 from ._limits import BoundExceeded, ListingTally
-from ._messages import LStat, RemoveDir, Stat
+from ._messages import RemoveDir, Stat
 from ._models import FileInfo, FolderInfo
 from ._operations import (
     Listing,
     as_file,
-    delete,
-    delete_folder,
     file_info,
     follow_links,
+    is_file_above,
     list_and_look_again,
     list_folder,
     look,
+    own_attributes,
     unknown_link,
     with_links_told,
 )
@@ -174,11 +175,16 @@ def _look_at_all(call: Call, places: Sequence[JailedPath]) -> list[Attributes | 
     """What `look` finds for each, or raises. One round trip where the answers leave nothing open."""
 
     def use(wire: Wire) -> list[Attributes | SFTPBackendError | OSError | None]:
-        answers = wire.run(ask_all([Stat(place.native) for place in places]))
+        parents = () if wire.traits.finds_nothing_below_files else {place.parent: None for place in places}
+        asked = (*places, *(parent for parent in parents if not parent.is_root))
+        shown = dict(zip(asked, wire.run(ask_all([Stat(place.native) for place in asked])), strict=True))
         looked: dict[JailedPath, Attributes | SFTPBackendError | OSError | None] = {}
         unclear: list[JailedPath] = []
-        for place, answer in zip(places, answers, strict=True):
-            if isinstance(answer, Attributes) and answer.mode is not None:
+        for place in places:
+            answer = shown[place]
+            if parents and is_file_above(shown.get(place.parent)):
+                looked[place] = None
+            elif isinstance(answer, Attributes) and answer.mode is not None:
                 looked[place] = answer
             elif isinstance(answer, Refused) and answer.missing:
                 looked[place] = None
@@ -216,7 +222,9 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
 
     Raises NotFound, InvalidPath for a file; else the first refusal, after everything that can be deleted is.
     """
-    (own,) = call(lambda wire: wire.run(ask_all([LStat(root.native)])), idempotent=True)
+    own, is_certain = call(lambda wire: wire.run(own_attributes(root)), idempotent=True)
+    if isinstance(own, Attributes) and own.is_folder and not is_certain:
+        raise unknown_link(root)
     if isinstance(own, Refused) or not own.is_folder:
         call(lambda wire: wire.run(delete_folder(root, missing_ok=missing_ok)))  # a link, a file, nothing: says so
         return
@@ -239,19 +247,22 @@ def _delete_level_by_level(call: Call, root: JailedPath, tally: ListingTally) ->
         tally.check_depth(depth)
         outcomes = _list_for_removal(call, tally, level)
         listed, level = level, []
-        others: list[JailedPath] = []
+        others: list[tuple[JailedPath, bool]] = []  # with whether a listing has told the type
         for folder, outcome in zip(listed, outcomes, strict=True):
             if isinstance(outcome, NotFound):
                 continue
             if isinstance(outcome, _BecameLink):
-                others.append(folder)
+                others.append((folder, True))
                 continue
             folders.append(folder)
             if isinstance(outcome, SFTPBackendError):
                 failures.append(outcome)
                 continue
             for place, attributes in _or_raise(outcome):
-                (level if attributes.is_folder else others).append(place)
+                if attributes.is_folder:
+                    level.append(place)
+                else:
+                    others.append((place, attributes.mode is not None))
         failures += _removed(call, others)
         depth += 1
     return failures + _folders_removed(call, folders)
@@ -274,12 +285,12 @@ def _listed_for_removal(place: JailedPath, tally: ListingTally, depth: int) -> O
         kind = _BecameLink if now.is_link else InvalidPath
         raise kind("cannot delete the folder: something else has its name by now", path=place.key)
     if isinstance(now, Refused) and not (yield from server_traits()).lists_links_as_links:
-        raise unknown_link(place, now)
+        raise unknown_link(place)
     return (yield from with_links_told(entries))
 
 
-def _removed(call: Call, places: Sequence[JailedPath]) -> list[SFTPBackendError]:
-    deletions = (delete(place, missing_ok=True) for place in places)
+def _removed(call: Call, places: Sequence[tuple[JailedPath, bool]]) -> list[SFTPBackendError]:
+    deletions = (delete(place, missing_ok=True, is_listed=is_listed) for place, is_listed in places)
     outcomes = call(lambda wire: _unless_lost(wire.run_many(deletions, limit=256)))
     return [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError)]
 

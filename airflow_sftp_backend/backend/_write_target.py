@@ -80,7 +80,10 @@ class SoFar:
 
 def open_landing(landing: Landing) -> Operation[Opened]:
     """Opens the temporary file. Raises AlreadyExists, InvalidPath for a folder under the final name."""
-    handle, replaced = yield from open_new(landing.temp, landing.target, _NEW, create_parents=landing.create_parents)
+    handle, replaced = yield from open_new(
+        landing.temp, landing.target, _NEW, create_parents=landing.create_parents,
+        may_exist=landing.spare is not None,  # else it has 12 random digits
+    )  # fmt: skip
     return (yield from checked(landing, Opened(handle, replaced, unclosed=handle)))
 
 

@@ -17,10 +17,10 @@ import pytest
 
 from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._codec import Attributes, Kind
+from airflow_sftp_backend.backend._deletion import delete_folder
 from airflow_sftp_backend.backend._errors import Code
 from airflow_sftp_backend.backend._limits import Bounds
 from airflow_sftp_backend.backend._messages import Stat
-from airflow_sftp_backend.backend._operations import delete_folder
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._server_traits import OPENSSH
 from airflow_sftp_backend.backend._tree import Pattern, children, delete_tree, find, folder_info, walk

@@ -92,18 +92,25 @@ def test_a_refusal_becomes_the_error_of_its_code(code: int, kind: type[SFTPBacke
     assert error.path == "in/a"
 
 
+@pytest.mark.parametrize("text", ["", "Failure", "failure.", "Operation failed"])
+def test_causes_are_guessed_where_the_server_gives_none(text: str) -> None:
+    assert from_refusal(Refused(Code.FAILURE, text), "cannot write", "a").message == (
+        "cannot write: the server refuses without saying why; a full disk, a quota or a read-only file system are"
+        " common reasons"
+    )
+
+
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("code", "text", "message"),
     [
-        ("No space left on device", " (the server says: No space left on device)"),
-        ("Failure", ""),
-        ("failure.", ""),
-        ("", ""),
-        ("a\x1b[31m\nb", " (the server says: a [31m b)"),
+        (Code.FAILURE, "No space left on device", "cannot write: the server says: No space left on device"),
+        (Code.FAILURE, "a\x1b[31m\nb", "cannot write: the server says: a [31m b"),
+        (Code.QUOTA_EXCEEDED, "7 of 7", "cannot write: the quota on the server is used up (the server says: 7 of 7)"),
+        (Code.QUOTA_EXCEEDED, "failure", "cannot write: the quota on the server is used up"),
     ],
 )
-def test_what_the_server_says_is_passed_on_where_it_says_something(text: str, shown: str) -> None:
-    assert from_refusal(Refused(Code.FAILURE, text), "cannot write", "a").message.endswith(f"common reasons{shown}")
+def test_what_the_server_says_is_the_cause(code: int, text: str, message: str) -> None:
+    assert from_refusal(Refused(code, text), "cannot write", "a").message == message
 
 
 @given(st.text())

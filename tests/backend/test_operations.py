@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable, DirectoryNotEmpty, InvalidPath, NotFound, SFTPBackendError
+from airflow_sftp_backend.backend import _deletion as deletion
 from airflow_sftp_backend.backend import _operations as operations
 from airflow_sftp_backend.backend._codec import Attributes, Entry, OpenFlag
 from airflow_sftp_backend.backend._errors import Code, Refused
@@ -62,8 +63,8 @@ OPERATIONS: dict[str, tuple[str, Make]] = {
     "write": ("in/n", lambda server: operations.write(server, AT("in/n"), Content(NEW), overwrite=False)),
     "write over": ("in/a", lambda server: operations.write(server, AT("in/a"), Content(NEW), overwrite=True)),
     "write deep": ("x/y/n", lambda server: operations.write(server, AT("x/y/n"), Content(NEW), overwrite=False)),
-    "delete": ("in/a", lambda server: operations.delete(AT("in/a"), missing_ok=False)),
-    "delete_folder": ("empty", lambda server: operations.delete_folder(AT("empty"), missing_ok=False)),
+    "delete": ("in/a", lambda server: deletion.delete(AT("in/a"), missing_ok=False)),
+    "delete_folder": ("empty", lambda server: deletion.delete_folder(AT("empty"), missing_ok=False)),
 }
 
 
@@ -199,20 +200,20 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         "a file has its name",
     ),
     "delete a folder": (
-        lambda server: operations.delete(AT("in"), missing_ok=True),
+        lambda server: deletion.delete(AT("in"), missing_ok=True),
         InvalidPath,
         "in",
         "use delete_folder",
     ),
-    "delete nothing": (lambda server: operations.delete(AT("no"), missing_ok=False), NotFound, "no", "no such file"),
+    "delete nothing": (lambda server: deletion.delete(AT("no"), missing_ok=False), NotFound, "no", "no such file"),
     "delete a file as a folder": (
-        lambda server: operations.delete_folder(AT("in/a"), missing_ok=True),
+        lambda server: deletion.delete_folder(AT("in/a"), missing_ok=True),
         InvalidPath,
         "in/a",
         "it is a file; use delete",
     ),
     "delete a full folder": (
-        lambda server: operations.delete_folder(AT("in"), missing_ok=False),
+        lambda server: deletion.delete_folder(AT("in"), missing_ok=False),
         DirectoryNotEmpty,
         "in",
         "recursive=True",
@@ -243,9 +244,9 @@ def test_the_cause_is_found_even_where_the_server_does_not_say_it(
 def test_what_is_missing_may_be_missing(name: str) -> None:
     server = Strict(dict(FILES))
     if name == "delete_folder nothing":
-        server.run(operations.delete_folder(AT("no"), missing_ok=True))
+        server.run(deletion.delete_folder(AT("no"), missing_ok=True))
     else:
-        server.run(operations.delete(AT("no" if name == "delete nothing" else "in/a/x"), missing_ok=True))
+        server.run(deletion.delete(AT("no" if name == "delete nothing" else "in/a/x"), missing_ok=True))
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------
@@ -285,6 +286,6 @@ def test_no_parents_are_made_where_none_are_wanted() -> None:
 
 def test_nothing_is_asked_that_the_attempt_itself_answers() -> None:
     server = MemoryServer(dict(FILES))
-    server.run(operations.delete(AT("in/a"), missing_ok=False))
-    server.run(operations.delete_folder(AT("empty"), missing_ok=False))
+    server.run(deletion.delete(AT("in/a"), missing_ok=False))
+    server.run(deletion.delete_folder(AT("empty"), missing_ok=False))
     assert [type(request) for request in server.requests] == [Remove, RemoveDir]

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from ._asyncssh import AsyncsshServer, Files, Login, OneChannel, Packets, WithoutExtensions, WithoutPosixRename
 from ._conch import ConchServer
-from ._deviations import ListsLinksAsTargets, SwapsFolderForLink
+from ._deviations import (
+    BuffersPackets,
+    FailsForMissing,
+    ForbidsLStat,
+    HidesFoldersWithDanglingLinks,
+    IgnoresExclusive,
+    ListsLinksAsTargets,
+    NeedsTruncate,
+    RemovesAnything,
+    RemovesBehindLinks,
+    RemovesFullFolders,
+    ShowsFilesBelowFiles,
+    SwapsFolderForLink,
+)
 from ._documented import AWSTransferLike, AzureBlobLike, SterlingLike
 from ._dropbear import DropbearServer
 from ._lies import (
@@ -71,6 +84,7 @@ __all__ = [
     "AsyncsshServer",
     "AzureBlobLike",
     "BareAttributes",
+    "BuffersPackets",
     "ConchServer",
     "CurtDropBox",
     "DeniesEverything",
@@ -78,15 +92,20 @@ __all__ = [
     "DropBox",
     "DropbearServer",
     "DropsAfter",
+    "FailsForMissing",
     "FailsWrite",
     "Files",
     "Folder",
+    "ForbidsLStat",
     "ForgetsTheTail",
+    "HidesFoldersWithDanglingLinks",
     "HostileNames",
+    "IgnoresExclusive",
     "Listener",
     "ListsLinksAsTargets",
     "Login",
     "MovesAway",
+    "NeedsTruncate",
     "NoChannel",
     "NoSubsystem",
     "OneChannel",
@@ -99,10 +118,14 @@ __all__ = [
     "ProgramServer",
     "RcloneServer",
     "RefusesRename",
+    "RemovesAnything",
+    "RemovesBehindLinks",
+    "RemovesFullFolders",
     "RenameReplaces",
     "SaysOtherSizes",
     "Server",
     "ShortReads",
+    "ShowsFilesBelowFiles",
     "SilentChannel",
     "SilentLogin",
     "SilentSFTP",

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import asyncssh
+from asyncssh.packet import UInt32
 
-from ._asyncssh import AsyncsshServer, Files
+from ._asyncssh import AsyncsshServer, Files, Packets
+
+_STATUS = 101
+_NO_SUCH_FILE, _FAILURE = UInt32(2), UInt32(4)
+_NEW = asyncssh.FXF_CREAT | asyncssh.FXF_EXCL
 
 
 class _TargetsListed(Files):
@@ -49,3 +56,154 @@ class SwapsFolderForLink(ListsLinksAsTargets):
         super().__init__()
         self.swapped = swapped
         self.link_to = Path("/missing")
+
+
+class _NotExclusive(Files):
+    def write(self, file_obj: object, offset: int, data: bytes) -> Any:
+        assert isinstance(self.server, IgnoresExclusive)
+        self.server.written += len(data)
+        return super().write(file_obj, offset, data)
+
+    def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> Any:
+        return super().open(path, pflags & ~asyncssh.FXF_EXCL, attrs)
+
+
+class IgnoresExclusive(AsyncsshServer):
+    """OPEN opens an existing file though EXCL is set, and keeps what it holds."""
+
+    files = _NotExclusive
+    written = 0
+
+
+class _ExclusiveTruncates(Files):
+    def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> Any:
+        if pflags & _NEW == _NEW and not pflags & asyncssh.FXF_TRUNC:
+            assert isinstance(self.server, NeedsTruncate)
+            raise self.server.refusal
+        return super().open(path, pflags, attrs)
+
+
+class NeedsTruncate(AsyncsshServer):
+    """OPEN knows no CREAT with EXCL unless TRUNC is set too: any other such request gets ``refusal``."""
+
+    files = _ExclusiveTruncates
+
+    def __init__(self, refusal: asyncssh.SFTPError) -> None:
+        super().__init__()
+        self.refusal = refusal
+
+
+class _NoLStat(Files):
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        for entry in os.scandir(self.map_path(path)):
+            yield asyncssh.SFTPName(entry.name, attrs=asyncssh.SFTPAttrs.from_local(entry.stat(follow_symlinks=False)))
+
+    def lstat(self, path: bytes) -> Any:
+        assert isinstance(self.server, ForbidsLStat)
+        raise self.server.refusal
+
+
+class ForbidsLStat(AsyncsshServer):
+    """Answers every LSTAT with ``refusal``."""
+
+    files = _NoLStat
+
+    def __init__(self, refusal: asyncssh.SFTPError) -> None:
+        super().__init__()
+        self.refusal = refusal
+
+
+class _CurtPackets(Packets):
+    def send_packet(self, pkttype: int, pktid: int | None, *args: bytes) -> None:
+        if pkttype == _STATUS and args[1].startswith(_NO_SUCH_FILE):
+            args = (args[0], _FAILURE + args[1].removeprefix(_NO_SUCH_FILE))
+        super().send_packet(pkttype, pktid, *args)
+
+
+class FailsForMissing(AsyncsshServer):
+    """Says FAILURE where other servers say NO_SUCH_FILE."""
+
+    packets = _CurtPackets
+
+
+class _AnyRemoval(Files):
+    def remove(self, path: bytes) -> Any:
+        local = self.map_path(path)
+        is_folder = os.path.isdir(local) and not os.path.islink(local)
+        return super().rmdir(path) if is_folder else super().remove(path)
+
+    rmdir = remove
+
+
+class RemovesAnything(AsyncsshServer):
+    """REMOVE removes empty folders, and RMDIR files."""
+
+    files = _AnyRemoval
+
+
+class _RecursiveRemoval(Files):
+    def rmdir(self, path: bytes) -> Any:
+        shutil.rmtree(os.fsdecode(self.map_path(path)))
+
+
+class RemovesFullFolders(AsyncsshServer):
+    """RMDIR removes a folder with all it holds."""
+
+    files = _RecursiveRemoval
+
+
+class _RemovalBehindLinks(Files):
+    def rmdir(self, path: bytes) -> Any:
+        os.rmdir(os.path.realpath(self.map_path(path)))
+
+
+class RemovesBehindLinks(AsyncsshServer):
+    """RMDIR follows links."""
+
+    files = _RemovalBehindLinks
+
+
+class _BelowFiles(Files):
+    def stat(self, path: bytes) -> Any:
+        local = self.map_path(path)
+        while not os.path.exists(local) and os.path.isfile(os.path.dirname(local)):
+            local = os.path.dirname(local)
+        return os.stat(local)
+
+    lstat = stat
+
+
+class ShowsFilesBelowFiles(AsyncsshServer):
+    """STAT of ``file/x`` describes ``file``."""
+
+    files = _BelowFiles
+
+
+class _FollowsWhatItLists(Files):
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        async for name in super().scandir(path):
+            assert isinstance(name.filename, bytes)
+            name.attrs = asyncssh.SFTPAttrs.from_local(os.stat(os.path.join(self.map_path(path), name.filename)))
+            yield name
+
+
+class HidesFoldersWithDanglingLinks(AsyncsshServer):
+    """Cannot list a folder in which a link leads to nothing: READDIR says NO_SUCH_FILE."""
+
+    files = _FollowsWhatItLists
+
+
+class _SmallBuffer(Packets):
+    async def _process_packet(self, pkttype: int, pktid: int, packet: Any) -> None:
+        if len(packet.get_full_payload()) > BuffersPackets.most:
+            self.hang_up()
+            return
+        await super()._process_packet(pkttype, pktid, packet)
+
+
+class BuffersPackets(AsyncsshServer):
+    """Has a buffer for the 32 KiB that every server must take, and breaks on a longer packet; says nothing of it."""
+
+    packets = _SmallBuffer
+    offered = frozenset()
+    most = 34_000  # filexfer-02 section 3: a packet with its header, of which 32768 bytes are data
