@@ -133,7 +133,9 @@ class Landings:
         if not landings:
             return
         try:
-            self._session.call(lambda wire: wire.run_many(recover(landing) for landing in landings), attempts=1)
+            self._session.call(
+                lambda wire: wire.run_many(recover(landing) for landing in landings), attempts=1, cleanup=True
+            )
         except BackendUnavailable as error:
             names = ", ".join(repr(landing.temp.native) for landing in landings)
             logger.warning(

@@ -134,13 +134,15 @@ class Session:
         reconnects: bool = True,
         environ: Mapping[str, str] = os.environ,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         random: Callable[[], float] = random.random,
     ) -> None:
         self.reconnects = reconnects
         self._environ = environ
         self._take(config)
         self._clock = clock
+        self._interruption = threading.Event()
+        self._end_before = math.inf
         self._sleep = sleep
         self._random = random
         self._lock = threading.RLock()
@@ -182,24 +184,27 @@ class Session:
         idempotent: bool = False,
         attempts: int | None = None,
         load: Load | None = None,
+        cleanup: bool = False,
     ) -> T:
         """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
 
         An idempotent call that loses the connection is made once more on a new one, if there may be one. ``attempts``
-        bounds the tries of connecting in place of the retry policy; ``load`` is what will be sent. A call made from
-        within ``use`` gets the same connection, even if it is lost.
+        bounds the tries of connecting in place of the retry policy; ``load`` is what will be sent. ``cleanup`` calls
+        are made even after `interrupt`. A call made from within ``use`` gets the same connection, even if it is lost.
         """
         with self._lock:
             if self._in_use is not None:
                 return self._run(use, self._in_use)
             if self._clock() >= self._end.at:
                 raise BackendUnavailable("it was told to end", backend=self._config.address)
+            if self._interruption.is_set() and not cleanup:
+                raise BackendUnavailable("the call was cancelled", backend=self._config.address)
             connection = self._connected(attempts, load)
             try:
                 return self._run_alone(use, connection)
             except BackendUnavailable as error:
                 again = idempotent and self.reconnects and self._clock() < self._end.at
-                if not again or connection.wire.broken is None:
+                if not again or self._interruption.is_set() or connection.wire.broken is None:
                     raise
                 log.info("%s; asking again on a new connection", error)
             return self._run_alone(use, self._connected(attempts))
@@ -262,6 +267,27 @@ class Session:
             if connection is not None:
                 connection.end_within(seconds)
 
+    def interrupt(self, seconds: float) -> None:
+        """End the call that another thread makes: its connection at once, its cleanup after some seconds.
+
+        Until `end_interruption`, calls are refused but for those that clean up. Takes no lock.
+
+        :param seconds: time for the cleanup, over a connection of its own.
+        """
+        self._end_before = self._end.at
+        self._end.at = min(self._end.at, self._clock() + seconds)
+        self._interruption.set()
+        opening, connection = self._opening, self._in_use
+        if opening is not None:
+            opening.abort()
+        if connection is not None:
+            connection.hang_up()
+
+    def end_interruption(self) -> None:
+        """Allow calls again after `interrupt`."""
+        self._end.at = self._end_before
+        self._interruption.clear()
+
     def _drop(self, connection: _Connection) -> None:
         if self._connection is connection:
             self._connection = None
@@ -318,7 +344,8 @@ class Session:
                 # A server that is busy soon has room: the number of attempts bounds other failures only.
                 busy = opening.busy and attempts > 1 and clock() < busy_until
                 pause = policy.pause(min(tried, attempts - 1) if busy else tried, self._random())
-                if refused or self._aborted or (tried >= attempts and not busy) or pause >= left():
+                ended = self._aborted or self._interruption.is_set()
+                if refused or ended or (tried >= attempts and not busy) or pause >= left():
                     if tried > 1:
                         error.message += f"; tried {tried} times"
                     raise
@@ -330,8 +357,8 @@ class Session:
             finally:
                 self._opening = None
                 self.found = opening.facts()
-            self._sleep(pause)
-            if self._aborted:
+            (self._sleep or self._interruption.wait)(pause)
+            if self._aborted or self._interruption.is_set():
                 raise failure
 
     def _through(self, jump: BackendConfig | None) -> Hop | None:
@@ -346,6 +373,7 @@ class Session:
         """In a forked child: forgets the parent's connection, and whoever held the lock there."""
         connection, self._connection = self._connection, None
         self._lock = threading.RLock()
+        self._interruption = threading.Event()
         self._opening = self._in_use = None
         if connection is not None:
             connection.leave()

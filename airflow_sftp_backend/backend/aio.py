@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
-from typing import BinaryIO, ParamSpec, TypeVar
+from typing import BinaryIO, Final, ParamSpec, TypeVar
 
 from ._backend import SFTPBackend
 from ._errors import SFTPBackendError
@@ -17,18 +19,29 @@ from ._write_target import Verify
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_CLEANUP_SECONDS: Final = 1.5
+"""Time for a cancelled call to remove what it has begun."""
+_CLOSING_SECONDS: Final = 2.0
+"""Time after which `SyncBackendAdapter.close` returns, whatever the server does."""
+
 
 class SyncBackendAdapter:
-    """Awaits a backend's calls. It owns the backend from here on, and one thread on which all calls are made in turn.
+    """Awaits a backend's calls. It owns the backend, and one thread on which all calls are made in turn.
 
-    Each method does and raises what the backend's method of that name does; listings come as lists. A call that is
-    cancelled while it waits for its turn is not made; one under way runs to its end on the thread. Use as an async
-    context manager, or await `close`.
+    Each method does and raises what the backend's method of that name does; listings come as lists. The thread sees
+    the context variables of the caller. Use as an async context manager, or await `close`.
+
+    A call that is cancelled while it waits for its turn is not made. A call that is cancelled while it runs ends as if
+    its process was killed: its connection is cut, nothing appears under a final name unless the rename was already
+    sent, and its temporary file is removed within 1.5 s or, with a ``resume_key``, kept for the next call. The next
+    call connects again. Only a name look-up and the reading of a local file that blocks cannot be interrupted: they
+    go on in the thread, and their call ends after them.
     """
 
     def __init__(self, backend: SFTPBackend) -> None:
         self._backend = backend
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{backend.name} adapter")
+        self._turn = _Turn(backend)
 
     async def __aenter__(self) -> SyncBackendAdapter:
         return self
@@ -37,15 +50,27 @@ class SyncBackendAdapter:
         await self.close()
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, partial(function, *args, **kwargs))
+        call, context = _Call(), contextvars.copy_context()
+        run = partial(self._turn.take, call, partial(context.run, partial(function, *args, **kwargs)))
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run)
+        except asyncio.CancelledError:
+            self._turn.cancel(call)
+            raise
 
     async def close(self) -> None:
-        """Closes the connection and ends the thread. Idempotent; the adapter cannot be used afterwards."""
+        """Close the connection and end the thread, within 2 s. A call that still runs ends as a cancelled one.
+
+        Idempotent; the adapter cannot be used afterwards.
+        """
         try:
-            await self._call(self._backend.close)
+            closing = asyncio.get_running_loop().run_in_executor(self._thread, self._backend.close)
         except RuntimeError:  # the thread is ended already
             return
         self._thread.shutdown(wait=False)
+        self._turn.cancel()
+        # The closing goes on in the thread where this task is cancelled, or where the thread cannot be interrupted.
+        await asyncio.wait([closing], timeout=_CLOSING_SECONDS)
 
     @property
     def name(self) -> str:
@@ -269,3 +294,46 @@ class SyncBackendAdapter:
     async def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
         """See `SFTPBackend.delete_folder`."""
         await self._call(self._backend.delete_folder, path, recursive, missing_ok)
+
+
+class _Call:
+    """One call, which may be cancelled before or while it runs."""
+
+    cancelled = False
+
+
+class _Turn:
+    """The call that the adapter's thread makes at the moment, which other threads may interrupt."""
+
+    def __init__(self, backend: SFTPBackend) -> None:
+        self._session = backend._session
+        self._lock = threading.Lock()
+        self._running: _Call | None = None
+        self._interrupted = False
+
+    def take(self, call: _Call, function: Callable[[], T]) -> T:
+        """Run ``function`` as ``call``.
+
+        :raises CancelledError: if the call was cancelled between its start and this.
+        """
+        with self._lock:
+            if call.cancelled:
+                raise CancelledError
+            self._running = call
+        try:
+            return function()
+        finally:
+            with self._lock:
+                self._running = None
+                if self._interrupted:
+                    self._interrupted = False
+                    self._session.end_interruption()
+
+    def cancel(self, call: _Call | None = None) -> None:
+        """Cancel a call, or the one that runs."""
+        with self._lock:
+            if call is not None:
+                call.cancelled = True
+            if self._running is not None and call in (None, self._running) and not self._interrupted:
+                self._interrupted = True
+                self._session.interrupt(_CLEANUP_SECONDS)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from airflow_sftp_backend import NotFound, SFTPBackend, SyncBackendAdapter, WriteResult
-from tests.servers import Folder, Server
+from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackend, SyncBackendAdapter, WriteResult
+from tests.servers import Folder, Server, StallsAfter, wait_until
 
 from .expect import offline
 
@@ -216,3 +218,131 @@ def test_nothing_is_asked_where_nothing_need_be() -> None:
     assert adapter.resolve("a").native_path == "/data/a"
     assert adapter.name.startswith("sftp://127.0.0.1:")
     asyncio.run(adapter.close())
+
+
+# -- cancelled calls
+
+
+class Cancelling:
+    """Progress that cancels the task it is given once bytes are under way."""
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[WriteResult] | None = None
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    def __call__(self, _count: int) -> None:
+        assert self.task is not None
+        assert self.loop is not None
+        self.loop.call_soon_threadsafe(self.task.cancel)
+
+
+def leftovers(folder: Folder) -> list[str]:
+    """Names of all that is in a folder."""
+    return sorted(path.name for path in folder.path.iterdir())
+
+
+@pytest.mark.parametrize("direction", ["up", "down"])
+def test_a_cancelled_transfer_leaves_nothing_and_the_next_call_connects(
+    make_backend: Callable[..., SFTPBackend], server: Server, tmp_path: Path, direction: str
+) -> None:
+    folder = server.fresh()
+    large, target = tmp_path / "large", tmp_path / "target"
+    with large.open("wb") as file:
+        file.truncate(256 << 20)
+    if direction == "down":
+        (folder.path / "large").symlink_to(large)
+    cancelling = Cancelling()
+
+    async def use() -> None:
+        async with SyncBackendAdapter(make_backend(server, base_path=folder.base_path)) as adapter:
+            cancelling.loop = asyncio.get_running_loop()
+            transfer = (
+                adapter.upload(large, "large", progress=cancelling)
+                if direction == "up"
+                else adapter.download("large", target, progress=cancelling)
+            )
+            cancelling.task = asyncio.create_task(transfer)
+            with pytest.raises(asyncio.CancelledError):
+                await cancelling.task
+            assert await adapter.exists("large") is (direction == "down")
+
+    asyncio.run(use())
+    assert leftovers(folder) == (["large"] if direction == "down" else [])
+    assert [path.name for path in tmp_path.iterdir()] == ["large"]
+
+
+def test_a_cancelled_upload_with_a_key_is_kept_for_the_next_call(
+    make_backend: Callable[..., SFTPBackend], openssh: Server, tmp_path: Path
+) -> None:
+    folder = openssh.fresh()
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(128 << 20)
+    done: list[int] = []
+
+    async def use() -> None:
+        async with SyncBackendAdapter(make_backend(openssh, base_path=folder.base_path)) as adapter:
+            loop, cancelled = asyncio.get_running_loop(), asyncio.Event()
+
+            def progress(count: int) -> None:
+                done.append(count)
+                if sum(done) > 64 << 20:
+                    loop.call_soon_threadsafe(cancelled.set)
+
+            task = asyncio.create_task(adapter.upload(large, "large", resume_key="k", progress=progress))
+            await cancelled.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert await adapter.find("*") == []
+            assert len(leftovers(folder)) == 1
+            assert (await adapter.upload(large, "large", resume_key="k")).size == 128 << 20
+
+    asyncio.run(use())
+    assert leftovers(folder) == ["large"]
+
+
+@pytest.mark.parametrize("how", ["close", "leave", "leave by cancellation"])
+def test_closing_ends_a_call_on_a_silent_server_within_two_seconds(
+    make_backend: Callable[..., SFTPBackend], how: str
+) -> None:
+    async def use(server: StallsAfter) -> float:
+        adapter = SyncBackendAdapter(make_backend(server))
+        writing = asyncio.create_task(adapter.write_atomic("a", b"x" * (1 << 20)))
+        await asyncio.to_thread(wait_until, lambda: server.requests.total() > 3, "the server to fall silent")
+        began = time.monotonic()
+        if how == "close":
+            await adapter.close()
+        elif how == "leave":
+            async with adapter:
+                pass
+        else:
+            inside = asyncio.create_task(stay(adapter))
+            await asyncio.sleep(0)
+            inside.cancel()
+            await asyncio.wait([inside])
+        took = time.monotonic() - began
+        with pytest.raises((BackendUnavailable, asyncio.CancelledError)):
+            await writing
+        return took
+
+    async def stay(adapter: SyncBackendAdapter) -> None:
+        async with adapter:
+            await asyncio.sleep(60)
+
+    with StallsAfter(requests=3) as server:
+        assert asyncio.run(use(server)) < 3
+
+
+def test_a_call_sees_the_context_of_its_caller(adapter: SyncBackendAdapter, tmp_path: Path) -> None:
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who")
+    seen: list[str] = []
+    (tmp_path / "a").write_bytes(b"abc")
+
+    async def use() -> None:
+        who.set("the trigger")
+        async with adapter:
+            await adapter.upload(tmp_path / "a", "a", progress=lambda _: seen.append(who.get()))
+
+    asyncio.run(use())
+    assert set(seen) == {"the trigger"}

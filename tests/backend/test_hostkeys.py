@@ -87,7 +87,7 @@ def test_a_certificate_has_the_fingerprint_of_its_key(kind: str) -> None:
 
 
 @given(
-    st.binary(max_size=80)
+    st.binary(max_size=80).filter(lambda data: data[4:5] not in b"es")  # the type of a key that is not known here
     | st.builds(lambda size, tail: blob()[:size] + tail, st.integers(0, 50), st.binary(max_size=9)).filter(
         lambda data: len(data) != len(blob())  # any 32 bytes are a key
     )
