@@ -63,6 +63,12 @@ class ProgramServer(Server):
         assert self._relay is not None
         return self._relay
 
+    @property
+    def process(self) -> psutil.Process:
+        """The server's process."""
+        assert self._process is not None
+        return psutil.Process(self._process.pid)
+
     def logins(self) -> int:
         return len(re.findall(self.login_line, self.log))
 

@@ -157,17 +157,22 @@ It proves that these refusals do no harm. It does not prove that the package wor
 _NOT_TESTED = """Two more are simulated in tests of their own, because they refuse what most of the suite needs:
 
 * A mailbox, after IBM Sterling File Gateway: a file is opened once, and neither opened nor described afterwards.
-  `write`, `upload(verify="none")`, `download` and `move` work there.
-* A drop box: it takes files, and refuses to describe, list and give back. `write` and `write_atomic` work there.
+  `write`, `write_atomic`, `upload` and `download` work there, each file once (`tests/backend/test_mailbox.py`).
+* A drop box: it takes files, and refuses to describe, list and give back. `write` and `write_atomic` work there
+  (`tests/backend/test_contract_changing.py`).
 
 ## Not tested
 
-Nobody has run the package against these. If you do, run `airflow-sftp-backend check` first, and tell us what it says.
+Nobody has run the package against these servers. If you do, please tell us what `airflow-sftp-backend check` says.
 
-* Azure Blob Storage (SFTP): simulated above.
-* AWS Transfer Family: simulated above.
-* OpenSSH for Windows: treated as an unknown server, so everything is asked for first and looked at again.
-* IBM Sterling File Gateway: simulated, see above.
-* SFTPGo, GoAnywhere MFT, MOVEit, Globalscape EFT, Cerberus, CrushFTP, Serv-U, WS_FTP, Bitvise, VShell, Synology:
-  treated as unknown servers.
+| server | what stands in for it |
+|---|---|
+| Azure Blob Storage (SFTP) | azure-like, above |
+| AWS Transfer Family | aws-like, above |
+| IBM Sterling File Gateway | the mailbox, above |
+| OpenSSH for Windows | nothing: it is treated as an unknown server |
+| SFTPGo, GoAnywhere MFT, MOVEit, Globalscape EFT, Cerberus, CrushFTP, Serv-U, WS_FTP, Bitvise, VShell | nothing |
+
+Of an unknown server nothing is assumed: the package asks before it writes, and looks again afterwards. That takes more
+requests than on OpenSSH.
 """
