@@ -79,6 +79,7 @@ $(VENV)/.bench: $(BIN)/python $(SET_UP)
 $(VENV)/.dev: $(BIN)/python $(SET_UP)
 	@echo "Installing the package and its development tools into $(VENV) ..."
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,demo]'
+	@$(PIP) install --constraint constraints.txt --no-deps --upgrade --target $(VENV)/sftp-provider apache-airflow-providers-sftp
 	@touch $@
 
 # Some systems package ensurepip apart from Python: there pip, which is assumed, installs pip.
