@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from .backend import BackendConfig, BackendUnavailable, HostKeyPolicy, Secret, SFTPBackendError
 from .backend._config import DEFAULT_PORT
+from .backend._errors import escaped
 
 if TYPE_CHECKING:
     from .backend._diagnosis import Diagnosis, Step
@@ -152,7 +153,7 @@ def _of_connection(conn_id: str) -> BackendConfig:
 
 
 def _as_json(found: Diagnosis) -> str:
-    return json.dumps(
+    return _escaped_json(
         {
             "server": found.server,
             "username": found.username,
@@ -163,10 +164,14 @@ def _as_json(found: Diagnosis) -> str:
             ],
             "error": None if found.error is None else str(found.error),
             "advice": list(found.advice),
-        },
-        indent=2,
-        ensure_ascii=False,
+        }
     )
+
+
+def _escaped_json(value: object) -> str:
+    """JSON in which only what a terminal can show stands unescaped."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def _as_text(found: Diagnosis) -> list[str]:
@@ -176,7 +181,7 @@ def _as_text(found: Diagnosis) -> list[str]:
         lines += _step(step)
     if found.advice:
         lines += ["", "What to do:"]
-        lines += [line for advice in found.advice for line in _wrapped(f"  {advice}", "  ")]
+        lines += [line for advice in found.advice for line in _wrapped(f"  {escaped(advice)}", "  ")]
     return [*lines, "", "All is well." if found.ok else f"Failed: {found.steps[-1].title}."]
 
 
@@ -186,7 +191,7 @@ def _step(step: Step) -> list[str]:
     lines: list[str] = []
     for text in step.lines:
         for paragraph in text.split("\n"):
-            lines += _wrapped((" " * _INDENT if lines else head) + paragraph, " " * _INDENT)
+            lines += _wrapped((" " * _INDENT if lines else head) + escaped(paragraph), " " * _INDENT)
     return lines
 
 

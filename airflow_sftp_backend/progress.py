@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
+from .backend._errors import escaped
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -76,7 +78,7 @@ class ProgressBar:
     def __init__(self, title: str, total: int | None, stream: TextIO | None = None) -> None:
         self.done = 0
         """Bytes so far."""
-        self._title = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in title)  # nothing moves the cursor
+        self._title = escaped(title)  # nothing moves the cursor
         self._total = total
         self._stream = sys.stderr if stream is None else stream
         self._started = 0.0

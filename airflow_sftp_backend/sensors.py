@@ -19,6 +19,7 @@ from .backend import (
     HostKeyRejected,
     SFTPBackendError,
 )
+from .backend._errors import escaped
 from .hooks import SFTPBackendHook, translate_errors
 from .killed import Killable
 from .progress import counted
@@ -226,10 +227,10 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         verdict = judge(condition, files, done_files, self._observed, clock())
         self._observed = verdict.observed
         if verdict.warning not in ("", self._warning):
-            self.log.warning("%s", verdict.warning)
+            self.log.warning("%s", escaped(verdict.warning))
         self._warning = verdict.warning
         if not verdict.done:
-            self.log.info("%s", verdict.missing)
+            self.log.info("%s", escaped(verdict.missing))
         return verdict
 
     def _warn_of_missing_folders(self, backend: SFTPBackend, condition: Condition) -> None:
@@ -238,7 +239,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         for folder in condition.folders:
             with suppress(SFTPBackendError):  # which the next look tells, if it is in its way too
                 if folder and not backend.is_folder(folder):
-                    self.log.warning("there is no folder %s on %s yet", backend.native_path(folder), backend.name)
+                    path = escaped(backend.native_path(folder))
+                    self.log.warning("there is no folder %s on %s yet", path, backend.name)
 
     def _backend(self, condition: Condition) -> SFTPBackend:
         """The backend, once there is one; what is waited for is said then."""
@@ -248,5 +250,5 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             self._told = True
             for pattern in condition.patterns:
                 plan = backend.resolve(pattern)
-                self.log.info("waiting for %s on %s", plan.native_path, plan.backend)
+                self.log.info("waiting for %s on %s", escaped(plan.native_path), plan.backend)
         return backend

@@ -16,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
 
 from .backend import BackendUnavailable, RetryPolicy, SFTPBackendError
+from .backend._errors import escaped
 from .hooks import SFTPBackendHook
 from .waiting import Condition, Seen, look_for_all
 
@@ -234,7 +235,7 @@ class SharedConnection:
                         raise
         finally:
             for place, why in lost.items() if answered and self._users else ():
-                names = ", ".join(sorted(folder or "the base path" for folder in place))
+                names = ", ".join(sorted(escaped(folder) or "the base path" for folder in place))
                 log.warning("%s; who looks into %s gets another connection", why, names)
                 apart = self._apart[place] = SharedConnection(self._key)
                 apart._users, apart._used = 1, self._loop.time()

@@ -149,7 +149,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Gives each test of the ``server`` fixture its servers."""
     definitions = metafunc._arg2fixturedefs.get("server", ())
-    if not definitions or definitions[-1].baseid.endswith(".py"):  # a module's own fixture has its own servers
+    if not definitions or definitions[-1].baseid != "tests":  # a fixture of a folder or module has its own servers
         return
     names: Sequence[str] = WELL_BEHAVED
     if metafunc.module.__name__.rpartition(".")[2].startswith("test_contract_"):

@@ -10,6 +10,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -86,6 +87,23 @@ def test_json_is_one_object_with_all_of_it(
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["steps"][-1]["ok"]) == (False, False)
     assert found["error"].startswith("no such folder")
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_no_text_moves_the_cursor(
+    openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    folder = openssh.fresh().path / "a\x9bb\u2028c\u202ed"
+    folder.mkdir()
+    target = with_key(openssh, known_hosts, quote(str(folder)))
+    assert main([*target, *(["--json"] if as_json else [])]) == 0
+    out = capsys.readouterr().out
+    assert [line for line in out.split("\n") if not line.isprintable()] == []
+    if as_json:
+        data = {step["title"]: step["data"] for step in json.loads(out)["steps"]}
+        assert data["Base path"]["real_path"] == str(folder)
+    else:
+        assert r"a\x9bb\u2028c\u202ed" in out
 
 
 def test_a_url_needs_no_airflow_and_leaves_none_of_it_behind(

@@ -108,7 +108,8 @@ class SFTPBackend(FileTransfers):
         self._landings = Landings(self._session)
 
     def __repr__(self) -> str:
-        return f"<SFTPBackend {self.name} base_path={self._door.jail.base_path!r}>"
+        config: BackendConfig | None = getattr(self, "config", None)  # none where __init__ has not come to its end
+        return f"<SFTPBackend {'not set up' if config is None else f'{config.address} base_path={config.base_path!r}'}>"
 
     def __reduce__(self) -> tuple[object, ...]:
         make = partial(SFTPBackend.from_config, reconnects=self._session.reconnects)

@@ -38,7 +38,8 @@ class SFTPBackendError(Exception):
     def __str__(self) -> str:
         where = [repr(self.path)] if self.path is not None else []
         where += [f"on {self.backend}"] if self.backend is not None else []
-        return f"{self.message} ({' '.join(where)})" if where else self.message
+        message = escaped(self.message, keep="\n")
+        return f"{message} ({' '.join(where)})" if where else message
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), self.message, self.path, self.backend)
@@ -246,6 +247,19 @@ def connecting(situation: Callable[[], tuple[str, str | None]], server: str) -> 
         raise unavailable(error, doing, server, why) from error
 
 
+def escaped(text: str, keep: str = "") -> str:
+    """Escape what a log or terminal must not take raw: control characters (C0 and C1), line and paragraph separators,
+    bidirectional overrides, surrogates and the like.
+
+    :param text: a name or text that a server or a file system gave.
+    :param keep: characters that are left as they are, as ``"\\n"``.
+    :returns: the text, with ``\\x9b`` or ``\\u202e`` in place of each such character.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text)
+
+
 def printable(text: str, longest: int = 200) -> str:
-    """A foreign text made fit for a message: one line, no control characters, not long."""
-    return "".join(c if c.isprintable() else " " for c in text[:longest]).strip()
+    """A foreign text made fit for a message: one line, escaped, not long."""
+    return escaped("".join(" " if c in "\t\n\r\v\f" else c for c in text[:longest])).strip()

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from ._atomic_write import land
 from ._codec import Attributes
-from ._errors import BackendUnavailable, InvalidPath, Refused, from_refusal
+from ._errors import (
+    BackendUnavailable,
+    CapabilityNotSupported,
+    InvalidPath,
+    Refused,
+    SFTPBackendError,
+    from_refusal,
+)
 from ._lane import Pending
 from ._messages import FStat, Read
 from ._operations import close_quietly, discard, open_for_reading, why_unreadable
@@ -33,6 +40,8 @@ _T = TypeVar("_T")
 READ_AHEAD: Final = 4 << 20
 """Most bytes an open reader has asked for ahead of its caller."""
 _BUFFER: Final = 128 << 10
+_LARGEST: Final = 1 << 62
+"""Largest size, in bytes, that is believed: offsets near the end of such a file still fit in 64 bits with a sign."""
 
 
 class RemoteFile(io.BufferedReader):
@@ -79,7 +88,8 @@ class _Blocks(io.RawIOBase):
         session.call(self._open, idempotent=True)
 
     def __repr__(self) -> str:
-        return f"<remote file {self._place.key!r}>"
+        place: JailedPath | None = getattr(self, "_place", None)  # none yet while it is being set up
+        return f"<remote file {'not open yet' if place is None else repr(place.key)}>"
 
     def readable(self) -> bool:
         """True."""
@@ -94,7 +104,11 @@ class _Blocks(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves to an offset in bytes; the end is where the server says it is now."""
+        """Moves to an offset in bytes; the end is where the server says it is now.
+
+        Raises ValueError for a negative position, as files do; CapabilityNotSupported if the server does not say where
+        the end is, SFTPBackendError if no file can have one there.
+        """
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
@@ -176,7 +190,16 @@ class _Blocks(io.RawIOBase):
             size = (yield from ask(FStat(self._handle))).size
         except Refused as refused:
             raise from_refusal(refused, "cannot find its end", self._place.key) from None
-        return size or 0
+        if size is None:
+            raise CapabilityNotSupported(
+                "cannot find its end: the server does not tell the size of the file", path=self._place.key
+            )
+        if size > _LARGEST:
+            raise SFTPBackendError(
+                f"cannot find its end: the server says that the file has {size} bytes, more than a file can have",
+                path=self._place.key,
+            )
+        return size
 
     def _next_block(self) -> Operation[memoryview]:
         assert self._wire is not None

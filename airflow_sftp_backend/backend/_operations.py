@@ -23,6 +23,7 @@ from ._errors import (
     Refused,
     SFTPBackendError,
     from_refusal,
+    printable,
 )
 from ._lane import Pending
 from ._limits import MAX_NAMES_AHEAD, BoundExceeded, ListingTally, NewNames, size_mismatch
@@ -556,7 +557,9 @@ def discard(place: JailedPath, handle: bytes | None = None) -> Operation[None]:
         for answer in (yield from ask_all([*requests, Remove(place.native)]))[-1:]:
             if isinstance(answer, Refused) and not answer.missing:
                 logger.warning(
-                    "the temporary file %r could not be removed: %s", place.native, answer.text or answer.code
+                    "the temporary file %r could not be removed: %s",
+                    place.native,
+                    printable(answer.text) or answer.code,
                 )
     except SFTPBackendError:  # the line is gone: the caller hears of that from the operation itself
         logger.debug("the connection ended before %r could be removed", place.native)

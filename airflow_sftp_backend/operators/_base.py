@@ -19,6 +19,7 @@ from airflow_sftp_backend.backend import (
     SFTPBackendError,
     WriteResult,
 )
+from airflow_sftp_backend.backend._errors import escaped
 from airflow_sftp_backend.ends import Outcome, Verify, same_digest
 from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.killed import Killable
@@ -62,7 +63,7 @@ class FileOperator(Killable, BaseOperator):
                 with self.interruptible(hook):
                     backend = hook.get_conn()
                     folder = backend.resolve("")
-                    self.log.info("working in %s on %s", folder.native_path, folder.backend)
+                    self.log.info("working in %s on %s", escaped(folder.native_path), folder.backend)
                     rows, failures = self._work(backend, Try(context, backend))
             finally:
                 hook.close()
@@ -92,7 +93,7 @@ class FileOperator(Killable, BaseOperator):
         """A line in the log for each file, and one for all that was done."""
         for row in rows:
             origin = f" from {row['source']}" if self._action == "moved" and "source" in row else ""
-            self.log.info("%s %s%s (%s)", row["action"], row["path"], origin, quantity(row["size"] or 0))
+            self.log.info("%s %s (%s)", row["action"], escaped(row["path"] + origin), quantity(row["size"] or 0))
         if self.only_plan:
             return
         done = [row["size"] or 0 for row in rows if row["action"] == self._action]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import partial
 from operator import add
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 from airflow.sdk import ObjectStoragePath
 
-from airflow_sftp_backend import SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend import AlreadyExists, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend.sensors import SFTPFileSensor
 from tests.airflow.conftest import Connect, grow, held
 from tests.servers import SaysOtherSizes
 
-from .test_operators import download, run, upload
+from .test_operators import delete, download, move, run, upload
 
 LESS = 3_205
 CONTENT = os.urandom(1_000_000)
@@ -90,3 +92,31 @@ def test_a_local_directory_that_cannot_be_made_names_both_ends(remote: Path, tmp
     with pytest.raises(OSError, match=f"downloading '{remote}/file'") as caught:
         run(download("file", f"{tmp_path}/taken/file"))
     assert caught.value.filename == f"{tmp_path}/taken/file"
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+ODD = "a\x9bb\u2028c\u202ed\u2066.csv"
+SHOWN = r"a\x9bb\u2028c\u202ed\u2066.csv"
+
+
+def test_names_reach_no_log_and_no_message_raw(
+    remote: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grow(remote, {f"in/{ODD}": b"1", f"taken/{ODD}": b"2"})
+    capsys.readouterr()
+    run(SFTPFileSensor(task_id="wait", path=f"in/{ODD}", mode="poke"))
+    run(download(f"in/{ODD}", f"{tmp_path}/{ODD}"))
+    run(upload(f"{tmp_path}/{ODD}", f"up/{ODD}"))
+    with pytest.raises(AlreadyExists) as caught:
+        run(move(f"in/{ODD}", f"taken/{ODD}"))
+    assert str(caught.value).isprintable()
+    run(move(f"in/{ODD}", f"done/{ODD}"))
+    run(delete(f"done/{ODD}"))
+    assert held(remote) == {f"taken/{ODD}": b"2", f"up/{ODD}": b"1"}
+    lines = [
+        re.sub(r"\x1b\[[\d;]*m", "", line) for line in capsys.readouterr().out.split("\n")
+    ]  # colours are structlog's
+    assert [line for line in lines if not line.isprintable()] == []
+    for done in ("waiting for", "downloaded", "uploaded", "moved", "deleted"):
+        assert any(done in line and SHOWN in line for line in lines), done

@@ -23,7 +23,15 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
-from airflow_sftp_backend.backend._errors import Code, Refused, connecting, from_refusal, printable, unavailable
+from airflow_sftp_backend.backend._errors import (
+    Code,
+    Refused,
+    connecting,
+    escaped,
+    from_refusal,
+    printable,
+    unavailable,
+)
 
 KINDS = [
     SFTPBackendError,
@@ -104,7 +112,7 @@ def test_causes_are_guessed_where_the_server_gives_none(text: str) -> None:
     ("code", "text", "message"),
     [
         (Code.FAILURE, "No space left on device", "cannot write: the server says: No space left on device"),
-        (Code.FAILURE, "a\x1b[31m\nb", "cannot write: the server says: a [31m b"),
+        (Code.FAILURE, "a\x1b[31m\nb", r"cannot write: the server says: a\x1b[31m b"),
         (Code.QUOTA_EXCEEDED, "7 of 7", "cannot write: the quota on the server is used up (the server says: 7 of 7)"),
         (Code.QUOTA_EXCEEDED, "failure", "cannot write: the quota on the server is used up"),
     ],
@@ -163,3 +171,22 @@ def test_an_error_of_ours_passes_and_learns_the_server() -> None:
 def test_an_interruption_passes_as_it_is() -> None:
     with pytest.raises(KeyboardInterrupt), connecting(lambda: ("", None), "sftp://h:22"):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "character", ["\x1b", "\x7f", "\x80", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\udcff"]
+)
+def test_what_a_terminal_must_not_take_raw_is_escaped_in_every_message(character: str) -> None:
+    shown = ascii(character)[1:-1]
+    for error in (
+        SFTPBackendError(f"a message with {character}", path=f"in/{character}", backend="sftp://h:22"),
+        from_refusal(Refused(Code.FAILURE, f"said {character}"), "cannot write", f"in/{character}"),
+    ):
+        assert str(error).isprintable()
+        assert str(error).count(shown) == 2
+    assert escaped(f"ä {character}") == f"ä {shown}"
+
+
+def test_lines_of_a_message_stay_lines() -> None:
+    assert str(SFTPBackendError("two\nlines\x9b")) == "two\nlines\\x9b"
+    assert escaped("two\nlines") == "two\\nlines"
