@@ -240,7 +240,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             with suppress(SFTPBackendError):  # which the next look tells, if it is in its way too
                 if folder and not backend.is_folder(folder):
                     path = escaped(backend.native_path(folder))
-                    self.log.warning("there is no folder %s on %s yet", path, backend.name)
+                    self.log.warning("there is no folder %s on %s yet", path, backend.address)
 
     def _backend(self, condition: Condition) -> SFTPBackend:
         """The backend, once there is one; what is waited for is said then."""
@@ -250,5 +250,5 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             self._told = True
             for pattern in condition.patterns:
                 plan = backend.resolve(pattern)
-                self.log.info("waiting for %s on %s", escaped(plan.native_path), plan.backend)
+                self.log.info("waiting for %s on %s", escaped(plan.native_path), backend.address)
         return backend

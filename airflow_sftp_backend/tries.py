@@ -43,7 +43,7 @@ class Try:
         self._store = context.get("task_state_store")
         folder = backend.resolve("")
         self._replaced: dict[tuple[str, str], tuple[str, int | None, str | None]] = {}
-        self._place = f"{backend.config.username}@{folder.backend}{folder.native_path}"
+        self._place = f"{backend.config.username}@{backend.address}{folder.native_path}"
 
     @cached_property
     def _noted(self) -> dict[tuple[str, str], tuple[str, int | None, str | None]]:

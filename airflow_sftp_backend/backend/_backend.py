@@ -125,6 +125,11 @@ class SFTPBackend(FileTransfers):
 
     @property
     def name(self) -> str:
+        """The kind of backend: ``"sftp"``."""
+        return "sftp"
+
+    @property
+    def address(self) -> str:
         """The server, as errors and logs name it: ``sftp://host:port``."""
         return self.config.address
 
@@ -146,7 +151,7 @@ class SFTPBackend(FileTransfers):
             "port": self.config.port,
             "base_path": self._door.jail.base_path,
         }
-        return ResolutionPlan("sftp", self.name, place.key, place.native, details)
+        return ResolutionPlan(self.name, self.name, place.key, place.native, details)
 
     def native_path(self, path: str) -> str:
         """The path of a key on the server. Raises InvalidPath."""
@@ -430,7 +435,7 @@ class SFTPBackend(FileTransfers):
             found = self._session.sftp_client()
         else:
             raise CapabilityNotSupported(
-                f"a backend is a paramiko.SSHClient or paramiko.SFTPClient inside, no {kind!r}", backend=self.name
+                f"a backend is a paramiko.SSHClient or paramiko.SFTPClient inside, no {kind!r}", server=self.address
             )
         return cast(T, found)
 
@@ -451,7 +456,7 @@ class SFTPBackend(FileTransfers):
     ) -> Content:
         if metadata:
             message = "SFTP servers keep no user metadata; leave metadata out"
-            raise CapabilityNotSupported(message, path=path, backend=self.name)
+            raise CapabilityNotSupported(message, path=path, server=self.address)
         return Content(content, hashed=hashed)
 
     def _ask(self, operation: Callable[[], Operation[T]]) -> T:

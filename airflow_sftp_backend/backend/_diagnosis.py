@@ -100,15 +100,15 @@ def diagnose(config: BackendConfig, probes: Mapping[str, Probe] | None = None) -
             for doing, probe in further.items():  # noqa: B007 - what fails is known by it
                 steps.append(probe(backend))
         except SFTPBackendError as error:
-            error.backend = error.backend or backend.name
+            error.server = error.server or backend.address
             facts = session.found
             if not doing and facts is not None:
                 steps += _found(config, facts, None)
             lines = (str(error), *getattr(error, "__notes__", ()))
             steps.append(Step(doing or _failed_at(error, facts), False, lines, {"error": type(error).__name__}))
             advice = tuple(_advice(config, error, facts, doing))
-            return Diagnosis(backend.name, _user(config, facts), tuple(steps), error, advice, _at_fault(facts))
-        return Diagnosis(backend.name, _user(config, session.found), tuple(steps))
+            return Diagnosis(backend.address, _user(config, facts), tuple(steps), error, advice, _at_fault(facts))
+        return Diagnosis(backend.address, _user(config, session.found), tuple(steps))
 
 
 def _user(config: BackendConfig, facts: ConnectionFacts | None) -> str:

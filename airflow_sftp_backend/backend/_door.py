@@ -15,11 +15,11 @@ T = TypeVar("T")
 
 
 class Door:
-    """The way into ``jail``, on the server called ``name``."""
+    """The way into ``jail``, on the server at ``address`` (``sftp://host:port``)."""
 
-    def __init__(self, jail: Jail, name: str) -> None:
+    def __init__(self, jail: Jail, address: str) -> None:
         self.jail = jail
-        self.name = name
+        self._address = address
 
     def at(self, path: str) -> JailedPath:
         """The place of a path. InvalidPath if it has none."""
@@ -30,14 +30,16 @@ class Door:
         """The place of what is to be changed. InvalidPath also for the root."""
         place = self.at(path)
         if place.is_root:
-            raise InvalidPath("base_path itself is not written, moved or deleted", path=path, backend=self.name)
+            raise InvalidPath("base_path itself is not written, moved or deleted", path=path, server=self._address)
         return place
 
     def target(self, path: str) -> JailedPath:
         """The place of what is to be made. InvalidPath also for names that no listing would show."""
         place = self.changed(path)
         if has_control_character(place.key):
-            raise InvalidPath("a name with control characters would not be listed again", path=path, backend=self.name)
+            raise InvalidPath(
+                "a name with control characters would not be listed again", path=path, server=self._address
+            )
         return place
 
     def landing(self, path: str, overwrite: bool, verify: Verify) -> Landing:
@@ -62,6 +64,6 @@ class Door:
 
     def located(self, outcome: T) -> T:
         """The outcome; if it is an error, it names this server."""
-        if isinstance(outcome, SFTPBackendError) and outcome.backend is None:
-            outcome.backend = self.name
+        if isinstance(outcome, SFTPBackendError) and outcome.server is None:
+            outcome.server = self._address
         return outcome

@@ -25,24 +25,27 @@ from typing import Final
 class SFTPBackendError(Exception):
     """The root of all errors of this package.
 
-    ``path`` is the key concerned (relative to base_path), ``backend`` the server as ``sftp://host:port``; either is
-    None where there is none. ``str()`` says what happened, to which path, on which server, and what to do.
+    ``path`` is the key concerned (relative to base_path), ``server`` the server as ``sftp://host:port``; either is
+    None where there is none. ``backend`` is the name of the kind of backend, ``"sftp"``. ``str()`` says what happened,
+    to which path, on which server, and what to do.
     """
 
-    def __init__(self, message: str, *, path: str | None = None, backend: str | None = None) -> None:
+    backend: Final = "sftp"
+
+    def __init__(self, message: str, *, path: str | None = None, server: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.path = path
-        self.backend = backend
+        self.server = server
 
     def __str__(self) -> str:
         where = [repr(self.path)] if self.path is not None else []
-        where += [f"on {self.backend}"] if self.backend is not None else []
+        where += [f"on {self.server}"] if self.server is not None else []
         message = escaped(self.message, keep="\n")
         return f"{message} ({' '.join(where)})" if where else message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.path, self.backend)
+        return _rebuild, (type(self), self.message, self.path, self.server)
 
 
 class NotFound(SFTPBackendError):
@@ -99,18 +102,18 @@ class HostKeyRejected(BackendUnavailable):
         message: str,
         *,
         path: str | None = None,
-        backend: str | None = None,
+        server: str | None = None,
         verdict: str = "",
     ) -> None:
-        super().__init__(message, path=path, backend=backend)
+        super().__init__(message, path=path, server=server)
         self.verdict = verdict
 
     def __reduce__(self) -> tuple[object, ...]:
         return *super().__reduce__(), {"verdict": self.verdict}
 
 
-def _rebuild(kind: type[SFTPBackendError], message: str, path: str | None, backend: str | None) -> SFTPBackendError:
-    return kind(message, path=path, backend=backend)
+def _rebuild(kind: type[SFTPBackendError], message: str, path: str | None, server: str | None) -> SFTPBackendError:
+    return kind(message, path=path, server=server)
 
 
 class Code(enum.IntEnum):
@@ -228,7 +231,7 @@ def unavailable(error: BaseException, doing: str, server: str, why: str | None =
         )
     else:
         cause = said
-    return BackendUnavailable(f"{doing}: {cause}", backend=server)
+    return BackendUnavailable(f"{doing}: {cause}", server=server)
 
 
 @contextmanager
@@ -240,7 +243,7 @@ def connecting(situation: Callable[[], tuple[str, str | None]], server: str) -> 
     try:
         yield
     except SFTPBackendError as error:
-        error.backend = error.backend or server
+        error.server = error.server or server
         raise
     except Exception as error:
         doing, why = situation()

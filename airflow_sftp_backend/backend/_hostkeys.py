@@ -503,7 +503,7 @@ class HostKeyChecker:
         return known_hosts_line(self._config.host, self._config.port, blob)
 
     def _unchecked(self, why: str) -> HostKeyRejected:
-        return HostKeyRejected(f"the host key cannot be checked: {why}", backend=self._config.address)
+        return HostKeyRejected(f"the host key cannot be checked: {why}", server=self._config.address)
 
     def _rejection(self, blob: bytes, verdict: Verdict, looked: list[KnownHosts]) -> HostKeyRejected:
         shown = f"the server shows {key_type(blob)} {fingerprint(blob)}"
@@ -511,7 +511,7 @@ class HostKeyChecker:
         unread = f". Lines that do not count: {'; '.join(problems[:_LISTED])}" if problems else ""
         if verdict.trust is Trust.REVOKED:
             text = f"revoked host key: {shown}, and {verdict.reason}. Do not connect before its owner has a new key"
-            return HostKeyRejected(text + unread, backend=self._config.address, verdict="revoked")
+            return HostKeyRejected(text + unread, server=self._config.address, verdict="revoked")
         add = f"add this line to {looked[0].source}:\n{self._line(blob)}\n"
         if verdict.trust is Trust.CHANGED:
             text = (
@@ -526,7 +526,7 @@ class HostKeyChecker:
                 f"unknown host key: {shown}, and {where}{verdict.reason}{unread}. Ask the server's owner whether the"
                 f" fingerprint is right; if it is, {add}"
             )
-        return HostKeyRejected(text, backend=self._config.address, verdict=verdict.trust.value)
+        return HostKeyRejected(text, server=self._config.address, verdict=verdict.trust.value)
 
     def _remember(self, blob: bytes, looked: list[KnownHosts]) -> str:
         """Appends the key to the file unless it, or another key of the host, has come to stand there meanwhile."""

@@ -368,7 +368,7 @@ def config_key(config: BackendConfig) -> paramiko.PKey | None:
         return load_private_key(source, from_file=from_file, passphrase=config.passphrase)
     except AuthenticationFailed as error:
         problem = error.message
-    raise AuthenticationFailed(problem, backend=config.address)
+    raise AuthenticationFailed(problem, server=config.address)
 
 
 def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramiko.PKey:

@@ -196,9 +196,9 @@ class Session:
             if self._in_use is not None:
                 return self._run(use, self._in_use)
             if self._clock() >= self._end.at:
-                raise BackendUnavailable("it was told to end", backend=self._config.address)
+                raise BackendUnavailable("it was told to end", server=self._config.address)
             if self._interruption.is_set() and not cleanup:
-                raise BackendUnavailable("the call was cancelled", backend=self._config.address)
+                raise BackendUnavailable("the call was cancelled", server=self._config.address)
             connection = self._connected(attempts, load)
             try:
                 return self._run_alone(use, connection)
@@ -225,8 +225,8 @@ class Session:
         try:
             return use(connection.wire)
         except SFTPBackendError as error:
-            if error.backend is None:
-                error.backend = self._config.address
+            if error.server is None:
+                error.server = self._config.address
             failure = connection.failure if connection.wire.broken is not None else None
             if isinstance(error, BackendUnavailable) and failure is not None and failure not in error.message:
                 error.message += f": {failure}"
@@ -299,7 +299,7 @@ class Session:
             self._drop(self._connection)
         if self._connection is None:
             if self.generation and not self.reconnects:
-                raise BackendUnavailable("the connection was lost and is not made again", backend=self._config.address)
+                raise BackendUnavailable("the connection was lost and is not made again", server=self._config.address)
             most = self._config.retry.max_attempts if attempts is None else attempts
             try:
                 self._connection = self._connect(most, load)
@@ -338,8 +338,8 @@ class Session:
             try:
                 return _Connection(opening.run(), self._config)
             except BackendUnavailable as error:
-                if error.backend is None:
-                    error.backend = self._config.address
+                if error.server is None:
+                    error.server = self._config.address
                 refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
                 # A server that is busy soon has room: the number of attempts bounds other failures only.
                 busy = opening.busy and attempts > 1 and clock() < busy_until

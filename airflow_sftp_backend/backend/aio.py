@@ -40,7 +40,7 @@ class SyncBackendAdapter:
 
     def __init__(self, backend: SFTPBackend) -> None:
         self._backend = backend
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{backend.name} adapter")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{backend.address} adapter")
         self._turn = _Turn(backend)
 
     async def __aenter__(self) -> SyncBackendAdapter:
@@ -74,8 +74,13 @@ class SyncBackendAdapter:
 
     @property
     def name(self) -> str:
-        """The server: ``sftp://host:port``."""
+        """The kind of backend: ``"sftp"``."""
         return self._backend.name
+
+    @property
+    def address(self) -> str:
+        """The server: ``sftp://host:port``."""
+        return self._backend.address
 
     @property
     def capabilities(self) -> frozenset[Capability]:

@@ -63,7 +63,7 @@ class FileOperator(Killable, BaseOperator):
                 with self.interruptible(hook):
                     backend = hook.get_conn()
                     folder = backend.resolve("")
-                    self.log.info("working in %s on %s", escaped(folder.native_path), folder.backend)
+                    self.log.info("working in %s on %s", escaped(folder.native_path), backend.address)
                     rows, failures = self._work(backend, Try(context, backend))
             finally:
                 hook.close()
@@ -175,14 +175,14 @@ def missing_failures(backend: SFTPBackend, names: Sequence[str], *, ok: bool) ->
     for name in names:
         if not is_glob(name) and not name.endswith("/") and backend.is_folder(name):
             message = "it is a folder; end its name with '/' if that is meant"
-            failures.append(InvalidPath(message, path=name, backend=backend.name))
+            failures.append(InvalidPath(message, path=name, server=backend.address))
         elif not ok:
             failures.append(not_found(backend, name))
     return failures
 
 
 def not_found(backend: SFTPBackend, name: str) -> NotFound:
-    return NotFound("no file on the server fits", path=name, backend=backend.name)
+    return NotFound("no file on the server fits", path=name, server=backend.address)
 
 
 def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:

@@ -26,9 +26,10 @@ def refused(kind: type[SFTPBackendError], backend: SFTPBackend, path: str) -> It
 
 def check_located(error: SFTPBackendError, backend: SFTPBackend, path: str) -> None:
     """The error names path and server, in its fields and in its text."""
-    assert (error.path, error.backend) == (path, backend.name)
+    assert (error.path, error.server) == (path, backend.address)
+    assert error.backend == backend.name == "sftp"
     assert repr(path) in str(error)
-    assert backend.name in str(error)
+    assert backend.address in str(error)
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:

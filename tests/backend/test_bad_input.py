@@ -100,7 +100,7 @@ def test_dotdot_and_nul_are_invalid_path_before_any_io(tmp_path: Path, path: str
     for name, call in calls_on(backend, tmp_path).items():
         with pytest.raises(InvalidPath) as caught:
             call(path)
-        assert caught.value.backend == backend.name, name
+        assert caught.value.server == backend.address, name
         assert caught.value.path is not None, name
         assert caught.value.path.startswith(path), name
     assert tree(tmp_path) == {"source": b""}
@@ -113,7 +113,7 @@ def test_the_root_as_target_of_a_change_is_invalid_path_before_any_io(tmp_path: 
     for call in writes_on(backend, tmp_path).values():
         with pytest.raises(InvalidPath) as caught:
             call(path)
-        assert (caught.value.path, caught.value.backend) == (path, backend.name)
+        assert (caught.value.path, caught.value.server) == (path, backend.address)
 
 
 @pytest.mark.parametrize("path", ["line\nbreak", "tab\tin", "bell\a", "del\x7f", "sub\r/file"])
@@ -169,7 +169,7 @@ def test_a_name_that_is_too_long_is_refused_and_leaves_nothing(backend: SFTPBack
     for write in (backend.write, backend.write_atomic):
         with pytest.raises(SFTPBackendError) as caught:
             write(name, b"content")
-        assert (caught.value.path, caught.value.backend) == (name, backend.name)
+        assert (caught.value.path, caught.value.server) == (name, backend.address)
     assert tree(folder.path) == {}
 
 

@@ -274,7 +274,7 @@ def test_every_method_that_lists_names_its_bound_and_setting(
     }
     with pytest.raises(SFTPBackendError, match="max_entries") as caught:
         calls[method]()
-    assert caught.value.backend == backend.name
+    assert caught.value.server == backend.address
     assert len(list(folder.path.iterdir())) == 30
 
 

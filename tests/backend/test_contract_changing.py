@@ -416,7 +416,7 @@ def test_move_many_moves_all_that_can_be_moved_and_says_why_others_are_not(
     failures = [NotFound, AlreadyExists, InvalidPath, InvalidPath]
     outcomes = backend.move_many(pairs, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [type(None), *failures, type(None)]
-    assert all(outcome.backend == backend.name for outcome in outcomes if isinstance(outcome, SFTPBackendError))
+    assert all(outcome.server == backend.address for outcome in outcomes if isinstance(outcome, SFTPBackendError))
     held = {"b": b"b", "taken": b"taken", "sub": None, "new": None, "new/deep": None}
     assert tree(folder.path) == held | {"new/deep/a": b"a", "new/deep/c": b"c"}
     with pytest.raises(ExceptionGroup, match="1 of 2 moves failed") as caught:

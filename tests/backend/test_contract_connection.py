@@ -41,7 +41,7 @@ BIG = random.Random(10).randbytes(2_000_000)
 def test_nothing_is_on_the_wire_before_the_first_call() -> None:
     with Listener() as listener:
         backend = SFTPBackend(listener.host, port=listener.port, retry=RetryPolicy.disabled())
-        assert backend.name == f"sftp://{listener.host}:{listener.port}"
+        assert backend.address == f"sftp://{listener.host}:{listener.port}"
         assert repr(backend)
         backend.resolve("a")
         backend.close()
@@ -83,7 +83,7 @@ def test_the_password_is_never_shown(make_backend: MakeBackend) -> None:
         backend = make_backend(server, password="wrong horse")
         with pytest.raises(AuthenticationFailed) as caught:
             backend.check_health()
-        assert caught.value.backend == backend.name
+        assert caught.value.server == backend.address
         for text in (str(caught.value), repr(caught.value), repr(backend), repr(backend.config), str(backend.config)):
             assert "wrong horse" not in text
         assert server.logins() == 0
@@ -99,7 +99,7 @@ def test_a_changed_host_key_is_rejected_before_anything_is_sent(make_backend: Ma
         before = openssh.logins()
         with pytest.raises(HostKeyRejected) as caught:
             backend.check_health()
-        assert caught.value.backend == backend.name
+        assert caught.value.server == backend.address
         assert "SHA256:" in str(caught.value)
         assert openssh.logins() == before
 
@@ -108,7 +108,7 @@ def test_a_host_that_is_not_there_is_unavailable() -> None:
     backend = SFTPBackend("127.0.0.1", port=free_port(), retry=RetryPolicy.disabled())
     with pytest.raises(BackendUnavailable, match="refuses connections") as caught:
         backend.exists("a")
-    assert caught.value.backend == backend.name
+    assert caught.value.server == backend.address
 
 
 def test_a_host_that_accepts_and_says_nothing_is_unavailable_in_time() -> None:
@@ -116,7 +116,7 @@ def test_a_host_that_accepts_and_says_nothing_is_unavailable_in_time() -> None:
         backend = SFTPBackend(listener.host, port=listener.port, timeout=0.5, retry=RetryPolicy.disabled())
         with pytest.raises(BackendUnavailable) as caught:
             backend.read_bytes("a")
-        assert caught.value.backend == backend.name
+        assert caught.value.server == backend.address
 
 
 # -- opening and closing ----------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_unwrap_gives_parts_of_the_open_connection(make_backend: MakeBackend, se
     for kind in (int, paramiko.Transport, SFTPBackend):
         with pytest.raises(CapabilityNotSupported) as caught:
             backend.unwrap(kind)
-        assert caught.value.backend == backend.name
+        assert caught.value.server == backend.address
 
 
 def test_unwrap_gives_an_sftp_client_where_a_second_channel_is_to_be_had(
@@ -241,7 +241,7 @@ def test_unwrap_gives_an_sftp_client_where_a_second_channel_is_to_be_had(
     single.write("file", b"content")
     with pytest.raises(BackendUnavailable) as caught:
         single.unwrap(paramiko.SFTPClient)
-    assert caught.value.backend == single.name
+    assert caught.value.server == single.address
     assert single.read_bytes("file") == b"content"
 
 
@@ -295,7 +295,7 @@ def test_a_write_that_loses_its_connection_is_an_error_and_the_next_call_connect
         backend.check_health()
         with pytest.raises(BackendUnavailable) as caught:
             backend.write("file", b"content")
-        assert caught.value.backend == backend.name
+        assert caught.value.server == backend.address
         backend.check_health()
         assert server.logins() == 2
 
@@ -412,7 +412,7 @@ def test_a_copy_has_the_settings_and_not_the_connection(
     backend.write("file", b"content")
     before = server.logins()
     with duplicate(backend) as other:
-        assert (other.name, other.native_path("x")) == (backend.name, backend.native_path("x"))
+        assert (other.address, other.native_path("x")) == (backend.address, backend.native_path("x"))
         assert other.read_bytes("file") == b"content"
         assert server.logins() == before + 1
     assert backend.read_bytes("file") == b"content"

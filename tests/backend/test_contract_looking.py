@@ -143,7 +143,7 @@ def test_get_file_info_many_gives_each_file_or_why_there_is_none(backend: SFTPBa
     assert (found[0], found[4]) == (info, info)
     assert [type(one) for one in found[1:4]] == [InvalidPath, NotFound, InvalidPath]
     assert isinstance(found[2], NotFound)
-    assert (found[2].path, found[2].backend) == ("missing", backend.name)
+    assert (found[2].path, found[2].server) == ("missing", backend.address)
     with pytest.raises(ExceptionGroup, match="1 of 2 looks failed"):
         backend.get_file_info_many(["sub/file", "missing"])
     assert backend.get_file_info_many([]) == []
@@ -428,7 +428,7 @@ def test_groups_of_patterns_are_searched_for_together_and_fail_alone(backend: SF
     found, refused, nothing = backend.find_each(groups, return_exceptions=True)
     assert (found, nothing) == ([backend.get_file_info("c"), backend.get_file_info("in/a.csv")], [])
     assert isinstance(refused, InvalidPath)
-    assert refused.backend == backend.name
+    assert refused.server == backend.address
     with pytest.raises(ExceptionGroup, match="1 of 3 searches failed") as caught:
         backend.find_each(groups)
     assert [str(error) for error in caught.value.exceptions] == [str(refused)]
@@ -453,7 +453,7 @@ def test_temporary_files_are_never_listed_and_never_found(backend: SFTPBackend, 
 def test_resolve_says_where_a_key_leads_without_io() -> None:
     backend = offline("/data/in/")
     plan = backend.resolve("/a//b")
-    assert plan == ResolutionPlan("sftp", backend.name, "a/b", "/data/in/a/b", dict(plan.details))
+    assert plan == ResolutionPlan("sftp", "sftp", "a/b", "/data/in/a/b", dict(plan.details))
     assert dict(plan.details) == {"host": "127.0.0.1", "port": backend.config.port, "base_path": "/data/in"}
     with pytest.raises(TypeError):
         plan.details["host"] = "other"  # type: ignore[index]  # what is tested

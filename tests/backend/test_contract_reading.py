@@ -156,7 +156,7 @@ def test_download_onto_an_existing_file_needs_overwrite(backend: SFTPBackend, fo
     with pytest.raises(AlreadyExists, match="overwrite=True") as caught:
         backend.download("file", tmp_path / "local")
     assert str(tmp_path / "local") in str(caught.value)
-    assert (caught.value.path, caught.value.backend) == ("file", backend.name)
+    assert (caught.value.path, caught.value.server) == ("file", backend.address)
     assert tree(tmp_path) == {"local": b"old"}
     backend.download("file", tmp_path / "local", overwrite=True)
     assert tree(tmp_path) == {"local": b"new"}
@@ -221,7 +221,7 @@ def test_download_many_tries_all_and_hides_no_failure(backend: SFTPBackend, fold
     assert outcomes[0] == WriteResult("one", 3)
     assert [type(outcome) for outcome in outcomes[1:]] == [*failures, WriteResult]
     assert isinstance(outcomes[1], NotFound)
-    assert outcomes[1].backend == backend.name
+    assert outcomes[1].server == backend.address
 
 
 def test_two_downloads_to_one_local_file_are_a_value_error_before_any_io(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_connection_lost_while_reading_raises_and_the_next_call_connects_again
         with backend.read("file") as file:
             with pytest.raises(BackendUnavailable) as caught:
                 file.read()
-            assert backend.name in str(caught.value)
+            assert backend.address in str(caught.value)
             with pytest.raises(BackendUnavailable):
                 file.read()
         assert server.dropped
@@ -299,7 +299,7 @@ def test_a_connection_lost_for_good_in_a_download_leaves_nothing_behind(
         backend = make_backend(server, base_path=folder.base_path, timeout=5)
         with pytest.raises(BackendUnavailable) as caught:
             backend.download("file", tmp_path / "local", overwrite=True, progress=lambda _: server.stop())
-        assert caught.value.backend == backend.name
+        assert caught.value.server == backend.address
         assert tree(tmp_path) == {"local": b"old"}
 
 

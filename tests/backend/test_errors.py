@@ -50,18 +50,18 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_survives_pickling_with_all_it_says(kind: type[SFTPBackendError]) -> None:
-    error = pickle.loads(pickle.dumps(kind("it broke", path="in/a", backend="sftp://h:22")))
+    error = pickle.loads(pickle.dumps(kind("it broke", path="in/a", server="sftp://h:22")))
     assert type(error) is kind
-    assert (error.message, error.path, error.backend) == ("it broke", "in/a", "sftp://h:22")
+    assert (error.message, error.path, error.server) == ("it broke", "in/a", "sftp://h:22")
     assert str(error) == "it broke ('in/a' on sftp://h:22)"
 
 
 @pytest.mark.parametrize(
-    ("path", "backend", "text"),
+    ("path", "server", "text"),
     [(None, None, "x"), ("a", None, "x ('a')"), (None, "sftp://h:22", "x (on sftp://h:22)"), ("", None, "x ('')")],
 )
-def test_an_error_says_where_as_far_as_it_is_known(path: str | None, backend: str | None, text: str) -> None:
-    assert str(SFTPBackendError("x", path=path, backend=backend)) == text
+def test_an_error_says_where_as_far_as_it_is_known(path: str | None, server: str | None, text: str) -> None:
+    assert str(SFTPBackendError("x", path=path, server=server)) == text
 
 
 def test_a_refused_login_and_a_wrong_host_key_are_unavailability() -> None:
@@ -150,7 +150,7 @@ def test_whatever_a_socket_or_paramiko_raises_is_said_in_our_terms(raised: Excep
         connecting(lambda: ("connecting", None), "sftp://h:22"),
     ):
         raise raised
-    assert caught.value.backend == "sftp://h:22"
+    assert caught.value.server == "sftp://h:22"
     assert caught.value.__cause__ is raised
 
 
@@ -164,7 +164,7 @@ def test_an_error_of_ours_passes_and_learns_the_server() -> None:
     with pytest.raises(AuthenticationFailed) as caught, connecting(lambda: ("", None), "sftp://h:22"):
         raise error
     assert caught.value is error
-    assert error.backend == "sftp://h:22"
+    assert error.server == "sftp://h:22"
     assert unavailable(error, "connecting", "sftp://x:1") is error
 
 
@@ -179,7 +179,7 @@ def test_an_interruption_passes_as_it_is() -> None:
 def test_what_a_terminal_must_not_take_raw_is_escaped_in_every_message(character: str) -> None:
     shown = ascii(character)[1:-1]
     for error in (
-        SFTPBackendError(f"a message with {character}", path=f"in/{character}", backend="sftp://h:22"),
+        SFTPBackendError(f"a message with {character}", path=f"in/{character}", server="sftp://h:22"),
         from_refusal(Refused(Code.FAILURE, f"said {character}"), "cannot write", f"in/{character}"),
     ):
         assert str(error).isprintable()

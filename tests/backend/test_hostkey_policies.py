@@ -60,7 +60,7 @@ def rejection(made: HostKeyChecker, key: bytes) -> str:
     """The text of the refusal."""
     with pytest.raises(HostKeyRejected) as caught:
         made.check(key)
-    assert caught.value.backend == f"sftp://{HOST}:{PORT}"
+    assert caught.value.server == f"sftp://{HOST}:{PORT}"
     return caught.value.message
 
 

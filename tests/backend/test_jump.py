@@ -124,14 +124,14 @@ def test_a_silent_jump_server_is_given_up_within_its_own_time(openssh: OpenSSHSe
     with mute_listener() as silent:
         error = failure_of(openssh, config_of(silent, banner_timeout=0.3))
         assert error.message == "jump server: waiting for the SSH banner: no answer within 0.3 s"
-        assert error.backend == f"sftp://{silent.host}:{silent.port}"
+        assert error.server == f"sftp://{silent.host}:{silent.port}"
 
 
 def test_a_silent_target_is_given_up_within_its_own_time(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     with mute_listener() as silent:
         error = failure_of(openssh, config_of(bastion), port=silent.port, banner_timeout=0.3)
         assert error.message == "waiting for the SSH banner: no answer within 0.3 s"
-        assert error.backend == f"sftp://{silent.host}:{silent.port}"
+        assert error.server == f"sftp://{silent.host}:{silent.port}"
 
 
 def test_closing_while_the_jump_server_is_silent_ends_the_try(openssh: OpenSSHServer) -> None:
@@ -192,14 +192,14 @@ def test_an_unknown_host_key_of_the_jump_server_is_refused(bastion: OpenSSHServe
     error = failure_of(openssh, config_of(bastion, known_host_keys=openssh.known_hosts))
     assert str(error).startswith("jump server: unknown host key: the server shows ssh-ed25519 SHA256:")
     assert bastion.known_hosts.split()[2] in str(error)
-    assert error.backend == f"sftp://{bastion.host}:{bastion.port}"
+    assert error.server == f"sftp://{bastion.host}:{bastion.port}"
 
 
 def test_the_jump_servers_policy_is_its_own(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     lenient = config_of(bastion, known_host_keys=None, host_key_policy=HostKeyPolicy.AUTO_ADD)
     error = failure_of(openssh, lenient, known_host_keys=bastion.known_hosts)
     assert str(error).startswith("unknown host key: ")
-    assert error.backend == f"sftp://{openssh.host}:{openssh.port}"
+    assert error.server == f"sftp://{openssh.host}:{openssh.port}"
 
 
 def test_a_login_that_the_jump_server_refuses_is_not_tried_again(
@@ -208,7 +208,7 @@ def test_a_login_that_the_jump_server_refuses_is_not_tried_again(
     connections = bastion.connections()
     error = failure_of(openssh, config_of(bastion, username="nobody-at-all"), retry=BackendConfig(host="h").retry)
     assert str(error).startswith("jump server: the server does not let 'nobody-at-all' in: it refuses the ssh-")
-    assert error.backend == f"sftp://{bastion.host}:{bastion.port}"
+    assert error.server == f"sftp://{bastion.host}:{bastion.port}"
     assert bastion.connections() == connections + 1
 
 
@@ -237,7 +237,7 @@ def test_a_jump_server_that_is_not_there_is_named(openssh: OpenSSHServer, bastio
     nowhere = config_of(bastion, port=free_port())
     error = failure_of(openssh, nowhere)
     assert str(error).startswith("jump server: connecting: the server refuses connections")
-    assert error.backend == nowhere.address
+    assert error.server == nowhere.address
 
 
 @pytest.mark.parametrize(

@@ -427,7 +427,7 @@ def test_a_key_that_cannot_be_used_names_the_server(tmp_path: Path) -> None:
     ):
         with pytest.raises(AuthenticationFailed) as caught:
             config_key(config)
-        assert caught.value.backend == "sftp://h:22"
+        assert caught.value.server == "sftp://h:22"
         assert caught.value.__context__ is None
 
 

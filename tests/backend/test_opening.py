@@ -63,7 +63,7 @@ def failure_of(server: Address, kind: type[SFTPBackendError] = BackendUnavailabl
         with pytest.raises(kind) as caught:
             session.call(look)
         assert type(caught.value) is kind
-        assert caught.value.backend == session_address(session)
+        assert caught.value.server == session_address(session)
         assert (session.opened, session.generation) == (False, 0)
         assert_nothing_left(server.port)
     return caught.value.message

@@ -113,7 +113,7 @@ def test_an_answer_that_makes_no_sense(answer: bytes, why: str) -> None:
     with Listener(BANNER + answer, hangs_up="closed" in why) as listener:
         with pytest.raises(BackendUnavailable, match=why) as caught:
             scan_host_algorithms(listener.host, listener.port, timeout=20)
-        assert caught.value.backend == f"sftp://127.0.0.1:{listener.port}"
+        assert caught.value.server == f"sftp://127.0.0.1:{listener.port}"
         assert_nothing_left(listener.port)
 
 

@@ -192,7 +192,7 @@ def test_another_call_is_not_made_again(server: Server) -> None:
     with session_to(server) as session:
         with pytest.raises(BackendUnavailable, match="connection") as caught:
             session.call(losing(server, 1, wires))
-        assert caught.value.backend == f"sftp://127.0.0.1:{server.port}"
+        assert caught.value.server == f"sftp://127.0.0.1:{server.port}"
         assert not session.opened
         assert_nothing_left(server.port)
         assert session.call(look)

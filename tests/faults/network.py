@@ -359,7 +359,7 @@ class _ModelOpening:
         try:
             wire = network.connect(self._config)
         except BackendUnavailable as error:
-            error.backend = self._config.address
+            error.server = self._config.address
             raise
         ends = SimpleNamespace(
             failure=None,
