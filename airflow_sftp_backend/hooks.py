@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
@@ -43,7 +43,7 @@ else:
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.exceptions import AirflowException, AirflowFailException
 
-__all__ = ["HOPELESS", "SFTPBackendHook", "translate_errors"]
+__all__ = ["HOPELESS", "FoundFile", "SFTPBackendHook", "translate_errors"]
 
 HOPELESS: Final = (
     AuthenticationFailed,
@@ -59,6 +59,17 @@ _HOST_KEY_TEXTS: Final = {
     "unknown": "The host key {} is not known. If the server's owner confirms it",
     "changed": "The host key {} is not the known one. If the server's owner confirms the new one",
 }
+
+
+class FoundFile(TypedDict):
+    """A file on the server as plain JSON."""
+
+    path: str
+    """Relative to the connection's base path."""
+    size: int
+    """Bytes."""
+    modified_at: str | None
+    """ISO 8601 in UTC; None if the server does not tell it."""
 
 
 class SFTPBackendHook(BaseHook):
@@ -153,6 +164,26 @@ class SFTPBackendHook(BaseHook):
                 yield self.get_conn()
             finally:
                 self.close()
+
+    def find(self, *patterns: str) -> list[FoundFile]:
+        """Find files by patterns, as rows that a task can return. The caller closes the hook.
+
+        :param patterns: globs, relative to the connection's base path (`SFTPBackend.find`).
+        :returns: a row for each file, sorted by path, as `SFTPFileSensor` returns them. A file whose name is not UTF-8
+            is left out with a warning, because Airflow cannot carry its name.
+        :raises SFTPBackendError: as `SFTPBackend.find`.
+        """
+        rows = []
+        for info in self.get_conn().find(*patterns):
+            try:
+                info.path.encode()
+            except UnicodeEncodeError:
+                shown = info.path.encode("utf-8", "surrogateescape")
+                self.log.warning("left out, because its name is not UTF-8: %r", shown)
+            else:
+                modified = None if info.modified_at is None else info.modified_at.isoformat()
+                rows.append(FoundFile(path=info.path, size=info.size, modified_at=modified))
+        return rows
 
     def close(self) -> None:
         """Closes the backend, if there is one. The next use reads the connection anew. May be called from `on_kill`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, fields
 from datetime import datetime
 from types import MappingProxyType
-from typing import Literal
+from typing import ClassVar, Literal
 
 Progress = Callable[[int], None]
 """Called with the bytes a transfer has gained since the last call; negative where it had to go back."""
@@ -33,8 +34,29 @@ BeforeRename = Callable[[Sequence[PreparedFile]], None]
 """Called before files get their names, once for many: whatever it records is known even if the process is killed."""
 
 
+class _StaysInTask:
+    """A dataclass that tasks cannot return: Airflow reads back no classes of other packages (its allow list)."""
+
+    __slots__ = ()
+    __dataclass_fields__: ClassVar[dict[str, Field[object]]]
+
+    def serialize(self) -> dict[str, object]:
+        """Give the plain values to whoever shows them, such as Airflow's page of rendered arguments.
+
+        :raises TypeError: if Airflow asks for a task's return value, with what to return in its place.
+        """
+        # Both callers use this one method; without an error here only the task that reads the value would fail.
+        if str(sys._getframe(1).f_globals.get("__name__")).endswith(".serde"):
+            raise TypeError(
+                f"a task cannot return a {type(self).__name__}: Airflow would refuse to read it back from XCom. Return"
+                " plain values: SFTPBackendHook.find() gives rows, or take what you need, such as"
+                " [file.path for file in files]"
+            )
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
 @dataclass(frozen=True, slots=True)
-class FileInfo:
+class FileInfo(_StaysInTask):
     """A file. ``path`` is its key (relative to base_path), ``size`` in bytes, ``modified_at`` in UTC or None where the
     server does not say, ``mode`` its POSIX permission bits or None where the server does not say."""
 
@@ -46,7 +68,7 @@ class FileInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class FolderEntry:
+class FolderEntry(_StaysInTask):
     """A folder in a listing."""
 
     path: str
@@ -54,7 +76,7 @@ class FolderEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class FolderInfo:
+class FolderInfo(_StaysInTask):
     """A folder with all it holds, at any depth: number of files, bytes, time (UTC) of the latest change of one."""
 
     path: str
@@ -64,7 +86,7 @@ class FolderInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteResult:
+class WriteResult(_StaysInTask):
     """What a write left behind: ``size`` in bytes; ``digest`` is ``"sha256:<hex>"`` where it was computed.
 
     ``action`` is ``"written"``, or ``"skipped"`` where the same file stood there already.
@@ -78,7 +100,7 @@ class WriteResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ResolutionPlan:
+class ResolutionPlan(_StaysInTask):
     """Where a key leads, without asking the server. ``details`` is read-only: host, port, base_path."""
 
     kind: str

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ import asyncssh
 import pytest
 from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
+from airflow.sdk.serde import deserialize, serialize
+from airflow.serialization.helpers import serialize_template_field
 
 from airflow_sftp_backend import (
     AlreadyExists,
@@ -22,13 +25,18 @@ from airflow_sftp_backend import (
     BackendUnavailable,
     CapabilityNotSupported,
     DirectoryNotEmpty,
+    FileInfo,
+    FolderEntry,
+    FolderInfo,
     HostKeyPolicy,
     HostKeyRejected,
     InvalidPath,
     NotFound,
     PermissionDenied,
+    ResolutionPlan,
     SFTPBackendError,
     TransferCorrupted,
+    WriteResult,
 )
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.connection import InvalidConnection
@@ -393,3 +401,44 @@ def test_the_form_of_older_airflows_is_the_same() -> None:
     assert SFTPBackendHook.get_ui_field_behaviour() == field_behaviour()
     assert SFTPBackendHook.conn_name_attr == "sftp_conn_id"
     assert HostKeyPolicy.STRICT.value == "strict"
+
+
+# ---- rows for other tasks
+
+
+def test_found_files_are_rows_that_a_task_can_return(server: AsyncsshServer, connect: Connect) -> None:
+    folder = server.fresh()
+    for name in ("b[1].csv", "a.csv", "c.txt"):
+        (folder.path / name).write_bytes(b"abc")
+    (folder.path / os.fsdecode(b"\xff.csv")).write_bytes(b"abc")
+    hook = SFTPBackendHook(connect(server, base_path=folder.base_path))
+    rows = hook.find("*.csv")
+    hook.close()
+    assert [row["path"] for row in rows] == ["a.csv", "b[1].csv"]
+    assert rows[0]["size"] == 3
+    assert rows[0]["modified_at"] is not None
+    assert deserialize(json.loads(json.dumps(serialize(rows)))) == rows
+
+
+@pytest.mark.parametrize("within", [lambda value: value, lambda value: [value], lambda value: {"file": value}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        FileInfo("a", "a", 1, None),
+        FolderEntry("a", "a"),
+        FolderInfo("a", 1, 1, None),
+        WriteResult("a", 1),
+        ResolutionPlan("sftp", "sftp", "a", "/a", {}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_task_that_returns_a_value_of_the_backend_fails_with_the_remedy(
+    value: object, within: Callable[[object], object]
+) -> None:
+    with pytest.raises(TypeError, match=r"a task cannot return a \w+: .*SFTPBackendHook.find\(\) gives rows"):
+        serialize(within(value))
+
+
+def test_a_value_of_the_backend_may_be_shown_as_an_argument() -> None:
+    shown = serialize_template_field([FileInfo("a", "a", 1, None)], "source")
+    assert "'path': 'a'" in str(shown)
