@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import logging
 
+from ._backups import clear_backup
 from ._codec import Attributes
 from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError, TransferCorrupted, from_refusal
 from ._lane import Pending
-from ._messages import Close, FSetStat, FStat, LStat, Stat
+from ._messages import Close, FSetStat, FStat, Stat
 from ._models import PreparedFile, Progress
-from ._operations import close_quietly, discard, or_stat, read_into, see, taken
-from ._paths import JailedPath
-from ._rename import rename
+from ._operations import close_quietly, discard, read_into, see, taken
+from ._rename import check_free, look_at, rename
 from ._resume import open_or_resume, reopen, verify_kept
 from ._spread import Load, Spread
 from ._transfer import SPAN, Content, Outgoing, send
@@ -107,7 +107,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
     checking = (yield from post(FStat(opened.handle))) if landing.verify != "none" else None
     closing = yield from post(Close(opened.handle))
     opened.unclosed = None
-    standing = None if landing.overwrite else (yield from post(LStat(landing.target.native)))
+    look = yield from look_at(wire, landing)
     yield from out.drain()
     written = Attributes() if checking is None else (yield from _attributes(checking))
     yield from wait(closing)
@@ -117,8 +117,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
         yield from _verify_digest(wire, landing, content.digest, out.offset)
     elif content is not None:
         yield from verify_kept(wire, landing, opened, content)
-    if standing is not None and (yield from _is_shown(landing.target, standing)):
-        raise taken(landing.target)
+    has_backup = yield from check_free(wire, landing, look)
     if landing.commits is not None:
         digest = None if content is None else content.digest
         prepared = PreparedFile(landing.target.key, landing.temp.name, out.offset, written.mtime, digest)
@@ -128,7 +127,9 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
             raise taken(landing.target)
     opened.renaming = True
     try:
-        yield from rename(wire, landing.temp, landing.target, landing.aside, overwrite=landing.overwrite)
+        yield from rename(wire, landing.temp, landing)
+        if has_backup:
+            yield from clear_backup(landing.target, landing.aside)
     except Refused as refused:
         if not refused.missing or landing.verify != "none":
             raise
@@ -142,14 +143,6 @@ def _attributes(asked: Pending[Attributes]) -> Operation[Attributes]:
         return (yield from wait(asked))
     except Refused:
         return Attributes()
-
-
-def _is_shown(place: JailedPath, asked: Pending[Attributes]) -> Operation[bool]:
-    try:
-        yield from wait(asked)
-    except Refused as refused:
-        return isinstance((yield from or_stat(place, refused)), Attributes)
-    return True
 
 
 def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[None]:

@@ -9,15 +9,16 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
 
 from . import _atomic_write, _copy, _deletion, _keys, _operations, _tree
+from ._backups import delete, restoring
 from ._config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret
-from ._door import Door
+from ._door import Door, naming
 from ._errors import CapabilityNotSupported, SFTPBackendError
 from ._file_transfers import FileTransfers, check_verify
 from ._group_commit import group_of
 from ._handles import AtomicWriter, RemoteFile
-from ._jobs import Job, Landings, check_distinct, gathered, or_raise, put_back, sorted_out, without_time
+from ._jobs import Job, Landings, check_distinct, gathered, or_raise, put_back, sorted_out, without_result
 from ._models import BeforeRename, Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
-from ._paths import Jail
+from ._paths import Jail, JailedPath
 from ._session import Session
 from ._transfer import Content
 from ._wire import Operation, Wire
@@ -25,6 +26,8 @@ from ._write_target import Landing, Verify
 
 if TYPE_CHECKING:
     import paramiko
+
+    from ._codec import Attributes
 
 T = TypeVar("T")
 
@@ -167,12 +170,12 @@ class SFTPBackend(FileTransfers):
     def exists(self, path: str) -> bool:
         """True for a file or folder; links are followed. One round trip, none for the root."""
         place = self._door.at(path)
-        return place.is_root or self._ask(lambda: _operations.look(place)) is not None
+        return place.is_root or self._look(place) is not None
 
     def is_file(self, path: str) -> bool:
         """True for a file or a link to one. One round trip."""
         place = self._door.at(path)
-        found = None if place.is_root else self._ask(lambda: _operations.look(place))
+        found = None if place.is_root else self._look(place)
         return found is not None and found.is_file
 
     def is_folder(self, path: str) -> bool:
@@ -180,13 +183,13 @@ class SFTPBackend(FileTransfers):
         place = self._door.at(path)
         if place.is_root:
             return True
-        found = self._ask(lambda: _operations.look(place))
+        found = self._look(place)
         return found is not None and found.is_folder
 
     def get_file_info(self, path: str) -> FileInfo:
         """Size and time of a file. One round trip. Raises NotFound, InvalidPath for a folder."""
         place = self._door.at(path)
-        return self._ask(lambda: _operations.info(place))
+        return self._ask(place, lambda wire: restoring(wire, place, lambda: _operations.info(place)))
 
     def get_file_info_many(
         self, paths: Iterable[str], *, return_exceptions: bool = False
@@ -205,7 +208,7 @@ class SFTPBackend(FileTransfers):
 
     def check_health(self) -> None:
         """Connects if need be and looks at base_path: one round trip. Raises NotFound, InvalidPath if it is a file."""
-        self._ask(lambda: _operations.check_folder(self._door.jail.root))
+        self._ask(self._door.jail.root, lambda _: _operations.check_folder(self._door.jail.root))
 
     def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> Iterator[FileInfo]:
         """The files in a folder, level by level with ``recursive``; ``max_depth`` 0 is this folder alone.
@@ -273,7 +276,8 @@ class SFTPBackend(FileTransfers):
 
         def use(wire: Wire) -> bytes:
             pieces: list[memoryview] = []
-            wire.run(_operations.read_into(wire, place, pieces.append))
+            reading = partial(_operations.read_into, wire, place, pieces.append)
+            wire.run(naming(place, restoring(wire, place, reading)))
             return b"".join(pieces)
 
         return self._session.call(use, idempotent=True)
@@ -386,12 +390,12 @@ class SFTPBackend(FileTransfers):
         Raises NotFound, AlreadyExists, InvalidPath for folders.
         """
         source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
-        or_raise(self._exchange([(landing, partial(_copy.copy, source=source, landing=landing))])[0])
+        or_raise(self._exchange([(landing, partial(_copy.copy, source=source, landing=landing))], sweeps=True)[0])
 
     def delete(self, path: str, missing_ok: bool = False) -> None:
         """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""
         place = self._door.changed(path)
-        self._session.call(lambda wire: wire.run(_deletion.delete(place, missing_ok=missing_ok)))
+        self._session.call(lambda wire: wire.run(naming(place, delete(wire, place, missing_ok=missing_ok))))
 
     def delete_many(
         self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
@@ -401,8 +405,11 @@ class SFTPBackend(FileTransfers):
         Failures as in `upload_many`.
         """
         places, refused = sorted_out(paths, self._door.changed)
-        deletions = (_deletion.delete(place, missing_ok=missing_ok) for place in places)
-        outcomes = self._session.call(lambda wire: wire.run_many(deletions)) if places else []
+
+        def use(wire: Wire) -> list[SFTPBackendError | OSError | None]:
+            return wire.run_many(naming(place, delete(wire, place, missing_ok=missing_ok)) for place in places)
+
+        outcomes = self._session.call(use) if places else []
         outcomes = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
         return gathered(outcomes, "deletions", return_exceptions)
 
@@ -413,10 +420,12 @@ class SFTPBackend(FileTransfers):
         """
         place = self._door.changed(path)
         if recursive:
-            with self._door.named():
+            with self._door.named(place):
                 _tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
         else:
-            self._session.call(lambda wire: wire.run(_deletion.delete_folder(place, missing_ok=missing_ok)))
+            self._session.call(
+                lambda wire: wire.run(naming(place, _deletion.delete_folder(place, missing_ok=missing_ok)))
+            )
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
@@ -459,10 +468,13 @@ class SFTPBackend(FileTransfers):
             raise CapabilityNotSupported(message, path=path, server=self.address)
         return Content(content, hashed=hashed)
 
-    def _ask(self, operation: Callable[[], Operation[T]]) -> T:
-        return self._session.call(lambda wire: wire.run(operation()), idempotent=True)
+    def _look(self, place: JailedPath) -> Attributes | None:
+        return self._ask(place, lambda _: _operations.look(place))
+
+    def _ask(self, place: JailedPath, operation: Callable[[Wire], Operation[T]]) -> T:
+        return self._session.call(lambda wire: wire.run(naming(place, operation(wire))), idempotent=True)
 
     def _exchange(
-        self, operations: Sequence[tuple[Landing, Callable[[Wire], Operation[object]]]]
+        self, operations: Sequence[tuple[Landing, Callable[[Wire], Operation[int | None]]]], sweeps: bool = False
     ) -> list[SFTPBackendError | OSError | None]:
-        return self._land([Job(landing, partial(without_time, work), sweeps=False) for landing, work in operations])
+        return self._land([Job(landing, partial(without_result, work), sweeps) for landing, work in operations])

@@ -4,29 +4,44 @@ from __future__ import annotations
 
 import logging
 
+from ._backups import may_have_backups, remove_backup, restore, settle_backup
 from ._codec import Attributes
 from ._errors import Refused, SFTPBackendError
 from ._limits import BoundExceeded, Bounds, ListingTally
-from ._messages import LStat, Remove, Rename
-from ._operations import discard, list_folder
+from ._messages import LStat, Remove
+from ._operations import list_folder
 from ._paths import STALE, JailedPath, is_temp_name, same_writer, token_of
-from ._wire import Operation, ask_all
+from ._wire import Operation, Wire, ask_all, post, wait
 from ._write_target import Landing
 
 logger = logging.getLogger(__name__)
 
 
-def recover(landing: Landing) -> Operation[None]:
-    """Tidies up after a landing whose connection was lost: a replaced file that still stands aside gets its name back,
-    unless something has it by now; what is left of the new one is removed.
+def recover(wire: Wire, landing: Landing) -> Operation[None]:
+    """Clean up after a write, move or copy whose connection was lost.
+
+    A replaced file gets its name back unless another has the name by now. The temporary file is removed.
+
+    :param wire: a new connection
+    :param landing: the names of the target, of the temporary file and of the backup
+    :raises BackendUnavailable: if the new connection is lost as well
     """
-    standing, aside = yield from ask_all([LStat(landing.target.native), LStat(landing.aside.native)])
-    if isinstance(aside, Attributes):
-        if isinstance(standing, Attributes):
-            yield from discard(landing.aside)
-        elif standing.missing:
-            yield from ask_all([Rename(landing.aside.native, landing.target.native)])
-    yield from discard(landing.temp)
+    removing = yield from post(Remove(landing.temp.native))
+    if may_have_backups(wire):
+        target = landing.target
+        looks = [LStat(place.native) for place in (target, target.backup, landing.aside)]
+        standing, backup, parked = yield from ask_all(looks)
+        if isinstance(backup, Attributes) and isinstance(standing, Attributes):
+            yield from remove_backup(target, landing.aside)
+        elif isinstance(backup, Attributes):
+            yield from restore(wire, target)
+        if isinstance(parked, Attributes):
+            yield from settle_backup(target, landing.aside)
+    try:
+        yield from wait(removing)
+    except Refused as refused:
+        if not refused.missing:
+            logger.warning("the temporary file %r could not be removed: %s", landing.temp.native, refused)
 
 
 def temps_in(folder: JailedPath, bounds: Bounds) -> Operation[list[tuple[JailedPath, int]]]:
@@ -50,7 +65,8 @@ def sweep(
     target: JailedPath, temps: list[tuple[JailedPath, int]], now: int, writer: JailedPath | None = None
 ) -> Operation[None]:
     """Removes those temporary files of ``target`` that nobody has written to for `STALE` seconds before ``now``, the
-    server's time; those of the writer that has just landed, by its temporary name ``writer``, at once.
+    server's time; those of the writer that has just landed, by its temporary name ``writer``, at once. Backups of
+    ``target`` are removed if it exists, else restored.
     """
     stale = [
         place
@@ -58,6 +74,11 @@ def sweep(
         if target.owns_temp(place.name)
         and (written < now - STALE or (writer is not None and same_writer(token_of(place.name), token_of(writer.name))))
     ]
+    for place in (place for place, _ in temps if target.owns_backup(place.name)):
+        if place == target.backup:
+            yield from remove_backup(target)
+        else:
+            yield from settle_backup(target, place)
     for place, answer in zip(stale, (yield from ask_all([Remove(place.native) for place in stale])), strict=True):
         if not isinstance(answer, Refused):
             logger.info("removed %r, left behind by a writer that ended", place.key)

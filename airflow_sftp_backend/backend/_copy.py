@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from ._atomic_write import land
+from ._backups import clear_backup, may_have_backups, restore, restoring
 from ._codec import Attributes
 from ._errors import Code, InvalidPath, NotFound, Refused, TransferCorrupted, from_refusal
 from ._messages import CopyData, FStat, LStat, Remove, Stat
@@ -33,35 +34,55 @@ from ._write_target import Landing, open_landing
 _COPY_PIECE: Final = 64 << 20  # bytes a server copies per request: it answers only when it is done
 
 
-def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
-    """Moves a file, or a link as a link: two round trips. Raises NotFound, AlreadyExists, InvalidPath for folders."""
+def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
+    """Moves a file, or a link as a link: two round trips. Raises NotFound, AlreadyExists, InvalidPath for folders.
+
+    The server's time (seconds since 1970) where the file was copied, which may have been tried before; else None.
+    """
+    return (yield from restoring(wire, source, lambda: _move(wire, source, landing)))
+
+
+def _move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
     target = landing.target
-    found, standing = yield from ask_all([LStat(source.native), LStat(target.native)])
+    looks = [LStat(source.native), LStat(target.native)]
+    found, standing, *backup = yield from ask_all(
+        [*looks, LStat(target.backup.native)] if may_have_backups(wire) else looks
+    )
+    has_backup = any(isinstance(left, Attributes) for left in backup)
     found = yield from or_stat(source, found)
     standing = yield from or_stat(target, standing)
     if isinstance(found, Attributes):
         found = yield from with_type(source, found)
     yield from _check_source(source, found, "cannot move")
     if source == target:
-        return
-    if isinstance(standing, Attributes):
-        if standing.is_folder:
-            raise InvalidPath("cannot move: a folder has this name", path=target.key)
-        if not landing.overwrite:
-            raise taken(target)
+        return None
+    yield from _check_target(wire, landing, standing, has_backup=has_backup)
     try:
         try:
-            yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
+            yield from rename(wire, source, landing)
         except Refused as refused:
             if not landing.create_parents or not (yield from parent_is_missing(target, refused)):
                 raise
             yield from make_folders(target.parent)
-            yield from rename(wire, source, target, landing.aside, overwrite=landing.overwrite)
+            yield from rename(wire, source, landing)
+        if has_backup:
+            yield from clear_backup(target, landing.aside)
+        return None
     except Refused as refused:
         if refused.missing or refused.code == Code.PERMISSION_DENIED:
             raise from_refusal(refused, "cannot move", source.key) from None
         yield from make_folders(target.parent)  # a file in the way is the commonest reason, and this names it
-        yield from _move_by_copy(wire, source, landing)
+        return (yield from _move_by_copy(wire, source, landing))
+
+
+def _check_target(wire: Wire, landing: Landing, standing: Attributes | Refused, *, has_backup: bool) -> Operation[None]:
+    target = landing.target
+    if isinstance(standing, Attributes) and standing.is_folder:
+        raise InvalidPath("cannot move: a folder has this name", path=target.key)
+    if landing.overwrite:
+        return
+    if isinstance(standing, Attributes) or (has_backup and (yield from restore(wire, target))):
+        raise taken(target)
 
 
 def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -> Operation[None]:
@@ -73,9 +94,9 @@ def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -
         raise InvalidPath(f"{doing}: it is a folder, not a file", path=source.key)
 
 
-def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
+def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
     """The last rung: two file systems, or a server without a rename that serves."""
-    copied = yield from copy(wire, source, landing)
+    copied, written = yield from _copy(wire, source, landing)
     (now,) = yield from ask_all([Stat(source.native)])
     _check_unchanged(source, copied, now, f"copied to {landing.target.key!r}, but the source has changed since")
     try:
@@ -83,14 +104,20 @@ def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation
     except Refused as refused:
         doing = f"copied to {landing.target.key!r}, but the source cannot be removed"
         raise from_refusal(refused, doing, source.key) from None
+    return written
 
 
-def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[Attributes | Refused]:
+def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
     """Copies on the server where it has ``copy-data``, else through this process, and lands the copy (``verify`` is
-    "size"). What the server says of the source.
+    "size"). The server's time (seconds since 1970), where it tells.
 
     Raises TransferCorrupted if the source changes meanwhile.
     """
+    return (yield from restoring(wire, source, lambda: _copy(wire, source, landing)))[1]
+
+
+def _copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[tuple[Attributes | Refused, int | None]]:
+    """Copies; also what the server says of the source."""
     handle = yield from open_for_reading(source)
     try:
         (found,) = yield from ask_all([FStat(handle)])
@@ -112,9 +139,9 @@ def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[Attribut
                     yield from out.push(data)
             (now,) = yield from ask_all([FStat(handle)])
             _check_unchanged(source, found, now, "the source changed while it was copied")
-            yield from land(wire, landing, opened, out, None)
+            written = yield from land(wire, landing, opened, out, None)
             landed = True
-            return found
+            return found, written
         except Refused as refused:
             raise from_refusal(refused, "cannot copy", source.key) from None
         finally:

@@ -7,11 +7,28 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ._errors import InvalidPath, SFTPBackendError
+from ._errors import BackendUnavailable, InvalidPath, SFTPBackendError
 from ._paths import Jail, JailedPath, has_control_character
+from ._wire import Operation
 from ._write_target import Landing, Verify
 
 T = TypeVar("T")
+
+
+def naming(place: JailedPath, operation: Operation[T]) -> Operation[T]:
+    """Run an operation; the error of a lost connection names the path that the operation is about.
+
+    :param place: the path
+    :param operation: what to run
+    :returns: what the operation returns
+    :raises SFTPBackendError: as the operation
+    """
+    try:
+        return (yield from operation)
+    except BackendUnavailable as lost:
+        if lost.path is None:
+            lost.path = place.key
+        raise
 
 
 class Door:
@@ -45,7 +62,7 @@ class Door:
     def landing(self, path: str, overwrite: bool, verify: Verify) -> Landing:
         """Where a file is to arrive, with temporary names that nobody else uses."""
         target = self.target(path)
-        temp, aside = target.temp(secrets.token_hex(6)), target.temp(secrets.token_hex(6))
+        temp, aside = target.temp(secrets.token_hex(6)), target.parked_backup(secrets.token_hex(6))
         return Landing(target, temp, aside, overwrite, verify)
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
@@ -54,11 +71,13 @@ class Door:
             yield from items
 
     @contextmanager
-    def named(self) -> Iterator[None]:
-        """Errors of the block name this server."""
+    def named(self, place: JailedPath | None = None) -> Iterator[None]:
+        """Errors of the block name this server, and those of a lost connection the path ``place``."""
         try:
             yield
         except SFTPBackendError as error:
+            if place is not None and error.path is None and isinstance(error, BackendUnavailable):
+                error.path = place.key
             self.located(error)
             raise
 

@@ -10,13 +10,15 @@ from dataclasses import replace
 from typing import TypeVar
 
 from . import _local
+from ._backups import restoring
 from ._config import check_lanes
-from ._door import Door
+from ._door import Door, naming
 from ._errors import SFTPBackendError
 from ._group_commit import GroupCommit, group_of
 from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise, put_back, sorted_out
 from ._models import BeforeRename, Progress, WriteResult
 from ._session import Session
+from ._wire import Operation, Wire
 from ._write_target import Verify
 
 T = TypeVar("T")
@@ -87,8 +89,11 @@ class FileTransfers:
         more = (overwrite, verify, progress, resume_key, digest, commits)
         downloads, refused = sorted_out(pairs, lambda pair: _local.Download(self._door.at(pair[0]), pair[1], *more))
 
+        def one_of(one: _local.Download, wire: Wire) -> Operation[WriteResult]:
+            return naming(one.place, restoring(wire, one.place, lambda: one(wire)))
+
         def fetch(wanted: list[_local.Download]) -> list[WriteResult | SFTPBackendError | OSError]:
-            return self._session.call(lambda wire: wire.run_many(one(wire) for one in wanted)) if wanted else []
+            return self._session.call(lambda wire: wire.run_many(one_of(one, wire) for one in wanted)) if wanted else []
 
         with ExitStack() as stack:
             for one in downloads:

@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from ._atomic_write import land
+from ._backups import restoring
 from ._codec import Attributes
 from ._errors import (
     BackendUnavailable,
@@ -154,7 +155,7 @@ class _Blocks(io.RawIOBase):
             wire.close_later(self._handle)
 
     def _open(self, wire: Wire) -> None:
-        self._handle = wire.run(self._open_here(wire))
+        self._handle = wire.run(restoring(wire, self._place, lambda: self._open_here(wire)))
         self._wire = wire
 
     def _open_here(self, wire: Wire) -> Operation[bytes]:

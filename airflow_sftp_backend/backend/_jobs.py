@@ -14,7 +14,9 @@ from functools import partial
 from itertools import chain
 from typing import Generic, Protocol, TypeVar, cast
 
+from ._backups import may_have_backups
 from ._cleanup import recover, sweep, temps_in
+from ._door import naming
 from ._errors import BackendUnavailable, InvalidPath, SFTPBackendError
 from ._limits import Bounds
 from ._paths import JailedPath
@@ -37,7 +39,9 @@ class Job(Generic[T]):
     landing: Landing
     operation: Callable[[Wire], Operation[tuple[T, int | None]]]
     sweeps: bool = True
-    """Whether what others left behind for the same target is cleared: after new content, not after a rename."""
+    """Whether the directory of the target is listed along with the job, for what others left there. It is listed
+    afterwards where the job tells the server's time.
+    """
     load: Load | None = None
     """What it is to send, where that is known beforehand."""
     so_far: SoFar | None = None
@@ -110,37 +114,43 @@ class Landings:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._temps: dict[JailedPath, list[tuple[JailedPath, int]]] = {}
+        self._unrecovered: list[Landing] = []
 
     def run(self, jobs: Sequence[Job[T]]) -> list[T | SFTPBackendError | OSError]:
         """Does the jobs side by side; the result or failure of each, in order."""
         used: list[Wire] = []
-        whole = False
+        outcomes: list[T | SFTPBackendError | OSError] = []
+        done = False
         load = max((job.load for job in jobs if job.load is not None), key=lambda load: load.size, default=None)
         try:
             outcomes = self._session.call(partial(self._land, jobs, used), load=load)
             go_on(jobs, outcomes, lambda left: self._session.call(partial(self._land, left, used)))
-            whole = True
+            done = True
             return outcomes
         finally:
-            if any(wire.broken is not None for wire in used):  # also one that others went on without
-                failed = (
-                    [isinstance(outcome, BackendUnavailable) for outcome in outcomes] if whole else [True] * len(jobs)
-                )
-                self.recover([job.placed for job, lost in zip(jobs, failed, strict=True) if lost and not job.left])
+            if any(wire.broken is not None for wire in used):
+                # where files are replaced by two renames, a backup may be left though the file has landed
+                every = not done or may_have_backups(used[0])
+                lost = [every or isinstance(outcome, BackendUnavailable) for outcome in outcomes or jobs]
+                self.recover([job.placed for job, is_lost in zip(jobs, lost, strict=True) if is_lost and not job.left])
 
     def recover(self, landings: Sequence[Landing]) -> None:
-        """Tidies up over a new connection, if there is one to be had at the first try."""
-        if not landings:
+        """Tidies up over a new connection, if there is one to be had at the first try; else with the next write."""
+        self._unrecovered += landings
+        if not self._unrecovered:
             return
         try:
-            self._session.call(
-                lambda wire: wire.run_many(recover(landing) for landing in landings), attempts=1, cleanup=True
-            )
+            self._session.call(self._recover_on, attempts=1, cleanup=True)
         except BackendUnavailable as error:
-            names = ", ".join(repr(landing.temp.native) for landing in landings)
+            names = ", ".join(repr(landing.temp.native) for landing in self._unrecovered)
             logger.warning(
                 "temporary files may be left on the server (%s), the next write to them clears them: %s", names, error
             )
+
+    def _recover_on(self, wire: Wire) -> None:
+        outcomes = wire.run_many(recover(wire, landing) for landing in self._unrecovered)
+        lost = [isinstance(outcome, BackendUnavailable) for outcome in outcomes]
+        self._unrecovered = [landing for landing, is_lost in zip(self._unrecovered, lost, strict=True) if is_lost]
 
     def tidy(self, target: JailedPath, now: int) -> None:
         """Clears what others left behind for a target that has just been written; ``now`` is the server's time."""
@@ -148,7 +158,7 @@ class Landings:
         def use(wire: Wire) -> None:
             if target.parent not in self._temps:
                 wire.run(self._note(target.parent, wire.bounds))
-            wire.run_many([sweep(target, self._temps[target.parent], now)])
+            wire.run(sweep(target, self._temps[target.parent], now))
 
         try:
             self._session.call(use, attempts=1)
@@ -161,12 +171,16 @@ class Landings:
 
     def _land(self, jobs: Sequence[Job[T]], used: list[Wire], wire: Wire) -> list[T | SFTPBackendError | OSError]:
         used.append(wire)
+        if self._unrecovered:
+            self._recover_on(wire)
         folders = {job.landing.target.parent for job in jobs if job.sweeps} - self._temps.keys()
         landed: list[tuple[Job[T], int]] = []
         notes = (self._note(folder, wire.bounds) for folder in folders)
         landings = (_timed(job, wire, landed) for job in jobs)
         outcomes = wire.run_many(chain[Operation[T] | Operation[None]](notes, landings))[len(folders) :]
         if wire.broken is None:
+            unlisted = {job.landing.target.parent for job, _ in landed} - self._temps.keys()
+            wire.run_many(self._note(folder, wire.bounds) for folder in unlisted)
             wire.run_many(
                 sweep(job.landing.target, temps, now, job.so_far.temp if job.so_far is not None else None)
                 for job, now in landed
@@ -179,16 +193,15 @@ class Landings:
 
 
 def _timed(job: Job[T], wire: Wire, landed: list[tuple[Job[T], int]]) -> Operation[T]:
-    result, now = yield from job.operation(wire)
-    if now is not None and job.sweeps:
+    result, now = yield from naming(job.landing.target, job.operation(wire))
+    if now is not None:
         landed.append((job, now))
     return result
 
 
-def without_time(work: Callable[[Wire], Operation[object]], wire: Wire) -> Operation[tuple[None, None]]:
-    """The operation of a job that has no result and leaves the server's time unknown."""
-    yield from work(wire)
-    return None, None
+def without_result(work: Callable[[Wire], Operation[int | None]], wire: Wire) -> Operation[tuple[None, int | None]]:
+    """The operation of a job that has no result but the server's time, where that is known."""
+    return None, (yield from work(wire))
 
 
 # -- many -------------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from ._errors import (
 )
 from ._lane import Pending
 from ._limits import MAX_NAMES_AHEAD, BoundExceeded, ListingTally, NewNames, size_mismatch
-from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, Request, Stat
+from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, Rename, Request, Stat
 from ._models import FileInfo, Progress
 from ._paths import JailedPath
 from ._spread import Spread
@@ -450,7 +450,7 @@ def open_new(
     """
     traits = yield from server_traits()
     looks_first = OpenFlag.EXCLUSIVE in flags and may_exist and not traits.honours_exclusive
-    if looks_first and isinstance((yield from see(place)), Attributes):
+    if looks_first and (yield from _is_occupied(place)):
         raise (yield from why_unwritable(place, target, Refused(Code.FILE_ALREADY_EXISTS), exclusive=True))
     opening = yield from post(Open(place.native, flags))
     looking = None if place == target else (yield from post(Stat(target.native)))
@@ -466,6 +466,20 @@ def open_new(
         handle = yield from _handle_or_none(place, target, (yield from post(Open(place.native, flags))), False)
         assert handle is not None
     return handle, seen
+
+
+def _is_occupied(place: JailedPath) -> Operation[bool]:
+    """True if something has the name, or a backup that an interrupted replacement left, which is restored."""
+    asked = yield from post(LStat(place.backup.native))
+    found = yield from see(place)
+    try:
+        yield from wait(asked)
+    except Refused:
+        return isinstance(found, Attributes)
+    if isinstance(found, Refused):
+        (answer,) = yield from ask_all([Rename(place.backup.native, place.native)])
+        return not isinstance(answer, Refused)
+    return True
 
 
 def _handle_or_none(

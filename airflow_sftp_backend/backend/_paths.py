@@ -9,13 +9,15 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from ._errors import InvalidPath
 
 _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
+_BACKUP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.backup", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\]")
+_NO_TOKEN = "0" * 12
 _HALF = 6  # hex digits of a token
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
 
@@ -64,6 +66,20 @@ class JailedPath:
     def owns_temp(self, name: str) -> bool:
         """True if ``name`` is a temporary name of this target."""
         return digest_of(name) == name_digest(self.name)
+
+    @property
+    def backup(self) -> JailedPath:
+        """The name beside this one for the old content, while two renames replace it; the same for all writers."""
+        return self.parked_backup(_NO_TOKEN)
+
+    def parked_backup(self, token: str) -> JailedPath:
+        """A backup name that the writer ``token`` (12 hex digits) alone uses, for a backup that is to be removed."""
+        return self.parent._entry(temp_name(self.name, token, "backup"))
+
+    def owns_backup(self, name: str) -> bool:
+        """True if ``name`` is a backup name of this target."""
+        match = _BACKUP_PATTERN.fullmatch(name)
+        return match is not None and match["digest"] == name_digest(self.name)
 
     def _entry(self, name: str) -> JailedPath:
         key = f"{self.key}/{name}" if self.key else name
@@ -125,9 +141,9 @@ def check_text(text: str, what: str) -> None:
         raise InvalidPath(f"{what} must not contain half of a character ({error.reason})", path=text) from None
 
 
-def temp_name(name: str, token: str) -> str:
+def temp_name(name: str, token: str, kind: Literal["part", "backup"] = "part") -> str:
     """A temporary name for a file called ``name``, of at most 255 bytes; ``token`` is 12 hex digits."""
-    affix = f".{name_digest(name)}-{token}.part"
+    affix = f".{name_digest(name)}-{token}.{kind}"
     stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
 
@@ -162,8 +178,13 @@ def token_of(name: str) -> str:
 
 
 def is_temp_name(name: str) -> bool:
-    """True for a name that `temp_name` makes."""
-    return name.endswith(".part") and _TEMP_PATTERN.fullmatch(name) is not None
+    """True for a name that `temp_name` makes, of a temporary file or of a backup: no listing shows either."""
+    return (name.endswith(".part") and _TEMP_PATTERN.fullmatch(name) is not None) or is_backup_name(name)
+
+
+def is_backup_name(name: str) -> bool:
+    """True for the name of a backup, which must not be removed while the file it belongs to is missing."""
+    return name.endswith(".backup") and _BACKUP_PATTERN.fullmatch(name) is not None
 
 
 def check_server_name(name: str, folder: str) -> None:

@@ -34,6 +34,8 @@ class ServerTraits:
     """OPEN for writing without TRUNCATE keeps the content of the file."""
     rename_refuses_taken: bool = False
     """RENAME fails where the new name is taken (filexfer-02 section 6.5)."""
+    posix_rename_replaces: bool = False
+    """``posix-rename@openssh.com`` replaces a file in one step (OpenSSH PROTOCOL section 4.3)."""
     checks_type_at_removal: bool = False
     """REMOVE refuses folders; RMDIR refuses files, links, and folders that hold something (filexfer-02 sections 6.5
     and 6.6)."""
@@ -55,6 +57,7 @@ OPENSSH: Final = ServerTraits(
     gives_unique_handles=True,  # handle_new: the number of a free place in a table
     keeps_content_at_open=True,  # flags_from_portable: O_TRUNC only where TRUNCATE is asked for
     rename_refuses_taken=True,  # process_rename: link and unlink
+    posix_rename_replaces=True,  # process_extended_posix_rename: rename
     checks_type_at_removal=True,  # process_remove: unlink; process_rmdir: rmdir
     finds_nothing_below_files=True,  # process_stat: stat, which says ENOTDIR
     takes_several_writers=True,  # one sftp-server process a channel, each writing with pwrite
@@ -69,6 +72,7 @@ _DROPBEAR: Final = ServerTraits(
     gives_unique_handles=True,
     keeps_content_at_open=True,
     rename_refuses_taken=True,
+    posix_rename_replaces=True,
     checks_type_at_removal=True,
     finds_nothing_below_files=True,
     reports_missing=True,

@@ -20,7 +20,7 @@ _NEW: Final = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 class Landing:
     """Where and how a file is to arrive.
 
-    ``temp`` and ``aside`` are names nobody else uses: for the new content, and for the old while the two change places.
+    ``temp`` and ``aside`` are names nobody else uses: for the new content, and for a backup that is to be removed.
     """
 
     target: JailedPath

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
@@ -96,7 +96,8 @@ class MemoryServer(Wire):
         traits: ServerTraits = OPENSSH,
     ) -> None:
         super().__init__(_NoChannel(), io_timeout=None)
-        self.traits = traits
+        replaces = traits.posix_rename_replaces and renames.posix == "replaces"
+        self.traits = replace(traits, posix_rename_replaces=replaces)
         self.files: dict[str, File | None] = {"/": None}
         for path, content in files.items():
             self.files[path] = None if content is None else File(bytearray(content))

@@ -59,7 +59,7 @@ OPERATIONS: dict[str, Run] = {
 
 
 def landing(*, overwrite: bool, verify: Verify = "size", target: JailedPath = TARGET) -> Landing:
-    return Landing(target, target.temp("0" * 12), target.temp("f" * 12), overwrite, verify)
+    return Landing(target, target.temp("0" * 12), target.parked_backup("f" * 12), overwrite, verify)
 
 
 def world(*, target: bytes | None = OLD, **options: object) -> MemoryServer:
@@ -200,11 +200,11 @@ def test_whichever_request_fails_the_target_is_whole_and_nothing_is_lost(
         over = len(server.requests) < at
         if server.broken is not None:
             server.reconnect()
-            server.run(recover(place))
+            server.run(recover(server, place))
         held = server.content()
         if "/in/target" not in held:  # the put-back itself was refused: the error says where the old content is
-            assert place.aside.native in str(failed)
-            assert held[place.aside.native] == OLD
+            assert TARGET.backup.native in str(failed)
+            assert held[TARGET.backup.native] == OLD
             continue
         assert held["/in/target"] in (OLD, NEW)
         if raised and not seen_new:
@@ -215,7 +215,9 @@ def test_whichever_request_fails_the_target_is_whole_and_nothing_is_lost(
             assert "/out/source" not in held
         refused_removal = len(server.requests) >= at and isinstance(server.requests[at - 1], Remove)
         if not (refused_removal and not failure.startswith("lost")):
-            assert not temps(server), f"after a failure at {server.requests[at - 1] if not over else None}"
+            # a backup stays where the server refuses what its removal takes
+            left = [path for path in temps(server) if not (seen_new and path.endswith(".backup"))]
+            assert not left, f"after a failure at {server.requests[at - 1] if not over else None}"
         assert not server.open
 
 
@@ -240,7 +242,7 @@ def test_whichever_request_fails_no_half_file_appears_under_a_new_name(
         over = len(server.requests) < at
         if server.broken is not None:
             server.reconnect()
-            server.run(recover(place))
+            server.run(recover(server, place))
         refused_removal = len(server.requests) >= at and isinstance(server.requests[at - 1], Remove)
         if not (refused_removal and not failure.startswith("lost")):
             assert not temps(server)
@@ -282,7 +284,7 @@ def _exchange(fail_at: tuple[int, ...], failure: Failure = "failure") -> tuple[M
     server = world(renames=Renames("no", "refuses"), fail_at=fail_at, failure=failure)
     place = landing(overwrite=True)
     try:
-        server.run(rename(server, SOURCE, TARGET, place.aside, overwrite=True))
+        server.run(rename(server, SOURCE, place))
     except (Refused, SFTPBackendError) as error:
         return server, error
     return server, None
@@ -291,7 +293,8 @@ def _exchange(fail_at: tuple[int, ...], failure: Failure = "failure") -> tuple[M
 def test_the_replaced_file_steps_aside_and_goes() -> None:
     server, error = _exchange(())
     assert error is None
-    assert [type(request) for request in server.requests] == [Rename, LStat, Rename, Rename, Remove]
+    removal = [Rename, LStat, Remove]  # under a name of its own, if the target is there
+    assert [type(request) for request in server.requests] == [Rename, LStat, Rename, Rename, *removal]
     assert server.content() == {"/in/target": NEW}
 
 
@@ -303,33 +306,36 @@ def test_the_replaced_file_is_put_back_when_the_exchange_fails() -> None:
 
 def test_a_replaced_file_that_cannot_be_put_back_is_kept_and_named() -> None:
     server, error = _exchange((4, 5))
-    aside = TARGET.temp("f" * 12).native
     assert isinstance(error, SFTPBackendError)
     assert error.path == TARGET.key
-    assert aside in error.message
-    assert server.content() == {aside: OLD, "/out/source": NEW}
+    assert TARGET.backup.native in error.message
+    assert server.content() == {TARGET.backup.native: OLD, "/out/source": NEW}
 
 
 def test_a_replaced_file_whose_line_is_lost_is_named_and_put_back_on_the_next() -> None:
     server, error = _exchange((4,), "lost before")
     assert isinstance(error, BackendUnavailable)
-    assert TARGET.temp("f" * 12).native in error.message
+    assert TARGET.backup.native in error.message
     assert "/in/target" not in server.files
     server.reconnect()
-    server.run(recover(landing(overwrite=True)))
+    server.run(recover(server, landing(overwrite=True)))
     assert server.content() == {"/in/target": OLD, "/out/source": NEW}
 
 
-def test_recovery_never_touches_what_has_the_name_by_now() -> None:
+@pytest.mark.parametrize("parked", [False, True])
+def test_recovery_never_touches_what_has_the_name_by_now(parked: bool) -> None:
     place = landing(overwrite=True)
-    server = MemoryServer({"/in": None, "/in/target": THEIRS, place.aside.native: OLD, place.temp.native: b"half"})
-    server.run(recover(place))
+    backup = place.aside.native if parked else TARGET.backup.native
+    files = {"/in": None, "/in/target": THEIRS, backup: OLD, place.temp.native: b"half"}
+    server = MemoryServer(files, renames=Renames("no", "refuses"))
+    server.run(recover(server, place))
     assert server.content() == {"/in/target": THEIRS}
     for failure in FAILURES:
-        for at in range(1, 5):
-            server = MemoryServer({"/in": None, place.aside.native: OLD}, fail_at=(at,), failure=failure)
+        for at in range(1, 8):
+            renames = Renames("no", "refuses")
+            server = MemoryServer({"/in": None, backup: OLD}, renames=renames, fail_at=(at,), failure=failure)
             try:
-                server.run(recover(place))
+                server.run(recover(server, place))
             except BackendUnavailable:
                 assert failure.startswith("lost")
             assert OLD in server.content().values()

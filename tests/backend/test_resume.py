@@ -293,7 +293,7 @@ def test_whichever_request_is_lost_it_goes_on_or_leaves_what_was(failure: str, o
             assert sum(seen) == len(NEW)
             assert not server.open
         else:
-            server.run(recover(landing(overwrite=overwrite)))
+            server.run(recover(server, landing(overwrite=overwrite)))
             assert server.content().get("/in/target") in ((OLD, NEW) if overwrite else (None, NEW)), number
         assert not [path for path in server.files if is_temp_name(path.rpartition("/")[2])], number
     assert resumed >= sum(isinstance(request, Write) for request in whole.requests)

@@ -328,7 +328,7 @@ class Network:
         for connection in live:
             while connection.queue:
                 connection.carry_out_next()
-        return sum(len(channel.handles) for c in live for channel in c.channels)
+        return sum(len(channel.handles) for c in live if c.state == "open" for channel in c.channels)
 
     @contextmanager
     def backend(self, **arguments: Any) -> Iterator[SFTPBackend]:
