@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from ._arguments import InvalidArgument
+from ._path_arguments import has_wildcard
 from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
 from .backend._limits import size_mismatch
 from .backend._paths import temp_name
@@ -31,17 +32,25 @@ _COUNTED = 16 << 20  # bytes read of a file that is longer than the server says,
 
 
 def is_url(path: str) -> bool:
-    """True for a URL such as ``s3://bucket/key``; a ``file://`` URL is a path of this machine, see `plans.paths`."""
+    """True for a URL such as ``s3://bucket/key``; a ``file://`` URL is a path of this machine, see `parse_names`."""
     return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
 def object_path(url: str) -> ObjectStoragePath:
-    """The object of a URL. InvalidArgument for a scheme that no installed provider or fsspec package knows."""
+    """Return the object of a URL, every character of which stands for itself.
+
+    :raises InvalidArgument: for a scheme that no installed provider or fsspec package knows.
+    """
     from airflow.sdk import ObjectStoragePath  # here, because it loads fsspec
 
+    root, key = url, ""
+    if "?" in url or "#" in url:  # as the end of a URL they would be dropped
+        scheme, _, rest = url.partition("://")
+        container, _, key = rest.partition("/")
+        root = f"{scheme}://{container}"
     with undisturbed():  # the store's connection is asked of Airflow
         try:
-            path = ObjectStoragePath(url)
+            path = ObjectStoragePath(root) / key if key else ObjectStoragePath(root)
             fs = path.fs
         except ValueError as error:
             scheme = url.partition("://")[0]
@@ -50,6 +59,26 @@ def object_path(url: str) -> ObjectStoragePath:
             ) from error
         assert fs is not None
     return path
+
+
+def rename_object(source: ObjectStoragePath, target: ObjectStoragePath) -> None:
+    """Rename an object within its store."""
+    if not (has_wildcard(source.path) or has_wildcard(target.path)):
+        source.fs.mv(source.path, target.path)
+        return
+    # mv and rm take their arguments for patterns, and would find nothing, or another object
+    source.fs.copy([source.path], [target.path])
+    source.fs.rm_file(source.path)
+
+
+def remove_object(path: ObjectStoragePath) -> None:
+    """Remove an object, if it exists."""
+    if not path.exists():
+        return
+    if has_wildcard(path.path):
+        path.fs.rm_file(path.path)  # unlink() takes the name for a pattern
+    else:
+        path.unlink()
 
 
 def size_of(path: str) -> int | None:
@@ -174,10 +203,9 @@ def fetch_object(
                 with open_object(temp, "rb") as stream:
                     if digest_of(stream) != written.digest:
                         return TransferCorrupted(f"{url!r} does not hold the bytes that came", path=key)
-            temp.fs.mv(temp.path, target.path)
+            rename_object(temp, target)
         finally:
-            if temp.exists():
-                temp.unlink()
+            remove_object(temp)
     except SFTPBackendError as error:
         return error
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which file goes where: sources named by paths, folders, globs or lists, and the target each is to have.
+"""Plan which file goes where: the files that a selection means, and the target each is to have.
 
 Local sources and targets are paths of this machine or URLs of any `ObjectStoragePath`. Names that a server gave
 become local names only after each of their segments has been judged alone.
@@ -10,27 +10,27 @@ import errno
 import glob
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from ._arguments import InvalidArgument
-from .backend import InvalidPath
+from ._file_filters import FileFilters
+from ._path_arguments import Name, Selection, everything_in, literal_hint, split_pattern
+from .backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
 from .backend._paths import is_temp_name
 from .ends import is_url, object_path
-from .killed import undisturbed
 
 if TYPE_CHECKING:
-    from .backend import FileInfo, SFTPBackend
+    from .backend import SFTPBackend
 
 IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
 MoveIfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same", "number"]
+Failure: TypeAlias = SFTPBackendError | OSError
 BLANK = re.compile(r"\{(\w*)\}")
 """A word in braces, which stands for something else."""
-_WILDCARD = re.compile(r"[*?\[]")
-_LIST_AS_TEXT = re.compile(r"\s*\[\s*(['\"]).*\1\s*,?\s*\]\s*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,53 +42,9 @@ class Step:
     size: int | None = None
 
 
-def paths(
-    value: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], what: str, *, none_ok: bool = False
-) -> list[str]:
-    """The paths an argument names. InvalidArgument for what is none, such as the row of a file.
-
-    Also if one is empty or None, as a template that found nothing renders, or if there are none at all, unless
-    that is ``none_ok``.
-    """
-    if isinstance(value, Mapping):
-        raise InvalidArgument(f"{what} is a path or a list of paths, not a mapping; of a file's row take its 'path'")
-    with undisturbed():  # of the output of a mapped task each item is asked of Airflow
-        given = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
-    if None in given:
-        raise InvalidArgument(f"{what} is None; if it is a template, that is what it rendered to")
-    if any(isinstance(one, Mapping) for one in given):
-        raise InvalidArgument(
-            f"{what} is a path or a list of paths, not a list of mappings; of a file's row take its 'path'"
-        )
-    if other := [type(one).__name__ for one in given if not isinstance(one, str | os.PathLike)]:
-        raise InvalidArgument(f"{what} is a path or a list of paths, not {other[0]}")
-    found = [os.fspath(one).removeprefix("file://") for one in given]
-    if any(_LIST_AS_TEXT.fullmatch(one) for one in found):
-        raise InvalidArgument(
-            f"{what} is a list that a template has made a text of: {found[0][:60]!r}; give the DAG"
-            " render_template_as_native_obj=True"
-        )
-    if not (found or none_ok) or any(not one.strip() for one in found):
-        raise InvalidArgument(f"{what} is empty; if it is a template, look at what it renders to")
-    return found
-
-
-def one_path(value: str | os.PathLike[str], what: str) -> str:
-    """The one path an argument names. Raises as `paths` does, also for several."""
-    found = paths(value, what)
-    if len(found) != 1:
-        raise InvalidArgument(f"{what} is one path, not {len(found)}")
-    return found[0]
-
-
-def is_glob(path: str) -> bool:
-    """True if the path has a wildcard."""
-    return _WILDCARD.search(path) is not None
-
-
 def literally(path: str) -> str:
-    """A pattern that fits that path alone."""
-    return re.sub(r"([*?\[])", r"[\1]", path)
+    """Return the pattern that matches that path alone."""
+    return glob.escape(path)
 
 
 def unspeakable(*names: str) -> InvalidPath | None:
@@ -112,38 +68,74 @@ def checked(steps: list[Step]) -> list[Step]:
 
 # -- from here to the server ------------------------------------------------------------------------------------------
 
+_LocalFile: TypeAlias = tuple[str, str, int | None]
+"""A file of this machine or of a store: its path or URL, its path below what selected it, its size in bytes."""
 
-def uploads(sources: Sequence[str], target: str) -> list[Step]:
-    """The steps of an upload: ``sources`` are local files, folders, globs or URLs of such.
 
-    ``target`` is a folder if it ends with ``/`` or if anything else than one plain file is sent. What a folder holds
-    keeps its names below that folder; what a glob finds keeps them below the glob's first segment with a wildcard.
-    Of both, what landings have not finished is left out.
-    Raises FileNotFoundError for what is not there, InvalidArgument if two files would have one target.
+def uploads(selection: Selection, target: str, filters: FileFilters) -> tuple[list[Step], list[Failure]]:
+    """Plan an upload.
+
+    What a directory holds keeps its names below that directory; what a pattern finds keeps them below the directory
+    before the pattern's first wildcard. Temporary files of unfinished downloads are left out of both.
+
+    :param target: a directory if it ends with ``/`` or if anything but one name is selected.
+    :returns: the steps, and a failure for each name or pattern without a file.
+    :raises InvalidArgument: if two files would have one target.
     """
-    found = [one for source in sources for one in (_object_files if is_url(source) else _local_files)(source)]
-    plain = len(sources) == 1 and len(found) == 1 and found[0][0] == sources[0] and not target.endswith("/")
-    folder = target.rstrip("/")
-    return checked([Step(name, target if plain else f"{folder}/{below}", size) for name, below, size in found])
+    files: list[_LocalFile] = []
+    failures: list[Failure] = []
+    for wanted in selection:
+        find = _find_objects if is_url(wanted.path if isinstance(wanted, Name) else wanted) else _find_local
+        try:
+            files += find(wanted, filters)
+        except (OSError, InvalidPath) as error:
+            failures.append(error)
+    into_directory = goes_into_directory(selection, target)
+    directory = target.rstrip("/")
+    steps = [Step(path, f"{directory}/{below}" if into_directory else target, size) for path, below, size in files]
+    return checked(steps), failures
 
 
-def _local_files(source: str) -> Iterator[tuple[str, str, int | None]]:
-    """Each file of a source: its path, its path below the source, its size in bytes."""
-    if "\0" in source:
-        raise InvalidArgument(f"source has a NUL character in it: {source!r}")
-    if not is_glob(source) or os.path.lexists(source):
-        if not os.path.isdir(source):
-            yield source, os.path.basename(source), os.stat(source).st_size
-            return
-        top, files = source, sorted(_held_by(source))
+def _find_local(wanted: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
+    if isinstance(wanted, Name) and not os.path.lexists(wanted.path):
+        kind = "directory" if wanted.is_directory else "file"
+        raise FileNotFoundError(errno.ENOENT, f"no such {kind}{literal_hint(wanted.path)}", wanted.path)
+    if isinstance(wanted, Name) and not wanted.is_directory:
+        path = wanted.path
+        if os.path.isdir(path):
+            raise directory_error(path)
+        yield path, os.path.basename(path), os.stat(path).st_size
+        return
+    if isinstance(wanted, Name):
+        top, rest = wanted.path, "**"
+        paths = sorted(_held_by(top))
     else:
-        top, found = _literal_folder(source), glob.glob(source, recursive=True, include_hidden=True)
-        files = [path for path in sorted(found) if os.path.isfile(path)]
-    files = [path for path in files if not is_temp_name(os.path.basename(path))]
-    if not files:
-        raise FileNotFoundError(errno.ENOENT, "no local file fits", source)
-    for path in files:
-        yield path, Path(os.path.relpath(path, top or ".")).as_posix(), os.stat(path).st_size
+        top, rest = split_pattern(wanted)
+        paths = [
+            path for path in sorted(glob.glob(wanted, recursive=True, include_hidden=True)) if os.path.isfile(path)
+        ]
+    accepts = filters.accepting([rest])
+    files = [(path, Path(os.path.relpath(path, top or ".")).as_posix()) for path in paths]
+    yield from _counted(
+        wanted, [(path, below, os.stat(path).st_size) for path, below in files if _counts(below) and accepts(below)]
+    )
+
+
+def _counted(wanted: Name | str, files: list[_LocalFile]) -> list[_LocalFile]:
+    if files:
+        return files
+    if isinstance(wanted, Name):
+        raise FileNotFoundError(errno.ENOENT, "the directory holds no file that counts", wanted.path)
+    raise FileNotFoundError(errno.ENOENT, "no file matches the pattern", wanted)
+
+
+def _counts(below: str) -> bool:
+    return not is_temp_name(below.rpartition("/")[2])
+
+
+def directory_error(path: str, server: str | None = None) -> InvalidPath:
+    """Return the failure for a name that is a directory's."""
+    return InvalidPath("it is a directory; end its name with '/' if what it holds is meant", path=path, server=server)
 
 
 def _held_by(folder: str) -> Iterator[str]:
@@ -163,25 +155,31 @@ def _held_by(folder: str) -> Iterator[str]:
         yield from (os.path.join(here, name) for name in names)
 
 
-def _object_files(source: str) -> Iterator[tuple[str, str, int | None]]:
-    start = object_path(source)
-    if start.is_file():
-        yield source, start.name, start.stat().st_size
+def _find_objects(wanted: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
+    if isinstance(wanted, Name) and not wanted.is_directory:
+        one = object_path(wanted.path)
+        if one.is_file():
+            yield wanted.path, one.name, one.stat().st_size
+        elif one.exists():
+            raise directory_error(wanted.path)
+        else:
+            raise FileNotFoundError(errno.ENOENT, f"no such object{literal_hint(wanted.path)}", wanted.path)
         return
-    top = object_path(_literal_folder(source)) if is_glob(source) else start
-    found = sorted(top.glob(source.removeprefix(str(top)).lstrip("/")) if is_glob(source) else top.rglob("*"), key=str)
-    files = [path for path in found if path.is_file() and not is_temp_name(path.name)]
-    if not files:
-        raise FileNotFoundError(errno.ENOENT, "no file fits", source)
-    for path in files:
-        yield str(path), str(path).removeprefix(str(top)).lstrip("/"), path.stat().st_size
-
-
-def _literal_folder(pattern: str) -> str:
-    """What stands before the first segment with a wildcard."""
-    segments = pattern.split("/")
-    first = next(at for at, segment in enumerate(segments) if is_glob(segment))
-    return "/".join(segments[:first])
+    top, rest = (wanted.path.rstrip("/"), "**") if isinstance(wanted, Name) else split_pattern(wanted)
+    start = object_path(top)
+    root = start.path.rstrip("/")
+    # not by ObjectStoragePath.glob and rglob: wildcards in the name of the directory would match others
+    if isinstance(wanted, Name):
+        details = cast("dict[str, dict[str, Any]]", start.fs.find(root, detail=True))
+    else:
+        details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{rest}", detail=True))
+    accepts = filters.accepting([rest])
+    files: list[_LocalFile] = []
+    for path, info in sorted(details.items()):
+        below = path.removeprefix(root).lstrip("/")
+        if info["type"] == "file" and below and _counts(below) and accepts(below):
+            files.append((f"{top}/{below}", below, info.get("size")))
+    yield from _counted(wanted, files)
 
 
 # -- on the server, and from there to here ----------------------------------------------------------------------------
@@ -189,52 +187,115 @@ def _literal_folder(pattern: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A file on the server, its path below the source that named it, and that source."""
+    """A file on the server, its path below the name or pattern that selected it, and that name or pattern."""
 
     info: FileInfo
     below: str
     source: str = ""
 
 
-def on_server(backend: SFTPBackend, sources: Sequence[str]) -> tuple[list[Found], list[str]]:
-    """The files that ``sources`` name, and the sources that name none.
+@dataclass(slots=True)
+class Matches:
+    """What a selection means on the server: files, the names and patterns without a file, and other failures."""
 
-    A source is a path, a glob, or a folder ending with ``/``, which means all it holds.
+    files: list[Found] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+
+
+def on_server(backend: SFTPBackend, selection: Selection, filters: FileFilters) -> Matches:
+    """Look up the files of a selection: all names in one round trip, all directories and patterns in one search.
+
+    :raises BackendUnavailable: if the connection is lost.
     """
-    for source in sources:
-        if source.endswith("/") and is_glob(source):
-            raise InvalidArgument(f"{source!r} is a pattern for folders; say {source + '**'!r} for the files in them")
-    plain = [source for source in sources if not is_glob(source) and not source.endswith("/")]
-    there = {info.path: info for info in backend.find(*plain)}
-    found: dict[str, Found] = {}
-    missing: list[str] = []
-    for source in sources:
-        if source in plain:
-            key = backend.resolve(source).key
-            here = [Found(there[key], there[key].name, source)] if key in there else []
+    files: dict[str, Found] = {}
+    matches = Matches()
+    wanted = _resolvable(backend, selection, matches)
+    plain = [name for name in wanted if isinstance(name, Name) and not name.is_directory]
+    infos = backend.get_file_info_many([name.path for name in plain], return_exceptions=True) if plain else []
+    outcome_of: dict[Name | str, FileInfo | list[FileInfo] | Failure] = dict(zip(plain, infos, strict=True))
+    patterns = {one: _pattern(one) for one in wanted if one not in outcome_of}
+    if patterns:
+        groups = [[pattern] for pattern in patterns.values()]
+        outcome_of |= zip(patterns, backend.find_each(groups, return_exceptions=True), strict=True)
+    for one in wanted:
+        outcome = outcome_of[one]
+        if isinstance(outcome, InvalidPath) and one not in patterns:
+            matches.failures.append(directory_error(_text(one), backend.address))
+        elif isinstance(outcome, NotFound):
+            matches.missing.append(_text(one))
+        elif isinstance(outcome, SFTPBackendError | OSError):
+            matches.failures.append(outcome)
+        elif isinstance(outcome, FileInfo):
+            files.setdefault(outcome.path, Found(outcome, outcome.name, _text(one)))
         else:
-            pattern = f"{literally(source)}**" if source.endswith("/") and not is_glob(source) else source
-            top = backend.resolve(_literal_folder(pattern)).key
-            here = [Found(info, info.path.removeprefix(top).lstrip("/"), source) for info in backend.find(pattern)]
-        if not here:
-            missing.append(source)
-        found |= {one.info.path: one for one in here if one.info.path not in found}
-    return list(found.values()), missing
+            below = _below_search(backend, one, patterns[one], outcome, filters)
+            for file in below:
+                files.setdefault(file.info.path, file)
+            if not below:
+                matches.missing.append(_text(one))
+    matches.files = list(files.values())
+    return matches
 
 
-def goes_into_folder(sources: Sequence[str], target: str) -> bool:
-    """True if ``target`` is a folder to fill: it ends with ``/``, or there may be several sources."""
-    return target.endswith("/") or len(sources) > 1 or is_glob(sources[0]) or sources[0].endswith("/")
+def _text(wanted: Name | str) -> str:
+    return wanted.path if isinstance(wanted, Name) else wanted
 
 
-def downloads(found: Sequence[Found], sources: Sequence[str], target: str) -> list[Step]:
-    """The steps of a download to a local path or URL. InvalidArgument if two files would have one target, or for NUL in
-    it."""
-    if "\0" in target:
-        raise InvalidArgument(f"target has a NUL character in it: {target!r}")
-    into_folder = goes_into_folder(sources, target)
+def _pattern(wanted: Name | str) -> str:
+    return everything_in(wanted.path) if isinstance(wanted, Name) else wanted
+
+
+def _resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[Name | str]:
+    """Return the names and patterns that are paths; each of the others is a failure of its own."""
+    good: list[Name | str] = []
+    for wanted in selection:
+        try:
+            backend.resolve(_text(wanted))
+        except InvalidPath as error:
+            matches.failures.append(error)
+        else:
+            good.append(wanted)
+    return good
+
+
+def _below_search(
+    backend: SFTPBackend, wanted: Name | str, pattern: str, infos: Iterable[FileInfo], filters: FileFilters
+) -> list[Found]:
+    directory, rest = split_pattern(pattern)
+    top = backend.resolve(directory).key
+    accepts = filters.accepting([rest])
+    found = (Found(info, info.path.removeprefix(top).lstrip("/"), _text(wanted)) for info in infos)
+    return [one for one in found if accepts(one.below)]
+
+
+def missing_error(backend: SFTPBackend, selection: Selection, wanted: str) -> NotFound:
+    """Return the failure for a name or pattern of a selection that means no file on the server."""
+    if selection.patterns:
+        message = "no file matches the pattern"
+    elif wanted.endswith("/"):
+        message = f"no such directory, or none of its files counts{literal_hint(wanted)}"
+    else:
+        message = f"no such file{literal_hint(wanted)}"
+    return NotFound(message, path=wanted, server=backend.address)
+
+
+def goes_into_directory(selection: Selection, target: str) -> bool:
+    """Return True if ``target`` is a directory to fill: it ends with ``/``, or anything but one name is selected.
+
+    The arguments decide, not how many files there are: else one file more would change what the target means.
+    """
+    return target.endswith("/") or not selection.is_single
+
+
+def downloads(files: Sequence[Found], selection: Selection, target: str) -> list[Step]:
+    """Plan a download to a local path or URL.
+
+    :raises InvalidArgument: if two files would have one target.
+    """
+    into_directory = goes_into_directory(selection, target)
     return checked(
-        [Step(one.info.path, _below(target, one.below) if into_folder else target, one.info.size) for one in found]
+        [Step(one.info.path, _below(target, one.below) if into_directory else target, one.info.size) for one in files]
     )
 
 
@@ -256,32 +317,48 @@ def _below(folder: str, relative: str) -> str:
     return os.path.join(folder, *segments)
 
 
-def moves(found: Sequence[Found], sources: Sequence[str], target: str, date: str) -> list[Step]:
-    """The steps of a move on the server; two of them may have one target.
+def moves(files: Sequence[Found], selection: Selection, target: str, rename: str | None, date: str) -> list[Step]:
+    """Plan a move on the server; two of the steps may have one target.
 
-    ``target`` is a path or a folder, in which ``{name}``, ``{stem}``, ``{suffix}`` and ``{date}`` stand for what they
-    say; with one of the first two it is the path of each file. InvalidArgument for another word in braces.
+    :param target: literal: a path, or a directory as in `goes_into_directory` or if there is a ``rename``.
+    :param rename: template of what each file is called below the target.
+    :param date: what ``{date}`` stands for.
     """
-    per_file = not {"name", "stem"}.isdisjoint(BLANK.findall(target))
-    into_folder = target.endswith("/") or (not per_file and goes_into_folder(sources, target))
-    steps = []
-    for one in found:
-        to = _filled_in(target, one.info.name, date)
-        steps.append(Step(one.info.path, f"{to.rstrip('/')}/{one.below}" if into_folder else to, one.info.size))
-    return steps
+    directory = target.rstrip("/")
+    if rename is not None:
+        return [
+            Step(one.info.path, f"{directory}/{renamed(rename, one.info.name, date)}", one.info.size) for one in files
+        ]
+    into_directory = goes_into_directory(selection, target)
+    return [
+        Step(one.info.path, f"{directory}/{one.below}" if into_directory else target, one.info.size) for one in files
+    ]
 
 
-def _filled_in(pattern: str, name: str, date: str) -> str:
+_RENAME_WORDS = ("name", "stem", "suffix", "date")
+
+
+def check_rename(rename: object) -> None:
+    """Check a template for file names.
+
+    :raises InvalidArgument: for anything but text, for a word in braces that stands for nothing, and for no name.
+    """
+    if not isinstance(rename, str):
+        raise InvalidArgument(f"rename is {rename!r}; expected a template such as {{date}}/{{stem}}-old{{suffix}}")
+    words = BLANK.findall(rename)
+    for word in words:
+        if word not in _RENAME_WORDS:
+            known = ", ".join(f"{{{one}}}" for one in _RENAME_WORDS)
+            raise InvalidArgument(f"rename has {{{word}}} in it, which stands for nothing; expected {known}")
+    if not rename.strip("/") or rename.endswith("/"):
+        raise InvalidArgument(f"rename is {rename!r}; expected what a file is called, such as {{date}}/{{name}}")
+
+
+def renamed(rename: str, name: str, date: str) -> str:
+    """Return what a file is called: the template with its words filled in."""
     parts = PurePosixPath(name)
     words = {"name": name, "stem": parts.stem, "suffix": parts.suffix, "date": date}
-
-    def word(blank: re.Match[str]) -> str:
-        if blank[1] not in words:
-            known = ", ".join(f"{{{one}}}" for one in words)
-            raise InvalidArgument(f"target has {blank[0]} in it, which stands for nothing; there are {known}")
-        return words[blank[1]]
-
-    return BLANK.sub(word, pattern)
+    return BLANK.sub(lambda blank: words[blank[1]], rename)
 
 
 def crowded_targets(steps: Iterable[Step], there: Container[str]) -> list[str]:

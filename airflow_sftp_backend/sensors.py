@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from ._file_filters import TEMPORARY_NAMES, parse_globs
+from ._path_arguments import Globs, Names, Patterns, Selection, parse_names, parse_patterns, require_one
 from ._state_store import load_if_possible, save
 from .backend import (
     AuthenticationFailed,
@@ -24,7 +25,7 @@ from .hooks import SFTPBackendHook, translate_errors
 from .killed import Killable
 from .progress import counted
 from .triggers import SFTPFileTrigger
-from .waiting import TEMPORARY_NAMES, Condition, Observed, Row, Verdict, after, judge, look, patterns
+from .waiting import Condition, Observed, Row, Verdict, after, judge, look, selected
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -56,8 +57,9 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     ``never_fail`` skip the task as Airflow has it, in the triggerer too. A file whose name is no UTF-8 text is left out
     with a warning.
 
-    :param path: what to wait for, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
-        with ``/`` (anything in it), or a list of these. (templated)
+    :param path: names of what to wait for, literal, relative to the connection's base path: a path, a row of another
+        task, or a list of these; a text that ends with ``/`` means any file in that directory. (templated)
+    :param pattern: globs (``**`` too), in place of ``path``: a text or a list. (templated)
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param min_files: how many files must satisfy all of this.
     :param min_size: bytes a file must have.
@@ -68,45 +70,52 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed. Deferred, what the
         worker has seen counts, so the clocks of worker and triggerer are to agree.
     :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
-        the file's suffix. It is not itself a file that is found, unless ``path`` names it without a wildcard.
+        the file's suffix. It is not itself a file that is found, unless ``path`` names it.
         (templated)
-    :param ignore: patterns of names that do not count, of files and of folders that ``*`` or ``**`` leads into; by
-        default the names programs give to unfinished files. A file named by its plain path always counts.
+    :param include: globs of file names; of what a directory or pattern finds, only these count.
+    :param exclude: globs of names that do not count, of files and of directories that a wildcard leads into; by default
+        the names programs give to unfinished files. A file given by name always counts.
     :param deferrable: wait in the triggerer; by default as Airflow's ``default_deferrable`` says.
     """
 
-    template_fields: Sequence[str] = ("path", "sftp_conn_id", "newer_than", "done_file")
+    template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "done_file")
     ui_color = "#dbe9f6"
 
     def __init__(
         self,
         *,
-        path: str | os.PathLike[str] | Sequence[str],
+        path: Names | None = None,
+        pattern: Patterns | None = None,
         sftp_conn_id: str = SFTPBackendHook.default_conn_name,
         min_files: int = 1,
         min_size: int = 0,
         newer_than: datetime | str | None = None,
         stable_for: float | timedelta = 0,
         done_file: str | None = None,
-        ignore: str | Sequence[str] = TEMPORARY_NAMES,
+        include: Globs | None = None,
+        exclude: Globs | None = TEMPORARY_NAMES,
         deferrable: bool | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        require_one(path, pattern, "path")
         self.path = path
+        self.pattern = pattern
+        self._by_pattern = pattern is not None
         self.sftp_conn_id = sftp_conn_id
         self.min_files = min_files
         self.min_size = min_size
         self.newer_than = newer_than
         self.stable_for = stable_for
         self.done_file = done_file
-        self.ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        self.include = include
+        self.exclude = exclude
         if deferrable is None:
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable
         if isinstance(newer_than, date | int | float | list | tuple):  # what else it is, a template may say
             after(newer_than)
-        self._condition_of(("*",))
+        self._condition_of(Selection(patterns=("*",)))
         self._hook: SFTPBackendHook | None = None
         self._observed: Observed = {}
         self._warning = ""
@@ -182,18 +191,20 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         raise SFTPBackendError(reason) if broken else AirflowFailException(reason)
 
     def _condition(self) -> Condition:
-        condition = self._condition_of(patterns(self.path))
+        selection = parse_patterns(self.pattern) if self._by_pattern else parse_names(self.path, "path")
+        condition = self._condition_of(selection)
         return replace(condition, newer_than=after(self.newer_than), done_file=self.done_file)
 
-    def _condition_of(self, patterns: tuple[str, ...]) -> Condition:
+    def _condition_of(self, selection: Selection) -> Condition:
         """As far as it is known where the DAG is written."""
         stable_for = self.stable_for
         return Condition(
-            patterns,
+            **selected(selection),
             min_files=self.min_files,
             min_size=self.min_size,
             stable_for=stable_for.total_seconds() if isinstance(stable_for, timedelta) else stable_for,
-            ignore=self.ignore,
+            include=parse_globs(self.include, "include"),
+            exclude=parse_globs(self.exclude, "exclude"),
         )
 
     def _look(self, context: Context, condition: Condition) -> Verdict:
@@ -236,6 +247,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     def _warn_of_missing_folders(self, backend: SFTPBackend, condition: Condition) -> None:
         """Once in a process. They may come, and so are waited for; but a name that is misspelled does not."""
         self._warned = True
+        for name in condition.suspicious:
+            self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
         for folder in condition.folders:
             with suppress(SFTPBackendError):  # which the next look tells, if it is in its way too
                 if folder and not backend.is_folder(folder):
@@ -248,7 +261,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         backend = self._hook.get_conn()
         if not self._told:
             self._told = True
-            for pattern in condition.patterns:
-                plan = backend.resolve(pattern)
-                self.log.info("waiting for %s on %s", escaped(plan.native_path), backend.address)
+            for wanted in condition.described:
+                plan = backend.resolve(wanted)
+                slash = "/" if wanted.endswith("/") else ""
+                self.log.info("waiting for %s%s on %s", escaped(plan.native_path), slash, backend.address)
         return backend

@@ -5,9 +5,9 @@ Both look and decide as the sensor does.
 
 from __future__ import annotations
 
-import os
+import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,14 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
 
 from ._arguments import InvalidArgument
+from ._file_filters import TEMPORARY_NAMES, parse_globs
+from ._path_arguments import Globs, Names, Patterns, parse_names, parse_patterns, require_one
 from .backend import BackendUnavailable, SFTPBackendError
 from .hooks import HOPELESS, SFTPBackendHook
 from .memory import Arrivals, Memory
 from .progress import counted
 from .shared import SharedConnection
-from .waiting import TEMPORARY_NAMES, Condition, Observed, Seen, Verdict, judge, patterns
+from .waiting import Condition, Observed, Seen, Verdict, judge, selected
 
 if TYPE_CHECKING:
     from airflow.sdk.exceptions import AirflowException
@@ -134,8 +136,9 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     It never ends: what is wrong is logged once, and looked at again every ``poke_interval`` seconds, less often while
     the server is away or refuses the login.
 
-    :param path: what to watch, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
-        with ``/`` (anything in it), or a list of these.
+    :param path: names of what to watch, literal, relative to the connection's base path: a path, a row of another
+        task, or a list of these; a text that ends with ``/`` means any file in that directory.
+    :param pattern: globs (``**`` too), in place of ``path``: a text or a list.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``.
     :param poke_interval: seconds between two looks.
     :param stable_for: seconds for which a file's size and time must not have changed.
@@ -144,21 +147,24 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     :param min_size: bytes a file must have.
     :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
         the file's suffix.
-    :param ignore: patterns of names that do not count, of files and of folders that ``*`` or ``**`` leads into; by
-        default the names programs give to unfinished files. A file named by its plain path always counts.
+    :param include: globs of file names; of what a directory or pattern finds, only these count.
+    :param exclude: globs of names that do not count, of files and of directories that a wildcard leads into; by default
+        the names programs give to unfinished files. A file given by name always counts.
     """
 
     def __init__(
         self,
-        path: str | os.PathLike[str] | Sequence[str],
+        path: Names | None = None,
         sftp_conn_id: str = SFTPBackendHook.default_conn_name,
         poke_interval: float = 10.0,
         stable_for: float = 10.0,
         *,
+        pattern: Patterns | None = None,
         changed: bool = False,
         min_size: int = 0,
         done_file: str | None = None,
-        ignore: str | Sequence[str] = TEMPORARY_NAMES,
+        include: Globs | None = None,
+        exclude: Globs | None = TEMPORARY_NAMES,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
         self.sftp_conn_id = sftp_conn_id
@@ -166,12 +172,14 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         self.changed = changed
         self._observed: Observed = {}
         self._warning = ""
+        require_one(path, pattern, "path")
         self.condition = Condition(
-            patterns(path),
+            **selected(parse_names(path, "path") if pattern is None else parse_patterns(pattern)),
             min_size=min_size,
             stable_for=stable_for,
             done_file=done_file,
-            ignore=(ignore,) if isinstance(ignore, str) else tuple(ignore),
+            include=parse_globs(include, "include"),
+            exclude=parse_globs(exclude, "exclude"),
         )
         if poke_interval <= 0:
             raise InvalidArgument(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
@@ -179,22 +187,32 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Its class and arguments; no secret is among them."""
         return f"{__name__}.{type(self).__name__}", {
-            "path": list(self.condition.patterns),
+            "path": self._path(),
+            "pattern": list(self.condition.patterns) or None,
             "sftp_conn_id": self.sftp_conn_id,
             "poke_interval": self.poke_interval,
             "stable_for": self.condition.stable_for,
             "changed": self.changed,
             "min_size": self.condition.min_size,
             "done_file": self.condition.done_file,
-            "ignore": list(self.condition.ignore),
+            "include": list(self.condition.include),
+            "exclude": list(self.condition.exclude),
         }
+
+    def _path(self) -> list[dict[str, str] | str] | None:
+        """Return the argument that means the same: each name as a row, which is literal whatever it looks like."""
+        names = [{"path": name} for name in self.condition.names]
+        return [*names, *self.condition.directories] or None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
-        watched = "\n".join([self.sftp_conn_id, *self.condition.patterns])
+        wanted = self.condition
+        watched = json.dumps([self.sftp_conn_id, wanted.names, wanted.directories, wanted.patterns])
         memory = Memory(watched, getattr(self, "asset_state_store", None), self.log.warning)
-        names = ", ".join(self.condition.patterns)
+        names = ", ".join(wanted.described)
         self.log.info("watching for new files of %s on connection %r", names, self.sftp_conn_id)
+        for name in wanted.suspicious:
+            self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
         connection = SharedConnection.join(self.sftp_conn_id)
         trouble = ""
         try:

@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-import os
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from functools import lru_cache
-from itertools import takewhile
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ._arguments import InvalidArgument
+from ._file_filters import TEMPORARY_NAMES, FileFilters
+from ._path_arguments import Selection, check_relative, everything_in, has_wildcard, split_pattern
 from .backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
-from .plans import BLANK, is_glob, paths
+from .plans import BLANK, directory_error
 
 if TYPE_CHECKING:
     from .backend import SFTPBackend
 
-TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp", "*.crdownload")
-"""Names that programs give to files they have not finished writing."""
-
 Row = dict[str, Any]  # plain JSON: path, size in bytes, modified_at in ISO 8601 or None
 Observed = dict[str, list[Any]]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
-
-
-def patterns(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> tuple[str, ...]:
-    """What an argument says to wait for: ``inbox/`` stands for anything in it. Raises as `paths` does."""
-    return tuple(f"{one}**" if one.endswith("/") else one for one in paths(path, "path"))
 
 
 def after(newer_than: object) -> str | None:
@@ -59,23 +48,27 @@ def after(newer_than: object) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What is waited for: ``min_files`` files that fit ``patterns`` and each satisfy the rest.
+    """What is waited for: ``min_files`` files that are selected and each satisfy the rest.
 
+    ``names`` are literal paths; ``directories``, literal too, mean any file below them; ``patterns`` are globs.
     ``min_size`` in bytes; ``newer_than`` as `after` gives it; ``stable_for`` seconds without a change
     of size or time; ``done_file`` the name of a file that must stand beside each, ``{name}`` being that of the file
-    itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``ignore`` patterns of names that
-    do not count, of files and of folders that ``*`` or ``**`` leads into.
+    itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``include`` and ``exclude`` as
+    in `FileFilters`: they decide over what directories and patterns find, not over ``names``.
 
     Raises InvalidArgument, which names the argument, for what no file can satisfy.
     """
 
-    patterns: tuple[str, ...]
+    names: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
     min_files: int = 1
     min_size: int = 0
     newer_than: str | None = None
     stable_for: float = 0.0
     done_file: str | None = None
-    ignore: tuple[str, ...] = TEMPORARY_NAMES
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = TEMPORARY_NAMES
 
     def __post_init__(self) -> None:
         _check_number("min_files", self.min_files, 1, whole=True)
@@ -84,20 +77,40 @@ class Condition:
         _check_done_file(self.done_file)
 
     @property
-    def plain_path(self) -> str | None:
-        """The one path it names; None if there may be several."""
-        return self.patterns[0] if len(self.patterns) == 1 and not is_glob(self.patterns[0]) else None
+    def is_one_name(self) -> bool:
+        """True if it waits for one file of which the name is known."""
+        return len(self.names) == 1 and not self.searches
+
+    @property
+    def searches(self) -> tuple[str, ...]:
+        """The patterns to search for, those of the directories among them."""
+        return (*map(everything_in, self.directories), *self.patterns)
 
     @property
     def place(self) -> frozenset[str]:
         """Where a look for it leads: folders, and patterns that lead into more than one."""
-        folders = ((pattern, *pattern.rpartition("/")[::2]) for pattern in self.patterns)
-        return frozenset(pattern if name == "**" or is_glob(folder) else folder for pattern, folder, name in folders)
+        places = {name.rpartition("/")[0] for name in self.names}
+        for pattern in self.searches:
+            above, rest = split_pattern(pattern)
+            places.add(pattern if "/" in rest or rest == "**" else above)
+        return frozenset(places)
 
     @property
     def folders(self) -> list[str]:
         """The folders it names, in which or below which it looks, each with a slash; "" is the base path."""
-        return sorted({_start(_normal(pattern)) for pattern in self.patterns})
+        named = [name.rpartition("/")[0] for name in self.names]
+        named += [split_pattern(pattern)[0] for pattern in self.searches]
+        return sorted({f"{path}/" if (path := _normal(folder)) else "" for folder in named})
+
+    @property
+    def described(self) -> list[str]:
+        """The names, directories and patterns, as they were specified."""
+        return [*self.names, *(f"{directory.rstrip('/')}/" for directory in self.directories), *self.patterns]
+
+    @property
+    def suspicious(self) -> list[str]:
+        """The names that have wildcards, and so may be meant as patterns."""
+        return [name for name in (*self.names, *self.directories) if has_wildcard(name)]
 
     def done_files(self, files: Iterable[FileInfo]) -> set[str]:
         """The done files that are to stand beside these."""
@@ -105,12 +118,32 @@ class Condition:
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, for `from_json`."""
-        return {**asdict(self), "patterns": list(self.patterns), "ignore": list(self.ignore)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Condition:
         """What `as_json` gave."""
-        return cls(**{**values, "patterns": tuple(values["patterns"]), "ignore": tuple(values["ignore"])})
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**arguments)
+
+
+class SelectedPaths(TypedDict):
+    """The arguments of `Condition` that say what is waited for."""
+
+    names: tuple[str, ...]
+    directories: tuple[str, ...]
+    patterns: tuple[str, ...]
+
+
+def selected(selection: Selection) -> SelectedPaths:
+    """Return what a selection means, as arguments of `Condition`."""
+    return {
+        "names": tuple(name.path for name in selection.names if not name.is_directory),
+        "directories": tuple(name.path for name in selection.names if name.is_directory),
+        "patterns": selection.patterns,
+    }
 
 
 def _check_number(name: str, value: object, least: int, *, whole: bool = False) -> None:
@@ -153,47 +186,77 @@ Seen = tuple[list[FileInfo], set[str]]
 
 
 def look(backend: SFTPBackend, condition: Condition) -> Seen:
-    """Looks for one condition. A plain path is asked for by `exists`."""
-    plain = condition.plain_path
-    if plain is None:
-        files = backend.find(*condition.patterns)
-    else:
-        try:
-            files = [backend.get_file_info(plain)] if backend.exists(plain) else []
-        except NotFound:  # it went between the two questions
-            files = []
-    wanted = condition.done_files(files)
-    return files, _there(wanted, _ask_for(backend, wanted))
+    """Looks for one condition. One name is asked for by `exists`.
+
+    Raises what keeps it from being looked for, such as a name that is a directory's.
+    """
+    is_refused = _ambiguous(condition, backend.resolve("").native_path) is not None
+    if condition.is_one_name and not is_refused and not backend.exists(*condition.names):
+        return [], set()
+    (seen,) = look_for_all(backend, [condition])
+    if isinstance(seen, SFTPBackendError):
+        raise seen
+    return seen
 
 
 def look_for_all(backend: SFTPBackend, conditions: Sequence[Condition]) -> list[Seen | SFTPBackendError]:
-    """Looks for each condition as `look` does, but asks for all plain paths at once and lists no folder twice.
+    """Looks for each condition, but asks for all names at once and lists no folder twice.
 
     An outcome for each, in order. Raises BackendUnavailable.
     """
-    found = _found_by_patterns(
-        backend, list(dict.fromkeys(one.patterns for one in conditions if one.plain_path is None))
+    base_path = backend.resolve("").native_path
+    refused = {one: error for one in conditions if (error := _ambiguous(one, base_path)) is not None}
+    searched = list(dict.fromkeys(one.searches for one in conditions if one.searches and one not in refused))
+    found = _found_by_patterns(backend, searched)
+    named = _ask_for(
+        backend, list(dict.fromkeys(name for one in conditions if one not in refused for name in one.names))
     )
-    for path, outcome in _ask_for(
-        backend, {one.plain_path for one in conditions if one.plain_path is not None}
-    ).items():
-        if isinstance(outcome, FileInfo):
-            found[path,] = [outcome]
-        else:
-            found[path,] = [] if isinstance(outcome, NotFound) else outcome
-    files = [found[condition.patterns] for condition in conditions]
+    files = [refused.get(one) or _files_of(one, named, found) for one in conditions]
     wanted = [
         set[str]() if isinstance(some, SFTPBackendError) else condition.done_files(some)
         for condition, some in zip(conditions, files, strict=True)
     ]
     asked = _ask_for(backend, set().union(*wanted))
     outcomes: list[Seen | SFTPBackendError] = []
-    for some, names in zip(files, wanted, strict=True):
+    for some, beside in zip(files, wanted, strict=True):
         try:
-            outcomes.append(some if isinstance(some, SFTPBackendError) else (some, _there(names, asked)))
+            outcomes.append(some if isinstance(some, SFTPBackendError) else (some, _there(beside, asked)))
         except SFTPBackendError as error:
             outcomes.append(error)
     return outcomes
+
+
+def _ambiguous(condition: Condition, base_path: str) -> InvalidPath | None:
+    try:
+        for name in (*condition.names, *condition.directories):
+            check_relative(name, base_path, "path")
+        for pattern in condition.patterns:
+            check_relative(pattern, base_path, "pattern")
+    except InvalidPath as error:
+        return error
+    return None
+
+
+def _files_of(
+    condition: Condition,
+    named: Mapping[str, FileInfo | SFTPBackendError],
+    found: Mapping[tuple[str, ...], list[FileInfo] | SFTPBackendError],
+) -> list[FileInfo] | SFTPBackendError:
+    """Return the files of a condition, sorted by path, or why they cannot be told."""
+    files: dict[str, FileInfo] = {}
+    for name in condition.names:
+        outcome = named[name]
+        if isinstance(outcome, FileInfo):
+            files[outcome.path] = outcome
+        elif isinstance(outcome, InvalidPath):
+            return directory_error(name, outcome.server)
+        elif not isinstance(outcome, NotFound):
+            return outcome
+    searched = found[condition.searches] if condition.searches else []
+    if isinstance(searched, SFTPBackendError):
+        return searched
+    files |= {info.path: info for info in searched}
+    return [files[path] for path in sorted(files)]
 
 
 _Infos = dict[str, FileInfo | SFTPBackendError]
@@ -275,18 +338,13 @@ def judge(
 
 def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
     """The files that are meant to be waited for, and the paths that Airflow cannot carry: no UTF-8 text."""
-    named = {_normal(pattern) for pattern in condition.patterns}
+    named = {_normal(name) for name in condition.names}
     done_files = {_normal(one) for one in condition.done_files(files)}
-    ignored = _fitting(condition.ignore)
-    said = _fitting(tuple(sorted({folder for one in named for folder in one.split("/")[:-1] if folder.strip("*?")})))
-    passed_over: dict[str, bool] = {}
+    accepts = FileFilters(condition.include, condition.exclude).accepting(condition.searches)
     counted: list[FileInfo] = []
     unspeakable: list[str] = []
     for info in files:
-        folder = info.path[: -len(info.name)]
-        if folder not in passed_over:
-            passed_over[folder] = any(ignored(name) and not said(name) for name in folder.split("/")[:-1])
-        if info.path not in named and (info.path in done_files or ignored(info.name) or passed_over[folder]):
+        if info.path not in named and (info.path in done_files or not accepts(info.path)):
             continue
         if not info.path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in info.path):
             unspeakable.append(info.path)
@@ -295,20 +353,8 @@ def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[
     return counted, unspeakable
 
 
-def _start(pattern: str) -> str:
-    """The folders that a pattern names, each with a slash."""
-    named = takewhile(lambda segment: not is_glob(segment), pattern.split("/")[:-1])
-    return "".join(f"{segment}/" for segment in named)
-
-
 def _normal(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-@lru_cache(maxsize=256)
-def _fitting(names: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
-    """Tells whether a name fits one of these."""
-    return re.compile("|".join(map(fnmatch.translate, names)) if names else "(?!)").match
 
 
 def _newness(condition: Condition) -> Callable[[datetime | None], bool]:

@@ -13,7 +13,7 @@ from airflow_sftp_backend.sensors import SFTPFileSensor
 
 with DAG(dag_id="deferred_wait", schedule=None, catchup=False, doc_md=__doc__) as dag:
     arrived = SFTPFileSensor(
-        task_id="wait_for_archive", path="archive/**", min_files=1, deferrable=True, poke_interval=1, timeout=300
+        task_id="wait_for_archive", pattern="archive/**", min_files=1, deferrable=True, poke_interval=1, timeout=300
     )
 
     @task

@@ -19,10 +19,10 @@ with DAG(
 ) as dag:
 
     @task
-    def list_archive() -> list[str]:
-        """Paths of the files to fetch."""
+    def list_archive() -> list[dict[str, str]]:
+        """Rows of the files to fetch; an operator takes their paths literally."""
         with SFTPBackendHook().backend() as backend:
-            return [info.path for info in backend.find("archive/**")]
+            return [{"path": info.path} for info in backend.find("archive/**")]
 
     SFTPDownloadOperator.partial(
         task_id="fetch", target="{{ params.into }}/", if_exists="skip_same", verify="sha256"

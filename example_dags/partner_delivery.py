@@ -27,16 +27,15 @@ with DAG(
     catchup=False,
     max_active_runs=1,  # two runs at once would wait for the same files
     params={"into": Param("/tmp/deliveries", type="string", description="Local folder the files land in")},  # noqa: S108
-    render_template_as_native_obj=True,
     doc_md=__doc__,
 ) as dag:
-    waited_for = "{{ ti.xcom_pull('wait') | map(attribute='path') | list }}"  # these files, and none that come later
     claimed = "working/{{ dag_run.run_after | ts_nodash }}/"  # a run's id may hold what is no name on some servers
 
     wait = SFTPFileSensor(
-        task_id="wait", path="inbox/*.csv", stable_for=1, poke_interval=1, timeout=300, deferrable=True
+        task_id="wait", pattern="inbox/*.csv", stable_for=1, poke_interval=1, timeout=300, deferrable=True
     )
-    claim = SFTPMoveOperator(task_id="claim", source=waited_for, target=claimed, if_exists="number")
+    # wait.output: these files, and none that come later
+    claim = SFTPMoveOperator(task_id="claim", source=wait.output, target=claimed, if_exists="number")
     fetch = SFTPDownloadOperator(
         task_id="fetch", source=claimed, target="{{ params.into }}/{{ run_id }}/", if_exists="replace"
     )
@@ -53,11 +52,14 @@ with DAG(
             count += len(rows)
         return count
 
-    archive = SFTPMoveOperator(task_id="archive", source=claimed, target="archive/{date}/{name}", if_exists="number")
+    archive = SFTPMoveOperator(
+        task_id="archive", source=claimed, target="archive/", rename="{date}/{name}", if_exists="number"
+    )
     quarantine = SFTPMoveOperator(
         task_id="quarantine",
         source=claimed,
-        target="quarantine/{date}/{name}",
+        target="quarantine/",
+        rename="{date}/{name}",
         if_exists="number",
         missing_ok=True,  # what is archived is gone
     ).as_teardown(setups=wait)

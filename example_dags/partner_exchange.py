@@ -15,16 +15,15 @@ with DAG(
     schedule=None,
     catchup=False,
     params={"orders": Param("/tmp/orders", type="string", description="Local folder whose files are sent")},  # noqa: S108
-    render_template_as_native_obj=True,
     doc_md=__doc__,
 ) as dag:
-    send = SFTPUploadOperator(task_id="send_orders", source="{{ params.orders }}", target="outbox/")
+    send = SFTPUploadOperator(task_id="send_orders", source="{{ params.orders }}/", target="outbox/")
     receipt = SFTPFileSensor(
-        task_id="wait_for_receipt", path="inbox/receipt-*.csv", stable_for=1, poke_interval=1, timeout=300
+        task_id="wait_for_receipt", pattern="inbox/receipt-*.csv", stable_for=1, poke_interval=1, timeout=300
     )
     archive = SFTPMoveOperator(
         task_id="archive_receipt",
-        source="{{ ti.xcom_pull('wait_for_receipt') | map(attribute='path') | list }}",
+        source=receipt.output,
         target="archive/{{ dag_run.run_after | ds }}/",
     )
     clear = SFTPDeleteOperator(task_id="clear_outbox", path="outbox/")

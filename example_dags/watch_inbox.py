@@ -30,27 +30,28 @@ inbox = Asset(
 with DAG(dag_id="watch_inbox", schedule=[inbox], catchup=False, doc_md=__doc__) as dag:
 
     @task(inlets=[inbox])
-    def arrived(**context: Any) -> list[list[str]]:
-        """Paths of the files this run was started for: each for itself, or several together if there are very many."""
-        paths = [file["path"] for file in new_files(context)]  # type: ignore[arg-type] # Context is what it is at run time
-        return [paths[first::MAPPED] for first in range(min(len(paths), MAPPED))]
+    def arrived(**context: Any) -> list[list[dict[str, Any]]]:
+        """Rows of the files this run was started for: each for itself, or several together if there are very many."""
+        files = new_files(context)  # type: ignore[arg-type] # Context is what it is at run time
+        return [files[first::MAPPED] for first in range(min(len(files), MAPPED))]
 
     @task
-    def process(paths: list[str]) -> list[str]:
-        """Counts the lines of files; yours goes here. Their paths are what is archived."""
+    def process(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Counts the lines of files; yours goes here. The rows are what is archived."""
         with SFTPBackendHook().backend() as backend:
-            for path in paths:
-                log.info("%s has %d lines", path, len(backend.read_bytes(path).splitlines()))
-        return paths
+            for file in files:
+                log.info("%s has %d lines", file["path"], len(backend.read_bytes(file["path"]).splitlines()))
+        return files
 
     @task_group
-    def handle(paths: list[str]) -> None:
+    def handle(files: list[dict[str, Any]]) -> None:
         """One file from the inbox to the archive."""
         SFTPMoveOperator(
             task_id="archive",
-            source=process(paths),  # type: ignore[arg-type] # an XComArg stands for what it will hold
-            target="archive/{date}/{name}",
+            source=process(files),
+            target="archive/",
+            rename="{date}/{name}",
             if_exists="number",
         )
 
-    handle.expand(paths=arrived())
+    handle.expand(files=arrived())

@@ -70,6 +70,7 @@ def test_the_example_without_airflow_moves_files(
     folder, here = asyncssh_plain.fresh(), tmp_path / "here"
     (folder.path / "inbox/deep").mkdir(parents=True)
     (folder.path / "inbox/deep/a.csv").write_bytes(b"content")
+    (folder.path / "inbox/a.csv").write_bytes(b"another of that name")
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh/known_hosts").write_text(asyncssh_plain.known_hosts)
     here.mkdir()
@@ -86,8 +87,10 @@ def test_the_example_without_airflow_moves_files(
         assert named in code
         code = code.replace(named, real)
     exec(compile(code, "README.md", "exec"), {})  # noqa: S102 - our own text
-    assert (here / "a.csv").read_bytes() == b"content"
-    assert (folder.path / "archive/a.csv").read_bytes() == b"content"
+    assert (here / "inbox/deep/a.csv").read_bytes() == b"content"
+    assert (here / "inbox/a.csv").read_bytes() == b"another of that name"
+    assert (folder.path / "archive/inbox/a.csv").read_bytes() == b"another of that name"
+    assert (folder.path / "archive/inbox/deep/a.csv").read_bytes() == b"content"
     assert (folder.path / "outbox/report.csv").read_bytes() == b"report"
     assert not (folder.path / "inbox/deep/a.csv").exists()
 

@@ -30,8 +30,9 @@ FLOORS = (
     {"hooks"},
     {"sources"},
     {"_state_store"},
-    {"connection", "assets", "ends", "killed", "masking", "progress"},
-    {"_arguments"},
+    {"connection", "assets", "ends", "masking", "progress"},
+    {"_file_filters", "_path_arguments"},
+    {"_arguments", "killed"},
     {"fields", "keyvault"},
     {"azure_identity"},
     {"backend"},
@@ -61,8 +62,8 @@ FLOORS = (
 
 # Who may name a package or a class of one, anywhere in the room; nobody may who is not listed.
 AIRFLOW_ROOMS = {
-    "_state_store", "arrivals", "assets", "cli", "ends", "hooks", "lineage", "masking", "memory", "operators._base",
-    "sensors", "sources", "triggers", "tries",
+    "_path_arguments", "_state_store", "arrivals", "assets", "cli", "ends", "hooks", "lineage", "masking", "memory",
+    "operators._base", "sensors", "sources", "triggers", "tries",
 }  # fmt: skip
 AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {

@@ -237,19 +237,19 @@ class SFTPBackend(FileTransfers):
             if found.is_folder or found.is_file
         )
 
-    def find(self, *patterns: str) -> list[FileInfo]:
-        """The files that fit any of the patterns, sorted by key; a plain path fits itself.
+    def find(self, *patterns: str | FileInfo) -> list[FileInfo]:
+        """Find the files that match any of the patterns.
 
-        ``*``, ``?`` and ``[...]`` work within a segment, ``**`` stands for any number of folders. Each folder is
-        listed once, and only those that can hold a match. Raises InvalidPath for ``..``.
+        :param patterns: globs: ``*``, ``?`` and ``[...]`` within a segment, ``**`` across directories; ``glob.escape``
+            makes a name a pattern of its own. A `FileInfo` means the file of exactly that path.
+        :returns: the files, sorted by path; each directory is listed once, and only if it can hold a match.
+        :raises InvalidPath: for ``..`` in a pattern.
         """
         with self._door.named():
-            return _tree.find(
-                self._session.call, self._door.jail.root, [_tree.Pattern.parse(text) for text in patterns]
-            )
+            return _tree.find(self._session.call, self._door.jail.root, map(_tree.Pattern.of, patterns))
 
     def find_each(
-        self, groups: Sequence[Sequence[str]], *, return_exceptions: bool = False
+        self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool = False
     ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
         """What `find` gives for each group of patterns, with one search for all. Failures as in `upload_many`: a folder
         that is refused fails the groups that must look into it."""

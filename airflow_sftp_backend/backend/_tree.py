@@ -7,6 +7,7 @@ Links found on the way are never entered.
 from __future__ import annotations
 
 import fnmatch
+import glob
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -319,16 +320,24 @@ def _folder_removed(call: Call, folder: JailedPath) -> list[SFTPBackendError]:
 # -- patterns ---------------------------------------------------------------------------------------------------------
 
 _WILDCARD: Final = re.compile(r"[*?[]")
+_ESCAPED: Final = re.compile(r"\[([*?[])\]")
+"""A wildcard made literal, as `glob.escape` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
     """A glob over keys: ``*``, ``?`` and ``[...]`` within a segment, ``**`` as a segment for any number of folders.
 
+    ``[*]``, ``[?]`` and ``[[]``, as `glob.escape` writes them, are those characters.
     Raises InvalidPath for ``..``, NUL and what is no Unicode text.
     """
 
     segments: tuple[str, ...]
+
+    @classmethod
+    def of(cls, wanted: str | FileInfo) -> Pattern:
+        """Return the pattern of a text, or the one that matches the path of a file and nothing else."""
+        return cls.parse(glob.escape(wanted.path) if isinstance(wanted, FileInfo) else wanted)
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
@@ -344,7 +353,7 @@ class Pattern:
     @property
     def is_literal(self) -> bool:
         """True without wildcards."""
-        return all(_is_plain(segment) for segment in self.segments)
+        return all(_plain_name(segment) is not None for segment in self.segments)
 
     def matches(self, key: str) -> bool:
         """True if the whole key fits."""
@@ -378,7 +387,8 @@ def _ends_with(rest: Rest, name: str) -> bool:
 
 
 def _fits(segment: str, name: str) -> bool:
-    return segment == name if _is_plain(segment) else _matcher(segment)(name) is not None
+    plain = _plain_name(segment)
+    return plain == name if plain is not None else _matcher(segment)(name) is not None
 
 
 @lru_cache(maxsize=1 << 14)
@@ -387,8 +397,11 @@ def _matcher(segment: str) -> Callable[[str], re.Match[str] | None]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _is_plain(segment: str) -> bool:
-    return _WILDCARD.search(segment) is None
+def _plain_name(segment: str) -> str | None:
+    """Return the one name that a segment matches; None if its wildcards may match several."""
+    if _WILDCARD.search(_ESCAPED.sub("", segment)) is not None:
+        return None
+    return _ESCAPED.sub(r"\1", segment)
 
 
 class _Group:
@@ -422,7 +435,7 @@ def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[File
 
 
 def find_each(
-    call: Call, root: JailedPath, groups: Sequence[Sequence[str]]
+    call: Call, root: JailedPath, groups: Sequence[Sequence[str | FileInfo]]
 ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
     """What `find` gives or raises for each group of patterns, with one search for all of them.
 
@@ -432,7 +445,7 @@ def find_each(
     for texts in groups:
         group, parsed = _Group(), list[Pattern]()
         try:
-            parsed += map(Pattern.parse, texts)
+            parsed += map(Pattern.of, texts)
         except InvalidPath as error:
             group.error = error
         asked.append((group, parsed))
@@ -481,11 +494,12 @@ def _search_level(call: Call, tally: ListingTally, level: dict[JailedPath, _Want
     plain: dict[JailedPath, set[_Group]] = {}
     listed: dict[JailedPath, _Wanted] = {}
     for folder, wanted in level.items():
-        if not all(_is_plain(rest[0]) for rest in wanted):
+        names = {rest: name for rest in wanted if (name := _plain_name(rest[0])) is not None}
+        if len(names) < len(wanted):
             listed[folder] = wanted
             continue
         for rest, groups in wanted.items():
-            place = folder.child(rest[0])
+            place = folder.child(names[rest])
             if len(rest) == 1:
                 plain[place] = groups
             else:
@@ -503,7 +517,7 @@ def _search_level(call: Call, tally: ListingTally, level: dict[JailedPath, _Want
             continue
         if isinstance(outcome, SFTPBackendError | OSError):
             for rest, groups in wanted.items():
-                if _is_plain(rest[0]):  # can be asked for without a listing
+                if _plain_name(rest[0]) is not None:  # can be asked for without a listing
                     below.setdefault(folder, {})[rest] = groups
                 else:
                     _fail(groups, outcome)
@@ -515,7 +529,7 @@ def _search_level(call: Call, tally: ListingTally, level: dict[JailedPath, _Want
 
 def _goes_on(wanted: _Wanted) -> bool:
     """True if a pattern leads on into folders that it does not name."""
-    return any(rest[0] == "**" or (len(rest) > 1 and not _is_plain(rest[0])) for rest in wanted)
+    return any(rest[0] == "**" or (len(rest) > 1 and _plain_name(rest[0]) is None) for rest in wanted)
 
 
 def _match(found: Found, wanted: _Wanted, below: dict[JailedPath, _Wanted]) -> None:
@@ -531,6 +545,6 @@ def _match(found: Found, wanted: _Wanted, below: dict[JailedPath, _Wanted]) -> N
     if not found.is_folder:
         return
     for rest, groups in wanted.items():
-        if found.own.is_folder or _is_plain(rest[0]):
+        if found.own.is_folder or _plain_name(rest[0]) is not None:
             for after in _into(rest, name):
                 below.setdefault(found.place, {}).setdefault(after, set()).update(groups)

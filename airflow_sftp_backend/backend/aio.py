@@ -146,12 +146,12 @@ class SyncBackendAdapter:
         """See `SFTPBackend.iter_children`."""
         return await self._call(lambda: list(self._backend.iter_children(path)))
 
-    async def find(self, *patterns: str) -> list[FileInfo]:
+    async def find(self, *patterns: str | FileInfo) -> list[FileInfo]:
         """See `SFTPBackend.find`."""
         return await self._call(self._backend.find, *patterns)
 
     async def find_each(
-        self, groups: Sequence[Sequence[str]], *, return_exceptions: bool = False
+        self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool = False
     ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
         """See `SFTPBackend.find_each`."""
         return await self._call(self._backend.find_each, groups, return_exceptions=return_exceptions)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +10,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 from airflow.sdk import BaseOperator
 
 from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._file_filters import FileFilters, parse_globs
+from airflow_sftp_backend._path_arguments import (
+    End,
+    Globs,
+    Names,
+    Patterns,
+    Selection,
+    Target,
+    check_relative,
+    parse_names,
+    parse_patterns,
+    require_one,
+)
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BackendUnavailable,
-    InvalidPath,
-    NotFound,
     SFTPBackendError,
     WriteResult,
 )
@@ -24,7 +34,7 @@ from airflow_sftp_backend.ends import Outcome, Verify, same_digest
 from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.killed import Killable
 from airflow_sftp_backend.lineage import Deed, deeds, facets, tell_assets
-from airflow_sftp_backend.plans import IfExists, Step, is_glob, unspeakable
+from airflow_sftp_backend.plans import IfExists, Step, unspeakable
 from airflow_sftp_backend.progress import ProgressLog, counted, duration, quantity
 from airflow_sftp_backend.tries import Row, Try
 
@@ -36,7 +46,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Failures = list[SFTPBackendError | OSError]
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class FileOperator(Killable, BaseOperator):
@@ -45,12 +54,27 @@ class FileOperator(Killable, BaseOperator):
     ui_color = "#dbe9f6"
     _action: ClassVar[Literal["uploaded", "downloaded", "moved", "deleted"]]
 
+    _names: ClassVar[str] = "source"
+    """The argument that takes names; ``pattern`` takes globs."""
+
     def __init__(
-        self, *, sftp_conn_id: str = SFTPBackendHook.default_conn_name, dry_run: bool = False, **kwargs: Any
+        self,
+        *,
+        pattern: Patterns | None = None,
+        include: Globs | None = None,
+        exclude: Globs | None = None,
+        sftp_conn_id: str = SFTPBackendHook.default_conn_name,
+        dry_run: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.pattern = pattern
+        self._by_pattern = pattern is not None
+        self.include = include
+        self.exclude = exclude
         self.sftp_conn_id = sftp_conn_id
         self.only_plan = dry_run
+        self._filters = FileFilters(parse_globs(include, "include"), parse_globs(exclude, "exclude"))
         self._done: Sequence[Deed] = ()
         self._progress: ProgressLog | None = None
 
@@ -76,6 +100,32 @@ class FileOperator(Killable, BaseOperator):
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
         """What was read and written, for Airflow's OpenLineage provider; also of a task that failed over some files."""
         return facets(self._done)
+
+    def _selected(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
+        """Return what the arguments select, once their templates are rendered.
+
+        :raises InvalidArgument: for what is empty or neither text nor row nor list, and for filters of names.
+        :raises InvalidPath: for a path on the server that repeats the base path.
+        """
+        if self._by_pattern:
+            selection = parse_patterns(self.pattern)
+        else:
+            selection = parse_names(getattr(self, self._names), self._names, end=end, none_ok=none_ok)
+        if self._filters and not selection.searches and selection.names:
+            raise InvalidArgument(
+                f"include and exclude filter what a directory or a pattern finds; {self._names} names files, which are"
+                " not filtered"
+            )
+        if end == "server":
+            for name in selection.names:
+                self._check_relative(backend, name.path, self._names)
+            for pattern in selection.patterns:
+                self._check_relative(backend, pattern, "pattern")
+        return selection
+
+    @staticmethod
+    def _check_relative(backend: SFTPBackend, path: str, argument: str) -> None:
+        check_relative(path, backend.resolve("").native_path, argument)
 
     @abstractmethod
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
@@ -107,13 +157,13 @@ class FileOperator(Killable, BaseOperator):
 class TransferOperator(FileOperator):
     """What upload and download share."""
 
-    template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
+    template_fields: Sequence[str] = ("source", "pattern", "target", "sftp_conn_id")
 
     def __init__(
         self,
         *,
-        source: Paths,
-        target: str | os.PathLike[str],
+        source: Names | None = None,
+        target: Target,
         if_exists: IfExists = "fail",
         create_parents: bool = True,
         verify: Verify = "size",
@@ -125,6 +175,7 @@ class TransferOperator(FileOperator):
         self.if_exists = if_exists
         self.create_parents = create_parents
         self.verify = verify
+        require_one(source, self.pattern, "source")
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
 
@@ -166,23 +217,6 @@ def speakable(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tupl
     """Those whose names Airflow can be told, and why it cannot be told of the others, which are left as they are."""
     refused = {item: error for item in items if (error := unspeakable(*names(item))) is not None}
     return [item for item in items if item not in refused], [*refused.values()]
-
-
-def missing_failures(backend: SFTPBackend, names: Sequence[str], *, ok: bool) -> Failures:
-    """What is wrong with names that no file on the server fits: a folder without its slash, or, unless that is ``ok``,
-    nothing there."""
-    failures: Failures = []
-    for name in names:
-        if not is_glob(name) and not name.endswith("/") and backend.is_folder(name):
-            message = "it is a folder; end its name with '/' if that is meant"
-            failures.append(InvalidPath(message, path=name, server=backend.address))
-        elif not ok:
-            failures.append(not_found(backend, name))
-    return failures
-
-
-def not_found(backend: SFTPBackend, name: str) -> NotFound:
-    return NotFound("no file on the server fits", path=name, server=backend.address)
 
 
 def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:

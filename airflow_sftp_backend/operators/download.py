@@ -6,14 +6,15 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import WriteResult
 from airflow_sftp_backend.backend._regular_files import name_ends
 from airflow_sftp_backend.ends import Outcome, fetch_object, is_url, size_of
-from airflow_sftp_backend.plans import Step, downloads, on_server, one_path, paths
+from airflow_sftp_backend.plans import Step, downloads, missing_error, on_server
 from airflow_sftp_backend.progress import ProgressLog
 from airflow_sftp_backend.tries import Row, Try
 
-from ._base import Failures, TransferOperator, not_found, result_row, speakable
+from ._base import Failures, TransferOperator, result_row, speakable
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
 class SFTPDownloadOperator(TransferOperator):
     """Fetches files from an SFTP server; each local file appears only when it is whole.
 
-    :param source: what to fetch, relative to the connection's base path: a path, a glob (``**`` too), a folder ending
-        with ``/`` (all it holds), or a list of these. (templated)
-    :param target: local path, or URL of any ``ObjectStoragePath``; a folder if it ends with ``/`` or if ``source`` is
-        anything but one plain path. (templated)
+    :param source: names of what to fetch, literal, relative to the connection's base path: a path, a row of another
+        task, or a list of these; a text that ends with ``/`` means what the directory holds. (templated)
+    :param pattern: globs (``**`` too), in place of ``source``: a text or a list. (templated)
+    :param target: local path, or URL of any ``ObjectStoragePath``, literal; a directory if it ends with ``/`` or if
+        anything but one name is fetched. (templated)
+    :param include: globs of file names; of what a directory or pattern finds, only these count.
+    :param exclude: globs of names, of files and directories, that do not count.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
     :param create_parents: make missing local folders.
@@ -36,10 +40,12 @@ class SFTPDownloadOperator(TransferOperator):
     _action = "downloaded"
 
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
-        sources, target = paths(self.source, "source"), one_path(self.target, "target")
-        found, missing = on_server(backend, sources)
-        failures: Failures = [not_found(backend, name) for name in missing]
-        steps, refused = speakable(downloads(found, sources, target), lambda step: (step.source, step.target))
+        target = parse_target(self.target)
+        selection = self._selected(backend)
+        matches = on_server(backend, selection, self._filters)
+        failures: Failures = [*matches.failures, *(missing_error(backend, selection, name) for name in matches.missing)]
+        planned = downloads(matches.files, selection, target)
+        steps, refused = speakable(planned, lambda step: (step.source, step.target))
         failures += refused
         sizes = {step.target: size for step in steps if (size := size_of(step.target)) is not None}
         pending, rows = self._pending(steps, sizes, "target")

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, get_args
 
+from airflow_sftp_backend._path_arguments import Names, Target, parse_target, require_one
 from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.plans import (
     Found,
     IfExists,
     MoveIfExists,
     Step,
+    check_rename,
     checked,
     crowded_targets,
     literally,
+    missing_error,
     moves,
     numbered,
     numbered_names,
     on_server,
-    one_path,
-    paths,
 )
 from airflow_sftp_backend.tries import Row, Try
 
-from ._base import Failures, FileOperator, Paths, check_choice, distinct_failures, missing_failures, speakable
+from ._base import Failures, FileOperator, check_choice, distinct_failures, speakable
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -35,12 +36,16 @@ _RACES = 20
 class SFTPMoveOperator(FileOperator):
     """Moves files on an SFTP server.
 
-    :param source: what to move: a path, a glob (``**`` too), a folder ending with ``/`` (all files in it), or a list of
-        these. (templated)
-    :param target: path, or a folder if it ends with ``/`` or if ``source`` is anything but one plain path; or, with
-        ``{name}`` or ``{stem}`` in it, the path of each file, such as ``archive/{date}/{name}``. ``{name}`` is the
-        file's name, ``{stem}`` and ``{suffix}`` (``.csv``) its two parts, ``{date}`` the run's date in UTC as
-        2026-01-31, the same in every try. (templated)
+    :param source: names of what to move, literal, relative to the connection's base path: a path, a row of another
+        task, or a list of these; a text that ends with ``/`` means what the directory holds. (templated)
+    :param pattern: globs (``**`` too), in place of ``source``: a text or a list. (templated)
+    :param target: path, literal; a directory if it ends with ``/``, if anything but one name is moved, or if there is
+        a ``rename``. (templated)
+    :param rename: template of what each file is called below the target, such as ``{date}/{stem}-old{suffix}``:
+        ``{name}`` is the file's name, ``{stem}`` and ``{suffix}`` (``.csv``) its two parts, ``{date}`` the run's date
+        in UTC as 2026-01-31, the same in every try. (templated)
+    :param include: globs of file names; of what a directory or pattern finds, only these count.
+    :param exclude: globs of names, of files and directories, that do not count.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same``, which replaces only files of another size, or
         ``number``, which keeps both: ``report.csv`` becomes ``report-1.csv``, or the next number that is free.
@@ -48,27 +53,40 @@ class SFTPMoveOperator(FileOperator):
     :param dry_run: move nothing, return what would be done.
     """
 
-    template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
+    template_fields: Sequence[str] = ("source", "pattern", "target", "rename", "sftp_conn_id")
     _action = "moved"
 
     def __init__(
-        self, *, source: Paths, target: str, if_exists: MoveIfExists = "fail", missing_ok: bool = False, **kwargs: Any
+        self,
+        *,
+        source: Names | None = None,
+        target: Target,
+        rename: str | None = None,
+        if_exists: MoveIfExists = "fail",
+        missing_ok: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.source = source
         self.target = target
+        self.rename = rename
         self.if_exists = if_exists
         self.missing_ok = missing_ok
+        require_one(source, self.pattern, "source")
+        if isinstance(rename, str) and not {"{{", "{%"} & {rename[at : at + 2] for at in range(len(rename))}:
+            check_rename(rename)  # a text with Jinja in it is checked once it is rendered
         check_choice("if_exists", if_exists, [*get_args(IfExists), "number"])
 
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
-        target = one_path(self.target, "target")
-        sources = paths(self.source, "source", none_ok=self.missing_ok)
-        if not sources:
-            return [], []
-        found, missing = on_server(backend, sources)
-        found, failures = speakable(found, lambda one: (one.info.path,))
-        wanted = moves(found, sources, target, attempt.date)
+        target = parse_target(self.target)
+        self._check_relative(backend, target, "target")
+        if self.rename is not None:
+            check_rename(self.rename)
+        selection = self._selected(backend, none_ok=self.missing_ok)
+        matches = on_server(backend, selection, self._filters)
+        found, refused = speakable(matches.files, lambda one: (one.info.path,))
+        failures = matches.failures + refused
+        wanted = moves(found, selection, target, self.rename, attempt.date)
         steps, there = self._plan(backend, wanted)
         skipped = {
             step for step in steps
@@ -78,7 +96,8 @@ class SFTPMoveOperator(FileOperator):
         rows = attempt.finished(backend, [step for step in steps if step not in skipped]) if attempt.again else []
         # a name that fits nothing any more is done if the earlier try has moved what it fitted
         done = attempt.names_of({row["source"] for row in rows})
-        failures += missing_failures(backend, [name for name in missing if name not in done], ok=self.missing_ok)
+        if not self.missing_ok:
+            failures += [missing_error(backend, selection, name) for name in matches.missing if name not in done]
         pending: list[Step] = []
         for step in steps:
             size = there.get(step.target)
@@ -89,8 +108,8 @@ class SFTPMoveOperator(FileOperator):
                 rows.append({"path": step.target, "size": step.size, "action": action, "source": step.source})
             else:
                 pending.append(step)
-        moved, refused = self._move_all(backend, pending, wanted, {one.info.path: one for one in found}, attempt)
-        return rows + moved, failures + refused
+        moved, not_moved = self._move_all(backend, pending, wanted, {one.info.path: one for one in found}, attempt)
+        return rows + moved, failures + not_moved
 
     def _move_all(
         self,

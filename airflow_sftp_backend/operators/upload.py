@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import WriteResult
 from airflow_sftp_backend.ends import Outcome, is_url, send_object, stamp_of
-from airflow_sftp_backend.plans import Step, literally, one_path, paths, uploads
+from airflow_sftp_backend.plans import Step, literally, uploads
 from airflow_sftp_backend.progress import ProgressLog
 from airflow_sftp_backend.tries import Row, Try
 
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
 class SFTPUploadOperator(TransferOperator):
     """Sends files to an SFTP server, each of which appears there only when it is whole.
 
-    :param source: what to send: a local path, a folder (all it holds, but for what a download has not finished), a glob
-        (``**`` too), the URL of any ``ObjectStoragePath``, or a list of these. (templated)
-    :param target: path on the server, relative to the connection's base path; a folder if it ends with ``/`` or if
-        ``source`` is anything but one plain file. (templated)
+    :param source: names of what to send, literal: a local path, the URL of any ``ObjectStoragePath``, a row of another
+        task (of a download its ``target``), or a list of these; a text that ends with ``/`` means what the directory
+        holds. (templated)
+    :param pattern: globs (``**`` too) of local paths or URLs, in place of ``source``: a text or a list. (templated)
+    :param target: path on the server, literal, relative to the connection's base path; a directory if it ends with
+        ``/`` or if anything but one name is sent. (templated)
+    :param include: globs of file names; of what a directory or pattern finds, only these count.
+    :param exclude: globs of names, of files and directories, that do not count.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
     :param create_parents: make missing folders on the server.
@@ -34,10 +39,12 @@ class SFTPUploadOperator(TransferOperator):
     _action = "uploaded"
 
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
-        target = one_path(self.target, "target")
-        steps = uploads(paths(self.source, "source"), target)
+        target = parse_target(self.target)
+        self._check_relative(backend, target, "target")
+        steps, failures = uploads(self._selected(backend, end="local"), target, self._filters)
         steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
-        steps, failures = speakable(steps, lambda step: (step.source, step.target))
+        steps, refused = speakable(steps, lambda step: (step.source, step.target))
+        failures += refused
         looks = self.only_plan or self.if_exists in ("skip", "skip_same")
         there = backend.find(*(literally(step.target) for step in steps)) if looks else []
         pending, rows = self._pending(steps, {info.path: info.size for info in there}, "source")

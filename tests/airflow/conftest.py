@@ -17,6 +17,8 @@ from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
+from airflow_sftp_backend._path_arguments import parse_names, parse_patterns
+from airflow_sftp_backend.waiting import Condition, selected
 from tests.servers import AsyncsshServer, Server
 
 if TYPE_CHECKING:
@@ -149,6 +151,26 @@ def context(try_number: int = 1, state: State | None = None, *, cleared: int = 0
     if state is not None:
         found["task_state_store"] = state
     return cast("Context", found)
+
+
+class Glob:
+    """Patterns, where a test's helper takes names or these."""
+
+    def __init__(self, *patterns: str) -> None:
+        self.patterns = patterns
+
+
+def selecting(wanted: Any, names: str = "source") -> dict[str, Any]:
+    """The argument of an operator or sensor that selects ``wanted``: names, or a `Glob`."""
+    if not isinstance(wanted, Glob):
+        return {names: wanted}
+    return {"pattern": wanted.patterns[0] if len(wanted.patterns) == 1 else list(wanted.patterns)}
+
+
+def waiting_for(path: str, **arguments: Any) -> Condition:
+    """The condition of a wait for a name or, with an asterisk in it, a pattern."""
+    wanted = parse_patterns(path) if "*" in path else parse_names(path, "path")
+    return Condition(**selected(wanted), **arguments)
 
 
 def grow(folder: Path, files: dict[str, bytes]) -> Path:

@@ -213,7 +213,7 @@ def test_a_failed_task_had_one_login_and_left_no_connection(
     tasks, log = ended(process, tmp_path)
     assert process.returncode == 1
     assert [task["state"] for task in tasks.get("given", [])] == ["failed"], log
-    assert "no file on the server fits ('missing.csv' on sftp://127.0.0.1" in log
+    assert "no such file ('missing.csv' on sftp://127.0.0.1" in log
     assert server.logins() == before + 1
 
 

@@ -23,7 +23,7 @@ from airflow.sdk.log import mask_secret
 from airflow_sftp_backend.backend._paths import is_temp_name
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from airflow_sftp_backend.killed import TaskKilled
-from tests.airflow.conftest import Connect, State, grow, held
+from tests.airflow.conftest import Connect, Glob, State, grow, held
 from tests.airflow.supervised import TOP, told
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import AsyncsshServer, SilentLogin, SilentSFTP, StallsAfter, wait_until
@@ -174,7 +174,7 @@ def test_many_files_that_are_moved_or_deleted_are_left_whole_and_the_next_try_go
         state = State()
 
         def operator() -> BaseOperator:
-            return {"move": move("in/*", "out/"), "delete": delete("in/*")}.get(what, delete("in/"))
+            return {"move": move(Glob("in/*"), "out/"), "delete": delete(Glob("in/*"))}.get(what, delete("in/"))
 
         first = operator()
         with killed_when(first, lambda: stalling.requests.total() > 200) as sent:

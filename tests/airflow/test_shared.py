@@ -450,7 +450,7 @@ def test_a_refusal_in_a_round_is_told_to_whom_it_concerns(openssh: OpenSSHServer
     assert [event["status"] for event in (a_folder, plain, pattern, bad, same)] == [
         "failed", "found", "found", "failed", "found",
     ]  # fmt: skip
-    assert "it is a folder" in a_folder["message"]
+    assert "it is a directory" in a_folder["message"]
     assert "'..'" in bad["message"]
     assert plain["files"] == pattern["files"] == same["files"]
 
@@ -529,7 +529,7 @@ def test_done_files_of_one_round_are_each_its_own(remote: Path, server: Asyncssh
 
     async def wait() -> list[dict[str, Any]]:
         found = await start(
-            trigger("a/*", done_file="{name}.done", ignore=("*.done",)),
+            trigger("a/*", done_file="{name}.done", exclude=("*.done",)),
             trigger("b/x", done_file="{name}.done"),
             trigger("c/y", done_file="{name}.ok"),
         )

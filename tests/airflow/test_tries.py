@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_sftp_backend import AlreadyExists
 from airflow_sftp_backend.operators import SFTPUploadOperator
-from tests.airflow.conftest import Connect, State, context, grow, held
+from tests.airflow.conftest import Connect, Glob, State, context, grow, held
 from tests.servers import AsyncsshServer, CurtDropBox, DropBox
 
 from .test_operators import Row, actions, move, run, upload
@@ -40,10 +40,10 @@ def test_a_file_delivered_again_between_two_tries_hides_no_earlier_move(remote: 
     grow(remote, {"in/a.csv": b"abc", "in/b.csv": b"x"})
     way = in_the_way(remote, "work/b.csv")
     with pytest.raises(AirflowFailException):
-        run(move("in/*.csv", "work/"), state=state)
+        run(move(Glob("in/*.csv"), "work/"), state=state)
     shutil.rmtree(way)
     grow(remote, {"in/a.csv": b"new!"})
-    rows = run(move("in/*.csv", "work/", if_exists=if_exists), try_number=2, state=state)
+    rows = run(move(Glob("in/*.csv"), "work/", if_exists=if_exists), try_number=2, state=state)
     assert [row for row in rows if "b.csv" not in row["path"]] == [MOVED, new]
     assert held(remote)["work/a.csv"] == b"abc"
 
@@ -68,7 +68,7 @@ def test_a_file_that_still_waits_is_not_taken_for_moved_because_its_like_is_ther
     assert row["action"] == "skipped"
 
 
-@pytest.mark.parametrize("source", ["in/*.csv", ["in/a.csv", "in/b.csv"]])
+@pytest.mark.parametrize("source", [Glob("in/*.csv"), ["in/a.csv", "in/b.csv"]])
 def test_an_earlier_move_is_known_though_the_same_name_was_refused_since(remote: Path, source: str | list[str]) -> None:
     state = State()
     grow(remote, {"in/a.csv": b"abc", "in/b.csv": b"x"})
@@ -90,7 +90,7 @@ def test_an_earlier_move_is_known_though_the_same_name_was_refused_since(remote:
 def half_sent(remote: Path, local: Path, state: State, **arguments: object) -> SFTPUploadOperator:
     """An upload that has sent a.csv and failed over b.csv, which it would not now; the partner has taken the first."""
     way = in_the_way(remote, "out/b.csv")
-    operator = upload(f"{local}/*.csv", "out/", **arguments)
+    operator = upload(Glob(f"{local}/*.csv"), "out/", **arguments)
     with pytest.raises((AirflowFailException, ExceptionGroup)):
         operator.execute(context(state=state))
     shutil.rmtree(way)
@@ -118,7 +118,7 @@ def test_what_the_partner_has_taken_is_not_delivered_again(remote: Path, local: 
 def test_it_is_known_over_any_number_of_tries(remote: Path, local: Path, if_exists: str, taken_before: int) -> None:
     state = State()
     way = in_the_way(remote, "out/b.csv")
-    operator = upload(f"{local}/*.csv", "out/", if_exists=if_exists)
+    operator = upload(Glob(f"{local}/*.csv"), "out/", if_exists=if_exists)
     for try_number in (1, 2):
         with pytest.raises((AirflowFailException, ExceptionGroup)):
             run(operator, try_number=try_number, state=state)
@@ -175,7 +175,7 @@ def test_an_object_is_known_by_its_bytes(remote: Path, store: str, changed: bool
         ObjectStoragePath(f"{store}/{name}").write_bytes(content)
     state = State()
     way = in_the_way(remote, "out/b.csv")
-    operator = upload(f"{store}/*.csv", "out/")
+    operator = upload(Glob(f"{store}/*.csv"), "out/")
     with pytest.raises(AirflowFailException):
         run(operator, state=state)
     shutil.rmtree(way)
@@ -203,7 +203,7 @@ def test_where_nobody_may_look_what_was_sent_is_not_sent_again(
         folder = box.fresh()
         connect(box, base_path=folder.base_path)
         state = State()
-        operator = upload(f"{local}/*.csv", "/", verify="none")
+        operator = upload(Glob(f"{local}/*.csv"), "/", verify="none")
         way = in_the_way(folder.path, "b.csv")
         with pytest.raises((AirflowFailException, ExceptionGroup)):
             run(operator, state=state)

@@ -15,8 +15,7 @@ import pytest
 from airflow_sftp_backend import FileInfo, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.shared import SharedConnection
 from airflow_sftp_backend.triggers import SFTPFileTrigger
-from airflow_sftp_backend.waiting import Condition
-from tests.airflow.conftest import Connect, grow
+from tests.airflow.conftest import Connect, grow, waiting_for
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import (
     AsyncsshServer,
@@ -29,7 +28,7 @@ Found = list[list[FileInfo] | SFTPBackendError | OSError]
 
 
 def trigger(path: str, conn_id: str = "sftp_backend_default", every: float = 0.1, **condition: Any) -> SFTPFileTrigger:
-    return SFTPFileTrigger(conn_id, Condition((path,), **condition).as_json(), every)
+    return SFTPFileTrigger(conn_id, waiting_for(path, **condition).as_json(), every)
 
 
 async def event(waiting: SFTPFileTrigger) -> dict[str, Any]:
@@ -172,7 +171,7 @@ def test_a_look_that_fails_for_no_known_reason_ends_the_wait_unless_it_is_to_be_
 
     monkeypatch.setattr(SFTPBackend, "find_each", fails)
     path, arguments = SFTPFileTrigger(
-        "sftp_backend_default", Condition(("a*",)).as_json(), 0.1, silent_fail=silent
+        "sftp_backend_default", waiting_for("a*").as_json(), 0.1, silent_fail=silent
     ).serialize()
     assert path.endswith(".SFTPFileTrigger")
     found = run(event(SFTPFileTrigger(**json.loads(json.dumps(arguments)))))
@@ -181,7 +180,7 @@ def test_a_look_that_fails_for_no_known_reason_ends_the_wait_unless_it_is_to_be_
 
 
 def test_a_wait_for_what_cannot_be_fails(remote: Path) -> None:
-    condition = Condition(("a",)).as_json() | {"done_file": "../x"}
+    condition = waiting_for("a").as_json() | {"done_file": "../x"}
     found = run(event(SFTPFileTrigger("sftp_backend_default", condition, 0.1)))
     assert (found["status"], "done_file is the name" in found["message"]) == ("failed", True)
 

@@ -27,12 +27,13 @@ def judged(
     files: list[FileInfo],
     *,
     patterns: tuple[str, ...] = ("in/*",),
+    named: tuple[str, ...] = (),
     done: set[str] | None = None,
     earlier: Observed | None = None,
     now: float = 0,
     **condition: Any,
 ) -> Verdict:
-    return judge(Condition(patterns, **condition), files, done or set(), earlier or {}, now)
+    return judge(Condition(named, patterns=patterns, **condition), files, done or set(), earlier or {}, now)
 
 
 def names(verdict: Verdict) -> list[str]:
@@ -129,7 +130,7 @@ def test_a_done_file_stands_beside_its_file(template: str, path: str, expected: 
 @pytest.mark.parametrize("template", ["{other}.done", "{name}{}", "{date}/{name}"])
 def test_a_done_file_of_unknown_words_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"done_file has \{\w*\} in it, which stands for nothing; there are \{name\}"):
-        Condition(("in/*",), done_file=template)
+        Condition(patterns=("in/*",), done_file=template)
 
 
 @pytest.mark.parametrize("folder", [".tmp", "up.part"])
@@ -137,39 +138,42 @@ def test_what_lies_in_a_folder_of_unfinished_files_does_not_count_unless_that_is
     path = f"in/{folder}/deep/a.csv"
     for pattern in ("in/**", "**/*.csv", "in/*/deep/*", "**/deep/a.csv"):
         assert not judged([file(path)], patterns=(pattern,)).done
-        assert judged([file(path)], patterns=(pattern,), ignore=()).done
+        assert judged([file(path)], patterns=(pattern,), exclude=()).done
     said = (f"*/{folder}/deep/*", f"**/{folder}/**", f"in/{folder[:2]}*/*/a.csv", f"*/?{folder[1:]}/deep/*")
-    for pattern in (f"in/{folder}/**", f"/in//{folder}/*/a.csv", path, *said):
+    for pattern in (f"in/{folder}/**", f"/in//{folder}/*/a.csv", *said):
         assert judged([file(path)], patterns=(pattern,)).done
         assert judged([file(path)], patterns=("in/**", pattern)).done
+    assert judged([file(path)], named=(path,)).done
 
 
 @pytest.mark.parametrize("name", [".hidden", "a.part", "a.tmp", "a.filepart", "a.crdownload"])
 def test_names_of_unfinished_files_do_not_count_unless_named(name: str) -> None:
     path = f"in/{name}"
     assert not judged([file(path)]).done
-    assert judged([file(path)], patterns=(path,)).done
-    assert judged([file(path)], patterns=(f"/{path}",)).done
-    assert judged([file(path)], patterns=(f"./in//{name}",)).done
-    assert judged([file(path)], ignore=()).done
+    assert judged([file(path)], named=(path,)).done
+    assert judged([file(path)], named=(f"/{path}",)).done
+    assert judged([file(path)], named=(f"./in//{name}",)).done
+    assert judged([file(path)], exclude=()).done
 
 
-def test_what_is_ignored_may_be_chosen() -> None:
-    assert names(judged([file("in/a.csv"), file("in/a.done")], ignore=("*.done",))) == ["in/a.csv"]
+def test_what_is_excluded_may_be_chosen() -> None:
+    assert names(judged([file("in/a.csv"), file("in/a.done")], exclude=("*.done",))) == ["in/a.csv"]
 
 
 @pytest.mark.parametrize("path", ["in/x.ok", "in//x.ok", "/in/x.ok"])
 def test_a_done_file_is_no_file_unless_it_is_named(path: str) -> None:
     files, done = [file("in/x"), file("in/x.ok")], {"in/x.ok", "in/x.ok.ok"}
     assert names(judged(files, done_file="{name}.ok", done=done)) == ["in/x"]
-    assert names(judged(files, patterns=("in/*", path), done_file="{name}.ok", done=done)) == ["in/x", "in/x.ok"]
+    assert names(judged(files, named=(path,), done_file="{name}.ok", done=done)) == ["in/x", "in/x.ok"]
     assert names(judged(files[1:], done_file="{name}.ok", done=done)) == ["in/x.ok"]  # it is nobody's
 
 
 def test_one_done_file_for_all_does_not_stand_for_itself() -> None:
     assert names(judged([file("in/READY")], done_file="READY", done={"in/READY"})) == []
     assert names(judged([file("in/READY"), file("in/a")], done_file="READY", done={"in/READY"})) == ["in/a"]
-    assert names(judged([file("in/READY")], patterns=("in/READY",), done_file="READY", done={"in/READY"})) != []
+    assert (
+        names(judged([file("in/READY")], named=("in/READY",), patterns=(), done_file="READY", done={"in/READY"})) != []
+    )
     apart = [file("in/a"), file("in/done/a.ok")]
     assert names(judged(apart, patterns=("in/**",), done_file="done/{name}.ok", done={"in/done/a.ok"})) == ["in/a"]
 
@@ -177,7 +181,7 @@ def test_one_done_file_for_all_does_not_stand_for_itself() -> None:
 @pytest.mark.parametrize("template", ["", " ", "../done/{name}.ok", "ok/", "/ok", "a//b", ".", "a\0", "{name}", 7])
 def test_a_done_file_that_cannot_be_is_refused(template: Any) -> None:
     with pytest.raises(ValueError, match=r"^done_file is the name of ") as caught:
-        Condition(("in/*",), done_file=template)
+        Condition(patterns=("in/*",), done_file=template)
     assert repr(template) in str(caught.value)
 
 
@@ -192,7 +196,7 @@ def test_a_done_file_that_cannot_be_is_refused(template: Any) -> None:
 def test_a_number_that_cannot_be_is_refused(argument: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(ValueError, match=f"^{argument} is a .*, not {re.escape(repr(value))}$"):
-            Condition(("in/*",), **{argument: value})
+            Condition(patterns=("in/*",), **{argument: value})
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
@@ -299,7 +303,7 @@ FILES = st.lists(
 def test_what_is_remembered_may_travel_as_json(
     looks: list[list[FileInfo]], min_files: int, min_size: int, stable_for: int
 ) -> None:
-    condition = Condition(("in/*",), min_files=min_files, min_size=min_size, stable_for=stable_for)
+    condition = Condition(patterns=("in/*",), min_files=min_files, min_size=min_size, stable_for=stable_for)
     travelled = Condition.from_json(json.loads(json.dumps(condition.as_json())))
     assert travelled == condition
     here: Observed = {}

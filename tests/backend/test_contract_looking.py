@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -419,6 +420,21 @@ def test_find_takes_several_patterns_and_gives_each_file_once_sorted(backend: SF
     found = backend.find("**/*.csv", "a.*", "b.csv", "missing.csv")
     assert [file.path for file in found] == ["a.csv", "b.csv", "in/c.csv"]
     assert found[0] == backend.get_file_info("a.csv")
+
+
+NEIGHBOURS = ("in/r1.csv", "in/r[1].csv", "in/r*.csv", "in/rr.csv", "in/r?.csv", "i[n]/r[1].csv", "in/[[]", "in/[")
+
+
+@pytest.mark.parametrize("name", NEIGHBOURS)
+def test_a_file_given_to_find_is_found_and_not_what_its_name_matches(
+    backend: SFTPBackend, folder: Folder, name: str
+) -> None:
+    for one in NEIGHBOURS:
+        put(folder, one)
+    info = backend.get_file_info(name)
+    assert backend.find(info) == backend.find(glob.escape(name)) == [info]
+    assert backend.find_each([[info], ["nowhere"]]) == [[info], []]
+    assert backend.find(info, "in/r?.csv") == sorted({info, *backend.find("in/r?.csv")}, key=lambda one: one.path)
 
 
 def test_groups_of_patterns_are_searched_for_together_and_fail_alone(backend: SFTPBackend, folder: Folder) -> None:

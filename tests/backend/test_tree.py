@@ -196,6 +196,7 @@ def test_a_pattern_matches_the_keys_that_find_would_find(pattern: list[str], key
         ("in/*.csv", ("in", "*.csv"), False),
         ("a?", ("a?",), False),
         ("[ab]", ("[ab]",), False),
+        ("in[*]/[[]1]", ("in[*]", "[[]1]"), True),
         ("", (), True),
     ],
 )

@@ -1,0 +1,81 @@
+"""Decide which of the files that a directory or a pattern finds are meant: ``include`` and ``exclude``."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ._arguments import InvalidArgument
+
+TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp", "*.crdownload")
+"""Names that programs give to files while they write them."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileFilters:
+    """Globs of names, not of paths.
+
+    :param include: a file counts only if its name matches one of these; empty: any file.
+    :param exclude: a file does not count if its name matches one of these, or that of a directory which a wildcard of
+        the pattern leads into.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.include or self.exclude)
+
+    def accepting(self, patterns: Iterable[str]) -> Callable[[str], bool]:
+        """Return the predicate for paths that ``patterns`` found.
+
+        A directory that a pattern names is not excluded: ``.spool/*`` finds files although ``.*`` is excluded.
+        """
+        included = _matching(self.include) if self.include else None
+        excluded = _matching(self.exclude)
+        segments = {segment for pattern in patterns for segment in pattern.split("/")[:-1] if segment.strip("*?")}
+        named = _matching(tuple(sorted(segments)))
+        is_excluded: dict[str, bool] = {}
+
+        def accepts(path: str) -> bool:  # called for every file of every poll
+            directory, _, name = path.rpartition("/")
+            if excluded(name) or (included is not None and not included(name)):
+                return False
+            if directory not in is_excluded:
+                names = filter(None, directory.split("/"))
+                is_excluded[directory] = any(excluded(one) and not named(one) for one in names)
+            return not is_excluded[directory]
+
+        return accepts
+
+
+def parse_globs(value: object, argument: str) -> tuple[str, ...]:
+    """Parse the value of ``include`` or ``exclude``: a text, a list of texts, or None.
+
+    :raises InvalidArgument: for anything else, for an empty text, and for a path: filters match names.
+    """
+    globs: Sequence[object]
+    if value is None:
+        globs = ()
+    elif isinstance(value, str):
+        globs = (value,)
+    elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
+        globs = value
+    else:
+        raise InvalidArgument(f"{argument} is of type {type(value).__name__}; expected a glob, or a list of globs")
+    for item in globs:
+        if not isinstance(item, str):
+            raise InvalidArgument(f"{argument} has a {type(item).__name__} in it; expected a glob, or a list of globs")
+        if not item or "/" in item:
+            raise InvalidArgument(
+                f"{argument} has {item!r} in it; expected a glob of names, such as *.tmp, without '/'"
+            )
+    return tuple(str(item) for item in globs)
+
+
+@lru_cache(maxsize=256)
+def _matching(globs: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
+    return re.compile("|".join(map(fnmatch.translate, globs)) if globs else "(?!)").match
