@@ -46,6 +46,7 @@ FLOORS = (
     {"backend._opening", "backend._rename", "backend._resume"},
     {"backend._write_target", "backend._backups"},
     {"backend._deletion"},
+    {"backend._links"},
     {"backend._jump"},
     {"backend._operations", "backend._login", "backend._legacy", "backend._stream", "backend._further"},
     {"backend._transfer", "backend._hostkeys", "backend._keys", "backend._local_landing"},

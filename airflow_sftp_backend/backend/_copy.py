@@ -12,7 +12,8 @@ from ._atomic_write import land
 from ._backups import clear_backup, may_have_backups, restore, restoring
 from ._codec import Attributes
 from ._errors import Code, InvalidPath, NotFound, Refused, TransferCorrupted, from_refusal
-from ._messages import CopyData, FStat, LStat, Remove, Stat
+from ._links import lstat_all, renames_links
+from ._messages import CopyData, FStat, Remove, Stat
 from ._operations import (
     close_quietly,
     discard,
@@ -44,10 +45,8 @@ def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | No
 
 def _move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
     target = landing.target
-    looks = [LStat(source.native), LStat(target.native)]
-    found, standing, *backup = yield from ask_all(
-        [*looks, LStat(target.backup.native)] if may_have_backups(wire) else looks
-    )
+    ends = [source, target, *([target.backup] if may_have_backups(wire) else [])]
+    found, standing, *backup = yield from lstat_all(ends)
     has_backup = any(isinstance(left, Attributes) for left in backup)
     found = yield from or_stat(source, found)
     standing = yield from or_stat(target, standing)
@@ -56,6 +55,8 @@ def _move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | N
     yield from _check_source(source, found, "cannot move")
     if source == target:
         return None
+    if isinstance(found, Attributes) and found.is_link and not (yield from renames_links(source)):
+        raise InvalidPath("cannot move: it is a link, and the server would move what it leads to", path=source.key)
     yield from _check_target(wire, landing, standing, has_backup=has_backup)
     try:
         try:

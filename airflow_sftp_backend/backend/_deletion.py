@@ -9,8 +9,9 @@ from __future__ import annotations
 from ._codec import Attributes
 from ._errors import DirectoryNotEmpty, InvalidPath, NotFound, Refused, from_refusal
 from ._limits import NewNames
+from ._links import own_attributes
 from ._messages import OpenDir, ReadDir, Remove, RemoveDir
-from ._operations import close_quietly, is_missing, own_attributes, see
+from ._operations import close_quietly, is_missing, with_type
 from ._paths import JailedPath
 from ._wire import Operation, ask, server_traits
 
@@ -25,13 +26,13 @@ def delete(place: JailedPath, *, missing_ok: bool, is_listed: bool = False) -> O
     :raises NotFound: if nothing has the name
     """
     if not is_listed and not (yield from server_traits()).checks_type_at_removal:
-        found = yield from see(place)
+        found = yield from _standing(place)
         if isinstance(found, Attributes) and found.is_folder:
             raise _is_a_folder(place)
     try:
         yield from ask(Remove(place.native))
     except Refused as refused:
-        found = yield from see(place)
+        found = yield from _standing(place)
         if isinstance(found, Attributes) and found.is_folder:
             raise _is_a_folder(place) from None
         if isinstance(found, Attributes) or not (yield from is_missing(place, found)):
@@ -50,7 +51,7 @@ def delete_folder(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
     :raises NotFound: if nothing has the name
     """
     if not (yield from server_traits()).checks_type_at_removal:
-        found = yield from see(place)
+        found = yield from _standing(place)
         if isinstance(found, Attributes):
             if (yield from _delete_link(place, found, missing_ok=missing_ok)):
                 return
@@ -59,7 +60,7 @@ def delete_folder(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
     try:
         yield from ask(RemoveDir(place.native))
     except Refused as refused:
-        found, _ = yield from own_attributes(place)
+        found = yield from _standing(place)
         if isinstance(found, Attributes):
             if (yield from _delete_link(place, found, missing_ok=missing_ok)):
                 return
@@ -70,6 +71,12 @@ def delete_folder(place: JailedPath, *, missing_ok: bool) -> Operation[None]:
                 raise NotFound("cannot delete the folder: no such folder", path=place.key) from None
             return
         raise from_refusal(refused, "cannot delete the folder", place.key) from None
+
+
+def _standing(place: JailedPath) -> Operation[Attributes | Refused]:
+    """What has the name, a link as a link; why nothing is shown if it is refused."""
+    found, _ = yield from own_attributes(place)
+    return found if isinstance(found, Refused) else (yield from with_type(place, found))
 
 
 def _delete_link(place: JailedPath, found: Attributes, *, missing_ok: bool) -> Operation[bool]:

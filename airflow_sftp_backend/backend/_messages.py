@@ -366,18 +366,29 @@ class FSetStat(_Acknowledged):
         return string(self.handle) + self.attributes.encode()
 
 
-class RealPath(_OfPath, Request[str]):
-    """The absolute path a path leads to, as the server sees it."""
-
+class _Named(Request[str]):
     __slots__ = ()
-    kind = Kind.REALPATH
     reply_kind = Kind.NAME
 
     def decode(self, cursor: Cursor) -> str:
         """The one name of the reply."""
         if cursor.count(smallest=12) != 1:
-            raise ProtocolError("a REALPATH was not answered by one name")
+            raise ProtocolError(f"a {self.kind.name} was not answered by one name")
         return cursor.text()
+
+
+class RealPath(_OfPath, _Named):
+    """The absolute path a path leads to, as the server sees it."""
+
+    __slots__ = ()
+    kind = Kind.REALPATH
+
+
+class ReadLink(_OfPath, _Named):
+    """What a link leads to, in the link's own words."""
+
+    __slots__ = ()
+    kind = Kind.READLINK
 
 
 class _Extended(Request[R_co]):

@@ -80,22 +80,6 @@ def or_stat(place: JailedPath, answer: Attributes | Refused) -> Operation[Attrib
     return found if isinstance(found, Attributes) or found.missing else answer
 
 
-def own_attributes(place: JailedPath) -> Operation[tuple[Attributes | Refused, bool]]:
-    """Find what stands under a path, a link as a link, also where LSTAT is refused.
-
-    :returns: its attributes, or why nothing is shown; and whether a link would have been told from a folder
-    """
-    (own,) = yield from ask_all([LStat(place.native)])
-    found = yield from or_stat(place, own)
-    if isinstance(own, Attributes) or isinstance(found, Refused) or not found.is_folder:
-        return found, True
-    if (yield from server_traits()).lists_links_as_links:
-        for entry, attributes in (yield from list_folder(place.parent, ListingTally(place.parent.key))):
-            if entry == place:
-                return attributes, True
-    return found, False
-
-
 def is_missing(place: JailedPath, refused: Refused) -> Operation[bool]:
     """Find out whether STAT or LSTAT of a path was refused because nothing is there.
 
@@ -280,37 +264,6 @@ def _add(entries: Listing, place: JailedPath, batch: list[Entry], tally: Listing
                 entries.append((place.child(entry.name), entry.attributes))
             except InvalidPath as error:
                 tally.leave_out(error)
-
-
-def with_links_told(entries: Listing) -> Operation[Listing]:
-    """Ask again (LSTAT) for the entries listed as folders, if the server may list a link as what it leads to.
-
-    :returns: the entries with their own attributes, without folders that are gone by now
-    :raises SFTPBackendError: if the server does not say which of the folders are links
-    """
-    if (yield from server_traits()).lists_links_as_links:
-        return entries
-    folders = [index for index, (_, attributes) in enumerate(entries) if attributes.is_folder]
-    answers = dict(
-        zip(folders, (yield from ask_all([LStat(entries[index][0].native) for index in folders])), strict=True)
-    )
-    told: Listing = []
-    for index, (place, attributes) in enumerate(entries):
-        answer = answers.get(index, attributes)
-        if isinstance(answer, Attributes):
-            told.append((place, answer))
-        elif not (yield from is_missing(place, answer)):
-            raise unknown_link(place)
-    return told
-
-
-def unknown_link(place: JailedPath) -> SFTPBackendError:
-    """The error for a folder that may be a link, and so is neither entered nor emptied."""
-    return SFTPBackendError(
-        "cannot tell whether this folder is a link: the server refuses LSTAT. It is therefore neither searched nor"
-        " emptied; have LSTAT allowed on the server, or work on the folder itself without recursion",
-        path=place.key,
-    )
 
 
 def _with_types(entries: Listing) -> Operation[Listing]:

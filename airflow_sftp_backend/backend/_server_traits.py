@@ -28,6 +28,8 @@ class ServerTraits:
     """OPEN with CREATE and EXCLUSIVE fails where the name is taken (filexfer-02 section 6.3)."""
     lists_links_as_links: bool = False
     """READDIR describes a link as a link, not as what it leads to."""
+    lstat_shows_links: bool = False
+    """LSTAT describes a link, not what it leads to (filexfer-02 section 6.8)."""
     gives_unique_handles: bool = False
     """Each OPEN and OPENDIR returns a handle that no other open file or folder of the channel has."""
     keeps_content_at_open: bool = False
@@ -54,6 +56,7 @@ UNKNOWN: Final = ServerTraits()
 OPENSSH: Final = ServerTraits(
     honours_exclusive=True,  # sftp-server.c, flags_from_portable: O_EXCL
     lists_links_as_links=True,  # process_readdir: lstat
+    lstat_shows_links=True,  # process_lstat: lstat
     gives_unique_handles=True,  # handle_new: the number of a free place in a table
     keeps_content_at_open=True,  # flags_from_portable: O_TRUNC only where TRUNCATE is asked for
     rename_refuses_taken=True,  # process_rename: link and unlink
@@ -69,6 +72,7 @@ OPENSSH: Final = ServerTraits(
 _DROPBEAR: Final = ServerTraits(
     honours_exclusive=True,
     lists_links_as_links=True,
+    lstat_shows_links=True,
     gives_unique_handles=True,
     keeps_content_at_open=True,
     rename_refuses_taken=True,

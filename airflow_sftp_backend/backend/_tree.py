@@ -18,6 +18,7 @@ from ._codec import Attributes
 from ._deletion import delete, delete_folder
 from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
 from ._limits import BoundExceeded, ListingTally
+from ._links import own_attributes, unknown_link, with_links_told
 from ._messages import RemoveDir, Stat
 from ._models import FileInfo, FolderInfo
 from ._operations import (
@@ -29,9 +30,6 @@ from ._operations import (
     list_and_look_again,
     list_folder,
     look,
-    own_attributes,
-    unknown_link,
-    with_links_told,
 )
 from ._paths import JailedPath, check_text, is_temp_name
 from ._wire import Operation, Wire, ask_all, server_traits

@@ -24,6 +24,7 @@ from airflow_sftp_backend.backend._messages import (
     PosixRename,
     Read,
     ReadDir,
+    ReadLink,
     Remove,
     RemoveDir,
     Rename,
@@ -204,6 +205,8 @@ class MemoryServer(Wire):
             return None
         if isinstance(request, Stat | LStat):
             return _attributes(self._at(request.path))
+        if isinstance(request, ReadLink):
+            raise Refused(Code.FAILURE if request.path in self.files else Code.NO_SUCH_FILE, "it has no links")
         if isinstance(request, MakeDir):
             return self._made(request.path)
         if isinstance(request, Remove | RemoveDir):

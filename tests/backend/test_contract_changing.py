@@ -77,6 +77,17 @@ def test_move_of_a_link_moves_the_link(backend: SFTPBackend, folder: Folder) -> 
     assert tree(folder.path) == {"file": b"content", "moved": b"-> file"}
 
 
+def test_a_replaced_link_is_replaced_itself(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "precious").write_bytes(b"precious")
+    for name in ("moved", "written", "copied"):
+        (folder.path / name).symlink_to("precious")
+    (folder.path / "file").write_bytes(b"content")
+    backend.copy("file", "copied", overwrite=True)
+    backend.move("file", "moved", overwrite=True)
+    backend.write_atomic("written", b"content", overwrite=True)
+    assert tree(folder.path) == {"precious": b"precious"} | dict.fromkeys(("copied", "moved", "written"), b"content")
+
+
 # -- move and copy ----------------------------------------------------------------------------------------------------
 
 

@@ -29,6 +29,7 @@ from tests.servers import (
     FailsForMissing,
     Files,
     Folder,
+    FollowsLinks,
     ForbidsLStat,
     HidesFoldersWithDanglingLinks,
     IgnoresExclusive,
@@ -129,6 +130,50 @@ def test_a_folder_that_becomes_a_link_before_it_is_listed_loses_nothing_behind_i
         make_backend(server, base_path=folder.base_path).delete_folder("top", recursive=True)
         assert tree(precious.path) == {"payroll": b"x"}
         assert not (folder.path / "top").exists()
+
+
+@pytest.fixture
+def follows() -> Iterator[Server]:
+    """A server of which every reply but READDIR's and READLINK's is about what a link leads to."""
+    with FollowsLinks() as server:
+        yield server
+
+
+def test_a_link_that_lstat_follows_is_deleted_and_not_what_it_leads_to(
+    follows: Server, make_backend: MakeBackend
+) -> None:
+    folder = follows.fresh()
+    backend = make_backend(follows, base_path=folder.base_path)
+    put(folder, "precious/payroll", "top/file")
+    for target in ("precious", "missing", "precious/payroll"):
+        for delete in (
+            backend.delete,
+            backend.delete_folder,
+            partial(backend.delete_folder, recursive=True),
+        ):
+            (folder.path / "link").symlink_to(target)
+            delete("link")
+            assert not (folder.path / "link").is_symlink()
+    (folder.path / "top" / "link").symlink_to("../precious")
+    backend.delete_folder("top", recursive=True)
+    assert tree(folder.path) == {"precious": None, "precious/payroll": b"x"}
+
+
+def test_a_link_is_not_moved_where_the_server_would_move_what_it_leads_to(
+    follows: Server, make_backend: MakeBackend
+) -> None:
+    folder = follows.fresh()
+    put(folder, "precious", "file")
+    (folder.path / "link").symlink_to("precious")
+    backend = make_backend(follows, base_path=folder.base_path)
+    before = tree(folder.path)
+    for overwrite in (False, True):
+        with refused(InvalidPath, backend, "link") as error:
+            backend.move("link", "moved", overwrite)
+        assert "it is a link" in error.message
+    assert tree(folder.path) == before
+    backend.move("file", "moved")
+    assert tree(folder.path) == {"precious": b"x", "link": b"-> precious", "moved": b"x"}
 
 
 # -- exclusive creation -----------------------------------------------------------------------------------------------
@@ -360,11 +405,12 @@ def test_a_recursive_delete_without_lstat_spares_what_may_lie_behind_a_link(
         assert tree(folder.path) == {"precious": None, "precious/payroll": b"x"}
         return
     before = tree(folder.path)
-    for path in ("top", "link"):
-        with refused(SFTPBackendError, backend, path) as error:
-            backend.delete_folder(path, recursive=True)
-        assert "the server refuses LSTAT" in error.message
+    with refused(SFTPBackendError, backend, "top") as error:
+        backend.delete_folder("top", recursive=True)
+    assert "the server refuses LSTAT" in error.message
     assert tree(folder.path) == before
+    backend.delete_folder("link", recursive=True)  # READLINK tells
+    assert tree(folder.path) == {name: content for name, content in before.items() if name != "link"}
     with pytest.raises(SFTPBackendError, match="the server refuses LSTAT"):
         list(backend.list_files("top", recursive=True))
     assert {file.path for file in backend.list_files("top")} == {"top/file"}

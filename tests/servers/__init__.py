@@ -12,6 +12,7 @@ from ._conch import ConchServer
 from ._deviations import (
     BuffersPackets,
     FailsForMissing,
+    FollowsLinks,
     ForbidsLStat,
     HidesFoldersWithDanglingLinks,
     IgnoresExclusive,
@@ -96,6 +97,7 @@ __all__ = [
     "FailsWrite",
     "Files",
     "Folder",
+    "FollowsLinks",
     "ForbidsLStat",
     "ForgetsTheTail",
     "HidesFoldersWithDanglingLinks",

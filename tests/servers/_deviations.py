@@ -207,3 +207,20 @@ class BuffersPackets(AsyncsshServer):
     packets = _SmallBuffer
     offered = frozenset()
     most = 34_000  # filexfer-02 section 3: a packet with its header, of which 32768 bytes are data
+
+
+class _FollowingFiles(Files):
+    def lstat(self, path: bytes) -> Any:
+        return super().stat(path)
+
+    def rename(self, oldpath: bytes, newpath: bytes) -> Any:
+        return super().rename(os.path.realpath(self.map_path(oldpath)), newpath)
+
+    def posix_rename(self, oldpath: bytes, newpath: bytes) -> Any:
+        return super().posix_rename(os.path.realpath(self.map_path(oldpath)), newpath)
+
+
+class FollowsLinks(AsyncsshServer):
+    """LSTAT describes what a link leads to, and RENAME renames that; READDIR shows links, as ProFTPD 1.3 has it."""
+
+    files = _FollowingFiles

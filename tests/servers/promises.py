@@ -124,7 +124,8 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
         "links_to_files_are_listed_as_what_they_point_to_and_links_to_folders_not_entered",
         "a_walk_does_not_leave_base_path_through_a_link",
     ),
-    "Moving or deleting a link leaves alone what it leads to": (
+    "Moving, deleting or replacing a link leaves alone what it leads to": (
+        "a_replaced_link_is_replaced_itself",
         "move_of_a_link_moves_the_link", "delete_removes_a_link_and_not_its_target",
         "delete_folder_removes_links_and_never_enters_them",
     ),
