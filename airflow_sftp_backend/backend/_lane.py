@@ -60,7 +60,7 @@ class Waiter(Protocol):
 class Pending(Generic[R]):
     """The reply to a posted request, now or later."""
 
-    __slots__ = ("_error", "_outcome", "_waiter", "done", "number", "request")
+    __slots__ = ("_error", "_outcome", "_waiter", "_waiters", "done", "number", "request")
 
     def __init__(self, request: Request[R]) -> None:
         self.request = request
@@ -70,12 +70,17 @@ class Pending(Generic[R]):
         self._outcome: R | None = None
         self._error: Exception | None = None
         self._waiter: Waiter | None = None
+        self._waiters: list[Waiter] | None = None  # those after the first: hardly ever any
 
     def settle(self, outcome: R | None, error: Exception | None) -> None:
-        """Notes the outcome and wakes the operation that waits for it."""
+        """Notes the outcome and wakes the operations that wait for it."""
         self.done, self._outcome, self._error = True, outcome, error
-        if self._waiter is not None:
-            self.await_by(self._waiter)
+        waiter, self._waiter = self._waiter, None
+        waiters, self._waiters = self._waiters, None
+        if waiter is not None:
+            self.await_by(waiter)
+        for other in waiters or ():
+            self.await_by(other)
 
     @property
     def answer(self) -> R | Refused:
@@ -89,14 +94,22 @@ class Pending(Generic[R]):
     def await_by(self, run: Waiter) -> None:
         """Wakes ``run`` with the outcome, now or when it is there."""
         if self.done:
-            self._waiter = None
             run.wake(self._outcome, self._error)
+            return
+        run.waits_for = self
+        if self._waiter is None:
+            self._waiter = run
+        elif self._waiters is None:
+            self._waiters = [run]
         else:
-            self._waiter, run.waits_for = run, self
+            self._waiters.append(run)
 
-    def give_up(self) -> None:
-        """Wakes nobody any more."""
-        self._waiter = None
+    def give_up(self, run: Waiter) -> None:
+        """Does not wake ``run`` any more."""
+        if self._waiter is run:
+            self._waiter = None
+        elif self._waiters is not None and run in self._waiters:
+            self._waiters.remove(run)
 
 
 class Lane:

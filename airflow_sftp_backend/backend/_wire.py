@@ -325,7 +325,7 @@ class Wire:
             if run in lane.parked:
                 lane.parked.remove(run)
         if run.waits_for is not None:
-            run.waits_for.give_up()
+            run.waits_for.give_up(run)
         run.wake(error=error)
 
     def _send(self, lane: Lane, pending: Pending[R]) -> Pending[R]:

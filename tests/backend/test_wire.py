@@ -231,6 +231,30 @@ def test_limits_are_asked_for_along_with_the_first_request(refused: bool) -> Non
     assert len(channel.requests) == 2
 
 
+@pytest.mark.parametrize("answered", [True, False])
+def test_several_operations_wait_for_the_limits(answered: bool) -> None:
+    def answer(packet: Packet) -> bytes | None:
+        if packet.kind != Kind.EXTENDED:
+            return sized(packet)
+        if not answered:
+            return None
+        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 10_000, 20_000, 0))
+
+    # the limits come last, when every operation waits for them
+    channel = ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"}), order=lambda waiting: waiting - 1)
+    wire = connected(channel)
+
+    def operation(number: int) -> Operation[Limits]:
+        yield from size_of(f"{number}")
+        return (yield from wire.limits())
+
+    outcomes = wire.run_many(operation(number) for number in range(5))
+    if answered:
+        assert outcomes == [Limits(10_000, 20_000)] * 5
+    else:
+        assert [type(outcome) for outcome in outcomes] == [BackendUnavailable] * 5
+
+
 @pytest.mark.parametrize("stated", [1, 4095, 4096])
 @pytest.mark.parametrize("packet_length", [0, 1, 1025, 262144])
 def test_a_block_length_below_4_kib_counts_as_4_kib(stated: int, packet_length: int) -> None:

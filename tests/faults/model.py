@@ -89,7 +89,8 @@ class Fields:
 
     def path(self) -> str:
         """A counted string that is a path; relative paths start at the root."""
-        return "/" + "/".join(part for part in self.string().decode().split("/") if part not in ("", "."))
+        text = self.string().decode("utf-8", "surrogateescape")
+        return "/" + "/".join(part for part in text.split("/") if part not in ("", "."))
 
     def mode_and_mtime(self) -> tuple[int | None, int | None]:
         """Mode and modification time of encoded attributes."""
@@ -450,5 +451,7 @@ def _names(opened: OpenFile) -> tuple[int, bytes]:
     batch, opened.entries = opened.entries[:100], opened.entries[100:]
     if not batch:
         return _status(_EOF)
-    entries = (counted(name.encode()) + counted(b"?") + node.attributes() for name, node in batch)
+    entries = (
+        counted(name.encode("utf-8", "surrogateescape")) + counted(b"?") + node.attributes() for name, node in batch
+    )
     return NAME, struct.pack(">I", len(batch)) + b"".join(entries)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 from unittest import mock
 
 from airflow_sftp_backend import BackendUnavailable, RetryPolicy, SFTPBackend
@@ -249,6 +249,9 @@ class _FurtherChannels:
 class Network:
     """The way to one model server, with the faults that happen on it."""
 
+    connection: ClassVar[type[Connection]] = Connection
+    channel: ClassVar[type[ModelChannel]] = ModelChannel
+
     def __init__(self, server: ModelServer, clock: Clock, faults: Sequence[Fault] = ()) -> None:
         self.server = server
         self.clock = clock
@@ -298,9 +301,9 @@ class Network:
         for old in self.connections:
             if old.state == "late":
                 self._catch_up(old)
-        connection = Connection(self)
+        connection = self.connection(self)
         self.connections.append(connection)
-        channel = ModelChannel(connection)
+        channel = self.channel(connection)
         further = _FurtherChannels(connection, config.max_lanes, self.clock)
         traits = self.server.traits
         wire = Wire(channel, io_timeout=IO_TIMEOUT, further=further, banner=traits.banner, clock=self.clock)
