@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from ._arguments import InvalidArgument
@@ -181,7 +182,7 @@ def send_object(
             written = backend.write_atomic(
                 key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents
             )
-            return WriteResult(key, written.size, digest=content.digest)
+            return replace(written, digest=content.digest)
     except SFTPBackendError as error:
         return error
     except OSError as error:
@@ -221,6 +222,7 @@ def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Pro
     digest, count = hashlib.sha256(), 0
     with cast("RemoteFile", backend.read(key)) as source, open_object(temp, "wb") as sink:
         size = None if to_end else source.size_at_open
+        changed = source.modified_at_open
         while piece := source.read(_PIECE):
             count += len(piece)
             if size is not None and count > size:  # written no further: counted, to be named in the error
@@ -232,4 +234,4 @@ def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Pro
             progress(len(piece))
     if size is not None and count != size:
         raise size_mismatch(size, count, key)
-    return WriteResult(key, count, digest=f"sha256:{digest.hexdigest()}")
+    return WriteResult(key, count, digest=f"sha256:{digest.hexdigest()}", last_modified=changed)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 from . import _atomic_write, _copy, _deletion, _keys, _operations, _tree
 from ._backups import delete, restoring
@@ -17,7 +17,17 @@ from ._file_transfers import FileTransfers, check_verify
 from ._group_commit import group_of
 from ._handles import AtomicWriter, RemoteFile
 from ._jobs import Job, Landings, check_distinct, gathered, or_raise, put_back, sorted_out, without_result
-from ._models import BeforeRename, Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
+from ._models import (
+    BeforeRename,
+    Capability,
+    FileInfo,
+    FolderEntry,
+    FolderInfo,
+    Progress,
+    ResolutionPlan,
+    WriteResult,
+    utc,
+)
 from ._paths import Jail, JailedPath
 from ._session import Session
 from ._transfer import Content
@@ -30,8 +40,6 @@ if TYPE_CHECKING:
     from ._codec import Attributes
 
 T = TypeVar("T")
-
-_UNDECLARED: Final = frozenset({Capability.ATOMIC_MOVE, Capability.USER_METADATA})
 
 
 class SFTPBackend(FileTransfers):
@@ -52,6 +60,9 @@ class SFTPBackend(FileTransfers):
     BackendUnavailable (with its kinds AuthenticationFailed and HostKeyRejected) and PermissionDenied beside what it
     names itself.
     """
+
+    CAPABILITIES: ClassVar = frozenset(Capability) - {Capability.ATOMIC_MOVE, Capability.USER_METADATA}
+    """What it can do on any server."""
 
     def __init__(
         self,
@@ -138,8 +149,8 @@ class SFTPBackend(FileTransfers):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What it can do on any server."""
-        return frozenset(Capability) - _UNDECLARED
+        """What it can do on any server: `CAPABILITIES`."""
+        return self.CAPABILITIES
 
     @property
     def connections(self) -> int:
@@ -161,7 +172,10 @@ class SFTPBackend(FileTransfers):
         return self._door.at(path).native
 
     def to_key(self, native_path: str) -> str:
-        """The key of a path on the server. Raises InvalidPath outside base_path."""
+        """The key of a path on the server; a relative path is a key already, unless base_path is relative too.
+
+        Raises InvalidPath outside base_path.
+        """
         with self._door.named():
             return self._door.jail.to_key(native_path)
 
@@ -214,10 +228,10 @@ class SFTPBackend(FileTransfers):
         """The files in a folder, level by level with ``recursive``; ``max_depth`` 0 is this folder alone.
 
         A link to a file is listed as what it points to; links to folders are not entered. Empty where there is no
-        such folder.
+        such folder. ``max_depth`` is ignored without ``recursive``.
         """
-        if max_depth is not None and (not recursive or max_depth < 0):
-            raise ValueError("max_depth is a number from 0 and needs recursive=True")
+        if recursive and max_depth is not None and max_depth < 0:
+            raise ValueError(f"max_depth must be a number from 0, not {max_depth}")
         walk = _tree.walk(self._session.call, self._door.at(path), max_depth if recursive else 0)
         return self._door.each(found.info() for found in walk if found.is_file)
 
@@ -267,6 +281,16 @@ class SFTPBackend(FileTransfers):
         """An open file: seekable, buffered, reading ahead. Close it. Raises NotFound, InvalidPath for a folder."""
         return RemoteFile(self._session, self._door.at(path))
 
+    def read_seekable(self, path: str) -> BinaryIO:
+        """Open a file for reading at any position: `read` under the name that asks for it.
+
+        :param path: the key of the file
+        :returns: the open file: seekable, buffered, reading ahead; the caller closes it
+        :raises NotFound: if nothing has the name
+        :raises InvalidPath: for a folder
+        """
+        return self.read(path)
+
     def read_bytes(self, path: str) -> bytes:
         """The whole content: two round trips for a small file.
 
@@ -295,8 +319,8 @@ class SFTPBackend(FileTransfers):
         for a folder or a file in the way, TypeError for other content.
         """
         place, taken = self._door.target(path), self._content(path, content, metadata)
-        self._session.call(lambda wire: wire.run(_operations.write(wire, place, taken, overwrite=overwrite)))
-        return WriteResult(place.key, taken.size)
+        now = self._session.call(lambda wire: wire.run(_operations.write(wire, place, taken, overwrite=overwrite)))
+        return WriteResult(place.key, taken.size, last_modified=utc(now))
 
     def write_atomic(
         self,
@@ -327,7 +351,7 @@ class SFTPBackend(FileTransfers):
 
         def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
             now = yield from _atomic_write.write_atomic(wire, landing, taken, progress)
-            return WriteResult(landing.target.key, taken.size, digest=taken.digest), now
+            return WriteResult(landing.target.key, taken.size, digest=taken.digest, last_modified=utc(now)), now
 
         return or_raise(self._land([Job(landing, operation, sweeps=verify != "none")])[0])
 
@@ -387,7 +411,7 @@ class SFTPBackend(FileTransfers):
     def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
         """Copies a file on the server where it can, else through this machine; ``dst`` appears only when it is whole.
 
-        Raises NotFound, AlreadyExists, InvalidPath for folders.
+        A copy onto itself changes nothing. Raises NotFound, AlreadyExists, InvalidPath for folders.
         """
         source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
         or_raise(self._exchange([(landing, partial(_copy.copy, source=source, landing=landing))], sweeps=True)[0])

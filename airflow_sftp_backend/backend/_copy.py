@@ -126,7 +126,7 @@ def _copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[tuple[A
         if isinstance(found, Attributes) and found.is_folder:
             raise InvalidPath("cannot copy: it is a folder, not a file", path=source.key)
         if source == landing.target:
-            raise InvalidPath("cannot copy a file onto itself", path=source.key)
+            return found, None
         opened = yield from open_landing(landing)
         landed = False
         try:

@@ -24,6 +24,7 @@ from ._errors import (
 )
 from ._lane import Pending
 from ._messages import FStat, Read
+from ._models import utc
 from ._operations import close_quietly, discard, open_for_reading, why_unreadable
 from ._paths import JailedPath
 from ._spread import Spread
@@ -32,6 +33,8 @@ from ._wire import Operation, Wire, ask, post, wait
 from ._write_target import Landing, open_landing
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from _typeshed import ReadableBuffer, WriteableBuffer
 
     from ._session import Session
@@ -58,6 +61,11 @@ class RemoteFile(io.BufferedReader):
     def size_at_open(self) -> int | None:
         """The size, in bytes, that the server gave when the file was opened; None if it gave none."""
         return None if self._blocks is None else self._blocks.size_at_open
+
+    @property
+    def modified_at_open(self) -> datetime | None:
+        """The time (UTC) that the server gave when the file was opened; None if it gave none."""
+        return None if self._blocks is None else self._blocks.modified_at_open
 
     def close(self) -> None:
         """Closes it; a lost connection is no error here."""
@@ -86,6 +94,7 @@ class _Blocks(io.RawIOBase):
         self._wire: Wire | None = None
         self._handle = b""
         self.size_at_open: int | None = None
+        self.modified_at_open: datetime | None = None
         session.call(self._open, idempotent=True)
 
     def __repr__(self) -> str:
@@ -172,7 +181,7 @@ class _Blocks(io.RawIOBase):
                 yield from wait(first)
             if attributes.is_folder:
                 raise InvalidPath("cannot read: it is a folder, not a file", path=self._place.key)
-            self.size_at_open = attributes.size
+            self.size_at_open, self.modified_at_open = attributes.size, utc(attributes.mtime)
             self._queue.clear()
             self._queue.append((request, first))
             opened = True

@@ -15,7 +15,7 @@ from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError,
 from ._group_commit import GroupCommit, participation
 from ._limits import Bounds
 from ._local_landing import LEAST, LocalLanding, remove_left
-from ._models import PreparedFile, Progress, WriteResult
+from ._models import PreparedFile, Progress, WriteResult, utc
 from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._paths import JailedPath, resume_token, spare_token, token_of
 from ._regular_files import naming, open_regular
@@ -134,7 +134,7 @@ class Upload:
         ):
             self._at_first = content.at_first
             now = yield from write_atomic(wire, self._place(content.at_first), content, progress, self.so_far)
-            return WriteResult(target.key, content.size, digest=content.digest), now
+            return WriteResult(target.key, content.size, digest=content.digest, last_modified=utc(now)), now
 
     def _place(self, source: os.stat_result) -> Landing:
         """Where it lands: under a temporary name that the next try finds again, if there is a resume key."""
@@ -309,7 +309,8 @@ class Download:
                 PreparedFile(os.fspath(self.local), landing.temp.name, self.done, modified, held)
             )
         landing.commit()
-        return WriteResult(self.place.key, self.done, digest=held)
+        changed = None if self._source is None else utc(self._source.mtime)
+        return WriteResult(self.place.key, self.done, digest=held, last_modified=changed)
 
     def __enter__(self) -> Download:
         return self

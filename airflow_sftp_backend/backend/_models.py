@@ -5,8 +5,8 @@ from __future__ import annotations
 import enum
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, fields
-from datetime import datetime
+from dataclasses import Field, dataclass, field, fields
+from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import ClassVar, Literal
 
@@ -89,7 +89,9 @@ class FolderInfo(_StaysInTask):
 class WriteResult(_StaysInTask):
     """What a write left behind: ``size`` in bytes; ``digest`` is ``"sha256:<hex>"`` where it was computed.
 
-    ``action`` is ``"written"``, or ``"skipped"`` where the same file stood there already.
+    ``last_modified`` is the time of the file on the server (UTC), of a download that of the source. It is not compared,
+    and None where the server does not tell it or, with ``verify="none"``, is not asked. ``action`` is ``"written"``, or
+    ``"skipped"`` where the same file stood there already.
     """
 
     path: str
@@ -97,6 +99,7 @@ class WriteResult(_StaysInTask):
     source: str = "native"
     digest: str | None = None
     action: Literal["written", "skipped"] = "written"
+    last_modified: datetime | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,11 @@ class ResolutionPlan(_StaysInTask):
 
     def __hash__(self) -> int:
         return hash((self.kind, self.backend, self.key, self.native_path))
+
+
+def utc(seconds: int | None) -> datetime | None:
+    """Convert seconds since 1970, as servers tell times, to a time in UTC; None stays None."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 class Capability(enum.Enum):

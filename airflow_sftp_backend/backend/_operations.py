@@ -11,8 +11,7 @@ import stat
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
-from typing import cast
+from typing import TypeVar, cast
 
 from ._codec import Attributes, Entry, OpenFlag
 from ._errors import (
@@ -27,13 +26,14 @@ from ._errors import (
 )
 from ._lane import Pending
 from ._limits import MAX_NAMES_AHEAD, BoundExceeded, ListingTally, NewNames, size_mismatch
-from ._messages import Close, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, Rename, Request, Stat
-from ._models import FileInfo, Progress
+from ._messages import Close, FStat, LStat, MakeDir, Open, OpenDir, ReadDir, Remove, Rename, Request, Stat
+from ._models import FileInfo, Progress, utc
 from ._paths import JailedPath
 from ._spread import Spread
 from ._transfer import Content, Incoming, Outgoing, send
 from ._wire import Operation, Wire, ask, ask_all, post, server_traits, wait
 
+R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 # -- looking ----------------------------------------------------------------------------------------------------------
@@ -146,9 +146,8 @@ def as_file(place: JailedPath, looked: Attributes | None) -> FileInfo | NotFound
 
 def file_info(place: JailedPath, attributes: Attributes) -> FileInfo:
     """Attributes in the caller's terms."""
-    changed = None if attributes.mtime is None else datetime.fromtimestamp(attributes.mtime, UTC)
     mode = None if attributes.mode is None else attributes.mode & 0o7777
-    return FileInfo(place.key, place.name, attributes.size or 0, changed, mode)
+    return FileInfo(place.key, place.name, attributes.size or 0, utc(attributes.mtime), mode)
 
 
 def check_folder(place: JailedPath) -> Operation[None]:
@@ -491,11 +490,13 @@ def taken(place: JailedPath) -> AlreadyExists:
 
 def write(
     wire: Wire, place: JailedPath, content: Content, *, overwrite: bool, progress: Progress | None = None
-) -> Operation[None]:
+) -> Operation[int | None]:
     """Writes straight to the final name: two round trips for a small file in an existing folder.
 
     ``overwrite=False`` opens exclusively: where the server is known to honour that, it cannot overwrite whatever
     happens; elsewhere it looks first, and two writers can race. What fails half-way is removed.
+
+    :returns: the time of the file on the server, in seconds since 1970, if the server tells
     """
     flags = OpenFlag.WRITE | OpenFlag.CREATE | (OpenFlag.TRUNCATE if overwrite else OpenFlag.EXCLUSIVE)
     handle, _ = yield from open_new(place, place, flags, create_parents=True)
@@ -505,16 +506,27 @@ def write(
         spread = Spread(wire, place, handle, size=None, lanes=1)
         out = Outgoing(spread, (yield from wire.limits()).write, progress=progress)
         yield from send(content, out)
+        looking = yield from post(FStat(handle))
         closing = yield from post(Close(handle))
         unclosed = None
         yield from out.drain()
+        written = yield from reply_or_none(looking)
         yield from wait(closing)
         whole = True
+        return None if written is None else written.mtime
     except Refused as refused:
         raise from_refusal(refused, "cannot write", place.key) from None
     finally:
         if not whole:
             yield from discard(place, unclosed)
+
+
+def reply_or_none(pending: Pending[R]) -> Operation[R | None]:
+    """Wait for a reply that is of use but not needed: None for a refusal."""
+    try:
+        return (yield from wait(pending))
+    except Refused:
+        return None
 
 
 def discard(place: JailedPath, handle: bytes | None = None) -> Operation[None]:

@@ -121,8 +121,13 @@ class Jail:
         return JailedPath(key, prefix + key)
 
     def to_key(self, native_path: str) -> str:
-        """The key of a native path; the inverse of ``locate(key).native``. InvalidPath outside base_path."""
+        """The key of a native path; the inverse of ``locate(key).native``. InvalidPath outside base_path.
+
+        A relative path is a key already, unless base_path is relative too.
+        """
         absolute = native_path.startswith("/")
+        if self.base_path.startswith("/") and not absolute:
+            return self.locate(native_path).key
         segments = [s for s in native_path.split("/") if s not in ("", ".")]
         base = [s for s in self.base_path.split("/") if s not in ("", ".")]
         outside = absolute != self.base_path.startswith("/") or segments[: len(base)] != base

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
-from typing import BinaryIO, Final, ParamSpec, TypeVar
+from typing import BinaryIO, ClassVar, Final, ParamSpec, TypeVar
 
 from ._backend import SFTPBackend
 from ._errors import SFTPBackendError
@@ -37,6 +37,9 @@ class SyncBackendAdapter:
     call connects again. Only a name look-up and the reading of a local file that blocks cannot be interrupted: they
     go on in the thread, and their call ends after them.
     """
+
+    CAPABILITIES: ClassVar = SFTPBackend.CAPABILITIES
+    """What the backend can do on any server."""
 
     def __init__(self, backend: SFTPBackend) -> None:
         self._backend = backend
@@ -163,6 +166,10 @@ class SyncBackendAdapter:
     async def read(self, path: str) -> BinaryIO:
         """See `SFTPBackend.read`. The file's own methods block: use them in a thread."""
         return await self._call(self._backend.read, path)
+
+    async def read_seekable(self, path: str) -> BinaryIO:
+        """See `SFTPBackend.read_seekable`."""
+        return await self._call(self._backend.read_seekable, path)
 
     async def read_bytes(self, path: str) -> bytes:
         """See `SFTPBackend.read_bytes`."""

@@ -216,7 +216,9 @@ def test_close_ends_connection_and_thread_and_is_idempotent(
 def test_nothing_is_asked_where_nothing_need_be() -> None:
     adapter = SyncBackendAdapter(offline("/data"))
     assert adapter.resolve("a").native_path == "/data/a"
-    assert adapter.name.startswith("sftp://127.0.0.1:")
+    assert adapter.name == "sftp"
+    assert adapter.address.startswith("sftp://127.0.0.1:")
+    assert adapter.CAPABILITIES == adapter.capabilities == SFTPBackend.CAPABILITIES
     asyncio.run(adapter.close())
 
 

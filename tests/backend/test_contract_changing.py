@@ -178,12 +178,19 @@ def test_empty_files_move_and_copy(change: Change, folder: Folder) -> None:
 # -- copy -------------------------------------------------------------------------------------------------------------
 
 
-def test_copy_onto_itself_is_invalid_path_and_harmless(backend: SFTPBackend, folder: Folder) -> None:
+def test_copy_onto_itself_changes_nothing_after_looking_at_the_source(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "file").write_bytes(b"content")
+    before = (folder.path / "file").stat()
+    (folder.path / "in").mkdir()
     for overwrite in (False, True):
-        with refused(InvalidPath, backend, "file"):
-            backend.copy("file", "/./file", overwrite)
-    assert tree(folder.path) == {"file": b"content"}
+        backend.copy("file", "/./file", overwrite)
+        with refused(NotFound, backend, "missing"):
+            backend.copy("missing", "missing", overwrite)
+        with refused(InvalidPath, backend, "in"):
+            backend.copy("in", "in", overwrite)
+    assert tree(folder.path) == {"file": b"content", "in": None}
+    after = (folder.path / "file").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
 def test_copy_follows_a_link(backend: SFTPBackend, folder: Folder) -> None:

@@ -285,11 +285,12 @@ def test_list_files_goes_as_deep_as_max_depth_says(backend: SFTPBackend, folder:
     assert found(None) == found(9) == ["0", "a/1", "a/b/2", "a/b/c/3"]
 
 
-def test_max_depth_needs_recursive() -> None:
-    backend = offline()
-    with pytest.raises(ValueError, match="recursive"):
-        backend.list_files("", max_depth=1)
-    with pytest.raises(ValueError, match="max_depth"):
+def test_max_depth_is_ignored_without_recursive(backend: SFTPBackend, folder: Folder) -> None:
+    put(folder, "0")
+    put(folder, "a/1")
+    for max_depth in (None, 0, 1, 9):
+        assert [file.path for file in backend.list_files("", max_depth=max_depth)] == ["0"]
+    with pytest.raises(ValueError, match="from 0"):
         backend.list_files("", recursive=True, max_depth=-1)
 
 
@@ -485,8 +486,8 @@ def test_to_key_and_native_path_are_inverse(base_path: str) -> None:
 @pytest.mark.parametrize(
     ("base_path", "native"),
     [
-        ("/data", "/other/file"), ("/data", "/database/file"), ("/data", "data/file"), ("/data", "/data/../etc/passwd"),
-        ("/data", "/"), ("data", "/data/file"), ("/", "relative"), ("/data", "/data/a\0b"),
+        ("/data", "/other/file"), ("/data", "/database/file"), ("/data", "/data/../etc/passwd"),
+        ("/data", "/"), ("data", "/data/file"), ("data", "file"), ("/data", "/data/a\0b"),
     ],
 )  # fmt: skip
 def test_to_key_outside_base_path_is_invalid_path(base_path: str, native: str) -> None:
@@ -495,8 +496,29 @@ def test_to_key_outside_base_path_is_invalid_path(base_path: str, native: str) -
         backend.to_key(native)
 
 
+@pytest.mark.parametrize("base_path", ["/", "/data", "/data/in/"])
+@pytest.mark.parametrize(("path", "key"), [("a", "a"), ("./a//b", "a/b"), ("data/in/a", "data/in/a"), ("", "")])
+def test_to_key_of_a_relative_path_is_that_path(base_path: str, path: str, key: str) -> None:
+    assert offline(base_path).to_key(path) == key
+
+
+@pytest.mark.parametrize("path", ["../a", "a/../../b", "a\0b"])
+def test_to_key_of_a_relative_path_that_leaves_base_path_is_invalid_path(path: str) -> None:
+    backend = offline("/data")
+    with refused(InvalidPath, backend, path):
+        backend.to_key(path)
+
+
+def test_a_backend_is_named_by_its_kind_and_its_address() -> None:
+    backend = offline()
+    assert (backend.name, backend.address) == ("sftp", f"sftp://127.0.0.1:{backend.config.port}")
+    plan = backend.resolve("a")
+    assert (plan.kind, plan.backend) == ("sftp", "sftp")
+
+
 def test_capabilities_promise_no_atomic_move_and_no_user_metadata() -> None:
     capabilities = offline().capabilities
+    assert capabilities == SFTPBackend.CAPABILITIES
     assert Capability.ATOMIC_WRITE in capabilities
     assert set(Capability) - set(capabilities) == {Capability.ATOMIC_MOVE, Capability.USER_METADATA}
 

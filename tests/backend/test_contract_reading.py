@@ -130,6 +130,7 @@ def test_download_lands_the_whole_file(backend: SFTPBackend, folder: Folder, tmp
     moved: list[int] = []
     result = backend.download("/file", tmp_path / "local", progress=moved.append)
     assert result == WriteResult("file", len(BIG))
+    assert result.last_modified == backend.get_file_info("file").modified_at
     assert tree(tmp_path) == {"local": BIG}
     assert sum(moved) == len(BIG)
 
@@ -321,3 +322,12 @@ def test_a_stalled_server_ends_a_read_and_a_download_in_time(make_backend: MakeB
         assert tree(tmp_path) == {}
         server.limit = 10**9
         assert backend.read_bytes("file") == BIG
+
+
+def test_read_seekable_gives_a_file_that_seeks(backend: SFTPBackend, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"0123456789")
+    with backend.read_seekable("file") as file:
+        assert file.seekable()
+        assert (file.seek(-3, os.SEEK_END), file.read()) == (7, b"789")
+    with refused(NotFound, backend, "missing"):
+        backend.read_seekable("missing")

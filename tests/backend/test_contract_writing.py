@@ -58,6 +58,21 @@ def test_writing_stores_all_of_it_and_nothing_else(write: Write, folder: Folder,
     assert tree(folder.path) == {"file": BIG[:size]}
 
 
+def test_writing_tells_the_time_that_the_server_gives(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
+    (tmp_path / "local").write_bytes(b"content")
+    results = [
+        backend.write("a", b"content"),
+        backend.write_atomic("b", b"content"),
+        backend.upload(tmp_path / "local", "c"),
+        backend.write_atomic("d", b"content", verify="none"),
+    ]
+    assert [result.last_modified for result in results[:3]] == [
+        backend.get_file_info(name).modified_at for name in ("a", "b", "c")
+    ]
+    assert all(result.last_modified is not None for result in results[:3])
+    assert results[3].last_modified is None  # a server that takes files away at once must not be asked
+
+
 def test_writing_creates_parents(write: Write, folder: Folder) -> None:
     assert write("/a//b/./c/file", b"content") == WriteResult("a/b/c/file", 7)
     assert tree(folder.path) == {"a": None, "a/b": None, "a/b/c": None, "a/b/c/file": b"content"}

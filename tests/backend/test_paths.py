@@ -97,7 +97,7 @@ def test_a_base_path_that_climbs_is_refused(base: str) -> None:
         Jail(base)
 
 
-@pytest.mark.parametrize("native", ["/", "/dat", "/data2", "/data/../x", "data/a", "/data/a\0"])
+@pytest.mark.parametrize("native", ["/", "/dat", "/data2", "/data/../x", "/data/a\0"])
 def test_a_native_path_outside_has_no_key(native: str) -> None:
     with pytest.raises(InvalidPath, match="outside base_path '/data'"):
         Jail("/data").to_key(native)

@@ -50,6 +50,7 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
     ),
     # -- reading
     "Every byte is read, from any place in the file": (
+        "read_seekable_gives_a_file_that_seeks",
         "read_gives_a_seekable_buffered_reader", "read_gives_lines_and_text", "read_bytes_gives_all_of_it",
         "several_readers_and_other_calls_do_not_disturb_each_other", "a_closed_reader_does_not_read",
     ),
@@ -76,6 +77,7 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
         "check_health_is_none_on_a_folder_and_an_error_otherwise",
     ),
     "Size and time of a file are right, one by one and for many": (
+        "writing_tells_the_time_that_the_server_gives",
         "get_file_info_tells_size_and_time_in_utc", "get_file_info_of_a_folder_is_invalid_path",
         "get_file_info_of_what_is_missing_is_not_found", "get_file_info_many_gives_each_file_or_why_there_is_none",
         "get_file_info_many_tells_of_thousands_what_get_file_info_tells_of_each",
@@ -86,6 +88,7 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
     "Listings and patterns find every file, and nothing else": (
         "a_large_folder_is_listed_whole", "find_takes_several_patterns_and_gives_each_file_once_sorted",
         "groups_of_patterns_are_searched_for_together_and_fail_alone", "list_files_goes_as_deep_as_max_depth_says",
+        "max_depth_is_ignored_without_recursive",
         "listings_give_files_folders_and_both", "listings_of_the_root_have_keys_without_a_leading_slash",
         "listings_of_what_is_missing_or_a_file_are_empty", "what_is_neither_file_nor_folder_is_not_listed",
         "names_of_all_kinds_are_stored_listed_and_deleted", "a_relative_base_path_starts_at_the_login_folder",
@@ -93,7 +96,7 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
     "Names beyond ASCII are stored, listed and deleted": ("names_beyond_ascii_are_stored_listed_and_deleted",),
     # -- moving and deleting
     "A move or copy keeps the content, and replaces only with `overwrite=True`": (
-        "copy_onto_itself_is_invalid_path_and_harmless", "move_renames_and_makes_parents",
+        "copy_onto_itself_changes_nothing_after_looking_at_the_source", "move_renames_and_makes_parents",
         "move_onto_itself_does_nothing_after_looking_at_the_source",
         "the_source_of_a_move_is_gone_that_of_a_copy_stays", "an_existing_target_is_already_exists",
         "overwrite_replaces_the_target", "empty_files_move_and_copy",
