@@ -1,9 +1,14 @@
-"""Reads and writes the state store of a task instance, which Airflow has from 3.3."""
+"""Reads and writes the state store of a task instance, which Airflow has from 3.3.
+
+`RowTable` keeps rows of any number in pieces: the store is made for small values (64 KiB).
+"""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from .killed import undisturbed
 
@@ -12,6 +17,12 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 log = logging.getLogger(__name__)
+
+Ends = tuple[str, str]
+"""Source and target of a file."""
+_PIECE: Final = 200
+"""Rows in one value of the store: some 40 KiB."""
+_PIECES: Final = 100
 
 
 def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
@@ -59,3 +70,69 @@ def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str
         log.warning("cannot write %r to the task's state store, so the next attempt cannot %s: %s", key, purpose, error)
         return False
     return True
+
+
+class RowTable:
+    """Rows that the next attempt of the task instance finds again, one for a source and a target.
+
+    :param store: ``context["task_state_store"]``; None before Airflow 3.3, where nothing is kept.
+    :param name: the first word of the store's keys.
+    :param scope: rows that were written under another scope do not count.
+    :param purpose: what the next attempt cannot do without the rows, for the log.
+    :param read: whether an earlier attempt may have written rows.
+    """
+
+    def __init__(
+        self, store: TaskStateStoreAccessor | None, name: str, scope: str, purpose: str, *, read: bool
+    ) -> None:
+        self._store = store
+        self._name = name
+        self._scope = scope
+        self._purpose = purpose
+        self._read = read
+        self._failed = False
+
+    @cached_property
+    def _pieces(self) -> list[dict[Ends, list[Any]]]:
+        pieces: list[dict[Ends, list[Any]]] = []
+        while self._store is not None and self._read and len(pieces) < _PIECES:
+            value = load(self._store, f"{self._name} {len(pieces)}")
+            if value.get("about") != self._scope:
+                break
+            pieces.append({(row[0], row[1]): row[2:] for row in value["rows"]})
+        return pieces
+
+    @property
+    def rows(self) -> dict[Ends, list[Any]]:
+        """Return the values of each row. Raises what `load` raises."""
+        return {ends: values for piece in self._pieces for ends, values in piece.items()}
+
+    def get(self, ends: Ends) -> list[Any] | None:
+        """Return the values of a row, None if there is none."""
+        return next((piece[ends] for piece in self._pieces if ends in piece), None)
+
+    def put(self, rows: Mapping[Ends, list[Any]], removed: Iterable[Ends] = (), *, insist: bool = True) -> None:
+        """Write rows and remove others, with one write for some hundred rows.
+
+        :param rows: plain JSON values; a row that exists is replaced.
+        :param removed: rows to remove.
+        :param insist: False writes nothing if an earlier write has failed: an API server that is away would hold up
+            the transfer again and again.
+        """
+        changed = {number for ends in removed for number, piece in enumerate(self._pieces) if piece.pop(ends, None)}
+        for ends, values in rows.items():
+            number = next((number for number, piece in enumerate(self._pieces) if ends in piece), None)
+            if number is None:
+                if not self._pieces or len(self._pieces[-1]) >= _PIECE:
+                    if len(self._pieces) == _PIECES:
+                        continue
+                    self._pieces.append({})
+                number = len(self._pieces) - 1
+            self._pieces[number][ends] = values
+            changed.add(number)
+        if self._store is None or (self._failed and not insist):
+            return
+        for number in sorted(changed):
+            kept = [[*ends, *values] for ends, values in self._pieces[number].items()]
+            value = cast("JsonValue", {"about": self._scope, "rows": kept})
+            self._failed = not save(self._store, f"{self._name} {number}", value, self._purpose)

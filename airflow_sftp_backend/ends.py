@@ -6,14 +6,14 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from ._arguments import InvalidArgument
 from ._path_arguments import has_wildcard
-from .backend import AlreadyExists, SFTPBackendError, TransferCorrupted, WriteResult
+from .backend import AlreadyExists, BeforeRename, PreparedFile, SFTPBackendError, TransferCorrupted, WriteResult
 from .backend._limits import size_mismatch
 from .backend._paths import temp_name
 from .backend._regular_files import name_ends, open_regular
@@ -110,21 +110,6 @@ def digest_of(stream: BinaryIO) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-Stamp = tuple[int, int]
-"""What another content of a local file would change: its bytes, and its time in ns."""
-
-
-def stamp_of(path: str) -> Stamp | None:
-    """The stamp of a local file; None where there is none, or the path is a URL."""
-    if is_url(path):
-        return None
-    try:
-        state = os.stat(path)
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
-
-
 def same_digest(backend: SFTPBackend, key: str, local: str) -> str | None:
     """``sha256:<hex>`` of a file on the server and a local file or object if both hold the same bytes; None if not."""
     try:
@@ -174,14 +159,20 @@ def send_object(
     verify: Verify,
     create_parents: bool,
     progress: Progress,
+    before_rename: BeforeRename,
 ) -> Outcome:
     """Sends an object of ``size`` bytes to the server; what was written, or why not."""
     try:
         with opened_for_reading(url) as stream:
             content = Exactly(stream, size, key)
+
+            def record(files: Sequence[PreparedFile]) -> None:
+                before_rename([replace(file, digest=content.digest) for file in files])
+
             written = backend.write_atomic(
-                key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents
-            )
+                key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents,
+                before_rename=record,
+            )  # fmt: skip
             return replace(written, digest=content.digest)
     except SFTPBackendError as error:
         return error
@@ -190,7 +181,14 @@ def send_object(
 
 
 def fetch_object(
-    backend: SFTPBackend, key: str, url: str, *, overwrite: bool, verify: Verify, progress: Progress
+    backend: SFTPBackend,
+    key: str,
+    url: str,
+    *,
+    overwrite: bool,
+    verify: Verify,
+    progress: Progress,
+    before_rename: BeforeRename,
 ) -> Outcome:
     """Fetches a file into an object, which has its name only when it is whole and proven."""
     target = object_path(url)
@@ -204,6 +202,7 @@ def fetch_object(
                 with open_object(temp, "rb") as stream:
                     if digest_of(stream) != written.digest:
                         return TransferCorrupted(f"{url!r} does not hold the bytes that came", path=key)
+            before_rename([PreparedFile(url, temp.name, written.size, None, written.digest)])
             rename_object(temp, target)
         finally:
             remove_object(temp)

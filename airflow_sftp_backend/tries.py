@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
-from datetime import UTC
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Iterable, Mapping, Set
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
-from ._state_store import load, save
-from .backend import BackendUnavailable, SFTPBackendError
-from .ends import Stamp, digest_of, is_url, opened_for_reading
-from .plans import Found, Step, literally
+from ._state_store import RowTable
+from ._transfer_records import TransferRecords, Version, remote_version
+from .backend import BackendUnavailable, FileInfo
+from .plans import Found, Step
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from pydantic import JsonValue
 
-    from .backend import FileInfo, SFTPBackend
+    from .backend import SFTPBackend
 
 Row = dict[str, Any]  # plain JSON: path, size in bytes, action, and the other end
 
 
 class Try:
-    """A try of the task: whether it is the first (``again``), what all tries have in common (``resume_key``), and what
-    an earlier one has set out to move or delete, or has sent before it failed over something else.
+    """State shared by all attempts of one task instance.
 
-    That is kept where Airflow can keep it from one try to the next: in its task state store, from 3.3; what was done
-    elsewhere, before the connection was corrected, does not count. Without the store the
-    next try of a move cannot tell, and fails for what is gone; that of a delete takes what is gone for deleted; that of
-    an upload sends again what the partner has taken away.
+    ``again`` is True unless this is the first attempt, ``resume_key`` is the same in all of them, ``moves`` and
+    ``transfers`` are what the earlier ones have set out to do. That is kept in Airflow's task state store (from 3.3).
+    What was done elsewhere, before the connection was corrected, does not count. Without the store, the next attempt of
+    a move fails for what is gone, that of a delete takes what is gone for deleted, and that of an upload sends again
+    what the partner has taken away.
     """
-
-    _MOVES = "moves"
-    _SENT = "sent"
-    _MOST = 500  # files; the store is for small values
 
     def __init__(self, context: Context, backend: SFTPBackend) -> None:
         instance = context["ti"]
@@ -42,27 +36,17 @@ class Try:
         self._context = context
         self._store = context.get("task_state_store")
         folder = backend.resolve("")
-        self._replaced: dict[tuple[str, str], tuple[str, int | None, str | None]] = {}
-        self._place = f"{backend.config.username}@{backend.address}{folder.native_path}"
-
-    @cached_property
-    def _noted(self) -> dict[tuple[str, str], tuple[str, int | None, str | None]]:
-        """Source and target of moves -> the argument that named it, its size and time."""
-        rows = self._kept(self._MOVES, self._place)
-        return {(source, target): (name, size, modified) for source, target, name, size, modified in rows}
-
-    @cached_property
-    def _sent(self) -> dict[tuple[str, str], list[Any]]:
-        """Source and target of uploads -> its size, stamp and SHA-256."""
-        rows = self._kept(self._SENT, self._sending)
-        return {(source, target): what for source, target, *what in rows}
-
-    @property
-    def _sending(self) -> str:
-        """What uploads go to, until the task is cleared: whoever clears it wants all of it sent. Airflow gives a task
-        that is cleared as many tries more as it has retries."""
-        instance = self._context["ti"]
-        return f"{instance.max_tries - (instance.task.retries or 0)} {self._place}"
+        place = f"{backend.config.username}@{backend.address}{folder.native_path}"
+        # Airflow gives a task that is cleared as many attempts more as it has retries. Whoever clears a transfer wants
+        # all of it transferred again.
+        cleared_after = instance.max_tries - (instance.task.retries or 0)
+        self.again_since_cleared = (instance.try_number or 1) > cleared_after + 1
+        purpose = "recognise what this one has done"
+        self._moves = RowTable(self._store, "moves", place, purpose, read=self.again)
+        scope = f"{cleared_after} {place}"
+        self.transfers = TransferRecords(
+            RowTable(self._store, "transfers", scope, purpose, read=self.again_since_cleared)
+        )
 
     @property
     def date(self) -> str:
@@ -71,120 +55,77 @@ class Try:
         return time.astimezone(UTC).date().isoformat()
 
     @property
+    def run_began(self) -> datetime | None:
+        """When the DAG run began, None if Airflow does not tell."""
+        return getattr(self._context["dag_run"], "start_date", None)
+
+    @property
     def remembers(self) -> bool:
         """True if it can know what an earlier try did."""
         return self._store is not None
 
-    def _kept(self, key: str, about: str) -> list[list[Any]]:
-        """The rows of the store under that key, if they are about that."""
-        kept = load(self._store, key) if self._store is not None and self.again else {}
-        return cast("list[list[Any]]", kept["rows"]) if kept.get("about") == about else []
-
-    def _keep(self, key: str, about: str, rows: Sequence[Sequence[object]]) -> None:
-        if self._store is not None and len(rows) <= self._MOST:
-            value = {"about": about, "rows": [list(row) for row in rows]}
-            save(self._store, key, cast("JsonValue", value), "recognise what this one has done")
-
     # -- moves and deletions ------------------------------------------------------------------------------------------
 
-    def note(self, steps: Mapping[Step, Found]) -> None:
-        """Keeps what is about to be moved: source, target, the argument that named it, and what tells the file from
-        another that is delivered under its name."""
-        noted = {
-            (step.source, step.target): (one.source, step.size, _modified(one.info)) for step, one in steps.items()
+    def note(self, steps: Mapping[Step, Found], standing: Mapping[str, FileInfo]) -> None:
+        """Record what is about to be moved.
+
+        :param steps: the files, each with the argument that named it.
+        :param standing: what is at the targets now, by path.
+        """
+        rows = {
+            (step.source, step.target): [one.source, *_version(one.info), *_version(standing.get(step.target))]
+            for step, one in steps.items()
         }
-        if noted:
-            self._replaced = {ends: self._noted[ends] for ends in noted if ends in self._noted}
-            self._noted |= noted
-            self._keep_noted()
+        if rows:
+            self._moves.put(rows)
 
     def note_names(self, names: Iterable[str]) -> None:
-        """Keeps the arguments that named what is about to be deleted."""
-        noted = {(name, ""): (name, None, None) for name in names}
-        if noted:
-            self._noted |= noted
-            self._keep_noted()
+        """Record the arguments that named what is about to be deleted."""
+        rows: dict[tuple[str, str], list[Any]] = {(name, ""): [name, None, None, None, None] for name in names}
+        if rows:
+            self._moves.put(rows)
 
     def forget(self, steps: Iterable[Step]) -> None:
-        """Those that were refused after all; what an earlier try had moved from there to there stays noted."""
-        for step in steps:
-            ends = step.source, step.target
-            if ends in self._replaced:
-                self._noted[ends] = self._replaced[ends]
-            else:
-                self._noted.pop(ends, None)
-        self._keep_noted()
-
-    def _keep_noted(self) -> None:
-        self._keep(self._MOVES, self._place, [(*ends, *what) for ends, what in self._noted.items()])
+        """Remove what was refused after all."""
+        self._moves.put({}, [(step.source, step.target) for step in steps])
 
     def names_of(self, sources: Set[str] | None) -> set[str]:
-        """The arguments that named these files in the earlier try, or any (None)."""
-        return {name for (source, _), (name, *_) in self._noted.items() if sources is None or source in sources}
+        """Return the arguments that named these files in an earlier attempt, or any (None)."""
+        return {values[0] for (source, _), values in self._moves.rows.items() if sources is None or source in sources}
 
-    def finished(self, backend: SFTPBackend, pending: Iterable[Step]) -> list[Row]:
-        """A row for each file that an earlier try has moved: its target is what it moved, its source is gone or is
-        another file by now, and it is not ``pending``."""
-        if not self._noted:
+    def finished(self, backend: SFTPBackend) -> list[Row]:
+        """Return a row for each file that an earlier attempt has moved.
+
+        Its target is what was moved, and its source is gone or is another file, which was delivered since.
+        """
+        if not self.again or not (rows := self._moves.rows):
             return []
-        names = {name for ends in self._noted for name in ends}
-        there = {info.path: info for info in backend.find(*map(literally, names))}
-        left = {(step.source, step.target) for step in pending}
-
-        def is_moved(source: str, target: str, size: int | None, modified: str | None) -> bool:
-            before, after = there.get(source), there.get(target)
-            unmoved = before is not None and (before.size, _modified(before)) == (size, modified)
-            return (source, target) not in left and not unmoved and after is not None and after.size == size
-
+        paths = sorted({path for source, target in rows if target for path in (source, target)})
+        infos = backend.get_file_info_many(paths, return_exceptions=True)
+        found = {path: info for path, info in zip(paths, infos, strict=True) if isinstance(info, FileInfo)}
+        for info in infos:
+            if isinstance(info, BackendUnavailable):
+                raise info
         return [
-            {"path": target, "size": size, "action": "moved by an earlier try", "source": source}
-            for (source, target), (_, size, modified) in self._noted.items()
-            if is_moved(source, target, size, modified)
+            {"path": target, "size": values[1], "action": "moved by an earlier try", "source": source}
+            for (source, target), values in rows.items()
+            if target and _is_moved(values[1:3], values[3:5], found.get(source), found.get(target))
         ]
 
-    # -- uploads ------------------------------------------------------------------------------------------------------
 
-    def note_sent(self, rows: Iterable[tuple[Row, Stamp | None]]) -> None:
-        """Keeps what was sent, each with the stamp its source had, for the try after this one, which has failed."""
-        for row, stamp in rows:
-            self._sent[row["source"], row["path"]] = [row["size"], stamp and [*stamp], row.get("sha256")]
-        self._keep(self._SENT, self._sending, [(*ends, *what) for ends, what in self._sent.items()])
-
-    def forget_sent(self) -> None:
-        """Whoever runs the task again, now that all is sent, wants all of it sent again."""
-        if self._sent:
-            self._keep(self._SENT, self._sending, [])
-
-    def taken(self, backend: SFTPBackend, stamps: Mapping[Step, Stamp | None]) -> dict[Step, Row]:
-        """A row for each of the steps that an earlier try has sent and that is gone from the server since, unless its
-        source is another by now; ``stamps`` are those of the sources."""
-        noted = {step: what for step in stamps if (what := self._sent.get((step.source, step.target))) is not None}
-        if not noted:
-            return {}
-        try:
-            there = {info.path for info in backend.find(*(literally(step.target) for step in noted))}
-        except BackendUnavailable:
-            raise
-        except SFTPBackendError:  # a server where nobody may look, whatever it calls that
-            there = set()
-        rows: dict[Step, Row] = {}
-        for step, (size, stamp, sha256) in noted.items():
-            if step.target not in there and _is_still(step, stamps[step], stamp, sha256):
-                row = {"path": step.target, "size": size, "action": "uploaded by an earlier try", "source": step.source}
-                rows[step] = row | ({} if sha256 is None else {"sha256": sha256})
-        return rows
+def _version(info: FileInfo | None) -> Version:
+    return [None, None] if info is None else remote_version(info)
 
 
-def _modified(info: FileInfo) -> str | None:
-    return None if info.modified_at is None else info.modified_at.isoformat()
+def _is_moved(moved: list[Any], stood: list[Any], source: FileInfo | None, target: FileInfo | None) -> bool:
+    """Tell whether a move was made: the target is what was to be moved, and the source is not that any more.
 
-
-def _is_still(step: Step, now: Stamp | None, then: Sequence[int] | None, sha256: str | None) -> bool:
-    """True if the source is what it was: a local file by its stamp, an object by its bytes."""
-    if not is_url(step.source):
-        return now is not None and then is not None and [*now] == [*then]
-    try:
-        with opened_for_reading(step.source) as stream:
-            return digest_of(stream) == f"sha256:{sha256}"
-    except OSError:
+    :param moved: size and time of the source before the move.
+    :param stood: size and time of what was at the target then, None each if nothing was.
+    :param source: what is at the source now.
+    :param target: what is at the target now.
+    """
+    if target is None or target.size != moved[0] or (source is not None and _version(source) == moved):
         return False
+    # a rename keeps the time; a copy, where no rename is possible, makes a new one
+    return _version(target) == moved or _version(target) != stood

@@ -17,6 +17,7 @@ from ._file_transfers import FileTransfers, check_verify
 from ._group_commit import group_of
 from ._handles import AtomicWriter, RemoteFile
 from ._jobs import Job, Landings, check_distinct, gathered, or_raise, put_back, sorted_out, without_result
+from ._maintenance import Maintenance
 from ._models import (
     BeforeRename,
     Capability,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SFTPBackend(FileTransfers):
+class SFTPBackend(FileTransfers, Maintenance):
     """Stores files on any SSH/SFTP server, over one connection that opens with the first call.
 
     Keys are relative to ``base_path``. Safe to use from several threads, which take turns; a forked process and a

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from . import _local
 from ._backups import restoring
+from ._comparison import same_samples
 from ._config import check_lanes
 from ._door import Door, naming
 from ._errors import SFTPBackendError
@@ -165,6 +166,26 @@ class FileTransfers:
         jobs, refused = sorted_out(pairs, job)
         check_distinct([job.landing.target.key for job in jobs])
         return gathered(put_back(self._land(jobs), refused), "uploads", return_exceptions)
+
+    def same_samples_many(
+        self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool = False
+    ) -> list[bool | SFTPBackendError | OSError]:
+        """Compare local files with files on the server by their sizes and by samples of up to 2 MiB each.
+
+        :param pairs: local path and key of each comparison.
+        :param return_exceptions: put failures in their places, in place of raising an ExceptionGroup.
+        :returns: for each pair, in order, True if no difference was found; a file of up to 2 MiB is compared whole.
+        """
+        comparisons, refused = sorted_out(pairs, lambda pair: (self._door.at(pair[1]), pair[0]))
+        outcomes = (
+            self._session.call(
+                lambda wire: wire.run_many(same_samples(place, local) for place, local in comparisons), idempotent=True
+            )
+            if comparisons
+            else []
+        )
+        located = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
+        return gathered(located, "comparisons", return_exceptions)
 
     def _land(self, jobs: list[Job[T]]) -> list[T | SFTPBackendError | OSError]:
         return [self._door.located(outcome) for outcome in self._landings.run(jobs)] if jobs else []

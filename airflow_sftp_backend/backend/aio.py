@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from datetime import datetime
 from functools import partial
 from typing import BinaryIO, ClassVar, Final, ParamSpec, TypeVar
 
@@ -278,6 +279,16 @@ class SyncBackendAdapter:
             before_rename=before_rename,
         )
         return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
+
+    async def same_samples_many(
+        self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool = False
+    ) -> list[bool | SFTPBackendError | OSError]:
+        """See `SFTPBackend.same_samples_many`."""
+        return await self._call(self._backend.same_samples_many, pairs, return_exceptions=return_exceptions)
+
+    async def server_time(self, path: str) -> datetime | None:
+        """See `SFTPBackend.server_time`."""
+        return await self._call(self._backend.server_time, path)
 
     async def move(self, src: str, dst: str, overwrite: bool = False) -> None:
         """See `SFTPBackend.move`."""

@@ -23,6 +23,7 @@ from airflow_sftp_backend._path_arguments import (
     parse_patterns,
     require_one,
 )
+from airflow_sftp_backend._transfer_records import unproven
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BackendUnavailable,
@@ -30,7 +31,7 @@ from airflow_sftp_backend.backend import (
     WriteResult,
 )
 from airflow_sftp_backend.backend._errors import escaped
-from airflow_sftp_backend.ends import Outcome, Verify, same_digest
+from airflow_sftp_backend.ends import Outcome, Verify
 from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.killed import Killable
 from airflow_sftp_backend.lineage import Deed, deeds, facets, tell_assets
@@ -190,17 +191,23 @@ class TransferOperator(FileOperator):
                 pending.append(step)
         return pending, rows
 
-    def _done_row(self, row: Row, outcome: Outcome, backend: SFTPBackend, local: str, again: str | None) -> Row | None:
-        """The row of a file that is done: by this try, as the outcome says, or ``again``, by an earlier one, whose file
-        is at both ends. None if it is not. With the file's SHA-256 where that is known."""
+    def _done_row(
+        self, row: Row, outcome: Outcome, attempt: Try, written_earlier: Callable[[], str | None]
+    ) -> Row | SFTPBackendError | OSError:
+        """Return the row of a file that is done, with its SHA-256 where that is known, or its failure.
+
+        ``written_earlier`` returns the file's digest if its times show that an earlier try has written it: asked only
+        on a retry whose target is taken, where Airflow has no state store that would tell.
+        """
         if isinstance(outcome, WriteResult):
             row, digest = row | {"size": outcome.size}, outcome.digest
+        elif not isinstance(outcome, AlreadyExists) or not attempt.again_since_cleared:
+            return outcome
         else:
-            comparable = again is not None and isinstance(outcome, AlreadyExists)
-            digest = same_digest(backend, row["path"], local) if comparable else None
+            digest = None if attempt.remembers else written_earlier()
             if digest is None:
-                return None
-            row = row | {"action": again}
+                return unproven(outcome)
+            row = row | {"action": f"{self._action} by an earlier try"}
         return row | ({} if digest is None else {"sha256": digest.removeprefix("sha256:")})
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend._path_arguments import parse_target
-from airflow_sftp_backend.backend import WriteResult
+from airflow_sftp_backend._transfer_records import Version, downloaded_earlier, fetched_since, remote_version
+from airflow_sftp_backend.backend import BeforeRename
 from airflow_sftp_backend.backend._regular_files import name_ends
 from airflow_sftp_backend.ends import Outcome, fetch_object, is_url, size_of
 from airflow_sftp_backend.plans import Step, downloads, missing_error, on_server
@@ -56,18 +58,24 @@ class SFTPDownloadOperator(TransferOperator):
                 for s in pending
             ]
             return rows, failures
+        infos = {one.info.path: one.info for one in matches.files}
+        versions: dict[Step, Version | None] = {step: remote_version(infos[step.source]) for step in pending}
+        fetched = downloaded_earlier(attempt.transfers, versions)
+        pending = [step for step in pending if step not in fetched]
         progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
-        again = "downloaded by an earlier try" if attempt.again else None
-        for step, outcome in zip(pending, self._fetch(backend, pending, attempt, progress), strict=True):
+        record = attempt.transfers.recorder(versions)
+        for step, outcome in zip(pending, self._fetch(backend, pending, attempt, progress, record), strict=True):
             row = result_row(step.source, step, "target", step.size, self._action)
-            done = self._done_row(row, outcome, backend, step.target, again)
-            if done is not None:
-                rows.append(done)
-            elif not isinstance(outcome, WriteResult):
-                failures.append(outcome)
-        return rows, failures
+            done = self._done_row(row, outcome, attempt, partial(fetched_since, backend, step, attempt.run_began))
+            if isinstance(done, dict):
+                fetched[step] = done
+            else:
+                failures.append(done)
+        return [*rows, *fetched.values()], failures
 
-    def _fetch(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
+    def _fetch(
+        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog, record: BeforeRename
+    ) -> list[Outcome]:
         """What was fetched or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [step for step in steps if not is_url(step.target)]
@@ -82,12 +90,19 @@ class SFTPDownloadOperator(TransferOperator):
             resume_key=attempt.resume_key,
             digest=bool(self.outlets),
             return_exceptions=True,
+            before_rename=record,
         )
         done |= zip(local, outcomes, strict=True)
         for step in steps:
             if is_url(step.target):
                 done[step] = fetch_object(
-                    backend, step.source, step.target, overwrite=overwrite, verify=self.verify, progress=progress
+                    backend,
+                    step.source,
+                    step.target,
+                    overwrite=overwrite,
+                    verify=self.verify,
+                    progress=progress,
+                    before_rename=record,
                 )
         return [done[step] for step in steps]
 

@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence, Set
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow_sftp_backend._path_arguments import Names, Target, parse_target, require_one
-from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, InvalidPath, NotFound, SFTPBackendError
+from airflow_sftp_backend.backend import (
+    AlreadyExists,
+    BackendUnavailable,
+    FileInfo,
+    InvalidPath,
+    NotFound,
+    SFTPBackendError,
+)
 from airflow_sftp_backend.plans import (
     Found,
     IfExists,
@@ -88,27 +95,34 @@ class SFTPMoveOperator(FileOperator):
         failures = matches.failures + refused
         wanted = moves(found, selection, target, self.rename, attempt.date)
         steps, there = self._plan(backend, wanted)
+        rows = attempt.finished(backend)
+        moved_earlier = {row["source"] for row in rows}
+        for step in steps:
+            if step.source in moved_earlier:
+                self.log.info("%s was delivered again: left to the next run", step.source)
+        wanted = [step for step in wanted if step.source not in moved_earlier]
+        steps = [step for step in steps if step.source not in moved_earlier]
         skipped = {
             step for step in steps
-            if (size := there.get(step.target)) is not None
-            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size))
+            if (info := there.get(step.target)) is not None
+            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and info.size == step.size))
         }  # fmt: skip
-        rows = attempt.finished(backend, [step for step in steps if step not in skipped]) if attempt.again else []
         # a name that fits nothing any more is done if the earlier try has moved what it fitted
-        done = attempt.names_of({row["source"] for row in rows})
+        done = attempt.names_of(moved_earlier)
         if not self.missing_ok:
             failures += [missing_error(backend, selection, name) for name in matches.missing if name not in done]
         pending: list[Step] = []
         for step in steps:
-            size = there.get(step.target)
             if step in skipped:
                 rows.append({"path": step.source, "size": step.size, "action": "skipped", "target": step.target})
             elif self.only_plan:
-                action = "would fail" if size is not None and self.if_exists == "fail" else "would move"
+                action = "would fail" if step.target in there and self.if_exists == "fail" else "would move"
                 rows.append({"path": step.target, "size": step.size, "action": action, "source": step.source})
             else:
                 pending.append(step)
-        moved, not_moved = self._move_all(backend, pending, wanted, {one.info.path: one for one in found}, attempt)
+        moved, not_moved = self._move_all(
+            backend, pending, wanted, {one.info.path: one for one in found}, there, attempt
+        )
         return rows + moved, failures + not_moved
 
     def _move_all(
@@ -117,6 +131,7 @@ class SFTPMoveOperator(FileOperator):
         pending: list[Step],
         wanted: Sequence[Step],
         found: Mapping[str, Found],
+        there: Mapping[str, FileInfo],
         attempt: Try,
     ) -> tuple[list[Row], Failures]:
         """Rows for what was moved, and what failed. What finds its number taken, by another task in the meantime or by
@@ -126,7 +141,7 @@ class SFTPMoveOperator(FileOperator):
         blocked: set[str] = set()
         races = _RACES if self.if_exists == "number" else 0
         while True:
-            moved, refused = self._move(backend, pending, found, attempt)
+            moved, refused = self._move(backend, pending, found, there, attempt)
             rows += moved
             beaten = {step.source: step.target for step, error in refused if races and _is_taken(step, error)}
             blocked.update(beaten.values())
@@ -140,17 +155,17 @@ class SFTPMoveOperator(FileOperator):
             if not beaten:
                 return rows, failures
             races -= 1
-            pending, _ = self._plan(backend, [step for step in wanted if step.source in beaten], blocked)
+            pending, there = self._plan(backend, [step for step in wanted if step.source in beaten], blocked)
 
     def _plan(
         self, backend: SFTPBackend, steps: Sequence[Step], blocked: Set[str] = frozenset()
-    ) -> tuple[list[Step], dict[str, int]]:
-        """The steps with the keys of their targets, and the sizes of the targets that exist; ``blocked`` are targets
+    ) -> tuple[list[Step], dict[str, FileInfo]]:
+        """The steps with the keys of their targets, and the targets that exist; ``blocked`` are targets
         found taken."""
         steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
         if self.if_exists != "number":
             steps = checked(steps)
-        there = {info.path: info.size for info in backend.find(*(literally(step.target) for step in steps))}
+        there = {info.path: info for info in backend.find(*(literally(step.target) for step in steps))}
         if self.if_exists == "number":
             taken = there.keys() | blocked
             others = backend.find(*(numbered_names(target) for target in crowded_targets(steps, taken)))
@@ -158,10 +173,15 @@ class SFTPMoveOperator(FileOperator):
         return list(steps), there
 
     def _move(
-        self, backend: SFTPBackend, steps: Sequence[Step], found: Mapping[str, Found], attempt: Try
+        self,
+        backend: SFTPBackend,
+        steps: Sequence[Step],
+        found: Mapping[str, Found],
+        there: Mapping[str, FileInfo],
+        attempt: Try,
     ) -> tuple[list[Row], list[tuple[Step, SFTPBackendError | OSError]]]:
         """Rows for what was moved, and what was not, and why."""
-        attempt.note({step: found[step.source] for step in steps})
+        attempt.note({step: found[step.source] for step in steps}, there)
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
             [(step.source, step.target) for step in steps], overwrite=overwrite, return_exceptions=True

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend._path_arguments import parse_target
-from airflow_sftp_backend.backend import WriteResult
-from airflow_sftp_backend.ends import Outcome, is_url, send_object, stamp_of
+from airflow_sftp_backend._transfer_records import Version, uploaded_earlier, version_of, written_since
+from airflow_sftp_backend.backend import BackendUnavailable, BeforeRename
+from airflow_sftp_backend.ends import Outcome, is_url, send_object
 from airflow_sftp_backend.plans import Step, literally, uploads
 from airflow_sftp_backend.progress import ProgressLog
 from airflow_sftp_backend.tries import Row, Try
@@ -55,25 +57,27 @@ class SFTPUploadOperator(TransferOperator):
                 for s in pending
             ]
             return rows, failures
-        stamps = {step: stamp_of(step.source) for step in pending}
-        sent = attempt.taken(backend, stamps)
+        versions: dict[Step, Version | None] = {step: version_of(step.source) for step in pending}
+        sent = uploaded_earlier(attempt.transfers, backend, versions)
         pending = [step for step in pending if step not in sent]
         progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
-        again = "uploaded by an earlier try" if attempt.again else None
-        for step, outcome in zip(pending, self._send(backend, pending, attempt, progress), strict=True):
+        record = attempt.transfers.recorder(versions)
+        declined: list[Step] = []
+        for step, outcome in zip(pending, self._send(backend, pending, attempt, progress, record), strict=True):
             row = result_row(step.target, step, "source", step.size, self._action)
-            done = self._done_row(row, outcome, backend, step.source, again)
-            if done is not None:
+            done = self._done_row(row, outcome, attempt, partial(written_since, backend, step, attempt.run_began))
+            if isinstance(done, dict):
                 sent[step] = done
-            elif not isinstance(outcome, WriteResult):
-                failures.append(outcome)
+            else:
+                failures.append(done)
+                declined += [] if isinstance(done, BackendUnavailable) else [step]
         if failures:
-            attempt.note_sent([(row, stamps[step]) for step, row in sent.items()])
-        else:
-            attempt.forget_sent()
+            attempt.transfers.close({step: versions[step] for step in sent}, sent, declined)
         return [*rows, *sent.values()], failures
 
-    def _send(self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog) -> list[Outcome]:
+    def _send(
+        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog, record: BeforeRename
+    ) -> list[Outcome]:
         """What was sent or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [step for step in steps if not is_url(step.source)]
@@ -86,6 +90,7 @@ class SFTPUploadOperator(TransferOperator):
             resume_key=attempt.resume_key,
             digest=bool(self.outlets),
             return_exceptions=True,
+            before_rename=record,
         )
         done: dict[Step, Outcome] = dict(zip(local, outcomes, strict=True))
         for step in steps:
@@ -99,5 +104,6 @@ class SFTPUploadOperator(TransferOperator):
                     verify=self.verify,
                     create_parents=self.create_parents,
                     progress=progress,
+                    before_rename=record,
                 )
         return [done[step] for step in steps]

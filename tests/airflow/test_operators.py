@@ -447,12 +447,12 @@ def test_a_path_that_climbs_fails_for_good(remote: Path, tmp_path: Path) -> None
 def test_the_next_try_recognises_what_is_uploaded_and_downloaded_already(
     remote: Path, local: Path, tmp_path: Path
 ) -> None:
-    run(upload(Glob(f"{local}/*.csv"), "in/"))
-    assert set(actions(run(upload(Glob(f"{local}/*.csv"), "in/"), try_number=2)).values()) == {
-        "uploaded by an earlier try"
-    }
-    run(download("in/", f"{tmp_path}/back/"))
-    rows = run(download("in/", f"{tmp_path}/back/"), try_number=2)
+    up, down = State(), State()
+    run(upload(Glob(f"{local}/*.csv"), "in/"), state=up)
+    rows = run(upload(Glob(f"{local}/*.csv"), "in/"), try_number=2, state=up)
+    assert set(actions(rows).values()) == {"uploaded by an earlier try"}
+    run(download("in/", f"{tmp_path}/back/"), state=down)
+    rows = run(download("in/", f"{tmp_path}/back/"), try_number=2, state=down)
     assert set(actions(rows).values()) == {"downloaded by an earlier try"}
 
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from airflow_sftp_backend import AlreadyExists, NotFound
 from airflow_sftp_backend.hooks import translate_errors
 from airflow_sftp_backend.sensors import SFTPFileSensor
-from tests.airflow.conftest import AssetState, State, context, grow, held
+from tests.airflow.conftest import AssetState, Glob, State, context, grow, held
 
 from .test_operators import actions, delete, move, run, upload
 
@@ -62,7 +62,7 @@ def test_a_partly_failed_upload_keeps_its_failures_lineage_and_events_and_the_ne
 ) -> None:
     grow(remote, {"out/b.csv": b"somebody else's"})
     state, outlet = State(), Asset("all")
-    operator = upload(f"{local}/*.csv", "out/", outlets=[outlet])
+    operator = upload(Glob(f"{local}/*.csv"), "out/", outlets=[outlet])
     first = context(1, state)
     with pytest.raises(ExceptionGroup) as caught:
         operator.execute(first)
@@ -85,7 +85,11 @@ def test_a_finished_task_succeeds_though_its_note_cannot_be_kept(
     remote: Path, local: Path, what: str, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     grow(remote, {"in/a.csv": b"one"})
-    operator = {"upload": upload(f"{local}/*.csv", "out/"), "move": move("in/*", "out/"), "delete": delete("in/*")}
+    operator = {
+        "upload": upload(Glob(f"{local}/*.csv"), "out/"),
+        "move": move(Glob("in/*"), "out/"),
+        "delete": delete(Glob("in/*")),
+    }
     with caplog.at_level(logging.WARNING):
         rows = run(operator[what], state=Failing(error, "set"))
     assert {row["action"] for row in rows} <= {"uploaded", "moved", "deleted"}
@@ -100,7 +104,7 @@ def test_a_task_that_failed_raises_its_own_failure_though_its_note_cannot_be_kep
 ) -> None:
     grow(remote, {"out/b.csv": b"theirs", "in/b.csv": b"ours"})
     with caplog.at_level(logging.WARNING), pytest.raises(ExceptionGroup) as caught:
-        run(upload(f"{local}/*.csv", "out/"), state=Failing(error, "set"))
+        run(upload(Glob(f"{local}/*.csv"), "out/"), state=Failing(error, "set"))
     assert [type(failure) for failure in caught.value.exceptions] == [AlreadyExists]
     assert "cannot write" in caplog.text
     with pytest.raises(AlreadyExists):
@@ -116,7 +120,11 @@ def test_a_retry_that_cannot_read_what_was_done_touches_nothing_and_is_retried(
     remote: Path, local: Path, what: str, error: Exception
 ) -> None:
     before = held(grow(remote, {"in/a.csv": b"one"}))
-    operator = {"upload": upload(f"{local}/*.csv", "out/"), "move": move("in/*", "out/"), "delete": delete("in/*")}
+    operator = {
+        "upload": upload(Glob(f"{local}/*.csv"), "out/"),
+        "move": move(Glob("in/*"), "out/"),
+        "delete": delete(Glob("in/*")),
+    }
     with pytest.raises(type(error)) as caught:
         run(operator[what], try_number=2, state=Failing(error, "get"))
     assert caught.value is error
@@ -126,7 +134,7 @@ def test_a_retry_that_cannot_read_what_was_done_touches_nothing_and_is_retried(
 def test_a_first_attempt_needs_no_answer_from_the_store(remote: Path, local: Path) -> None:
     state = Failing(AWAY, "get")
     grow(remote, {"in/a.csv": b"one", "in/b.csv": b""})
-    run(upload(f"{local}/*.csv", "out/"), state=state)
+    run(upload(Glob(f"{local}/*.csv"), "out/"), state=state)
     run(move("in/a.csv", "moved/"), state=state)
     run(delete("in/b.csv"), state=state)
     assert sorted(held(remote)) == ["moved/a.csv", "out/a.csv", "out/b.csv"]

@@ -10,7 +10,7 @@ import pytest
 from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_sftp_backend import AlreadyExists
+from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.operators import SFTPUploadOperator
 from tests.airflow.conftest import Connect, Glob, State, context, grow, held
 from tests.servers import AsyncsshServer, CurtDropBox, DropBox
@@ -28,34 +28,56 @@ def in_the_way(remote: Path, path: str) -> Path:
 MOVED = {"path": "work/a.csv", "size": 3, "action": "moved by an earlier try", "source": "in/a.csv"}
 
 
-@pytest.mark.parametrize(
-    ("if_exists", "new"),
-    [
-        ("number", {"path": "work/a-1.csv", "size": 4, "action": "moved", "source": "in/a.csv"}),
-        ("skip", {"path": "in/a.csv", "size": 4, "action": "skipped", "target": "work/a.csv"}),
-    ],
-)
-def test_a_file_delivered_again_between_two_tries_hides_no_earlier_move(remote: Path, if_exists: str, new: Row) -> None:
+@pytest.mark.parametrize("if_exists", ["fail", "replace", "skip", "skip_same", "number"])
+def test_a_file_delivered_again_between_two_tries_is_left_to_the_next_run(
+    remote: Path, if_exists: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     state = State()
     grow(remote, {"in/a.csv": b"abc", "in/b.csv": b"x"})
     way = in_the_way(remote, "work/b.csv")
-    with pytest.raises(AirflowFailException):
-        run(move(Glob("in/*.csv"), "work/"), state=state)
+    with pytest.raises((AirflowFailException, ExceptionGroup)):
+        run(move(Glob("in/*.csv"), "work/", if_exists="fail"), state=state)
     shutil.rmtree(way)
     grow(remote, {"in/a.csv": b"new!"})
     rows = run(move(Glob("in/*.csv"), "work/", if_exists=if_exists), try_number=2, state=state)
-    assert [row for row in rows if "b.csv" not in row["path"]] == [MOVED, new]
-    assert held(remote)["work/a.csv"] == b"abc"
+    assert [row for row in rows if "b.csv" not in row["path"]] == [MOVED]
+    assert held(remote) == {"in/a.csv": b"new!", "work/a.csv": b"abc", "work/b.csv": b"x"}
+    assert "in/a.csv was delivered again: left to the next run" in capsys.readouterr().out
 
 
-def test_what_is_delivered_again_and_finds_its_place_taken_fails_and_is_not_reported_as_moved(remote: Path) -> None:
+@pytest.mark.parametrize("if_exists", ["fail", "replace", "number"])
+def test_a_move_that_was_killed_after_its_renames_is_done_though_a_name_is_delivered_again(
+    remote: Path, if_exists: str
+) -> None:
     state = State()
-    grow(remote, {"in/a.csv": b"abc"})
-    run(move("in/a.csv", "work/"), state=state)
+    grow(remote, {f"in/{name}.csv": name.encode() for name in "abcde"})
+    run(move(Glob("in/*.csv"), "work/", if_exists=if_exists), state=state)  # all is moved, and the worker dies
+    grow(remote, {"in/c.csv": b"the next delivery"})
+    rows = run(move(Glob("in/*.csv"), "work/", if_exists=if_exists), try_number=2, state=state)
+    assert {row["path"]: row["action"] for row in rows} == {
+        f"work/{name}.csv": "moved by an earlier try" for name in "abcde"
+    }
+    assert held(remote) == {"in/c.csv": b"the next delivery"} | {f"work/{n}.csv": n.encode() for n in "abcde"}
+
+
+def test_a_replaced_target_of_the_same_size_is_not_taken_for_moved(remote: Path) -> None:
+    state = State()
+    grow(remote, {"in/a.csv": b"abc", "work/a.csv": b"old"})
+    os.utime(remote / "work/a.csv", (1, 1))
+
+    class Killed(State):
+        """The worker dies as soon as what it is about to move is recorded."""
+
+        def set(self, key: str, value: object, **options: object) -> None:
+            state.set(key, value)
+            raise TaskKilled
+
+    with pytest.raises(TaskKilled):
+        run(move("in/a.csv", "work/", if_exists="replace"), state=Killed())
     grow(remote, {"in/a.csv": b"new!"})
-    with pytest.raises(AlreadyExists):
-        run(move("in/a.csv", "work/"), try_number=2, state=state)
-    assert held(remote) == {"in/a.csv": b"new!", "work/a.csv": b"abc"}
+    (row,) = run(move("in/a.csv", "work/", if_exists="replace"), try_number=2, state=state)
+    assert row["action"] == "moved"
+    assert held(remote) == {"work/a.csv": b"new!"}
 
 
 def test_a_file_that_still_waits_is_not_taken_for_moved_because_its_like_is_there(remote: Path) -> None:
@@ -69,15 +91,14 @@ def test_a_file_that_still_waits_is_not_taken_for_moved_because_its_like_is_ther
 
 
 @pytest.mark.parametrize("source", [Glob("in/*.csv"), ["in/a.csv", "in/b.csv"]])
-def test_an_earlier_move_is_known_though_the_same_name_was_refused_since(remote: Path, source: str | list[str]) -> None:
+def test_an_earlier_move_is_known_in_every_later_try(remote: Path, source: str | list[str]) -> None:
     state = State()
     grow(remote, {"in/a.csv": b"abc", "in/b.csv": b"x"})
     way = in_the_way(remote, "work/b.csv")
-    with pytest.raises(AirflowFailException):
-        run(move(source, "work/"), state=state)
-    grow(remote, {"in/a.csv": b"new!"})
-    with pytest.raises(ExceptionGroup):
-        run(move(source, "work/"), try_number=2, state=state)
+    for try_number in (1, 2):
+        with pytest.raises((AirflowFailException, ExceptionGroup)):
+            run(move(source, "work/"), try_number=try_number, state=state)
+        grow(remote, {"in/a.csv": b"new!"})
     (remote / "in/a.csv").unlink()
     shutil.rmtree(way)
     rows = run(move(source, "work/"), try_number=3, state=state)
@@ -143,7 +164,7 @@ def test_a_task_that_is_cleared_after_its_success_delivers_all_of_it_again(remot
     operator = half_sent(remote, local, state)
     run(operator, try_number=2, state=state)
     (remote / "out/b.csv").unlink()
-    assert set(actions(run(operator, try_number=3, state=state)).values()) == {"uploaded"}
+    assert set(actions(operator.execute(context(3, state, cleared=2))).values()) == {"uploaded"}
     assert sorted(held(remote)) == ["out/a.csv", "out/b.csv"]
 
 
