@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -62,14 +63,14 @@ class ListingTally:
     ``path`` is the key that the call lists, for errors.
     """
 
-    __slots__ = ("_entries", "_path", "_size", "_unsafe", "bounds", "exceeded")
+    __slots__ = ("_entries", "_size", "_unsafe", "bounds", "exceeded", "path")
 
     def __init__(self, path: str, bounds: Bounds = DEFAULT_BOUNDS) -> None:
         self.bounds = bounds
         self.exceeded: str | None = None
         """The message of the bound that was exceeded: no other directory is listed for this call."""
         self._entries = 0
-        self._path = path
+        self.path = path
         self._size = 0
         self._unsafe = 0
 
@@ -83,11 +84,10 @@ class ListingTally:
         self._entries += entries
         self._size += size
         if self._entries > self.bounds.max_entries:
-            raise self._exceeded(f"{self.bounds.max_entries} entries (max_entries)", "max_entries")
-        if self._size > self.bounds.max_listing_bytes:
-            raise self._exceeded(
-                f"{self.bounds.max_listing_bytes} bytes of replies (max_listing_bytes)", "max_listing_bytes"
-            )
+            self._exceed(f"{self.bounds.max_entries} entries (max_entries)", "max_entries")
+        elif self._size > self.bounds.max_listing_bytes:
+            self._exceed(f"{self.bounds.max_listing_bytes} bytes of replies (max_listing_bytes)", "max_listing_bytes")
+        self.check()
 
     def check(self) -> None:
         """Check that no bound has been exceeded so far.
@@ -95,7 +95,7 @@ class ListingTally:
         :raises BoundExceeded: if one has.
         """
         if self.exceeded is not None:
-            raise BoundExceeded(self.exceeded, path=self._path)
+            raise BoundExceeded(self.exceeded, path=self.path)
 
     def check_depth(self, depth: int) -> None:
         """Check the number of levels below the path.
@@ -105,7 +105,7 @@ class ListingTally:
         if depth > MAX_DEPTH:
             raise BoundExceeded(
                 f"cannot list: the directories are nested more than {MAX_DEPTH} deep. List one further down",
-                path=self._path,
+                path=self.path,
             )
 
     def leave_out(self, error: InvalidPath) -> None:
@@ -117,7 +117,7 @@ class ListingTally:
     def finish(self) -> None:
         """Log how many entries with unsafe names were left out without being logged."""
         if self._unsafe > _NAMED:
-            logger.warning("%d more entries with unsafe names are left out below %r", self._unsafe - _NAMED, self._path)
+            logger.warning("%d more entries with unsafe names are left out below %r", self._unsafe - _NAMED, self.path)
 
     def mark(self) -> tuple[int, int, int]:
         """Get the state to which `rewind` can return, for what is requested once more on another connection."""
@@ -128,22 +128,56 @@ class ListingTally:
         self.exceeded = None
         self._entries, self._size, self._unsafe = mark
 
-    def _exceeded(self, bound: str, setting: str) -> BoundExceeded:
-        return BoundExceeded(
-            f"cannot list: the server sends more than {bound}. List a directory further down, or raise {setting}",
-            path=self._path,
+    def _exceed(self, bound: str, setting: str) -> None:
+        self.exceeded = (
+            f"cannot list: the server sends more than {bound}. List a directory further down, or raise {setting}"
         )
+
+
+class SharedTally(ListingTally):
+    """Counts the replies of one directory that several searches list together, for each of them.
+
+    The listing goes on as long as it is within the bounds of one of them. ``log`` counts unsafe names, once.
+    """
+
+    __slots__ = ("_log", "_shares")
+
+    def __init__(self, path: str, shares: Sequence[ListingTally], log: ListingTally) -> None:
+        super().__init__(path)
+        self._shares = shares
+        self._log = log
+
+    def take(self, entries: int, size: int) -> None:
+        """Count a reply for each search that has not exceeded a bound yet."""
+        for share in self._shares:
+            if share.exceeded is None:
+                with suppress(BoundExceeded):
+                    share.take(entries, size)
+        self.check()
+
+    def check(self) -> None:
+        """Check that one of the searches is within its bounds.
+
+        :raises BoundExceeded: if none is.
+        """
+        if all(share.exceeded is not None for share in self._shares):
+            self.exceeded = self._shares[0].exceeded
+        super().check()
+
+    def leave_out(self, error: InvalidPath) -> None:
+        """Count an entry with an unsafe name."""
+        self._log.leave_out(error)
 
 
 class NewNames:
     """The names of one directory, to find out when its listing brings no new ones."""
 
-    __slots__ = ("_idle", "_names", "_path")
+    __slots__ = ("_idle", "_names", "path")
 
     def __init__(self, path: str) -> None:
         self._names = {".", ".."}
         self._idle = 0
-        self._path = path
+        self.path = path
 
     def add(self, names: Iterable[str]) -> None:
         """Add the names of one reply.
@@ -155,7 +189,7 @@ class NewNames:
         self._idle = 0 if len(self._names) > before else self._idle + 1
         if self._idle >= MAX_IDLE_BATCHES:
             raise BoundExceeded(
-                f"cannot list: {MAX_IDLE_BATCHES} successive replies of the server bring no new name", path=self._path
+                f"cannot list: {MAX_IDLE_BATCHES} successive replies of the server bring no new name", path=self.path
             )
 
 

@@ -17,7 +17,7 @@ from typing import Final, Protocol, TypeVar
 from ._codec import Attributes
 from ._deletion import delete, delete_folder
 from ._errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
-from ._limits import BoundExceeded, ListingTally
+from ._limits import BoundExceeded, ListingTally, SharedTally
 from ._links import own_attributes, unknown_link, with_links_told
 from ._messages import RemoveDir, Stat
 from ._models import FileInfo, FolderInfo
@@ -80,24 +80,28 @@ def _list(place: JailedPath, tally: ListingTally, depth: int, *, enters: bool) -
 def _list_all(
     call: Call, tally: ListingTally, folders: Sequence[JailedPath], go_on_in: Collection[JailedPath]
 ) -> list[list[Found] | SFTPBackendError | OSError]:
-    """List folders side by side; in those of ``go_on_in``, whose subfolders are to be entered, links are told."""
-    return _listed_by(
-        call, tally, folders, lambda folder, depth: _list(folder, tally, depth, enters=folder in go_on_in)
+    """List folders side by side; in those of ``go_on_in``, whose subfolders are to be entered, links are told.
+
+    Raises BoundExceeded.
+    """
+    return _within_bounds(
+        _listed_by(call, [tally], folders, lambda folder, depth: _list(folder, tally, depth, enters=folder in go_on_in))
     )
 
 
 def _listed_by(
     call: Call,
-    tally: ListingTally,
+    tallies: Sequence[ListingTally],
     folders: Sequence[JailedPath],
     operation: Callable[[JailedPath, int], Operation[T]],
 ) -> list[T | SFTPBackendError | OSError]:
-    """Run an operation that lists for each folder, side by side; raises BoundExceeded for all of them."""
-    mark = tally.mark()
+    """Run an operation that lists for each folder, side by side; ``tallies`` count for them."""
+    marks = [tally.mark() for tally in tallies]
 
     def use(wire: Wire) -> list[T | SFTPBackendError | OSError]:
-        tally.rewind(mark)  # what an earlier connection sent is sent again
-        tally.bounds = wire.bounds
+        for tally, mark in zip(tallies, marks, strict=True):
+            tally.rewind(mark)  # what an earlier connection sent is sent again
+            tally.bounds = wire.bounds
         depth = _ahead(wire, folders)
         return _unless_lost(wire.run_many(operation(folder, depth) for folder in folders))
 
@@ -111,10 +115,17 @@ def _ahead(wire: Wire, folders: Sequence[JailedPath]) -> int:
 
 
 def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """The outcomes, unless the connection was lost: that is raised, for the whole call to be made again. What exceeds
-    a bound is raised as well."""
+    """The outcomes, unless the connection was lost: that is raised, for the whole call to be made again."""
     for outcome in outcomes:
-        if isinstance(outcome, BackendUnavailable | BoundExceeded):
+        if isinstance(outcome, BackendUnavailable):
+            raise outcome
+    return outcomes
+
+
+def _within_bounds(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
+    """Return the outcomes. Raises BoundExceeded if one is that: the bounds are those of a call as a whole."""
+    for outcome in outcomes:
+        if isinstance(outcome, BoundExceeded):
             raise outcome
     return outcomes
 
@@ -274,7 +285,9 @@ class _BecameLink(SFTPBackendError):
 def _list_for_removal(
     call: Call, tally: ListingTally, folders: Sequence[JailedPath]
 ) -> list[Listing | SFTPBackendError | OSError]:
-    return _listed_by(call, tally, folders, lambda folder, depth: _listed_for_removal(folder, tally, depth))
+    return _within_bounds(
+        _listed_by(call, [tally], folders, lambda folder, depth: _listed_for_removal(folder, tally, depth))
+    )
 
 
 def _listed_for_removal(place: JailedPath, tally: ListingTally, depth: int) -> Operation[Listing]:
@@ -405,11 +418,13 @@ def _plain_name(segment: str) -> str | None:
 class _Group:
     """What one asks of a search that is made for several: the files found for it, or why it failed."""
 
-    __slots__ = ("error", "matches")
+    __slots__ = ("error", "matches", "tally")
 
-    def __init__(self) -> None:
+    def __init__(self, root: JailedPath) -> None:
         self.matches: dict[str, FileInfo] = {}
         self.error: SFTPBackendError | OSError | None = None
+        self.tally = ListingTally(root.key)
+        """What is listed for it, whoever else wants it."""
 
     @property
     def outcome(self) -> list[FileInfo] | SFTPBackendError | OSError:
@@ -427,7 +442,7 @@ def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[File
     Lists each folder once, and only those that can hold a match; a name without wildcards is asked for without a
     listing.
     """
-    group = _Group()
+    group = _Group(root)
     _search(call, root, [(group, patterns)])
     return _or_raise(group.outcome)
 
@@ -441,7 +456,7 @@ def find_each(
     """
     asked: list[tuple[_Group, list[Pattern]]] = []
     for texts in groups:
-        group, parsed = _Group(), list[Pattern]()
+        group, parsed = _Group(root), list[Pattern]()
         try:
             parsed += map(Pattern.of, texts)
         except InvalidPath as error:
@@ -457,18 +472,18 @@ def _search(call: Call, root: JailedPath, asked: Iterable[tuple[_Group, Iterable
         for pattern in patterns:
             if pattern.segments:
                 level[root].setdefault(pattern.segments, set()).add(group)
-    tally = ListingTally(root.key)
+    log = ListingTally(root.key)
     depth = 0
     while level := _still_wanted(level):
         try:
-            tally.check_depth(depth)
-            level = _search_level(call, tally, level)
+            log.check_depth(depth)
+            level = _search_level(call, log, level)
         except BackendUnavailable:
             raise
-        except SFTPBackendError as error:  # too deep or too much, for all who search on
+        except SFTPBackendError as error:  # too deep, for all who search on
             _fail({group for wanted in level.values() for groups in wanted.values() for group in groups}, error)
         depth += 1
-    tally.finish()
+    log.finish()
 
 
 def _still_wanted(level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
@@ -486,7 +501,7 @@ def _fail(groups: Iterable[_Group], error: SFTPBackendError | OSError) -> None:
         group.error = group.error or error
 
 
-def _search_level(call: Call, tally: ListingTally, level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
+def _search_level(call: Call, log: ListingTally, level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
     """Looks into all folders of a level: what is to be looked into next."""
     below: dict[JailedPath, _Wanted] = {}
     plain: dict[JailedPath, set[_Group]] = {}
@@ -508,8 +523,7 @@ def _search_level(call: Call, tally: ListingTally, level: dict[JailedPath, _Want
         elif looked is not None and looked.is_file:
             for group in groups:
                 group.matches[place.key] = file_info(place, looked)
-    go_on_in = {folder for folder, wanted in listed.items() if _goes_on(wanted)}
-    outcomes = _list_all(call, tally, list(listed), go_on_in) if listed else []
+    outcomes = _list_for_groups(call, log, listed) if listed else []
     for (folder, wanted), outcome in zip(listed.items(), outcomes, strict=True):
         if isinstance(outcome, NotFound | InvalidPath):
             continue
@@ -523,6 +537,24 @@ def _search_level(call: Call, tally: ListingTally, level: dict[JailedPath, _Want
         for found in outcome:
             _match(found, wanted, below)
     return below
+
+
+def _list_for_groups(
+    call: Call, log: ListingTally, listed: dict[JailedPath, _Wanted]
+) -> list[list[Found] | SFTPBackendError | OSError]:
+    """List folders side by side. Each group has bounds of its own, and fails alone where it exceeds one."""
+    groups = {folder: list({group for some in wanted.values() for group in some}) for folder, wanted in listed.items()}
+    everyone = {group for some in groups.values() for group in some}
+
+    def operation(folder: JailedPath, depth: int) -> Operation[list[Found]]:
+        tally = SharedTally(folder.key, [group.tally for group in groups[folder]], log)
+        return _list(folder, tally, depth, enters=_goes_on(listed[folder]))
+
+    outcomes = _listed_by(call, [log, *(group.tally for group in everyone)], list(listed), operation)
+    for group in everyone:
+        if group.tally.exceeded is not None:
+            _fail([group], BoundExceeded(group.tally.exceeded, path=log.path))
+    return outcomes
 
 
 def _goes_on(wanted: _Wanted) -> bool:

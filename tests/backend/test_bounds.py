@@ -19,14 +19,15 @@ from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendErro
 from airflow_sftp_backend.backend._codec import Attributes, Kind
 from airflow_sftp_backend.backend._deletion import delete_folder
 from airflow_sftp_backend.backend._errors import Code
-from airflow_sftp_backend.backend._limits import Bounds
-from airflow_sftp_backend.backend._messages import Stat
+from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
+from airflow_sftp_backend.backend._messages import OpenDir, Stat
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._server_traits import OPENSSH
-from airflow_sftp_backend.backend._tree import Pattern, children, delete_tree, find, folder_info, walk
+from airflow_sftp_backend.backend._tree import Pattern, children, delete_tree, find, find_each, folder_info, walk
 from airflow_sftp_backend.backend._wire import Wire, ask
 from tests.servers import AsyncsshServer, Files, Folder, Server
 
+from .memory import MemoryServer
 from .scripted import Packet, ScriptedChannel, counted, reply, status
 
 T = TypeVar("T")
@@ -219,6 +220,21 @@ def test_an_entry_count_that_no_packet_could_hold_is_refused_before_it_is_believ
     wire.handshake()
     with pytest.raises(SFTPBackendError, match="announces 4294967295 items and cannot hold them"):
         list(children(reach(wire), TOP))
+
+
+def test_searches_made_together_have_bounds_of_their_own() -> None:
+    files = {f"/{folder}/{number}": b"" for folder in ("few", "many") for number in range(30)}
+    files |= {f"/many/more-{number}": b"" for number in range(30)}
+    server = MemoryServer({"/few": None, "/many": None, **files})
+    server.bounds = Bounds(max_entries=50)
+    call = reach(server)
+    groups = [["few/*"], ["many/*"], ["few/1*"], ["many/*", "few/2"], ["few/*", "few/**"]]
+    outcomes = find_each(call, Jail("/").root, groups)
+    assert [len(outcome) if isinstance(outcome, list) else type(outcome) for outcome in outcomes] == [
+        30, BoundExceeded, 11, BoundExceeded, 30,
+    ]  # fmt: skip
+    listed = Counter(request.path for request in server.requests if isinstance(request, OpenDir))
+    assert listed == {"/few": 1, "/many": 1}
 
 
 # -- writes, which list for what others left behind -------------------------------------------------------------------
