@@ -24,8 +24,8 @@ from typing import TypeVar
 from . import _deletion
 from ._codec import Attributes
 from ._errors import BackendUnavailable, NotFound, Refused
-from ._messages import PosixRename, Rename
-from ._operations import discard, is_missing, see
+from ._messages import PosixRename, Remove, Rename
+from ._operations import is_missing, see
 from ._paths import JailedPath
 from ._wire import Operation, Wire, ask_all
 
@@ -122,7 +122,9 @@ def settle_backup(target: JailedPath, parked: JailedPath) -> Operation[None]:
     """
     standing = yield from see(target)
     if isinstance(standing, Attributes):
-        yield from discard(parked)
+        (answer,) = yield from ask_all([Remove(parked.native)])
+        if isinstance(answer, Refused) and not answer.missing:
+            logger.warning("the backup %r could not be removed: %s", parked.native, answer.text or answer.code)
     elif (yield from is_missing(target, standing)):
         yield from ask_all([Rename(parked.native, target.native)])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Generic, Protocol, TypeVar, cast
@@ -61,6 +61,11 @@ class Job(Generic[T]):
     def placed(self) -> Landing:
         """The landing, with the temporary file that is used."""
         return self.landing if self.so_far is None else self.so_far.placed(self.landing)
+
+    @property
+    def abandoned(self) -> list[Landing]:
+        """The landing with each temporary file that was replaced by another."""
+        return [] if self.so_far is None else [replace(self.landing, temp=temp) for temp in self.so_far.abandoned]
 
     @property
     def done(self) -> int:
@@ -132,7 +137,8 @@ class Landings:
                 # where files are replaced by two renames, a backup may be left though the file has landed
                 every = not done or may_have_backups(used[0])
                 lost = [every or isinstance(outcome, BackendUnavailable) for outcome in outcomes or jobs]
-                self.recover([job.placed for job, is_lost in zip(jobs, lost, strict=True) if is_lost and not job.left])
+                unclean = [job.placed for job, is_lost in zip(jobs, lost, strict=True) if is_lost and not job.left]
+                self.recover([*unclean, *chain.from_iterable(job.abandoned for job in jobs)])
 
     def recover(self, landings: Sequence[Landing]) -> None:
         """Tidies up over a new connection, if there is one to be had at the first try; else with the next write."""

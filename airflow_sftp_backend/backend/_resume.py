@@ -79,6 +79,7 @@ def open_or_resume(wire: Wire, landing: Landing, content: Content, so_far: SoFar
     if size is None or handle is None:
         so_far.left = False
         yield from discard(landing.temp)
+        so_far.abandoned.append(landing.temp)
         so_far.temp = landing.spare
         return (yield from open_landing(so_far.placed(landing)))
     logger.info("%r: resuming after %d bytes that an earlier attempt has sent", landing.temp.key, size)
@@ -136,6 +137,7 @@ def start_over(landing: Landing, so_far: SoFar, progress: Progress | None) -> No
     if progress is not None and so_far.acknowledged:
         progress(-so_far.acknowledged)
     so_far.acknowledged = 0
+    so_far.abandoned.append(landing.temp)
     token = spare_token(token_of(landing.temp.name), secrets.token_hex(6))
     so_far.temp = landing.target.temp(token)
 

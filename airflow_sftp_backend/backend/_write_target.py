@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from ._codec import Attributes, OpenFlag
@@ -70,6 +70,9 @@ class SoFar:
     """The temporary file was left for the next try."""
     single: bool = False
     """The file may be opened only once, because the server did not keep what was written before it was opened again."""
+
+    abandoned: list[JailedPath] = field(default_factory=list)
+    """Temporary files that were replaced by others. Their removal may have been lost with a connection."""
 
     def placed(self, landing: Landing) -> Landing:
         """The landing, with the temporary file that is used."""

@@ -1,0 +1,107 @@
+"""The points at which an operation is disturbed, and what each kind of disturbance must leave."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from airflow_sftp_backend import SFTPBackend
+
+from .cases import CASES, SERVERS, Case, Run, World, nothing_left, run
+from .network import MOMENTS, Fault, Kind, Moment
+from .verdict import check_outcome, check_state, leftovers, state_of
+
+THOROUGH: Final = os.environ.get("FAULTS") == "all"
+"""Set by ``make test-all`` and ``make reliability``: all kinds of fault on all servers, and a second one."""
+NEXT: Final = b"what the next call writes"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An operation on one kind of server."""
+
+    case: Case
+    server: str
+
+    def __str__(self) -> str:
+        return f"{self.case.name} on {self.server}".replace(", ", "-").replace(" ", "_")
+
+
+SUBJECTS: Final = [
+    Subject(case.on(traits), server)
+    for case in CASES
+    for server, traits in SERVERS.items()
+    if traits.posix_rename != "refuses" or case.on(traits).has_two_step_replacement
+]
+
+
+def messages(case: Case, local: Path) -> int:
+    """How many messages the operation takes without a fault; it must succeed."""
+    done = run(case, World.of(case, local))
+    assert done.error is None
+    assert done.handles == 0
+    assert state_of(done) == "new"
+    assert not leftovers(done.world, case)
+    assert done.network.sent > 0
+    return done.network.sent
+
+
+def lost(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
+    """The operation with a fault before and after each of its requests and replies, one run each."""
+    for number in range(1, messages(case, local) + 1):
+        for moment in MOMENTS:
+            fault = Fault(kind, moment, number)
+            with nothing_left():
+                result = run(case, World.of(case, local), [fault])
+            assert result.network.fired == [fault]
+            check_state(result, may_be_empty=False)
+            check_outcome(result, [fault])
+            assert not leftovers(result.world, case), str(fault)
+            yield result
+
+
+_FIRST: Final[tuple[Moment, ...]] = ("before reply", "after reply")
+_SECOND: Final[tuple[Moment, ...]] = ("after request", "before reply")
+
+
+def lost_twice(case: Case, local: Path) -> Iterator[Run]:
+    """The operation cut at each message, and cut again at each message of what it does after that.
+
+    The next write with the same backend clears whatever is left.
+    """
+    for number in range(1, messages(case, local) + 1):
+        for first in (Fault("cut", moment, number) for moment in _FIRST):
+            once = run(case, World.of(case, local), [first])
+            for later in range(number + 1, once.network.sent + 1):
+                for second in (Fault("cut", moment, later) for moment in _SECOND):
+                    with nothing_left():
+                        result = run(case, World.of(case, local), [first, second], then=next_call(case))
+                    check_state(result, may_be_empty=True)
+                    check_outcome(result, result.network.fired)
+                    assert not leftovers(result.world, case), f"{first}, {second}"
+                    yield result
+
+
+def next_call(case: Case) -> Callable[[SFTPBackend, Path], object]:
+    """The next call with the same backend: a write to the same name, or else the same call."""
+    if "/data/in/target" not in case.before:
+        return case.act
+    return lambda backend, local: backend.write_atomic("in/target", NEXT, overwrite=True)
+
+
+def killed(case: Case, local: Path) -> Iterator[Run]:
+    """The operation in a process that is killed when the server has handled k messages, for each k."""
+    for number in range(1, messages(case, local) + 1):
+        with nothing_left():
+            result = run(case, World.of(case, local), [Fault("kill", "after request", number)])
+        assert result.killed
+        check_state(result, may_be_empty=True)
+        yield result
+
+
+def writing(content: bytes, *, overwrite: bool = True) -> Case:
+    """A call that writes to the name."""
+    return replace(CASES[0], act=lambda backend, local: backend.write_atomic("in/target", content, overwrite=overwrite))
