@@ -314,9 +314,14 @@ def _json_of(text: str) -> list[object] | None:
         value = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if isinstance(value, list) and all(isinstance(item, dict) and "path" in item for item in value):
-        return value
-    return None
+    return value if isinstance(value, list) and _is_rows(value) else None
+
+
+def _is_rows(items: list[object]) -> bool:
+    """Return True for a list of rows, or of such lists: the output of a mapped task."""
+    return all(
+        _is_rows(item) if isinstance(item, list) else isinstance(item, dict) and "path" in item for item in items
+    )
 
 
 def _is_python_list(text: str) -> bool:
@@ -332,4 +337,8 @@ def _is_python_list(text: str) -> bool:
             return False
     if isinstance(value, Mapping):
         return "path" in value
-    return isinstance(value, list | tuple) and value != () and all(isinstance(item, str | Mapping) for item in value)
+    return (
+        isinstance(value, list | tuple)
+        and value != ()
+        and all(isinstance(item, str | Mapping | list) for item in value)
+    )

@@ -80,7 +80,8 @@ def dag(tmp_path: Path, body: str) -> Path:
     """A DAG file with these tasks."""
     imports = (
         "from airflow.sdk import DAG, task\n"
-        "from airflow_sftp_backend.operators import SFTPDeleteOperator, SFTPDownloadOperator, SFTPUploadOperator\n"
+        "from airflow_sftp_backend.operators import *\n"
+        "from airflow_sftp_backend.sensors import SFTPFileSensor\n"
     )
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
     path = tmp_path / "dags" / "given.py"
@@ -266,3 +267,23 @@ def test_a_mapped_task_has_a_login_for_each_instance_and_one_bad_one_stays_one(
     assert Counter(task["state"] for task in tasks.get("given", [])) == {"success": 2, "failed": 1}, log
     assert held(tmp_path / "into") == {"a": b"1", "b": b"22"}
     assert server.logins() == before + 3
+
+
+def test_the_output_of_a_sensor_is_mapped_and_that_of_a_mapped_one_is_taken_whole(
+    remote: Path, tmp_path: Path, start: Start
+) -> None:
+    names = ["report[1].csv", "*", "None", "1_000", "['a']", "é"]
+    others = dict.fromkeys(("report1.csv", "x", "a", "1000"), b"other")
+    grow(remote / "in", {**others, **dict.fromkeys(names, b"meant")})
+    grow(remote / "out", others)
+    body = f"""
+rows = {[{"path": f"in/{name}"} for name in names]!r}
+wait = SFTPFileSensor(task_id="wait", path=rows, min_files={len(names)})
+moved = SFTPMoveOperator.partial(task_id="mv", target="out/").expand(source=wait.output)
+both = SFTPFileSensor.partial(task_id="both").expand(path=moved.output)
+SFTPDeleteOperator(task_id="rm", path=both.output)
+"""
+    tasks, log = ended(start(dag(tmp_path, body)), tmp_path)
+    states = Counter((task["task"], task["state"]) for task in tasks.get("given", []))
+    assert states == {("wait", "success"): 1, ("mv", "success"): 6, ("both", "success"): 6, ("rm", "success"): 1}, log
+    assert held(remote / "in") == held(remote / "out") == others
