@@ -8,7 +8,6 @@ on the three NIST curves, Ed25519.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import logging
 import os
@@ -31,41 +30,23 @@ from ._codec import Cursor, ProtocolError
 from ._config import BackendConfig, Secret
 from ._errors import AuthenticationFailed
 from ._hostkeys import CERTIFICATE, key_type, plain_key
+from ._pem import (
+    BEGIN,
+    BLOCK,
+    CERTIFICATE_LINE,
+    OPENSSH_MAGIC,
+    PKCS12,
+    PRIVATE,
+    as_text,
+    decoded,
+    repair_pem,
+    unwrapped,
+)
 
 log = logging.getLogger(__name__)
 
 _LONGEST: Final = 1 << 20
 """Bytes of a file that are read at most: no key is as long."""
-_OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
-_PKCS12: Final = "PKCS12"
-"""Label of a frame made here for PKCS#12, which has none of its own."""
-_PRIVATE: Final = ("OPENSSH PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "PRIVATE KEY")
-_LABELS: Final = (
-    *_PRIVATE, "DSA PRIVATE KEY", "EC PARAMETERS", "CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST",
-    "PUBLIC KEY", "RSA PUBLIC KEY", "EC PUBLIC KEY", "SSH2 PUBLIC KEY", "SSH2 ENCRYPTED PRIVATE KEY", _PKCS12,
-)  # fmt: skip
-_SQUASHED: Final = {label.replace(" ", ""): label for label in _LABELS}
-
-_INVISIBLE: Final = re.compile("[\0\u200b-\u200d\u2060\ufeff]")
-_AROUND: Final = " \t\n\"'`"
-_BEGIN: Final = re.compile(r"-\s*BEGIN")
-_BLOCK: Final = re.compile(r"-{4,5}\s*BEGIN\s*([A-Z0-9 \n]+?)\s*-{4,5}(.*?)-{4,5}\s*END\s*\1\s*-{4,5}", re.DOTALL)
-_ENCRYPTION: Final = re.compile(
-    r"\s*Proc-Type:\s*4\s*,\s*ENCRYPTED\s*DEK-Info:\s*([A-Z0-9-]+?)\s*,\s*"
-    r"((?<=DES-EDE3-CBC,)[0-9A-F]{16}|(?<=DES-CBC,)[0-9A-F]{16}|[0-9A-F]{32})",
-    re.IGNORECASE,
-)
-_PASSWORD_BASED: Final = re.compile(rb"\x30.{1,3}?\x06.\x2a\x86\x48\x86\xf7\x0d\x01[\x05\x0c]", re.DOTALL)
-"""An AlgorithmIdentifier of PKCS#5 or PKCS#12 encryption."""
-_DER_LABELS: Final = {
-    b"\x02\x01\x00\x30": "PRIVATE KEY",
-    b"\x02\x01\x01\x30": "PRIVATE KEY",
-    b"\x02\x01\x00\x02": "RSA PRIVATE KEY",
-    b"\x02\x01\x01\x04": "EC PRIVATE KEY",
-    b"\x02\x01\x03\x30": _PKCS12,
-}
-"""By version number and the tag after it."""
-_CERTIFICATE_LINE: Final = re.compile(rf"((?:ssh|ecdsa|sk)-[a-z0-9@.-]*?{re.escape(CERTIFICATE)})\s+([A-Za-z0-9+/=]+)")
 _PUBLIC_LINE: Final = re.compile(r"(?:(?:ssh|ecdsa|sk)-[a-z0-9@.-]+\s+)?AAAA[A-Z]")
 
 _CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
@@ -81,87 +62,6 @@ PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey
 
 class _Unusable(Exception):
     """Why a key cannot be used, in words that show nothing of it: "is a public key; ..."."""
-
-
-# -- repair -----------------------------------------------------------------------------------------------------------
-
-
-def repair_pem(text: str) -> str:
-    """A private key as it was before forms, variables and vaults had their way with it.
-
-    Puts right: line ends turned to blanks, to a literal ``\\n`` or removed; CRLF; base64 of the whole; a missing
-    frame; quotes, blanks and a byte order mark around it; a missing final newline. Keeps all framed blocks, and
-    OpenSSH certificate lines after them. Text without any block is returned as it is.
-    """
-    unwrapped = _unwrapped(text)
-    frames = [_framed(match[1], match[2]) for match in _BLOCK.finditer(unwrapped)]
-    lines = [f"{match[1]} {match[2]}\n" for match in _CERTIFICATE_LINE.finditer(_BLOCK.sub("\n", unwrapped))]
-    return "".join(frames + lines) if frames else text
-
-
-def _unwrapped(text: str) -> str:
-    """The text without what was put around it, its line ends as ``\\n``."""
-    for _ in range(4):  # base64 may be wrapped in base64
-        text = re.sub(r"\\+r\\+n|\\+[nr]|\r\n?", "\n", _INVISIBLE.sub("", text)).strip(_AROUND)
-        unpacked = None if _BEGIN.search(text) else _unpacked(text)
-        if unpacked is None:
-            break
-        text = unpacked
-    return text
-
-
-def _framed(label: str, body: str) -> str:
-    """One block in its canonical form, 64 characters a line (RFC 7468 section 2)."""
-    squashed = "".join(label.split())
-    label = _SQUASHED.get(squashed, " ".join(label.split()))
-    headers = ""
-    if match := _ENCRYPTION.match(body):
-        headers = f"Proc-Type: 4,ENCRYPTED\nDEK-Info: {match[1].upper()},{match[2].upper()}\n\n"
-        body = body[match.end() :]
-    elif ":" in body:  # other headers are of no use to anybody here
-        body = re.sub(r"(?m)^[^\n:]*:[^\n]*$", "", body)
-    body = "".join(body.split())
-    lines = "".join(f"{body[at : at + 64]}\n" for at in range(0, len(body), 64))
-    return f"-----BEGIN {label}-----\n{headers}{lines}-----END {label}-----\n"
-
-
-def _unpacked(text: str) -> str | None:
-    """The text that ``text`` is the base64 of, with a frame if it is a bare key; None if it is no base64 of text."""
-    data = _decoded(text)
-    unpacked = _as_text(data) if data else None
-    return unpacked if unpacked and (unpacked.isascii() or _BEGIN.search(unpacked)) else None
-
-
-def _decoded(text: str) -> bytes:
-    """The bytes of base64 in either alphabet, with or without padding and blanks; none if it is damaged."""
-    packed = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
-    try:
-        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
-    except (ValueError, binascii.Error):
-        return b""
-
-
-def _as_text(data: bytes) -> str | None:
-    """A key's bytes as text: binary ones in a frame, others decoded. None if they are neither."""
-    if label := _label_of(data):
-        return _framed(label, base64.b64encode(data).decode())
-    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le" if data[1:2] == b"\0" else "utf-8"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError:
-        return None
-
-
-def _label_of(data: bytes) -> str | None:
-    """The frame that bytes of a private key belong in, by their first fields (DER: ITU-T X.690)."""
-    if data.startswith(_OPENSSH_MAGIC):
-        return "OPENSSH PRIVATE KEY"
-    if len(data) < 32 or data[0] != 0x30:
-        return None
-    body = data[2 + (data[1] & 0x7F if data[1] & 0x80 else 0) :]
-    if _PASSWORD_BASED.match(body):
-        return "ENCRYPTED PRIVATE KEY"
-    return _DER_LABELS.get(body[:4])
 
 
 # -- parsing ----------------------------------------------------------------------------------------------------------
@@ -219,7 +119,7 @@ def _text_of(source: str | bytes | os.PathLike[str]) -> str:
     if isinstance(source, str):
         return source
     if isinstance(source, (bytes, bytearray)):
-        text = _as_text(bytes(source))
+        text = as_text(bytes(source))
         if text is None and source:
             raise _Unusable("is not a private key: it is neither text nor a known binary form")
         return text or ""
@@ -229,18 +129,18 @@ def _text_of(source: str | bytes | os.PathLike[str]) -> str:
 def _parsed(text: str, passphrase: bytes) -> tuple[object, bytes | None]:
     """The key of a text, and the certificate that follows it."""
     text = repair_pem(text)
-    found = {match[1]: match for match in reversed(list(_BLOCK.finditer(text)))}
-    label = next((label for label in (*_PRIVATE, _PKCS12) if label in found), None)
+    found = {match[1]: match for match in reversed(list(BLOCK.finditer(text)))}
+    label = next((label for label in (*PRIVATE, PKCS12) if label in found), None)
     if label is None:
-        raise _Unusable(_what_else(_unwrapped(text), set(found)))
+        raise _Unusable(_what_else(unwrapped(text), set(found)))
     block = found[label][0].encode("ascii", "replace")
-    line = _CERTIFICATE_LINE.search(_BLOCK.sub("\n", text))
-    certificate = _decoded(line[2]) if line else None
+    line = CERTIFICATE_LINE.search(BLOCK.sub("\n", text))
+    certificate = decoded(line[2]) if line else None
     if label == "OPENSSH PRIVATE KEY":
-        cipher = _openssh_cipher(_decoded(found[label][2]))
+        cipher = _openssh_cipher(decoded(found[label][2]))
         return _open(serialization.load_ssh_private_key, block, passphrase, encrypted=cipher != b"none"), certificate
-    if label == _PKCS12:
-        return _open_pkcs12(_decoded(found[label][2]), passphrase), certificate
+    if label == PKCS12:
+        return _open_pkcs12(decoded(found[label][2]), passphrase), certificate
     encrypted = label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type" in block
     return _open(serialization.load_pem_private_key, block, passphrase, encrypted=encrypted), certificate
 
@@ -258,11 +158,11 @@ def _what_else(text: str, labels: set[str]) -> str:
         return _DSA
     if "SSH2 ENCRYPTED PRIVATE KEY" in labels:
         return "has the format of ssh.com; convert it with `ssh-keygen -i -f KEY`"
-    if _CERTIFICATE_LINE.match(text) or "CERTIFICATE" in labels:
+    if CERTIFICATE_LINE.match(text) or "CERTIFICATE" in labels:
         return "is a certificate only; the private key that belongs to it is needed, before it or in its place"
     if _PUBLIC_LINE.match(text) or any("PUBLIC KEY" in label for label in labels):
         return "is a public key; the private one is needed: the file of the same name without .pub"
-    if _BEGIN.search(text):
+    if BEGIN.search(text):
         return "is cut off or mixed up: no block with a BEGIN line and its END line holds a private key"
     if text.startswith(("/", "~", "./", "../")) and "\n" not in text:
         return "is not a private key; if it is the path of one, give it as key_file, or with from_file=True"
@@ -271,7 +171,7 @@ def _what_else(text: str, labels: set[str]) -> str:
 
 def _openssh_cipher(data: bytes) -> bytes:
     """What encrypts a key of OpenSSH's format: ``none`` if nothing does. Its type is in the clear, and refused here."""
-    cursor = Cursor(memoryview(data.removeprefix(_OPENSSH_MAGIC)))
+    cursor = Cursor(memoryview(data.removeprefix(OPENSSH_MAGIC)))
     try:
         cipher = bytes(cursor.view())
         cursor.view(), cursor.view(), cursor.uint32()  # key derivation, its options, count of keys
@@ -345,8 +245,8 @@ def _certify(key: paramiko.PKey, certificate: bytes) -> None:
 
 def _certify_from_file(key: paramiko.PKey, path: Path) -> None:
     try:
-        line = _CERTIFICATE_LINE.match(path.read_text("utf-8", "replace"))
-        _certify(key, _decoded(line[2]) if line else b"")
+        line = CERTIFICATE_LINE.match(path.read_text("utf-8", "replace"))
+        _certify(key, decoded(line[2]) if line else b"")
     except FileNotFoundError:
         return
     except OSError as error:

@@ -410,8 +410,9 @@ def test_whatever_is_fetched_is_masked_whole_by_line_in_json_and_by_repr(
         for shown in (secret, repr(secret), json.dumps(secret), json.dumps(secret, ensure_ascii=False)):
             assert secret not in str(redact(f"<{shown}>"))
             assert "***" in str(redact(f"<{shown}>"))
-    for line in key.splitlines()[1:-2]:
-        assert set(str(redact(line))) == {"*"}
+    for line in key.splitlines()[1:-1]:
+        shown = str(redact(line))
+        assert not [line[at : at + 8] for at in range(len(line) - 7) if line[at : at + 8] in shown]
 
 
 # ---- other connections

@@ -1,0 +1,486 @@
+"""What a log shows of a secret, whatever the order in which Airflow joins its masks: computed over all orders.
+
+`longest_run` follows every choice that a pattern of alternatives could make at any place of a text. It knows of nothing
+but the masks, so that no result here depends on the hash seed of a process.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+from typing import Final
+from urllib.parse import quote, quote_plus
+
+import pytest
+from airflow.sdk import Connection
+from airflow.sdk._shared.secrets_masker import _secrets_masker, redact, reset_secrets_masker
+from airflow.sdk.log import mask_secret
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from airflow_sftp_backend import masking
+from airflow_sftp_backend.hooks import SFTPBackendHook
+from airflow_sftp_backend.killed import Killable, TaskKilled
+from airflow_sftp_backend.masking import hide
+
+MOST_OF_A_KEY: Final = 7
+"""Characters of a key's base64 in a row that a log may show at most."""
+MOST_OF_A_PASSWORD: Final = 4
+"""Airflow takes no mask shorter than 5."""
+
+
+# ---- the longest run of any order ----------------------------------------------------------------------------------
+
+
+@dataclass
+class Shown:
+    """A text in a log; ``secret`` tells for each character how many of the secret it stands for."""
+
+    text: str
+    secret: list[int]
+
+    @classmethod
+    def of(cls, *pieces: tuple[str, bool]) -> Shown:
+        """Pieces that are the secret's, or only around it; the padding of base64 tells nothing."""
+        counts = [int(is_secret and char != "=") for text, is_secret in pieces for char in text]
+        return cls("".join(text for text, _ in pieces), counts)
+
+    def __getitem__(self, part: slice) -> Shown:
+        return Shown(self.text[part], self.secret[part])
+
+    def spelled(self, spell: Callable[[str], str]) -> Shown:
+        """With each character as it is spelled elsewhere."""
+        spelled = [spell(char) for char in self.text]
+        counts = [[0] * (len(many) - 1) + [count] for many, count in zip(spelled, self.secret, strict=True)]
+        return Shown("".join(spelled), list(chain(*counts)))
+
+
+class Masks:
+    """Masks by their first characters."""
+
+    def __init__(self, masks: Iterable[str]) -> None:
+        self._by_start: dict[str, list[str]] = {}
+        for mask in masks:
+            self._by_start.setdefault(mask[:5], []).append(mask)
+
+    @classmethod
+    def of_airflow(cls, *more: str) -> Masks:
+        """Those that Airflow has in this process."""
+        masks = [re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL) for pattern in _secrets_masker().patterns]
+        return cls([*masks, *more])
+
+    def ends(self, text: str, place: int) -> list[int]:
+        """Where each mask that fits at a place of a text ends."""
+        fitting = self._by_start.get(text[place : place + 5], ())
+        return [place + len(mask) for mask in fitting if text.startswith(mask, place)]
+
+
+def longest_run(masks: Masks, shown: Shown) -> int:
+    """Characters of the secret in a row that are visible in the worst order of masks, line ends left out of account."""
+    longest = 0
+    runs = {0: 0}
+    for place in range(len(shown.text)):
+        if place not in runs:
+            continue
+        run = runs.pop(place)
+        ends = masks.ends(shown.text, place)
+        for end in ends:
+            runs.setdefault(end, 0)
+        if not ends:
+            longest = max(longest, run + shown.secret[place])
+            runs[place + 1] = max(runs.get(place + 1, 0), run + shown.secret[place])
+    return longest
+
+
+def test_the_longest_run_takes_the_worst_choice_at_every_place() -> None:
+    shown = Shown.of(("abcdefghijklmnop", True))
+    assert longest_run(Masks([]), shown) == 16
+    assert longest_run(Masks(["abcdefgh"]), shown) == 8
+    assert longest_run(Masks(["abcdefgh", "abcdefghijklmnop"]), shown) == 8
+    assert longest_run(Masks(["abcdefgh", "abcdefghijklmnop", "ijklmnop"]), shown) == 0
+    assert longest_run(Masks(["abcdefgh", "efghijkl", "mnopq"]), shown) == 8
+    assert longest_run(Masks(["ghijklmno"]), Shown.of(("abc", True), ("\n", False), ("defghijklmnop", True))) == 6
+
+
+# ---- private keys --------------------------------------------------------------------------------------------------
+
+FORMATS: Final = {
+    "PKCS#1": serialization.PrivateFormat.TraditionalOpenSSL,
+    "SEC1": serialization.PrivateFormat.TraditionalOpenSSL,
+    "PKCS#8": serialization.PrivateFormat.PKCS8,
+    "OpenSSH": serialization.PrivateFormat.OpenSSH,
+}
+KEYS: Final = [
+    *(("RSA 2048", form) for form in ("PKCS#1", "PKCS#8", "OpenSSH")),
+    *(("RSA 4096", form) for form in ("PKCS#1", "PKCS#8", "OpenSSH")),
+    *(("ECDSA", form) for form in ("SEC1", "PKCS#8", "OpenSSH")),
+    *(("Ed25519", form) for form in ("PKCS#8", "OpenSSH")),
+]
+COLUMNS: Final = (64, 70, 76)
+
+keys = pytest.mark.parametrize(("kind", "form"), KEYS)
+encrypted = pytest.mark.parametrize("locked", [False, True], ids=["plain", "encrypted"])
+
+
+@cache
+def private_key(kind: str) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey:
+    """One key of a kind."""
+    if kind == "ECDSA":
+        return ec.generate_private_key(ec.SECP384R1())
+    return (
+        ed25519.Ed25519PrivateKey.generate() if kind == "Ed25519" else rsa.generate_private_key(65537, int(kind[-4:]))
+    )
+
+
+@dataclass(frozen=True)
+class Pem:
+    """A key in its frame: lines before the base64, the base64, the line after it."""
+
+    head: str
+    body: str
+    foot: str
+
+    @classmethod
+    @cache
+    def made(cls, kind: str, form: str, *, locked: bool) -> Pem:
+        """A key in one of the formats."""
+        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if locked and form == "OpenSSH":
+            encryption = FORMATS[form].encryption_builder().kdf_rounds(1).build(b"open sesame")
+        elif locked:
+            encryption = serialization.BestAvailableEncryption(b"open sesame")
+        text = private_key(kind).private_bytes(serialization.Encoding.PEM, FORMATS[form], encryption).decode()
+        found = re.fullmatch(r"(-----BEGIN .*?-----\n(?:Proc.*\nDEK.*\n\n)?)(.*)(-----END .*-----\n)", text, re.DOTALL)
+        assert found
+        return cls(found[1], found[2].replace("\n", ""), found[3])
+
+    def lines(self, columns: int) -> list[str]:
+        """The base64 in lines."""
+        return [self.body[at : at + columns] for at in range(0, len(self.body), columns)]
+
+    def text(self, columns: int) -> str:
+        """The key as a file holds it."""
+        return self.head + "".join(f"{line}\n" for line in self.lines(columns)) + self.foot
+
+    def shown(self, columns: int, line_end: str = "\n") -> Shown:
+        """The key as a log shows it."""
+        lines = [piece for line in self.lines(columns) for piece in ((line, True), (line_end, False))]
+        return Shown.of((self.head.replace("\n", line_end), False), *lines, (self.foot.replace("\n", line_end), False))
+
+
+LINE_ENDS: Final = {
+    "whole": "\n", "CRLF": "\r\n", "blanks": " ", "squashed": "", "JSON": "\\n", "JSON in JSON": "\\\\n",
+    "three deep": "\\\\\\\\n", "a tag": "\n[2026-11-26, 08:00:00 UTC] {logging_mixin.py:190} INFO - ",
+}  # fmt: skip
+
+
+def in_url(shown: Shown) -> Shown:
+    """The text as `urllib.parse.urlencode` spells it."""
+    return shown.spelled(quote_plus)
+
+
+@encrypted
+@keys
+@pytest.mark.parametrize("given", COLUMNS)
+def test_no_order_of_masks_shows_eight_characters_of_a_key(kind: str, form: str, locked: bool, given: int) -> None:
+    pem = Pem.made(kind, form, locked=locked)
+    text = pem.text(given)
+    hide([text])
+    masks = Masks.of_airflow(text, json.dumps({"private_key": text}))  # as Airflow itself does with a connection's
+    for columns in COLUMNS:
+        for name, line_end in LINE_ENDS.items() if columns == given else [("whole", "\n"), ("JSON", "\\n")]:
+            assert longest_run(masks, pem.shown(columns, line_end)) <= MOST_OF_A_KEY, (name, columns)
+        assert longest_run(masks, in_url(pem.shown(columns))) <= MOST_OF_A_KEY, columns
+        for line in pem.lines(columns):
+            assert longest_run(masks, Shown.of((line, True))) <= MOST_OF_A_KEY
+
+
+@encrypted
+@keys
+def test_no_order_of_masks_shows_eight_characters_of_a_key_that_is_cut_anywhere(
+    kind: str, form: str, locked: bool
+) -> None:
+    pem = Pem.made(kind, form, locked=locked)
+    hide([pem.text(64)])
+    masks = Masks.of_airflow()
+    shown = pem.shown(64, "")
+    for cut in range(0, len(shown.text), 1 + len(shown.text) // 500):
+        assert longest_run(masks, shown[cut : cut + 80]) <= MOST_OF_A_KEY, cut
+    if form != "OpenSSH":  # its public key stands there twice, once across line ends
+        for line in pem.lines(64)[:-2]:  # a last line below 5 characters has no mask of its own
+            for cut in range(64):
+                assert longest_run(masks, Shown.of((line[:cut], True))) <= MOST_OF_A_KEY
+                assert longest_run(masks, Shown.of((line[cut:], True))) <= MOST_OF_A_KEY
+
+
+PASTED: Final[dict[str, Callable[[str], str]]] = {
+    "blanks": lambda text: text.replace("\n", " "),
+    "written line ends": lambda text: text.replace("\n", "\\n"),
+    "written twice": lambda text: text.replace("\n", "\\\\n"),
+    "CRLF": lambda text: text.replace("\n", "\r\n"),
+    "no line ends": lambda text: text.replace("\n", ""),
+    "quoted": lambda text: f' "{text}" ',
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 in lines": lambda text: base64.encodebytes(text.encode()).decode(),
+    "base64 of UTF-16": lambda text: base64.b64encode(text.encode("utf-16")).decode(),
+    "in a connection's JSON": lambda text: json.dumps({"conn_type": "sftp", "extra": {"private_key": text}}),
+}
+
+
+@pytest.mark.parametrize("kind", ["RSA 2048", "ECDSA", "Ed25519"])
+@pytest.mark.parametrize("pasted", PASTED)
+def test_a_key_is_hidden_in_the_form_it_was_pasted_in_and_in_its_own(kind: str, pasted: str) -> None:
+    pem = Pem.made(kind, "PKCS#1" if kind.startswith("RSA") else "OpenSSH", locked=kind == "RSA 2048")
+    given = PASTED[pasted](pem.text(70))
+    hide([given])
+    masks = Masks.of_airflow(given, json.dumps({"private_key": given}))
+    for columns in COLUMNS:
+        for line_end in LINE_ENDS.values():
+            assert longest_run(masks, pem.shown(columns, line_end)) <= MOST_OF_A_KEY
+    if pasted.startswith("base64"):
+        words = given.split()
+        outside = Shown.of(*((piece, piece != "\n") for word in words for piece in (word, "\n")))
+        most = 20 if "UTF-16" in pasted else MOST_OF_A_KEY  # 21 characters hold 8 of the key
+        for shown in (outside, outside.spelled(lambda char: json.dumps(char)[1:-1]), in_url(outside)):
+            assert longest_run(masks, shown) <= most
+            for cut in range(0, len(shown.text), 13):
+                assert longest_run(masks, shown[cut : cut + 80]) <= most
+
+
+@pytest.mark.parametrize("damage", ["cut off", "without its last line", "another frame", "bare", "PuTTY"])
+def test_a_key_that_nothing_can_read_is_hidden_too(damage: str) -> None:
+    pem = Pem.made("RSA 2048", "PKCS#8", locked=False)
+    body = "".join(f"{line}\n" for line in pem.lines(64))
+    given = {
+        "cut off": pem.head + body[:900],
+        "without its last line": pem.head + body,
+        "another frame": pem.head + body + "-----END SOMETHING ELSE-----\n",
+        "bare": body,
+        "PuTTY": f"PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none\nComment: a\nPublic-Lines: 1\nAAAA\n"
+        f"Private-Lines: 25\n{body}Private-MAC: 00\n",
+    }[damage]
+    hide([given])
+    cut = body[:900] if damage == "cut off" else body
+    shown = Shown.of(*((piece, piece != "\n") for line in cut.split() for piece in (line, "\n")))
+    assert longest_run(Masks.of_airflow(), shown) <= MOST_OF_A_KEY
+
+
+def test_what_is_public_beside_a_key_stays_visible() -> None:
+    pem, public = Pem.made("ECDSA", "PKCS#8", locked=False), Pem.made("RSA 2048", "PKCS#8", locked=False).body
+    certificate = f"-----BEGIN CERTIFICATE-----\n{public}\n-----END CERTIFICATE-----\n"
+    hide([certificate + pem.text(64)])
+    assert redact(certificate) == certificate
+
+
+def test_a_key_is_hidden_where_airflow_is_told_to_take_longer_masks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__LOGGING__MIN_LENGTH_MASKED_SECRET", "12")
+    monkeypatch.setattr(_secrets_masker(), "min_length_to_mask", 12)
+    pem = Pem.made("RSA 2048", "OpenSSH", locked=False)
+    hide([pem.text(70)])
+    assert longest_run(Masks.of_airflow(), pem.shown(70)) < 24
+    assert all(len(pattern) >= 12 for pattern in _secrets_masker().patterns)
+
+
+# ---- passwords -----------------------------------------------------------------------------------------------------
+
+PASSWORDS: Final = [
+    "marmalade", "marma-lade 5%", 'marma"lade\\ märmelade', "open sesame's \"door\"", 'Zx9!q"u\\w@e/r#t%y vault-door',
+    " padded ", "tail of \\", "tab\tand\x07bell", "\N{SNOWMAN}\N{GRINNING FACE}\N{SNOWMAN}xyz",
+    "a+b/c=d&e?f:g@hij", "first line\nsecond line",
+    "8Q~" + "abcDEF123-_." * 3, "x" * 20, "token." * 16,
+]  # fmt: skip
+
+
+def spellings(secret: str) -> Iterator[str]:
+    """A secret as Airflow and Python show it."""
+    extra = json.dumps({"private_key_passphrase": secret})
+    for connection in (
+        Connection(conn_id="c", conn_type="sftp_backend", host="h", password=secret),
+        Connection(conn_id="c", conn_type="sftp_backend", host="h", extra=extra),
+        Connection(conn_id="c", conn_type="sftp_backend", host="h", extra=json.dumps({"a": 1, "passphrase": secret})),
+    ):
+        yield from (str(connection), repr([connection]), connection.get_uri(), connection.as_json())
+        yield from (json.dumps(connection.as_json()), repr(connection.as_json()), repr({"uri": connection.get_uri()}))
+        yield json.dumps({"connection": json.dumps({"extra": connection.extra, "password": connection.password})})
+    yield from (secret, f"<{secret}>", *secret.splitlines(), repr(secret), ascii(secret), repr(secret.encode()))
+    yield from (json.dumps(secret), json.dumps(secret, ensure_ascii=False), json.dumps([json.dumps(secret)]))
+    yield from (json.dumps(json.dumps(secret, ensure_ascii=False), ensure_ascii=False), repr(json.dumps(secret)))
+    yield from (quote(secret), quote(secret, safe=""), quote_plus(secret), f"sftp://a:{quote(secret, safe='')}@h/x")
+
+
+def worst_texts(masks: Masks, text: str) -> Iterator[str]:
+    """A text as each order of masks leaves it, of two that differ in what is behind a place only one."""
+    done: set[int] = set()
+    ways = [(0, "")]
+    while ways:
+        place, before = ways.pop()
+        if place in done:
+            continue
+        done.add(place)
+        if place >= len(text):
+            yield before
+        elif ends := masks.ends(text, place):
+            ways += [(end, before + "***") for end in ends]
+        else:
+            ways.append((place + 1, before + text[place]))
+
+
+@pytest.mark.parametrize("secret", PASSWORDS)
+def test_no_order_of_masks_shows_either_end_of_a_password(secret: str) -> None:
+    hide([secret])
+    masks = Masks.of_airflow(secret)  # as Airflow itself does
+    words = [word for word in re.split(r"[^\w~.-]+|\\.", secret.strip()) if len(word) > 2]
+    assert words
+    for text in spellings(secret):
+        for shown in worst_texts(masks, text):
+            for word in words:
+                assert word[:3] not in shown
+                assert word[-3:] not in shown
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        ("marmalade", "marmalade-and-chips"), ("marmalade-and-chips", "marmalade"), ('a"b"c', 'a"b"c"d"e"f"g"'),
+        ("marmalade", "marmalade marmalade marmalade"), ("12345", "1234567890", "12345678901234567890"),
+        ("tail of \\", "ends in \\\\n and goes on"), ("aaaaa", "aaaaaaaaaaaaa"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("together", [True, False])
+def test_a_secret_that_begins_another_leaves_nothing_of_it(secrets: tuple[str, ...], together: bool) -> None:
+    for some in [secrets] if together else [[secret] for secret in secrets]:
+        hide(some)
+    masks = Masks.of_airflow(*secrets)
+    for secret in secrets:
+        for shown in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe=""), quote_plus(secret)):
+            assert longest_run(masks, Shown.of((shown, True))) <= MOST_OF_A_PASSWORD
+
+
+def test_a_password_that_is_cut_by_a_traceback_with_locals_is_hidden() -> None:
+    token = "".join(f"{number:03}-" for number in range(50))
+    hide([token])
+    masks = Masks.of_airflow(token)
+    assert longest_run(masks, Shown.of((token[:80], True))) == 0  # as rich and structlog cut a text
+    assert longest_run(masks, Shown.of((token, True))) == 0
+
+
+def test_words_of_a_password_are_no_masks_of_their_own() -> None:
+    hide(["correct horse battery staple"])
+    assert redact("the battery is correct") == "the battery is correct"
+
+
+# ---- all of a connection -------------------------------------------------------------------------------------------
+
+
+def test_every_secret_of_a_connection_is_hidden_before_anything_connects(monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = Pem.made("RSA 2048", "OpenSSH", locked=True)
+    certificate = Pem.made("RSA 2048", "PKCS#8", locked=False)
+    azure = {"client_secret": "the client's secret", "certificate_password": "of the certificate"}
+    extra = {"private_key": pem.text(70), "private_key_passphrase": "marmalade-and-chips", "jump_conn_id": "jump"}
+    columns = {"conn_type": "sftp_backend", "host": "h", "password": "marmalade"}
+    jump = {
+        "conn_type": "ssh",
+        "host": "j",
+        "password": "bastion's own",
+        "extra": {"private_key": certificate.text(64)},
+    }
+    monkeypatch.setenv(
+        "AIRFLOW_CONN_PARTNER", json.dumps(columns | {"extra": extra | azure | {"tenantId": "t", "client_id": "c"}})
+    )
+    monkeypatch.setenv("AIRFLOW_CONN_JUMP", json.dumps(jump))
+    hook = SFTPBackendHook("partner")
+    hook.config()
+    masks = Masks.of_airflow()
+    for key, columns_of in ((pem, 70), (certificate, 64)):
+        assert longest_run(masks, key.shown(columns_of)) <= MOST_OF_A_KEY
+    for secret in ("marmalade", "marmalade-and-chips", "bastion's own", *azure.values()):
+        assert longest_run(masks, Shown.of((secret, True))) == 0, secret
+    shown = str(redact("\n".join(str(one) for name in ("partner", "jump") for one in spelled_out(name))))
+    for key in (pem, certificate):
+        assert not [piece for piece in pieces(key.body) if piece in shown.replace("\\n", "").replace("\n", "")]
+    assert not re.search(r"marma|chips|bastion.s|client's|of the cert", shown)
+
+
+def spelled_out(conn_id: str) -> list[object]:
+    """An Airflow connection in every way it can be printed."""
+    connection = SFTPBackendHook.get_connection(conn_id)
+    return [
+        connection,
+        repr([connection]),
+        connection.get_uri(),
+        connection.as_json(),
+        json.dumps(connection.as_json()),
+    ]
+
+
+def pieces(body: str) -> set[str]:
+    """Every 8 characters in a row."""
+    return {body[at : at + 8] for at in range(len(body) - 7)}
+
+
+# ---- what it costs -------------------------------------------------------------------------------------------------
+
+
+def test_a_key_is_compiled_into_this_processs_pattern_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[str] = []
+    compile_pattern = re.compile
+
+    def counting(pattern: str, flags: int = 0) -> re.Pattern[str]:
+        compiled.append(pattern)
+        return compile_pattern(pattern, flags)
+
+    text = Pem.made("RSA 2048", "PKCS#8", locked=False).text(64)
+    monkeypatch.setattr(re, "compile", counting)
+    hide([text])
+    assert [len(pattern) > 1000 for pattern in compiled].count(True) == 1
+
+
+def test_a_kill_waits_for_a_few_masks_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Task(Killable):
+        """What a kill of Airflow's reaches."""
+
+    class Hook:
+        """What the task ends first."""
+
+        def end_within(self, seconds: float) -> None:
+            """Has nothing open."""
+
+    task, batches = Task(), []
+
+    def masking_while_killed(masks: list[str]) -> None:
+        batches.append(masks)
+        task.on_kill()
+        mask_secret([*masks])
+
+    monkeypatch.setattr(masking, "mask_secret", masking_while_killed)
+    with pytest.raises(TaskKilled), task.interruptible(Hook()):
+        hide([Pem.made("RSA 2048", "PKCS#8", locked=False).text(64)])
+    assert [len(batch) <= 32 for batch in batches] == [True]
+
+
+def test_another_airflow_is_asked_for_each_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Masker:
+        """One that keeps its masks elsewhere."""
+
+    monkeypatch.setattr(masking, "_secrets_masker", Masker)
+    pem = Pem.made("Ed25519", "OpenSSH", locked=False)
+    hide([pem.text(70)])
+    assert longest_run(Masks.of_airflow(), pem.shown(70)) <= MOST_OF_A_KEY
+
+
+def test_threads_that_hide_at_once_lose_no_mask() -> None:
+    pems = [Pem.made(kind, "PKCS#8", locked=locked) for kind in ("RSA 2048", "ECDSA") for locked in (False, True)]
+    threads = [threading.Thread(target=hide, args=([pem.text(64)],)) for pem in pems]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for pem in pems:
+        assert not [piece for piece in pieces(pem.body) if piece in str(redact(pem.text(64)))]
+    reset_secrets_masker()
