@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 
@@ -59,7 +59,7 @@ OPENSSH: Final = ServerTraits(
     lstat_shows_links=True,  # process_lstat: lstat
     gives_unique_handles=True,  # handle_new: the number of a free place in a table
     keeps_content_at_open=True,  # flags_from_portable: O_TRUNC only where TRUNCATE is asked for
-    rename_refuses_taken=True,  # process_rename: link and unlink
+    rename_refuses_taken=True,  # process_rename: link and unlink; stat and rename where there are no hard links
     posix_rename_replaces=True,  # process_extended_posix_rename: rename
     checks_type_at_removal=True,  # process_remove: unlink; process_rmdir: rmdir
     finds_nothing_below_files=True,  # process_stat: stat, which says ENOTDIR
@@ -69,19 +69,7 @@ OPENSSH: Final = ServerTraits(
 )
 """OpenSSH's sftp-server on Unix, as of version 5.1."""
 
-_DROPBEAR: Final = ServerTraits(
-    honours_exclusive=True,
-    lists_links_as_links=True,
-    lstat_shows_links=True,
-    gives_unique_handles=True,
-    keeps_content_at_open=True,
-    rename_refuses_taken=True,
-    posix_rename_replaces=True,
-    checks_type_at_removal=True,
-    finds_nothing_below_files=True,
-    reports_missing=True,
-    reads_whole_blocks=True,
-)
+_DROPBEAR: Final = replace(OPENSSH, takes_several_writers=False)
 """dropbear on Unix, which has no SFTP of its own, with OpenSSH's sftp-server. Several channels were not measured."""
 
 

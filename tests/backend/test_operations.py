@@ -25,6 +25,7 @@ from airflow_sftp_backend.backend._messages import (
     Stat,
 )
 from airflow_sftp_backend.backend._paths import Jail
+from airflow_sftp_backend.backend._server_traits import OPENSSH, UNKNOWN, ServerTraits
 from airflow_sftp_backend.backend._transfer import Content
 from airflow_sftp_backend.backend._wire import Operation
 
@@ -68,14 +69,20 @@ OPERATIONS: dict[str, tuple[str, Make]] = {
 }
 
 
+TRAITS = pytest.mark.parametrize("traits", [OPENSSH, UNKNOWN], ids=["known", "unknown"])
+
+
+@TRAITS
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_any_refusal_becomes_an_error_of_the_tree_and_leaves_nothing_open_or_half(name: str, failure: Failure) -> None:
+def test_any_refusal_becomes_an_error_of_the_tree_and_leaves_nothing_open_or_half(
+    name: str, failure: Failure, traits: ServerTraits
+) -> None:
     key, make = OPERATIONS[name]
-    whole = MemoryServer(dict(FILES))
+    whole = MemoryServer(dict(FILES), traits=traits)
     whole.run(make(whole))
     for number in range(1, len(whole.requests) + 1):
-        server = MemoryServer(dict(FILES), fail_at={number}, failure=failure)
+        server = MemoryServer(dict(FILES), fail_at={number}, failure=failure, traits=traits)
         try:
             server.run(make(server))
         except SFTPBackendError as error:  # and nothing else
@@ -147,6 +154,17 @@ class Strict(MemoryServer):
         except Refused:
             if isinstance(request, Stat | LStat):
                 raise
+            raise Refused(Code.FAILURE, "Failure") from None
+
+
+class Curt(MemoryServer):
+    """Says FAILURE to everything it refuses, to a look too."""
+
+    def carry_out(self, request: Request[Any]) -> object:
+        """No reason given."""
+        try:
+            return super().carry_out(request)
+        except Refused:
             raise Refused(Code.FAILURE, "Failure") from None
 
 
@@ -223,13 +241,20 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
 }
 
 
+KINDS = pytest.mark.parametrize(
+    ("kind_of_server", "traits"),
+    [(MemoryServer, OPENSSH), (MemoryServer, UNKNOWN), (Strict, OPENSSH), (Strict, UNKNOWN), (Curt, UNKNOWN)],
+    ids=["known", "unknown", "strict and known", "strict and unknown", "curt and unknown"],
+)
+
+
 @pytest.mark.parametrize("name", CAUSES)
-@pytest.mark.parametrize("kind_of_server", [MemoryServer, Strict])
+@KINDS
 def test_the_cause_is_found_even_where_the_server_does_not_say_it(
-    name: str, kind_of_server: type[MemoryServer]
+    name: str, kind_of_server: type[MemoryServer], traits: ServerTraits
 ) -> None:
     make, kind, key, text = CAUSES[name]
-    server = kind_of_server(dict(FILES))
+    server = kind_of_server(dict(FILES), traits=traits)
     before = server.content()
     with pytest.raises(kind) as caught:
         server.run(make(server))
@@ -241,8 +266,9 @@ def test_the_cause_is_found_even_where_the_server_does_not_say_it(
 
 
 @pytest.mark.parametrize("name", ["delete nothing", "delete_folder nothing", "delete below a file"])
-def test_what_is_missing_may_be_missing(name: str) -> None:
-    server = Strict(dict(FILES))
+@KINDS
+def test_what_is_missing_may_be_missing(name: str, kind_of_server: type[MemoryServer], traits: ServerTraits) -> None:
+    server = kind_of_server(dict(FILES), traits=traits)
     if name == "delete_folder nothing":
         server.run(deletion.delete_folder(AT("no"), missing_ok=True))
     else:
@@ -253,13 +279,20 @@ def test_what_is_missing_may_be_missing(name: str) -> None:
 
 
 @pytest.mark.parametrize("missing", ["/data", "/data/x", "/data/x/y"])
-def test_folders_are_made_from_wherever_they_are_missing(missing: str) -> None:
+@pytest.mark.parametrize(
+    ("kind_of_server", "traits"),
+    [(MemoryServer, OPENSSH), (MemoryServer, UNKNOWN), (Strict, UNKNOWN), (Curt, UNKNOWN)],
+    ids=["known", "unknown", "strict", "curt"],
+)
+def test_folders_are_made_from_wherever_they_are_missing(
+    missing: str, kind_of_server: type[MemoryServer], traits: ServerTraits
+) -> None:
     files: dict[str, bytes | None] = {}
     for folder in ("/data", "/data/x", "/data/x/y"):
         if folder == missing:
             break
         files[folder] = None
-    server = MemoryServer(files)
+    server = kind_of_server(files, traits=traits)
     server.run(operations.make_folders(AT("x/y")))
     assert sorted(server.files) == ["/", "/data", "/data/x", "/data/x/y"]
 

@@ -15,6 +15,7 @@ import pytest
 
 from airflow_sftp_backend import (
     AlreadyExists,
+    BackendUnavailable,
     DirectoryNotEmpty,
     InvalidPath,
     NotFound,
@@ -26,6 +27,7 @@ from tests.servers import (
     AsyncsshServer,
     BuffersPackets,
     CurtDropBox,
+    EndsAtForeignNames,
     FailsForMissing,
     Files,
     Folder,
@@ -520,6 +522,31 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(make_backe
         assert tree(folder.path)["in/file"] == b"x"
         backend.delete("in/dangling")
         assert [file.path for file in backend.find("in/*")] == ["in/file"]
+
+
+def test_files_are_written_beside_a_link_that_keeps_their_folder_from_being_listed(make_backend: MakeBackend) -> None:
+    with HidesFoldersWithDanglingLinks() as server:
+        folder = server.fresh()
+        (folder.path / "dangling").symlink_to("missing")
+        backend = make_backend(server, base_path=folder.base_path)
+        backend.write_atomic("file", b"first")
+        backend.write_atomic("file", b"second", overwrite=True)
+        assert tree(folder.path) == {"dangling": b"-> missing", "file": b"second"}
+
+
+def test_a_name_over_which_the_server_ends_the_connection_is_an_error_and_the_next_call_works(
+    make_backend: MakeBackend,
+) -> None:
+    with EndsAtForeignNames() as server:
+        folder = server.fresh()
+        put(folder, "in/ü", "in/a")
+        backend = make_backend(server, base_path=folder.base_path)
+        with pytest.raises(BackendUnavailable):
+            list(backend.list_files("in"))
+        with pytest.raises(BackendUnavailable):
+            backend.find("in/*")
+        assert server.logins() <= 4  # each call tries once more
+        assert backend.read_bytes("in/ü") == b"x"
 
 
 def test_blocks_fit_in_the_buffer_that_every_server_has(make_backend: MakeBackend, tmp_path: Path) -> None:

@@ -305,19 +305,23 @@ def doomed(**options: Any) -> MemoryServer:
     )
 
 
-def test_a_tree_is_deleted_whole_and_nothing_else() -> None:
-    server = doomed()
+@pytest.mark.parametrize("traits", [OPENSSH, UNKNOWN], ids=["known", "unknown"])
+def test_a_tree_is_deleted_whole_and_nothing_else(traits: ServerTraits) -> None:
+    server = doomed(traits=traits)
     delete_tree(reach(server), AT("in"), missing_ok=False)
     assert sorted(server.files) == ["/", "/out", "/out/d"]
     assert not server.open
 
 
 @pytest.mark.parametrize("failure", sorted(set(FAILURES) - {"missing"}))  # what is missing is deleted
-def test_a_deletion_that_meets_a_refusal_says_so_and_deletes_what_it_can(failure: Failure) -> None:
-    server = doomed()
+@pytest.mark.parametrize("traits", [OPENSSH, UNKNOWN], ids=["known", "unknown"])
+def test_a_deletion_that_meets_a_refusal_says_so_and_deletes_what_it_can(
+    failure: Failure, traits: ServerTraits
+) -> None:
+    server = doomed(traits=traits)
     delete_tree(reach(server), AT("in"), missing_ok=False)
     for number in range(1, len(server.requests) + 1):
-        world = doomed(fail_at={number}, failure=failure)
+        world = doomed(fail_at={number}, failure=failure, traits=traits)
         try:
             delete_tree(reach(world), AT("in"), missing_ok=False)
         except SFTPBackendError as error:

@@ -11,6 +11,7 @@ from ._asyncssh import AsyncsshServer, Files, Login, OneChannel, Packets, Withou
 from ._conch import ConchServer
 from ._deviations import (
     BuffersPackets,
+    EndsAtForeignNames,
     FailsForMissing,
     FollowsLinks,
     ForbidsLStat,
@@ -93,6 +94,7 @@ __all__ = [
     "DropBox",
     "DropbearServer",
     "DropsAfter",
+    "EndsAtForeignNames",
     "FailsForMissing",
     "FailsWrite",
     "Files",

@@ -193,6 +193,21 @@ class HidesFoldersWithDanglingLinks(AsyncsshServer):
     files = _FollowsWhatItLists
 
 
+class _AsciiOnly(Files):
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        async for name in super().scandir(path):
+            assert isinstance(name.filename, bytes)
+            if not name.filename.isascii():
+                self.server.cut(self.connection)
+            yield name
+
+
+class EndsAtForeignNames(AsyncsshServer):
+    """Ends the connection when it lists a name that is not ASCII."""
+
+    files = _AsciiOnly
+
+
 class _SmallBuffer(Packets):
     async def _process_packet(self, pkttype: int, pktid: int, packet: Any) -> None:
         if len(packet.get_full_payload()) > BuffersPackets.most:
