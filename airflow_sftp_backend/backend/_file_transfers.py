@@ -18,6 +18,7 @@ from ._errors import SFTPBackendError
 from ._group_commit import GroupCommit, group_of
 from ._jobs import Job, Landings, check_distinct, gathered, go_on, or_raise, put_back, sorted_out
 from ._models import BeforeRename, Progress, WriteResult
+from ._regular_files import NewFileModes
 from ._session import Session
 from ._wire import Operation, Wire
 from ._write_target import Verify
@@ -87,7 +88,7 @@ class FileTransfers:
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         check_verify(verify)
         check_distinct([os.path.abspath(local) for _, local in pairs])
-        more = (overwrite, verify, progress, resume_key, digest, commits)
+        more = (overwrite, verify, progress, resume_key, digest, commits, NewFileModes())
         downloads, refused = sorted_out(pairs, lambda pair: _local.Download(self._door.at(pair[0]), pair[1], *more))
 
         def one_of(one: _local.Download, wire: Wire) -> Operation[WriteResult]:

@@ -18,7 +18,7 @@ from ._local_landing import LEAST, LocalLanding, remove_left
 from ._models import PreparedFile, Progress, WriteResult, utc
 from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._paths import JailedPath, resume_token, spare_token, token_of
-from ._regular_files import naming, open_regular
+from ._regular_files import NewFileModes, naming_both_ends, open_regular
 from ._resume import holds, start_over
 from ._spread import Load
 from ._transfer import Content, Incoming
@@ -48,7 +48,7 @@ class LocalContent(Content):
         self._local = os.fspath(local)
         self._key = target.key
         self._doing = f"uploading to {target.native!r}"
-        with naming(self._local, self._doing):
+        with naming_both_ends(self._local, self._doing):
             self._file = open(open_regular(self._local), "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self.at_first = at_first or os.fstat(self._file.fileno())
         """What the file was when it was first opened, by an earlier try if there was one."""
@@ -57,7 +57,7 @@ class LocalContent(Content):
 
     def take(self, count: int) -> bytes | memoryview:
         """The next bytes; none at the end."""
-        with naming(self._local, self._doing):
+        with naming_both_ends(self._local, self._doing):
             data = super().take(count)
         if not data:
             now = os.fstat(self._file.fileno())
@@ -71,7 +71,7 @@ class LocalContent(Content):
 
     def at(self, offset: int, count: int) -> bytes:
         """Bytes anywhere in the file, untaken."""
-        with naming(self._local, self._doing):
+        with naming_both_ends(self._local, self._doing):
             return os.pread(self._file.fileno(), count, offset)
 
     def skip(self, count: int) -> None:
@@ -166,6 +166,8 @@ class Download:
     """What comes has its SHA-256 taken, whatever the proof is."""
     commits: GroupCommit | None = None
     """Records what is about to be renamed, where the caller wants that."""
+    modes: NewFileModes | None = None
+    """Modes of new local files, shared by the downloads of one call."""
     done: int = 0
     """Bytes that have come."""
     resumable: bool = False
@@ -201,7 +203,9 @@ class Download:
     def _received(self, wire: Wire) -> Operation[None]:
         if self._landing is None:
             writer = self.resume_key
-            self._landing = LocalLanding(self.local, source=self.place, overwrite=self.overwrite, writer=writer)
+            self._landing = LocalLanding(
+                self.local, source=self.place, overwrite=self.overwrite, writer=writer, modes=self.modes
+            )
             self._digest = hashlib.sha256() if self.hashed or self.verify == "sha256" else None
         handle = yield from open_for_reading(self.place)
         whole = False

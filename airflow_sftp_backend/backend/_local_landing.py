@@ -30,7 +30,7 @@ from ._paths import (
     temp_name,
     token_of,
 )
-from ._regular_files import check_replaceable, give_mode, naming
+from ._regular_files import NewFileModes, check_replaceable, give_mode, naming_both_ends
 
 LEAST: Final = 1 << 20
 """Bytes from which on a part is worth going on with."""
@@ -41,11 +41,17 @@ class LocalLanding:
     """A local file that appears under its name only when it is whole.
 
     Use as a context manager: without `commit` nothing stays, unless it ``lasts``. ``source`` is where it comes from,
-    for errors. ``writer`` is the resume key, if there is one.
+    for errors. ``writer`` is the resume key, if there is one; ``modes`` are shared by the files of one call.
     """
 
     def __init__(
-        self, local: str | os.PathLike[str], *, source: JailedPath, overwrite: bool, writer: str | None = None
+        self,
+        local: str | os.PathLike[str],
+        *,
+        source: JailedPath,
+        overwrite: bool,
+        writer: str | None = None,
+        modes: NewFileModes | None = None,
     ) -> None:
         self.path = Path(local)
         self.lasts = False
@@ -53,8 +59,9 @@ class LocalLanding:
         self._key = source.key
         self._doing = f"downloading {source.native!r}"
         self._overwrite = overwrite
+        self._modes = NewFileModes() if modes is None else modes
         self._resumable = writer is not None
-        with naming(self.path, self._doing):
+        with naming_both_ends(self.path, self._doing):
             if check_replaceable(self.path) is not None and not overwrite:
                 raise self._taken()
         token = secrets.token_hex(6)
@@ -63,7 +70,7 @@ class LocalLanding:
         self.temp = self._named(token)
         self._descriptor: int | None = None
         self._has_temp = True
-        with naming(self.path, self._doing):
+        with naming_both_ends(self.path, self._doing):
             try:
                 self._descriptor = os.open(self.temp, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
             except FileNotFoundError:
@@ -75,6 +82,10 @@ class LocalLanding:
 
         Otherwise the temporary file is given that token, for the next try. A living writer's is left alone.
         """
+        with naming_both_ends(self.path, self._doing):
+            return self._take_over(token, most)
+
+    def _take_over(self, token: str, most: int) -> int:
         left = self._named(token)
         descriptor = _left_behind(left)
         if descriptor is None:
@@ -96,24 +107,25 @@ class LocalLanding:
     def at(self, offset: int, count: int) -> bytes:
         """Bytes of what has been written so far."""
         assert self._descriptor is not None
-        with naming(self.path, self._doing):
+        with naming_both_ends(self.path, self._doing):
             return os.pread(self._descriptor, count, offset)
 
     def digest(self) -> str:
         """Read what the disk holds: ``sha256:<hex>``."""
-        with naming(self.path, self._doing), self.temp.open("rb") as file:
+        with naming_both_ends(self.path, self._doing), self.temp.open("rb") as file:
             return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     def clear(self) -> None:
         """Starts anew."""
         assert self._descriptor is not None
-        os.ftruncate(self._descriptor, 0)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        with naming_both_ends(self.path, self._doing):
+            os.ftruncate(self._descriptor, 0)
+            os.lseek(self._descriptor, 0, os.SEEK_SET)
 
     def write(self, data: memoryview) -> None:
         """Appends all of ``data``."""
         assert self._descriptor is not None
-        with naming(self.path, self._doing):
+        with naming_both_ends(self.path, self._doing):
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
@@ -121,9 +133,9 @@ class LocalLanding:
         """Gives the file its name and its mode. AlreadyExists if the name was taken meanwhile and ``overwrite`` is
         False."""
         assert self._descriptor is not None
-        with naming(self.path, self._doing):
+        with naming_both_ends(self.path, self._doing):
             replaced = check_replaceable(self.path) if self._overwrite else None
-            give_mode(self._descriptor, self.temp, replaced)
+            give_mode(self._descriptor, self.temp, replaced, self._modes)
             self._give_name()
 
     def _give_name(self) -> None:
@@ -169,7 +181,7 @@ class LocalLanding:
 
     def __exit__(self, *raised: object) -> None:
         if self._has_temp and not (self.lasts and self._resumable):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), naming_both_ends(self.path, self._doing):
                 os.unlink(self.temp)
         self._has_temp = False
         self._close()  # and with it the lock, under which alone the name was ours

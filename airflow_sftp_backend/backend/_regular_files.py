@@ -76,7 +76,25 @@ def _not_regular(path: str | os.PathLike[str], kind: str) -> OSError:
     return OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
 
 
-def give_mode(descriptor: int, temp: Path, replaced: os.stat_result | None) -> None:
+class NewFileModes:
+    """Finds out the mode of new files, ``0666 & ~umask``, once for each directory.
+
+    os.umask() cannot read the umask without setting it, for all threads of the process.
+    """
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: dict[Path, int] = {}
+
+    def of(self, directory: Path) -> int:
+        """Return the mode of a new file in a directory."""
+        if directory not in self._found:
+            self._found[directory] = _new_file_mode(directory)
+        return self._found[directory]
+
+
+def give_mode(descriptor: int, temp: Path, replaced: os.stat_result | None, modes: NewFileModes) -> None:
     """Give a temporary file the mode of the file it becomes: that of the file it replaces, else what the umask leaves.
 
     A file system that refuses is left alone, with a warning.
@@ -84,8 +102,9 @@ def give_mode(descriptor: int, temp: Path, replaced: os.stat_result | None) -> N
     :param descriptor: the open temporary file.
     :param temp: its path.
     :param replaced: the file that it replaces; None if it is a new one.
+    :param modes: the modes of new files.
     """
-    mode = _new_file_mode(temp.parent) if replaced is None else replaced.st_mode & _PERMISSIONS
+    mode = modes.of(temp.parent) if replaced is None else replaced.st_mode & _PERMISSIONS
     try:
         os.fchmod(descriptor, mode)
     except OSError as error:
@@ -93,10 +112,6 @@ def give_mode(descriptor: int, temp: Path, replaced: os.stat_result | None) -> N
 
 
 def _new_file_mode(directory: Path) -> int:
-    """Find out the mode of a new file: ``0666 & ~umask``.
-
-    os.umask() cannot read the umask without setting it, for all threads of the process.
-    """
     try:
         with open(_STATUS, "rb") as status:
             for line in status:
@@ -118,7 +133,7 @@ def _mode_of_a_probe(directory: Path) -> int:
 
 
 @contextmanager
-def naming(local: str | os.PathLike[str], doing: str) -> Iterator[None]:
+def naming_both_ends(local: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """Name both ends of a transfer in every OSError of the block.
 
     :param local: the local file or URL; it becomes the error's ``filename``.
@@ -132,7 +147,7 @@ def naming(local: str | os.PathLike[str], doing: str) -> Iterator[None]:
 
 
 def name_ends(error: OSError, local: str | os.PathLike[str], doing: str) -> OSError:
-    """Put both ends of a transfer into an OSError, once. Parameters as of `naming`. Returns the error."""
+    """Put both ends of a transfer into an OSError, once. Parameters as of `naming_both_ends`. Returns the error."""
     cause = error.strerror or str(error) or type(error).__name__
     if doing in cause:
         return error
