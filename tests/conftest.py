@@ -127,7 +127,7 @@ def one_channel() -> Iterator[OneChannel]:
 
 WELL_BEHAVED = ["openssh", "asyncssh_plain", "without_posix_rename", "without_extensions", "one_channel"]
 """The servers that the ``server`` fixture stands for in every test."""
-FINDERS: list[str] = []
+FINDERS = ["proftpd", "rclone"]
 """The real servers of other makers that find most: the contract suite runs on them in each ``make test``."""
 
 

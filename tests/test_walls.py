@@ -45,7 +45,7 @@ FLOORS = (
     {"backend._door", "backend._jobs", "backend._handles", "backend._local", "backend._tree"},
     {"backend._copy", "backend._scan", "backend._session"},
     {"backend._atomic_write", "backend._cleanup"},
-    {"backend._opening", "backend._rename", "backend._resume"},
+    {"backend._opening", "backend._rename", "backend._resume", "backend._modes"},
     {"backend._write_target", "backend._backups"},
     {"backend._deletion"},
     {"backend._links"},

@@ -12,8 +12,9 @@ from ._backups import clear_backup
 from ._codec import Attributes
 from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError, TransferCorrupted, from_refusal
 from ._lane import Pending
-from ._messages import Close, FSetStat, FStat, Stat
+from ._messages import Close, FStat, Stat
 from ._models import PreparedFile, Progress
+from ._modes import check_mode, keep_mode
 from ._operations import close_quietly, discard, read_into, see, taken
 from ._rename import check_free, look_at, rename
 from ._resume import open_or_resume, reopen, verify_kept
@@ -102,8 +103,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
     replaced file are kept, where the server lets them be set. The server's time, where it tells.
     """
     yield from out.join()
-    if opened.replaced is not None and opened.replaced.mode is not None:
-        yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777)))
+    keeping = yield from keep_mode(wire, opened)
     checking = (yield from post(FStat(opened.handle))) if landing.verify != "none" else None
     closing = yield from post(Close(opened.handle))
     opened.unclosed = None
@@ -111,6 +111,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
     yield from out.drain()
     written = Attributes() if checking is None else (yield from _attributes(checking))
     yield from wait(closing)
+    yield from check_mode(wire, landing, opened, keeping)
     if landing.verify != "none":
         yield from _verify_size(landing, out.offset, written.size)
     if landing.verify == "sha256" and content is not None:

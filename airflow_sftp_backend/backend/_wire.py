@@ -157,6 +157,10 @@ class Wire:
         self.bounds = bounds
         self.traits = UNKNOWN
         """What the server is known to do; assumed until `handshake`."""
+        self.sets_modes = True
+        """False once the server has refused to set a mode, by handle and by path."""
+        self.told_of_modes = False
+        """A warning has said that modes cannot be set."""
         self._further = further
         self._count = 0
         self._limits: Pending[Limits] = Pending(AskLimits())

@@ -29,6 +29,7 @@ from airflow_sftp_backend.backend._messages import (
     RemoveDir,
     Rename,
     Request,
+    SetStat,
     Stat,
     Write,
 )
@@ -207,6 +208,12 @@ class MemoryServer(Wire):
             return _attributes(self._at(request.path))
         if isinstance(request, ReadLink):
             raise Refused(Code.FAILURE if request.path in self.files else Code.NO_SUCH_FILE, "it has no links")
+        if isinstance(request, SetStat):
+            file = self._at(request.path)
+            assert file is not None
+            assert request.attributes.mode is not None
+            file.mode = request.attributes.mode
+            return None
         if isinstance(request, MakeDir):
             return self._made(request.path)
         if isinstance(request, Remove | RemoveDir):

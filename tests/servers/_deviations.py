@@ -239,3 +239,14 @@ class FollowsLinks(AsyncsshServer):
     """LSTAT describes what a link leads to, and RENAME renames that; READDIR shows links, as ProFTPD 1.3 has it."""
 
     files = _FollowingFiles
+
+
+class _ByPathOnly(Files):
+    def fsetstat(self, file_obj: object, attrs: asyncssh.SFTPAttrs) -> None:
+        raise asyncssh.SFTPFailure("attributes of open files cannot be set")
+
+
+class RefusesFSetStat(AsyncsshServer):
+    """Refuses FSETSTAT, and takes SETSTAT of a path."""
+
+    files = _ByPathOnly
