@@ -373,6 +373,10 @@ FIELDS: Final[tuple[Field, ...]] = (
         description="How often connecting is tried. A refused login or host key is never tried again.",
     ),
     Field(
+        name="reconnect_timeout", label="Reconnect timeout", kind=INTERVAL, argument="reconnect_timeout", default=60,
+        description="Seconds for which a transfer that lost its connection tries to connect again; 0 for one attempt.",
+    ),
+    Field(
         name="keepalive_interval", label="Keepalive interval", kind=INTERVAL, argument="keepalive_interval", default=30,
         description="Seconds between signs of life on an idle connection.",
     ),

@@ -224,7 +224,7 @@ def make_backend() -> Iterator[Callable[..., SFTPBackend]]:
     """``make_backend(server, base_path=..., **arguments)``: a backend for that server, closed after the test.
 
     It logs in with the server's client key and checks its host key strictly, unless the arguments say otherwise;
-    without ``base_path`` it works in a fresh folder. Connecting is tried once.
+    without ``base_path`` it works in a fresh folder. Connecting is tried once, also after a lost connection.
     """
     from airflow_sftp_backend import RetryPolicy, SFTPBackend, SFTPUtils
 
@@ -237,6 +237,7 @@ def make_backend() -> Iterator[Callable[..., SFTPBackend]]:
             "known_host_keys": server.known_hosts,
             "retry": RetryPolicy.disabled(),
         }
+        arguments["config"] = {"reconnect_timeout": 0} | dict(arguments.get("config") or {})
         if "base_path" not in arguments:
             defaults["base_path"] = server.fresh().base_path
         if not {"pkey", "password"} & arguments.keys():

@@ -57,7 +57,7 @@ FLOORS = (
     {"backend._spread", "backend._group_commit"},
     {"backend._wire"},
     {"backend._lane"},
-    {"backend._messages"},
+    {"backend._messages", "backend._handle_table"},
     {"backend._codec"},
     {"backend._server_traits"},
     {"backend._limits", "backend._paths", "backend._regular_files"},

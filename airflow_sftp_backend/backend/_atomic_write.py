@@ -17,7 +17,7 @@ from ._models import PreparedFile, Progress
 from ._modes import check_mode, keep_mode
 from ._operations import close_quietly, discard, read_into, see, taken
 from ._rename import check_free, look_at, rename
-from ._resume import open_or_resume, reopen, verify_kept
+from ._resume import open_or_resume, reopen, start_over, verify_kept, was_renamed
 from ._spread import Load, Spread
 from ._transfer import SPAN, Content, Outgoing, send
 from ._wire import Operation, Wire, ask_all, post, wait
@@ -42,16 +42,11 @@ def write_atomic(
     spreads = wire.traits.takes_several_writers
     lanes = 1 if so_far.single else landing.lanes
     wire.want_lanes(Load(content.expected or 0, lanes).lanes_at(wire.round_trip, spreads=spreads))
-    if so_far.opened is not None:
-        opened = yield from reopen(wire, so_far.placed(landing), content, so_far, progress)
-    elif so_far.single:
-        opened = yield from open_landing(so_far.placed(landing))
-    else:
-        opened = yield from open_or_resume(wire, landing, content, so_far)
-        if progress is not None and so_far.acknowledged:
-            progress(so_far.acknowledged)
+    if so_far.renaming and (yield from was_renamed(so_far.placed(landing), content, so_far)):
+        return None
+    opened = yield from _open(wire, landing, content, so_far, progress)
     landing = so_far.placed(landing)
-    so_far.opened, so_far.resumable, so_far.left = opened, False, False
+    so_far.left = False
 
     def acknowledged(count: int) -> None:
         so_far.acknowledged += count
@@ -78,7 +73,9 @@ def write_atomic(
         raise
     finally:
         if not landed:
-            so_far.resumable = wire.broken is not None and not opened.renaming
+            comparable = landing.verify != "none" and content.at(0, 1) is not None
+            so_far.resumable = wire.broken is not None and (comparable or not opened.renaming)
+            so_far.single = so_far.single or wire.handles.shared
             yield from spread.abandon()
             if not so_far.left:
                 yield from discard(landing.temp, opened.unclosed)
@@ -92,6 +89,33 @@ def _failure(wire: Wire, landing: Landing, opened: Opened, refused: Refused) -> 
         error = from_refusal(refused, "the file cannot be continued", landing.target.key)
         return ContentLost(error.message, path=error.path)
     return from_refusal(refused, "cannot write", landing.target.key)
+
+
+def _open(
+    wire: Wire, landing: Landing, content: Content, so_far: SoFar, progress: Progress | None
+) -> Operation[Opened]:
+    """Open the temporary file: a new one, that of an earlier attempt, or the same again after a lost connection."""
+    placed = so_far.placed(landing)
+    anew = so_far.begun and (so_far.single or landing.spare is None)
+    so_far.resumable = False
+    try:
+        if so_far.opened is not None:
+            opened = yield from reopen(wire, placed, content, so_far, progress)
+        elif anew:
+            yield from discard(placed.temp)  # it may have been made over the connection that was lost
+            start_over(placed, so_far, progress)
+            opened = yield from open_landing(so_far.placed(landing))
+        else:
+            so_far.begun = True
+            opened = yield from open_or_resume(wire, landing, content, so_far)
+            if progress is not None and so_far.acknowledged:
+                progress(so_far.acknowledged)
+    except BaseException:
+        so_far.resumable = wire.broken is not None
+        so_far.single = so_far.single or wire.handles.shared
+        raise
+    so_far.opened = opened
+    return opened
 
 
 def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: Content | None) -> Operation[int | None]:
@@ -114,10 +138,10 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
     yield from check_mode(wire, landing, opened, keeping)
     if landing.verify != "none":
         yield from _verify_size(landing, out.offset, written.size)
+    if content is not None:
+        yield from verify_kept(wire, landing, opened, content)
     if landing.verify == "sha256" and content is not None:
         yield from _verify_digest(wire, landing, content.digest, out.offset)
-    elif content is not None:
-        yield from verify_kept(wire, landing, opened, content)
     has_backup = yield from check_free(wire, landing, look)
     if landing.commits is not None:
         digest = None if content is None else content.digest

@@ -33,7 +33,7 @@ from ._paths import Jail, JailedPath
 from ._session import Session
 from ._transfer import Content
 from ._wire import Operation, Wire
-from ._write_target import Landing, Verify
+from ._write_target import Landing, SoFar, Verify
 
 if TYPE_CHECKING:
     import paramiko
@@ -55,6 +55,7 @@ class SFTPBackend(FileTransfers, Maintenance):
     afterwards, in seconds; ``connect_kwargs`` go to ``paramiko.SSHClient.connect``. ``config`` may hold
     ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval`` (seconds), ``compress``,
     ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_lanes``,
+    ``reconnect_timeout`` (seconds for which a transfer that lost its connection tries to connect again, 60 by default),
     ``max_entries``, ``max_listing_bytes``, ``max_file_bytes``.
 
     Raises ValueError for a wrong argument; nothing is sent before the first call. Every call may raise
@@ -415,7 +416,9 @@ class SFTPBackend(FileTransfers, Maintenance):
         A copy onto itself changes nothing. Raises NotFound, AlreadyExists, InvalidPath for folders.
         """
         source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
-        or_raise(self._exchange([(landing, partial(_copy.copy, source=source, landing=landing))], sweeps=True)[0])
+        so_far = SoFar()
+        work = partial(_copy.copy, source=source, landing=landing, so_far=so_far)
+        or_raise(self._land([Job(landing, partial(without_result, work), so_far=so_far)])[0])
 
     def delete(self, path: str, missing_ok: bool = False) -> None:
         """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""

@@ -22,7 +22,7 @@ CONFIG_KEYS = frozenset(
     {
         "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
         "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_lanes", "max_entries",
-        "max_listing_bytes", "max_file_bytes",
+        "max_listing_bytes", "max_file_bytes", "reconnect_timeout",
     }
 )  # fmt: skip
 """Names that the ``config`` argument of SFTPBackend may hold."""
@@ -144,7 +144,8 @@ class BackendConfig:
 
     ``pkey`` is a ``paramiko.PKey``; ``private_key`` the text of one (any form `load_private_key` takes),
     ``key_file`` the path of one. Times are in seconds. ``jump`` is the server to go through, by an SSH connection of
-    its own. ``max_entries`` and ``max_listing_bytes`` bound one listing, search or recursive deletion;
+    its own. A transfer that lost its connection tries to connect again for ``reconnect_timeout``; 0 is one attempt.
+    ``max_entries`` and ``max_listing_bytes`` bound one listing, search or recursive deletion;
     ``max_file_bytes`` bounds a file whose size is not trusted. ``renew`` gives the configuration with the secrets of
     now, None where they are not to be had: it is asked once when a login or a host key is refused. ``notes`` are what
     a person who checks the configuration should know, one text each.
@@ -166,6 +167,7 @@ class BackendConfig:
     banner_timeout: float | None = None
     auth_timeout: float | None = None
     io_timeout: float | None = 120.0
+    reconnect_timeout: float = 60.0
     keepalive_interval: float = 30.0
     max_lanes: int = 9
     max_entries: int = DEFAULT_MAX_ENTRIES
@@ -200,8 +202,9 @@ class BackendConfig:
         for name in ("banner_timeout", "auth_timeout", "io_timeout"):
             if (value := getattr(self, name)) is not None:
                 check_seconds(name, value)
-        if not _is_number(self.keepalive_interval) or self.keepalive_interval < 0:
-            raise ValueError(f"keepalive_interval must be seconds from 0, not {self.keepalive_interval!r}")
+        for name in ("keepalive_interval", "reconnect_timeout"):
+            if not _is_number(value := getattr(self, name)) or value < 0:
+                raise ValueError(f"{name} must be seconds from 0, not {value!r}")
         check_lanes("max_lanes", self.max_lanes)
         for name in ("max_entries", "max_listing_bytes", "max_file_bytes"):
             check_count(name, getattr(self, name))

@@ -6,12 +6,24 @@ a delete.
 
 from __future__ import annotations
 
+import tempfile
 from typing import Final
 
-from ._atomic_write import land
+from ._atomic_write import land, write_atomic
 from ._backups import clear_backup, may_have_backups, restore, restoring
 from ._codec import Attributes
-from ._errors import Code, InvalidPath, NotFound, Refused, TransferCorrupted, from_refusal
+from ._errors import (
+    AlreadyExists,
+    BackendUnavailable,
+    CapabilityNotSupported,
+    Code,
+    InvalidPath,
+    NotFound,
+    Refused,
+    SFTPBackendError,
+    TransferCorrupted,
+    from_refusal,
+)
 from ._links import lstat_all, renames_links
 from ._messages import CopyData, FStat, Remove, Stat
 from ._operations import (
@@ -27,12 +39,15 @@ from ._operations import (
 )
 from ._paths import JailedPath
 from ._rename import rename
+from ._resume import start_over
 from ._spread import Spread
-from ._transfer import Incoming, Outgoing
+from ._transfer import Content, Incoming, Outgoing
 from ._wire import Operation, Wire, ask, ask_all
-from ._write_target import Landing, open_landing
+from ._write_target import Landing, Opened, SoFar, open_landing
 
 _COPY_PIECE: Final = 64 << 20  # bytes a server copies per request: it answers only when it is done
+_Copied = tuple[Attributes | Refused, int | None]
+"""What the server says of the source, and its time (seconds since 1970) after the copy, where it tells."""
 
 
 def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
@@ -97,7 +112,7 @@ def _check_source(source: JailedPath, found: Attributes | Refused, doing: str) -
 
 def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
     """The last rung: two file systems, or a server without a rename that serves."""
-    copied, written = yield from _copy(wire, source, landing)
+    copied, written = yield from _copy(wire, source, landing, SoFar())
     (now,) = yield from ask_all([Stat(source.native)])
     _check_unchanged(source, copied, now, f"copied to {landing.target.key!r}, but the source has changed since")
     try:
@@ -108,48 +123,123 @@ def _move_by_copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation
     return written
 
 
-def copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
+def copy(wire: Wire, source: JailedPath, landing: Landing, so_far: SoFar | None = None) -> Operation[int | None]:
     """Copies on the server where it has ``copy-data``, else through this process, and lands the copy (``verify`` is
     "size"). The server's time (seconds since 1970), where it tells.
 
+    Where the server lets only one file be open at once, the content waits in a temporary file of this machine.
+
+    With ``so_far`` of a try that lost its connection it starts over, in a new temporary file.
+
     Raises TransferCorrupted if the source changes meanwhile.
     """
-    return (yield from restoring(wire, source, lambda: _copy(wire, source, landing)))[1]
+    so_far = SoFar() if so_far is None else so_far
+    if so_far.begun:
+        left = so_far.placed(landing)
+        yield from discard(left.temp)
+        start_over(left, so_far, None)
+    so_far.begun, so_far.resumable, so_far.opened = True, False, None
+    placed = so_far.placed(landing)
+    try:
+        return (yield from restoring(wire, source, lambda: _copy(wire, source, placed, so_far)))[1]
+    except BaseException:
+        so_far.resumable = wire.broken is not None and not so_far.renaming
+        raise
 
 
-def _copy(wire: Wire, source: JailedPath, landing: Landing) -> Operation[tuple[Attributes | Refused, int | None]]:
+def _copy(wire: Wire, source: JailedPath, landing: Landing, so_far: SoFar) -> Operation[_Copied]:
     """Copies; also what the server says of the source."""
+    if wire.handles.limit == 1:
+        return (yield from _copy_by_disk(wire, source, landing, so_far))
     handle = yield from open_for_reading(source)
     try:
-        (found,) = yield from ask_all([FStat(handle)])
-        size = None if isinstance(found, Refused) else found.size
-        if isinstance(found, Attributes) and found.is_folder:
-            raise InvalidPath("cannot copy: it is a folder, not a file", path=source.key)
+        found = yield from _source_attributes(handle, source)
         if source == landing.target:
             return found, None
-        opened = yield from open_landing(landing)
-        landed = False
         try:
-            limits = yield from wire.limits()
-            out = Outgoing(Spread(wire, landing.temp, opened.handle, size=None, lanes=1), limits.write)
-            if size and wire.supports(CopyData):
-                yield from _copy_on_server(handle, size, out)
-            else:
-                incoming = Incoming(wire, handle, limits.read, source.key)
-                while data := (yield from incoming.next()):
-                    yield from out.push(data)
+            opened = yield from open_landing(landing)
+        except SFTPBackendError as error:
+            if not _may_be_one_file_too_many(wire, error):
+                raise
+            opened = None
+        so_far.opened = opened
+        if opened is not None:
+            return found, (yield from _copy_to(wire, (handle, source), found, landing, opened))
+    finally:
+        yield from close_quietly(handle)
+    # What is refused now, with the source closed, is refused for another reason.
+    opened = yield from open_landing(landing)
+    yield from discard(landing.temp, opened.unclosed)
+    wire.handles.learn(1)
+    return (yield from _copy_by_disk(wire, source, landing, so_far))
+
+
+def _may_be_one_file_too_many(wire: Wire, error: SFTPBackendError) -> bool:
+    """True if the target may have been refused because the source is open."""
+    known = isinstance(error, BackendUnavailable | AlreadyExists | InvalidPath | NotFound | CapabilityNotSupported)
+    return not known and not wire.traits.opens_many_files
+
+
+def _source_attributes(handle: bytes, source: JailedPath) -> Operation[Attributes | Refused]:
+    (found,) = yield from ask_all([FStat(handle)])
+    if isinstance(found, Attributes) and found.is_folder:
+        raise InvalidPath("cannot copy: it is a folder, not a file", path=source.key)
+    return found
+
+
+def _copy_to(
+    wire: Wire,
+    opened_source: tuple[bytes, JailedPath],
+    found: Attributes | Refused,
+    landing: Landing,
+    opened: Opened,
+) -> Operation[int | None]:
+    """Copy from the open source to the open temporary file, and commit it."""
+    handle, source = opened_source
+    size = None if isinstance(found, Refused) else found.size
+    landed = False
+    try:
+        limits = yield from wire.limits()
+        out = Outgoing(Spread(wire, landing.temp, opened.handle, size=None, lanes=1), limits.write)
+        if size and wire.supports(CopyData):
+            yield from _copy_on_server(handle, size, out)
+        else:
+            incoming = Incoming(wire, handle, limits.read, source.key)
+            while data := (yield from incoming.next()):
+                yield from out.push(data)
+        (now,) = yield from ask_all([FStat(handle)])
+        _check_unchanged(source, found, now, "the source changed while it was copied")
+        written = yield from land(wire, landing, opened, out, None)
+        landed = True
+        return written
+    except Refused as refused:
+        raise from_refusal(refused, "cannot copy", source.key) from None
+    finally:
+        if not landed:
+            yield from discard(landing.temp, opened.unclosed)
+
+
+def _copy_by_disk(wire: Wire, source: JailedPath, landing: Landing, so_far: SoFar) -> Operation[_Copied]:
+    """Copy with one file open at a time: first to a temporary file of this machine, then to the target."""
+    with tempfile.TemporaryFile() as local:
+        handle = yield from open_for_reading(source)
+        try:
+            found = yield from _source_attributes(handle, source)
+            incoming = Incoming(wire, handle, (yield from wire.limits()).read, source.key)
+            while data := (yield from incoming.next()):
+                local.write(data)
             (now,) = yield from ask_all([FStat(handle)])
             _check_unchanged(source, found, now, "the source changed while it was copied")
-            written = yield from land(wire, landing, opened, out, None)
-            landed = True
-            return found, written
         except Refused as refused:
             raise from_refusal(refused, "cannot copy", source.key) from None
         finally:
-            if not landed:
-                yield from discard(landing.temp, opened.unclosed)
-    finally:
-        yield from close_quietly(handle)
+            yield from close_quietly(handle)
+        local.seek(0)
+        sending = SoFar()
+        try:
+            return found, (yield from write_atomic(wire, landing, Content(local), None, sending))
+        finally:
+            so_far.opened = sending.opened
 
 
 def _check_unchanged(source: JailedPath, before: Attributes | Refused, now: Attributes | Refused, change: str) -> None:

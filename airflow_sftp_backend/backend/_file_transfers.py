@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from . import _local
@@ -94,14 +95,14 @@ class FileTransfers:
         def one_of(one: _local.Download, wire: Wire) -> Operation[WriteResult]:
             return naming(one.place, restoring(wire, one.place, lambda: one(wire)))
 
-        def fetch(wanted: list[_local.Download]) -> list[WriteResult | SFTPBackendError | OSError]:
-            return self._session.call(lambda wire: wire.run_many(one_of(one, wire) for one in wanted)) if wanted else []
+        def fetch(wanted: list[_local.Download], wire: Wire) -> list[WriteResult | SFTPBackendError | OSError]:
+            return wire.run_many(one_of(one, wire) for one in wanted)
 
         with ExitStack() as stack:
             for one in downloads:
                 stack.enter_context(one)
-            outcomes = fetch(downloads)
-            go_on(downloads, outcomes, fetch)
+            outcomes = self._session.call(partial(fetch, downloads)) if downloads else []
+            go_on(self._session, downloads, outcomes, fetch)
         _local.sweep(downloads, outcomes, time.time())
         return [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Final, Generic, Protocol, TypeVar, cast
 
 from ._backups import may_have_backups
 from ._cleanup import recover, sweep, temps_in
@@ -28,6 +28,8 @@ from ._write_target import Landing, SoFar
 T = TypeVar("T")
 S = TypeVar("S")
 logger = logging.getLogger(__name__)
+
+_FRUITLESS: Final = 3  # new connections in turn that are lost without progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,11 @@ class Job(Generic[T]):
         """Bytes that are done."""
         return 0 if self.so_far is None else self.so_far.acknowledged
 
+    def give_up(self) -> None:
+        """Note that no new connection can be had."""
+        if self.so_far is not None:
+            self.so_far.resumable = False
+
 
 class Resumable(Protocol):
     """What may go on over another connection."""
@@ -84,33 +91,53 @@ class Resumable(Protocol):
     def done(self) -> int:
         """Bytes that are done."""
 
+    def give_up(self) -> None:
+        """Note that no new connection can be had."""
+
 
 W = TypeVar("W", bound=Resumable)
 
 
 def go_on(
+    session: Session,
     work: Sequence[W],
     outcomes: list[T | SFTPBackendError | OSError],
-    again: Callable[[list[W]], list[T | SFTPBackendError | OSError]],
+    again: Callable[[list[W], Wire], list[T | SFTPBackendError | OSError]],
 ) -> None:
-    """Goes on, over new connections, with what was lost in the middle, as long as that brings it forward.
+    """Resume, over new connections, what lost its connection, as long as that brings it forward.
 
-    ``outcomes`` are those of ``work``, and are made to be those of the last try.
+    Connecting is tried for the session's ``reconnect_timeout`` each time. If several new connections in turn are lost
+    without progress, the last loss stands.
+
+    :param session: where new connections come from
+    :param work: what is done
+    :param outcomes: the outcomes of ``work``, which become those of the last attempt
+    :param again: does part of the work once more over a connection
     """
-    before = -1
+    best, fruitless = -1, 0
     while left := [at for at, one in enumerate(work) if one.resumable]:
         done = sum(one.done for one in work)
-        if done <= before:
+        best, fruitless = (done, 0) if done > best else (best, fruitless + 1)
+        if fruitless and (fruitless > _FRUITLESS or not session.reconnect_timeout):
             return
-        before = done
-        logger.warning("%s; going on where it was lost, after %d bytes", outcomes[left[0]], done)
+        lost = outcomes[left[0]]
+        logger.warning("%s; resuming over a new connection after %d bytes", lost, done)
+        if fruitless:  # the server accepts connections and drops them, as while it shuts down
+            session.pause(2.0 ** (fruitless - 1))
         try:
-            latest = again([work[at] for at in left])
+            latest = session.call(partial(again, [work[at] for at in left]), reconnecting=True)
         except BackendUnavailable as error:
-            logger.warning("no new connection to go on with: %s", error)
-            return
+            logger.warning("cannot connect again: %s", error)
+            error.message = f"{_text_of(lost)}; cannot connect again: {error.message}"
+            latest = [error for _ in left]
+            for one in left:
+                work[one].give_up()
         for at, outcome in zip(left, latest, strict=True):
             outcomes[at] = outcome
+
+
+def _text_of(outcome: object) -> str:
+    return outcome.message if isinstance(outcome, SFTPBackendError) else str(outcome)
 
 
 class Landings:
@@ -128,8 +155,8 @@ class Landings:
         done = False
         load = max((job.load for job in jobs if job.load is not None), key=lambda load: load.size, default=None)
         try:
-            outcomes = self._session.call(partial(self._land, jobs, used), load=load)
-            go_on(jobs, outcomes, lambda left: self._session.call(partial(self._land, left, used)))
+            outcomes = self._session.call(partial(self._land, used, jobs), load=load)
+            go_on(self._session, jobs, outcomes, partial(self._land, used))
             done = True
             return outcomes
         finally:
@@ -175,7 +202,7 @@ class Landings:
         """Forgets what was seen in the folders."""
         self._temps.clear()
 
-    def _land(self, jobs: Sequence[Job[T]], used: list[Wire], wire: Wire) -> list[T | SFTPBackendError | OSError]:
+    def _land(self, used: list[Wire], jobs: Sequence[Job[T]], wire: Wire) -> list[T | SFTPBackendError | OSError]:
         used.append(wire)
         if self._unrecovered:
             self._recover_on(wire)

@@ -60,10 +60,12 @@ class Waiter(Protocol):
 class Pending(Generic[R]):
     """The reply to a posted request, now or later."""
 
-    __slots__ = ("_error", "_outcome", "_waiter", "_waiters", "done", "number", "request")
+    __slots__ = ("_error", "_outcome", "_waiter", "_waiters", "abandoned", "done", "number", "request")
 
     def __init__(self, request: Request[R]) -> None:
         self.request = request
+        self.abandoned = False
+        """Nobody waits for the reply any more."""
         self.number = 0
         """Which request of the connection it is, counted over all lanes."""
         self.done = False
@@ -110,6 +112,14 @@ class Pending(Generic[R]):
             self._waiter = None
         elif self._waiters is not None and run in self._waiters:
             self._waiters.remove(run)
+        self.abandoned = self._waiter is None and not self._waiters
+
+
+Observer = Callable[["Lane", Pending[Any], object, Exception | None], bool]
+"""Is given a lane, a request, and its outcome or refusal; False if it settles the request itself.
+
+It may raise ProtocolError.
+"""
 
 
 class Lane:
@@ -142,6 +152,8 @@ class Lane:
         """Why nothing more can be sent, or None."""
         self.stalled = False
         """It ended because no answer came in time."""
+        self.observe: Observer | None = None
+        """Asked about the reply to each request that opens or closes a handle."""
         self.extensions: dict[str, str] = {}
         """The server's extensions by name, with their data; known after `handshake`."""
         self.unexpected_text = ""
@@ -282,13 +294,18 @@ class Lane:
         pending = self._owed.get(request_id)
         if pending is None:
             raise ProtocolError("a reply to a request that was never made")
+        outcome: object = None
+        error: Exception | None = None
         try:
             outcome = pending.request.answer(packet[0], Cursor(packet[5:]))
         except (Refused, BoundExceeded) as refused:
             # a traceback has this frame, which has what is pending, which has the refusal
-            self._settled(request_id).settle(None, refused.with_traceback(None))
-        else:
-            self._settled(request_id).settle(outcome, None)
+            error = refused.with_traceback(None)
+        observe = self.observe if pending.request.tracked else None
+        is_final = observe is None or observe(self, pending, outcome, error)  # while it is owed: it may end the lane
+        self._settled(request_id)
+        if is_final:
+            pending.settle(outcome, error)
 
     def _settled(self, request_id: int) -> Pending[Any]:
         pending = self._owed.pop(request_id)

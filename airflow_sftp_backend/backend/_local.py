@@ -172,6 +172,8 @@ class Download:
     """Bytes that have come."""
     resumable: bool = False
     """The connection was lost while they came."""
+    _distrusted: bool = False
+    """The server gave the handle of the file to another one too."""
     _landing: LocalLanding | None = None
     _source: Attributes | None = None
     _digest: hashlib._Hash | None = None
@@ -186,6 +188,8 @@ class Download:
             return (yield from self._fetched(wire))
 
     def _fetched(self, wire: Wire) -> Operation[WriteResult]:
+        if self.resumable and (self._distrusted or self._source is None or self._source.size is None):
+            self._start_over()
         self.resumable = False
         fault = True
         try:
@@ -207,9 +211,10 @@ class Download:
                 self.local, source=self.place, overwrite=self.overwrite, writer=writer, modes=self.modes
             )
             self._digest = hashlib.sha256() if self.hashed or self.verify == "sha256" else None
-        handle = yield from open_for_reading(self.place)
+        handle: bytes | None = None
         whole = False
         try:
+            handle = yield from open_for_reading(self.place)
             yield from self._check_prefix(handle)
             block = (yield from wire.limits()).read
             incoming = self._incoming(wire, handle, block)
@@ -225,9 +230,21 @@ class Download:
         except Refused as refused:
             raise (yield from why_unreadable(self.place, refused)) from None
         finally:
-            known = self._source is not None and self._source.size is not None
+            known = self._source is not None or not self.done  # not what an earlier attempt left, unread yet
             self.resumable = not whole and known and wire.broken is not None
-            yield from close_quietly(handle)
+            self._distrusted = wire.handles.shared
+            if handle is not None:
+                yield from close_quietly(handle)
+
+    def _start_over(self) -> None:
+        """Forget what has come: it cannot be told whether it is of this file."""
+        if self._landing is not None:
+            self._landing.clear()
+        if self.progress is not None and self.done:
+            self.progress(-self.done)
+        self.done = 0
+        self._source = None
+        self._digest = None if self._digest is None else hashlib.sha256()
 
     def _incoming(self, wire: Wire, handle: bytes, block: int) -> Incoming:
         to_end = self.verify == "none"
@@ -315,6 +332,10 @@ class Download:
         landing.commit()
         changed = None if self._source is None else utc(self._source.mtime)
         return WriteResult(self.place.key, self.done, digest=held, last_modified=changed)
+
+    def give_up(self) -> None:
+        """Note that no new connection can be had."""
+        self.resumable = False
 
     def __enter__(self) -> Download:
         return self

@@ -45,6 +45,8 @@ class Request(ABC, Generic[R_co]):
     __slots__ = ()
     kind: ClassVar[Kind]
     reply_kind: ClassVar[Kind] = Kind.STATUS
+    tracked: ClassVar[bool] = False
+    """The request opens or closes a handle, which `_handle_table` keeps account of."""
 
     @property
     def cost(self) -> int:
@@ -161,6 +163,7 @@ class OpenDir(_OfPath, _Handled):
 
     __slots__ = ()
     kind = Kind.OPENDIR
+    tracked = True
 
 
 class Remove(_OfPath, _Acknowledged):
@@ -193,6 +196,7 @@ class Close(_OfHandle, _Acknowledged):
 
     __slots__ = ()
     kind = Kind.CLOSE
+    tracked = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +204,7 @@ class Open(_Handled):
     """Opens a file. ``attributes`` apply if it is made."""
 
     kind = Kind.OPEN
+    tracked = True
     path: str
     flags: OpenFlag
     attributes: Attributes = NO_ATTRIBUTES

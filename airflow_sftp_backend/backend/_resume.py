@@ -18,7 +18,7 @@ from typing import Final
 
 from ._codec import Attributes, Limits, OpenFlag
 from ._errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError
-from ._messages import FStat, Open, Read
+from ._messages import FStat, LStat, Open, Read
 from ._models import Progress
 from ._operations import close_quietly, discard, see
 from ._paths import JailedPath, spare_token, token_of
@@ -63,6 +63,9 @@ def open_or_resume(wire: Wire, landing: Landing, content: Content, so_far: SoFar
     :returns: the open temporary file
     :raises SFTPBackendError: AlreadyExists, InvalidPath and others, as `open_landing`
     """
+    so_far.acknowledged = 0
+    if landing.spare is not None:
+        so_far.temp = landing.temp
     try:
         return (yield from open_landing(landing))
     except BackendUnavailable:
@@ -125,6 +128,32 @@ def reopen(
     return (yield from open_landing(so_far.placed(landing)))
 
 
+def was_renamed(landing: Landing, content: Content, so_far: SoFar) -> Operation[bool]:
+    """Find out whether a rename was carried out whose reply was lost with the connection.
+
+    :param landing: names of the target and of the temporary file in use
+    :param content: the source, not read yet; it is read to its end if the target has it
+    :param so_far: prepared for another attempt if the target does not have the content
+    :returns: True if the target has the content of the source where they are compared
+    """
+    (left,) = yield from ask_all([LStat(landing.temp.native)])
+    if isinstance(left, Refused):
+        handle = yield from _try_open(landing.target, OpenFlag.READ)
+        if handle is not None:
+            size = content.expected or 0
+            try:
+                same = yield from _is_same(handle, handle, content, size)
+            finally:
+                yield from close_quietly(handle)
+            if same:
+                content.skip(size)
+                logger.info("%r was renamed before the connection was lost", landing.target.key)
+                return True
+    assert so_far.opened is not None
+    so_far.opened.renaming = False
+    return False
+
+
 def start_over(landing: Landing, so_far: SoFar, progress: Progress | None) -> None:
     """Forget what was sent, and use another temporary name.
 
@@ -144,6 +173,8 @@ def start_over(landing: Landing, so_far: SoFar, progress: Progress | None) -> No
 
 def _open_if_same(wire: Wire, temp: JailedPath, content: Content, size: int) -> Operation[bytes | None]:
     """A handle for writing if the first ``size`` bytes of the file are those of ``content``, else None."""
+    if wire.handles.limit == 1 and not wire.traits.keeps_content_at_open:
+        return None  # the file cannot be read beside the handle for writing
     if wire.traits.keeps_content_at_open:
         handle = yield from _try_open(temp, OpenFlag.READ | OpenFlag.WRITE)
         same = handle is not None and (yield from _is_same(handle, handle, content, size))
@@ -177,12 +208,12 @@ def _try_open(temp: JailedPath, flags: OpenFlag) -> Operation[bytes | None]:
 def _is_same(writer: bytes, reader: bytes, content: Content, size: int) -> Operation[bool]:
     """True if the open file has at least ``size`` bytes, no more than the source, and the source's where compared."""
     asked = yield from post(FStat(writer))
-    same = yield from holds(reader, size, content.at)
+    same = not size or (yield from holds(reader, size, content.at))
     try:
         told = (yield from wait(asked)).size
     except Refused:  # some servers have no FSTAT; the last bytes were read
         told = None
-    return same and (told is None or size <= told <= (content.expected or told))
+    return same and (told is None or size <= told <= (content.expected or 0))
 
 
 def verify_kept(wire: Wire, landing: Landing, opened: Opened, content: Content) -> Operation[None]:

@@ -45,6 +45,8 @@ class ServerTraits:
     """STAT of ``file/x`` is refused where ``file`` is a file."""
     takes_several_writers: bool = False
     """Several channels may write different parts of one file at a time."""
+    opens_many_files: bool = False
+    """A refused OPEN or OPENDIR has a reason of its own, never the number of files that are open."""
     reports_missing: bool = False
     """What is missing is refused with NO_SUCH_FILE, not with a bare FAILURE."""
     reads_whole_blocks: bool = False
@@ -63,6 +65,7 @@ OPENSSH: Final = ServerTraits(
     posix_rename_replaces=True,  # process_extended_posix_rename: rename
     checks_type_at_removal=True,  # process_remove: unlink; process_rmdir: rmdir
     finds_nothing_below_files=True,  # process_stat: stat, which says ENOTDIR
+    opens_many_files=True,  # handle_new: as many as the process may have descriptors
     takes_several_writers=True,  # one sftp-server process a channel, each writing with pwrite
     reports_missing=True,  # errno_to_portable: ENOENT, ENOTDIR, ELOOP
     reads_whole_blocks=True,  # process_read: pread into a buffer of the requested length

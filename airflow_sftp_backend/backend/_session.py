@@ -18,6 +18,7 @@ import paramiko
 
 from ._config import BackendConfig
 from ._errors import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError, connecting
+from ._handle_table import HandleTable
 from ._hostkeys import HostKeyChecker
 from ._opening import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Hop, Opened, Opening, Settings, end_transport
 from ._spread import Load
@@ -27,6 +28,9 @@ __all__ = ["CHANNEL_WINDOW", "ConnectionFacts", "Session"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+_PIECE: Final = 0.2  # seconds of sleep at a time
+_RECONNECT_PAUSE: Final = (0.5, 5.0)  # least and most seconds between two attempts to connect again
 
 
 class _Connection:
@@ -151,6 +155,7 @@ class Session:
         self._in_use: _Connection | None = None
         self._aborted = False
         self._end = _End()
+        self._handles = HandleTable()
         self.curious = False
         """A login begins with the question which methods the server takes."""
         self.found: ConnectionFacts | None = None
@@ -185,12 +190,14 @@ class Session:
         attempts: int | None = None,
         load: Load | None = None,
         cleanup: bool = False,
+        reconnecting: bool = False,
     ) -> T:
         """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
 
         An idempotent call that loses the connection is made once more on a new one, if there may be one. ``attempts``
         bounds the tries of connecting in place of the retry policy; ``load`` is what will be sent. ``cleanup`` calls
-        are made even after `interrupt`. A call made from within ``use`` gets the same connection, even if it is lost.
+        are made even after `interrupt`. With ``reconnecting`` connecting is tried for `reconnect_timeout`, whatever the
+        retry policy. A call made from within ``use`` gets the same connection, even if it is lost.
         """
         with self._lock:
             if self._in_use is not None:
@@ -199,15 +206,17 @@ class Session:
                 raise BackendUnavailable("it was told to end", server=self._config.address)
             if self._interruption.is_set() and not cleanup:
                 raise BackendUnavailable("the call was cancelled", server=self._config.address)
-            connection = self._connected(attempts, load)
+            connection = self._connected(attempts, load, self.reconnect_timeout if reconnecting else 0)
+            known = self._handles.shared
             try:
                 return self._run_alone(use, connection)
             except BackendUnavailable as error:
-                again = idempotent and self.reconnects and self._clock() < self._end.at
+                found = self._handles.shared and not known  # it is not lost: this side ends it
+                again = idempotent and (self.reconnects or found) and self._clock() < self._end.at
                 if not again or self._interruption.is_set() or connection.wire.broken is None:
                     raise
                 log.info("%s; asking again on a new connection", error)
-            return self._run_alone(use, self._connected(attempts))
+            return self._run_alone(use, self._connected(attempts, once_more=found))
 
     def _run_alone(self, use: Callable[[Wire], T], connection: _Connection) -> T:
         self._in_use = connection
@@ -293,22 +302,26 @@ class Session:
             self._connection = None
         connection.close()
 
-    def _connected(self, attempts: int | None, load: Load | None = None) -> _Connection:
+    def _connected(
+        self, attempts: int | None, load: Load | None = None, patience: float = 0, *, once_more: bool = False
+    ) -> _Connection:
         if self._connection is not None and not self._connection.alive:
             log.info("the connection to %s was lost since it was last used", self._config.address)
             self._drop(self._connection)
         if self._connection is None:
-            if self.generation and not self.reconnects:
+            if self.generation and not self.reconnects and not once_more:
                 raise BackendUnavailable("the connection was lost and is not made again", server=self._config.address)
             most = self._config.retry.max_attempts if attempts is None else attempts
             try:
-                self._connection = self._connect(most, load)
+                self._connection = self._connect(most, load, patience)
             except (AuthenticationFailed, HostKeyRejected) as error:
                 if (renewed := _renewed(self._given)) is None or self._aborted:
                     raise
                 log.warning("%s; trying once more with the secrets as they are now", error)
                 self._take(renewed)
-                self._connection = self._connect(most, load)
+                self._connection = self._connect(most, load, patience)
+            handles = HandleTable(limit=self._handles.limit, shared=self._handles.shared)
+            self._handles = self._connection.wire.handles = handles
             if self._end.at < math.inf:
                 self._connection.end_within(self._end.at - self._clock())
             self.generation += 1
@@ -319,9 +332,10 @@ class Session:
             )  # fmt: skip
         return self._connection
 
-    def _connect(self, attempts: int, load: Load | None) -> _Connection:
+    def _connect(self, attempts: int, load: Load | None, patience: float) -> _Connection:
         policy, clock = self._config.retry, self._clock
         limit = math.inf if policy.timeout is None else clock() + policy.timeout
+        limit = clock() + patience if patience else limit
         busy_until = clock() + (_BUSY if policy.timeout is None else policy.timeout)
 
         end = self._end  # not self, which what lives as long as the connection must not hold
@@ -344,12 +358,15 @@ class Session:
                 # A server that is busy soon has room: the number of attempts bounds other failures only.
                 busy = opening.busy and attempts > 1 and clock() < busy_until
                 pause = policy.pause(min(tried, attempts - 1) if busy else tried, self._random())
+                if patience:
+                    pause = min(max(pause, _RECONNECT_PAUSE[0]), _RECONNECT_PAUSE[1])
+                last = tried >= attempts and not busy and not patience
                 ended = self._aborted or self._interruption.is_set()
-                if refused or ended or (tried >= attempts and not busy) or pause >= left():
+                if refused or ended or last or pause >= left():
                     if tried > 1:
                         error.message += f"; tried {tried} times"
                     raise
-                if busy:
+                if busy or patience:
                     log.warning("%s; attempt %d follows in %.1f s", error, tried + 1, pause)
                 else:
                     log.warning("%s; try %d of %d follows in %.1f s", error, tried + 1, attempts, pause)
@@ -357,9 +374,28 @@ class Session:
             finally:
                 self._opening = None
                 self.found = opening.facts()
-            (self._sleep or self._interruption.wait)(pause)
+            self.pause(pause)
             if self._aborted or self._interruption.is_set():
                 raise failure
+
+    @property
+    def reconnect_timeout(self) -> float:
+        """Seconds for which a transfer that lost its connection tries to connect again."""
+        return self._config.reconnect_timeout
+
+    def pause(self, seconds: float) -> None:
+        """Sleep until the time is over or `close`, `interrupt` or `end_within` is called.
+
+        :param seconds: how long
+        """
+        if self._sleep is not None:
+            self._sleep(seconds)
+            return
+        while seconds > 0 and not self._aborted and self._clock() < self._end.at:
+            piece = min(seconds, _PIECE)
+            if self._interruption.wait(piece):
+                return
+            seconds -= piece
 
     def _through(self, jump: BackendConfig | None) -> Hop | None:
         """The jump server, and those before it."""

@@ -101,6 +101,8 @@ class Spread:
         """
         load = Load(max(sent, self._size), self._lanes)
         wanted = load.lanes_at(self._wire.round_trip, spreads=self._wire.traits.takes_several_writers)
+        if self._wire.handles.limit is not None:  # the handles are needed for other files
+            wanted = 1
         self._widens = wanted > 1
         if not self._widens:
             return

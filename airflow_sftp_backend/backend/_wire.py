@@ -11,15 +11,17 @@ wait; what they yield after it, their clean-up, is still run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from ._codec import Limits
-from ._errors import BackendUnavailable, Refused, SFTPBackendError
+from ._codec import Limits, ProtocolError
+from ._errors import BackendUnavailable, CapabilityNotSupported, Refused, SFTPBackendError
+from ._handle_table import HandleTable
 from ._lane import Channel, Lane, Pending, Waiter
 from ._limits import DEFAULT_BOUNDS, Bounds
 from ._messages import AskLimits, Close, Request
@@ -132,6 +134,18 @@ class Run(Generic[T]):
         return self.operation.send(value) if error is None else self.operation.throw(error)
 
 
+@dataclass(frozen=True, slots=True)
+class _RefusedOpen:
+    """A request to open a file that was refused while ``limit`` files were open, and may succeed with fewer."""
+
+    lane: Lane
+    pending: Pending[Any]
+    refused: Refused
+    limit: int
+    final: bool = False
+    """It was sent again although as many files are open: there is nothing to wait for."""
+
+
 class Wire:
     """An SFTP conversation over ``channel``. For one thread at a time; `_session` sees to that.
 
@@ -167,6 +181,13 @@ class Wire:
         self._forsaken: deque[bytes] = deque()
         self.broken: str | None = None
         """Why nothing more can be sent, or None."""
+
+        self.handles = HandleTable()
+        """The open handles of all lanes, and how many the server bears."""
+        self._active: list[Sized] = []
+        self._refused: deque[_RefusedOpen] = deque()
+        self._resent: dict[Pending[Any], _RefusedOpen] = {}
+        self._first.observe = self._observe
 
     def handshake(self) -> None:
         """Agrees on version 3 (filexfer-02 section 4) and posts the question for the server's limits without waiting.
@@ -210,7 +231,10 @@ class Wire:
         """Has more lanes opened, if there are to be had, and takes up those that are."""
         if self._further is not None:
             self._further.want(count)
-            self.lanes += self._further.arrived()
+            arrived = self._further.arrived()
+            for lane in arrived:
+                lane.observe = self._observe
+            self.lanes += arrived
 
     def limits(self) -> Operation[Limits]:
         """How large reads and writes may be, in bytes."""
@@ -250,9 +274,17 @@ class Wire:
     def _drive(
         self, operations: Iterable[Operation[T]], limit: int, *, gathers: bool
     ) -> list[T | SFTPBackendError | OSError]:
-        source = iter(operations)
-        ready: deque[Run[T]] = deque()
         active: dict[int, Run[T]] = {}
+        self._active.append(active)
+        try:
+            return self._run_all(iter(operations), active, limit, gathers=gathers)
+        finally:
+            self._active.pop()
+
+    def _run_all(
+        self, source: Iterator[Operation[T]], active: dict[int, Run[T]], limit: int, *, gathers: bool
+    ) -> list[T | SFTPBackendError | OSError]:
+        ready: deque[Run[T]] = deque()
         outcomes: list[T | SFTPBackendError | OSError | None] = []
         stopped_by: BaseException | None = None
         while self._forsaken and self.broken is None:
@@ -260,7 +292,11 @@ class Wire:
         while True:
             ended: Run[T] | None = None
             try:
-                while stopped_by is None and len(active) < limit and (operation := next(source, None)) is not None:
+                while (
+                    stopped_by is None
+                    and len(active) < min(limit, self.handles.limit or limit)
+                    and (operation := next(source, None)) is not None
+                ):
                     run = active[len(outcomes)] = Run(operation, len(outcomes), ready)
                     outcomes.append(None)
                     run.wake()
@@ -270,7 +306,9 @@ class Wire:
                     run, ended = ended, None
                     self._take_up(run, step)
                 elif active:
-                    self._await_replies()
+                    self._resend_refused()
+                    if not ready:
+                        self._await_replies()
                 else:
                     break
             except StopIteration as end:
@@ -315,8 +353,10 @@ class Wire:
         try:
             if self.broken is not None:
                 raise BackendUnavailable(self.broken)
+            if self.handles.shared and request.tracked and not isinstance(request, Close):
+                self._check_alone()
             pending = self._send(lane, Pending(request))
-        except BackendUnavailable as error:
+        except SFTPBackendError as error:
             run.wake(error=error)
         else:
             run.wake(pending)
@@ -335,6 +375,10 @@ class Wire:
     def _send(self, lane: Lane, pending: Pending[R]) -> Pending[R]:
         pending.number = self._count
         self._count += 1
+        if isinstance(pending.request, Close):
+            self.handles.closing(lane, pending.request.handle, pending.number)
+        elif pending.request.tracked:
+            self.handles.asking(pending.number, pending.request.kind)
         lane.send(pending)
         if lane.has_batch:
             with self._whole():
@@ -371,6 +415,69 @@ class Wire:
                     break
                 self._post(lane.parked.popleft(), lane, request)
 
+    # -- how many files may be open -----------------------------------------------------------------------------------
+
+    def _check_alone(self) -> None:
+        """Refuse to open a file beside another one on a server that gives both the same handle."""
+        if self.handles.any_open:
+            raise CapabilityNotSupported(
+                "another file is open on this connection, and the server gives one handle to several open files:"
+                " close the other file first, or read or write it as a whole"
+            )
+
+    def _observe(self, lane: Lane, pending: Pending[Any], outcome: object, error: Exception | None) -> bool:
+        """Account for the reply to a request that opens or closes a handle; False if it will be settled later."""
+        if isinstance(pending.request, Close):
+            self.handles.closed(lane, pending.request.handle)
+            return True
+        before = self._resent.pop(pending, None)
+        if error is not None:
+            if not isinstance(error, Refused) or not self._may_succeed_later(pending, error, before):
+                return True
+            self._refused.append(_RefusedOpen(lane, pending, error, max(1, self.handles.count)))
+            return False
+        assert isinstance(outcome, bytes)
+        if not self.handles.opened(lane, outcome, pending.number, pending.request.kind):
+            raise ProtocolError("it gives one handle to several open files")
+        if pending.abandoned:
+            self.close_later(outcome)
+        if before is not None:
+            self.handles.learn(before.limit)
+        kind = pending.request.kind
+        while self._refused and self.handles.count_of(kind) > self._refused[0].limit:  # so many are no hindrance
+            self._settle_refused()
+        return True
+
+    def _may_succeed_later(self, pending: Pending[Any], refused: Refused, before: _RefusedOpen | None) -> bool:
+        """True if a file may be refused because others are open that other operations will close."""
+        likely = self.handles.may_be_limit(pending.number, refused)
+        others = sum(map(len, self._active)) > 1
+        final = before is not None and before.final
+        return likely and others and not final and not self.traits.opens_many_files
+
+    def _settle_refused(self) -> None:
+        held = self._refused.popleft()
+        held.pending.settle(None, held.refused)
+
+    def _resend_refused(self) -> None:
+        """Send requests to open a file again if fewer files are open than when they were refused.
+
+        If nothing is left to wait for, the first is sent again too: the files that are open stay open.
+        """
+        while self._refused:
+            held = self._refused[0]
+            if held.pending.abandoned:
+                self._settle_refused()
+                continue
+            idle = all(math.isinf(lane.oldest) for lane in self.lanes)
+            fewer = self.handles.count + len(self._resent) < held.limit
+            if not idle and not fewer:
+                return
+            self._refused.popleft()
+            self._resent[held.pending] = replace(held, final=not fewer)
+            with suppress(BackendUnavailable):  # every operation has been woken with it
+                self._send(held.lane, held.pending)
+
     @contextmanager
     def _whole(self) -> Iterator[None]:
         """Around what lanes do: where one ends, all end."""
@@ -384,3 +491,6 @@ class Wire:
         self.broken = self.broken or next((lane.broken for lane in self.lanes if lane.broken is not None), why)
         for lane in self.lanes:
             lane.end(self.broken)
+        while self._refused:
+            self._refused.popleft().pending.settle(None, BackendUnavailable(self.broken))
+        self._resent.clear()

@@ -68,8 +68,15 @@ class SoFar:
     """The temporary file that the next try finds again, or the one in its place."""
     left: bool = False
     """The temporary file was left for the next try."""
+    begun: bool = False
+    """The temporary file may have been made."""
     single: bool = False
-    """The file may be opened only once, because the server did not keep what was written before it was opened again."""
+    """The file may be opened only once: the server did not keep its content, or gave its handle to another file too."""
+
+    @property
+    def renaming(self) -> bool:
+        """True if the temporary file may have its final name by now."""
+        return self.opened is not None and self.opened.renaming
 
     abandoned: list[JailedPath] = field(default_factory=list)
     """Temporary files that were replaced by others. Their removal may have been lost with a connection."""

@@ -59,8 +59,8 @@ def store(tmp_path: Path) -> Iterator[str]:
 def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     """Gives Airflow a connection for a server and returns its id.
 
-    It logs in with the server's client key, knows the server's host keys and works in a fresh folder, unless
-    ``columns`` and ``extra`` say otherwise; an extra that is None is left out.
+    It logs in with the server's client key, knows the server's host keys, works in a fresh folder and tries once to
+    connect again, unless ``columns`` and ``extra`` say otherwise; an extra that is None is left out.
     """
 
     def connect(
@@ -73,7 +73,13 @@ def connect(monkeypatch: pytest.MonkeyPatch) -> Connect:
     ) -> str:
         if "base_path" not in extra:
             extra["base_path"] = server.fresh().base_path
-        extra = {"private_key": server.client_key.read_text(), "known_host_keys": server.known_hosts} | extra
+        defaults: dict[str, object] = {
+            "private_key": server.client_key.read_text(),
+            "known_host_keys": server.known_hosts,
+        }
+        if conn_type == "sftp_backend":
+            defaults["reconnect_timeout"] = 0
+        extra = defaults | extra
         connection = {
             "conn_type": conn_type,
             "host": server.host,

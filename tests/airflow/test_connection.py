@@ -77,6 +77,8 @@ SAID: list[tuple[str, object, str, object]] = [
     ("io_timeout", 33, "io_timeout", 33),
     ("banner_timeout", 4, "banner_timeout", 4),
     ("auth_timeout", "5", "auth_timeout", 5),
+    ("reconnect_timeout", 0, "reconnect_timeout", 0),
+    ("reconnect_timeout", "90", "reconnect_timeout", 90),
     ("keepalive_interval", 0, "keepalive_interval", 0),
     ("compress", "True", "compress", True),
     ("compress", False, "compress", False),

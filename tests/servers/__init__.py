@@ -58,7 +58,7 @@ from ._lies import (
     WithoutSetstat,
 )
 from ._listeners import Listener, banner_listener, chatty_listener, closing_listener, mute_listener
-from ._open_files import ForgetsTheTail, TruncatesAtOpen
+from ._open_files import ForgetsTheTail, LimitsOpenFiles, SharesHandles, TruncatesAtOpen
 from ._openssh import OpenSSHServer, sftp_server_path, sshd_path
 from ._paramiko import ParamikoServer
 from ._proftpd import ProFTPDServer
@@ -106,6 +106,7 @@ __all__ = [
     "HidesFoldersWithDanglingLinks",
     "HostileNames",
     "IgnoresExclusive",
+    "LimitsOpenFiles",
     "Listener",
     "ListsLinksAsTargets",
     "Login",
@@ -130,6 +131,7 @@ __all__ = [
     "RenameReplaces",
     "SaysOtherSizes",
     "Server",
+    "SharesHandles",
     "ShortReads",
     "ShowsFilesBelowFiles",
     "SilentChannel",

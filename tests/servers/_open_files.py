@@ -10,7 +10,8 @@ from typing import Any
 
 import asyncssh
 
-from ._asyncssh import AsyncsshServer, Files
+from ._asyncssh import AsyncsshServer, Files, Packets
+from ._lies import FAILURE, Status
 
 
 class _TruncatingFiles(Files):
@@ -102,3 +103,65 @@ class ForgetsTheTail(AsyncsshServer):
         super().__init__()
         self.tail = tail
         self.written: dict[str | bytes, int] = {}
+
+
+class _OneHandle(Packets):
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._replaced: list[Any] = []
+
+    def _get_next_handle(self) -> bytes:
+        handle = b"the handle"
+        assert isinstance(self.server, SharesHandles)
+        file, folder = self._file_handles.pop(handle, None), self._dir_handles.pop(handle, None)
+        if file is not None:
+            self._replaced.append(file)
+        self.server.collisions += file is not None or folder is not None
+        return handle
+
+    async def _cleanup(self, exc: Exception | None) -> None:
+        for file in self._replaced:
+            file.close()
+        await super()._cleanup(exc)
+
+
+class SharesHandles(AsyncsshServer):
+    """Gives every open file and folder the same handle, which means the one opened last. ``collisions`` counts the
+    files that were open when their handle was given to another."""
+
+    packets = _OneHandle
+    collisions = 0
+
+
+class _CountedFiles(Files):
+    def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> Any:
+        server = self.server
+        assert isinstance(server, LimitsOpenFiles)
+        if os.fsdecode(path).endswith(server.forbidden):
+            raise Status(server.code, "this one is forbidden")
+        if server.open >= server.limit:
+            server.refused += 1
+            raise Status(server.code, "too many open files")
+        file = super().open(path, pflags, attrs)
+        server.open += 1
+        server.most = max(server.most, server.open)
+        return file
+
+    def close(self, file_obj: Any) -> None:
+        assert isinstance(self.server, LimitsOpenFiles)
+        self.server.open -= 1
+        super().close(file_obj)
+
+
+class LimitsOpenFiles(AsyncsshServer):
+    """Has ``limit`` files open at once and refuses to open another, with ``code``; a path that ends with ``forbidden``
+    always. ``refused`` counts the files that were one too many, ``most`` those that were open at once."""
+
+    files = _CountedFiles
+
+    def __init__(self, *, limit: int, code: int = FAILURE, forbidden: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.limit = limit
+        self.code = code
+        self.forbidden = forbidden
+        self.open = self.refused = self.most = 0

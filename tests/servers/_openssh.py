@@ -54,6 +54,7 @@ class OpenSSHServer(Server):
         super().__init__(host_keys=host_keys)
         self.username = pwd.getpwuid(os.geteuid()).pw_name
         self._options = dict(options or {})
+        self._next_port: int | None = None
         self._external = external
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -76,8 +77,9 @@ class OpenSSHServer(Server):
         """Ends sshd and all its sessions by SIGKILL; its files stay."""
         self._stop()
 
-    def revive(self) -> None:
-        """Starts it again after `die`, on another port."""
+    def revive(self, *, same_port: bool = False) -> None:
+        """Starts it again after `die`, on another port unless ``same_port``."""
+        self._next_port = self.port if same_port else None
         self._start()
 
     def _start(self) -> None:
@@ -93,7 +95,7 @@ class OpenSSHServer(Server):
             key.write_private_key(str(file))
             file.chmod(0o600)
         for _ in range(5):  # another process may take the free port first
-            self.port = free_port()
+            self.port, self._next_port = self._next_port or free_port(), None
             (self._home / "sshd_config").write_text(self._config())
             (self._home / "log").write_bytes(b"")
             arguments = [sshd, "-D", "-f", str(self._home / "sshd_config"), "-E", str(self._home / "log")]
