@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
-from .waiting import Row
+from ._file_rows import FoundFile
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -25,7 +25,7 @@ _CLAIM_STANDS: Final = 1.0
 """Seconds after which no other run overwrites a claim it has not seen."""
 
 
-def new_files(context: Context) -> list[Row]:
+def new_files(context: Context) -> list[FoundFile]:
     """The files for which a DAG run was started: of all reports of `SFTPNewFilesTrigger` among the asset events that
     triggered it, those that no other run of this DAG has taken; and of those reports for which Airflow has started no
     run, the ones made before this run began.
@@ -38,14 +38,14 @@ def new_files(context: Context) -> list[Row]:
 
     Raises AirflowRuntimeError where Airflow cannot say what an earlier try was given.
     """
-    found: dict[str, Row] = {}
+    found: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():
         reports = _by_report(events)
         kept = _store(context, asset)
         if kept is not None and reports:
             reports = _claimed(context, *kept, reports)
         for event in reports.values():
-            found |= {row["path"]: row for row in cast("list[Row]", _payload(event)["files"])}
+            found |= {row["path"]: row for row in cast("list[FoundFile]", _payload(event)["files"])}
     return list(found.values())
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from ._arguments import InvalidArgument
+from ._file_rows import FoundFile, found_file
 from .backend import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -59,17 +60,6 @@ _HOST_KEY_TEXTS: Final = {
     "unknown": "The host key {} is not known. If the server's owner confirms it",
     "changed": "The host key {} is not the known one. If the server's owner confirms the new one",
 }
-
-
-class FoundFile(TypedDict):
-    """A file on the server as plain JSON."""
-
-    path: str
-    """Relative to the connection's base path."""
-    size: int
-    """Bytes."""
-    modified_at: str | None
-    """ISO 8601 in UTC; None if the server does not tell it."""
 
 
 class SFTPBackendHook(BaseHook):
@@ -181,8 +171,7 @@ class SFTPBackendHook(BaseHook):
                 shown = info.path.encode("utf-8", "surrogateescape")
                 self.log.warning("left out, because its name is not UTF-8: %r", shown)
             else:
-                modified = None if info.modified_at is None else info.modified_at.isoformat()
-                rows.append(FoundFile(path=info.path, size=info.size, modified_at=modified))
+                rows.append(found_file(info))
         return rows
 
     def close(self) -> None:

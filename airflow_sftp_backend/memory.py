@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from pydantic import ValidationError
 
-from .waiting import Row
+from ._file_rows import FoundFile
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import AssetStateStoreAccessors
@@ -38,7 +38,7 @@ _Contents = dict[bytes, bytes]
 class Report:
     """Files that are new, under a name no other report has."""
 
-    files: list[Row]
+    files: list[FoundFile]
     name: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
 
 
@@ -82,7 +82,7 @@ class Arrivals:
     known: Mapping[str, _Folder] = field(default_factory=dict)
     unsettled: tuple[Report, ...] = ()
 
-    def look(self, ready: Iterable[Row], present: Iterable[str], now: float, *, changed: bool) -> Arrivals:
+    def look(self, ready: Iterable[FoundFile], present: Iterable[str], now: float, *, changed: bool) -> Arrivals:
         """What is known after a look: of the new files the first 500 are another report.
 
         ``ready`` are the files that may be reported, ``present`` the paths of all that are there, ``now`` in epoch
@@ -97,7 +97,7 @@ class Arrivals:
         for folder, one in self.known.items():
             if (still := one.seen(names.get(folder, ()), now)) is not None:
                 known[folder] = still
-        new: list[Row] = []
+        new: list[FoundFile] = []
         for row in ready:
             folder, _, text = row["path"].rpartition("/")
             name, content = _hash(text, _NAME), _hash(f"{row['size']} {row['modified_at']}", _CONTENT)

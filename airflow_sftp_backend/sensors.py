@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from ._arguments import InvalidArgument
 from ._file_filters import TEMPORARY_NAMES, parse_globs
+from ._file_rows import FoundFile
 from ._path_arguments import Globs, Names, Patterns, Selection, parse_names, parse_patterns, require_one
 from ._state_store import load_if_possible, save
 from .backend import (
@@ -25,7 +27,7 @@ from .hooks import SFTPBackendHook, translate_errors
 from .killed import Killable
 from .progress import counted
 from .triggers import SFTPFileTrigger
-from .waiting import Condition, Observed, Row, Verdict, after, judge, look, selected
+from .waiting import Condition, Observed, Verdict, after, judge, look, selected
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -64,9 +66,10 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     :param min_files: how many files must satisfy all of this.
     :param min_size: bytes a file must have.
     :param newer_than: a time with its zone (datetime, or ISO 8601 text) after which a file must have changed, by the
-        server's clock. SFTP tells times in whole seconds: the second in which a time with a fraction lies counts. None
-        and ``""`` are no limit, so a template that may have no time to say is written
-        ``{{ prev_start_date_success or '' }}``. (templated)
+        server's clock. SFTP tells times in whole seconds: the second in which a time with a fraction lies counts. A
+        template that may have no time to say is written ``{{ prev_start_date_success or '' }}``: the first scheduled
+        run then has no limit. A run without a logical date, which assets or the API start, has no earlier success to
+        ask for: there a ``newer_than`` that is empty fails the task. (templated)
     :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed. Deferred, what the
         worker has seen counts, so the clocks of worker and triggerer are to agree.
     :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
@@ -106,6 +109,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         self.min_files = min_files
         self.min_size = min_size
         self.newer_than = newer_than
+        self._limited = newer_than is not None
         self.stable_for = stable_for
         self.done_file = done_file
         self.include = include
@@ -121,18 +125,18 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         self._warning = ""
         self._told = self._warned = False
 
-    def execute(self, context: Context) -> list[Row]:
+    def execute(self, context: Context) -> list[FoundFile]:
         """Looks, and looks again until the wait is over; one connection for all looks in one process."""
         with translate_errors():
-            condition = self._condition()
+            condition = self._condition(context)
             hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
             self._told = self._warned = False
             try:
                 if self.mode == "reschedule" and not self.deferrable:  # what Airflow is asked there is no look
-                    return cast("list[Row]", super().execute(context))
+                    return cast("list[FoundFile]", super().execute(context))
                 with self.interruptible(hook):
                     if not self.deferrable:
-                        return cast("list[Row]", super().execute(context))
+                        return cast("list[FoundFile]", super().execute(context))
                     verdict = self._first_look(context, condition)
             finally:
                 self._hook = None
@@ -175,14 +179,14 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         """One look. AirflowFailException for what waiting cannot mend."""
         assert self._hook is not None
         with translate_errors(), self.interruptible(self._hook) if self.mode == "reschedule" else nullcontext():
-            verdict = self._look(context, self._condition())
+            verdict = self._look(context, self._condition(context))
         return PokeReturnValue(verdict.done, verdict.files if verdict.done else None)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[Row]:  # noqa: ARG002
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[FoundFile]:  # noqa: ARG002
         """What the trigger has found. AirflowFailException with its reason if it had to give up, SFTPBackendError if
         another try of the task may help; AirflowSkipException where such a failure is to skip the task."""
         if event["status"] == "found":
-            files: list[Row] = event["files"]
+            files: list[FoundFile] = event["files"]
             self.log.info("found %s", counted(len(files)))
             return files
         reason, broken = event["message"], event["status"] == "broken"
@@ -190,10 +194,17 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             raise AirflowSkipException(reason)
         raise SFTPBackendError(reason) if broken else AirflowFailException(reason)
 
-    def _condition(self) -> Condition:
+    def _condition(self, context: Context) -> Condition:
         selection = parse_patterns(self.pattern) if self._by_pattern else parse_names(self.path, "path")
         condition = self._condition_of(selection)
-        return replace(condition, newer_than=after(self.newer_than), done_file=self.done_file)
+        newer_than = after(self.newer_than)
+        if self._limited and newer_than is None and context.get("logical_date") is None:
+            raise InvalidArgument(
+                "newer_than is empty: this run has no logical date, so Airflow knows no earlier success of it. For runs"
+                " that assets or the API start, leave newer_than out and move each file to an archive"
+                " (SFTPMoveOperator), so that none is found twice"
+            )
+        return replace(condition, newer_than=newer_than, done_file=self.done_file)
 
     def _condition_of(self, selection: Selection) -> Condition:
         """As far as it is known where the DAG is written."""

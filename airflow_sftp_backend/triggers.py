@@ -6,10 +6,11 @@ Both look and decide as the sensor does.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, BaseTrigger, TriggerEvent
@@ -18,6 +19,7 @@ from ._arguments import InvalidArgument
 from ._file_filters import TEMPORARY_NAMES, parse_globs
 from ._path_arguments import Globs, Names, Patterns, parse_names, parse_patterns, require_one
 from .backend import BackendUnavailable, SFTPBackendError
+from .backend._errors import escaped
 from .hooks import HOPELESS, SFTPBackendHook
 from .memory import Arrivals, Memory
 from .progress import counted
@@ -44,6 +46,10 @@ _TROUBLE = (
     LookupError,
 )
 """What does not end a watch."""
+
+
+_LOG_SECONDS: Final = 600.0
+"""Seconds after which a wait says again what is missing, if nothing has changed."""
 
 
 class SFTPFileTrigger(BaseTrigger):
@@ -84,7 +90,8 @@ class SFTPFileTrigger(BaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks every ``poke_interval`` seconds, less often while the server is away; logs what is new."""
         connection = SharedConnection.join(self.sftp_conn_id)
-        missing = warning = ""
+        counts: tuple[int, ...] | None = None
+        warning, logged_at = "", -math.inf
         try:
             while True:
                 await connection.until_next_look(self.poke_interval)
@@ -109,9 +116,9 @@ class SFTPFileTrigger(BaseTrigger):
                 if verdict.done:
                     yield _event(status="found", files=verdict.files)
                     return
-                if verdict.missing != missing:
-                    missing = verdict.missing
-                    self.log.info("%s", missing)
+                if verdict.counts != counts or time.monotonic() >= logged_at + _LOG_SECONDS:
+                    counts, logged_at = verdict.counts, time.monotonic()
+                    self.log.info("%s", escaped(verdict.missing))
         finally:
             connection.leave()
 

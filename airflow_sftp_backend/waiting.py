@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from ._arguments import InvalidArgument
 from ._file_filters import TEMPORARY_NAMES, FileFilters
+from ._file_rows import FoundFile, found_file
 from ._path_arguments import Selection, check_relative, everything_in, has_wildcard, split_pattern
 from .backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
 from .plans import BLANK, directory_error
@@ -18,7 +19,6 @@ from .plans import BLANK, directory_error
 if TYPE_CHECKING:
     from .backend import SFTPBackend
 
-Row = dict[str, Any]  # plain JSON: path, size in bytes, modified_at in ISO 8601 or None
 Observed = dict[str, list[Any]]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
 
 
@@ -171,14 +171,16 @@ class Verdict:
     """Whether the wait is over, with which files, what to remember for the next look, and what is still missing.
 
     ``settling``: nothing is missing but time in which no file changes. ``warning`` is for the log, if it is not empty.
+    ``counts``: how many files count, and how many do not for each reason; ``missing`` may change without it.
     """
 
     done: bool
-    files: list[Row]
+    files: list[FoundFile]
     observed: Observed
     missing: str
     settling: bool = False
     warning: str = ""
+    counts: tuple[int, ...] = ()
 
 
 Seen = tuple[list[FileInfo], set[str]]
@@ -305,15 +307,16 @@ def judge(
 ) -> Verdict:
     """Decides from what is there now (epoch seconds) and what was there at the last look."""
     observed: Observed = {}
-    ready: list[Row] = []
-    unready = settling = 0
+    ready: list[FoundFile] = []
+    reasons = _Reasons(condition)
     counted, unspeakable = _those_that_count(condition, files)
     is_new = _newness(condition)
     for info in counted:
         if info.size < condition.min_size:
-            unready += 1
+            reasons.too_small(info)
             continue
         if not is_new(info.modified_at):
+            reasons.too_old(info)
             continue
         modified = None if info.modified_at is None else info.modified_at.isoformat()
         rests = 0.0
@@ -322,18 +325,61 @@ def judge(
             since = min(since, now) if (size, time) == (info.size, modified) else now  # clocks differ, and are set back
             observed[info.path] = [info.size, modified, since]
             rests = now - since
-        if condition.done_file is not None and done_file(condition.done_file, info.path) not in done_files:
-            unready += 1
+        if condition.done_file is not None and (beside := done_file(condition.done_file, info.path)) not in done_files:
+            reasons.without_done_file(info, beside)
         elif rests < condition.stable_for:
-            settling += 1
+            reasons.not_stable(info)
         else:
-            ready.append({"path": info.path, "size": info.size, "modified_at": modified})
-    missing = f"{len(ready)} of {condition.min_files} files are there"
-    if unready + settling:
-        missing += f", {unready + settling} not ready yet"
+            ready.append(found_file(info))
+    missing = f"{len(ready)} of {condition.min_files} files are there{reasons}"
     done = len(ready) >= condition.min_files
-    may_settle = not done and len(ready) + settling >= condition.min_files
-    return Verdict(done, ready, observed, missing, may_settle, _warning(unspeakable))
+    may_settle = not done and len(ready) + reasons.counts[_STABILITY] >= condition.min_files
+    counts = (len(ready), *reasons.counts.values())
+    return Verdict(done, ready, observed, missing, may_settle, _warning(unspeakable), counts)
+
+
+_SIZE, _TIME, _DONE_FILE, _STABILITY = "min_size", "newer_than", "done_file", "stable_for"
+_REASONS_SHOWN: Final = 3
+"""Files of which a log line says why they do not count."""
+
+
+class _Reasons:
+    """Why files that are there do not count: a text for the first ones, and how many there are of each reason."""
+
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
+        self._texts: list[str] = []
+        self.counts = dict.fromkeys((_SIZE, _TIME, _DONE_FILE, _STABILITY), 0)
+
+    def too_small(self, info: FileInfo) -> None:
+        """Note a file with less than ``min_size`` bytes."""
+        untold = ", or the server does not tell its size" if info.size == 0 else ""
+        self._note(_SIZE, info, f"{info.size} of {self._condition.min_size} bytes{untold}")
+
+    def too_old(self, info: FileInfo) -> None:
+        """Note a file that is not newer than ``newer_than``."""
+        limit = self._condition.newer_than
+        if info.modified_at is None:
+            self._note(_TIME, info, f"the server does not tell its time, so newer_than ({limit}) cannot be decided")
+        else:
+            self._note(_TIME, info, f"changed {info.modified_at.isoformat()}, which is not newer than {limit}")
+
+    def without_done_file(self, info: FileInfo, beside: str) -> None:
+        """Note a file whose done file is missing."""
+        self._note(_DONE_FILE, info, f"its done file {beside!r} is missing")
+
+    def not_stable(self, info: FileInfo) -> None:
+        """Note a file that has changed within ``stable_for``."""
+        self._note(_STABILITY, info, f"not unchanged for {self._condition.stable_for:g} s yet")
+
+    def _note(self, reason: str, info: FileInfo, text: str) -> None:
+        self.counts[reason] += 1
+        if len(self._texts) < _REASONS_SHOWN:
+            self._texts.append(f"{info.path!r} does not count: {text}")
+
+    def __str__(self) -> str:
+        more = sum(self.counts.values()) - len(self._texts)
+        return "".join(f"; {text}" for text in self._texts) + (f"; and {more} more" if more else "")
 
 
 def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:

@@ -33,7 +33,7 @@ with DAG(dag_id="watch_inbox", schedule=[inbox], catchup=False, doc_md=__doc__) 
     def arrived(**context: Any) -> list[list[dict[str, Any]]]:
         """Rows of the files this run was started for: each for itself, or several together if there are very many."""
         files = new_files(context)  # type: ignore[arg-type] # Context is what it is at run time
-        return [files[first::MAPPED] for first in range(min(len(files), MAPPED))]
+        return [[dict(row) for row in files[first::MAPPED]] for first in range(min(len(files), MAPPED))]
 
     @task
     def process(files: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ FLOORS = (
     {"_state_store"},
     {"connection", "assets", "ends", "masking", "progress"},
     {"_file_filters", "_path_arguments"},
-    {"_arguments", "killed"},
+    {"_arguments", "_file_rows", "killed"},
     {"fields", "keyvault"},
     {"azure_identity"},
     {"backend"},

@@ -144,7 +144,14 @@ class AssetState(State):
         self.set(key, value)
 
 
-def context(try_number: int = 1, state: State | None = None, *, cleared: int = 0) -> Context:
+def context(
+    try_number: int = 1,
+    state: State | None = None,
+    *,
+    cleared: int = 0,
+    run_type: str = "manual",
+    logical_date: datetime | None = None,
+) -> Context:
     """What a task is run with, as far as operators and sensors look at it; ``cleared`` after as many tries."""
     started = datetime.now(UTC)
     instance = SimpleNamespace(
@@ -152,8 +159,11 @@ def context(try_number: int = 1, state: State | None = None, *, cleared: int = 0
         try_number=try_number, max_tries=cleared + 3, task=SimpleNamespace(retries=3),
         get_first_reschedule_date=lambda _: started,
     )  # fmt: skip
-    run = SimpleNamespace(run_after=datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1))))
+    run_after = datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1)))
+    run = SimpleNamespace(run_after=run_after, run_type=run_type, logical_date=logical_date)
     found: dict[str, Any] = {"ti": instance, "dag_run": run, "outlet_events": OutletEventAccessors()}
+    if logical_date is not None:
+        found["logical_date"] = logical_date
     if state is not None:
         found["task_state_store"] = state
     return cast("Context", found)

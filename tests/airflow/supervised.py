@@ -18,15 +18,19 @@ import httpx
 TOP = Path(__file__).parents[2]
 
 
-def run(dags: Path, dag_id: str, task_id: str, log: Path) -> list[dict[str, object]]:
-    """Runs the task of ``dags/<dag_id>.py``; the lines of its log."""
+def run(
+    dags: Path, dag_id: str, task_id: str, log: Path, *, run_type: str = "manual", dated: bool = True
+) -> list[dict[str, object]]:
+    """Runs the task of ``dags/<dag_id>.py`` in a run of that type, which has a logical date if ``dated``; the lines of
+    its log."""
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(dags.parent / "airflow"),
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "PYTHONPATH": str(TOP),
     }
-    command = [sys.executable, "-m", "tests.airflow.supervised", dag_id, task_id, str(log)]
+    command = [sys.executable, "-m", "tests.airflow.supervised", dag_id, task_id, str(log), run_type]
+    command += ["dated"] if dated else []
     done = subprocess.run(command, env=environment, cwd=TOP, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
@@ -45,13 +49,17 @@ def _answer(request: httpx.Request) -> httpx.Response:
             file.write(request.content + b"\n")
     if request.url.path.endswith("/validate-inlets-and-outlets"):
         return httpx.Response(200, json={"inactive_assets": []})
+    if request.url.path.endswith("/previous-successful-dagrun"):  # as Airflow answers where there is none
+        return httpx.Response(200, json={})
     if request.method == "GET":
         return httpx.Response(404, json={"detail": {"reason": "not_found", "message": "there is none"}})
     if not request.url.path.endswith("/run"):
         return httpx.Response(200, json={})
     absent = ("data_interval_start", "data_interval_end", "end_date", "partition_key")
-    times = dict.fromkeys(("logical_date", "start_date", "run_after"), "2026-01-01T00:00:00Z")
-    facts = {"dag_id": sys.argv[1], "run_id": "run", "run_type": "manual", "state": "running", "conf": {}}
+    times: dict[str, str | None] = dict.fromkeys(("logical_date", "start_date", "run_after"), "2026-01-01T00:00:00Z")
+    run_type, *dated = sys.argv[4:] or ["manual", "dated"]
+    times["logical_date"] = times["start_date"] if dated else None
+    facts = {"dag_id": sys.argv[1], "run_id": "run", "run_type": run_type, "state": "running", "conf": {}}
     run = {**facts, **times, **dict.fromkeys(absent), "consumed_asset_events": [], "clear_number": 0}
     return httpx.Response(200, json={"dag_run": run, "max_tries": 0, "should_retry": False})
 
@@ -77,4 +85,4 @@ def _main(dag_id: str, task_id: str, log: str) -> None:
 
 
 if __name__ == "__main__":
-    _main(*sys.argv[1:])
+    _main(*sys.argv[1:4])

@@ -11,8 +11,8 @@ import pytest
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
+from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend.arrivals import new_files
-from airflow_sftp_backend.waiting import Row
 from tests.airflow.conftest import AssetState
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BEGINNING = datetime(2026, 1, 31, tzinfo=UTC)
 
 
-def row(path: str, size: int = 1) -> Row:
+def row(path: str, size: int = 1) -> FoundFile:
     return {"path": path, "size": size, "modified_at": "2026-01-01T00:00:00+00:00"}
 
 
@@ -32,7 +32,7 @@ class Event(SimpleNamespace):
         super().__init__(extra=extra, timestamp=BEGINNING + timedelta(seconds=at), created_dagruns=[])
 
 
-def report(name: str, *files: Row, at: float = 0.0) -> Event:
+def report(name: str, *files: FoundFile, at: float = 0.0) -> Event:
     payload = {"report": name, "sftp_conn_id": "x", "files": list(files)}
     return Event({"from_trigger": True, "payload": payload}, at)
 

@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
+from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend.memory import Arrivals, Memory
-from airflow_sftp_backend.waiting import Row
 from tests.airflow.conftest import AssetState
 
 DAY = 24 * 3600.0
 
 
-def row(path: str, size: int = 1, modified_at: str | None = "2026-01-01T00:00:00+00:00") -> Row:
+def row(path: str, size: int = 1, modified_at: str | None = "2026-01-01T00:00:00+00:00") -> FoundFile:
     return {"path": path, "size": size, "modified_at": modified_at}
 
 
@@ -33,7 +33,7 @@ class Watch:
         self.changed = changed
         self.seen = Arrivals()
 
-    def look(self, *ready: Row, unready: tuple[str, ...] = (), at: float = 0.0) -> list[str]:
+    def look(self, *ready: FoundFile, unready: tuple[str, ...] = (), at: float = 0.0) -> list[str]:
         """The paths reported."""
         present = [one["path"] for one in ready] + list(unready)
         self.seen = Arrivals.from_json(json.loads(json.dumps(self.seen.as_json())))
@@ -53,7 +53,7 @@ def test_a_file_is_new_once() -> None:
 
 
 @pytest.mark.parametrize("other", [row("a", size=2), row("a", modified_at="2026-01-02T00:00:00+00:00")])
-def test_a_changed_file_is_new_only_if_asked(other: Row) -> None:
+def test_a_changed_file_is_new_only_if_asked(other: FoundFile) -> None:
     for changed, reported in ((False, []), (True, ["a"])):
         watch = Watch(changed=changed)
         watch.look(row("a"))

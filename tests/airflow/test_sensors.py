@@ -27,6 +27,7 @@ from airflow.sdk.exceptions import (
 )
 
 from airflow_sftp_backend import BackendUnavailable, Secret, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend.keyvault import VAULTS
 from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.sensors import SFTPFileSensor
@@ -37,7 +38,6 @@ from tests.servers import AsyncsshServer, DeniesEverything, Files, free_port
 from tests.vault import Vault
 
 Mode = Literal["poke", "reschedule", "reschedule without memory", "deferred"]
-Row = dict[str, Any]
 MODES: tuple[Mode, ...] = ("poke", "reschedule", "reschedule without memory", "deferred")
 
 
@@ -53,11 +53,14 @@ def sensor(mode: Mode, **arguments: Any) -> SFTPFileSensor:
     return SFTPFileSensor(**given)
 
 
-def wait(mode: Mode, **arguments: Any) -> list[Row]:
+SCHEDULED = {"run_type": "scheduled", "logical_date": datetime(2026, 1, 31, tzinfo=UTC)}
+
+
+def wait(mode: Mode, *, run: Any = None, **arguments: Any) -> list[FoundFile]:
     """Runs the wait as Airflow does, every look of a rescheduled one in a sensor of its own."""
     state = None if mode == "reschedule without memory" else State()
-    run_by = context(state=state)
-    rows: list[Row] = []
+    run_by = context(state=state, **(run or {}))
+    rows: list[FoundFile] = []
     while True:
         try:
             rows = sensor(mode, **arguments).execute(run_by)
@@ -107,7 +110,7 @@ def meanwhile(*steps: Callable[[], object], every: float = 0.4) -> Iterator[None
         thread.join()
 
 
-def names(rows: list[Row]) -> list[str]:
+def names(rows: list[FoundFile]) -> list[str]:
     return [row["path"] for row in rows]
 
 
@@ -118,6 +121,7 @@ def test_files_that_are_there_are_found_at_once(remote: Path, mode: Mode) -> Non
     grow(remote, {"in/a.csv": b"abc", "in/b.txt": b""})
     (row,) = sensor(mode, pattern="in/*.csv").execute(context())  # neither deferred nor rescheduled
     assert (row["path"], row["size"]) == ("in/a.csv", 3)
+    assert row["modified_at"] is not None
     changed = datetime.fromisoformat(row["modified_at"])
     assert changed.tzinfo is not None
     assert abs(changed - datetime.now(UTC)) < timedelta(minutes=1)
@@ -437,7 +441,7 @@ def test_the_second_in_which_a_time_lies_counts(remote: Path, mode: Mode) -> Non
     after = datetime.fromtimestamp(second + 0.4, UTC)
     for given in (after, after.isoformat()):
         assert names(wait(mode, pattern="*", newer_than=given)) == ["a"]
-    assert len(wait(mode, pattern="*", newer_than="")) == 2
+    assert len(wait(mode, pattern="*", newer_than="", run=SCHEDULED)) == 2
 
 
 def test_a_wait_that_takes_too_long_ends(remote: Path, mode: Mode) -> None:

@@ -7,7 +7,9 @@ import json
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
@@ -192,3 +194,52 @@ def test_what_was_seen_before_counts(remote: Path) -> None:
     waiting = trigger("a", stable_for=1000)
     waiting.observed = {"a": [1, modified, time.time() - 2000]}
     assert run(event(waiting))["status"] == "found"
+
+
+def test_a_wait_of_hours_says_now_and_then_what_is_missing(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [0.0]
+
+    def monotonic() -> float:
+        seconds[0] += 100  # from one question for the time to the next
+        return seconds[0]
+
+    monkeypatch.setattr("airflow_sftp_backend.triggers.time", SimpleNamespace(monotonic=monotonic, time=time.time))
+    waited: list[str] = []
+    when: list[float] = []
+
+    def info(text: str, *values: object) -> None:
+        waited.append(text % values)
+        when.append(seconds[0])
+
+    waiting = trigger("in/small", min_size=10, every=0.05)
+    monkeypatch.setattr(waiting.log, "info", info)
+    grow(remote, {"in/small": b"abc"})
+
+    async def use() -> None:
+        (task,) = await start(waiting)
+        await until(lambda: len(waited) >= 4)
+        task.cancel()
+        await asyncio.wait([task])
+
+    run(use())
+    assert set(waited) == {"0 of 1 files are there; 'in/small' does not count: 3 of 10 bytes"}
+    assert all(600 <= after - before <= 900 for before, after in pairwise(when))
+
+
+def test_a_wait_that_sees_nothing_new_is_silent(
+    remote: Path, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[str] = []
+    waiting = trigger("in/small", min_size=10, every=0.05)
+    monkeypatch.setattr(waiting.log, "info", lambda text, *values: waited.append(text % values))
+    grow(remote, {"in/small": b"abc"})
+
+    async def use() -> None:
+        (task,) = await start(waiting)
+        before = server.requests.total()
+        await until(lambda: server.requests.total() > before + 10)
+        task.cancel()
+        await asyncio.wait([task])
+
+    run(use())
+    assert len(waited) == 1

@@ -63,7 +63,23 @@ def test_the_result_is_plain_json() -> None:
 def test_a_file_must_have_the_size_asked_for() -> None:
     verdict = judged([file("in/a", 9), file("in/b", 10)], min_size=10)
     assert (names(verdict), verdict.done) == (["in/b"], True)
-    assert judged([file("in/a", 9)], min_size=10).missing == "0 of 1 files are there, 1 not ready yet"
+    assert judged([file("in/a", 9)], min_size=10).missing == (
+        "0 of 1 files are there; 'in/a' does not count: 9 of 10 bytes"
+    )
+
+
+def test_why_files_do_not_count_is_said_of_the_first_and_counted_of_all() -> None:
+    many = [file(f"in/{number}", number) for number in range(5)]
+    verdict = judged(many, min_size=10, done_file="{name}.done")
+    assert verdict.missing == (
+        "0 of 1 files are there; 'in/0' does not count: 0 of 10 bytes, or the server does not tell its size;"
+        " 'in/1' does not count: 1 of 10 bytes; 'in/2' does not count: 2 of 10 bytes; and 2 more"
+    )
+    assert verdict.counts == judged(many[::-1], min_size=9, done_file="{name}.done").counts == (0, 5, 0, 0, 0)
+    untold = judged([file("in/a", 10, None)], newer_than="2026-02-03T12:00:00+00:00").missing
+    assert "the server does not tell its time, so newer_than (2026-02-03T12:00:00+00:00) cannot be decided" in untold
+    assert "its done file 'in/a.done' is missing" in judged([file("in/a")], done_file="{name}.done").missing
+    assert "not unchanged for 30 s yet" in judged([file("in/a")], stable_for=30).missing
 
 
 @pytest.mark.parametrize(
