@@ -284,4 +284,4 @@ def fetched_since(backend: SFTPBackend, step: Step, began: datetime | None) -> s
 def unproven(error: AlreadyExists) -> AlreadyExists:
     """Return the error of a retry whose target no earlier attempt is known to have written."""
     hint = "no record shows that an earlier try of this task wrote it; if that file will do, set if_exists='skip_same'"
-    return AlreadyExists(f"{error.message}; {hint}", path=error.path, server=error.server)
+    return AlreadyExists(f"{error.message}; {hint}", path=error.path, server=error.server, hint=error.hint)

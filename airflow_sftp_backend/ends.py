@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from ._arguments import InvalidArgument
@@ -22,7 +22,7 @@ from .killed import undisturbed
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
-    from .backend import Progress, SFTPBackend
+    from .backend import FileInfo, Progress, SFTPBackend
     from .backend._handles import RemoteFile
 
 Verify = Literal["size", "sha256", "none"]
@@ -82,12 +82,40 @@ def remove_object(path: ObjectStoragePath) -> None:
         path.unlink()
 
 
-def size_of(path: str) -> int | None:
-    """Bytes of a local file or object; None where there is none."""
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a listing says of a file: its size in bytes and its time in epoch seconds, each None if it is not told."""
+
+    size: int | None
+    modified: float | None
+
+    @classmethod
+    def of_remote(cls, info: FileInfo) -> FileState:
+        """Return the state of a file on the server."""
+        return cls(info.size, None if info.modified_at is None else info.modified_at.timestamp())
+
+
+def state_of(path: str) -> FileState | None:
+    """Return the state of a local file or object; None if there is none."""
     if is_url(path):
         target = object_path(path)
-        return target.stat().st_size if target.is_file() else None
-    return os.stat(path).st_size if os.path.isfile(path) else None
+        if not target.is_file():
+            return None
+        stat = target.stat()
+        return FileState(stat.st_size, stat.st_mtime or None)
+    if not os.path.isfile(path):
+        return None
+    state = os.stat(path)
+    return FileState(state.st_size, state.st_mtime)
+
+
+def is_unchanged(source: FileState | None, target: FileState) -> bool:
+    """Return True if a target of the same size was written after the source, as far as times are told."""
+    if source is None or source.size != target.size:
+        return False
+    if source.modified is None or target.modified is None:
+        return True
+    return int(source.modified) <= int(target.modified)  # SFTP tells times in whole seconds
 
 
 @contextmanager

@@ -53,7 +53,20 @@ class NotFound(SFTPBackendError):
 
 
 class AlreadyExists(SFTPBackendError):
-    """Something has that name already, and overwriting was not asked for."""
+    """Something has that name already, and overwriting was not asked for.
+
+    :ivar hint: what replaces it, in the words of the interface that was used; may be empty.
+    """
+
+    def __init__(self, message: str, *, path: str | None = None, server: str | None = None, hint: str = "") -> None:
+        super().__init__(message, path=path, server=server)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; {self.hint}" if self.hint else super().__str__()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return *super().__reduce__(), {"hint": self.hint}
 
 
 class PermissionDenied(SFTPBackendError):

@@ -168,8 +168,8 @@ class LocalLanding:
         return self.path.with_name(temp_name(self.path.name, token))
 
     def _taken(self) -> AlreadyExists:
-        message = f"the local file {os.fspath(self.path)!r} exists; pass overwrite=True to replace it"
-        return AlreadyExists(message, path=self._key)
+        message = f"the local file {os.fspath(self.path)!r} exists"
+        return AlreadyExists(message, path=self._key, hint="pass overwrite=True to replace it")
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

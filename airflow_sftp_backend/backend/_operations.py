@@ -485,7 +485,7 @@ def is_a_folder(place: JailedPath) -> InvalidPath:
 
 
 def taken(place: JailedPath) -> AlreadyExists:
-    return AlreadyExists("the name is taken; pass overwrite=True to replace it", path=place.key)
+    return AlreadyExists("the name is taken", path=place.key, hint="pass overwrite=True to replace it")
 
 
 def write(

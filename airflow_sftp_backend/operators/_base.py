@@ -31,7 +31,7 @@ from airflow_sftp_backend.backend import (
     WriteResult,
 )
 from airflow_sftp_backend.backend._errors import escaped
-from airflow_sftp_backend.ends import Outcome, Verify
+from airflow_sftp_backend.ends import FileState, Outcome, Verify, is_unchanged, same_digest
 from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.killed import Killable
 from airflow_sftp_backend.lineage import Deed, deeds, facets, tell_assets
@@ -133,6 +133,10 @@ class FileOperator(Killable, BaseOperator):
         """A row for each file that is done, and what failed."""
 
     def _raise(self, failures: Failures, count: int) -> None:
+        for failure in failures:
+            if isinstance(failure, AlreadyExists):
+                failure.hint = "if_exists='replace' replaces it"
+            _without_frames(failure)
         if len(failures) == 1 and count == 1:
             raise failures[0]
         if failures:
@@ -143,16 +147,17 @@ class FileOperator(Killable, BaseOperator):
     def _tell(self, rows: Sequence[Row], seconds: float) -> None:
         """A line in the log for each file, and one for all that was done."""
         for row in rows:
-            origin = f" from {row['source']}" if self._action == "moved" and "source" in row else ""
-            self.log.info("%s %s (%s)", row["action"], escaped(row["path"] + origin), quantity(row["size"] or 0))
-        if self.only_plan:
-            return
+            end = f" <- {row['source']}" if "source" in row else f" -> {row['target']}" if "target" in row else ""
+            size = quantity(row["size"] or 0)
+            self.log.info("%s %s (%s)%s", row["action"], escaped(row["path"]), size, escaped(end))
         done = [row["size"] or 0 for row in rows if row["action"] == self._action]
-        size, rate = sum(done), ""
+        if self.only_plan or not done:
+            return
+        total, rate = sum(done), ""
         if self._progress is not None:
-            size, seconds = self._progress.done, self._progress.elapsed
-            rate = f", {quantity(size / seconds)}/s" if seconds > 0 and size else ""
-        self.log.info("%s %s, %s in %s%s", self._action, counted(len(done)), quantity(size), duration(seconds), rate)
+            total, seconds = self._progress.done, self._progress.elapsed
+            rate = f", {quantity(total / seconds)}/s" if seconds > 0 and total else ""
+        self.log.info("%s %s, %s in %s%s", self._action, counted(len(done)), quantity(total), duration(seconds), rate)
 
 
 class TransferOperator(FileOperator):
@@ -180,16 +185,34 @@ class TransferOperator(FileOperator):
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
 
-    def _pending(self, steps: Sequence[Step], sizes: Mapping[str, int], end: str) -> tuple[list[Step], list[Row]]:
-        """The steps to take, and rows for those to leave out; ``sizes`` are of the targets that exist."""
+    def _pending(
+        self, backend: SFTPBackend, states: Mapping[Step, tuple[FileState | None, FileState | None]], end: str
+    ) -> tuple[list[Step], list[Row]]:
+        """Return the steps to take, and rows for those to leave out.
+
+        :param states: of each step the state of its source and of its target, None if there is none.
+        :param end: the local end: ``source`` or ``target``.
+        """
         pending, rows = [], []
-        for step in steps:
-            size = sizes.get(step.target)
-            if size is not None and (self.if_exists == "skip" or (self.if_exists == "skip_same" and size == step.size)):
-                rows.append(result_row(step.target if end == "source" else step.source, step, end, size, "skipped"))
+        for step, (source, target) in states.items():
+            path, local = (step.target, step.source) if end == "source" else (step.source, step.target)
+            is_skipped = target is not None and (
+                self.if_exists == "skip"
+                or (self.if_exists == "skip_same" and self._is_same(backend, path, local, source, target))
+            )
+            if target is not None and is_skipped:
+                rows.append(result_row(path, step, end, target.size, "skipped"))
             else:
                 pending.append(step)
         return pending, rows
+
+    def _is_same(
+        self, backend: SFTPBackend, path: str, local: str, source: FileState | None, target: FileState
+    ) -> bool:
+        if self.verify != "sha256" or source is None or source.size != target.size:
+            return is_unchanged(source, target)
+        self.log.info("comparing %s with %s (%s)", escaped(path), escaped(local), quantity(target.size or 0))
+        return same_digest(backend, path, local) is not None
 
     def _done_row(
         self, row: Row, outcome: Outcome, attempt: Try, written_earlier: Callable[[], str | None]
@@ -209,6 +232,14 @@ class TransferOperator(FileOperator):
                 return unproven(outcome)
             row = row | {"action": f"{self._action} by an earlier try"}
         return row | ({} if digest is None else {"sha256": digest.removeprefix("sha256:")})
+
+
+def _without_frames(failure: BaseException) -> None:
+    """Remove the traceback of a failure that the server or this machine is known to give, and of what caused it."""
+    error: BaseException | None = failure
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend._transfer_records import Version, downloaded_earlier, fetched_since, remote_version
 from airflow_sftp_backend.backend import BeforeRename
 from airflow_sftp_backend.backend._regular_files import name_ends
-from airflow_sftp_backend.ends import Outcome, fetch_object, is_url, size_of
+from airflow_sftp_backend.ends import FileState, Outcome, fetch_object, is_url, state_of
 from airflow_sftp_backend.plans import Step, downloads, missing_error, on_server
 from airflow_sftp_backend.progress import ProgressLog
 from airflow_sftp_backend.tries import Row, Try
@@ -33,7 +33,8 @@ class SFTPDownloadOperator(TransferOperator):
     :param include: globs of file names; of what a directory or pattern finds, only these count.
     :param exclude: globs of names, of files and directories, that do not count.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files that
+        have another size or are older than their source; with ``verify="sha256"``, that have another content.
     :param create_parents: make missing local folders.
     :param verify: how a download is proven: ``size``, ``sha256`` (the local file is read again), or ``none``.
     :param dry_run: fetch nothing, return what would be done.
@@ -49,16 +50,17 @@ class SFTPDownloadOperator(TransferOperator):
         planned = downloads(matches.files, selection, target)
         steps, refused = speakable(planned, lambda step: (step.source, step.target))
         failures += refused
-        sizes = {step.target: size for step in steps if (size := size_of(step.target)) is not None}
-        pending, rows = self._pending(steps, sizes, "target")
+        infos = {one.info.path: one.info for one in matches.files}
+        targets = {step.target: state for step in steps if (state := state_of(step.target)) is not None}
+        states = {step: (FileState.of_remote(infos[step.source]), targets.get(step.target)) for step in steps}
+        pending, rows = self._pending(backend, states, "target")
         if self.only_plan:
-            taken = sizes if self.if_exists == "fail" else {}
+            taken = targets if self.if_exists == "fail" else {}
             rows += [
                 result_row(s.source, s, "target", s.size, "would fail" if s.target in taken else "would download")
                 for s in pending
             ]
             return rows, failures
-        infos = {one.info.path: one.info for one in matches.files}
         versions: dict[Step, Version | None] = {step: remote_version(infos[step.source]) for step in pending}
         fetched = downloaded_earlier(attempt.transfers, versions)
         pending = [step for step in pending if step not in fetched]

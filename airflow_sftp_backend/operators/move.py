@@ -14,6 +14,7 @@ from airflow_sftp_backend.backend import (
     NotFound,
     SFTPBackendError,
 )
+from airflow_sftp_backend.ends import FileState, is_unchanged
 from airflow_sftp_backend.plans import (
     Found,
     IfExists,
@@ -54,7 +55,8 @@ class SFTPMoveOperator(FileOperator):
     :param include: globs of file names; of what a directory or pattern finds, only these count.
     :param exclude: globs of names, of files and directories, that do not count.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same``, which replaces only files of another size, or
+    :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same``, which replaces only files that have
+        another size or are older, or
         ``number``, which keeps both: ``report.csv`` becomes ``report-1.csv``, or the next number that is free.
     :param missing_ok: nothing to move is no failure, nor is an empty list.
     :param dry_run: move nothing, return what would be done.
@@ -102,10 +104,11 @@ class SFTPMoveOperator(FileOperator):
                 self.log.info("%s was delivered again: left to the next run", step.source)
         wanted = [step for step in wanted if step.source not in moved_earlier]
         steps = [step for step in steps if step.source not in moved_earlier]
+        sources = {one.info.path: one.info for one in found}
         skipped = {
             step for step in steps
             if (info := there.get(step.target)) is not None
-            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and info.size == step.size))
+            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and _is_same(sources[step.source], info)))
         }  # fmt: skip
         # a name that fits nothing any more is done if the earlier try has moved what it fitted
         done = attempt.names_of(moved_earlier)
@@ -197,6 +200,10 @@ class SFTPMoveOperator(FileOperator):
         if refused:
             attempt.forget(refused)
         return rows, failed
+
+
+def _is_same(source: FileInfo, target: FileInfo) -> bool:
+    return is_unchanged(FileState.of_remote(source), FileState.of_remote(target))
 
 
 def _is_taken(step: Step, error: SFTPBackendError | OSError) -> bool:

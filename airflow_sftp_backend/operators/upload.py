@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend._transfer_records import Version, uploaded_earlier, version_of, written_since
 from airflow_sftp_backend.backend import BackendUnavailable, BeforeRename
-from airflow_sftp_backend.ends import Outcome, is_url, send_object
+from airflow_sftp_backend.ends import FileState, Outcome, is_url, send_object, state_of
 from airflow_sftp_backend.plans import Step, literally, uploads
 from airflow_sftp_backend.progress import ProgressLog
 from airflow_sftp_backend.tries import Row, Try
@@ -32,7 +32,8 @@ class SFTPUploadOperator(TransferOperator):
     :param include: globs of file names; of what a directory or pattern finds, only these count.
     :param exclude: globs of names, of files and directories, that do not count.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files of another size.
+    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files that
+        have another size or are older than their source; with ``verify="sha256"``, that have another content.
     :param create_parents: make missing folders on the server.
     :param verify: how an upload is proven: ``size``, ``sha256`` (read back), or ``none`` for drop boxes.
     :param dry_run: send nothing, return what would be done.
@@ -49,7 +50,12 @@ class SFTPUploadOperator(TransferOperator):
         failures += refused
         looks = self.only_plan or self.if_exists in ("skip", "skip_same")
         there = backend.find(*(literally(step.target) for step in steps)) if looks else []
-        pending, rows = self._pending(steps, {info.path: info.size for info in there}, "source")
+        targets = {info.path: FileState.of_remote(info) for info in there}
+        states = {
+            step: (state_of(step.source) if step.target in targets else None, targets.get(step.target))
+            for step in steps
+        }  # fmt: skip
+        pending, rows = self._pending(backend, states, "source")
         if self.only_plan:
             taken = {info.path for info in there} if self.if_exists == "fail" else set()
             rows += [

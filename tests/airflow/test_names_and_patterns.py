@@ -43,7 +43,7 @@ def is_listed(name: str) -> bool:
     return len(name.encode()) <= 200 and not is_temp_name(name)
 
 
-LETTERS = st.characters(codec="utf-8", exclude_categories=("Cc",)) | st.sampled_from("*?[]!-{}#%\\'\" .1")
+LETTERS = st.characters(codec="utf-8", min_codepoint=0x20) | st.sampled_from("*?[]!-{}#%\\'\" .1")
 NAMES = st.text(LETTERS, min_size=1, max_size=12).filter(is_listed)
 
 

@@ -523,8 +523,8 @@ def test_the_log_tells_each_file_how_far_it_is_and_the_sum(
     grow(local, {"big.bin": bytes(3 << 20)})
     run(upload([local / "a.csv", local / "big.bin"], "in/"))
     log = capsys.readouterr().out
-    assert "uploaded in/a.csv (3 B)" in log
-    assert "uploaded in/big.bin (3.0 MiB)" in log
+    assert "uploaded in/a.csv (3 B) <- /" in log
+    assert "uploaded in/big.bin (3.0 MiB) <- /" in log
     assert "uploaded 2 files, 3.0 MiB in " in log.splitlines()[-1]
     assert "/s" in log.splitlines()[-1]
     assert "(100%), " in log

@@ -109,7 +109,7 @@ def test_a_name_that_airflow_cannot_carry_breaks_no_real_task(remote: Path, tmp_
     grow(tmp_path, {"dags/moving.py": textwrap.dedent(dag).encode()})
     lines = run_supervised(tmp_path / "dags", "moving", "mv", tmp_path / "mv.log")
     assert held(remote) == {"out/a": b"1", f"in/{NOT_UTF_8}": b"2"}
-    assert any("moved out/a from in/a (1 B)" in str(line["event"]) for line in lines)
+    assert any("moved out/a (1 B) <- in/a" in str(line["event"]) for line in lines)
     failed = [line for line in lines if "error_detail" in line]
     assert "the name is not UTF-8" in json.dumps(failed[0]["error_detail"])
 

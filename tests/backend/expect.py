@@ -21,7 +21,7 @@ def refused(kind: type[SFTPBackendError], backend: SFTPBackend, path: str) -> It
         yield error
     assert type(caught.value) is kind
     check_located(caught.value, backend, path)
-    error.message = caught.value.message
+    vars(error).update(vars(caught.value))
 
 
 def check_located(error: SFTPBackendError, backend: SFTPBackend, path: str) -> None:

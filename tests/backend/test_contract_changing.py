@@ -148,7 +148,7 @@ def test_an_existing_target_is_already_exists(change: Change, backend: SFTPBacke
     (folder.path / "target").write_bytes(b"old")
     with refused(AlreadyExists, backend, "target") as error:
         change("file", "target")
-    assert "overwrite=True" in error.message
+    assert "overwrite=True" in str(error)
     assert tree(folder.path) == {"file": b"content", "target": b"old"}
 
 

@@ -91,7 +91,7 @@ def test_writing_onto_an_existing_file_is_already_exists(write: Write, backend: 
     (folder.path / "file").write_bytes(b"old")
     with refused(AlreadyExists, backend, "file") as error:
         write("file", b"new")
-    assert "overwrite=True" in error.message
+    assert "overwrite=True" in str(error)
     assert tree(folder.path) == {"file": b"old"}
 
 

@@ -1,0 +1,135 @@
+"""A task's log and its errors speak the words of its arguments: what went where, and what would help."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_sftp_backend import AlreadyExists, SFTPBackend, SFTPBackendError
+from tests.airflow.conftest import Connect, Glob, grow, held
+from tests.servers import AsyncsshServer
+
+from .test_operators import delete, download, move, run, upload
+
+
+@pytest.mark.parametrize("what", ["upload", "download", "download object", "move"])
+def test_a_taken_target_is_explained_in_the_operators_words(
+    remote: Path, tmp_path: Path, store: str, what: str
+) -> None:
+    here = grow(tmp_path, {"a": b"1", "b": b"2"}) / "a"
+    grow(remote, {"a": b"1", "b": b"2"})
+    make: dict[str, Callable[[], BaseOperator]] = {
+        "upload": lambda: upload(here, "a"),
+        "download": lambda: download("a", here),
+        "download object": lambda: download("a", f"{store}/a"),
+        "move": lambda: move("a", "b"),
+    }
+    if what == "download object":
+        run(make[what]())
+    with pytest.raises(AlreadyExists, match="; if_exists='replace' replaces it") as caught:
+        run(make[what]())
+    assert "overwrite" not in str(caught.value)
+
+
+def test_the_backend_speaks_its_own_words(remote: Path, server: AsyncsshServer, tmp_path: Path) -> None:
+    grow(remote, {"a": b"1", "b": b"1"})
+    here = grow(tmp_path, {"a": b"1"}) / "a"
+    with SFTPBackend(
+        server.host, port=server.port, username=server.username, password=server.password,
+        known_host_keys=server.known_hosts, base_path=str(remote),
+    ) as backend:  # fmt: skip
+        calls: list[Callable[[], object]] = [
+            lambda: backend.write("a", b""), lambda: backend.upload(here, "a"), lambda: backend.move("a", "b"),
+            lambda: backend.download("a", here),
+        ]  # fmt: skip
+        for call in calls:
+            with pytest.raises(AlreadyExists, match="; pass overwrite=True to replace it"):
+                call()
+
+
+def test_each_file_is_a_line_with_an_arrow_and_nothing_is_not_summed_up(
+    remote: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = grow(tmp_path, {"a": b"abc"}) / "a"
+    run(upload(here, "in/a"))
+    run(download("in/a", tmp_path / "back"))
+    run(move("in/a", "out/"))
+    run(delete("out/a"))
+    log = capsys.readouterr().out
+    for line in (
+        f"uploaded in/a (3 B) <- {here} ", f"downloaded in/a (3 B) -> {tmp_path}/back ", "moved out/a (3 B) <- in/a ",
+        "deleted out/a (3 B) ", "uploaded 1 file, 3 B in",
+    ):  # fmt: skip
+        assert line in log
+    for operator in (upload(here, "x/.."), download("no", tmp_path / "no"), move("no", "out/"), delete("no")):
+        with pytest.raises((SFTPBackendError, AirflowFailException)):
+            run(operator)
+    assert " 0 files" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_an_expected_failure_has_no_traceback_into_the_backend(remote: Path, tmp_path: Path, count: int) -> None:
+    names = [f"{number}" for number in range(count)]
+    grow(remote, dict.fromkeys(names, b"1"))
+    here = grow(tmp_path / "here", dict.fromkeys(names, b"1"))
+    with pytest.raises((AlreadyExists, ExceptionGroup)) as caught:
+        run(upload(f"{here}/", "./"))
+    text = "".join(traceback.format_exception(caught.value))
+    assert "/airflow_sftp_backend/operators/" in text
+    assert "/airflow_sftp_backend/backend/" not in text
+    assert text.count("the name is taken") == count
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [lambda name: download(name, "/nowhere/"), lambda name: move(name, "t/"), delete])
+def test_a_directory_without_its_slash_is_explained_and_not_tried_again(remote: Path, make: Any) -> None:
+    grow(remote, {"inbox/a": b""})
+    with pytest.raises(AirflowFailException, match="it is a directory; end its name with '/' if what it holds is"):
+        run(make("inbox"))
+    assert held(remote) == {"inbox/a": b""}
+
+
+BASED: dict[str, Callable[[str, Path], BaseOperator]] = {
+    "upload target": lambda path, here: upload(here / "a", path),
+    "download source": lambda path, here: download(path, f"{here}/x"),
+    "download list": lambda path, here: download(["a", path], f"{here}/x"),
+    "download pattern": lambda path, here: download(Glob(f"{path}*"), f"{here}/x"),
+    "move source": lambda path, here: move(path, "t"),
+    "move target": lambda path, here: move("a", path),
+    "delete path": lambda path, here: delete(path),
+    "delete directory": lambda path, here: delete(f"{path}/"),
+}
+
+
+@pytest.mark.parametrize("what", BASED)
+def test_a_path_that_repeats_the_base_path_is_refused_with_both_readings(
+    connect: Connect, server: AsyncsshServer, tmp_path: Path, what: str
+) -> None:
+    base = server.fresh()
+    grow(base.path, {"a": b"", "outbox/x": b""})
+    grow(tmp_path, {"a": b""})
+    connect(server, base_path=base.base_path)
+    before = held(base.path)
+    with pytest.raises(AirflowFailException, match="begins with the base path of the connection") as caught:
+        run(BASED[what](f"{base.base_path}/outbox/x", tmp_path))
+    text = str(caught.value)
+    assert f"for {base.base_path}/outbox/x" in text  # one reading,
+    assert f"for {base.base_path}{base.base_path}/outbox/x" in text  # and the other
+    assert held(base.path) == before
+
+
+def test_a_path_that_only_looks_like_the_base_path_is_none(connect: Connect, server: AsyncsshServer) -> None:
+    base = server.fresh()
+    connect(server, base_path=base.base_path)
+    name = base.base_path.lstrip("/")
+    grow(base.path, {f"{name}x/a": b"", f"{name}/b": b"", "c": b""})
+    assert len(run(delete([f"{base.base_path}x/a", f"{name}/b", "/c"]))) == 3
+    assert held(base.path) == {}
