@@ -23,7 +23,7 @@ from airflow_sftp_backend.operators import (
     SFTPMoveOperator,
     SFTPUploadOperator,
 )
-from tests.airflow.conftest import context, grow
+from tests.airflow.conftest import State, context, grow
 from tests.airflow.supervised import run as run_supervised
 from tests.airflow.supervised import told
 from tests.servers import AsyncsshServer
@@ -40,9 +40,9 @@ def uri(server: AsyncsshServer, remote: Path, path: str) -> str:
     return f"sftp://{server.host}:{server.port}{remote}/{path}"
 
 
-def events(operator: BaseOperator, try_number: int = 1) -> Any:
+def events(operator: BaseOperator, try_number: int = 1, state: State | None = None) -> Any:
     """Runs the operator; the events of its outlets."""
-    ran = context(try_number)
+    ran = context(try_number, state)
     operator.execute(ran)
     return ran["outlet_events"]
 
@@ -118,10 +118,10 @@ def test_objects_have_their_digest_too(remote: Path, server: AsyncsshServer, sto
 
 def test_the_next_try_tells_of_what_the_last_one_did(remote: Path, tmp_path: Path) -> None:
     grow(tmp_path, {"a": b"abc"})
-    outlet = Asset("out")
+    outlet, state = Asset("out"), State()
     for try_number in (1, 2):
         found = events(
-            SFTPUploadOperator(task_id="up", source=f"{tmp_path}/a", target="a", outlets=[outlet]), try_number
+            SFTPUploadOperator(task_id="up", source=f"{tmp_path}/a", target="a", outlets=[outlet]), try_number, state
         )
         assert found[outlet].extra["sha256"] == sha256(b"abc")
         assert found[outlet].extra["action"] == "uploaded"
