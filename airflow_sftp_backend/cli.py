@@ -1,4 +1,4 @@
-"""``airflow-sftp-backend``: looks at a server or a connection and tells what to do. Without Airflow, given a URL."""
+"""``airflow-sftp-backend``: checks servers and connections, removes partial files. Without Airflow, given a URL."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import argparse
 import getpass
 import json
 import logging
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 
 _WIDTH: Final = 100
 _INDENT: Final = 17
+_UNITS: Final = {
+    "m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1),
+}  # fmt: skip
 
 
 class _Wrong(Exception):
@@ -32,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. 0 if all is well, 1 if something is wrong with the server, 2 with the command or connection."""
     given = _parser().parse_args(arguments)
     try:
-        return _check(given) if given.command == "check" else _scan(given)
+        return {"check": _check, "clean": _clean, "scan-host-keys": _scan}[given.command](given)
     except (_Wrong, ValueError) as error:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 2
@@ -61,12 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--write", action="store_true", help="also write a small file to the base path and remove it")
     check.add_argument("--speed", action="store_true", help="also send and fetch up to 64 MiB, removed afterwards")
     check.add_argument("--json", action="store_true", help="print one JSON object")
-    url = check.add_argument_group("for a URL")
-    url.add_argument("--ask-password", action="store_true", help="ask for the password, which also opens the key file")
-    url.add_argument("--key-file", metavar="FILE", help="private key, which the password opens if it is encrypted")
-    url.add_argument("--known-hosts", metavar="FILE", help="known_hosts file (default: ~/.ssh/known_hosts)")
-    policies = [policy.value for policy in HostKeyPolicy]
-    url.add_argument("--host-key-policy", choices=policies, help="default: strict")
+    _add_url_options(check)
+    clean = commands.add_parser(
+        "clean",
+        help="remove partial files that interrupted transfers left",
+        description="Removes partial files that interrupted transfers left and nobody came back for, below a directory"
+        " of the server and, with --local, of this machine. Only files that this package made, by their names; no link"
+        " is followed. A backup whose file is missing gets the file's name back.",
+        epilog="Exit status: 0 all is clean, 1 something failed or was left, 2 the command or the connection is wrong.",
+    )
+    _add_clean(clean)
     scan = commands.add_parser(
         "scan-host-keys",
         help="print a server's host keys as known_hosts lines",
@@ -80,16 +90,88 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_url_options(parser: argparse.ArgumentParser) -> None:
+    url = parser.add_argument_group("for a URL")
+    url.add_argument("--ask-password", action="store_true", help="ask for the password, which also opens the key file")
+    url.add_argument("--key-file", metavar="FILE", help="private key, which the password opens if it is encrypted")
+    url.add_argument("--known-hosts", metavar="FILE", help="known_hosts file (default: ~/.ssh/known_hosts)")
+    policies = [policy.value for policy in HostKeyPolicy]
+    url.add_argument("--host-key-policy", choices=policies, help="default: strict")
+
+
+def _add_clean(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "target",
+        metavar="CONNECTION",
+        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login folder)",
+    )
+    parser.add_argument("path", metavar="PATH", help="directory on the server, relative to the base path; / is that")
+    parser.add_argument(
+        "--older-than",
+        type=_age,
+        default=timedelta(days=1),
+        metavar="AGE",
+        help="files that nobody has written to for so long: 90m, 12h, 1d or 2w, from 1h on; default: 1d",
+    )
+    parser.add_argument("--local", metavar="DIR", help="also a directory of this machine, where downloads go")
+    parser.add_argument("--dry-run", action="store_true", help="remove and restore nothing, print what would be done")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    _add_url_options(parser)
+
+
+def _age(text: str) -> timedelta:
+    match = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age such as 90m, 12h, 1d or 2w")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _config(given: argparse.Namespace) -> BackendConfig:
+    """Return the configuration that the URL, or the Airflow connection, stands for."""
+    is_url = "://" in given.target
+    if not is_url and (given.ask_password or given.key_file or given.known_hosts or given.host_key_policy):
+        raise _Wrong("what is said for a URL does not go with a connection, which says it itself")
+    return _of_url(given) if is_url else _of_connection(given.target)
+
+
+# -- clean ------------------------------------------------------------------------------------------------------------
+
+
+def _clean(given: argparse.Namespace) -> int:
+    with redirect_stdout(sys.stderr):  # where Airflow is to log
+        config = _config(given)
+        from .backend import SFTPBackend  # here, because it loads paramiko
+        from .backend._partial_files import check_age, clean_local
+
+        check_age(given.older_than)
+        with SFTPBackend.from_config(config) as backend:
+            found = backend.clean_partials(given.path, given.older_than, dry_run=given.dry_run)
+            places = [backend.address for _ in found]
+        if given.local is not None:
+            found += clean_local(given.local, given.older_than, dry_run=given.dry_run)
+            places += ["here"] * (len(found) - len(places))
+    if given.json:
+        rows = [asdict(one) | {"where": place} for one, place in zip(found, places, strict=True)]
+        print(_escaped_json([row | {"modified_at": _time(row["modified_at"])} for row in rows]))
+    else:
+        for one, place in zip(found, places, strict=True):
+            reason = f": {one.reason}" if one.reason else ""
+            text = f"{one.action} {one.path} ({one.size} bytes, last written {_time(one.modified_at)}, {place}){reason}"
+            print(escaped(text))
+        print(f"{len(found)} partial files found" if found else "No partial files found.")
+    return 1 if any(one.action == "left" for one in found) else 0
+
+
+def _time(when: datetime | None) -> str | None:
+    return None if when is None else when.isoformat(timespec="seconds")
+
+
 # -- check ------------------------------------------------------------------------------------------------------------
 
 
 def _check(given: argparse.Namespace) -> int:
-    is_url = "://" in given.target
-    if not is_url and (given.ask_password or given.key_file or given.known_hosts or given.host_key_policy):
-        raise _Wrong("what is said for a URL does not go with a connection, which says it itself")
     with redirect_stdout(sys.stderr):  # where Airflow is to log
-        config = _of_url(given) if is_url else _of_connection(given.target)
-        found = _diagnosis(config, given)
+        found = _diagnosis(_config(given), given)
     print(_as_json(found) if given.json else "\n".join(_as_text(found)))
     return 0 if found.ok else 1
 

@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import pytest
 
+from airflow_sftp_backend.backend._paths import temp_name
 from airflow_sftp_backend.cli import main
 from tests.airflow.home import airflow_home
 from tests.servers import AsyncsshServer, OpenSSHServer, free_port
@@ -270,3 +271,83 @@ def test_without_a_command_the_usage_is_shown(capsys: pytest.CaptureFixture[str]
         main([])
     assert caught.value.code == 2
     assert "check" in capsys.readouterr().err
+
+
+# -- clean ------------------------------------------------------------------------------------------------------------
+
+
+def abandoned(folder: Path, name: str = "a.csv") -> Path:
+    """A partial file that nobody has written to for two days."""
+    path = folder / temp_name(name, "0123456789ab")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"part")
+    os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)
+    return path
+
+
+def test_clean_removes_partial_files_on_both_ends_and_prints_each(
+    openssh: OpenSSHServer, known_hosts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = openssh.fresh()
+    remote, local = abandoned(folder.path / "in"), abandoned(tmp_path / "back")
+    _, url, *login = with_key(openssh, known_hosts, folder.base_path)
+    clean = ["clean", url, "in", *login, "--local", str(tmp_path / "back")]
+    assert main([*clean, "--older-than", "3d"]) == 0
+    assert capsys.readouterr().out == "No partial files found.\n"
+    assert main([*clean, "--older-than", "1d", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" (")[0] for line in lines[:2]] == [f"would remove in/{remote.name}", f"would remove {local}"]
+    assert lines[2] == "2 partial files found"
+    assert remote.exists()
+    assert local.exists()
+    assert main([*clean, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["path"], row["size"], row["action"], row["where"]) for row in rows] == [
+        (f"in/{remote.name}", 4, "removed", f"sftp://127.0.0.1:{openssh.port}"),
+        (str(local), 4, "removed", "here"),
+    ]
+    assert not remote.exists()
+    assert not local.exists()
+
+
+def test_clean_takes_a_connection_of_airflow(asyncssh_plain: AsyncsshServer, tmp_path: Path) -> None:
+    folder = asyncssh_plain.fresh()
+    remote = abandoned(folder.path)
+    connection = {
+        "conn_type": "sftp_backend", "host": asyncssh_plain.host, "port": asyncssh_plain.port,
+        "login": asyncssh_plain.username,
+        "extra": {
+            "private_key": asyncssh_plain.client_key.read_text(), "known_host_keys": asyncssh_plain.known_hosts,
+            "base_path": folder.base_path,
+        },
+    }  # fmt: skip
+    done = run(
+        "clean", "partner", "/", AIRFLOW_CONN_PARTNER=json.dumps(connection), AIRFLOW_HOME=str(tmp_path / "airflow")
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "1 partial files found"
+    assert not remote.exists()
+
+
+@pytest.mark.parametrize("age", ["1", "0d", "d", "-1d", "1.5d", "1y", "", "59m"])
+def test_clean_refuses_what_is_not_an_age_of_an_hour_or_more(
+    openssh: OpenSSHServer, known_hosts: Path, age: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = openssh.fresh()
+    remote = abandoned(folder.path)
+    _, url, *login = with_key(openssh, known_hosts, folder.base_path)
+    try:
+        status: object = main(["clean", url, "/", *login, f"--older-than={age}"])
+    except SystemExit as end:
+        status = end.code
+    assert status == 2
+    assert "such as 90m, 12h, 1d" in (error := capsys.readouterr().err) or "at least one hour" in error
+    assert remote.exists()
+
+
+def test_clean_of_a_directory_that_is_missing_fails(
+    openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, url, *login = with_key(openssh, known_hosts, openssh.fresh().base_path)
+    assert main(["clean", url, "missing", *login]) == 1
+    assert "missing" in capsys.readouterr().err

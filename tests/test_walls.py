@@ -41,6 +41,7 @@ FLOORS = (
     {"backend._diagnosis"},
     {"backend._backend"},
     {"backend._file_transfers", "backend._maintenance"},
+    {"backend._partial_files"},
     {"backend._comparison"},
     {"backend._door", "backend._jobs", "backend._handles", "backend._local", "backend._tree"},
     {"backend._copy", "backend._scan", "backend._session"},

@@ -87,7 +87,7 @@ class LocalLanding:
 
     def _take_over(self, token: str, most: int) -> int:
         left = self._named(token)
-        descriptor = _left_behind(left)
+        descriptor = left_behind(left)
         if descriptor is None:
             self._rename(left)
             return 0
@@ -205,7 +205,7 @@ def remove_left(landed: Mapping[Path, str | None], now: float) -> None:
 
 def _remove(temp: Path, before: float | None) -> None:
     """Removes it unless its writer lives, or it was written to since ``before``."""
-    descriptor = _left_behind(temp)
+    descriptor = left_behind(temp)
     if descriptor is None:
         return
     if before is None or os.fstat(descriptor).st_mtime < before:
@@ -221,7 +221,7 @@ def _temps(folder: Path) -> Iterator[Path]:
                 yield folder / entry.name
 
 
-def _left_behind(temp: Path) -> int | None:
+def left_behind(temp: Path) -> int | None:
     """A descriptor of a file of this user, locked; None if there is none, or its writer lives."""
     try:
         descriptor = os.open(temp, _FLAGS)

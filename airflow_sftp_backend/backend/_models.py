@@ -67,6 +67,25 @@ class FileInfo(_StaysInTask):
     mode: int | None = None
 
 
+PartialAction = Literal["removed", "restored", "left", "would remove", "would restore"]
+
+
+@dataclass(frozen=True, slots=True)
+class PartialFile:
+    """A temporary file or backup that an interrupted transfer left, and what was done with it.
+
+    ``path`` is its key, of a local file its path; ``size`` in bytes; ``modified_at`` in UTC, None where the server does
+    not tell. ``action`` is ``"removed"``, ``"restored"`` (a backup got the name of its missing file back), ``"left"``,
+    or what would be done; ``reason`` says why a file was left.
+    """
+
+    path: str
+    size: int
+    modified_at: datetime | None
+    action: PartialAction
+    reason: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class FolderEntry(_StaysInTask):
     """A folder in a listing."""

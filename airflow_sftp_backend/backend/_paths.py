@@ -182,6 +182,19 @@ def token_of(name: str) -> str:
     return "" if match is None else match["token"]
 
 
+def stem_of(name: str) -> str:
+    """The start of the file's own name in a temporary name or backup name, all of it unless it was too long; "" in any
+    other."""
+    match = _TEMP_PATTERN.fullmatch(name) or _BACKUP_PATTERN.fullmatch(name)
+    return "" if match is None else match["stem"]
+
+
+def temp_digest(name: str) -> str:
+    """The `name_digest` in a temporary name or backup name; "" in any other."""
+    match = _TEMP_PATTERN.fullmatch(name) or _BACKUP_PATTERN.fullmatch(name)
+    return "" if match is None else match["digest"]
+
+
 def is_temp_name(name: str) -> bool:
     """True for a name that `temp_name` makes, of a temporary file or of a backup: no listing shows either."""
     return (name.endswith(".part") and _TEMP_PATTERN.fullmatch(name) is not None) or is_backup_name(name)

@@ -145,8 +145,16 @@ def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
     return outcome
 
 
-def walk(call: Call, root: JailedPath, max_depth: int | None = None, *, must_exist: bool = False) -> Iterator[Found]:
-    """Every entry below ``root``, one level after the other; ``max_depth`` 0 is the root's own entries.
+def walk(
+    call: Call,
+    root: JailedPath,
+    max_depth: int | None = None,
+    *,
+    must_exist: bool = False,
+    with_temps: bool = False,
+) -> Iterator[Found]:
+    """Every entry below ``root``, one level after the other; ``max_depth`` 0 is the root's own entries. Temporary files
+    only ``with_temps``.
 
     Nothing where there is no such folder, unless it ``must_exist``: NotFound, InvalidPath for a file. A folder below
     that is gone by the time it is listed is passed over. Raises BoundExceeded.
@@ -166,7 +174,7 @@ def walk(call: Call, root: JailedPath, max_depth: int | None = None, *, must_exi
                 for found in _or_raise(outcome):
                     if found.own.is_folder:
                         level.append(found.place)
-                    if not is_temp_name(found.place.name) or found.own.is_folder:
+                    if with_temps or not is_temp_name(found.place.name) or found.own.is_folder:
                         yield found
             depth += 1
     finally:

@@ -8,13 +8,23 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from typing import BinaryIO, ClassVar, Final, ParamSpec, TypeVar
 
 from ._backend import SFTPBackend
 from ._errors import SFTPBackendError
-from ._models import BeforeRename, Capability, FileInfo, FolderEntry, FolderInfo, Progress, ResolutionPlan, WriteResult
+from ._models import (
+    BeforeRename,
+    Capability,
+    FileInfo,
+    FolderEntry,
+    FolderInfo,
+    PartialFile,
+    Progress,
+    ResolutionPlan,
+    WriteResult,
+)
 from ._write_target import Verify
 
 P = ParamSpec("P")
@@ -285,6 +295,10 @@ class SyncBackendAdapter:
     ) -> list[bool | SFTPBackendError | OSError]:
         """See `SFTPBackend.same_samples_many`."""
         return await self._call(self._backend.same_samples_many, pairs, return_exceptions=return_exceptions)
+
+    async def clean_partials(self, path: str, older_than: timedelta, *, dry_run: bool = False) -> list[PartialFile]:
+        """See `SFTPBackend.clean_partials`."""
+        return await self._call(self._backend.clean_partials, path, older_than, dry_run=dry_run)
 
     async def server_time(self, path: str) -> datetime | None:
         """See `SFTPBackend.server_time`."""
