@@ -15,7 +15,7 @@ from ._lane import Pending
 from ._messages import Close, FStat, Stat
 from ._models import PreparedFile, Progress
 from ._modes import check_mode, keep_mode
-from ._operations import close_quietly, discard, read_into, see, taken
+from ._operations import close_quietly, discard, is_missing, read_into, see, taken
 from ._rename import check_free, look_at, rename
 from ._resume import open_or_resume, reopen, start_over, verify_kept, was_renamed
 from ._spread import Load, Spread
@@ -156,7 +156,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
         if has_backup:
             yield from clear_backup(landing.target, landing.aside)
     except Refused as refused:
-        if not refused.missing or landing.verify != "none":
+        if landing.verify != "none" or not (yield from is_missing(landing.temp, refused)):
             raise
         logger.warning("%r: the server took the file away before it had its name", landing.target.key)
     return written.mtime

@@ -317,8 +317,10 @@ class SFTPBackend(FileTransfers, Maintenance):
 
         Two round trips for a small one.
 
-        Who looks meanwhile sees a part of it: `write_atomic` has no such moment. Raises AlreadyExists, InvalidPath
-        for a folder or a file in the way, TypeError for other content.
+        Who looks meanwhile sees a part of it: `write_atomic` has no such moment. Without ``overwrite`` the file is
+        created exclusively; a server that is not known to honour this is asked first whether the name is taken, and
+        two writers can then race. Raises AlreadyExists, InvalidPath for a folder or a file in the way, TypeError for
+        other content.
         """
         place, taken = self._door.target(path), self._content(path, content, metadata)
         now = self._session.call(lambda wire: wire.run(_operations.write(wire, place, taken, overwrite=overwrite)))

@@ -27,6 +27,7 @@ from tests.servers import (
     AsyncsshServer,
     BuffersPackets,
     CurtDropBox,
+    DiffersInAll,
     EndsAtForeignNames,
     FailsForMissing,
     Files,
@@ -338,14 +339,18 @@ def test_a_link_that_is_named_is_removed_and_what_it_leads_to_stays(
 # -- LSTAT forbidden --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["openssh", "denied", "unsupported", "failure"], scope="module")
+@pytest.fixture(params=["openssh", "denied", "unsupported", "failure", "different in all"], scope="module")
 def without_lstat(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Servers that refuse LSTAT: OpenSSH whose administrator forbids it, and unknown ones."""
+    """Servers that refuse LSTAT: OpenSSH whose administrator forbids it, unknown ones, and one that differs in more."""
     refusals = {
         "denied": asyncssh.SFTPPermissionDenied("permission denied"),
         "unsupported": asyncssh.SFTPOpUnsupported("lstat"),
         "failure": asyncssh.SFTPFailure(""),
     }
+    if request.param == "different in all":
+        with DiffersInAll(asyncssh.SFTPFailure("")) as different:
+            yield different
+        return
     if request.param in refusals:
         with ForbidsLStat(refusals[request.param]) as lying:
             yield lying

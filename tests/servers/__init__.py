@@ -11,6 +11,7 @@ from ._asyncssh import AsyncsshServer, Files, Login, OneChannel, Packets, Withou
 from ._conch import ConchServer
 from ._deviations import (
     BuffersPackets,
+    DiffersInAll,
     EndsAtForeignNames,
     FailsForMissing,
     FollowsLinks,
@@ -91,6 +92,7 @@ __all__ = [
     "ConchServer",
     "CurtDropBox",
     "DeniesEverything",
+    "DiffersInAll",
     "DiskFull",
     "DropBox",
     "DropbearServer",

@@ -126,6 +126,23 @@ class FailsForMissing(AsyncsshServer):
     packets = _CurtPackets
 
 
+class _AllAtOnce(_TargetsListed, _NotExclusive, _NoLStat):
+    def remove(self, path: bytes) -> Any:
+        local = self.map_path(path)
+        is_folder = os.path.isdir(local) and not os.path.islink(local)
+        return Files.rmdir(self, path) if is_folder else Files.remove(self, path)
+
+    rmdir = remove
+
+
+class DiffersInAll(ListsLinksAsTargets, IgnoresExclusive, ForbidsLStat):
+    """Lists links as what they lead to, ignores EXCL, forbids LSTAT, removes anything, says FAILURE for what is
+    missing."""
+
+    files = _AllAtOnce
+    packets = _CurtPackets
+
+
 class _AnyRemoval(Files):
     def remove(self, path: bytes) -> Any:
         local = self.map_path(path)
