@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ._state_store import RowTable
 from .backend import AlreadyExists, BackendUnavailable, BeforeRename, FileInfo, PreparedFile
 from .backend import SFTPBackendError as BackendError
+from .backend._errors import escaped
 from .ends import digest_of, is_url, object_path, opened_for_reading, same_digest
 from .plans import Step
 from .progress import quantity
@@ -30,6 +31,7 @@ Row = dict[str, Any]
 Version = list[Any]
 """What another content of a source changes, as plain JSON: of a local file its size in bytes and time in ns."""
 
+_READING: Final = "reading %s (%s) to compare it with %s"
 _CLOSE_DELAY: Final = 2
 """Seconds by which a server's time of a file may still move on when its last handle is closed."""
 _CLOCK_TOLERANCE: Final = 5.0
@@ -181,7 +183,7 @@ def _with_content_of(
         if record.sha256 is not None:
             equal = _digest(step.source) == record.sha256
         else:
-            log.info("reading %s (%s) to compare it with %s", step.target, quantity(record.size), step.source)
+            log.info(_READING, escaped(step.target), quantity(record.size), escaped(step.source))
             equal = same_digest(backend, step.target, step.source) is not None
         same += [step] if equal else []
     return same
@@ -257,7 +259,7 @@ def written_since(backend: SFTPBackend, step: Step, began: datetime | None) -> s
         (same,) = backend.same_samples_many([(step.source, step.target)], return_exceptions=True)
         if same is not True:
             return None
-    log.info("reading %s (%s) to compare it with %s", step.target, quantity(info.size), step.source)
+    log.info(_READING, escaped(step.target), quantity(info.size), escaped(step.source))
     return same_digest(backend, step.target, step.source)
 
 
@@ -277,7 +279,7 @@ def fetched_since(backend: SFTPBackend, step: Step, began: datetime | None) -> s
         return None
     if state.st_ctime < began.timestamp() + _CLOCK_TOLERANCE or step.size not in (None, state.st_size):
         return None
-    log.info("reading %s (%s) to compare it with %s", step.source, quantity(state.st_size), step.target)
+    log.info(_READING, escaped(step.source), quantity(state.st_size), escaped(step.target))
     return same_digest(backend, step.source, step.target)
 
 

@@ -111,7 +111,7 @@ class SFTPFileTrigger(BaseTrigger):
                     continue
                 self.observed = verdict.observed
                 if verdict.warning not in ("", warning):
-                    self.log.warning("%s", verdict.warning)
+                    self.log.warning("%s", escaped(verdict.warning))
                 warning = verdict.warning
                 if verdict.done:
                     yield _event(status="found", files=verdict.files)
@@ -216,7 +216,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         wanted = self.condition
         watched = json.dumps([self.sftp_conn_id, wanted.names, wanted.directories, wanted.patterns])
         memory = Memory(watched, getattr(self, "asset_state_store", None), self.log.warning)
-        names = ", ".join(wanted.described)
+        names = escaped(", ".join(wanted.described))
         self.log.info("watching for new files of %s on connection %r", names, self.sftp_conn_id)
         for name in wanted.suspicious:
             self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
@@ -235,7 +235,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
                 trouble = ""
                 report = memory.unsent()
                 if report is not None:
-                    self.log.info("%s new, the first is %s", counted(len(report.files)), report.files[0]["path"])
+                    first = escaped(report.files[0]["path"])
+                    self.log.info("%s new, the first is %s", counted(len(report.files)), first)
                     yield _event(report=report.name, sftp_conn_id=self.sftp_conn_id, files=report.files)
                     memory.sent(report)
         finally:
@@ -258,7 +259,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         found, verdict = await connection.look(self.condition, decide)
         self._observed = verdict.observed
         if verdict.warning not in ("", self._warning):
-            self.log.warning("%s", verdict.warning)
+            self.log.warning("%s", escaped(verdict.warning))
         self._warning = verdict.warning
         await memory.keep(found)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -268,6 +269,41 @@ def test_only_the_translating_rooms_catch_everything_without_passing_it_on(room:
         if isinstance(node, ast.Call) and "suppress" in ast.dump(node.func) and any(map(is_broad, node.args))
     ]
     assert swallowed == [] or room.name in TRANSLATING_ROOMS, f"lines {swallowed}"
+
+
+# ---- logs
+
+FOREIGN_NAMES = {"key", "native", "native_path", "path", "source", "target"}
+
+
+def raw_names(call: ast.Call) -> list[str]:
+    """The names of files that a logging call puts raw into its line: with %s, and without ``escaped``."""
+    is_log = isinstance(call.func, ast.Attribute) and call.func.attr in {"debug", "info", "warning", "error"}
+    if not is_log or not call.args or not isinstance(text := getattr(call.args[0], "value", None), str):
+        return []
+    conversions = re.findall(r"%[-.\d]*([srdfox])", text)
+    return [
+        ast.unparse(argument)
+        for conversion, argument in zip(conversions, call.args[1:], strict=False)
+        if conversion == "s"
+        for name in [getattr(argument, "attr", None) or getattr(getattr(argument, "slice", None), "value", None)]
+        if name in FOREIGN_NAMES
+    ]
+
+
+@rooms
+def test_names_of_files_are_escaped_in_logs(room: Room) -> None:
+    raw = [name for node in ast.walk(room.tree) if isinstance(node, ast.Call) for name in raw_names(node)]
+    assert raw == [], "log them with %r, or with escaped()"
+
+
+def test_a_name_that_is_logged_raw_is_found() -> None:
+    for line, raw in {
+        'log.info("at %s of %s", row["path"], step.source)': 2,
+        'log.info("at %r of %s", row["path"], escaped(step.source))': 0,
+    }.items():
+        (call,) = (node for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call) and node.args[1:])
+        assert len(raw_names(call)) == raw
 
 
 # ---- size

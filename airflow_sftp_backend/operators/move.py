@@ -14,6 +14,7 @@ from airflow_sftp_backend.backend import (
     NotFound,
     SFTPBackendError,
 )
+from airflow_sftp_backend.backend._errors import escaped
 from airflow_sftp_backend.ends import FileState, is_unchanged
 from airflow_sftp_backend.plans import (
     Found,
@@ -101,7 +102,7 @@ class SFTPMoveOperator(FileOperator):
         moved_earlier = {row["source"] for row in rows}
         for step in steps:
             if step.source in moved_earlier:
-                self.log.info("%s was delivered again: left to the next run", step.source)
+                self.log.info("%s was delivered again: left to the next run", escaped(step.source))
         wanted = [step for step in wanted if step.source not in moved_earlier]
         steps = [step for step in steps if step.source not in moved_earlier]
         sources = {one.info.path: one.info for one in found}
