@@ -82,7 +82,7 @@ CLASS_ROOMS = {
     "SSHClient": SSH_ROOMS - {"backend._keys"} | {"backend._backend"},  # _backend: unwrap() is asked for it by name
     "Transport": SSH_ROOMS - {"backend._keys"},
 }
-REVEALING_ROOMS = {"backend._session", "backend._keys", "azure_identity", "sources"}
+REVEALING_ROOMS = {"backend._login", "backend._keys", "azure_identity", "sources"}
 TRANSLATING_ROOMS = {"backend._errors", "hooks", "_state_store"}
 
 LONGEST_MODULE = 600

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 from . import _atomic_write, _copy, _deletion, _keys, _operations, _tree
 from ._backups import delete, restoring
-from ._config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret
+from ._config import (
+    CONFIG_KEYS,
+    DEFAULT_PORT,
+    BackendConfig,
+    HostKeyPolicy,
+    RetryPolicy,
+    Secret,
+    hidden_arguments,
+)
 from ._door import Door, naming
 from ._errors import CapabilityNotSupported, SFTPBackendError
 from ._file_transfers import FileTransfers, check_verify
@@ -84,7 +92,11 @@ class SFTPBackend(FileTransfers, Maintenance):
         retry: RetryPolicy | None = None,
         io_timeout: float | None = 120.0,
     ) -> None:
-        extras = dict(config or {})
+        # From here on no local variable shows a secret, whichever argument is refused.
+        password = None if password is None else Secret.of(password)
+        pkey = Secret(pkey) if isinstance(pkey, str) else pkey
+        connect_kwargs = hidden_arguments(connect_kwargs or {})
+        config = extras = hidden_arguments(config or {})
         if unknown := sorted(extras.keys() - CONFIG_KEYS):
             raise ValueError(
                 f"unknown names in config: {', '.join(unknown)}; it may hold {', '.join(sorted(CONFIG_KEYS))}"
@@ -96,7 +108,7 @@ class SFTPBackend(FileTransfers, Maintenance):
             "host": host,
             "port": port,
             "username": username,
-            "password": None if password is None else Secret.of(password),
+            "password": password,
             "pkey": None if pkey is None else _keys.check_pkey(pkey),
             "base_path": base_path,
             "host_key_policy": HostKeyPolicy.parse(host_key_policy),
@@ -104,7 +116,7 @@ class SFTPBackend(FileTransfers, Maintenance):
             "host_keys_path": host_keys_path,
             "timeout": timeout,
             "io_timeout": io_timeout,
-            "connect_kwargs": dict(connect_kwargs or {}),
+            "connect_kwargs": connect_kwargs,
             "retry": RetryPolicy() if retry is None else retry,
         }
         self._set_up(BackendConfig(**values))

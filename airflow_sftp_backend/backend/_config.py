@@ -155,7 +155,7 @@ class BackendConfig:
     port: int = DEFAULT_PORT
     username: str | None = None
     password: Secret | None = None
-    pkey: object | None = None
+    pkey: object | None = field(default=None, repr=False)
     private_key: Secret | None = None
     key_file: str | None = None
     passphrase: Secret | None = None
@@ -179,13 +179,16 @@ class BackendConfig:
     allow_ssh_rsa_sha1: bool = False
     proxy_command: str | None = field(default=None, repr=False)
     look_for_keys: bool | None = None
-    connect_kwargs: Mapping[str, object] = field(default_factory=dict)
+    connect_kwargs: Mapping[str, object] = field(default_factory=dict, repr=False)
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     jump: BackendConfig | None = None
     notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
     renew: Callable[[], BackendConfig | None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "connect_kwargs", hidden_arguments(self.connect_kwargs))
+        if isinstance(self.pkey, str):
+            object.__setattr__(self, "pkey", Secret(self.pkey))
         if not isinstance(self.host, str) or not self.host.strip():
             raise ValueError("host must not be blank")
         if bracketed := re.fullmatch(r"\[([^\[\]]*)\]", self.host):  # how URLs write an IPv6 address (RFC 3986)
@@ -221,6 +224,19 @@ class BackendConfig:
         """``sftp://host:port``, the server as errors and logs name it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"sftp://{host}:{self.port}"
+
+
+def hidden_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
+    """Wraps passwords and key texts among arguments, so that no local variable shows them.
+
+    :param arguments: Arguments of `paramiko.SSHClient.connect`.
+    :returns: The same arguments, their secret texts as `Secret`.
+    """
+    secrets = {"password", "passphrase", "pkey"}
+    return {
+        name: Secret(value) if name in secrets and isinstance(value, str) else value
+        for name, value in arguments.items()
+    }
 
 
 def check_lanes(name: str, value: object) -> None:

@@ -94,7 +94,9 @@ def load_private_key(
         return found
     except _Unusable as error:
         problem = str(error)
-    # Raised outside of the handler: the chain of exceptions may quote the key.
+    # Raised outside of the handler: the chain of exceptions may quote the key, as local variables would.
+    source = secret = text = ""
+    passphrase = None
     raise AuthenticationFailed(f"{name} {problem}")
 
 
@@ -284,6 +286,7 @@ def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramik
         return load_private_key(value, passphrase=passphrase)
     except AuthenticationFailed as error:
         problem = error.message
+    value = passphrase = None  # a local variable would show them
     raise ValueError(f"pkey: {problem}")
 
 

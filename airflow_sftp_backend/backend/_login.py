@@ -14,7 +14,7 @@ from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.auth_strategy import AuthStrategy
 from paramiko.common import MSG_SERVICE_ACCEPT, MSG_SERVICE_REQUEST, MSG_USERAUTH_REQUEST
 
-from ._config import BackendConfig
+from ._config import BackendConfig, Secret
 from ._errors import AuthenticationFailed, printable
 from ._keys import config_key, load_private_key
 
@@ -151,7 +151,7 @@ class Login(AuthStrategy):
         config: BackendConfig,
         places: Places,
         username: str,
-        password: str | None,
+        password: Secret | None,
         on_question: Callable[[], None],
         *,
         record: LoginRecord,
@@ -289,7 +289,7 @@ class Login(AuthStrategy):
 
         return _Credential(name, frozenset({"publickey"}), present)
 
-    def _by_password(self, password: str) -> _Credential:
+    def _by_password(self, password: Secret) -> _Credential:
         answers = [password]  # given once: a second question is for something else, or means that it was wrong
 
         def answer(title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
@@ -297,15 +297,19 @@ class Login(AuthStrategy):
             self._record.asked += [shown for text in texts if (shown := printable(text))][
                 : _MOST_ASKED - len(self._record.asked)
             ]
-            return [answers.pop() if answers and (len(prompts) == 1 or not echo) else "" for _, echo in prompts]
+            return [
+                answers.pop().reveal() if answers and (len(prompts) == 1 or not echo) else "" for _, echo in prompts
+            ]
 
         def present(transport: paramiko.Transport, wanted: list[str] | None) -> list[str]:
             if wanted is None or "password" in wanted:
                 try:
-                    return self._request(transport).auth_password(self._username, password)
+                    return self._request(transport).auth_password(self._username, password.reveal())
                 except paramiko.BadAuthenticationType as error:
                     if _INTERACTIVE not in error.allowed_types:
-                        raise
+                        raise error.with_traceback(None) from None  # paramiko's frames hold the password
+                except (paramiko.SSHException, EOFError, OSError) as error:
+                    raise error.with_traceback(None) from None
             return self._request(transport).auth_interactive(self._username, answer)
 
         return _Credential("the password", frozenset({"password", _INTERACTIVE}), present)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import paramiko
 from paramiko.auth_strategy import AuthStrategy
 
-from ._config import BackendConfig, Secret
+from ._config import BackendConfig, Secret, hidden_arguments
 from ._errors import AuthenticationFailed, BackendUnavailable, connecting, printable
 from ._further import FurtherChannels
 from ._hostkeys import HostKeyChecker, fingerprint, key_type, known_hosts_line, plain_key
@@ -125,7 +125,9 @@ class Settings:
     @classmethod
     def of(cls, config: BackendConfig) -> Settings:
         """ValueError for what ``connect_kwargs`` may not hold."""
-        given: dict[str, Any] = {name: value for name, value in config.connect_kwargs.items() if value is not None}
+        given: dict[str, Any] = {
+            name: value for name, value in hidden_arguments(config.connect_kwargs).items() if value is not None
+        }
         if own := sorted(given.keys() & _OWN):
             raise ValueError(
                 f"connect_kwargs must not hold {', '.join(own)}: the backend connects by itself, see host, port and"
@@ -134,8 +136,6 @@ class Settings:
         if unknown := sorted(given.keys() - inspect.signature(paramiko.SSHClient.connect).parameters.keys()):
             raise ValueError(f"connect_kwargs holds {', '.join(unknown)}, unknown to paramiko's SSHClient.connect")
         changes = {name: given[name] for name in given.keys() & vars(config).keys()}
-        for name in changes.keys() & {"password", "passphrase"}:
-            changes[name] = Secret.of(changes[name])
         if "pkey" in changes:
             changes |= {"private_key": None, "key_file": None}
         config = replace(config, **changes)
@@ -164,12 +164,12 @@ class Settings:
 
 @dataclass(frozen=True)
 class Hop:
-    """A server to log in to. ``password`` is the revealed one of the settings; ``checker`` judges its host key;
+    """A server to log in to. ``password`` is that of the settings as they are now; ``checker`` judges its host key;
     ``through`` is the jump server it is reached through.
     """
 
     settings: Settings
-    password: str | None
+    password: Secret | None
     checker: HostKeyChecker
     through: Hop | None = None
 

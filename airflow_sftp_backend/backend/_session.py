@@ -343,7 +343,7 @@ class Session:
         def left() -> float:
             return min(limit, end.at) - clock()
 
-        hop = Hop(self._settings, _password(self._config), self._checker, self._through(self._given.jump))
+        hop = Hop(self._settings, self._config.password, self._checker, self._through(self._given.jump))
         self._aborted = False
         tried = 0
         while True:
@@ -403,7 +403,7 @@ class Session:
             return None
         settings = Settings.of(jump)
         checker = HostKeyChecker(settings.config, self._environ)
-        return Hop(settings, _password(settings.config), checker, self._through(jump.jump))
+        return Hop(settings, settings.config.password, checker, self._through(jump.jump))
 
     def leave_to_parent(self) -> None:
         """In a forked child: forgets the parent's connection, and whoever held the lock there."""
@@ -413,10 +413,6 @@ class Session:
         self._opening = self._in_use = None
         if connection is not None:
             connection.leave()
-
-
-def _password(config: BackendConfig) -> str | None:
-    return None if config.password is None else config.password.reveal()
 
 
 _BUSY: Final = 60.0

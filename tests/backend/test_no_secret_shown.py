@@ -1,0 +1,95 @@
+"""No object shows a secret: every local variable in the frames of failed logins is read, and every exception."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from airflow_sftp_backend import SFTPBackend, SFTPBackendError
+from airflow_sftp_backend.backend import BackendConfig, Secret
+from tests.backend.sessions import config_of
+from tests.servers import AsyncsshServer, OpenSSHServer
+
+PASSWORD = "a wrong marmalade"
+PASSPHRASE = "a wrong chutney"
+DAMAGED = "-----BEGIN OPENSSH PRIVATE KEY-----\nbWFybWFsYWRlIGFuZCBjaHV0bmV5\n-----END OPENSSH PRIVATE KEY-----\n"
+
+
+def shown_by(error: BaseException) -> Iterator[str]:
+    """All that a traceback with locals can show of an exception and of those behind it."""
+    waiting, done = [error], set()
+    while waiting:
+        current = waiting.pop()
+        if id(current) in done:
+            continue
+        done.add(id(current))
+        yield from (repr(current), str(current), repr(current.args), *getattr(current, "__notes__", ()))
+        yield from map(repr, vars(current).values())
+        yield from locals_of(current.__traceback__)
+        waiting += [other for other in (current.__cause__, current.__context__) if other is not None]
+        waiting += getattr(current, "exceptions", ())
+
+
+def locals_of(traceback: TracebackType | None) -> Iterator[str]:
+    """What the frames below the test's own hold, and what the objects there hold in turn, as repr."""
+    while traceback is not None:
+        if "test_no_secret_shown" not in traceback.tb_frame.f_code.co_filename:
+            for name, value in traceback.tb_frame.f_locals.items():
+                yield f"{traceback.tb_frame.f_code.co_qualname}, {name}: {value!r}"
+        traceback = traceback.tb_next
+
+
+def assert_silent(error: BaseException) -> None:
+    """Nothing of a secret is in it."""
+    shown = list(shown_by(error))
+    assert len(shown) > 5
+    assert [text for text in shown if any(word in text for word in ("marmalade", "chutney", "bWFybWFs"))] == []
+
+
+FAILING: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "a password": lambda _: {"password": Secret(PASSWORD), "key_file": None},
+    "a password in connect_kwargs": lambda _: {
+        "connect_kwargs": {"password": PASSWORD, "passphrase": PASSPHRASE}, "private_key": None, "key_file": None,
+    },
+    "a passphrase": lambda server: {
+        "key_file": str(server.client_key), "password": Secret(PASSWORD), "passphrase": Secret(PASSPHRASE),
+        "username": "nobody-here",
+    },
+    "a damaged key": lambda _: {"key_file": None, "private_key": Secret(DAMAGED), "passphrase": Secret(PASSPHRASE)},
+    "an argument of connect_kwargs": lambda _: {"connect_kwargs": {"password": PASSWORD, "hostname": "h"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("failing", FAILING)
+@pytest.mark.parametrize("behind", [False, True], ids=["direct", "at the jump host"])
+def test_a_failed_login_shows_no_secret_in_any_frame(
+    openssh: OpenSSHServer, asyncssh_plain: AsyncsshServer, failing: str, behind: bool
+) -> None:
+    changes = FAILING[failing](asyncssh_plain)
+    with pytest.raises((SFTPBackendError, ValueError)) as caught:
+        config = config_of(asyncssh_plain, **changes)
+        if behind:
+            config = config_of(openssh, jump=config)
+        with SFTPBackend.from_config(config) as backend:
+            backend.check_health()
+    assert_silent(caught.value)
+
+
+@pytest.mark.parametrize("source", [DAMAGED, Secret(DAMAGED)], ids=["str", "Secret"])
+def test_a_key_that_cannot_be_used_is_in_no_frame(source: str | Secret) -> None:
+    for argument in ({"pkey": source}, {"connect_kwargs": {"pkey": source, "passphrase": PASSPHRASE}}):
+        with pytest.raises((SFTPBackendError, ValueError)) as caught, SFTPBackend("h", **argument) as backend:
+            backend.check_health()
+        assert_silent(caught.value)
+
+
+def test_no_setting_shows_a_secret() -> None:
+    config = BackendConfig(
+        host="h", password=Secret(PASSWORD), private_key=Secret(DAMAGED), passphrase=Secret(PASSPHRASE),
+        connect_kwargs={"password": PASSWORD, "passphrase": PASSPHRASE}, proxy_command=f"connect --password {PASSWORD}",
+    )  # fmt: skip
+    shown = f"{config!r} {BackendConfig(host='h', pkey=DAMAGED)!r} {SFTPBackend.from_config(config)!r}"
+    assert not [word for word in ("marmalade", "chutney", "bWFybWFs") if word in shown]
