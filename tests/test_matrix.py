@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import REAL_SERVERS, SIMULATED_SERVERS
 from tests.servers.matrix import ALL, Matrix
 from tests.servers.promises import PROMISES, promise_of
 from tests.servers.unsupported import UNSUPPORTED, Unsupported, check_failure, unsupported
 
 TOP = Path(__file__).parents[1]
+PAGE = TOP / "docs" / "servers.md"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 CONTRACT = sorted((TOP / "tests" / "backend").glob("test_contract_*.py"))
 TESTS = {name for path in CONTRACT for name in re.findall(r"^def test_(\w+)", path.read_text(), re.MULTILINE)}
@@ -115,3 +117,15 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "--servers", "asyncssh_pla
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=TOP)
     assert done.returncode == 1
     assert "but it passes: of no kind" in done.stdout
+
+
+def test_the_committed_page_has_every_promise_and_no_failure() -> None:
+    page = PAGE.read_text()
+    assert "**fails**" not in page
+    for promise in PROMISES:
+        real, simulated = cells(page, promise)
+        assert len(real) == len(REAL_SERVERS) + 2
+        assert len(simulated) == len(SIMULATED_SERVERS)
+        assert {cell.split(" [")[0] for cell in real + simulated} <= {"yes", "no", "in part"}
+    reasons = {reason for entries in UNSUPPORTED.values() for reason in (entry.reason for entry in entries)}
+    assert set(re.findall(r"^\* \[\d+\] (.*)", page, re.MULTILINE)) == reasons

@@ -9,6 +9,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
+from ._openssh import sshd_version
 from ._program import ProgramServer, output, program
 
 _SFTP_SERVER = Path("/usr/lib/sftp-server")  # the path Debian's dropbear is built with
@@ -22,7 +23,7 @@ class DropbearServer(ProgramServer):
     """
 
     kind = "dropbear"
-    title = "dropbear with OpenSSH's sftp-server"
+    title = "dropbear"
     login_line = r"Pubkey auth succeeded for '"
 
     @classmethod
@@ -34,7 +35,7 @@ class DropbearServer(ProgramServer):
     @classmethod
     def version(cls) -> str:
         found = re.search(r"v(\S+)", output(program("dropbear") or "dropbear", "-V"))
-        return found[1] if found else "?"
+        return f"{found[1] if found else '?'}, with the sftp-server of OpenSSH {sshd_version()}"
 
     @property
     def _authorized_keys(self) -> Path:

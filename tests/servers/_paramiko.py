@@ -14,7 +14,7 @@ class ParamikoServer(ProgramServer):
     """paramiko's ``SFTPServer`` over this machine's file system, in a Python process of its own."""
 
     kind = "paramiko"
-    title = "paramiko SFTPServer"
+    title = "paramiko"
     login_line = r"(?m)^accepted a login$"
 
     @classmethod
@@ -23,7 +23,7 @@ class ParamikoServer(ProgramServer):
 
     @classmethod
     def version(cls) -> str:
-        return paramiko.__version__
+        return f"{paramiko.__version__}, its SFTPServer over the files of this machine"
 
     def _command(self, port: int) -> list[str]:
         program = str(Path(__file__).with_name("paramiko_program.py"))

@@ -18,7 +18,7 @@ class ProFTPDServer(ProgramServer):
     defaults. One process a connection."""
 
     kind = "proftpd"
-    title = "ProFTPD mod_sftp"
+    title = "ProFTPD"
     login_line = r"authenticated via 'publickey' method"
 
     @classmethod
@@ -28,7 +28,7 @@ class ProFTPDServer(ProgramServer):
     @classmethod
     def version(cls) -> str:
         found = re.search(r"ProFTPD Version (\S+)", output(program("proftpd") or "proftpd", "--version"))
-        return found[1] if found else "?"
+        return f"{found[1] if found else '?'}, with mod_sftp"
 
     def _prepare(self, port: int) -> None:
         public = self.login_key.export_public_key("rfc4716")

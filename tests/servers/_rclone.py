@@ -17,7 +17,7 @@ class RcloneServer(ProgramServer):
     """
 
     kind = "rclone"
-    title = "rclone serve sftp"
+    title = "rclone"
     login_line = r"SSH login from "
 
     @classmethod
@@ -27,7 +27,7 @@ class RcloneServer(ProgramServer):
     @classmethod
     def version(cls) -> str:
         found = re.search(r"rclone v(\S+)", output(program("rclone") or "rclone", "version", "--check=false"))
-        return found[1] if found else "?"
+        return f"{found[1] if found else '?'}, rclone serve sftp with its default settings"
 
     def fresh(self) -> Folder:
         path = Path(tempfile.mkdtemp(prefix="case-", dir=self.root))

@@ -136,6 +136,7 @@ skips those that are not installed.
 * **in part** and **no**: the server makes some or all of it impossible. The number leads to the reason. Such a test is
   run too, and must fail in the way that is declared in `tests/servers/unsupported.py`.
 * **not run**: the server was not installed.
+* **fails**: the promise is broken there. The committed page has none of these; `make test` checks that.
 
 Written on {day}, with Python {python} on Linux, against these versions:
 """
@@ -149,7 +150,8 @@ It proves that these refusals do no harm. It does not prove that the package wor
 * no-extensions: SFTP version 3 without any extension.
 * one-channel: refuses a second channel on a connection.
 * azure-like, after Azure Blob Storage: posix-rename refuses a taken name; no other extension; no symbolic links; no
-  file is opened for reading and writing at once.
+  file is opened for reading and writing at once. (The tests make links behind its back: the rows on links say nothing
+  about a service that has none.)
 * aws-like, after AWS Transfer Family: modes and times are refused (SETSTAT, FSETSTAT); a file is written from its start
   and in order; no extensions.
 """

@@ -91,7 +91,11 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
         "max_depth_is_ignored_without_recursive",
         "listings_give_files_folders_and_both", "listings_of_the_root_have_keys_without_a_leading_slash",
         "listings_of_what_is_missing_or_a_file_are_empty", "what_is_neither_file_nor_folder_is_not_listed",
-        "names_of_all_kinds_are_stored_listed_and_deleted", "a_relative_base_path_starts_at_the_login_folder",
+        "a_relative_base_path_starts_at_the_login_folder",
+    ),
+    "A name is taken literally, whatever characters it has": (
+        "names_of_all_kinds_are_stored_listed_and_deleted",
+        "a_file_given_to_find_is_found_and_not_what_its_name_matches",
     ),
     "Names beyond ASCII are stored, listed and deleted": ("names_beyond_ascii_are_stored_listed_and_deleted",),
     # -- moving and deleting
