@@ -39,11 +39,11 @@ class Try:
         place = f"{backend.config.username}@{backend.address}{folder.native_path}"
         # Airflow gives a task that is cleared as many attempts more as it has retries. Whoever clears a transfer wants
         # all of it transferred again.
-        cleared_after = instance.max_tries - (instance.task.retries or 0)
-        self.again_since_cleared = (instance.try_number or 1) > cleared_after + 1
+        self._cleared_after = instance.max_tries - (instance.task.retries or 0)
+        self.again_since_cleared = (instance.try_number or 1) > self._cleared_after + 1
         purpose = "recognise what this one has done"
         self._moves = RowTable(self._store, "moves", place, purpose, read=self.again)
-        scope = f"{cleared_after} {place}"
+        scope = f"{self._cleared_after} {place}"
         self.transfers = TransferRecords(
             RowTable(self._store, "transfers", scope, purpose, read=self.again_since_cleared)
         )
@@ -73,17 +73,36 @@ class Try:
         :param standing: what is at the targets now, by path.
         """
         rows = {
-            (step.source, step.target): [one.source, *_version(one.info), *_version(standing.get(step.target))]
+            (step.source, step.target): [
+                one.source,
+                *_version(one.info),
+                *_version(standing.get(step.target)),
+                self._cleared_after,
+            ]
             for step, one in steps.items()
         }
         if rows:
             self._moves.put(rows)
 
-    def note_names(self, names: Iterable[str]) -> None:
-        """Record the arguments that named what is about to be deleted."""
-        rows: dict[tuple[str, str], list[Any]] = {(name, ""): [name, None, None, None, None] for name in names}
+    def note_deletions(self, files: Iterable[Found], directories: Iterable[str]) -> None:
+        """Record what is about to be deleted.
+
+        :param files: each with the argument that named it.
+        :param directories: the arguments that name directories.
+        """
+        rows = {(name, ""): [name, None, None, None, None, self._cleared_after] for name in directories}
+        rows |= {
+            (one.info.path, ""): [one.source, *_version(one.info), None, None, self._cleared_after] for one in files
+        }
         if rows:
             self._moves.put(rows)
+
+    def delivered_since(self, info: FileInfo) -> bool:
+        """True if an earlier attempt has deleted the file that had this name, or was about to."""
+        noted = self._moves.get((info.path, "")) if self.again_since_cleared else None
+        return (
+            noted is not None and noted[5] == self._cleared_after and noted[1:3] not in (_version(info), [None, None])
+        )
 
     def forget(self, steps: Iterable[Step]) -> None:
         """Remove what was refused after all."""
@@ -96,7 +115,8 @@ class Try:
     def finished(self, backend: SFTPBackend) -> list[Row]:
         """Return a row for each file that an earlier attempt has moved.
 
-        Its target is what was moved, and its source is gone or is another file, which was delivered since.
+        Its target is what was moved, and its source is gone or is another file, which was delivered since. Once the
+        task was cleared, what was delivered since is its business again.
         """
         if not self.again or not (rows := self._moves.rows):
             return []
@@ -110,6 +130,7 @@ class Try:
             {"path": target, "size": values[1], "action": "moved by an earlier try", "source": source}
             for (source, target), values in rows.items()
             if target and _is_moved(values[1:3], values[3:5], found.get(source), found.get(target))
+            if source not in found or values[5] == self._cleared_after
         ]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._path_arguments import Names, Selection, require_one
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
+from airflow_sftp_backend.backend._errors import escaped
 from airflow_sftp_backend.plans import missing_error, on_server
 from airflow_sftp_backend.tries import Row, Try
 
@@ -51,14 +52,17 @@ class SFTPDeleteOperator(FileOperator):
         everything = matches.files
         found, refused = speakable(everything, lambda one: (one.info.path,))
         failures = matches.failures + refused
+        for one in found:
+            if attempt.delivered_since(one.info):
+                self.log.info("%s was delivered again: left to the next run", escaped(one.info.path))
+        found = [one for one in found if not attempt.delivered_since(one.info)]
         # an empty folder holds no file that fits, and is there to be deleted
         missing = [name for name in matches.missing if name not in folders or not backend.is_folder(name)]
         forgiven = attempt.names_of(None) if attempt.again else set()
         if not (self.missing_ok or (attempt.again and not attempt.remembers)):
             failures += [missing_error(backend, selection, name) for name in missing if name not in forgiven]
         if not self.only_plan:
-            names = {one.source for one in found} | {name for name in folders if name not in missing}
-            attempt.note_names(names)
+            attempt.note_deletions(found, [name for name in folders if name not in missing])
         rows: list[Row] = []
         outcomes: list[SFTPBackendError | OSError | None] = [None for _ in found]
         if not self.only_plan:

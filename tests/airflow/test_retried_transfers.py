@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -18,9 +22,11 @@ from airflow_sftp_backend import AlreadyExists
 from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.operators import SFTPDownloadOperator, SFTPUploadOperator
 from tests.airflow.conftest import Connect, State, context, grow, held
-from tests.servers import AsyncsshServer, BareAttributes
+from tests.airflow.killed_task import FileState
+from tests.airflow.supervised import TOP
+from tests.servers import AsyncsshServer, BareAttributes, OpenSSHServer
 
-from .test_operators import Row, actions, download, run, upload
+from .test_operators import Row, actions, download, move, run, upload
 
 HOUR = 3600.0
 Operator = SFTPUploadOperator | SFTPDownloadOperator
@@ -294,6 +300,35 @@ def test_airflow_away_at_any_call_loses_and_doubles_no_file(remote: Path, tmp_pa
                 continue
         assert {path: path.stat().st_ino for path in (remote / f"{at}").iterdir()} == inodes
         assert len(inodes) == 100
+
+
+@pytest.mark.parametrize("kill_at", ["after the record", 40])
+@pytest.mark.parametrize("work", ["upload", "move"])
+def test_a_task_whose_process_is_killed_is_completed_by_the_next_try(
+    openssh: OpenSSHServer, connect: Connect, tmp_path: Path, work: str, kill_at: str | int
+) -> None:
+    folder = openssh.fresh()
+    connect(openssh, base_path=folder.base_path)
+    files = {f"{number:03}": f"{number}".encode() * 50 for number in range(100)}
+    source = grow(tmp_path if work == "upload" else folder.path, {f"in/{name}": files[name] for name in files}) / "in"
+    out = folder.path / "out"
+    out.mkdir()
+    asked = {
+        "work": work, "source": f"{source}/" if work == "upload" else "in/", "target": "out/", "folder": str(out),
+        "state": str(tmp_path / "state.json"), "kill_at": kill_at,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "tests.airflow.killed_task", json.dumps(asked)]
+    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False, timeout=50)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    inodes = {path.name: path.stat().st_ino for path in out.iterdir() if not path.name.startswith(".")}
+    time.sleep(1.1)  # the times of files are whole seconds
+    operator = upload(asked["source"], "out/") if work == "upload" else move("in/", "out/")
+    rows = run(operator, try_number=2, state=FileState(tmp_path / "state.json"))
+    assert {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")} == files
+    assert {name: (out / name).stat().st_ino for name in inodes} == inodes
+    by = {Path(row["path"]).name: row["action"] for row in rows}
+    assert set(by) == set(files)
+    assert {name for name, action in by.items() if "by an earlier try" in action} == set(inodes)
 
 
 # -- without a store --------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from airflow_sftp_backend.operators import SFTPUploadOperator
 from tests.airflow.conftest import Connect, Glob, State, context, grow, held
 from tests.servers import AsyncsshServer, CurtDropBox, DropBox
 
-from .test_operators import Row, actions, move, run, upload
+from .test_operators import Row, actions, delete, move, run, upload
 
 # -- moves ------------------------------------------------------------------------------------------------------------
 
@@ -103,6 +103,52 @@ def test_an_earlier_move_is_known_in_every_later_try(remote: Path, source: str |
     shutil.rmtree(way)
     rows = run(move(source, "work/"), try_number=3, state=state)
     assert actions(rows) == {"work/a.csv": "moved by an earlier try", "work/b.csv": "moved"}
+
+
+def test_a_cleared_move_moves_what_was_delivered_again(remote: Path) -> None:
+    state = State()
+    grow(remote, {"in/a.csv": b"abc", "in/b.csv": b"x"})
+    operator = move(Glob("in/*.csv"), "work/", if_exists="number")
+    run(operator, state=state)
+    grow(remote, {"in/a.csv": b"new!"})
+    rows = operator.execute(context(2, state, cleared=1))
+    assert actions(rows) == {"work/b.csv": "moved by an earlier try", "work/a-1.csv": "moved"}
+    assert held(remote) == {"work/a.csv": b"abc", "work/b.csv": b"x", "work/a-1.csv": b"new!"}
+
+
+# -- deletions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["in/a.csv", Glob("in/*.csv"), "in/"])
+def test_a_file_delivered_again_after_its_deletion_is_left_to_the_next_run(
+    remote: Path, path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = State()
+    grow(remote, {"in/a.csv": b"abc"})
+    assert len(run(delete(path), state=state)) == 1  # and the worker dies
+    grow(remote, {"in/a.csv": b"the next delivery"})
+    assert run(delete(path), try_number=2, state=state) == []
+    assert held(remote) == {"in/a.csv": b"the next delivery"}
+    assert "in/a.csv was delivered again: left to the next run" in capsys.readouterr().out
+    assert len(delete(path).execute(context(3, state, cleared=2))) == 1
+    assert held(remote) == {}
+
+
+def test_a_deletion_that_was_killed_before_it_began_is_made_by_the_next_try(remote: Path) -> None:
+    state = State()
+
+    class Killed(State):
+        """The worker dies as soon as what it is about to delete is recorded."""
+
+        def set(self, key: str, value: object, **options: object) -> None:
+            state.set(key, value)
+            raise TaskKilled
+
+    grow(remote, {"in/a.csv": b"abc"})
+    with pytest.raises(TaskKilled):
+        run(delete("in/a.csv"), state=Killed())
+    assert len(run(delete("in/a.csv"), try_number=2, state=state)) == 1
+    assert held(remote) == {}
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
