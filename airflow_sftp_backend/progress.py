@@ -30,41 +30,81 @@ class Log(Protocol):
 
 
 class ProgressLog:
-    """Called with the bytes gained, it logs a line now and then: bytes, share, rate and time left.
+    """A progress callback that logs a line now and then: bytes, share, rate and time left.
 
-    ``total`` in bytes, None if unknown.
+    Rate and time left are of this attempt: bytes that an earlier attempt has transferred do not count.
 
-    ``clock`` gives seconds.
+    :param log: where the lines go
+    :param total: bytes of all files, None if unknown
+    :param clock: gives seconds
     """
 
     def __init__(self, log: Log, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.done = 0
-        """Bytes so far."""
+        """Bytes that are transferred, by earlier attempts too."""
+        self._moved = self._verified = 0
         self._log = log
         self._total = total
         self._clock = clock
-        self._started = self._last = clock()
+        self._started = self._last = self._last_gain = clock()
+        self._verifying_since: float | None = None
 
-    def __call__(self, gained: int) -> None:
-        """Notes ``gained`` bytes; fewer than none where a transfer had to go back."""
+    def __call__(self, gained: int, /) -> None:
+        """Note bytes that were transferred.
+
+        :param gained: bytes since the last call; negative if the transfer had to go back
+        """
         self.done += gained
+        self._moved += gained
+        self._last_gain = self._clock()
+        if self._is_time(self._last_gain):
+            self._log.info(_line(self.done, self._total, self.rate))
+
+    def resumed(self, count: int, /) -> None:
+        """Note bytes that an earlier attempt has transferred.
+
+        :param count: bytes
+        """
+        self.done += count
+
+    def verified(self, count: int, /) -> None:
+        """Note bytes that were read back for verification.
+
+        :param count: bytes since the last call
+        """
         now = self._clock()
-        if now - self._last >= PACE:
-            self._last = now
-            self._log.info(self._line(now - self._started))
+        self._verified += count
+        if self._verifying_since is None:
+            self._verifying_since = now
+        if self._is_time(now):
+            seconds = now - self._verifying_since
+            rate = self._verified / seconds if seconds > 0 else 0
+            self._log.info(f"verifying: {_line(self._verified, self._total, rate)}")
 
     @property
     def elapsed(self) -> float:
         """Seconds since the start."""
         return self._clock() - self._started
 
-    def _line(self, elapsed: float) -> str:
-        rate = self.done / elapsed
-        if not self._total:
-            return f"{quantity(self.done)} so far, {quantity(rate)}/s"
-        left = duration((self._total - self.done) / rate) if rate > 0 else "unknown time"
-        share = min(100, 100 * self.done // self._total)
-        return f"{quantity(self.done)} of {quantity(self._total)} ({share}%), {quantity(rate)}/s, {left} left"
+    @property
+    def rate(self) -> float:
+        """Bytes a second that this attempt has transferred, until the last of them; 0 if unknown."""
+        seconds = self._last_gain - self._started
+        return max(0, self._moved) / seconds if seconds > 0 else 0
+
+    def _is_time(self, now: float) -> bool:
+        if now - self._last < PACE:
+            return False
+        self._last = now
+        return True
+
+
+def _line(done: int, total: int | None, rate: float) -> str:
+    if not total:
+        return f"{quantity(done)} so far, {quantity(rate)}/s"
+    left = duration((total - done) / rate) if rate > 0 else "unknown time"
+    share = min(100, 100 * done // total)
+    return f"{quantity(done)} of {quantity(total)} ({share}%), {quantity(rate)}/s, {left} left"
 
 
 class ProgressBar:
@@ -78,6 +118,7 @@ class ProgressBar:
     def __init__(self, title: str, total: int | None, stream: TextIO | None = None) -> None:
         self.done = 0
         """Bytes so far."""
+        self._moved = 0
         self._title = escaped(title)  # nothing moves the cursor
         self._total = total
         self._stream = sys.stderr if stream is None else stream
@@ -85,14 +126,36 @@ class ProgressBar:
         self._lock = threading.Lock()
         self._bar: Progress | None = None
 
-    def __call__(self, gained: int) -> None:
+    def __call__(self, gained: int, /) -> None:
         """Notes ``gained`` bytes; fewer than none where a transfer had to go back."""
         with self._lock:
             self.done += gained
+            self._moved += gained
             if self._bar is not None:
                 if gained < 0:
                     self._bar.tasks[0].finished_time = None  # it was at its end, perhaps
                 self._bar.update(self._bar.task_ids[0], completed=self.done)
+
+    def resumed(self, count: int, /) -> None:
+        """Note bytes that an earlier attempt has transferred: they do not count for the rate.
+
+        :param count: bytes
+        """
+        with self._lock:
+            self.done += count
+            if self._bar is not None:
+                self._bar.reset(self._bar.task_ids[0], completed=self.done)
+
+    def verified(self, count: int, /) -> None:
+        """Note bytes that were read back for verification: they have a bar of their own.
+
+        :param count: bytes since the last call
+        """
+        with self._lock:
+            if self._bar is not None:
+                if len(self._bar.task_ids) == 1:
+                    self._bar.add_task("verifying", total=self._total)
+                self._bar.update(self._bar.task_ids[1], advance=count)
 
     def __enter__(self) -> ProgressBar:
         self._started = time.monotonic()
@@ -117,7 +180,7 @@ class ProgressBar:
                 _MOVING.release()
             return
         elapsed = time.monotonic() - self._started
-        rate = f", {quantity(self.done / elapsed)}/s" if elapsed > 0 else ""
+        rate = f", {quantity(max(0, self._moved) / elapsed)}/s" if elapsed > 0 else ""
         state = "" if kind is None else ", not to its end"
         _Unfailing(self._stream).write(f"{self._title}: {quantity(self.done)} in {duration(elapsed)}{rate}{state}\n")
 

@@ -62,7 +62,7 @@ FLOORS = (
     {"backend._messages", "backend._handle_table"},
     {"backend._codec"},
     {"backend._server_traits"},
-    {"backend._limits", "backend._paths", "backend._regular_files"},
+    {"backend._limits", "backend._paths", "backend._progress", "backend._regular_files"},
     {"backend._errors"},
     {"backend._models", "backend._config", "backend._ssh_config"},
 )

@@ -16,6 +16,7 @@ from ._messages import Close, FStat, Stat
 from ._models import PreparedFile, Progress
 from ._modes import check_mode, keep_mode
 from ._operations import close_quietly, discard, is_missing, read_into, see, taken
+from ._progress import report_resumed, report_verified
 from ._rename import check_free, look_at, rename
 from ._resume import open_or_resume, reopen, start_over, verify_kept, was_renamed
 from ._spread import Load, Spread
@@ -61,7 +62,7 @@ def write_atomic(
         out = Outgoing(spread, block, offset=so_far.acknowledged, progress=acknowledged)
         yield from send(content, out)
         opened.spread = spread.widened
-        now = yield from land(wire, landing, opened, out, content)
+        now = yield from land(wire, landing, opened, out, content, progress)
         landed = True
         return now
     except Refused as refused:
@@ -108,8 +109,8 @@ def _open(
         else:
             so_far.begun = True
             opened = yield from open_or_resume(wire, landing, content, so_far)
-            if progress is not None and so_far.acknowledged:
-                progress(so_far.acknowledged)
+            if so_far.acknowledged:
+                report_resumed(progress, so_far.acknowledged)
     except BaseException:
         so_far.resumable = wire.broken is not None
         so_far.single = so_far.single or wire.handles.shared
@@ -118,7 +119,14 @@ def _open(
     return opened
 
 
-def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: Content | None) -> Operation[int | None]:
+def land(
+    wire: Wire,
+    landing: Landing,
+    opened: Opened,
+    out: Outgoing,
+    content: Content | None,
+    progress: Progress | None = None,
+) -> Operation[int | None]:
     """Closes the temporary file, proves it and gives it its final name.
 
     Raises TransferCorrupted, AlreadyExists, Refused.
@@ -141,7 +149,7 @@ def land(wire: Wire, landing: Landing, opened: Opened, out: Outgoing, content: C
     if content is not None:
         yield from verify_kept(wire, landing, opened, content)
     if landing.verify == "sha256" and content is not None:
-        yield from _verify_digest(wire, landing, content.digest, out.offset)
+        yield from _verify_digest(wire, landing, content.digest, out.offset, progress)
     has_backup = yield from check_free(wire, landing, look)
     if landing.commits is not None:
         digest = None if content is None else content.digest
@@ -185,10 +193,17 @@ def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[Non
         )
 
 
-def _verify_digest(wire: Wire, landing: Landing, sent: str | None, size: int) -> Operation[None]:
+def _verify_digest(
+    wire: Wire, landing: Landing, sent: str | None, size: int, progress: Progress | None
+) -> Operation[None]:
     digest = hashlib.sha256()
+
+    def take(data: memoryview) -> None:
+        digest.update(data)
+        report_verified(progress, len(data))
+
     try:
-        yield from read_into(wire, landing.temp, digest.update, most=size)
+        yield from read_into(wire, landing.temp, take, most=size)
     except SFTPBackendError as error:
         raise type(error)(f"what was sent cannot be verified: {error.message}", path=landing.target.key) from None
     if (held := f"sha256:{digest.hexdigest()}") != sent:

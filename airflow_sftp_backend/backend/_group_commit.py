@@ -15,6 +15,7 @@ from ._errors import BackendUnavailable, SFTPBackendError
 from ._lane import Pending
 from ._messages import AskLimits
 from ._models import BeforeRename, PreparedFile, Progress
+from ._progress import report_resumed, report_verified
 from ._wire import Operation, Wire, wait
 
 _MAX_WAIT: Final = 1.0
@@ -56,12 +57,7 @@ class GroupCommit:
     def reporting(self, progress: Progress | None) -> Progress:
         """Return a progress callback that calls ``progress`` and releases a group that has waited long enough."""
 
-        def report(count: int) -> None:
-            self.made_progress()
-            if progress is not None:
-                progress(count)
-
-        return report
+        return _Reporting(self, progress)
 
     def made_progress(self) -> None:
         """Record the group if its first file has waited long enough."""
@@ -107,6 +103,28 @@ class GroupCommit:
             self._closed = self._closed or not recorded
             for _, pending in group:  # which would wait for ever otherwise
                 pending.settle(None, error)
+
+
+class _Reporting:
+    """A progress callback that passes all reports on, and releases a group that has waited long enough."""
+
+    def __init__(self, group: GroupCommit, progress: Progress | None) -> None:
+        self._group = group
+        self._progress = progress
+
+    def __call__(self, gained: int, /) -> None:
+        self._group.made_progress()
+        if self._progress is not None:
+            self._progress(gained)
+
+    def resumed(self, count: int, /) -> None:
+        """See `TransferProgress`."""
+        report_resumed(self._progress, count)
+
+    def verified(self, count: int, /) -> None:
+        """See `TransferProgress`."""
+        self._group.made_progress()
+        report_verified(self._progress, count)
 
 
 def group_of(before_rename: BeforeRename | None) -> GroupCommit | None:

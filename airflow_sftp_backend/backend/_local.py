@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ from ._local_landing import LEAST, LocalLanding, remove_left
 from ._models import PreparedFile, Progress, WriteResult, utc
 from ._operations import close_quietly, open_for_reading, why_unreadable
 from ._paths import JailedPath, resume_token, spare_token, token_of
+from ._progress import report_resumed, report_verified
 from ._regular_files import NewFileModes, naming_both_ends, open_regular
 from ._resume import holds, start_over
 from ._spread import Load
@@ -281,8 +283,7 @@ class Download:
             for start in range(0, size, _READ):
                 self._digest.update(landing.at(start, min(_READ, size - start)))
         self._source = source
-        if self.progress is not None:
-            self.progress(size)
+        report_resumed(self.progress, size)
         return True
 
     def _check_same(self, source: Attributes) -> None:
@@ -322,7 +323,7 @@ class Download:
         landing = self._landing
         assert landing is not None
         held = None if self._digest is None else f"sha256:{self._digest.hexdigest()}"
-        if self.verify == "sha256" and (found := landing.digest()) != held:
+        if self.verify == "sha256" and (found := landing.digest(partial(report_verified, self.progress))) != held:
             raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=self.place.key)
         if self.commits is not None:
             modified = os.stat(landing.temp).st_mtime_ns

@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 from typing import Final
@@ -34,6 +34,7 @@ from ._regular_files import NewFileModes, check_replaceable, give_mode, naming_b
 
 LEAST: Final = 1 << 20
 """Bytes from which on a part is worth going on with."""
+_PIECE: Final = 1 << 20  # bytes read at once of what is verified
 _FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe under such a name must not be waited for
 
 
@@ -110,10 +111,19 @@ class LocalLanding:
         with naming_both_ends(self.path, self._doing):
             return os.pread(self._descriptor, count, offset)
 
-    def digest(self) -> str:
-        """Read what the disk holds: ``sha256:<hex>``."""
-        with naming_both_ends(self.path, self._doing), self.temp.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+    def digest(self, progress: Callable[[int], None]) -> str:
+        """Read what the disk holds.
+
+        :param progress: called with the bytes read since the last call
+        :returns: ``sha256:<hex>``
+        :raises OSError: what this machine refuses
+        """
+        digest = hashlib.sha256()
+        with naming_both_ends(self.path, self._doing), self.temp.open("rb", buffering=0) as file:
+            while data := file.read(_PIECE):
+                digest.update(data)
+                progress(len(data))
+        return f"sha256:{digest.hexdigest()}"
 
     def clear(self) -> None:
         """Starts anew."""

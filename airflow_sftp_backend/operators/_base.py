@@ -156,7 +156,7 @@ class FileOperator(Killable, BaseOperator):
         total, rate = sum(done), ""
         if self._progress is not None:
             total, seconds = self._progress.done, self._progress.elapsed
-            rate = f", {quantity(total / seconds)}/s" if seconds > 0 and total else ""
+            rate = f", {quantity(self._progress.rate)}/s" if self._progress.rate and total else ""
         self.log.info("%s %s, %s in %s%s", self._action, counted(len(done)), quantity(total), duration(seconds), rate)
 
 

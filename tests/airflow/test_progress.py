@@ -12,12 +12,15 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from airflow_sftp_backend.operators import SFTPDownloadOperator, SFTPUploadOperator
 from airflow_sftp_backend.progress import PACE, ProgressBar, ProgressLog, counted, duration, quantity
+from tests.airflow.conftest import context
 
 
 class Log:
@@ -82,6 +85,41 @@ def test_going_back_is_subtracted_and_more_than_all_is_all() -> None:
         "0 B of 1.0 KiB (0%), 0 B/s, unknown time left",
         "2.0 KiB of 1.0 KiB (100%), 102 B/s, 0.0 s left",
     ]
+
+
+def test_rate_and_time_left_are_of_this_attempt() -> None:
+    log, clock = Log(), Clock()
+    progress = ProgressLog(log, 100 << 20, clock)
+    progress.resumed(60 << 20)
+    clock.now += 10
+    progress(20 << 20)
+    assert log.lines == ["80.0 MiB of 100.0 MiB (80%), 2.0 MiB/s, 10 s left"]
+    assert (progress.done, progress.rate) == (80 << 20, 2 << 20)
+    clock.now += 30  # what comes after the last byte is no transfer
+    assert progress.rate == 2 << 20
+
+
+def test_what_has_to_be_sent_again_leaves_no_negative_rate() -> None:
+    log, clock = Log(), Clock()
+    progress = ProgressLog(log, 100, clock)
+    progress.resumed(60)
+    clock.now += 10
+    progress(-60)
+    assert log.lines == ["0 B of 100 B (0%), 0 B/s, unknown time left"]
+
+
+def test_the_verification_has_lines_of_its_own_at_the_same_pace() -> None:
+    log, clock = Log(), Clock()
+    progress = ProgressLog(log, 100 << 20, clock)
+    clock.now += 5
+    progress(100 << 20)
+    for _ in range(100):
+        progress.verified(1 << 20)
+        clock.now += 1
+    assert len(log.lines) == 10
+    assert log.lines[0] == "verifying: 6.0 MiB of 100.0 MiB (6%), 1.2 MiB/s, 1 min 18 s left"
+    assert log.lines[-1] == "verifying: 96.0 MiB of 100.0 MiB (96%), 1.0 MiB/s, 4.0 s left"
+    assert progress.done == 100 << 20
 
 
 @pytest.mark.parametrize(
@@ -187,6 +225,35 @@ def test_a_bar_that_does_not_come_to_its_end_is_not_full() -> None:
     said = on_a_terminal(moved("8 << 20", then="raise SystemExit"))
     assert " 50%" in said
     assert "100%" not in said
+
+
+def test_a_bar_shows_the_rate_of_this_attempt() -> None:
+    program = """
+import time
+from airflow_sftp_backend.progress import ProgressBar
+with ProgressBar("big.bin", 1023 << 30) as bar:
+    bar.resumed(512 << 30)
+    for _ in range(8):
+        bar(1 << 20); time.sleep(0.05)
+    raise SystemExit
+"""
+    said = on_a_terminal(program)
+    assert "512.0" in said
+    assert "GiB/s" not in said
+
+
+def test_a_bar_shows_the_verification() -> None:
+    said = on_a_terminal(moved("8 << 20", then="bar.verified(2 << 20); raise SystemExit"))
+    assert re.search(r"verifying .*25%", said)
+
+
+def test_without_a_terminal_the_rate_is_of_this_attempt() -> None:
+    stream = io.StringIO()
+    with ProgressBar("big.bin", 1 << 50, stream) as bar:
+        bar.resumed(1 << 50)
+        bar.verified(5)
+        bar(1)
+    assert re.search(r"big\.bin: 1024\.0 TiB in \S+ s, \d+ B/s", stream.getvalue()) or "KiB/s" in stream.getvalue()
 
 
 def test_what_is_printed_meanwhile_goes_where_it_would_without_a_bar() -> None:
@@ -322,3 +389,20 @@ def test_a_bar_may_be_told_by_several_threads(capsys: pytest.CaptureFixture[str]
 def test_the_operators_do_not_load_what_draws_bars() -> None:
     program = "import sys, airflow_sftp_backend.progress; assert 'rich.progress' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# -- in tasks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_logs_the_progress_of_its_verification(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("airflow_sftp_backend.progress.PACE", 0.0)
+    (tmp_path / "here").write_bytes(bytes(1 << 20))
+    for task in (
+        SFTPUploadOperator(task_id="up", source=str(tmp_path / "here"), target="there", verify="sha256"),
+        SFTPDownloadOperator(task_id="down", source="there", target=str(tmp_path / "back"), verify="sha256"),
+    ):
+        task.execute(context())
+        assert "verifying: 1.0 MiB of 1.0 MiB (100%)" in capsys.readouterr().out
+    assert (remote / "there").exists()
