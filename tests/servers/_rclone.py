@@ -27,7 +27,9 @@ class RcloneServer(ProgramServer):
     @classmethod
     def version(cls) -> str:
         found = re.search(r"rclone v(\S+)", output(program("rclone") or "rclone", "version", "--check=false"))
-        return f"{found[1] if found else '?'}, rclone serve sftp with its default settings"
+        return (
+            f"{found[1] if found else '?'}, rclone serve sftp with its default settings but for `--dir-cache-time 0s`"
+        )
 
     def fresh(self) -> Folder:
         path = Path(tempfile.mkdtemp(prefix="case-", dir=self.root))
