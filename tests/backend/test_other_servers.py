@@ -336,6 +336,21 @@ def test_a_link_that_is_named_is_removed_and_what_it_leads_to_stays(
                 assert tree(folder.path) == before
 
 
+@pytest.mark.parametrize("name", ["openssh", "asyncssh_plain"])
+def test_a_dangling_link_is_moved_and_deleted_as_a_link(
+    name: str, request: pytest.FixtureRequest, make_backend: MakeBackend
+) -> None:
+    server: Server = request.getfixturevalue(name)
+    folder = server.fresh()
+    (folder.path / "dangling").symlink_to("missing")
+    backend = make_backend(server, base_path=folder.base_path)
+    assert not backend.exists("dangling")
+    backend.move("dangling", "there/moved")
+    assert tree(folder.path) == {"there": None, "there/moved": b"-> missing"}
+    backend.delete("there/moved")
+    assert tree(folder.path) == {"there": None}
+
+
 # -- LSTAT forbidden --------------------------------------------------------------------------------------------------
 
 
