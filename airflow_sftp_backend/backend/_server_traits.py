@@ -30,8 +30,6 @@ class ServerTraits:
     """READDIR describes a link as a link, not as what it leads to."""
     lstat_shows_links: bool = False
     """LSTAT describes a link, not what it leads to (filexfer-02 section 6.8)."""
-    gives_unique_handles: bool = False
-    """Each OPEN and OPENDIR returns a handle that no other open file or folder of the channel has."""
     keeps_content_at_open: bool = False
     """OPEN for writing without TRUNCATE keeps the content of the file."""
     rename_refuses_taken: bool = False
@@ -59,7 +57,6 @@ OPENSSH: Final = ServerTraits(
     honours_exclusive=True,  # sftp-server.c, flags_from_portable: O_EXCL
     lists_links_as_links=True,  # process_readdir: lstat
     lstat_shows_links=True,  # process_lstat: lstat
-    gives_unique_handles=True,  # handle_new: the number of a free place in a table
     keeps_content_at_open=True,  # flags_from_portable: O_TRUNC only where TRUNCATE is asked for
     rename_refuses_taken=True,  # process_rename: link and unlink; stat and rename where there are no hard links
     posix_rename_replaces=True,  # process_extended_posix_rename: rename
