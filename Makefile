@@ -7,6 +7,8 @@
 # The first of these that is new enough. Override with `make PYTHON=...`.
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
+# Processes that run tests side by side: most tests wait more than they compute.
+WORKERS ?= 3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -22,7 +24,7 @@ demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step b
 
 .PHONY: test
 test: $(VENV)/.dev openssh sftpservers chromium ## run all tests (make test ARGS="-k wire" runs some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: servers
 servers: $(VENV)/.dev openssh sftpservers ## run the contract suite on every server there is, and write docs/servers.md
