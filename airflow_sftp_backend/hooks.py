@@ -23,6 +23,7 @@ from .backend import (
 from .connection import Columns, InvalidConnection
 from .fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
 from .killed import undisturbed
+from .masking import masked
 from .sources import resolve
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ else:
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.exceptions import AirflowException, AirflowFailException
 
-__all__ = ["HOPELESS", "FoundFile", "SFTPBackendHook", "translate_errors"]
+__all__ = ["HOPELESS", "FilesFailed", "FoundFile", "SFTPBackendHook", "translate_errors"]
 
 HOPELESS: Final = (
     AuthenticationFailed,
@@ -60,6 +61,10 @@ _HOST_KEY_TEXTS: Final = {
     "unknown": "The host key {} is not known. If the server's owner confirms it",
     "changed": "The host key {} is not the known one. If the server's owner confirms the new one",
 }
+
+
+class FilesFailed(AirflowException):
+    """Some of several files failed, and a retry may help. ``__cause__`` is the group of their errors."""
 
 
 class SFTPBackendHook(BaseHook):
@@ -212,16 +217,30 @@ def translate_errors() -> Iterator[None]:
     cannot do, a wrong connection, a wrong argument (InvalidArgument). All else passes unchanged, so that Airflow tries
     the task again: any other ValueError or TypeError, which is a programming error; a connection that was not to be
     had; and what others may mend in the meantime, on the server or here (a file that is missing or in the way, a folder
-    that is not empty, a full disk). A group of errors fails the task if each of them does.
+    that is not empty, a full disk). A group of errors fails the task if each of them does, and is FilesFailed
+    otherwise: one text with all of them, since Airflow masks no secret in the errors of a group.
     """
     try:
         yield
     except HOPELESS as error:
         raise AirflowFailException(str(error)) from error
     except ExceptionGroup as group:
-        if group.split(HOPELESS)[1] is not None:
-            raise
-        raise AirflowFailException("\n- ".join([f"{group.message}:", *map(str, _leaves(group))])) from group
+        failed = FilesFailed if group.split(HOPELESS)[1] is not None else AirflowFailException
+        failures = [*_leaves(group)]
+        text = masked("\n- ".join([f"{group.message}:", *map(str, failures)]))
+        for failure in failures:
+            _mask_texts(failure)
+        raise failed(text) from ExceptionGroup(masked(group.message), failures)
+
+
+def _mask_texts(error: Exception) -> None:
+    """Masks secrets in an error and in those behind it, as Airflow does with errors that are in no group."""
+    behind: BaseException | None = error
+    while behind is not None:
+        behind.args = tuple(masked(value) if isinstance(value, str) else value for value in behind.args)
+        if isinstance(behind, SFTPBackendError):
+            behind.message = masked(behind.message)
+        behind = behind.__cause__
 
 
 def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:

@@ -72,6 +72,11 @@ def hide(secrets: Iterable[str]) -> None:
             mask_secret([*ordered[start : start + _BATCH]])
 
 
+def masked(text: str) -> str:
+    """Returns a text with every secret that this process has masked replaced by ``***``."""
+    return str(_secrets_masker().redact(text))
+
+
 def _mask_here(masks: set[str]) -> None:
     """Masks texts in this process alone, and compiles the pattern once. `mask_secret` compiles it for each mask."""
     masker = _secrets_masker()

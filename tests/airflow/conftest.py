@@ -200,3 +200,9 @@ def grow(folder: Path, files: dict[str, bytes]) -> Path:
 def held(folder: Path) -> dict[str, bytes]:
     """All files below a folder, hidden and temporary ones too."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def errors_of(failed: BaseException) -> tuple[Exception, ...]:
+    """The errors of the files behind a failure that names them all in one text."""
+    assert isinstance(failed.__cause__, ExceptionGroup)
+    return failed.__cause__.exceptions

@@ -41,8 +41,9 @@ from airflow_sftp_backend import (
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.connection import InvalidConnection
 from airflow_sftp_backend.fields import field_behaviour
-from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
-from tests.airflow.conftest import Connect
+from airflow_sftp_backend.hooks import FilesFailed, SFTPBackendHook, translate_errors
+from airflow_sftp_backend.masking import hide
+from tests.airflow.conftest import Connect, errors_of
 from tests.servers import AsyncsshServer, OpenSSHServer, free_port
 
 # ---- a backend of one's own
@@ -369,9 +370,26 @@ def test_a_group_of_errors_fails_the_task_if_none_of_them_can_be_mended() -> Non
 
 def test_a_group_of_errors_is_tried_again_if_one_of_them_may_be_mended() -> None:
     group = ExceptionGroup("2 of 9 uploads failed", [HOPELESS[0], HOPEFUL[0]])
-    with pytest.raises(ExceptionGroup) as caught, translate_errors():
+    with pytest.raises(FilesFailed) as caught, translate_errors():
         raise group
-    assert caught.value is group
+    assert not isinstance(caught.value, AirflowFailException)
+    assert str(caught.value).splitlines() == ["2 of 9 uploads failed:", "- no", "- no"]
+    assert errors_of(caught.value) == group.exceptions
+
+
+@pytest.mark.parametrize("other", [HOPELESS[0], HOPEFUL[0]], ids=kind_of)
+def test_no_error_of_a_group_shows_a_secret(other: Exception) -> None:
+    hide(["marmalade"])
+    behind = OSError("marmalade of the system")
+    leaf = HostKeyRejected("the server says marmalade", path="a")
+    leaf.__cause__ = behind
+    group = ExceptionGroup("2 files with marmalade failed", [other, ExceptionGroup("more marmalade", [leaf])])
+    with pytest.raises((FilesFailed, AirflowFailException)) as caught, translate_errors():
+        raise group
+    shown = [str(caught.value), repr(caught.value), repr(caught.value.__cause__), str(caught.value.__cause__)]
+    shown += [text for error in (leaf, behind) for text in (str(error), repr(error))]
+    assert [text for text in shown if "marmalade" in text] == []
+    assert "the server says ***" in str(caught.value)
 
 
 def test_a_translated_error_is_not_translated_again() -> None:

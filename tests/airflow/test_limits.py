@@ -13,8 +13,9 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_sftp_backend import AlreadyExists, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.sensors import SFTPFileSensor
-from tests.airflow.conftest import Connect, grow, held
+from tests.airflow.conftest import Connect, errors_of, grow, held
 from tests.servers import SaysOtherSizes
 
 from .test_operators import delete, download, move, run, upload
@@ -62,9 +63,9 @@ def test_endless_data_fills_no_object(connect: Connect, store: str, verify: Any)
 def test_a_fifo_in_a_source_directory_fails_alone(remote: Path, tmp_path: Path) -> None:
     grow(tmp_path, {"out/a": b"1", "out/deep/b": b"2"})
     os.mkfifo(tmp_path / "out/deep/fifo")
-    with pytest.raises(ExceptionGroup, match="1 of 3 files failed") as caught:
+    with pytest.raises(FilesFailed, match="1 of 3 files failed") as caught:
         run(upload(f"{tmp_path}/out", "in/"))
-    (failure,) = caught.value.exceptions
+    (failure,) = errors_of(caught.value)
     assert isinstance(failure, OSError)
     assert f"{tmp_path}/out/deep/fifo" in str(failure)
     assert "a FIFO, not a regular file (uploading to" in str(failure)

@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend import AlreadyExists
+from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.operators import SFTPDownloadOperator, SFTPUploadOperator
 from tests.airflow.conftest import Connect, State, context, grow, held
@@ -257,7 +258,7 @@ def test_two_tries_at_once_lose_and_double_no_file(remote: Path, tmp_path: Path)
                 second.append(None)
                 second.append(run(upload(f"{tmp_path}/many/", "out/"), try_number=2, state=state))
 
-    with pytest.raises(ExceptionGroup):
+    with pytest.raises(FilesFailed):
         run(operator, state=Overtaken())
     assert {row["action"] for row in cast("list[Row]", second[1])} == {"uploaded"}
     assert held(remote) == {f"out/{name}": content for name, content in files.items()}
@@ -296,7 +297,7 @@ def test_airflow_away_at_any_call_loses_and_doubles_no_file(remote: Path, tmp_pa
         for try_number in (2, 3):
             try:
                 run(operator, try_number=try_number, state=state)
-            except (AirflowRuntimeError, ExceptionGroup):
+            except (AirflowRuntimeError, FilesFailed):
                 continue
         assert {path: path.stat().st_ino for path in (remote / f"{at}").iterdir()} == inodes
         assert len(inodes) == 100
