@@ -9,7 +9,9 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sys
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -19,12 +21,19 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 from airflow.sdk import Connection
-from airflow.sdk._shared.secrets_masker import _secrets_masker, redact, reset_secrets_masker
+from airflow.sdk._shared.secrets_masker import (
+    _secrets_masker,
+    redact,
+    reset_secrets_masker,
+    should_hide_value_for_key,
+)
 from airflow.sdk.log import mask_secret
+from airflow.utils import cli
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from airflow_sftp_backend import masking
+from airflow_sftp_backend.fields import FIELDS
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from airflow_sftp_backend.killed import Killable, TaskKilled
 from airflow_sftp_backend.masking import hide
@@ -484,3 +493,29 @@ def test_threads_that_hide_at_once_lose_no_mask() -> None:
     for pem in pems:
         assert not [piece for piece in pieces(pem.body) if piece in str(redact(pem.text(64)))]
     reset_secrets_masker()
+
+
+# ---- what Airflow itself writes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--conn-json", "--conn-extra"])
+def test_airflow_logs_the_key_of_a_connection_that_a_command_adds(monkeypatch: pytest.MonkeyPatch, option: str) -> None:
+    """docs/connections.md warns of it: when this fails, the warning can go."""
+    given = {"password": "marmalade", "extra": {"private_key": "MIIEvQ"}}
+    value = json.dumps(given if option == "--conn-json" else given["extra"])
+    command = ["airflow", "connections", "add", "partner", "--conn-type", "sftp_backend", option, value]
+    monkeypatch.setattr(sys, "argv", command)
+    metrics = cli._build_metrics("connections_add", Namespace())
+    assert "MIIEvQ" in str(metrics)
+    assert "marmalade" not in str(metrics)
+
+
+def test_airflow_logs_the_name_alone_of_a_file_of_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["airflow", "connections", "import", "connections.json"])
+    assert "connections.json" in str(cli._build_metrics("connections_import", Namespace()))
+
+
+def test_one_secret_field_has_a_name_that_airflow_does_not_take_for_secret() -> None:
+    """docs/connections.md names it."""
+    named = {field.name for field in FIELDS if field.secret and not should_hide_value_for_key(field.name)}
+    assert named == {"certificate_data"}
