@@ -92,6 +92,11 @@ class RowTable:
         self._read = read
         self._failed = False
 
+    @property
+    def is_kept(self) -> bool:
+        """True if there is a store to keep the rows in."""
+        return self._store is not None
+
     @cached_property
     def _pieces(self) -> list[dict[Ends, list[Any]]]:
         pieces: list[dict[Ends, list[Any]]] = []

@@ -87,8 +87,10 @@ class TransferRecords:
         values = self._table.get((step.source, step.target))
         return None if values is None else TransferRecord(*values)
 
-    def recorder(self, versions: Mapping[Step, Version | None]) -> BeforeRename:
-        """Return what to pass as ``before_rename``: one write for each group of files."""
+    def recorder(self, versions: Mapping[Step, Version | None]) -> BeforeRename | None:
+        """Return what to pass as ``before_rename``: one write for each group of files; None if nothing is kept."""
+        if not self._table.is_kept:
+            return None
         steps = {step.target: step for step in versions}
 
         def record(files: Sequence[PreparedFile]) -> None:

@@ -187,7 +187,7 @@ def send_object(
     verify: Verify,
     create_parents: bool,
     progress: Progress,
-    before_rename: BeforeRename,
+    before_rename: BeforeRename | None,
 ) -> Outcome:
     """Sends an object of ``size`` bytes to the server; what was written, or why not."""
     try:
@@ -195,7 +195,8 @@ def send_object(
             content = Exactly(stream, size, key)
 
             def record(files: Sequence[PreparedFile]) -> None:
-                before_rename([replace(file, digest=content.digest) for file in files])
+                if before_rename is not None:
+                    before_rename([replace(file, digest=content.digest) for file in files])
 
             written = backend.write_atomic(
                 key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents,
@@ -216,7 +217,7 @@ def fetch_object(
     overwrite: bool,
     verify: Verify,
     progress: Progress,
-    before_rename: BeforeRename,
+    before_rename: BeforeRename | None,
 ) -> Outcome:
     """Fetches a file into an object, which has its name only when it is whole and proven."""
     target = object_path(url)
@@ -230,7 +231,8 @@ def fetch_object(
                 with open_object(temp, "rb") as stream:
                     if digest_of(stream) != written.digest:
                         return TransferCorrupted(f"{url!r} does not hold the bytes that came", path=key)
-            before_rename([PreparedFile(url, temp.name, written.size, None, written.digest)])
+            if before_rename is not None:
+                before_rename([PreparedFile(url, temp.name, written.size, None, written.digest)])
             rename_object(temp, target)
         finally:
             remove_object(temp)

@@ -76,7 +76,12 @@ class SFTPDownloadOperator(TransferOperator):
         return [*rows, *fetched.values()], failures
 
     def _fetch(
-        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog, record: BeforeRename
+        self,
+        backend: SFTPBackend,
+        steps: Sequence[Step],
+        attempt: Try,
+        progress: ProgressLog,
+        record: BeforeRename | None,
     ) -> list[Outcome]:
         """What was fetched or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")

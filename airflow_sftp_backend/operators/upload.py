@@ -82,7 +82,12 @@ class SFTPUploadOperator(TransferOperator):
         return [*rows, *sent.values()], failures
 
     def _send(
-        self, backend: SFTPBackend, steps: Sequence[Step], attempt: Try, progress: ProgressLog, record: BeforeRename
+        self,
+        backend: SFTPBackend,
+        steps: Sequence[Step],
+        attempt: Try,
+        progress: ProgressLog,
+        record: BeforeRename | None,
     ) -> list[Outcome]:
         """What was sent or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
