@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_sftp_backend import (
+    AlreadyExists,
     AuthenticationFailed,
     BackendUnavailable,
     HostKeyRejected,
@@ -18,13 +21,13 @@ from airflow_sftp_backend import (
 )
 from airflow_sftp_backend.backend._hostkeys import HostKeyChecker
 from airflow_sftp_backend.backend._session import Session
-from tests.servers import AsyncsshServer, DropsAfter, OpenSSHServer, free_port
+from tests.servers import AsyncsshServer, DropsAfter, DropsAtRename, OpenSSHServer, free_port
 
 from .expect import tree
 from .sessions import config_of, look
 
 MakeBackend = Callable[..., SFTPBackend]
-MiB = 1 << 20
+KiB, MiB = 1 << 10, 1 << 20
 SIZE = 8 * MiB + 12345
 CONTENT = random.Random(3).randbytes(SIZE)
 DEFAULT: dict[str, object] = {"reconnect_timeout": 60.0}
@@ -208,6 +211,65 @@ def test_a_copy_that_loses_its_connection_starts_over(make_backend: MakeBackend)
         make_backend(server, base_path=folder.base_path, config=DEFAULT).copy("file", "copy")
         assert server.dropped
         assert tree(folder.path) == {"file": CONTENT, "copy": CONTENT}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("old", [None, b"old", CONTENT[::-1]], ids=["new", "smaller", "same size"])
+@pytest.mark.parametrize("key", [None, "a"])
+def test_a_rename_whose_reply_is_lost_is_looked_up(
+    make_backend: MakeBackend, local: Path, after: bool, old: bytes | None, key: str | None
+) -> None:
+    with DropsAtRename(after=after) as server:
+        folder = server.fresh()
+        if old is not None:
+            (folder.path / "file").write_bytes(old)
+        backend = make_backend(server, base_path=folder.base_path)
+        gained: list[int] = []
+        result = backend.upload(local, "file", old is not None, resume_key=key, digest=True, progress=gained.append)
+        assert (result.size, result.digest) == (SIZE, f"sha256:{hashlib.sha256(CONTENT).hexdigest()}")
+        assert tree(folder.path) == {"file": CONTENT}
+        assert sum(gained) == SIZE
+        assert server.logins() == 2
+        assert server.requests["write"] * 32 * KiB <= SIZE + MiB  # no byte is sent twice
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_lost_rename_does_not_replace_what_another_has_written_meanwhile(
+    make_backend: MakeBackend, local: Path, after: bool
+) -> None:
+    with DropsAtRename(after=after) as server:
+        folder = server.fresh()
+        backend = make_backend(server, base_path=folder.base_path)
+        cut = server.cut
+
+        def cut_and_write(connection: Any) -> None:
+            cut(connection)
+            if not after:
+                (folder.path / "file").write_bytes(b"theirs")
+
+        server.cut = cut_and_write  # type: ignore[method-assign]  # another writer comes just then
+        if after:
+            backend.upload(local, "file")
+            assert tree(folder.path) == {"file": CONTENT}
+        else:
+            with pytest.raises(AlreadyExists):
+                backend.upload(local, "file")
+            assert tree(folder.path) == {"file": b"theirs"}
+
+
+def test_renames_that_are_lost_again_and_again_end_in_the_file_or_an_error(
+    make_backend: MakeBackend, local: Path
+) -> None:
+    with DropsAtRename(after=False, drops=100) as server:
+        folder = server.fresh()
+        (folder.path / "file").write_bytes(b"old")
+        backend = make_backend(server, base_path=folder.base_path, config=DEFAULT)
+        time = Time()
+        time.drive(backend)
+        with pytest.raises(BackendUnavailable):
+            backend.upload(local, "file", True)
+        assert tree(folder.path) == {"file": b"old"}
+        assert server.logins() <= 6
 
 
 @pytest.mark.parametrize("seconds", [-1, float("nan"), "soon", True])

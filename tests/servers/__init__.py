@@ -59,7 +59,7 @@ from ._lies import (
     WithoutSetstat,
 )
 from ._listeners import Listener, banner_listener, chatty_listener, closing_listener, mute_listener
-from ._open_files import ForgetsTheTail, LimitsOpenFiles, SharesHandles, TruncatesAtOpen
+from ._open_files import DropsAtRename, ForgetsTheTail, LimitsOpenFiles, SharesHandles, TruncatesAtOpen
 from ._openssh import OpenSSHServer, sftp_server_path, sshd_path
 from ._paramiko import ParamikoServer
 from ._proftpd import ProFTPDServer
@@ -97,6 +97,7 @@ __all__ = [
     "DropBox",
     "DropbearServer",
     "DropsAfter",
+    "DropsAtRename",
     "EndsAtForeignNames",
     "FailsForMissing",
     "FailsWrite",

@@ -165,3 +165,37 @@ class LimitsOpenFiles(AsyncsshServer):
         self.code = code
         self.forbidden = forbidden
         self.open = self.refused = self.most = 0
+
+
+class _DroppingFiles(Files):
+    def posix_rename(self, oldpath: bytes, newpath: bytes) -> Any:
+        server = self.server
+        assert isinstance(server, DropsAtRename)
+        drops = server.drops > 0
+        server.drops -= 1
+        if drops and not server.after:
+            server.cut(self.connection)
+            raise Status(FAILURE, "nobody hears this")
+        renamed = super().posix_rename(oldpath, newpath)
+        if drops:
+            server.cut(self.connection)
+        return renamed
+
+    def rename(self, oldpath: bytes, newpath: bytes) -> Any:
+        server = self.server
+        assert isinstance(server, DropsAtRename)
+        if os.path.lexists(self.map_path(newpath)):
+            return super().rename(oldpath, newpath)
+        return self.posix_rename(oldpath, newpath)
+
+
+class DropsAtRename(AsyncsshServer):
+    """Cuts the connection in place of the reply to the first renames, ``drops`` of them: before they are carried out,
+    or ``after``."""
+
+    files = _DroppingFiles
+
+    def __init__(self, *, after: bool, drops: int = 1) -> None:
+        super().__init__()
+        self.after = after
+        self.drops = drops
