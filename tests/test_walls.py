@@ -39,7 +39,7 @@ FLOORS = (
     {"azure_identity"},
     {"backend"},
     {"backend.aio", "backend._probes"},
-    {"backend._diagnosis"},
+    {"backend._diagnosis", "backend._link_query"},
     {"backend._backend"},
     {"backend._file_transfers", "backend._maintenance"},
     {"backend._partial_files"},

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._path_arguments import Names, Selection, require_one
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
 from airflow_sftp_backend.backend._errors import escaped
-from airflow_sftp_backend.plans import missing_error, on_server
+from airflow_sftp_backend.backend._link_query import find_links
+from airflow_sftp_backend.plans import Found, Matches, missing_error, on_server
 from airflow_sftp_backend.tries import Row, Try
 
 from ._base import Failures, FileOperator, distinct_failures, speakable
@@ -45,12 +47,13 @@ class SFTPDeleteOperator(FileOperator):
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
         selection = self._selected(backend, none_ok=self.missing_ok)
         _refuse_base_path(backend, selection)
+        selection, links = self._without_links(backend, selection)
         matches = on_server(backend, selection, self._filters)
+        links += _links_among(backend, matches)
         refused_paths = {failure.path for failure in matches.failures if isinstance(failure, InvalidPath)}
         named = [name.path for name in selection.names if name.is_directory and name.path not in refused_paths]
         folders = [] if self._filters else named  # filters may keep some of what a directory holds
-        everything = matches.files
-        found, refused = speakable(everything, lambda one: (one.info.path,))
+        found, refused = speakable(matches.files, lambda one: (one.info.path,))
         failures = matches.failures + refused
         for one in found:
             if attempt.delivered_since(one.info):
@@ -61,28 +64,66 @@ class SFTPDeleteOperator(FileOperator):
         forgiven = attempt.names_of(None) if attempt.again else set()
         if not (self.missing_ok or (attempt.again and not attempt.remembers)):
             failures += [missing_error(backend, selection, name) for name in missing if name not in forgiven]
-        if not self.only_plan:
-            attempt.note_deletions(found, [name for name in folders if name not in missing])
-        rows: list[Row] = []
-        outcomes: list[SFTPBackendError | OSError | None] = [None for _ in found]
-        if not self.only_plan:
-            outcomes = backend.delete_many([one.info.path for one in found], missing_ok=True, return_exceptions=True)
-        for one, outcome in zip(found, outcomes, strict=True):
-            if outcome is None:
-                action = "would delete" if self.only_plan else "deleted"
-                rows.append({"path": one.info.path, "size": one.info.size, "action": action})
-        failures += distinct_failures(outcomes)
-        if any(isinstance(failure, BackendUnavailable) for failure in failures):
-            return rows, failures
-        kept = {one.info.path for one in everything} - {one.info.path for one in found}
-        for name in [] if self.only_plan else folders:
-            if any(path.startswith(f"{backend.resolve(name).key}/") for path in kept):
-                continue
-            try:
-                backend.delete_folder(name, recursive=True, missing_ok=True)
-            except SFTPBackendError as error:
-                failures.append(error)
+        if self.only_plan:
+            return [_row(path, size, "would delete") for path, size in _paths_of(backend, found, links)], failures
+        attempt.note_deletions(found, [*links, *(name for name in folders if name not in missing)])
+        rows, refused = _delete(backend, _paths_of(backend, found, links))
+        failures += refused
+        if not any(isinstance(failure, BackendUnavailable) for failure in failures):
+            kept = {one.info.path for one in matches.files} - {one.info.path for one in found}
+            failures += _delete_directories(backend, folders, kept)
         return rows, failures
+
+    def _without_links(self, backend: SFTPBackend, selection: Selection) -> tuple[Selection, list[str]]:
+        """Take out the names of directories that are links: a link goes, and nothing behind it.
+
+        :raises InvalidPath: if there are filters, which would have to look behind the link
+        """
+        links = find_links(backend, [name.path for name in selection.names if name.is_directory])
+        if links and self._filters:
+            message = "it is a link: include and exclude would look behind it; name the directory that it leads to"
+            raise InvalidPath(message, path=min(links), server=backend.address)
+        names = tuple(name for name in selection.names if not (name.is_directory and name.path in links))
+        return replace(selection, names=names), [name.path for name in selection.names if name not in names]
+
+
+def _links_among(backend: SFTPBackend, matches: Matches) -> list[str]:
+    """Take the links out of what was not found to be a file: those to directories, and those that lead nowhere."""
+    refused = [failure.path for failure in matches.failures if isinstance(failure, InvalidPath)]
+    links = find_links(backend, [*matches.missing, *(path for path in refused if path is not None)])
+    matches.failures = [failure for failure in matches.failures if getattr(failure, "path", None) not in links]
+    missing = matches.missing
+    matches.missing = [name for name in missing if name not in links]
+    return [*dict.fromkeys(path for path in (*missing, *refused) if path in links)]
+
+
+def _paths_of(backend: SFTPBackend, found: Sequence[Found], links: Sequence[str]) -> list[tuple[str, int | None]]:
+    """Return what is to be removed one by one, each with its size if that is known."""
+    files: list[tuple[str, int | None]] = [(one.info.path, one.info.size) for one in found]
+    return files + [(backend.resolve(link).key, None) for link in links]
+
+
+def _delete(backend: SFTPBackend, paths: Sequence[tuple[str, int | None]]) -> tuple[list[Row], Failures]:
+    outcomes = backend.delete_many([path for path, _ in paths], missing_ok=True, return_exceptions=True)
+    deleted = [one for one, outcome in zip(paths, outcomes, strict=True) if outcome is None]
+    return [_row(path, size, "deleted") for path, size in deleted], distinct_failures(outcomes)
+
+
+def _row(path: str, size: int | None, action: str) -> Row:
+    return {"path": path, "size": size, "action": action}
+
+
+def _delete_directories(backend: SFTPBackend, names: Sequence[str], kept: Set[str]) -> Failures:
+    """Delete directories with what is left in them, but for those that hold something that is ``kept``."""
+    failures: Failures = []
+    for name in names:
+        if any(path.startswith(f"{backend.resolve(name).key}/") for path in kept):
+            continue
+        try:
+            backend.delete_folder(name, recursive=True, missing_ok=True)
+        except SFTPBackendError as error:
+            failures.append(error)
+    return failures
 
 
 def _refuse_base_path(backend: SFTPBackend, selection: Selection) -> None:

@@ -305,3 +305,40 @@ def test_a_pattern_of_objects_stays_in_its_directory(remote: Path, store: str) -
     assert sorted(held(remote)) == ["out/a.csv", "out/deep/b.csv"]
     run(upload(Glob(f"{store}/in[1]/*"), "one/", exclude="*.txt"))
     assert sorted(held(remote / "one")) == ["in1/c.csv"]
+
+
+# -- links ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["in/link", "in/link/", {"path": "in/link"}, ["in/link/", "in/"], "in/"])
+@pytest.mark.parametrize("leads_to", ["../precious", "nowhere", "../precious/a"])
+def test_of_a_link_only_the_link_is_deleted(remote: Path, path: Any, leads_to: str) -> None:
+    grow(remote, {"precious/a": b"1", "in/b": b"2"})
+    (remote / "in/link").symlink_to(leads_to)
+    if path == "in/link/" and leads_to == "../precious/a":
+        assert [row["action"] for row in run(delete(path, dry_run=True))] == ["would delete"]
+    rows = run(delete(path))
+    assert not (remote / "in/link").is_symlink()
+    assert held(remote / "precious") == {"a": b"1"}
+    assert (remote / "in/b").exists() == ("in/" not in path if isinstance(path, list) else path != "in/")
+    assert path == "in/" or "in/link" in [row["path"] for row in rows]
+
+
+def test_a_plan_and_the_next_try_know_of_links(remote: Path) -> None:
+    grow(remote, {"precious/a": b"1"})
+    names, state = ["to-folder/", "to-nothing"], State()
+    (remote / "to-folder").symlink_to("precious")
+    (remote / "to-nothing").symlink_to("nowhere")
+    planned = run(delete(names, dry_run=True))
+    assert [(row["path"], row["action"]) for row in planned] == [(n.strip("/"), "would delete") for n in names]
+    assert len(run(delete(names), state=state)) == 2
+    assert run(delete(names), state=state, try_number=2) == []
+    assert held(remote) == {"precious/a": b"1"}
+
+
+def test_filters_do_not_look_behind_a_link(remote: Path) -> None:
+    grow(remote, {"precious/a.csv": b"1"})
+    (remote / "link").symlink_to("precious")
+    with pytest.raises(AirflowFailException, match="it is a link: include and exclude would look behind it"):
+        run(delete("link/", include="*.csv"))
+    assert held(remote / "precious") == {"a.csv": b"1"}

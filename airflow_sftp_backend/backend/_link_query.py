@@ -1,0 +1,33 @@
+"""Ask which paths are links, for callers that delete a link and never what it leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ._codec import Attributes
+from ._errors import InvalidPath
+from ._links import lstat_all
+
+if TYPE_CHECKING:
+    from ._backend import SFTPBackend
+
+
+def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
+    """Find the links among some paths, those that lead nowhere too. One round trip.
+
+    :param backend: the server
+    :param paths: relative to ``base_path``; a final ``/`` does not count, so that the link itself is meant
+    :returns: those of the paths that are links; a path that is refused is not
+    """
+    places = {}
+    for path in paths:
+        with suppress(InvalidPath):
+            places[path] = backend._door.at(path)
+    if not places:
+        return set()
+    answers = backend._session.call(lambda wire: wire.run(lstat_all([*places.values()])), idempotent=True)
+    return {
+        path for path, answer in zip(places, answers, strict=True) if isinstance(answer, Attributes) and answer.is_link
+    }
