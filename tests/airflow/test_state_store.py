@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from airflow.sdk import Asset
@@ -16,6 +17,8 @@ from airflow_sftp_backend import AlreadyExists, NotFound
 from airflow_sftp_backend.hooks import FilesFailed, translate_errors
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from tests.airflow.conftest import AssetState, Glob, State, context, errors_of, grow, held
+from tests.airflow.supervised import run as run_supervised
+from tests.airflow.supervised import told
 
 from .test_operators import actions, delete, move, run, upload
 
@@ -147,6 +150,29 @@ def test_a_rescheduled_wait_ends_though_the_store_does_not_answer(remote: Path, 
     sensor = SFTPFileSensor(task_id="wait", path="in/", mode="reschedule", stable_for=0.1)
     (row,) = sensor.execute(context(state=Failing(AWAY, method)))
     assert row["path"] == "in/a.csv"
+
+
+DAG = """
+from airflow.sdk import DAG
+from airflow_sftp_backend.operators import SFTPUploadOperator
+
+with DAG("sending"):
+    SFTPUploadOperator(task_id="up", pattern="{local}/*.csv", target="out/", retries=2)
+"""
+
+
+def test_the_sdks_own_store_takes_what_a_real_task_records(remote: Path, local: Path, tmp_path: Path) -> None:
+    grow(remote, {"out/b.csv": b"somebody else's"})
+    grow(tmp_path, {"dags/sending.py": DAG.format(local=local).encode()})
+    lines = run_supervised(tmp_path / "dags", "sending", "up", tmp_path / "up.log")
+    written = [cast("dict[str, Any]", body) for body in told(tmp_path / "up.log")]
+    values = [body["value"] for body in written if "rows" in (body.get("value") or {})]
+    (before, after) = ([row[:3] + row[-1:] for row in value["rows"]] for value in values)
+    assert before == [[f"{local}/a.csv", "out/a.csv", 3, False]]
+    assert after == [[f"{local}/a.csv", "out/a.csv", 3, True]]
+    log = json.dumps(lines)
+    assert "1 of 2 files failed" in log
+    assert "validation error" not in log
 
 
 @pytest.mark.parametrize("kind", [ValueError, TypeError, KeyError])
