@@ -30,7 +30,7 @@ from airflow_sftp_backend.operators import (
 )
 from tests.airflow.conftest import Connect, Glob, State, context, errors_of, grow, held, selecting
 from tests.backend.sessions import assert_nothing_left
-from tests.servers import AsyncsshServer, DropsAfter, FailsWrite, free_port
+from tests.servers import AsyncsshServer, FailsWrite, StallsAfter, free_port
 
 Row = dict[str, Any]
 
@@ -397,11 +397,11 @@ def test_a_failed_task_leaves_no_connection(
 ) -> None:
     connect(server)
     if operator.task_id == "up":
-        with DropsAfter(requests=1) as dropping:
-            connect(dropping, timeout=5)
+        with StallsAfter(requests=1) as stalling:
+            connect(stalling, timeout=5, io_timeout=1)
             with pytest.raises(BackendUnavailable):
                 run(operator)
-            assert_nothing_left(dropping.port)
+            assert_nothing_left(stalling.port)
     else:
         with pytest.raises(NotFound):
             run(operator)
