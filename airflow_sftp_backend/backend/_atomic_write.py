@@ -74,7 +74,7 @@ def write_atomic(
         raise
     finally:
         if not landed:
-            comparable = landing.verify != "none" and content.at(0, 1) is not None
+            comparable = landing.verify != "none" and content.rereadable
             so_far.resumable = wire.broken is not None and (comparable or not opened.renaming)
             so_far.single = so_far.single or wire.handles.shared
             yield from spread.abandon()

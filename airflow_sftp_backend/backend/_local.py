@@ -71,6 +71,11 @@ class LocalContent(Content):
                 )
         return data
 
+    @property
+    def rereadable(self) -> bool:
+        """True."""
+        return True
+
     def at(self, offset: int, count: int) -> bytes:
         """Bytes anywhere in the file, untaken."""
         with naming_both_ends(self._local, self._doing):

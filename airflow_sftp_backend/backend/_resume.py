@@ -225,7 +225,7 @@ def verify_kept(wire: Wire, landing: Landing, opened: Opened, content: Content) 
     :param content: the source, all of which was sent
     :raises ContentLost: the server did not keep what was sent
     """
-    if content.at(0, 1) is None or not content.size or wire.traits.keeps_content_at_open:
+    if not content.rereadable or not content.size or wire.traits.keeps_content_at_open:
         return
     findable = landing.spare is not None and content.size > SPAN
     if not (opened.resumed or opened.spread or findable):

@@ -81,6 +81,11 @@ class Content:
             self._hash.update(data)
         return data
 
+    @property
+    def rereadable(self) -> bool:
+        """True if `at` gives bytes."""
+        return self._view is not None
+
     def at(self, offset: int, count: int) -> bytes | memoryview | None:
         """Bytes anywhere in it, untaken; None if it can only be taken in order."""
         return None if self._view is None else self._view[offset : offset + count]

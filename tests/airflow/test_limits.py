@@ -64,7 +64,7 @@ def test_a_fifo_in_a_source_directory_fails_alone(remote: Path, tmp_path: Path) 
     grow(tmp_path, {"out/a": b"1", "out/deep/b": b"2"})
     os.mkfifo(tmp_path / "out/deep/fifo")
     with pytest.raises(FilesFailed, match="1 of 3 files failed") as caught:
-        run(upload(f"{tmp_path}/out", "in/"))
+        run(upload(f"{tmp_path}/out/", "in/"))
     (failure,) = errors_of(caught.value)
     assert isinstance(failure, OSError)
     assert f"{tmp_path}/out/deep/fifo" in str(failure)

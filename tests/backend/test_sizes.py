@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from airflow_sftp_backend import SFTPBackend, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend import SFTPBackend, TransferCorrupted
+from airflow_sftp_backend.backend._limits import BoundExceeded
 from tests.servers import SaysOtherSizes, ShortReads
 
 from .expect import refused, tree
@@ -168,7 +169,7 @@ def test_endless_data_is_bounded_by_max_file_bytes_where_the_size_is_not_verifie
         if said is None:
             attempts.append(lambda: backend.download("file", tmp_path / "local"))
         for attempt in attempts:
-            with refused(SFTPBackendError, backend, "file") as error:
+            with refused(BoundExceeded, backend, "file") as error:
                 attempt()
             assert f"more than {most} bytes (max_file_bytes)" in error.message
         assert sum(received) <= most
