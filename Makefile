@@ -16,7 +16,7 @@ SET_UP := pyproject.toml constraints.txt
 
 .PHONY: help
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: demo
 demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step by step (no root, no sshd needed)
@@ -25,6 +25,14 @@ demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step b
 .PHONY: test
 test: $(VENV)/.dev openssh sftpservers chromium ## run all tests (make test ARGS="-k wire" runs some)
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+.PHONY: test-all
+test-all: $(VENV)/.dev openssh sftpservers chromium ## run all tests, with every fault on every server and a second one (half an hour more)
+	@FAULTS=all $(BIN)/python -m pytest $(ARGS)
+
+.PHONY: reliability
+reliability: $(VENV)/.dev ## lose the connection at every message of every operation, and write docs/reliability.md
+	@FAULTS=all $(BIN)/python -m tests.faults.table
 
 .PHONY: servers
 servers: $(VENV)/.dev openssh sftpservers ## run the contract suite on every server there is, and write docs/servers.md

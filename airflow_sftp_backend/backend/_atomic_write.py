@@ -44,6 +44,7 @@ def write_atomic(
     lanes = 1 if so_far.single else landing.lanes
     wire.want_lanes(Load(content.expected or 0, lanes).lanes_at(wire.round_trip, spreads=spreads))
     if so_far.renaming and (yield from was_renamed(so_far.placed(landing), content, so_far)):
+        so_far.resumable = False
         return None
     opened = yield from _open(wire, landing, content, so_far, progress)
     landing = so_far.placed(landing)

@@ -76,28 +76,38 @@ def rename(wire: Wire, source: JailedPath, landing: Landing) -> Operation[None]:
 
     Raises AlreadyExists, InvalidPath for a folder under the target's name, Refused if there is no way.
     """
+    if landing.overwrite and wire.supports(PosixRename) and (yield from _replaced_in_one_step(wire, source, landing)):
+        return
     target = landing.target
-    if landing.overwrite and wire.supports(PosixRename):
-        try:
-            yield from ask(PosixRename(source.native, target.native))
-            return
-        except Refused as refused:
-            if refused.missing:
-                raise
-            if not may_have_backups(wire):  # what this rename cannot do, two renames cannot do either
-                found = yield from see(target)
-                raise is_a_folder(target) if _is_folder(found) else refused from None
     try:
         yield from ask(Rename(source.native, target.native))
     except Refused as refused:
         found = yield from see(target)
         if isinstance(found, Refused):
-            raise refused from None
+            if refused.missing or not may_have_backups(wire):
+                raise refused from None
+            yield from ask(Rename(source.native, target.native))  # another writer may just have set it aside
+            return
         if found.is_folder:
             raise is_a_folder(target) from None
         if not landing.overwrite:
             raise taken(target) from None
         yield from _replace(source, landing)
+
+
+def _replaced_in_one_step(wire: Wire, source: JailedPath, landing: Landing) -> Operation[bool]:
+    """False where posix-rename is refused and two renames may do. Raises Refused, InvalidPath for a folder."""
+    try:
+        yield from ask(PosixRename(source.native, landing.target.native))
+        return True
+    except Refused as refused:
+        if refused.missing:
+            raise
+        if may_have_backups(wire):
+            return False
+        # what this rename cannot do, two renames cannot do either
+        found = yield from see(landing.target)
+        raise is_a_folder(landing.target) if _is_folder(found) else refused from None
 
 
 def _is_folder(found: Attributes | Refused) -> bool:

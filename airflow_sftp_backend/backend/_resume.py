@@ -65,6 +65,8 @@ def open_or_resume(wire: Wire, landing: Landing, content: Content, so_far: SoFar
     """
     so_far.acknowledged = 0
     if landing.spare is not None:
+        if so_far.temp not in (None, landing.temp):  # it may have been made over the connection that was lost
+            so_far.abandoned.append(so_far.temp)
         so_far.temp = landing.temp
     try:
         return (yield from open_landing(landing))

@@ -133,6 +133,16 @@ CASES: Final = (
         local_after={"source": LARGE},
         traits=replace(OPENSSH, limit=1 << 18),
     ),
+    Case(
+        "upload_many, replacing",
+        lambda backend, local: backend.upload_many([(local / name, f"in/{name}") for name in "abc"], overwrite=True),
+        before=files(in_a=OLD, in_b=OLD, in_c=OLD),
+        after=files(in_a=NEW, in_b=NEW, in_c=NEW),
+        local_before=dict.fromkeys("abc", NEW),
+        local_after=dict.fromkeys("abc", NEW),
+        several=True,
+        paths=("in/a", "in/b", "in/c"),
+    ),
     replace(
         UPLOAD,
         name="write_atomic, replacing",
@@ -268,15 +278,22 @@ class Run:
 
 
 def run(
-    case: Case, world: World, faults: Sequence[Fault] = (), then: Callable[[SFTPBackend, Path], object] | None = None
+    case: Case,
+    world: World,
+    faults: Sequence[Fault] = (),
+    *,
+    then: Callable[[SFTPBackend, Path], object] | None = None,
+    before: Callable[[int], object] = lambda number: None,
 ) -> Run:
     """Makes the call with a new backend, as in a process of its own.
 
-    ``then`` is the next call with the same backend. It must succeed.
+    ``then`` is the next call with the same backend; it must succeed. ``before`` is called with the number of each
+    message before the server carries it out.
     """
     network = Network(world.server, world.clock, faults)
     result = Run(case, world, network)
     held: dict[str, bytes] = {}
+    network.before = before
     network.at_kill = lambda: held.update(local_files(world.local))
     started = world.clock.now
     with network.backend() as backend:
@@ -286,7 +303,9 @@ def run(
             result.error = error
         result.seconds = world.clock.now - started
         if then is not None:
+            network.open_handles()  # time passes, and the server carries out what it was sent
             result.before_next = world.copied()
+            network.end_faults()
             then(backend, world.local)
         try:
             if not result.killed:

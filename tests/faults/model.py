@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT, SETSTAT, FSETSTAT, OPENDIR, READDIR = range(3, 13)
-REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME = range(13, 19)
+REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK = range(13, 20)
 EXTENDED, STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED_REPLY = 200, 101, 102, 103, 104, 105, 201
 NAMES: Final = {
     value: name for name, value in dict(globals()).items() if name.isupper() and isinstance(value, int)
@@ -231,6 +231,8 @@ class ModelServer:
                 _set(self._resolved(path)[1], mode, mtime)
         elif kind == REALPATH:
             return NAME, struct.pack(">I", 1) + counted(path.encode()) * 2 + struct.pack(">I", 0)
+        elif kind == READLINK:
+            return NAME, struct.pack(">I", 1) + counted(self._read_link(path).encode()) * 2 + struct.pack(">I", 0)
         elif kind == MKDIR:
             self._make_directory(path, fields)
         elif kind in (REMOVE, RMDIR):
@@ -268,6 +270,12 @@ class ModelServer:
                 left = [part for part in f"{start}/{node.leads_to}".split("/") if part] + left
                 here = ""
         return here or "/", False
+
+    def _read_link(self, path: str) -> str:
+        node = self._resolved(path, follow=False)[1]
+        if node.kind != "link":
+            raise OSError(errno.EINVAL, path)
+        return node.leads_to
 
     def _directory(self, path: str) -> Node:
         node = self._resolved(path)[1]

@@ -35,8 +35,9 @@ if TYPE_CHECKING:
 IO_TIMEOUT: Final = 30.0
 """Seconds of silence after which the client gives a connection up."""
 
-Kind = Literal["cut", "stall", "late", "kill"]
+Kind = Literal["cut", "stall", "late", "later", "kill"]
 Moment = Literal["before request", "after request", "before reply", "after reply"]
+_WAKING: Final = ("late", "later")
 MOMENTS: Final[tuple[Moment, ...]] = ("before request", "after request", "before reply", "after reply")
 
 
@@ -45,7 +46,8 @@ class Fault:
     """What happens at the message with ``number``.
 
     ``kind``: the connection is ``cut``, or ``stalls`` for ever; ``late`` is a stall after which the server carries out
-    what it was sent as soon as the client has connected anew; ``kill`` ends the client's process. ``moment``:
+    what it was sent as soon as the client has connected anew, ``later`` one that ends with `Network.wake`; ``kill``
+    ends the client's process. ``moment``:
 
     * before request: the message cannot be sent any more; the server carries out those before it.
     * after request: the message is sent and does not arrive.
@@ -98,7 +100,7 @@ class Connection:
     """One connection: its channels, and what is under way on it."""
 
     network: Network
-    state: Literal["open", "cut", "stall", "late"] = "open"
+    state: Literal["open", "cut", "stall", "late", "later"] = "open"
     channels: list[ModelChannel] = field(default_factory=list)
     queue: deque[Message] = field(default_factory=deque)
     breaks_with: Fault | None = None
@@ -112,7 +114,7 @@ class Connection:
         reply = self.network.carry_out(message)
         if fault is not None and fault.moment in ("before reply", "after reply"):
             self.breaks_with = fault
-            if fault.kind != "late":
+            if fault.kind not in _WAKING:
                 self.queue.clear()
         if fault is None or fault.moment != "before reply":
             message.channel.inbox += struct.pack(">I", len(reply)) + reply
@@ -120,9 +122,9 @@ class Connection:
 
     def settle(self) -> None:
         """Breaks the connection once the client can get nothing more over it."""
-        late = self.breaks_with is not None and self.breaks_with.kind == "late"
+        late = self.breaks_with is not None and self.breaks_with.kind in _WAKING
         if self.breaks_with is not None and (late or not self.queue):
-            self.state = cast("Literal['cut', 'stall', 'late']", self.breaks_with.kind)
+            self.state = cast("Literal['cut', 'stall', 'late', 'later']", self.breaks_with.kind)
 
 
 class ModelChannel:
@@ -173,7 +175,7 @@ class ModelChannel:
         number = network.next_number()
         fault = network.fault_at(number)
         if connection.breaks_with is not None:
-            if connection.breaks_with.kind == "late":
+            if connection.breaks_with.kind in _WAKING:
                 connection.queue.append(Message(number, self, packet))
             return True
         if fault is not None and fault.moment == "before request":
@@ -188,7 +190,7 @@ class ModelChannel:
         connection.queue.append(Message(number, self, packet))
         if fault is not None and fault.moment == "after request":
             connection.breaks_with = fault
-            if fault.kind != "late":
+            if fault.kind not in _WAKING:
                 connection.queue.pop()
             connection.settle()
         return True
@@ -263,8 +265,14 @@ class Network:
         self.fired: list[Fault] = []
         self.at_kill: Callable[[], object] = lambda: None
         """Called when the process is killed, before anything it tries afterwards."""
+        self.before: Callable[[int], object] = lambda number: None
+        """Called with the number of each message before the server carries it out."""
         self.killed = False
         self._faults = {fault.number: fault for fault in faults}
+
+    def end_faults(self) -> None:
+        """Lets no more faults happen."""
+        self._faults.clear()
 
     def next_number(self) -> int:
         """The number of a message that is being sent."""
@@ -280,6 +288,7 @@ class Network:
 
     def carry_out(self, message: Message) -> bytes:
         """The server's reply to a message. Raises Killed if the process is to end when it was carried out."""
+        self.before(message.number)
         reply = self.server.reply(message.channel.handles, message.packet)
         self.log.append(str(message))
         fault = self._faults.get(message.number)
@@ -310,15 +319,28 @@ class Network:
         wire.handshake()
         return wire
 
+    def wake(self) -> None:
+        """Lets servers that have stalled carry out what they were sent."""
+        for connection in self.connections:
+            if connection.state == "later":
+                self._catch_up(connection)
+
     def _catch_up(self, connection: Connection) -> None:
         """Lets a server that has stalled carry out what it was sent."""
         connection.state = "cut"
         while connection.queue:
             self.carry_out(connection.queue.popleft())
 
+    def _connection_of(self, wire: Wire) -> Connection:
+        return next(c for c in self.connections if any(wire.lanes[0]._channel is one for one in c.channels))
+
+    def is_cut(self, wire: Wire) -> bool:
+        """True once the connection has been cut."""
+        return self._connection_of(wire).state == "cut"
+
     def close(self, wire: Wire) -> None:
         """Ends a connection: the server carries out what it was sent and sees its end."""
-        connection = next(c for c in self.connections if any(wire.lanes[0]._channel is one for one in c.channels))
+        connection = self._connection_of(wire)
         while connection.queue and connection.state == "open" and not self.killed:
             connection.carry_out_next()
         connection.closed = True
@@ -366,7 +388,7 @@ class _ModelOpening:
             raise
         ends = SimpleNamespace(
             failure=None,
-            is_active=lambda: True,
+            is_active=lambda: not network.is_cut(wire),  # paramiko's thread notices the end of a connection
             is_alive=lambda: False,
             stop_thread=lambda: network.close(wire),
             packetizer=SimpleNamespace(complete_handshake=lambda: None),
