@@ -233,6 +233,8 @@ class Download:
                         continue
                 self._check_same(incoming.attributes)
                 self._take(data)
+            if self.verify != "none":
+                yield from incoming.check_unchanged()
             whole = True
         except Refused as refused:
             raise (yield from why_unreadable(self.place, refused)) from None

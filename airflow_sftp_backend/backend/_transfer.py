@@ -184,6 +184,23 @@ class Incoming:
         self._promised: int | None = None
         self._wire = wire
         self._depth = 0
+        self._last: Pending[Attributes] | None = None
+
+    def check_unchanged(self) -> Operation[None]:
+        """Compare size and time of the file with those it had at first, after its last bytes.
+
+        The question went out with the last read. A file that a few reads complete is not asked for again.
+
+        :raises TransferCorrupted: another has written to the file meanwhile
+        """
+        if self._last is None:
+            return
+        try:
+            now = yield from wait(self._last)
+        except Refused:
+            return
+        if (now.size, now.mtime) != (self.attributes.size, self.attributes.mtime):
+            raise TransferCorrupted("the file changed while it was read. Wait until it is stable", path=self._path)
 
     def next(self) -> Operation[memoryview]:
         """The next bytes; none at the end.
@@ -265,6 +282,8 @@ class Incoming:
             length = self._block
             if self._promised is not None and self._following - self._offset >= _FIRST_READS * self._block:
                 if self._following > self._promised:
+                    if self._last is None and self._following - self._offset > _FIRST_READS * self._block:
+                        self._last = yield from post(FStat(self._handle))
                     return
                 length = max(1, min(length, self._promised - self._following))
             request = Read(self._handle, self._following, length)

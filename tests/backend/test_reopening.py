@@ -302,3 +302,27 @@ def test_a_server_that_takes_a_file_from_its_start_only_is_sent_it_again(
             backend.upload(local, "later", verify="none", resume_key="a", progress=stop_at(38 * MiB))
         assert backend.upload(local, "later", verify="none", resume_key="a").size == LARGE
         assert tree(folder.path) == {"file": local.read_bytes(), "later": local.read_bytes()}
+
+
+def test_a_download_whose_source_is_overwritten_in_place_meanwhile_does_not_end_in_a_mixture(
+    server: Server, make_backend: MakeBackend, tmp_path: Path
+) -> None:
+    folder = server.fresh()
+    there = folder.path / "file"
+    content = random.Random(1).randbytes(SIZE)
+    there.write_bytes(content)
+    os.utime(there, (1_000_000, 1_000_000))
+    done: list[str] = []
+
+    def progress(gained: int) -> None:
+        if not done:
+            done.append("changed")
+            with there.open("r+b") as file:  # of the same size
+                file.write(content[::-1])
+
+    backend = make_backend(server, base_path=folder.base_path)
+    with pytest.raises(TransferCorrupted, match="changed while it was read"):
+        backend.download("file", tmp_path / "file", progress=progress)
+    assert tree(tmp_path) == {}
+    backend.download("file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == content[::-1]
