@@ -29,7 +29,7 @@ from airflow_sftp_backend.backend._server_traits import OPENSSH, UNKNOWN, Server
 from airflow_sftp_backend.backend._transfer import Content
 from airflow_sftp_backend.backend._wire import Operation
 
-from .memory import FAILURES, Failure, MemoryServer
+from .memory import FAILURES, Failure, File, MemoryServer
 
 AT = Jail("/data").locate
 OLD, NEW = b"what stood there", b"what is written, which is longer"
@@ -322,3 +322,15 @@ def test_nothing_is_asked_that_the_attempt_itself_answers() -> None:
     server.run(deletion.delete(AT("in/a"), missing_ok=False))
     server.run(deletion.delete_folder(AT("empty"), missing_ok=False))
     assert [type(request) for request in server.requests] == [Remove, RemoveDir]
+
+
+@pytest.mark.parametrize("traits", [OPENSSH, UNKNOWN], ids=["known", "unknown"])
+def test_a_folder_that_is_made_while_it_is_listed_is_listed(traits: ServerTraits) -> None:
+    def after(server: MemoryServer) -> None:
+        if isinstance(server.requests[-1], OpenDir) and "/data/new" not in server.files:
+            server.files["/data/new"] = None
+            server.files["/data/new/a"] = File(bytearray(NEW))
+
+    server = MemoryServer(dict(FILES), after=after, traits=traits)
+    assert [place.key for place, _ in server.run(listing("new"))] == ["new/a"]
+    assert not server.open
