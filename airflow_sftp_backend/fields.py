@@ -89,7 +89,9 @@ def _host(given: object) -> str:
 
 
 def _folder(given: object) -> str:
-    text = _line(given)
+    text = _text(given)  # a blank at the end belongs to the name
+    if not text.isprintable():
+        raise ValueError("not one line")
     if ".." in text.split("/"):
         raise ValueError("leads up")
     return text

@@ -133,9 +133,12 @@ def _counts(below: str) -> bool:
     return not is_temp_name(below.rpartition("/")[2])
 
 
-def directory_error(path: str, server: str | None = None) -> InvalidPath:
-    """Return the failure for a name that is a directory's."""
-    return InvalidPath("it is a directory; end its name with '/' if what it holds is meant", path=path, server=server)
+def directory_error(path: str, found: InvalidPath | None = None) -> InvalidPath:
+    """Return the failure for a name that is a directory's; ``found`` is what the server's look at it raised."""
+    error = InvalidPath("it is a directory; end its name with '/' if what it holds is meant", path=path)
+    if found is not None:
+        error.server, error.native_path = found.server, found.native_path
+    return error
 
 
 def _held_by(folder: str) -> Iterator[str]:
@@ -221,7 +224,7 @@ def on_server(backend: SFTPBackend, selection: Selection, filters: FileFilters) 
     for one in wanted:
         outcome = outcome_of[one]
         if isinstance(outcome, InvalidPath) and one not in patterns:
-            matches.failures.append(directory_error(_text(one), backend.address))
+            matches.failures.append(directory_error(_text(one), outcome))
         elif isinstance(outcome, NotFound):
             matches.missing.append(_text(one))
         elif isinstance(outcome, SFTPBackendError | OSError):
@@ -269,6 +272,21 @@ def _below_search(
     return [one for one in found if accepts(one.below)]
 
 
+def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
+    """Look up which of some paths are files. One round trip.
+
+    :raises SFTPBackendError: if a path cannot be looked at, other than that nothing or no file is there.
+    """
+    outcomes = backend.get_file_info_many(paths, return_exceptions=True) if paths else []
+    files: dict[str, FileInfo] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, FileInfo):
+            files[outcome.path] = outcome
+        elif not isinstance(outcome, NotFound | InvalidPath):
+            raise outcome
+    return files
+
+
 def missing_error(backend: SFTPBackend, selection: Selection, wanted: str) -> NotFound:
     """Return the failure for a name or pattern of a selection that means no file on the server."""
     if selection.patterns:
@@ -277,7 +295,10 @@ def missing_error(backend: SFTPBackend, selection: Selection, wanted: str) -> No
         message = f"no such directory, or none of its files counts{literal_hint(wanted)}"
     else:
         message = f"no such file{literal_hint(wanted)}"
-    return NotFound(message, path=wanted, server=backend.address)
+    error = NotFound(message, path=wanted, server=backend.address)
+    if backend.resolve("").native_path != "/":
+        error.native_path = backend.resolve(wanted).native_path
+    return error
 
 
 def goes_into_directory(selection: Selection, target: str) -> bool:

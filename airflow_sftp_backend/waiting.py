@@ -251,7 +251,7 @@ def _files_of(
         if isinstance(outcome, FileInfo):
             files[outcome.path] = outcome
         elif isinstance(outcome, InvalidPath):
-            return directory_error(name, outcome.server)
+            return directory_error(name, outcome)
         elif not isinstance(outcome, NotFound):
             return outcome
     searched = found[condition.searches] if condition.searches else []

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ._errors import BackendUnavailable, InvalidPath, SFTPBackendError
-from ._paths import Jail, JailedPath, has_control_character
+from ._paths import Jail, JailedPath, has_control_character, name_place
 from ._wire import Operation
 from ._write_target import Landing, Verify
 
@@ -54,9 +54,7 @@ class Door:
         """The place of what is to be made. InvalidPath also for names that no listing would show."""
         place = self.changed(path)
         if has_control_character(place.key):
-            raise InvalidPath(
-                "a name with control characters would not be listed again", path=path, server=self._address
-            )
+            raise self.located(InvalidPath("a name with control characters would not be listed again", path=path))
         return place
 
     def landing(self, path: str, overwrite: bool, verify: Verify) -> Landing:
@@ -82,7 +80,7 @@ class Door:
             raise
 
     def located(self, outcome: T) -> T:
-        """The outcome; if it is an error, it names this server."""
-        if isinstance(outcome, SFTPBackendError) and outcome.server is None:
-            outcome.server = self._address
+        """The outcome; if it is an error, it names this server and the path there."""
+        if isinstance(outcome, SFTPBackendError):
+            name_place(outcome, self._address, self.jail)
         return outcome

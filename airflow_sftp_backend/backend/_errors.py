@@ -25,9 +25,9 @@ from typing import Final
 class SFTPBackendError(Exception):
     """The root of all errors of this package.
 
-    ``path`` is the key concerned (relative to base_path), ``server`` the server as ``sftp://host:port``; either is
-    None where there is none. ``backend`` is the name of the kind of backend, ``"sftp"``. ``str()`` says what happened,
-    to which path, on which server, and what to do.
+    ``path`` is the key concerned (relative to base_path), ``native_path`` the path as the server is sent it, ``server``
+    the server as ``sftp://host:port``; each is None where there is none. ``backend`` is the name of the kind of
+    backend, ``"sftp"``. ``str()`` says what happened, to which path, on which server, and what to do.
     """
 
     backend: Final = "sftp"
@@ -37,15 +37,17 @@ class SFTPBackendError(Exception):
         self.message = message
         self.path = path
         self.server = server
+        self.native_path: str | None = None
 
     def __str__(self) -> str:
         where = [repr(self.path)] if self.path is not None else []
         where += [f"on {self.server}"] if self.server is not None else []
+        where += [f"as {self.native_path!r}"] if self.native_path not in (None, self.path) else []
         message = escaped(self.message, keep="\n")
         return f"{message} ({' '.join(where)})" if where else message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.path, self.server)
+        return _rebuild, (type(self), self.message, self.path, self.server, self.native_path)
 
 
 class NotFound(SFTPBackendError):
@@ -125,8 +127,12 @@ class HostKeyRejected(BackendUnavailable):
         return *super().__reduce__(), {"verdict": self.verdict}
 
 
-def _rebuild(kind: type[SFTPBackendError], message: str, path: str | None, server: str | None) -> SFTPBackendError:
-    return kind(message, path=path, server=server)
+def _rebuild(
+    kind: type[SFTPBackendError], message: str, path: str | None, server: str | None, native_path: str | None
+) -> SFTPBackendError:
+    error = kind(message, path=path, server=server)
+    error.native_path = native_path
+    return error
 
 
 class Code(enum.IntEnum):

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ._errors import InvalidPath
+from ._errors import InvalidPath, SFTPBackendError
 
 _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
 _BACKUP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.backup", re.DOTALL)
@@ -134,6 +135,14 @@ class Jail:
         if outside or ".." in segments or "\0" in native_path:
             raise InvalidPath(f"the path lies outside base_path {self.base_path!r}", path=native_path)
         return "/".join(segments[len(base) :])
+
+
+def name_place(error: SFTPBackendError, address: str, jail: Jail) -> None:
+    """Add to an error the server and, where the base path is not the root, the path as the server is sent it."""
+    error.server = error.server or address
+    if error.path is not None and error.native_path is None and jail.base_path != "/":
+        with suppress(InvalidPath):  # of a path that leads nowhere
+            error.native_path = jail.locate(error.path).native
 
 
 def check_text(text: str, what: str) -> None:

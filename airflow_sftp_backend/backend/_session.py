@@ -21,6 +21,7 @@ from ._errors import AuthenticationFailed, BackendUnavailable, HostKeyRejected, 
 from ._handle_table import HandleTable
 from ._hostkeys import HostKeyChecker
 from ._opening import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Hop, Opened, Opening, Settings, end_transport
+from ._paths import Jail, name_place
 from ._spread import Load
 from ._wire import Wire
 
@@ -234,8 +235,7 @@ class Session:
         try:
             return use(connection.wire)
         except SFTPBackendError as error:
-            if error.server is None:
-                error.server = self._config.address
+            name_place(error, self._config.address, Jail(self._config.base_path))
             failure = connection.failure if connection.wire.broken is not None else None
             if isinstance(error, BackendUnavailable) and failure is not None and failure not in error.message:
                 error.message += f": {failure}"
@@ -352,8 +352,7 @@ class Session:
             try:
                 return _Connection(opening.run(), self._config)
             except BackendUnavailable as error:
-                if error.server is None:
-                    error.server = self._config.address
+                name_place(error, self._config.address, Jail(self._config.base_path))
                 refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
                 # A server that is busy soon has room: the number of attempts bounds other failures only.
                 busy = opening.busy and attempts > 1 and clock() < busy_until

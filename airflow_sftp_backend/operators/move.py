@@ -24,7 +24,7 @@ from airflow_sftp_backend.plans import (
     check_rename,
     checked,
     crowded_targets,
-    literally,
+    existing_files,
     missing_error,
     moves,
     numbered,
@@ -169,7 +169,7 @@ class SFTPMoveOperator(FileOperator):
         steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
         if self.if_exists != "number":
             steps = checked(steps)
-        there = {info.path: info for info in backend.find(*(literally(step.target) for step in steps))}
+        there = existing_files(backend, [step.target for step in steps])
         if self.if_exists == "number":
             taken = there.keys() | blocked
             others = backend.find(*(numbered_names(target) for target in crowded_targets(steps, taken)))

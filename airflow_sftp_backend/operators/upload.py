@@ -10,7 +10,7 @@ from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend._transfer_records import Version, uploaded_earlier, version_of, written_since
 from airflow_sftp_backend.backend import BackendUnavailable, BeforeRename
 from airflow_sftp_backend.ends import FileState, Outcome, is_url, send_object, state_of
-from airflow_sftp_backend.plans import Step, literally, uploads
+from airflow_sftp_backend.plans import Step, existing_files, uploads
 from airflow_sftp_backend.progress import ProgressLog
 from airflow_sftp_backend.tries import Row, Try
 
@@ -49,7 +49,7 @@ class SFTPUploadOperator(TransferOperator):
         steps, refused = speakable(steps, lambda step: (step.source, step.target))
         failures += refused
         looks = self.only_plan or self.if_exists in ("skip", "skip_same")
-        there = backend.find(*(literally(step.target) for step in steps)) if looks else []
+        there = [*existing_files(backend, [step.target for step in steps]).values()] if looks else []
         targets = {info.path: FileState.of_remote(info) for info in there}
         states = {
             step: (state_of(step.source) if step.target in targets else None, targets.get(step.target))
