@@ -8,6 +8,7 @@ name. Each target has one backup name, so that a later call finds it without a l
   continues.
 * A call that must not overwrite restores the backup and raises AlreadyExists.
 * A call that has given the name new content removes the backup.
+* A call that deletes the file or moves it away removes the backup first, so that no later call restores it.
 
 Removal of a backup takes three steps. It is renamed to a name that nobody else uses; the target is looked at; then the
 backup is removed if the target exists, else restored. So a backup that another writer makes in the meantime, whose
@@ -24,10 +25,11 @@ from typing import TypeVar
 from . import _deletion
 from ._codec import Attributes
 from ._errors import BackendUnavailable, NotFound, Refused
-from ._messages import PosixRename, Remove, Rename
+from ._lane import Pending
+from ._messages import LStat, PosixRename, Remove, Rename
 from ._operations import is_missing, see
 from ._paths import JailedPath
-from ._wire import Operation, Wire, ask_all
+from ._wire import Operation, Wire, ask_all, post, wait
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ def restoring(wire: Wire, place: JailedPath, operation: Callable[[], Operation[T
 
 
 def delete(wire: Wire, place: JailedPath, *, missing_ok: bool) -> Operation[None]:
-    """Delete a file, or its backup if the file is missing: it must not come back. One round trip for a file.
+    """Delete a file and its backup, which would else get the file's name. No round trip more than for the file.
 
     :param wire: the connection
     :param place: the file
@@ -84,10 +86,24 @@ def delete(wire: Wire, place: JailedPath, *, missing_ok: bool) -> Operation[None
     :raises SFTPBackendError: NotFound, InvalidPath for a directory, and others
     """
     try:
-        yield from restoring(wire, place, lambda: _deletion.delete(place, missing_ok=False))
+        if may_have_backups(wire):
+            asked = yield from post(LStat(place.backup.native))
+            deletion = _deletion.delete(place, missing_ok=False, before=lambda: _remove_if_shown(asked, place))
+        else:
+            deletion = _deletion.delete(place, missing_ok=False)
+        yield from deletion
     except NotFound as missing:
         if not missing_ok or missing.path != place.key:
             raise
+
+
+def _remove_if_shown(asked: Pending[Attributes], place: JailedPath) -> Operation[None]:
+    """Wait for the LSTAT of a backup, and remove the backup; if the file is missing, it is restored."""
+    try:
+        yield from wait(asked)
+    except Refused:
+        return
+    yield from remove_backup(place)
 
 
 def remove_backup(target: JailedPath, parked: JailedPath | None = None) -> Operation[None]:

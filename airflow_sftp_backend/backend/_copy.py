@@ -10,7 +10,7 @@ import tempfile
 from typing import Final
 
 from ._atomic_write import land, write_atomic
-from ._backups import clear_backup, may_have_backups, restore, restoring
+from ._backups import clear_backup, may_have_backups, remove_backup, restore, restoring
 from ._codec import Attributes
 from ._errors import (
     AlreadyExists,
@@ -60,9 +60,9 @@ def move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | No
 
 def _move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | None]:
     target = landing.target
-    ends = [source, target, *([target.backup] if may_have_backups(wire) else [])]
-    found, standing, *backup = yield from lstat_all(ends)
-    has_backup = any(isinstance(left, Attributes) for left in backup)
+    ends = [source, target, *([source.backup, target.backup] if may_have_backups(wire) else [])]
+    found, standing, *backups = yield from lstat_all(ends)
+    source_has_backup, has_backup = [isinstance(left, Attributes) for left in backups] or (False, False)
     found = yield from or_stat(source, found)
     standing = yield from or_stat(target, standing)
     if isinstance(found, Attributes):
@@ -73,6 +73,8 @@ def _move(wire: Wire, source: JailedPath, landing: Landing) -> Operation[int | N
     if isinstance(found, Attributes) and found.is_link and not (yield from renames_links(source)):
         raise InvalidPath("cannot move: it is a link, and the server would move what it leads to", path=source.key)
     yield from _check_target(wire, landing, standing, has_backup=has_backup)
+    if source_has_backup:  # else it would get the name that the source leaves
+        yield from remove_backup(source)
     try:
         try:
             yield from rename(wire, source, landing)

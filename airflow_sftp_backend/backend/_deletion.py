@@ -6,6 +6,8 @@ REMOVE and files by RMDIR, follow links in RMDIR, or remove a folder with all it
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ._codec import Attributes
 from ._errors import DirectoryNotEmpty, InvalidPath, NotFound, Refused, from_refusal
 from ._limits import NewNames
@@ -16,12 +18,19 @@ from ._paths import JailedPath
 from ._wire import Operation, ask, server_traits
 
 
-def delete(place: JailedPath, *, missing_ok: bool, is_listed: bool = False) -> Operation[None]:
+def delete(
+    place: JailedPath,
+    *,
+    missing_ok: bool,
+    is_listed: bool = False,
+    before: Callable[[], Operation[None]] | None = None,
+) -> Operation[None]:
     """Remove a file, or a link and not its target.
 
     :param place: what to remove
     :param missing_ok: whether nothing under the name is no error
     :param is_listed: whether a listing has just shown that it is no folder
+    :param before: run once it is known to be no folder, before anything is removed
     :raises InvalidPath: if it is a folder
     :raises NotFound: if nothing has the name
     """
@@ -29,6 +38,8 @@ def delete(place: JailedPath, *, missing_ok: bool, is_listed: bool = False) -> O
         found = yield from _standing(place)
         if isinstance(found, Attributes) and found.is_folder:
             raise _is_a_folder(place)
+    if before is not None:
+        yield from before()
     try:
         yield from ask(Remove(place.native))
     except Refused as refused:

@@ -134,3 +134,42 @@ def test_a_reader_that_comes_in_between_finds_a_whole_content(tmp_path: Path, ki
         check_nothing_lost(world)
         assert killed or len(world.server.files()) == 3
         check_next_call_clears_up(world)
+
+
+def killed_before_its_backup_is_removed(local: Path) -> Iterator[World]:
+    """Worlds in which a writer was killed that had given the name its new content, and had left a backup."""
+    for number in range(total(OURS, local), 0, -1):
+        world = World.of(OURS, local)
+        run(OURS, world, [Fault("kill", "after request", number)])
+        files = world.server.files()
+        if files.get("/data/in/target") == NEW and any(is_backup_name(path.rpartition("/")[2]) for path in files):
+            yield world
+
+
+def removing(backend: SFTPBackend, _local: Path) -> None:
+    backend.delete("in/target")
+
+
+def removing_many(backend: SFTPBackend, _local: Path) -> None:
+    backend.delete_many(["in/target"])
+
+
+def moving_away(backend: SFTPBackend, _local: Path) -> None:
+    backend.move("in/target", "archive/target")
+
+
+@pytest.mark.parametrize("act", [removing, removing_many, moving_away])
+def test_what_is_deleted_or_moved_away_does_not_come_back_from_a_backup(
+    tmp_path: Path, act: Callable[[SFTPBackend, Path], None]
+) -> None:
+    def finding(backend: SFTPBackend, local: Path) -> None:
+        with pytest.raises(NotFound):
+            backend.get_file_info("in/target")
+        backend.write_atomic("in/target", THEIR_CONTENT)
+
+    worlds = [*killed_before_its_backup_is_removed(tmp_path / "local")]
+    for world in worlds:
+        assert run(Case("act", act, OURS.before, OURS.before, traits=PLAIN), world).error is None
+        assert run(Case("look", finding, OURS.before, OURS.before, traits=PLAIN), world).error is None
+        assert world.server.files()["/data/in/target"] == THEIR_CONTENT
+    assert worlds
