@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 from . import _atomic_write, _copy, _deletion, _keys, _operations, _tree
-from ._backups import delete, restoring
+from ._backups import delete, may_have_backups, restoring
 from ._config import (
     CONFIG_KEYS,
     DEFAULT_PORT,
@@ -382,6 +382,7 @@ class SFTPBackend(FileTransfers, Maintenance):
         writer = AtomicWriter(self._session, landing)
         landed = False
         try:
+            writer.open()
             yield cast(BinaryIO, writer)
             now = writer.commit()
             landed = True
@@ -390,8 +391,9 @@ class SFTPBackend(FileTransfers, Maintenance):
         finally:
             if not landed:
                 writer.abort()
-                if writer.wire is not None and writer.wire.broken is not None:
-                    self._landings.recover([landing])
+            wire = writer.wire
+            if wire is not None and wire.broken is not None and (not landed or may_have_backups(wire)):
+                self._landings.recover([landing])
             writer.close()
 
     # -- changing -----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from ._atomic_write import land
 from ._backups import restoring
 from ._codec import Attributes
+from ._door import naming
 from ._errors import (
     BackendUnavailable,
     CapabilityNotSupported,
@@ -30,7 +31,7 @@ from ._paths import JailedPath
 from ._spread import Spread
 from ._transfer import Outgoing
 from ._wire import Operation, Wire, ask, post, wait
-from ._write_target import Landing, open_landing
+from ._write_target import Landing, Opened, open_landing
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -164,7 +165,8 @@ class _Blocks(io.RawIOBase):
             wire.close_later(self._handle)
 
     def _open(self, wire: Wire) -> None:
-        self._handle = wire.run(restoring(wire, self._place, lambda: self._open_here(wire)))
+        opening = restoring(wire, self._place, lambda: self._open_here(wire))
+        self._handle = wire.run(naming(self._place, opening))
         self._wire = wire
 
     def _open_here(self, wire: Wire) -> Operation[bytes]:
@@ -236,24 +238,35 @@ class _Blocks(io.RawIOBase):
 
 
 class AtomicWriter(io.RawIOBase):
-    """A file being written under a temporary name; `commit` gives it its own, `abort` removes it."""
+    """A file being written under a temporary name; `commit` gives it its own, `abort` removes it.
+
+    Nothing is sent before `open`.
+    """
 
     def __init__(self, session: Session, landing: Landing) -> None:
         self._session = session
         self._landing = landing
         self._buffer = bytearray()
+        self._opened: Opened | None = None
         self.wire: Wire | None = None
-        """The connection it is open on."""
-        session.call(self._open)
+        """The connection it is open on, or was being opened on."""
+
+    def open(self) -> None:
+        """Make the temporary file.
+
+        :raises SFTPBackendError: AlreadyExists, InvalidPath for a directory or a file in the way, and others
+        """
+        self._session.call(self._open)
 
     def _open(self, wire: Wire) -> None:
+        self.wire = wire
+
         def opening() -> Operation[None]:
             self._opened = yield from open_landing(self._landing)
             spread = Spread(wire, self._landing.temp, self._opened.handle, size=None, lanes=1)
             self._out = Outgoing(spread, (yield from wire.limits()).write)
 
-        wire.run(opening())
-        self.wire = wire
+        wire.run(naming(self._landing.target, opening()))
 
     def writable(self) -> bool:
         """True."""
@@ -281,11 +294,12 @@ class AtomicWriter(io.RawIOBase):
 
     def abort(self) -> None:
         """Removes the temporary file, if the connection is still there."""
-        if self.wire is not None and self.wire.broken is None:
+        if self._opened is not None and self.wire is not None and self.wire.broken is None:
             self._run(discard(self._landing.temp, self._opened.unclosed))
 
     def _finish(self) -> Operation[int | None]:
         assert self.wire is not None
+        assert self._opened is not None
         yield from self._out.push(memoryview(self._buffer))
         return (yield from land(self.wire, self._landing, self._opened, self._out, None))
 
@@ -306,6 +320,6 @@ def _run_on(session: Session, wire: Wire | None, operation: Operation[_T], place
         if now is not wire:
             operation.close()
             raise BackendUnavailable("the connection this file was opened on is gone; open it again", path=place.key)
-        return now.run(operation)
+        return now.run(naming(place, operation))
 
     return session.call(use)

@@ -76,6 +76,11 @@ def _delete_folder(backend: SFTPBackend, local: Path) -> None:
     backend.delete_folder("tree", recursive=True, missing_ok=True)
 
 
+def _open_atomic(backend: SFTPBackend, local: Path) -> None:
+    with backend.open_atomic("in/target", overwrite=True) as file:
+        file.write(NEW)
+
+
 _TREE: Final = files(tree_a=NEW, tree_b=NEW, tree_c_a=NEW, tree_c_d_a=NEW)
 
 UPLOAD: Final = Case(
@@ -158,6 +163,7 @@ CASES: Final = (
         local_before={},
         local_after={},
     ),
+    replace(UPLOAD, name="open_atomic, replacing", act=_open_atomic, local_before={}, local_after={}),
     MOVE,
     replace(
         MOVE,
@@ -166,6 +172,14 @@ CASES: Final = (
         before=files(out_source=NEW) | NOTHING,
     ),
     replace(MOVE, name="move between file systems", traits=replace(OPENSSH, renames_across=False)),
+    Case(
+        "move_many, replacing",
+        lambda backend, local: backend.move_many([("out/a", "in/a"), ("out/b", "in/b")], overwrite=True),
+        before=files(out_a=NEW, out_b=NEW, in_a=OLD, in_b=OLD),
+        after=files(out_a=None, out_b=None, in_a=NEW, in_b=NEW),
+        several=True,
+        paths=("in/a", "in/b", "out/a", "out/b"),
+    ),
     COPY,
     replace(
         COPY,
