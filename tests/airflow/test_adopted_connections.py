@@ -275,4 +275,4 @@ def test_what_is_not_known_here_is_ignored_with_one_line(
 
 def test_a_blank_port_is_22(openssh: OpenSSHServer, connect: Connect, conn_type: str) -> None:
     hook = adopted(connect, openssh, conn_type, columns={"port": None})
-    assert hook.get_conn().name == "sftp://127.0.0.1:22"
+    assert hook.get_conn().address == "sftp://127.0.0.1:22"
