@@ -15,12 +15,12 @@ from typing import Final
 
 from ._backups import clear_backup, may_have_backups, restore, set_aside
 from ._codec import Attributes
-from ._errors import Refused, SFTPBackendError, from_refusal
+from ._errors import InvalidPath, Refused, SFTPBackendError, from_refusal
 from ._lane import Pending
 from ._messages import LStat, PosixRename, Rename
 from ._operations import is_a_folder, or_stat, see, taken
 from ._paths import JailedPath
-from ._wire import Operation, Wire, ask, ask_all, post, wait
+from ._wire import Operation, Wire, ask, ask_all, post, server_traits, wait
 from ._write_target import Landing
 
 _ROUNDS: Final = 3  # of a replacement, where others replace or restore the same file at the same time
@@ -123,9 +123,15 @@ def _replace(source: JailedPath, landing: Landing) -> Operation[None]:
         try:
             yield from ask(Rename(source.native, target.native))
             moved = True
-        except Refused:
+        except Refused as refused:
+            may_be_gone = refused.missing or not (yield from server_traits()).reports_missing
+            went_along = aside and may_be_gone and isinstance((yield from see(source)), Refused)
             has_backup, aside = aside, False
-            if (has_backup and (yield from _put_back(target))) or last:
+            is_back = has_backup and (yield from _put_back(target))
+            if went_along and is_back and isinstance((yield from see(source)), Attributes):
+                # A copy in place of the rename would replace the file by its copy, and then remove that.
+                raise InvalidPath(f"cannot move: it is the same file as {target.key!r}", path=source.key) from None
+            if is_back or last:
                 raise
         finally:
             if not moved and aside:

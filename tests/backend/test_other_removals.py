@@ -17,7 +17,9 @@ from airflow_sftp_backend import (
     SFTPBackendError,
 )
 from tests.servers import (
+    AsyncsshServer,
     DiffersInAll,
+    FailsForMissing,
     Folder,
     FollowsLinks,
     ForbidsLStat,
@@ -28,6 +30,7 @@ from tests.servers import (
     RemovesFullFolders,
     Server,
     SwapsFolderForLink,
+    WithoutExtensions,
 )
 
 from .expect import refused, tree
@@ -150,6 +153,27 @@ def test_a_link_is_not_moved_where_the_server_would_move_what_it_leads_to(
     assert tree(folder.path) == before
     backend.move("file", "moved")
     assert tree(folder.path) == {"precious": b"x", "link": b"-> precious", "moved": b"x"}
+
+
+class _FailsWithoutExtensions(FailsForMissing):
+    """Says FAILURE for what is missing, and has plain rename only, which refuses a taken name."""
+
+    offered = frozenset()
+
+
+@pytest.mark.parametrize("kind", [WithoutExtensions, _FailsWithoutExtensions])
+def test_a_file_is_not_moved_onto_itself_under_another_name(
+    make_backend: MakeBackend, kind: type[AsyncsshServer]
+) -> None:
+    with kind() as server:
+        folder = server.fresh()
+        put(folder, "real/payroll")
+        (folder.path / "link").symlink_to("real")
+        backend = make_backend(server, base_path=folder.base_path)
+        with refused(InvalidPath, backend, "link/payroll") as error:
+            backend.move("link/payroll", "real/payroll", overwrite=True)
+        assert "same file" in str(error)
+        assert tree(folder.path / "real") == {"payroll": b"x"}
 
 
 # -- removal ----------------------------------------------------------------------------------------------------------
