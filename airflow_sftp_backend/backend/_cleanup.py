@@ -9,7 +9,7 @@ from ._codec import Attributes
 from ._errors import Refused, SFTPBackendError
 from ._limits import BoundExceeded, Bounds, ListingTally
 from ._messages import LStat, Remove
-from ._operations import list_folder
+from ._operations import list_folder, or_stat
 from ._paths import STALE, JailedPath, is_temp_name, same_writer, token_of
 from ._wire import Operation, Wire, ask_all, post, wait
 from ._write_target import Landing
@@ -61,6 +61,18 @@ def temps_in(folder: JailedPath, bounds: Bounds) -> Operation[list[tuple[JailedP
     return [(place, found.mtime) for place, found in entries if found.mtime and is_temp_name(place.name)]
 
 
+def _still_old(places: list[JailedPath], now: int) -> Operation[list[JailedPath]]:
+    """Look again at temporary files, and return those that nobody has written to for `STALE` seconds. One round trip
+    if there are any."""
+    answers = yield from ask_all([LStat(place.native) for place in places])
+    old: list[JailedPath] = []
+    for place, answer in zip(places, answers, strict=True):
+        found = yield from or_stat(place, answer)
+        if isinstance(found, Attributes) and found.mtime is not None and found.mtime < now - STALE:
+            old.append(place)
+    return old
+
+
 def sweep(
     target: JailedPath, temps: list[tuple[JailedPath, int]], now: int, writer: JailedPath | None = None
 ) -> Operation[None]:
@@ -68,12 +80,16 @@ def sweep(
     server's time; those of the writer that has just landed, by its temporary name ``writer``, at once. Backups of
     ``target`` are removed if it exists, else restored.
     """
-    stale = [
-        place
-        for place, written in temps
-        if target.owns_temp(place.name)
-        and (written < now - STALE or (writer is not None and same_writer(token_of(place.name), token_of(writer.name))))
-    ]
+    stale: list[JailedPath] = []
+    old: list[JailedPath] = []
+    for place, written in temps:
+        if not target.owns_temp(place.name):
+            continue
+        if writer is not None and same_writer(token_of(place.name), token_of(writer.name)):
+            stale.append(place)
+        elif written < now - STALE:
+            old.append(place)
+    stale += yield from _still_old(old, now)  # ``temps`` may be hours old, and a writer that lives has gone on
     for place in (place for place, _ in temps if target.owns_backup(place.name)):
         if place == target.backup:
             yield from remove_backup(target)

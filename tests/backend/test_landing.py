@@ -458,6 +458,14 @@ def test_only_stale_temporary_files_of_the_same_target_are_swept() -> None:
     assert sorted(server.content()) == sorted([young.native, other.native])
 
 
+def test_a_temporary_file_that_is_written_to_since_it_was_listed_is_not_swept() -> None:
+    listed, now = 1_000_000 - 2 * STALE, 1_000_000 + 60  # the server says 1,000,000 of every file
+    living = TARGET.temp("1" * 12)
+    server = MemoryServer({"/in": None, living.native: b"half"})
+    server.run(sweep(TARGET, [(living, listed)], now))
+    assert server.content() == {living.native: b"half"}
+
+
 def test_the_parents_of_a_target_are_made_with_it(name: str) -> None:
     server = MemoryServer({"/out": None, "/out/source": NEW})
     target = AT("a/b/c/target")
