@@ -129,6 +129,8 @@ def _age(text: str) -> timedelta:
 def _config(given: argparse.Namespace) -> BackendConfig:
     """Return the configuration that the URL, or the Airflow connection, stands for."""
     is_url = "://" in given.target
+    if not is_url and "@" in given.target:  # no connection id has one; the text may hold a password, so it is not shown
+        raise _Wrong("neither a connection id nor a URL: a URL begins with sftp://, as sftp://user@host:22/folder")
     if not is_url and (given.ask_password or given.key_file or given.known_hosts or given.host_key_policy):
         raise _Wrong("what is said for a URL does not go with a connection, which says it itself")
     return _of_url(given) if is_url else _of_connection(given.target)

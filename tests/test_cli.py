@@ -158,6 +158,8 @@ def test_a_password_is_taken_and_never_shown(
         ("sftp://user:S3cret/more@host/", "in user and password, write / as %2F and @ as %40"),
         ("sftp://user:S3cret@host/a#b", "in user and folder, write ? as %3F and # as %23"),
         ("sftp://host/../x", "base_path must not contain '..'"),
+        ("user:S3cret@host", "a URL begins with sftp://"),
+        ("sftp:user:S3cret@host/x", "a URL begins with sftp://"),
     ],
 )
 def test_a_url_that_is_none_is_told(target: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
