@@ -127,9 +127,10 @@ def parse_patterns(value: object, argument: str = "pattern") -> Selection:
     return Selection(patterns=tuple(dict.fromkeys(str(item) for item in items)))
 
 
-def parse_target(value: object, argument: str = "target") -> str:
+def parse_target(value: object, argument: str = "target", *, end: End = "server") -> str:
     """Parse the one path that a task writes to, literally; a text that ends with ``/`` is a directory.
 
+    :param end: ``local`` if the path is of this machine, which ``file://`` may begin, or a URL.
     :raises InvalidArgument: for what is empty or no text, and for NUL.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -137,7 +138,8 @@ def parse_target(value: object, argument: str = "target") -> str:
         raise _refused(value, argument, "one path, a text")
     _check_text(text, argument)
     _refuse_nul(text, argument)
-    return _joined_surrogates(text).removeprefix("file://")
+    text = _joined_surrogates(text)
+    return text.removeprefix("file://") if end == "local" else text
 
 
 def check_relative(path: str, base_path: str, argument: str) -> None:

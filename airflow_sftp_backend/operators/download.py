@@ -43,7 +43,7 @@ class SFTPDownloadOperator(TransferOperator):
     _action = "downloaded"
 
     def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
-        target = parse_target(self.target)
+        target = parse_target(self.target, end="local")
         selection = self._selected(backend)
         matches = on_server(backend, selection, self._filters)
         failures: Failures = [*matches.failures, *(missing_error(backend, selection, name) for name in matches.missing)]

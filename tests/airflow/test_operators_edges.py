@@ -360,6 +360,15 @@ def test_a_file_url_is_a_path_of_this_machine(remote: Path, tmp_path: Path) -> N
     assert (tmp_path / "deep/a").read_bytes() == b"1"
 
 
+def test_a_target_on_the_server_is_literal_though_it_begins_as_a_file_url(remote: Path, tmp_path: Path) -> None:
+    source = grow(tmp_path, {"a": b"1"}) / "a"
+    (row,) = run(upload(source, "file://in/a"))
+    assert row["path"] == "file:/in/a"
+    (row,) = run(move("file:/in/a", "file://out/b"))
+    assert row["path"] == "file:/out/b"
+    assert (remote / "file:/out/b").read_bytes() == b"1"
+
+
 # -- secrets ----------------------------------------------------------------------------------------------------------
 
 
