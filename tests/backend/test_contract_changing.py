@@ -504,7 +504,7 @@ def test_moves_whose_connection_is_lost_leave_each_file_in_one_place_and_say_so(
 
 
 def test_deletions_whose_connection_is_lost_say_what_is_gone(make_backend: MakeBackend) -> None:
-    with DropsAfter(requests=130) as dropping:  # 100 looks, then removals
+    with DropsAfter(requests=220) as dropping:  # three looks at each of the first 64, then removals
         folder = dropping.fresh()
         for number in range(100):
             (folder.path / f"{number}").touch()
