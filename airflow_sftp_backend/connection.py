@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -219,9 +218,11 @@ def _take_uri(conn: AirflowConnection, given: dict[str, Given], faults: list[str
 
 def _similar_names(unknown: frozenset[str]) -> Iterator[str]:
     """Tell of names in Extra that are probably misspelt."""
+    from difflib import get_close_matches  # here, because hardly any connection needs it
+
     known = {name for one in FIELDS for name in one.names}
     for name in sorted(unknown - _NAMES_OF_OTHERS):
-        if close := difflib.get_close_matches(name.lower(), known, n=1, cutoff=_SIMILAR):
+        if close := get_close_matches(name.lower(), known, n=1, cutoff=_SIMILAR):
             yield f'Extra "{name}" is not known and counts for nothing; did you mean "{close[0]}"?'
 
 

@@ -11,7 +11,6 @@ from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._path_arguments import Names, Selection, require_one
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
 from airflow_sftp_backend.backend._errors import escaped
-from airflow_sftp_backend.backend._link_query import find_links
 from airflow_sftp_backend.plans import Found, Matches, missing_error, on_server
 from airflow_sftp_backend.tries import Row, Try
 
@@ -79,6 +78,8 @@ class SFTPDeleteOperator(FileOperator):
 
         :raises InvalidPath: if there are filters, which would have to look behind the link
         """
+        from airflow_sftp_backend.backend._link_query import find_links  # here, because it loads the engine
+
         links = find_links(backend, [name.path for name in selection.names if name.is_directory])
         if links and self._filters:
             message = "it is a link: include and exclude would look behind it; name the directory that it leads to"
@@ -90,6 +91,8 @@ class SFTPDeleteOperator(FileOperator):
 def _links_among(backend: SFTPBackend, matches: Matches) -> list[str]:
     """Take the links out of what was not found to be a file: those to directories, and those that lead nowhere."""
     refused = [failure.path for failure in matches.failures if isinstance(failure, InvalidPath)]
+    from airflow_sftp_backend.backend._link_query import find_links  # here, because it loads the engine
+
     links = find_links(backend, [*matches.missing, *(path for path in refused if path is not None)])
     matches.failures = [failure for failure in matches.failures if getattr(failure, "path", None) not in links]
     missing = matches.missing
