@@ -327,6 +327,8 @@ def _host_and_port(text: str, port: int | None) -> tuple[str, int]:
     :param port: what ``--port`` says, or None.
     :raises _Wrong: if the port is not a number, or is not that of ``--port``.
     """
+    if "@" in text:  # not shown: a password may stand before it
+        raise _Wrong("HOST is a name or address, without user and password; a scan logs in to nothing")
     host, named = text, ""
     if text.startswith("[") and "]" in text:
         host, _, rest = text[1:].partition("]")

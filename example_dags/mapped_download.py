@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, Param, task
 
-from airflow_sftp_backend.hooks import SFTPBackendHook
+from airflow_sftp_backend.hooks import FoundFile, SFTPBackendHook
 from airflow_sftp_backend.operators import SFTPDownloadOperator
 
 with DAG(
@@ -19,10 +19,13 @@ with DAG(
 ) as dag:
 
     @task
-    def list_archive() -> list[dict[str, str]]:
+    def list_archive() -> list[FoundFile]:
         """Rows of the files to fetch; an operator takes their paths literally."""
-        with SFTPBackendHook().backend() as backend:
-            return [{"path": info.path} for info in backend.find("archive/**")]
+        hook = SFTPBackendHook()
+        try:
+            return hook.find("archive/**")
+        finally:
+            hook.close()
 
     SFTPDownloadOperator.partial(
         task_id="fetch", target="{{ params.into }}/", if_exists="skip_same", verify="sha256"

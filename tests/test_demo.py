@@ -55,7 +55,7 @@ def test_what_the_examples_do_is_checked_from_outside(
     examples = tmp_path / "example_dags"
     shutil.copytree(demo.EXAMPLES, examples)
     dag = (examples / "partner_exchange.py").read_text()
-    (examples / "partner_exchange.py").write_text(dag.replace('path="outbox/")', 'path="outbox/*.bin")'))
+    (examples / "partner_exchange.py").write_text(dag.replace('path="outbox/")', 'pattern="outbox/*.bin")'))
     shutil.copytree(demo.EXAMPLES.parent / "demo", tmp_path / "demo")
     monkeypatch.setattr(demo, "EXAMPLES", examples)
     before = _temporary()

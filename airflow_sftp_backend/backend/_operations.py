@@ -210,12 +210,13 @@ def _listed(
 ) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
     """List a folder; with ``looks_again``, the LSTAT too that was sent along with the READDIR that ended the list."""
     tally.check()
-    for is_retry in (False, True):
+    for is_last in (False, False, True):
         try:
             entries, looking = yield from _read_entries(place, tally, depth, looks_again=looks_again)
         except Refused as refused:
-            # a folder that is there though it was missing has just been made, or its listing follows a dangling link
-            if is_retry or not refused.missing or isinstance((yield from see(place, follow=True)), Refused):
+            # a folder that is there though something was missing has just been made, or a file in it was renamed while
+            # it was listed, or its listing follows a dangling link
+            if is_last or not refused.missing or isinstance((yield from see(place, follow=True)), Refused):
                 raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
         else:
             return (yield from _with_types(entries)), looking
