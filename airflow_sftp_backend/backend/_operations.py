@@ -216,8 +216,9 @@ def _listed(
         except Refused as refused:
             # a folder that is there though something was missing has just been made, or a file in it was renamed while
             # it was listed, or its listing follows a dangling link
-            if is_last or not refused.missing or isinstance((yield from see(place, follow=True)), Refused):
-                raise (yield from _why_not_a_folder(place, refused, "cannot list it")) from None
+            found = yield from see(place, follow=True)
+            if is_last or not refused.missing or isinstance(found, Refused):
+                raise (yield from _why_not_a_folder(place, refused, found, "cannot list it")) from None
         else:
             return (yield from _with_types(entries)), looking
     raise AssertionError("the second refusal is raised")
@@ -298,8 +299,10 @@ def close_quietly(handle: bytes) -> Operation[None]:
         logger.debug("the connection ended before a handle was closed")
 
 
-def _why_not_a_folder(place: JailedPath, refused: Refused, doing: str) -> Operation[SFTPBackendError]:
-    found = yield from see(place, follow=True)
+def _why_not_a_folder(
+    place: JailedPath, refused: Refused, found: Attributes | Refused, doing: str
+) -> Operation[SFTPBackendError]:
+    """Explain a refusal by what was found there afterwards; a folder may be made at any moment in between."""
     if isinstance(found, Attributes) and found.mode is not None and not found.is_folder:
         return InvalidPath(f"{doing}: it is a file, not a folder", path=place.key)
     if isinstance(found, Refused) and (yield from is_missing(place, found)):

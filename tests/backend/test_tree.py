@@ -16,6 +16,7 @@ from airflow_sftp_backend import (
     InvalidPath,
     NotFound,
     PermissionDenied,
+    SFTPBackend,
     SFTPBackendError,
 )
 from airflow_sftp_backend.backend._codec import Attributes, Entry
@@ -36,6 +37,7 @@ from airflow_sftp_backend.backend._tree import (
     walk,
 )
 from airflow_sftp_backend.backend._wire import Wire
+from tests.servers import AsyncsshServer, Packets
 
 from .memory import FAILURES, Failure, MemoryServer
 from .scripted import Packet, ScriptedChannel, connected, status
@@ -361,3 +363,24 @@ def test_what_is_no_folder_is_not_deleted_as_one(key: str, kind: type[SFTPBacken
     assert server.content() == before
     if kind is NotFound:
         delete_tree(reach(server), AT(key), missing_ok=True)
+
+
+class _MadeMeanwhilePackets(Packets):
+    async def on_request(self, kind: str) -> bool:
+        if kind == "stat" and self.server.requests["stat"] == 2:
+            (self.server.root / "made").mkdir()
+        return True
+
+
+class _MadeMeanwhile(AsyncsshServer):
+    """Makes the directory ``made`` before it answers the second STAT."""
+
+    packets = _MadeMeanwhilePackets
+
+
+def test_a_directory_that_is_made_while_it_is_listed_is_empty_or_listed(
+    make_backend: Callable[..., SFTPBackend],
+) -> None:
+    with _MadeMeanwhile() as server:
+        backend = make_backend(server, base_path=str(server.root))
+        assert list(backend.list_files("made")) == []
