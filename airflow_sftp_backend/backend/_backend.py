@@ -72,7 +72,7 @@ class SFTPBackend(FileTransfers, Maintenance):
     """
 
     CAPABILITIES: ClassVar = frozenset(Capability) - {Capability.ATOMIC_MOVE, Capability.USER_METADATA}
-    """What it can do on any server."""
+    """Capabilities that every server has."""
 
     def __init__(
         self,
@@ -163,7 +163,7 @@ class SFTPBackend(FileTransfers, Maintenance):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What it can do on any server: `CAPABILITIES`."""
+        """Capabilities that every server has: `CAPABILITIES`."""
         return self.CAPABILITIES
 
     @property

@@ -390,7 +390,7 @@ class RealPath(_OfPath, _Named):
 
 
 class ReadLink(_OfPath, _Named):
-    """What a link leads to, in the link's own words."""
+    """Request the target of a link, as the link stores it."""
 
     __slots__ = ()
     kind = Kind.READLINK

@@ -221,7 +221,7 @@ def _listed(
                 raise (yield from _why_not_a_folder(place, refused, found, "cannot list it")) from None
         else:
             return (yield from _with_types(entries)), looking
-    raise AssertionError("the second refusal is raised")
+    raise AssertionError("the last refusal is raised")
 
 
 def _read_entries(

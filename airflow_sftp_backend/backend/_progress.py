@@ -1,4 +1,4 @@
-"""What a transfer reports to its caller while it is under way."""
+"""Report the progress of a transfer to its caller."""
 
 from __future__ import annotations
 
