@@ -54,7 +54,7 @@ FLOORS = (
     {"backend._jump"},
     {"backend._operations", "backend._login", "backend._legacy", "backend._stream", "backend._further"},
     {"backend._transfer", "backend._keys", "backend._local_landing"},
-    {"backend._pem"},
+    {"backend._paramiko_compat", "backend._pem"},
     {"backend._hostkeys"},
     {"backend._spread", "backend._group_commit"},
     {"backend._wire"},
@@ -74,11 +74,12 @@ AIRFLOW_ROOMS = {
 }  # fmt: skip
 AZURE_ROOMS = {"keyvault", "azure_identity"}
 SSH_ROOMS = {
-    f"backend.{name}" for name in ("_further", "_jump", "_keys", "_legacy", "_login", "_opening", "_scan", "_session")
+    f"backend.{name}"
+    for name in ("_further", "_jump", "_keys", "_legacy", "_login", "_opening", "_paramiko_compat", "_session")
 }
 PARAMIKO_ROOMS = SSH_ROOMS | {"backend._errors", "backend._backend", "backend._ssh_config"}  # the last in functions
 CLASS_ROOMS = {
-    "PKey": {"backend._keys", "backend._legacy"},
+    "PKey": {"backend._keys", "backend._legacy", "backend._paramiko_compat"},
     "SSHClient": SSH_ROOMS - {"backend._keys"} | {"backend._backend"},  # _backend: unwrap() is asked for it by name
     "Transport": SSH_ROOMS - {"backend._keys"},
 }

@@ -11,6 +11,7 @@ import paramiko
 
 from ._errors import BackendUnavailable, printable
 from ._lane import Lane
+from ._paramiko_compat import buffer_channel
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class FurtherChannels:
             channel = self._transport.open_session(window_size=WINDOW, timeout=self._timeout)
             channel.settimeout(self._timeout)
             channel.invoke_subsystem("sftp")
-            lane = Lane(channel, io_timeout=self._io_timeout)
+            lane = Lane(buffer_channel(channel), io_timeout=self._io_timeout)
             lane.handshake()
             channel.settimeout(self._io_timeout)
         except (paramiko.SSHException, BackendUnavailable, OSError, EOFError) as error:

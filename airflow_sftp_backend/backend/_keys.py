@@ -8,7 +8,6 @@ on the three NIST curves, Ed25519.
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from ._codec import Cursor, ProtocolError
 from ._config import BackendConfig, Secret
 from ._errors import AuthenticationFailed
 from ._hostkeys import CERTIFICATE, key_type, plain_key
+from ._paramiko_compat import certificate_of, openssh_text, to_cryptography, to_paramiko
 from ._pem import (
     BEGIN,
     BLOCK,
@@ -56,8 +56,6 @@ _DSA: Final = "is a DSA key, which SSH servers no longer take; make a new one wi
 _DAMAGED: Final = "is damaged or cut off; copy it again from its file"
 _LOCKED: Final = "is encrypted, and no passphrase was given; set the passphrase"
 _WRONG: Final = "cannot be opened with the passphrase given: it is wrong, or the key is damaged"
-
-PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 class _Unusable(Exception):
@@ -86,7 +84,7 @@ def load_private_key(
     try:
         text = _content(path) if path is not None else _text_of(source)
         key, certificate = _parsed(text, secret.encode("utf-8", "surrogatepass"))
-        found = _to_paramiko(key)
+        found = _supported(key)
         if certificate is not None:
             _certify(found, certificate)
         elif path is not None:
@@ -217,21 +215,12 @@ def _open_pkcs12(data: bytes, passphrase: bytes) -> object:
 # -- paramiko ---------------------------------------------------------------------------------------------------------
 
 
-def _to_paramiko(key: object) -> paramiko.PKey:
-    if isinstance(key, RSAPrivateKey):
-        return paramiko.RSAKey(key=key)
-    if isinstance(key, EllipticCurvePrivateKey):
-        if key.curve.name not in _CURVES:
-            raise _Unusable(f"is on the elliptic curve {key.curve.name}, which SSH does not know; {_SUPPORTED}")
-        return paramiko.ECDSAKey(vals=(key, key.public_key()))
-    if isinstance(key, Ed25519PrivateKey):
-        return paramiko.Ed25519Key.from_private_key(io.StringIO(_openssh_text(key)))
-    raise _Unusable(_DSA if isinstance(key, DSAPrivateKey) else _UNSUPPORTED)
-
-
-def _openssh_text(key: PrivateKey) -> str:
-    form = serialization.PrivateFormat.OpenSSH
-    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+def _supported(key: object) -> paramiko.PKey:
+    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
+        raise _Unusable(_DSA if isinstance(key, DSAPrivateKey) else _UNSUPPORTED)
+    if isinstance(key, EllipticCurvePrivateKey) and key.curve.name not in _CURVES:
+        raise _Unusable(f"is on the elliptic curve {key.curve.name}, which SSH does not know; {_SUPPORTED}")
+    return to_paramiko(key)
 
 
 def _certify(key: paramiko.PKey, certificate: bytes) -> None:
@@ -295,25 +284,14 @@ def export(pkey: paramiko.PKey) -> Secret:
 
     TypeError for a key that cannot leave where it is, as one of an SSH agent.
     """
-    key = _to_cryptography(pkey)
+    key = to_cryptography(pkey)
     if key is None:
         raise TypeError(f"a {type(pkey).__name__} cannot be copied; give the key as text or as key_file instead")
-    text = _openssh_text(key)
-    blob = getattr(pkey, "public_blob", None)
-    if blob is not None and blob.key_type.endswith(CERTIFICATE):
-        text += f"{blob.key_type} {base64.b64encode(blob.key_blob).decode()}\n"
+    text = openssh_text(key)
+    certificate = certificate_of(pkey)
+    if certificate is not None and certificate[0].endswith(CERTIFICATE):
+        text += f"{certificate[0]} {base64.b64encode(certificate[1]).decode()}\n"
     return Secret(text)
-
-
-def _to_cryptography(pkey: paramiko.PKey) -> PrivateKey | None:
-    """Ed25519Key shows its private part in a private attribute only (paramiko 5.0 and 5.1, ed25519key.py)."""
-    if isinstance(pkey, paramiko.RSAKey) and isinstance(pkey.key, RSAPrivateKey):
-        return pkey.key
-    if isinstance(pkey, paramiko.ECDSAKey) and isinstance(pkey.signing_key, EllipticCurvePrivateKey):
-        return pkey.signing_key
-    if isinstance(pkey, paramiko.Ed25519Key) and (seed := getattr(pkey, "_signing_key", None)) is not None:
-        return Ed25519PrivateKey.from_private_bytes(bytes(seed))
-    return None
 
 
 def portable(config: BackendConfig) -> BackendConfig:

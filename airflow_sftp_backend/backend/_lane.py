@@ -29,7 +29,7 @@ _SHOWN: Final = 200
 class Channel(Protocol):
     """What a lane needs of a ``paramiko.Channel``."""
 
-    def send(self, data: bytes, /) -> int:
+    def send(self, data: bytes | memoryview, /) -> int:
         """Sends some of it; the number of bytes sent, 0 if the channel is closed; TimeoutError after the channel's
         timeout.
         """
@@ -220,7 +220,7 @@ class Lane:
         with self._unbroken():
             while self._outbox and may_go_on():
                 data = memoryview(self._next_piece())
-                sent = self._channel.send(cast(bytes, data))  # paramiko takes any buffer, its stub bytes only
+                sent = self._channel.send(data)
                 if not sent:
                     raise EOFError
                 self._outbox_size -= sent

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import paramiko
-from paramiko.auth_handler import AuthOnlyHandler
 from paramiko.auth_strategy import AuthStrategy
-from paramiko.common import MSG_SERVICE_ACCEPT, MSG_SERVICE_REQUEST, MSG_USERAUTH_REQUEST
 
 from ._config import BackendConfig, Secret
 from ._errors import AuthenticationFailed, printable
 from ._keys import config_key, load_private_key
+from ._paramiko_compat import AuthRequestHandler, PasswordExpired
 
 if TYPE_CHECKING:
     from paramiko.auth_strategy import AuthSource, SourceResult
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _INTERACTIVE = "keyboard-interactive"
-_POLL = 0.1
-"""Seconds between looks at whether the connection still lives, as in paramiko's own loop."""
 _MOST_ASKED = 8
 """Prompts that are kept: a server may ask without end."""
 
@@ -69,71 +65,6 @@ class _Credential:
 
 class _UnusableKey(Exception):
     """The holder of a private key does not sign with it."""
-
-
-class _PasswordExpired(paramiko.AuthenticationException):
-    """The server asks for a new password, with ``prompt``."""
-
-    def __init__(self, prompt: str) -> None:
-        super().__init__(prompt)
-        self.prompt = prompt
-
-
-class _AuthRequestHandler(AuthOnlyHandler):
-    """Send one authentication request and wait for its reply.
-
-    paramiko's own handlers request the service again with each request, which makes some servers hang up, or miss a
-    reply that is quick, or take a request for a new password for a broken connection.
-    """
-
-    @property
-    def _client_handler_table(self) -> dict[int, Callable[[paramiko.Message], None]]:
-        inherited = super()._client_handler_table  # type: ignore[misc] # the stub leaves it out
-        return {**inherited, MSG_SERVICE_ACCEPT: self._service_accepted}
-
-    def _service_accepted(self, _message: paramiko.Message) -> None:
-        self._accepted.set()
-
-    def request_service(self) -> None:
-        """Request the service that all authentication requests belong to (RFC 4252 section 4).
-
-        :raises EOFError: if the connection ends before the reply.
-        """
-        self._accepted = threading.Event()
-        request = paramiko.Message()
-        request.add_byte(bytes([MSG_SERVICE_REQUEST]))
-        request.add_string("ssh-userauth")
-        self.transport.packetizer.send_message(request)
-        while not self._accepted.wait(_POLL):
-            if not self.transport.is_active():
-                raise self.transport.get_exception() or EOFError()
-
-    def _parse_userauth_info_request(self, message: paramiko.Message) -> None:
-        if self.auth_method != "password":
-            super()._parse_userauth_info_request(message)  # type: ignore[misc] # the stub leaves it out
-            return
-        # Within the password method this number is SSH_MSG_USERAUTH_PASSWD_CHANGEREQ (RFC 4252 section 8).
-        prompt = message.get_string().decode("utf-8", "replace")
-        self.transport.saved_exception = _PasswordExpired(prompt)
-        self.authenticated = False
-        if self.auth_event is not None:
-            self.auth_event.set()
-
-    def send_auth_request(
-        self, username: str, method: str, finish_message: Callable[[paramiko.Message], None] | None = None
-    ) -> list[str]:
-        """Sends the request and waits for the answer: the methods wanted next, none once the user is in."""
-        self.auth_method = method
-        self.username = username
-        self.auth_event = threading.Event()
-        request = paramiko.Message()
-        request.add_byte(bytes([MSG_USERAUTH_REQUEST]))
-        for text in (username, "ssh-connection", method):
-            request.add_string(text)
-        if finish_message is not None:
-            finish_message(request)
-        self.transport.packetizer.send_message(request)
-        return self.wait_for_response(self.auth_event)
 
 
 class Login(AuthStrategy):
@@ -219,7 +150,7 @@ class Login(AuthStrategy):
                 still_wanted = credential.present(transport, wanted)
             except _UnusableKey as error:
                 self._skipped.append(f"{credential.name}: {error}")
-            except _PasswordExpired as error:
+            except PasswordExpired as error:
                 raise self.failed(
                     f"it takes {credential.name} only together with a new one ({printable(error.prompt)!r}); change the"
                     " password there, for example with sftp or ssh, then set the new one here"
@@ -320,10 +251,10 @@ class Login(AuthStrategy):
 
         return _Credential("a login without password and key", frozenset({"none"}), present)
 
-    def _request(self, transport: paramiko.Transport) -> _AuthRequestHandler:
+    def _request(self, transport: paramiko.Transport) -> AuthRequestHandler:
         """A handler for the next request to the server; the first one requests the service."""
         self._on_question()
-        transport.auth_handler = handler = _AuthRequestHandler(transport)
+        handler = AuthRequestHandler.attach(transport)
         if not self._service_requested:
             self._service_requested = True
             handler.request_service()

@@ -3,9 +3,6 @@
 Host certificates: paramiko negotiates ``...-cert-v01@openssh.com`` host key algorithms and verifies the server's
 signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py); whether the certificate is
 worth anything, `_hostkeys` decides. They are asked for first where an authority for the host is known.
-
-paramiko reports each failure in its own log, with a traceback, before it raises it. Its records of these connections
-come at level DEBUG: what matters of them is in the errors raised here.
 """
 
 from __future__ import annotations
@@ -31,6 +28,7 @@ from ._jump import Forbidden, Way
 from ._legacy import legacy_transport
 from ._limits import Bounds
 from ._login import Login, LoginRecord, Places
+from ._paramiko_compat import AgreedAlgorithms, SSHTransport, buffer_channel, certificate_of
 from ._server_traits import is_openssh_banner
 from ._spread import Load
 from ._stream import SERVER_CLOSED, Stream, dial, dial_through
@@ -107,7 +105,7 @@ class Opened:
     """A connection with SFTP on it. Whoever has it ends it, with `end_transport`."""
 
     client: paramiko.SSHClient
-    transport: paramiko.Transport
+    transport: SSHTransport
     stream: Stream
     wire: Wire
     facts: ConnectionFacts
@@ -177,53 +175,22 @@ class Hop:
 # -- paramiko's transport ---------------------------------------------------------------------------------------------
 
 
-class _Chatter(logging.LoggerAdapter[logging.Logger]):
-    """paramiko's log of one connection: at level DEBUG, and the server's parting words kept."""
-
-    farewell: str | None = None
-    key_exchange = ""
-
-    def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
-        """Passes a record on."""
-        text = str(msg)
-        if text.startswith("Disconnect (code"):
-            self.farewell = printable(text.partition(": ")[2])
-        elif text.startswith("Kex: "):  # paramiko 5.1 tells the name nowhere else
-            self.key_exchange = text.removeprefix("Kex: ")
-        self.logger.log(min(level, logging.DEBUG), msg, *args, **options)
-
-
-def make_transport(stream: Stream, slowest: float, *, legacy: bool, **options: Any) -> paramiko.Transport:
+def make_transport(stream: Stream, slowest: float, *, legacy: bool, **options: Any) -> SSHTransport:
     """A transport over ``stream``. ``slowest`` is the longest time limit of the stream, in seconds; the transport's own
     lie well behind. ``legacy`` takes SHA-1 ``ssh-rsa`` too.
     """
-    make = legacy_transport if legacy else paramiko.Transport
+    make = legacy_transport if legacy else SSHTransport
     transport = make(cast("socket.socket", stream), **options)
-    transport.logger = cast("logging.Logger", _Chatter(transport.logger))
-    transport.packetizer.set_log(transport.logger)
-    later = 2 * slowest + _SLACK
-    transport.banner_timeout = transport.handshake_timeout = later
-    transport.auth_timeout = transport.channel_timeout = later
+    transport.set_timeouts(2 * slowest + _SLACK)
     return transport
 
 
-def farewell_of(transport: paramiko.Transport) -> str | None:
-    """What the server said when it hung up, if it said anything (RFC 4253 section 11.1)."""
-    logger: object = transport.logger
-    return logger.farewell if isinstance(logger, _Chatter) else None
-
-
-def end_transport(transport: paramiko.Transport | None, stream: Stream) -> None:
+def end_transport(transport: SSHTransport | None, stream: Stream) -> None:
     """Ends a conversation at once, its threads with it."""
     stream.hang_up()
-    if transport is not None:
-        transport.stop_thread()
-        if transport.is_alive():
-            transport.join(_PATIENCE)
-        transport.packetizer.complete_handshake()  # it ends a timer, which is a thread too
-        if transport.is_alive():
-            log.warning("a thread of paramiko does not end: %r", transport)
-            return
+    if transport is not None and not transport.end(_PATIENCE):
+        log.warning("a thread of paramiko does not end: %r", transport)
+        return
     stream.release()
 
 
@@ -252,7 +219,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self._login: Login | None = None
         self._record = LoginRecord()
         self._stream: Stream | None = None
-        self._transport: paramiko.Transport | None = None
+        self._transport: SSHTransport | None = None
         self._host_key = b""
         self._trust = ""
         self._incompatible = self._logged_in = False
@@ -300,7 +267,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         if self._stream is not None:
             self._stream.hang_up(CLOSED_MEANWHILE)
 
-    def _reach(self) -> tuple[paramiko.SSHClient, paramiko.Transport, Stream]:
+    def _reach(self) -> tuple[paramiko.SSHClient, SSHTransport, Stream]:
         config = self._config
         self._preferred = self._checker.preferred_types()
         self._username = config.username or _local_user()
@@ -376,7 +343,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
             client.set_missing_host_key_policy(paramiko.RejectPolicy())  # which knows nothing of this try
         return client
 
-    def _make_transport(self, sock: object, /, **options: Any) -> paramiko.Transport:
+    def _make_transport(self, sock: object, /, **options: Any) -> SSHTransport:
         config = self._config
         stream = cast(Stream, sock)
         transport = make_transport(stream, self._settings.slowest, legacy=config.allow_ssh_rsa_sha1, **options)
@@ -387,7 +354,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
             self.hopeless = True
             raise BackendUnavailable(f"unknown ciphers: {', '.join(unknown)}; known are {', '.join(known)}")
         security.ciphers = config.ciphers or tuple(dict.fromkeys((_FIRST_CIPHER, *known)))
-        possible = {*transport.preferred_keys}
+        possible = {*transport.proposed_algorithms()["host_keys"]}
         first = [name for name in self._preferred if name in possible]
         security.key_types = tuple(dict.fromkeys((*first, *security.key_types)))
         return transport
@@ -397,7 +364,8 @@ class Opening(paramiko.MissingHostKeyPolicy):
         assert self._stream is not None
         self._doing = "checking the host key"
         self._stream.limit(None)
-        blob = key.asbytes() if key.public_blob is None else key.public_blob.key_blob
+        certificate = certificate_of(key)
+        blob = key.asbytes() if certificate is None else certificate[1]
         with suppress(ValueError):  # which the checker says better
             plain_key(blob)
             self._host_key = blob
@@ -421,7 +389,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         if why is None and isinstance(error, paramiko.AuthenticationException):
             return AuthenticationFailed(f"the login as {self._username!r} is refused: {printable(str(error))}")
         assert self._transport is not None
-        if not self._transport.remote_version and stream.greeting and not stream.timed_out:
+        if not self._transport.server_version and stream.greeting and not stream.timed_out:
             said = printable(stream.greeting.decode("utf-8", "replace"), 60)
             if stream.greeting.startswith(_TOO_MANY):
                 self.busy = True
@@ -440,14 +408,14 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self.hopeless = self.hopeless or self._incompatible
         return error
 
-    def _start_sftp(self, stream: Stream, transport: paramiko.Transport) -> Wire:
+    def _start_sftp(self, stream: Stream, transport: SSHTransport) -> Wire:
         config = self._config
         self._doing = "opening a channel"
         stream.limit(self._within(self._settings.channel_timeout))
         asked = time.perf_counter()
         channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_PACKET)
         round_trip = time.perf_counter() - asked
-        banner = transport.remote_version
+        banner = transport.server_version
         further = self._further(transport)
         if self._load is not None:
             further.want(self._load.lanes_at(round_trip, spreads=is_openssh_banner(banner)))
@@ -467,7 +435,9 @@ class Opening(paramiko.MissingHostKeyPolicy):
         stream.limit(self._within(config.timeout))
         channel.settimeout(config.timeout + _SLACK)
         bounds = Bounds(config.max_entries, config.max_listing_bytes, config.max_file_bytes)
-        wire = Wire(channel, io_timeout=config.io_timeout, further=further, banner=banner, bounds=bounds)
+        wire = Wire(
+            buffer_channel(channel), io_timeout=config.io_timeout, further=further, banner=banner, bounds=bounds
+        )
         try:
             wire.handshake()
         except BackendUnavailable as error:
@@ -489,25 +459,24 @@ class Opening(paramiko.MissingHostKeyPolicy):
     def facts(self) -> ConnectionFacts:
         """What has been found so far."""
         transport, key = self._transport, self._host_key
-        logger: object = transport.logger if transport is not None else None
-        cipher = transport.local_cipher if transport is not None else ""
+        agreed = AgreedAlgorithms() if transport is None else transport.agreed_algorithms()
         return ConnectionFacts(
             username=self._username,
-            server_version=printable(transport.remote_version) if transport is not None else "",
-            key_exchange=logger.key_exchange if isinstance(logger, _Chatter) else "",
+            server_version=printable(transport.server_version) if transport is not None else "",
+            key_exchange=agreed.key_exchange,
             host_key_type=key_type(key) if key else "",
             host_key_fingerprint=fingerprint(key) if key else "",
             host_key_line=known_hosts_line(self._config.host, self._config.port, key) if key else "",
             trust=self._trust,
-            cipher=cipher,
-            mac="" if transport is None or "gcm@" in cipher else str(vars(transport).get("local_mac") or ""),
-            compression="" if transport is None or not cipher else transport.local_compression or "none",
-            strict_key_exchange=transport is not None and bool(vars(transport).get("agreed_on_strict_kex")),
+            cipher=agreed.cipher,
+            mac=agreed.mac,
+            compression=agreed.compression,
+            strict_key_exchange=agreed.strict_key_exchange,
             login_methods=tuple(self._record.offered),
             login_refused=tuple(self._record.refused),
             login_taken=tuple(self._record.taken),
             logged_in=self._logged_in,
-            proposed=_proposed(transport),
+            proposed={} if transport is None else transport.proposed_algorithms(),
             incompatible=self._incompatible,
             jump=None if self._jump is None else self._jump.facts(),
         )
@@ -518,26 +487,14 @@ class Opening(paramiko.MissingHostKeyPolicy):
     def _situation(self) -> tuple[str, str | None]:
         """What is being done, and why the line broke if it did."""
         doing, transport = self._doing, self._transport
-        if doing == _BANNER and transport is not None and transport.remote_version:
+        if doing == _BANNER and transport is not None and transport.server_version:
             doing = "exchanging keys"
-        farewell = farewell_of(transport) if transport is not None else None
-        if farewell is not None:
-            return doing, f"the server hung up, saying {farewell!r}"
+        if transport is not None and transport.disconnect_message is not None:
+            return doing, f"the server hung up, saying {printable(transport.disconnect_message)!r}"
         failure = self._stream.failure if self._stream is not None else None
         if failure == SERVER_CLOSED and doing == _BANNER:
             failure += "; too many connections at once, an address ban or a firewall are usual causes"
         return doing, failure
-
-
-def _proposed(transport: paramiko.Transport | None) -> dict[str, tuple[str, ...]]:
-    if transport is None:
-        return {}
-    return {
-        "key_exchange": tuple(transport.preferred_kex),
-        "host_keys": tuple(transport.preferred_keys),
-        "ciphers": tuple(transport.preferred_ciphers),
-        "macs": tuple(transport.preferred_macs),
-    }
 
 
 def _local_user() -> str:

@@ -6,14 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-import paramiko
-
 from ._codec import Cursor, ProtocolError
 from ._config import DEFAULT_PORT, BackendConfig, HostKeyPolicy
 from ._errors import BackendUnavailable, connecting, printable
 from ._hostkeys import fingerprint, key_type, known_hosts_line
 from ._keys import load_private_key
 from ._opening import end_transport, make_transport
+from ._paramiko_compat import SHA1_RSA, SSHTransport
 from ._stream import Stream, dial
 
 _IDENTIFICATION: Final = b"SSH-2.0-airflow_sftp_backend\r\n"
@@ -21,10 +20,9 @@ _DISCONNECT, _IGNORE, _DEBUG, _KEXINIT = 1, 2, 4, 20
 _LONGEST_LINE: Final = 8192
 _LONGEST_PACKET: Final = 256 << 10
 _MOST_LINES: Final = 100
-_RSA_SHA1: Final = "ssh-rsa"
 _KEY_TYPES: Final = {
     **{name: name for name in ("ssh-ed25519", *(f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521)))},
-    **dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256", _RSA_SHA1), "ssh-rsa"),
+    **dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256", SHA1_RSA), "ssh-rsa"),
 }
 """The type of key behind each host key algorithm that can be asked for; SHA-1 last (RFC 8332 section 3)."""
 
@@ -180,11 +178,11 @@ def _fetch(host: str, port: int, timeout: float, algorithm: str) -> bytes:
     """The key the server shows where only ``algorithm`` is asked for."""
     address = BackendConfig(host=host, port=port).address
     stream: Stream | None = None
-    transport: paramiko.Transport | None = None
+    transport: SSHTransport | None = None
     with connecting(lambda: (f"asking for the {algorithm} key", stream.failure if stream else None), address):
         stream = dial(host, port, timeout=timeout, io_timeout=timeout)
         try:
-            transport = make_transport(stream, timeout, legacy=algorithm == _RSA_SHA1)
+            transport = make_transport(stream, timeout, legacy=algorithm == SHA1_RSA)
             transport.get_security_options().key_types = (algorithm,)
             stream.limit(timeout, then=timeout)
             transport.start_client()

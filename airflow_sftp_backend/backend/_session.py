@@ -83,7 +83,7 @@ class _Connection:
     def hang_up(self) -> None:
         """Makes everything that waits on it fail. Takes no lock: fit for a signal handler and the collector."""
         self._stream.hang_up(CLOSED_MEANWHILE)
-        self._transport.stop_thread()
+        self._transport.stop()
 
     def close(self) -> None:
         """Ends it and its threads. Idempotent."""
@@ -98,7 +98,7 @@ class _Connection:
         self._closed = True
         self.wire.broken = "the connection belongs to the process that was forked"
         self._stream.leave()
-        self._transport.stop_thread()
+        self._transport.stop()
         _KEPT.append(self)
 
     def __del__(self) -> None:

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import IO, Final, Protocol
 
 from ._errors import BackendUnavailable, printable
+from ._paramiko_compat import SocketLike
 
 SERVER_CLOSED: Final = "the server closed the connection"
 _BUFFER: Final = 256 << 10
@@ -38,7 +39,7 @@ class Carrier(Protocol):
         """Ends it."""
 
 
-class Stream:
+class Stream(SocketLike):
     """A connected socket. One thread reads it, others write; anyone may end it.
 
     Reads come out of a large buffer: one system call for many packets. What ends it shows as EOFError, and ``failure``
@@ -202,9 +203,8 @@ class Stream:
         """Gives up a forked child's copy of the descriptor; the parent's connection goes on."""
         self._socket.close()
 
-    @property
-    def _closed(self) -> bool:
-        """As a socket has it: paramiko asks."""
+    def is_closed(self) -> bool:
+        """Return True once the socket is closed."""
         return self._socket.fileno() == -1
 
     def getpeername(self) -> object:

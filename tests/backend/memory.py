@@ -62,7 +62,7 @@ class Renames:
 
 
 class _NoChannel:
-    def send(self, data: bytes, /) -> int:
+    def send(self, data: bytes | memoryview, /) -> int:
         raise NotImplementedError
 
     def recv(self, count: int, /) -> bytes:

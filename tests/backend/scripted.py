@@ -89,7 +89,7 @@ class ScriptedChannel:
         self._sent = b""
         self._stream = b""
 
-    def send(self, data: bytes, /) -> int:
+    def send(self, data: bytes | memoryview, /) -> int:
         """Takes some of it."""
         if self.closed:
             return 0

@@ -14,7 +14,8 @@ import paramiko
 import pytest
 
 from airflow_sftp_backend.backend._keys import load_private_key
-from airflow_sftp_backend.backend._legacy import LegacyTransport, Sha1RSAKey, legacy_transport
+from airflow_sftp_backend.backend._legacy import LegacyTransport, legacy_transport
+from airflow_sftp_backend.backend._paramiko_compat import Sha1RSAKey
 from tests.servers import AsyncsshServer, OpenSSHServer, Server, wait_until
 
 OLD = {"HostKeyAlgorithms": "ssh-rsa", "PubkeyAcceptedAlgorithms": "ssh-rsa"}

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import paramiko
 
     from airflow_sftp_backend.backend._opening import ConnectionFacts
+    from airflow_sftp_backend.backend._paramiko_compat import SSHTransport
     from airflow_sftp_backend.backend._stream import Stream
 
 IO_TIMEOUT: Final = 30.0
@@ -138,7 +139,7 @@ class ModelChannel:
         self._sent = b""
         connection.channels.append(self)
 
-    def send(self, data: bytes, /) -> int:
+    def send(self, data: bytes | memoryview, /) -> int:
         """Takes ``data``, or its part before the message that cannot be sent."""
         connection, data = self._connection, bytes(data)
         self._network.check_alive()
@@ -386,18 +387,22 @@ class _ModelOpening:
         except BackendUnavailable as error:
             error.server = self._config.address
             raise
+
+        def end(seconds: float) -> bool:
+            network.close(wire)
+            return True
+
         ends = SimpleNamespace(
             failure=None,
             is_active=lambda: not network.is_cut(wire),  # paramiko's thread notices the end of a connection
-            is_alive=lambda: False,
-            stop_thread=lambda: network.close(wire),
-            packetizer=SimpleNamespace(complete_handshake=lambda: None),
+            stop=lambda: network.close(wire),
+            end=end,
             hang_up=lambda why=None: None,
             release=lambda: None,
             end_within=lambda seconds: None,
             close=lambda: None,
         )
-        client, transport = cast("paramiko.SSHClient", ends), cast("paramiko.Transport", ends)
+        client, transport = cast("paramiko.SSHClient", ends), cast("SSHTransport", ends)
         return Opened(client, transport, cast("Stream", ends), wire, self.facts())
 
     def facts(self) -> ConnectionFacts:
