@@ -139,9 +139,9 @@ class Cursor:
 
     __slots__ = ("_at", "_data", "_end")
 
-    def __init__(self, data: memoryview) -> None:
+    def __init__(self, data: memoryview, at: int = 0) -> None:
         self._data = data
-        self._at = 0
+        self._at = at
         self._end = len(data)
 
     def _pass(self, count: int) -> int:
@@ -160,8 +160,12 @@ class Cursor:
 
     def uint32(self) -> int:
         """A number of four bytes."""
-        (number,) = UINT32.unpack_from(self._data, self._pass(4))
-        return int(number)
+        at = self._at
+        if at + 4 > self._end:
+            raise ProtocolError(_CUT)
+        self._at = at + 4
+        number: int = UINT32.unpack_from(self._data, at)[0]
+        return number
 
     def uint64(self) -> int:
         """A number of eight bytes."""

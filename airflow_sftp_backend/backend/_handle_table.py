@@ -8,7 +8,7 @@ file is closed, and is then sent again.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Final
@@ -61,7 +61,7 @@ class HandleTable:
         self._asked: dict[int, _Asked] = {}
         self._counts: Counter[Kind] = Counter()
         self._most: Counter[Kind] = Counter()
-        self._channels: dict[Hashable, _Channel] = {}
+        self._channels: defaultdict[Hashable, _Channel] = defaultdict(_Channel)
 
     @property
     def count(self) -> int:
@@ -77,7 +77,7 @@ class HandleTable:
         return self._counts[kind]
 
     def asking(self, number: int, kind: Kind) -> None:
-        """Note that a request to open a file is sent.
+        """Note that a request to open a file is sent. Need not be called for a server without a limit.
 
         :param number: number of that request
         :param kind: OPEN or OPENDIR
@@ -93,7 +93,8 @@ class HandleTable:
 
         :param number: number of the request that was refused
         :param refused: the refusal
-        :returns: False if more were open at once before, or nothing was open, or the status has another meaning
+        :returns: False if more were open at once before, or nothing was open, or the status has another meaning, or
+            the request was not noted
         """
         asked = self._asked.pop(number, None)
         if asked is None or refused.code not in _REFUSALS:
@@ -109,8 +110,8 @@ class HandleTable:
         :param kind: OPEN or OPENDIR
         :returns: False if another open file has that handle
         """
-        self._asked.pop(number, None)
-        handles = self._channels.setdefault(channel, _Channel())
+        request = self._asked.pop(number, None)
+        handles = self._channels[channel]
         # A request that was sent before the close was also answered before it: the handle was not free then.
         if handle in handles.open or (handle in handles.closing and handles.closing[handle][1] > number):
             self.shared = True
@@ -118,6 +119,8 @@ class HandleTable:
             return False
         handles.open[handle] = kind
         self._counts[kind] += 1
+        if request is None:
+            return True
         for asked in self._asked.values():
             asked.beside = True
             asked.most = max(asked.most, self._counts[asked.kind])
@@ -137,7 +140,7 @@ class HandleTable:
         :param handle: the handle
         :param number: number of that request
         """
-        handles = self._channels.setdefault(channel, _Channel())
+        handles = self._channels[channel]
         if handle in handles.open:
             handles.closing[handle] = handles.open.pop(handle), number
 
@@ -147,7 +150,7 @@ class HandleTable:
         :param channel: where it was sent
         :param handle: the handle
         """
-        handles = self._channels.setdefault(channel, _Channel())
+        handles = self._channels[channel]
         if handle in handles.closing:
             self._counts[handles.closing.pop(handle)[0]] -= 1
 

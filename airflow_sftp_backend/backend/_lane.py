@@ -7,13 +7,14 @@ channel has a receive window of its own, which bounds what is under way to the s
 from __future__ import annotations
 
 import re
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from ._codec import MAX_FRAME, Cursor, ProtocolError
+from ._codec import MAX_FRAME, UINT32, Cursor, ProtocolError
 from ._errors import BackendUnavailable, Refused, printable
 from ._limits import BoundExceeded
 from ._messages import Request, decode_version, encode_init
@@ -21,6 +22,7 @@ from ._messages import Request, decode_version, encode_init
 R = TypeVar("R")
 
 _RECEIVE: Final = 4 << 20
+_REPLY_START: Final = struct.Struct(">BI")  # type, request id
 _BATCH: Final = 32 << 10
 _SHOWN: Final = 200
 """Bytes shown of what is not a packet."""
@@ -80,9 +82,9 @@ class Pending(Generic[R]):
         waiter, self._waiter = self._waiter, None
         waiters, self._waiters = self._waiters, None
         if waiter is not None:
-            self.await_by(waiter)
+            waiter.wake(outcome, error)
         for other in waiters or ():
-            self.await_by(other)
+            other.wake(outcome, error)
 
     @property
     def answer(self) -> R | Refused:
@@ -272,15 +274,16 @@ class Lane:
         if self._inbox:
             self._inbox += received
         data = self._inbox or received
-        packets, view, at = [], memoryview(data), 0
-        while len(view) - at >= 4:
-            length = int.from_bytes(view[at : at + 4], "big")
+        packets, view, at, end = [], memoryview(data), 0, len(data)
+        while end - at >= 4:
+            (length,) = UINT32.unpack_from(view, at)
             if not 1 <= length <= MAX_FRAME:
                 raise self._not_a_length(bytes(view[at : at + _SHOWN]))
-            if len(view) - at - 4 < length:
+            following = at + 4 + length
+            if following > end:
                 break
-            packets.append(view[at + 4 : at + 4 + length])
-            at += 4 + length
+            packets.append(view[at + 4 : following])
+            at = following
         if at or data is not self._inbox:
             self._inbox = bytearray(view[at:])  # a new one: the packets still look into the old
         else:
@@ -290,30 +293,27 @@ class Lane:
     def _dispatch(self, packet: memoryview) -> None:
         if len(packet) < 5:
             raise ProtocolError("a packet without a request id")
-        request_id = int.from_bytes(packet[1:5], "big")
+        kind, request_id = _REPLY_START.unpack_from(packet)
         pending = self._owed.get(request_id)
         if pending is None:
             raise ProtocolError("a reply to a request that was never made")
         outcome: object = None
         error: Exception | None = None
+        request = pending.request
         try:
-            outcome = pending.request.answer(packet[0], Cursor(packet[5:]))
+            outcome = request.answer(kind, Cursor(packet, _REPLY_START.size))
         except (Refused, BoundExceeded) as refused:
             # a traceback has this frame, which has what is pending, which has the refusal
             error = refused.with_traceback(None)
-        observe = self.observe if pending.request.tracked else None
+        observe = self.observe if request.tracked else None
         is_final = observe is None or observe(self, pending, outcome, error)  # while it is owed: it may end the lane
-        self._settled(request_id)
-        if is_final:
-            pending.settle(outcome, error)
-
-    def _settled(self, request_id: int) -> Pending[Any]:
-        pending = self._owed.pop(request_id)
-        self.in_flight -= pending.request.cost
+        del self._owed[request_id]
+        self.in_flight -= request.cost
         if self._timed is not None and self._timed[0] == request_id:
             self.round_trip = min(self.round_trip, self._clock() - self._timed[1])
             self._timed = None
-        return pending
+        if is_final:
+            pending.settle(outcome, error)
 
     @contextmanager
     def _unbroken(self) -> Iterator[None]:

@@ -32,8 +32,10 @@ from ._limits import MAX_NAME_BYTES, MIN_BLOCK, ListingTally, check_name_bytes
 
 R_co = TypeVar("R_co", covariant=True)
 
+_HEAD: Final = struct.Struct(">IBI")  # length, type, request id
 _READ_TAIL: Final = struct.Struct(">QI")
 _REPLY_HEAD: Final = 9  # bytes before the body of a reply: length, type, request id
+_NO_DATA: Final = memoryview(b"")
 
 
 class Request(ABC, Generic[R_co]):
@@ -64,7 +66,7 @@ class Request(ABC, Generic[R_co]):
     def frame(self, request_id: int) -> bytes:
         """The whole packet."""
         body = self.body()
-        return b"".join((struct.pack(">IBI", len(body) + 5, self.kind, request_id), body))
+        return _HEAD.pack(len(body) + 5, self.kind, request_id) + body
 
     def answer(self, kind: int, cursor: Cursor) -> R_co:
         """The decoded reply. Raises Refused for a status that is not OK, ProtocolError for a reply of another type."""
@@ -79,10 +81,13 @@ class Request(ABC, Generic[R_co]):
         code = cursor.uint32()
         if code == Code.OK and self.reply_kind == Kind.STATUS:
             return self.decode(cursor)
+        raise self._refusal(code, cursor)
+
+    def _refusal(self, code: int, cursor: Cursor) -> Refused:
+        """Read the rest of a status that is no success; ProtocolError if it is one."""
         if code == Code.OK:
             raise ProtocolError(f"a {self.kind.name} was answered by a bare OK")
-        text = cursor.text() if cursor.left else ""  # servers before version 3 leave the text out
-        raise Refused(code, text)
+        return Refused(code, cursor.text() if cursor.left else "")  # servers before version 3 leave the text out
 
 
 class _Acknowledged(Request[None]):
@@ -245,12 +250,10 @@ class Read(Request[memoryview]):
 
     def on_status(self, cursor: Cursor) -> memoryview:
         """EOF is an empty reply."""
-        try:
-            return Request.on_status(self, cursor)
-        except Refused as refused:
-            if refused.code == Code.EOF:
-                return memoryview(b"")
-            raise
+        code = cursor.uint32()
+        if code == Code.EOF:
+            return _NO_DATA
+        raise self._refusal(code, cursor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +277,7 @@ class Write(_Acknowledged):
     def frame(self, request_id: int) -> bytes:
         """The whole packet, the data copied once."""
         head = self._head()
-        start = struct.pack(">IBI", len(head) + len(self.data) + 5, self.kind, request_id)
+        start = _HEAD.pack(len(head) + len(self.data) + 5, self.kind, request_id)
         return b"".join((start, head, self.data))
 
     def _head(self) -> bytes:
@@ -321,12 +324,10 @@ class ReadDir(_OfHandle, Request[list[Entry]]):
 
     def on_status(self, cursor: Cursor) -> list[Entry]:
         """EOF is an empty reply."""
-        try:
-            return Request.on_status(self, cursor)
-        except Refused as refused:
-            if refused.code == Code.EOF:
-                return []
-            raise
+        code = cursor.uint32()
+        if code == Code.EOF:
+            return []
+        raise self._refusal(code, cursor)
 
 
 _TYPE_LETTERS: Final = {b"d": stat.S_IFDIR, b"l": stat.S_IFLNK, b"-": stat.S_IFREG}
@@ -473,7 +474,7 @@ def _block(stated: int, room: int) -> int:
 
 def encode_init() -> bytes:
     """The packet that opens the conversation."""
-    return struct.pack(">IBI", 5, Kind.INIT, VERSION)
+    return _HEAD.pack(5, Kind.INIT, VERSION)
 
 
 def decode_version(frame: memoryview) -> dict[str, str]:

@@ -238,10 +238,8 @@ class Wire:
 
     def limits(self) -> Operation[Limits]:
         """How large reads and writes may be, in bytes."""
-        try:
-            return (yield from wait(self._limits))
-        except Refused:
-            return Limits()
+        answer = yield from _answer(self._limits)
+        return Limits() if isinstance(answer, Refused) else answer
 
     def supports(self, request: type[Request[Any]]) -> bool:
         """True if the server announced the extension of that request."""
@@ -287,19 +285,22 @@ class Wire:
         ready: deque[Run[T]] = deque()
         outcomes: list[T | SFTPBackendError | OSError | None] = []
         stopped_by: BaseException | None = None
+        has_room = True  # false from when as many run as may until one of them ends
         while self._forsaken and self.broken is None:
             self._send(self._first, Pending(Close(self._forsaken.popleft())))
         while True:
             ended: Run[T] | None = None
             try:
-                while (
-                    stopped_by is None
-                    and len(active) < min(limit, self.handles.limit or limit)
-                    and (operation := next(source, None)) is not None
-                ):
-                    run = active[len(outcomes)] = Run(operation, len(outcomes), ready)
-                    outcomes.append(None)
-                    run.wake()
+                if has_room:
+                    has_room = False
+                    while (
+                        stopped_by is None
+                        and len(active) < min(limit, self.handles.limit or limit)
+                        and (operation := next(source, None)) is not None
+                    ):
+                        run = active[len(outcomes)] = Run(operation, len(outcomes), ready)
+                        outcomes.append(None)
+                        run.wake()
                 if ready:
                     ended = ready.popleft()
                     step = ended.step()
@@ -315,12 +316,14 @@ class Wire:
                 assert ended is not None
                 outcomes[ended.place] = end.value
                 del active[ended.place]
+                has_room = True
             except BaseException as error:
                 # Whatever it is, the operations that wait must hear of it and clean up before it goes on its way.
                 if ended is None:
                     self._break("interrupted")
                 else:
                     del active[ended.place]
+                    has_room = True
                 if ended is not None and isinstance(error, SFTPBackendError | OSError) and (gathers or stopped_by):
                     outcomes[ended.place] = error
                 elif stopped_by is None:
@@ -336,11 +339,11 @@ class Wire:
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
     def _take_up(self, run: Run[Any], step: Step) -> None:
-        if isinstance(step, TraitsQuery):
-            run.wake(self.traits)
-            return
         if isinstance(step, Pending):
             step.await_by(run)
+            return
+        if isinstance(step, TraitsQuery):
+            run.wake(self.traits)
             return
         lane, request = (step.lane, step.request) if isinstance(step, Posting) else (self._first, step)
         if request.cost and lane.in_flight and (lane.parked or lane.in_flight + request.cost > IN_FLIGHT):
@@ -353,7 +356,7 @@ class Wire:
         try:
             if self.broken is not None:
                 raise BackendUnavailable(self.broken)
-            if self.handles.shared and request.tracked and not isinstance(request, Close):
+            if request.tracked and self.handles.shared and not isinstance(request, Close):
                 self._check_alone()
             pending = self._send(lane, Pending(request))
         except SFTPBackendError as error:
@@ -375,10 +378,12 @@ class Wire:
     def _send(self, lane: Lane, pending: Pending[R]) -> Pending[R]:
         pending.number = self._count
         self._count += 1
-        if isinstance(pending.request, Close):
-            self.handles.closing(lane, pending.request.handle, pending.number)
-        elif pending.request.tracked:
-            self.handles.asking(pending.number, pending.request.kind)
+        request = pending.request
+        if request.tracked:
+            if isinstance(request, Close):
+                self.handles.closing(lane, request.handle, pending.number)
+            elif not self.traits.opens_many_files:
+                self.handles.asking(pending.number, request.kind)
         lane.send(pending)
         if lane.has_batch:
             with self._whole():
@@ -453,7 +458,7 @@ class Wire:
         likely = self.handles.may_be_limit(pending.number, refused)
         others = sum(map(len, self._active)) > 1
         final = before is not None and before.final
-        return likely and others and not final and not self.traits.opens_many_files
+        return likely and others and not final
 
     def _settle_refused(self) -> None:
         held = self._refused.popleft()
