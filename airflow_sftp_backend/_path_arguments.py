@@ -17,8 +17,8 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ._arguments import InvalidArgument
+from ._cancellation import undisturbed
 from .backend import FileInfo, InvalidPath
-from .killed import undisturbed
 
 if TYPE_CHECKING:
     from airflow.sdk import XComArg
@@ -34,6 +34,8 @@ _WILDCARD = re.compile(r"[*?\[]")
 _ESCAPED = re.compile(r"\[([*?\[])\]")
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _OBJECT_AS_TEXT = re.compile(r"<.* object .*at 0x[0-9a-f]+>|Lazy\w+\(.*\)", re.DOTALL)
+BLANK = re.compile(r"\{(\w*)\}")
+"""A word in braces, which stands for something else."""
 _EXPECTED = "a text, a row (a mapping with 'path'), or a list of these"
 _REMEDY = (
     "Pass a task's output as it is, source=wait.output; in a template write {{ ... | tojson }}, or give the DAG"
@@ -344,3 +346,11 @@ def _is_python_list(text: str) -> bool:
         and value != ()
         and all(isinstance(item, str | Mapping | list) for item in value)
     )
+
+
+def directory_error(path: str, found: InvalidPath | None = None) -> InvalidPath:
+    """Return the failure for a name that is a directory's; ``found`` is what the server's look at it raised."""
+    error = InvalidPath("it is a directory; end its name with '/' if what it holds is meant", path=path)
+    if found is not None:
+        error.server, error.native_path = found.server, found.native_path
+    return error

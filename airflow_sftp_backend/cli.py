@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from .backend import BackendConfig, BackendUnavailable, HostKeyPolicy, Secret, SFTPBackendError
-from .backend._config import DEFAULT_PORT
-from .backend._errors import escaped
+from .backend.config import DEFAULT_PORT
+from .backend.errors import escaped
 
 if TYPE_CHECKING:
-    from .backend._diagnosis import Diagnosis, Step
+    from .backend._diagnostics.check import Diagnosis, Step
 
 _WIDTH: Final = 100
 _INDENT: Final = 17
@@ -143,7 +143,7 @@ def _clean(given: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):  # where Airflow is to log
         config = _config(given)
         from .backend import SFTPBackend  # here, because it loads paramiko
-        from .backend._partial_files import check_age, clean_local
+        from .backend._transfers.partial_files import check_age, clean_local
 
         check_age(given.older_than)
         with SFTPBackend.from_config(config) as backend:
@@ -179,16 +179,16 @@ def _check(given: argparse.Namespace) -> int:
 
 
 def _diagnosis(config: BackendConfig, given: argparse.Namespace) -> Diagnosis:
-    from .backend import _probes  # here, because it loads paramiko
-    from .backend._diagnosis import diagnose
+    from .backend._diagnostics import probes  # here, because it loads paramiko
+    from .backend._diagnostics.check import diagnose
 
-    probes = {"Writing": _probes.writing} if given.write else {}
-    probes |= {"Speed": _probes.speed} if given.speed else {}
+    chosen = {"Writing": probes.writing} if given.write else {}
+    chosen |= {"Speed": probes.speed} if given.speed else {}
     log = logging.getLogger("airflow_sftp_backend")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        return diagnose(config, {**probes, "All host keys": _probes.host_keys})
+        return diagnose(config, {**chosen, "All host keys": probes.host_keys})
     finally:
         log.setLevel(level)
 
@@ -226,7 +226,7 @@ def _of_connection(conn_id: str) -> BackendConfig:
     from airflow.models.connection import Connection
     from airflow.sdk.exceptions import AirflowNotFoundException
 
-    from .sources import resolve
+    from ._connections.resolver import resolve
 
     try:
         return resolve(Connection.get_connection_from_secrets(conn_id), Connection.get_connection_from_secrets)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, TextIO, cast
 
-from .backend._errors import escaped
+from .backend.errors import escaped
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -20,7 +20,7 @@ from airflow.sdk.log import mask_secret
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from airflow_sftp_backend import masking
+from airflow_sftp_backend import _masking
 
 LIMIT: Final = 1.0
 """Seconds."""
@@ -60,8 +60,8 @@ def _hidden(secret: str) -> tuple[list[str], float]:
         mask_secret([*batch])
 
     reset_secrets_masker()
-    with mock.patch.object(masking, "mask_secret", keeping):
-        return masks, _seconds(lambda: masking.hide([secret]))
+    with mock.patch.object(_masking, "mask_secret", keeping):
+        return masks, _seconds(lambda: _masking.hide([secret]))
 
 
 def _seconds(work: Callable[[], None]) -> float:

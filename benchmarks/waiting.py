@@ -109,8 +109,8 @@ def _connection(server: OpenSSHServer, whose: Whose, folder: Path) -> str:
 
 def _triggers(whose: str, paths: Sequence[str]) -> list[Any]:  # BaseTrigger, which is not imported before it is timed
     if whose == "ours":
+        from airflow_sftp_backend._polling.conditions import Condition
         from airflow_sftp_backend.triggers import SFTPFileTrigger
-        from airflow_sftp_backend.waiting import Condition
 
         return [SFTPFileTrigger("waiting", Condition((path,)).as_json(), INTERVAL) for path in paths]
     from airflow.providers.sftp.triggers.sftp import SFTPTrigger

@@ -13,7 +13,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, AssetWatcher, task, task_group
 
-from airflow_sftp_backend.arrivals import new_files
+from airflow_sftp_backend.assets import new_files
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from airflow_sftp_backend.operators import SFTPMoveOperator
 from airflow_sftp_backend.triggers import SFTPNewFilesTrigger

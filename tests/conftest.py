@@ -253,7 +253,7 @@ def make_backend() -> Iterator[Callable[..., SFTPBackend]]:
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
     """A key vault that whoever asks with the login of the environment may read."""
-    from airflow_sftp_backend.keyvault import VAULTS
+    from airflow_sftp_backend._key_vault.client import VAULTS
 
     with Vault(tmp_path) as vault:
         who = vault.register(secret="of the application")

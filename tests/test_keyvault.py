@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import RetryPolicy
-from airflow_sftp_backend.azure_identity import AzureIdentity, BadIdentity, Kind
-from airflow_sftp_backend.keyvault import BadReference, KeyVaultError, KeyVaults, Reason, SecretReference
+from airflow_sftp_backend._key_vault.client import BadReference, KeyVaultError, KeyVaults, Reason, SecretReference
+from airflow_sftp_backend._key_vault.identity import AzureIdentity, BadIdentity, Kind
 from tests.servers import free_port
 from tests.vault import CHALLENGE, CLIENT_SECRET, MANAGED_IDENTITY, SECRET, Fault, Vault, client_certificate
 

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from airflow_sftp_backend.backend._hostkeys import KnownHosts
+from airflow_sftp_backend import sensors
+from airflow_sftp_backend._connections.fields import FIELDS, Field
+from airflow_sftp_backend._connections.parser import Columns, Draft
+from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts
 from airflow_sftp_backend.cli import _parser
-from airflow_sftp_backend.connection import Columns, Draft
-from airflow_sftp_backend.fields import FIELDS, Field
 from tests.servers import AsyncsshServer
 
 TOP = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def test_the_example_without_airflow_moves_files(
 
 
 def test_the_arguments_in_the_table_exist() -> None:
-    from airflow_sftp_backend import operators, sensors
+    from airflow_sftp_backend import operators
 
     rows = re.findall(r"^\| `(SFTP\w+)` \| (.*?) \|", README, re.MULTILINE)
     assert len(rows) == 5
@@ -138,7 +139,7 @@ def test_every_message_explained_is_one_that_is_said() -> None:
 
 def test_what_the_guide_says_is_ours_exists() -> None:
     import airflow_sftp_backend
-    from airflow_sftp_backend import operators, sensors
+    from airflow_sftp_backend import operators
 
     rows = re.findall(r"^\| `.*?` \| (.*) \|$", GUIDE[: GUIDE.index("## What to do, by message")], re.MULTILINE)
     assert rows

@@ -8,8 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ._config import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
-from ._errors import (
+from .config import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
+from .errors import (
     AlreadyExists,
     AuthenticationFailed,
     BackendUnavailable,
@@ -22,7 +22,7 @@ from ._errors import (
     SFTPBackendError,
     TransferCorrupted,
 )
-from ._models import (
+from .models import (
     BeforeRename,
     Capability,
     FileInfo,
@@ -36,9 +36,9 @@ from ._models import (
 )
 
 if TYPE_CHECKING:
-    from ._backend import SFTPBackend
-    from ._scan import SFTPUtils
     from .aio import SyncBackendAdapter
+    from .sync import SFTPBackend
+    from .utils import SFTPUtils
 
 __all__ = [
     "AlreadyExists",
@@ -71,7 +71,7 @@ __all__ = [
     "WriteResult",
 ]
 
-_LATE = {"SFTPBackend": "._backend", "SFTPUtils": "._scan", "SyncBackendAdapter": ".aio"}
+_LATE = {"SFTPBackend": ".sync", "SFTPUtils": ".utils", "SyncBackendAdapter": ".aio"}
 
 
 def __getattr__(name: str) -> object:

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from ._config import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_FILE_BYTES, DEFAULT_MAX_LISTING_BYTES
-from ._errors import InvalidPath, SFTPBackendError, TransferCorrupted
+from .config import DEFAULT_MAX_ENTRIES, DEFAULT_MAX_FILE_BYTES, DEFAULT_MAX_LISTING_BYTES
+from .errors import InvalidPath, SFTPBackendError, TransferCorrupted
 
 logger = logging.getLogger(__name__)
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from ._codec import Attributes
-from ._errors import InvalidPath
-from ._links import lstat_all
+from airflow_sftp_backend.backend._files.links import lstat_all
+from airflow_sftp_backend.backend._protocol.codec import Attributes
+
+from .errors import InvalidPath
 
 if TYPE_CHECKING:
-    from ._backend import SFTPBackend
+    from .sync import SFTPBackend
 
 
 def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:

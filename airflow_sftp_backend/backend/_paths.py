@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from ._errors import InvalidPath, SFTPBackendError
+from .errors import InvalidPath, SFTPBackendError
 
 _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
 _BACKUP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.backup", re.DOTALL)

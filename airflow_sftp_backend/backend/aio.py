@@ -12,9 +12,10 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import BinaryIO, ClassVar, Final, ParamSpec, TypeVar
 
-from ._backend import SFTPBackend
-from ._errors import SFTPBackendError
-from ._models import (
+from airflow_sftp_backend.backend._writes.write_target import Verify
+
+from .errors import SFTPBackendError
+from .models import (
     BeforeRename,
     Capability,
     FileInfo,
@@ -25,7 +26,7 @@ from ._models import (
     ResolutionPlan,
     WriteResult,
 )
-from ._write_target import Verify
+from .sync import SFTPBackend
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 from airflow.sdk import BaseOperator
 
 from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._cancellation import Killable
 from airflow_sftp_backend._file_filters import FileFilters, parse_globs
 from airflow_sftp_backend._path_arguments import (
     End,
@@ -23,27 +24,23 @@ from airflow_sftp_backend._path_arguments import (
     parse_patterns,
     require_one,
 )
-from airflow_sftp_backend._transfer_records import unproven
-from airflow_sftp_backend.backend import (
-    AlreadyExists,
-    BackendUnavailable,
-    SFTPBackendError,
-    WriteResult,
-)
-from airflow_sftp_backend.backend._errors import escaped
-from airflow_sftp_backend.ends import FileState, Outcome, Verify, is_unchanged, same_digest
-from airflow_sftp_backend.hooks import SFTPBackendHook, translate_errors
-from airflow_sftp_backend.killed import Killable
-from airflow_sftp_backend.lineage import Deed, deeds, facets, tell_assets
-from airflow_sftp_backend.plans import IfExists, Step, unspeakable
+from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, SFTPBackendError, WriteResult
+from airflow_sftp_backend.backend.errors import escaped
+from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import ProgressLog, counted, duration, quantity
-from airflow_sftp_backend.tries import Row, Try
+
+from ._lineage import Deed, deeds, facets, tell_assets
+from ._object_storage import FileState, Outcome, Verify, is_unchanged, same_digest
+from ._planning import IfExists, Step, unspeakable
+from ._retry_state import Row, Try
+from ._transfer_records import unproven
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_sftp_backend.backend import SFTPBackend
-    from airflow_sftp_backend.lineage import Facets
+
+    from ._lineage import Facets
 
 T = TypeVar("T")
 Failures = list[SFTPBackendError | OSError]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._path_arguments import Names, Selection, require_one
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
-from airflow_sftp_backend.backend._errors import escaped
-from airflow_sftp_backend.plans import Found, Matches, missing_error, on_server
-from airflow_sftp_backend.tries import Row, Try
+from airflow_sftp_backend.backend.errors import escaped
 
 from ._base import Failures, FileOperator, distinct_failures, speakable
+from ._planning import Found, Matches, missing_error, on_server
+from ._retry_state import Row, Try
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

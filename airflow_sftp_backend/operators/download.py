@@ -8,15 +8,15 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend._path_arguments import parse_target
-from airflow_sftp_backend._transfer_records import Version, downloaded_earlier, fetched_since, remote_version
 from airflow_sftp_backend.backend import BeforeRename
-from airflow_sftp_backend.backend._regular_files import name_ends
-from airflow_sftp_backend.ends import FileState, Outcome, fetch_object, is_url, state_of
-from airflow_sftp_backend.plans import Step, downloads, missing_error, on_server
+from airflow_sftp_backend.backend._transfers.local_files import name_ends
 from airflow_sftp_backend.progress import ProgressLog
-from airflow_sftp_backend.tries import Row, Try
 
 from ._base import Failures, TransferOperator, result_row, speakable
+from ._object_storage import FileState, Outcome, fetch_object, is_url, state_of
+from ._planning import Step, downloads, missing_error, on_server
+from ._retry_state import Row, Try
+from ._transfer_records import Version, downloaded_earlier, fetched_since, remote_version
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

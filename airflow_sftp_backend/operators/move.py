@@ -14,9 +14,11 @@ from airflow_sftp_backend.backend import (
     NotFound,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend._errors import escaped
-from airflow_sftp_backend.ends import FileState, is_unchanged
-from airflow_sftp_backend.plans import (
+from airflow_sftp_backend.backend.errors import escaped
+
+from ._base import Failures, FileOperator, check_choice, distinct_failures, speakable
+from ._object_storage import FileState, is_unchanged
+from ._planning import (
     Found,
     IfExists,
     MoveIfExists,
@@ -31,9 +33,7 @@ from airflow_sftp_backend.plans import (
     numbered_names,
     on_server,
 )
-from airflow_sftp_backend.tries import Row, Try
-
-from ._base import Failures, FileOperator, check_choice, distinct_failures, speakable
+from ._retry_state import Row, Try
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

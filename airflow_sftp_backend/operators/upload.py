@@ -7,14 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend._path_arguments import parse_target
-from airflow_sftp_backend._transfer_records import Version, uploaded_earlier, version_of, written_since
 from airflow_sftp_backend.backend import BackendUnavailable, BeforeRename
-from airflow_sftp_backend.ends import FileState, Outcome, is_url, send_object, state_of
-from airflow_sftp_backend.plans import Step, existing_files, uploads
 from airflow_sftp_backend.progress import ProgressLog
-from airflow_sftp_backend.tries import Row, Try
 
 from ._base import Failures, TransferOperator, result_row, speakable
+from ._object_storage import FileState, Outcome, is_url, send_object, state_of
+from ._planning import Step, existing_files, uploads
+from ._retry_state import Row, Try
+from ._transfer_records import Version, uploaded_earlier, version_of, written_since
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

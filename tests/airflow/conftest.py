@@ -18,7 +18,7 @@ from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
 from airflow_sftp_backend._path_arguments import parse_names, parse_patterns
-from airflow_sftp_backend.waiting import Condition, selected
+from airflow_sftp_backend._polling.conditions import Condition, selected
 from tests.servers import AsyncsshServer, Server
 
 if TYPE_CHECKING:

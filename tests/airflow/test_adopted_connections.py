@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 
 from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected
-from airflow_sftp_backend.backend._opening import ConnectionFacts
+from airflow_sftp_backend.backend._ssh.connect import ConnectionFacts
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.airflow.conftest import Connect
 from tests.servers import (
@@ -268,7 +268,7 @@ def test_what_is_not_known_here_is_ignored_with_one_line(
     openssh: OpenSSHServer, connect: Connect, caplog: pytest.LogCaptureFixture, conn_type: str
 ) -> None:
     hook = adopted(connect, openssh, conn_type, of_another_age="1")
-    with caplog.at_level(logging.DEBUG, logger="airflow_sftp_backend.connection"):
+    with caplog.at_level(logging.DEBUG, logger="airflow_sftp_backend._connections.parser"):
         assert facts_of(hook).logged_in
     assert len([record for record in caplog.records if "of_another_age" in record.getMessage()]) == 1
 

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend._file_rows import FoundFile
-from airflow_sftp_backend.arrivals import new_files
+from airflow_sftp_backend.assets import new_files
 from tests.airflow.conftest import AssetState
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Inbox:
 @pytest.fixture(autouse=True)
 def stands_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other run is under way."""
-    monkeypatch.setattr("airflow_sftp_backend.arrivals._CLAIM_STANDS", 0.0)
+    monkeypatch.setattr("airflow_sftp_backend.assets.uri.events._CLAIM_STANDS", 0.0)
 
 
 @pytest.mark.parametrize("remembers", [True, False])
@@ -169,7 +169,7 @@ def test_of_two_runs_that_claim_what_is_left_over_one_has_it(monkeypatch: pytest
             del taken["left"]
         inbox.store.set(key, taken)
 
-    monkeypatch.setattr("airflow_sftp_backend.arrivals.time.sleep", meanwhile)
+    monkeypatch.setattr("airflow_sftp_backend.assets.uri.events.time.sleep", meanwhile)
     given = new_files(inbox.run(1, began=10))
     assert given == ([row("left"), row("own")] if other == "forgets it once" else [row("own")])
 

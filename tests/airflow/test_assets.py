@@ -119,7 +119,7 @@ with_upstream = pytest.mark.skipif(
 
 
 def test_airflow_asks_this_provider_for_the_scheme_unless_its_own_sftp_provider_is_there() -> None:
-    asked = UPSTREAM if find_spec("airflow.providers.sftp") else "airflow_sftp_backend.assets"
+    asked = UPSTREAM if find_spec("airflow.providers.sftp") else "airflow_sftp_backend.assets.uri"
     providers = ProvidersManagerTaskRuntime()  # type: ignore[no-untyped-call]  # Airflow does not annotate it
     assert providers.asset_uri_handlers["sftp"].__module__ == asked
     assert providers.asset_factories["sftp"].__module__ == asked
@@ -150,6 +150,6 @@ def test_the_dataset_is_named_as_openlineage_names_a_remote_file() -> None:
 
 
 def test_importing_this_loads_no_openlineage() -> None:
-    code = "import sys, airflow_sftp_backend.assets; print([name for name in sys.modules if 'lineage' in name])"
+    code = "import sys, airflow_sftp_backend.assets.uri; print([name for name in sys.modules if 'lineage' in name])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import HostKeyPolicy, Secret
+from airflow_sftp_backend._connections.fields import FIELDS, Field, conn_fields, field_behaviour
+from airflow_sftp_backend._connections.parser import InvalidConnection, parse, secrets
 from airflow_sftp_backend.backend import BackendConfig
-from airflow_sftp_backend.connection import InvalidConnection, parse, secrets
-from airflow_sftp_backend.fields import FIELDS, Field, conn_fields, field_behaviour
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
 

@@ -11,7 +11,7 @@ import pytest
 from airflow.providers.ssh.hooks.ssh import SSHHook
 from airflow.sdk import BaseHook, Connection
 
-from airflow_sftp_backend.connection import InvalidConnection, parse
+from airflow_sftp_backend._connections.parser import InvalidConnection, parse
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
 ADOPTED = pytest.mark.parametrize("conn_type", ["sftp", "ssh"])

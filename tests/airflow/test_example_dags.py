@@ -81,7 +81,7 @@ def dag(tmp_path: Path, body: str) -> Path:
     imports = (
         "from airflow.sdk import DAG, task\n"
         "from airflow_sftp_backend.operators import *\n"
-        "from airflow_sftp_backend.sensors import SFTPFileSensor\n"
+        "from airflow_sftp_backend.sensors.sftp import SFTPFileSensor\n"
     )
     lines = "\n".join(f"    {line}" for line in body.strip().splitlines())
     path = tmp_path / "dags" / "given.py"

@@ -39,10 +39,11 @@ from airflow_sftp_backend import (
     WriteResult,
 )
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend.connection import InvalidConnection
-from airflow_sftp_backend.fields import field_behaviour
-from airflow_sftp_backend.hooks import FilesFailed, SFTPBackendHook, translate_errors
-from airflow_sftp_backend.masking import hide
+from airflow_sftp_backend._connections.fields import field_behaviour
+from airflow_sftp_backend._connections.parser import InvalidConnection
+from airflow_sftp_backend._masking import hide
+from airflow_sftp_backend.hooks import FilesFailed, SFTPBackendHook
+from airflow_sftp_backend.hooks.sftp import translate_errors
 from tests.airflow.conftest import Connect, errors_of
 from tests.servers import AsyncsshServer, OpenSSHServer, free_port
 

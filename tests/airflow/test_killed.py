@@ -21,9 +21,9 @@ import pytest
 from airflow.sdk import BaseHook, BaseOperator, ObjectStoragePath
 from airflow.sdk.log import mask_secret
 
+from airflow_sftp_backend._cancellation import TaskKilled
 from airflow_sftp_backend.backend._paths import is_temp_name
 from airflow_sftp_backend.hooks import SFTPBackendHook
-from airflow_sftp_backend.killed import TaskKilled
 from tests.airflow.conftest import Connect, Glob, State, grow, held
 from tests.airflow.supervised import TOP, told
 from tests.backend.sessions import assert_nothing_left
@@ -278,7 +278,7 @@ def test_what_airflow_is_asked_is_heard_to_its_end(
     if asked == "connection":
         monkeypatch.setattr(SFTPBackendHook, "get_connection", slowly(BaseHook.get_connection))
     else:
-        monkeypatch.setattr("airflow_sftp_backend.masking.mask_secret", slowly(mask_secret))
+        monkeypatch.setattr("airflow_sftp_backend._masking.mask_secret", slowly(mask_secret))
     logins = server.logins()
     operator = delete("a")
     with killed_when(operator, begun.is_set), pytest.raises(TaskKilled):

@@ -16,13 +16,13 @@ from airflow.sdk import Asset, AssetAlias, BaseOperator
 from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
 from airflow_sftp_backend import SFTPBackend
-from airflow_sftp_backend.lineage import Deed, tell_assets
 from airflow_sftp_backend.operators import (
     SFTPDeleteOperator,
     SFTPDownloadOperator,
     SFTPMoveOperator,
     SFTPUploadOperator,
 )
+from airflow_sftp_backend.operators._lineage import Deed, tell_assets
 from tests.airflow.conftest import State, context, grow
 from tests.airflow.supervised import run as run_supervised
 from tests.airflow.supervised import told

@@ -32,11 +32,11 @@ from airflow.utils import cli
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from airflow_sftp_backend import masking
-from airflow_sftp_backend.fields import FIELDS
+from airflow_sftp_backend import _masking
+from airflow_sftp_backend._cancellation import Killable, TaskKilled
+from airflow_sftp_backend._connections.fields import FIELDS
+from airflow_sftp_backend._masking import hide
 from airflow_sftp_backend.hooks import SFTPBackendHook
-from airflow_sftp_backend.killed import Killable, TaskKilled
-from airflow_sftp_backend.masking import hide
 
 MOST_OF_A_KEY: Final = 7
 MOST_BESIDE_A_LINE_END: Final = 14
@@ -470,7 +470,7 @@ def test_a_kill_waits_for_a_few_masks_only(monkeypatch: pytest.MonkeyPatch) -> N
         task.on_kill()
         mask_secret([*masks])
 
-    monkeypatch.setattr(masking, "mask_secret", masking_while_killed)
+    monkeypatch.setattr(_masking, "mask_secret", masking_while_killed)
     with pytest.raises(TaskKilled), task.interruptible(Hook()):
         hide([Pem.made("RSA 2048", "PKCS#8", locked=False).text(64)])
     assert [len(batch) <= 32 for batch in batches] == [True]
@@ -480,7 +480,7 @@ def test_another_airflow_is_asked_for_each_mask(monkeypatch: pytest.MonkeyPatch)
     class Masker:
         """One that keeps its masks elsewhere."""
 
-    monkeypatch.setattr(masking, "_secrets_masker", Masker)
+    monkeypatch.setattr(_masking, "_secrets_masker", Masker)
     pem = Pem.made("Ed25519", "OpenSSH", locked=False)
     hide([pem.text(70)])
     assert longest_run(Masks.of_airflow(), pem.shown(70)) <= MOST_OF_A_KEY

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from airflow_sftp_backend._file_rows import FoundFile
-from airflow_sftp_backend.memory import Arrivals, Memory
+from airflow_sftp_backend._polling.seen_files import Arrivals, Memory
 from tests.airflow.conftest import AssetState
 
 DAY = 24 * 3600.0

@@ -85,7 +85,7 @@ async def watching(
 @pytest.fixture
 def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow writes events down sooner than it may need to."""
-    monkeypatch.setattr("airflow_sftp_backend.memory._TAKES_OVER", 0.2)
+    monkeypatch.setattr("airflow_sftp_backend._polling.seen_files._TAKES_OVER", 0.2)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_watch_travels_and_is_the_same_watch(remote: Path, arguments: dict[str, Any]) -> None:
     found = SFTPNewFilesTrigger(stable_for=3, changed=True, exclude="*.log", include=["*.csv", "*.txt"], **arguments)
     path, arguments = found.serialize()
-    assert path == "airflow_sftp_backend.triggers.SFTPNewFilesTrigger"
+    assert path == "airflow_sftp_backend.triggers.sftp.SFTPNewFilesTrigger"
     again = SFTPNewFilesTrigger(**json.loads(json.dumps(arguments)))
     assert again.serialize() == (path, arguments)
     assert again.condition == found.condition

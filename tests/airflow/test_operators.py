@@ -13,14 +13,7 @@ import pytest
 from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
 
-from airflow_sftp_backend import (
-    AlreadyExists,
-    BackendUnavailable,
-    NotFound,
-    SFTPBackendError,
-    operators,
-    progress,
-)
+from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackendError, operators, progress
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.operators import (
     SFTPDeleteOperator,

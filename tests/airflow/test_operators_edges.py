@@ -18,13 +18,7 @@ from airflow.sdk.definitions._internal.types import NOTSET
 from airflow.sdk.exceptions import AirflowFailException
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
-from airflow_sftp_backend import (
-    AlreadyExists,
-    BackendUnavailable,
-    NotFound,
-    SFTPBackend,
-    TransferCorrupted,
-)
+from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
 from airflow_sftp_backend.backend import BackendConfig
 from airflow_sftp_backend.hooks import FilesFailed
 from tests.airflow.conftest import Connect, Glob, State, context, errors_of, grow, held

@@ -15,9 +15,9 @@ from typing import Any
 import airflow
 import pytest
 
-from airflow_sftp_backend.fields import FIELDS
+from airflow_sftp_backend._connections.fields import FIELDS
+from airflow_sftp_backend.get_provider_info import get_provider_info
 from airflow_sftp_backend.hooks import SFTPBackendHook
-from airflow_sftp_backend.provider import get_provider_info
 from tests.airflow.conftest import Connect
 from tests.airflow.home import AIRFLOW
 from tests.servers import OpenSSHServer
@@ -124,7 +124,7 @@ def test_airflow_lists_the_connection_type(airflow_cli: Airflow) -> None:
     listed = {row["connection_type"]: row for row in rows(airflow_cli("providers", "hooks", "--output", "json"))}
     row = listed["sftp_backend"]
     assert (row["class"], row["conn_id_attribute_name"]) == (
-        "airflow_sftp_backend.hooks.SFTPBackendHook",
+        "airflow_sftp_backend.hooks.sftp.SFTPBackendHook",
         "sftp_conn_id",
     )
     assert (row["package_name"], row["hook_name"]) == ("airflow-sftp-backend", "SFTP Backend")

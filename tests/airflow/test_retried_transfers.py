@@ -19,8 +19,8 @@ from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend import AlreadyExists
+from airflow_sftp_backend._cancellation import TaskKilled
 from airflow_sftp_backend.hooks import FilesFailed
-from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.operators import SFTPDownloadOperator, SFTPUploadOperator
 from tests.airflow.conftest import Connect, State, context, grow, held
 from tests.airflow.killed_task import FileState

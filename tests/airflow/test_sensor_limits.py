@@ -38,7 +38,7 @@ def test_the_documented_template_fails_or_has_no_limit_in_a_real_task(
     (tmp_path / "dags").mkdir()
     (tmp_path / "dags/waiting.py").write_text(
         "from airflow.sdk import DAG\n"
-        "from airflow_sftp_backend.sensors import SFTPFileSensor\n"
+        "from airflow_sftp_backend.sensors.sftp import SFTPFileSensor\n"
         "with DAG('waiting'):\n"
         "    SFTPFileSensor(task_id='wait', path='a', newer_than=\"{{ prev_start_date_success or '' }}\")\n"
     )

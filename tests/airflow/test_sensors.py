@@ -27,9 +27,9 @@ from airflow.sdk.exceptions import (
 )
 
 from airflow_sftp_backend import BackendUnavailable, Secret, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend._cancellation import TaskKilled
 from airflow_sftp_backend._file_rows import FoundFile
-from airflow_sftp_backend.keyvault import VAULTS
-from airflow_sftp_backend.killed import TaskKilled
+from airflow_sftp_backend._key_vault.client import VAULTS
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from airflow_sftp_backend.triggers import SFTPFileTrigger
 from tests.airflow.conftest import Connect, Glob, State, context, grow, selecting

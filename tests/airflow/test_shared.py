@@ -15,9 +15,9 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend._polling.conditions import Condition, Seen, look_for_all
+from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.hooks import SFTPBackendHook
-from airflow_sftp_backend.shared import SharedConnection
-from airflow_sftp_backend.waiting import Condition, Seen, look_for_all
 from tests.airflow.conftest import Connect, grow
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import (
@@ -217,7 +217,7 @@ def test_a_vault_that_hangs_holds_up_only_those_who_need_it(
         answers.wait(20)
         raise BackendUnavailable("the vault says nothing")
 
-    monkeypatch.setattr("airflow_sftp_backend.sources._Recipe._fetch", hang)
+    monkeypatch.setattr("airflow_sftp_backend._connections.resolver._Recipe._fetch", hang)
 
     async def wait() -> None:
         hanging = await start(trigger("a", "hanging"))
@@ -342,7 +342,7 @@ def test_a_server_that_is_away_is_asked_less_and_less_often_for_all_together(
 
     async def wait() -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("airflow_sftp_backend.shared.asyncio.sleep", sleep)
+            patch.setattr("airflow_sftp_backend._polling.shared_connection.asyncio.sleep", sleep)
             waiting = await start(*(trigger(f"{number}") for number in range(20)))
             await until(lambda: len(rests) >= 5)
             for one in waiting:
@@ -395,7 +395,7 @@ def test_who_leaves_a_round_under_way_does_not_keep_the_others_from_their_answer
         assert may_look.wait(10)
         return look_for_all(*arguments)
 
-    monkeypatch.setattr("airflow_sftp_backend.shared.look_for_all", slowly)
+    monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection.look_for_all", slowly)
 
     async def wait() -> list[int]:
         connection = SharedConnection.join("sftp_backend_default")

@@ -13,9 +13,9 @@ import asyncssh
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable
+from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import BackendConfig
 from airflow_sftp_backend.hooks import SFTPBackendHook
-from airflow_sftp_backend.shared import SharedConnection
 from tests.airflow.conftest import Connect, grow
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import AsyncsshServer, Files, StallsAfter
@@ -115,7 +115,7 @@ def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_want
             for one in bad:
                 one.cancel()
             await asyncio.gather(*bad, return_exceptions=True)
-            monkeypatch.setattr("airflow_sftp_backend.shared._UNUSED", 0.1)
+            monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection._UNUSED", 0.1)
             await until(lambda: not shared._apart, 10)
             await until(lambda: len(waiting_threads()) == 1, 10)
             grow(remote, {"good/never": b""})
@@ -143,7 +143,7 @@ def test_a_login_that_is_refused_meanwhile_gives_nobody_a_connection_apart(
             return [frozenset({name}) for name in ("good", "bad", "other") if frozenset({name}) in places]
 
         monkeypatch.setattr(SFTPBackendHook, "aconfig", sometimes)
-        monkeypatch.setattr("airflow_sftp_backend.shared.random.sample", in_order)
+        monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection.random.sample", in_order)
 
         async def wait() -> None:
             waiting = await start(*(trigger(f"{name}/*.csv", every=0.3) for name in ("other", "bad", "good")))

@@ -13,8 +13,8 @@ from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackend
+from airflow_sftp_backend._connections.parser import InvalidConnection
 from airflow_sftp_backend.backend import BackendConfig
-from airflow_sftp_backend.connection import InvalidConnection
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.airflow.conftest import Connect
 from tests.servers import AsyncsshServer, OpenSSHServer, wait_until

@@ -14,7 +14,8 @@ from airflow.sdk.execution_time.comms import ErrorResponse, SetTaskStateStore
 from pydantic import ValidationError
 
 from airflow_sftp_backend import AlreadyExists, NotFound
-from airflow_sftp_backend.hooks import FilesFailed, translate_errors
+from airflow_sftp_backend.hooks import FilesFailed
+from airflow_sftp_backend.hooks.sftp import translate_errors
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from tests.airflow.conftest import AssetState, Glob, State, context, errors_of, grow, held
 from tests.airflow.supervised import run as run_supervised

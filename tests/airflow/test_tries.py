@@ -10,8 +10,8 @@ import pytest
 from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_sftp_backend._cancellation import TaskKilled
 from airflow_sftp_backend.hooks import FilesFailed
-from airflow_sftp_backend.killed import TaskKilled
 from airflow_sftp_backend.operators import SFTPUploadOperator
 from tests.airflow.conftest import Connect, Glob, State, context, grow, held
 from tests.servers import AsyncsshServer, CurtDropBox, DropBox

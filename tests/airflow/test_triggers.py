@@ -15,7 +15,7 @@ from typing import Any, TypeVar, cast
 import pytest
 
 from airflow_sftp_backend import FileInfo, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.shared import SharedConnection
+from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.triggers import SFTPFileTrigger
 from tests.airflow.conftest import Connect, grow, waiting_for
 from tests.backend.sessions import assert_nothing_left
@@ -89,7 +89,7 @@ async def until(condition: Callable[[], bool], longest: float = 20) -> None:
 
 def test_a_trigger_travels_and_carries_no_secret(remote: Path) -> None:
     path, arguments = trigger("in/*.csv", min_size=3).serialize()
-    assert path == "airflow_sftp_backend.triggers.SFTPFileTrigger"
+    assert path == "airflow_sftp_backend.triggers.sftp.SFTPFileTrigger"
     assert json.loads(json.dumps(arguments)) == arguments
     assert SFTPFileTrigger(**arguments).serialize() == (path, arguments)
     assert "key" not in json.dumps(arguments).lower()
@@ -203,7 +203,7 @@ def test_a_wait_of_hours_says_now_and_then_what_is_missing(remote: Path, monkeyp
         seconds[0] += 100  # from one question for the time to the next
         return seconds[0]
 
-    monkeypatch.setattr("airflow_sftp_backend.triggers.time", SimpleNamespace(monotonic=monotonic, time=time.time))
+    monkeypatch.setattr("airflow_sftp_backend.triggers.sftp.time", SimpleNamespace(monotonic=monotonic, time=time.time))
     waited: list[str] = []
     when: list[float] = []
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import FileInfo
-from airflow_sftp_backend.waiting import Condition, Observed, Verdict, after, done_file, judge
+from airflow_sftp_backend._polling.conditions import Condition, Observed, Verdict, after, done_file, judge
 
 NOON = datetime(2026, 2, 3, 12, tzinfo=UTC)
 

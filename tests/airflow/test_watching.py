@@ -31,7 +31,7 @@ import time
 
 from airflow.sdk import DAG, Asset, AssetWatcher, task
 
-from airflow_sftp_backend.arrivals import new_files
+from airflow_sftp_backend.assets import new_files
 from airflow_sftp_backend.triggers import SFTPNewFilesTrigger
 
 def noting(name, seconds, **options):

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import pytest
 
 from airflow_sftp_backend import SFTPBackendError
-from airflow_sftp_backend.backend._lane import Pending
-from airflow_sftp_backend.backend._messages import Request
-from airflow_sftp_backend.backend._wire import Operation, Posting, TraitsQuery, Wire
+from airflow_sftp_backend.backend._protocol.channel import Pending
+from airflow_sftp_backend.backend._protocol.messages import Request
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Posting, TraitsQuery, Wire
 
 T = TypeVar("T")
 

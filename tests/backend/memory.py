@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar, cast
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
-from airflow_sftp_backend.backend._codec import Attributes, Entry, Limits, OpenFlag
-from airflow_sftp_backend.backend._errors import Code, Refused
-from airflow_sftp_backend.backend._lane import Pending
 from airflow_sftp_backend.backend._limits import BoundExceeded
-from airflow_sftp_backend.backend._messages import (
+from airflow_sftp_backend.backend._protocol.channel import Pending
+from airflow_sftp_backend.backend._protocol.codec import Attributes, Entry, Limits, OpenFlag
+from airflow_sftp_backend.backend._protocol.messages import (
     Close,
     CopyData,
     FSetStat,
@@ -33,8 +32,9 @@ from airflow_sftp_backend.backend._messages import (
     Stat,
     Write,
 )
-from airflow_sftp_backend.backend._server_traits import OPENSSH, ServerTraits
-from airflow_sftp_backend.backend._wire import Operation, Posting, TraitsQuery, Wire
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Posting, TraitsQuery, Wire
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, ServerTraits
+from airflow_sftp_backend.backend.errors import Code, Refused
 
 T = TypeVar("T")
 

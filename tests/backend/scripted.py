@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._codec import Attributes, Cursor, Kind
-from airflow_sftp_backend.backend._errors import Code
-from airflow_sftp_backend.backend._wire import Wire
+from airflow_sftp_backend.backend._protocol.codec import Attributes, Cursor, Kind
+from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend.errors import Code
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import paramiko
 import psutil
 
 from airflow_sftp_backend.backend import BackendConfig, RetryPolicy, Secret
-from airflow_sftp_backend.backend._session import Session
-from airflow_sftp_backend.backend._wire import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._ssh.session import Session
 from tests.servers import Server, wait_until
 
 
@@ -67,7 +67,7 @@ def threads() -> list[threading.Thread]:
 
 def look(wire: Wire) -> bool:
     """A round trip over the wire: True if the login folder is there."""
-    from airflow_sftp_backend.backend._operations import check_folder
+    from airflow_sftp_backend.backend._files.operations import check_folder
     from airflow_sftp_backend.backend._paths import Jail
 
     wire.run(check_folder(Jail("/").root))

@@ -11,13 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_sftp_backend import (
-    InvalidPath,
-    SFTPBackend,
-    SFTPBackendError,
-    TransferCorrupted,
-    WriteResult,
-)
+from airflow_sftp_backend import InvalidPath, SFTPBackend, SFTPBackendError, TransferCorrupted, WriteResult
 from tests.servers import (
     FAILURE,
     NO_SPACE_ON_FILESYSTEM,

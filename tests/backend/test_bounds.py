@@ -16,15 +16,15 @@ import asyncssh
 import pytest
 
 from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend._codec import Attributes, Kind
-from airflow_sftp_backend.backend._deletion import delete_folder
-from airflow_sftp_backend.backend._errors import Code
+from airflow_sftp_backend.backend._files.deletion import delete_folder
+from airflow_sftp_backend.backend._files.tree import Pattern, children, delete_tree, find, find_each, folder_info, walk
 from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
-from airflow_sftp_backend.backend._messages import OpenDir, Stat
 from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._server_traits import OPENSSH
-from airflow_sftp_backend.backend._tree import Pattern, children, delete_tree, find, find_each, folder_info, walk
-from airflow_sftp_backend.backend._wire import Wire, ask
+from airflow_sftp_backend.backend._protocol.codec import Attributes, Kind
+from airflow_sftp_backend.backend._protocol.messages import OpenDir, Stat
+from airflow_sftp_backend.backend._protocol.scheduler import Wire, ask
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH
+from airflow_sftp_backend.backend.errors import Code
 from tests.servers import AsyncsshServer, Files, Folder, Server
 
 from .memory import MemoryServer

@@ -12,9 +12,9 @@ import pytest
 
 from airflow_sftp_backend import CapabilityNotSupported, InvalidPath, NotFound, SFTPBackend
 from airflow_sftp_backend.backend import PartialFile
-from airflow_sftp_backend.backend._local_landing import LocalLanding
-from airflow_sftp_backend.backend._partial_files import clean_local
 from airflow_sftp_backend.backend._paths import JailedPath, temp_name
+from airflow_sftp_backend.backend._transfers.atomic_local_file import LocalLanding
+from airflow_sftp_backend.backend._transfers.partial_files import clean_local
 from tests.servers import AsyncsshServer, BareAttributes, OpenSSHServer, Server, WithoutPosixRename
 
 from .expect import tree
@@ -30,7 +30,7 @@ PARKED = temp_name("a.csv", "0123456789ab", "backup")
 @pytest.fixture(autouse=True)
 def looks_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No living writer is between two renames."""
-    monkeypatch.setattr("airflow_sftp_backend.backend._partial_files._SECOND_LOOK", 0.0)
+    monkeypatch.setattr("airflow_sftp_backend.backend._transfers.partial_files._SECOND_LOOK", 0.0)
 
 
 @pytest.fixture(params=["openssh", "asyncssh", "without_posix_rename"])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._codec import Attributes, Cursor, ProtocolError, encode_name, string
+from airflow_sftp_backend.backend._protocol.codec import Attributes, Cursor, ProtocolError, encode_name, string
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)

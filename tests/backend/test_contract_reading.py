@@ -11,14 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from airflow_sftp_backend import (
-    AlreadyExists,
-    BackendUnavailable,
-    InvalidPath,
-    NotFound,
-    SFTPBackend,
-    WriteResult,
-)
+from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, NotFound, SFTPBackend, WriteResult
 from tests.servers import DropsAfter, Folder, OutOfOrder, ShortReads, StallsAfter
 
 from .expect import offline, refused, tree

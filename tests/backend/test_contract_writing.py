@@ -14,14 +14,7 @@ from typing import BinaryIO
 
 import pytest
 
-from airflow_sftp_backend import (
-    AlreadyExists,
-    CapabilityNotSupported,
-    InvalidPath,
-    NotFound,
-    SFTPBackend,
-    WriteResult,
-)
+from airflow_sftp_backend import AlreadyExists, CapabilityNotSupported, InvalidPath, NotFound, SFTPBackend, WriteResult
 from tests.servers import Folder
 
 from .expect import offline, refused, tree

@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import pytest
 
 from airflow_sftp_backend import HostKeyPolicy, Secret, SFTPBackend
-from airflow_sftp_backend.backend import BackendConfig, _probes
-from airflow_sftp_backend.backend._diagnosis import Diagnosis, Probe, Step, diagnose
+from airflow_sftp_backend.backend import BackendConfig
+from airflow_sftp_backend.backend._diagnostics import probes
+from airflow_sftp_backend.backend._diagnostics.check import Diagnosis, Probe, Step, diagnose
 from tests.backend.sessions import Address, assert_nothing_left, config_of
 from tests.servers import (
     AsyncsshServer,
@@ -30,9 +31,9 @@ from tests.servers import (
 )
 
 ALL_PROBES: Mapping[str, Probe] = {
-    "Writing": _probes.writing,
-    "Speed": _probes.speed,
-    "All host keys": _probes.host_keys,
+    "Writing": probes.writing,
+    "Speed": probes.speed,
+    "All host keys": probes.host_keys,
 }
 
 
@@ -359,7 +360,7 @@ def test_keys_that_are_not_known_are_shown_and_not_remembered(openssh: OpenSSHSe
     file.write_text(first)
     found = found_at(
         openssh,
-        {"All host keys": _probes.host_keys},
+        {"All host keys": probes.host_keys},
         known_host_keys=None, host_keys_path=str(file), host_key_policy=HostKeyPolicy.TRUST_ON_FIRST_USE,
     )  # fmt: skip
     lines = step(found, "All host keys").lines
@@ -370,7 +371,7 @@ def test_keys_that_are_not_known_are_shown_and_not_remembered(openssh: OpenSSHSe
 def test_a_folder_that_cannot_be_written_to() -> None:
     with OpenSSHServer({"Subsystem": "sftp internal-sftp -R"}) as server:
         folder = server.fresh()
-        title, text = failure(found_at(server, {"Writing": _probes.writing}, base_path=folder.base_path))
+        title, text = failure(found_at(server, {"Writing": probes.writing}, base_path=folder.base_path))
     assert title == "Writing"
     assert "permission denied; check the rights of the login user on the server" in text
 
@@ -386,7 +387,7 @@ def test_an_interrupted_probe_removes_its_file(openssh: OpenSSHServer) -> None:
     folder = openssh.fresh()
     backend = Interrupted.from_config(config_of(openssh, base_path=folder.base_path))
     with backend, pytest.raises(KeyboardInterrupt):
-        _probes.writing(backend)
+        probes.writing(backend)
     assert os.listdir(folder.path) == []
 
 
@@ -401,7 +402,7 @@ def test_a_file_that_could_not_be_removed_is_named(openssh: OpenSSHServer) -> No
     folder = openssh.fresh()
     backend = Locked.from_config(config_of(openssh, base_path=folder.base_path))
     with backend, pytest.raises(KeyboardInterrupt) as caught:
-        _probes.writing(backend)
+        probes.writing(backend)
     (left,) = os.listdir(folder.path)
     assert caught.value.__notes__[0].startswith(f"{folder.base_path}/{left} may be left on the server: ")
     assert stat.S_ISREG((folder.path / left).stat().st_mode)

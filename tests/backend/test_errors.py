@@ -23,15 +23,7 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
-from airflow_sftp_backend.backend._errors import (
-    Code,
-    Refused,
-    connecting,
-    escaped,
-    from_refusal,
-    printable,
-    unavailable,
-)
+from airflow_sftp_backend.backend.errors import Code, Refused, connecting, escaped, from_refusal, printable, unavailable
 
 KINDS = [
     SFTPBackendError,

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_sftp_backend import AlreadyExists, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend import PreparedFile
-from airflow_sftp_backend.backend._group_commit import GroupCommit
+from airflow_sftp_backend.backend._writes.group_commit import GroupCommit
 from tests.servers import DropsAfter, OpenSSHServer, RenameReplaces, StallsAfter, wait_until
 
 from .expect import tree

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from airflow_sftp_backend import CapabilityNotSupported, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend._handles import AtomicWriter, RemoteFile, _Blocks
+from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile, _Blocks
 from tests.servers import BareAttributes, SaysOtherSizes
 
 from .expect import refused

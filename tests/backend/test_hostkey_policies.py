@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, HostKeyRejected
-from airflow_sftp_backend.backend._hostkeys import HostKeyChecker, KnownHosts, Trust, fingerprint
+from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyChecker, KnownHosts, Trust, fingerprint
 from tests.backend.test_hostkeys import AUTHORITY, HOST, NAME, NOW, PORT, blob, certificate, new_key, text
 from tests.servers import OpenSSHServer, small_disk, wait_until
 

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._hostkeys import (
+from airflow_sftp_backend.backend._ssh.known_hosts import (
     KnownHosts,
     Trust,
     fingerprint,

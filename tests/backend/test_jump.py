@@ -16,8 +16,8 @@ import pytest
 
 from airflow_sftp_backend import BackendUnavailable, HostKeyPolicy, SFTPBackend
 from airflow_sftp_backend.backend import BackendConfig
-from airflow_sftp_backend.backend._session import Session
-from airflow_sftp_backend.backend._wire import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._ssh.session import Session
 from tests.backend.sessions import assert_nothing_left, config_of, look
 from tests.servers import AsyncsshServer, Login, OpenSSHServer, Server, free_port, mute_listener, wait_until
 

@@ -25,8 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend.backend import AuthenticationFailed, BackendConfig, Secret
-from airflow_sftp_backend.backend._keys import check_pkey, config_key, export, load_private_key, portable
-from airflow_sftp_backend.backend._pem import repair_pem
+from airflow_sftp_backend.backend._ssh.pem import repair_pem
+from airflow_sftp_backend.backend._ssh.private_keys import check_pkey, config_key, export, load_private_key, portable
 from tests.servers import OpenSSHServer
 
 TYPES = ("ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-ed25519")

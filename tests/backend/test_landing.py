@@ -15,12 +15,10 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
-from airflow_sftp_backend.backend._atomic_write import write_atomic
-from airflow_sftp_backend.backend._cleanup import recover, sweep
-from airflow_sftp_backend.backend._codec import Attributes
-from airflow_sftp_backend.backend._copy import copy, move
-from airflow_sftp_backend.backend._errors import Refused
-from airflow_sftp_backend.backend._messages import (
+from airflow_sftp_backend.backend._files.pipelining import Content
+from airflow_sftp_backend.backend._paths import STALE, Jail, JailedPath, is_temp_name
+from airflow_sftp_backend.backend._protocol.codec import Attributes
+from airflow_sftp_backend.backend._protocol.messages import (
     CopyData,
     FStat,
     LStat,
@@ -30,11 +28,13 @@ from airflow_sftp_backend.backend._messages import (
     Request,
     Write,
 )
-from airflow_sftp_backend.backend._paths import STALE, Jail, JailedPath, is_temp_name
-from airflow_sftp_backend.backend._rename import rename
-from airflow_sftp_backend.backend._transfer import Content
-from airflow_sftp_backend.backend._wire import Operation
-from airflow_sftp_backend.backend._write_target import Landing, Verify
+from airflow_sftp_backend.backend._protocol.scheduler import Operation
+from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
+from airflow_sftp_backend.backend._writes.cleanup import recover, sweep
+from airflow_sftp_backend.backend._writes.copy import copy, move
+from airflow_sftp_backend.backend._writes.rename import rename
+from airflow_sftp_backend.backend._writes.write_target import Landing, Verify
+from airflow_sftp_backend.backend.errors import Refused
 
 from .memory import FAILURES, Failure, MemoryServer, Renames
 

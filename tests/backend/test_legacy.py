@@ -13,9 +13,9 @@ import asyncssh
 import paramiko
 import pytest
 
-from airflow_sftp_backend.backend._keys import load_private_key
-from airflow_sftp_backend.backend._legacy import LegacyTransport, legacy_transport
-from airflow_sftp_backend.backend._paramiko_compat import Sha1RSAKey
+from airflow_sftp_backend.backend._ssh._paramiko_compat import Sha1RSAKey
+from airflow_sftp_backend.backend._ssh.legacy_rsa import LegacyTransport, legacy_transport
+from airflow_sftp_backend.backend._ssh.private_keys import load_private_key
 from tests.servers import AsyncsshServer, OpenSSHServer, Server, wait_until
 
 OLD = {"HostKeyAlgorithms": "ssh-rsa", "PubkeyAcceptedAlgorithms": "ssh-rsa"}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import AlreadyExists, SFTPBackend
-from airflow_sftp_backend.backend import _regular_files
+from airflow_sftp_backend.backend._transfers import local_files
 from tests.servers import Folder, OpenSSHServer, Server, small_disk
 
 from .expect import refused, tree
@@ -152,7 +152,7 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(
     proc: bool,
 ) -> None:
     if not proc:
-        monkeypatch.setattr(_regular_files, "_STATUS", "/nowhere")
+        monkeypatch.setattr(local_files, "_STATUS", "/nowhere")
     (folder.path / "file").write_bytes(b"content")
     (folder.path / "file").chmod(0o600)
     umask(mask)

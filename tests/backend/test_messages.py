@@ -10,9 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._codec import Attributes, Cursor, Entry, Kind, Limits, OpenFlag, ProtocolError
-from airflow_sftp_backend.backend._errors import Code, Refused
-from airflow_sftp_backend.backend._messages import (
+from airflow_sftp_backend.backend._protocol.codec import (
+    Attributes,
+    Cursor,
+    Entry,
+    Kind,
+    Limits,
+    OpenFlag,
+    ProtocolError,
+)
+from airflow_sftp_backend.backend._protocol.messages import (
     AskLimits,
     Close,
     CopyData,
@@ -36,6 +43,7 @@ from airflow_sftp_backend.backend._messages import (
     decode_version,
     encode_init,
 )
+from airflow_sftp_backend.backend.errors import Code, Refused
 
 from .scripted import counted, version
 

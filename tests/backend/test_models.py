@@ -10,15 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_sftp_backend import (
-    Capability,
-    FileInfo,
-    FolderEntry,
-    FolderInfo,
-    ResolutionPlan,
-    SFTPBackend,
-    WriteResult,
-)
+from airflow_sftp_backend import Capability, FileInfo, FolderEntry, FolderInfo, ResolutionPlan, SFTPBackend, WriteResult
 
 AT = datetime(2026, 2, 3, tzinfo=UTC)
 VALUES = [

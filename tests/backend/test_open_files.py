@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import PermissionDenied, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend._codec import Kind
-from airflow_sftp_backend.backend._errors import Code, Refused
-from airflow_sftp_backend.backend._handle_table import HandleTable
+from airflow_sftp_backend.backend._protocol.codec import Kind
+from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
+from airflow_sftp_backend.backend.errors import Code, Refused
 from tests.servers import FAILURE, AsyncsshServer, LimitsOpenFiles, SharesHandles, wait_until
 
 from .expect import tree

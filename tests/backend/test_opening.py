@@ -26,8 +26,8 @@ from airflow_sftp_backend.backend import (
     RetryPolicy,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend._keys import load_private_key
-from airflow_sftp_backend.backend._session import ConnectionFacts, Session
+from airflow_sftp_backend.backend._ssh.private_keys import load_private_key
+from airflow_sftp_backend.backend._ssh.session import ConnectionFacts, Session
 from tests.backend.sessions import Address, assert_nothing_left, config_of, look, session_to
 from tests.conftest import ALL_HOST_KEYS
 from tests.servers import (

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable, DirectoryNotEmpty, InvalidPath, NotFound, SFTPBackendError
-from airflow_sftp_backend.backend import _deletion as deletion
-from airflow_sftp_backend.backend import _operations as operations
-from airflow_sftp_backend.backend._codec import Attributes, Entry, OpenFlag
-from airflow_sftp_backend.backend._errors import Code, Refused
+from airflow_sftp_backend.backend._files import deletion as deletion
+from airflow_sftp_backend.backend._files import operations as operations
+from airflow_sftp_backend.backend._files.pipelining import Content
 from airflow_sftp_backend.backend._limits import ListingTally
-from airflow_sftp_backend.backend._messages import (
+from airflow_sftp_backend.backend._paths import Jail
+from airflow_sftp_backend.backend._protocol.codec import Attributes, Entry, OpenFlag
+from airflow_sftp_backend.backend._protocol.messages import (
     LStat,
     MakeDir,
     Open,
@@ -24,10 +25,9 @@ from airflow_sftp_backend.backend._messages import (
     Request,
     Stat,
 )
-from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._server_traits import OPENSSH, UNKNOWN, ServerTraits
-from airflow_sftp_backend.backend._transfer import Content
-from airflow_sftp_backend.backend._wire import Operation
+from airflow_sftp_backend.backend._protocol.scheduler import Operation
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
+from airflow_sftp_backend.backend.errors import Code, Refused
 
 from .memory import FAILURES, Failure, File, MemoryServer
 

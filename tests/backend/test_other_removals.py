@@ -9,13 +9,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from airflow_sftp_backend import (
-    AlreadyExists,
-    DirectoryNotEmpty,
-    InvalidPath,
-    NotFound,
-    SFTPBackendError,
-)
+from airflow_sftp_backend import AlreadyExists, DirectoryNotEmpty, InvalidPath, NotFound, SFTPBackendError
 from tests.servers import (
     AsyncsshServer,
     DiffersInAll,

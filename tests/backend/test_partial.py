@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend import _atomic_write, _resume
-from airflow_sftp_backend.backend._atomic_write import write_atomic
-from airflow_sftp_backend.backend._messages import Write
+from airflow_sftp_backend.backend._files.pipelining import SPAN, Content
 from airflow_sftp_backend.backend._paths import Jail, is_temp_name, resume_token, same_writer, spare_token
-from airflow_sftp_backend.backend._resume import PIECE, pieces
-from airflow_sftp_backend.backend._transfer import SPAN, Content
-from airflow_sftp_backend.backend._write_target import Landing, SoFar
+from airflow_sftp_backend.backend._protocol.messages import Write
+from airflow_sftp_backend.backend._writes import atomic_write, resume
+from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
+from airflow_sftp_backend.backend._writes.resume import PIECE, pieces
+from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar
 from tests.servers import DiskFull, Folder, OpenSSHServer, Server
 
 from .expect import tree
@@ -531,9 +531,9 @@ def test_whatever_stands_in_the_part_the_file_is_the_source(
     server = MemoryServer({"/in": None, "/in/target": OLD, landing().temp.native: part})
     so_far = SoFar()
     with (
-        patch.object(_resume, "SPAN", 20),
-        patch.object(_atomic_write, "SPAN", 20),
-        patch.object(_resume, "PIECE", piece),
+        patch.object(resume, "SPAN", 20),
+        patch.object(atomic_write, "SPAN", 20),
+        patch.object(resume, "PIECE", piece),
     ):
         server.run(write_atomic(server, landing(), Content(source), None, so_far))
     # what is compared is a sample: of parts so small, all of it
@@ -550,7 +550,7 @@ def test_lost_at_any_request_again_and_again_the_last_try_ends_with_the_file_alo
     source: bytes, lost: list[int]
 ) -> None:
     held: dict[str, bytes] = {"/in/target": OLD}
-    with patch.object(_resume, "SPAN", 20), patch.object(_atomic_write, "SPAN", 20):
+    with patch.object(resume, "SPAN", 20), patch.object(atomic_write, "SPAN", 20):
         for times, number in enumerate([*lost, 0]):
             server = MemoryServer({"/in": None} | held, fail_at={number}, failure="lost before")
             try:

@@ -9,14 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import InvalidPath
-from airflow_sftp_backend.backend._paths import (
-    Jail,
-    check_server_name,
-    has_control_character,
-    is_temp_name,
-    temp_name,
-)
-from airflow_sftp_backend.backend._tree import Pattern
+from airflow_sftp_backend.backend._files.tree import Pattern
+from airflow_sftp_backend.backend._paths import Jail, check_server_name, has_control_character, is_temp_name, temp_name
 
 CHARACTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])
 SEGMENT = st.text(CHARACTERS, min_size=1, max_size=8).filter(lambda text: text not in (".", ".."))

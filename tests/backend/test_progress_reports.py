@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import SFTPBackend
-from airflow_sftp_backend.backend._transfer import SPAN
+from airflow_sftp_backend.backend._files.pipelining import SPAN
 from tests.servers import OpenSSHServer, Server
 
 MakeBackend = Callable[..., SFTPBackend]

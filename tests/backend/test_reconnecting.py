@@ -19,8 +19,8 @@ from airflow_sftp_backend import (
     SFTPBackend,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend._hostkeys import HostKeyChecker
-from airflow_sftp_backend.backend._session import Session
+from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyChecker
+from airflow_sftp_backend.backend._ssh.session import Session
 from tests.servers import AsyncsshServer, DropsAfter, DropsAtRename, OpenSSHServer, free_port
 
 from .expect import tree

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackend, SFTPBackendError, TransferCorrupted
-from airflow_sftp_backend.backend._atomic_write import write_atomic
-from airflow_sftp_backend.backend._cleanup import recover
-from airflow_sftp_backend.backend._messages import Write
+from airflow_sftp_backend.backend._files.pipelining import Content
 from airflow_sftp_backend.backend._paths import Jail, is_temp_name
-from airflow_sftp_backend.backend._transfer import Content
-from airflow_sftp_backend.backend._write_target import Landing, SoFar
+from airflow_sftp_backend.backend._protocol.messages import Write
+from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
+from airflow_sftp_backend.backend._writes.cleanup import recover
+from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar
 from tests.servers import DropsAfter, OpenSSHServer, Server
 
 from .expect import tree

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import NotFound, SFTPBackend
-from airflow_sftp_backend.backend._messages import OpenDir
+from airflow_sftp_backend.backend._protocol.messages import OpenDir
 from tests.servers import AsyncsshServer, Folder, OpenSSHServer, WithoutExtensions
 
 from .depth import counted

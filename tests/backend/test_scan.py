@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import BackendUnavailable, HostKeyPolicy, SFTPUtils
-from airflow_sftp_backend.backend._keys import load_private_key
-from airflow_sftp_backend.backend._scan import HostAlgorithms, parse_kexinit, scan_host_algorithms, scan_host_keys
+from airflow_sftp_backend.backend._ssh.private_keys import load_private_key
+from airflow_sftp_backend.backend._ssh.scan import HostAlgorithms, parse_kexinit, scan_host_algorithms, scan_host_keys
 from tests.backend.sessions import assert_nothing_left, look, session_to
 from tests.conftest import ALL_HOST_KEYS
 from tests.servers import (

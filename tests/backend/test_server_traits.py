@@ -8,7 +8,7 @@ from dataclasses import astuple
 import pytest
 
 from airflow_sftp_backend import SFTPBackend
-from airflow_sftp_backend.backend._server_traits import OPENSSH, UNKNOWN, ServerTraits, traits_of
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits, traits_of
 from tests.servers import AsyncsshServer, OpenSSHServer
 
 BANNER = "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u7"

@@ -26,8 +26,8 @@ from airflow_sftp_backend.backend import (
     NotFound,
     RetryPolicy,
 )
-from airflow_sftp_backend.backend._session import ConnectionFacts, Session
-from airflow_sftp_backend.backend._wire import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._ssh.session import ConnectionFacts, Session
 from tests.backend.sessions import assert_nothing_left, config_of, look, session_to, sockets_to
 from tests.servers import (
     AsyncsshServer,

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import SFTPBackend
-from airflow_sftp_backend.backend import _transfer
-from airflow_sftp_backend.backend._codec import Attributes, Kind
-from airflow_sftp_backend.backend._errors import Code, Refused
-from airflow_sftp_backend.backend._lane import Lane
+from airflow_sftp_backend.backend._files import pipelining
+from airflow_sftp_backend.backend._files.pipelining import Content, Outgoing, send
 from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._spread import LANE_WINDOW, RATE, Spread, lanes_for
-from airflow_sftp_backend.backend._transfer import Content, Outgoing, send
-from airflow_sftp_backend.backend._wire import Operation, Wire
+from airflow_sftp_backend.backend._protocol.channel import Lane
+from airflow_sftp_backend.backend._protocol.codec import Attributes, Kind
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
+from airflow_sftp_backend.backend._protocol.striping import LANE_WINDOW, RATE, Spread, lanes_for
+from airflow_sftp_backend.backend.errors import Code, Refused
 from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer, StallsOnFurtherChannels
 
 from .expect import tree
@@ -201,7 +201,7 @@ def test_what_is_in_flight_lies_within_a_span_whatever_the_lanes(
         finally:
             yield from spread.abandon()
 
-    with patch.object(_transfer, "SPAN", 20):
+    with patch.object(pipelining, "SPAN", 20):
         out = Outgoing(spread, block, progress=progress)
         with suppress(Refused):
             wire.run(sent())

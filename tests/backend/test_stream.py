@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._stream import Stream, dial
+from airflow_sftp_backend.backend._ssh.socket_stream import Stream, dial
 from tests.servers import free_port, mute_listener
 
 Pair = tuple[Stream, socket.socket]

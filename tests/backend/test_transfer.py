@@ -13,14 +13,14 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import InvalidPath, TransferCorrupted
-from airflow_sftp_backend.backend._codec import Kind
-from airflow_sftp_backend.backend._errors import Refused
-from airflow_sftp_backend.backend._models import Progress
+from airflow_sftp_backend.backend._files.pipelining import WINDOW, Content, Incoming, Outgoing, send
 from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._server_traits import OPENSSH
-from airflow_sftp_backend.backend._spread import Spread
-from airflow_sftp_backend.backend._transfer import WINDOW, Content, Incoming, Outgoing, send
-from airflow_sftp_backend.backend._wire import Operation, Wire
+from airflow_sftp_backend.backend._protocol.codec import Kind
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH
+from airflow_sftp_backend.backend._protocol.striping import Spread
+from airflow_sftp_backend.backend.errors import Refused
+from airflow_sftp_backend.backend.models import Progress
 
 from .scripted import Packet, ScriptedChannel, ScriptedFile, connected, contents
 

@@ -19,13 +19,7 @@ from airflow_sftp_backend import (
     SFTPBackend,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend._codec import Attributes, Entry
-from airflow_sftp_backend.backend._errors import Code, Refused
-from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
-from airflow_sftp_backend.backend._messages import LStat, OpenDir, ReadDir, Remove, Request
-from airflow_sftp_backend.backend._paths import Jail, temp_name
-from airflow_sftp_backend.backend._server_traits import OPENSSH, UNKNOWN, ServerTraits
-from airflow_sftp_backend.backend._tree import (
+from airflow_sftp_backend.backend._files.tree import (
     Call,
     Pattern,
     children,
@@ -36,7 +30,13 @@ from airflow_sftp_backend.backend._tree import (
     folder_info,
     walk,
 )
-from airflow_sftp_backend.backend._wire import Wire
+from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
+from airflow_sftp_backend.backend._paths import Jail, temp_name
+from airflow_sftp_backend.backend._protocol.codec import Attributes, Entry
+from airflow_sftp_backend.backend._protocol.messages import LStat, OpenDir, ReadDir, Remove, Request
+from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
+from airflow_sftp_backend.backend.errors import Code, Refused
 from tests.servers import AsyncsshServer, Packets
 
 from .memory import FAILURES, Failure, MemoryServer

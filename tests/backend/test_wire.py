@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackendError
-from airflow_sftp_backend.backend._codec import MAX_FRAME, Attributes, Kind, Limits
-from airflow_sftp_backend.backend._errors import Code, Refused
-from airflow_sftp_backend.backend._messages import Close, CopyData, PosixRename, Read, Stat
-from airflow_sftp_backend.backend._wire import IN_FLIGHT, Operation, Wire, ask, ask_all, post, wait
+from airflow_sftp_backend.backend._protocol.codec import MAX_FRAME, Attributes, Kind, Limits
+from airflow_sftp_backend.backend._protocol.messages import Close, CopyData, PosixRename, Read, Stat
+from airflow_sftp_backend.backend._protocol.scheduler import IN_FLIGHT, Operation, Wire, ask, ask_all, post, wait
+from airflow_sftp_backend.backend.errors import Code, Refused
 
 from .scripted import Packet, ScriptedChannel, connected, counted, framed, reply, status, version
 

@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, cast
 from unittest import mock
 
 from airflow_sftp_backend import BackendUnavailable, RetryPolicy, SFTPBackend
-from airflow_sftp_backend.backend import _backend, _session
-from airflow_sftp_backend.backend._lane import Lane
-from airflow_sftp_backend.backend._opening import Opened
-from airflow_sftp_backend.backend._session import Session
-from airflow_sftp_backend.backend._wire import Wire
+from airflow_sftp_backend.backend import sync
+from airflow_sftp_backend.backend._protocol.channel import Lane
+from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._ssh import session as session_module
+from airflow_sftp_backend.backend._ssh.connect import Opened
+from airflow_sftp_backend.backend._ssh.session import Session
 
 from .model import EXTENDED, NAMES, Fields, Handles, ModelServer
 
 if TYPE_CHECKING:
     import paramiko
 
-    from airflow_sftp_backend.backend._opening import ConnectionFacts
-    from airflow_sftp_backend.backend._paramiko_compat import SSHTransport
-    from airflow_sftp_backend.backend._stream import Stream
+    from airflow_sftp_backend.backend._ssh._paramiko_compat import SSHTransport
+    from airflow_sftp_backend.backend._ssh.connect import ConnectionFacts
+    from airflow_sftp_backend.backend._ssh.socket_stream import Stream
 
 IO_TIMEOUT: Final = 30.0
 """Seconds of silence after which the client gives a connection up."""
@@ -361,7 +362,7 @@ class Network:
         """A backend whose session connects over this network, as in a process of its own; closed at the end."""
         session = partial(Session, clock=self.clock, sleep=self.clock.sleep, random=lambda: 0.0)
         opening = partial(_ModelOpening, self)
-        with mock.patch.object(_backend, "Session", session), mock.patch.object(_session, "Opening", opening):
+        with mock.patch.object(sync, "Session", session), mock.patch.object(session_module, "Opening", opening):
             defaults: dict[str, Any] = {"base_path": "/data", "io_timeout": IO_TIMEOUT, "retry": RetryPolicy.disabled()}
             backend = SFTPBackend("model.test", **(defaults | arguments))
             try:
@@ -371,7 +372,7 @@ class Network:
 
 
 class _ModelOpening:
-    """What the session makes to connect: in place of `_opening.Opening`."""
+    """What the session makes to connect: in place of `connect.Opening`."""
 
     hopeless = False
 

@@ -11,7 +11,8 @@ from unittest import mock
 
 import pytest
 
-from airflow_sftp_backend.backend import _local_landing, _regular_files
+from airflow_sftp_backend.backend._transfers import atomic_local_file
+from airflow_sftp_backend.backend._transfers import local_files as local_file_rules
 
 from .cases import CASES, Case, World, local_files, run, set_local
 from .network import Killed
@@ -76,7 +77,7 @@ def test_a_download_killed_at_a_local_step_leaves_old_or_new(case: Case, after: 
         number += 1
         world = World.of(case, local)
         steps = KilledAt(number, after=after, local=local)
-        with mock.patch.object(_local_landing, "os", steps), mock.patch.object(_regular_files, "os", steps):
+        with mock.patch.object(atomic_local_file, "os", steps), mock.patch.object(local_file_rules, "os", steps):
             result = run(case, world)
         over = steps.held is None
         if steps.held is not None:

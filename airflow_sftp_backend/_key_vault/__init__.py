@@ -1,0 +1,1 @@
+"""Secrets of Azure Key Vault: references, clients, identities and errors."""

@@ -1,0 +1,280 @@
+"""Hides secrets from the logs of this process and of its supervisor, in every form that a log may show.
+
+Airflow joins all masks into one pattern, in the order of a set: where two masks fit at one place, either may win. So
+nothing here depends on that order. A private key is masked in blocks that follow each other without overlap; of any
+other secret that begins another one, what the longer one has more is masked too.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, quote_plus
+
+from ._cancellation import undisturbed
+from .backend._ssh.pem import key_bodies, without_keys
+
+if TYPE_CHECKING:
+    from airflow.sdk._shared.secrets_masker import _secrets_masker
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.log import mask_secret
+else:
+    try:
+        from airflow.sdk.log import mask_secret
+    except ImportError:  # Airflow 3.0
+        from airflow.sdk.execution_time.secrets_masker import mask_secret
+    try:
+        from airflow.sdk._shared.secrets_masker import _secrets_masker
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.sdk.execution_time.secrets_masker import _secrets_masker
+    try:
+        from airflow.sdk.configuration import conf
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.configuration import conf
+
+_BATCH: Final = 32
+"""Masks that are handed to Airflow at once. It compiles the pattern anew for each, and a kill waits for a batch."""
+_CUT: Final = 80
+"""Characters of a text that a traceback with locals shows (rich, structlog)."""
+_LONG: Final = 256
+"""Characters of a text from which on it is masked in fewer spellings: no password is as long."""
+
+_texts: Final[dict[str, None]] = {}
+"""Every mask of this process that is no block of a key, as one secret may begin another's."""
+
+
+def hide(secrets: Iterable[str]) -> None:
+    """Masks secrets in the logs of this process and of the task.
+
+    A kill of the task takes effect between two batches of masks.
+
+    :param secrets: Passwords, passphrases, private keys and other secret texts. Airflow ignores those below 5
+        characters.
+    """
+    shortest = _shortest()
+    blocks: set[str] = set()
+    texts: set[str] = set()
+    for secret in secrets:
+        bodies = key_bodies(secret)
+        blocks.update(block for lines in bodies for block in _blocks(lines, shortest))
+        if not bodies or without_keys(secret):
+            texts |= _spellings(secret, shortest, by_line=not bodies)
+    _texts.update(dict.fromkeys(texts))
+    _mask_here(blocks)
+    masks = blocks | texts | _rests(texts, shortest)
+    # The longest come last: each mask costs the time to compile all before it.
+    ordered = sorted(masks, key=lambda mask: (len(mask), mask))
+    for start in range(0, len(ordered), _BATCH):
+        with undisturbed():
+            mask_secret([*ordered[start : start + _BATCH]])
+
+
+def masked(text: str) -> str:
+    """Returns a text with every secret that this process has masked replaced by ``***``."""
+    return str(_secrets_masker().redact(text))
+
+
+def _mask_here(masks: set[str]) -> None:
+    """Masks texts in this process alone, and compiles the pattern once. `mask_secret` compiles it for each mask."""
+    masker = _secrets_masker()
+    if not isinstance(getattr(masker, "patterns", None), set) or not hasattr(masker, "replacer"):
+        return  # another Airflow: `mask_secret` does it
+    new = {re.escape(mask) for mask in masks}
+    if new <= masker.patterns:
+        return
+    while True:
+        known = masker.patterns | new
+        masker.replacer = re.compile("|".join(known))
+        masker.patterns.update(known)
+        if masker.patterns == known:  # else another thread has added some meanwhile
+            return
+
+
+def _shortest() -> int:
+    """Returns the length from which on Airflow masks a text."""
+    return int(conf.getint("logging", "min_length_masked_secret", fallback=5))
+
+
+# ---- passwords and other short texts -------------------------------------------------------------------------------
+
+_QUOTINGS: Final[Sequence[Callable[[str], str]]] = (
+    lambda text: json.dumps(text)[1:-1],
+    lambda text: json.dumps(text, ensure_ascii=False)[1:-1],
+    lambda text: repr(text)[1:-1],
+    lambda text: repr('"' + text)[2:-1],  # as part of a text with double quotes, such as JSON
+    lambda text: ascii(text)[1:-1],
+    lambda text: repr(text.encode("utf-8", "surrogatepass"))[2:-1],
+)
+_URL_QUOTINGS: Final[Sequence[Callable[[str], str]]] = (
+    lambda text: quote(text, safe="", errors="surrogatepass"),
+    lambda text: quote(text, errors="surrogatepass"),
+    lambda text: quote_plus(text, errors="surrogatepass"),
+)
+
+
+def _spellings(secret: str, shortest: int, *, by_line: bool) -> set[str]:
+    """Returns the forms of a text in logs: as it is, by line, and quoted, up to JSON in JSON in a repr."""
+    plain = {secret, secret.strip(), secret.strip()[:_CUT]}
+    if by_line:  # what is printed goes into a log line by line
+        plain.update(map(str.strip, secret.splitlines()))
+    spelled = {text for text in plain if len(text) >= shortest}
+    if len(secret) >= _LONG:
+        return spelled | {quoting(text) for text in spelled for quoting in _QUOTINGS[:3]}
+    once = {quoting(text) for text in spelled for quoting in _QUOTINGS} | spelled
+    twice = {quoting(text) for text in once for quoting in _QUOTINGS} | once
+    urls = {quoting(text) for text in once for quoting in _URL_QUOTINGS}  # a URL holds JSON at most
+    return {quoting(text) for text in twice for quoting in _QUOTINGS} | twice | urls
+
+
+def _rests(texts: set[str], shortest: int) -> set[str]:
+    """Returns what texts have more than others that begin them, or others more than they, and that in turn."""
+    rests: set[str] = set()
+    new = texts
+    while new:
+        known = rests.union(texts, list(_texts))
+        new = {rest for rest in _behind_prefixes(sorted(known), new) if len(rest) >= shortest} - known
+        rests |= new
+    return rests
+
+
+def _behind_prefixes(ordered: Sequence[str], new: set[str]) -> Iterator[str]:
+    prefixes: list[str] = []
+    for text in ordered:
+        while prefixes and not text.startswith(prefixes[-1]):
+            prefixes.pop()
+        yield from (text[len(prefix) :] for prefix in prefixes if text in new or prefix in new)
+        prefixes.append(text)
+
+
+# ---- private keys --------------------------------------------------------------------------------------------------
+
+_VISIBLE: Final = 7
+"""Characters of a key's base64 in a row that a log may show at most."""
+_WIDTHS: Final = (64, 70, 76)
+"""Line lengths of base64 in use: PEM (RFC 7468), OpenSSH, MIME (RFC 2045)."""
+_VISIBLE_COST: Final = 0.1
+"""Of a visible character, in masks: of two ways with as many masks the one that shows less is taken."""
+_AVOID: Final = 10
+"""Masks that may be spent to avoid a block."""
+
+
+def _blocks(lines: Sequence[str], shortest: int) -> list[str]:
+    """Cuts the base64 of a key into the fewest masks that hide it.
+
+    The blocks follow each other; at most one character that a URL quotes (``+`` or ``/``) stays visible between two,
+    so that most blocks look the same in a URL. A block with its visible neighbours has at most 8 characters: where a
+    log cuts it, at most 7 show in a row. Where a line may end in it, it has at most 7.
+
+    :param lines: The base64 of the key, by line as it was given.
+    :param shortest: Length of the shortest mask that Airflow takes.
+    :returns: The blocks in order, those that a URL quotes in that form too.
+    """
+    body = "".join(lines).rstrip("=")
+    layout = _Layout(body, lines)
+    lengths, limit = range(shortest, _VISIBLE + 2), _VISIBLE + 1
+    if not _fewest_masks(layout, lengths, limit):  # too short a body, or Airflow is told to take long masks only
+        lengths, limit = range(shortest, 2 * max(shortest, _VISIBLE)), len(body)
+    # An OpenSSH key holds its public key twice: the second time, the blocks of the first are masks already.
+    layout.reuse(_fewest_masks(layout, lengths, limit))
+    return [mask for start, end in _fewest_masks(layout, lengths, limit) for mask in _in_urls(body[start:end])]
+
+
+def _in_urls(block: str) -> list[str]:
+    return [*dict.fromkeys((block, quote(block, safe=""), quote(block)))]
+
+
+class _Layout:
+    """The base64 of a key with the places where its lines end, or may end in a log."""
+
+    def __init__(self, body: str, lines: Sequence[str]) -> None:
+        self.body = body
+        places = range(len(body) + 1)
+        given = {*accumulate(map(len, lines))}
+        usual = {end for width in _WIDTHS for end in places[width::width]}
+        self._given = [*accumulate((place in given for place in places), initial=0)]
+        self._ends = [*accumulate((place in given | usual for place in places), initial=0)]
+        self._quoted = [*accumulate((not char.isalnum() for char in body), initial=0)]
+        self._places: dict[int, dict[str, list[int]]] = {}
+        self._reused: set[str] = set()
+
+    def reuse(self, cuts: Iterable[tuple[int, int]]) -> None:
+        """Prefers blocks of an earlier cut where they stand in the body again."""
+        blocks = {self.body[start:end]: start for start, end in reversed([*cuts])}
+        self._reused = {block for block, start in blocks.items() if self._all_places(block)[0] == start}
+
+    def _all_places(self, block: str) -> list[int]:
+        """Where a block stands in the body."""
+        size = len(block)
+        if size not in self._places:
+            places = self._places[size] = {}
+            for place in range(len(self.body) - size + 1):
+                places.setdefault(self.body[place : place + size], []).append(place)
+        return self._places[size][block]
+
+    def is_quoted(self, place: int) -> bool:
+        """Whether there is a character at that place, and a URL quotes it."""
+        return place < len(self.body) and not self.body[place].isalnum()
+
+    def may_break(self, start: int, end: int, before: int, after: int) -> bool:
+        """Whether a line may end in a block or its visible neighbours, wherever the block stands in the body."""
+        places = self._all_places(self.body[start:end])
+        ends, size, last = self._ends, end - start + after, len(self._ends) - 1
+        return any(ends[min(place + size, last)] > ends[max(place - before, 0) + 1] for place in places)
+
+    def cost(self, start: int, end: int) -> float:
+        """The number of masks that a block needs, and more for a block that is to be avoided.
+
+        A line that ends in a block would show a part of it. A block that stands in the body more than once, as in a
+        row of zero bytes, could be masked at another place than its own, and leave a part of the block there.
+        """
+        block = self.body[start:end]
+        if block in self._reused and self._all_places(block)[0] != start:
+            return 0
+        quoted = self._quoted[end] > self._quoted[start]
+        places = self._all_places(block)
+        breaks = sum(self._given[place + len(block)] - self._given[place + 1] for place in places)
+        return (len(_in_urls(block)) if quoted else 1) + _AVOID * (breaks + (len(places) > 1))
+
+
+def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int, int]]:
+    """Finds the blocks of these lengths that take the fewest masks, by dynamic programming.
+
+    :param limit: Characters of a block with its visible neighbours; one less where a line may end in it.
+    :returns: Start and end of each block; none if there is no way to cover the body.
+    """
+    size = len(layout.body)
+    # By the place where the next block starts, and the number of visible characters before it: cost, and how it came.
+    best: dict[tuple[int, int], tuple[float, tuple[int, int] | None]] = {(0, 0): (0, None)}
+    if layout.is_quoted(0):
+        best[1, 1] = (_VISIBLE_COST, None)
+    for state in ((place, before) for place in range(size) for before in (0, 1)):
+        if state not in best:
+            continue
+        for target, cost in _steps(layout, state, lengths, limit):
+            total = best[state][0] + cost
+            if target not in best or total < best[target][0]:
+                best[target] = (total, state)
+    ends = [state for state in ((size, 0), (size, 1)) if state in best]
+    if not ends:
+        return []
+    cuts = []
+    end = min(ends, key=lambda state: best[state][0])
+    while (previous := best[end][1]) is not None:
+        cuts.append((previous[0], end[0] - end[1]))
+        end = previous
+    return cuts[::-1]
+
+
+def _steps(
+    layout: _Layout, state: tuple[int, int], lengths: range, limit: int
+) -> Iterator[tuple[tuple[int, int], float]]:
+    """The blocks that may start at a place, as the state behind each and its cost."""
+    start, before = state
+    for end in range(start + lengths.start, min(start + lengths.stop, len(layout.body) + 1)):
+        for after in (0, 1) if layout.is_quoted(end) else (0,):
+            shown = before + end - start + after
+            if shown < limit or (shown == limit and not layout.may_break(start, end, before, after)):
+                yield (end + after, after), layout.cost(start, end) + after * _VISIBLE_COST

@@ -1,0 +1,1 @@
+"""Polling for files: conditions, shared connections, and files seen earlier."""

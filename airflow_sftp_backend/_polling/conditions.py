@@ -1,0 +1,432 @@
+"""What a sensor waits for, and when the wait is over: pure decisions, the same for the worker and the triggerer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, FileFilters
+from airflow_sftp_backend._file_rows import FoundFile, found_file
+from airflow_sftp_backend._path_arguments import (
+    BLANK,
+    Selection,
+    check_relative,
+    directory_error,
+    everything_in,
+    has_wildcard,
+    split_pattern,
+)
+from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
+
+if TYPE_CHECKING:
+    from airflow_sftp_backend.backend import SFTPBackend
+
+Observed = dict[str, list[Any]]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
+
+
+def after(newer_than: object) -> str | None:
+    """The time an argument says, as `Condition` has it: a datetime, or ISO 8601 text, with its zone.
+
+    None and "", which a template renders to that has no time to say, are no limit. InvalidArgument for all else.
+    """
+    value = newer_than
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            raise InvalidArgument(
+                f"newer_than is no time: {value!r}; expected one such as 2026-01-31T06:00:00+01:00. A template that may"
+                " have none to say renders to '' with {{ ... or '' }}"
+            ) from None
+    if not isinstance(value, datetime):
+        raise InvalidArgument(f"newer_than is a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
+    if value.tzinfo is None:
+        example = "2026-01-31T06:00:00+01:00"
+        raise InvalidArgument(f"newer_than needs a time zone, as in {example}; {value.isoformat()} has none")
+    return value.isoformat()
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What is waited for: ``min_files`` files that are selected and each satisfy the rest.
+
+    ``names`` are literal paths; ``directories``, literal too, mean any file below them; ``patterns`` are globs.
+    ``min_size`` in bytes; ``newer_than`` as `after` gives it; ``stable_for`` seconds without a change
+    of size or time; ``done_file`` the name of a file that must stand beside each, ``{name}`` being that of the file
+    itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``include`` and ``exclude`` as
+    in `FileFilters`: they decide over what directories and patterns find, not over ``names``.
+
+    Raises InvalidArgument, which names the argument, for what no file can satisfy.
+    """
+
+    names: tuple[str, ...] = ()
+    directories: tuple[str, ...] = ()
+    patterns: tuple[str, ...] = ()
+    min_files: int = 1
+    min_size: int = 0
+    newer_than: str | None = None
+    stable_for: float = 0.0
+    done_file: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = TEMPORARY_NAMES
+
+    def __post_init__(self) -> None:
+        _check_number("min_files", self.min_files, 1, whole=True)
+        _check_number("min_size", self.min_size, 0)
+        _check_number("stable_for", self.stable_for, 0)
+        _check_done_file(self.done_file)
+
+    @property
+    def is_one_name(self) -> bool:
+        """True if it waits for one file of which the name is known."""
+        return len(self.names) == 1 and not self.searches
+
+    @property
+    def searches(self) -> tuple[str, ...]:
+        """The patterns to search for, those of the directories among them."""
+        return (*map(everything_in, self.directories), *self.patterns)
+
+    @property
+    def place(self) -> frozenset[str]:
+        """Where a look for it leads: folders, and patterns that lead into more than one."""
+        places = {name.rpartition("/")[0] for name in self.names}
+        for pattern in self.searches:
+            above, rest = split_pattern(pattern)
+            places.add(pattern if "/" in rest or rest == "**" else above)
+        return frozenset(places)
+
+    @property
+    def folders(self) -> list[str]:
+        """The folders it names, in which or below which it looks, each with a slash; "" is the base path."""
+        named = [name.rpartition("/")[0] for name in self.names]
+        named += [split_pattern(pattern)[0] for pattern in self.searches]
+        return sorted({f"{path}/" if (path := _normal(folder)) else "" for folder in named})
+
+    @property
+    def described(self) -> list[str]:
+        """The names, directories and patterns, as they were specified."""
+        return [*self.names, *(f"{directory.rstrip('/')}/" for directory in self.directories), *self.patterns]
+
+    @property
+    def suspicious(self) -> list[str]:
+        """The names that have wildcards, and so may be meant as patterns."""
+        return [name for name in (*self.names, *self.directories) if has_wildcard(name)]
+
+    def done_files(self, files: Iterable[FileInfo]) -> set[str]:
+        """The done files that are to stand beside these."""
+        return set() if self.done_file is None else {done_file(self.done_file, info.path) for info in files}
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain JSON, for `from_json`."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Condition:
+        """What `as_json` gave."""
+        arguments: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**arguments)
+
+
+class SelectedPaths(TypedDict):
+    """The arguments of `Condition` that say what is waited for."""
+
+    names: tuple[str, ...]
+    directories: tuple[str, ...]
+    patterns: tuple[str, ...]
+
+
+def selected(selection: Selection) -> SelectedPaths:
+    """Return what a selection means, as arguments of `Condition`."""
+    return {
+        "names": tuple(name.path for name in selection.names if not name.is_directory),
+        "directories": tuple(name.path for name in selection.names if name.is_directory),
+        "patterns": selection.patterns,
+    }
+
+
+def _check_number(name: str, value: object, least: int, *, whole: bool = False) -> None:
+    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not right or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        raise InvalidArgument(f"{name} is a {'whole ' if whole else ''}number from {least}, not {value!r}")
+
+
+def _check_done_file(template: object) -> None:
+    if template is None:
+        return
+    segments = template.split("/") if isinstance(template, str) else []
+    if not segments or any(not one.strip() or one in (".", "..") or "\0" in one for one in segments):
+        raise InvalidArgument(f"done_file is the name of a file that stands beside another, not {template!r}")
+    if template == "{name}":
+        raise InvalidArgument("done_file is the name of another file than the one it stands beside, not '{name}'")
+    for blank in BLANK.finditer(str(template)):
+        if blank[1] not in ("name", "stem"):
+            known = "there are {name}, {stem}"
+            raise InvalidArgument(f"done_file has {blank[0]} in it, which stands for nothing; {known}")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether the wait is over, with which files, what to remember for the next look, and what is still missing.
+
+    ``settling``: nothing is missing but time in which no file changes. ``warning`` is for the log, if it is not empty.
+    ``counts``: how many files count, and how many do not for each reason; ``missing`` may change without it.
+    """
+
+    done: bool
+    files: list[FoundFile]
+    observed: Observed
+    missing: str
+    settling: bool = False
+    warning: str = ""
+    counts: tuple[int, ...] = ()
+
+
+Seen = tuple[list[FileInfo], set[str]]
+"""The files that fit the patterns of a condition, and of their done files those that exist."""
+
+
+def look(backend: SFTPBackend, condition: Condition) -> Seen:
+    """Looks for one condition. One name is asked for by `exists`.
+
+    Raises what keeps it from being looked for, such as a name that is a directory's.
+    """
+    is_refused = _ambiguous(condition, backend.resolve("").native_path) is not None
+    if condition.is_one_name and not is_refused and not backend.exists(*condition.names):
+        return [], set()
+    (seen,) = look_for_all(backend, [condition])
+    if isinstance(seen, SFTPBackendError):
+        raise seen
+    return seen
+
+
+def look_for_all(backend: SFTPBackend, conditions: Sequence[Condition]) -> list[Seen | SFTPBackendError]:
+    """Looks for each condition, but asks for all names at once and lists no folder twice.
+
+    An outcome for each, in order. Raises BackendUnavailable.
+    """
+    base_path = backend.resolve("").native_path
+    refused = {one: error for one in conditions if (error := _ambiguous(one, base_path)) is not None}
+    searched = list(dict.fromkeys(one.searches for one in conditions if one.searches and one not in refused))
+    found = _found_by_patterns(backend, searched)
+    named = _ask_for(
+        backend, list(dict.fromkeys(name for one in conditions if one not in refused for name in one.names))
+    )
+    files = [refused.get(one) or _files_of(one, named, found) for one in conditions]
+    wanted = [
+        set[str]() if isinstance(some, SFTPBackendError) else condition.done_files(some)
+        for condition, some in zip(conditions, files, strict=True)
+    ]
+    asked = _ask_for(backend, set().union(*wanted))
+    outcomes: list[Seen | SFTPBackendError] = []
+    for some, beside in zip(files, wanted, strict=True):
+        try:
+            outcomes.append(some if isinstance(some, SFTPBackendError) else (some, _there(beside, asked)))
+        except SFTPBackendError as error:
+            outcomes.append(error)
+    return outcomes
+
+
+def _ambiguous(condition: Condition, base_path: str) -> InvalidPath | None:
+    try:
+        for name in (*condition.names, *condition.directories):
+            check_relative(name, base_path, "path")
+        for pattern in condition.patterns:
+            check_relative(pattern, base_path, "pattern")
+    except InvalidPath as error:
+        return error
+    return None
+
+
+def _files_of(
+    condition: Condition,
+    named: Mapping[str, FileInfo | SFTPBackendError],
+    found: Mapping[tuple[str, ...], list[FileInfo] | SFTPBackendError],
+) -> list[FileInfo] | SFTPBackendError:
+    """Return the files of a condition, sorted by path, or why they cannot be told."""
+    files: dict[str, FileInfo] = {}
+    for name in condition.names:
+        outcome = named[name]
+        if isinstance(outcome, FileInfo):
+            files[outcome.path] = outcome
+        elif isinstance(outcome, InvalidPath):
+            return directory_error(name, outcome)
+        elif not isinstance(outcome, NotFound):
+            return outcome
+    searched = found[condition.searches] if condition.searches else []
+    if isinstance(searched, SFTPBackendError):
+        return searched
+    files |= {info.path: info for info in searched}
+    return [files[path] for path in sorted(files)]
+
+
+_Infos = dict[str, FileInfo | SFTPBackendError]
+
+
+def _ask_for(backend: SFTPBackend, plain: Collection[str]) -> _Infos:
+    """The file of each path, or why there is none."""
+    asked: _Infos = {}
+    for path, outcome in zip(plain, backend.get_file_info_many(plain, return_exceptions=True), strict=True):
+        if not isinstance(outcome, FileInfo | SFTPBackendError):
+            raise outcome
+        asked[path] = outcome
+    return asked
+
+
+def _there(wanted: Collection[str], asked: _Infos) -> set[str]:
+    """Those of the paths that are files. Raises why one cannot be looked at."""
+    for path in wanted:
+        outcome = asked[path]
+        if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, NotFound | InvalidPath):
+            raise outcome
+    return {path for path in wanted if isinstance(asked[path], FileInfo)}
+
+
+def _found_by_patterns(
+    backend: SFTPBackend, groups: Sequence[tuple[str, ...]]
+) -> dict[tuple[str, ...], list[FileInfo] | SFTPBackendError]:
+    """What fits each group of patterns, or why that cannot be said."""
+    found: dict[tuple[str, ...], list[FileInfo] | SFTPBackendError] = {}
+    for group, outcome in zip(groups, backend.find_each(groups, return_exceptions=True), strict=True):
+        if isinstance(outcome, OSError):
+            raise outcome
+        found[group] = outcome
+    return found
+
+
+def done_file(template: str, path: str) -> str:
+    """The key of the done file of ``path``."""
+    folder, slash, name = path.rpartition("/")
+    words = {"name": name, "stem": PurePosixPath(name).stem}
+    return f"{folder}{slash}{BLANK.sub(lambda blank: words[blank[1]], template)}"
+
+
+def judge(
+    condition: Condition, files: Sequence[FileInfo], done_files: Collection[str], earlier: Observed, now: float
+) -> Verdict:
+    """Decides from what is there now (epoch seconds) and what was there at the last look."""
+    observed: Observed = {}
+    ready: list[FoundFile] = []
+    reasons = _Reasons(condition)
+    counted, unspeakable = _those_that_count(condition, files)
+    is_new = _newness(condition)
+    for info in counted:
+        if info.size < condition.min_size:
+            reasons.too_small(info)
+            continue
+        if not is_new(info.modified_at):
+            reasons.too_old(info)
+            continue
+        modified = None if info.modified_at is None else info.modified_at.isoformat()
+        rests = 0.0
+        if condition.stable_for:
+            size, time, since = earlier.get(info.path, [None, None, now])
+            since = min(since, now) if (size, time) == (info.size, modified) else now  # clocks differ, and are set back
+            observed[info.path] = [info.size, modified, since]
+            rests = now - since
+        if condition.done_file is not None and (beside := done_file(condition.done_file, info.path)) not in done_files:
+            reasons.without_done_file(info, beside)
+        elif rests < condition.stable_for:
+            reasons.not_stable(info)
+        else:
+            ready.append(found_file(info))
+    missing = f"{len(ready)} of {condition.min_files} files are there{reasons}"
+    done = len(ready) >= condition.min_files
+    may_settle = not done and len(ready) + reasons.counts[_STABILITY] >= condition.min_files
+    counts = (len(ready), *reasons.counts.values())
+    return Verdict(done, ready, observed, missing, may_settle, _warning(unspeakable), counts)
+
+
+_SIZE, _TIME, _DONE_FILE, _STABILITY = "min_size", "newer_than", "done_file", "stable_for"
+_REASONS_SHOWN: Final = 3
+"""Files of which a log line says why they do not count."""
+
+
+class _Reasons:
+    """Why files that are there do not count: a text for the first ones, and how many there are of each reason."""
+
+    def __init__(self, condition: Condition) -> None:
+        self._condition = condition
+        self._texts: list[str] = []
+        self.counts = dict.fromkeys((_SIZE, _TIME, _DONE_FILE, _STABILITY), 0)
+
+    def too_small(self, info: FileInfo) -> None:
+        """Note a file with less than ``min_size`` bytes."""
+        untold = ", or the server does not tell its size" if info.size == 0 else ""
+        self._note(_SIZE, info, f"{info.size} of {self._condition.min_size} bytes{untold}")
+
+    def too_old(self, info: FileInfo) -> None:
+        """Note a file that is not newer than ``newer_than``."""
+        limit = self._condition.newer_than
+        if info.modified_at is None:
+            self._note(_TIME, info, f"the server does not tell its time, so newer_than ({limit}) cannot be decided")
+        else:
+            self._note(_TIME, info, f"changed {info.modified_at.isoformat()}, which is not newer than {limit}")
+
+    def without_done_file(self, info: FileInfo, beside: str) -> None:
+        """Note a file whose done file is missing."""
+        self._note(_DONE_FILE, info, f"its done file {beside!r} is missing")
+
+    def not_stable(self, info: FileInfo) -> None:
+        """Note a file that has changed within ``stable_for``."""
+        self._note(_STABILITY, info, f"not unchanged for {self._condition.stable_for:g} s yet")
+
+    def _note(self, reason: str, info: FileInfo, text: str) -> None:
+        self.counts[reason] += 1
+        if len(self._texts) < _REASONS_SHOWN:
+            self._texts.append(f"{info.path!r} does not count: {text}")
+
+    def __str__(self) -> str:
+        more = sum(self.counts.values()) - len(self._texts)
+        return "".join(f"; {text}" for text in self._texts) + (f"; and {more} more" if more else "")
+
+
+def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
+    """The files that are meant to be waited for, and the paths that Airflow cannot carry: no UTF-8 text."""
+    named = {_normal(name) for name in condition.names}
+    done_files = {_normal(one) for one in condition.done_files(files)}
+    accepts = FileFilters(condition.include, condition.exclude).accepting(condition.searches)
+    counted: list[FileInfo] = []
+    unspeakable: list[str] = []
+    for info in files:
+        if info.path not in named and (info.path in done_files or not accepts(info.path)):
+            continue
+        if not info.path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in info.path):
+            unspeakable.append(info.path)
+        else:
+            counted.append(info)
+    return counted, unspeakable
+
+
+def _normal(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
+
+
+def _newness(condition: Condition) -> Callable[[datetime | None], bool]:
+    """Tells whether a file's time is after that of the condition. SFTP tells times in whole seconds: the second in
+    which a time with a fraction lies counts."""
+    if condition.newer_than is None:
+        return lambda _time: True
+    limit = datetime.fromisoformat(condition.newer_than)
+    if limit.microsecond:
+        second = limit.replace(microsecond=0)
+        return lambda time: time is not None and time >= second
+    return lambda time: time is not None and time > limit
+
+
+def _warning(unspeakable: Sequence[str]) -> str:
+    if not unspeakable:
+        return ""
+    first = unspeakable[0].encode("utf-8", "backslashreplace").decode()
+    more = f" and {len(unspeakable) - 1} more" if len(unspeakable) > 1 else ""
+    return (
+        f"left out, as Airflow carries only names that are UTF-8 text: {first}{more}; have them renamed on the server"
+    )

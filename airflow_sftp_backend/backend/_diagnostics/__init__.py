@@ -1,0 +1,1 @@
+"""Checks of a server and of a connection, step by step."""

@@ -1,0 +1,123 @@
+"""What a diagnosis looks at only where it is asked to: all host keys, writing, and speed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyChecker
+from airflow_sftp_backend.backend._ssh.scan import HostKey, scan_host_keys
+from airflow_sftp_backend.backend.config import HostKeyPolicy
+from airflow_sftp_backend.backend.errors import BackendUnavailable, HostKeyRejected, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend.backend.sync import SFTPBackend
+
+from .check import Step
+
+_SIZES: Final = (1 << 20, 8 << 20, 64 << 20)
+"""Bytes sent and fetched, one after the other while it goes quickly."""
+_QUICK: Final = 1.0
+"""Seconds."""
+_BLOCK: Final = 1 << 20
+
+
+def host_keys(backend: SFTPBackend) -> Step:
+    """The server's keys of every type, and which of them are known. Nothing is remembered of it."""
+    config = backend.config
+    if config.jump is not None or config.proxy_command is not None:
+        return Step("All host keys", True, ("are asked for only where nothing is in between",))
+    checker = HostKeyChecker(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
+    try:
+        keys = scan_host_keys(config.host, config.port, config.timeout)
+    except BackendUnavailable as error:
+        return Step("All host keys", True, (f"could not be asked for: {error}",))
+    told = [(key, _trust(checker, key)) for key in keys]
+    return Step(
+        "All host keys",
+        True,
+        tuple(
+            f"{key.type} {key.fingerprint} {f'({trust})' if trust else '(not among the known ones)'}"
+            for key, trust in told
+        ),
+        {
+            "keys": [
+                {"type": key.type, "fingerprint": key.fingerprint, "known_hosts": str(key), "trust": trust}
+                for key, trust in told
+            ]
+        },
+    )
+
+
+def _trust(checker: HostKeyChecker, key: HostKey) -> str | None:
+    try:
+        return checker.check(key.blob)
+    except HostKeyRejected:
+        return None
+
+
+def writing(backend: SFTPBackend) -> Step:
+    """Whether a file can be written to the base path, renamed, read and removed."""
+    content = secrets.token_bytes(1000)
+    with _probe_file(backend) as name:
+        backend.write_atomic(name, content)
+        if backend.read_bytes(name) != content:
+            raise TransferCorrupted("what was written is not what is read", path=name)
+    return Step("Writing", True, ("a file was written, renamed, read and removed",), {"name": name})
+
+
+def speed(backend: SFTPBackend) -> Step:
+    """How fast a file of random bytes goes up and comes down."""
+    size = 0
+    up = down = 0.0
+    with tempfile.TemporaryDirectory(prefix="airflow-sftp-backend-") as folder, _probe_file(backend) as name:
+        local, back = Path(folder) / "up", Path(folder) / "down"
+        for size in _SIZES:
+            _fill(local, size)
+            up = _seconds(lambda: backend.upload(local, name, overwrite=True))
+            down = _seconds(lambda: backend.download(name, back, overwrite=True))
+            if max(up, down) > _QUICK:
+                break
+    rates = size / up / 1e6, size / down / 1e6
+    return Step(
+        "Speed",
+        True,
+        (f"up {rates[0]:.1f} MB/s, down {rates[1]:.1f} MB/s (a file of {size >> 20} MiB)",),
+        {"bytes": size, "up_seconds": up, "down_seconds": down},
+    )
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _fill(file: Path, size: int) -> None:
+    with file.open("wb") as out:
+        for _ in range(size // _BLOCK):
+            out.write(os.urandom(_BLOCK))
+
+
+@contextmanager
+def _probe_file(backend: SFTPBackend) -> Iterator[str]:
+    """A name that no sensor and no partner takes for a file of theirs; nothing has it afterwards."""
+    name = f".airflow-sftp-backend-check-{secrets.token_hex(6)}.part"
+    try:
+        yield name
+    except BaseException as error:
+        try:
+            backend.delete(name, missing_ok=True)
+        except SFTPBackendError as left:
+            error.add_note(f"{backend.native_path(name)} may be left on the server: {left}")
+        raise
+    try:
+        backend.delete(name)
+    except SFTPBackendError as error:
+        error.message += "; the file that was written to see whether that works is left there"
+        raise

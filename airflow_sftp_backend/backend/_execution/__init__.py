@@ -1,0 +1,1 @@
+"""Runs the operations of a call on the session: path resolution, retries and clean-up."""

@@ -1,0 +1,1 @@
+"""SFTP operations on files and directories: generators over requests, without a socket."""

@@ -1,0 +1,1 @@
+"""The SSH connection: connect, authenticate, check the host key, open channels."""

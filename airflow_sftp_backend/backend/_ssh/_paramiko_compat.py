@@ -1,0 +1,385 @@
+"""Uses what paramiko does not publish. No other module does.
+
+Read in the sources of paramiko 5.0 and 5.1. pyproject.toml limits the version, and the tests of this module name the
+part that a later version lacks or has changed.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import paramiko
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.hashes import SHA1
+from paramiko.auth_handler import AuthOnlyHandler
+
+from .known_hosts import CERTIFICATE
+
+if TYPE_CHECKING:
+    from airflow_sftp_backend.backend._protocol.channel import Channel
+
+SHA1_RSA: Final = "ssh-rsa"
+_SHA1_CERTIFICATE: Final = f"{SHA1_RSA}{CERTIFICATE}"
+_COOKIE: Final = 16
+"""Bytes before the first list of a KEXINIT message (RFC 4253 section 7.1)."""
+_SERVICE_REQUEST, _SERVICE_ACCEPT, _AUTH_REQUEST = 5, 6, 50
+"""Message numbers (RFC 4250 section 4.1.2)."""
+_POLL: Final = 0.1
+"""Seconds between two checks whether the connection is alive, as in paramiko's own loop."""
+_INHERITED: Final = vars(paramiko.Transport)
+
+PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey
+
+
+# -- transport --------------------------------------------------------------------------------------------------------
+
+
+class SocketLike:
+    """Base of an object that a transport takes in place of a socket."""
+
+    @property
+    def _closed(self) -> bool:
+        # ``Transport.stop_thread`` reads the private attribute of sockets.
+        return self.is_closed()
+
+    def is_closed(self) -> bool:
+        """Tell whether `close` was called.
+
+        :returns: True if it was.
+        """
+        raise NotImplementedError
+
+
+class _DebugLog(logging.LoggerAdapter[logging.Logger]):
+    """Lower records to level DEBUG: paramiko logs each failure, with a traceback, before it raises it."""
+
+    def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
+        """Pass a record on, at level DEBUG at most."""
+        self.logger.log(min(level, logging.DEBUG), msg, *args, **options)
+
+
+@dataclass(frozen=True)
+class AgreedAlgorithms:
+    """The algorithms that client and server agreed on; blank before they did.
+
+    :ivar mac: blank if the cipher authenticates by itself.
+    :ivar strict_key_exchange: True if the countermeasure to Terrapin (CVE-2023-48795) is in effect.
+    """
+
+    key_exchange: str = ""
+    cipher: str = ""
+    mac: str = ""
+    compression: str = ""
+    strict_key_exchange: bool = False
+
+
+class SSHTransport(paramiko.Transport):
+    """A transport that keeps what paramiko only logs. Its own log records have level DEBUG.
+
+    :ivar disconnect_message: the server's reason for the end of the connection (RFC 4253 section 11.1), as it was
+        sent; None if the server gave none.
+    """
+
+    disconnect_message: str | None = None
+    _key_exchange = ""
+
+    def __init__(self, sock: socket.socket, **options: Any) -> None:
+        super().__init__(sock, **options)
+        self.logger = cast("logging.Logger", _DebugLog(self.logger))
+
+    def _parse_disconnect(self, message: paramiko.Message) -> None:
+        code = message.get_int()
+        self.disconnect_message = message.get_string().decode("utf-8", "replace")
+        self.logger.debug("Disconnect (code %d): %s", code, self.disconnect_message)
+
+    def _parse_kex_init(self, message: paramiko.Message) -> None:
+        message.get_bytes(_COOKIE)
+        offered = message.get_list()
+        message.rewind()
+        # The first of the client's methods that the server offers (RFC 4253 section 7.1), kept by paramiko nowhere.
+        self._key_exchange = next((name for name in self.preferred_kex if name in offered), "")
+        super()._parse_kex_init(message)  # type: ignore[misc] # the stub leaves it out
+
+    @property
+    def server_version(self) -> str:
+        """The server's identification, as ``SSH-2.0-OpenSSH_9.2``; blank before it arrived."""
+        return self.remote_version
+
+    def agreed_algorithms(self) -> AgreedAlgorithms:
+        """Return the result of the key exchange.
+
+        :returns: the algorithms; fields are blank before the agreement.
+        """
+        cipher = self.local_cipher
+        strict: bool = self.agreed_on_strict_kex  # type: ignore[attr-defined] # the stub leaves it out
+        return AgreedAlgorithms(
+            key_exchange=self._key_exchange,
+            cipher=cipher,
+            mac="" if "gcm@" in cipher else self.local_mac or "",
+            compression=(self.local_compression or "none") if cipher else "",
+            strict_key_exchange=strict,
+        )
+
+    def proposed_algorithms(self) -> dict[str, tuple[str, ...]]:
+        """Return the algorithms that are proposed to the server.
+
+        :returns: algorithm names, best first, by the field names of `HostAlgorithms`.
+        """
+        return {
+            "key_exchange": tuple(self.preferred_kex),
+            "host_keys": tuple(self.preferred_keys),
+            "ciphers": tuple(self.preferred_ciphers),
+            "macs": tuple(self.preferred_macs),
+        }
+
+    def set_timeouts(self, seconds: float) -> None:
+        """Set all time limits of the transport.
+
+        :param seconds: limit for the banner, the key exchange, each authentication request and each channel.
+        """
+        self.banner_timeout = self.handshake_timeout = seconds
+        self.auth_timeout = self.channel_timeout = seconds
+
+    def stop(self) -> None:
+        """End the transport's thread soon. Takes no lock: fit for a signal handler and the garbage collector."""
+        self.stop_thread()
+
+    def end(self, seconds: float) -> bool:
+        """End the transport's threads and wait for it.
+
+        :param seconds: longest time to wait.
+        :returns: False if the thread still runs.
+        """
+        self.stop_thread()
+        if self.is_alive():
+            self.join(seconds)
+        self.packetizer.complete_handshake()  # ends the thread of a timer
+        return not self.is_alive()
+
+
+def buffer_channel(channel: paramiko.Channel) -> Channel:
+    """Return a channel as one whose ``send`` takes any buffer, which the published signature does not say.
+
+    :param channel: the channel.
+    :returns: the same object.
+    """
+    return cast("Channel", channel)
+
+
+# -- SHA-1 ------------------------------------------------------------------------------------------------------------
+
+
+class Sha1RSAKey(paramiko.RSAKey):
+    """An RSA key that makes and verifies SHA-1 signatures as well."""
+
+    # The stub says Final; paramiko reads it through self.
+    HASHES = {  # type: ignore[misc] # noqa: RUF012
+        **paramiko.RSAKey.HASHES,
+        SHA1_RSA: SHA1,
+        _SHA1_CERTIFICATE: SHA1,
+    }
+
+    @classmethod
+    def of(cls, key: paramiko.RSAKey) -> Sha1RSAKey:
+        """Copy a key, with its certificate if it has one.
+
+        :param key: any RSA key.
+        :returns: the same key, with SHA-1.
+        """
+        twin = cls(key=key.key)
+        twin.public_blob = key.public_blob
+        return twin
+
+
+class Sha1Transport(SSHTransport):
+    """A transport that also knows SHA-1 ``ssh-rsa``, as its last choice, for host keys and for the login.
+
+    paramiko 5.0 removed these signatures. Only this subclass restores them, so every other connection of the process
+    still refuses them.
+    """
+
+    # The algorithms proposed, in order, and the class that verifies the signatures of each.
+    _preferred_keys = (*_INHERITED["_preferred_keys"], SHA1_RSA)
+    _preferred_pubkeys = (*_INHERITED["_preferred_pubkeys"], SHA1_RSA)
+    _key_info = {  # noqa: RUF012
+        **_INHERITED["_key_info"],
+        SHA1_RSA: Sha1RSAKey,
+        _SHA1_CERTIFICATE: Sha1RSAKey,
+    }
+
+    @property
+    def preferred_pubkeys(self) -> Sequence[str]:
+        """Login algorithms, best first: the authentication handler takes the algorithm of an RSA key from here."""
+        return self.order_login_algorithms(super().preferred_pubkeys)
+
+    def order_login_algorithms(self, names: Sequence[str]) -> Sequence[str]:
+        """Order the login algorithms; a subclass overrides this.
+
+        :param names: those that are enabled, ``ssh-rsa`` last.
+        :returns: the same names, best first.
+        """
+        return names
+
+    @property
+    def login_algorithms(self) -> Sequence[str]:
+        """The login algorithms in the order of `order_login_algorithms`."""
+        return self.preferred_pubkeys
+
+    @property
+    def host_key_algorithm(self) -> str:
+        """The agreed algorithm of the host key, as ``rsa-sha2-512``; blank before the agreement."""
+        return self.host_key_type or ""
+
+    @property
+    def server_login_algorithms(self) -> list[str]:
+        """The algorithms in the server's ``server-sig-algs`` (RFC 8308 section 3.1); empty if it sent none."""
+        extensions: dict[str, bytes] = self.server_extensions  # type: ignore[attr-defined] # the stub leaves it out
+        return [name for name in extensions.get("server-sig-algs", b"").decode("ascii", "replace").split(",") if name]
+
+
+# -- login ------------------------------------------------------------------------------------------------------------
+
+
+class PasswordExpired(paramiko.AuthenticationException):
+    """The server asks for a new password.
+
+    :ivar prompt: its text.
+    """
+
+    def __init__(self, prompt: str) -> None:
+        super().__init__(prompt)
+        self.prompt = prompt
+
+
+class AuthRequestHandler(AuthOnlyHandler):
+    """Sends one authentication request and waits for its reply.
+
+    paramiko's own handlers request the service again with each request, which makes some servers hang up, or miss a
+    reply that is quick, or take a request for a new password for a broken connection.
+    """
+
+    @classmethod
+    def attach(cls, transport: paramiko.Transport) -> Self:
+        """Make a handler and let the transport give it the server's replies.
+
+        :param transport: the connection.
+        :returns: the handler, in place of an earlier one.
+        """
+        transport.auth_handler = handler = cls(transport)
+        return handler
+
+    @property
+    def _client_handler_table(self) -> dict[int, Callable[[paramiko.Message], None]]:
+        inherited = super()._client_handler_table  # type: ignore[misc] # the stub leaves it out
+        return {**inherited, _SERVICE_ACCEPT: self._service_accepted}
+
+    def _service_accepted(self, _message: paramiko.Message) -> None:
+        self._accepted.set()
+
+    def request_service(self) -> None:
+        """Request the service that all authentication requests belong to (RFC 4252 section 4).
+
+        :raises EOFError: if the connection ends before the reply.
+        """
+        self._accepted = threading.Event()
+        request = paramiko.Message()
+        request.add_byte(bytes([_SERVICE_REQUEST]))
+        request.add_string("ssh-userauth")
+        self.transport.packetizer.send_message(request)
+        while not self._accepted.wait(_POLL):
+            if not self.transport.is_active():
+                raise self.transport.get_exception() or EOFError()
+
+    def _parse_userauth_info_request(self, message: paramiko.Message) -> None:
+        if self.auth_method != "password":
+            super()._parse_userauth_info_request(message)  # type: ignore[misc] # the stub leaves it out
+            return
+        # Within the password method this number is SSH_MSG_USERAUTH_PASSWD_CHANGEREQ (RFC 4252 section 8).
+        prompt = message.get_string().decode("utf-8", "replace")
+        self.transport.saved_exception = PasswordExpired(prompt)
+        self.authenticated = False
+        if self.auth_event is not None:
+            self.auth_event.set()
+
+    def send_auth_request(
+        self, username: str, method: str, finish_message: Callable[[paramiko.Message], None] | None = None
+    ) -> list[str]:
+        """Send a request and wait for the reply.
+
+        :param username: the name to log in with.
+        :param method: the authentication method, as ``publickey``.
+        :param finish_message: adds the fields of the method.
+        :returns: the methods that the server wants next; empty once the user is logged in.
+        :raises paramiko.AuthenticationException: if the server refuses the request.
+        """
+        self.auth_method = method
+        self.username = username
+        self.auth_event = threading.Event()
+        request = paramiko.Message()
+        request.add_byte(bytes([_AUTH_REQUEST]))
+        for text in (username, "ssh-connection", method):
+            request.add_string(text)
+        if finish_message is not None:
+            finish_message(request)
+        self.transport.packetizer.send_message(request)
+        return self.wait_for_response(self.auth_event)
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------
+
+
+def to_paramiko(key: PrivateKey) -> paramiko.PKey:
+    """Convert a private key of cryptography.
+
+    :param key: the key; an elliptic curve is one that SSH knows.
+    :returns: the same key.
+    """
+    if isinstance(key, RSAPrivateKey):
+        return paramiko.RSAKey(key=key)
+    if isinstance(key, EllipticCurvePrivateKey):
+        return paramiko.ECDSAKey(vals=(key, key.public_key()))
+    return paramiko.Ed25519Key.from_private_key(io.StringIO(openssh_text(key)))
+
+
+def to_cryptography(pkey: paramiko.PKey) -> PrivateKey | None:
+    """Convert a private key of paramiko.
+
+    :param pkey: the key.
+    :returns: the same key; None if its private part cannot be read, as with the keys of an SSH agent.
+    """
+    if isinstance(pkey, paramiko.RSAKey) and isinstance(pkey.key, RSAPrivateKey):
+        return pkey.key
+    if isinstance(pkey, paramiko.ECDSAKey) and isinstance(pkey.signing_key, EllipticCurvePrivateKey):
+        return pkey.signing_key
+    if isinstance(pkey, paramiko.Ed25519Key) and (seed := getattr(pkey, "_signing_key", None)) is not None:
+        return Ed25519PrivateKey.from_private_bytes(bytes(seed))
+    return None
+
+
+def openssh_text(key: PrivateKey) -> str:
+    """Write a private key as unencrypted OpenSSH text.
+
+    :param key: the key.
+    :returns: lines that begin with ``-----BEGIN OPENSSH PRIVATE KEY-----``.
+    """
+    form = serialization.PrivateFormat.OpenSSH
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
+
+
+def certificate_of(pkey: paramiko.PKey) -> tuple[str, bytes] | None:
+    """Return the certificate that a key was loaded with or that a server sent.
+
+    :param pkey: the key.
+    :returns: its type, as ``ssh-ed25519-cert-v01@openssh.com``, and its content in wire format; None if there is none.
+    """
+    blob = getattr(pkey, "public_blob", None)  # a class of keys of the caller's own may lack it
+    return None if blob is None else (blob.key_type, blob.key_blob)

@@ -1,0 +1,174 @@
+"""Private keys as text: taken out of what forms, variables and vaults put around them, and given their frame back.
+
+Formats: PEM (RFC 7468, RFC 1421 headers), with its line ends or without, base64 of it, and binary keys in base64
+without a frame (DER: ITU-T X.690; OpenSSH: PROTOCOL.key; PKCS#12: RFC 7292). Nothing is decrypted or parsed here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from typing import Final
+
+from .known_hosts import CERTIFICATE
+
+OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
+PKCS12: Final = "PKCS12"
+"""Label of a frame made here for PKCS#12, which has none of its own."""
+PRIVATE: Final = ("OPENSSH PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "PRIVATE KEY")
+_LABELS: Final = (
+    *PRIVATE, "DSA PRIVATE KEY", "EC PARAMETERS", "CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST",
+    "PUBLIC KEY", "RSA PUBLIC KEY", "EC PUBLIC KEY", "SSH2 PUBLIC KEY", "SSH2 ENCRYPTED PRIVATE KEY", PKCS12,
+)  # fmt: skip
+_SQUASHED: Final = {label.replace(" ", ""): label for label in _LABELS}
+
+_INVISIBLE: Final = re.compile("[\0\u200b-\u200d\u2060\ufeff]")
+_AROUND: Final = " \t\n\"'`"
+BEGIN: Final = re.compile(r"-\s*BEGIN")
+BLOCK: Final = re.compile(r"-{4,5}\s*BEGIN\s*([A-Z0-9 \n]+?)\s*-{4,5}(.*?)-{4,5}\s*END\s*\1\s*-{4,5}", re.DOTALL)
+_FRAME: Final = re.compile(r"-{1,5}\s*(?:BEGIN|END)[A-Z0-9 ]*-{0,5}")
+_PUTTY: Final = re.compile(r"\APuTTY-User-Key-File-.*\nPrivate-Lines:[^\n]*\n(.*)", re.DOTALL)
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/=]+")
+_ENCRYPTION: Final = re.compile(
+    r"\s*Proc-Type:\s*4\s*,\s*ENCRYPTED\s*DEK-Info:\s*([A-Z0-9-]+?)\s*,\s*"
+    r"((?<=DES-EDE3-CBC,)[0-9A-F]{16}|(?<=DES-CBC,)[0-9A-F]{16}|[0-9A-F]{32})",
+    re.IGNORECASE,
+)
+_PASSWORD_BASED: Final = re.compile(rb"\x30.{1,3}?\x06.\x2a\x86\x48\x86\xf7\x0d\x01[\x05\x0c]", re.DOTALL)
+"""An AlgorithmIdentifier of PKCS#5 or PKCS#12 encryption."""
+_DER_LABELS: Final = {
+    b"\x02\x01\x00\x30": "PRIVATE KEY",
+    b"\x02\x01\x01\x30": "PRIVATE KEY",
+    b"\x02\x01\x00\x02": "RSA PRIVATE KEY",
+    b"\x02\x01\x01\x04": "EC PRIVATE KEY",
+    b"\x02\x01\x03\x30": PKCS12,
+}
+"""By version number and the tag after it."""
+CERTIFICATE_LINE: Final = re.compile(rf"((?:ssh|ecdsa|sk)-[a-z0-9@.-]*?{re.escape(CERTIFICATE)})\s+([A-Za-z0-9+/=]+)")
+
+
+def repair_pem(text: str) -> str:
+    """A private key as it was before forms, variables and vaults had their way with it.
+
+    Puts right: line ends turned to blanks, to a literal ``\\n`` or removed; CRLF; base64 of the whole; a missing
+    frame; quotes, blanks and a byte order mark around it; a missing final newline. Keeps all framed blocks, and
+    OpenSSH certificate lines after them. Text without any block is returned as it is.
+    """
+    plain = unwrapped(text)
+    frames = [_framed(match[1], match[2]) for match in BLOCK.finditer(plain)]
+    lines = [f"{match[1]} {match[2]}\n" for match in CERTIFICATE_LINE.finditer(BLOCK.sub("\n", plain))]
+    return "".join(frames + lines) if frames else text
+
+
+def unwrapped(text: str) -> str:
+    """Takes off what was put around a key; line ends become ``\n``."""
+    return _layers(text)[-1]
+
+
+def _layers(text: str) -> list[str]:
+    """The text, then what it is the base64 of, and so on; line ends become ``\n``."""
+    layers: list[str] = []
+    unpacked: str | None = text
+    while unpacked is not None and len(layers) < 4:
+        text = re.sub(r"\\+r\\+n|\\+[nr]|\r\n?", "\n", _INVISIBLE.sub("", unpacked)).strip(_AROUND)
+        layers.append(text)
+        unpacked = None if BEGIN.search(text) else _unpacked(text)
+    return layers
+
+
+def key_bodies(text: str) -> list[list[str]]:
+    """Finds the base64 of every private key in a text, and base64 around a key.
+
+    :param text: A private key in any form that `repair_pem` takes, a PuTTY key, or a text with keys in it.
+    :returns: For each base64 text its lines as they are in ``text``; none if there is no private key.
+    """
+    layers = _layers(text)
+    if BEGIN.search(layers[-1]):
+        inner = [_base64_lines(match[2]) for match in BLOCK.finditer(layers[-1]) if _is_private(match[1])]
+        if not BLOCK.search(layers[-1]):  # cut off, or its frame is damaged: any line may be the key's
+            inner = [_base64_lines(_FRAME.sub("\n", layers[-1]))]
+    elif putty := _PUTTY.search(layers[-1]):
+        inner = [_base64_lines(putty[1])]
+    else:
+        return []
+    bodies = {"".join(lines): lines for lines in reversed([layer.split() for layer in layers[:-1]] + inner)}
+    return [lines for lines in reversed(bodies.values()) if lines]
+
+
+def without_keys(text: str) -> str:
+    """Removes private keys, certificates and base64 around them from a text.
+
+    :returns: The rest without blanks around it; empty for a key in any form that `repair_pem` takes.
+    """
+    rest = CERTIFICATE_LINE.sub("", BLOCK.sub("", unwrapped(text)))
+    return rest.strip()
+
+
+def _is_private(label: str) -> bool:
+    squashed = "".join(label.split())
+    return "PRIVATEKEY" in squashed or squashed == PKCS12
+
+
+def _base64_lines(body: str) -> list[str]:
+    """The lines of base64 of a block, without its headers."""
+    return [word for word in _without_headers(body)[1].split() if _BASE64.fullmatch(word)]
+
+
+def _framed(label: str, body: str) -> str:
+    """One block in its canonical form, 64 characters a line (RFC 7468 section 2)."""
+    squashed = "".join(label.split())
+    label = _SQUASHED.get(squashed, " ".join(label.split()))
+    headers, body = _without_headers(body)
+    body = "".join(body.split())
+    lines = "".join(f"{body[at : at + 64]}\n" for at in range(0, len(body), 64))
+    return f"-----BEGIN {label}-----\n{headers}{lines}-----END {label}-----\n"
+
+
+def _without_headers(body: str) -> tuple[str, str]:
+    """Splits a block's body into the headers that say how it is encrypted, and its base64."""
+    if match := _ENCRYPTION.match(body):
+        headers = f"Proc-Type: 4,ENCRYPTED\nDEK-Info: {match[1].upper()},{match[2].upper()}\n\n"
+        return headers, body[match.end() :]
+    if ":" in body:  # other headers are of no use to anybody here
+        body = re.sub(r"(?m)^[^\n:]*:[^\n]*$", "", body)
+    return "", body
+
+
+def _unpacked(text: str) -> str | None:
+    """The text that ``text`` is the base64 of, with a frame if it is a bare key; None if it is no base64 of text."""
+    data = decoded(text)
+    unpacked = as_text(data) if data else None
+    return unpacked if unpacked and (unpacked.isascii() or BEGIN.search(unpacked)) else None
+
+
+def decoded(text: str) -> bytes:
+    """The bytes of base64 in either alphabet, with or without padding and blanks; none if it is damaged."""
+    packed = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
+    try:
+        return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
+    except (ValueError, binascii.Error):
+        return b""
+
+
+def as_text(data: bytes) -> str | None:
+    """A key's bytes as text: binary ones in a frame, others decoded. None if they are neither."""
+    if label := _label_of(data):
+        return _framed(label, base64.b64encode(data).decode())
+    encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le" if data[1:2] == b"\0" else "utf-8"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
+def _label_of(data: bytes) -> str | None:
+    """The frame that bytes of a private key belong in, by their first fields (DER: ITU-T X.690)."""
+    if data.startswith(OPENSSH_MAGIC):
+        return "OPENSSH PRIVATE KEY"
+    if len(data) < 32 or data[0] != 0x30:
+        return None
+    body = data[2 + (data[1] & 0x7F if data[1] & 0x80 else 0) :]
+    if _PASSWORD_BASED.match(body):
+        return "ENCRYPTED PRIVATE KEY"
+    return _DER_LABELS.get(body[:4])

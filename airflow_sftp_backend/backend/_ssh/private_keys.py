@@ -1,0 +1,293 @@
+"""Private keys: repaired, parsed, handed to paramiko. The text of a key is in no message and in no exception chain.
+
+Formats: OpenSSH (PROTOCOL.key), PKCS#1, SEC1 and PKCS#8 (RFC 8017, 5915, 5958), encrypted or not, in PEM (RFC 7468, RFC
+1421 headers) or without its frame; PKCS#12 (RFC 7292) in base64, as Key Vault hands out certificates. Types: RSA, ECDSA
+on the three NIST curves, Ed25519.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import paramiko
+from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.dsa import DSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.serialization import pkcs12
+
+from airflow_sftp_backend.backend._protocol.codec import Cursor, ProtocolError
+from airflow_sftp_backend.backend.config import BackendConfig, Secret
+from airflow_sftp_backend.backend.errors import AuthenticationFailed
+
+from ._paramiko_compat import certificate_of, openssh_text, to_cryptography, to_paramiko
+from .known_hosts import CERTIFICATE, key_type, plain_key
+from .pem import BEGIN, BLOCK, CERTIFICATE_LINE, OPENSSH_MAGIC, PKCS12, PRIVATE, as_text, decoded, repair_pem, unwrapped
+
+log = logging.getLogger(__name__)
+
+_LONGEST: Final = 1 << 20
+"""Bytes of a file that are read at most: no key is as long."""
+_PUBLIC_LINE: Final = re.compile(r"(?:(?:ssh|ecdsa|sk)-[a-z0-9@.-]+\s+)?AAAA[A-Z]")
+
+_CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
+_SUPPORTED: Final = "there are RSA, ECDSA (nistp256, nistp384, nistp521) and Ed25519"
+_UNSUPPORTED: Final = f"is of a type, or encrypted in a way, that is not supported; {_SUPPORTED}"
+_DSA: Final = "is a DSA key, which SSH servers no longer take; make a new one with `ssh-keygen -t ed25519`"
+_DAMAGED: Final = "is damaged or cut off; copy it again from its file"
+_LOCKED: Final = "is encrypted, and no passphrase was given; set the passphrase"
+_WRONG: Final = "cannot be opened with the passphrase given: it is wrong, or the key is damaged"
+
+
+class _Unusable(Exception):
+    """Why a key cannot be used, in words that show nothing of it: "is a public key; ..."."""
+
+
+# -- parsing ----------------------------------------------------------------------------------------------------------
+
+
+def load_private_key(
+    source: str | bytes | Secret | os.PathLike[str], from_file: bool = False, passphrase: str | Secret | None = None
+) -> paramiko.PKey:
+    """The key in a text or, with ``from_file`` or a path object, in a file; ``passphrase`` is ignored if it has none.
+
+    A certificate counts with its key: an OpenSSH certificate line after the key's text, or the file ``<file>-cert.pub``
+    where it belongs to the key. Raises AuthenticationFailed, whose text says what is wrong and what to do.
+    """
+    if isinstance(source, Secret):
+        source = source.reveal()
+    secret = passphrase.reveal() if isinstance(passphrase, Secret) else passphrase or ""
+    problem, path = "", None
+    name = "the private key"
+    if from_file or isinstance(source, os.PathLike):
+        path = Path(os.path.expanduser(os.fsdecode(source)))
+        name = f"the private key file {str(path)!r}"
+    try:
+        text = _content(path) if path is not None else _text_of(source)
+        key, certificate = _parsed(text, secret.encode("utf-8", "surrogatepass"))
+        found = _supported(key)
+        if certificate is not None:
+            _certify(found, certificate)
+        elif path is not None:
+            _certify_from_file(found, Path(f"{path}-cert.pub"))
+        return found
+    except _Unusable as error:
+        problem = str(error)
+    # Raised outside of the handler: the chain of exceptions may quote the key, as local variables would.
+    source = secret = text = ""
+    passphrase = None
+    raise AuthenticationFailed(f"{name} {problem}")
+
+
+def _content(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LONGEST)
+    except FileNotFoundError:
+        raise _Unusable("does not exist") from None
+    except PermissionError:
+        raise _Unusable(f"may not be read by user id {os.geteuid()}; check its owner and mode") from None
+    except IsADirectoryError:
+        raise _Unusable("is a folder; name the file in it") from None
+    except OSError as error:
+        raise _Unusable(f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise _Unusable("has a NUL in its name") from None
+    return _text_of(data)
+
+
+def _text_of(source: str | bytes | os.PathLike[str]) -> str:
+    if isinstance(source, str):
+        return source
+    if isinstance(source, (bytes, bytearray)):
+        text = as_text(bytes(source))
+        if text is None and source:
+            raise _Unusable("is not a private key: it is neither text nor a known binary form")
+        return text or ""
+    raise TypeError(f"a private key is a str, bytes or Secret, not {type(source).__name__}")
+
+
+def _parsed(text: str, passphrase: bytes) -> tuple[object, bytes | None]:
+    """The key of a text, and the certificate that follows it."""
+    text = repair_pem(text)
+    found = {match[1]: match for match in reversed(list(BLOCK.finditer(text)))}
+    label = next((label for label in (*PRIVATE, PKCS12) if label in found), None)
+    if label is None:
+        raise _Unusable(_what_else(unwrapped(text), set(found)))
+    block = found[label][0].encode("ascii", "replace")
+    line = CERTIFICATE_LINE.search(BLOCK.sub("\n", text))
+    certificate = decoded(line[2]) if line else None
+    if label == "OPENSSH PRIVATE KEY":
+        cipher = _openssh_cipher(decoded(found[label][2]))
+        return _open(serialization.load_ssh_private_key, block, passphrase, encrypted=cipher != b"none"), certificate
+    if label == PKCS12:
+        return _open_pkcs12(decoded(found[label][2]), passphrase), certificate
+    encrypted = label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type" in block
+    return _open(serialization.load_pem_private_key, block, passphrase, encrypted=encrypted), certificate
+
+
+def _what_else(text: str, labels: set[str]) -> str:
+    """What a text without a private key is instead, and what to do."""
+    if not text:
+        return "is empty"
+    if text.startswith("PuTTY-User-Key-File-"):
+        return (
+            "is a PuTTY key (.ppk); convert it with `puttygen KEY.ppk -O private-openssh -o KEY`, or in PuTTYgen with"
+            " Conversions, Export OpenSSH key"
+        )
+    if "DSA PRIVATE KEY" in labels:
+        return _DSA
+    if "SSH2 ENCRYPTED PRIVATE KEY" in labels:
+        return "has the format of ssh.com; convert it with `ssh-keygen -i -f KEY`"
+    if CERTIFICATE_LINE.match(text) or "CERTIFICATE" in labels:
+        return "is a certificate only; the private key that belongs to it is needed, before it or in its place"
+    if _PUBLIC_LINE.match(text) or any("PUBLIC KEY" in label for label in labels):
+        return "is a public key; the private one is needed: the file of the same name without .pub"
+    if BEGIN.search(text):
+        return "is cut off or mixed up: no block with a BEGIN line and its END line holds a private key"
+    if text.startswith(("/", "~", "./", "../")) and "\n" not in text:
+        return "is not a private key; if it is the path of one, give it as key_file, or with from_file=True"
+    return "is not a private key; one begins with -----BEGIN OPENSSH PRIVATE KEY----- or the like"
+
+
+def _openssh_cipher(data: bytes) -> bytes:
+    """What encrypts a key of OpenSSH's format: ``none`` if nothing does. Its type is in the clear, and refused here."""
+    cursor = Cursor(memoryview(data.removeprefix(OPENSSH_MAGIC)))
+    try:
+        cipher = bytes(cursor.view())
+        cursor.view(), cursor.view(), cursor.uint32()  # key derivation, its options, count of keys
+        kind = bytes(Cursor(cursor.view()).view())
+    except ProtocolError:
+        raise _Unusable(_DAMAGED) from None
+    if kind.startswith(b"sk-"):
+        raise _Unusable(
+            "belongs to a hardware token (sk-...), which has to be touched for each login; make one without with"
+            " `ssh-keygen -t ed25519`"
+        )
+    if kind == b"ssh-dss":
+        raise _Unusable(_DSA)
+    return cipher
+
+
+def _open(load: Callable[[bytes, bytes | None], object], block: bytes, passphrase: bytes, *, encrypted: bool) -> object:
+    if encrypted and not passphrase:
+        raise _Unusable(_LOCKED)
+    try:
+        return load(block, passphrase if encrypted else None)
+    except UnsupportedAlgorithm:
+        raise _Unusable(_UNSUPPORTED) from None
+    except (ValueError, TypeError, InvalidTag, NotImplementedError):
+        raise _Unusable(_WRONG if encrypted else _DAMAGED) from None
+
+
+def _open_pkcs12(data: bytes, passphrase: bytes) -> object:
+    """A vault's export has no passphrase, spelled in one of two ways; the one given may be meant for something else."""
+    for password in (passphrase or None, None, b""):
+        try:
+            key = pkcs12.load_pkcs12(data, password).key
+        except ValueError:
+            continue
+        if key is None:
+            raise _Unusable("is a PKCS#12 file without a private key; export it with its key")
+        return key
+    raise _Unusable(_WRONG if passphrase else _LOCKED)
+
+
+# -- paramiko ---------------------------------------------------------------------------------------------------------
+
+
+def _supported(key: object) -> paramiko.PKey:
+    if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
+        raise _Unusable(_DSA if isinstance(key, DSAPrivateKey) else _UNSUPPORTED)
+    if isinstance(key, EllipticCurvePrivateKey) and key.curve.name not in _CURVES:
+        raise _Unusable(f"is on the elliptic curve {key.curve.name}, which SSH does not know; {_SUPPORTED}")
+    return to_paramiko(key)
+
+
+def _certify(key: paramiko.PKey, certificate: bytes) -> None:
+    """Makes ``key`` log in with the certificate."""
+    try:
+        fits = key_type(certificate).endswith(CERTIFICATE) and plain_key(certificate) == key.asbytes()
+    except ValueError:
+        raise _Unusable("comes with a certificate that is damaged or cut off") from None
+    if not fits:
+        raise _Unusable("comes with a certificate of another key")
+    key.load_certificate(paramiko.Message(certificate))
+
+
+def _certify_from_file(key: paramiko.PKey, path: Path) -> None:
+    try:
+        line = CERTIFICATE_LINE.match(path.read_text("utf-8", "replace"))
+        _certify(key, decoded(line[2]) if line else b"")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("%s cannot be read and does not count: %s", path, error.strerror)
+    except _Unusable as unusable:
+        log.warning("%s does not count: the key %s", path, unusable)
+
+
+def config_key(config: BackendConfig) -> paramiko.PKey | None:
+    """The private key a backend is to log in with; None if it has none. AuthenticationFailed if it cannot be used."""
+    if isinstance(config.pkey, paramiko.PKey):
+        return config.pkey
+    source = config.pkey if isinstance(config.pkey, str | bytes | Secret) else config.private_key or config.key_file
+    if not source:
+        return None
+    from_file = source is config.key_file
+    problem = ""
+    try:
+        return load_private_key(source, from_file=from_file, passphrase=config.passphrase)
+    except AuthenticationFailed as error:
+        problem = error.message
+    raise AuthenticationFailed(problem, server=config.address)
+
+
+def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramiko.PKey:
+    """The key that is, or is in the text of, ``value``. ValueError if there is none or it cannot sign."""
+    if isinstance(value, paramiko.PKey):
+        if isinstance(value, paramiko.RSAKey | paramiko.ECDSAKey | paramiko.Ed25519Key) and not value.can_sign():
+            raise ValueError("pkey is a public key; logging in needs the private one")
+        return value
+    if not isinstance(value, str | bytes | Secret):
+        raise ValueError(f"pkey must be a paramiko.PKey or the text of a private key, not {type(value).__name__}")
+    problem = ""
+    try:
+        return load_private_key(value, passphrase=passphrase)
+    except AuthenticationFailed as error:
+        problem = error.message
+    value = passphrase = None  # a local variable would show them
+    raise ValueError(f"pkey: {problem}")
+
+
+def export(pkey: paramiko.PKey) -> Secret:
+    """The key as unencrypted OpenSSH text, its certificate after it; `load_private_key` makes the same key of it.
+
+    TypeError for a key that cannot leave where it is, as one of an SSH agent.
+    """
+    key = to_cryptography(pkey)
+    if key is None:
+        raise TypeError(f"a {type(pkey).__name__} cannot be copied; give the key as text or as key_file instead")
+    text = openssh_text(key)
+    certificate = certificate_of(pkey)
+    if certificate is not None and certificate[0].endswith(CERTIFICATE):
+        text += f"{certificate[0]} {base64.b64encode(certificate[1]).decode()}\n"
+    return Secret(text)
+
+
+def portable(config: BackendConfig) -> BackendConfig:
+    """The same configuration as plain values, which can be pickled. TypeError if its key cannot be copied."""
+    if config.jump is not None:
+        config = replace(config, jump=portable(config.jump))
+    if not isinstance(config.pkey, paramiko.PKey):
+        return config
+    return replace(config, pkey=None, private_key=export(config.pkey), passphrase=None)

@@ -1,0 +1,449 @@
+"""The SSH connection: sole owner of it. Opens, closes, tries again, and notices a fork."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import random
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Final, TypeVar
+
+import paramiko
+
+from airflow_sftp_backend.backend._paths import Jail, name_place
+from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
+from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.striping import Load
+from airflow_sftp_backend.backend.config import BackendConfig
+from airflow_sftp_backend.backend.errors import (
+    AuthenticationFailed,
+    BackendUnavailable,
+    HostKeyRejected,
+    SFTPBackendError,
+    connecting,
+)
+
+from .connect import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Hop, Opened, Opening, Settings, end_transport
+from .known_hosts import HostKeyChecker
+
+__all__ = ["CHANNEL_WINDOW", "ConnectionFacts", "Session"]
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_PIECE: Final = 0.2  # seconds of sleep at a time
+_RECONNECT_PAUSE: Final = (0.5, 5.0)  # least and most seconds between two attempts to connect again
+
+
+class _Connection:
+    """A connection in use."""
+
+    def __init__(self, opened: Opened, config: BackendConfig) -> None:
+        self.client = opened.client
+        self.wire = opened.wire
+        self.facts = opened.facts
+        self._transport = opened.transport
+        self._stream = opened.stream
+        self._config = config
+        self._sftp: paramiko.SFTPClient | None = None
+        self._closed = False
+
+    @property
+    def alive(self) -> bool:
+        """False once it is of no more use."""
+        return not self._closed and self.wire.broken is None and self._transport.is_active()
+
+    @property
+    def failure(self) -> str | None:
+        """Why the line broke, where that is known."""
+        return self._stream.failure
+
+    def sftp_client(self) -> paramiko.SFTPClient:
+        """paramiko's own client, on a channel of its own."""
+        if self._sftp is None:
+            with connecting(lambda: ("opening a second channel", self.failure), self._config.address):
+                self._sftp = self._open_sftp_client()
+        return self._sftp
+
+    def _open_sftp_client(self) -> paramiko.SFTPClient:
+        try:
+            self._stream.limit(self._config.timeout)
+            channel = self._transport.open_session()
+            self._stream.limit(self._config.timeout)
+            channel.invoke_subsystem("sftp")
+            client = paramiko.SFTPClient(channel)
+            channel.settimeout(self._config.io_timeout)
+            return client
+        finally:
+            self._stream.limit(None)
+
+    def end_within(self, seconds: float) -> None:
+        """Ends it in that many seconds at the latest. Takes no lock."""
+        self._stream.end_within(seconds)
+
+    def hang_up(self) -> None:
+        """Makes everything that waits on it fail. Takes no lock: fit for a signal handler and the collector."""
+        self._stream.hang_up(CLOSED_MEANWHILE)
+        self._transport.stop()
+
+    def close(self) -> None:
+        """Ends it and its threads. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            end_transport(self._transport, self._stream)
+            self.client.close()
+            self.wire.close()
+
+    def leave(self) -> None:
+        """Gives it up in a forked child, silently: it is the parent's."""
+        self._closed = True
+        self.wire.broken = "the connection belongs to the process that was forked"
+        self._stream.leave()
+        self._transport.stop()
+        _KEPT.append(self)
+
+    def __del__(self) -> None:
+        if self._closed:
+            return
+        was_open, self._closed = self._transport.is_active(), True
+        self.hang_up()
+        if isinstance(threading.current_thread(), paramiko.Transport):
+            _KEPT.append(self)
+        if was_open:
+            warnings.warn(f"unclosed connection to {self._config.address}", ResourceWarning, source=self, stacklevel=2)
+
+
+_KEPT: Final[list[_Connection]] = []
+"""Connections whose channels must not be collected: a channel of paramiko then takes a lock, which a thread that does
+not exist in a forked child, or the very thread that collects, may hold."""
+
+
+class _End:
+    """When all is to be over, by the session's clock."""
+
+    at = math.inf
+
+
+class Session:
+    """One connection at a time, opened when it is first needed and again when it was lost; with ``reconnects=False``
+    once: every call after its loss raises BackendUnavailable.
+
+    Calls from several threads take turns. What ``config.connect_kwargs`` says wins over the rest of ``config``; it may
+    hold the arguments of ``paramiko.SSHClient.connect``, but not ``hostname``, ``port``, ``sock`` and
+    ``transport_factory`` (ValueError). ``clock``, ``sleep`` and ``random`` are for trying again.
+    """
+
+    def __init__(
+        self,
+        config: BackendConfig,
+        *,
+        reconnects: bool = True,
+        environ: Mapping[str, str] = os.environ,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], object] | None = None,
+        random: Callable[[], float] = random.random,
+    ) -> None:
+        self.reconnects = reconnects
+        self._environ = environ
+        self._take(config)
+        self._clock = clock
+        self._interruption = threading.Event()
+        self._end_before = math.inf
+        self._sleep = sleep
+        self._random = random
+        self._lock = threading.RLock()
+        self._connection: _Connection | None = None
+        self._opening: Opening | None = None
+        self._in_use: _Connection | None = None
+        self._aborted = False
+        self._end = _End()
+        self._handles = HandleTable()
+        self.curious = False
+        """A login begins with the question which methods the server takes."""
+        self.found: ConnectionFacts | None = None
+        """What the last try to connect has found, whether it succeeded or not."""
+        self.generation = 0
+        """Connections made so far."""
+        _SESSIONS.add(self)
+
+    def _take(self, config: BackendConfig) -> None:
+        self._given = config
+        self._settings = Settings.of(config)
+        self._config = self._settings.config
+        self._checker = HostKeyChecker(self._config, self._environ)
+
+    @property
+    def opened(self) -> bool:
+        """True while there is a connection that is not known to be lost."""
+        connection = self._connection
+        return connection is not None and connection.alive
+
+    @property
+    def facts(self) -> ConnectionFacts | None:
+        """What the connection is; None while there is none."""
+        connection = self._connection
+        return connection.facts if connection is not None and connection.alive else None
+
+    def call(
+        self,
+        use: Callable[[Wire], T],
+        *,
+        idempotent: bool = False,
+        attempts: int | None = None,
+        load: Load | None = None,
+        cleanup: bool = False,
+        reconnecting: bool = False,
+    ) -> T:
+        """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
+
+        An idempotent call that loses the connection is made once more on a new one, if there may be one. ``attempts``
+        bounds the tries of connecting in place of the retry policy; ``load`` is what will be sent. ``cleanup`` calls
+        are made even after `interrupt`. With ``reconnecting`` connecting is tried for `reconnect_timeout`, whatever the
+        retry policy. A call made from within ``use`` gets the same connection, even if it is lost.
+        """
+        with self._lock:
+            if self._in_use is not None:
+                return self._run(use, self._in_use)
+            if self._clock() >= self._end.at:
+                raise BackendUnavailable("it was told to end", server=self._config.address)
+            if self._interruption.is_set() and not cleanup:
+                raise BackendUnavailable("the call was cancelled", server=self._config.address)
+            connection = self._connected(attempts, load, self.reconnect_timeout if reconnecting else 0)
+            known = self._handles.shared
+            try:
+                return self._run_alone(use, connection)
+            except BackendUnavailable as error:
+                found = self._handles.shared and not known  # it is not lost: this side ends it
+                again = idempotent and (self.reconnects or found) and self._clock() < self._end.at
+                if not again or self._interruption.is_set() or connection.wire.broken is None:
+                    raise
+                log.info("%s; asking again on a new connection", error)
+            return self._run_alone(use, self._connected(attempts, once_more=found))
+
+    def _run_alone(self, use: Callable[[Wire], T], connection: _Connection) -> T:
+        self._in_use = connection
+        try:
+            return self._run(use, connection)
+        finally:
+            self._in_use = None
+            if not connection.alive:
+                if connection.wire.overtaxed:
+                    log.warning("%s stalled with several lanes: it gets one from now on", self._config.address)
+                    self._settings = replace(self._settings, config=replace(self._settings.config, max_lanes=1))
+                self._drop(connection)
+
+    def _run(self, use: Callable[[Wire], T], connection: _Connection) -> T:
+        try:
+            return use(connection.wire)
+        except SFTPBackendError as error:
+            name_place(error, self._config.address, Jail(self._config.base_path))
+            failure = connection.failure if connection.wire.broken is not None else None
+            if isinstance(error, BackendUnavailable) and failure is not None and failure not in error.message:
+                error.message += f": {failure}"
+            raise
+
+    def ssh_client(self) -> paramiko.SSHClient:
+        """The open client of the connection, which stays its owner."""
+        with self._lock:
+            return (self._in_use or self._connected(None)).client
+
+    def sftp_client(self) -> paramiko.SFTPClient:
+        """paramiko's SFTP client on the same connection, opened once and closed with it."""
+        with self._lock:
+            return (self._in_use or self._connected(None)).sftp_client()
+
+    def close(self) -> None:
+        """Closes the connection, after the calls of other threads; from within a call, which then fails, at once.
+
+        Idempotent. The next call connects again, unless the session connects but once.
+        """
+        with self._lock:
+            self._aborted = True
+            if self._opening is not None:
+                self._opening.abort()
+            elif self._in_use is not None:
+                self._in_use.hang_up()
+            elif self._connection is not None:
+                self._drop(self._connection)
+
+    def end_within(self, seconds: float) -> None:
+        """Gives the call under way and all that follow that many seconds together; a try to connect has none left if
+        there are none. Takes no lock: fit for a signal handler."""
+        self._end.at = self._clock() + seconds
+        opening = self._opening
+        if opening is not None and seconds <= 0:
+            opening.abort()
+        for connection in (self._in_use, self._connection):
+            if connection is not None:
+                connection.end_within(seconds)
+
+    def interrupt(self, seconds: float) -> None:
+        """End the call that another thread makes: its connection at once, its cleanup after some seconds.
+
+        Until `end_interruption`, calls are refused but for those that clean up. Takes no lock.
+
+        :param seconds: time for the cleanup, over a connection of its own.
+        """
+        self._end_before = self._end.at
+        self._end.at = min(self._end.at, self._clock() + seconds)
+        self._interruption.set()
+        opening, connection = self._opening, self._in_use
+        if opening is not None:
+            opening.abort()
+        if connection is not None:
+            connection.hang_up()
+
+    def end_interruption(self) -> None:
+        """Allow calls again after `interrupt`."""
+        self._end.at = self._end_before
+        self._interruption.clear()
+
+    def _drop(self, connection: _Connection) -> None:
+        if self._connection is connection:
+            self._connection = None
+        connection.close()
+
+    def _connected(
+        self, attempts: int | None, load: Load | None = None, patience: float = 0, *, once_more: bool = False
+    ) -> _Connection:
+        if self._connection is not None and not self._connection.alive:
+            log.info("the connection to %s was lost since it was last used", self._config.address)
+            self._drop(self._connection)
+        if self._connection is None:
+            if self.generation and not self.reconnects and not once_more:
+                raise BackendUnavailable("the connection was lost and is not made again", server=self._config.address)
+            most = self._config.retry.max_attempts if attempts is None else attempts
+            try:
+                self._connection = self._connect(most, load, patience)
+            except (AuthenticationFailed, HostKeyRejected) as error:
+                if (renewed := _renewed(self._given)) is None or self._aborted:
+                    raise
+                log.warning("%s; trying once more with the secrets as they are now", error)
+                self._take(renewed)
+                self._connection = self._connect(most, load, patience)
+            handles = HandleTable(limit=self._handles.limit, shared=self._handles.shared)
+            self._handles = self._connection.wire.handles = handles
+            if self._end.at < math.inf:
+                self._connection.end_within(self._end.at - self._clock())
+            self.generation += 1
+            facts = self._connection.facts
+            log.info(
+                "connected to %s as %s: %s, host key %s (%s), %s", self._config.address, facts.username,
+                facts.server_version, facts.host_key_fingerprint, facts.trust, facts.cipher,
+            )  # fmt: skip
+        return self._connection
+
+    def _connect(self, attempts: int, load: Load | None, patience: float) -> _Connection:
+        policy, clock = self._config.retry, self._clock
+        limit = math.inf if policy.timeout is None else clock() + policy.timeout
+        limit = clock() + patience if patience else limit
+        busy_until = clock() + (_BUSY if policy.timeout is None else policy.timeout)
+
+        end = self._end  # not self, which what lives as long as the connection must not hold
+
+        def left() -> float:
+            return min(limit, end.at) - clock()
+
+        hop = Hop(self._settings, self._config.password, self._checker, self._through(self._given.jump))
+        self._aborted = False
+        tried = 0
+        while True:
+            tried += 1
+            opening = self._opening = Opening(hop, left, load, curious=self.curious)
+            try:
+                return _Connection(opening.run(), self._config)
+            except BackendUnavailable as error:
+                name_place(error, self._config.address, Jail(self._config.base_path))
+                refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
+                # A server that is busy soon has room: the number of attempts bounds other failures only.
+                busy = opening.busy and attempts > 1 and clock() < busy_until
+                pause = policy.pause(min(tried, attempts - 1) if busy else tried, self._random())
+                if patience:
+                    pause = min(max(pause, _RECONNECT_PAUSE[0]), _RECONNECT_PAUSE[1])
+                last = tried >= attempts and not busy and not patience
+                ended = self._aborted or self._interruption.is_set()
+                if refused or ended or last or pause >= left():
+                    if tried > 1:
+                        error.message += f"; tried {tried} times"
+                    raise
+                if busy or patience:
+                    log.warning("%s; attempt %d follows in %.1f s", error, tried + 1, pause)
+                else:
+                    log.warning("%s; try %d of %d follows in %.1f s", error, tried + 1, attempts, pause)
+                failure = error
+            finally:
+                self._opening = None
+                self.found = opening.facts()
+            self.pause(pause)
+            if self._aborted or self._interruption.is_set():
+                raise failure
+
+    @property
+    def reconnect_timeout(self) -> float:
+        """Seconds for which a transfer that lost its connection tries to connect again."""
+        return self._config.reconnect_timeout
+
+    def pause(self, seconds: float) -> None:
+        """Sleep until the time is over or `close`, `interrupt` or `end_within` is called.
+
+        :param seconds: how long
+        """
+        if self._sleep is not None:
+            self._sleep(seconds)
+            return
+        while seconds > 0 and not self._aborted and self._clock() < self._end.at:
+            piece = min(seconds, _PIECE)
+            if self._interruption.wait(piece):
+                return
+            seconds -= piece
+
+    def _through(self, jump: BackendConfig | None) -> Hop | None:
+        """The jump server, and those before it."""
+        if jump is None:
+            return None
+        settings = Settings.of(jump)
+        checker = HostKeyChecker(settings.config, self._environ)
+        return Hop(settings, settings.config.password, checker, self._through(jump.jump))
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: forgets the parent's connection, and whoever held the lock there."""
+        connection, self._connection = self._connection, None
+        self._lock = threading.RLock()
+        self._interruption = threading.Event()
+        self._opening = self._in_use = None
+        if connection is not None:
+            connection.leave()
+
+
+_BUSY: Final = 60.0
+"""Seconds for which connecting to a server with too many connections is retried, unless the retry policy has a time."""
+_LOGIN: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")
+
+
+def _renewed(config: BackendConfig) -> BackendConfig | None:
+    """The same with the login and the known keys of now, its own and those of the server it goes through; None if
+    nothing has changed."""
+    found = config
+    if config.renew is not None and (now := config.renew()) is not None:
+        found = replace(config, **{name: getattr(now, name) for name in _LOGIN})
+    if config.jump is not None and (jump := _renewed(config.jump)) is not None:
+        found = replace(found, jump=jump)
+    return found if found != config else None
+
+
+_SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for session in list(_SESSIONS):
+        session.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

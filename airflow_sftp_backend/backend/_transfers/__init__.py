@@ -1,0 +1,1 @@
+"""Transfers between local files and the server."""

@@ -1,0 +1,64 @@
+"""Compares files on the server with local ones, and the server's clock with ours."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from airflow_sftp_backend.backend._files.operations import close_quietly, open_for_reading
+from airflow_sftp_backend.backend._paths import JailedPath
+from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
+from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Open, Remove, Stat
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, ask, ask_all
+from airflow_sftp_backend.backend._writes.resume import holds
+from airflow_sftp_backend.backend.errors import Refused, from_refusal
+
+from .local_files import open_regular
+
+_NEW = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
+
+
+def same_samples(place: JailedPath, local: str | os.PathLike[str]) -> Operation[bool]:
+    """Tell whether a file on the server has the size of a local one and the same bytes in up to 64 places.
+
+    :param place: the file on the server.
+    :param local: the local file.
+    :returns: True if no difference was found; a file of up to 2 MiB is compared as a whole.
+    :raises SFTPBackendError: if the server refuses to read it.
+    :raises OSError: if the local file cannot be read.
+    """
+    descriptor = open_regular(local)
+    try:
+        size = os.fstat(descriptor).st_size
+        handle = yield from open_for_reading(place)
+        try:
+            (found,) = yield from ask_all([FStat(handle)])
+            told = found.size if isinstance(found, Attributes) else None
+            if told is not None and told != size:
+                return False
+            return size == 0 or (
+                yield from holds(handle, size, lambda start, count: os.pread(descriptor, count, start))
+            )
+        finally:
+            yield from close_quietly(handle)
+    finally:
+        os.close(descriptor)
+
+
+def server_time(folder: JailedPath) -> Operation[int | None]:
+    """Ask for the server's time by making an empty temporary file and removing it.
+
+    :param folder: an existing directory to make the file in.
+    :returns: seconds since 1970, rounded down; None if the server does not tell the times of files.
+    :raises SFTPBackendError: if the file cannot be made.
+    """
+    probe = folder.child("clock").temp(secrets.token_hex(6))
+    try:
+        handle = yield from ask(Open(probe.native, _NEW, Attributes()))
+    except Refused as refused:
+        raise from_refusal(refused, "cannot make a file to read the server's clock", folder.key) from None
+    opened, _, named, _ = yield from ask_all([FStat(handle), Close(handle), Stat(probe.native), Remove(probe.native)])
+    for answer in (named, opened):
+        if isinstance(answer, Attributes) and answer.mtime is not None:
+            return answer.mtime
+    return None

@@ -1,0 +1,217 @@
+"""Finds temporary files and backups that nobody came back for, on the server and on this machine.
+
+Only files whose names prove that this package made them are touched (`_paths.is_temp_name`), and no link is followed. A
+temporary file is removed if nobody has written to it for long enough: by the server's clock on the server; on this
+machine also if no living process has it locked. A backup holds the only copy of an old content while its file is
+missing: then it gets the file's name back. It is removed only while the file exists.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+from airflow_sftp_backend.backend._files.operations import is_missing, see
+from airflow_sftp_backend.backend._files.tree import Call, Found, walk
+from airflow_sftp_backend.backend._paths import (
+    STALE,
+    JailedPath,
+    is_backup_name,
+    is_temp_name,
+    name_digest,
+    stem_of,
+    temp_digest,
+)
+from airflow_sftp_backend.backend._protocol.codec import Attributes
+from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask_all
+from airflow_sftp_backend.backend._writes.backups import remove_backup, settle_backup
+from airflow_sftp_backend.backend.errors import CapabilityNotSupported, InvalidPath, Refused, SFTPBackendError
+from airflow_sftp_backend.backend.models import PartialAction, PartialFile
+
+from .atomic_local_file import left_behind
+from .comparison import server_time
+
+_SECOND_LOOK: Final = 3.0
+"""Seconds between two looks at a file that is missing beside its backup: a living writer makes its second rename."""
+
+
+def check_age(older_than: timedelta) -> None:
+    """Raise ValueError for an age in which a living writer may well not have written anything."""
+    if older_than < timedelta(seconds=STALE):
+        raise ValueError(f"older_than is at least one hour, not {older_than}: a living writer may pause for as long")
+
+
+# -- on the server ----------------------------------------------------------------------------------------------------
+
+
+def clean_server(call: Call, folder: JailedPath, older_than: timedelta, *, dry_run: bool) -> list[PartialFile]:
+    """Remove what nobody came back for below a directory.
+
+    :param call: runs operations on the connection.
+    :param folder: the directory; a link is refused.
+    :param older_than: how long nobody may have written to a temporary file.
+    :param dry_run: remove and restore nothing.
+    :returns: what was found, with what was done.
+    :raises CapabilityNotSupported: if the server does not tell the times of files.
+    :raises SFTPBackendError: for a missing directory, for a file, and for what the server refuses.
+    """
+    if not folder.is_root:
+        own = call(lambda wire: wire.run(see(folder)), idempotent=True)
+        if isinstance(own, Attributes) and own.is_link:
+            raise InvalidPath("it is a link, which is not followed; name the directory itself", path=folder.key)
+    found = [one for one in walk(call, folder, must_exist=True, with_temps=True) if _is_ours(one)]
+    if not found:
+        return []
+    now = call(lambda wire: wire.run(server_time(folder)))
+    if now is None:
+        raise CapabilityNotSupported("the server tells no times of files: which are old is unknown", path=folder.key)
+    limit = now - older_than.total_seconds()
+    temps = [one for one in found if not is_backup_name(one.place.name)]
+    backups = [one for one in found if is_backup_name(one.place.name)]
+    return [*_clean_temps(call, temps, limit, dry_run=dry_run), *_clean_backups(call, backups, dry_run=dry_run)]
+
+
+def _is_ours(found: Found) -> bool:
+    return is_temp_name(found.place.name) and found.own.is_file and not found.own.is_link
+
+
+def _clean_temps(call: Call, found: list[Found], limit: float, *, dry_run: bool) -> list[PartialFile]:
+    old = [one for one in found if one.own.mtime is not None and one.own.mtime < limit]
+    if dry_run:
+        return [_shown(one, "would remove") for one in old]
+    outcomes = call(lambda wire: wire.run_many(_remove_unchanged(one) for one in old)) if old else []
+    return [
+        _shown(one, "removed") if outcome is True else _shown(one, "left", _why(outcome))
+        for one, outcome in zip(old, outcomes, strict=True)
+    ]
+
+
+def _remove_unchanged(found: Found) -> Operation[bool]:
+    """Remove a temporary file unless its writer came back since it was listed. SFTP cannot do both in one step."""
+    (own,) = yield from ask_all([LStat(found.place.native)])
+    if not isinstance(own, Attributes) or (own.size, own.mtime) != (found.own.size, found.own.mtime):
+        return False
+    (answer,) = yield from ask_all([Remove(found.place.native)])
+    if isinstance(answer, Refused):
+        raise SFTPBackendError(f"the server refuses to remove it: {answer.text or answer.code}", path=found.place.key)
+    return True
+
+
+def _why(outcome: object) -> str:
+    return outcome.message if isinstance(outcome, SFTPBackendError) else "its writer came back"
+
+
+def _clean_backups(call: Call, found: list[Found], *, dry_run: bool) -> list[PartialFile]:
+    """Remove backups whose files exist, and restore those whose files are missing.
+
+    A backup has the time of the file that it was, so that its age says nothing.
+    """
+    cleaned: list[PartialFile] = []
+    waited = False
+    for one in found:
+        target = _file_of(one.place)
+        if target is None:
+            cleaned.append(_shown(one, "left", "a backup whose name is too long to tell the name of its file"))
+            continue
+        missing = _is_missing(call, target)
+        if missing and not waited:
+            time.sleep(_SECOND_LOOK)
+            waited = True
+        missing = missing and _is_missing(call, target)
+        if dry_run:
+            cleaned.append(_shown(one, "would restore" if missing else "would remove"))
+        else:
+            cleaned.append(_settled(call, one, target, missing=missing))
+    return cleaned
+
+
+def _settled(call: Call, backup: Found, target: JailedPath, *, missing: bool) -> PartialFile:
+    def use(wire: Wire) -> None:
+        # both look once more, and rename the backup first where another writer may make one of the same name
+        if backup.place == target.backup and not missing:
+            wire.run(remove_backup(target))
+        else:
+            wire.run(settle_backup(target, backup.place))
+
+    call(use)
+    if _is_missing(call, backup.place):
+        return _shown(backup, "restored" if missing else "removed")
+    return _shown(backup, "left", "a backup that the server does not let this user rename or remove")
+
+
+def _file_of(backup: JailedPath) -> JailedPath | None:
+    """The file that a backup belongs to; None where its name was cut off."""
+    stem = stem_of(backup.name)
+    return backup.parent.child(stem) if stem and name_digest(stem) == temp_digest(backup.name) else None
+
+
+def _is_missing(call: Call, place: JailedPath) -> bool:
+    def operation() -> Operation[bool]:
+        answer = yield from see(place)
+        return isinstance(answer, Refused) and (yield from is_missing(place, answer))
+
+    return call(lambda wire: wire.run(operation()), idempotent=True)
+
+
+def _shown(found: Found, action: PartialAction, reason: str = "") -> PartialFile:
+    modified = None if found.own.mtime is None else datetime.fromtimestamp(found.own.mtime, UTC)
+    return PartialFile(found.place.key, found.own.size or 0, modified, action, reason)
+
+
+# -- on this machine --------------------------------------------------------------------------------------------------
+
+
+def clean_local(folder: str | os.PathLike[str], older_than: timedelta, *, dry_run: bool = False) -> list[PartialFile]:
+    """Remove partial downloads that nobody came back for below a local directory.
+
+    :param folder: the directory; links below it are not followed.
+    :param older_than: how long nobody may have written to a file; at least one hour.
+    :param dry_run: remove nothing.
+    :returns: what was found, with what was done; a file that a living process has locked is not among it.
+    :raises ValueError: for an age below one hour.
+    :raises OSError: if the directory cannot be read.
+    """
+    check_age(older_than)
+    limit = time.time() - older_than.total_seconds()
+    return [one for path in _local_temps(Path(folder)) if (one := _clean_local_file(path, limit, dry_run=dry_run))]
+
+
+def _local_temps(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        if error.filename == os.fspath(folder):
+            raise error
+
+    if folder.is_symlink():
+        raise NotADirectoryError(f"{os.fspath(folder)!r} is a link, which is not followed; name the directory itself")
+    for here, folders, names in os.walk(folder, onerror=fail):  # enters no links
+        folders.sort()
+        yield from (Path(here, name) for name in sorted(names) if is_temp_name(name) and not is_backup_name(name))
+
+
+def _clean_local_file(path: Path, limit: float, *, dry_run: bool) -> PartialFile | None:
+    """Remove a file unless its writer lives; None if it is locked, a link, another user's, or not old enough."""
+    descriptor = left_behind(path)
+    if descriptor is None:
+        return None
+    try:
+        state = os.fstat(descriptor)
+        if not stat.S_ISREG(state.st_mode) or state.st_mtime >= limit:
+            return None
+        modified = datetime.fromtimestamp(state.st_mtime, UTC)
+        if dry_run:
+            return PartialFile(os.fspath(path), state.st_size, modified, "would remove")
+        try:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        except OSError as error:
+            return PartialFile(os.fspath(path), state.st_size, modified, "left", str(error))
+        return PartialFile(os.fspath(path), state.st_size, modified, "removed")
+    finally:
+        os.close(descriptor)

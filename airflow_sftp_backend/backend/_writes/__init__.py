@@ -1,0 +1,1 @@
+"""Atomic writes on the server: temporary files, resumption, verification, renames and backups."""

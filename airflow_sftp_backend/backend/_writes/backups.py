@@ -1,0 +1,164 @@
+"""Backups: the old content of a file while two plain renames replace it, and for as long as nobody has restored it.
+
+A server without a rename that replaces needs two: the target is renamed to its backup name, then the new file to the
+target's name. A process that dies in between leaves the target's name empty and the whole old content under the backup
+name. Each target has one backup name, so that a later call finds it without a listing:
+
+* A call that finds the name missing (read, download, copy, move, delete, get_file_info) restores the backup and
+  continues.
+* A call that must not overwrite restores the backup and raises AlreadyExists.
+* A call that has given the name new content removes the backup.
+* A call that deletes the file or moves it away removes the backup first, so that no later call restores it.
+
+Removal of a backup takes three steps. It is renamed to a name that nobody else uses; the target is looked at; then the
+backup is removed if the target exists, else restored. So a backup that another writer makes in the meantime, whose
+target is missing, is never removed.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import TypeVar
+
+from airflow_sftp_backend.backend._files import deletion
+from airflow_sftp_backend.backend._files.operations import is_missing, see
+from airflow_sftp_backend.backend._paths import JailedPath
+from airflow_sftp_backend.backend._protocol.channel import Pending
+from airflow_sftp_backend.backend._protocol.codec import Attributes
+from airflow_sftp_backend.backend._protocol.messages import LStat, PosixRename, Remove, Rename
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask_all, post, wait
+from airflow_sftp_backend.backend.errors import BackendUnavailable, NotFound, Refused
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+def may_have_backups(wire: Wire) -> bool:
+    """Tell whether files on a server may be replaced by two renames.
+
+    :param wire: the connection
+    :returns: False where posix-rename is offered and known to replace
+    """
+    return not (wire.traits.posix_rename_replaces and wire.supports(PosixRename))
+
+
+def restore(wire: Wire, target: JailedPath) -> Operation[bool]:
+    """Rename the backup of a file to the file's own name, which is missing. One round trip.
+
+    :param wire: the connection
+    :param target: the file
+    :returns: True if the file is there again
+    """
+    if not may_have_backups(wire):
+        return False
+    (answer,) = yield from ask_all([Rename(target.backup.native, target.native)])
+    if isinstance(answer, Refused):
+        return False
+    logger.warning("%r: restored the content that an interrupted replacement had renamed", target.key)
+    return True
+
+
+def restoring(wire: Wire, place: JailedPath, operation: Callable[[], Operation[T]]) -> Operation[T]:
+    """Run an operation; where it finds the file missing and there is a backup, restore that and run it again.
+
+    :param wire: the connection
+    :param place: the file that the operation needs
+    :param operation: makes the operation
+    :returns: what the operation returns
+    :raises SFTPBackendError: as the operation
+    """
+    try:
+        return (yield from operation())
+    except NotFound as missing:
+        if missing.path != place.key or not (yield from restore(wire, place)):
+            raise
+    return (yield from operation())
+
+
+def delete(wire: Wire, place: JailedPath, *, missing_ok: bool) -> Operation[None]:
+    """Delete a file and its backup, which would else get the file's name. No round trip more than for the file.
+
+    :param wire: the connection
+    :param place: the file
+    :param missing_ok: a missing file is no error
+    :raises SFTPBackendError: NotFound, InvalidPath for a directory, and others
+    """
+    try:
+        if may_have_backups(wire):
+            asked = yield from post(LStat(place.backup.native))
+            removal = deletion.delete(place, missing_ok=False, before=lambda: _remove_if_shown(asked, place))
+        else:
+            removal = deletion.delete(place, missing_ok=False)
+        yield from removal
+    except NotFound as missing:
+        if not missing_ok or missing.path != place.key:
+            raise
+
+
+def _remove_if_shown(asked: Pending[Attributes], place: JailedPath) -> Operation[None]:
+    """Wait for the LSTAT of a backup, and remove the backup; if the file is missing, it is restored."""
+    try:
+        yield from wait(asked)
+    except Refused:
+        return
+    yield from remove_backup(place)
+
+
+def remove_backup(target: JailedPath, parked: JailedPath | None = None) -> Operation[None]:
+    """Remove the backup of a file that has new content. Three round trips.
+
+    :param target: the file
+    :param parked: a backup name of the file that nobody else uses
+    """
+    parked = parked or target.parked_backup(secrets.token_hex(6))
+    (answer,) = yield from ask_all([Rename(target.backup.native, parked.native)])
+    if not isinstance(answer, Refused):  # else another has restored or removed it
+        yield from settle_backup(target, parked)
+
+
+def clear_backup(target: JailedPath, parked: JailedPath) -> Operation[None]:
+    """Remove the backup of a file that has just been replaced. That succeeded: a connection lost now is no error.
+
+    :param target: the file
+    :param parked: a backup name of the file that nobody else uses
+    """
+    try:
+        yield from remove_backup(target, parked)
+    except BackendUnavailable:
+        logger.debug("the connection ended before the backup of %r could be removed", target.key)
+
+
+def settle_backup(target: JailedPath, parked: JailedPath) -> Operation[None]:
+    """Remove a backup under a name of its own if the file exists; restore it if the file is missing.
+
+    :param target: the file
+    :param parked: where its backup is
+    """
+    standing = yield from see(target)
+    if isinstance(standing, Attributes):
+        (answer,) = yield from ask_all([Remove(parked.native)])
+        if isinstance(answer, Refused) and not answer.missing:
+            logger.warning("the backup %r could not be removed: %s", parked.native, answer.text or answer.code)
+    elif (yield from is_missing(target, standing)):
+        yield from ask_all([Rename(parked.native, target.native)])
+
+
+def set_aside(target: JailedPath, parked: JailedPath) -> Operation[bool]:
+    """Rename a file to its backup name. A backup that is there already is removed first.
+
+    :param target: the file
+    :param parked: a backup name of the file that nobody else uses
+    :returns: False if the file is missing by now
+    :raises Refused: if the server refuses
+    """
+    (answer,) = yield from ask_all([Rename(target.native, target.backup.native)])
+    if isinstance(answer, Refused) and not answer.missing and isinstance((yield from see(target.backup)), Attributes):
+        yield from remove_backup(target, parked)
+        (answer,) = yield from ask_all([Rename(target.native, target.backup.native)])
+    if not isinstance(answer, Refused):
+        return True
+    if answer.missing:
+        return False
+    raise answer

@@ -1,0 +1,137 @@
+"""Lets a caller record which files are about to get their names, once for many files.
+
+A transfer waits with its complete temporary file until the record is made. The record is made when every transfer
+under way waits, or when the first has waited for a second and another transfer makes progress.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Final
+
+from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
+from airflow_sftp_backend.backend._protocol.channel import Pending
+from airflow_sftp_backend.backend._protocol.messages import AskLimits
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, wait
+from airflow_sftp_backend.backend.errors import BackendUnavailable, SFTPBackendError
+from airflow_sftp_backend.backend.models import BeforeRename, PreparedFile, Progress
+
+_MAX_WAIT: Final = 1.0
+"""Seconds a complete file waits for others of its group while these make progress."""
+_NOT_RECORDED: Final = "not renamed: before_rename raised an exception"
+_NEVER_SENT: Final = AskLimits()  # a Pending has a request; nobody sends this one
+
+
+class GroupCommit:
+    """Groups the transfers of one call before their renames.
+
+    :param record: called with the files of a group before any of them is renamed.
+    :param clock: seconds.
+    """
+
+    def __init__(self, record: BeforeRename, clock: Callable[[], float] = time.monotonic) -> None:
+        self._record = record
+        self._clock = clock
+        self._waiting: list[tuple[PreparedFile, Pending[object]]] = []
+        self._participants = 0
+        self._since = 0.0
+        self._closed = False
+
+    @contextmanager
+    def participant(self) -> Iterator[None]:
+        """Count a transfer among those to wait for, from its first step to its last."""
+        self._participants += 1
+        try:
+            yield
+        except Exception:
+            raise
+        except BaseException:
+            self._closed = True  # the others are interrupted next and rename nothing
+            raise
+        finally:
+            self._participants -= 1
+            self._flush_if_all_wait()
+
+    def reporting(self, progress: Progress | None) -> Progress:
+        """Return a progress callback that calls ``progress`` and releases a group that has waited long enough."""
+
+        return _Reporting(self, progress)
+
+    def made_progress(self) -> None:
+        """Record the group if its first file has waited long enough."""
+        if self._waiting and self._clock() - self._since >= _MAX_WAIT and not self._closed:
+            self._flush()
+
+    def join(self, prepared: PreparedFile, wire: Wire | None = None) -> Operation[None]:
+        """Wait until the file is recorded.
+
+        :param prepared: the file.
+        :param wire: the connection that the file is renamed over; None for a local file.
+        :raises BackendUnavailable: if the connection is lost meanwhile.
+        :raises SFTPBackendError: if an earlier record failed.
+        """
+        pending = Pending[object](_NEVER_SENT)
+        entry = (prepared, pending)
+        if self._closed:
+            raise SFTPBackendError(_NOT_RECORDED, path=prepared.path)
+        if not self._waiting:
+            self._since = self._clock()
+        self._waiting.append(entry)
+        try:
+            self._flush_if_all_wait()
+            yield from wait(pending)
+        finally:
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+        if wire is not None and wire.broken is not None:
+            raise BackendUnavailable(wire.broken)
+
+    def _flush_if_all_wait(self) -> None:
+        if self._waiting and len(self._waiting) >= self._participants and not self._closed:
+            self._flush()
+
+    def _flush(self) -> None:
+        group, self._waiting = self._waiting, []
+        recorded = False
+        try:
+            self._record([prepared for prepared, _ in group])
+            recorded = True
+        finally:
+            error = None if recorded else SFTPBackendError(_NOT_RECORDED)
+            self._closed = self._closed or not recorded
+            for _, pending in group:  # which would wait for ever otherwise
+                pending.settle(None, error)
+
+
+class _Reporting:
+    """A progress callback that passes all reports on, and releases a group that has waited long enough."""
+
+    def __init__(self, group: GroupCommit, progress: Progress | None) -> None:
+        self._group = group
+        self._progress = progress
+
+    def __call__(self, gained: int, /) -> None:
+        self._group.made_progress()
+        if self._progress is not None:
+            self._progress(gained)
+
+    def resumed(self, count: int, /) -> None:
+        """See `TransferProgress`."""
+        report_resumed(self._progress, count)
+
+    def verified(self, count: int, /) -> None:
+        """See `TransferProgress`."""
+        self._group.made_progress()
+        report_verified(self._progress, count)
+
+
+def group_of(before_rename: BeforeRename | None) -> GroupCommit | None:
+    """Return the group of one call, None if its caller records nothing."""
+    return None if before_rename is None else GroupCommit(before_rename)
+
+
+def participation(commits: GroupCommit | None) -> AbstractContextManager[None]:
+    """Count a transfer among those to wait for, where there is a group."""
+    return nullcontext() if commits is None else commits.participant()

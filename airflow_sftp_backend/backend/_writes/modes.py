@@ -1,0 +1,65 @@
+"""The mode of a replaced file, set on the file that replaces it.
+
+FSETSTAT goes out with the other requests at the end of a write. Some servers refuse it and take SETSTAT of a path.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from airflow_sftp_backend.backend._protocol.channel import Pending
+from airflow_sftp_backend.backend._protocol.codec import Attributes
+from airflow_sftp_backend.backend._protocol.messages import FSetStat, SetStat
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask, post, wait
+from airflow_sftp_backend.backend.errors import Code, Refused
+
+from .write_target import Landing, Opened
+
+logger = logging.getLogger(__name__)
+
+
+def keep_mode(wire: Wire, opened: Opened) -> Operation[Pending[None] | None]:
+    """Request the mode of the replaced file for the open temporary file, without waiting.
+
+    :param opened: the temporary file, and what was found of the file that it replaces
+    :returns: the request, for `check_mode`; None if there is no mode to keep, or the server is known to set none
+    """
+    if opened.replaced is None or opened.replaced.mode is None or not wire.sets_modes:
+        return None
+    return (yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777))))
+
+
+def check_mode(wire: Wire, landing: Landing, opened: Opened, requested: Pending[None] | None) -> Operation[None]:
+    """Set the mode by path, before the rename, if the server refused to set it on the open file.
+
+    A server that refuses this too is named in one warning for each connection; the write goes on.
+
+    :param requested: what `keep_mode` returned
+    """
+    if requested is None or opened.replaced is None or opened.replaced.mode is None:
+        return
+    mode = opened.replaced.mode & 0o777
+    try:
+        yield from wait(requested)
+    except Refused:
+        try:
+            yield from ask(SetStat(landing.temp.native, Attributes(mode=mode)))
+        except Refused as refused:
+            _note(wire, landing, mode, refused)
+
+
+def _note(wire: Wire, landing: Landing, mode: int, refused: Refused) -> None:
+    """Warn once for each connection. A server that does not know the request is not sent it again."""
+    if refused.missing:  # the server has taken the file away, and its mode is the server's business
+        return
+    if not wire.told_of_modes:
+        wire.told_of_modes = True
+        logger.warning(
+            "%r: cannot keep mode %03o of the replaced file: %s. Files that are replaced over this connection may get"
+            " the mode that the server gives to new files",
+            landing.target.key,
+            mode,
+            refused,
+        )
+    if refused.code != Code.PERMISSION_DENIED:
+        wire.sets_modes = False

@@ -1,0 +1,282 @@
+"""The sensor that waits for files, in the worker or deferred; both look and decide by `_polling.conditions`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import replace
+from datetime import date, datetime, timedelta
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._cancellation import Killable
+from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, parse_globs
+from airflow_sftp_backend._file_rows import FoundFile
+from airflow_sftp_backend._path_arguments import (
+    Globs,
+    Names,
+    Patterns,
+    Selection,
+    parse_names,
+    parse_patterns,
+    require_one,
+)
+from airflow_sftp_backend._polling.conditions import Condition, Observed, Verdict, after, judge, look, selected
+from airflow_sftp_backend._state_store import load_if_possible, save
+from airflow_sftp_backend.backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
+from airflow_sftp_backend.backend.errors import escaped
+from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
+from airflow_sftp_backend.progress import counted
+from airflow_sftp_backend.triggers.sftp import SFTPFileTrigger
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+    from pydantic import JsonValue
+
+    from airflow_sftp_backend.backend import SFTPBackend
+else:
+    try:
+        from airflow.sdk.configuration import conf
+        from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.configuration import conf
+        from airflow.exceptions import AirflowFailException, AirflowSkipException
+
+_STATE = "observed"
+_PURPOSE = "tell for how long a file has not changed"
+
+
+class SFTPFileSensor(Killable, BaseSensorOperator):
+    """Waits for files on an SFTP server and returns them: a list of ``path``, ``size`` and ``modified_at``.
+
+    A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection, or
+    a key vault that is away, is logged and tried again, until ``timeout``: in a worker by the connection's own retries
+    within a look and then every ``poke_interval``, deferred after pauses that grow to five minutes, for all who wait on
+    the connection together. Airflow's ``exponential_backoff`` and ``max_wait`` do not apply when deferred.
+    ``silent_fail`` takes a look that failed for another reason for one that found nothing; ``soft_fail`` and
+    ``never_fail`` skip the task as Airflow has it, in the triggerer too. A file whose name is no UTF-8 text is left out
+    with a warning.
+
+    :param path: names of what to wait for, literal, relative to the connection's base path: a path, a row of another
+        task, or a list of these; a text that ends with ``/`` means any file in that directory. (templated)
+    :param pattern: globs (``**`` too), in place of ``path``: a text or a list. (templated)
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param min_files: how many files must satisfy all of this.
+    :param min_size: bytes a file must have.
+    :param newer_than: a time with its zone (datetime, or ISO 8601 text) after which a file must have changed, by the
+        server's clock. SFTP tells times in whole seconds: the second in which a time with a fraction lies counts. A
+        template that may have no time to say is written ``{{ prev_start_date_success or '' }}``: the first scheduled
+        run then has no limit. A run without a logical date, which assets or the API start, has no earlier success to
+        ask for: there a ``newer_than`` that is empty fails the task. (templated)
+    :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed. Deferred, what the
+        worker has seen counts, so the clocks of worker and triggerer are to agree.
+    :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
+        the file's suffix. It is not itself a file that is found, unless ``path`` names it.
+        (templated)
+    :param include: globs of file names; of what a directory or pattern finds, only these count.
+    :param exclude: globs of names that do not count, of files and of directories that a wildcard leads into; by default
+        the names programs give to unfinished files. A file given by name always counts.
+    :param deferrable: wait in the triggerer; by default as Airflow's ``default_deferrable`` says.
+    """
+
+    template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "done_file")
+    ui_color = "#dbe9f6"
+
+    def __init__(
+        self,
+        *,
+        path: Names | None = None,
+        pattern: Patterns | None = None,
+        sftp_conn_id: str = SFTPBackendHook.default_conn_name,
+        min_files: int = 1,
+        min_size: int = 0,
+        newer_than: datetime | str | None = None,
+        stable_for: float | timedelta = 0,
+        done_file: str | None = None,
+        include: Globs | None = None,
+        exclude: Globs | None = TEMPORARY_NAMES,
+        deferrable: bool | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        require_one(path, pattern, "path")
+        self.path = path
+        self.pattern = pattern
+        self._by_pattern = pattern is not None
+        self.sftp_conn_id = sftp_conn_id
+        self.min_files = min_files
+        self.min_size = min_size
+        self.newer_than = newer_than
+        self._limited = newer_than is not None
+        self.stable_for = stable_for
+        self.done_file = done_file
+        self.include = include
+        self.exclude = exclude
+        if deferrable is None:
+            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
+        self.deferrable = deferrable
+        if isinstance(newer_than, date | int | float | list | tuple):  # what else it is, a template may say
+            after(newer_than)
+        self._condition_of(Selection(patterns=("*",)))
+        self._hook: SFTPBackendHook | None = None
+        self._observed: Observed = {}
+        self._warning = ""
+        self._told = self._warned = False
+
+    def execute(self, context: Context) -> list[FoundFile]:
+        """Looks, and looks again until the wait is over; one connection for all looks in one process."""
+        with translate_errors():
+            condition = self._condition(context)
+            hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
+            self._told = self._warned = False
+            try:
+                if self.mode == "reschedule" and not self.deferrable:  # what Airflow is asked there is no look
+                    return cast("list[FoundFile]", super().execute(context))
+                with self.interruptible(hook):
+                    if not self.deferrable:
+                        return cast("list[FoundFile]", super().execute(context))
+                    verdict = self._first_look(context, condition)
+            finally:
+                self._hook = None
+                hook.close()
+        if not verdict.done:
+            self._go_on_in_triggerer(condition, verdict)
+        return verdict.files
+
+    def _go_on_in_triggerer(self, condition: Condition, verdict: Verdict) -> NoReturn:
+        self.defer(
+            trigger=SFTPFileTrigger(
+                self.sftp_conn_id,
+                condition.as_json(),
+                self.poke_interval,
+                verdict.observed,
+                silent_fail=self.silent_fail,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=self.timeout),
+        )
+
+    def _first_look(self, context: Context, condition: Condition) -> Verdict:
+        """The look before deferring; its failure skips the task, or is passed over, where that of any other look is."""
+        try:
+            with translate_errors():
+                return self._look(context, condition)
+        except AirflowFailException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+        except SFTPBackendError as error:
+            if self.silent_fail:
+                self.log.error("the look failed, will look again: %s", error)
+                return Verdict(False, [], self._observed, str(error))
+            if self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+
+    def poke(self, context: Context) -> PokeReturnValue:
+        """One look. AirflowFailException for what waiting cannot mend."""
+        assert self._hook is not None
+        with translate_errors(), self.interruptible(self._hook) if self.mode == "reschedule" else nullcontext():
+            verdict = self._look(context, self._condition(context))
+        return PokeReturnValue(verdict.done, verdict.files if verdict.done else None)
+
+    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[FoundFile]:  # noqa: ARG002
+        """What the trigger has found. AirflowFailException with its reason if it had to give up, SFTPBackendError if
+        another try of the task may help; AirflowSkipException where such a failure is to skip the task."""
+        if event["status"] == "found":
+            files: list[FoundFile] = event["files"]
+            self.log.info("found %s", counted(len(files)))
+            return files
+        reason, broken = event["message"], event["status"] == "broken"
+        if self.never_fail or (self.soft_fail and not broken):
+            raise AirflowSkipException(reason)
+        raise SFTPBackendError(reason) if broken else AirflowFailException(reason)
+
+    def _condition(self, context: Context) -> Condition:
+        selection = parse_patterns(self.pattern) if self._by_pattern else parse_names(self.path, "path")
+        condition = self._condition_of(selection)
+        newer_than = after(self.newer_than)
+        if self._limited and newer_than is None and context.get("logical_date") is None:
+            raise InvalidArgument(
+                "newer_than is empty: this run has no logical date, so Airflow knows no earlier success of it. For runs"
+                " that assets or the API start, leave newer_than out and move each file to an archive"
+                " (SFTPMoveOperator), so that none is found twice"
+            )
+        return replace(condition, newer_than=newer_than, done_file=self.done_file)
+
+    def _condition_of(self, selection: Selection) -> Condition:
+        """As far as it is known where the DAG is written."""
+        stable_for = self.stable_for
+        return Condition(
+            **selected(selection),
+            min_files=self.min_files,
+            min_size=self.min_size,
+            stable_for=stable_for.total_seconds() if isinstance(stable_for, timedelta) else stable_for,
+            include=parse_globs(self.include, "include"),
+            exclude=parse_globs(self.exclude, "exclude"),
+        )
+
+    def _look(self, context: Context, condition: Condition) -> Verdict:
+        """One look; two, ``stable_for`` apart, where nothing can be remembered until the next."""
+        keeps = self.mode == "reschedule" and condition.stable_for > 0
+        store = context.get("task_state_store") if keeps else None
+        if store is not None:
+            earlier = load_if_possible(store, _STATE, _PURPOSE)
+            if earlier is None:
+                store = None
+            else:
+                self._observed = earlier
+        verdict = self._judged(condition)
+        kept = store is not None and save(store, _STATE, cast("JsonValue", verdict.observed), _PURPOSE)
+        if keeps and not kept and not self.deferrable and verdict.settling:
+            time.sleep(condition.stable_for)
+            verdict = self._judged(condition)
+        return verdict
+
+    def _judged(self, condition: Condition, clock: Callable[[], float] = time.time) -> Verdict:
+        try:
+            backend = self._backend(condition)
+            files, done_files = look(backend, condition)
+            if not files and not self._warned:
+                self._warn_of_missing_folders(backend, condition)
+        except (AuthenticationFailed, HostKeyRejected):
+            raise
+        except BackendUnavailable as error:
+            self.log.warning("cannot look, will look again: %s", error)
+            return Verdict(False, [], self._observed, str(error))
+        verdict = judge(condition, files, done_files, self._observed, clock())
+        self._observed = verdict.observed
+        if verdict.warning not in ("", self._warning):
+            self.log.warning("%s", escaped(verdict.warning))
+        self._warning = verdict.warning
+        if not verdict.done:
+            self.log.info("%s", escaped(verdict.missing))
+        return verdict
+
+    def _warn_of_missing_folders(self, backend: SFTPBackend, condition: Condition) -> None:
+        """Once in a process. They may come, and so are waited for; but a name that is misspelled does not."""
+        self._warned = True
+        for name in condition.suspicious:
+            self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
+        for folder in condition.folders:
+            with suppress(SFTPBackendError):  # which the next look tells, if it is in its way too
+                if folder and not backend.is_folder(folder):
+                    path = escaped(backend.native_path(folder))
+                    self.log.warning("there is no folder %s on %s yet", path, backend.address)
+
+    def _backend(self, condition: Condition) -> SFTPBackend:
+        """The backend, once there is one; what is waited for is said then."""
+        assert self._hook is not None
+        backend = self._hook.get_conn()
+        if not self._told:
+            self._told = True
+            for wanted in condition.described:
+                plan = backend.resolve(wanted)
+                slash = "/" if wanted.endswith("/") else ""
+                self.log.info("waiting for %s%s on %s", escaped(plan.native_path), slash, backend.address)
+        return backend

@@ -1,0 +1,180 @@
+"""The trigger that watches directories and starts DAGs for new files."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk.exceptions import AirflowRuntimeError
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, parse_globs
+from airflow_sftp_backend._path_arguments import Globs, Names, Patterns, parse_names, parse_patterns, require_one
+from airflow_sftp_backend._polling.conditions import Condition, Observed, Seen, Verdict, judge, selected
+from airflow_sftp_backend._polling.seen_files import Arrivals, Memory
+from airflow_sftp_backend._polling.shared_connection import SharedConnection
+from airflow_sftp_backend.backend import SFTPBackendError
+from airflow_sftp_backend.backend.errors import escaped
+from airflow_sftp_backend.hooks.sftp import HOPELESS, SFTPBackendHook
+from airflow_sftp_backend.progress import counted
+
+if TYPE_CHECKING:
+    from airflow.sdk.exceptions import AirflowException
+else:
+    try:
+        from airflow.sdk.exceptions import AirflowException
+    except ImportError:  # Airflow 3.0 and 3.1
+        from airflow.exceptions import AirflowException
+
+
+_TROUBLE = (
+    *HOPELESS,
+    SFTPBackendError,
+    AirflowException,
+    AirflowRuntimeError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+)
+"""What does not end a watch."""
+
+
+class SFTPNewFilesTrigger(BaseEventTrigger):
+    """Starts DAGs for files that arrive: one event for all that are new at a look, 500 at most, with ``{"report": name,
+    "sftp_conn_id": ..., "files": [...]}``, each file with ``path``, ``size`` and ``modified_at``.
+
+    For an `AssetWatcher`; the DAG's first task asks `assets.new_files` what it was started for. The first look
+    reports all files that are there. From Airflow 3.3 what was seen is kept in the asset's state store, and a restart
+    of the triggerer loses and repeats no file. In an older Airflow, and where several assets are given the same watch,
+    it is kept in memory: every start of the triggerer reports all files that are there then.
+
+    It never ends: what is wrong is logged once, and looked at again every ``poke_interval`` seconds, less often while
+    the server is away or refuses the login.
+
+    :param path: names of what to watch, literal, relative to the connection's base path: a path, a row of another
+        task, or a list of these; a text that ends with ``/`` means any file in that directory.
+    :param pattern: globs (``**`` too), in place of ``path``: a text or a list.
+    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``.
+    :param poke_interval: seconds between two looks.
+    :param stable_for: seconds for which a file's size and time must not have changed.
+    :param changed: a file that has another size or time than when it was reported is new. Without this it is new again
+        only if a look found it gone in between, so a name that is used again at once wants it.
+    :param min_size: bytes a file must have.
+    :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
+        the file's suffix.
+    :param include: globs of file names; of what a directory or pattern finds, only these count.
+    :param exclude: globs of names that do not count, of files and of directories that a wildcard leads into; by default
+        the names programs give to unfinished files. A file given by name always counts.
+    """
+
+    def __init__(
+        self,
+        path: Names | None = None,
+        sftp_conn_id: str = SFTPBackendHook.default_conn_name,
+        poke_interval: float = 10.0,
+        stable_for: float = 10.0,
+        *,
+        pattern: Patterns | None = None,
+        changed: bool = False,
+        min_size: int = 0,
+        done_file: str | None = None,
+        include: Globs | None = None,
+        exclude: Globs | None = TEMPORARY_NAMES,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
+        self.sftp_conn_id = sftp_conn_id
+        self.poke_interval = poke_interval
+        self.changed = changed
+        self._observed: Observed = {}
+        self._warning = ""
+        require_one(path, pattern, "path")
+        self.condition = Condition(
+            **selected(parse_names(path, "path") if pattern is None else parse_patterns(pattern)),
+            min_size=min_size,
+            stable_for=stable_for,
+            done_file=done_file,
+            include=parse_globs(include, "include"),
+            exclude=parse_globs(exclude, "exclude"),
+        )
+        if poke_interval <= 0:
+            raise InvalidArgument(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Its class and arguments; no secret is among them."""
+        return f"{__name__}.{type(self).__name__}", {
+            "path": self._path(),
+            "pattern": list(self.condition.patterns) or None,
+            "sftp_conn_id": self.sftp_conn_id,
+            "poke_interval": self.poke_interval,
+            "stable_for": self.condition.stable_for,
+            "changed": self.changed,
+            "min_size": self.condition.min_size,
+            "done_file": self.condition.done_file,
+            "include": list(self.condition.include),
+            "exclude": list(self.condition.exclude),
+        }
+
+    def _path(self) -> list[dict[str, str] | str] | None:
+        """Return the argument that means the same: each name as a row, which is literal whatever it looks like."""
+        names = [{"path": name} for name in self.condition.names]
+        return [*names, *self.condition.directories] or None
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
+        wanted = self.condition
+        watched = json.dumps([self.sftp_conn_id, wanted.names, wanted.directories, wanted.patterns])
+        memory = Memory(watched, getattr(self, "asset_state_store", None), self.log.warning)
+        names = escaped(", ".join(wanted.described))
+        self.log.info("watching for new files of %s on connection %r", names, self.sftp_conn_id)
+        for name in wanted.suspicious:
+            self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
+        connection = SharedConnection.join(self.sftp_conn_id)
+        trouble = ""
+        try:
+            while True:
+                await connection.until_next_look(self.poke_interval)
+                try:
+                    await self._look(memory, connection)
+                except _TROUBLE as error:
+                    if str(error) != trouble:
+                        self.log.warning("cannot look for new files of %s, will look again: %s", names, error)
+                    trouble = str(error)
+                    continue
+                trouble = ""
+                report = memory.unsent()
+                if report is not None:
+                    first = escaped(report.files[0]["path"])
+                    self.log.info("%s new, the first is %s", counted(len(report.files)), first)
+                    yield _event(report=report.name, sftp_conn_id=self.sftp_conn_id, files=report.files)
+                    memory.sent(report)
+        finally:
+            connection.leave()
+
+    async def _look(self, memory: Memory, connection: SharedConnection) -> None:
+        """Adds what is new to what is known, unless a report that was kept before is still to be made."""
+        await memory.keep(await memory.recall())  # what is settled by now
+        if memory.unsent() is not None:
+            return
+        arrivals = await memory.recall()
+
+        def decide(seen: Seen) -> tuple[Arrivals, Verdict]:
+            files, done_files = seen
+            now = time.time()
+            verdict = judge(self.condition, files, done_files, self._observed, now)
+            present = (info.path for info in files)
+            return arrivals.look(verdict.files, present, now, changed=self.changed), verdict
+
+        found, verdict = await connection.look(self.condition, decide)
+        self._observed = verdict.observed
+        if verdict.warning not in ("", self._warning):
+            self.log.warning("%s", escaped(verdict.warning))
+        self._warning = verdict.warning
+        await memory.keep(found)
+
+
+def _event(**payload: object) -> TriggerEvent:
+    return TriggerEvent(payload)  # type: ignore[no-untyped-call] # Airflow leaves it untyped

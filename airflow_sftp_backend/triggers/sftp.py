@@ -1,0 +1,106 @@
+"""What waits in the triggerer, on one connection a server: for a task, or for whatever arrives to start a DAG.
+
+Both look and decide as the sensor does.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import AsyncIterator
+from functools import cached_property
+from typing import Any, Final
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_sftp_backend._polling.conditions import Condition, Observed, Verdict, judge
+from airflow_sftp_backend._polling.shared_connection import SharedConnection
+from airflow_sftp_backend.backend import BackendUnavailable, SFTPBackendError
+from airflow_sftp_backend.backend.errors import escaped
+from airflow_sftp_backend.hooks.sftp import HOPELESS
+
+_LOG_SECONDS: Final = 600.0
+"""Seconds after which a wait says again what is missing, if nothing has changed."""
+
+
+class SFTPFileTrigger(BaseTrigger):
+    """Fires once the files of ``condition`` are there, with ``{"status": "found", "files": [...]}``; or with
+    ``{"status": "failed", "message": ...}`` where neither waiting nor another try of the task can help, ``"broken"``
+    where another try may.
+
+    ``condition`` is `Condition.as_json`, ``observed`` what the sensor has seen so far; ``poke_interval`` in seconds.
+    With ``silent_fail`` it looks again where it would be ``"broken"``.
+    """
+
+    def __init__(
+        self,
+        sftp_conn_id: str,
+        condition: dict[str, Any],
+        poke_interval: float,
+        observed: Observed | None = None,
+        *,
+        silent_fail: bool = False,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
+        self.sftp_conn_id = sftp_conn_id
+        self.condition = condition
+        self.poke_interval = poke_interval
+        self.observed = observed or {}
+        self.silent_fail = silent_fail
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Its class and arguments; no secret is among them."""
+        return f"{__name__}.{type(self).__name__}", {
+            "sftp_conn_id": self.sftp_conn_id,
+            "condition": self.condition,
+            "poke_interval": self.poke_interval,
+            "observed": self.observed,
+            "silent_fail": self.silent_fail,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Looks every ``poke_interval`` seconds, less often while the server is away; logs what is new."""
+        connection = SharedConnection.join(self.sftp_conn_id)
+        counts: tuple[int, ...] | None = None
+        warning, logged_at = "", -math.inf
+        try:
+            while True:
+                await connection.until_next_look(self.poke_interval)
+                try:
+                    verdict = await self._look(connection)
+                except HOPELESS as error:
+                    yield _event(status="failed", message=str(error))
+                    return
+                except BackendUnavailable as error:
+                    self.log.warning("cannot look, will look again: %s", error)
+                    continue
+                except SFTPBackendError as error:
+                    if not self.silent_fail:
+                        yield _event(status="broken", message=str(error))
+                        return
+                    self.log.error("the look failed, will look again: %s", error)
+                    continue
+                self.observed = verdict.observed
+                if verdict.warning not in ("", warning):
+                    self.log.warning("%s", escaped(verdict.warning))
+                warning = verdict.warning
+                if verdict.done:
+                    yield _event(status="found", files=verdict.files)
+                    return
+                if verdict.counts != counts or time.monotonic() >= logged_at + _LOG_SECONDS:
+                    counts, logged_at = verdict.counts, time.monotonic()
+                    self.log.info("%s", escaped(verdict.missing))
+        finally:
+            connection.leave()
+
+    @cached_property
+    def _wanted(self) -> Condition:
+        return Condition.from_json(self.condition)
+
+    async def _look(self, connection: SharedConnection) -> Verdict:
+        wanted, observed = self._wanted, self.observed
+        return await connection.look(wanted, lambda seen: judge(wanted, *seen, observed, time.time()))
+
+
+def _event(**payload: object) -> TriggerEvent:
+    return TriggerEvent(payload)  # type: ignore[no-untyped-call] # Airflow leaves it untyped
