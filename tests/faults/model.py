@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+INIT, VERSION = 1, 2
 OPEN, CLOSE, READ, WRITE, LSTAT, FSTAT, SETSTAT, FSETSTAT, OPENDIR, READDIR = range(3, 13)
 REMOVE, MKDIR, RMDIR, REALPATH, STAT, RENAME, READLINK = range(13, 20)
 EXTENDED, STATUS, HANDLE, DATA, NAME, ATTRS, EXTENDED_REPLY = 200, 101, 102, 103, 104, 105, 201
@@ -199,10 +200,12 @@ class ModelServer:
     def version(self) -> bytes:
         """The reply to INIT, without its length."""
         pairs = (counted(name.encode()) + counted(data.encode()) for name, data in self.extensions().items())
-        return struct.pack(">BI", 2, 3) + b"".join(pairs)
+        return struct.pack(">BI", VERSION, 3) + b"".join(pairs)
 
     def reply(self, handles: Handles, packet: bytes) -> bytes:
         """Carries out one request and returns its reply, both without their lengths."""
+        if packet[0] == INIT:
+            return self.version()
         fields = Fields(packet[5:])
         try:
             kind, body = self._carry_out(packet[0], fields, handles)

@@ -1,8 +1,9 @@
 """Connections to a model server that are cut, stall or end with the process at any chosen message.
 
 Nothing waits: a clock is advanced where a real client would have waited. Messages are numbered from 1 over all
-connections and channels of a run, in the order in which the client sends them. The server carries out a message when
-the client waits for a reply, so that the client knows every reply that it can know when the fault happens.
+connections and channels of a run, in the order in which the client sends them; INIT is one of them. The server carries
+out a message when the client waits for a reply, so that the client knows every reply that it can know when the fault
+happens.
 """
 
 from __future__ import annotations
@@ -21,21 +22,27 @@ from airflow_sftp_backend import BackendUnavailable, RetryPolicy, SFTPBackend
 from airflow_sftp_backend.backend import sync
 from airflow_sftp_backend.backend._protocol.channel import Lane
 from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._ssh import connect as connect_module
 from airflow_sftp_backend.backend._ssh import session as session_module
-from airflow_sftp_backend.backend._ssh.connect import Opened
+from airflow_sftp_backend.backend._ssh.connect import Opening
 from airflow_sftp_backend.backend._ssh.session import Session
+from airflow_sftp_backend.backend._ssh.socket_stream import SERVER_CLOSED
 
 from .model import EXTENDED, NAMES, Fields, Handles, ModelServer
 
 if TYPE_CHECKING:
     import paramiko
 
+    from airflow_sftp_backend.backend._protocol.striping import Load
     from airflow_sftp_backend.backend._ssh._paramiko_compat import SSHTransport
-    from airflow_sftp_backend.backend._ssh.connect import ConnectionFacts
+    from airflow_sftp_backend.backend._ssh.connect import ConnectionFacts, Hop
+    from airflow_sftp_backend.backend._ssh.extra_channels import FurtherChannels
     from airflow_sftp_backend.backend._ssh.socket_stream import Stream
 
 IO_TIMEOUT: Final = 30.0
 """Seconds of silence after which the client gives a connection up."""
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds that each step of connecting may take."""
 
 Kind = Literal["cut", "stall", "late", "later", "kill"]
 Moment = Literal["before request", "after request", "before reply", "after reply"]
@@ -105,9 +112,20 @@ class Connection:
     state: Literal["open", "cut", "stall", "late", "later"] = "open"
     channels: list[ModelChannel] = field(default_factory=list)
     queue: deque[Message] = field(default_factory=deque)
+    seconds: float | None = None
+    """How long the client waits for the step of connecting that it is at; None once it is connected."""
+    timed_out: bool = False
+    """That step has taken too long."""
     breaks_with: Fault | None = None
     """The fault that happened to a request on its way: replies to those before it still arrive."""
     closed: bool = False
+
+    @property
+    def failure(self) -> str | None:
+        """Why it is of no more use, as the client sees it; None while it may be."""
+        if self.timed_out:
+            return f"no answer within {CONNECT_TIMEOUT:g} s"
+        return SERVER_CLOSED if self.state == "cut" else None
 
     def carry_out_next(self) -> None:
         """Lets the server carry out the next message."""
@@ -135,6 +153,8 @@ class ModelChannel:
     def __init__(self, connection: Connection) -> None:
         self.handles = Handles()
         self.inbox = b""
+        self.in_background = False
+        """A thread of its own waits for its replies: the time passes for the others meanwhile."""
         self._connection = connection
         self._network = connection.network
         self._sent = b""
@@ -144,7 +164,7 @@ class ModelChannel:
         """Takes ``data``, or its part before the message that cannot be sent."""
         connection, data = self._connection, bytes(data)
         self._network.check_alive()
-        if connection.closed or connection.state == "cut":
+        if connection.closed or connection.failure is not None:
             return 0
         taken = 0
         while taken < len(data):
@@ -170,10 +190,6 @@ class ModelChannel:
         """Takes one message; False if it cannot be sent."""
         connection, network = self._connection, self._network
         packet = frame[4:]
-        if packet[0] == 1:  # INIT
-            reply = network.server.version()
-            self.inbox += struct.pack(">I", len(reply)) + reply
-            return True
         number = network.next_number()
         fault = network.fault_at(number)
         if connection.breaks_with is not None:
@@ -185,10 +201,9 @@ class ModelChannel:
                 connection.carry_out_next()
             connection.breaks_with = fault
             connection.settle()
-            if fault.kind == "cut":
-                return False
-            network.clock.sleep(IO_TIMEOUT)
-            raise TimeoutError
+            if fault.kind != "cut":
+                self._wait_in_vain()
+            return False
         connection.queue.append(Message(number, self, packet))
         if fault is not None and fault.moment == "after request":
             connection.breaks_with = fault
@@ -206,12 +221,23 @@ class ModelChannel:
         if self.inbox and not connection.closed:
             data, self.inbox = self.inbox[:count], self.inbox[count:]
             return data
-        if connection.closed or connection.state == "cut":
+        if connection.closed or connection.failure is not None:
             return b""
         if connection.state == "open":
             raise AssertionError("the client waits for a reply that no server owes it")
-        network.clock.sleep(IO_TIMEOUT)
-        raise TimeoutError
+        self._wait_in_vain()
+        return b""
+
+    def _wait_in_vain(self) -> None:
+        """Lets the client wait for as long as it does. Raises TimeoutError unless that ends the attempt to connect."""
+        connection, clock = self._connection, self._network.clock
+        if self.in_background:
+            raise TimeoutError
+        if connection.seconds is None:
+            clock.sleep(IO_TIMEOUT)
+            raise TimeoutError
+        clock.sleep(connection.seconds)
+        connection.timed_out = True
 
     def send_ready(self) -> bool:
         """It always takes something."""
@@ -223,6 +249,9 @@ class ModelChannel:
 
     def settimeout(self, seconds: float | None) -> None:
         """Its timeout is `IO_TIMEOUT`."""
+
+    def invoke_subsystem(self, name: str) -> None:
+        """Has SFTP on it from the start."""
 
     def close(self) -> None:
         """Ends it; see `Network.close`."""
@@ -240,9 +269,16 @@ class _FurtherChannels:
     def want(self, count: int) -> None:
         """Opens them."""
         while len(self._connection.channels) < min(count, self._most):
-            lane = Lane(ModelChannel(self._connection), io_timeout=IO_TIMEOUT, clock=self._clock)
-            lane.handshake()
-            self._arrived.append(lane)
+            channel = self._connection.network.channel(self._connection)
+            lane = Lane(channel, io_timeout=IO_TIMEOUT, clock=self._clock)
+            channel.in_background = True
+            try:
+                lane.handshake()
+            except BackendUnavailable:  # as `extra_channels` takes it
+                self._most = 0
+            else:
+                self._arrived.append(lane)
+            channel.in_background = False
 
     def arrived(self) -> list[Lane]:
         """Those that were opened since it was last asked."""
@@ -264,6 +300,8 @@ class Network:
         """What the server has carried out."""
         self.sent = 0
         """Messages sent so far."""
+        self.sent_to_connect = 0
+        """Messages that opening the first connection took."""
         self.fired: list[Fault] = []
         self.at_kill: Callable[[], object] = lambda: None
         """Called when the process is killed, before anything it tries afterwards."""
@@ -306,20 +344,15 @@ class Network:
         if self.killed:
             raise Killed
 
-    def connect(self, config: Any) -> Wire:
-        """A new connection, with SFTP on it."""
+    def connect(self) -> Connection:
+        """A new connection."""
         self.check_alive()
         for old in self.connections:
             if old.state == "late":
                 self._catch_up(old)
         connection = self.connection(self)
         self.connections.append(connection)
-        channel = self.channel(connection)
-        further = _FurtherChannels(connection, config.max_lanes, self.clock)
-        traits = self.server.traits
-        wire = Wire(channel, io_timeout=IO_TIMEOUT, further=further, banner=traits.banner, clock=self.clock)
-        wire.handshake()
-        return wire
+        return connection
 
     def wake(self) -> None:
         """Lets servers that have stalled carry out what they were sent."""
@@ -333,16 +366,8 @@ class Network:
         while connection.queue:
             self.carry_out(connection.queue.popleft())
 
-    def _connection_of(self, wire: Wire) -> Connection:
-        return next(c for c in self.connections if any(wire.lanes[0]._channel is one for one in c.channels))
-
-    def is_cut(self, wire: Wire) -> bool:
-        """True once the connection has been cut."""
-        return self._connection_of(wire).state == "cut"
-
-    def close(self, wire: Wire) -> None:
+    def close(self, connection: Connection) -> None:
         """Ends a connection: the server carries out what it was sent and sees its end."""
-        connection = self._connection_of(wire)
         while connection.queue and connection.state == "open" and not self.killed:
             connection.carry_out_next()
         connection.closed = True
@@ -362,8 +387,13 @@ class Network:
         """A backend whose session connects over this network, as in a process of its own; closed at the end."""
         session = partial(Session, clock=self.clock, sleep=self.clock.sleep, random=lambda: 0.0)
         opening = partial(_ModelOpening, self)
-        with mock.patch.object(sync, "Session", session), mock.patch.object(session_module, "Opening", opening):
-            defaults: dict[str, Any] = {"base_path": "/data", "io_timeout": IO_TIMEOUT, "retry": RetryPolicy.disabled()}
+        with (
+            mock.patch.object(sync, "Session", session),
+            mock.patch.object(session_module, "Opening", opening),
+            mock.patch.object(connect_module, "Wire", partial(Wire, clock=self.clock)),
+        ):
+            defaults: dict[str, Any] = {"base_path": "/data", "io_timeout": IO_TIMEOUT, "timeout": CONNECT_TIMEOUT}
+            defaults["retry"] = RetryPolicy.disabled()
             backend = SFTPBackend("model.test", **(defaults | arguments))
             try:
                 yield backend
@@ -371,45 +401,89 @@ class Network:
                 backend.close()
 
 
-class _ModelOpening:
-    """What the session makes to connect: in place of `connect.Opening`."""
+class _ModelStream:
+    """Stands in for the socket of a connection."""
 
-    hopeless = False
+    timed_out = False
+    greeting = b""
 
-    def __init__(self, network: Network, hop: Any, left: Any, load: Any = None, **options: Any) -> None:
+    def __init__(self, network: Network, connection: Connection) -> None:
         self._network = network
-        self._config = hop.settings.config
+        self._connection = connection
 
-    def run(self) -> Opened:
-        """Connects."""
+    @property
+    def failure(self) -> str | None:
+        """Why the connection is of no more use."""
+        return self._connection.failure
+
+    def limit(self, seconds: float | None, *, then: float = 0.0) -> None:
+        """Sets how long the client waits for the next step of connecting."""
+        self._connection.seconds = seconds
+
+    def end_within(self, seconds: float) -> None:
+        """Never ends it."""
+
+    def hang_up(self, why: str | None = None) -> None:
+        """Leaves it to `_ModelTransport.stop`."""
+
+    def release(self) -> None:
+        """Releases nothing."""
+
+
+class _ModelTransport:
+    """Stands in for paramiko's transport, on a connection that is logged in."""
+
+    disconnect_message = None
+
+    def __init__(self, network: Network, connection: Connection) -> None:
+        self.server_version = network.server.traits.banner
+        self._network = network
+        self._connection = connection
+
+    def open_session(self, **options: int) -> ModelChannel:
+        """Opens the first channel."""
+        return self._network.channel(self._connection)
+
+    def is_active(self) -> bool:
+        """Tells the end of a connection, which paramiko's thread notices."""
+        return self._connection.failure is None
+
+    def stop(self) -> None:
+        """Ends the connection."""
+        self._network.close(self._connection)
+
+    def end(self, seconds: float) -> bool:
+        """Ends the connection, which has no thread."""
+        self.stop()
+        return True
+
+
+class _ModelOpening(Opening):
+    """Opens connections to the model: the steps from the first channel on are those of every connection."""
+
+    def __init__(
+        self, network: Network, hop: Hop, left: Callable[[], float], load: Load | None = None, *, curious: bool = False
+    ) -> None:
+        super().__init__(hop, left, load, curious=curious)
+        self._network = network
+
+    def _reach(self) -> tuple[paramiko.SSHClient, SSHTransport, Stream]:
         network = self._network
-        try:
-            wire = network.connect(self._config)
-        except BackendUnavailable as error:
-            error.server = self._config.address
-            raise
+        connection = self._connection = network.connect()
+        stream = self._stream = cast("Stream", _ModelStream(network, connection))
+        transport = self._transport = cast("SSHTransport", _ModelTransport(network, connection))
+        return cast("paramiko.SSHClient", SimpleNamespace(close=lambda: None)), transport, stream
 
-        def end(seconds: float) -> bool:
-            network.close(wire)
-            return True
+    def _start_sftp(self, stream: Stream, transport: SSHTransport) -> Wire:
+        wire = super()._start_sftp(stream, transport)
+        self._network.sent_to_connect = self._network.sent_to_connect or self._network.sent
+        return wire
 
-        ends = SimpleNamespace(
-            failure=None,
-            is_active=lambda: not network.is_cut(wire),  # paramiko's thread notices the end of a connection
-            stop=lambda: network.close(wire),
-            end=end,
-            hang_up=lambda why=None: None,
-            release=lambda: None,
-            end_within=lambda seconds: None,
-            close=lambda: None,
-        )
-        client, transport = cast("paramiko.SSHClient", ends), cast("SSHTransport", ends)
-        return Opened(client, transport, cast("Stream", ends), wire, self.facts())
+    def _further(self, transport: paramiko.Transport) -> FurtherChannels:
+        further = _FurtherChannels(self._connection, self._settings.config.max_lanes, self._network.clock)
+        return cast("FurtherChannels", further)
 
     def facts(self) -> ConnectionFacts:
         """What logs say of it."""
         names = ("username", "server_version", "host_key_fingerprint", "trust", "cipher")
         return cast("ConnectionFacts", SimpleNamespace(**dict.fromkeys(names, "a model")))
-
-    def abort(self) -> None:
-        """Nothing to end."""

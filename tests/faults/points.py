@@ -11,8 +11,8 @@ from typing import Final
 from airflow_sftp_backend import SFTPBackend
 
 from .cases import CASES, SERVERS, Case, Run, World, nothing_left, run
-from .network import MOMENTS, Fault, Kind, Moment
-from .verdict import check_outcome, check_state, leftovers, state_of
+from .network import CONNECT_TIMEOUT, MOMENTS, Fault, Kind, Moment, Network
+from .verdict import check_outcome, check_state, check_unconnected, leftovers, state_of
 
 THOROUGH: Final = os.environ.get("FAULTS") == "all"
 """Set by ``make test-all`` and ``make reliability``: all kinds of fault on all servers, and a second one."""
@@ -43,18 +43,32 @@ SUBJECTS: Final = [
 
 def messages(case: Case, local: Path) -> int:
     """How many messages the operation takes without a fault; it must succeed."""
+    return _undisturbed(case, local).sent
+
+
+def _undisturbed(case: Case, local: Path) -> Network:
+    """The network after a run without a fault; it must succeed."""
     done = run(case, World.of(case, local))
     assert done.error is None
     assert done.handles == 0
     assert state_of(done) == "new"
     assert not leftovers(done.world, case)
     assert done.network.sent > 0
-    return done.network.sent
+    return done.network
+
+
+def _of_the_operation(case: Case, local: Path) -> range:
+    """The numbers of its messages, without those that open its first connection."""
+    done = _undisturbed(case, local)
+    return range(done.sent_to_connect + 1, done.sent + 1)
 
 
 def lost(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
-    """The operation with a fault before and after each of its requests and replies, one run each."""
-    for number in range(1, messages(case, local) + 1):
+    """The operation with a fault before and after each of its requests and replies, one run each.
+
+    The question for the server's limits is among them: it is sent with the first request.
+    """
+    for number in _of_the_operation(case, local):
         for moment in MOMENTS:
             fault = Fault(kind, moment, number)
             with nothing_left():
@@ -66,15 +80,35 @@ def lost(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
             yield result
 
 
+_UNTIL_CONNECTED: Final = MOMENTS[:3]
+"""What is lost after the last reply is lost before the first request of the operation: `lost` has that."""
+
+
+def lost_at_start(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
+    """The operation with a fault before INIT, after INIT and before VERSION, on each channel that is opened first.
+
+    Nothing was asked of the server yet: whatever the operation, all is as it was, and the error says what was done.
+    """
+    for number in range(1, _undisturbed(case, local).sent_to_connect + 1):
+        for moment in _UNTIL_CONNECTED:
+            fault = Fault(kind, moment, number)
+            with nothing_left():
+                result = run(case, World.of(case, local), [fault])
+            assert result.network.fired == [fault]
+            assert result.seconds == (0 if kind == "cut" else CONNECT_TIMEOUT)
+            check_unconnected(result, kind)
+            yield result
+
+
 _SECOND: Final[tuple[Moment, ...]] = ("after request", "before reply")
 
 
 def lost_twice(case: Case, local: Path) -> Iterator[Run]:
     """The operation cut at each message, and cut again at each message of what it does after that.
 
-    The next write with the same backend clears whatever is left.
+    The INIT of each further connection is among those. The next write with the same backend clears whatever is left.
     """
-    for number in range(1, messages(case, local) + 1):
+    for number in _of_the_operation(case, local):
         first = Fault("cut", "before reply", number)
         once = run(case, World.of(case, local), [first])
         for later in range(number + 1, once.network.sent + 1):

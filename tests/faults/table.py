@@ -7,14 +7,14 @@ import logging
 import multiprocessing
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
 from .cases import Run, errors_in
-from .network import IO_TIMEOUT, Kind
-from .points import MAIN_SERVERS, SUBJECTS, Subject, killed, lost, lost_twice
+from .network import CONNECT_TIMEOUT, IO_TIMEOUT, Kind
+from .points import MAIN_SERVERS, SUBJECTS, Subject, killed, lost, lost_at_start, lost_twice
 from .verdict import state_of
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reliability.md"
@@ -27,6 +27,11 @@ FAULTS: Final = {
     "twice": "the connection is cut, and cut again during what follows",
     "kill": "the process is killed",
 }
+FAULTS_AT_START: Final[Mapping[Kind, str]] = {
+    "cut": "the connection is cut before the server has named its SFTP version",
+    "stall": "the server stalls before it has named its SFTP version",
+}
+AT_START: Final = "any operation, while its first connection is opened"
 HEAD: Final = ("fault", "server", "bound", "error", "state after")
 
 
@@ -54,15 +59,27 @@ class Row:
             return cls(subject, fault, points, "–", "–", _listed(states))
         return cls(subject, fault, points, _bound(waited), _listed(errors), _listed(states))
 
+    @classmethod
+    def at_start(cls, subject: Subject, kind: Kind, local: Path) -> str:
+        """The row for a fault while the first connection is opened: the same, whatever the operation and the server."""
+        row = cls.of(subject, kind, lost_at_start(subject.case, local, kind))
+        assert row.points >= len(FAULTS_AT_START)
+        return _cells(FAULTS_AT_START[kind], "any", row.bound, row.errors, row.states)
+
     def __str__(self) -> str:
         # without the number of points: it changes with every request that is saved
-        cells = (FAULTS[self.fault], self.subject.server, self.bound, self.errors, self.states)
-        return f"| {' | '.join(cells)} |"
+        return _cells(FAULTS[self.fault], self.subject.server, self.bound, self.errors, self.states)
+
+
+def _cells(*texts: str) -> str:
+    return f"| {' | '.join(texts)} |"
 
 
 def _bound(seconds: float) -> str:
     if not seconds:
         return "at once"
+    if seconds == CONNECT_TIMEOUT:
+        return "1 × `timeout`"
     return f"{seconds / IO_TIMEOUT:g} × `io_timeout`" if seconds >= IO_TIMEOUT else f"{seconds:g} s"
 
 
@@ -112,23 +129,27 @@ def committed() -> dict[str, list[str]]:
     return found
 
 
-def _rows_of(number: int) -> list[str]:
-    """The rows of one of `SUBJECTS`, in a process of its own."""
+def _rows_of(number: int) -> tuple[list[str], list[str]]:
+    """The rows of one of `SUBJECTS`, and those of its first connection, in a process of its own."""
     logging.disable(logging.CRITICAL)
     subject = SUBJECTS[number]
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "local"
         faults = [fault for fault in FAULTS if has_fault(subject, fault)]
-        return [str(Row.of(subject, fault, runs(subject, fault, local))) for fault in faults]
+        started = [Row.at_start(subject, kind, local) for kind in FAULTS_AT_START]
+        return [str(Row.of(subject, fault, runs(subject, fault, local))) for fault in faults], started
 
 
 def main() -> None:
     """Enumerates all faults and writes the table between the page's markers."""
     texts: list[tuple[str, str]] = []
+    of_starts: dict[str, None] = {}
     with multiprocessing.get_context("spawn").Pool() as pool:
-        for number, rows in enumerate(pool.imap(_rows_of, range(len(SUBJECTS)))):
+        for number, (rows, started) in enumerate(pool.imap(_rows_of, range(len(SUBJECTS)))):
             sys.stderr.write(f"{SUBJECTS[number]}\n")
             texts += [(SUBJECTS[number].case.name, row) for row in rows]
+            of_starts |= dict.fromkeys(started)
+    texts[:0] = [(AT_START, row) for row in of_starts]
     before, _, rest = PAGE.read_text().partition(BEGIN)
     PAGE.write_text(f"{before}{BEGIN}\n{written(texts)}\n{END}{rest.partition(END)[2]}")
 

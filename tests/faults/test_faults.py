@@ -31,7 +31,7 @@ from .points import (
     next_call,
     writing,
 )
-from .table import FAULTS, HEAD, Row, committed, has_fault
+from .table import AT_START, FAULTS, FAULTS_AT_START, HEAD, Row, committed, has_fault
 from .verdict import EMPTY, backups, leftovers, state_of
 
 each_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=str)
@@ -64,6 +64,12 @@ def test_a_cut_connection_leaves_old_or_new(subject: Subject, tmp_path: Path) ->
 @each_stalling_subject
 def test_a_stalled_server_leaves_old_or_new(subject: Subject, tmp_path: Path) -> None:
     check_committed(Row.of(subject, "stall", lost(subject.case, tmp_path / "local", "stall")))
+
+
+@each_subject
+def test_a_connection_lost_while_it_is_opened_changes_nothing(subject: Subject, tmp_path: Path) -> None:
+    for kind in FAULTS_AT_START:
+        assert Row.at_start(subject, kind, tmp_path / "local") in committed()[AT_START], "run make reliability"
 
 
 @thorough
@@ -123,6 +129,7 @@ def test_the_page_has_a_row_for_each_fault_and_no_other() -> None:
         if has_fault(subject, fault)
     )
     found = [(name, *row.strip("| ").split(" | ")) for name, rows in committed().items() for row in rows]
+    expected = sorted([*expected, *((AT_START, fault, "any") for fault in FAULTS_AT_START.values())])
     assert sorted(cells[:3] for cells in found) == expected
     assert {len(cells) for cells in found} == {len(HEAD) + 1}
 

@@ -55,7 +55,7 @@ class FuzzedConnection(Connection):
 
 
 class FuzzedNetwork(Network):
-    """The way to a model server, on which the replies to ``chosen`` messages are mutated (0: the version)."""
+    """The way to a model server, on which the replies to ``chosen`` messages are mutated, VERSION too."""
 
     connection = FuzzedConnection
     channel = FuzzedChannel

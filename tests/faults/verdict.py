@@ -6,9 +6,10 @@ from typing import Final
 
 from airflow_sftp_backend import BackendUnavailable
 from airflow_sftp_backend.backend._paths import is_temp_name
+from airflow_sftp_backend.backend._ssh.socket_stream import SERVER_CLOSED
 
 from .cases import NEW, OLD, OTHER, Case, Run, World, errors_in, local_files
-from .network import IO_TIMEOUT, Fault
+from .network import CONNECT_TIMEOUT, IO_TIMEOUT, Fault, Kind
 
 SERVER: Final = "sftp://model.test:22"
 EMPTY: Final = "name empty, old content whole in its backup"
@@ -82,6 +83,20 @@ def check_state(run: Run, *, may_be_empty: bool) -> None:
         assert NEW in held.values(), "the source is lost"
     for path in held.keys() - before.keys():
         assert is_temp_name(path.rpartition("/")[2].removeprefix("local ")) or held[path] == OTHER, path
+
+
+def check_unconnected(run: Run, kind: Kind) -> None:
+    """Nothing was changed; the error is one, and says which step of connecting failed, why and where."""
+    assert state_of(run) == "old"
+    assert not leftovers(run.world, run.case)
+    cause = SERVER_CLOSED if kind == "cut" else f"no answer within {CONNECT_TIMEOUT:g} s"
+    errors = errors_in(run.error)
+    assert errors
+    for error in errors:
+        assert type(error) is BackendUnavailable, repr(error)
+        assert str(error).startswith(f"agreeing on the SFTP version: {cause}"), str(error)
+        assert error.server == SERVER
+        assert SERVER in str(error)
 
 
 def check_outcome(run: Run, faults: list[Fault]) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from typing import Literal
 
 from ._server import HOST, PATIENCE, free_port
 
 _PIECE = 1 << 16
+Sender = Literal["client", "server"]
 
 
 class Relay:
@@ -38,7 +40,7 @@ class Relay:
         with self._lock:
             live = dict(self._live)
         for pair in live.values():
-            _shut(pair)
+            shut(pair)
         for thread in live:
             thread.join(PATIENCE)
 
@@ -75,16 +77,14 @@ class Relay:
             thread.start()
 
     def _serve(self, client: socket.socket, server: socket.socket) -> None:
-        answers = threading.Thread(target=_pump, args=(server, client), name="relay-answers", daemon=True)
+        answers = threading.Thread(target=self._answer, args=(server, client), name="relay-answers", daemon=True)
         answers.start()
         with contextlib.suppress(OSError):
             while piece := client.recv(_PIECE):
-                server.sendall(piece if self._remaining is None else piece[: self._remaining])
-                if self._remaining is not None:
-                    self._remaining -= len(piece)
-                    if self._remaining <= 0:
-                        self._remaining = None
-                        _shut((client, server))
+                passed, goes_on = self.passed_on(piece, "client")
+                server.sendall(passed)
+                if not goes_on:
+                    shut((client, server))
         with contextlib.suppress(OSError):
             server.shutdown(socket.SHUT_WR)
         answers.join(PATIENCE)
@@ -93,16 +93,30 @@ class Relay:
         with self._lock:
             del self._live[threading.current_thread()]
 
+    def passed_on(self, piece: bytes, sender: Sender) -> tuple[bytes, bool]:
+        """Tells what is passed on of the bytes that a side has sent, and whether the connection goes on after them."""
+        if sender == "server" or self._remaining is None:
+            return piece, True
+        passed = piece[: self._remaining]
+        self._remaining -= len(piece)
+        if self._remaining > 0:
+            return passed, True
+        self._remaining = None
+        return passed, False
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Passes on what ``source`` sends until its end; then ends both directions of ``sink``."""
-    with contextlib.suppress(OSError):
-        while piece := source.recv(_PIECE):
-            sink.sendall(piece)
-    _shut((sink,))
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        """Passes on what the server sends until its end; then ends both directions of the client's side."""
+        with contextlib.suppress(OSError):
+            while piece := server.recv(_PIECE):
+                passed, goes_on = self.passed_on(piece, "server")
+                client.sendall(passed)
+                if not goes_on:
+                    shut((client, server))
+        shut((client,))
 
 
-def _shut(sides: tuple[socket.socket, ...]) -> None:
+def shut(sides: tuple[socket.socket, ...]) -> None:
+    """Ends both directions of sockets."""
     for side in sides:
         with contextlib.suppress(OSError):
             side.shutdown(socket.SHUT_RDWR)
