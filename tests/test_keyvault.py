@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import pytest
 
@@ -17,7 +19,8 @@ from airflow_sftp_backend import RetryPolicy
 from airflow_sftp_backend._key_vault.client import BadReference, KeyVaultError, KeyVaults, Reason, SecretReference
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, BadIdentity, Kind
 from tests.servers import free_port
-from tests.vault import CHALLENGE, CLIENT_SECRET, MANAGED_IDENTITY, SECRET, Fault, Vault, client_certificate
+from tests.tracebacks import shown_by
+from tests.vault import CHALLENGE, CLIENT_SECRET, DISCOVERY, MANAGED_IDENTITY, SECRET, Fault, Vault, client_certificate
 
 VALUE = "a value that nobody sees"
 
@@ -465,6 +468,51 @@ def test_who_is_no_vault(vault: Vault, vaults: KeyVaults) -> None:
 
 
 # -- what is never shown
+
+
+class Interrupted(BaseException):
+    """What ends a task: a timeout of Airflow's, a kill, Ctrl+C."""
+
+
+def interrupt(*_: object) -> None:
+    """Handles a signal, or stands in for a function."""
+    raise Interrupted
+
+
+@pytest.mark.parametrize("at", [DISCOVERY, CLIENT_SECRET, SECRET, "answer"])
+def test_an_interruption_shows_neither_client_secret_nor_value(
+    vault: Vault, vaults: KeyVaults, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    vault.put("password", VALUE)
+    thread = threading.main_thread().ident
+    assert thread is not None
+    if at == "answer":
+        monkeypatch.setattr("azure.keyvault.secrets.KeyVaultSecret._from_secret_bundle", interrupt)
+    vault.fail(at, Fault(silent=True))
+    vault.when_asked = lambda kind: signal.pthread_kill(thread, signal.SIGUSR1) if kind == at else None
+    identity = principal(vault)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            vaults.fetch(reference(vault), identity)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    shown = "\n".join(shown_by(caught.value))
+    assert "KeyVaults.fetch, reference: " in shown
+    for secret in (VALUE, "S3cret", quote_plus("S3cret of the application"), *vault.tokens()):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_refusal_shows_neither_client_secret_nor_token(vault: Vault, vaults: KeyVaults, right: bool) -> None:
+    vault.put("password", VALUE, expires=1.0)
+    identity = principal(vault) if right else principal(vault, client_secret="S3cret of another application")
+    shown = "\n".join(shown_by(failure(vaults, reference(vault), identity)))
+    assert "KeyVaults._ask, identity: " in shown
+    assert bool(vault.tokens()) is right
+    for secret in (VALUE, "S3cret", *vault.tokens()):
+        assert secret not in shown
+
 
 LEAKS: dict[str, Callable[[Vault], object]] = {
     "success": lambda vault: vault.put("password", VALUE),

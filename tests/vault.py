@@ -22,7 +22,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -107,6 +107,8 @@ class Vault:
         self.managed_identities: dict[str, str] = {}
         """Client id, "" for the machine's own -> the tenant it is of."""
         self.closing = threading.Event()
+        self.when_asked: Callable[[str], object] = lambda kind: None
+        """Called with the kind of each request, before it is answered."""
         self._secrets: dict[str, list[Version]] = {}
         self._tokens: dict[str, str] = {}
         self._faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
@@ -175,6 +177,7 @@ class Vault:
 
     def count(self, kind: str) -> Fault | None:
         """Notes a request; returns the fault to answer it with."""
+        self.when_asked(kind)
         with self._lock:
             self.counts[kind] += 1
             return self._faults[kind].popleft() if self._faults[kind] else None

@@ -326,7 +326,13 @@ class KeyVaults:
         attempt = 0
         while True:
             attempt += 1
-            answer, pause = self._try(here, reference, identity)
+            try:
+                answer, pause = self._try(here, reference, identity)
+            except BaseException as error:  # noqa: BLE001 - it is raised again
+                # An interruption, or a defect: the SDKs' frames hold the client secret, tokens and values, and a
+                # traceback with locals would print them.
+                error.__context__ = None
+                raise error.with_traceback(None) from None
             if isinstance(answer, _Kept):
                 with here.lock:
                     here.kept[identity, reference] = answer

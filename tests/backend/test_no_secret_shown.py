@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,34 +11,11 @@ from airflow_sftp_backend import SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend import BackendConfig, Secret
 from tests.backend.sessions import config_of
 from tests.servers import AsyncsshServer, OpenSSHServer
+from tests.tracebacks import shown_by
 
 PASSWORD = "a wrong marmalade"
 PASSPHRASE = "a wrong chutney"
 DAMAGED = "-----BEGIN OPENSSH PRIVATE KEY-----\nbWFybWFsYWRlIGFuZCBjaHV0bmV5\n-----END OPENSSH PRIVATE KEY-----\n"
-
-
-def shown_by(error: BaseException) -> Iterator[str]:
-    """All that a traceback with locals can show of an exception and of those behind it."""
-    waiting, done = [error], set()
-    while waiting:
-        current = waiting.pop()
-        if id(current) in done:
-            continue
-        done.add(id(current))
-        yield from (repr(current), str(current), repr(current.args), *getattr(current, "__notes__", ()))
-        yield from map(repr, vars(current).values())
-        yield from locals_of(current.__traceback__)
-        waiting += [other for other in (current.__cause__, current.__context__) if other is not None]
-        waiting += getattr(current, "exceptions", ())
-
-
-def locals_of(traceback: TracebackType | None) -> Iterator[str]:
-    """What the frames below the test's own hold, and what the objects there hold in turn, as repr."""
-    while traceback is not None:
-        if "test_no_secret_shown" not in traceback.tb_frame.f_code.co_filename:
-            for name, value in traceback.tb_frame.f_locals.items():
-                yield f"{traceback.tb_frame.f_code.co_qualname}, {name}: {value!r}"
-        traceback = traceback.tb_next
 
 
 def assert_silent(error: BaseException) -> None:
