@@ -54,6 +54,16 @@ def hide(secrets: Iterable[str]) -> None:
     :param secrets: Passwords, passphrases, private keys and other secret texts. Airflow ignores those below 5
         characters.
     """
+    try:
+        _hide(secrets)
+    except BaseException as error:  # noqa: BLE001 - it is raised again
+        # A timeout or a kill: the frames hold texts that are not masked yet.
+        del secrets
+        error.__context__ = None
+        raise error.with_traceback(None) from None
+
+
+def _hide(secrets: Iterable[str]) -> None:
     shortest = _shortest()
     blocks: set[str] = set()
     texts: set[str] = set()

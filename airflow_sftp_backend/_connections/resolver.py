@@ -175,15 +175,18 @@ class _Recipe:
         """The secret's text, without the newline that files end with."""
         max_age = math.inf if reference.pinned else 0.0 if fresh else MAX_AGE
         try:
-            text = VAULTS.fetch(reference, self.identity, max_age=max_age).reveal()
+            secret = VAULTS.fetch(reference, self.identity, max_age=max_age)
         except KeyVaultError as error:
             if error.retryable:
                 raise BackendUnavailable(f"{_LABELS[place]} of connection {self.columns.conn_id!r}: {error}") from error
             faults.append(f"{_LABELS[place]}: {error}")
             return None
-        trimmed = text.rstrip("\r\n")
-        hide([text, trimmed])
-        return trimmed
+        hide(shown(secret.reveal()) for shown in (str, _trimmed))  # no local holds the text before it is masked
+        return _trimmed(secret.reveal())
+
+
+def _trimmed(text: str) -> str:
+    return text.rstrip("\r\n")
 
 
 def _connection_in(text: str, conn_id: str) -> AirflowConnection | None:
