@@ -43,8 +43,9 @@ for _name in ("SFTP_KNOWN_HOST_KEYS", "SSH_AUTH_SOCK", *(name for name in os.env
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No deadline: no test depends on speed. No example database: nothing is left in the work tree.
-hypothesis.settings.register_profile("here", deadline=None, database=None)
-hypothesis.settings.load_profile("here")
+for _profile, _examples in (("quick", 20), ("thorough", 100)):  # `make test` and `make test-all`
+    hypothesis.settings.register_profile(_profile, deadline=None, database=None, max_examples=_examples)
+hypothesis.settings.load_profile("quick")
 
 _VARYING = r"[A-Za-z0-9+/=]{40,}|0x[0-9a-f]{8,}"
 

@@ -60,7 +60,7 @@ def rows_of(operator: BaseOperator, **options: Any) -> list[Row]:
     return cast("list[Row]", json.loads(json.dumps(run(operator, **options))))
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # each example has a folder of its own
 @given(NAMES)
 @example("report[1].csv")
 @example("**")

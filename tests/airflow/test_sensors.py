@@ -35,6 +35,7 @@ from airflow_sftp_backend.triggers import SFTPFileTrigger
 from tests.airflow.conftest import Connect, Glob, State, context, grow, selecting
 from tests.backend.sessions import assert_nothing_left
 from tests.servers import AsyncsshServer, DeniesEverything, Files, free_port
+from tests.support.own_time import OwnTime
 from tests.vault import Vault
 
 Mode = Literal["poke", "reschedule", "reschedule without memory", "deferred"]
@@ -94,20 +95,41 @@ def fired(deferred: TaskDeferred) -> dict[str, Any]:
 
 
 @contextmanager
-def meanwhile(*steps: Callable[[], object], every: float = 0.4) -> Iterator[None]:
-    """Takes the steps one after another while the block waits."""
+def meanwhile(*steps: Callable[[], object], looks: int = 2) -> Iterator[None]:
+    """Takes each step once ``looks`` looks have ended since the one before, while the block waits."""
+    ended = threading.Semaphore(0)
+
+    def telling(ask: Callable[..., Any], is_whole_look: Callable[[object], bool]) -> Callable[..., Any]:
+        def tells(*given: Any, **options: Any) -> Any:
+            answer: object = False
+            try:
+                answer = ask(*given, **options)
+            finally:
+                if is_whole_look(answer):
+                    ended.release()
+            return answer
+
+        return tells
 
     def take() -> None:
         for step in steps:
-            time.sleep(every)
+            for _ in range(looks):
+                assert ended.acquire(timeout=20), "nobody looks"
             step()
+            while ended.acquire(blocking=False):
+                pass
 
     thread = threading.Thread(target=take)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            SFTPBackend, "exists", telling(SFTPBackend.exists, lambda there: not there)
+        )  # or the next is made
+        patch.setattr(SFTPBackend, "find_each", telling(SFTPBackend.find_each, lambda _: True))
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
 
 def names(rows: list[FoundFile]) -> list[str]:
@@ -152,17 +174,23 @@ def test_a_file_is_waited_for_until_it_is_large_enough(remote: Path, mode: Mode)
 
 def test_a_file_is_waited_for_until_it_is_stable(remote: Path, mode: Mode) -> None:
     grow(remote, {"a": b"x"})
-    started = time.monotonic()
-    with meanwhile(lambda: grow(remote, {"a": b"xx"}), lambda: grow(remote, {"a": b"xxx"})):
+    changed: list[float] = []
+
+    def change() -> None:
+        grow(remote, {"a": b"x" * (2 + len(changed))})
+        changed.append(time.monotonic())
+
+    with meanwhile(change, change, looks=1):
         (row,) = wait(mode, pattern="*", stable_for=0.8)
     assert row["size"] == 3
-    assert time.monotonic() - started >= 1.6  # 0.8 s of growth, 0.8 s of rest
+    assert time.monotonic() - changed[1] >= 0.79  # what is not the system's clock may run slower
 
 
 def test_a_file_is_waited_for_until_it_is_new(remote: Path, mode: Mode) -> None:
     grow(remote, {"old": b"x"})
-    after = datetime.now(UTC) + timedelta(seconds=1.1)
-    with meanwhile(lambda: time.sleep(1.8), lambda: grow(remote, {"new": b"y"})):
+    after = datetime.now(UTC) - timedelta(seconds=10)
+    os.utime(remote / "old", times=(after.timestamp() - 1,) * 2)
+    with meanwhile(lambda: grow(remote, {"new": b"y"})):
         assert names(wait(mode, pattern="*", newer_than=after.isoformat())) == ["new"]
 
 
@@ -336,7 +364,7 @@ def test_what_becomes_hopeless_while_it_waits_fails_the_task_with_its_cause(
     with Denies() as server:
         folder = server.fresh()
         connect(server, base_path=folder.base_path, private_key=None, columns={"password": server.password})
-        with meanwhile(lambda: happens(server, folder.path), every=0.8), pytest.raises(kind) as caught:
+        with meanwhile(lambda: happens(server, folder.path)), pytest.raises(kind) as caught:
             wait(mode, path="a", **({flag: True} if flag else {}))
         assert_nothing_left(server.port)
     if kind is AirflowFailException:
@@ -419,7 +447,7 @@ def test_a_name_that_airflow_cannot_carry_is_left_out_and_told(
     remote: Path, mode: Mode, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (remote / os.fsdecode(b"caf\xe9.csv")).touch()
-    with meanwhile(lambda: grow(remote, {"é.csv": b""}), every=0.8):
+    with meanwhile(lambda: grow(remote, {"é.csv": b""})):
         rows = wait(mode, pattern="*.csv", stable_for=0.1)
     assert names(rows) == ["é.csv"]
     assert json.dumps(rows, ensure_ascii=False).encode()
@@ -489,7 +517,7 @@ def test_a_sensor_told_to_reschedule_and_to_defer_defers(remote: Path) -> None:
 
 
 def test_a_deferred_wait_may_have_no_pause(remote: Path) -> None:
-    with meanwhile(lambda: grow(remote, {"a": b"x"}), every=0.8):
+    with meanwhile(lambda: grow(remote, {"a": b"x"})):
         assert names(wait("deferred", path="a", poke_interval=0)) == ["a"]
 
 
@@ -584,14 +612,16 @@ def test_what_a_rescheduled_wait_asks_airflow_is_heard_to_the_end(remote: Path) 
 def test_a_killed_wait_ends_at_once_and_leaves_no_connection(remote: Path, server: AsyncsshServer) -> None:
     waiting = sensor("poke", path="never", poke_interval=30, timeout=60)
     before = signal.signal(signal.SIGUSR2, lambda *_: waiting.on_kill())
-    kill = threading.Timer(0.7, os.kill, [os.getpid(), signal.SIGUSR2])
-    kill.start()
-    started = time.monotonic()
+    killed: list[OwnTime] = []
+
+    def kill() -> None:
+        killed.append(OwnTime())
+        os.kill(os.getpid(), signal.SIGUSR2)
+
     try:
-        with pytest.raises(TaskKilled):
+        with meanwhile(kill, looks=1), pytest.raises(TaskKilled):
             waiting.execute(context())
     finally:
         signal.signal(signal.SIGUSR2, before)
-        kill.join()
-    assert time.monotonic() - started < 5
+    assert killed[0].seconds() < 4.3
     assert_nothing_left(server.port)

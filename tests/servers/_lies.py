@@ -276,18 +276,26 @@ class BareAttributes(AsyncsshServer):
 class _StallingPackets(Packets):
     async def on_request(self, kind: str) -> bool:
         assert isinstance(self.server, StallsAfter)
-        return self.server.requests.total() <= self.server.limit
+        kind = self.server.kind_counted
+        counted = self.server.requests.total() if kind is None else self.server.requests[kind]
+        if counted > self.server.limit:
+            self.server.unanswered += 1
+            return False
+        return True
 
 
 class StallsAfter(AsyncsshServer):
     """Answers ``requests`` requests (its version reply not counted), then none; the connection stays open. Its
-    ``limit`` may be changed while it runs."""
+    ``limit`` may be changed while it runs. With ``kind``, only requests of that kind count."""
 
     packets = _StallingPackets
 
-    def __init__(self, *, requests: int) -> None:
+    def __init__(self, *, requests: int, kind: str | None = None) -> None:
         super().__init__()
         self.limit = requests
+        self.kind_counted = kind
+        self.unanswered = 0
+        """Requests that have come and get no answer."""
 
 
 class _FirstChannelOnly(Packets):
