@@ -8,7 +8,10 @@
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell \
 	$(p) -c 'import sys; sys.version_info >= (3, 11) and print("$(p)")' 2>/dev/null)))
 # Processes that run tests side by side: most tests wait more than they compute.
-WORKERS ?= 3
+WORKERS ?= 4
+# System tests start browsers and whole Airflows, each of which computes with all processors.
+SYSTEM_WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -23,12 +26,17 @@ demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step b
 	@$(BIN)/python -m demo
 
 .PHONY: test
-test: $(VENV)/.dev openssh sftpservers chromium ## run all tests (make test ARGS="-k wire" runs some)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+test: $(VENV)/.dev openssh sftpservers ## run all tests but the system tests (make test ARGS="-k wire" runs some)
+	@$(PYTEST) -n $(WORKERS) -m "not system" $(ARGS)
 
+.PHONY: test-system
+test-system: $(VENV)/.dev openssh chromium ## run the system tests: whole Airflows, a browser, processes that are killed
+	@$(PYTEST) -n $(SYSTEM_WORKERS) -m system $(ARGS)
+
+# FAULTS=all also loses the connection a second time, on every server.
 .PHONY: test-all
-test-all: $(VENV)/.dev openssh sftpservers chromium ## run all tests, with every fault on every server and a second one (half an hour more)
-	@FAULTS=all $(BIN)/python -m pytest $(ARGS)
+test-all: $(VENV)/.dev openssh sftpservers chromium ## run all tests with more faults and more examples; measure coverage (an hour)
+	@FAULTS=all $(PYTEST) -n $(WORKERS) --hypothesis-profile thorough --cov --cov-report term $(ARGS)
 
 .PHONY: reliability
 reliability: $(VENV)/.dev ## lose the connection at every message of every operation, and write docs/reliability.md

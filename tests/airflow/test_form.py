@@ -15,7 +15,7 @@ from tests.airflow.browser import ConnectionForm, api_server, chrome, chromium
 from tests.servers import AsyncsshServer
 
 pytestmark = [
-    pytest.mark.browser,
+    pytest.mark.system,
     pytest.mark.timeout(300),
     pytest.mark.skipif(chromium() is None, reason="NOT TESTED IN A BROWSER: install chromium and chromium-driver"),
 ]

@@ -24,7 +24,7 @@ from tests.airflow.conftest import Connect, grow, held
 from tests.airflow.home import AIRFLOW, TOP, airflow_home
 from tests.servers import AsyncsshServer, free_port, wait_until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 NOTING = """
 import time

@@ -85,6 +85,7 @@ def _no_sessions(server: OpenSSHServer) -> bool:
     return not psutil.Process(process.pid).children()
 
 
+@pytest.mark.system
 @pytest.mark.timeout(180)
 def test_killed_processes_leave_old_or_new_and_the_next_call_clears_up(
     make_backend: Callable[..., SFTPBackend], sshd: str, tmp_path: Path

@@ -276,9 +276,8 @@ class BareAttributes(AsyncsshServer):
 class _StallingPackets(Packets):
     async def on_request(self, kind: str) -> bool:
         assert isinstance(self.server, StallsAfter)
-        kind = self.server.kind_counted
-        counted = self.server.requests.total() if kind is None else self.server.requests[kind]
-        if counted > self.server.limit:
+        only, requests = self.server.kind_counted, self.server.requests
+        if (requests.total() if only is None else requests[only]) > self.server.limit:
             self.server.unanswered += 1
             return False
         return True
