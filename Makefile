@@ -70,7 +70,7 @@ waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp
 
 .PHONY: clean
 clean: ## remove .venv, caches and build products
-	@rm -rf $(VENV) .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	@rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What a fresh environment gets today becomes the set everybody gets.

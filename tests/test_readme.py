@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from airflow_sftp_backend import sensors
+import airflow_sftp_backend
+from airflow_sftp_backend import SFTPBackend, SFTPBackendError, sensors
 from airflow_sftp_backend._connections.fields import FIELDS, Field
 from airflow_sftp_backend._connections.parser import Columns, Draft
 from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts
@@ -18,6 +23,8 @@ from tests.servers import AsyncsshServer
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text()
 GUIDE = (TOP / "docs/connections.md").read_text()
+BACKEND_GUIDE = (TOP / "docs/backend.md").read_text()
+PAGES = sorted(path.relative_to(TOP).as_posix() for path in [*TOP.glob("*.md"), *TOP.glob("docs/*.md")])
 
 
 def _cell(field: Field) -> str:
@@ -40,7 +47,7 @@ def test_the_commands_are_the_ones_ci_runs() -> None:
     assert steps is not None
     assert {f"make {step}" for step in steps[1].split()} >= set(commands.splitlines())
     assert "make help" in README
-    for target in re.findall(r"`make (\w+)`", README):
+    for target in re.findall(r"`make (\w+)`", README + "".join(path.read_text() for path in TOP.glob("docs/*.md"))):
         assert re.search(rf"^{target}:", (TOP / "Makefile").read_text(), re.MULTILINE), target
 
 
@@ -78,7 +85,7 @@ def test_the_example_without_airflow_moves_files(
     (here / "report.csv").write_bytes(b"report")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(here)
-    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[2]
+    code = re.findall(r"```python\n(.*?)```", BACKEND_GUIDE, re.DOTALL)[0]
     for named, real in (
         ('"sftp.example.com"', f'"{asyncssh_plain.host}", port={asyncssh_plain.port}'),
         ('"partner"', f'"{asyncssh_plain.username}"'),
@@ -96,6 +103,63 @@ def test_the_example_without_airflow_moves_files(
     assert not (folder.path / "inbox/deep/a.csv").exists()
 
 
+def test_the_example_program_exchanges_files(tmp_path: Path, asyncssh_plain: AsyncsshServer) -> None:
+    folder = asyncssh_plain.fresh()
+    (folder.path / "inbox").mkdir()
+    (folder.path / "inbox/orders.csv").write_bytes(b"an order")
+    done = subprocess.run(
+        [
+            sys.executable,
+            TOP / "examples/backend.py",
+            asyncssh_plain.host,
+            str(asyncssh_plain.port),
+            asyncssh_plain.username,
+            folder.base_path,
+        ],
+        env={
+            **os.environ,
+            "SFTP_PASSWORD": asyncssh_plain.password,
+            "SFTP_KNOWN_HOST_KEYS": asyncssh_plain.known_hosts,
+        },
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256(b"order,amount\n1,10.00\n").hexdigest()
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"sent outbox/report.csv: 21 bytes, sha256:{digest}"
+    assert lines[1].startswith("not sent again: ")
+    assert lines[2:] == [
+        "received inbox/orders.csv: 8 bytes",
+        "settings: defaults",
+        "outbox: report.csv, summary.txt",
+    ]
+    assert (folder.path / "archive/orders.csv").read_bytes() == b"an order"
+
+
+def test_the_methods_in_the_backend_guide_exist() -> None:
+    table = BACKEND_GUIDE[BACKEND_GUIDE.index("## Methods") : BACKEND_GUIDE.index("## Configuration")]
+    methods = {
+        name
+        for row in re.findall(r"^\| [a-z]+ \| (`.*`) \|$", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    public = {name for name in dir(SFTPBackend) if not name.startswith("_") and callable(getattr(SFTPBackend, name))}
+    assert methods <= public
+    assert public - methods == {"from_config", "end_within", "same_samples_many"}
+
+
+def test_the_errors_in_the_backend_guide_are_all_there_are() -> None:
+    table = BACKEND_GUIDE[BACKEND_GUIDE.index("## Errors") : BACKEND_GUIDE.index("## Async use")]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))))
+    public = {name: getattr(airflow_sftp_backend, name) for name in airflow_sftp_backend.__all__}
+    assert named == {
+        name for name, kind in public.items() if isinstance(kind, type) and issubclass(kind, SFTPBackendError)
+    } - {"SFTPBackendError"}
+
+
 def test_the_arguments_in_the_table_exist() -> None:
     from airflow_sftp_backend import operators
 
@@ -107,7 +171,15 @@ def test_the_arguments_in_the_table_exist() -> None:
         assert set(re.findall(r"`(\w+)`", arguments)) <= accepted, name
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/connections.md", "docs/tasks.md", "docs/architecture.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        *sorted(path.relative_to(TOP).as_posix() for path in TOP.glob("docs/*.md")),
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+    ],
+)
 def test_the_links_lead_to_files(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", (TOP / page).read_text()):
         assert (TOP / page).parent.joinpath(target).exists(), target
@@ -116,7 +188,7 @@ def test_the_links_lead_to_files(page: str) -> None:
 # ---- the guide to connections
 
 
-@pytest.mark.parametrize("text", re.findall(r"```json\n(.*?)```", GUIDE, re.DOTALL))
+@pytest.mark.parametrize("text", re.findall(r"```json\n(.*?)```", README + GUIDE, re.DOTALL))
 def test_the_connections_shown_say_what_they_mean(text: str) -> None:
     shown = json.loads(text)
     connection = Columns("shown", **{**shown, "extra": json.dumps(shown["extra"])})
@@ -138,7 +210,6 @@ def test_every_message_explained_is_one_that_is_said() -> None:
 
 
 def test_what_the_guide_says_is_ours_exists() -> None:
-    import airflow_sftp_backend
     from airflow_sftp_backend import operators
 
     rows = re.findall(r"^\| `.*?` \| (.*) \|$", GUIDE[: GUIDE.index("## What to do, by message")], re.MULTILINE)
@@ -152,7 +223,5 @@ def test_what_the_guide_says_is_ours_exists() -> None:
 
 @pytest.mark.parametrize("name", ["SFTPBackend", "SyncBackendAdapter", "SFTPBackendError"])
 def test_the_names_exist(name: str) -> None:
-    import airflow_sftp_backend
-
-    assert name in README
+    assert name in BACKEND_GUIDE
     assert hasattr(airflow_sftp_backend, name)
