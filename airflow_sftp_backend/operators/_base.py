@@ -29,11 +29,11 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import ProgressLog, counted, duration, quantity
 
-from ._lineage import Deed, deeds, facets, tell_assets
-from ._object_storage import FileState, Outcome, Verify, is_unchanged, same_digest
-from ._planning import IfExists, Step, unspeakable
-from ._retry_state import Row, Try
-from ._transfer_records import unproven
+from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_events
+from ._object_storage import FileState, Outcome, Verify, is_up_to_date, sha256_if_equal
+from ._planning import IfExists, TransferItem, utf8_error
+from ._retry_state import FileResult, RetryState
+from ._transfer_records import unproven_target_error
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -71,12 +71,12 @@ class FileOperator(Killable, BaseOperator):
         self.include = include
         self.exclude = exclude
         self.sftp_conn_id = sftp_conn_id
-        self.only_plan = dry_run
+        self.is_dry_run = dry_run
         self._filters = FileFilters(parse_globs(include, "include"), parse_globs(exclude, "exclude"))
-        self._done: Sequence[Deed] = ()
+        self._file_events: Sequence[FileEvent] = ()
         self._progress: ProgressLog | None = None
 
-    def execute(self, context: Context) -> list[Row]:
+    def execute(self, context: Context) -> list[FileResult]:
         """Does the work. What retrying cannot mend fails the task at once."""
         hook = SFTPBackendHook(self.sftp_conn_id)
         started = time.monotonic()
@@ -86,20 +86,20 @@ class FileOperator(Killable, BaseOperator):
                     backend = hook.get_conn()
                     folder = backend.resolve("")
                     self.log.info("working in %s on %s", escaped(folder.native_path), backend.address)
-                    rows, failures = self._work(backend, Try(context, backend))
+                    rows, failures = self._work(backend, RetryState(context, backend))
             finally:
                 hook.close()
-            self._tell(rows, time.monotonic() - started)
-            self._done = list(deeds(backend.config, rows))
-            tell_assets(context, self.outlets, self._done)
-            self._raise(failures, len(rows) + len(failures))
+            self._log_summary(rows, time.monotonic() - started)
+            self._file_events = list(file_events(backend.config, rows))
+            update_outlet_events(context, self.outlets, self._file_events)
+            self._raise_failures(failures, len(rows) + len(failures))
         return rows
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
         """What was read and written, for Airflow's OpenLineage provider; also of a task that failed over some files."""
-        return facets(self._done)
+        return openlineage_facets(self._file_events)
 
-    def _selected(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
+    def _parse_selection(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
         """Return what the arguments select, once their templates are rendered.
 
         :raises InvalidArgument: for what is empty or neither text nor row nor list, and for filters of names.
@@ -126,35 +126,35 @@ class FileOperator(Killable, BaseOperator):
         check_relative(path, backend.resolve("").native_path, argument)
 
     @abstractmethod
-    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
         """A row for each file that is done, and what failed."""
 
-    def _raise(self, failures: Failures, count: int) -> None:
+    def _raise_failures(self, failures: Failures, file_count: int) -> None:
         for failure in failures:
             if isinstance(failure, AlreadyExists):
                 failure.hint = "if_exists='replace' replaces it"
-            _without_frames(failure)
-        if len(failures) == 1 and count == 1:
+            _drop_tracebacks(failure)
+        if len(failures) == 1 and file_count == 1:
             raise failures[0]
         if failures:
             for failure in failures:
                 self.log.error("%s", failure)
-            raise ExceptionGroup(f"{len(failures)} of {counted(count)} failed", failures)
+            raise ExceptionGroup(f"{len(failures)} of {counted(file_count)} failed", failures)
 
-    def _tell(self, rows: Sequence[Row], seconds: float) -> None:
+    def _log_summary(self, rows: Sequence[FileResult], seconds: float) -> None:
         """A line in the log for each file, and one for all that was done."""
         for row in rows:
-            end = f" <- {row['source']}" if "source" in row else f" -> {row['target']}" if "target" in row else ""
+            other_end = f" <- {row['source']}" if "source" in row else f" -> {row['target']}" if "target" in row else ""
             size = quantity(row["size"] or 0)
-            self.log.info("%s %s (%s)%s", row["action"], escaped(row["path"]), size, escaped(end))
-        done = [row["size"] or 0 for row in rows if row["action"] == self._action]
-        if self.only_plan or not done:
+            self.log.info("%s %s (%s)%s", row["action"], escaped(row["path"]), size, escaped(other_end))
+        sizes = [row["size"] or 0 for row in rows if row["action"] == self._action]
+        if self.is_dry_run or not sizes:
             return
-        total, rate = sum(done), ""
+        total, rate = sum(sizes), ""
         if self._progress is not None:
             total, seconds = self._progress.done, self._progress.elapsed
             rate = f", {quantity(self._progress.rate)}/s" if self._progress.rate and total else ""
-        self.log.info("%s %s, %s in %s%s", self._action, counted(len(done)), quantity(total), duration(seconds), rate)
+        self.log.info("%s %s, %s in %s%s", self._action, counted(len(sizes)), quantity(total), duration(seconds), rate)
 
 
 class TransferOperator(FileOperator):
@@ -182,56 +182,59 @@ class TransferOperator(FileOperator):
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
 
-    def _pending(
-        self, backend: SFTPBackend, states: Mapping[Step, tuple[FileState | None, FileState | None]], end: str
-    ) -> tuple[list[Step], list[Row]]:
+    def _split_skipped(
+        self,
+        backend: SFTPBackend,
+        states: Mapping[TransferItem, tuple[FileState | None, FileState | None]],
+        local_end: str,
+    ) -> tuple[list[TransferItem], list[FileResult]]:
         """Return the steps to take, and rows for those to leave out.
 
         :param states: of each step the state of its source and of its target, None if there is none.
-        :param end: the local end: ``source`` or ``target``.
+        :param local_end: the local end: ``source`` or ``target``.
         """
         pending, rows = [], []
-        for step, (source, target) in states.items():
-            path, local = (step.target, step.source) if end == "source" else (step.source, step.target)
+        for item, (source, target) in states.items():
+            path, local = (item.target, item.source) if local_end == "source" else (item.source, item.target)
             is_skipped = target is not None and (
                 self.if_exists == "skip"
-                or (self.if_exists == "skip_same" and self._is_same(backend, path, local, source, target))
+                or (self.if_exists == "skip_same" and self._has_same_content(backend, path, local, source, target))
             )
             if target is not None and is_skipped:
-                rows.append(result_row(path, step, end, target.size, "skipped"))
+                rows.append(make_result(path, item, local_end, target.size, "skipped"))
             else:
-                pending.append(step)
+                pending.append(item)
         return pending, rows
 
-    def _is_same(
+    def _has_same_content(
         self, backend: SFTPBackend, path: str, local: str, source: FileState | None, target: FileState
     ) -> bool:
         if self.verify != "sha256" or source is None or source.size != target.size:
-            return is_unchanged(source, target)
+            return is_up_to_date(source, target)
         self.log.info("comparing %s with %s (%s)", escaped(path), escaped(local), quantity(target.size or 0))
-        return same_digest(backend, path, local) is not None
+        return sha256_if_equal(backend, path, local) is not None
 
-    def _done_row(
-        self, row: Row, outcome: Outcome, attempt: Try, written_earlier: Callable[[], str | None]
-    ) -> Row | SFTPBackendError | OSError:
+    def _result_of(
+        self, row: FileResult, outcome: Outcome, retry_state: RetryState, find_earlier_digest: Callable[[], str | None]
+    ) -> FileResult | SFTPBackendError | OSError:
         """Return the row of a file that is done, with its SHA-256 where that is known, or its failure.
 
-        ``written_earlier`` returns the file's digest if its times show that an earlier try has written it: asked only
+        ``find_earlier_digest`` returns the digest of a file that an earlier attempt wrote, by its times: called only
         on a retry whose target is taken, where Airflow has no state store that would tell.
         """
         if isinstance(outcome, WriteResult):
             row, digest = row | {"size": outcome.size}, outcome.digest
-        elif not isinstance(outcome, AlreadyExists) or not attempt.again_since_cleared:
+        elif not isinstance(outcome, AlreadyExists) or not retry_state.is_retry_since_cleared:
             return outcome
         else:
-            digest = None if attempt.remembers else written_earlier()
+            digest = None if retry_state.has_store else find_earlier_digest()
             if digest is None:
-                return unproven(outcome)
+                return unproven_target_error(outcome)
             row = row | {"action": f"{self._action} by an earlier try"}
         return row | ({} if digest is None else {"sha256": digest.removeprefix("sha256:")})
 
 
-def _without_frames(failure: BaseException) -> None:
+def _drop_tracebacks(failure: BaseException) -> None:
     """Remove the traceback of a failure that the server or this machine is known to give, and of what caused it."""
     error: BaseException | None = failure
     while error is not None:
@@ -244,22 +247,27 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise InvalidArgument(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def result_row(path: str, step: Step, end: str, size: int | None, action: str) -> Row:
-    return {"path": path, "size": size, "action": action, end: step.source if end == "source" else step.target}
+def make_result(path: str, item: TransferItem, local_end: str, size: int | None, action: str) -> FileResult:
+    return {
+        "path": path,
+        "size": size,
+        "action": action,
+        local_end: item.source if local_end == "source" else item.target,
+    }
 
 
-def speakable(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
+def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
     """Those whose names Airflow can be told, and why it cannot be told of the others, which are left as they are."""
-    refused = {item: error for item in items if (error := unspeakable(*names(item))) is not None}
-    return [item for item in items if item not in refused], [*refused.values()]
+    errors = {item: error for item in items if (error := utf8_error(*names(item))) is not None}
+    return [item for item in items if item not in errors], [*errors.values()]
 
 
 def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:
     """The failures among them. Of those that a lost connection caused, the first: the others say the same."""
     failures: Failures = []
-    lost = False
+    connection_lost = False
     for outcome in outcomes:
-        if outcome is not None and not (lost and isinstance(outcome, BackendUnavailable)):
+        if outcome is not None and not (connection_lost and isinstance(outcome, BackendUnavailable)):
             failures.append(outcome)
-            lost = lost or isinstance(outcome, BackendUnavailable)
+            connection_lost = connection_lost or isinstance(outcome, BackendUnavailable)
     return failures

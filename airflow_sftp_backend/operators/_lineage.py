@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote, urlsplit
 from airflow_sftp_backend.assets.uri import SCHEME, dataset, file_uri, sanitize_uri
 
 from ._object_storage import is_url
-from ._retry_state import Row
+from ._retry_state import FileResult
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import Dataset, DatasetFacet, OutputDataset, RunFacet
@@ -32,51 +32,51 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MOST = 500
+_MAX_FILES_NAMED = 500
 """Files that are named one by one; of more, their folders."""
-_AS_IT_IS = "".join(map(chr, {*range(32, 127)} - {*b"#?%"}))
+_UNQUOTED = "".join(map(chr, {*range(32, 127)} - {*b"#?%"}))
 
 
 @dataclass(frozen=True, slots=True)
-class Deed:
+class FileEvent:
     """A file that was put at ``target``, from ``source``, or taken away from there: URIs; ``row`` is the operator's."""
 
     kind: Literal["uploaded", "downloaded", "moved", "deleted"]
     source: str | None
     target: str
-    row: Row
+    row: FileResult
 
 
-def deeds(config: BackendConfig, rows: Iterable[Row]) -> Iterator[Deed]:
+def file_events(config: BackendConfig, rows: Iterable[FileResult]) -> Iterator[FileEvent]:
     """What was done, by this try of the task or an earlier one; not what was left out or would be done."""
     for row in rows:
-        there = file_uri(config, row["path"])
+        remote = file_uri(config, row["path"])
         match row["action"].split()[0]:
             case "uploaded":
-                yield Deed("uploaded", _local_uri(row["source"]), there, row)
+                yield FileEvent("uploaded", _local_uri(row["source"]), remote, row)
             case "downloaded":
-                yield Deed("downloaded", there, _local_uri(row["target"]), row)
+                yield FileEvent("downloaded", remote, _local_uri(row["target"]), row)
             case "moved":
-                yield Deed("moved", file_uri(config, row["source"]), there, row)
+                yield FileEvent("moved", file_uri(config, row["source"]), remote, row)
             case "deleted":
-                yield Deed("deleted", None, there, row)
+                yield FileEvent("deleted", None, remote, row)
 
 
 def _local_uri(path: str) -> str:
     """The URL of a local path or object as Airflow writes it, without percent-encoding; of what would end the path only
     that, and what is not ASCII, which no asset may be."""
-    place, plain = "file://", os.path.abspath(path)
+    prefix, path_part = "file://", os.path.abspath(path)
     if is_url(path):
-        scheme, _, rest = path.partition("://")
-        host, slash, key = rest.partition("/")
-        place, plain = f"{scheme}://{host}", slash + key
-    return place + quote(plain, _AS_IT_IS, errors="surrogateescape")
+        scheme, _, after_scheme = path.partition("://")
+        host, slash, key = after_scheme.partition("/")
+        prefix, path_part = f"{scheme}://{host}", slash + key
+    return prefix + quote(path_part, _UNQUOTED, errors="surrogateescape")
 
 
 # -- assets -----------------------------------------------------------------------------------------------------------
 
 
-def tell_assets(context: Context, outlets: Sequence[object], done: Sequence[Deed]) -> None:
+def update_outlet_events(context: Context, outlets: Sequence[object], events: Sequence[FileEvent]) -> None:
     """Gives the event of each outlet of the task its extra: what files of it there are, their bytes and SHA-256.
 
     An outlet with the URI of a file or folder is told of what is there; one without a place of all files. Of an asset
@@ -85,29 +85,33 @@ def tell_assets(context: Context, outlets: Sequence[object], done: Sequence[Deed
     from airflow.sdk import Asset, AssetAlias
 
     for outlet in outlets:
-        events = context["outlet_events"]
+        outlet_events = context["outlet_events"]
         if isinstance(outlet, AssetAlias):
-            for deed in done:
+            for event in events:
                 try:
-                    asset = Asset(uri=deed.target)
+                    asset = Asset(uri=event.target)
                 except ValueError as error:
-                    log.warning("%r is %s, but is made no asset: %s", deed.target, deed.kind, error)
+                    log.warning("%r is %s, but is made no asset: %s", event.target, event.kind, error)
                 else:
-                    events[outlet].add(asset, extra=_file(deed))
+                    outlet_events[outlet].add(asset, extra=_event_extra(event))
         elif isinstance(outlet, Asset):
-            events[outlet].extra |= _extra([deed for deed in done if _is_of(outlet.uri, deed.target)])
+            outlet_events[outlet].extra |= _outlet_extra(
+                [event for event in events if _outlet_includes(outlet.uri, event.target)]
+            )
 
 
-def _is_of(uri: str, target: str) -> bool:
+def _outlet_includes(uri: str, target: str) -> bool:
     """True if the outlet means that file: by its URI, by one of a folder it is in, or by no URI of a place at all."""
-    meant, there = _place(uri), _place(target)
-    if meant is None or there is None:
-        return meant is None
-    folder = meant[1].rstrip("/")
-    return meant[0] == there[0] and (there[1].rstrip("/") == folder or there[1].startswith(f"{folder}/"))
+    outlet_location, file_location = _location(uri), _location(target)
+    if outlet_location is None or file_location is None:
+        return outlet_location is None
+    folder = outlet_location[1].rstrip("/")
+    return outlet_location[0] == file_location[0] and (
+        file_location[1].rstrip("/") == folder or file_location[1].startswith(f"{folder}/")
+    )
 
 
-def _place(uri: str) -> tuple[str, str] | None:
+def _location(uri: str) -> tuple[str, str] | None:
     """Where a URI leads, in one spelling: scheme with host, and path; None if it is of no place."""
     parts = urlsplit(uri)
     if parts.scheme == SCHEME:
@@ -121,23 +125,27 @@ def _place(uri: str) -> tuple[str, str] | None:
     return (f"{parts.scheme}://{parts.netloc}", path) if parts.netloc else None
 
 
-def _extra(done: Sequence[Deed]) -> dict[str, Any]:
-    """Of one file what `_file` says; of several their number, bytes in all, and each of the first of them."""
-    if len(done) == 1:
-        return _file(done[0])
-    size = sum(deed.row["size"] or 0 for deed in done)
-    return {"count": len(done), "size": size, "files": [_file(deed) for deed in done[:_MOST]]} if done else {}
+def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:
+    """Of one file what `_event_extra` says; of several their number, bytes in all, and each of the first of them."""
+    if len(events) == 1:
+        return _event_extra(events[0])
+    size = sum(event.row["size"] or 0 for event in events)
+    return (
+        {"count": len(events), "size": size, "files": [_event_extra(event) for event in events[:_MAX_FILES_NAMED]]}
+        if events
+        else {}
+    )
 
 
-def _file(deed: Deed) -> dict[str, Any]:
-    kept: dict[str, Any] = {name: deed.row[name] for name in ("size", "sha256") if name in deed.row}
-    return {"uri": deed.target, "action": deed.kind, **kept}
+def _event_extra(event: FileEvent) -> dict[str, Any]:
+    known: dict[str, Any] = {name: event.row[name] for name in ("size", "sha256") if name in event.row}
+    return {"uri": event.target, "action": event.kind, **known}
 
 
 # -- OpenLineage ------------------------------------------------------------------------------------------------------
 
 
-def facets(done: Sequence[Deed]) -> Facets | None:
+def openlineage_facets(events: Sequence[FileEvent]) -> Facets | None:
     """The datasets read and written; None where Airflow's OpenLineage provider is not installed.
 
     Of more than 500 files the folders that hold them.
@@ -148,28 +156,30 @@ def facets(done: Sequence[Deed]) -> Facets | None:
         return None
     inputs: dict[tuple[str, str], Dataset] = {}
     outputs: dict[tuple[str, str], OutputDataset] = {}
-    for deed in done if len(done) <= _MOST else _folders(done):
-        if deed.source is not None:
-            read = _dataset(deed.source)
+    for event in events if len(events) <= _MAX_FILES_NAMED else _directory_events(events):
+        if event.source is not None:
+            read = _dataset_of(event.source)
             inputs.setdefault((read.namespace, read.name), read)
-        written = _written(deed)
+        written = _output_dataset(event)
         outputs.setdefault((written.namespace, written.name), written)
     return OperatorLineage(inputs=list(inputs.values()), outputs=list(outputs.values()))
 
 
-def _folders(done: Sequence[Deed]) -> list[Deed]:
+def _directory_events(events: Sequence[FileEvent]) -> list[FileEvent]:
     """What was done as if to the folders of the files."""
 
     def folder(uri: str) -> str:
         return uri.rpartition("/")[0]
 
     return [
-        Deed(deed.kind, None if deed.source is None else folder(deed.source), folder(deed.target), {"size": None})
-        for deed in done
+        FileEvent(
+            event.kind, None if event.source is None else folder(event.source), folder(event.target), {"size": None}
+        )
+        for event in events
     ]
 
 
-def _dataset(uri: str) -> Dataset:
+def _dataset_of(uri: str) -> Dataset:
     """The dataset that Airflow's converter makes of an asset with that URI: for ``sftp`` the one of Airflow's sftp
     provider, where that is installed beside this one."""
     from airflow.providers.common.compat.openlineage.facet import Dataset
@@ -191,7 +201,7 @@ def _dataset(uri: str) -> Dataset:
     )
 
 
-def _written(deed: Deed) -> OutputDataset:
+def _output_dataset(event: FileEvent) -> OutputDataset:
     """The dataset of the target with its size, and what a move or deletion has made of it."""
     from airflow.providers.common.compat.openlineage.facet import (
         LifecycleStateChange,
@@ -201,16 +211,16 @@ def _written(deed: Deed) -> OutputDataset:
         PreviousIdentifier,
     )
 
-    there = _dataset(deed.target)
-    change: dict[str, DatasetFacet] = {}
-    known: dict[str, OutputDatasetFacet] = {}
-    if deed.kind == "deleted":
-        change["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(LifecycleStateChange.DROP)
-    elif deed.row["size"] is not None:
-        known["outputStatistics"] = OutputStatisticsOutputDatasetFacet(size=deed.row["size"])
-    if deed.kind == "moved" and deed.source is not None:
-        before = _dataset(deed.source)
-        change["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(
-            LifecycleStateChange.RENAME, PreviousIdentifier(name=before.name, namespace=before.namespace)
+    target = _dataset_of(event.target)
+    dataset_facets: dict[str, DatasetFacet] = {}
+    output_facets: dict[str, OutputDatasetFacet] = {}
+    if event.kind == "deleted":
+        dataset_facets["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(LifecycleStateChange.DROP)
+    elif event.row["size"] is not None:
+        output_facets["outputStatistics"] = OutputStatisticsOutputDatasetFacet(size=event.row["size"])
+    if event.kind == "moved" and event.source is not None:
+        previous = _dataset_of(event.source)
+        dataset_facets["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(
+            LifecycleStateChange.RENAME, PreviousIdentifier(name=previous.name, namespace=previous.namespace)
         )
-    return OutputDataset(there.namespace, there.name, known, facets=change)
+    return OutputDataset(target.namespace, target.name, output_facets, facets=dataset_facets)

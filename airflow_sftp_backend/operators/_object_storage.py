@@ -35,8 +35,10 @@ if TYPE_CHECKING:
 Verify = Literal["size", "sha256", "none"]
 Outcome = WriteResult | SFTPBackendError | OSError
 
-_PIECE = 1 << 20
-_COUNTED = 16 << 20  # bytes read of a file that is longer than the server says, to tell its size in the error
+_BLOCK_SIZE = 1 << 20
+_MAX_EXCESS_COUNTED = (
+    16 << 20
+)  # bytes read of a file that is longer than the server says, to tell its size in the error
 
 
 def is_url(path: str) -> bool:
@@ -53,8 +55,8 @@ def object_path(url: str) -> ObjectStoragePath:
 
     root, key = url, ""
     if "?" in url or "#" in url:  # as the end of a URL they would be dropped
-        scheme, _, rest = url.partition("://")
-        container, _, key = rest.partition("/")
+        scheme, _, after_scheme = url.partition("://")
+        container, _, key = after_scheme.partition("/")
         root = f"{scheme}://{container}"
     with undisturbed():  # the store's connection is asked of Airflow
         try:
@@ -102,7 +104,7 @@ class FileState:
         return cls(info.size, None if info.modified_at is None else info.modified_at.timestamp())
 
 
-def state_of(path: str) -> FileState | None:
+def local_state(path: str) -> FileState | None:
     """Return the state of a local file or object; None if there is none."""
     if is_url(path):
         target = object_path(path)
@@ -116,7 +118,7 @@ def state_of(path: str) -> FileState | None:
     return FileState(state.st_size, state.st_mtime)
 
 
-def is_unchanged(source: FileState | None, target: FileState) -> bool:
+def is_up_to_date(source: FileState | None, target: FileState) -> bool:
     """Return True if a target of the same size was written after the source, as far as times are told."""
     if source is None or source.size != target.size:
         return False
@@ -126,7 +128,7 @@ def is_unchanged(source: FileState | None, target: FileState) -> bool:
 
 
 @contextmanager
-def opened_for_reading(source: str) -> Iterator[BinaryIO]:
+def open_source(source: str) -> Iterator[BinaryIO]:
     """The bytes of a local file or object. OSError for a path that is no regular file."""
     with open_object(object_path(source), "rb") if is_url(source) else open(open_regular(source), "rb") as stream:
         yield stream
@@ -137,25 +139,25 @@ def open_object(path: ObjectStoragePath, mode: Literal["rb", "wb"]) -> BinaryIO:
     return cast("BinaryIO", path.open(mode))  # type: ignore[no-untyped-call] # Airflow leaves it untyped
 
 
-def digest_of(stream: BinaryIO) -> str:
+def sha256_of_stream(stream: BinaryIO) -> str:
     """``sha256:<hex>`` of what is left of it."""
     digest = hashlib.sha256()
-    while piece := stream.read(_PIECE):
-        digest.update(piece)
+    while block := stream.read(_BLOCK_SIZE):
+        digest.update(block)
     return f"sha256:{digest.hexdigest()}"
 
 
-def same_digest(backend: SFTPBackend, key: str, local: str) -> str | None:
+def sha256_if_equal(backend: SFTPBackend, key: str, local: str) -> str | None:
     """``sha256:<hex>`` of a file on the server and a local file or object if both hold the same bytes; None if not."""
     try:
-        with backend.read(key) as there, opened_for_reading(local) as here:
-            digest = digest_of(there)
-            return digest if digest_of(here) == digest else None
+        with backend.read(key) as remote, open_source(local) as local_stream:
+            digest = sha256_of_stream(remote)
+            return digest if sha256_of_stream(local_stream) == digest else None
     except (SFTPBackendError, OSError):
         return None
 
 
-class Exactly:
+class SizeCheckedStream:
     """A stream that must give as many bytes as its store says it has. TransferCorrupted if it ends before, or goes on.
 
     ``size`` in bytes, None if it is not known; ``key`` is where it goes.
@@ -184,7 +186,7 @@ class Exactly:
         return data
 
 
-def send_object(
+def upload_object(
     backend: SFTPBackend,
     url: str,
     key: str,
@@ -198,8 +200,8 @@ def send_object(
 ) -> Outcome:
     """Sends an object of ``size`` bytes to the server; what was written, or why not."""
     try:
-        with opened_for_reading(url) as stream:
-            content = Exactly(stream, size, key)
+        with open_source(url) as stream:
+            content = SizeCheckedStream(stream, size, key)
 
             def record(files: Sequence[PreparedFile]) -> None:
                 if before_rename is not None:
@@ -216,7 +218,7 @@ def send_object(
         return name_ends(error, url, f"uploading to {backend.native_path(key)!r}")
 
 
-def fetch_object(
+def download_object(
     backend: SFTPBackend,
     key: str,
     url: str,
@@ -236,7 +238,7 @@ def fetch_object(
             written = _copy(backend, key, temp, progress, to_end=verify == "none")
             if verify == "sha256":
                 with open_object(temp, "rb") as stream:
-                    if digest_of(stream) != written.digest:
+                    if sha256_of_stream(stream) != written.digest:
                         return TransferCorrupted(f"{url!r} does not hold the bytes that came", path=key)
             if before_rename is not None:
                 before_rename([PreparedFile(url, temp.name, written.size, None, written.digest)])
@@ -256,18 +258,18 @@ def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Pro
     :raises TransferCorrupted: if the file has another size than the server says, unless it is read ``to_end``.
     """
     digest, count = hashlib.sha256(), 0
-    with cast("RemoteFile", backend.read(key)) as source, open_object(temp, "wb") as sink:
+    with cast("RemoteFile", backend.read(key)) as source, open_object(temp, "wb") as target:
         size = None if to_end else source.size_at_open
-        changed = source.modified_at_open
-        while piece := source.read(_PIECE):
-            count += len(piece)
+        modified_at = source.modified_at_open
+        while block := source.read(_BLOCK_SIZE):
+            count += len(block)
             if size is not None and count > size:  # written no further: counted, to be named in the error
-                if count > size + _COUNTED:
+                if count > size + _MAX_EXCESS_COUNTED:
                     raise size_mismatch(size, count, key, ended=False)
                 continue
-            sink.write(piece)
-            digest.update(piece)
-            progress(len(piece))
+            target.write(block)
+            digest.update(block)
+            progress(len(block))
     if size is not None and count != size:
         raise size_mismatch(size, count, key)
-    return WriteResult(key, count, digest=f"sha256:{digest.hexdigest()}", last_modified=changed)
+    return WriteResult(key, count, digest=f"sha256:{digest.hexdigest()}", last_modified=modified_at)

@@ -41,7 +41,7 @@ Failure: TypeAlias = SFTPBackendError | OSError
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class TransferItem:
     """One file on its way: where from, where to, and its size in bytes where that is known."""
 
     source: str
@@ -54,7 +54,7 @@ def literally(path: str) -> str:
     return glob.escape(path)
 
 
-def unspeakable(*names: str) -> InvalidPath | None:
+def utf8_error(*names: str) -> InvalidPath | None:
     """Why Airflow cannot be told of a file with one of these names; None if it can: what tasks return is UTF-8."""
     for name in names:
         if not name.isascii() and re.search("[\udc80-\udcff]", name):
@@ -64,13 +64,13 @@ def unspeakable(*names: str) -> InvalidPath | None:
     return None
 
 
-def checked(steps: list[Step]) -> list[Step]:
+def require_unique_targets(items: list[TransferItem]) -> list[TransferItem]:
     """The steps, unless two of them have one target: InvalidArgument."""
-    taken: dict[str, str] = {}
-    for step in steps:
-        if (other := taken.setdefault(step.target, step.source)) != step.source:
-            raise InvalidArgument(f"{other!r} and {step.source!r} would both become {step.target!r}")
-    return list(dict.fromkeys(steps))
+    sources: dict[str, str] = {}
+    for item in items:
+        if (first := sources.setdefault(item.target, item.source)) != item.source:
+            raise InvalidArgument(f"{first!r} and {item.source!r} would both become {item.target!r}")
+    return list(dict.fromkeys(items))
 
 
 # -- from here to the server ------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ _LocalFile: TypeAlias = tuple[str, str, int | None]
 """A file of this machine or of a store: its path or URL, its path below what selected it, its size in bytes."""
 
 
-def uploads(selection: Selection, target: str, filters: FileFilters) -> tuple[list[Step], list[Failure]]:
+def plan_uploads(selection: Selection, target: str, filters: FileFilters) -> tuple[list[TransferItem], list[Failure]]:
     """Plan an upload.
 
     What a directory holds keeps its names below that directory; what a pattern finds keeps them below the directory
@@ -91,56 +91,64 @@ def uploads(selection: Selection, target: str, filters: FileFilters) -> tuple[li
     """
     files: list[_LocalFile] = []
     failures: list[Failure] = []
-    for wanted in selection:
-        find = _find_objects if is_url(wanted.path if isinstance(wanted, Name) else wanted) else _find_local
+    for selector in selection:
+        find_files = _find_objects if is_url(selector.path if isinstance(selector, Name) else selector) else _find_local
         try:
-            files += find(wanted, filters)
+            files += find_files(selector, filters)
         except (OSError, InvalidPath) as error:
             failures.append(error)
-    into_directory = goes_into_directory(selection, target)
+    into_directory = target_is_directory(selection, target)
     directory = target.rstrip("/")
-    steps = [Step(path, f"{directory}/{below}" if into_directory else target, size) for path, below, size in files]
-    return checked(steps), failures
+    items = [
+        TransferItem(path, f"{directory}/{relative}" if into_directory else target, size)
+        for path, relative, size in files
+    ]
+    return require_unique_targets(items), failures
 
 
-def _find_local(wanted: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
-    if isinstance(wanted, Name) and not os.path.lexists(wanted.path):
-        kind = "directory" if wanted.is_directory else "file"
-        raise FileNotFoundError(errno.ENOENT, f"no such {kind}{literal_hint(wanted.path)}", wanted.path)
-    if isinstance(wanted, Name) and not wanted.is_directory:
-        path = wanted.path
+def _find_local(selector: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
+    if isinstance(selector, Name) and not os.path.lexists(selector.path):
+        kind = "directory" if selector.is_directory else "file"
+        raise FileNotFoundError(errno.ENOENT, f"no such {kind}{literal_hint(selector.path)}", selector.path)
+    if isinstance(selector, Name) and not selector.is_directory:
+        path = selector.path
         if os.path.isdir(path):
             raise directory_error(path)
         yield path, os.path.basename(path), os.stat(path).st_size
         return
-    if isinstance(wanted, Name):
-        top, rest = wanted.path, "**"
-        paths = sorted(_held_by(top))
+    if isinstance(selector, Name):
+        top, pattern = selector.path, "**"
+        paths = sorted(_walk_local(top))
     else:
-        top, rest = split_pattern(wanted)
+        top, pattern = split_pattern(selector)
         paths = [
-            path for path in sorted(glob.glob(wanted, recursive=True, include_hidden=True)) if os.path.isfile(path)
+            path for path in sorted(glob.glob(selector, recursive=True, include_hidden=True)) if os.path.isfile(path)
         ]
-    accepts = filters.accepting([rest])
+    accepts = filters.accepting([pattern])
     files = [(path, Path(os.path.relpath(path, top or ".")).as_posix()) for path in paths]
-    yield from _counted(
-        wanted, [(path, below, os.stat(path).st_size) for path, below in files if _counts(below) and accepts(below)]
+    yield from _require_files(
+        selector,
+        [
+            (path, relative, os.stat(path).st_size)
+            for path, relative in files
+            if _is_complete_file(relative) and accepts(relative)
+        ],
     )
 
 
-def _counted(wanted: Name | str, files: list[_LocalFile]) -> list[_LocalFile]:
+def _require_files(selector: Name | str, files: list[_LocalFile]) -> list[_LocalFile]:
     if files:
         return files
-    if isinstance(wanted, Name):
-        raise FileNotFoundError(errno.ENOENT, "the directory holds no file that counts", wanted.path)
-    raise FileNotFoundError(errno.ENOENT, "no file matches the pattern", wanted)
+    if isinstance(selector, Name):
+        raise FileNotFoundError(errno.ENOENT, "the directory holds no file that counts", selector.path)
+    raise FileNotFoundError(errno.ENOENT, "no file matches the pattern", selector)
 
 
-def _counts(below: str) -> bool:
-    return not is_temp_name(below.rpartition("/")[2])
+def _is_complete_file(relative: str) -> bool:
+    return not is_temp_name(relative.rpartition("/")[2])
 
 
-def _held_by(folder: str) -> Iterator[str]:
+def _walk_local(top: str) -> Iterator[str]:
     """Every file below a folder, through links too. Nothing is left out: OSError for what cannot be read,
     InvalidArgument for a link in a circle.
     """
@@ -148,51 +156,51 @@ def _held_by(folder: str) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    above: dict[str, frozenset[str]] = {folder: frozenset()}
-    for here, folders, names in os.walk(folder, onerror=fail, followlinks=True):
-        real, seen = os.path.realpath(here), above.pop(here)
-        if real in seen:
-            raise InvalidArgument(f"the link {here!r} leads to a folder it lies in")
-        above |= {os.path.join(here, name): seen | {real} for name in folders}
-        yield from (os.path.join(here, name) for name in names)
+    ancestors: dict[str, frozenset[str]] = {top: frozenset()}
+    for directory, directories, names in os.walk(top, onerror=fail, followlinks=True):
+        real, parents = os.path.realpath(directory), ancestors.pop(directory)
+        if real in parents:
+            raise InvalidArgument(f"the link {directory!r} leads to a folder it lies in")
+        ancestors |= {os.path.join(directory, name): parents | {real} for name in directories}
+        yield from (os.path.join(directory, name) for name in names)
 
 
-def _find_objects(wanted: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
-    if isinstance(wanted, Name) and not wanted.is_directory:
-        one = object_path(wanted.path)
-        if one.is_file():
-            yield wanted.path, one.name, one.stat().st_size
-        elif one.exists():
-            raise directory_error(wanted.path)
+def _find_objects(selector: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
+    if isinstance(selector, Name) and not selector.is_directory:
+        obj = object_path(selector.path)
+        if obj.is_file():
+            yield selector.path, obj.name, obj.stat().st_size
+        elif obj.exists():
+            raise directory_error(selector.path)
         else:
-            raise FileNotFoundError(errno.ENOENT, f"no such object{literal_hint(wanted.path)}", wanted.path)
+            raise FileNotFoundError(errno.ENOENT, f"no such object{literal_hint(selector.path)}", selector.path)
         return
-    top, rest = (wanted.path.rstrip("/"), "**") if isinstance(wanted, Name) else split_pattern(wanted)
+    top, pattern = (selector.path.rstrip("/"), "**") if isinstance(selector, Name) else split_pattern(selector)
     start = object_path(top)
     root = start.path.rstrip("/")
     # not by ObjectStoragePath.glob and rglob: wildcards in the name of the directory would match others
-    if isinstance(wanted, Name):
+    if isinstance(selector, Name):
         details = cast("dict[str, dict[str, Any]]", start.fs.find(root, detail=True))
     else:
-        details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{rest}", detail=True))
-    accepts = filters.accepting([rest])
+        details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{pattern}", detail=True))
+    accepts = filters.accepting([pattern])
     files: list[_LocalFile] = []
     for path, info in sorted(details.items()):
-        below = path.removeprefix(root).lstrip("/")
-        if info["type"] == "file" and below and _counts(below) and accepts(below):
-            files.append((f"{top}/{below}", below, info.get("size")))
-    yield from _counted(wanted, files)
+        relative = path.removeprefix(root).lstrip("/")
+        if info["type"] == "file" and relative and _is_complete_file(relative) and accepts(relative):
+            files.append((f"{top}/{relative}", relative, info.get("size")))
+    yield from _require_files(selector, files)
 
 
 # -- on the server, and from there to here ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class RemoteMatch:
     """A file on the server, its path below the name or pattern that selected it, and that name or pattern."""
 
     info: FileInfo
-    below: str
+    relative_path: str
     source: str = ""
 
 
@@ -200,75 +208,75 @@ class Found:
 class Matches:
     """What a selection means on the server: files, the names and patterns without a file, and other failures."""
 
-    files: list[Found] = field(default_factory=list)
+    files: list[RemoteMatch] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
 
 
-def on_server(backend: SFTPBackend, selection: Selection, filters: FileFilters) -> Matches:
+def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilters) -> Matches:
     """Look up the files of a selection: all names in one round trip, all directories and patterns in one search.
 
     :raises BackendUnavailable: if the connection is lost.
     """
-    files: dict[str, Found] = {}
+    files: dict[str, RemoteMatch] = {}
     matches = Matches()
-    wanted = _resolvable(backend, selection, matches)
-    plain = [name for name in wanted if isinstance(name, Name) and not name.is_directory]
-    infos = backend.get_file_info_many([name.path for name in plain], return_exceptions=True) if plain else []
-    outcome_of: dict[Name | str, FileInfo | list[FileInfo] | Failure] = dict(zip(plain, infos, strict=True))
-    patterns = {one: _pattern(one) for one in wanted if one not in outcome_of}
+    selectors = _split_resolvable(backend, selection, matches)
+    names = [name for name in selectors if isinstance(name, Name) and not name.is_directory]
+    infos = backend.get_file_info_many([name.path for name in names], return_exceptions=True) if names else []
+    outcome_of: dict[Name | str, FileInfo | list[FileInfo] | Failure] = dict(zip(names, infos, strict=True))
+    patterns = {selector: _pattern_of(selector) for selector in selectors if selector not in outcome_of}
     if patterns:
         groups = [[pattern] for pattern in patterns.values()]
         outcome_of |= zip(patterns, backend.find_each(groups, return_exceptions=True), strict=True)
-    for one in wanted:
-        outcome = outcome_of[one]
-        if isinstance(outcome, InvalidPath) and one not in patterns:
-            matches.failures.append(directory_error(_text(one), outcome))
+    for selector in selectors:
+        outcome = outcome_of[selector]
+        if isinstance(outcome, InvalidPath) and selector not in patterns:
+            matches.failures.append(directory_error(_text_of(selector), outcome))
         elif isinstance(outcome, NotFound):
-            matches.missing.append(_text(one))
+            matches.missing.append(_text_of(selector))
         elif isinstance(outcome, SFTPBackendError | OSError):
             matches.failures.append(outcome)
         elif isinstance(outcome, FileInfo):
-            files.setdefault(outcome.path, Found(outcome, outcome.name, _text(one)))
+            files.setdefault(outcome.path, RemoteMatch(outcome, outcome.name, _text_of(selector)))
         else:
-            below = _below_search(backend, one, patterns[one], outcome, filters)
-            for file in below:
+            matched = _matches_below(backend, selector, patterns[selector], outcome, filters)
+            for file in matched:
                 files.setdefault(file.info.path, file)
-            if not below:
-                matches.missing.append(_text(one))
+            if not matched:
+                matches.missing.append(_text_of(selector))
     matches.files = list(files.values())
     return matches
 
 
-def _text(wanted: Name | str) -> str:
-    return wanted.path if isinstance(wanted, Name) else wanted
+def _text_of(selector: Name | str) -> str:
+    return selector.path if isinstance(selector, Name) else selector
 
 
-def _pattern(wanted: Name | str) -> str:
-    return everything_in(wanted.path) if isinstance(wanted, Name) else wanted
+def _pattern_of(selector: Name | str) -> str:
+    return everything_in(selector.path) if isinstance(selector, Name) else selector
 
 
-def _resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[Name | str]:
+def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[Name | str]:
     """Return the names and patterns that are paths; each of the others is a failure of its own."""
-    good: list[Name | str] = []
-    for wanted in selection:
+    resolvable: list[Name | str] = []
+    for selector in selection:
         try:
-            backend.resolve(_text(wanted))
+            backend.resolve(_text_of(selector))
         except InvalidPath as error:
             matches.failures.append(error)
         else:
-            good.append(wanted)
-    return good
+            resolvable.append(selector)
+    return resolvable
 
 
-def _below_search(
-    backend: SFTPBackend, wanted: Name | str, pattern: str, infos: Iterable[FileInfo], filters: FileFilters
-) -> list[Found]:
-    directory, rest = split_pattern(pattern)
+def _matches_below(
+    backend: SFTPBackend, selector: Name | str, pattern: str, infos: Iterable[FileInfo], filters: FileFilters
+) -> list[RemoteMatch]:
+    directory, pattern_below = split_pattern(pattern)
     top = backend.resolve(directory).key
-    accepts = filters.accepting([rest])
-    found = (Found(info, info.path.removeprefix(top).lstrip("/"), _text(wanted)) for info in infos)
-    return [one for one in found if accepts(one.below)]
+    accepts = filters.accepting([pattern_below])
+    candidates = (RemoteMatch(info, info.path.removeprefix(top).lstrip("/"), _text_of(selector)) for info in infos)
+    return [file for file in candidates if accepts(file.relative_path)]
 
 
 def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
@@ -286,21 +294,21 @@ def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, File
     return files
 
 
-def missing_error(backend: SFTPBackend, selection: Selection, wanted: str) -> NotFound:
+def missing_error(backend: SFTPBackend, selection: Selection, selector: str) -> NotFound:
     """Return the failure for a name or pattern of a selection that means no file on the server."""
     if selection.patterns:
         message = "no file matches the pattern"
-    elif wanted.endswith("/"):
-        message = f"no such directory, or none of its files counts{literal_hint(wanted)}"
+    elif selector.endswith("/"):
+        message = f"no such directory, or none of its files counts{literal_hint(selector)}"
     else:
-        message = f"no such file{literal_hint(wanted)}"
-    error = NotFound(message, path=wanted, server=backend.address)
+        message = f"no such file{literal_hint(selector)}"
+    error = NotFound(message, path=selector, server=backend.address)
     if backend.resolve("").native_path != "/":
-        error.native_path = backend.resolve(wanted).native_path
+        error.native_path = backend.resolve(selector).native_path
     return error
 
 
-def goes_into_directory(selection: Selection, target: str) -> bool:
+def target_is_directory(selection: Selection, target: str) -> bool:
     """Return True if ``target`` is a directory to fill: it ends with ``/``, or anything but one name is selected.
 
     The arguments decide, not how many files there are: else one file more would change what the target means.
@@ -308,18 +316,25 @@ def goes_into_directory(selection: Selection, target: str) -> bool:
     return target.endswith("/") or not selection.is_single
 
 
-def downloads(files: Sequence[Found], selection: Selection, target: str) -> list[Step]:
+def plan_downloads(files: Sequence[RemoteMatch], selection: Selection, target: str) -> list[TransferItem]:
     """Plan a download to a local path or URL.
 
     :raises InvalidArgument: if two files would have one target.
     """
-    into_directory = goes_into_directory(selection, target)
-    return checked(
-        [Step(one.info.path, _below(target, one.below) if into_directory else target, one.info.size) for one in files]
+    into_directory = target_is_directory(selection, target)
+    return require_unique_targets(
+        [
+            TransferItem(
+                file.info.path,
+                _local_path_below(target, file.relative_path) if into_directory else target,
+                file.info.size,
+            )
+            for file in files
+        ]
     )
 
 
-def _below(folder: str, relative: str) -> str:
+def _local_path_below(top: str, relative: str) -> str:
     """A path below a local folder or URL, each segment of it judged alone: InvalidArgument for one that would
     lead elsewhere.
     """
@@ -332,26 +347,32 @@ def _below(folder: str, relative: str) -> str:
             or os.path.splitdrive(segment)[0]
         ):
             raise InvalidArgument(f"the server's name {relative!r} is no name for a local file")
-    if is_url(folder):
-        return "/".join([folder.rstrip("/"), *segments])
-    return os.path.join(folder, *segments)
+    if is_url(top):
+        return "/".join([top.rstrip("/"), *segments])
+    return os.path.join(top, *segments)
 
 
-def moves(files: Sequence[Found], selection: Selection, target: str, rename: str | None, date: str) -> list[Step]:
+def plan_moves(
+    files: Sequence[RemoteMatch], selection: Selection, target: str, rename: str | None, date: str
+) -> list[TransferItem]:
     """Plan a move on the server; two of the steps may have one target.
 
-    :param target: literal: a path, or a directory as in `goes_into_directory` or if there is a ``rename``.
+    :param target: literal: a path, or a directory as in `target_is_directory` or if there is a ``rename``.
     :param rename: template of what each file is called below the target.
     :param date: what ``{date}`` stands for.
     """
     directory = target.rstrip("/")
     if rename is not None:
         return [
-            Step(one.info.path, f"{directory}/{renamed(rename, one.info.name, date)}", one.info.size) for one in files
+            TransferItem(
+                file.info.path, f"{directory}/{fill_rename_template(rename, file.info.name, date)}", file.info.size
+            )
+            for file in files
         ]
-    into_directory = goes_into_directory(selection, target)
+    into_directory = target_is_directory(selection, target)
     return [
-        Step(one.info.path, f"{directory}/{one.below}" if into_directory else target, one.info.size) for one in files
+        TransferItem(file.info.path, f"{directory}/{file.relative_path}" if into_directory else target, file.info.size)
+        for file in files
     ]
 
 
@@ -368,46 +389,46 @@ def check_rename(rename: object) -> None:
     words = BLANK.findall(rename)
     for word in words:
         if word not in _RENAME_WORDS:
-            known = ", ".join(f"{{{one}}}" for one in _RENAME_WORDS)
+            known = ", ".join(f"{{{known_word}}}" for known_word in _RENAME_WORDS)
             raise InvalidArgument(f"rename has {{{word}}} in it, which stands for nothing; expected {known}")
     if not rename.strip("/") or rename.endswith("/"):
         raise InvalidArgument(f"rename is {rename!r}; expected what a file is called, such as {{date}}/{{name}}")
 
 
-def renamed(rename: str, name: str, date: str) -> str:
+def fill_rename_template(rename: str, name: str, date: str) -> str:
     """Return what a file is called: the template with its words filled in."""
     parts = PurePosixPath(name)
     words = {"name": name, "stem": parts.stem, "suffix": parts.suffix, "date": date}
-    return BLANK.sub(lambda blank: words[blank[1]], rename)
+    return BLANK.sub(lambda placeholder: words[placeholder[1]], rename)
 
 
-def crowded_targets(steps: Iterable[Step], there: Container[str]) -> list[str]:
+def conflicting_targets(items: Iterable[TransferItem], existing: Container[str]) -> list[str]:
     """The targets that exist, or that several files would have."""
     sources: dict[str, set[str]] = {}
-    for step in steps:
-        sources.setdefault(step.target, set()).add(step.source)
-    return [target for target, wanted_by in sources.items() if target in there or len(wanted_by) > 1]
+    for item in items:
+        sources.setdefault(item.target, set()).add(item.source)
+    return [target for target, sources_of_target in sources.items() if target in existing or len(sources_of_target) > 1]
 
 
-def numbered_names(target: str) -> str:
+def numbered_pattern(target: str) -> str:
     """A pattern that fits every numbered name of ``target``."""
-    before, after = _around_number(target)
+    before, after = _split_for_number(target)
     return f"{literally(before)}-*{literally(after)}"
 
 
-def numbered(steps: Iterable[Step], taken: Iterable[str]) -> list[Step]:
+def assign_numbers(items: Iterable[TransferItem], occupied: Iterable[str]) -> list[TransferItem]:
     """The steps, each with a target that is neither taken nor another's: where need be with the next free number."""
-    gone = set(taken)
-    apart = []
-    for step in dict.fromkeys(steps):
-        before, after = _around_number(step.target)
-        names = chain([step.target], (f"{before}-{number}{after}" for number in count(1)))
-        target = next(name for name in names if name not in gone or name == step.source)
-        gone.add(target)
-        apart.append(Step(step.source, target, step.size))
-    return apart
+    used = set(occupied)
+    numbered = []
+    for item in dict.fromkeys(items):
+        before, after = _split_for_number(item.target)
+        names = chain([item.target], (f"{before}-{number}{after}" for number in count(1)))
+        target = next(name for name in names if name not in used or name == item.source)
+        used.add(target)
+        numbered.append(TransferItem(item.source, target, item.size))
+    return numbered
 
 
-def _around_number(target: str) -> tuple[str, str]:
+def _split_for_number(target: str) -> tuple[str, str]:
     suffix = PurePosixPath(target).suffix
     return target.removesuffix(suffix), suffix

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_sftp_backend._state_store import RowTable
 from airflow_sftp_backend.backend import BackendUnavailable, FileInfo
 
-from ._planning import Found, Step
+from ._planning import RemoteMatch, TransferItem
 from ._transfer_records import TransferRecords, Version, remote_version
 
 if TYPE_CHECKING:
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
     from airflow_sftp_backend.backend import SFTPBackend
 
-Row = dict[str, Any]  # plain JSON: path, size in bytes, action, and the other end
+FileResult = dict[str, Any]  # plain JSON: path, size in bytes, action, and the other end
 
 
-class Try:
+class RetryState:
     """State shared by all attempts of one task instance.
 
-    ``again`` is True unless this is the first attempt, ``resume_key`` is the same in all of them, ``moves`` and
+    ``is_retry`` is True unless this is the first attempt, ``resume_key`` is the same in all of them, ``_moves`` and
     ``transfers`` are what the earlier ones have set out to do. That is kept in Airflow's task state store (from 3.3).
     What was done elsewhere, before the connection was corrected, does not count. Without the store, the next attempt of
     a move fails for what is gone, that of a delete takes what is gone for deleted, and that of an upload sends again
@@ -32,21 +32,21 @@ class Try:
 
     def __init__(self, context: Context, backend: SFTPBackend) -> None:
         instance = context["ti"]
-        self.again = (instance.try_number or 1) > 1
+        self.is_retry = (instance.try_number or 1) > 1
         self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
         self._context = context
         self._store = context.get("task_state_store")
-        folder = backend.resolve("")
-        place = f"{backend.config.username}@{backend.address}{folder.native_path}"
+        base = backend.resolve("")
+        server_id = f"{backend.config.username}@{backend.address}{base.native_path}"
         # Airflow gives a task that is cleared as many attempts more as it has retries. Whoever clears a transfer wants
         # all of it transferred again.
         self._cleared_after = instance.max_tries - (instance.task.retries or 0)
-        self.again_since_cleared = (instance.try_number or 1) > self._cleared_after + 1
+        self.is_retry_since_cleared = (instance.try_number or 1) > self._cleared_after + 1
         purpose = "recognise what this one has done"
-        self._moves = RowTable(self._store, "moves", place, purpose, read=self.again)
-        scope = f"{self._cleared_after} {place}"
+        self._moves = RowTable(self._store, "moves", server_id, purpose, read=self.is_retry)
+        upload_scope = f"{self._cleared_after} {server_id}"
         self.transfers = TransferRecords(
-            RowTable(self._store, "transfers", scope, purpose, read=self.again_since_cleared)
+            RowTable(self._store, "transfers", upload_scope, purpose, read=self.is_retry_since_cleared)
         )
 
     @property
@@ -56,36 +56,36 @@ class Try:
         return time.astimezone(UTC).date().isoformat()
 
     @property
-    def run_began(self) -> datetime | None:
+    def run_started(self) -> datetime | None:
         """When the DAG run began, None if Airflow does not tell."""
         return getattr(self._context["dag_run"], "start_date", None)
 
     @property
-    def remembers(self) -> bool:
+    def has_store(self) -> bool:
         """True if it can know what an earlier try did."""
         return self._store is not None
 
     # -- moves and deletions ------------------------------------------------------------------------------------------
 
-    def note(self, steps: Mapping[Step, Found], standing: Mapping[str, FileInfo]) -> None:
+    def record_planned_moves(self, items: Mapping[TransferItem, RemoteMatch], existing: Mapping[str, FileInfo]) -> None:
         """Record what is about to be moved.
 
-        :param steps: the files, each with the argument that named it.
-        :param standing: what is at the targets now, by path.
+        :param items: the files, each with the argument that named it.
+        :param existing: what is at the targets now, by path.
         """
         rows = {
-            (step.source, step.target): [
-                one.source,
-                *_version(one.info),
-                *_version(standing.get(step.target)),
+            (item.source, item.target): [
+                file.source,
+                *_version(file.info),
+                *_version(existing.get(item.target)),
                 self._cleared_after,
             ]
-            for step, one in steps.items()
+            for item, file in items.items()
         }
         if rows:
             self._moves.put(rows)
 
-    def note_deletions(self, files: Iterable[Found], directories: Iterable[str]) -> None:
+    def record_planned_deletions(self, files: Iterable[RemoteMatch], directories: Iterable[str]) -> None:
         """Record what is about to be deleted.
 
         :param files: each with the argument that named it.
@@ -93,45 +93,47 @@ class Try:
         """
         rows = {(name, ""): [name, None, None, None, None, self._cleared_after] for name in directories}
         rows |= {
-            (one.info.path, ""): [one.source, *_version(one.info), None, None, self._cleared_after] for one in files
+            (file.info.path, ""): [file.source, *_version(file.info), None, None, self._cleared_after] for file in files
         }
         if rows:
             self._moves.put(rows)
 
-    def delivered_since(self, info: FileInfo) -> bool:
+    def was_redelivered(self, info: FileInfo) -> bool:
         """True if an earlier attempt has deleted the file that had this name, or was about to."""
-        noted = self._moves.get((info.path, "")) if self.again_since_cleared else None
+        record = self._moves.get((info.path, "")) if self.is_retry_since_cleared else None
         return (
-            noted is not None and noted[5] == self._cleared_after and noted[1:3] not in (_version(info), [None, None])
+            record is not None
+            and record[5] == self._cleared_after
+            and record[1:3] not in (_version(info), [None, None])
         )
 
-    def forget(self, steps: Iterable[Step]) -> None:
+    def discard_planned(self, items: Iterable[TransferItem]) -> None:
         """Remove what was refused after all."""
-        self._moves.put({}, [(step.source, step.target) for step in steps])
+        self._moves.put({}, [(item.source, item.target) for item in items])
 
-    def names_of(self, sources: Set[str] | None) -> set[str]:
+    def arguments_naming(self, sources: Set[str] | None) -> set[str]:
         """Return the arguments that named these files in an earlier attempt, or any (None)."""
         return {values[0] for (source, _), values in self._moves.rows.items() if sources is None or source in sources}
 
-    def finished(self, backend: SFTPBackend) -> list[Row]:
+    def moved_earlier(self, backend: SFTPBackend) -> list[FileResult]:
         """Return a row for each file that an earlier attempt has moved.
 
         Its target is what was moved, and its source is gone or is another file, which was delivered since. Once the
         task was cleared, what was delivered since is its business again.
         """
-        if not self.again or not (rows := self._moves.rows):
+        if not self.is_retry or not (rows := self._moves.rows):
             return []
         paths = sorted({path for source, target in rows if target for path in (source, target)})
         infos = backend.get_file_info_many(paths, return_exceptions=True)
-        found = {path: info for path, info in zip(paths, infos, strict=True) if isinstance(info, FileInfo)}
+        current = {path: info for path, info in zip(paths, infos, strict=True) if isinstance(info, FileInfo)}
         for info in infos:
             if isinstance(info, BackendUnavailable):
                 raise info
         return [
             {"path": target, "size": values[1], "action": "moved by an earlier try", "source": source}
             for (source, target), values in rows.items()
-            if target and _is_moved(values[1:3], values[3:5], found.get(source), found.get(target))
-            if source not in found or values[5] == self._cleared_after
+            if target and _is_moved(values[1:3], values[3:5], current.get(source), current.get(target))
+            if source not in current or values[5] == self._cleared_after
         ]
 
 
@@ -139,15 +141,15 @@ def _version(info: FileInfo | None) -> Version:
     return [None, None] if info is None else remote_version(info)
 
 
-def _is_moved(moved: list[Any], stood: list[Any], source: FileInfo | None, target: FileInfo | None) -> bool:
+def _is_moved(planned: list[Any], replaced: list[Any], source: FileInfo | None, target: FileInfo | None) -> bool:
     """Tell whether a move was made: the target is what was to be moved, and the source is not that any more.
 
-    :param moved: size and time of the source before the move.
-    :param stood: size and time of what was at the target then, None each if nothing was.
+    :param planned: size and time of the source before the move.
+    :param replaced: size and time of what was at the target then, None each if nothing was.
     :param source: what is at the source now.
     :param target: what is at the target now.
     """
-    if target is None or target.size != moved[0] or (source is not None and _version(source) == moved):
+    if target is None or target.size != planned[0] or (source is not None and _version(source) == planned):
         return False
     # a rename keeps the time; a copy, where no rename is possible, makes a new one
-    return _version(target) == moved or _version(target) != stood
+    return _version(target) == planned or _version(target) != replaced

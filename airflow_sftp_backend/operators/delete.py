@@ -12,9 +12,9 @@ from airflow_sftp_backend._path_arguments import Names, Selection, require_one
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
 
-from ._base import Failures, FileOperator, distinct_failures, speakable
-from ._planning import Found, Matches, missing_error, on_server
-from ._retry_state import Row, Try
+from ._base import Failures, FileOperator, distinct_failures, drop_non_utf8
+from ._planning import Matches, RemoteMatch, match_remote, missing_error
+from ._retry_state import FileResult, RetryState
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -43,30 +43,30 @@ class SFTPDeleteOperator(FileOperator):
         self.path = path
         self.missing_ok = missing_ok
 
-    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
-        selection = self._selected(backend, none_ok=self.missing_ok)
+    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
+        selection = self._parse_selection(backend, none_ok=self.missing_ok)
         _refuse_base_path(backend, selection)
         selection, links = self._without_links(backend, selection)
-        matches = on_server(backend, selection, self._filters)
-        links += _links_among(backend, matches)
+        matches = match_remote(backend, selection, self._filters)
+        links += _extract_links(backend, matches)
         refused_paths = {failure.path for failure in matches.failures if isinstance(failure, InvalidPath)}
         named = [name.path for name in selection.names if name.is_directory and name.path not in refused_paths]
         folders = [] if self._filters else named  # filters may keep some of what a directory holds
-        found, refused = speakable(matches.files, lambda one: (one.info.path,))
+        found, refused = drop_non_utf8(matches.files, lambda one: (one.info.path,))
         failures = matches.failures + refused
         for one in found:
-            if attempt.delivered_since(one.info):
+            if retry_state.was_redelivered(one.info):
                 self.log.info("%s was delivered again: left to the next run", escaped(one.info.path))
-        found = [one for one in found if not attempt.delivered_since(one.info)]
+        found = [one for one in found if not retry_state.was_redelivered(one.info)]
         # an empty folder holds no file that fits, and is there to be deleted
         missing = [name for name in matches.missing if name not in folders or not backend.is_folder(name)]
-        forgiven = attempt.names_of(None) if attempt.again else set()
-        if not (self.missing_ok or (attempt.again and not attempt.remembers)):
+        forgiven = retry_state.arguments_naming(None) if retry_state.is_retry else set()
+        if not (self.missing_ok or (retry_state.is_retry and not retry_state.has_store)):
             failures += [missing_error(backend, selection, name) for name in missing if name not in forgiven]
-        if self.only_plan:
-            return [_row(path, size, "would delete") for path, size in _paths_of(backend, found, links)], failures
-        attempt.note_deletions(found, [*links, *(name for name in folders if name not in missing)])
-        rows, refused = _delete(backend, _paths_of(backend, found, links))
+        if self.is_dry_run:
+            return [_row(path, size, "would delete") for path, size in _deletions(backend, found, links)], failures
+        retry_state.record_planned_deletions(found, [*links, *(name for name in folders if name not in missing)])
+        rows, refused = _delete(backend, _deletions(backend, found, links))
         failures += refused
         if not any(isinstance(failure, BackendUnavailable) for failure in failures):
             kept = {one.info.path for one in matches.files} - {one.info.path for one in found}
@@ -88,7 +88,7 @@ class SFTPDeleteOperator(FileOperator):
         return replace(selection, names=names), [name.path for name in selection.names if name not in names]
 
 
-def _links_among(backend: SFTPBackend, matches: Matches) -> list[str]:
+def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
     """Take the links out of what was not found to be a file: those to directories, and those that lead nowhere."""
     refused = [failure.path for failure in matches.failures if isinstance(failure, InvalidPath)]
     from airflow_sftp_backend.backend._link_query import find_links  # here, because it loads the engine
@@ -100,19 +100,21 @@ def _links_among(backend: SFTPBackend, matches: Matches) -> list[str]:
     return [*dict.fromkeys(path for path in (*missing, *refused) if path in links)]
 
 
-def _paths_of(backend: SFTPBackend, found: Sequence[Found], links: Sequence[str]) -> list[tuple[str, int | None]]:
+def _deletions(
+    backend: SFTPBackend, found: Sequence[RemoteMatch], links: Sequence[str]
+) -> list[tuple[str, int | None]]:
     """Return what is to be removed one by one, each with its size if that is known."""
     files: list[tuple[str, int | None]] = [(one.info.path, one.info.size) for one in found]
     return files + [(backend.resolve(link).key, None) for link in links]
 
 
-def _delete(backend: SFTPBackend, paths: Sequence[tuple[str, int | None]]) -> tuple[list[Row], Failures]:
+def _delete(backend: SFTPBackend, paths: Sequence[tuple[str, int | None]]) -> tuple[list[FileResult], Failures]:
     outcomes = backend.delete_many([path for path, _ in paths], missing_ok=True, return_exceptions=True)
     deleted = [one for one, outcome in zip(paths, outcomes, strict=True) if outcome is None]
     return [_row(path, size, "deleted") for path, size in deleted], distinct_failures(outcomes)
 
 
-def _row(path: str, size: int | None, action: str) -> Row:
+def _row(path: str, size: int | None, action: str) -> FileResult:
     return {"path": path, "size": size, "action": action}
 
 

@@ -12,11 +12,11 @@ from airflow_sftp_backend.backend import BeforeRename
 from airflow_sftp_backend.backend._transfers.local_files import name_ends
 from airflow_sftp_backend.progress import ProgressLog
 
-from ._base import Failures, TransferOperator, result_row, speakable
-from ._object_storage import FileState, Outcome, fetch_object, is_url, state_of
-from ._planning import Step, downloads, missing_error, on_server
-from ._retry_state import Row, Try
-from ._transfer_records import Version, downloaded_earlier, fetched_since, remote_version
+from ._base import Failures, TransferOperator, drop_non_utf8, make_result
+from ._object_storage import FileState, Outcome, download_object, is_url, local_state
+from ._planning import TransferItem, match_remote, missing_error, plan_downloads
+from ._retry_state import FileResult, RetryState
+from ._transfer_records import Version, downloaded_earlier, downloaded_since, remote_version
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -42,35 +42,37 @@ class SFTPDownloadOperator(TransferOperator):
 
     _action = "downloaded"
 
-    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
         target = parse_target(self.target, end="local")
-        selection = self._selected(backend)
-        matches = on_server(backend, selection, self._filters)
+        selection = self._parse_selection(backend)
+        matches = match_remote(backend, selection, self._filters)
         failures: Failures = [*matches.failures, *(missing_error(backend, selection, name) for name in matches.missing)]
-        planned = downloads(matches.files, selection, target)
-        steps, refused = speakable(planned, lambda step: (step.source, step.target))
+        planned = plan_downloads(matches.files, selection, target)
+        items, refused = drop_non_utf8(planned, lambda item: (item.source, item.target))
         failures += refused
         infos = {one.info.path: one.info for one in matches.files}
-        targets = {step.target: state for step in steps if (state := state_of(step.target)) is not None}
-        states = {step: (FileState.of_remote(infos[step.source]), targets.get(step.target)) for step in steps}
-        pending, rows = self._pending(backend, states, "target")
-        if self.only_plan:
+        targets = {item.target: state for item in items if (state := local_state(item.target)) is not None}
+        states = {item: (FileState.of_remote(infos[item.source]), targets.get(item.target)) for item in items}
+        pending, rows = self._split_skipped(backend, states, "target")
+        if self.is_dry_run:
             taken = targets if self.if_exists == "fail" else {}
             rows += [
-                result_row(s.source, s, "target", s.size, "would fail" if s.target in taken else "would download")
+                make_result(s.source, s, "target", s.size, "would fail" if s.target in taken else "would download")
                 for s in pending
             ]
             return rows, failures
-        versions: dict[Step, Version | None] = {step: remote_version(infos[step.source]) for step in pending}
-        fetched = downloaded_earlier(attempt.transfers, versions)
-        pending = [step for step in pending if step not in fetched]
-        progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
-        record = attempt.transfers.recorder(versions)
-        for step, outcome in zip(pending, self._fetch(backend, pending, attempt, progress, record), strict=True):
-            row = result_row(step.source, step, "target", step.size, self._action)
-            done = self._done_row(row, outcome, attempt, partial(fetched_since, backend, step, attempt.run_began))
+        versions: dict[TransferItem, Version | None] = {item: remote_version(infos[item.source]) for item in pending}
+        fetched = downloaded_earlier(retry_state.transfers, versions)
+        pending = [item for item in pending if item not in fetched]
+        progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
+        record = retry_state.transfers.recorder(versions)
+        for item, outcome in zip(pending, self._fetch(backend, pending, retry_state, progress, record), strict=True):
+            row = make_result(item.source, item, "target", item.size, self._action)
+            done = self._result_of(
+                row, outcome, retry_state, partial(downloaded_since, backend, item, retry_state.run_started)
+            )
             if isinstance(done, dict):
-                fetched[step] = done
+                fetched[item] = done
             else:
                 failures.append(done)
         return [*rows, *fetched.values()], failures
@@ -78,50 +80,52 @@ class SFTPDownloadOperator(TransferOperator):
     def _fetch(
         self,
         backend: SFTPBackend,
-        steps: Sequence[Step],
-        attempt: Try,
+        items: Sequence[TransferItem],
+        retry_state: RetryState,
         progress: ProgressLog,
         record: BeforeRename | None,
     ) -> list[Outcome]:
         """What was fetched or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
-        local = [step for step in steps if not is_url(step.target)]
-        done: dict[Step, Outcome] = {}
+        local = [item for item in items if not is_url(item.target)]
+        done: dict[TransferItem, Outcome] = {}
         if self.create_parents:
-            local, done = _with_parents(backend, local)
+            local, done = _make_parents(backend, local)
         outcomes = backend.download_many(
-            [(step.source, step.target) for step in local],
+            [(item.source, item.target) for item in local],
             overwrite=overwrite,
             verify=self.verify,
             progress=progress,
-            resume_key=attempt.resume_key,
+            resume_key=retry_state.resume_key,
             digest=bool(self.outlets),
             return_exceptions=True,
             before_rename=record,
         )
         done |= zip(local, outcomes, strict=True)
-        for step in steps:
-            if is_url(step.target):
-                done[step] = fetch_object(
+        for item in items:
+            if is_url(item.target):
+                done[item] = download_object(
                     backend,
-                    step.source,
-                    step.target,
+                    item.source,
+                    item.target,
                     overwrite=overwrite,
                     verify=self.verify,
                     progress=progress,
                     before_rename=record,
                 )
-        return [done[step] for step in steps]
+        return [done[item] for item in items]
 
 
-def _with_parents(backend: SFTPBackend, steps: Sequence[Step]) -> tuple[list[Step], dict[Step, Outcome]]:
+def _make_parents(
+    backend: SFTPBackend, items: Sequence[TransferItem]
+) -> tuple[list[TransferItem], dict[TransferItem, Outcome]]:
     """Makes the folders of local targets: the steps whose folder is there now, and why it is not for the others."""
-    ready: list[Step] = []
-    failed: dict[Step, Outcome] = {}
-    for step in steps:
+    ready: list[TransferItem] = []
+    failed: dict[TransferItem, Outcome] = {}
+    for item in items:
         try:
-            os.makedirs(os.path.dirname(step.target) or ".", exist_ok=True)
-            ready.append(step)
+            os.makedirs(os.path.dirname(item.target) or ".", exist_ok=True)
+            ready.append(item)
         except OSError as error:
-            failed[step] = name_ends(error, step.target, f"downloading {backend.native_path(step.source)!r}")
+            failed[item] = name_ends(error, item.target, f"downloading {backend.native_path(item.source)!r}")
     return ready, failed

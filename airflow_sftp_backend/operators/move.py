@@ -16,29 +16,29 @@ from airflow_sftp_backend.backend import (
 )
 from airflow_sftp_backend.backend.errors import escaped
 
-from ._base import Failures, FileOperator, check_choice, distinct_failures, speakable
-from ._object_storage import FileState, is_unchanged
+from ._base import Failures, FileOperator, check_choice, distinct_failures, drop_non_utf8
+from ._object_storage import FileState, is_up_to_date
 from ._planning import (
-    Found,
     IfExists,
     MoveIfExists,
-    Step,
+    RemoteMatch,
+    TransferItem,
+    assign_numbers,
     check_rename,
-    checked,
-    crowded_targets,
+    conflicting_targets,
     existing_files,
+    match_remote,
     missing_error,
-    moves,
-    numbered,
-    numbered_names,
-    on_server,
+    numbered_pattern,
+    plan_moves,
+    require_unique_targets,
 )
-from ._retry_state import Row, Try
+from ._retry_state import FileResult, RetryState
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
-_RACES = 20
+_MAX_NUMBER_CONFLICTS = 20
 """How often a file is given another number because another task has taken its own."""
 
 
@@ -87,126 +87,126 @@ class SFTPMoveOperator(FileOperator):
             check_rename(rename)  # a text with Jinja in it is checked once it is rendered
         check_choice("if_exists", if_exists, [*get_args(IfExists), "number"])
 
-    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
         if self.rename is not None:
             check_rename(self.rename)
-        selection = self._selected(backend, none_ok=self.missing_ok)
-        matches = on_server(backend, selection, self._filters)
-        found, refused = speakable(matches.files, lambda one: (one.info.path,))
+        selection = self._parse_selection(backend, none_ok=self.missing_ok)
+        matches = match_remote(backend, selection, self._filters)
+        found, refused = drop_non_utf8(matches.files, lambda one: (one.info.path,))
         failures = matches.failures + refused
-        wanted = moves(found, selection, target, self.rename, attempt.date)
-        steps, there = self._plan(backend, wanted)
-        rows = attempt.finished(backend)
+        wanted = plan_moves(found, selection, target, self.rename, retry_state.date)
+        items, there = self._plan(backend, wanted)
+        rows = retry_state.moved_earlier(backend)
         moved_earlier = {row["source"] for row in rows}
-        for step in steps:
-            if step.source in moved_earlier:
-                self.log.info("%s was delivered again: left to the next run", escaped(step.source))
-        wanted = [step for step in wanted if step.source not in moved_earlier]
-        steps = [step for step in steps if step.source not in moved_earlier]
+        for item in items:
+            if item.source in moved_earlier:
+                self.log.info("%s was delivered again: left to the next run", escaped(item.source))
+        wanted = [item for item in wanted if item.source not in moved_earlier]
+        items = [item for item in items if item.source not in moved_earlier]
         sources = {one.info.path: one.info for one in found}
         skipped = {
-            step for step in steps
-            if (info := there.get(step.target)) is not None
-            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and _is_same(sources[step.source], info)))
+            item for item in items
+            if (info := there.get(item.target)) is not None
+            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and _is_same(sources[item.source], info)))
         }  # fmt: skip
         # a name that fits nothing any more is done if the earlier try has moved what it fitted
-        done = attempt.names_of(moved_earlier)
+        done = retry_state.arguments_naming(moved_earlier)
         if not self.missing_ok:
             failures += [missing_error(backend, selection, name) for name in matches.missing if name not in done]
-        pending: list[Step] = []
-        for step in steps:
-            if step in skipped:
-                rows.append({"path": step.source, "size": step.size, "action": "skipped", "target": step.target})
-            elif self.only_plan:
-                action = "would fail" if step.target in there and self.if_exists == "fail" else "would move"
-                rows.append({"path": step.target, "size": step.size, "action": action, "source": step.source})
+        pending: list[TransferItem] = []
+        for item in items:
+            if item in skipped:
+                rows.append({"path": item.source, "size": item.size, "action": "skipped", "target": item.target})
+            elif self.is_dry_run:
+                action = "would fail" if item.target in there and self.if_exists == "fail" else "would move"
+                rows.append({"path": item.target, "size": item.size, "action": action, "source": item.source})
             else:
-                pending.append(step)
+                pending.append(item)
         moved, not_moved = self._move_all(
-            backend, pending, wanted, {one.info.path: one for one in found}, there, attempt
+            backend, pending, wanted, {one.info.path: one for one in found}, there, retry_state
         )
         return rows + moved, failures + not_moved
 
     def _move_all(
         self,
         backend: SFTPBackend,
-        pending: list[Step],
-        wanted: Sequence[Step],
-        found: Mapping[str, Found],
+        pending: list[TransferItem],
+        wanted: Sequence[TransferItem],
+        found: Mapping[str, RemoteMatch],
         there: Mapping[str, FileInfo],
-        attempt: Try,
-    ) -> tuple[list[Row], Failures]:
+        retry_state: RetryState,
+    ) -> tuple[list[FileResult], Failures]:
         """Rows for what was moved, and what failed. What finds its number taken, by another task in the meantime or by
         what is no file, gets another; ``wanted`` are the steps without numbers."""
-        rows: list[Row] = []
+        rows: list[FileResult] = []
         failures: Failures = []
         blocked: set[str] = set()
-        races = _RACES if self.if_exists == "number" else 0
+        races = _MAX_NUMBER_CONFLICTS if self.if_exists == "number" else 0
         while True:
-            moved, refused = self._move(backend, pending, found, there, attempt)
+            moved, refused = self._move(backend, pending, found, there, retry_state)
             rows += moved
-            beaten = {step.source: step.target for step, error in refused if races and _is_taken(step, error)}
+            beaten = {item.source: item.target for item, error in refused if races and _is_name_taken(item, error)}
             blocked.update(beaten.values())
             failures += distinct_failures(
                 [
                     error
-                    for step, error in refused
-                    if step.source not in beaten and not (self.missing_ok and isinstance(error, NotFound))
+                    for item, error in refused
+                    if item.source not in beaten and not (self.missing_ok and isinstance(error, NotFound))
                 ]
             )
             if not beaten:
                 return rows, failures
             races -= 1
-            pending, there = self._plan(backend, [step for step in wanted if step.source in beaten], blocked)
+            pending, there = self._plan(backend, [item for item in wanted if item.source in beaten], blocked)
 
     def _plan(
-        self, backend: SFTPBackend, steps: Sequence[Step], blocked: Set[str] = frozenset()
-    ) -> tuple[list[Step], dict[str, FileInfo]]:
+        self, backend: SFTPBackend, items: Sequence[TransferItem], blocked: Set[str] = frozenset()
+    ) -> tuple[list[TransferItem], dict[str, FileInfo]]:
         """The steps with the keys of their targets, and the targets that exist; ``blocked`` are targets
         found taken."""
-        steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
+        items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         if self.if_exists != "number":
-            steps = checked(steps)
-        there = existing_files(backend, [step.target for step in steps])
+            items = require_unique_targets(items)
+        there = existing_files(backend, [item.target for item in items])
         if self.if_exists == "number":
             taken = there.keys() | blocked
-            others = backend.find(*(numbered_names(target) for target in crowded_targets(steps, taken)))
-            steps = numbered(steps, taken | {info.path for info in others})
-        return list(steps), there
+            others = backend.find(*(numbered_pattern(target) for target in conflicting_targets(items, taken)))
+            items = assign_numbers(items, taken | {info.path for info in others})
+        return list(items), there
 
     def _move(
         self,
         backend: SFTPBackend,
-        steps: Sequence[Step],
-        found: Mapping[str, Found],
+        items: Sequence[TransferItem],
+        found: Mapping[str, RemoteMatch],
         there: Mapping[str, FileInfo],
-        attempt: Try,
-    ) -> tuple[list[Row], list[tuple[Step, SFTPBackendError | OSError]]]:
+        retry_state: RetryState,
+    ) -> tuple[list[FileResult], list[tuple[TransferItem, SFTPBackendError | OSError]]]:
         """Rows for what was moved, and what was not, and why."""
-        attempt.note({step: found[step.source] for step in steps}, there)
+        retry_state.record_planned_moves({item: found[item.source] for item in items}, there)
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
-            [(step.source, step.target) for step in steps], overwrite=overwrite, return_exceptions=True
+            [(item.source, item.target) for item in items], overwrite=overwrite, return_exceptions=True
         )
-        rows: list[Row] = []
-        failed: list[tuple[Step, SFTPBackendError | OSError]] = []
-        for step, outcome in zip(steps, outcomes, strict=True):
+        rows: list[FileResult] = []
+        failed: list[tuple[TransferItem, SFTPBackendError | OSError]] = []
+        for item, outcome in zip(items, outcomes, strict=True):
             if outcome is None:
-                rows.append({"path": step.target, "size": step.size, "action": "moved", "source": step.source})
+                rows.append({"path": item.target, "size": item.size, "action": "moved", "source": item.source})
             else:
-                failed.append((step, outcome))
-        refused = [step for step, error in failed if not isinstance(error, BackendUnavailable)]
+                failed.append((item, outcome))
+        refused = [item for item, error in failed if not isinstance(error, BackendUnavailable)]
         if refused:
-            attempt.forget(refused)
+            retry_state.discard_planned(refused)
         return rows, failed
 
 
 def _is_same(source: FileInfo, target: FileInfo) -> bool:
-    return is_unchanged(FileState.of_remote(source), FileState.of_remote(target))
+    return is_up_to_date(FileState.of_remote(source), FileState.of_remote(target))
 
 
-def _is_taken(step: Step, error: SFTPBackendError | OSError) -> bool:
+def _is_name_taken(item: TransferItem, error: SFTPBackendError | OSError) -> bool:
     """True if something has the name of the target, a folder too."""
-    return isinstance(error, AlreadyExists) or (isinstance(error, InvalidPath) and error.path == step.target)
+    return isinstance(error, AlreadyExists) or (isinstance(error, InvalidPath) and error.path == item.target)

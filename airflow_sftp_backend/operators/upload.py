@@ -10,11 +10,11 @@ from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BackendUnavailable, BeforeRename
 from airflow_sftp_backend.progress import ProgressLog
 
-from ._base import Failures, TransferOperator, result_row, speakable
-from ._object_storage import FileState, Outcome, is_url, send_object, state_of
-from ._planning import Step, existing_files, uploads
-from ._retry_state import Row, Try
-from ._transfer_records import Version, uploaded_earlier, version_of, written_since
+from ._base import Failures, TransferOperator, drop_non_utf8, make_result
+from ._object_storage import FileState, Outcome, is_url, local_state, upload_object
+from ._planning import TransferItem, existing_files, plan_uploads
+from ._retry_state import FileResult, RetryState
+from ._transfer_records import Version, local_version, uploaded_earlier, uploaded_since
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -41,80 +41,82 @@ class SFTPUploadOperator(TransferOperator):
 
     _action = "uploaded"
 
-    def _work(self, backend: SFTPBackend, attempt: Try) -> tuple[list[Row], Failures]:
+    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
-        steps, failures = uploads(self._selected(backend, end="local"), target, self._filters)
-        steps = [Step(step.source, backend.resolve(step.target).key, step.size) for step in steps]
-        steps, refused = speakable(steps, lambda step: (step.source, step.target))
+        items, failures = plan_uploads(self._parse_selection(backend, end="local"), target, self._filters)
+        items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
+        items, refused = drop_non_utf8(items, lambda item: (item.source, item.target))
         failures += refused
-        looks = self.only_plan or self.if_exists in ("skip", "skip_same")
-        there = [*existing_files(backend, [step.target for step in steps]).values()] if looks else []
+        looks = self.is_dry_run or self.if_exists in ("skip", "skip_same")
+        there = [*existing_files(backend, [item.target for item in items]).values()] if looks else []
         targets = {info.path: FileState.of_remote(info) for info in there}
         states = {
-            step: (state_of(step.source) if step.target in targets else None, targets.get(step.target))
-            for step in steps
+            item: (local_state(item.source) if item.target in targets else None, targets.get(item.target))
+            for item in items
         }  # fmt: skip
-        pending, rows = self._pending(backend, states, "source")
-        if self.only_plan:
+        pending, rows = self._split_skipped(backend, states, "source")
+        if self.is_dry_run:
             taken = {info.path for info in there} if self.if_exists == "fail" else set()
             rows += [
-                result_row(s.target, s, "source", s.size, "would fail" if s.target in taken else "would upload")
+                make_result(s.target, s, "source", s.size, "would fail" if s.target in taken else "would upload")
                 for s in pending
             ]
             return rows, failures
-        versions: dict[Step, Version | None] = {step: version_of(step.source) for step in pending}
-        sent = uploaded_earlier(attempt.transfers, backend, versions)
-        pending = [step for step in pending if step not in sent]
-        progress = self._progress = ProgressLog(self.log, sum(step.size or 0 for step in pending))
-        record = attempt.transfers.recorder(versions)
-        declined: list[Step] = []
-        for step, outcome in zip(pending, self._send(backend, pending, attempt, progress, record), strict=True):
-            row = result_row(step.target, step, "source", step.size, self._action)
-            done = self._done_row(row, outcome, attempt, partial(written_since, backend, step, attempt.run_began))
+        versions: dict[TransferItem, Version | None] = {item: local_version(item.source) for item in pending}
+        sent = uploaded_earlier(retry_state.transfers, backend, versions)
+        pending = [item for item in pending if item not in sent]
+        progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
+        record = retry_state.transfers.recorder(versions)
+        declined: list[TransferItem] = []
+        for item, outcome in zip(pending, self._send(backend, pending, retry_state, progress, record), strict=True):
+            row = make_result(item.target, item, "source", item.size, self._action)
+            done = self._result_of(
+                row, outcome, retry_state, partial(uploaded_since, backend, item, retry_state.run_started)
+            )
             if isinstance(done, dict):
-                sent[step] = done
+                sent[item] = done
             else:
                 failures.append(done)
-                declined += [] if isinstance(done, BackendUnavailable) else [step]
+                declined += [] if isinstance(done, BackendUnavailable) else [item]
         if failures:
-            attempt.transfers.close({step: versions[step] for step in sent}, sent, declined)
+            retry_state.transfers.close({item: versions[item] for item in sent}, sent, declined)
         return [*rows, *sent.values()], failures
 
     def _send(
         self,
         backend: SFTPBackend,
-        steps: Sequence[Step],
-        attempt: Try,
+        items: Sequence[TransferItem],
+        retry_state: RetryState,
         progress: ProgressLog,
         record: BeforeRename | None,
     ) -> list[Outcome]:
         """What was sent or the failure, for each step."""
         overwrite = self.if_exists in ("replace", "skip_same")
-        local = [step for step in steps if not is_url(step.source)]
+        local = [item for item in items if not is_url(item.source)]
         outcomes = backend.upload_many(
-            [(step.source, step.target) for step in local],
+            [(item.source, item.target) for item in local],
             overwrite=overwrite,
             verify=self.verify,
             progress=progress,
             create_parents=self.create_parents,
-            resume_key=attempt.resume_key,
+            resume_key=retry_state.resume_key,
             digest=bool(self.outlets),
             return_exceptions=True,
             before_rename=record,
         )
-        done: dict[Step, Outcome] = dict(zip(local, outcomes, strict=True))
-        for step in steps:
-            if is_url(step.source):
-                done[step] = send_object(
+        done: dict[TransferItem, Outcome] = dict(zip(local, outcomes, strict=True))
+        for item in items:
+            if is_url(item.source):
+                done[item] = upload_object(
                     backend,
-                    step.source,
-                    step.target,
-                    step.size,
+                    item.source,
+                    item.target,
+                    item.size,
                     overwrite=overwrite,
                     verify=self.verify,
                     create_parents=self.create_parents,
                     progress=progress,
                     before_rename=record,
                 )
-        return [done[step] for step in steps]
+        return [done[item] for item in items]

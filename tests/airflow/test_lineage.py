@@ -22,7 +22,7 @@ from airflow_sftp_backend.operators import (
     SFTPMoveOperator,
     SFTPUploadOperator,
 )
-from airflow_sftp_backend.operators._lineage import Deed, tell_assets
+from airflow_sftp_backend.operators._lineage import FileEvent, update_outlet_events
 from tests.airflow.conftest import State, context, grow
 from tests.airflow.supervised import run as run_supervised
 from tests.airflow.supervised import told
@@ -168,10 +168,10 @@ def test_an_outlet_means_its_file_however_it_is_spelled(
 
 
 def test_an_outlet_without_its_port_means_port_22() -> None:
-    deed = Deed("uploaded", None, "sftp://h.example:22/a", {"size": 1})
+    deed = FileEvent("uploaded", None, "sftp://h.example:22/a", {"size": 1})
     ran = context()
     outlet = Asset("file", uri="sftp://H.example/a")
-    tell_assets(ran, [outlet], [deed])
+    update_outlet_events(ran, [outlet], [deed])
     assert ran["outlet_events"][outlet].extra["size"] == 1
 
 

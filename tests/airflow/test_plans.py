@@ -17,19 +17,19 @@ from airflow_sftp_backend._path_arguments import Selection, parse_names, parse_p
 from airflow_sftp_backend.backend._files.tree import Pattern
 from airflow_sftp_backend.operators._object_storage import is_url
 from airflow_sftp_backend.operators._planning import (
-    Found,
-    Step,
+    RemoteMatch,
+    TransferItem,
+    assign_numbers,
     check_rename,
-    checked,
-    crowded_targets,
-    downloads,
-    goes_into_directory,
+    conflicting_targets,
     literally,
-    moves,
-    numbered,
-    numbered_names,
-    unspeakable,
-    uploads,
+    numbered_pattern,
+    plan_downloads,
+    plan_moves,
+    plan_uploads,
+    require_unique_targets,
+    target_is_directory,
+    utf8_error,
 )
 from tests.airflow.conftest import Glob, grow
 
@@ -37,8 +37,8 @@ KEYS = st.lists(st.text("ab*?[]!.\\", min_size=1, max_size=4), min_size=1, max_s
 ALL = FileFilters()
 
 
-def found(path: str, below: str | None = None, size: int = 1) -> Found:
-    return Found(FileInfo(path, path.rpartition("/")[2], size, None), below or path.rpartition("/")[2])
+def found(path: str, below: str | None = None, size: int = 1) -> RemoteMatch:
+    return RemoteMatch(FileInfo(path, path.rpartition("/")[2], size, None), below or path.rpartition("/")[2])
 
 
 def selection(wanted: Any) -> Selection:
@@ -48,9 +48,9 @@ def selection(wanted: Any) -> Selection:
     return parse_names(wanted, "source", end="local")
 
 
-def sent(wanted: Any, target: str, filters: FileFilters = ALL) -> list[Step]:
+def sent(wanted: Any, target: str, filters: FileFilters = ALL) -> list[TransferItem]:
     """The steps of an upload in which nothing is missing."""
-    steps, failures = uploads(selection(wanted), target, filters)
+    steps, failures = plan_uploads(selection(wanted), target, filters)
     if failures:
         raise failures[0]
     return steps
@@ -89,7 +89,7 @@ def test_urls_are_told_from_paths(text: str, url: bool) -> None:
     ],
 )
 def test_a_target_is_a_directory_unless_one_name_is_given(source: Any, target: str, into: bool) -> None:
-    assert goes_into_directory(selection(source), target) == into
+    assert target_is_directory(selection(source), target) == into
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_local_files_are_sent_below_what_named_them(
 
 def test_local_names_are_literal_and_nothing_else(tmp_path: Path) -> None:
     grow(tmp_path, {"[a]": b"", "a": b"", "x[y]/b": b"", "xy/c": b""})
-    assert sent(f"{tmp_path}/[a]", "t") == [Step(f"{tmp_path}/[a]", "t", 0)]
+    assert sent(f"{tmp_path}/[a]", "t") == [TransferItem(f"{tmp_path}/[a]", "t", 0)]
     assert [step.target for step in sent(f"{tmp_path}/x[y]/", "t/")] == ["t/b"]
     for name in ("[ab]", "?", "*", "[x]", "x*/"):
         with pytest.raises(FileNotFoundError, match="a glob is passed as pattern="):
@@ -134,7 +134,7 @@ def test_local_names_are_literal_and_nothing_else(tmp_path: Path) -> None:
 
 def test_what_is_missing_here_hinders_nothing_else(tmp_path: Path) -> None:
     grow(tmp_path, {"a": b"", "d/b": b""})
-    steps, failures = uploads(selection([f"{tmp_path}/{name}" for name in ("no", "a", "d", "e/")]), "t/", ALL)
+    steps, failures = plan_uploads(selection([f"{tmp_path}/{name}" for name in ("no", "a", "d", "e/")]), "t/", ALL)
     assert [step.target for step in steps] == ["t/a"]
     assert [type(failure) for failure in failures] == [FileNotFoundError, InvalidPath, FileNotFoundError]
 
@@ -170,17 +170,17 @@ def test_what_a_download_has_not_finished_is_sent_only_where_it_is_named(
 
 
 def test_a_name_that_is_not_utf_8_is_shown_with_its_bytes() -> None:
-    assert unspeakable("café", "日本") is None
-    error = unspeakable("ok", os.fsdecode(b"caf\xe9.csv"))
+    assert utf8_error("café", "日本") is None
+    error = utf8_error("ok", os.fsdecode(b"caf\xe9.csv"))
     assert error is not None
     assert error.path == r"caf\xe9.csv"
     assert "not UTF-8" in str(error)
 
 
 def test_two_files_with_one_target_are_refused_and_one_named_twice_is_sent_once() -> None:
-    assert checked([Step("a", "t/a"), Step("a", "t/a")]) == [Step("a", "t/a")]
+    assert require_unique_targets([TransferItem("a", "t/a"), TransferItem("a", "t/a")]) == [TransferItem("a", "t/a")]
     with pytest.raises(ValueError, match="'x/a' and 'y/a' would both become 't/a'"):
-        checked([Step("x/a", "t/a"), Step("y/a", "t/a")])
+        require_unique_targets([TransferItem("x/a", "t/a"), TransferItem("y/a", "t/a")])
 
 
 # -- downloads and moves ----------------------------------------------------------------------------------------------
@@ -196,16 +196,18 @@ def test_two_files_with_one_target_are_refused_and_one_named_twice_is_sent_once(
     ],
 )
 def test_files_of_a_glob_are_fetched_below_the_target(target: str, expected: str) -> None:
-    assert [step.target for step in downloads([found("in/d/b", "d/b")], selection(Glob("in/**")), target)] == [expected]
+    assert [step.target for step in plan_downloads([found("in/d/b", "d/b")], selection(Glob("in/**")), target)] == [
+        expected
+    ]
 
 
 def test_one_file_is_fetched_and_moved_as_named() -> None:
     one, file = selection("in/b"), [found("in/b", size=7)]
-    assert downloads(file, one, "/here/c") == [Step("in/b", "/here/c", 7)]
-    assert moves(file, one, "out/c", None, "2026-02-01") == [Step("in/b", "out/c", 7)]
-    assert moves(file, one, "out/", None, "2026-02-01") == [Step("in/b", "out/b", 7)]
-    assert moves(file, one, "out/{date}*", None, "2026-02-01") == [Step("in/b", "out/{date}*", 7)]
-    assert moves([found("in/d/b", "d/b")], selection("in/"), "/", None, "") == [Step("in/d/b", "/d/b", 1)]
+    assert plan_downloads(file, one, "/here/c") == [TransferItem("in/b", "/here/c", 7)]
+    assert plan_moves(file, one, "out/c", None, "2026-02-01") == [TransferItem("in/b", "out/c", 7)]
+    assert plan_moves(file, one, "out/", None, "2026-02-01") == [TransferItem("in/b", "out/b", 7)]
+    assert plan_moves(file, one, "out/{date}*", None, "2026-02-01") == [TransferItem("in/b", "out/{date}*", 7)]
+    assert plan_moves([found("in/d/b", "d/b")], selection("in/"), "/", None, "") == [TransferItem("in/d/b", "/d/b", 1)]
 
 
 @pytest.mark.parametrize(
@@ -223,11 +225,13 @@ def test_a_template_says_what_each_file_is_called_below_the_target(rename: str, 
     check_rename(rename)
     files = [found("in/d/b.tar.gz", "d/b.tar.gz")]
     for target in ("archive", "archive/"):
-        assert moves(files, selection(source), target, rename, "2026-02-01") == [Step("in/d/b.tar.gz", expected, 1)]
+        assert plan_moves(files, selection(source), target, rename, "2026-02-01") == [
+            TransferItem("in/d/b.tar.gz", expected, 1)
+        ]
 
 
 def test_braces_in_names_stand_for_themselves() -> None:
-    (step,) = moves([found("in/{date}")], selection(Glob("in/*")), "o{stem}", "{name}", "2026-02-01")
+    (step,) = plan_moves([found("in/{date}")], selection(Glob("in/*")), "o{stem}", "{name}", "2026-02-01")
     assert step.target == "o{stem}/{date}"
 
 
@@ -238,13 +242,20 @@ def test_a_template_that_stands_for_no_name_is_refused(rename: Any) -> None:
 
 
 def test_files_that_would_have_one_name_are_numbered() -> None:
-    steps = [Step("a/r.csv", "r.csv"), Step("b/r.csv", "r.csv"), Step("c/r.csv", "r.csv"), Step("d/x", "x")]
-    assert crowded_targets(steps, {"x"}) == ["r.csv", "x"]
-    targets = [step.target for step in numbered(steps, {"r-1.csv", "x"})]
+    steps = [
+        TransferItem("a/r.csv", "r.csv"),
+        TransferItem("b/r.csv", "r.csv"),
+        TransferItem("c/r.csv", "r.csv"),
+        TransferItem("d/x", "x"),
+    ]
+    assert conflicting_targets(steps, {"x"}) == ["r.csv", "x"]
+    targets = [step.target for step in assign_numbers(steps, {"r-1.csv", "x"})]
     assert targets == ["r.csv", "r-2.csv", "r-3.csv", "x-1"]
-    assert numbered([steps[0], steps[0]], set()) == [steps[0]]
-    assert numbered([Step("r.csv", "r.csv")], {"r.csv"}) == [Step("r.csv", "r.csv")]  # it is there itself
-    assert [numbered_names(name) for name in ("d.x/r", "[a].csv")] == ["d.x/r-*", "[[]a]-*.csv"]
+    assert assign_numbers([steps[0], steps[0]], set()) == [steps[0]]
+    assert assign_numbers([TransferItem("r.csv", "r.csv")], {"r.csv"}) == [
+        TransferItem("r.csv", "r.csv")
+    ]  # it is there itself
+    assert [numbered_pattern(name) for name in ("d.x/r", "[a].csv")] == ["d.x/r-*", "[[]a]-*.csv"]
 
 
 @given(
@@ -252,7 +263,9 @@ def test_files_that_would_have_one_name_are_numbered() -> None:
     st.sets(st.sampled_from(["r.csv", "r-1.csv", "r-2.csv", "r-1"])),
 )
 def test_no_two_files_and_nothing_that_is_there_share_a_numbered_name(wanted: list[str], taken: set[str]) -> None:
-    targets = [step.target for step in numbered([Step(f"{n}", name) for n, name in enumerate(wanted)], taken)]
+    targets = [
+        step.target for step in assign_numbers([TransferItem(f"{n}", name) for n, name in enumerate(wanted)], taken)
+    ]
     assert len({*targets}) == len(wanted)
     assert not taken.intersection(targets)
 
@@ -260,13 +273,15 @@ def test_no_two_files_and_nothing_that_is_there_share_a_numbered_name(wanted: li
 @pytest.mark.parametrize("below", ["../b", "d/../../b", "", "d//b", ".", "d/."])
 def test_a_servers_name_that_would_lead_elsewhere_is_no_local_name(below: str) -> None:
     with pytest.raises(ValueError, match="is no name for a local file"):
-        downloads([Found(FileInfo("in/x", "x", 1, None), below)], selection(Glob("in/**")), "/here/")
+        plan_downloads([RemoteMatch(FileInfo("in/x", "x", 1, None), below)], selection(Glob("in/**")), "/here/")
 
 
 @given(st.lists(st.text(max_size=5), max_size=4).map("/".join))
 def test_no_name_of_a_server_leads_out_of_the_local_folder(below: str) -> None:
     try:
-        (step,) = downloads([Found(FileInfo("in/x", "x", 1, None), below)], selection(Glob("in/**")), "/here/")
+        (step,) = plan_downloads(
+            [RemoteMatch(FileInfo("in/x", "x", 1, None), below)], selection(Glob("in/**")), "/here/"
+        )
     except ValueError:
         return
     assert os.path.normpath(step.target).startswith("/here/")

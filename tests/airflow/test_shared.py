@@ -33,7 +33,7 @@ from tests.servers import (
 from tests.vault import Vault
 
 from .test_triggers import (
-    Found,
+    RemoteMatch,
     event,
     nobody_waits_at_the_end,
     run,
@@ -358,7 +358,7 @@ def test_the_looks_of_one_round_are_one(remote: Path, server: AsyncsshServer, mo
     rounds: list[tuple[int, int]] = []
     together = SFTPBackend.find_each
 
-    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> Found:
+    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
         before = server.requests.total()
         found = together(backend, groups, return_exceptions=return_exceptions)
         rounds.append((len(groups), server.requests.total() - before))
@@ -481,7 +481,7 @@ def test_a_bad_pattern_and_a_denied_folder_do_not_undo_a_round(
         connect(server, base_path=folder.base_path)
         grow(folder.path, {"in/other": b"", "denied/a": b""})
 
-        def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> Found:
+        def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
             before = server.requests.total()
             found = together(backend, groups, return_exceptions=return_exceptions)
             rounds.append((len(groups), server.requests.total() - before))

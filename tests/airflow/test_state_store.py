@@ -72,9 +72,9 @@ def test_a_partly_failed_upload_keeps_its_failures_lineage_and_events_and_the_ne
         operator.execute(first)
     assert [type(error) for error in errors_of(caught.value)] == [AlreadyExists]
     assert first["outlet_events"][outlet].extra["size"] == 3
-    facets = operator.get_openlineage_facets_on_complete(None)
-    assert facets is not None
-    assert [dataset.name.rpartition("/")[2] for dataset in facets.outputs] == ["a.csv"]
+    openlineage_facets = operator.get_openlineage_facets_on_complete(None)
+    assert openlineage_facets is not None
+    assert [dataset.name.rpartition("/")[2] for dataset in openlineage_facets.outputs] == ["a.csv"]
 
     (remote / "out/a.csv").unlink()  # the partner has taken it
     (remote / "out/b.csv").unlink()

@@ -27,7 +27,7 @@ from tests.servers import (
 from tests.support.own_time import OwnTime
 
 T = TypeVar("T")
-Found = list[list[FileInfo] | SFTPBackendError | OSError]
+RemoteMatch = list[list[FileInfo] | SFTPBackendError | OSError]
 
 
 def trigger(path: str, conn_id: str = "sftp_backend_default", every: float = 0.1, **condition: Any) -> SFTPFileTrigger:
@@ -168,7 +168,7 @@ def test_a_look_that_fails_for_no_known_reason_ends_the_wait_unless_it_is_to_be_
     together, failures = SFTPBackend.find_each, [SFTPBackendError("it will not say why")] * 2
     grow(remote, {"a": b""})
 
-    def fails(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> Found:
+    def fails(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
         return [failures.pop()] if failures else together(backend, groups, return_exceptions=return_exceptions)
 
     monkeypatch.setattr(SFTPBackend, "find_each", fails)
