@@ -1,0 +1,135 @@
+"""Check the language of docstrings in the package: ``python scripts/check_prose.py [--worst N]``.
+
+Count pronouns per 100 words. Find docstrings with a wrong first word, and public callables without their fields.
+The limits are those that well-kept Python projects reach. The exit status is 1 if a limit is exceeded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+
+PACKAGE: Final = Path(__file__).parents[1] / "airflow_sftp_backend"
+PRIVATE_MODULES_WITH_PUBLIC_METHODS: Final = {
+    "backend/_execution/file_transfers.py",
+    "backend/_execution/maintenance.py",
+    "operators/_base.py",
+}
+RELATIVE: Final = {"what", "which", "who", "whose", "whom", "whoever", "whatever"}
+VAGUE: Final = {"it", "they", "them", "one", "ones", "this", "that", "those", "these"}
+WRONG_START: Final = re.compile(r"(What|Who|Why|Those|How|Where|Whose)\b")
+MAX_RELATIVE: Final = 0.8
+MAX_VAGUE: Final = 3.5
+"""Pronouns per 100 words of all docstrings."""
+
+Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@dataclass
+class Report:
+    """Measurements of one module."""
+
+    name: str
+    words: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    def rate(self, pronouns: set[str]) -> float:
+        """Return the pronouns per 100 words."""
+        return sum(self.words[pronoun] for pronoun in pronouns) * 100 / max(self.words.total(), 1)
+
+
+def words_of(docstring: str) -> Iterator[str]:
+    """Yield the words of a docstring in lower case, without field names and code."""
+    for word in re.findall(r"[A-Za-z']+", re.sub(r":\w+[^:\n]*:|``[^`]*``", " ", docstring)):
+        yield word.lower()
+
+
+def missing_fields(function: ast.FunctionDef | ast.AsyncFunctionDef, docstring: str) -> Iterator[str]:
+    """Yield the fields that the docstring of a public callable lacks.
+
+    :param function: the callable
+    :param docstring: its docstring; for ``__init__``, the docstring of the class
+    """
+    arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
+    for argument in arguments:
+        name = argument.arg
+        if name not in {"self", "cls"} and not name.startswith("_") and not re.search(rf":param {name}\b", docstring):
+            yield f":param {name}:"
+    returns = ast.unparse(function.returns) if function.returns else "None"
+    if (
+        arguments[1:]
+        and function.name != "__init__"
+        and returns not in {"None", "Self"}
+        and ":returns:" not in docstring
+    ):
+        yield ":returns:"
+
+
+def public_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, str]]:
+    """Yield the public functions and methods of a module with their docstrings."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and not node.name.startswith("_")]
+    scopes: list[ast.Module | ast.ClassDef] = [tree, *classes]
+    for scope in scopes:
+        for node in scope.body:
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            if isinstance(scope, ast.ClassDef) and node.name == "__init__":
+                yield node, ast.get_docstring(scope) or ""
+            elif not node.name.startswith("_") and not is_overload(node):
+                yield node, ast.get_docstring(node) or ""
+
+
+def is_overload(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Tell whether a function only declares types."""
+    return any("overload" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+def examine(path: Path) -> Report:
+    """Measure one module."""
+    tree = ast.parse(path.read_text())
+    report = Report(path.relative_to(PACKAGE).as_posix())
+    for node in ast.walk(tree):
+        if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
+            report.words.update(words_of(docstring))
+            if WRONG_START.match(docstring):
+                report.problems.append(f"{node_place(node)}: begin with a verb: {docstring.splitlines()[0]!r}")
+    is_private = any(part.startswith("_") and part != "__init__.py" for part in Path(report.name).parts)
+    if not is_private or report.name in PRIVATE_MODULES_WITH_PUBLIC_METHODS:
+        for function, docstring in public_functions(tree):
+            if missing := [*missing_fields(function, docstring)]:
+                report.problems.append(f"{node_place(function)}: missing {', '.join(missing)}")
+    return report
+
+
+def node_place(node: Documented) -> str:
+    """Return the line and name of a node."""
+    return f"{getattr(node, 'lineno', 1)} {getattr(node, 'name', 'module')}"
+
+
+def main() -> int:
+    """Print measurements and problems; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worst", type=int, default=0, help="list the N modules with most pronouns")
+    arguments = parser.parse_args()
+    reports = [examine(path) for path in sorted(PACKAGE.rglob("*.py"))]
+    total = Report("all", sum((report.words for report in reports), Counter()))
+    for report in sorted(reports, key=lambda report: -report.rate(RELATIVE | VAGUE))[: arguments.worst]:
+        print(f"{report.rate(RELATIVE):5.1f} {report.rate(VAGUE):5.1f}  {report.name}")
+    problems = [f"{report.name}:{problem}" for report in reports for problem in report.problems]
+    for pronouns, limit, kind in ((RELATIVE, MAX_RELATIVE, "relative"), (VAGUE, MAX_VAGUE, "vague")):
+        print(f"{kind} pronouns per 100 words: {total.rate(pronouns):.1f} (at most {limit})")
+        if total.rate(pronouns) > limit:
+            problems.append(f"too many {kind} pronouns; --worst 20 lists the modules")
+    print(*problems, sep="\n")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
