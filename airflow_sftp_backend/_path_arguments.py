@@ -34,7 +34,7 @@ _WILDCARD = re.compile(r"[*?\[]")
 _ESCAPED = re.compile(r"\[([*?\[])\]")
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _OBJECT_AS_TEXT = re.compile(r"<.* object .*at 0x[0-9a-f]+>|Lazy\w+\(.*\)", re.DOTALL)
-BLANK = re.compile(r"\{(\w*)\}")
+PLACEHOLDER = re.compile(r"\{(\w*)\}")
 """A word in braces, which stands for something else."""
 _EXPECTED = "a text, a row (a mapping with 'path'), or a list of these"
 _REMEDY = (

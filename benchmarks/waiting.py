@@ -109,10 +109,10 @@ def _connection(server: OpenSSHServer, whose: Whose, folder: Path) -> str:
 
 def _triggers(whose: str, paths: Sequence[str]) -> list[Any]:  # BaseTrigger, which is not imported before it is timed
     if whose == "ours":
-        from airflow_sftp_backend._polling.conditions import Condition
+        from airflow_sftp_backend._polling.conditions import FileCondition
         from airflow_sftp_backend.triggers import SFTPFileTrigger
 
-        return [SFTPFileTrigger("waiting", Condition((path,)).as_json(), INTERVAL) for path in paths]
+        return [SFTPFileTrigger("waiting", FileCondition((path,)).as_json(), INTERVAL) for path in paths]
     from airflow.providers.sftp.triggers.sftp import SFTPTrigger
 
     return [SFTPTrigger(path, sftp_conn_id="waiting", poke_interval=INTERVAL) for path in paths]

@@ -13,7 +13,7 @@ from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, FileFilters
 from airflow_sftp_backend._file_rows import FoundFile, found_file
 from airflow_sftp_backend._path_arguments import (
-    BLANK,
+    PLACEHOLDER,
     Selection,
     check_relative,
     directory_error,
@@ -26,11 +26,13 @@ from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBa
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
-Observed = dict[str, list[Any]]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
+StabilityState = dict[
+    str, list[Any]
+]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
 
 
-def after(newer_than: object) -> str | None:
-    """The time an argument says, as `Condition` has it: a datetime, or ISO 8601 text, with its zone.
+def parse_newer_than(newer_than: object) -> str | None:
+    """The time an argument says, as `FileCondition` has it: a datetime, or ISO 8601 text, with its zone.
 
     None and "", which a template renders to that has no time to say, are no limit. InvalidArgument for all else.
     """
@@ -54,12 +56,12 @@ def after(newer_than: object) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class FileCondition:
     """What is waited for: ``min_files`` files that are selected and each satisfy the rest.
 
     ``names`` are literal paths; ``directories``, literal too, mean any file below them; ``patterns`` are globs.
-    ``min_size`` in bytes; ``newer_than`` as `after` gives it; ``stable_for`` seconds without a change
-    of size or time; ``done_file`` the name of a file that must stand beside each, ``{name}`` being that of the file
+    ``min_size`` in bytes; ``newer_than`` as `parse_newer_than` gives it; ``stable_for`` seconds without a change
+    of size or time; ``done_file_of`` the name of a file that must stand beside each, ``{name}`` being that of the file
     itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``include`` and ``exclude`` as
     in `FileFilters`: they decide over what directories and patterns find, not over ``names``.
 
@@ -84,7 +86,7 @@ class Condition:
         _check_done_file(self.done_file)
 
     @property
-    def is_one_name(self) -> bool:
+    def is_single_name(self) -> bool:
         """True if it waits for one file of which the name is known."""
         return len(self.names) == 1 and not self.searches
 
@@ -94,41 +96,41 @@ class Condition:
         return (*map(everything_in, self.directories), *self.patterns)
 
     @property
-    def place(self) -> frozenset[str]:
+    def watched_dirs(self) -> frozenset[str]:
         """Where a look for it leads: folders, and patterns that lead into more than one."""
-        places = {name.rpartition("/")[0] for name in self.names}
+        directories = {name.rpartition("/")[0] for name in self.names}
         for pattern in self.searches:
-            above, rest = split_pattern(pattern)
-            places.add(pattern if "/" in rest or rest == "**" else above)
-        return frozenset(places)
+            directory, pattern_below = split_pattern(pattern)
+            directories.add(pattern if "/" in pattern_below or pattern_below == "**" else directory)
+        return frozenset(directories)
 
     @property
-    def folders(self) -> list[str]:
+    def parent_directories(self) -> list[str]:
         """The folders it names, in which or below which it looks, each with a slash; "" is the base path."""
-        named = [name.rpartition("/")[0] for name in self.names]
-        named += [split_pattern(pattern)[0] for pattern in self.searches]
-        return sorted({f"{path}/" if (path := _normal(folder)) else "" for folder in named})
+        directories = [name.rpartition("/")[0] for name in self.names]
+        directories += [split_pattern(pattern)[0] for pattern in self.searches]
+        return sorted({f"{path}/" if (path := _normalize(directory)) else "" for directory in directories})
 
     @property
-    def described(self) -> list[str]:
+    def descriptions(self) -> list[str]:
         """The names, directories and patterns, as they were specified."""
         return [*self.names, *(f"{directory.rstrip('/')}/" for directory in self.directories), *self.patterns]
 
     @property
-    def suspicious(self) -> list[str]:
+    def names_with_wildcards(self) -> list[str]:
         """The names that have wildcards, and so may be meant as patterns."""
         return [name for name in (*self.names, *self.directories) if has_wildcard(name)]
 
     def done_files(self, files: Iterable[FileInfo]) -> set[str]:
         """The done files that are to stand beside these."""
-        return set() if self.done_file is None else {done_file(self.done_file, info.path) for info in files}
+        return set() if self.done_file is None else {done_file_of(self.done_file, info.path) for info in files}
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, for `from_json`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Condition:
+    def from_json(cls, values: Mapping[str, Any]) -> FileCondition:
         """What `as_json` gave."""
         arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
@@ -136,16 +138,16 @@ class Condition:
         return cls(**arguments)
 
 
-class SelectedPaths(TypedDict):
-    """The arguments of `Condition` that say what is waited for."""
+class ConditionPaths(TypedDict):
+    """The arguments of `FileCondition` that say what is waited for."""
 
     names: tuple[str, ...]
     directories: tuple[str, ...]
     patterns: tuple[str, ...]
 
 
-def selected(selection: Selection) -> SelectedPaths:
-    """Return what a selection means, as arguments of `Condition`."""
+def condition_paths(selection: Selection) -> ConditionPaths:
+    """Return what a selection means, as arguments of `FileCondition`."""
     return {
         "names": tuple(name.path for name in selection.names if not name.is_directory),
         "directories": tuple(name.path for name in selection.names if name.is_directory),
@@ -153,89 +155,96 @@ def selected(selection: Selection) -> SelectedPaths:
     }
 
 
-def _check_number(name: str, value: object, least: int, *, whole: bool = False) -> None:
-    right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
-        raise InvalidArgument(f"{name} is a {'whole ' if whole else ''}number from {least}, not {value!r}")
+def _check_number(name: str, value: object, minimum: int, *, whole: bool = False) -> None:
+    has_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+    if not has_type or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
+        raise InvalidArgument(f"{name} is a {'whole ' if whole else ''}number from {minimum}, not {value!r}")
 
 
 def _check_done_file(template: object) -> None:
     if template is None:
         return
     segments = template.split("/") if isinstance(template, str) else []
-    if not segments or any(not one.strip() or one in (".", "..") or "\0" in one for one in segments):
+    if not segments or any(not segment.strip() or segment in (".", "..") or "\0" in segment for segment in segments):
         raise InvalidArgument(f"done_file is the name of a file that stands beside another, not {template!r}")
     if template == "{name}":
         raise InvalidArgument("done_file is the name of another file than the one it stands beside, not '{name}'")
-    for blank in BLANK.finditer(str(template)):
-        if blank[1] not in ("name", "stem"):
+    for placeholder in PLACEHOLDER.finditer(str(template)):
+        if placeholder[1] not in ("name", "stem"):
             known = "there are {name}, {stem}"
-            raise InvalidArgument(f"done_file has {blank[0]} in it, which stands for nothing; {known}")
+            raise InvalidArgument(f"done_file has {placeholder[0]} in it, which stands for nothing; {known}")
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class PollResult:
     """Whether the wait is over, with which files, what to remember for the next look, and what is still missing.
 
-    ``settling``: nothing is missing but time in which no file changes. ``warning`` is for the log, if it is not empty.
+    ``awaiting_stability``: only time without changes is missing. ``warning`` is for the log, unless empty.
     ``counts``: how many files count, and how many do not for each reason; ``missing`` may change without it.
     """
 
     done: bool
     files: list[FoundFile]
-    observed: Observed
+    stability: StabilityState
     missing: str
-    settling: bool = False
+    awaiting_stability: bool = False
     warning: str = ""
     counts: tuple[int, ...] = ()
 
 
-Seen = tuple[list[FileInfo], set[str]]
+PollSnapshot = tuple[list[FileInfo], set[str]]
 """The files that fit the patterns of a condition, and of their done files those that exist."""
 
 
-def look(backend: SFTPBackend, condition: Condition) -> Seen:
+def poll(backend: SFTPBackend, condition: FileCondition) -> PollSnapshot:
     """Looks for one condition. One name is asked for by `exists`.
 
     Raises what keeps it from being looked for, such as a name that is a directory's.
     """
-    is_refused = _ambiguous(condition, backend.resolve("").native_path) is not None
-    if condition.is_one_name and not is_refused and not backend.exists(*condition.names):
+    is_refused = _base_path_error(condition, backend.resolve("").native_path) is not None
+    if condition.is_single_name and not is_refused and not backend.exists(*condition.names):
         return [], set()
-    (seen,) = look_for_all(backend, [condition])
-    if isinstance(seen, SFTPBackendError):
-        raise seen
-    return seen
+    (snapshot,) = poll_many(backend, [condition])
+    if isinstance(snapshot, SFTPBackendError):
+        raise snapshot
+    return snapshot
 
 
-def look_for_all(backend: SFTPBackend, conditions: Sequence[Condition]) -> list[Seen | SFTPBackendError]:
+def poll_many(backend: SFTPBackend, conditions: Sequence[FileCondition]) -> list[PollSnapshot | SFTPBackendError]:
     """Looks for each condition, but asks for all names at once and lists no folder twice.
 
     An outcome for each, in order. Raises BackendUnavailable.
     """
     base_path = backend.resolve("").native_path
-    refused = {one: error for one in conditions if (error := _ambiguous(one, base_path)) is not None}
-    searched = list(dict.fromkeys(one.searches for one in conditions if one.searches and one not in refused))
-    found = _found_by_patterns(backend, searched)
-    named = _ask_for(
-        backend, list(dict.fromkeys(name for one in conditions if one not in refused for name in one.names))
+    errors = {
+        condition: error for condition in conditions if (error := _base_path_error(condition, base_path)) is not None
+    }
+    groups = list(
+        dict.fromkeys(condition.searches for condition in conditions if condition.searches and condition not in errors)
     )
-    files = [refused.get(one) or _files_of(one, named, found) for one in conditions]
-    wanted = [
-        set[str]() if isinstance(some, SFTPBackendError) else condition.done_files(some)
-        for condition, some in zip(conditions, files, strict=True)
+    by_patterns = _find_by_patterns(backend, groups)
+    by_name = _stat_many(
+        backend,
+        list(dict.fromkeys(name for condition in conditions if condition not in errors for name in condition.names)),
+    )
+    files = [errors.get(condition) or _files_of(condition, by_name, by_patterns) for condition in conditions]
+    done_files = [
+        set[str]() if isinstance(matched, SFTPBackendError) else condition.done_files(matched)
+        for condition, matched in zip(conditions, files, strict=True)
     ]
-    asked = _ask_for(backend, set().union(*wanted))
-    outcomes: list[Seen | SFTPBackendError] = []
-    for some, beside in zip(files, wanted, strict=True):
+    done_infos = _stat_many(backend, set().union(*done_files))
+    outcomes: list[PollSnapshot | SFTPBackendError] = []
+    for matched, expected in zip(files, done_files, strict=True):
         try:
-            outcomes.append(some if isinstance(some, SFTPBackendError) else (some, _there(beside, asked)))
+            outcomes.append(
+                matched if isinstance(matched, SFTPBackendError) else (matched, _existing_of(expected, done_infos))
+            )
         except SFTPBackendError as error:
             outcomes.append(error)
     return outcomes
 
 
-def _ambiguous(condition: Condition, base_path: str) -> InvalidPath | None:
+def _base_path_error(condition: FileCondition, base_path: str) -> InvalidPath | None:
     try:
         for name in (*condition.names, *condition.directories):
             check_relative(name, base_path, "path")
@@ -247,78 +256,82 @@ def _ambiguous(condition: Condition, base_path: str) -> InvalidPath | None:
 
 
 def _files_of(
-    condition: Condition,
-    named: Mapping[str, FileInfo | SFTPBackendError],
-    found: Mapping[tuple[str, ...], list[FileInfo] | SFTPBackendError],
+    condition: FileCondition,
+    by_name: Mapping[str, FileInfo | SFTPBackendError],
+    by_patterns: Mapping[tuple[str, ...], list[FileInfo] | SFTPBackendError],
 ) -> list[FileInfo] | SFTPBackendError:
     """Return the files of a condition, sorted by path, or why they cannot be told."""
     files: dict[str, FileInfo] = {}
     for name in condition.names:
-        outcome = named[name]
+        outcome = by_name[name]
         if isinstance(outcome, FileInfo):
             files[outcome.path] = outcome
         elif isinstance(outcome, InvalidPath):
             return directory_error(name, outcome)
         elif not isinstance(outcome, NotFound):
             return outcome
-    searched = found[condition.searches] if condition.searches else []
-    if isinstance(searched, SFTPBackendError):
-        return searched
-    files |= {info.path: info for info in searched}
+    matches = by_patterns[condition.searches] if condition.searches else []
+    if isinstance(matches, SFTPBackendError):
+        return matches
+    files |= {info.path: info for info in matches}
     return [files[path] for path in sorted(files)]
 
 
-_Infos = dict[str, FileInfo | SFTPBackendError]
+_Outcomes = dict[str, FileInfo | SFTPBackendError]
 
 
-def _ask_for(backend: SFTPBackend, plain: Collection[str]) -> _Infos:
+def _stat_many(backend: SFTPBackend, paths: Collection[str]) -> _Outcomes:
     """The file of each path, or why there is none."""
-    asked: _Infos = {}
-    for path, outcome in zip(plain, backend.get_file_info_many(plain, return_exceptions=True), strict=True):
+    outcomes: _Outcomes = {}
+    for path, outcome in zip(paths, backend.get_file_info_many(paths, return_exceptions=True), strict=True):
         if not isinstance(outcome, FileInfo | SFTPBackendError):
             raise outcome
-        asked[path] = outcome
-    return asked
+        outcomes[path] = outcome
+    return outcomes
 
 
-def _there(wanted: Collection[str], asked: _Infos) -> set[str]:
+def _existing_of(paths: Collection[str], outcomes: _Outcomes) -> set[str]:
     """Those of the paths that are files. Raises why one cannot be looked at."""
-    for path in wanted:
-        outcome = asked[path]
+    for path in paths:
+        outcome = outcomes[path]
         if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, NotFound | InvalidPath):
             raise outcome
-    return {path for path in wanted if isinstance(asked[path], FileInfo)}
+    return {path for path in paths if isinstance(outcomes[path], FileInfo)}
 
 
-def _found_by_patterns(
+def _find_by_patterns(
     backend: SFTPBackend, groups: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[FileInfo] | SFTPBackendError]:
     """What fits each group of patterns, or why that cannot be said."""
-    found: dict[tuple[str, ...], list[FileInfo] | SFTPBackendError] = {}
+    outcomes: dict[tuple[str, ...], list[FileInfo] | SFTPBackendError] = {}
     for group, outcome in zip(groups, backend.find_each(groups, return_exceptions=True), strict=True):
         if isinstance(outcome, OSError):
             raise outcome
-        found[group] = outcome
-    return found
+        outcomes[group] = outcome
+    return outcomes
 
 
-def done_file(template: str, path: str) -> str:
+def done_file_of(template: str, path: str) -> str:
     """The key of the done file of ``path``."""
-    folder, slash, name = path.rpartition("/")
+    directory, slash, name = path.rpartition("/")
     words = {"name": name, "stem": PurePosixPath(name).stem}
-    return f"{folder}{slash}{BLANK.sub(lambda blank: words[blank[1]], template)}"
+    return f"{directory}{slash}{PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], template)}"
 
 
-def judge(
-    condition: Condition, files: Sequence[FileInfo], done_files: Collection[str], earlier: Observed, now: float
-) -> Verdict:
+def evaluate(
+    condition: FileCondition,
+    files: Sequence[FileInfo],
+    done_files: Collection[str],
+    previous: StabilityState,
+    now: float,
+) -> PollResult:
     """Decides from what is there now (epoch seconds) and what was there at the last look."""
-    observed: Observed = {}
+    stability: StabilityState = {}
     ready: list[FoundFile] = []
-    reasons = _Reasons(condition)
-    counted, unspeakable = _those_that_count(condition, files)
-    is_new = _newness(condition)
-    for info in counted:
+    reasons = _IneligibleFiles(condition)
+    eligible, not_utf8 = _eligible_files(condition, files)
+    is_new = _newer_than_predicate(condition)
+    for info in eligible:
         if info.size < condition.min_size:
             reasons.too_small(info)
             continue
@@ -326,23 +339,26 @@ def judge(
             reasons.too_old(info)
             continue
         modified = None if info.modified_at is None else info.modified_at.isoformat()
-        rests = 0.0
+        stable_seconds = 0.0
         if condition.stable_for:
-            size, time, since = earlier.get(info.path, [None, None, now])
+            size, time, since = previous.get(info.path, [None, None, now])
             since = min(since, now) if (size, time) == (info.size, modified) else now  # clocks differ, and are set back
-            observed[info.path] = [info.size, modified, since]
-            rests = now - since
-        if condition.done_file is not None and (beside := done_file(condition.done_file, info.path)) not in done_files:
-            reasons.without_done_file(info, beside)
-        elif rests < condition.stable_for:
+            stability[info.path] = [info.size, modified, since]
+            stable_seconds = now - since
+        if (
+            condition.done_file is not None
+            and (expected := done_file_of(condition.done_file, info.path)) not in done_files
+        ):
+            reasons.without_done_file(info, expected)
+        elif stable_seconds < condition.stable_for:
             reasons.not_stable(info)
         else:
             ready.append(found_file(info))
     missing = f"{len(ready)} of {condition.min_files} files are there{reasons}"
-    done = len(ready) >= condition.min_files
-    may_settle = not done and len(ready) + reasons.counts[_STABILITY] >= condition.min_files
+    is_done = len(ready) >= condition.min_files
+    awaiting_stability = not is_done and len(ready) + reasons.counts[_STABILITY] >= condition.min_files
     counts = (len(ready), *reasons.counts.values())
-    return Verdict(done, ready, observed, missing, may_settle, _warning(unspeakable), counts)
+    return PollResult(is_done, ready, stability, missing, awaiting_stability, _utf8_warning(not_utf8), counts)
 
 
 _SIZE, _TIME, _DONE_FILE, _STABILITY = "min_size", "newer_than", "done_file", "stable_for"
@@ -350,18 +366,18 @@ _REASONS_SHOWN: Final = 3
 """Files of which a log line says why they do not count."""
 
 
-class _Reasons:
+class _IneligibleFiles:
     """Why files that are there do not count: a text for the first ones, and how many there are of each reason."""
 
-    def __init__(self, condition: Condition) -> None:
+    def __init__(self, condition: FileCondition) -> None:
         self._condition = condition
         self._texts: list[str] = []
         self.counts = dict.fromkeys((_SIZE, _TIME, _DONE_FILE, _STABILITY), 0)
 
     def too_small(self, info: FileInfo) -> None:
         """Note a file with less than ``min_size`` bytes."""
-        untold = ", or the server does not tell its size" if info.size == 0 else ""
-        self._note(_SIZE, info, f"{info.size} of {self._condition.min_size} bytes{untold}")
+        unknown_size = ", or the server does not tell its size" if info.size == 0 else ""
+        self._note(_SIZE, info, f"{info.size} of {self._condition.min_size} bytes{unknown_size}")
 
     def too_old(self, info: FileInfo) -> None:
         """Note a file that is not newer than ``newer_than``."""
@@ -371,9 +387,9 @@ class _Reasons:
         else:
             self._note(_TIME, info, f"changed {info.modified_at.isoformat()}, which is not newer than {limit}")
 
-    def without_done_file(self, info: FileInfo, beside: str) -> None:
+    def without_done_file(self, info: FileInfo, expected: str) -> None:
         """Note a file whose done file is missing."""
-        self._note(_DONE_FILE, info, f"its done file {beside!r} is missing")
+        self._note(_DONE_FILE, info, f"its done file {expected!r} is missing")
 
     def not_stable(self, info: FileInfo) -> None:
         """Note a file that has changed within ``stable_for``."""
@@ -385,48 +401,48 @@ class _Reasons:
             self._texts.append(f"{info.path!r} does not count: {text}")
 
     def __str__(self) -> str:
-        more = sum(self.counts.values()) - len(self._texts)
-        return "".join(f"; {text}" for text in self._texts) + (f"; and {more} more" if more else "")
+        others = sum(self.counts.values()) - len(self._texts)
+        return "".join(f"; {text}" for text in self._texts) + (f"; and {others} more" if others else "")
 
 
-def _those_that_count(condition: Condition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
+def _eligible_files(condition: FileCondition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
     """The files that are meant to be waited for, and the paths that Airflow cannot carry: no UTF-8 text."""
-    named = {_normal(name) for name in condition.names}
-    done_files = {_normal(one) for one in condition.done_files(files)}
+    names = {_normalize(name) for name in condition.names}
+    done_files = {_normalize(path) for path in condition.done_files(files)}
     accepts = FileFilters(condition.include, condition.exclude).accepting(condition.searches)
-    counted: list[FileInfo] = []
-    unspeakable: list[str] = []
+    eligible: list[FileInfo] = []
+    not_utf8: list[str] = []
     for info in files:
-        if info.path not in named and (info.path in done_files or not accepts(info.path)):
+        if info.path not in names and (info.path in done_files or not accepts(info.path)):
             continue
-        if not info.path.isascii() and any("\ud800" <= letter <= "\udfff" for letter in info.path):
-            unspeakable.append(info.path)
+        if not info.path.isascii() and any("\ud800" <= char <= "\udfff" for char in info.path):
+            not_utf8.append(info.path)
         else:
-            counted.append(info)
-    return counted, unspeakable
+            eligible.append(info)
+    return eligible, not_utf8
 
 
-def _normal(path: str) -> str:
+def _normalize(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-def _newness(condition: Condition) -> Callable[[datetime | None], bool]:
+def _newer_than_predicate(condition: FileCondition) -> Callable[[datetime | None], bool]:
     """Tells whether a file's time is after that of the condition. SFTP tells times in whole seconds: the second in
     which a time with a fraction lies counts."""
     if condition.newer_than is None:
         return lambda _time: True
     limit = datetime.fromisoformat(condition.newer_than)
     if limit.microsecond:
-        second = limit.replace(microsecond=0)
-        return lambda time: time is not None and time >= second
+        whole_second = limit.replace(microsecond=0)
+        return lambda time: time is not None and time >= whole_second
     return lambda time: time is not None and time > limit
 
 
-def _warning(unspeakable: Sequence[str]) -> str:
-    if not unspeakable:
+def _utf8_warning(paths: Sequence[str]) -> str:
+    if not paths:
         return ""
-    first = unspeakable[0].encode("utf-8", "backslashreplace").decode()
-    more = f" and {len(unspeakable) - 1} more" if len(unspeakable) > 1 else ""
+    first = paths[0].encode("utf-8", "backslashreplace").decode()
+    others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return (
-        f"left out, as Airflow carries only names that are UTF-8 text: {first}{more}; have them renamed on the server"
+        f"left out, as Airflow carries only names that are UTF-8 text: {first}{others}; have them renamed on the server"
     )

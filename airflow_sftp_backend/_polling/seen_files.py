@@ -22,67 +22,71 @@ if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import AssetStateStoreAccessors
     from pydantic import JsonValue
 
-_MOST: Final = 500
+_MAX_BATCH_FILES: Final = 500
 """Files in one report: Airflow keeps an event with all it carries, and shows it to every task of its run."""
-_REMEMBERS: Final = 24 * 3600.0
+_EMPTY_DIRECTORY_SECONDS: Final = 24 * 3600.0
 """Seconds for which the files of a folder without any are known: a folder that was away for a while is not new."""
-_TAKES_OVER: Final = 30.0
+_ACKNOWLEDGE_SECONDS: Final = 30.0
 """Seconds in which Airflow has surely written an event down."""
-_NAME, _CONTENT = 8, 4
+_NAME_BYTES, _CONTENT_BYTES = 8, 4
 """Bytes that stand for the name of a file, and for its size and time."""
 
-_Contents = dict[bytes, bytes]
+_Hashes = dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class NewFilesBatch:
     """Files that are new, under a name no other report has."""
 
     files: list[FoundFile]
-    name: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+    batch_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
 
 
 @dataclass(frozen=True, slots=True)
-class _Folder:
+class _SeenDirectory:
     """The files of a folder that were reported, by name, each name and content a hash.
 
-    ``here`` were there at the last look; ``gone`` were not at one, and have not been ready since. ``empty`` is since
+    ``present``: there at the last poll; ``missing``: absent at one, and not ready since. ``empty_since``: since
     when (epoch seconds) there is none of any name.
     """
 
-    here: _Contents = field(default_factory=dict)
-    gone: _Contents = field(default_factory=dict)
-    empty: float | None = None
+    present: _Hashes = field(default_factory=dict)
+    missing: _Hashes = field(default_factory=dict)
+    empty_since: float | None = None
 
-    def seen(self, names: Collection[bytes], now: float) -> _Folder | None:
+    def after_poll(self, names: Collection[bytes], now: float) -> _SeenDirectory | None:
         """What is known of it once these names are there; None: nothing any more. Of a folder that has files, those it
         has no more are forgotten; of one that has none, for a day not one."""
         if names:
-            return _Folder(
-                {name: content for name, content in self.here.items() if name in names},
-                {name: content for name, content in self.gone.items() if name in names},
+            return _SeenDirectory(
+                {name: content for name, content in self.present.items() if name in names},
+                {name: content for name, content in self.missing.items() if name in names},
             )
-        since = now if self.empty is None else self.empty
-        return _Folder({}, self.gone | self.here, since) if now - since < _REMEMBERS else None
+        since = now if self.empty_since is None else self.empty_since
+        return (
+            _SeenDirectory({}, self.missing | self.present, since) if now - since < _EMPTY_DIRECTORY_SECONDS else None
+        )
 
     def is_new(self, name: bytes, content: bytes, *, changed: bool) -> bool:
         """True for a name that is not known, or that is back with another content, or with ``changed`` has another."""
-        before = self.gone.get(name)
-        if before is not None:
-            return before != content
-        before = self.here.get(name)
-        return before is None or (changed and before != content)
+        known = self.missing.get(name)
+        if known is not None:
+            return known != content
+        known = self.present.get(name)
+        return known is None or (changed and known != content)
 
 
 @dataclass(frozen=True, slots=True)
-class Arrivals:
-    """What a watch has seen, by folder. ``unsettled`` are the reports of which it is not known whether they have
+class SeenFiles:
+    """What a watch has seen, by folder. ``unacknowledged`` are the reports of which it is not known whether they have
     reached Airflow, the oldest first."""
 
-    known: Mapping[str, _Folder] = field(default_factory=dict)
-    unsettled: tuple[Report, ...] = ()
+    directories: Mapping[str, _SeenDirectory] = field(default_factory=dict)
+    unacknowledged: tuple[NewFilesBatch, ...] = ()
 
-    def look(self, ready: Iterable[FoundFile], present: Iterable[str], now: float, *, changed: bool) -> Arrivals:
+    def updated_with(
+        self, ready: Iterable[FoundFile], present: Iterable[str], now: float, *, changed: bool
+    ) -> SeenFiles:
         """What is known after a look: of the new files the first 500 are another report.
 
         ``ready`` are the files that may be reported, ``present`` the paths of all that are there, ``now`` in epoch
@@ -91,57 +95,68 @@ class Arrivals:
         """
         names: dict[str, set[bytes]] = {}
         for path in present:
-            folder, _, text = path.rpartition("/")
-            names.setdefault(folder, set()).add(_hash(text, _NAME))
-        known: dict[str, _Folder] = {}
-        for folder, one in self.known.items():
-            if (still := one.seen(names.get(folder, ()), now)) is not None:
-                known[folder] = still
+            directory, _, name_text = path.rpartition("/")
+            names.setdefault(directory, set()).add(_hash(name_text, _NAME_BYTES))
+        directories: dict[str, _SeenDirectory] = {}
+        for directory, seen in self.directories.items():
+            if (remaining := seen.after_poll(names.get(directory, ()), now)) is not None:
+                directories[directory] = remaining
         new: list[FoundFile] = []
-        for row in ready:
-            folder, _, text = row["path"].rpartition("/")
-            name, content = _hash(text, _NAME), _hash(f"{row['size']} {row['modified_at']}", _CONTENT)
-            one = known.setdefault(folder, _Folder())
-            if one.is_new(name, content, changed=changed):
-                if len(new) == _MOST:
+        for file in ready:
+            directory, _, name_text = file["path"].rpartition("/")
+            name, content = (
+                _hash(name_text, _NAME_BYTES),
+                _hash(f"{file['size']} {file['modified_at']}", _CONTENT_BYTES),
+            )
+            seen = directories.setdefault(directory, _SeenDirectory())
+            if seen.is_new(name, content, changed=changed):
+                if len(new) == _MAX_BATCH_FILES:
                     continue
-                new.append(row)
-            one.gone.pop(name, None)
-            one.here[name] = content
-        unsettled = (*self.unsettled, Report(new)) if new else self.unsettled
-        return Arrivals({folder: one for folder, one in known.items() if one != _Folder()}, unsettled)
+                new.append(file)
+            seen.missing.pop(name, None)
+            seen.present[name] = content
+        unacknowledged = (*self.unacknowledged, NewFilesBatch(new)) if new else self.unacknowledged
+        return SeenFiles(
+            {directory: seen for directory, seen in directories.items() if seen != _SeenDirectory()}, unacknowledged
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Plain JSON, for `from_json`: 16 characters a file, and the unsettled reports."""
         return {
-            "known": {folder: [_packed(one.here), _packed(one.gone), one.empty] for folder, one in self.known.items()},
-            "unsettled": [[report.files, report.name] for report in self.unsettled],
+            "directories": {
+                directory: [_pack(seen.present), _pack(seen.missing), seen.empty_since]
+                for directory, seen in self.directories.items()
+            },
+            "unacknowledged": [[batch.files, batch.batch_id] for batch in self.unacknowledged],
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Arrivals:
+    def from_json(cls, values: Mapping[str, Any]) -> SeenFiles:
         """What `as_json` gave."""
-        known = {
-            folder: _Folder(_unpacked(here), _unpacked(gone), empty)
-            for folder, (here, gone, empty) in values["known"].items()
+        directories = {
+            directory: _SeenDirectory(_unpack(present), _unpack(missing), empty_since)
+            for directory, (present, missing, empty_since) in values["directories"].items()
         }
-        return cls(known, tuple(Report(*report) for report in values["unsettled"]))
+        return cls(directories, tuple(NewFilesBatch(*batch) for batch in values["unacknowledged"]))
 
 
 def _hash(text: str, size: int) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=size).digest()
 
 
-def _packed(contents: _Contents) -> str:
+def _pack(contents: _Hashes) -> str:
     return b64encode(b"".join(name + content for name, content in contents.items())).decode()
 
 
-def _unpacked(text: str) -> _Contents:
-    data, each = b64decode(text), _NAME + _CONTENT
-    return {data[at : at + _NAME]: data[at + _NAME : at + each] for at in range(0, len(data), each)}
+def _unpack(text: str) -> _Hashes:
+    data, record_size = b64decode(text), _NAME_BYTES + _CONTENT_BYTES
+    return {
+        data[start : start + _NAME_BYTES]: data[start + _NAME_BYTES : start + record_size]
+        for start in range(0, len(data), record_size)
+    }
 
 
-class Memory:
+class SeenFilesStore:
     """What one watch has seen: in the asset's state store where there is one, and as long as the watch runs.
 
     ``watch`` says what is watched, since an asset may have several watches; ``clock`` in seconds.
@@ -158,25 +173,29 @@ class Memory:
         self._store = store
         self._warn = warn
         self._clock = clock
-        self._now: Arrivals | None = None
-        self._stored = Arrivals()
-        self._sent: dict[str, float] = {}
+        self._current: SeenFiles | None = None
+        self._stored = SeenFiles()
+        self._sent_at: dict[str, float] = {}
 
-    async def recall(self) -> Arrivals:
+    async def load(self) -> SeenFiles:
         """What is known, without the reports that must have reached Airflow by now.
 
         Raises AirflowRuntimeError if Airflow cannot say.
         """
-        if self._now is None:
-            self._now = self._stored = await self._fetch()
+        if self._current is None:
+            self._current = self._stored = await self._read_store()
         now = self._clock()
-        unsettled = (one for one in self._now.unsettled if now - self._sent.get(one.name, now) < _TAKES_OVER)
-        return replace(self._now, unsettled=tuple(unsettled))
+        unacknowledged = (
+            batch
+            for batch in self._current.unacknowledged
+            if now - self._sent_at.get(batch.batch_id, now) < _ACKNOWLEDGE_SECONDS
+        )
+        return replace(self._current, unacknowledged=tuple(unacknowledged))
 
-    async def _fetch(self) -> Arrivals:
+    async def _read_store(self) -> SeenFiles:
         if self._store is not None:
             try:
-                found = await self._store.aget(self._key)
+                stored = await self._store.aget(self._key)
             except ValidationError:  # of an answer; a ValueError as well
                 raise
             except ValueError:  # of which asset?
@@ -186,36 +205,40 @@ class Memory:
                 )
                 self._store = None
             else:
-                return Arrivals() if found is None else self._read(cast("dict[str, Any]", found))
-        return Arrivals()
+                return SeenFiles() if stored is None else self._parse(cast("dict[str, Any]", stored))
+        return SeenFiles()
 
-    def _read(self, found: Mapping[str, Any]) -> Arrivals:
+    def _parse(self, stored: Mapping[str, Any]) -> SeenFiles:
         try:
-            return Arrivals.from_json(found)
+            return SeenFiles.from_json(stored)
         except (LookupError, TypeError, ValueError, AttributeError):
             self._warn("what Airflow keeps for this watch is not what it wrote: all files that are there are reported")
-            return Arrivals()
+            return SeenFiles()
 
-    async def keep(self, arrivals: Arrivals) -> None:
+    async def save(self, seen_files: SeenFiles) -> None:
         """Keeps it; where another triggerer has kept something else in the meantime, that is what is known instead.
 
         Raises AirflowRuntimeError if Airflow cannot; then nothing has changed.
         """
-        if self._store is not None and arrivals != self._stored:
-            found = await self._fetch()
-            if found != self._stored:
-                self._now = self._stored = found
+        if self._store is not None and seen_files != self._stored:
+            stored = await self._read_store()
+            if stored != self._stored:
+                self._current = self._stored = stored
                 return
-            await self._store.aset(self._key, cast("JsonValue", arrivals.as_json()))
-            self._stored = arrivals
-        self._now = arrivals
-        self._sent = {one.name: self._sent[one.name] for one in arrivals.unsettled if one.name in self._sent}
+            await self._store.aset(self._key, cast("JsonValue", seen_files.as_json()))
+            self._stored = seen_files
+        self._current = seen_files
+        self._sent_at = {
+            batch.batch_id: self._sent_at[batch.batch_id]
+            for batch in seen_files.unacknowledged
+            if batch.batch_id in self._sent_at
+        }
 
-    def unsent(self) -> Report | None:
+    def next_unsent(self) -> NewFilesBatch | None:
         """The oldest report that is kept and that this watch has not sent."""
-        reports = () if self._now is None else self._now.unsettled
-        return next((report for report in reports if report.name not in self._sent), None)
+        batches = () if self._current is None else self._current.unacknowledged
+        return next((batch for batch in batches if batch.batch_id not in self._sent_at), None)
 
-    def sent(self, report: Report) -> None:
+    def mark_sent(self, batch: NewFilesBatch) -> None:
         """It is on its way to Airflow."""
-        self._sent[report.name] = self._clock()
+        self._sent_at[batch.batch_id] = self._clock()

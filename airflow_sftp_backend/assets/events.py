@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TAKEN: Final = "sftp new files taken by {}"
-_MOST_TAKEN: Final = 400
-_MOST_EVENTS: Final = 100
+_CLAIMS_KEY: Final = "sftp new files taken by {}"
+_MAX_CLAIMS: Final = 400
+_MAX_EVENTS: Final = 100
 """Events looked at for what is left over: each carries its files."""
-_CLAIM_STANDS: Final = 1.0
+_CLAIM_SETTLE_SECONDS: Final = 1.0
 """Seconds after which no other run overwrites a claim it has not seen."""
 
 
@@ -38,15 +38,15 @@ def new_files(context: Context) -> list[FoundFile]:
 
     Raises AirflowRuntimeError where Airflow cannot say what an earlier try was given.
     """
-    found: dict[str, FoundFile] = {}
+    files: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():
-        reports = _by_report(events)
-        kept = _store(context, asset)
-        if kept is not None and reports:
-            reports = _claimed(context, *kept, reports)
-        for event in reports.values():
-            found |= {row["path"]: row for row in cast("list[FoundFile]", _payload(event)["files"])}
-    return list(found.values())
+        batches = _by_batch(events)
+        state = _asset_store(context, asset)
+        if state is not None and batches:
+            batches = _claim(context, *state, batches)
+        for event in batches.values():
+            files |= {file["path"]: file for file in cast("list[FoundFile]", _payload(event)["files"])}
+    return list(files.values())
 
 
 class _Event(Protocol):
@@ -63,74 +63,84 @@ class _Event(Protocol):
 
 def _payload(event: _Event) -> dict[str, Any]:
     payload = (event.extra or {}).get("payload")
-    return payload if isinstance(payload, dict) and "report" in payload else {}
+    return payload if isinstance(payload, dict) and "batch" in payload else {}
 
 
-def _by_report(events: Iterable[_Event]) -> dict[str, _Event]:
-    return {str(payload["report"]): event for event in events if (payload := _payload(event))}
+def _by_batch(events: Iterable[_Event]) -> dict[str, _Event]:
+    return {str(payload["batch"]): event for event in events if (payload := _payload(event))}
 
 
-def _claimed(context: Context, store: Any, inlet_events: Any, own: dict[str, _Event]) -> dict[str, _Event]:
+def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Event]) -> dict[str, _Event]:
     """The reports that are this run's, written down in the asset's ``store`` as such; ``own`` have started it.
 
     What has started it is its own, unless a run before has taken it. On what is left over other runs may have an eye
     too, and the store has no compare-and-set: there the claim counts that is still to be read a moment later.
     """
-    run_id, key = context["ti"].run_id, _TAKEN.format(context["ti"].dag_id)
-    taken = _taken(store, key)
-    before = {name: made for name, (whose, made) in taken.items() if whose == run_id and name not in own}
-    left = _left_over(context, inlet_events, own, before)
-    taken = _taken(store, key)
-    left = {name: event for name, event in left.items() if taken.get(name, [run_id])[0] == run_id}
-    wanted = left | own
+    run_id, key = context["ti"].run_id, _CLAIMS_KEY.format(context["ti"].dag_id)
+    claims = _load_claims(store, key)
+    earlier = {
+        batch_id: created for batch_id, (owner, created) in claims.items() if owner == run_id and batch_id not in own
+    }
+    unclaimed = _unclaimed_events(context, inlet_events, own, earlier)
+    claims = _load_claims(store, key)
+    unclaimed = {
+        batch_id: event for batch_id, event in unclaimed.items() if claims.get(batch_id, [run_id])[0] == run_id
+    }
+    candidates = unclaimed | own
     for _ in range(3):
-        free = {name: [run_id, _text(event.timestamp)] for name, event in wanted.items() if name not in taken}
-        if not free:
+        new_claims = {
+            batch_id: [run_id, _format_time(event.timestamp)]
+            for batch_id, event in candidates.items()
+            if batch_id not in claims
+        }
+        if not new_claims:
             break
-        store.set(key, dict(list((taken | free).items())[-_MOST_TAKEN:]))
-        if not left:
+        store.set(key, dict(list((claims | new_claims).items())[-_MAX_CLAIMS:]))
+        if not unclaimed:
             break
-        time.sleep(_CLAIM_STANDS)
-        taken = _taken(store, key)
+        time.sleep(_CLAIM_SETTLE_SECONDS)
+        claims = _load_claims(store, key)
     return {
-        name: event for name, event in wanted.items() if taken.get(name, [run_id if name in own else None])[0] == run_id
+        batch_id: event
+        for batch_id, event in candidates.items()
+        if claims.get(batch_id, [run_id if batch_id in own else None])[0] == run_id
     }
 
 
-def _taken(store: Any, key: str) -> dict[str, list[str]]:
+def _load_claims(store: Any, key: str) -> dict[str, list[str]]:
     """Of each report the run that has it and when it was made, the oldest first."""
     return cast("dict[str, list[str]]", store.get(key) or {})
 
 
-def _left_over(
-    context: Context, inlet_events: Any, own: Mapping[str, _Event], before: Mapping[str, str]
+def _unclaimed_events(
+    context: Context, inlet_events: Any, own: Mapping[str, _Event], earlier: Mapping[str, str]
 ) -> dict[str, _Event]:
     """The reports for which no run of this DAG was started though they were made before this run began, and those that
-    this run was given ``before`` (name -> when it was made).
+    this run was given ``earlier`` (name -> when it was made).
 
     Airflow starts one run for all events that come until it starts it, and shows it only the first. It shows the others
     to the next run, if there is one.
     """
-    dag_id, began = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
-    since = min([*before.values(), *(_text(event.timestamp) for event in own.values())])
-    left: list[_Event] = []
+    dag_id, run_started = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
+    since = min([*earlier.values(), *(_format_time(event.timestamp) for event in own.values())])
+    unclaimed: list[_Event] = []
     try:
-        for event in inlet_events.after(since).limit(_MOST_EVENTS):
+        for event in inlet_events.after(since).limit(_MAX_EVENTS):
             has_run = any(run.dag_id == dag_id for run in event.created_dagruns)
-            if _payload(event).get("report") in before or (not has_run and event.timestamp < began):
-                left.append(event)
+            if _payload(event).get("batch") in earlier or (not has_run and event.timestamp < run_started):
+                unclaimed.append(event)
     except AirflowRuntimeError as error:  # 3.3.2 has no answer while a run of one of these events is only queued
-        if before:
+        if earlier:
             raise
         log.warning("Airflow does not say which reports are left over; they go to the next run: %s", error)
-    return {name: event for name, event in _by_report(left).items() if name not in own}
+    return {batch_id: event for batch_id, event in _by_batch(unclaimed).items() if batch_id not in own}
 
 
-def _text(when: datetime) -> str:
-    return when.astimezone(UTC).isoformat(timespec="microseconds")
+def _format_time(time_: datetime) -> str:
+    return time_.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _store(context: Context, asset: Any) -> tuple[Any, Any] | None:
+def _asset_store(context: Context, asset: Any) -> tuple[Any, Any] | None:
     """Where what has to do with the asset is kept, and its events; None where Airflow has no such place for this task,
     or the asset is not among its inlets."""
     stores = context.get("asset_state_store")

@@ -45,9 +45,9 @@ else:
     except ImportError:  # Airflow 3.0 and 3.1
         from airflow.exceptions import AirflowException, AirflowFailException
 
-__all__ = ["HOPELESS", "FilesFailed", "FoundFile", "SFTPBackendHook", "translate_errors"]
+__all__ = ["NON_RETRYABLE_ERRORS", "FilesFailed", "FoundFile", "SFTPBackendHook", "translate_errors"]
 
-HOPELESS: Final = (
+NON_RETRYABLE_ERRORS: Final = (
     AuthenticationFailed,
     HostKeyRejected,
     PermissionDenied,
@@ -222,10 +222,10 @@ def translate_errors() -> Iterator[None]:
     """
     try:
         yield
-    except HOPELESS as error:
+    except NON_RETRYABLE_ERRORS as error:
         raise AirflowFailException(str(error)) from error
     except ExceptionGroup as group:
-        failed = FilesFailed if group.split(HOPELESS)[1] is not None else AirflowFailException
+        failed = FilesFailed if group.split(NON_RETRYABLE_ERRORS)[1] is not None else AirflowFailException
         failures = [*_leaves(group)]
         text = masked("\n- ".join([f"{group.message}:", *map(str, failures)]))
         for failure in failures:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import FileFilters
 from airflow_sftp_backend._path_arguments import (
-    BLANK,
+    PLACEHOLDER,
     Name,
     Selection,
     directory_error,
@@ -386,7 +386,7 @@ def check_rename(rename: object) -> None:
     """
     if not isinstance(rename, str):
         raise InvalidArgument(f"rename is {rename!r}; expected a template such as {{date}}/{{stem}}-old{{suffix}}")
-    words = BLANK.findall(rename)
+    words = PLACEHOLDER.findall(rename)
     for word in words:
         if word not in _RENAME_WORDS:
             known = ", ".join(f"{{{known_word}}}" for known_word in _RENAME_WORDS)
@@ -399,7 +399,7 @@ def fill_rename_template(rename: str, name: str, date: str) -> str:
     """Return what a file is called: the template with its words filled in."""
     parts = PurePosixPath(name)
     words = {"name": name, "stem": parts.stem, "suffix": parts.suffix, "date": date}
-    return BLANK.sub(lambda placeholder: words[placeholder[1]], rename)
+    return PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], rename)
 
 
 def conflicting_targets(items: Iterable[TransferItem], existing: Container[str]) -> list[str]:

@@ -24,7 +24,15 @@ from airflow_sftp_backend._path_arguments import (
     parse_patterns,
     require_one,
 )
-from airflow_sftp_backend._polling.conditions import Condition, Observed, Verdict, after, judge, look, selected
+from airflow_sftp_backend._polling.conditions import (
+    FileCondition,
+    PollResult,
+    StabilityState,
+    condition_paths,
+    evaluate,
+    parse_newer_than,
+    poll,
+)
 from airflow_sftp_backend._state_store import load_if_possible, save
 from airflow_sftp_backend.backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
@@ -47,7 +55,7 @@ else:
         from airflow.configuration import conf
         from airflow.exceptions import AirflowFailException, AirflowSkipException
 
-_STATE = "observed"
+_STATE_KEY = "stability"
 _PURPOSE = "tell for how long a file has not changed"
 
 
@@ -112,7 +120,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         self.min_files = min_files
         self.min_size = min_size
         self.newer_than = newer_than
-        self._limited = newer_than is not None
+        self._has_newer_than = newer_than is not None
         self.stable_for = stable_for
         self.done_file = done_file
         self.include = include
@@ -121,59 +129,59 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable
         if isinstance(newer_than, date | int | float | list | tuple):  # what else it is, a template may say
-            after(newer_than)
-        self._condition_of(Selection(patterns=("*",)))
+            parse_newer_than(newer_than)
+        self._static_condition(Selection(patterns=("*",)))
         self._hook: SFTPBackendHook | None = None
-        self._observed: Observed = {}
+        self._stability: StabilityState = {}
         self._warning = ""
-        self._told = self._warned = False
+        self._start_logged = self._missing_warned = False
 
     def execute(self, context: Context) -> list[FoundFile]:
         """Looks, and looks again until the wait is over; one connection for all looks in one process."""
         with translate_errors():
             condition = self._condition(context)
             hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
-            self._told = self._warned = False
+            self._start_logged = self._missing_warned = False
             try:
                 if self.mode == "reschedule" and not self.deferrable:  # what Airflow is asked there is no look
                     return cast("list[FoundFile]", super().execute(context))
                 with self.interruptible(hook):
                     if not self.deferrable:
                         return cast("list[FoundFile]", super().execute(context))
-                    verdict = self._first_look(context, condition)
+                    result = self._poll_before_deferring(context, condition)
             finally:
                 self._hook = None
                 hook.close()
-        if not verdict.done:
-            self._go_on_in_triggerer(condition, verdict)
-        return verdict.files
+        if not result.done:
+            self._defer_to_triggerer(condition, result)
+        return result.files
 
-    def _go_on_in_triggerer(self, condition: Condition, verdict: Verdict) -> NoReturn:
+    def _defer_to_triggerer(self, condition: FileCondition, result: PollResult) -> NoReturn:
         self.defer(
             trigger=SFTPFileTrigger(
                 self.sftp_conn_id,
                 condition.as_json(),
                 self.poke_interval,
-                verdict.observed,
+                result.stability,
                 silent_fail=self.silent_fail,
             ),
             method_name="execute_complete",
             timeout=timedelta(seconds=self.timeout),
         )
 
-    def _first_look(self, context: Context, condition: Condition) -> Verdict:
+    def _poll_before_deferring(self, context: Context, condition: FileCondition) -> PollResult:
         """The look before deferring; its failure skips the task, or is passed over, where that of any other look is."""
         try:
             with translate_errors():
-                return self._look(context, condition)
+                return self._poll(context, condition)
         except AirflowFailException as error:
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
         except SFTPBackendError as error:
             if self.silent_fail:
-                self.log.error("the look failed, will look again: %s", error)
-                return Verdict(False, [], self._observed, str(error))
+                self.log.error("the poll failed, will poll again: %s", error)
+                return PollResult(False, [], self._stability, str(error))
             if self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
@@ -182,8 +190,8 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         """One look. AirflowFailException for what waiting cannot mend."""
         assert self._hook is not None
         with translate_errors(), self.interruptible(self._hook) if self.mode == "reschedule" else nullcontext():
-            verdict = self._look(context, self._condition(context))
-        return PokeReturnValue(verdict.done, verdict.files if verdict.done else None)
+            result = self._poll(context, self._condition(context))
+        return PokeReturnValue(result.done, result.files if result.done else None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[FoundFile]:  # noqa: ARG002
         """What the trigger has found. AirflowFailException with its reason if it had to give up, SFTPBackendError if
@@ -192,16 +200,16 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             files: list[FoundFile] = event["files"]
             self.log.info("found %s", counted(len(files)))
             return files
-        reason, broken = event["message"], event["status"] == "broken"
-        if self.never_fail or (self.soft_fail and not broken):
+        reason, may_retry = event["message"], event["status"] == "broken"
+        if self.never_fail or (self.soft_fail and not may_retry):
             raise AirflowSkipException(reason)
-        raise SFTPBackendError(reason) if broken else AirflowFailException(reason)
+        raise SFTPBackendError(reason) if may_retry else AirflowFailException(reason)
 
-    def _condition(self, context: Context) -> Condition:
+    def _condition(self, context: Context) -> FileCondition:
         selection = parse_patterns(self.pattern) if self._by_pattern else parse_names(self.path, "path")
-        condition = self._condition_of(selection)
-        newer_than = after(self.newer_than)
-        if self._limited and newer_than is None and context.get("logical_date") is None:
+        condition = self._static_condition(selection)
+        newer_than = parse_newer_than(self.newer_than)
+        if self._has_newer_than and newer_than is None and context.get("logical_date") is None:
             raise InvalidArgument(
                 "newer_than is empty: this run has no logical date, so Airflow knows no earlier success of it. For runs"
                 " that assets or the API start, leave newer_than out and move each file to an archive"
@@ -209,11 +217,11 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             )
         return replace(condition, newer_than=newer_than, done_file=self.done_file)
 
-    def _condition_of(self, selection: Selection) -> Condition:
+    def _static_condition(self, selection: Selection) -> FileCondition:
         """As far as it is known where the DAG is written."""
         stable_for = self.stable_for
-        return Condition(
-            **selected(selection),
+        return FileCondition(
+            **condition_paths(selection),
             min_files=self.min_files,
             min_size=self.min_size,
             stable_for=stable_for.total_seconds() if isinstance(stable_for, timedelta) else stable_for,
@@ -221,62 +229,62 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             exclude=parse_globs(self.exclude, "exclude"),
         )
 
-    def _look(self, context: Context, condition: Condition) -> Verdict:
+    def _poll(self, context: Context, condition: FileCondition) -> PollResult:
         """One look; two, ``stable_for`` apart, where nothing can be remembered until the next."""
-        keeps = self.mode == "reschedule" and condition.stable_for > 0
-        store = context.get("task_state_store") if keeps else None
+        needs_store = self.mode == "reschedule" and condition.stable_for > 0
+        store = context.get("task_state_store") if needs_store else None
         if store is not None:
-            earlier = load_if_possible(store, _STATE, _PURPOSE)
-            if earlier is None:
+            previous = load_if_possible(store, _STATE_KEY, _PURPOSE)
+            if previous is None:
                 store = None
             else:
-                self._observed = earlier
-        verdict = self._judged(condition)
-        kept = store is not None and save(store, _STATE, cast("JsonValue", verdict.observed), _PURPOSE)
-        if keeps and not kept and not self.deferrable and verdict.settling:
+                self._stability = previous
+        result = self._poll_once(condition)
+        saved = store is not None and save(store, _STATE_KEY, cast("JsonValue", result.stability), _PURPOSE)
+        if needs_store and not saved and not self.deferrable and result.awaiting_stability:
             time.sleep(condition.stable_for)
-            verdict = self._judged(condition)
-        return verdict
+            result = self._poll_once(condition)
+        return result
 
-    def _judged(self, condition: Condition, clock: Callable[[], float] = time.time) -> Verdict:
+    def _poll_once(self, condition: FileCondition, clock: Callable[[], float] = time.time) -> PollResult:
         try:
             backend = self._backend(condition)
-            files, done_files = look(backend, condition)
-            if not files and not self._warned:
-                self._warn_of_missing_folders(backend, condition)
+            files, done_files = poll(backend, condition)
+            if not files and not self._missing_warned:
+                self._warn_of_missing_directories(backend, condition)
         except (AuthenticationFailed, HostKeyRejected):
             raise
         except BackendUnavailable as error:
-            self.log.warning("cannot look, will look again: %s", error)
-            return Verdict(False, [], self._observed, str(error))
-        verdict = judge(condition, files, done_files, self._observed, clock())
-        self._observed = verdict.observed
-        if verdict.warning not in ("", self._warning):
-            self.log.warning("%s", escaped(verdict.warning))
-        self._warning = verdict.warning
-        if not verdict.done:
-            self.log.info("%s", escaped(verdict.missing))
-        return verdict
+            self.log.warning("cannot poll, will poll again: %s", error)
+            return PollResult(False, [], self._stability, str(error))
+        result = evaluate(condition, files, done_files, self._stability, clock())
+        self._stability = result.stability
+        if result.warning not in ("", self._warning):
+            self.log.warning("%s", escaped(result.warning))
+        self._warning = result.warning
+        if not result.done:
+            self.log.info("%s", escaped(result.missing))
+        return result
 
-    def _warn_of_missing_folders(self, backend: SFTPBackend, condition: Condition) -> None:
+    def _warn_of_missing_directories(self, backend: SFTPBackend, condition: FileCondition) -> None:
         """Once in a process. They may come, and so are waited for; but a name that is misspelled does not."""
-        self._warned = True
-        for name in condition.suspicious:
+        self._missing_warned = True
+        for name in condition.names_with_wildcards:
             self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
-        for folder in condition.folders:
+        for directory in condition.parent_directories:
             with suppress(SFTPBackendError):  # which the next look tells, if it is in its way too
-                if folder and not backend.is_folder(folder):
-                    path = escaped(backend.native_path(folder))
+                if directory and not backend.is_folder(directory):
+                    path = escaped(backend.native_path(directory))
                     self.log.warning("there is no folder %s on %s yet", path, backend.address)
 
-    def _backend(self, condition: Condition) -> SFTPBackend:
+    def _backend(self, condition: FileCondition) -> SFTPBackend:
         """The backend, once there is one; what is waited for is said then."""
         assert self._hook is not None
         backend = self._hook.get_conn()
-        if not self._told:
-            self._told = True
-            for wanted in condition.described:
-                plan = backend.resolve(wanted)
-                slash = "/" if wanted.endswith("/") else ""
-                self.log.info("waiting for %s%s on %s", escaped(plan.native_path), slash, backend.address)
+        if not self._start_logged:
+            self._start_logged = True
+            for description in condition.descriptions:
+                resolved = backend.resolve(description)
+                slash = "/" if description.endswith("/") else ""
+                self.log.info("waiting for %s%s on %s", escaped(resolved.native_path), slash, backend.address)
         return backend

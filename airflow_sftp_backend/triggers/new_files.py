@@ -13,12 +13,19 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, parse_globs
 from airflow_sftp_backend._path_arguments import Globs, Names, Patterns, parse_names, parse_patterns, require_one
-from airflow_sftp_backend._polling.conditions import Condition, Observed, Seen, Verdict, judge, selected
-from airflow_sftp_backend._polling.seen_files import Arrivals, Memory
+from airflow_sftp_backend._polling.conditions import (
+    FileCondition,
+    PollResult,
+    PollSnapshot,
+    StabilityState,
+    condition_paths,
+    evaluate,
+)
+from airflow_sftp_backend._polling.seen_files import SeenFiles, SeenFilesStore
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
-from airflow_sftp_backend.hooks.sftp import HOPELESS, SFTPBackendHook
+from airflow_sftp_backend.hooks.sftp import NON_RETRYABLE_ERRORS, SFTPBackendHook
 from airflow_sftp_backend.progress import counted
 
 if TYPE_CHECKING:
@@ -30,8 +37,8 @@ else:
         from airflow.exceptions import AirflowException
 
 
-_TROUBLE = (
-    *HOPELESS,
+_RECOVERABLE_ERRORS = (
+    *NON_RETRYABLE_ERRORS,
     SFTPBackendError,
     AirflowException,
     AirflowRuntimeError,
@@ -44,7 +51,7 @@ _TROUBLE = (
 
 
 class SFTPNewFilesTrigger(BaseEventTrigger):
-    """Starts DAGs for files that arrive: one event for all that are new at a look, 500 at most, with ``{"report": name,
+    """Starts DAGs for files that arrive: one event for all that are new at a look, 500 at most, with ``{"batch": id,
     "sftp_conn_id": ..., "files": [...]}``, each file with ``path``, ``size`` and ``modified_at``.
 
     For an `AssetWatcher`; the DAG's first task asks `assets.new_files` what it was started for. The first look
@@ -89,11 +96,11 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         self.sftp_conn_id = sftp_conn_id
         self.poke_interval = poke_interval
         self.changed = changed
-        self._observed: Observed = {}
+        self._observed: StabilityState = {}
         self._warning = ""
         require_one(path, pattern, "path")
-        self.condition = Condition(
-            **selected(parse_names(path, "path") if pattern is None else parse_patterns(pattern)),
+        self.condition = FileCondition(
+            **condition_paths(parse_names(path, "path") if pattern is None else parse_patterns(pattern)),
             min_size=min_size,
             stable_for=stable_for,
             done_file=done_file,
@@ -125,55 +132,55 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
-        wanted = self.condition
-        watched = json.dumps([self.sftp_conn_id, wanted.names, wanted.directories, wanted.patterns])
-        memory = Memory(watched, getattr(self, "asset_state_store", None), self.log.warning)
-        names = escaped(", ".join(wanted.described))
-        self.log.info("watching for new files of %s on connection %r", names, self.sftp_conn_id)
-        for name in wanted.suspicious:
+        condition = self.condition
+        watch = json.dumps([self.sftp_conn_id, condition.names, condition.directories, condition.patterns])
+        store = SeenFilesStore(watch, getattr(self, "asset_state_store", None), self.log.warning)
+        description = escaped(", ".join(condition.descriptions))
+        self.log.info("watching for new files of %s on connection %r", description, self.sftp_conn_id)
+        for name in condition.names_with_wildcards:
             self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
-        connection = SharedConnection.join(self.sftp_conn_id)
-        trouble = ""
+        connection = SharedConnection.acquire(self.sftp_conn_id)
+        last_error = ""
         try:
             while True:
-                await connection.until_next_look(self.poke_interval)
+                await connection.sleep_until_next_poll(self.poke_interval)
                 try:
-                    await self._look(memory, connection)
-                except _TROUBLE as error:
-                    if str(error) != trouble:
-                        self.log.warning("cannot look for new files of %s, will look again: %s", names, error)
-                    trouble = str(error)
+                    await self._poll(store, connection)
+                except _RECOVERABLE_ERRORS as error:
+                    if str(error) != last_error:
+                        self.log.warning("cannot poll for new files of %s, will poll again: %s", description, error)
+                    last_error = str(error)
                     continue
-                trouble = ""
-                report = memory.unsent()
-                if report is not None:
-                    first = escaped(report.files[0]["path"])
-                    self.log.info("%s new, the first is %s", counted(len(report.files)), first)
-                    yield _event(report=report.name, sftp_conn_id=self.sftp_conn_id, files=report.files)
-                    memory.sent(report)
+                last_error = ""
+                batch = store.next_unsent()
+                if batch is not None:
+                    first = escaped(batch.files[0]["path"])
+                    self.log.info("%s new, the first is %s", counted(len(batch.files)), first)
+                    yield _event(batch=batch.batch_id, sftp_conn_id=self.sftp_conn_id, files=batch.files)
+                    store.mark_sent(batch)
         finally:
-            connection.leave()
+            connection.release()
 
-    async def _look(self, memory: Memory, connection: SharedConnection) -> None:
+    async def _poll(self, store: SeenFilesStore, connection: SharedConnection) -> None:
         """Adds what is new to what is known, unless a report that was kept before is still to be made."""
-        await memory.keep(await memory.recall())  # what is settled by now
-        if memory.unsent() is not None:
+        await store.save(await store.load())  # what is settled by now
+        if store.next_unsent() is not None:
             return
-        arrivals = await memory.recall()
+        seen_files = await store.load()
 
-        def decide(seen: Seen) -> tuple[Arrivals, Verdict]:
-            files, done_files = seen
+        def decide(snapshot: PollSnapshot) -> tuple[SeenFiles, PollResult]:
+            files, done_files = snapshot
             now = time.time()
-            verdict = judge(self.condition, files, done_files, self._observed, now)
+            result = evaluate(self.condition, files, done_files, self._observed, now)
             present = (info.path for info in files)
-            return arrivals.look(verdict.files, present, now, changed=self.changed), verdict
+            return seen_files.updated_with(result.files, present, now, changed=self.changed), result
 
-        found, verdict = await connection.look(self.condition, decide)
-        self._observed = verdict.observed
-        if verdict.warning not in ("", self._warning):
-            self.log.warning("%s", escaped(verdict.warning))
-        self._warning = verdict.warning
-        await memory.keep(found)
+        updated, result = await connection.poll(self.condition, decide)
+        self._observed = result.stability
+        if result.warning not in ("", self._warning):
+            self.log.warning("%s", escaped(result.warning))
+        self._warning = result.warning
+        await store.save(updated)
 
 
 def _event(**payload: object) -> TriggerEvent:

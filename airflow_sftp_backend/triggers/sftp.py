@@ -13,11 +13,11 @@ from typing import Any, Final
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_sftp_backend._polling.conditions import Condition, Observed, Verdict, judge
+from airflow_sftp_backend._polling.conditions import FileCondition, PollResult, StabilityState, evaluate
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
-from airflow_sftp_backend.hooks.sftp import HOPELESS
+from airflow_sftp_backend.hooks.sftp import NON_RETRYABLE_ERRORS
 
 _LOG_SECONDS: Final = 600.0
 """Seconds after which a wait says again what is missing, if nothing has changed."""
@@ -28,7 +28,7 @@ class SFTPFileTrigger(BaseTrigger):
     ``{"status": "failed", "message": ...}`` where neither waiting nor another try of the task can help, ``"broken"``
     where another try may.
 
-    ``condition`` is `Condition.as_json`, ``observed`` what the sensor has seen so far; ``poke_interval`` in seconds.
+    ``condition`` is `FileCondition.as_json`, ``stability`` what the sensor saw so far; ``poke_interval`` in seconds.
     With ``silent_fail`` it looks again where it would be ``"broken"``.
     """
 
@@ -37,7 +37,7 @@ class SFTPFileTrigger(BaseTrigger):
         sftp_conn_id: str,
         condition: dict[str, Any],
         poke_interval: float,
-        observed: Observed | None = None,
+        observed: StabilityState | None = None,
         *,
         silent_fail: bool = False,
     ) -> None:
@@ -45,7 +45,7 @@ class SFTPFileTrigger(BaseTrigger):
         self.sftp_conn_id = sftp_conn_id
         self.condition = condition
         self.poke_interval = poke_interval
-        self.observed = observed or {}
+        self.stability = observed or {}
         self.silent_fail = silent_fail
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -54,52 +54,52 @@ class SFTPFileTrigger(BaseTrigger):
             "sftp_conn_id": self.sftp_conn_id,
             "condition": self.condition,
             "poke_interval": self.poke_interval,
-            "observed": self.observed,
+            "stability": self.stability,
             "silent_fail": self.silent_fail,
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Looks every ``poke_interval`` seconds, less often while the server is away; logs what is new."""
-        connection = SharedConnection.join(self.sftp_conn_id)
+        connection = SharedConnection.acquire(self.sftp_conn_id)
         counts: tuple[int, ...] | None = None
         warning, logged_at = "", -math.inf
         try:
             while True:
-                await connection.until_next_look(self.poke_interval)
+                await connection.sleep_until_next_poll(self.poke_interval)
                 try:
-                    verdict = await self._look(connection)
-                except HOPELESS as error:
+                    result = await self._poll(connection)
+                except NON_RETRYABLE_ERRORS as error:
                     yield _event(status="failed", message=str(error))
                     return
                 except BackendUnavailable as error:
-                    self.log.warning("cannot look, will look again: %s", error)
+                    self.log.warning("cannot poll, will poll again: %s", error)
                     continue
                 except SFTPBackendError as error:
                     if not self.silent_fail:
                         yield _event(status="broken", message=str(error))
                         return
-                    self.log.error("the look failed, will look again: %s", error)
+                    self.log.error("the poll failed, will poll again: %s", error)
                     continue
-                self.observed = verdict.observed
-                if verdict.warning not in ("", warning):
-                    self.log.warning("%s", escaped(verdict.warning))
-                warning = verdict.warning
-                if verdict.done:
-                    yield _event(status="found", files=verdict.files)
+                self.stability = result.stability
+                if result.warning not in ("", warning):
+                    self.log.warning("%s", escaped(result.warning))
+                warning = result.warning
+                if result.done:
+                    yield _event(status="found", files=result.files)
                     return
-                if verdict.counts != counts or time.monotonic() >= logged_at + _LOG_SECONDS:
-                    counts, logged_at = verdict.counts, time.monotonic()
-                    self.log.info("%s", escaped(verdict.missing))
+                if result.counts != counts or time.monotonic() >= logged_at + _LOG_SECONDS:
+                    counts, logged_at = result.counts, time.monotonic()
+                    self.log.info("%s", escaped(result.missing))
         finally:
-            connection.leave()
+            connection.release()
 
     @cached_property
-    def _wanted(self) -> Condition:
-        return Condition.from_json(self.condition)
+    def _condition(self) -> FileCondition:
+        return FileCondition.from_json(self.condition)
 
-    async def _look(self, connection: SharedConnection) -> Verdict:
-        wanted, observed = self._wanted, self.observed
-        return await connection.look(wanted, lambda seen: judge(wanted, *seen, observed, time.time()))
+    async def _poll(self, connection: SharedConnection) -> PollResult:
+        condition, observed = self._condition, self.stability
+        return await connection.poll(condition, lambda snapshot: evaluate(condition, *snapshot, observed, time.time()))
 
 
 def _event(**payload: object) -> TriggerEvent:

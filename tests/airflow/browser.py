@@ -172,7 +172,7 @@ class ConnectionForm:
         return found
 
     def _until(self, look: Callable[[], object], what: str) -> object:
-        """What ``look`` finds once it finds something, on a page that may be drawn anew meanwhile."""
+        """What ``poll`` finds once it finds something, on a page that may be drawn anew meanwhile."""
         moving = (StaleElementReferenceException, ElementClickInterceptedException)
         wait = WebDriverWait(self._browser, PATIENCE, ignored_exceptions=moving)
         return wait.until(lambda _: look(), f"the page does not come to show: {what}")

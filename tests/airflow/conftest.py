@@ -18,7 +18,7 @@ from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
 from airflow_sftp_backend._path_arguments import parse_names, parse_patterns
-from airflow_sftp_backend._polling.conditions import Condition, selected
+from airflow_sftp_backend._polling.conditions import FileCondition, condition_paths
 from tests.servers import AsyncsshServer, Server
 
 if TYPE_CHECKING:
@@ -183,10 +183,10 @@ def selecting(wanted: Any, names: str = "source") -> dict[str, Any]:
     return {"pattern": wanted.patterns[0] if len(wanted.patterns) == 1 else list(wanted.patterns)}
 
 
-def waiting_for(path: str, **arguments: Any) -> Condition:
+def waiting_for(path: str, **arguments: Any) -> FileCondition:
     """The condition of a wait for a name or, with an asterisk in it, a pattern."""
     wanted = parse_patterns(path) if "*" in path else parse_names(path, "path")
-    return Condition(**selected(wanted), **arguments)
+    return FileCondition(**condition_paths(wanted), **arguments)
 
 
 def grow(folder: Path, files: dict[str, bytes]) -> Path:

@@ -33,7 +33,7 @@ class Event(SimpleNamespace):
 
 
 def report(name: str, *files: FoundFile, at: float = 0.0) -> Event:
-    payload = {"report": name, "sftp_conn_id": "x", "files": list(files)}
+    payload = {"batch": name, "sftp_conn_id": "x", "files": list(files)}
     return Event({"from_trigger": True, "payload": payload}, at)
 
 
@@ -93,7 +93,7 @@ class Inbox:
 @pytest.fixture(autouse=True)
 def stands_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No other run is under way."""
-    monkeypatch.setattr("airflow_sftp_backend.assets.uri.events._CLAIM_STANDS", 0.0)
+    monkeypatch.setattr("airflow_sftp_backend.assets.events._CLAIM_SETTLE_SECONDS", 0.0)
 
 
 @pytest.mark.parametrize("remembers", [True, False])
@@ -169,7 +169,7 @@ def test_of_two_runs_that_claim_what_is_left_over_one_has_it(monkeypatch: pytest
             del taken["left"]
         inbox.store.set(key, taken)
 
-    monkeypatch.setattr("airflow_sftp_backend.assets.uri.events.time.sleep", meanwhile)
+    monkeypatch.setattr("airflow_sftp_backend.assets.events.time.sleep", meanwhile)
     given = new_files(inbox.run(1, began=10))
     assert given == ([row("left"), row("own")] if other == "forgets it once" else [row("own")])
 

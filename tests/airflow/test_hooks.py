@@ -331,7 +331,7 @@ def test_secrets_are_hidden_before_the_faults_of_their_connection_are_told(
 # ---- what is worth another try
 
 
-HOPELESS: list[Exception] = [
+NON_RETRYABLE_ERRORS: list[Exception] = [
     AuthenticationFailed("no"), HostKeyRejected("no"), PermissionDenied("no", path="a"), InvalidPath("no"),
     CapabilityNotSupported("no"), InvalidConnection("partner", ["Port: 0 given"]), InvalidArgument("no"),
 ]  # fmt: skip
@@ -347,7 +347,7 @@ def kind_of(error: Exception) -> str:
     return type(error).__name__
 
 
-@pytest.mark.parametrize("error", HOPELESS, ids=kind_of)
+@pytest.mark.parametrize("error", NON_RETRYABLE_ERRORS, ids=kind_of)
 def test_what_retrying_cannot_mend_fails_the_task(error: Exception) -> None:
     with pytest.raises(AirflowFailException) as caught, translate_errors():
         raise error
@@ -363,14 +363,16 @@ def test_what_may_mend_itself_is_left_to_airflows_retries(error: Exception) -> N
 
 
 def test_a_group_of_errors_fails_the_task_if_none_of_them_can_be_mended() -> None:
-    group = ExceptionGroup("3 of 9 uploads failed", [HOPELESS[2], ExceptionGroup("inner", [HOPELESS[3]])])
+    group = ExceptionGroup(
+        "3 of 9 uploads failed", [NON_RETRYABLE_ERRORS[2], ExceptionGroup("inner", [NON_RETRYABLE_ERRORS[3]])]
+    )
     with pytest.raises(AirflowFailException) as caught, translate_errors():
         raise group
     assert str(caught.value).splitlines() == ["3 of 9 uploads failed:", "- no ('a')", "- no"]
 
 
 def test_a_group_of_errors_is_tried_again_if_one_of_them_may_be_mended() -> None:
-    group = ExceptionGroup("2 of 9 uploads failed", [HOPELESS[0], HOPEFUL[0]])
+    group = ExceptionGroup("2 of 9 uploads failed", [NON_RETRYABLE_ERRORS[0], HOPEFUL[0]])
     with pytest.raises(FilesFailed) as caught, translate_errors():
         raise group
     assert not isinstance(caught.value, AirflowFailException)
@@ -378,7 +380,7 @@ def test_a_group_of_errors_is_tried_again_if_one_of_them_may_be_mended() -> None
     assert errors_of(caught.value) == group.exceptions
 
 
-@pytest.mark.parametrize("other", [HOPELESS[0], HOPEFUL[0]], ids=kind_of)
+@pytest.mark.parametrize("other", [NON_RETRYABLE_ERRORS[0], HOPEFUL[0]], ids=kind_of)
 def test_no_error_of_a_group_shows_a_secret(other: Exception) -> None:
     hide(["marmalade"])
     behind = OSError("marmalade of the system")
@@ -395,8 +397,8 @@ def test_no_error_of_a_group_shows_a_secret(other: Exception) -> None:
 
 def test_a_translated_error_is_not_translated_again() -> None:
     with pytest.raises(AirflowFailException) as caught, translate_errors(), translate_errors():
-        raise HOPELESS[0]
-    assert caught.value.__cause__ is HOPELESS[0]
+        raise NON_RETRYABLE_ERRORS[0]
+    assert caught.value.__cause__ is NON_RETRYABLE_ERRORS[0]
 
 
 @pytest.mark.parametrize("error", [ValueError("mine"), TypeError("mine")], ids=kind_of)

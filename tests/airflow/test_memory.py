@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from airflow_sftp_backend._file_rows import FoundFile
-from airflow_sftp_backend._polling.seen_files import Arrivals, Memory
+from airflow_sftp_backend._polling.seen_files import SeenFiles, SeenFilesStore
 from tests.airflow.conftest import AssetState
 
 DAY = 24 * 3600.0
@@ -31,15 +31,15 @@ class Watch:
 
     def __init__(self, *, changed: bool = False) -> None:
         self.changed = changed
-        self.seen = Arrivals()
+        self.seen = SeenFiles()
 
-    def look(self, *ready: FoundFile, unready: tuple[str, ...] = (), at: float = 0.0) -> list[str]:
+    def poll(self, *ready: FoundFile, unready: tuple[str, ...] = (), at: float = 0.0) -> list[str]:
         """The paths reported."""
         present = [one["path"] for one in ready] + list(unready)
-        self.seen = Arrivals.from_json(json.loads(json.dumps(self.seen.as_json())))
-        before = len(self.seen.unsettled)
-        self.seen = self.seen.look(ready, present, at, changed=self.changed)
-        return [one["path"] for report in self.seen.unsettled[before:] for one in report.files]
+        self.seen = SeenFiles.from_json(json.loads(json.dumps(self.seen.as_json())))
+        before = len(self.seen.unacknowledged)
+        self.seen = self.seen.updated_with(ready, present, at, changed=self.changed)
+        return [one["path"] for report in self.seen.unacknowledged[before:] for one in report.files]
 
 
 # -- what is new ------------------------------------------------------------------------------------------------------
@@ -47,84 +47,84 @@ class Watch:
 
 def test_a_file_is_new_once() -> None:
     watch = Watch()
-    assert watch.look(row("a"), row("b")) == ["a", "b"]
-    assert watch.look(row("a"), row("b"), row("c")) == ["c"]
-    assert watch.look(row("a"), row("b"), row("c")) == []
+    assert watch.poll(row("a"), row("b")) == ["a", "b"]
+    assert watch.poll(row("a"), row("b"), row("c")) == ["c"]
+    assert watch.poll(row("a"), row("b"), row("c")) == []
 
 
 @pytest.mark.parametrize("other", [row("a", size=2), row("a", modified_at="2026-01-02T00:00:00+00:00")])
 def test_a_changed_file_is_new_only_if_asked(other: FoundFile) -> None:
     for changed, reported in ((False, []), (True, ["a"])):
         watch = Watch(changed=changed)
-        watch.look(row("a"))
-        assert watch.look(other) == reported
-        assert watch.look(other) == []
+        watch.poll(row("a"))
+        assert watch.poll(other) == reported
+        assert watch.poll(other) == []
 
 
 def test_a_name_that_is_used_again_is_a_new_file() -> None:
     watch = Watch()
-    watch.look(row("daily.csv"))
-    assert watch.look() == []
-    assert watch.look(row("daily.csv", size=2)) == ["daily.csv"]
+    watch.poll(row("daily.csv"))
+    assert watch.poll() == []
+    assert watch.poll(row("daily.csv", size=2)) == ["daily.csv"]
 
 
 def test_a_name_that_is_used_again_is_new_though_it_was_seen_half_first() -> None:
     watch = Watch()
-    watch.look(row("daily.csv"))
-    watch.look()
-    assert watch.look(unready=("daily.csv",)) == []
-    assert watch.look(row("daily.csv", size=2)) == ["daily.csv"]
+    watch.poll(row("daily.csv"))
+    watch.poll()
+    assert watch.poll(unready=("daily.csv",)) == []
+    assert watch.poll(row("daily.csv", size=2)) == ["daily.csv"]
 
 
 def test_a_changed_file_that_was_not_reported_is_new_if_it_comes_back_different_again() -> None:
     watch = Watch()
-    watch.look(row("a"))
-    watch.look(row("a", size=2))
-    watch.look()
-    assert watch.look(row("a", size=2)) == []
-    watch.look()
-    assert watch.look(row("a", size=3)) == ["a"]
+    watch.poll(row("a"))
+    watch.poll(row("a", size=2))
+    watch.poll()
+    assert watch.poll(row("a", size=2)) == []
+    watch.poll()
+    assert watch.poll(row("a", size=3)) == ["a"]
 
 
 def test_a_folder_that_was_away_for_a_while_brings_nothing_new() -> None:
     watch = Watch()
-    watch.look(row("in/a"), row("in/b"), row("other/c"))
-    assert watch.look(row("other/c"), at=100) == []
-    assert watch.look(row("other/c"), at=DAY) == []
-    assert watch.look(row("in/a"), row("in/b"), row("other/c"), at=DAY + 99) == []
+    watch.poll(row("in/a"), row("in/b"), row("other/c"))
+    assert watch.poll(row("other/c"), at=100) == []
+    assert watch.poll(row("other/c"), at=DAY) == []
+    assert watch.poll(row("in/a"), row("in/b"), row("other/c"), at=DAY + 99) == []
 
 
 def test_a_folder_that_was_away_for_a_day_is_forgotten() -> None:
     watch = Watch()
-    watch.look(row("in/a"))
-    watch.look(at=100)
-    watch.look(at=100 + DAY)
-    assert watch.seen == Arrivals({}, watch.seen.unsettled)
-    assert watch.look(row("in/a"), at=100 + DAY) == ["in/a"]
+    watch.poll(row("in/a"))
+    watch.poll(at=100)
+    watch.poll(at=100 + DAY)
+    assert watch.seen == SeenFiles({}, watch.seen.unacknowledged)
+    assert watch.poll(row("in/a"), at=100 + DAY) == ["in/a"]
 
 
 def test_a_file_that_is_gone_from_a_folder_with_others_is_forgotten() -> None:
     watch = Watch()
-    watch.look(row("in/a"), row("in/b"))
-    assert watch.look(row("in/b")) == []
-    assert watch.look(row("in/a"), row("in/b")) == ["in/a"]
+    watch.poll(row("in/a"), row("in/b"))
+    assert watch.poll(row("in/b")) == []
+    assert watch.poll(row("in/a"), row("in/b")) == ["in/a"]
 
 
 def test_of_very_many_new_files_each_report_has_a_part() -> None:
     watch = Watch(changed=True)
     files = [row(f"in/{number:04}") for number in range(1200)]
-    reported = [watch.look(*files) for _ in range(4)]
+    reported = [watch.poll(*files) for _ in range(4)]
     assert [len(paths) for paths in reported] == [500, 500, 200, 0]
     assert sorted(path for paths in reported for path in paths) == [one["path"] for one in files]
     others = [row(one["path"], size=2) for one in files]
-    assert [len(watch.look(*others)) for _ in range(4)] == [500, 500, 200, 0]
+    assert [len(watch.poll(*others)) for _ in range(4)] == [500, 500, 200, 0]
 
 
 def test_what_is_remembered_is_small() -> None:
     watch = Watch()
     files = [row(f"inbox/partner-a/orders-2026-{number:06}.csv") for number in range(4000)]
-    while watch.look(*files):
-        watch.seen = Arrivals(watch.seen.known)
+    while watch.poll(*files):
+        watch.seen = SeenFiles(watch.seen.directories)
     assert len(json.dumps(watch.seen.as_json())) < 65_535
 
 
@@ -136,7 +136,7 @@ def test_every_content_is_reported_if_asked_and_none_twice_in_a_row(looks: list[
     watch = Watch(changed=True)
     last: dict[str, int] = {}
     for files in looks:
-        reported = watch.look(*(row(path, size) for path, size in files.items()))
+        reported = watch.poll(*(row(path, size) for path, size in files.items()))
         assert reported == [path for path, size in files.items() if last.get(path) != size]
         last = files or last  # while there is none at all, none is forgotten
 
@@ -147,7 +147,7 @@ def test_nothing_that_stays_is_reported_twice(looks: list[dict[str, int]]) -> No
     before: set[str] = set()
     ever: set[str] = set()
     for files in looks:
-        reported = set(watch.look(*(row(path, size) for path, size in files.items())))
+        reported = set(watch.poll(*(row(path, size) for path, size in files.items())))
         assert reported >= files.keys() - ever
         assert not reported & before
         before = set(files)
@@ -158,8 +158,8 @@ def test_every_report_has_a_name_of_its_own() -> None:
     watch = Watch()
     names = set()
     for path in "abc":
-        watch.look(row(path))
-        names.add(watch.seen.unsettled[-1].name)
+        watch.poll(row(path))
+        names.add(watch.seen.unacknowledged[-1].batch_id)
     assert len(names) == 3
 
 
@@ -178,14 +178,14 @@ class Clock:
 
 def memory(
     store: AssetState | None, warnings: list[str] | None = None, watch: str = "inbox", clock: Clock | None = None
-) -> Memory:
+) -> SeenFilesStore:
     told: list[str] = [] if warnings is None else warnings
-    return Memory(watch, cast("AssetStateStoreAccessors | None", store), told.append, clock or Clock())
+    return SeenFilesStore(watch, cast("AssetStateStoreAccessors | None", store), told.append, clock or Clock())
 
 
-def seen(*paths: str, before: Arrivals | None = None) -> Arrivals:
+def seen(*paths: str, before: SeenFiles | None = None) -> SeenFiles:
     """What is known after a look at these."""
-    return (before or Arrivals()).look([row(path) for path in paths], paths, 0, changed=False)
+    return (before or SeenFiles()).updated_with([row(path) for path in paths], paths, 0, changed=False)
 
 
 def test_a_restart_finds_what_was_kept_and_a_report_until_it_must_have_arrived() -> None:
@@ -193,25 +193,25 @@ def test_a_restart_finds_what_was_kept_and_a_report_until_it_must_have_arrived()
 
     async def restart() -> None:
         first = memory(store, clock=clock)
-        assert await first.recall() == Arrivals()
-        assert first.unsent() is None
+        assert await first.load() == SeenFiles()
+        assert first.next_unsent() is None
         reported = seen("a")
-        await first.keep(reported)
-        assert await memory(store).recall() == reported
-        report = first.unsent()
-        assert report == reported.unsettled[0]
-        first.sent(report)
-        assert first.unsent() is None
+        await first.save(reported)
+        assert await memory(store).load() == reported
+        report = first.next_unsent()
+        assert report == reported.unacknowledged[0]
+        first.mark_sent(report)
+        assert first.next_unsent() is None
         clock.now = 29
-        assert await first.recall() == reported
+        assert await first.load() == reported
         clock.now = 31
-        settled = await first.recall()
-        assert settled == Arrivals(reported.known)
+        settled = await first.load()
+        assert settled == SeenFiles(reported.directories)
         again = memory(store)
-        assert await again.recall() == reported  # that it is settled is not kept yet
-        assert again.unsent() == report
-        await first.keep(settled)
-        assert await memory(store).recall() == settled
+        assert await again.load() == reported  # that it is settled is not kept yet
+        assert again.next_unsent() == report
+        await first.save(settled)
+        assert await memory(store).load() == settled
 
     asyncio.run(restart())
 
@@ -219,13 +219,13 @@ def test_a_restart_finds_what_was_kept_and_a_report_until_it_must_have_arrived()
 def test_reports_are_made_one_after_another_the_oldest_first() -> None:
     async def make() -> None:
         kept = memory(AssetState())
-        await kept.recall()
+        await kept.load()
         both = seen("a", "b", before=seen("a"))
-        await kept.keep(both)
+        await kept.save(both)
         made = []
-        while (report := kept.unsent()) is not None:
+        while (report := kept.next_unsent()) is not None:
             made.append([one["path"] for one in report.files])
-            kept.sent(report)
+            kept.mark_sent(report)
         assert made == [["a"], ["b"]]
 
     asyncio.run(make())
@@ -236,15 +236,15 @@ def test_of_two_triggerers_the_one_that_was_away_goes_on_with_what_the_other_kno
 
     async def take_over() -> None:
         old, new = memory(store), memory(store)
-        await old.keep(seen("a", before=await old.recall()))
-        (first,) = (await old.recall()).unsettled
-        old.sent(first)
-        await new.keep(seen("a", "b", before=await new.recall()))
-        theirs = await new.recall()
-        await old.keep(seen("a", "b", before=await old.recall()))  # it has seen b as well, under another name
-        assert await old.recall() == theirs
-        assert old.unsent() == theirs.unsettled[1]
-        assert await memory(store).recall() == theirs
+        await old.save(seen("a", before=await old.load()))
+        (first,) = (await old.load()).unacknowledged
+        old.mark_sent(first)
+        await new.save(seen("a", "b", before=await new.load()))
+        theirs = await new.load()
+        await old.save(seen("a", "b", before=await old.load()))  # it has seen b as well, under another name
+        assert await old.load() == theirs
+        assert old.next_unsent() == theirs.unacknowledged[1]
+        assert await memory(store).load() == theirs
 
     asyncio.run(take_over())
 
@@ -262,18 +262,18 @@ def test_a_report_is_not_sent_again_while_airflow_cannot_keep_that_it_is_settled
 
     async def go_on() -> None:
         kept = memory(store, clock=clock)
-        await kept.keep(seen("a", before=await kept.recall()))
-        report = kept.unsent()
+        await kept.save(seen("a", before=await kept.load()))
+        report = kept.next_unsent()
         assert report is not None
-        kept.sent(report)
+        kept.mark_sent(report)
         store.full = True
         for clock.now in (31, 62, 93):
             with pytest.raises(AirflowRuntimeError):
-                await kept.keep(await kept.recall())
-            assert kept.unsent() is None
+                await kept.save(await kept.load())
+            assert kept.next_unsent() is None
         store.full = False
-        await kept.keep(await kept.recall())
-        assert (await memory(store).recall()).unsettled == ()
+        await kept.save(await kept.load())
+        assert (await memory(store).load()).unacknowledged == ()
 
     asyncio.run(go_on())
 
@@ -284,13 +284,13 @@ def test_what_is_kept_in_another_shape_is_told_and_replaced(kept: Any) -> None:
     warnings: list[str] = []
 
     async def start() -> None:
-        await memory(store).keep(seen("a"))
+        await memory(store).save(seen("a"))
         (key,) = store.values
         store.set(key, kept)
         again = memory(store, warnings)
-        await again.keep(seen("a", before=await again.recall()))
-        assert again.unsent() is not None
-        assert (await memory(store).recall()).known == seen("a").known
+        await again.save(seen("a", before=await again.load()))
+        assert again.next_unsent() is not None
+        assert (await memory(store).load()).directories == seen("a").directories
 
     asyncio.run(start())
     assert any("not what it wrote" in warning for warning in warnings)
@@ -301,13 +301,13 @@ def test_what_airflow_did_not_show_for_a_while_is_not_overwritten() -> None:
 
     async def forget_for_a_while() -> None:
         before = memory(store)
-        await before.keep(seen("a", before=await before.recall()))
+        await before.save(seen("a", before=await before.load()))
         hidden, store.values = store.values, {}
         after = memory(store)
-        assert await after.recall() == Arrivals()
+        assert await after.load() == SeenFiles()
         store.values = hidden
-        await after.keep(seen("a"))
-        assert await after.recall() == await before.recall()
+        await after.save(seen("a"))
+        assert await after.load() == await before.load()
 
     asyncio.run(forget_for_a_while())
 
@@ -318,9 +318,9 @@ def test_two_watches_of_one_asset_do_not_disturb_each_other() -> None:
     async def watch() -> None:
         for path in "ab":
             kept = memory(store, watch=path)
-            await kept.keep(seen(path, before=await kept.recall()))
+            await kept.save(seen(path, before=await kept.load()))
         for path in "ab":
-            assert (await memory(store, watch=path).recall()).known == seen(path).known
+            assert (await memory(store, watch=path).load()).directories == seen(path).directories
 
     asyncio.run(watch())
 
@@ -330,11 +330,11 @@ def test_nothing_is_written_where_nothing_has_changed() -> None:
 
     async def twice() -> None:
         kept = memory(store)
-        await kept.keep(seen(before=await kept.recall()))
+        await kept.save(seen(before=await kept.load()))
         assert not store.values
-        await kept.keep(seen("a"))
+        await kept.save(seen("a"))
         store.aset = None  # type: ignore[assignment,method-assign] # whoever calls it fails
-        await kept.keep(seen("a", before=await kept.recall()))
+        await kept.save(seen("a", before=await kept.load()))
 
     asyncio.run(twice())
 
@@ -344,13 +344,13 @@ def test_without_a_store_it_is_remembered_until_the_end() -> None:
 
     async def remember() -> None:
         kept = memory(None, clock=clock)
-        await kept.keep(seen("a", before=await kept.recall()))
-        report = kept.unsent()
+        await kept.save(seen("a", before=await kept.load()))
+        report = kept.next_unsent()
         assert report is not None
-        kept.sent(report)
+        kept.mark_sent(report)
         clock.now = 31
-        assert await kept.recall() == Arrivals(seen("a").known)
-        assert await memory(None).recall() == Arrivals()
+        assert await kept.load() == SeenFiles(seen("a").directories)
+        assert await memory(None).load() == SeenFiles()
 
     asyncio.run(remember())
 
@@ -360,9 +360,9 @@ def test_several_assets_of_one_watch_are_warned_of() -> None:
     warnings: list[str] = []
 
     async def remember() -> None:
-        kept = Memory("inbox", several, warnings.append)
-        await kept.keep(seen("a", before=await kept.recall()))
-        assert (await kept.recall()).known == seen("a").known
+        kept = SeenFilesStore("inbox", several, warnings.append)
+        await kept.save(seen("a", before=await kept.load()))
+        assert (await kept.load()).directories == seen("a").directories
 
     asyncio.run(remember())
     assert len(warnings) == 1
@@ -379,6 +379,6 @@ def test_an_answer_that_is_none_is_no_answer() -> None:
 
     async def ask() -> None:
         with pytest.raises(ValidationError):
-            await memory(Garbled()).recall()
+            await memory(Garbled()).load()
 
     asyncio.run(ask())

@@ -85,7 +85,7 @@ async def watching(
 @pytest.fixture
 def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow writes events down sooner than it may need to."""
-    monkeypatch.setattr("airflow_sftp_backend._polling.seen_files._TAKES_OVER", 0.2)
+    monkeypatch.setattr("airflow_sftp_backend._polling.seen_files._ACKNOWLEDGE_SECONDS", 0.2)
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_report_that_may_not_have_arrived_is_made_again_under_its_name(remote:
         grow(remote, {"in/b": b""})
         async with watching(store=store) as two:
             assert await two.reported(2) == [["in/a"], ["in/b"]]
-        assert two.events[0]["report"] == one.events[0]["report"] != two.events[1]["report"]
+        assert two.events[0]["batch"] == one.events[0]["batch"] != two.events[1]["batch"]
 
     run(watch())
 
@@ -222,7 +222,7 @@ def test_two_triggerers_with_one_watch_make_no_file_two_reports(remote: Path) ->
                 grow(remote, {f"in/{number}": b""})
                 await asyncio.sleep(0.15)
             await until(lambda: len(files_of(one, two)) == 10)
-            reports = {event["report"]: [file["path"] for file in event["files"]] for event in one.events + two.events}
+            reports = {event["batch"]: [file["path"] for file in event["files"]] for event in one.events + two.events}
             assert sorted(path for paths in reports.values() for path in paths) == [f"in/{n}" for n in range(10)]
 
     def files_of(*watches: Watch) -> set[str]:
@@ -292,7 +292,7 @@ def test_nothing_is_lost_while_airflow_cannot_keep_it(remote: Path, capsys: pyte
 
     run(watch())
     assert store.away == 0
-    assert capsys.readouterr().out.count("cannot look for new files of in/, will look again: ") == 2
+    assert capsys.readouterr().out.count("cannot poll for new files of in/, will poll again: ") == 2
 
 
 def test_what_is_wrong_is_told_once_and_the_watch_goes_on(
@@ -312,8 +312,8 @@ def test_what_is_wrong_is_told_once_and_the_watch_goes_on(
 
     run(watch())
     log = capsys.readouterr().out
-    assert log.count("cannot look for new files of in/, will look again: ") == 1
-    assert log.count("cannot look for new files of ../a*, will look again: ") == 2
+    assert log.count("cannot poll for new files of in/, will poll again: ") == 1
+    assert log.count("cannot poll for new files of ../a*, will poll again: ") == 2
     assert log.count("watching for new files of in/ on connection 'sftp_backend_default'") == 1
     assert log.count("must not contain '..'") == 1
 

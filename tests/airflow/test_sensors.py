@@ -279,7 +279,7 @@ def forwarded_from(port: int, to: int, *, after: float) -> Iterator[None]:
         loop.close()
 
 
-HOPELESS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+NON_RETRYABLE_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "wrong password": (
         {},
         {"columns": {"password": "hunter2-secret"}, "private_key": None},
@@ -302,11 +302,11 @@ HOPELESS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", HOPELESS)
+@pytest.mark.parametrize("name", NON_RETRYABLE_ERRORS)
 def test_what_waiting_cannot_mend_fails_at_once_with_its_cause(
     connect: Connect, server: AsyncsshServer, mode: Mode, name: str
 ) -> None:
-    arguments, connection, text = HOPELESS[name]
+    arguments, connection, text = NON_RETRYABLE_ERRORS[name]
     folder = server.fresh()
     (folder.path / "folder").mkdir()
     connect(server, base_path=folder.base_path, **connection)
@@ -499,7 +499,7 @@ def test_a_deferred_wait_looks_once_first_and_hands_on_what_it_saw(remote: Path)
         sensor("deferred", path="a", stable_for=timedelta(minutes=5), poke_interval=7).execute(context())
     trigger = caught.value.trigger
     assert isinstance(trigger, SFTPFileTrigger)
-    assert (trigger.poke_interval, list(trigger.observed)) == (7, ["a"])
+    assert (trigger.poke_interval, list(trigger.stability)) == (7, ["a"])
     assert trigger.condition["stable_for"] == 300
     assert "private" not in json.dumps(trigger.serialize())
 
@@ -512,7 +512,7 @@ def test_a_sensor_told_to_reschedule_and_to_defer_defers(remote: Path) -> None:
     with pytest.raises(TaskDeferred) as caught:
         waiting.execute(context())
     assert time.monotonic() - began < 10
-    assert list(cast("SFTPFileTrigger", caught.value.trigger).observed) == ["a"]
+    assert list(cast("SFTPFileTrigger", caught.value.trigger).stability) == ["a"]
     assert names(waiting.execute_complete(context(), fired(caught.value))) == ["a"]
 
 

@@ -15,7 +15,7 @@ from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend._polling.conditions import Condition, Seen, look_for_all
+from airflow_sftp_backend._polling.conditions import FileCondition, PollSnapshot, poll_many
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.airflow.conftest import Connect, grow
@@ -198,7 +198,7 @@ def test_airflow_may_be_away_while_the_connection_is_read(
     assert run(event(trigger("a")))["status"] == "found"
     assert away == []
     log = capsys.readouterr().out
-    assert log.count("cannot look, will look again: connection 'sftp_backend_default' is not to be had") == 2
+    assert log.count("cannot poll, will poll again: connection 'sftp_backend_default' is not to be had") == 2
     assert str(hiccup) in log
 
 
@@ -380,7 +380,7 @@ def test_the_looks_of_one_round_are_one(remote: Path, server: AsyncsshServer, mo
     assert max(full) <= 14  # two folders, each opened, read twice, closed, and the root once more
 
 
-def sizes(seen: Seen) -> list[int]:
+def sizes(seen: PollSnapshot) -> list[int]:
     return [info.size for info in seen[0]]
 
 
@@ -390,16 +390,16 @@ def test_who_leaves_a_round_under_way_does_not_keep_the_others_from_their_answer
     grow(remote, {"a": b"12", "b": b"123"})
     looking, may_look = threading.Event(), threading.Event()
 
-    def slowly(*arguments: Any) -> list[Seen | SFTPBackendError]:
+    def slowly(*arguments: Any) -> list[PollSnapshot | SFTPBackendError]:
         looking.set()
         assert may_look.wait(10)
-        return look_for_all(*arguments)
+        return poll_many(*arguments)
 
-    monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection.look_for_all", slowly)
+    monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection.poll_many", slowly)
 
     async def wait() -> list[int]:
-        connection = SharedConnection.join("sftp_backend_default")
-        leaving, staying = (asyncio.create_task(connection.look(Condition((name,)), sizes)) for name in "ab")
+        connection = SharedConnection.acquire("sftp_backend_default")
+        leaving, staying = (asyncio.create_task(connection.poll(FileCondition((name,)), sizes)) for name in "ab")
         await until(looking.is_set)
         leaving.cancel()
         await asyncio.wait([leaving])
@@ -408,7 +408,7 @@ def test_who_leaves_a_round_under_way_does_not_keep_the_others_from_their_answer
         try:
             return await staying
         finally:
-            connection.leave()
+            connection.release()
 
     assert run(wait()) == [3]
 
@@ -420,16 +420,16 @@ def test_a_round_that_is_broken_off_keeps_nobody_waiting(remote: Path, monkeypat
         raise asyncio.CancelledError
 
     async def wait() -> list[int]:
-        connection = SharedConnection.join("sftp_backend_default")
+        connection = SharedConnection.acquire("sftp_backend_default")
         try:
             with monkeypatch.context() as patch:
                 patch.setattr(SFTPBackendHook, "aconfig", broken_off)
-                looks = [asyncio.create_task(connection.look(Condition(("a",)), sizes)) for _ in range(3)]
+                looks = [asyncio.create_task(connection.poll(FileCondition(("a",)), sizes)) for _ in range(3)]
                 done, _ = await asyncio.wait(looks, timeout=10)
                 assert [one.cancelled() for one in done] == [True] * 3
-            return await connection.look(Condition(("a",)), sizes)
+            return await connection.poll(FileCondition(("a",)), sizes)
         finally:
-            connection.leave()
+            connection.release()
 
     assert run(wait()) == [2]
 

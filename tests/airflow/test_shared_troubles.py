@@ -108,15 +108,15 @@ def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_want
                 trigger("good/never", every=0.3), *(trigger("bad/*", every=every) for every in (0.2, 0.3, 0.7, 1.1))
             )
             await asyncio.sleep(0.1)
-            (shared,) = SharedConnection._of.values()
-            await until(lambda: bool(shared._apart), 30)
+            (shared,) = SharedConnection._instances.values()
+            await until(lambda: bool(shared._dedicated), 30)
             await asyncio.sleep(5)
-            assert caplog.text.count("gets another connection") == len(shared._apart) == 1
+            assert caplog.text.count("gets another connection") == len(shared._dedicated) == 1
             for one in bad:
                 one.cancel()
             await asyncio.gather(*bad, return_exceptions=True)
-            monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection._UNUSED", 0.1)
-            await until(lambda: not shared._apart, 10)
+            monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection._DEDICATED_IDLE_SECONDS", 0.1)
+            await until(lambda: not shared._dedicated, 10)
             await until(lambda: len(waiting_threads()) == 1, 10)
             grow(remote, {"good/never": b""})
             assert (await staying)["status"] == "found"
@@ -148,8 +148,8 @@ def test_a_login_that_is_refused_meanwhile_gives_nobody_a_connection_apart(
         async def wait() -> None:
             waiting = await start(*(trigger(f"{name}/*.csv", every=0.3) for name in ("other", "bad", "good")))
             await until(lambda: logins > 4, 30)
-            (shared,) = SharedConnection._of.values()
-            assert shared._apart.keys() == {frozenset({"bad"})}
+            (shared,) = SharedConnection._instances.values()
+            assert shared._dedicated.keys() == {frozenset({"bad"})}
             for one in waiting:
                 one.cancel()
             await asyncio.gather(*waiting, return_exceptions=True)
@@ -164,10 +164,10 @@ def test_a_folder_that_answers_again_is_looked_at_together_with_the_others(conne
         async def wait() -> None:
             waiting = await start(*(trigger(f"{name}/never", every=0.3) for name in ("good", "bad/*")))
             await asyncio.sleep(0.1)
-            (shared,) = SharedConnection._of.values()
-            await until(lambda: bool(shared._apart), 30)
+            (shared,) = SharedConnection._instances.values()
+            await until(lambda: bool(shared._dedicated), 30)
             HangsInAFolder.files.goes_on.set()
-            await until(lambda: not shared._apart and len(waiting_threads()) == 1, 30)
+            await until(lambda: not shared._dedicated and len(waiting_threads()) == 1, 30)
             grow(remote, {"good/never": b"", "bad/sub/never": b""})
             assert [(await one)["status"] for one in waiting] == ["found"] * 2
 

@@ -74,7 +74,7 @@ def waiting_threads() -> list[str]:
 def nobody_waits_at_the_end() -> Iterator[None]:
     """Whoever has waited leaves no connection and no thread."""
     yield
-    assert SharedConnection._of == {}
+    assert SharedConnection._instances == {}
     wait_until(lambda: not waiting_threads(), "threads to end", timeout=5)
 
 
@@ -178,7 +178,7 @@ def test_a_look_that_fails_for_no_known_reason_ends_the_wait_unless_it_is_to_be_
     assert path.endswith(".SFTPFileTrigger")
     found = run(event(SFTPFileTrigger(**json.loads(json.dumps(arguments)))))
     assert found["status"] == ("found" if silent else "broken")
-    assert capsys.readouterr().out.count("the look failed, will look again: it will not say why") == 2 * silent
+    assert capsys.readouterr().out.count("the poll failed, will poll again: it will not say why") == 2 * silent
 
 
 def test_a_wait_for_what_cannot_be_fails(remote: Path) -> None:
@@ -192,7 +192,7 @@ def test_what_was_seen_before_counts(remote: Path) -> None:
     seen = run(event(trigger("a", stable_for=0.3)))
     modified = seen["files"][0]["modified_at"]
     waiting = trigger("a", stable_for=1000)
-    waiting.observed = {"a": [1, modified, time.time() - 2000]}
+    waiting.stability = {"a": [1, modified, time.time() - 2000]}
     assert run(event(waiting))["status"] == "found"
 
 

@@ -14,7 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import FileInfo
-from airflow_sftp_backend._polling.conditions import Condition, Observed, Verdict, after, done_file, judge
+from airflow_sftp_backend._polling.conditions import (
+    FileCondition,
+    PollResult,
+    StabilityState,
+    done_file_of,
+    evaluate,
+    parse_newer_than,
+)
 
 NOON = datetime(2026, 2, 3, 12, tzinfo=UTC)
 
@@ -29,14 +36,14 @@ def judged(
     patterns: tuple[str, ...] = ("in/*",),
     named: tuple[str, ...] = (),
     done: set[str] | None = None,
-    earlier: Observed | None = None,
+    earlier: StabilityState | None = None,
     now: float = 0,
     **condition: Any,
-) -> Verdict:
-    return judge(Condition(named, patterns=patterns, **condition), files, done or set(), earlier or {}, now)
+) -> PollResult:
+    return evaluate(FileCondition(named, patterns=patterns, **condition), files, done or set(), earlier or {}, now)
 
 
-def names(verdict: Verdict) -> list[str]:
+def names(verdict: PollResult) -> list[str]:
     return [row["path"] for row in verdict.files]
 
 
@@ -57,7 +64,7 @@ def test_the_result_is_plain_json() -> None:
             {"path": "in/b", "size": 0, "modified_at": None},
         ]
     )
-    assert json.loads(json.dumps(verdict.observed)) == verdict.observed
+    assert json.loads(json.dumps(verdict.stability)) == verdict.stability
 
 
 def test_a_file_must_have_the_size_asked_for() -> None:
@@ -99,10 +106,10 @@ def test_a_file_must_have_changed_after_the_time_asked_for(newer_than: str, read
 def test_a_file_must_be_stable_for_the_time_asked_for() -> None:
     first = judged([file("in/a")], stable_for=30, now=100)
     assert not first.done
-    assert first.observed == {"in/a": [10, "2026-02-03T12:00:00+00:00", 100]}
-    early = judged([file("in/a")], stable_for=30, earlier=first.observed, now=129.9)
+    assert first.stability == {"in/a": [10, "2026-02-03T12:00:00+00:00", 100]}
+    early = judged([file("in/a")], stable_for=30, earlier=first.stability, now=129.9)
     assert not early.done
-    assert judged([file("in/a")], stable_for=30, earlier=early.observed, now=130).done
+    assert judged([file("in/a")], stable_for=30, earlier=early.stability, now=130).done
 
 
 @pytest.mark.parametrize(
@@ -110,16 +117,16 @@ def test_a_file_must_be_stable_for_the_time_asked_for() -> None:
 )
 def test_a_change_of_size_or_time_starts_the_wait_anew(changed: FileInfo) -> None:
     first = judged([file("in/a")], stable_for=30, now=100)
-    second = judged([changed], stable_for=30, earlier=first.observed, now=130)
+    second = judged([changed], stable_for=30, earlier=first.stability, now=130)
     assert not second.done
-    assert judged([changed], stable_for=30, earlier=second.observed, now=160).done
+    assert judged([changed], stable_for=30, earlier=second.stability, now=160).done
 
 
 def test_a_file_that_went_and_came_back_is_new() -> None:
     first = judged([file("in/a")], stable_for=30, now=100)
-    gone = judged([], stable_for=30, earlier=first.observed, now=110)
-    assert gone.observed == {}
-    assert not judged([file("in/a")], stable_for=30, earlier=gone.observed, now=140).done
+    gone = judged([], stable_for=30, earlier=first.stability, now=110)
+    assert gone.stability == {}
+    assert not judged([file("in/a")], stable_for=30, earlier=gone.stability, now=140).done
 
 
 def test_a_file_must_have_its_done_file_where_one_is_asked_for() -> None:
@@ -140,13 +147,13 @@ def test_a_file_must_have_its_done_file_where_one_is_asked_for() -> None:
     ],
 )
 def test_a_done_file_stands_beside_its_file(template: str, path: str, expected: str) -> None:
-    assert done_file(template, path) == expected
+    assert done_file_of(template, path) == expected
 
 
 @pytest.mark.parametrize("template", ["{other}.done", "{name}{}", "{date}/{name}"])
 def test_a_done_file_of_unknown_words_is_refused(template: str) -> None:
     with pytest.raises(ValueError, match=r"done_file has \{\w*\} in it, which stands for nothing; there are \{name\}"):
-        Condition(patterns=("in/*",), done_file=template)
+        FileCondition(patterns=("in/*",), done_file=template)
 
 
 @pytest.mark.parametrize("folder", [".tmp", "up.part"])
@@ -197,7 +204,7 @@ def test_one_done_file_for_all_does_not_stand_for_itself() -> None:
 @pytest.mark.parametrize("template", ["", " ", "../done/{name}.ok", "ok/", "/ok", "a//b", ".", "a\0", "{name}", 7])
 def test_a_done_file_that_cannot_be_is_refused(template: Any) -> None:
     with pytest.raises(ValueError, match=r"^done_file is the name of ") as caught:
-        Condition(patterns=("in/*",), done_file=template)
+        FileCondition(patterns=("in/*",), done_file=template)
     assert repr(template) in str(caught.value)
 
 
@@ -212,7 +219,7 @@ def test_a_done_file_that_cannot_be_is_refused(template: Any) -> None:
 def test_a_number_that_cannot_be_is_refused(argument: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(ValueError, match=f"^{argument} is a .*, not {re.escape(repr(value))}$"):
-            Condition(patterns=("in/*",), **{argument: value})
+            FileCondition(patterns=("in/*",), **{argument: value})
 
 
 # -- times ------------------------------------------------------------------------------------------------------------
@@ -220,7 +227,7 @@ def test_a_number_that_cannot_be_is_refused(argument: str, values: list[Any]) ->
 
 @pytest.mark.parametrize("nothing", [None, ""])
 def test_no_time_is_no_limit(nothing: str | None) -> None:
-    assert after(nothing) is None
+    assert parse_newer_than(nothing) is None
 
 
 @pytest.mark.parametrize(
@@ -239,7 +246,7 @@ def test_no_time_is_no_limit(nothing: str | None) -> None:
 )
 def test_what_is_no_time_is_refused(value: object, text: str) -> None:
     with pytest.raises(ValueError, match=re.escape(text)) as caught:
-        after(value)
+        parse_newer_than(value)
     assert str(caught.value).startswith("newer_than ")
 
 
@@ -254,23 +261,23 @@ def test_what_is_no_time_is_refused(value: object, text: str) -> None:
     ],
 )
 def test_the_second_in_which_a_time_with_a_fraction_lies_counts(newer_than: str, ready: bool) -> None:
-    assert judged([file("in/a")], newer_than=after(newer_than)).done == ready
+    assert judged([file("in/a")], newer_than=parse_newer_than(newer_than)).done == ready
 
 
 def test_a_clock_that_is_ahead_of_ours_or_was_set_back_makes_nothing_stable_sooner_or_never() -> None:
     ahead = judged([file("in/a")], stable_for=30, now=1000)
-    back = judged([file("in/a")], stable_for=30, earlier=ahead.observed, now=100)
+    back = judged([file("in/a")], stable_for=30, earlier=ahead.stability, now=100)
     assert not back.done
-    assert back.observed["in/a"][2] == 100
-    assert judged([file("in/a")], stable_for=30, earlier=back.observed, now=130).done
+    assert back.stability["in/a"][2] == 100
+    assert judged([file("in/a")], stable_for=30, earlier=back.stability, now=130).done
 
 
 # -- what is remembered, and what is told -----------------------------------------------------------------------------
 
 
 def test_nothing_is_remembered_where_no_file_must_be_stable() -> None:
-    assert judged([file("in/a")]).observed == {}
-    assert judged([file("in/a")], stable_for=1).observed != {}
+    assert judged([file("in/a")]).stability == {}
+    assert judged([file("in/a")], stable_for=1).stability != {}
 
 
 @pytest.mark.parametrize(
@@ -285,11 +292,11 @@ def test_nothing_is_remembered_where_no_file_must_be_stable() -> None:
     ],
 )
 def test_it_is_told_when_only_time_is_missing(condition: dict[str, Any], settling: bool) -> None:
-    assert judged([file("in/a"), file("in/b")], stable_for=30, **condition).settling == settling
+    assert judged([file("in/a"), file("in/b")], stable_for=30, **condition).awaiting_stability == settling
 
 
 def test_nothing_settles_once_it_is_done() -> None:
-    assert not judged([file("in/a")], stable_for=0).settling
+    assert not judged([file("in/a")], stable_for=0).awaiting_stability
 
 
 def test_a_name_that_airflow_cannot_carry_is_left_out_with_a_warning() -> None:
@@ -299,7 +306,7 @@ def test_a_name_that_airflow_cannot_carry_is_left_out_with_a_warning() -> None:
     assert r"in/caf\udce9; have them renamed" in verdict.warning
     assert "UTF-8" in verdict.warning
     assert r"in/caf\udce9 and 1 more" in judged([odd, odder], stable_for=3).warning
-    json.dumps([verdict.files, verdict.observed, verdict.warning], ensure_ascii=False).encode()
+    json.dumps([verdict.files, verdict.stability, verdict.warning], ensure_ascii=False).encode()
     assert judged([file("in/a")]).warning == judged([file("in/\udcff.part")]).warning == ""
 
 
@@ -319,14 +326,14 @@ FILES = st.lists(
 def test_what_is_remembered_may_travel_as_json(
     looks: list[list[FileInfo]], min_files: int, min_size: int, stable_for: int
 ) -> None:
-    condition = Condition(patterns=("in/*",), min_files=min_files, min_size=min_size, stable_for=stable_for)
-    travelled = Condition.from_json(json.loads(json.dumps(condition.as_json())))
+    condition = FileCondition(patterns=("in/*",), min_files=min_files, min_size=min_size, stable_for=stable_for)
+    travelled = FileCondition.from_json(json.loads(json.dumps(condition.as_json())))
     assert travelled == condition
-    here: Observed = {}
-    there: Observed = {}
+    here: StabilityState = {}
+    there: StabilityState = {}
     for now, files in enumerate(looks):
-        one, other = judge(condition, files, (), here, now), judge(travelled, files, (), there, now)
+        one, other = evaluate(condition, files, (), here, now), evaluate(travelled, files, (), there, now)
         assert one == other
         assert one.done == (len(one.files) >= min_files)
         assert {row["path"] for row in one.files} <= {info.path for info in files if info.size >= min_size}
-        here, there = one.observed, json.loads(json.dumps(other.observed))
+        here, there = one.stability, json.loads(json.dumps(other.stability))

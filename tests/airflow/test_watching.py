@@ -160,7 +160,7 @@ class Database:
 
     def on_its_way(self, asset: str) -> bool:
         """True if there is a report that is kept and has not reached Airflow."""
-        return bool(self.kept(asset) - {event["report"] for event in self.events(asset)})
+        return bool(self.kept(asset) - {event["batch"] for event in self.events(asset)})
 
 
 def test_each_file_starts_a_dag_once_while_the_triggerer_is_restarted(
@@ -215,7 +215,7 @@ def test_each_file_starts_a_dag_once_while_the_triggerer_is_restarted(
         one.wait()
     assert sorted(reported()) == names
     assert sorted(reported("slow")) == ["slow/1", "slow/2", "slow/3"]
-    reports = [event["report"] for event in events]
+    reports = [event["batch"] for event in events]
     assert len(set(reports)) >= 4
     assert len(set(reports)) < len(reports)  # those that may not have arrived were made again
     archived = held(remote / "archive")
