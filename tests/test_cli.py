@@ -266,7 +266,9 @@ def test_a_scan_of_an_http_port_says_what_answers_there(capsys: pytest.CaptureFi
 def test_a_password_of_the_url_or_asked_for_opens_the_key_file(
     openssh: OpenSSHServer, known_hosts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
 ) -> None:
-    openssh.login_key.write_private_key(str(tmp_path / "encrypted"), passphrase="opens the key")
+    openssh.login_key.write_private_key(
+        str(tmp_path / "encrypted"), passphrase="opens the key", rounds=1, ignore_few_rounds=True
+    )
     (tmp_path / "encrypted").chmod(0o600)
     monkeypatch.setattr("getpass.getpass", lambda prompt: "opens the key")
     login = openssh.username if asked else f"{openssh.username}:opens%20the%20key"

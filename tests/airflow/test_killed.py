@@ -269,6 +269,7 @@ def test_what_airflow_is_asked_is_heard_to_its_end(
 # -- by Airflow itself ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.system
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("group", [False, True])
 def test_a_supervisor_that_is_told_to_end_leaves_nothing_half(connect: Connect, tmp_path: Path, group: bool) -> None:

@@ -303,6 +303,7 @@ def test_airflow_away_at_any_call_loses_and_doubles_no_file(remote: Path, tmp_pa
         assert len(inodes) == 100
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kill_at", ["after the record", 40])
 @pytest.mark.parametrize("work", ["upload", "move"])
 def test_a_task_whose_process_is_killed_is_completed_by_the_next_try(

@@ -403,6 +403,7 @@ def killed(server: OpenSSHServer, base_path: str, **work: object) -> bool:
     return ended.returncode != 0
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 def test_after_a_kill_of_this_process_anywhere_the_next_try_ends_with_the_file_and_nothing_else(
     openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes
@@ -427,6 +428,7 @@ def test_after_a_kill_of_this_process_anywhere_the_next_try_ends_with_the_file_a
     assert resumed >= 3
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 def test_after_a_kill_of_the_server_anywhere_the_next_try_ends_with_the_file_and_nothing_else(
     make_backend: MakeBackend, big: Path, content: bytes
@@ -458,6 +460,7 @@ def test_after_a_kill_of_the_server_anywhere_the_next_try_ends_with_the_file_and
     assert resumed >= 3
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 def test_after_a_kill_of_this_process_anywhere_the_next_download_ends_with_the_file_and_nothing_else(
     openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes
