@@ -366,18 +366,19 @@ def test_the_looks_of_one_round_are_one(remote: Path, server: AsyncsshServer, mo
 
     monkeypatch.setattr(SFTPBackend, "find_each", counted)
 
+    def full() -> list[int]:
+        return [asked for groups, asked in rounds if groups >= 30]
+
     async def wait() -> None:
         waiting = await start(*(trigger(f"in/{number}*", every=0.5) for number in range(30)), trigger("out/*.csv"))
-        await asyncio.sleep(2.2)
+        await until(lambda: len(full()) >= 2)
         grow(remote, {f"in/{number:02}": b"" for number in range(30)} | {f"in/{number}": b"" for number in range(10)})
         grow(remote, {"out/a.csv": b""})
         events = await asyncio.gather(*waiting)
         assert [event["status"] for event in events] == ["found"] * 31
 
     run(wait())
-    full = [asked for groups, asked in rounds if groups >= 30]
-    assert len(full) >= 2
-    assert max(full) <= 14  # two folders, each opened, read twice, closed, and the root once more
+    assert max(full()) <= 14  # two folders, each opened, read twice, closed, and the root once more
 
 
 def sizes(seen: PollSnapshot) -> list[int]:
@@ -508,14 +509,25 @@ def test_a_bad_pattern_and_a_denied_folder_do_not_undo_a_round(
     assert max(asked for _, asked in rounds) <= 14
 
 
-def test_twenty_who_wait_in_a_large_folder_do_not_hold_the_loop(openssh: OpenSSHServer, connect: Connect) -> None:
+def test_twenty_who_wait_in_a_large_folder_do_not_hold_the_loop(
+    openssh: OpenSSHServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounds: list[int] = []
+    together = SFTPBackend.find_each
+
+    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> Found:
+        found = together(backend, groups, return_exceptions=return_exceptions)
+        rounds.append(len(groups))
+        return found
+
+    monkeypatch.setattr(SFTPBackend, "find_each", counted)
     folder = openssh.fresh()
     connect(openssh, base_path=folder.base_path)
     grow(folder.path, {f"in/file-{number:05}.csv": b"" for number in range(20_000)})
 
     async def wait() -> None:
         waiting = await start(*(trigger("in/*", every=1, min_files=20_001 + number) for number in range(20)))
-        await asyncio.sleep(8)
+        await until(lambda: len(rounds) == 2, 35)  # all twenty have been told what is made of the first
         for one in waiting:
             assert not one.done()
             one.cancel()

@@ -110,7 +110,8 @@ def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_want
             await asyncio.sleep(0.1)
             (shared,) = SharedConnection._instances.values()
             await until(lambda: bool(shared._dedicated), 30)
-            await asyncio.sleep(5)
+            logins = server.logins()
+            await until(lambda: server.logins() >= logins + 2, 30)  # it was lost over the folder, and made again
             assert caplog.text.count("gets another connection") == len(shared._dedicated) == 1
             for one in bad:
                 one.cancel()

@@ -75,7 +75,7 @@ def nobody_waits_at_the_end() -> Iterator[None]:
     """Whoever has waited leaves no connection and no thread."""
     yield
     assert SharedConnection._instances == {}
-    wait_until(lambda: not waiting_threads(), "threads to end", timeout=5)
+    wait_until(lambda: not waiting_threads(), "threads to end")
 
 
 async def start(*triggers: SFTPFileTrigger) -> list[asyncio.Task[dict[str, Any]]]:
