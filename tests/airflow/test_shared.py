@@ -515,7 +515,7 @@ def test_twenty_who_wait_in_a_large_folder_do_not_hold_the_loop(
     rounds: list[int] = []
     together = SFTPBackend.find_each
 
-    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> Found:
+    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
         found = together(backend, groups, return_exceptions=return_exceptions)
         rounds.append(len(groups))
         return found

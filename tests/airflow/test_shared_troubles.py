@@ -112,7 +112,7 @@ def test_a_connection_apart_is_one_for_all_of_a_folder_and_ends_when_nobody_want
             await until(lambda: bool(shared._dedicated), 30)
             logins = server.logins()
             await until(lambda: server.logins() >= logins + 2, 30)  # it was lost over the folder, and made again
-            assert caplog.text.count("gets another connection") == len(shared._dedicated) == 1
+            assert caplog.text.count("using a dedicated connection") == len(shared._dedicated) == 1
             for one in bad:
                 one.cancel()
             await asyncio.gather(*bad, return_exceptions=True)
