@@ -37,7 +37,7 @@ class SFTPFileTrigger(BaseTrigger):
         sftp_conn_id: str,
         condition: dict[str, Any],
         poke_interval: float,
-        observed: StabilityState | None = None,
+        stability: StabilityState | None = None,
         *,
         silent_fail: bool = False,
     ) -> None:
@@ -45,7 +45,7 @@ class SFTPFileTrigger(BaseTrigger):
         self.sftp_conn_id = sftp_conn_id
         self.condition = condition
         self.poke_interval = poke_interval
-        self.stability = observed or {}
+        self.stability = stability or {}
         self.silent_fail = silent_fail
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

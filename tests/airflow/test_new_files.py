@@ -100,7 +100,7 @@ def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_watch_travels_and_is_the_same_watch(remote: Path, arguments: dict[str, Any]) -> None:
     found = SFTPNewFilesTrigger(stable_for=3, changed=True, exclude="*.log", include=["*.csv", "*.txt"], **arguments)
     path, arguments = found.serialize()
-    assert path == "airflow_sftp_backend.triggers.sftp.SFTPNewFilesTrigger"
+    assert path == "airflow_sftp_backend.triggers.new_files.SFTPNewFilesTrigger"
     again = SFTPNewFilesTrigger(**json.loads(json.dumps(arguments)))
     assert again.serialize() == (path, arguments)
     assert again.condition == found.condition
