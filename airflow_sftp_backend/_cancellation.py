@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, Protocol
 
-_LAST_MOMENT: Final = 1.5
+_KILL_GRACE_SECONDS: Final = 1.5
 """Seconds a task that is killed has to end its conversation with the server."""
 
 
@@ -18,42 +18,42 @@ class TaskKilled(BaseException):
     """
 
 
-class Ending(Protocol):
+class Abortable(Protocol):
     """What talks to a server, such as the hook."""
 
-    def end_within(self, seconds: float) -> None:
+    def abort_within(self, seconds: float) -> None:
         """Ends its conversation in that time. Takes no lock."""
 
 
-class Killable:
+class CancellableTask:
     """Lets a task end at once when Airflow tells it to; mixed into operators and sensors."""
 
-    _interruptible = False
+    _is_cancellable = False
     _killed = False
-    _ending: Ending | None = None
+    _abortable: Abortable | None = None
 
     @contextmanager
-    def interruptible(self, hook: Ending) -> Iterator[None]:
+    def cancellable(self, abortable: Abortable) -> Iterator[None]:
         """A block that `on_kill` may interrupt: the hook's talk to a key vault and to the server."""
         try:
-            self._ending, _here.task = hook, self
-            self._interruptible = True
-            self._end_if_killed()
+            self._abortable, _current.task = abortable, self
+            self._is_cancellable = True
+            self._raise_if_killed()
             yield
         finally:
-            self._interruptible = self._killed = False
-            self._ending = _here.task = None
+            self._is_cancellable = self._killed = False
+            self._abortable = _current.task = None
 
     @contextmanager
-    def ended_first(self) -> Iterator[None]:
-        """A block within it that is ended before the task is, see `undisturbed`."""
-        before, self._interruptible = self._interruptible, False
+    def shielded(self) -> Iterator[None]:
+        """A block within it that is ended before the task is, see `shield_from_kill`."""
+        was_cancellable, self._is_cancellable = self._is_cancellable, False
         try:
             yield
         finally:
-            self._interruptible = before
-            if before:
-                self._end_if_killed()
+            self._is_cancellable = was_cancellable
+            if was_cancellable:
+                self._raise_if_killed()
 
     def on_kill(self) -> None:
         """Interrupts the work under way. It has a moment to leave what the next try can go on with, to remove what it
@@ -61,32 +61,32 @@ class Killable:
         if self._killed:  # a second signal would break off what the first one began
             return
         self._killed = True
-        if self._ending is not None:
-            self._ending.end_within(_LAST_MOMENT)
-        if self._interruptible:
-            self._end_if_killed()
+        if self._abortable is not None:
+            self._abortable.abort_within(_KILL_GRACE_SECONDS)
+        if self._is_cancellable:
+            self._raise_if_killed()
 
-    def _end_if_killed(self) -> None:
+    def _raise_if_killed(self) -> None:
         if self._killed:
             raise TaskKilled("the task was killed")
 
 
-class _Here(threading.local):
+class _CurrentTask(threading.local):
     """What runs in this thread: signals are handled in one, the task's."""
 
-    task: Killable | None = None
+    task: CancellableTask | None = None
 
 
-_here: Final = _Here()
+_current: Final = _CurrentTask()
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def shield_from_kill() -> Iterator[None]:
     """A block in which Airflow is spoken to, by whoever: the interruption of the task that runs in this thread waits
     for its end, as half a message would stay."""
-    task = _here.task
+    task = _current.task
     if task is None:
         yield
     else:
-        with task.ended_first():
+        with task.shielded():
             yield

@@ -46,7 +46,7 @@ class FileFilters:
                 return False
             if directory not in is_excluded:
                 names = filter(None, directory.split("/"))
-                is_excluded[directory] = any(excluded(one) and not named(one) for one in names)
+                is_excluded[directory] = any(excluded(segment) and not named(segment) for segment in names)
             return not is_excluded[directory]
 
         return accepts

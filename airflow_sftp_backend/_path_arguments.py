@@ -17,7 +17,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ._arguments import InvalidArgument
-from ._cancellation import undisturbed
+from ._cancellation import shield_from_kill
 from .backend import FileInfo, InvalidPath
 
 if TYPE_CHECKING:
@@ -84,9 +84,9 @@ def require_one(names: object, patterns: object, argument: str) -> None:
     :raises InvalidArgument: if both are given, or neither. None counts as not given.
     """
     if (names is None) == (patterns is None):
-        given = "neither was" if names is None else "both were"
+        state = "neither was" if names is None else "both were"
         raise InvalidArgument(
-            f"specify exactly one of {argument} and pattern: {given} given. {argument} takes names, always literally;"
+            f"specify exactly one of {argument} and pattern: {state} given. {argument} takes names, always literally;"
             " pattern takes globs"
         )
 
@@ -100,10 +100,10 @@ def parse_names(value: object, argument: str, *, end: End = "server", none_ok: b
     :raises InvalidArgument: for what is empty or None, for a list that a template made a text of, and for what is
         neither text nor row nor list.
     """
-    names = list(_names_in(value, argument, end))
+    names = list(_iter_names(value, argument, end))
     if not names and not none_ok:
-        raise InvalidArgument(f"{argument} is empty: a list without a name. {_none_hint(argument)}")
-    is_single = _is_one(value) and len(names) == 1 and not names[0].is_directory
+        raise InvalidArgument(f"{argument} is empty: a list without a name. {_empty_hint(argument)}")
+    is_single = _is_single(value) and len(names) == 1 and not names[0].is_directory
     return Selection(names=tuple(dict.fromkeys(names)), is_single=is_single)
 
 
@@ -112,20 +112,20 @@ def parse_patterns(value: object, argument: str = "pattern") -> Selection:
 
     :raises InvalidArgument: for what is empty or no text, for NUL, and for a pattern that ends with ``/``.
     """
-    with undisturbed():
+    with shield_from_kill():
         items = [value] if not _is_list(value) else list(_iterate(value))
     for item in items:
         if isinstance(item, str):
-            _check_text(item, argument)
+            _check_rendered(item, argument)
             _refuse_nul(item, argument)
             if item.endswith("/"):
                 raise InvalidArgument(
                     f"{argument} {item!r} matches directories, not files; for the files in them write {item + '**'!r}"
                 )
         else:
-            raise _refused(item, argument, "a text or a list of texts")
+            raise _type_error(item, argument, "a text or a list of texts")
     if not items:
-        raise InvalidArgument(f"{argument} is empty: a list without a pattern. {_none_hint(argument)}")
+        raise InvalidArgument(f"{argument} is empty: a list without a pattern. {_empty_hint(argument)}")
     return Selection(patterns=tuple(dict.fromkeys(str(item) for item in items)))
 
 
@@ -137,10 +137,10 @@ def parse_target(value: object, argument: str = "target", *, end: End = "server"
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
-        raise _refused(value, argument, "one path, a text")
-    _check_text(text, argument)
+        raise _type_error(value, argument, "one path, a text")
+    _check_rendered(text, argument)
     _refuse_nul(text, argument)
-    text = _joined_surrogates(text)
+    text = _join_surrogates(text)
     return text.removeprefix("file://") if end == "local" else text
 
 
@@ -152,13 +152,18 @@ def check_relative(path: str, base_path: str, argument: str) -> None:
     """
     base = base_path.strip("/")
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
-    start = base.split("/")
-    if not path.startswith("/") or not base_path.startswith("/") or not base or segments[: len(start)] != start:
+    base_segments = base.split("/")
+    if (
+        not path.startswith("/")
+        or not base_path.startswith("/")
+        or not base
+        or segments[: len(base_segments)] != base_segments
+    ):
         return
-    whole, rest = "/".join(segments), "/".join(segments[len(start) :])
+    from_root, relative = "/".join(segments), "/".join(segments[len(base_segments) :])
     raise InvalidPath(
         f"{argument} begins with the base path of the connection, {base_path}, and is relative to it: write"
-        f" {rest or '/'!r} for /{whole}, or {whole!r} for {base_path}/{whole}",
+        f" {relative or '/'!r} for /{from_root}, or {from_root!r} for {base_path}/{from_root}",
         path=path,
     )
 
@@ -196,13 +201,13 @@ def everything_in(directory: str) -> str:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def _names_in(value: object, argument: str, end: End) -> Iterator[Name]:
-    if isinstance(value, str) and (rows := _rows_in(value, argument)) is not None:
+def _iter_names(value: object, argument: str, end: End) -> Iterator[Name]:
+    if isinstance(value, str) and (rows := _rows_from_json(value, argument)) is not None:
         value = rows
     if not _is_list(value):
         yield _name(value, argument, end)
         return
-    with undisturbed():  # each item of a mapped task's output is a request to Airflow
+    with shield_from_kill():  # each item of a mapped task's output is a request to Airflow
         items = list(_flattened(value))
     for item in items:
         yield _name(item, argument, end)
@@ -227,43 +232,43 @@ def _is_list(value: object) -> bool:
     return isinstance(value, Sequence | Iterator) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
-def _is_one(value: object) -> bool:
-    return not _is_list(value) and not (isinstance(value, str) and _json_of(value) is not None)
+def _is_single(value: object) -> bool:
+    return not _is_list(value) and not (isinstance(value, str) and _parse_json_rows(value) is not None)
 
 
 def _name(value: object, argument: str, end: End) -> Name:
     if isinstance(value, FileInfo):
         return Name(value.path)
     if isinstance(value, Mapping):
-        return Name(_path_of(value, argument, end))
+        return Name(_path_of_row(value, argument, end))
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
-        raise _refused(value, argument, _EXPECTED)
-    _check_text(text, argument)
-    text = _joined_surrogates(text)
+        raise _type_error(value, argument, _EXPECTED)
+    _check_rendered(text, argument)
+    text = _join_surrogates(text)
     if end == "local":
         text = text.removeprefix("file://")
     return Name(text, text.endswith("/"))
 
 
-def _path_of(row: Mapping[object, object], argument: str, end: End) -> str:
+def _path_of_row(row: Mapping[object, object], argument: str, end: End) -> str:
     # the row of a download: what is local is its target
     path = row.get("path")
     if end == "local" and "action" in row and isinstance(row.get("target"), str):
         path = row["target"]
     if not isinstance(path, str) or not path:
         raise InvalidArgument(f"{argument} has a mapping without a text as 'path'. Expected {_EXPECTED}")
-    return _joined_surrogates(path)
+    return _join_surrogates(path)
 
 
-def _check_text(text: str, argument: str) -> None:
+def _check_rendered(text: str, argument: str) -> None:
     """Refuse what a template renders to that found nothing, or that was meant to be a list."""
     if not text.strip():
-        raise InvalidArgument(f"{argument} is empty. {_none_hint(argument)}")
+        raise InvalidArgument(f"{argument} is empty. {_empty_hint(argument)}")
     if text == "None":
-        raise InvalidArgument(f"{argument} is the text 'None'. {_none_hint(argument)}")
+        raise InvalidArgument(f"{argument} is the text 'None'. {_empty_hint(argument)}")
     if _OBJECT_AS_TEXT.fullmatch(text):
-        raise InvalidArgument(f"{argument} is an object that a template made a text of: {_shown(text)}. {_REMEDY}")
+        raise InvalidArgument(f"{argument} is an object that a template made a text of: {_shorten(text)}. {_REMEDY}")
 
 
 def _refuse_nul(text: str, argument: str) -> None:
@@ -271,25 +276,25 @@ def _refuse_nul(text: str, argument: str) -> None:
         raise InvalidArgument(f"{argument} has a NUL character in it: {text!r}")
 
 
-def _none_hint(argument: str) -> str:
+def _empty_hint(argument: str) -> str:
     return f"If {argument} is a template or a task's output, that is what it rendered to: check what the task returned"
 
 
-def _refused(value: object, argument: str, expected: str) -> InvalidArgument:
+def _type_error(value: object, argument: str, expected: str) -> InvalidArgument:
     if value is None:
-        return InvalidArgument(f"{argument} is None. {_none_hint(argument)}")
+        return InvalidArgument(f"{argument} is None. {_empty_hint(argument)}")
     number = f"{value!r}, " if isinstance(value, int | float) else ""  # anything else may hold a secret
     return InvalidArgument(
         f"{argument} is {number}of type {type(value).__name__}; expected {expected}. {_NATIVE_REMEDY}"
     )
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
-def _joined_surrogates(text: str) -> str:
+def _join_surrogates(text: str) -> str:
     """Join the halves of a character: native Jinja reads the JSON escape of an emoji as two."""
     if text.isascii():
         return text
@@ -299,18 +304,18 @@ def _joined_surrogates(text: str) -> str:
 # -- lists as text ----------------------------------------------------------------------------------------------------
 
 
-def _rows_in(text: str, argument: str) -> list[object] | None:
+def _rows_from_json(text: str, argument: str) -> list[object] | None:
     """Return the rows of a text that is a JSON list of rows; None for a name.
 
     :raises InvalidArgument: for a list of anything else: taken for a name, it would name no file.
     """
-    rows = _json_of(text)
+    rows = _parse_json_rows(text)
     if rows is None and _is_python_list(text):
-        raise InvalidArgument(f"{argument} is a list that a template made a text of: {_shown(text)}. {_REMEDY}")
+        raise InvalidArgument(f"{argument} is a list that a template made a text of: {_shorten(text)}. {_REMEDY}")
     return rows
 
 
-def _json_of(text: str) -> list[object] | None:
+def _parse_json_rows(text: str) -> list[object] | None:
     """Return the rows of a JSON list of rows, which may be empty."""
     if not text.lstrip().startswith("["):
         return None
@@ -348,9 +353,9 @@ def _is_python_list(text: str) -> bool:
     )
 
 
-def directory_error(path: str, found: InvalidPath | None = None) -> InvalidPath:
-    """Return the failure for a name that is a directory's; ``found`` is what the server's look at it raised."""
+def directory_error(path: str, cause: InvalidPath | None = None) -> InvalidPath:
+    """Return the failure for a name that is a directory's; ``cause`` is what the server's look at it raised."""
     error = InvalidPath("it is a directory; end its name with '/' if what it holds is meant", path=path)
-    if found is not None:
-        error.server, error.native_path = found.server, found.native_path
+    if cause is not None:
+        error.server, error.native_path = cause.server, cause.native_path
     return error

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from ._cancellation import undisturbed
+from ._cancellation import shield_from_kill
 
 if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import TaskStateStoreAccessor
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Ends = tuple[str, str]
+Endpoints = tuple[str, str]
 """Source and target of a file."""
-_PIECE: Final = 200
+_ROWS_PER_CHUNK: Final = 200
 """Rows in one value of the store: some 40 KiB."""
-_PIECES: Final = 100
+_MAX_CHUNKS: Final = 100
 
 
 def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
     :returns: the object; anything else was not written by this package, and counts as empty.
     :raises Exception: whatever Airflow, or the deployment's own state store backend, raises.
     """
-    with undisturbed():
+    with shield_from_kill():
         value = store.get(key)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
@@ -63,7 +63,7 @@ def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str
     :returns: True if Airflow has it.
     """
     try:
-        with undisturbed():
+        with shield_from_kill():
             store.set(key, value)
     except Exception as error:
         # Whatever is raised here must not replace the outcome of the task, whose files are already transferred.
@@ -93,30 +93,32 @@ class RowTable:
         self._failed = False
 
     @property
-    def is_kept(self) -> bool:
+    def is_persistent(self) -> bool:
         """True if there is a store to keep the rows in."""
         return self._store is not None
 
     @cached_property
-    def _pieces(self) -> list[dict[Ends, list[Any]]]:
-        pieces: list[dict[Ends, list[Any]]] = []
-        while self._store is not None and self._read and len(pieces) < _PIECES:
-            value = load(self._store, f"{self._name} {len(pieces)}")
-            if value.get("about") != self._scope:
+    def _chunks(self) -> list[dict[Endpoints, list[Any]]]:
+        chunks: list[dict[Endpoints, list[Any]]] = []
+        while self._store is not None and self._read and len(chunks) < _MAX_CHUNKS:
+            value = load(self._store, f"{self._name} {len(chunks)}")
+            if value.get("scope") != self._scope:
                 break
-            pieces.append({(row[0], row[1]): row[2:] for row in value["rows"]})
-        return pieces
+            chunks.append({(row[0], row[1]): row[2:] for row in value["rows"]})
+        return chunks
 
     @property
-    def rows(self) -> dict[Ends, list[Any]]:
+    def rows(self) -> dict[Endpoints, list[Any]]:
         """Return the values of each row. Raises what `load` raises."""
-        return {ends: values for piece in self._pieces for ends, values in piece.items()}
+        return {endpoints: values for chunk in self._chunks for endpoints, values in chunk.items()}
 
-    def get(self, ends: Ends) -> list[Any] | None:
+    def get(self, endpoints: Endpoints) -> list[Any] | None:
         """Return the values of a row, None if there is none."""
-        return next((piece[ends] for piece in self._pieces if ends in piece), None)
+        return next((chunk[endpoints] for chunk in self._chunks if endpoints in chunk), None)
 
-    def put(self, rows: Mapping[Ends, list[Any]], removed: Iterable[Ends] = (), *, insist: bool = True) -> None:
+    def put(
+        self, rows: Mapping[Endpoints, list[Any]], removed: Iterable[Endpoints] = (), *, insist: bool = True
+    ) -> None:
         """Write rows and remove others, with one write for some hundred rows.
 
         :param rows: plain JSON values; a row that exists is replaced.
@@ -124,20 +126,22 @@ class RowTable:
         :param insist: False writes nothing if an earlier write has failed: an API server that is away would hold up
             the transfer again and again.
         """
-        changed = {number for ends in removed for number, piece in enumerate(self._pieces) if piece.pop(ends, None)}
-        for ends, values in rows.items():
-            number = next((number for number, piece in enumerate(self._pieces) if ends in piece), None)
+        changed = {
+            number for endpoints in removed for number, chunk in enumerate(self._chunks) if chunk.pop(endpoints, None)
+        }
+        for endpoints, values in rows.items():
+            number = next((number for number, chunk in enumerate(self._chunks) if endpoints in chunk), None)
             if number is None:
-                if not self._pieces or len(self._pieces[-1]) >= _PIECE:
-                    if len(self._pieces) == _PIECES:
+                if not self._chunks or len(self._chunks[-1]) >= _ROWS_PER_CHUNK:
+                    if len(self._chunks) == _MAX_CHUNKS:
                         continue
-                    self._pieces.append({})
-                number = len(self._pieces) - 1
-            self._pieces[number][ends] = values
+                    self._chunks.append({})
+                number = len(self._chunks) - 1
+            self._chunks[number][endpoints] = values
             changed.add(number)
         if self._store is None or (self._failed and not insist):
             return
         for number in sorted(changed):
-            kept = [[*ends, *values] for ends, values in self._pieces[number].items()]
-            value = cast("JsonValue", {"about": self._scope, "rows": kept})
+            stored = [[*endpoints, *values] for endpoints, values in self._chunks[number].items()]
+            value = cast("JsonValue", {"scope": self._scope, "rows": stored})
             self._failed = not save(self._store, f"{self._name} {number}", value, self._purpose)

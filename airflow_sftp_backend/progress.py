@@ -15,10 +15,10 @@ from .backend.errors import escaped
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-PACE: Final = 10.0
+LOG_INTERVAL: Final = 10.0
 """Seconds between two lines."""
 
-_MOVING = threading.Lock()
+_ACTIVE_BAR = threading.Lock()
 """Held by the one bar that moves."""
 
 
@@ -42,7 +42,7 @@ class ProgressLog:
     def __init__(self, log: Log, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.done = 0
         """Bytes that are transferred, by earlier attempts too."""
-        self._moved = self._verified = 0
+        self._transferred = self._verified = 0
         self._log = log
         self._total = total
         self._clock = clock
@@ -55,7 +55,7 @@ class ProgressLog:
         :param gained: bytes since the last call; negative if the transfer had to go back
         """
         self.done += gained
-        self._moved += gained
+        self._transferred += gained
         self._last_gain = self._clock()
         if self._is_time(self._last_gain):
             self._log.info(_line(self.done, self._total, self.rate))
@@ -90,10 +90,10 @@ class ProgressLog:
     def rate(self) -> float:
         """Bytes a second that this attempt has transferred, until the last of them; 0 if unknown."""
         seconds = self._last_gain - self._started
-        return max(0, self._moved) / seconds if seconds > 0 else 0
+        return max(0, self._transferred) / seconds if seconds > 0 else 0
 
     def _is_time(self, now: float) -> bool:
-        if now - self._last < PACE:
+        if now - self._last < LOG_INTERVAL:
             return False
         self._last = now
         return True
@@ -101,10 +101,10 @@ class ProgressLog:
 
 def _line(done: int, total: int | None, rate: float) -> str:
     if not total:
-        return f"{quantity(done)} so far, {quantity(rate)}/s"
-    left = duration((total - done) / rate) if rate > 0 else "unknown time"
+        return f"{format_size(done)} so far, {format_size(rate)}/s"
+    remaining = format_duration((total - done) / rate) if rate > 0 else "unknown time"
     share = min(100, 100 * done // total)
-    return f"{quantity(done)} of {quantity(total)} ({share}%), {quantity(rate)}/s, {left} left"
+    return f"{format_size(done)} of {format_size(total)} ({share}%), {format_size(rate)}/s, {remaining} left"
 
 
 class ProgressBar:
@@ -118,7 +118,7 @@ class ProgressBar:
     def __init__(self, title: str, total: int | None, stream: TextIO | None = None) -> None:
         self.done = 0
         """Bytes so far."""
-        self._moved = 0
+        self._transferred = 0
         self._title = escaped(title)  # nothing moves the cursor
         self._total = total
         self._stream = sys.stderr if stream is None else stream
@@ -130,7 +130,7 @@ class ProgressBar:
         """Notes ``gained`` bytes; fewer than none where a transfer had to go back."""
         with self._lock:
             self.done += gained
-            self._moved += gained
+            self._transferred += gained
             if self._bar is not None:
                 if gained < 0:
                     self._bar.tasks[0].finished_time = None  # it was at its end, perhaps
@@ -159,7 +159,7 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         self._started = time.monotonic()
-        if _can_move(self._stream) and _MOVING.acquire(blocking=False):
+        if _can_draw(self._stream) and _ACTIVE_BAR.acquire(blocking=False):
             bar = _bar(self._stream)
             width = bar.console.width
             name = self._title if len(self._title) <= max(12, width - 60) else f"{self._title[: max(9, width - 63)]}..."
@@ -177,15 +177,17 @@ class ProgressBar:
             try:
                 bar.stop()
             finally:
-                _MOVING.release()
+                _ACTIVE_BAR.release()
             return
         elapsed = time.monotonic() - self._started
-        rate = f", {quantity(max(0, self._moved) / elapsed)}/s" if elapsed > 0 else ""
+        rate = f", {format_size(max(0, self._transferred) / elapsed)}/s" if elapsed > 0 else ""
         state = "" if kind is None else ", not to its end"
-        _Unfailing(self._stream).write(f"{self._title}: {quantity(self.done)} in {duration(elapsed)}{rate}{state}\n")
+        _SafeStream(self._stream).write(
+            f"{self._title}: {format_size(self.done)} in {format_duration(elapsed)}{rate}{state}\n"
+        )
 
 
-class _Unfailing:
+class _SafeStream:
     """A stream to which writing never fails: what cannot be written is not."""
 
     def __init__(self, stream: TextIO | None) -> None:
@@ -206,7 +208,7 @@ class _Unfailing:
         return getattr(self._stream, name)
 
 
-def _can_move(stream: TextIO | None) -> bool:
+def _can_draw(stream: TextIO | None) -> bool:
     """True for a terminal that can draw and on which nothing else is being drawn."""
     refused = os.environ.get("TTY_COMPATIBLE") == "0" or os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
     if refused or not _is_terminal(stream):
@@ -233,9 +235,9 @@ def _bar(stream: TextIO) -> Progress:
         def render(self, task: progress.Task) -> Text:
             """Bytes a second, nothing before they are known."""
             speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{quantity(speed)}/s")
+            return Text("" if speed is None else f"{format_size(speed)}/s")
 
-    here = stream in (sys.stdout, sys.stderr)  # then what else goes to this terminal is put above the bar
+    is_standard_stream = stream in (sys.stdout, sys.stderr)  # then what else goes to this terminal is put above the bar
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
@@ -243,13 +245,13 @@ def _bar(stream: TextIO) -> Progress:
         progress.DownloadColumn(binary_units=True),
         Rate(),
         progress.TimeRemainingColumn(compact=True),
-        console=Console(file=cast("IO[str]", _Unfailing(stream)), force_terminal=True, force_interactive=True),
-        redirect_stdout=here and _is_terminal(sys.stdout),
-        redirect_stderr=here and _is_terminal(sys.stderr),
+        console=Console(file=cast("IO[str]", _SafeStream(stream)), force_terminal=True, force_interactive=True),
+        redirect_stdout=is_standard_stream and _is_terminal(sys.stdout),
+        redirect_stderr=is_standard_stream and _is_terminal(sys.stderr),
     )
 
 
-def quantity(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes as people say them: ``512 B``, ``4.0 KiB``, ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
@@ -258,12 +260,12 @@ def quantity(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def counted(files: int) -> str:
+def pluralize_files(files: int) -> str:
     """``1 file``, ``4 files``."""
     return f"{files} file" if files == 1 else f"{files} files"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as people say it: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``."""
     whole = max(0, round(seconds))
     if seconds < 10:

@@ -61,7 +61,7 @@ def _hidden(secret: str) -> tuple[list[str], float]:
 
     reset_secrets_masker()
     with mock.patch.object(_masking, "mask_secret", keeping):
-        return masks, _seconds(lambda: _masking.hide([secret]))
+        return masks, _seconds(lambda: _masking.mask_secrets([secret]))
 
 
 def _seconds(work: Callable[[], None]) -> float:

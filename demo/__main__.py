@@ -26,7 +26,7 @@ from rich.markup import escape
 from rich.tree import Tree
 
 from airflow_sftp_backend import SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.progress import ProgressBar, counted, quantity
+from airflow_sftp_backend.progress import ProgressBar, format_size, pluralize_files
 
 from .server import HOST, USER, Partner, answer, partner, sha256
 
@@ -182,11 +182,11 @@ def _show_task(task: dict[str, Any], speeds: Iterator[str]) -> None:
         return
     size = sum(row["size"] or 0 for row in rows)
     moved_bytes = any(str(row.get("action", "")).endswith("loaded") for row in rows)
-    amount = f"{counted(len(rows))}, {quantity(size)}"
+    amount = f"{pluralize_files(len(rows))}, {format_size(size)}"
     console.print(next(speeds, amount) if moved_bytes else amount)
     for row in rows:
         ends = f"  <- {row['source']}" if "source" in row else f"  -> {row['target']}" if "target" in row else ""
-        what = f"{row.get('action', 'found')} {row['path']} ({quantity(row['size'] or 0)}){ends}"
+        what = f"{row.get('action', 'found')} {row['path']} ({format_size(row['size'] or 0)}){ends}"
         console.print(f"           {what}", markup=False)
 
 
@@ -243,7 +243,7 @@ def _show_tree(there: Partner) -> None:
     tree = Tree("[bold]On the server now[/]")
     branches = {there.root: tree}
     for path in sorted(there.root.rglob("*")):
-        label = f"{path.name}/" if path.is_dir() else f"{path.name}  ({quantity(path.stat().st_size)})"
+        label = f"{path.name}/" if path.is_dir() else f"{path.name}  ({format_size(path.stat().st_size)})"
         branches[path] = branches[path.parent].add(label)
     console.print()
     console.print(tree)

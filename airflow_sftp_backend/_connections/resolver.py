@@ -21,7 +21,7 @@ from airflow_sftp_backend._key_vault.client import (
     is_secret_url,
 )
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, BadIdentity
-from airflow_sftp_backend._masking import hide
+from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.backend import BackendUnavailable
 
 from .fields import FIELDS
@@ -51,7 +51,7 @@ def _resolve(
     conn: AirflowConnection, get: Callable[[str], AirflowConnection], through: tuple[str, ...]
 ) -> BackendConfig:
     columns = Columns.of(conn)
-    hide(secrets(columns))
+    mask_secrets(secrets(columns))
     recipe = _Recipe(columns, _identity(Draft.of(columns), get))
     draft = recipe.draft(fresh=False)
     jump_id = draft.text("jump_conn_id")
@@ -75,7 +75,9 @@ def _identity(draft: Draft, get: Callable[[str], AirflowConnection]) -> AzureIde
             )
         azure = get(azure_id)
         extra = extra_of(azure)
-        hide(text for text in (azure.password, *map(extra.get, _HIDDEN)) if isinstance(text, str) and text.strip())
+        mask_secrets(
+            text for text in (azure.password, *map(extra.get, _HIDDEN)) if isinstance(text, str) and text.strip()
+        )
         given = {"login": azure.login, "password": azure.password, **extra, **given}
     try:
         identity = AzureIdentity.from_fields(given)
@@ -121,7 +123,7 @@ class _Recipe:
         if found is None:
             wanted = "expected a connection's URI, or its JSON object"
             raise InvalidConnection(draft.conn_id, [f"{_LABELS[_WHOLE]}: {reference.described}: {wanted}"])
-        hide(secrets(found))
+        mask_secrets(secrets(found))
         return draft.over(Draft.of(found, origin=reference.described))
 
     def config(self, draft: Draft, *, fresh: bool) -> BackendConfig:
@@ -181,7 +183,7 @@ class _Recipe:
                 raise BackendUnavailable(f"{_LABELS[place]} of connection {self.columns.conn_id!r}: {error}") from error
             faults.append(f"{_LABELS[place]}: {error}")
             return None
-        hide(shown(secret.reveal()) for shown in (str, _trimmed))  # no local holds the text before it is masked
+        mask_secrets(shown(secret.reveal()) for shown in (str, _trimmed))  # no local holds the text before it is masked
         return _trimmed(secret.reveal())
 
 

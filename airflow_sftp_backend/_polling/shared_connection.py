@@ -96,7 +96,7 @@ class SharedConnection:
                 batch.cancel()
             backend = self._backend
             if backend is not None:
-                backend.end_within(0)
+                backend.abort_within(0)
             self._executor.submit(self._close)
             self._executor.shutdown(wait=False)
 
@@ -253,7 +253,7 @@ class SharedConnection:
             # one try: the next is the next round's
             self._backend = SFTPBackend.from_config(replace(config, retry=RetryPolicy.disabled()), reconnects=False)
             if not self._user_count:
-                self._backend.end_within(0)
+                self._backend.abort_within(0)
         assert self._backend is not None
         conditions = list(dict.fromkeys(condition for condition, _, _ in requests))
         try:

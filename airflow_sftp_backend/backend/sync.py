@@ -496,10 +496,10 @@ class SFTPBackend(FileTransfers, Maintenance):
             )
         return cast(T, found)
 
-    def end_within(self, seconds: float) -> None:
+    def abort_within(self, seconds: float) -> None:
         """Gives the call under way, its tidying up and all later calls that many seconds together. Takes no lock: fit
         for a signal handler, which then raises what is to end the call."""
-        self._session.end_within(seconds)
+        self._session.abort_within(seconds)
 
     def close(self) -> None:
         """Closes the connection; the next call opens one again."""

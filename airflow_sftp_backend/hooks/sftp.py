@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._cancellation import undisturbed
+from airflow_sftp_backend._cancellation import shield_from_kill
 from airflow_sftp_backend._connections.fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
 from airflow_sftp_backend._connections.parser import Columns, InvalidConnection
 from airflow_sftp_backend._connections.resolver import resolve
 from airflow_sftp_backend._file_rows import FoundFile, found_file
-from airflow_sftp_backend._masking import masked
+from airflow_sftp_backend._masking import redact
 from airflow_sftp_backend.backend import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -82,7 +82,7 @@ class SFTPBackendHook(BaseHook):
     def __init__(self, sftp_conn_id: str = default_conn_name, *, logger_name: str | None = None) -> None:
         super().__init__(logger_name=logger_name)
         self.sftp_conn_id = sftp_conn_id
-        self._given: Columns | None = None
+        self._record: Columns | None = None
         self._backend: SFTPBackend | None = None
 
     @classmethod
@@ -105,7 +105,7 @@ class SFTPBackendHook(BaseHook):
             raise TypeError(f"unknown fields: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         hook = cls(vault_url)
         extra = json.dumps({"key_vault_url": vault_url, **fields})
-        hook._given = Columns(vault_url, host=host, port=port, login=login, extra=extra)
+        hook._record = Columns(vault_url, host=host, port=port, login=login, extra=extra)
         return hook
 
     def config(self) -> BackendConfig:
@@ -116,11 +116,11 @@ class SFTPBackendHook(BaseHook):
         BackendUnavailable where a vault may answer later.
         """
 
-        def given(conn_id: str) -> AirflowConnection:
-            with undisturbed():
+        def get_connection(conn_id: str) -> AirflowConnection:
+            with shield_from_kill():
                 return self.get_connection(conn_id)
 
-        return resolve(self._given or given(self.sftp_conn_id), given)
+        return resolve(self._record or get_connection(self.sftp_conn_id), get_connection)
 
     async def aconfig(self, executor: ThreadPoolExecutor | None = None) -> BackendConfig:
         """`config` for the triggerer's event loop: Airflow is asked in a thread of ``executor``, or of the loop's.
@@ -185,12 +185,12 @@ class SFTPBackendHook(BaseHook):
         if backend is not None:
             backend.close()
 
-    def end_within(self, seconds: float) -> None:
+    def abort_within(self, seconds: float) -> None:
         """Gives the backend, if there is one, that many seconds to end its conversation. Takes no lock: fit for
         `on_kill`."""
         backend = self._backend
         if backend is not None:
-            backend.end_within(seconds)
+            backend.abort_within(seconds)
 
     def test_connection(self) -> tuple[bool, str]:
         """Connects, logs in and looks at the base path: success, and what to tell the person who asked."""
@@ -198,10 +198,14 @@ class SFTPBackendHook(BaseHook):
             config = self.config()
             from airflow_sftp_backend.backend._diagnostics.check import diagnose  # here, because it loads paramiko
 
-            found = diagnose(config)
+            diagnosis = diagnose(config)
         except Exception as error:
             return False, str(error) or type(error).__name__
-        return (True, _success(config, found)) if found.error is None else (False, _failure(found.error, found))
+        return (
+            (True, _success(config, diagnosis))
+            if diagnosis.error is None
+            else (False, _failure(diagnosis.error, diagnosis))
+        )
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -226,45 +230,45 @@ def translate_errors() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
     except ExceptionGroup as group:
         failed = FilesFailed if group.split(NON_RETRYABLE_ERRORS)[1] is not None else AirflowFailException
-        failures = [*_leaves(group)]
-        text = masked("\n- ".join([f"{group.message}:", *map(str, failures)]))
+        failures = [*_flatten(group)]
+        text = redact("\n- ".join([f"{group.message}:", *map(str, failures)]))
         for failure in failures:
             _mask_texts(failure)
-        raise failed(text) from ExceptionGroup(masked(group.message), failures)
+        raise failed(text) from ExceptionGroup(redact(group.message), failures)
 
 
 def _mask_texts(error: Exception) -> None:
     """Masks secrets in an error and in those behind it, as Airflow does with errors that are in no group."""
-    behind: BaseException | None = error
-    while behind is not None:
-        behind.args = tuple(masked(value) if isinstance(value, str) else value for value in behind.args)
-        if isinstance(behind, SFTPBackendError):
-            behind.message = masked(behind.message)
-        behind = behind.__cause__
+    current: BaseException | None = error
+    while current is not None:
+        current.args = tuple(redact(value) if isinstance(value, str) else value for value in current.args)
+        if isinstance(current, SFTPBackendError):
+            current.message = redact(current.message)
+        current = current.__cause__
 
 
-def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+def _flatten(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
     for error in group.exceptions:
         if isinstance(error, ExceptionGroup):
-            yield from _leaves(error)
+            yield from _flatten(error)
         else:
             yield error
 
 
-def _failure(error: SFTPBackendError, found: Diagnosis) -> str:
+def _failure(error: SFTPBackendError, diagnosis: Diagnosis) -> str:
     """Tell the reason in what a page shows for a few seconds, and where to read the rest."""
     text = str(error)
-    server = found.failed_at
+    server = diagnosis.failed_at
     if isinstance(error, HostKeyRejected) and server is not None and error.verdict in _HOST_KEY_TEXTS:
         sentence = _HOST_KEY_TEXTS[error.verdict].format(server.host_key_fingerprint)
         text = f"{sentence}, set Known host keys to:\n{server.host_key_line}"
     return f"{text}\nMore: airflow-sftp-backend check CONN_ID"
 
 
-def _success(config: BackendConfig, found: Diagnosis) -> str:
-    server = found.server.removeprefix("sftp://")
-    key = next(step.data for step in found.steps if step.title == "Host key")
+def _success(config: BackendConfig, diagnosis: Diagnosis) -> str:
+    server = diagnosis.server.removeprefix("sftp://")
+    key = next(step.data for step in diagnosis.steps if step.title == "Host key")
     return (
-        f"Connected to {found.username}@{server}, base path {config.base_path}; host key {key['fingerprint']}:"
+        f"Connected to {diagnosis.username}@{server}, base path {config.base_path}; host key {key['fingerprint']}:"
         f" {key['trust']}"
     ) + "".join(f"\nNote: {note}" for note in config.notes)

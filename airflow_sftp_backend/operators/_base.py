@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
 from airflow.sdk import BaseOperator
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._cancellation import Killable
+from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import FileFilters, parse_globs
 from airflow_sftp_backend._path_arguments import (
     End,
@@ -27,7 +27,7 @@ from airflow_sftp_backend._path_arguments import (
 from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, SFTPBackendError, WriteResult
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
-from airflow_sftp_backend.progress import ProgressLog, counted, duration, quantity
+from airflow_sftp_backend.progress import ProgressLog, format_duration, format_size, pluralize_files
 
 from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_events
 from ._object_storage import FileState, Outcome, Verify, is_up_to_date, sha256_if_equal
@@ -46,7 +46,7 @@ T = TypeVar("T")
 Failures = list[SFTPBackendError | OSError]
 
 
-class FileOperator(Killable, BaseOperator):
+class FileOperator(CancellableTask, BaseOperator):
     """What the operators share: one backend, opened for the task instance and closed after it in every case."""
 
     ui_color = "#dbe9f6"
@@ -82,7 +82,7 @@ class FileOperator(Killable, BaseOperator):
         started = time.monotonic()
         with translate_errors():
             try:
-                with self.interruptible(hook):
+                with self.cancellable(hook):
                     backend = hook.get_conn()
                     folder = backend.resolve("")
                     self.log.info("working in %s on %s", escaped(folder.native_path), backend.address)
@@ -139,13 +139,13 @@ class FileOperator(Killable, BaseOperator):
         if failures:
             for failure in failures:
                 self.log.error("%s", failure)
-            raise ExceptionGroup(f"{len(failures)} of {counted(file_count)} failed", failures)
+            raise ExceptionGroup(f"{len(failures)} of {pluralize_files(file_count)} failed", failures)
 
     def _log_summary(self, rows: Sequence[FileResult], seconds: float) -> None:
         """A line in the log for each file, and one for all that was done."""
         for row in rows:
             other_end = f" <- {row['source']}" if "source" in row else f" -> {row['target']}" if "target" in row else ""
-            size = quantity(row["size"] or 0)
+            size = format_size(row["size"] or 0)
             self.log.info("%s %s (%s)%s", row["action"], escaped(row["path"]), size, escaped(other_end))
         sizes = [row["size"] or 0 for row in rows if row["action"] == self._action]
         if self.is_dry_run or not sizes:
@@ -153,8 +153,15 @@ class FileOperator(Killable, BaseOperator):
         total, rate = sum(sizes), ""
         if self._progress is not None:
             total, seconds = self._progress.done, self._progress.elapsed
-            rate = f", {quantity(self._progress.rate)}/s" if self._progress.rate and total else ""
-        self.log.info("%s %s, %s in %s%s", self._action, counted(len(sizes)), quantity(total), duration(seconds), rate)
+            rate = f", {format_size(self._progress.rate)}/s" if self._progress.rate and total else ""
+        self.log.info(
+            "%s %s, %s in %s%s",
+            self._action,
+            pluralize_files(len(sizes)),
+            format_size(total),
+            format_duration(seconds),
+            rate,
+        )
 
 
 class TransferOperator(FileOperator):
@@ -211,7 +218,7 @@ class TransferOperator(FileOperator):
     ) -> bool:
         if self.verify != "sha256" or source is None or source.size != target.size:
             return is_up_to_date(source, target)
-        self.log.info("comparing %s with %s (%s)", escaped(path), escaped(local), quantity(target.size or 0))
+        self.log.info("comparing %s with %s (%s)", escaped(path), escaped(local), format_size(target.size or 0))
         return sha256_if_equal(backend, path, local) is not None
 
     def _result_of(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._cancellation import undisturbed
+from airflow_sftp_backend._cancellation import shield_from_kill
 from airflow_sftp_backend._path_arguments import has_wildcard
 from airflow_sftp_backend.backend import (
     AlreadyExists,
@@ -58,7 +58,7 @@ def object_path(url: str) -> ObjectStoragePath:
         scheme, _, after_scheme = url.partition("://")
         container, _, key = after_scheme.partition("/")
         root = f"{scheme}://{container}"
-    with undisturbed():  # the store's connection is asked of Airflow
+    with shield_from_kill():  # the store's connection is asked of Airflow
         try:
             path = ObjectStoragePath(root) / key if key else ObjectStoragePath(root)
             fs = path.fs

@@ -18,7 +18,7 @@ from airflow_sftp_backend._state_store import RowTable
 from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, BeforeRename, FileInfo, PreparedFile
 from airflow_sftp_backend.backend import SFTPBackendError as BackendError
 from airflow_sftp_backend.backend.errors import escaped
-from airflow_sftp_backend.progress import quantity
+from airflow_sftp_backend.progress import format_size
 
 from ._object_storage import is_url, object_path, open_source, sha256_if_equal, sha256_of_stream
 from ._planning import TransferItem
@@ -90,7 +90,7 @@ class TransferRecords:
 
     def recorder(self, versions: Mapping[TransferItem, Version | None]) -> BeforeRename | None:
         """Return what to pass as ``before_rename``: one write for each group of files; None if nothing is kept."""
-        if not self._table.is_kept:
+        if not self._table.is_persistent:
             return None
         items = {item.target: item for item in versions}
 
@@ -193,7 +193,7 @@ def _items_with_equal_content(
         if record.sha256 is not None:
             is_equal = _sha256_or_none(item.source) == record.sha256
         else:
-            log.info(_READING_LOG, escaped(item.target), quantity(record.size), escaped(item.source))
+            log.info(_READING_LOG, escaped(item.target), format_size(record.size), escaped(item.source))
             is_equal = sha256_if_equal(backend, item.target, item.source) is not None
         same += [item] if is_equal else []
     return same
@@ -271,7 +271,7 @@ def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: dateti
         (is_equal,) = backend.same_samples_many([(item.source, item.target)], return_exceptions=True)
         if is_equal is not True:
             return None
-    log.info(_READING_LOG, escaped(item.target), quantity(info.size), escaped(item.source))
+    log.info(_READING_LOG, escaped(item.target), format_size(info.size), escaped(item.source))
     return sha256_if_equal(backend, item.target, item.source)
 
 
@@ -291,7 +291,7 @@ def downloaded_since(backend: SFTPBackend, item: TransferItem, run_started: date
         return None
     if state.st_ctime < run_started.timestamp() + _CLOCK_TOLERANCE or item.size not in (None, state.st_size):
         return None
-    log.info(_READING_LOG, escaped(item.source), quantity(state.st_size), escaped(item.target))
+    log.info(_READING_LOG, escaped(item.source), format_size(state.st_size), escaped(item.target))
     return sha256_if_equal(backend, item.source, item.target)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._cancellation import Killable
+from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, parse_globs
 from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend._path_arguments import (
@@ -37,7 +37,7 @@ from airflow_sftp_backend._state_store import load_if_possible, save
 from airflow_sftp_backend.backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
-from airflow_sftp_backend.progress import counted
+from airflow_sftp_backend.progress import pluralize_files
 from airflow_sftp_backend.triggers.sftp import SFTPFileTrigger
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _STATE_KEY = "stability"
 _PURPOSE = "tell for how long a file has not changed"
 
 
-class SFTPFileSensor(Killable, BaseSensorOperator):
+class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     """Waits for files on an SFTP server and returns them: a list of ``path``, ``size`` and ``modified_at``.
 
     A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection, or
@@ -145,7 +145,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
             try:
                 if self.mode == "reschedule" and not self.deferrable:  # what Airflow is asked there is no look
                     return cast("list[FoundFile]", super().execute(context))
-                with self.interruptible(hook):
+                with self.cancellable(hook):
                     if not self.deferrable:
                         return cast("list[FoundFile]", super().execute(context))
                     result = self._poll_before_deferring(context, condition)
@@ -189,7 +189,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """One look. AirflowFailException for what waiting cannot mend."""
         assert self._hook is not None
-        with translate_errors(), self.interruptible(self._hook) if self.mode == "reschedule" else nullcontext():
+        with translate_errors(), self.cancellable(self._hook) if self.mode == "reschedule" else nullcontext():
             result = self._poll(context, self._condition(context))
         return PokeReturnValue(result.done, result.files if result.done else None)
 
@@ -198,7 +198,7 @@ class SFTPFileSensor(Killable, BaseSensorOperator):
         another try of the task may help; AirflowSkipException where such a failure is to skip the task."""
         if event["status"] == "found":
             files: list[FoundFile] = event["files"]
-            self.log.info("found %s", counted(len(files)))
+            self.log.info("found %s", pluralize_files(len(files)))
             return files
         reason, may_retry = event["message"], event["status"] == "broken"
         if self.never_fail or (self.soft_fail and not may_retry):

@@ -26,7 +26,7 @@ from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import NON_RETRYABLE_ERRORS, SFTPBackendHook
-from airflow_sftp_backend.progress import counted
+from airflow_sftp_backend.progress import pluralize_files
 
 if TYPE_CHECKING:
     from airflow.sdk.exceptions import AirflowException
@@ -155,7 +155,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
                 batch = store.next_unsent()
                 if batch is not None:
                     first = escaped(batch.files[0]["path"])
-                    self.log.info("%s new, the first is %s", counted(len(batch.files)), first)
+                    self.log.info("%s new, the first is %s", pluralize_files(len(batch.files)), first)
                     yield _event(batch=batch.batch_id, sftp_conn_id=self.sftp_conn_id, files=batch.files)
                     store.mark_sent(batch)
         finally:

@@ -41,7 +41,7 @@ from airflow_sftp_backend import (
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._connections.fields import field_behaviour
 from airflow_sftp_backend._connections.parser import InvalidConnection
-from airflow_sftp_backend._masking import hide
+from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.hooks import FilesFailed, SFTPBackendHook
 from airflow_sftp_backend.hooks.sftp import translate_errors
 from tests.airflow.conftest import Connect, errors_of
@@ -382,7 +382,7 @@ def test_a_group_of_errors_is_tried_again_if_one_of_them_may_be_mended() -> None
 
 @pytest.mark.parametrize("other", [NON_RETRYABLE_ERRORS[0], HOPEFUL[0]], ids=kind_of)
 def test_no_error_of_a_group_shows_a_secret(other: Exception) -> None:
-    hide(["marmalade"])
+    mask_secrets(["marmalade"])
     behind = OSError("marmalade of the system")
     leaf = HostKeyRejected("the server says marmalade", path="a")
     leaf.__cause__ = behind

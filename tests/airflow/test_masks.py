@@ -33,9 +33,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from airflow_sftp_backend import _masking
-from airflow_sftp_backend._cancellation import Killable, TaskKilled
+from airflow_sftp_backend._cancellation import CancellableTask, TaskKilled
 from airflow_sftp_backend._connections.fields import FIELDS
-from airflow_sftp_backend._masking import hide
+from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.hooks import SFTPBackendHook
 
 MOST_OF_A_KEY: Final = 7
@@ -201,7 +201,7 @@ def in_url(shown: Shown) -> Shown:
 def test_no_order_of_masks_shows_eight_characters_of_a_key(kind: str, form: str, locked: bool, given: int) -> None:
     pem = Pem.made(kind, form, locked=locked)
     text = pem.text(given)
-    hide([text])
+    mask_secrets([text])
     masks = Masks.of_airflow(text, json.dumps({"private_key": text}))  # as Airflow itself does with a connection's
     for columns in COLUMNS:
         for name, line_end in LINE_ENDS.items() if columns == given else [("whole", "\n"), ("JSON", "\\n")]:
@@ -217,7 +217,7 @@ def test_no_order_of_masks_shows_eight_characters_of_a_key_that_is_cut_anywhere(
     kind: str, form: str, locked: bool
 ) -> None:
     pem = Pem.made(kind, form, locked=locked)
-    hide([pem.text(64)])
+    mask_secrets([pem.text(64)])
     masks = Masks.of_airflow()
     shown = pem.shown(64, "")
     for cut in range(0, len(shown.text), 1 + len(shown.text) // 500):
@@ -248,7 +248,7 @@ PASTED: Final[dict[str, Callable[[str], str]]] = {
 def test_a_key_is_hidden_in_the_form_it_was_pasted_in_and_in_its_own(kind: str, pasted: str) -> None:
     pem = Pem.made(kind, "PKCS#1" if kind.startswith("RSA") else "OpenSSH", locked=kind == "RSA 2048")
     given = PASTED[pasted](pem.text(70))
-    hide([given])
+    mask_secrets([given])
     masks = Masks.of_airflow(given, json.dumps({"private_key": given}))
     # An OpenSSH key holds its public half twice: blocks of the one place can match in the middle of the other.
     most = MOST_OF_A_KEY if kind.startswith("RSA") else MOST_BESIDE_A_LINE_END
@@ -277,7 +277,7 @@ def test_a_key_that_nothing_can_read_is_hidden_too(damage: str) -> None:
         "PuTTY": f"PuTTY-User-Key-File-3: ssh-rsa\nEncryption: none\nComment: a\nPublic-Lines: 1\nAAAA\n"
         f"Private-Lines: 25\n{body}Private-MAC: 00\n",
     }[damage]
-    hide([given])
+    mask_secrets([given])
     cut = body[:900] if damage == "cut off" else body
     shown = Shown.of(*((piece, piece != "\n") for line in cut.split() for piece in (line, "\n")))
     assert longest_run(Masks.of_airflow(), shown) <= MOST_OF_A_KEY
@@ -286,7 +286,7 @@ def test_a_key_that_nothing_can_read_is_hidden_too(damage: str) -> None:
 def test_what_is_public_beside_a_key_stays_visible() -> None:
     pem, public = Pem.made("ECDSA", "PKCS#8", locked=False), Pem.made("RSA 2048", "PKCS#8", locked=False).body
     certificate = f"-----BEGIN CERTIFICATE-----\n{public}\n-----END CERTIFICATE-----\n"
-    hide([certificate + pem.text(64)])
+    mask_secrets([certificate + pem.text(64)])
     assert redact(certificate) == certificate
 
 
@@ -294,7 +294,7 @@ def test_a_key_is_hidden_where_airflow_is_told_to_take_longer_masks_only(monkeyp
     monkeypatch.setenv("AIRFLOW__LOGGING__MIN_LENGTH_MASKED_SECRET", "12")
     monkeypatch.setattr(_secrets_masker(), "min_length_to_mask", 12)
     pem = Pem.made("RSA 2048", "OpenSSH", locked=False)
-    hide([pem.text(70)])
+    mask_secrets([pem.text(70)])
     assert longest_run(Masks.of_airflow(), pem.shown(70)) < 24
     assert all(len(pattern) >= 12 for pattern in _secrets_masker().patterns)
 
@@ -345,7 +345,7 @@ def worst_texts(masks: Masks, text: str) -> Iterator[str]:
 
 @pytest.mark.parametrize("secret", PASSWORDS)
 def test_no_order_of_masks_shows_either_end_of_a_password(secret: str) -> None:
-    hide([secret])
+    mask_secrets([secret])
     masks = Masks.of_airflow(secret)  # as Airflow itself does
     words = [word for word in re.split(r"[^\w~.-]+|\\.", secret.strip()) if len(word) > 2]
     assert words
@@ -367,7 +367,7 @@ def test_no_order_of_masks_shows_either_end_of_a_password(secret: str) -> None:
 @pytest.mark.parametrize("together", [True, False])
 def test_a_secret_that_begins_another_leaves_nothing_of_it(secrets: tuple[str, ...], together: bool) -> None:
     for some in [secrets] if together else [[secret] for secret in secrets]:
-        hide(some)
+        mask_secrets(some)
     masks = Masks.of_airflow(*secrets)
     for secret in secrets:
         for shown in (secret, json.dumps(secret)[1:-1], repr(secret)[1:-1], quote(secret, safe=""), quote_plus(secret)):
@@ -376,14 +376,14 @@ def test_a_secret_that_begins_another_leaves_nothing_of_it(secrets: tuple[str, .
 
 def test_a_password_that_is_cut_by_a_traceback_with_locals_is_hidden() -> None:
     token = "".join(f"{number:03}-" for number in range(50))
-    hide([token])
+    mask_secrets([token])
     masks = Masks.of_airflow(token)
     assert longest_run(masks, Shown.of((token[:80], True))) == 0  # as rich and structlog cut a text
     assert longest_run(masks, Shown.of((token, True))) == 0
 
 
 def test_words_of_a_password_are_no_masks_of_their_own() -> None:
-    hide(["correct horse battery staple"])
+    mask_secrets(["correct horse battery staple"])
     assert redact("the battery is correct") == "the battery is correct"
 
 
@@ -449,18 +449,18 @@ def test_a_key_is_compiled_into_this_processs_pattern_once(monkeypatch: pytest.M
 
     text = Pem.made("RSA 2048", "PKCS#8", locked=False).text(64)
     monkeypatch.setattr(re, "compile", counting)
-    hide([text])
+    mask_secrets([text])
     assert [len(pattern) > 1000 for pattern in compiled].count(True) == 1
 
 
 def test_a_kill_waits_for_a_few_masks_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Task(Killable):
+    class Task(CancellableTask):
         """What a kill of Airflow's reaches."""
 
     class Hook:
         """What the task ends first."""
 
-        def end_within(self, seconds: float) -> None:
+        def abort_within(self, seconds: float) -> None:
             """Has nothing open."""
 
     task, batches = Task(), []
@@ -471,8 +471,8 @@ def test_a_kill_waits_for_a_few_masks_only(monkeypatch: pytest.MonkeyPatch) -> N
         mask_secret([*masks])
 
     monkeypatch.setattr(_masking, "mask_secret", masking_while_killed)
-    with pytest.raises(TaskKilled), task.interruptible(Hook()):
-        hide([Pem.made("RSA 2048", "PKCS#8", locked=False).text(64)])
+    with pytest.raises(TaskKilled), task.cancellable(Hook()):
+        mask_secrets([Pem.made("RSA 2048", "PKCS#8", locked=False).text(64)])
     assert [len(batch) <= 32 for batch in batches] == [True]
 
 
@@ -482,13 +482,13 @@ def test_another_airflow_is_asked_for_each_mask(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(_masking, "_secrets_masker", Masker)
     pem = Pem.made("Ed25519", "OpenSSH", locked=False)
-    hide([pem.text(70)])
+    mask_secrets([pem.text(70)])
     assert longest_run(Masks.of_airflow(), pem.shown(70)) <= MOST_OF_A_KEY
 
 
 def test_threads_that_hide_at_once_lose_no_mask() -> None:
     pems = [Pem.made(kind, "PKCS#8", locked=locked) for kind in ("RSA 2048", "ECDSA") for locked in (False, True)]
-    threads = [threading.Thread(target=hide, args=([pem.text(64)],)) for pem in pems]
+    threads = [threading.Thread(target=mask_secrets, args=([pem.text(64)],)) for pem in pems]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -19,7 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend.operators import SFTPDownloadOperator, SFTPUploadOperator
-from airflow_sftp_backend.progress import PACE, ProgressBar, ProgressLog, counted, duration, quantity
+from airflow_sftp_backend.progress import (
+    LOG_INTERVAL,
+    ProgressBar,
+    ProgressLog,
+    format_duration,
+    format_size,
+    pluralize_files,
+)
 from tests.airflow.conftest import context
 
 
@@ -59,7 +66,7 @@ def test_lines_come_no_oftener_than_the_pace() -> None:
     for _ in range(100):
         clock.now += 0.5
         progress(10)
-    assert len(log.lines) == 50 / PACE
+    assert len(log.lines) == 50 / LOG_INTERVAL
     assert progress.done == 1000
 
 
@@ -134,7 +141,7 @@ def test_the_verification_has_lines_of_its_own_at_the_same_pace() -> None:
     ],
 )
 def test_bytes_are_told_in_the_unit_that_fits(count: int, text: str) -> None:
-    assert quantity(count) == text
+    assert format_size(count) == text
 
 
 @pytest.mark.parametrize(
@@ -150,17 +157,17 @@ def test_bytes_are_told_in_the_unit_that_fits(count: int, text: str) -> None:
     ],
 )
 def test_times_are_told_in_the_unit_that_fits(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @given(st.floats(0, 1e18, allow_nan=False), st.floats(0, 1e9, allow_nan=False))
 def test_any_quantity_and_time_can_be_told(count: float, seconds: float) -> None:
-    assert len(quantity(count)) < 20
-    assert duration(seconds)
+    assert len(format_size(count)) < 20
+    assert format_duration(seconds)
 
 
 def test_files_are_counted() -> None:
-    assert (counted(0), counted(1), counted(2)) == ("0 files", "1 file", "2 files")
+    assert (pluralize_files(0), pluralize_files(1), pluralize_files(2)) == ("0 files", "1 file", "2 files")
 
 
 # -- the bar ----------------------------------------------------------------------------------------------------------
@@ -397,7 +404,7 @@ def test_the_operators_do_not_load_what_draws_bars() -> None:
 def test_a_task_logs_the_progress_of_its_verification(
     remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("airflow_sftp_backend.progress.PACE", 0.0)
+    monkeypatch.setattr("airflow_sftp_backend.progress.LOG_INTERVAL", 0.0)
     (tmp_path / "here").write_bytes(bytes(1 << 20))
     for task in (
         SFTPUploadOperator(task_id="up", source=str(tmp_path / "here"), target="there", verify="sha256"),

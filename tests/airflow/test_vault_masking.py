@@ -8,7 +8,7 @@ import pytest
 
 from airflow_sftp_backend import _masking
 from airflow_sftp_backend._connections.parser import InvalidConnection
-from airflow_sftp_backend._masking import masked
+from airflow_sftp_backend._masking import redact
 from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook
 from tests.tracebacks import shown_by
@@ -36,7 +36,7 @@ def connect(
 
 def readable(error: BaseException, *secrets: str) -> list[str]:
     """What a log shows of an error, if any secret is in it."""
-    shown = [masked(text) for text in shown_by(error)]
+    shown = [redact(text) for text in shown_by(error)]
     assert len(shown) > 5
     return [text for text in shown if any(secret in text for secret in secrets)]
 
@@ -47,15 +47,15 @@ def test_a_client_secret_is_masked_before_it_is_sent_and_a_value_before_it_is_us
 ) -> None:
     seen: list[str] = []
     mine = f"{MINE} {behind}"  # one that is not masked yet
-    vault.when_asked = lambda kind: seen.append(masked(f"{kind}: {mine}"))
+    vault.when_asked = lambda kind: seen.append(redact(f"{kind}: {mine}"))
     vault.put("password", f"{VALUE} {behind}")
     hook = connect(vault, monkeypatch, mine, behind=behind)
     vault.applications[-1].secret = mine
-    assert masked(mine) == mine
+    assert redact(mine) == mine
     assert hook.config().password is not None
     assert f"{CLIENT_SECRET}: ***" in seen
     assert set(seen) == {f"{text.partition(':')[0]}: ***" for text in seen}
-    assert masked(f"{VALUE} {behind}") == "***"
+    assert redact(f"{VALUE} {behind}") == "***"
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["its own", "of azure_conn_id"])
@@ -105,5 +105,5 @@ def test_an_interruption_while_a_value_is_masked_does_not_show_it(
     monkeypatch.setattr(_masking, "mask_secret", interrupt)
     with pytest.raises(Interrupted) as caught:
         hook.config()
-    assert masked(value) == value
+    assert redact(value) == value
     assert [text for text in shown_by(caught.value) if value in text] == []

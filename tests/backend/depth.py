@@ -51,7 +51,7 @@ class Depth:
 
 
 @contextmanager
-def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Depth]:
+def pluralize_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Depth]:
     """Measures all that wires run inside the block."""
     depth = Depth()
     run, run_many = Wire.run, Wire.run_many

@@ -36,14 +36,14 @@ def framed(kind: int, body: bytes) -> bytes:
     return struct.pack(">IB", len(body) + 1, kind) + body
 
 
-def counted(data: bytes) -> bytes:
+def pluralize_files(data: bytes) -> bytes:
     """A string of the protocol: its length, then it."""
     return struct.pack(">I", len(data)) + data
 
 
 def status(packet: Packet, code: int = Code.OK, text: str = "") -> bytes:
     """A STATUS in reply to ``packet``."""
-    return reply(packet, Kind.STATUS, struct.pack(">I", code) + counted(text.encode()) + counted(b"en"))
+    return reply(packet, Kind.STATUS, struct.pack(">I", code) + pluralize_files(text.encode()) + pluralize_files(b"en"))
 
 
 def reply(packet: Packet, kind: int, body: bytes) -> bytes:
@@ -53,7 +53,9 @@ def reply(packet: Packet, kind: int, body: bytes) -> bytes:
 
 def version(extensions: Mapping[str, str] | None = None, number: int = 3) -> bytes:
     """The packet a server begins with."""
-    pairs = b"".join(counted(name.encode()) + counted(data.encode()) for name, data in (extensions or {}).items())
+    pairs = b"".join(
+        pluralize_files(name.encode()) + pluralize_files(data.encode()) for name, data in (extensions or {}).items()
+    )
     return framed(Kind.VERSION, struct.pack(">I", number) + pairs)
 
 
@@ -188,7 +190,7 @@ class ScriptedFile:
             data = bytes(self.content[offset : offset + length])
             if not data:
                 return status(packet, Code.EOF)
-            return reply(packet, Kind.DATA, counted(data[: self._short(len(data))]))
+            return reply(packet, Kind.DATA, pluralize_files(data[: self._short(len(data))]))
         if packet.kind == Kind.WRITE:
             offset, data = cursor.uint64(), bytes(cursor.view())
             self.content += bytes(max(0, offset + len(data) - len(self.content)))

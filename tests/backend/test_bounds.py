@@ -28,7 +28,7 @@ from airflow_sftp_backend.backend.errors import Code
 from tests.servers import AsyncsshServer, Files, Folder, Server
 
 from .memory import MemoryServer
-from .scripted import Packet, ScriptedChannel, counted, reply, status
+from .scripted import Packet, ScriptedChannel, pluralize_files, reply, status
 
 T = TypeVar("T")
 FILE = 0o100644
@@ -52,7 +52,7 @@ class HostileDirectories:
         if packet.kind == Kind.OPENDIR:
             handle = struct.pack(">I", len(self._open))
             self._open[handle] = self._batches()
-            return reply(packet, Kind.HANDLE, counted(handle))
+            return reply(packet, Kind.HANDLE, pluralize_files(handle))
         if packet.kind == Kind.READDIR:
             batch = next(self._open[bytes(packet.cursor.view())], None)
             return status(packet, Code.EOF) if batch is None else reply(packet, Kind.NAME, names(batch))
@@ -62,7 +62,7 @@ class HostileDirectories:
 
 
 def names(batch: Batch) -> bytes:
-    entries = (counted(name) + counted(b"") + Attributes(0, mode=mode).encode() for name, mode in batch)
+    entries = (pluralize_files(name) + pluralize_files(b"") + Attributes(0, mode=mode).encode() for name, mode in batch)
     return struct.pack(">I", len(batch)) + b"".join(entries)
 
 
@@ -213,7 +213,7 @@ def test_a_listing_of_exactly_the_most_entries_is_whole() -> None:
 def test_an_entry_count_that_no_packet_could_hold_is_refused_before_it_is_believed() -> None:
     def answer(packet: Packet) -> bytes:
         if packet.kind == Kind.OPENDIR:
-            return reply(packet, Kind.HANDLE, counted(b"h"))
+            return reply(packet, Kind.HANDLE, pluralize_files(b"h"))
         return reply(packet, Kind.NAME, struct.pack(">I", 0xFFFFFFFF))
 
     wire = Wire(ScriptedChannel(answer), io_timeout=7)

@@ -151,7 +151,7 @@ def test_a_backend_that_is_to_end_ends_and_begins_nothing(make_backend: MakeBack
         backend = make_backend(stalling, base_path=stalling.fresh().base_path)
         assert not backend.exists("a")
         stalling.limit = 0
-        ending = threading.Timer(after, backend.end_within, [0.5])
+        ending = threading.Timer(after, backend.abort_within, [0.5])
         start = time.monotonic()
         ending.start()
         with pytest.raises(BackendUnavailable):
@@ -164,9 +164,9 @@ def test_a_backend_that_is_to_end_ends_and_begins_nothing(make_backend: MakeBack
 
 def test_what_ends_in_time_is_not_disturbed(make_backend: MakeBackend, server: Server) -> None:
     backend = make_backend(server, base_path=server.fresh().base_path)
-    backend.end_within(20)
+    backend.abort_within(20)
     assert backend.write_atomic("a", b"content").size == 7
-    backend.end_within(0.0)
+    backend.abort_within(0.0)
     with pytest.raises(BackendUnavailable):
         backend.exists("a")
 

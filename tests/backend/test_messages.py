@@ -45,7 +45,7 @@ from airflow_sftp_backend.backend._protocol.messages import (
 )
 from airflow_sftp_backend.backend.errors import Code, Refused
 
-from .scripted import counted, version
+from .scripted import pluralize_files, version
 
 P, H = b"\0\0\0\2/a", b"\0\0\0\1h"
 LAYOUTS: list[tuple[Request[Any], int, bytes]] = [
@@ -71,13 +71,13 @@ LAYOUTS: list[tuple[Request[Any], int, bytes]] = [
     (SetStat("/a", Attributes(size=1)), 9, P + b"\0\0\0\1" + b"\0\0\0\0\0\0\0\1"),
     (FSetStat(b"h", Attributes(mode=0)), 10, H + b"\0\0\0\4" + bytes(4)),
     (RealPath("/a"), 16, P),
-    (PosixRename("/a", "/a"), 200, counted(b"posix-rename@openssh.com") + P + P),
+    (PosixRename("/a", "/a"), 200, pluralize_files(b"posix-rename@openssh.com") + P + P),
     (
         CopyData(b"h", 1, 2, b"h", 3),
         200,
-        counted(b"copy-data") + H + struct.pack(">QQ", 1, 2) + H + bytes(7) + b"\3",
+        pluralize_files(b"copy-data") + H + struct.pack(">QQ", 1, 2) + H + bytes(7) + b"\3",
     ),
-    (AskLimits(), 200, counted(b"limits@openssh.com")),
+    (AskLimits(), 200, pluralize_files(b"limits@openssh.com")),
 ]
 REQUESTS = [request for request, _, _ in LAYOUTS]
 
@@ -87,7 +87,7 @@ def answered(request: Request[Any], kind: int, body: bytes) -> Any:
 
 
 def refusal(code: int, text: bytes = b"why") -> bytes:
-    return struct.pack(">I", code) + counted(text) + counted(b"en")
+    return struct.pack(">I", code) + pluralize_files(text) + pluralize_files(b"en")
 
 
 def by_name(value: object) -> str:
@@ -140,24 +140,26 @@ def test_any_reply_is_understood_or_refused(request_: Request[Any], kind: int, b
 
 
 def test_a_handle_is_opaque() -> None:
-    assert answered(Open("/a", OpenFlag.READ), Kind.HANDLE, counted(b"\0\xff" * 128)) == b"\0\xff" * 128
+    assert answered(Open("/a", OpenFlag.READ), Kind.HANDLE, pluralize_files(b"\0\xff" * 128)) == b"\0\xff" * 128
     with pytest.raises(ProtocolError, match="257 bytes"):
-        answered(OpenDir("/a"), Kind.HANDLE, counted(bytes(257)))
+        answered(OpenDir("/a"), Kind.HANDLE, pluralize_files(bytes(257)))
 
 
 def test_a_read_gives_what_came_and_nothing_at_the_end() -> None:
-    assert bytes(answered(Read(b"h", 0, 5), Kind.DATA, counted(b"abc"))) == b"abc"
+    assert bytes(answered(Read(b"h", 0, 5), Kind.DATA, pluralize_files(b"abc"))) == b"abc"
     assert bytes(answered(Read(b"h", 0, 5), Kind.STATUS, refusal(Code.EOF))) == b""
 
 
 @pytest.mark.parametrize("data", [b"", b"abcdef"])
 def test_a_read_is_not_answered_with_nothing_or_with_more_than_was_asked_for(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="a read of 5 bytes was answered with"):
-        answered(Read(b"h", 0, 5), Kind.DATA, counted(data))
+        answered(Read(b"h", 0, 5), Kind.DATA, pluralize_files(data))
 
 
 def names(*entries: tuple[bytes, bytes, Attributes]) -> bytes:
-    body = b"".join(counted(name) + counted(line) + attributes.encode() for name, line, attributes in entries)
+    body = b"".join(
+        pluralize_files(name) + pluralize_files(line) + attributes.encode() for name, line, attributes in entries
+    )
     return struct.pack(">I", len(entries)) + body
 
 

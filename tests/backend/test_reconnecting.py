@@ -170,7 +170,7 @@ def test_a_refused_host_key_ends_it_at_once(make_backend: MakeBackend, local: Pa
 def test_the_end_of_the_task_ends_it_at_once(make_backend: MakeBackend, local: Path) -> None:
     with AsyncsshServer() as server:
         backend = make_backend(server, config=DEFAULT)
-        time = Time(1, lambda: backend.end_within(0))
+        time = Time(1, lambda: backend.abort_within(0))
         time.drive(backend)
         with pytest.raises(BackendUnavailable):
             backend.upload(local, "file", progress=Once(3 * MiB, server._stop))
@@ -179,7 +179,7 @@ def test_the_end_of_the_task_ends_it_at_once(make_backend: MakeBackend, local: P
 
 def test_a_real_pause_ends_when_the_task_does() -> None:
     session = Session(config_of(Nowhere()))
-    session.end_within(0)
+    session.abort_within(0)
     session.pause(3600)
 
 

@@ -13,7 +13,7 @@ from airflow_sftp_backend import NotFound, SFTPBackend
 from airflow_sftp_backend.backend._protocol.messages import OpenDir
 from tests.servers import AsyncsshServer, Folder, OpenSSHServer, WithoutExtensions
 
-from .depth import counted
+from .depth import pluralize_files
 
 Call = Callable[[], object]
 
@@ -36,7 +36,7 @@ def trips(backend: SFTPBackend, monkeypatch: pytest.MonkeyPatch) -> Callable[[Ca
     backend.check_health()
 
     def count(call: Call) -> int:
-        with counted(monkeypatch) as depth:
+        with pluralize_files(monkeypatch) as depth:
             call()
         return depth.deepest
 
@@ -133,16 +133,16 @@ def test_a_parent_is_made_on_failure_and_not_probed_for(
     backend: SFTPBackend, folder: Folder, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.write("there/file", b"x")
-    with counted(monkeypatch) as depth:
+    with pluralize_files(monkeypatch) as depth:
         backend.write("there/other", b"x", overwrite=True)
     sent = [type(request).__name__ for request in depth.requests]
     assert sent == ["Open", "Write", "FStat", "Close"]  # the time is asked for on the open handle
     assert depth.deepest == 2
-    with counted(monkeypatch) as depth:
+    with pluralize_files(monkeypatch) as depth:
         backend.write("a/b/c/d/e/file", b"x")
     assert depth.deepest == (4 if is_known else 5)  # (look,) open, all folders, open, write
     (folder.path / "file").touch()
-    with counted(monkeypatch) as depth:
+    with pluralize_files(monkeypatch) as depth:
         backend.move("file", "f/g/h/file")
     assert depth.deepest <= 5
 
@@ -190,7 +190,7 @@ def test_find_over_many_patterns_in_one_folder_lists_it_once(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(folder.path, [f"in/{number}.csv" for number in range(20)])
-    with counted(monkeypatch) as depth:
+    with pluralize_files(monkeypatch) as depth:
         found = backend.find(*(f"in/*{number}.csv" for number in range(20)), "in/3.csv", "in/missing.csv")
     assert len(found) == 20
     assert Counter(type(request).__name__ for request in depth.requests)["OpenDir"] == 1
@@ -200,7 +200,7 @@ def test_find_of_plain_paths_asks_for_all_together_without_a_listing(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(folder.path, ["a/b/1", "a/2", "3"])
-    with counted(monkeypatch) as depth:
+    with pluralize_files(monkeypatch) as depth:
         found = backend.find("a/b/1", "3", "missing", "a/c/missing")
     assert [file.path for file in found] == ["3", "a/b/1"]
     assert {type(request).__name__ for request in depth.requests} == {"Stat"}
@@ -210,7 +210,7 @@ def test_find_lists_only_folders_that_can_match(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(folder.path, ["in/2026/a.csv", "in/2025/b.csv", "out/2026/c.csv", "in/2026/deep/d.csv"])
-    with counted(monkeypatch) as depth:
+    with pluralize_files(monkeypatch) as depth:
         found = backend.find("in/*6/*.csv")
     assert [file.path for file in found] == ["in/2026/a.csv"]
     listed = [request.path for request in depth.requests if isinstance(request, OpenDir)]
@@ -246,6 +246,6 @@ def test_the_question_for_limits_does_not_cost_a_round_trip(
     folder = openssh.fresh()
     (folder.path / "file").write_bytes(b"content")
     backend = make_backend(openssh, base_path=folder.base_path)
-    with counted(monkeypatch) as depth:
+    with pluralize_files(monkeypatch) as depth:
         assert backend.read_bytes("file") == b"content"
     assert depth.deepest == 2

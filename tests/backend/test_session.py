@@ -252,7 +252,7 @@ def test_a_session_told_to_end_now_gives_up_connecting() -> None:
         thread = threading.Thread(target=call, args=[session])
         thread.start()
         wait_until(lambda: mute.connections == 1, "the connection")
-        session.end_within(0)
+        session.abort_within(0)
         thread.join(3)
         assert not thread.is_alive()
         assert mute.connections == 1

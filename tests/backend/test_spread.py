@@ -25,7 +25,7 @@ from airflow_sftp_backend.backend.errors import Code, Refused
 from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer, StallsOnFurtherChannels
 
 from .expect import tree
-from .scripted import Packet, ScriptedChannel, contents, counted, reply, status
+from .scripted import Packet, ScriptedChannel, contents, pluralize_files, reply, status
 
 PLACE = Jail("/").locate("in/a")
 MiB = 1 << 20
@@ -83,7 +83,7 @@ class SharedFile:
                 return status(packet, Code.PERMISSION_DENIED)
             handle = b"further %d" % self._opens
             self.open.add(handle)
-            return reply(packet, Kind.HANDLE, counted(handle))
+            return reply(packet, Kind.HANDLE, pluralize_files(handle))
         handle = bytes(cursor.view())
         assert handle in self.open, "a handle that is not open"
         if packet.kind == Kind.CLOSE:

@@ -93,13 +93,13 @@ def test_who_waits_for_long_looks_up_rarely_unless_there_is_a_limit(line: Pair) 
     assert pauses(stream, 1.2) >= 10
     stream.limit(None)
     assert pauses(stream, 1.2) <= 4
-    stream.end_within(60)
+    stream.abort_within(60)
     assert pauses(stream, 1.2) >= 10
     far.sendall(b"x")
     assert stream.recv(1) == b"x"
 
 
-@pytest.mark.parametrize("ends", [lambda stream: stream.limit(0.1), lambda stream: stream.end_within(0.1)])
+@pytest.mark.parametrize("ends", [lambda stream: stream.limit(0.1), lambda stream: stream.abort_within(0.1)])
 def test_a_limit_that_is_set_in_the_middle_of_a_long_wait_counts(line: Pair, ends: Callable[[Stream], None]) -> None:
     stream, _ = line
     ended = threading.Event()

@@ -18,7 +18,7 @@ from airflow_sftp_backend.backend._protocol.messages import Close, CopyData, Pos
 from airflow_sftp_backend.backend._protocol.scheduler import IN_FLIGHT, Operation, Wire, ask, ask_all, post, wait
 from airflow_sftp_backend.backend.errors import Code, Refused
 
-from .scripted import Packet, ScriptedChannel, connected, counted, framed, reply, status, version
+from .scripted import Packet, ScriptedChannel, connected, framed, pluralize_files, reply, status, version
 
 
 def sized(packet: Packet) -> bytes | None:
@@ -167,7 +167,7 @@ def test_reads_and_writes_in_flight_stay_within_their_bound() -> None:
         nonlocal waiting, most
         waiting += block
         most = max(most, waiting)
-        return reply(packet, Kind.DATA, counted(b"x"))
+        return reply(packet, Kind.DATA, pluralize_files(b"x"))
 
     def choose(count: int) -> int:
         nonlocal waiting
@@ -186,13 +186,13 @@ def test_a_single_block_larger_than_the_bound_still_goes() -> None:
     def reading() -> Operation[bytes]:
         return bytes((yield from ask(Read(b"h", 0, IN_FLIGHT + 1))))
 
-    wire = connected(ScriptedChannel(lambda packet: reply(packet, Kind.DATA, counted(b"x"))))
+    wire = connected(ScriptedChannel(lambda packet: reply(packet, Kind.DATA, pluralize_files(b"x"))))
     assert wire.run_many([reading(), reading()]) == [b"x", b"x"]
 
 
 def test_questions_are_not_held_back_by_blocks_in_flight() -> None:
     channel = ScriptedChannel(
-        lambda packet: sized(packet) if packet.kind == Kind.STAT else reply(packet, Kind.DATA, counted(b"x"))
+        lambda packet: sized(packet) if packet.kind == Kind.STAT else reply(packet, Kind.DATA, pluralize_files(b"x"))
     )
 
     def reading() -> Operation[None]:

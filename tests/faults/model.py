@@ -118,7 +118,7 @@ class Fields:
         assert self._position == len(self._data), "the client sent a packet with bytes at its end"
 
 
-def counted(data: bytes) -> bytes:
+def pluralize_files(data: bytes) -> bytes:
     """A string of the protocol: its length, then its bytes."""
     return struct.pack(">I", len(data)) + data
 
@@ -199,7 +199,9 @@ class ModelServer:
 
     def version(self) -> bytes:
         """The reply to INIT, without its length."""
-        pairs = (counted(name.encode()) + counted(data.encode()) for name, data in self.extensions().items())
+        pairs = (
+            pluralize_files(name.encode()) + pluralize_files(data.encode()) for name, data in self.extensions().items()
+        )
         return struct.pack(">BI", VERSION, 3) + b"".join(pairs)
 
     def reply(self, handles: Handles, packet: bytes) -> bytes:
@@ -233,9 +235,11 @@ class ModelServer:
             if (mode, mtime) != (None, None):
                 _set(self._resolved(path)[1], mode, mtime)
         elif kind == REALPATH:
-            return NAME, struct.pack(">I", 1) + counted(path.encode()) * 2 + struct.pack(">I", 0)
+            return NAME, struct.pack(">I", 1) + pluralize_files(path.encode()) * 2 + struct.pack(">I", 0)
         elif kind == READLINK:
-            return NAME, struct.pack(">I", 1) + counted(self._read_link(path).encode()) * 2 + struct.pack(">I", 0)
+            return NAME, struct.pack(">I", 1) + pluralize_files(self._read_link(path).encode()) * 2 + struct.pack(
+                ">I", 0
+            )
         elif kind == MKDIR:
             self._make_directory(path, fields)
         elif kind in (REMOVE, RMDIR):
@@ -439,11 +443,11 @@ def _set(node: Node, mode: int | None, mtime: int | None) -> None:
 
 
 def _status(code: int) -> tuple[int, bytes]:
-    return STATUS, struct.pack(">I", code) + counted(b"as the model says") + counted(b"")
+    return STATUS, struct.pack(">I", code) + pluralize_files(b"as the model says") + pluralize_files(b"")
 
 
 def _handle(name: bytes) -> tuple[int, bytes]:
-    return HANDLE, counted(name)
+    return HANDLE, pluralize_files(name)
 
 
 def _read(opened: OpenFile | None, offset: int, length: int) -> tuple[int, bytes]:
@@ -454,7 +458,7 @@ def _read(opened: OpenFile | None, offset: int, length: int) -> tuple[int, bytes
     if not opened.readable:
         raise OSError(errno.EBADF, "not open for reading")
     data = bytes(opened.node.content[offset : offset + length])
-    return (DATA, counted(data)) if data or not length else _status(_EOF)
+    return (DATA, pluralize_files(data)) if data or not length else _status(_EOF)
 
 
 def _names(opened: OpenFile) -> tuple[int, bytes]:
@@ -463,6 +467,7 @@ def _names(opened: OpenFile) -> tuple[int, bytes]:
     if not batch:
         return _status(_EOF)
     entries = (
-        counted(name.encode("utf-8", "surrogateescape")) + counted(b"?") + node.attributes() for name, node in batch
+        pluralize_files(name.encode("utf-8", "surrogateescape")) + pluralize_files(b"?") + node.attributes()
+        for name, node in batch
     )
     return NAME, struct.pack(">I", len(batch)) + b"".join(entries)

@@ -420,7 +420,7 @@ class _ModelStream:
         """Sets how long the client waits for the next step of connecting."""
         self._connection.seconds = seconds
 
-    def end_within(self, seconds: float) -> None:
+    def abort_within(self, seconds: float) -> None:
         """Never ends it."""
 
     def hang_up(self, why: str | None = None) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.servers import sftp_server_path
 
 from . import model
-from .model import Fields, Handles, ModelServer, Traits, counted
+from .model import Fields, Handles, ModelServer, Traits, pluralize_files
 from .network import Clock
 
 NAMES: Final = ("a", "b", "d", "d/a", "d/b", "d/e", "d/e/a", "l", "l/a", "m", "missing/a", "a/b", "d/..x")
@@ -57,10 +57,10 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
     """A request with arguments drawn at random, without its id."""
 
     def path() -> bytes:
-        return counted(f"{base}/{chance.choice(NAMES)}".encode())
+        return pluralize_files(f"{base}/{chance.choice(NAMES)}".encode())
 
     def handle() -> bytes:
-        return counted(chance.choice([*handles, *handles, *handles, b"\0\0\0\x63"]))
+        return pluralize_files(chance.choice([*handles, *handles, *handles, b"\0\0\0\x63"]))
 
     attributes = chance.choice([struct.pack(">I", 0), struct.pack(">II", 4, 0o640), struct.pack(">III", 8, 7, 9)])
     mode = chance.choice([struct.pack(">I", 0), struct.pack(">II", 4, 0o700)])
@@ -70,7 +70,7 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
         model.OPEN: lambda: path() + struct.pack(">I", flags) + mode,
         model.CLOSE: handle,
         model.READ: lambda: handle() + struct.pack(">QI", offset, 1 + chance.randrange(20)),
-        model.WRITE: lambda: handle() + struct.pack(">Q", offset) + counted(data or b"."),
+        model.WRITE: lambda: handle() + struct.pack(">Q", offset) + pluralize_files(data or b"."),
         model.LSTAT: path,
         model.STAT: path,
         model.FSTAT: handle,
@@ -86,9 +86,16 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
     }
     if chance.random() < 0.2:
         if chance.random() < 0.6:
-            return bytes([model.EXTENDED]) + counted(b"posix-rename@openssh.com") + path() + path()
+            return bytes([model.EXTENDED]) + pluralize_files(b"posix-rename@openssh.com") + path() + path()
         numbers = struct.pack(">QQ", 1, 2)
-        return bytes([model.EXTENDED]) + counted(b"copy-data") + handle() + numbers + handle() + struct.pack(">Q", 2)
+        return (
+            bytes([model.EXTENDED])
+            + pluralize_files(b"copy-data")
+            + handle()
+            + numbers
+            + handle()
+            + struct.pack(">Q", 2)
+        )
     kind = chance.choice([*makers, model.OPEN, model.OPEN, model.WRITE, model.RENAME])
     return bytes([kind]) + makers[kind]()
 

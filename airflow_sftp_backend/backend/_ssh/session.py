@@ -83,9 +83,9 @@ class _Connection:
         finally:
             self._stream.limit(None)
 
-    def end_within(self, seconds: float) -> None:
+    def abort_within(self, seconds: float) -> None:
         """Ends it in that many seconds at the latest. Takes no lock."""
-        self._stream.end_within(seconds)
+        self._stream.abort_within(seconds)
 
     def hang_up(self) -> None:
         """Makes everything that waits on it fail. Takes no lock: fit for a signal handler and the collector."""
@@ -272,7 +272,7 @@ class Session:
             elif self._connection is not None:
                 self._drop(self._connection)
 
-    def end_within(self, seconds: float) -> None:
+    def abort_within(self, seconds: float) -> None:
         """Gives the call under way and all that follow that many seconds together; a try to connect has none left if
         there are none. Takes no lock: fit for a signal handler."""
         self._end.at = self._clock() + seconds
@@ -281,7 +281,7 @@ class Session:
             opening.abort()
         for connection in (self._in_use, self._connection):
             if connection is not None:
-                connection.end_within(seconds)
+                connection.abort_within(seconds)
 
     def interrupt(self, seconds: float) -> None:
         """End the call that another thread makes: its connection at once, its cleanup after some seconds.
@@ -330,7 +330,7 @@ class Session:
             handles = HandleTable(limit=self._handles.limit, shared=self._handles.shared)
             self._handles = self._connection.wire.handles = handles
             if self._end.at < math.inf:
-                self._connection.end_within(self._end.at - self._clock())
+                self._connection.abort_within(self._end.at - self._clock())
             self.generation += 1
             facts = self._connection.facts
             log.info(
@@ -390,7 +390,7 @@ class Session:
         return self._config.reconnect_timeout
 
     def pause(self, seconds: float) -> None:
-        """Sleep until the time is over or `close`, `interrupt` or `end_within` is called.
+        """Sleep until the time is over or `close`, `interrupt` or `abort_within` is called.
 
         :param seconds: how long
         """

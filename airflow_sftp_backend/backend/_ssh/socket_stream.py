@@ -82,7 +82,7 @@ class Stream(SocketLike):
         self._seconds, self._then = seconds or 0.0, then
         self._deadline = None if seconds is None else now + seconds
 
-    def end_within(self, seconds: float) -> None:
+    def abort_within(self, seconds: float) -> None:
         """Ends the conversation in that many seconds, whatever `limit` says. Takes no lock."""
         self._last = time.monotonic() + seconds
 
