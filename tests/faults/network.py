@@ -407,8 +407,7 @@ class _ModelStream:
     timed_out = False
     greeting = b""
 
-    def __init__(self, network: Network, connection: Connection) -> None:
-        self._network = network
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     @property
@@ -470,7 +469,7 @@ class _ModelOpening(Opening):
     def _reach(self) -> tuple[paramiko.SSHClient, SSHTransport, Stream]:
         network = self._network
         connection = self._connection = network.connect()
-        stream = self._stream = cast("Stream", _ModelStream(network, connection))
+        stream = self._stream = cast("Stream", _ModelStream(connection))
         transport = self._transport = cast("SSHTransport", _ModelTransport(network, connection))
         return cast("paramiko.SSHClient", SimpleNamespace(close=lambda: None)), transport, stream
 
