@@ -82,13 +82,13 @@ def public_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.A
                 continue
             if isinstance(scope, ast.ClassDef) and node.name == "__init__":
                 yield node, ast.get_docstring(scope) or ""
-            elif not node.name.startswith("_") and not is_overload(node):
+            elif not node.name.startswith("_") and not has_decorator(node, "overload"):
                 yield node, ast.get_docstring(node) or ""
 
 
-def is_overload(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Tell whether a function only declares types."""
-    return any("overload" in ast.unparse(decorator) for decorator in function.decorator_list)
+def has_decorator(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> bool:
+    """Tell whether a function has a decorator of that name."""
+    return any(name in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
 def examine(path: Path) -> Report:

@@ -1,16 +1,16 @@
-"""What can go wrong, and the one place where a status or a foreign exception becomes one of ours.
+"""Define the errors of the backend, and translate SFTP statuses and exceptions of paramiko into them.
 
 SFTPBackendError
-+-- NotFound                  nothing has that name
-+-- AlreadyExists             something has that name already
++-- NotFound                  the name does not exist
++-- AlreadyExists             the name is taken
 +-- PermissionDenied          the server refuses the operation
-+-- InvalidPath               outside base_path, or a folder where a file is meant, or the reverse
-+-- DirectoryNotEmpty         a folder still holds something
-+-- CapabilityNotSupported    the server, or this backend, cannot do that
-+-- TransferCorrupted         what arrived is not what was sent
++-- InvalidPath               outside base_path, or a directory in place of a file, or the reverse
++-- DirectoryNotEmpty         the directory has entries
++-- CapabilityNotSupported    the server or this backend lacks the capability
++-- TransferCorrupted         the received content differs from the sent content
 +-- BackendUnavailable        no working connection
     +-- AuthenticationFailed  the login was refused
-    +-- HostKeyRejected       the server is not who it should be
+    +-- HostKeyRejected       the host key is unknown, changed or revoked
 """
 
 from __future__ import annotations
@@ -23,11 +23,15 @@ from typing import Final
 
 
 class SFTPBackendError(Exception):
-    """The root of all errors of this package.
+    """Base class of all errors of the backend.
 
-    ``path`` is the key concerned (relative to base_path), ``native_path`` the path as the server is sent it, ``server``
-    the server as ``sftp://host:port``; each is None where there is none. ``backend`` is the name of the kind of
-    backend, ``"sftp"``. ``str()`` says what happened, to which path, on which server, and what to do.
+    ``str()`` gives the failure, the path, the server and the remedy.
+
+    :param message: the failure, its cause and the remedy, without path and server
+    :param path: the key of the file, relative to ``base_path``; None if no file is concerned
+    :param server: the server as ``sftp://host:port``
+    :ivar backend: the kind of backend, ``"sftp"``
+    :ivar native_path: the path as it is sent to the server; None if no file is concerned
     """
 
     backend: Final = "sftp"
@@ -51,13 +55,16 @@ class SFTPBackendError(Exception):
 
 
 class NotFound(SFTPBackendError):
-    """Nothing has that name."""
+    """The name does not exist."""
 
 
 class AlreadyExists(SFTPBackendError):
-    """Something has that name already, and overwriting was not asked for.
+    """The name is taken, and overwriting is not allowed.
 
-    :ivar hint: what replaces it, in the words of the interface that was used; may be empty.
+    :param message: the failure, its cause and the remedy, without path and server
+    :param path: the key of the file
+    :param server: the server as ``sftp://host:port``
+    :param hint: the argument that allows overwriting, in the terms of the caller's interface; may be empty
     """
 
     def __init__(self, message: str, *, path: str | None = None, server: str | None = None, hint: str = "") -> None:
@@ -76,30 +83,27 @@ class PermissionDenied(SFTPBackendError):
 
 
 class InvalidPath(SFTPBackendError):
-    """The path leads outside base_path, or names a folder where a file is meant, or the reverse."""
+    """The path is outside ``base_path``, or names a directory in place of a file, or the reverse."""
 
 
 class DirectoryNotEmpty(SFTPBackendError):
-    """The folder still holds something."""
+    """The directory has entries."""
 
 
 class CapabilityNotSupported(SFTPBackendError):
-    """The server, or this backend, cannot do that."""
+    """The server or this backend lacks the capability."""
 
 
 class TransferCorrupted(SFTPBackendError):
-    """What arrived is not what was sent."""
+    """The received content differs from the sent content."""
 
 
 class ContentLost(TransferCorrupted):
-    """The server did not keep what was written to a file that was opened more than once, or refuses to add to it.
-
-    Inside the backend only.
-    """
+    """The server lost content of a reopened file, or refuses to append to the file. Never reaches a caller."""
 
 
 class BackendUnavailable(SFTPBackendError):
-    """There is no working connection: not reached, refused, lost, silent, or not speaking SFTP."""
+    """No connection works: unreachable, refused, lost, silent, or not an SFTP server."""
 
 
 class AuthenticationFailed(BackendUnavailable):
@@ -107,9 +111,12 @@ class AuthenticationFailed(BackendUnavailable):
 
 
 class HostKeyRejected(BackendUnavailable):
-    """The server's host key is not the one expected, or none is known.
+    """The server's host key is unknown, changed or revoked.
 
-    :ivar verdict: ``unknown``, ``changed`` or ``revoked``; empty where the key could not be checked.
+    :param message: the failure, its cause and the remedy, without path and server
+    :param path: always None
+    :param server: the server as ``sftp://host:port``
+    :param verdict: ``unknown``, ``changed`` or ``revoked``; empty if the key could not be checked
     """
 
     def __init__(
@@ -136,8 +143,10 @@ def _rebuild(
 
 
 class Code(enum.IntEnum):
-    """Status codes of SFTP version 3 (draft-ietf-secsh-filexfer-02 section 7), and those later drafts
-    (draft-ietf-secsh-filexfer-13 section 9.1) added that servers send on version 3 as well."""
+    """Status codes of SFTP version 3 (draft-ietf-secsh-filexfer-02 section 7).
+
+    Codes above 8 are of later drafts (draft-ietf-secsh-filexfer-13 section 9.1). Servers send them on version 3 too.
+    """
 
     OK = 0
     EOF = 1
@@ -163,8 +172,13 @@ class Code(enum.IntEnum):
 
 
 class Refused(Exception):
-    """The server answered a request with a status other than OK. Inside the backend only: `from_refusal` turns
-    it into an error of the tree before it reaches a caller."""
+    """The server answered a request with a status other than OK.
+
+    `from_refusal` translates it into a `SFTPBackendError` before a caller sees it.
+
+    :param code: the status code
+    :param text: the error message of the reply
+    """
 
     def __init__(self, code: int, text: str = "") -> None:
         super().__init__(code, text)
@@ -173,12 +187,12 @@ class Refused(Exception):
 
     @property
     def missing(self) -> bool:
-        """Nothing has that name (or a file stands where the path has a folder: servers say both this way)."""
+        """Tell whether the name does not exist, or a file stands in place of a parent directory."""
         return self.code in (Code.NO_SUCH_FILE, Code.NO_SUCH_PATH)
 
     @property
     def unsupported(self) -> bool:
-        """The server does not know the request."""
+        """Tell whether the server does not know the request."""
         return self.code == Code.OP_UNSUPPORTED
 
 
@@ -206,33 +220,44 @@ _KINDS: dict[int, tuple[type[SFTPBackendError], str]] = {
 
 
 _NO_REASONS: Final = ("", "failure", "failed", "general failure", "operation failed", "error", "unknown error")
-"""Texts of servers that say nothing of the cause, as they are compared: lower case, without a full stop."""
+"""Error messages without a cause, in lower case and without a full stop."""
 
 
 def from_refusal(refused: Refused, doing: str, path: str) -> SFTPBackendError:
-    """The error for a refusal met while ``doing`` ("cannot open for reading") something to the key ``path``."""
+    """Translate a refused request.
+
+    :param refused: the server's status
+    :param doing: the failed operation, such as ``"cannot open for reading"``
+    :param path: the key of the file
+    :returns: the error to raise, with the server's own words
+    """
     kind, cause = _KINDS.get(refused.code, (SFTPBackendError, f"the server answered with status {refused.code}"))
-    said = printable(refused.text)
-    if said.lower().rstrip(".! ") in (*_NO_REASONS, cause):
+    text = printable(refused.text)
+    if text.lower().rstrip(".! ") in (*_NO_REASONS, cause):
         return kind(f"{doing}: {cause}", path=path)
-    if refused.code == Code.FAILURE:  # which means anything: the server's words are all that is known
-        return kind(f"{doing}: the server says: {said}", path=path)
-    return kind(f"{doing}: {cause} (the server says: {said})", path=path)
+    if refused.code == Code.FAILURE:  # stands for any cause, so only the text tells it
+        return kind(f"{doing}: the server says: {text}", path=path)
+    return kind(f"{doing}: {cause} (the server says: {text})", path=path)
 
 
 def unavailable(error: BaseException, doing: str, server: str, why: str | None = None) -> BackendUnavailable:
-    """The error for what a socket or paramiko raised while ``doing`` ("connecting", "exchanging keys") something with
-    ``server`` (``sftp://host:port``). ``why`` is what is known better than the exception tells.
+    """Translate an exception of a socket or of paramiko.
+
+    :param error: the exception
+    :param doing: the phase that failed, such as ``"connecting"`` or ``"exchanging keys"``
+    :param server: the server as ``sftp://host:port``
+    :param why: the cause, if it is known better than from the exception
+    :returns: the error to raise
     """
-    import paramiko  # here, because the error tree is imported where paramiko is not wanted
+    import paramiko  # a late import, because callers without paramiko import the errors
 
     if isinstance(error, BackendUnavailable):
         return error
-    said = printable(str(error)) or type(error).__name__
+    text = printable(str(error)) or type(error).__name__
     if why is not None:
         cause = why
     elif isinstance(error, socket.gaierror | UnicodeError):
-        cause = f"the host name cannot be resolved ({getattr(error, 'strerror', said)}); check its spelling and DNS"
+        cause = f"the host name cannot be resolved ({getattr(error, 'strerror', text)}); check its spelling and DNS"
     elif isinstance(error, ConnectionRefusedError):
         cause = "the server refuses connections; check host, port and firewall, and that the server runs"
     elif isinstance(error, TimeoutError):
@@ -241,7 +266,7 @@ def unavailable(error: BaseException, doing: str, server: str, why: str | None =
         cause = "the server closed the connection"
     elif isinstance(error, paramiko.ssh_exception.IncompatiblePeer):
         cause = (
-            f"the server and this client have no algorithm in common ({said}); an old server may need one enabled, see"
+            f"the server and this client have no algorithm in common ({text}); an old server may need one enabled, see"
             " allow_ssh_rsa_sha1, ciphers and disabled_algorithms"
         )
     elif isinstance(error, paramiko.ChannelException):
@@ -249,15 +274,17 @@ def unavailable(error: BaseException, doing: str, server: str, why: str | None =
             f"the server refuses a channel ({error.text.lower()}); it may allow this user no SFTP, or no more channels"
         )
     else:
-        cause = said
+        cause = text
     return BackendUnavailable(f"{doing}: {cause}", server=server)
 
 
 @contextmanager
 def connecting(situation: Callable[[], tuple[str, str | None]], server: str) -> Iterator[None]:
-    """Turns whatever a server can make paramiko raise into BackendUnavailable.
+    """Translate all exceptions that paramiko raises while connecting into `BackendUnavailable`.
 
-    ``situation()``, asked only then, tells `unavailable` what was being done, and why it failed if that is known.
+    :param situation: returns the current phase and, if known, the cause; called after a failure only
+    :param server: the server as ``sftp://host:port``
+    :raises BackendUnavailable: if the block raises any exception; a `SFTPBackendError` passes unchanged
     """
     try:
         yield
@@ -270,12 +297,11 @@ def connecting(situation: Callable[[], tuple[str, str | None]], server: str) -> 
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Escape what a log or terminal must not take raw: control characters (C0 and C1), line and paragraph separators,
-    bidirectional overrides, surrogates and the like.
+    """Escape the characters that are not printable, such as terminal control sequences and bidirectional overrides.
 
-    :param text: a name or text that a server or a file system gave.
-    :param keep: characters that are left as they are, as ``"\\n"``.
-    :returns: the text, with ``\\x9b`` or ``\\u202e`` in place of each such character.
+    :param text: a name or text from a server or a file system
+    :param keep: characters to leave unchanged, such as ``"\\n"``
+    :returns: the text with ``\\x9b`` or ``\\u202e`` in place of each character that is not printable
     """
     if text.isprintable():
         return text
@@ -283,5 +309,10 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 def printable(text: str, longest: int = 200) -> str:
-    """A foreign text made fit for a message: one line, escaped, not long."""
+    """Prepare a text of a server for a message: one escaped line of at most ``longest`` characters.
+
+    :param text: the text
+    :param longest: number of characters to keep
+    :returns: the line
+    """
     return escaped("".join(" " if c in "\t\n\r\v\f" else c for c in text[:longest])).strip()

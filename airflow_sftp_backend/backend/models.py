@@ -1,4 +1,4 @@
-"""Values that come out: plain, frozen, comparable, picklable."""
+"""Values that the backend returns: frozen, comparable and picklable."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ from types import MappingProxyType
 from typing import ClassVar, Literal
 
 Progress = Callable[[int], None]
-"""Called with the bytes a transfer has gained since the last call; negative where it had to go back."""
+"""Receives the bytes gained since the previous call; a negative number if the transfer starts over."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedFile:
-    """A complete and verified temporary file that is about to get its final name.
+    """A complete and verified temporary file just before it is renamed.
 
-    ``path`` is the key, of a download the local path; ``temp`` the name of the temporary file; ``size`` in bytes;
-    ``modified`` its time, which a rename keeps: seconds since 1970 as the server tells, of a download nanoseconds, None
-    where the server does not tell; ``digest`` is ``"sha256:<hex>"`` where it was computed.
+    :param path: the key; the local path of a download
+    :param temp: the name of the temporary file
+    :param size: bytes
+    :param modified: modification time, which a rename keeps: seconds since 1970, or nanoseconds for a download; None if
+        the server reports none
+    :param digest: ``"sha256:<hex>"`` if computed
     """
 
     path: str
@@ -31,21 +34,22 @@ class PreparedFile:
 
 
 BeforeRename = Callable[[Sequence[PreparedFile]], None]
-"""Called before files get their names, once for many: whatever it records is known even if the process is killed."""
+"""Receives files just before they are renamed, several at once, so that it can record them."""
 
 
 class _StaysInTask:
-    """A dataclass that tasks cannot return: Airflow reads back no classes of other packages (its allow list)."""
+    """Refuse to be the return value of a task: Airflow does not deserialize classes outside its allow list."""
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Field[object]]]
 
     def serialize(self) -> dict[str, object]:
-        """Give the plain values to whoever shows them, such as Airflow's page of rendered arguments.
+        """Return the fields as plain values, for Airflow's page of rendered arguments.
 
-        :raises TypeError: if Airflow asks for a task's return value, with what to return in its place.
+        :returns: the fields by name
+        :raises TypeError: if Airflow serializes the return value of a task; the text names the alternative
         """
-        # Both callers use this one method; without an error here only the task that reads the value would fail.
+        # Airflow calls this method for both purposes. Without an error, the task that reads the value would fail.
         if str(sys._getframe(1).f_globals.get("__name__")).endswith(".serde"):
             raise TypeError(
                 f"a task cannot return a {type(self).__name__}: Airflow would refuse to read it back from XCom. Return"
@@ -57,8 +61,14 @@ class _StaysInTask:
 
 @dataclass(frozen=True, slots=True)
 class FileInfo(_StaysInTask):
-    """A file. ``path`` is its key (relative to base_path), ``size`` in bytes, ``modified_at`` in UTC or None where the
-    server does not say, ``mode`` its POSIX permission bits or None where the server does not say."""
+    """A file on the server.
+
+    :param path: the key, relative to ``base_path``
+    :param name: the last segment of the key
+    :param size: bytes
+    :param modified_at: modification time in UTC; None if the server reports none
+    :param mode: POSIX permission bits; None if the server reports none
+    """
 
     path: str
     name: str
@@ -72,11 +82,14 @@ PartialAction = Literal["removed", "restored", "left", "would remove", "would re
 
 @dataclass(frozen=True, slots=True)
 class PartialFile:
-    """A temporary file or backup that an interrupted transfer left, and what was done with it.
+    """A temporary file or backup of an interrupted transfer, and the action taken.
 
-    ``path`` is its key, of a local file its path; ``size`` in bytes; ``modified_at`` in UTC, None where the server does
-    not tell. ``action`` is ``"removed"``, ``"restored"`` (a backup got the name of its missing file back), ``"left"``,
-    or what would be done; ``reason`` says why a file was left.
+    :param path: the key; the path of a local file
+    :param size: bytes
+    :param modified_at: time of the last write in UTC; None if the server reports none
+    :param action: ``"removed"``, ``"restored"`` (a backup got the name of its missing file back), ``"left"``,
+        or, in a dry run, the action that would be taken
+    :param reason: why the file was left
     """
 
     path: str
@@ -88,7 +101,11 @@ class PartialFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderEntry(_StaysInTask):
-    """A folder in a listing."""
+    """A directory in a listing.
+
+    :param path: the key, relative to ``base_path``
+    :param name: the last segment of the key
+    """
 
     path: str
     name: str
@@ -96,7 +113,13 @@ class FolderEntry(_StaysInTask):
 
 @dataclass(frozen=True, slots=True)
 class FolderInfo(_StaysInTask):
-    """A folder with all it holds, at any depth: number of files, bytes, time (UTC) of the latest change of one."""
+    """The totals of a directory at any depth.
+
+    :param path: the key, relative to ``base_path``
+    :param file_count: number of files
+    :param total_size: bytes
+    :param modified_at: latest modification time of a file in UTC; None if there is none
+    """
 
     path: str
     file_count: int
@@ -106,11 +129,15 @@ class FolderInfo(_StaysInTask):
 
 @dataclass(frozen=True, slots=True)
 class WriteResult(_StaysInTask):
-    """What a write left behind: ``size`` in bytes; ``digest`` is ``"sha256:<hex>"`` where it was computed.
+    """The result of a write.
 
-    ``last_modified`` is the time of the file on the server (UTC), of a download that of the source. It is not compared,
-    and None where the server does not tell it or, with ``verify="none"``, is not asked. ``action`` is ``"written"``, or
-    ``"skipped"`` where the same file stood there already.
+    :param path: the key, relative to ``base_path``
+    :param size: bytes
+    :param source: always ``"native"``: the values come from the transfer itself
+    :param digest: ``"sha256:<hex>"`` if computed
+    :param action: ``"written"``, or ``"skipped"`` if the same file existed already
+    :param last_modified: modification time in UTC of the file on the server; None if the server reports none, or
+        ``verify="none"`` asked for none. Not part of comparisons.
     """
 
     path: str
@@ -123,7 +150,14 @@ class WriteResult(_StaysInTask):
 
 @dataclass(frozen=True, slots=True)
 class ResolutionPlan(_StaysInTask):
-    """Where a key leads, without asking the server. ``details`` is read-only: host, port, base_path."""
+    """The location of a key. No I/O.
+
+    :param kind: ``"sftp"``
+    :param backend: ``"sftp"``
+    :param key: the key, relative to ``base_path``
+    :param native_path: the path on the server
+    :param details: read-only mapping of ``host``, ``port`` and ``base_path``
+    """
 
     kind: str
     backend: str
@@ -142,12 +176,16 @@ class ResolutionPlan(_StaysInTask):
 
 
 def utc(seconds: int | None) -> datetime | None:
-    """Convert seconds since 1970, as servers tell times, to a time in UTC; None stays None."""
+    """Convert a time of SFTP 3.
+
+    :param seconds: seconds since 1970, or None
+    :returns: the time in UTC, or None
+    """
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 class Capability(enum.Enum):
-    """What a backend can do on any server."""
+    """Capabilities of a backend that hold on every server."""
 
     READ = "read"
     WRITE = "write"
