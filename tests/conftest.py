@@ -254,7 +254,7 @@ def make_backend() -> Iterator[Callable[..., SFTPBackend]]:
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
     """A key vault that whoever asks with the login of the environment may read."""
-    from airflow_sftp_backend._key_vault.client import VAULTS
+    from airflow_sftp_backend._key_vault.client import default_client
 
     with Vault(tmp_path) as vault:
         who = vault.register(secret="of the application")
@@ -262,7 +262,7 @@ def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
         for name, value in vault.environment().items() | {(f"AZURE_{name}", value) for name, value in login.items()}:
             monkeypatch.setenv(name, value)
         yield vault
-        VAULTS.close()
+        default_client.close()
 
 
 @pytest.fixture

@@ -16,8 +16,14 @@ from urllib.parse import quote_plus
 import pytest
 
 from airflow_sftp_backend import RetryPolicy
-from airflow_sftp_backend._key_vault.client import BadReference, KeyVaultError, KeyVaults, Reason, SecretReference
-from airflow_sftp_backend._key_vault.identity import AzureIdentity, BadIdentity, Kind
+from airflow_sftp_backend._key_vault.client import (
+    InvalidReference,
+    KeyVaultClient,
+    KeyVaultError,
+    Reason,
+    SecretReference,
+)
+from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType, InvalidIdentity
 from tests.servers import free_port
 from tests.tracebacks import shown_by
 from tests.vault import CHALLENGE, CLIENT_SECRET, DISCOVERY, MANAGED_IDENTITY, SECRET, Fault, Vault, client_certificate
@@ -48,9 +54,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def vaults(clock: Clock) -> Iterator[KeyVaults]:
+def vaults(clock: Clock) -> Iterator[KeyVaultClient]:
     """What is tested."""
-    made = KeyVaults(timeout=5, clock=clock, sleep=clock.sleep, chance=lambda: 0.0)
+    made = KeyVaultClient(timeout=5, clock=clock, sleep=clock.sleep, chance=lambda: 0.0)
     yield made
     made.close()
 
@@ -60,7 +66,7 @@ def reference(vault: Vault, name: str = "password", version: str | None = None) 
     return SecretReference(vault.host, name, version)
 
 
-def failure(vaults: KeyVaults, wanted: SecretReference, identity: AzureIdentity | None = None) -> KeyVaultError:
+def failure(vaults: KeyVaultClient, wanted: SecretReference, identity: AzureIdentity | None = None) -> KeyVaultError:
     """What fetching ends with: an error without a cause, as that would hold requests with tokens."""
     with pytest.raises(KeyVaultError) as caught:
         vaults.fetch(wanted, identity or AzureIdentity())
@@ -99,9 +105,9 @@ def test_a_reference_is_read(text: str, vault: str, name: str, version: str | No
     ],
 )
 def test_a_reference_that_cannot_be_meant_is_told(text: str, said: str) -> None:
-    with pytest.raises(BadReference) as caught:
+    with pytest.raises(InvalidReference) as caught:
         SecretReference.parse(text)
-    assert any(said in fault for fault in caught.value.faults)
+    assert any(said in fault for fault in caught.value.problems)
 
 
 @pytest.mark.parametrize(
@@ -121,13 +127,13 @@ def test_a_vault_leads_to_the_login_service_of_its_cloud(cloud: str, host: str, 
 # -- who asks
 
 
-def test_the_environment_logs_in_by_default(vault: Vault, vaults: KeyVaults) -> None:
+def test_the_environment_logs_in_by_default(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.put("password", VALUE)
     assert vaults.fetch(reference(vault)).reveal() == VALUE
     assert vault.counts[CLIENT_SECRET] == 1
 
 
-def test_a_client_secret_logs_in(vault: Vault, vaults: KeyVaults) -> None:
+def test_a_client_secret_logs_in(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.put("password", VALUE)
     who = vault.register(secret="mine")
     fields = {"login": who.client_id, "password": "mine", "tenantId": vault.tenant}
@@ -135,7 +141,7 @@ def test_a_client_secret_logs_in(vault: Vault, vaults: KeyVaults) -> None:
 
 
 @pytest.mark.parametrize("form", ["PEM", "file"])
-def test_a_certificate_logs_in(vault: Vault, vaults: KeyVaults, tmp_path: Path, form: str) -> None:
+def test_a_certificate_logs_in(vault: Vault, vaults: KeyVaultClient, tmp_path: Path, form: str) -> None:
     vault.put("password", VALUE)
     certificate, pem = client_certificate()
     who = vault.register(certificate=certificate)
@@ -147,17 +153,17 @@ def test_a_certificate_logs_in(vault: Vault, vaults: KeyVaults, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("client_id", ["", "11111111-2222-3333-4444-555555555555"])
-def test_a_managed_identity_logs_in(vault: Vault, vaults: KeyVaults, client_id: str) -> None:
+def test_a_managed_identity_logs_in(vault: Vault, vaults: KeyVaultClient, client_id: str) -> None:
     vault.put("password", VALUE)
     vault.managed_identities[client_id] = vault.tenant
     identity = AzureIdentity.from_fields({"credential": "managed_identity", "managed_identity_client_id": client_id})
-    assert identity.kind is Kind.MANAGED_IDENTITY
+    assert identity.credential_type is CredentialType.MANAGED_IDENTITY
     assert vaults.fetch(reference(vault), identity).reveal() == VALUE
     assert (vault.counts[MANAGED_IDENTITY] >= 1, vault.counts[CLIENT_SECRET]) == (True, 0)
 
 
 def test_a_workload_identity_logs_in(
-    vault: Vault, vaults: KeyVaults, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vault: Vault, vaults: KeyVaultClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vault.put("password", VALUE)
     who = vault.register(federated_token="token of the pod")
@@ -165,7 +171,7 @@ def test_a_workload_identity_logs_in(
     monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(tmp_path / "token"))
     monkeypatch.setenv("AZURE_CLIENT_ID", who.client_id)
     identity = AzureIdentity.from_fields({"workload_identity_tenant_id": vault.tenant})
-    assert identity.kind is Kind.WORKLOAD_IDENTITY
+    assert identity.credential_type is CredentialType.WORKLOAD_IDENTITY
     assert vaults.fetch(reference(vault), identity).reveal() == VALUE
     assert vault.counts["workload identity"] == 1
 
@@ -183,15 +189,15 @@ def test_a_workload_identity_logs_in(
     ],
 )
 def test_fields_that_cannot_mean_an_identity_are_told(fields: dict[str, object], said: str) -> None:
-    with pytest.raises(BadIdentity) as caught:
+    with pytest.raises(InvalidIdentity) as caught:
         AzureIdentity.from_fields(fields)
-    assert any(said in fault for fault in caught.value.faults)
+    assert any(said in fault for fault in caught.value.problems)
 
 
 # -- how often it is asked
 
 
-def test_one_login_one_client_and_a_short_memory(vault: Vault, vaults: KeyVaults, clock: Clock) -> None:
+def test_one_login_one_client_and_a_short_memory(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
     vault.put("password", VALUE)
     vault.put("other", "other")
     for _ in range(3):
@@ -206,21 +212,21 @@ def test_one_login_one_client_and_a_short_memory(vault: Vault, vaults: KeyVaults
     assert vault.counts[SECRET] == 4
 
 
-def test_a_secret_is_not_remembered_beyond_its_end(vault: Vault, vaults: KeyVaults, clock: Clock) -> None:
+def test_a_secret_is_not_remembered_beyond_its_end(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
     vault.put("password", VALUE, expires=clock.now + 30)
     assert vaults.fetch(reference(vault)).reveal() == VALUE
     clock.now += 40
     assert failure(vaults, reference(vault)).reason is Reason.EXPIRED
 
 
-def test_a_pinned_version_stays_what_it_is(vault: Vault, vaults: KeyVaults) -> None:
+def test_a_pinned_version_stays_what_it_is(vault: Vault, vaults: KeyVaultClient) -> None:
     pinned = vault.put("password", VALUE)
     vault.put("password", "newer")
     assert vaults.fetch(reference(vault, version=pinned), max_age=0).reveal() == VALUE
     assert vaults.fetch(reference(vault), max_age=0).reveal() == "newer"
 
 
-def test_threads_that_want_the_same_wait_for_one_request(vault: Vault, vaults: KeyVaults) -> None:
+def test_threads_that_want_the_same_wait_for_one_request(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.put("password", VALUE)
     found: list[str] = []
     threads = [threading.Thread(target=lambda: found.append(vaults.fetch(reference(vault)).reveal())) for _ in range(8)]
@@ -232,7 +238,7 @@ def test_threads_that_want_the_same_wait_for_one_request(vault: Vault, vaults: K
     assert vault.counts[SECRET] == 1
 
 
-def test_a_forked_process_asks_for_itself(vault: Vault, vaults: KeyVaults) -> None:
+def test_a_forked_process_asks_for_itself(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.put("password", VALUE)
     vaults.fetch(reference(vault))
     child = os.fork()
@@ -244,7 +250,7 @@ def test_a_forked_process_asks_for_itself(vault: Vault, vaults: KeyVaults) -> No
 
 @pytest.mark.parametrize(("header", "pauses"), [({}, [1.0, 2.0]), ({"Retry_After": "7"}, [7.0, 7.0])])
 def test_a_vault_that_throttles_is_asked_three_times_as_it_wishes(
-    vault: Vault, vaults: KeyVaults, clock: Clock, header: dict[str, str], pauses: list[float]
+    vault: Vault, vaults: KeyVaultClient, clock: Clock, header: dict[str, str], pauses: list[float]
 ) -> None:
     vault.put("password", VALUE)
     fault = Fault.error(429, "Throttled", **header)
@@ -257,7 +263,7 @@ def test_a_vault_that_throttles_is_asked_three_times_as_it_wishes(
     assert "the vault throttles: too many requests; let fewer tasks start at once." in str(error)
 
 
-def test_a_pause_that_is_too_long_is_told(vault: Vault, vaults: KeyVaults, clock: Clock) -> None:
+def test_a_pause_that_is_too_long_is_told(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
     vault.fail(SECRET, Fault.error(429, "Throttled", Retry_After="600"))
     assert "It asks for a pause of 600 s." in str(failure(vaults, reference(vault)))
     assert clock.pauses == []
@@ -290,7 +296,7 @@ WRONG_SECRETS: dict[str, tuple[dict[str, Any], Reason, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", WRONG_SECRETS)
-def test_a_secret_that_does_not_count_says_why_and_what_to_do(vault: Vault, vaults: KeyVaults, case: str) -> None:
+def test_a_secret_that_does_not_count_says_why_and_what_to_do(vault: Vault, vaults: KeyVaultClient, case: str) -> None:
     attributes, reason, said = WRONG_SECRETS[case]
     vault.put("password", VALUE, **attributes)
     error = failure(vaults, reference(vault))
@@ -301,7 +307,7 @@ def test_a_secret_that_does_not_count_says_why_and_what_to_do(vault: Vault, vaul
     assert VALUE not in str(error)
 
 
-def test_a_secret_or_version_that_is_not_there(vault: Vault, vaults: KeyVaults) -> None:
+def test_a_secret_or_version_that_is_not_there(vault: Vault, vaults: KeyVaultClient) -> None:
     error = failure(vaults, reference(vault, "nothing"))
     assert error.reason is Reason.MISSING
     assert "the vault has no such secret; see `az keyvault secret list --vault-name 127`" in str(error)
@@ -339,7 +345,7 @@ FAULTS: dict[str, tuple[Fault, Reason, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", FAULTS)
-def test_a_vault_that_refuses_says_what_to_do(vault: Vault, vaults: KeyVaults, case: str) -> None:
+def test_a_vault_that_refuses_says_what_to_do(vault: Vault, vaults: KeyVaultClient, case: str) -> None:
     fault, reason, said = FAULTS[case]
     vault.fail(SECRET, fault)
     error = failure(vaults, reference(vault))
@@ -373,7 +379,7 @@ def principal(vault: Vault, **changes: str) -> AzureIdentity:
     ids=["secret", "client", "tenant"],
 )
 def test_a_login_that_is_refused_says_why(
-    vault: Vault, vaults: KeyVaults, changes: dict[str, str], reason: Reason, said: str
+    vault: Vault, vaults: KeyVaultClient, changes: dict[str, str], reason: Reason, said: str
 ) -> None:
     vault.put("password", VALUE)
     error = failure(vaults, reference(vault), principal(vault, **changes))
@@ -383,7 +389,7 @@ def test_a_login_that_is_refused_says_why(
         assert secret not in str(error)
 
 
-def test_an_identity_of_another_tenant_than_the_vault(vault: Vault, vaults: KeyVaults) -> None:
+def test_an_identity_of_another_tenant_than_the_vault(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.managed_identities[""] = OBJECT  # a token of that tenant
     identity = AzureIdentity.from_fields({"credential": "managed_identity"})
     error = failure(vaults, reference(vault), identity)
@@ -391,7 +397,7 @@ def test_an_identity_of_another_tenant_than_the_vault(vault: Vault, vaults: KeyV
     assert "the identity is of another tenant than the vault; use one of the vault's tenant." in str(error)
 
 
-def test_a_machine_without_an_identity(vault: Vault, vaults: KeyVaults) -> None:
+def test_a_machine_without_an_identity(vault: Vault, vaults: KeyVaultClient) -> None:
     identity = AzureIdentity.from_fields({"managed_identity_client_id": OBJECT})
     error = failure(vaults, reference(vault), identity)
     assert (error.reason, error.retryable) == (Reason.NO_IDENTITY, True)
@@ -412,7 +418,9 @@ def test_a_machine_without_an_identity(vault: Vault, vaults: KeyVaults) -> None:
         ),
     ],
 )
-def test_an_identity_that_cannot_be_made(vault: Vault, vaults: KeyVaults, fields: dict[str, object], said: str) -> None:
+def test_an_identity_that_cannot_be_made(
+    vault: Vault, vaults: KeyVaultClient, fields: dict[str, object], said: str
+) -> None:
     error = failure(vaults, reference(vault), AzureIdentity.from_fields(fields))
     assert error.reason is Reason.BAD_SETTING
     assert said in str(error)
@@ -421,7 +429,7 @@ def test_an_identity_that_cannot_be_made(vault: Vault, vaults: KeyVaults, fields
 # -- what is wrong with the way there
 
 
-def test_a_vault_that_nobody_reaches(vaults: KeyVaults, vault: Vault, clock: Clock) -> None:
+def test_a_vault_that_nobody_reaches(vaults: KeyVaultClient, vault: Vault, clock: Clock) -> None:
     error = failure(vaults, SecretReference(f"127.0.0.1:{free_port()}", "password"))
     assert (error.reason, error.retryable) == (Reason.UNREACHABLE, True)
     assert "127.0.0.1 cannot be reached; check network, firewall and HTTPS_PROXY." in str(error)
@@ -429,7 +437,7 @@ def test_a_vault_that_nobody_reaches(vaults: KeyVaults, vault: Vault, clock: Clo
 
 
 def test_a_vault_that_is_silent(vault: Vault) -> None:
-    hasty = KeyVaults(timeout=0.5, retry=RetryPolicy.disabled())
+    hasty = KeyVaultClient(timeout=0.5, retry=RetryPolicy.disabled())
     vault.put("password", VALUE)
     vault.fail(SECRET, Fault(silent=True))
     try:
@@ -438,13 +446,15 @@ def test_a_vault_that_is_silent(vault: Vault) -> None:
         hasty.close()
 
 
-def test_a_vault_whose_name_is_none(vaults: KeyVaults, vault: Vault) -> None:
+def test_a_vault_whose_name_is_none(vaults: KeyVaultClient, vault: Vault) -> None:
     error = failure(vaults, SecretReference("my-vault.vault.invalid", "password"))
     assert error.reason is Reason.UNREACHABLE
     assert "the name my-vault.vault.invalid cannot be resolved; check the vault's name and cloud, and DNS" in str(error)
 
 
-def test_a_certificate_that_is_not_trusted(vault: Vault, vaults: KeyVaults, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_is_not_trusted(
+    vault: Vault, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     error = failure(vaults, reference(vault))
     assert (error.reason, error.retryable) == (Reason.UNTRUSTED, False)
@@ -452,7 +462,7 @@ def test_a_certificate_that_is_not_trusted(vault: Vault, vaults: KeyVaults, monk
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_a_vault_that_fails_is_tried_again_and_told(vault: Vault, vaults: KeyVaults, status: int) -> None:
+def test_a_vault_that_fails_is_tried_again_and_told(vault: Vault, vaults: KeyVaultClient, status: int) -> None:
     fault = Fault.error(status, "InternalServerError")
     vault.fail(SECRET, fault, fault, fault)
     error = failure(vaults, reference(vault))
@@ -460,7 +470,7 @@ def test_a_vault_that_fails_is_tried_again_and_told(vault: Vault, vaults: KeyVau
     assert f"the vault fails with status {status}; it may pass." in str(error)
 
 
-def test_who_is_no_vault(vault: Vault, vaults: KeyVaults) -> None:
+def test_who_is_no_vault(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.fail(SECRET, Fault(200, b"<html>a proxy says hello</html>"))
     error = failure(vaults, reference(vault))
     assert error.reason is Reason.UNEXPECTED
@@ -481,7 +491,7 @@ def interrupt(*_: object) -> None:
 
 @pytest.mark.parametrize("at", [DISCOVERY, CLIENT_SECRET, SECRET, "answer"])
 def test_an_interruption_shows_neither_client_secret_nor_value(
-    vault: Vault, vaults: KeyVaults, monkeypatch: pytest.MonkeyPatch, at: str
+    vault: Vault, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     vault.put("password", VALUE)
     thread = threading.main_thread().ident
@@ -489,7 +499,9 @@ def test_an_interruption_shows_neither_client_secret_nor_value(
     if at == "answer":
         monkeypatch.setattr("azure.keyvault.secrets.KeyVaultSecret._from_secret_bundle", interrupt)
     vault.fail(at, Fault(silent=True))
-    vault.when_asked = lambda kind: signal.pthread_kill(thread, signal.SIGUSR1) if kind == at else None
+    vault.when_asked = lambda credential_type: (
+        signal.pthread_kill(thread, signal.SIGUSR1) if credential_type == at else None
+    )
     identity = principal(vault)
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
@@ -498,17 +510,17 @@ def test_an_interruption_shows_neither_client_secret_nor_value(
     finally:
         signal.signal(signal.SIGUSR1, before)
     shown = "\n".join(shown_by(caught.value))
-    assert "KeyVaults.fetch, reference: " in shown
+    assert "KeyVaultClient.fetch, reference: " in shown
     for secret in (VALUE, "S3cret", quote_plus("S3cret of the application"), *vault.tokens()):
         assert secret not in shown
 
 
 @pytest.mark.parametrize("right", [True, False])
-def test_a_refusal_shows_neither_client_secret_nor_token(vault: Vault, vaults: KeyVaults, right: bool) -> None:
+def test_a_refusal_shows_neither_client_secret_nor_token(vault: Vault, vaults: KeyVaultClient, right: bool) -> None:
     vault.put("password", VALUE, expires=1.0)
     identity = principal(vault) if right else principal(vault, client_secret="S3cret of another application")
     shown = "\n".join(shown_by(failure(vaults, reference(vault), identity)))
-    assert "KeyVaults._ask, identity: " in shown
+    assert "KeyVaultClient._ask, identity: " in shown
     assert bool(vault.tokens()) is right
     for secret in (VALUE, "S3cret", *vault.tokens()):
         assert secret not in shown
@@ -524,7 +536,7 @@ LEAKS: dict[str, Callable[[Vault], object]] = {
 
 @pytest.mark.parametrize("case", LEAKS)
 def test_no_value_token_or_client_secret_is_logged_or_raised(
-    vault: Vault, vaults: KeyVaults, caplog: pytest.LogCaptureFixture, case: str
+    vault: Vault, vaults: KeyVaultClient, caplog: pytest.LogCaptureFixture, case: str
 ) -> None:
     LEAKS[case](vault)
     with caplog.at_level(logging.DEBUG):

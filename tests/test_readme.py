@@ -15,7 +15,7 @@ import pytest
 import airflow_sftp_backend
 from airflow_sftp_backend import SFTPBackend, SFTPBackendError, sensors
 from airflow_sftp_backend._connections.fields import FIELDS, Field
-from airflow_sftp_backend._connections.parser import Columns, Draft
+from airflow_sftp_backend._connections.parser import ConnectionRecord, ConnectionValues
 from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts
 from airflow_sftp_backend.cli import _parser
 from tests.servers import AsyncsshServer
@@ -191,9 +191,9 @@ def test_the_links_lead_to_files(page: str) -> None:
 @pytest.mark.parametrize("text", re.findall(r"```json\n(.*?)```", README + GUIDE, re.DOTALL))
 def test_the_connections_shown_say_what_they_mean(text: str) -> None:
     shown = json.loads(text)
-    connection = Columns("shown", **{**shown, "extra": json.dumps(shown["extra"])})
-    draft = Draft.of(connection)
-    assert draft.problems() == []
+    connection = ConnectionRecord("shown", **{**shown, "extra": json.dumps(shown["extra"])})
+    values = ConnectionValues.of(connection)
+    assert values.validate() == []
     assert shown["extra"].keys() <= {name for field in FIELDS for name in field.names}
     if "known_host_keys" in shown["extra"]:
         known = KnownHosts.parse(shown["extra"]["known_host_keys"], pinned=True)

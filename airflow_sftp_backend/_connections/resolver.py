@@ -5,38 +5,47 @@ Whatever is fetched is masked in the log before it is used.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from airflow_sftp_backend._key_vault.client import (
     MAX_AGE,
-    VAULTS,
-    BadReference,
+    InvalidReference,
     KeyVaultError,
     SecretReference,
+    default_client,
     is_reference,
     is_secret_url,
 )
-from airflow_sftp_backend._key_vault.identity import AzureIdentity, BadIdentity
+from airflow_sftp_backend._key_vault.identity import AzureIdentity, InvalidIdentity
 from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.backend import BackendUnavailable
 
 from .fields import FIELDS
-from .parser import AirflowConnection, Columns, Draft, Given, InvalidConnection, extra_of, secrets
+from .parser import (
+    AirflowConnection,
+    ConnectionRecord,
+    ConnectionValues,
+    FieldValue,
+    InvalidConnection,
+    extra_of,
+    secret_texts,
+)
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import BackendConfig
 
 log = logging.getLogger(__name__)
 
-_WHOLE: Final = "connection_secret"
-_VAULT: Final = "key_vault_url"
-_PLACES: Final = {"cloud_environment", "authority"}
+_WHOLE_CONNECTION: Final = "connection_secret"
+_VAULT_URL: Final = "key_vault_url"
+_CLOUD_FIELDS: Final = {"cloud_environment", "authority"}
 """Fields of an identity that may stand beside ``azure_conn_id``."""
-_LABELS: Final = {one.name: one.label for one in FIELDS}
+_LABELS: Final = {field.name: field.label for field in FIELDS}
 
 
 def resolve(conn: AirflowConnection, get: Callable[[str], AirflowConnection]) -> BackendConfig:
@@ -48,140 +57,155 @@ def resolve(conn: AirflowConnection, get: Callable[[str], AirflowConnection]) ->
 
 
 def _resolve(
-    conn: AirflowConnection, get: Callable[[str], AirflowConnection], through: tuple[str, ...]
+    conn: AirflowConnection, get: Callable[[str], AirflowConnection], visited: tuple[str, ...]
 ) -> BackendConfig:
-    columns = Columns.of(conn)
-    mask_secrets(secrets(columns))
-    recipe = _Recipe(columns, _identity(Draft.of(columns), get))
-    draft = recipe.draft(fresh=False)
-    jump_id = draft.text("jump_conn_id")
+    record = ConnectionRecord.of(conn)
+    mask_secrets(secret_texts(record))
+    resolver = ConfigResolver(record, _azure_identity(ConnectionValues.of(record), get))
+    connection = resolver.connection(fresh=False)
+    jump_id = connection.text("jump_conn_id")
     if jump_id:
-        if jump_id in (*through, columns.conn_id):
-            way = " -> ".join([*through, columns.conn_id, jump_id])
-            raise InvalidConnection(columns.conn_id, [f"{_LABELS['jump_conn_id']}: goes in a circle: {way}"])
-        recipe = replace(recipe, jump=_resolve(get(jump_id), get, (*through, columns.conn_id)))
-    return recipe.config(draft, fresh=False)
+        if jump_id in (*visited, record.conn_id):
+            chain = " -> ".join([*visited, record.conn_id, jump_id])
+            raise InvalidConnection(record.conn_id, [f"{_LABELS['jump_conn_id']}: goes in a circle: {chain}"])
+        resolver = replace(resolver, jump=_resolve(get(jump_id), get, (*visited, record.conn_id)))
+    return resolver.config(connection, fresh=False)
 
 
-def _identity(draft: Draft, get: Callable[[str], AirflowConnection]) -> AzureIdentity:
+def _azure_identity(connection: ConnectionValues, get: Callable[[str], AirflowConnection]) -> AzureIdentity:
     """Who asks the vault."""
-    given = {one.name: draft.given[one.name].value for one in FIELDS if one.identity and one.name in draft.given}
-    faults: list[str] = []
+    fields = {
+        field.name: connection.fields[field.name].value
+        for field in FIELDS
+        if field.is_identity and field.name in connection.fields
+    }
+    problems: list[str] = []
     identity = AzureIdentity()
-    if azure_id := draft.text("azure_conn_id"):
-        if own := sorted(given.keys() - _PLACES):
-            faults.append(
-                f"{_LABELS['azure_conn_id']} and {', '.join(_LABELS[name] for name in own)}: both given; expected one"
+    if azure_id := connection.text("azure_conn_id"):
+        if own_fields := sorted(fields.keys() - _CLOUD_FIELDS):
+            problems.append(
+                f"{_LABELS['azure_conn_id']} and {', '.join(_LABELS[name] for name in own_fields)}: both given;"
+                " expected one"
             )
         azure = get(azure_id)
         extra = extra_of(azure)
         mask_secrets(
-            text for text in (azure.password, *map(extra.get, _HIDDEN)) if isinstance(text, str) and text.strip()
+            text
+            for text in (azure.password, *map(extra.get, _SECRET_IDENTITY_FIELDS))
+            if isinstance(text, str) and text.strip()
         )
-        given = {"login": azure.login, "password": azure.password, **extra, **given}
+        fields = {"login": azure.login, "password": azure.password, **extra, **fields}
     try:
-        identity = AzureIdentity.from_fields(given)
-    except BadIdentity as error:
-        faults += [f"{azure_id and f'connection {azure_id!r}, '}Azure identity: {fault}" for fault in error.faults]
-    if faults:
-        raise InvalidConnection(draft.conn_id, faults)
+        identity = AzureIdentity.from_fields(fields)
+    except InvalidIdentity as error:
+        problems += [f"{azure_id and f'connection {azure_id!r}, '}Azure identity: {fault}" for fault in error.problems]
+    if problems:
+        raise InvalidConnection(connection.conn_id, problems)
     return identity
 
 
-_HIDDEN: Final = ("client_secret", "certificate_data", "certificate_password")
+_SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certificate_password")
 
 
 @dataclass(frozen=True)
-class _Recipe:
+class ConfigResolver:
     """How a configuration is made of a connection, which can be done again when its secrets have changed: called, it
     gives the configuration with the current ones, None where they are not to be had."""
 
-    columns: Columns
+    record: ConnectionRecord
     identity: AzureIdentity
-    jump: BackendConfig | None = field(default=None, repr=False)
+    jump: BackendConfig | None = dataclasses.field(default=None, repr=False)
 
     def __call__(self) -> BackendConfig | None:
         try:
-            return self.config(self.draft(fresh=True), fresh=True)
+            return self.config(self.connection(fresh=True), fresh=True)
         except (BackendUnavailable, InvalidConnection) as error:
             log.warning("the login is not tried with newer secrets: %s", error)
             return None
 
-    def draft(self, *, fresh: bool) -> Draft:
+    def connection(self, *, fresh: bool) -> ConnectionValues:
         """The connection with the values of the one that a secret holds as a whole, if there is one."""
-        draft = Draft.of(self.columns)
-        if _WHOLE not in draft.given:
-            return draft
-        faults: list[str] = []
-        reference = self._reference(draft, _WHOLE, faults)
+        connection = ConnectionValues.of(self.record)
+        if _WHOLE_CONNECTION not in connection.fields:
+            return connection
+        problems: list[str] = []
+        reference = self._reference(connection, _WHOLE_CONNECTION, problems)
         if reference is None:
-            raise InvalidConnection(draft.conn_id, faults)
-        text = self._fetch(_WHOLE, reference, faults, fresh=fresh)
+            raise InvalidConnection(connection.conn_id, problems)
+        text = self._fetch(_WHOLE_CONNECTION, reference, problems, fresh=fresh)
         if text is None:
-            raise InvalidConnection(draft.conn_id, faults)
-        found = _connection_in(text, draft.conn_id)
-        if found is None:
-            wanted = "expected a connection's URI, or its JSON object"
-            raise InvalidConnection(draft.conn_id, [f"{_LABELS[_WHOLE]}: {reference.described}: {wanted}"])
-        mask_secrets(secrets(found))
-        return draft.over(Draft.of(found, origin=reference.described))
+            raise InvalidConnection(connection.conn_id, problems)
+        stored = _parse_connection(text, connection.conn_id)
+        if stored is None:
+            expected = "expected a connection's URI, or its JSON object"
+            raise InvalidConnection(
+                connection.conn_id, [f"{_LABELS[_WHOLE_CONNECTION]}: {reference.described}: {expected}"]
+            )
+        mask_secrets(secret_texts(stored))
+        return connection.with_fallback(ConnectionValues.of(stored, origin=reference.described))
 
-    def config(self, draft: Draft, *, fresh: bool) -> BackendConfig:
+    def config(self, connection: ConnectionValues, *, fresh: bool) -> BackendConfig:
         """The backend's configuration. Raises as `resolve` does."""
-        faults: list[str] = []
-        references = self._references(draft, faults)
-        faults += draft.problems(apart_from=references)
-        if faults:
-            raise InvalidConnection(draft.conn_id, faults)
-        values: dict[str, Given] = {}
+        problems: list[str] = []
+        references = self._references(connection, problems)
+        problems += connection.validate(excluding=references)
+        if problems:
+            raise InvalidConnection(connection.conn_id, problems)
+        fetched: dict[str, FieldValue] = {}
         for name, reference in references.items():
-            text = self._fetch(name, reference, faults, fresh=fresh)
+            text = self._fetch(name, reference, problems, fresh=fresh)
             if text is not None:
-                values[name] = Given(text, reference.described, hidden=True)
-        if faults:
-            raise InvalidConnection(draft.conn_id, faults)
-        renewable = _WHOLE in draft.given or any(not reference.pinned for reference in references.values())
-        return replace(draft.filled(values).config(), jump=self.jump, renew=self if renewable else None)
+                fetched[name] = FieldValue(text, reference.described, hidden=True)
+        if problems:
+            raise InvalidConnection(connection.conn_id, problems)
+        refreshable = _WHOLE_CONNECTION in connection.fields or any(
+            not reference.pinned for reference in references.values()
+        )
+        return replace(connection.with_values(fetched).config(), jump=self.jump, refresh=self if refreshable else None)
 
-    def _references(self, draft: Draft, faults: list[str]) -> Mapping[str, SecretReference]:
+    def _references(self, connection: ConnectionValues, problems: list[str]) -> Mapping[str, SecretReference]:
         """The secrets that fields are to be filled from, by field."""
-        found: dict[str, SecretReference] = {}
-        for one in FIELDS:
-            if not one.vaulted:
+        references: dict[str, SecretReference] = {}
+        for field in FIELDS:
+            if not field.accepts_secret_reference:
                 continue
-            given, named = draft.given.get(one.name), f"{one.name}_secret"
-            if given is not None and named in draft.given:
-                faults.append(f"{one.label} and {_LABELS[named]}: both given; expected one of them")
-            elif named in draft.given or (given is not None and is_reference(given.text)):
-                place = named if named in draft.given else one.name
-                if (reference := self._reference(draft, place, faults)) is not None:
-                    found[one.name] = reference
-        return found
+            value, secret_field = connection.fields.get(field.name), f"{field.name}_secret"
+            if value is not None and secret_field in connection.fields:
+                problems.append(f"{field.label} and {_LABELS[secret_field]}: both given; expected one of them")
+            elif secret_field in connection.fields or (value is not None and is_reference(value.text)):
+                name = secret_field if secret_field in connection.fields else field.name
+                if (reference := self._reference(connection, name, problems)) is not None:
+                    references[field.name] = reference
+        return references
 
-    def _reference(self, draft: Draft, place: str, faults: list[str]) -> SecretReference | None:
+    def _reference(self, connection: ConnectionValues, field_name: str, problems: list[str]) -> SecretReference | None:
         """The reference in a field, which may be complete, or a name in the vault of the connection."""
-        text, vault = draft.text(place), draft.text(_VAULT)
+        text, vault = connection.text(field_name), connection.text(_VAULT_URL)
         try:
             if is_reference(text) or is_secret_url(text):
                 return SecretReference.parse(text, cloud=self.identity.cloud)
             if vault:
                 name, _, version = text.partition("/")
                 return SecretReference.of(vault, name, version, cloud=self.identity.cloud)
-        except BadReference as error:
-            faults += [f"{_LABELS[place]}: {fault}" for fault in error.faults]
+        except InvalidReference as error:
+            problems += [f"{_LABELS[field_name]}: {fault}" for fault in error.problems]
             return None
-        faults.append(f"{_LABELS[_VAULT]}: nothing given; expected its URL or name, as {_LABELS[place]} needs it")
+        problems.append(
+            f"{_LABELS[_VAULT_URL]}: nothing given; expected its URL or name, as {_LABELS[field_name]} needs it"
+        )
         return None
 
-    def _fetch(self, place: str, reference: SecretReference, faults: list[str], *, fresh: bool) -> str | None:
+    def _fetch(self, field_name: str, reference: SecretReference, problems: list[str], *, fresh: bool) -> str | None:
         """The secret's text, without the newline that files end with."""
         max_age = math.inf if reference.pinned else 0.0 if fresh else MAX_AGE
         try:
-            secret = VAULTS.fetch(reference, self.identity, max_age=max_age)
+            secret = default_client.fetch(reference, self.identity, max_age=max_age)
         except KeyVaultError as error:
             if error.retryable:
-                raise BackendUnavailable(f"{_LABELS[place]} of connection {self.columns.conn_id!r}: {error}") from error
-            faults.append(f"{_LABELS[place]}: {error}")
+                raise BackendUnavailable(
+                    f"{_LABELS[field_name]} of connection {self.record.conn_id!r}: {error}"
+                ) from error
+            problems.append(f"{_LABELS[field_name]}: {error}")
             return None
         mask_secrets(shown(secret.reveal()) for shown in (str, _trimmed))  # no local holds the text before it is masked
         return _trimmed(secret.reveal())
@@ -191,7 +215,7 @@ def _trimmed(text: str) -> str:
     return text.rstrip("\r\n")
 
 
-def _connection_in(text: str, conn_id: str) -> AirflowConnection | None:
+def _parse_connection(text: str, conn_id: str) -> AirflowConnection | None:
     """The connection in the text of a secret; None if there is none."""
     from airflow.sdk import Connection
     from airflow.sdk.exceptions import AirflowException

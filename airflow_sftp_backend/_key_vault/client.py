@@ -1,7 +1,7 @@
 """Azure Key Vault: a reference to a secret -> the Secret.
 
-`SecretReference` says which secret, an `AzureIdentity` who asks. `VAULTS` holds one credential and one client per vault
-and identity of this process, and for a short while what was fetched. Importing this module loads no azure.
+`SecretReference` says which secret, an `AzureIdentity` who asks. `default_client` holds one credential and one client
+per vault and identity of this process, and for a short while what was fetched. Importing this module loads no azure.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 from airflow_sftp_backend.backend import RetryPolicy, Secret
 
-from .identity import CLOUDS, PUBLIC, AzureIdentity, Kind, credential, transport
+from .identity import CLOUDS, PUBLIC, AzureIdentity, CredentialType, credential, transport
 
 if TYPE_CHECKING:
     from azure.core.exceptions import HttpResponseError
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from .identity import Credential
 
 __all__ = [
-    "VAULTS",
-    "BadReference",
+    "InvalidReference",
+    "KeyVaultClient",
     "KeyVaultError",
-    "KeyVaults",
     "Reason",
     "SecretReference",
+    "default_client",
     "is_reference",
 ]
 
@@ -102,15 +102,15 @@ class KeyVaultError(Exception):
         return self.message if self.reference is None else f"{self.reference.described}: {self.message}"
 
 
-class BadReference(KeyVaultError, ValueError):
-    """A text, or parts, that name no secret. ``faults`` holds all that is wrong, one text each."""
+class InvalidReference(KeyVaultError, ValueError):
+    """A text, or parts, that name no secret. ``problems`` holds all that is wrong, one text each."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__(Reason.BAD_SETTING, f"Key Vault reference: {'; '.join(faults)}")
-        self.faults = faults
+        self.problems = faults
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self), self.faults
+        return type(self), self.problems
 
 
 # ---- which secret ----------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def is_secret_url(text: str) -> bool:
 
 @dataclass(frozen=True)
 class SecretReference:
-    """A secret in a vault, the current one where no ``version`` is given. Raises BadReference.
+    """A secret in a vault, the current one where no ``version`` is given. Raises InvalidReference.
 
     ``vault`` may be given as the name of a vault in the public cloud, a host, or a URL; it is kept as a host, with its
     port where that is not 443.
@@ -157,7 +157,7 @@ class SecretReference:
         if self.version is not None and not _VERSION.fullmatch(self.version):
             faults.append(f"version {self.version!r}: expected its 32 characters, or none for the current one")
         if faults:
-            raise BadReference(*faults)
+            raise InvalidReference(*faults)
 
     @classmethod
     def parse(cls, text: str, *, cloud: str | None = None) -> SecretReference:
@@ -165,17 +165,17 @@ class SecretReference:
         ``vault`` is a host, or the name of a vault in ``cloud`` (a key of
         `CLOUDS`, the public one by default).
 
-        Raises BadReference.
+        Raises InvalidReference.
         """
         if found := _SECRET_URL.match(text.strip()):
             text = f"{SCHEME}{found['vault']}/{text.strip()[found.end() :]}"
         if not is_reference(text):
-            raise BadReference(f"text that does not start with {SCHEME}; {_FORM}")
+            raise InvalidReference(f"text that does not start with {SCHEME}; {_FORM}")
         vault, *rest = text.strip()[len(SCHEME) :].removesuffix("/").split("/")
         if len(rest) > 1 and rest[0] == "secrets" and not _VERSION.fullmatch(rest[1]):
-            raise BadReference(f"{text.strip()!r}: leave out 'secrets/'; {_FORM}")
+            raise InvalidReference(f"{text.strip()!r}: leave out 'secrets/'; {_FORM}")
         if not 1 <= len(rest) <= 2 or "" in (vault, *rest):
-            raise BadReference(f"{text.strip()!r}; {_FORM}")
+            raise InvalidReference(f"{text.strip()!r}; {_FORM}")
         return cls.of(vault, *rest, cloud=cloud)
 
     @classmethod
@@ -247,7 +247,7 @@ class _Process:
     flights: dict[_Key, Future[Secret]] = field(default_factory=dict)
 
 
-class KeyVaults:
+class KeyVaultClient:
     """Fetches secrets. May be used by several threads; a fork begins anew, with connections of its own.
 
     ``timeout``: seconds to connect, and seconds of silence. ``retry``: how often a vault is asked that throttles, fails
@@ -380,7 +380,7 @@ class KeyVaults:
             return here.clients[key][0]
 
 
-VAULTS: Final = KeyVaults()
+default_client: Final = KeyVaultClient()
 """The one of this process."""
 
 
@@ -509,7 +509,7 @@ _LOGIN_CODES: Final[Mapping[str, tuple[Reason, str]]] = {
 
 def _no_token(text: str, reference: SecretReference, identity: AzureIdentity) -> tuple[Reason, str]:
     """Why there is no token for the vault."""
-    who = identity.kind.value.replace("_", " ") + (f" {identity.client_id}" if identity.client_id else "")
+    who = identity.credential_type.value.replace("_", " ") + (f" {identity.client_id}" if identity.client_id else "")
     login = f"the login ({who}) failed"
     if found := re.search(r"acquire tokens for tenant ([0-9A-Za-z.-]*[0-9A-Za-z])", text):
         mine = f"tenant {identity.tenant_id}" if identity.tenant_id else "another tenant"
@@ -530,7 +530,7 @@ def _no_token(text: str, reference: SecretReference, identity: AzureIdentity) ->
         return network[0], f"{login}: {network[1]}"
     if "authentication unavailable" not in text:
         return Reason.UNAVAILABLE, f"{login}: the login service gave no token and no reason; it may pass."
-    if identity.kind is Kind.MANAGED_IDENTITY:
+    if identity.credential_type is CredentialType.MANAGED_IDENTITY:
         which = f"has no managed identity {identity.client_id}" if identity.client_id else "has no managed identity"
         return Reason.NO_IDENTITY, f"{login}: this machine {which}, or its identity service does not answer."
     cure = (
@@ -558,10 +558,11 @@ def _unmade(error: Exception, identity: AzureIdentity) -> str:
     """Why no credential can be made of an identity."""
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'} cannot be read: {error.strerror or 'unreadable'}."
-    if identity.kind is Kind.CERTIFICATE:
+    if identity.credential_type is CredentialType.CERTIFICATE:
         wanted = "PEM or PKCS#12 (in base64), with its RSA private key, and a password that fits"
         return f"the client certificate cannot be used; wanted is {wanted}."
-    if identity.kind is Kind.WORKLOAD_IDENTITY:
+    if identity.credential_type is CredentialType.WORKLOAD_IDENTITY:
         names = "AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID, AZURE_TENANT_ID"
         return f"workload identity is not set up here; a pod that has it has {names} in its environment."
-    return f"the login ({identity.kind.value.replace('_', ' ')}) cannot be made: check tenant id, authority and cloud."
+    login = identity.credential_type.value.replace("_", " ")
+    return f"the login ({login}) cannot be made: check tenant id, authority and cloud."

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         | WorkloadIdentityCredential
     )
 
-__all__ = ["CLOUDS", "PUBLIC", "AzureIdentity", "BadIdentity", "Cloud", "Kind", "credential", "transport"]
+__all__ = ["CLOUDS", "PUBLIC", "AzureIdentity", "Cloud", "CredentialType", "InvalidIdentity", "credential", "transport"]
 
 _http_log: Final = logging.getLogger(f"{__name__}.http")
 """The SDKs' requests with their headers, on the level INFO: more than a task's log is for."""
@@ -59,18 +59,18 @@ CLOUDS: Final[Mapping[str, Cloud]] = {
 """By the names that ``cloud_environment`` has in Airflow's azure connection."""
 
 
-class BadIdentity(ValueError):
-    """Fields that cannot mean an identity. ``faults`` holds all that is wrong, one text each."""
+class InvalidIdentity(ValueError):
+    """Fields that cannot mean an identity. ``problems`` holds all that is wrong, one text each."""
 
     def __init__(self, *faults: str) -> None:
         super().__init__(*faults)
-        self.faults = faults
+        self.problems = faults
 
     def __str__(self) -> str:
-        return f"Azure identity: {'; '.join(self.faults)}"
+        return f"Azure identity: {'; '.join(self.problems)}"
 
 
-class Kind(enum.Enum):
+class CredentialType(enum.Enum):
     """How an identity logs in."""
 
     DEFAULT = "default"
@@ -86,11 +86,11 @@ class AzureIdentity:
     """Who asks a vault. Equal ones share a credential.
 
     ``certificate`` is PEM, or PKCS#12 in base64 as Key Vault exports it, with its RSA private key. ``cloud`` is a key
-    of `CLOUDS`; ``authority`` the host or URL of a login service. For `Kind.DEFAULT`, ``client_id`` is that of the
-    managed identity and ``tenant_id`` that of the workload identity.
+    of `CLOUDS`; ``authority`` the host or URL of a login service. For `CredentialType.DEFAULT`, ``client_id`` is that
+    of the managed identity and ``tenant_id`` that of the workload identity.
     """
 
-    kind: Kind = Kind.DEFAULT
+    credential_type: CredentialType = CredentialType.DEFAULT
     tenant_id: str | None = None
     client_id: str | None = None
     client_secret: Secret | None = None
@@ -107,9 +107,11 @@ class AzureIdentity:
         ``login`` or ``client_id``; ``password`` or ``client_secret``; ``tenantId`` or ``tenant_id``;
         ``managed_identity_client_id``; ``workload_identity_tenant_id``; ``cloud_environment``. Beyond these,
         ``certificate_data``, ``certificate_path``, ``certificate_password``, ``authority``, and ``credential``, a value
-        of `Kind`. Without the last, what is given decides: a certificate, else a client secret, else a managed identity
-        (its client id alone), a workload identity (its tenant alone), else DefaultAzureCredential, with both of these
-        where both are given. Null and blank count as not given; other names are ignored. Raises BadIdentity.
+        of `CredentialType`. Without the last, what is given decides: a certificate, else a client secret, else a
+        managed identity (its client id alone), a workload identity (its tenant alone), else DefaultAzureCredential,
+        with both of these where both are given. Null and blank count as not given; other names are ignored.
+
+        :raises InvalidIdentity: with all problems.
         """
         given = {name: value for name, value in fields.items() if _is_given(value)}
         faults = [
@@ -117,29 +119,33 @@ class AzureIdentity:
         ]
         if given.keys() & {"key_path", "key_json"}:
             faults.append("key_path and key_json are not read here: give login, password and tenantId in their place")
-        kind = _kind(given, faults)
+        credential_type = _parse_credential_type(given, faults)
         text = {name: _plain(given[name]) for name in _NAMES if name in given}
         client, tenant = text.get("login", text.get("client_id")), text.get("tenantId", text.get("tenant_id"))
         managed, workload = text.get("managed_identity_client_id"), text.get("workload_identity_tenant_id")
-        if kind is Kind.DEFAULT:
+        if credential_type is CredentialType.DEFAULT:
             client, tenant = managed, workload
-        elif kind in (Kind.MANAGED_IDENTITY, Kind.WORKLOAD_IDENTITY):
+        elif credential_type in (CredentialType.MANAGED_IDENTITY, CredentialType.WORKLOAD_IDENTITY):
             client, tenant = managed or client, workload or tenant
         made = cls(
-            kind=kind,
+            credential_type=credential_type,
             client_id=client,
-            tenant_id=None if kind is Kind.MANAGED_IDENTITY else tenant,
-            client_secret=_secret(given, "password", "client_secret") if kind is Kind.CLIENT_SECRET else None,
-            certificate=_secret(given, "certificate_data") if kind is Kind.CERTIFICATE else None,
-            certificate_path=text.get("certificate_path") if kind is Kind.CERTIFICATE else None,
-            certificate_password=_secret(given, "certificate_password") if kind is Kind.CERTIFICATE else None,
+            tenant_id=None if credential_type is CredentialType.MANAGED_IDENTITY else tenant,
+            client_secret=_secret(given, "password", "client_secret")
+            if credential_type is CredentialType.CLIENT_SECRET
+            else None,
+            certificate=_secret(given, "certificate_data") if credential_type is CredentialType.CERTIFICATE else None,
+            certificate_path=text.get("certificate_path") if credential_type is CredentialType.CERTIFICATE else None,
+            certificate_password=_secret(given, "certificate_password")
+            if credential_type is CredentialType.CERTIFICATE
+            else None,
             cloud=_cloud(text.get("cloud_environment"), faults),
             authority=_authority(text.get("authority"), faults),
         )
         if missing := _missing(made):
-            faults.append(f"a login by {kind.value.replace('_', ' ')} also needs {' and '.join(missing)}")
+            faults.append(f"a login by {credential_type.value.replace('_', ' ')} also needs {' and '.join(missing)}")
         if faults:
-            raise BadIdentity(*faults)
+            raise InvalidIdentity(*faults)
         return made
 
     def authority_for(self, vault_url: str) -> str | None:
@@ -179,20 +185,22 @@ def _secret(given: Mapping[str, object], *names: str) -> Secret | None:
     return next((Secret.of(value) for value in values if isinstance(value, str | Secret)), None)
 
 
-def _kind(given: Mapping[str, object], faults: list[str]) -> Kind:
+def _parse_credential_type(given: Mapping[str, object], faults: list[str]) -> CredentialType:
     if "credential" in given:
-        for kind in Kind:
-            if kind.value == _plain(given["credential"]).lower():
-                return kind
-        faults.append(f"credential: expected one of {', '.join(kind.value for kind in Kind)}")
+        for credential_type in CredentialType:
+            if credential_type.value == _plain(given["credential"]).lower():
+                return credential_type
+        faults.append(
+            f"credential: expected one of {', '.join(credential_type.value for credential_type in CredentialType)}"
+        )
     if given.keys() & {"certificate_data", "certificate_path"}:
-        return Kind.CERTIFICATE
+        return CredentialType.CERTIFICATE
     if given.keys() & {"password", "client_secret"}:
-        return Kind.CLIENT_SECRET
+        return CredentialType.CLIENT_SECRET
     alone = given.keys() & {"managed_identity_client_id", "workload_identity_tenant_id"}
     if alone == {"managed_identity_client_id"}:
-        return Kind.MANAGED_IDENTITY
-    return Kind.WORKLOAD_IDENTITY if alone == {"workload_identity_tenant_id"} else Kind.DEFAULT
+        return CredentialType.MANAGED_IDENTITY
+    return CredentialType.WORKLOAD_IDENTITY if alone == {"workload_identity_tenant_id"} else CredentialType.DEFAULT
 
 
 def _cloud(said: str | None, faults: list[str]) -> str | None:
@@ -214,11 +222,11 @@ def _authority(said: str | None, faults: list[str]) -> str | None:
 def _missing(identity: AzureIdentity) -> list[str]:
     """What a service principal needs and has not."""
     wanted: dict[str, object] = {}
-    if identity.kind in (Kind.CLIENT_SECRET, Kind.CERTIFICATE):
+    if identity.credential_type in (CredentialType.CLIENT_SECRET, CredentialType.CERTIFICATE):
         wanted = {"a client id (login)": identity.client_id, "a tenant id (tenantId)": identity.tenant_id}
-    if identity.kind is Kind.CLIENT_SECRET:
+    if identity.credential_type is CredentialType.CLIENT_SECRET:
         wanted["a client secret (password)"] = identity.client_secret
-    if identity.kind is Kind.CERTIFICATE:
+    if identity.credential_type is CredentialType.CERTIFICATE:
         wanted["certificate_data or certificate_path"] = identity.certificate or identity.certificate_path
     return [name for name, value in wanted.items() if not value]
 
@@ -246,19 +254,19 @@ def credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Cr
         # Microsoft's own directory of login services knows no private one.
         wire["disable_instance_discovery"] = authority.removeprefix("https://").rstrip("/") not in _KNOWN
     ids = {"client_id": identity.client_id, "tenant_id": identity.tenant_id}
-    match identity.kind:
-        case Kind.DEFAULT:
+    match identity.credential_type:
+        case CredentialType.DEFAULT:
             return azure.DefaultAzureCredential(**wire, **_default_ids(identity))
-        case Kind.MANAGED_IDENTITY:
+        case CredentialType.MANAGED_IDENTITY:
             return azure.ManagedIdentityCredential(client_id=identity.client_id, read_timeout=timeout, logger=_http_log)
-        case Kind.WORKLOAD_IDENTITY:
+        case CredentialType.WORKLOAD_IDENTITY:
             return azure.WorkloadIdentityCredential(**ids, **wire, retry_total=0)
-        case Kind.CLIENT_SECRET:
+        case CredentialType.CLIENT_SECRET:
             assert identity.client_secret is not None
             return azure.ClientSecretCredential(
                 **_complete(ids), client_secret=identity.client_secret.reveal(), **wire, retry_total=0
             )
-        case Kind.CERTIFICATE:
+        case CredentialType.CERTIFICATE:
             return azure.CertificateCredential(
                 **_complete(ids), **_certificate(identity), **wire, retry_total=0, send_certificate_chain=True
             )

@@ -146,7 +146,7 @@ class BackendConfig:
     ``key_file`` the path of one. Times are in seconds. ``jump`` is the server to go through, by an SSH connection of
     its own. A transfer that lost its connection tries to connect again for ``reconnect_timeout``; 0 is one attempt.
     ``max_entries`` and ``max_listing_bytes`` bound one listing, search or recursive deletion;
-    ``max_file_bytes`` bounds a file whose size is not trusted. ``renew`` gives the configuration with the secrets of
+    ``max_file_bytes`` bounds a file whose size is not trusted. ``refresh`` gives the configuration with the secrets of
     now, None where they are not to be had: it is asked once when a login or a host key is refused. ``notes`` are what
     a person who checks the configuration should know, one text each.
     """
@@ -183,7 +183,7 @@ class BackendConfig:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     jump: BackendConfig | None = None
     notes: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    renew: Callable[[], BackendConfig | None] | None = field(default=None, repr=False, compare=False)
+    refresh: Callable[[], BackendConfig | None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "connect_kwargs", hidden_arguments(self.connect_kwargs))

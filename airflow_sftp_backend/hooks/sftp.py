@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import shield_from_kill
 from airflow_sftp_backend._connections.fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
-from airflow_sftp_backend._connections.parser import Columns, InvalidConnection
+from airflow_sftp_backend._connections.parser import ConnectionRecord, InvalidConnection
 from airflow_sftp_backend._connections.resolver import resolve
 from airflow_sftp_backend._file_rows import FoundFile, found_file
 from airflow_sftp_backend._masking import redact
@@ -82,7 +82,7 @@ class SFTPBackendHook(BaseHook):
     def __init__(self, sftp_conn_id: str = default_conn_name, *, logger_name: str | None = None) -> None:
         super().__init__(logger_name=logger_name)
         self.sftp_conn_id = sftp_conn_id
-        self._record: Columns | None = None
+        self._record: ConnectionRecord | None = None
         self._backend: SFTPBackend | None = None
 
     @classmethod
@@ -105,7 +105,7 @@ class SFTPBackendHook(BaseHook):
             raise TypeError(f"unknown fields: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
         hook = cls(vault_url)
         extra = json.dumps({"key_vault_url": vault_url, **fields})
-        hook._record = Columns(vault_url, host=host, port=port, login=login, extra=extra)
+        hook._record = ConnectionRecord(vault_url, host=host, port=port, login=login, extra=extra)
         return hook
 
     def config(self) -> BackendConfig:

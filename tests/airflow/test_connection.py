@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import HostKeyPolicy, Secret
 from airflow_sftp_backend._connections.fields import FIELDS, Field, conn_fields, field_behaviour
-from airflow_sftp_backend._connections.parser import InvalidConnection, parse, secrets
+from airflow_sftp_backend._connections.parser import InvalidConnection, parse, secret_texts
 from airflow_sftp_backend.backend import BackendConfig
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -41,9 +41,9 @@ def faults(connection: Connection) -> tuple[str, ...]:
     """What is wrong with it."""
     with pytest.raises(InvalidConnection) as caught:
         parse(connection)
-    assert all(fault in str(caught.value) for fault in caught.value.faults)
+    assert all(fault in str(caught.value) for fault in caught.value.problems)
     assert "'partner'" in str(caught.value)
-    return caught.value.faults
+    return caught.value.problems
 
 
 # ---- what is said is what the backend is told
@@ -120,7 +120,7 @@ def test_every_argument_of_the_backend_has_a_field_or_a_reason() -> None:
         "host_keys_path",
         "retry",
     }
-    made_by_code_only = {"pkey", "connect_kwargs", "jump", "notes", "renew"}
+    made_by_code_only = {"pkey", "connect_kwargs", "jump", "notes", "refresh"}
     assert (
         made_of_fields - {None} == {argument.name for argument in dataclasses.fields(BackendConfig)} - made_by_code_only
     )
@@ -299,7 +299,7 @@ def test_a_wrong_value_is_told_in_the_forms_words(name: str, value: object) -> N
     field = next(field for field in FIELDS if field.name == name)
     (fault,) = faults(make({name: value}))
     assert fault.startswith(f'{field.label} (Extra "{name}"): ')
-    assert fault.endswith(f"expected {field.kind.expected}")
+    assert fault.endswith(f"expected {field.type.expected}")
 
 
 def test_a_value_is_shown_unless_it_is_secret_or_long() -> None:
@@ -373,7 +373,7 @@ def test_all_faults_are_told_at_once() -> None:
 def test_the_error_survives_a_process_boundary() -> None:
     error = InvalidConnection("partner", ["Host: nothing given", "Port: 0 given"])
     copy = pickle.loads(pickle.dumps(error))
-    assert (str(copy), copy.faults, copy.conn_id) == (str(error), error.faults, "partner")
+    assert (str(copy), copy.problems, copy.conn_id) == (str(error), error.problems, "partner")
 
 
 JSON = st.recursive(
@@ -391,7 +391,7 @@ def test_whatever_a_connection_says_is_taken_or_refused_with_reasons(extra: dict
         outcome = parse(make(extra, **columns))
     except InvalidConnection as error:
         outcome = error
-    assert outcome.host if isinstance(outcome, BackendConfig) else outcome.faults
+    assert outcome.host if isinstance(outcome, BackendConfig) else outcome.problems
 
 
 # ---- secrets
@@ -416,13 +416,13 @@ SECRETS = [with_secret(field, name) for field in FIELDS if field.secret for name
 
 @pytest.mark.parametrize("said", SECRETS, ids=lambda said: said.secret)
 def test_a_secret_is_known_as_one_under_each_of_its_names(said: Said) -> None:
-    assert list(secrets(said.connection)) == [said.secret]
+    assert list(secret_texts(said.connection)) == [said.secret]
     assert said.secret not in repr(parse(said.connection))
 
 
 def test_secrets_are_found_in_a_connection_with_faults() -> None:
-    assert list(secrets(make({"passphrase": "open sesame", "private_key": 5}, host=None))) == ["open sesame"]
-    assert list(secrets(make("{", password="swordfish"))) == ["swordfish"]
+    assert list(secret_texts(make({"passphrase": "open sesame", "private_key": 5}, host=None))) == ["open sesame"]
+    assert list(secret_texts(make("{", password="swordfish"))) == ["swordfish"]
 
 
 # ---- the table
@@ -437,7 +437,7 @@ def test_each_name_is_given_once() -> None:
 def test_a_field_explains_itself(field: Field) -> None:
     assert field.label[0].isupper()
     assert field.description.endswith(".")
-    assert field.default is None or field.kind.read(field.default) is not None
+    assert field.default is None or field.type.parse(field.default) is not None
 
 
 def test_the_form_has_the_fields_people_need_and_hides_no_secret_in_plain_sight() -> None:

@@ -27,7 +27,7 @@ def faults(connection: Connection) -> tuple[str, ...]:
     """What is wrong with it."""
     with pytest.raises(InvalidConnection) as caught:
         parse(connection)
-    return caught.value.faults
+    return caught.value.problems
 
 
 # ---- what is nearly right

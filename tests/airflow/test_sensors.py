@@ -29,7 +29,7 @@ from airflow.sdk.exceptions import (
 from airflow_sftp_backend import BackendUnavailable, Secret, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend._cancellation import TaskKilled
 from airflow_sftp_backend._file_rows import FoundFile
-from airflow_sftp_backend._key_vault.client import VAULTS
+from airflow_sftp_backend._key_vault.client import default_client
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from airflow_sftp_backend.triggers import SFTPFileTrigger
 from tests.airflow.conftest import Connect, Glob, State, context, grow, selecting
@@ -431,14 +431,14 @@ def test_a_vault_that_is_away_for_a_while_is_waited_for(
     assert server.password is not None
     vault.put("password", server.password)
     connect(server, base_path=folder.base_path, private_key=None, key_vault_url=vault.url, password_secret="password")
-    fetch, away = VAULTS.fetch, [BackendUnavailable("the vault is away")] * 2
+    fetch, away = default_client.fetch, [BackendUnavailable("the vault is away")] * 2
 
     def fetched(*given: Any, **options: Any) -> Secret:
         if away:
             raise away.pop()
         return fetch(*given, **options)
 
-    monkeypatch.setattr(VAULTS, "fetch", fetched)
+    monkeypatch.setattr(default_client, "fetch", fetched)
     assert names(wait(mode, path="a")) == ["a"]
     assert away == []
 

@@ -217,7 +217,7 @@ def test_a_vault_that_hangs_holds_up_only_those_who_need_it(
         answers.wait(20)
         raise BackendUnavailable("the vault says nothing")
 
-    monkeypatch.setattr("airflow_sftp_backend._connections.resolver._Recipe._fetch", hang)
+    monkeypatch.setattr("airflow_sftp_backend._connections.resolver.ConfigResolver._fetch", hang)
 
     async def wait() -> None:
         hanging = await start(trigger("a", "hanging"))

@@ -302,7 +302,7 @@ def test_all_that_is_wrong_is_told_at_once(vault: Vault, monkeypatch: pytest.Mon
     vault.put("off", KNOWN, enabled=False)
     with pytest.raises(InvalidConnection) as caught:
         give(monkeypatch, host="h", extra=extra).config()
-    password, known, key = caught.value.faults
+    password, known, key = caught.value.problems
     assert password.startswith(f"Password: Key Vault secret 'expired' in {vault.host}: it expired on 2")
     assert key.startswith(f"Private key: Key Vault secret 'missing' in {vault.host}: the vault has no such secret")
     assert known.startswith(f"Known host keys: Key Vault secret 'off' in {vault.host}: it is disabled; enable it: az ")
@@ -333,7 +333,7 @@ def test_a_reference_that_cannot_be_meant_is_told_in_the_forms_words(
     hook = give(monkeypatch, host="h", **columns, extra=extra)
     with pytest.raises(InvalidConnection) as caught:
         hook.config()
-    assert any(fault.startswith(said) for fault in caught.value.faults), caught.value.faults
+    assert any(fault.startswith(said) for fault in caught.value.problems), caught.value.problems
 
 
 @pytest.mark.parametrize("text", ["", "no connection", "{broken", '{"port": "many"}', "sftp://h:port/", "[1]"])
@@ -343,7 +343,7 @@ def test_a_secret_without_a_connection_in_it_is_named_and_not_shown(
     vault.put("whole", text)
     with pytest.raises(InvalidConnection) as caught:
         give(monkeypatch, extra={"key_vault_url": vault.url, "connection_secret": "whole"}).config()
-    (fault,) = caught.value.faults
+    (fault,) = caught.value.problems
     assert fault == (
         f"Connection secret: Key Vault secret 'whole' in {vault.host}: expected a connection's URI, or its JSON object"
     )
@@ -361,7 +361,7 @@ def test_a_value_from_the_vault_is_never_shown(vault: Vault, monkeypatch: pytest
     extra.pop("connection_secret")
     with pytest.raises(InvalidConnection) as caught:
         give(monkeypatch, extra=extra).config()
-    assert caught.value.faults == (
+    assert caught.value.problems == (
         f"Host (Key Vault secret 'host' in {vault.host}): text given; expected the bare name or address of the server",
     )
 

@@ -79,7 +79,7 @@ def test_a_refused_login_at_the_vault_shows_no_secret_in_any_frame(
 def test_a_refused_secret_shows_no_secret_in_any_frame(
     vault: Vault, monkeypatch: pytest.MonkeyPatch, fault: Fault, kind: type[Exception]
 ) -> None:
-    monkeypatch.setattr("airflow_sftp_backend._key_vault.client.VAULTS._sleep", lambda seconds: None)
+    monkeypatch.setattr("airflow_sftp_backend._key_vault.client.default_client._sleep", lambda seconds: None)
     vault.fail(SECRET, *[fault] * 6)
     with pytest.raises(kind) as caught:
         connect(vault, monkeypatch, MINE).config()

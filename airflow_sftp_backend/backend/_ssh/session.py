@@ -430,7 +430,7 @@ def _renewed(config: BackendConfig) -> BackendConfig | None:
     """The same with the login and the known keys of now, its own and those of the server it goes through; None if
     nothing has changed."""
     found = config
-    if config.renew is not None and (now := config.renew()) is not None:
+    if config.refresh is not None and (now := config.refresh()) is not None:
         found = replace(config, **{name: getattr(now, name) for name in _LOGIN})
     if config.jump is not None and (jump := _renewed(config.jump)) is not None:
         found = replace(found, jump=jump)
