@@ -224,5 +224,5 @@ def test_a_local_file_that_a_living_writer_holds_is_left(tmp_path: Path) -> None
         landing.write(memoryview(b"part"))
         os.utime(landing.temp, (1, 1))
         assert clean_local(tmp_path, DAY) == []
-        assert landing.temp.exists()
+        assert Path(landing.temp).exists()
     assert os.listdir(tmp_path) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -78,6 +79,21 @@ def test_read_bytes_of_a_small_file_takes_two(
     for size in (0, 1, 32_767, 32_768):
         (folder.path / "file").write_bytes(b"x" * size)
         assert 2 <= trips(lambda: backend.read_bytes("file")) <= most
+
+
+def test_a_small_file_after_a_small_one_takes_one_read(
+    openssh: OpenSSHServer, make_backend: Callable[..., SFTPBackend], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"first": 10, "small": 10_000, "two_blocks": 500_000, "large": 2_000_000}
+    for name, size in sizes.items():
+        (tmp_path / name).write_bytes(os.urandom(size))
+    backend = make_backend(openssh, base_path=str(tmp_path))
+    backend.read_bytes("first")
+    with pluralize_files(monkeypatch) as depth:
+        backend.read_bytes("small")
+    assert [type(request).__name__ for request in depth.requests] == ["Open", "FStat", "Read", "Close"]
+    for name in sizes:
+        assert backend.read_bytes(name) == (tmp_path / name).read_bytes()
 
 
 def test_write_of_a_small_file_into_an_existing_folder_takes_two(

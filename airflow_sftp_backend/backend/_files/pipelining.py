@@ -34,6 +34,7 @@ _BLOCKS: Final = 64  # of 32 KiB in flight at most, as OpenSSH's client does: so
 _COUNTED: Final = 16 << 20  # bytes read of a file that is longer than the server says, to tell its size in the error
 _SKIPPED: Final = 1 << 20  # bytes read at once of what need not be sent again
 _FIRST_READS: Final = 2  # sent along with the question for the size: a small file is complete with them
+_ALL_ASKED: Final = -1  # blocks to keep in flight where nothing is left to ask for
 
 
 class Readable(Protocol):
@@ -163,9 +164,10 @@ def send(content: Content, out: Outgoing) -> Operation[None]:
 class Incoming:
     """Reads one open file from front to back, a window of reads in flight. ``path`` is its key, for errors.
 
-    The size is asked for along with the first blocks, so that a small file takes one round trip. The file must have
-    that size. With ``to_end`` the file is read to its end whatever the size; so is a file whose size the server does
-    not tell. Both are bounded by `Bounds.max_file_bytes`.
+    The size is asked for along with the first two blocks, so that a small file takes one round trip; after a file of
+    less than a block, along with the first block alone. The file must have that size. With ``to_end`` the file is read
+    to its end whatever the size; so is a file whose size the server does not tell. Both are bounded by
+    `Bounds.max_file_bytes`.
     """
 
     def __init__(
@@ -184,6 +186,7 @@ class Incoming:
         self._promised: int | None = None
         self._wire = wire
         self._depth = 0
+        self._first = _FIRST_READS
         self._last: Pending[Attributes] | None = None
 
     def check_unchanged(self) -> Operation[None]:
@@ -211,11 +214,12 @@ class Incoming:
         """
         if not self._depth:
             yield from self._begin()
-        yield from self._ask_ahead()
+        if len(self._queue) < self._depth:
+            yield from self._ask_ahead()
         if not self._queue:
             return memoryview(b"")
         request, pending = self._queue.popleft()
-        data = yield from wait(pending)
+        data: memoryview = yield pending
         size = self.size + len(data)
         if self._to_end or self._promised is None:
             self._wire.bounds.check_file_bytes(size, self._path)
@@ -223,14 +227,14 @@ class Incoming:
             if not self._to_end:
                 raise (yield from self._mismatch(size, ended=not data))
             self._promised = None  # the size is not trusted any more: what follows is read as of unknown size
+            self._depth = self._most
         self.size = size
-        if not data:
+        is_short = len(data) < request.length
+        if not data or (is_short and size == self._promised and self._wire.traits.reads_whole_blocks):
             self._queue.clear()
-            self._promised = self._following = self.size
-            self._depth = -1
-        elif len(data) < request.length and not (
-            self.size == self._promised and self._queue and self._wire.traits.reads_whole_blocks
-        ):  # a short read proves the end only on some servers; elsewhere the end is read as well
+            self._promised = self._following = size
+            self._depth = _ALL_ASKED
+        elif is_short:  # which proves the end only on some servers; elsewhere the end is read as well
             rest = Read(self._handle, self.size, request.length - len(data))
             self._queue.appendleft((rest, (yield from post(rest))))
         return data
@@ -263,31 +267,33 @@ class Incoming:
         return max(_FIRST_READS, window(self._wire.round_trip, _NEAR_DOWN, WINDOW) // self._block)
 
     def _begin(self) -> Operation[None]:
-        asked = yield from post(FStat(self._handle))
-        self._depth = _FIRST_READS
+        self._depth = self._first = 1 if self._wire.reads_small_files else _FIRST_READS
+        asked: Pending[Attributes] = yield FStat(self._handle)
         yield from self._ask_ahead()
         try:
-            self.attributes = yield from wait(asked)
+            self.attributes = yield asked
         except Refused:  # some servers have no FSTAT
             return
         if self.attributes.is_folder:
             raise InvalidPath("cannot read: it is a folder, not a file", path=self._path)
         if (told := self.attributes.size) is not None:
             self._promised = told
-            self._depth = self._most
+            self._depth = self._most if self._following <= told else _ALL_ASKED
+            self._wire.reads_small_files = told < self._block
 
     def _ask_ahead(self) -> Operation[None]:
         """Keeps the window full; the last read of a file of known size asks for the byte after its end."""
         while len(self._queue) < self._depth:
             length = self._block
-            if self._promised is not None and self._following - self._offset >= _FIRST_READS * self._block:
+            if self._promised is not None:  # the first reads are sent
                 if self._following > self._promised:
-                    if self._last is None and self._following - self._offset > _FIRST_READS * self._block:
+                    if self._last is None and self._following - self._offset > self._first * self._block:
                         self._last = yield from post(FStat(self._handle))
+                    self._depth = _ALL_ASKED
                     return
                 length = max(1, min(length, self._promised - self._following))
             request = Read(self._handle, self._following, length)
-            self._queue.append((request, (yield from post(request))))
+            self._queue.append((request, (yield request)))
             self._following += length
         if self._promised is None:
             self._depth = min(2 * self._depth, self._most)

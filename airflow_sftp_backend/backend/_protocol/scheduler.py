@@ -174,6 +174,9 @@ class Wire:
         """What the server is known to do; assumed until `handshake`."""
         self.sets_modes = True
         """False once the server has refused to set a mode, by handle and by path."""
+        self.reads_small_files = False
+        """The file that was opened for reading last had less than a block: so may the next, which is not asked for more
+        before its size is known."""
         self.told_of_modes = False
         """A warning has said that modes cannot be set."""
         self._further = further

@@ -15,7 +15,7 @@ import secrets
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from fcntl import LOCK_EX, LOCK_NB, flock
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from airflow_sftp_backend.backend._paths import (
@@ -31,7 +31,7 @@ from airflow_sftp_backend.backend._paths import (
 )
 from airflow_sftp_backend.backend.errors import AlreadyExists
 
-from .local_files import NewFileModes, check_replaceable, give_mode, naming_both_ends
+from .local_files import NamingBothEnds, NewFileModes, check_replaceable, give_mode
 
 LEAST: Final = 1 << 20
 """Bytes from which on a part is worth going on with."""
@@ -55,28 +55,28 @@ class LocalLanding:
         writer: str | None = None,
         modes: NewFileModes | None = None,
     ) -> None:
-        self.path = Path(local)
+        self.path = _text_of(local)
         self.lasts = False
         """What there is stays for the next try."""
         self._key = source.key
-        self._doing = f"downloading {source.native!r}"
+        self._ends = NamingBothEnds(self.path, f"downloading {source.native!r}")
         self._overwrite = overwrite
         self._modes = NewFileModes() if modes is None else modes
         self._resumable = writer is not None
-        with naming_both_ends(self.path, self._doing):
-            if check_replaceable(self.path) is not None and not overwrite:
-                raise self._taken()
         token = secrets.token_hex(6)
         if writer is not None:
             token = spare_token(resume_token(writer, 0, 0), token)
         self.temp = self._named(token)
         self._descriptor: int | None = None
-        self._has_temp = True
-        with naming_both_ends(self.path, self._doing):
+        self._has_temp = False
+        with self._ends:
+            if check_replaceable(self.path) is not None and not overwrite:
+                raise self._taken()
             try:
                 self._descriptor = os.open(self.temp, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
             except FileNotFoundError:
                 raise FileNotFoundError(errno.ENOENT, "the local directory does not exist") from None
+        self._has_temp = True
         _locked(self._descriptor)
 
     def take_over(self, token: str, most: int) -> int:
@@ -84,7 +84,7 @@ class LocalLanding:
 
         Otherwise the temporary file is given that token, for the next try. A living writer's is left alone.
         """
-        with naming_both_ends(self.path, self._doing):
+        with self._ends:
             return self._take_over(token, most)
 
     def _take_over(self, token: str, most: int) -> int:
@@ -109,7 +109,7 @@ class LocalLanding:
     def at(self, offset: int, count: int) -> bytes:
         """Bytes of what has been written so far."""
         assert self._descriptor is not None
-        with naming_both_ends(self.path, self._doing):
+        with self._ends:
             return os.pread(self._descriptor, count, offset)
 
     def digest(self, progress: Callable[[int], None]) -> str:
@@ -120,7 +120,7 @@ class LocalLanding:
         :raises OSError: what this machine refuses
         """
         digest = hashlib.sha256()
-        with naming_both_ends(self.path, self._doing), self.temp.open("rb", buffering=0) as file:
+        with self._ends, open(self.temp, "rb", buffering=0) as file:
             while data := file.read(_PIECE):
                 digest.update(data)
                 progress(len(data))
@@ -129,14 +129,14 @@ class LocalLanding:
     def clear(self) -> None:
         """Starts anew."""
         assert self._descriptor is not None
-        with naming_both_ends(self.path, self._doing):
+        with self._ends:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
 
     def write(self, data: memoryview) -> None:
         """Appends all of ``data``."""
         assert self._descriptor is not None
-        with naming_both_ends(self.path, self._doing):
+        with self._ends:
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
@@ -144,7 +144,7 @@ class LocalLanding:
         """Gives the file its name and its mode. AlreadyExists if the name was taken meanwhile and ``overwrite`` is
         False."""
         assert self._descriptor is not None
-        with naming_both_ends(self.path, self._doing):
+        with self._ends:
             replaced = check_replaceable(self.path) if self._overwrite else None
             give_mode(self._descriptor, self.temp, replaced, self._modes)
             self._give_name()
@@ -166,7 +166,7 @@ class LocalLanding:
         os.replace(self.temp, self.path)
         self._has_temp = False
 
-    def _rename(self, temp: Path) -> None:
+    def _rename(self, temp: str) -> None:
         """Another name for the temporary file, unless that is taken or the file system has no hard links."""
         try:
             os.link(self.temp, temp)
@@ -175,11 +175,12 @@ class LocalLanding:
         os.unlink(self.temp)
         self.temp = temp
 
-    def _named(self, token: str) -> Path:
-        return self.path.with_name(temp_name(self.path.name, token))
+    def _named(self, token: str) -> str:
+        folder, slash, name = self.path.rpartition("/")
+        return f"{folder}{slash}{temp_name(name, token)}"
 
     def _taken(self) -> AlreadyExists:
-        message = f"the local file {os.fspath(self.path)!r} exists"
+        message = f"the local file {self.path!r} exists"
         return AlreadyExists(message, path=self._key, hint="pass overwrite=True to replace it")
 
     def _close(self) -> None:
@@ -192,29 +193,36 @@ class LocalLanding:
 
     def __exit__(self, *raised: object) -> None:
         if self._has_temp and not (self.lasts and self._resumable):
-            with contextlib.suppress(FileNotFoundError), naming_both_ends(self.path, self._doing):
+            with contextlib.suppress(FileNotFoundError), self._ends:
                 os.unlink(self.temp)
         self._has_temp = False
         self._close()  # and with it the lock, under which alone the name was ours
 
 
-def remove_left(landed: Mapping[Path, str | None], now: float) -> None:
+def remove_left(landed: Mapping[str | os.PathLike[str], str | None], now: float) -> None:
     """Removes what dead writers left of files that have landed now: what earlier tries with the same resume key left,
     which stands beside each file, at once; what others left after `STALE` seconds. ``now`` in seconds since 1970.
     """
-    names: dict[Path, dict[str, str | None]] = {}
+    names: dict[str, dict[str, str | None]] = {}
     for path, writer in landed.items():
-        names.setdefault(path.parent, {})[path.name] = writer
+        folder, slash, name = _text_of(path).rpartition("/")
+        names.setdefault(folder + slash, {})[name] = writer
     for folder, wanted in names.items():
-        targets = {name_digest(name): writer for name, writer in wanted.items()}
-        for temp in _temps(folder):
+        temps = list(_temps(folder))
+        targets = {name_digest(name): writer for name, writer in wanted.items()} if temps else {}
+        for temp in temps:
             if digest_of(temp.name) in targets:
                 writer = targets[digest_of(temp.name)]
                 ours = writer is not None and same_writer(token_of(temp.name), resume_token(writer, 0, 0))
-                _remove(temp, None if ours else now - STALE)
+                _remove(temp.path, None if ours else now - STALE)
 
 
-def _remove(temp: Path, before: float | None) -> None:
+def _text_of(local: str | os.PathLike[str]) -> str:
+    """A path as text, without the slashes at its end."""
+    return os.fspath(local if isinstance(local, PurePath) else Path(local))
+
+
+def _remove(temp: str, before: float | None) -> None:
     """Removes it unless its writer lives, or it was written to since ``before``."""
     descriptor = left_behind(temp)
     if descriptor is None:
@@ -225,14 +233,14 @@ def _remove(temp: Path, before: float | None) -> None:
     os.close(descriptor)
 
 
-def _temps(folder: Path) -> Iterator[Path]:
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+def _temps(folder: str) -> Iterator[os.DirEntry[str]]:
+    with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if token_of(entry.name):
-                yield folder / entry.name
+                yield entry
 
 
-def left_behind(temp: Path) -> int | None:
+def left_behind(temp: str | os.PathLike[str]) -> int | None:
     """A descriptor of a file of this user, locked; None if there is none, or its writer lives."""
     try:
         descriptor = os.open(temp, _FLAGS)

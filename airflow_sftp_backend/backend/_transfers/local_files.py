@@ -7,8 +7,6 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -55,11 +53,14 @@ def check_replaceable(path: str | os.PathLike[str]) -> os.stat_result | None:
     :raises OSError: IsADirectoryError for a directory; EINVAL for anything else, a link to nothing too.
     """
     try:
-        found = os.stat(path)
+        found = os.lstat(path)  # asks once where nothing has the name, which is the usual case
     except FileNotFoundError:
-        if os.path.islink(path):
-            raise _not_regular(path, "a link to nothing") from None
         return None
+    if stat.S_ISLNK(found.st_mode):
+        try:
+            found = os.stat(path)
+        except FileNotFoundError:
+            raise _not_regular(path, "a link to nothing") from None
     _check_kind(path, found)
     return found
 
@@ -85,16 +86,16 @@ class NewFileModes:
     __slots__ = ("_found",)
 
     def __init__(self) -> None:
-        self._found: dict[Path, int] = {}
+        self._found: dict[str, int] = {}
 
-    def of(self, directory: Path) -> int:
+    def of(self, directory: str) -> int:
         """Return the mode of a new file in a directory."""
         if directory not in self._found:
-            self._found[directory] = _new_file_mode(directory)
+            self._found[directory] = _new_file_mode(Path(directory))
         return self._found[directory]
 
 
-def give_mode(descriptor: int, temp: Path, replaced: os.stat_result | None, modes: NewFileModes) -> None:
+def give_mode(descriptor: int, temp: str, replaced: os.stat_result | None, modes: NewFileModes) -> None:
     """Give a temporary file the mode of the file it becomes: that of the file it replaces, else what the umask leaves.
 
     A file system that refuses is left alone, with a warning.
@@ -104,11 +105,11 @@ def give_mode(descriptor: int, temp: Path, replaced: os.stat_result | None, mode
     :param replaced: the file that it replaces; None if it is a new one.
     :param modes: the modes of new files.
     """
-    mode = modes.of(temp.parent) if replaced is None else replaced.st_mode & _PERMISSIONS
+    mode = modes.of(os.path.dirname(temp)) if replaced is None else replaced.st_mode & _PERMISSIONS
     try:
         os.fchmod(descriptor, mode)
     except OSError as error:
-        logger.warning("cannot give %r the mode %o: %s", os.fspath(temp), mode, error)
+        logger.warning("cannot give %r the mode %o: %s", temp, mode, error)
 
 
 def _new_file_mode(directory: Path) -> int:
@@ -132,22 +133,30 @@ def _mode_of_a_probe(directory: Path) -> int:
         os.unlink(probe)
 
 
-@contextmanager
-def naming_both_ends(local: str | os.PathLike[str], doing: str) -> Iterator[None]:
-    """Name both ends of a transfer in every OSError of the block.
+class NamingBothEnds:
+    """Names both ends of a transfer in every OSError of a block; a context manager for any number of blocks.
 
     :param local: the local file or URL; it becomes the error's ``filename``.
     :param doing: what the block does to which path on the server, as "downloading '/in/a'".
     """
-    try:
-        yield
-    except OSError as error:
-        name_ends(error, local, doing)
-        raise
+
+    __slots__ = ("_doing", "_local")
+
+    def __init__(self, local: str | os.PathLike[str], doing: str) -> None:
+        self._local = local
+        self._doing = doing
+
+    def __enter__(self) -> None:
+        """Begin a block."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Name the ends in the error that ends the block, if one does."""
+        if isinstance(error, OSError):
+            name_ends(error, self._local, self._doing)
 
 
 def name_ends(error: OSError, local: str | os.PathLike[str], doing: str) -> OSError:
-    """Put both ends of a transfer into an OSError, once. Parameters as of `naming_both_ends`. Returns the error."""
+    """Put both ends of a transfer into an OSError, once. Parameters as of `NamingBothEnds`. Returns the error."""
     cause = error.strerror or str(error) or type(error).__name__
     if doing in cause:
         return error

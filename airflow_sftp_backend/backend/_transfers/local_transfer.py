@@ -32,7 +32,7 @@ from airflow_sftp_backend.backend.errors import (
 from airflow_sftp_backend.backend.models import PreparedFile, Progress, WriteResult, utc
 
 from .atomic_local_file import LEAST, LocalLanding, remove_left
-from .local_files import NewFileModes, naming_both_ends, open_regular
+from .local_files import NamingBothEnds, NewFileModes, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ class LocalContent(Content):
     ) -> None:
         self._local = os.fspath(local)
         self._key = target.key
-        self._doing = f"uploading to {target.native!r}"
-        with naming_both_ends(self._local, self._doing):
+        self._ends = NamingBothEnds(self._local, f"uploading to {target.native!r}")
+        with self._ends:
             self._file = open(open_regular(self._local), "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self.at_first = at_first or os.fstat(self._file.fileno())
         """What the file was when it was first opened, by an earlier try if there was one."""
@@ -66,7 +66,7 @@ class LocalContent(Content):
 
     def take(self, count: int) -> bytes | memoryview:
         """The next bytes; none at the end."""
-        with naming_both_ends(self._local, self._doing):
+        with self._ends:
             data = super().take(count)
         if not data:
             now = os.fstat(self._file.fileno())
@@ -85,7 +85,7 @@ class LocalContent(Content):
 
     def at(self, offset: int, count: int) -> bytes:
         """Bytes anywhere in the file, untaken."""
-        with naming_both_ends(self._local, self._doing):
+        with self._ends:
             return os.pread(self._file.fileno(), count, offset)
 
     def skip(self, count: int) -> None:
@@ -198,7 +198,10 @@ class Download:
         Raises TransferCorrupted if the file has another size than the server says or changes meanwhile (with
         ``verify="none"`` it is read to its end), or if with ``"sha256"`` the disk does not hold what came.
         """
-        with participation(self.commits):
+        return self._fetched(wire) if self.commits is None else self._grouped(self.commits, wire)
+
+    def _grouped(self, commits: GroupCommit, wire: Wire) -> Operation[WriteResult]:
+        with commits.participant():
             return (yield from self._fetched(wire))
 
     def _fetched(self, wire: Wire) -> Operation[WriteResult]:
@@ -229,13 +232,14 @@ class Download:
         whole = False
         try:
             handle = yield from open_for_reading(self.place)
-            yield from self._check_prefix(handle)
+            if self.done:
+                yield from self._check_prefix(handle)
             block = (yield from wire.limits()).read
             incoming = self._incoming(wire, handle, block)
             while data := (yield from incoming.next()):
                 if self._source is None:
                     self._check_room(incoming.attributes.size, wire.bounds)
-                    if (yield from self._gone_on(handle, incoming.attributes)):
+                    if self.resume_key is not None and (yield from self._gone_on(handle, incoming.attributes)):
                         incoming = self._incoming(wire, handle, block)
                         continue
                 self._check_same(incoming.attributes)
@@ -313,7 +317,7 @@ class Download:
         Its time may be the same: many servers tell whole seconds.
         """
         assert self._landing is not None
-        if self._source is not None and self.done and not (yield from holds(handle, self.done, self._landing.at)):
+        if self._source is not None and not (yield from holds(handle, self.done, self._landing.at)):
             raise self._changed()
 
     def _changed(self) -> TransferCorrupted:
@@ -338,12 +342,11 @@ class Download:
         assert landing is not None
         held = None if self._digest is None else f"sha256:{self._digest.hexdigest()}"
         if self.verify == "sha256" and (found := landing.digest(partial(report_verified, self.progress))) != held:
-            raise TransferCorrupted(f"{held} came and {os.fspath(landing.temp)!r} holds {found}", path=self.place.key)
+            raise TransferCorrupted(f"{held} came and {landing.temp!r} holds {found}", path=self.place.key)
         if self.commits is not None:
             modified = os.stat(landing.temp).st_mtime_ns
-            yield from self.commits.join(
-                PreparedFile(os.fspath(self.local), landing.temp.name, self.done, modified, held)
-            )
+            temp = os.path.basename(landing.temp)
+            yield from self.commits.join(PreparedFile(os.fspath(self.local), temp, self.done, modified, held))
         landing.commit()
         changed = None if self._source is None else utc(self._source.mtime)
         return WriteResult(self.place.key, self.done, digest=held, last_modified=changed)
@@ -364,4 +367,4 @@ class Download:
 def sweep(downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError], now: float) -> None:
     """Removes what dead writers left of what has landed now; ``now`` in seconds since 1970."""
     landed = zip(downloads, outcomes, strict=True)
-    remove_left({Path(one.local): one.resume_key for one, outcome in landed if isinstance(outcome, WriteResult)}, now)
+    remove_left({one.local: one.resume_key for one, outcome in landed if isinstance(outcome, WriteResult)}, now)

@@ -69,6 +69,10 @@ def restoring(wire: Wire, place: JailedPath, operation: Callable[[], Operation[T
     :returns: what the operation returns
     :raises SFTPBackendError: as the operation
     """
+    return _restoring(wire, place, operation) if may_have_backups(wire) else operation()
+
+
+def _restoring(wire: Wire, place: JailedPath, operation: Callable[[], Operation[T]]) -> Operation[T]:
     try:
         return (yield from operation())
     except NotFound as missing:
