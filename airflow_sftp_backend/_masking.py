@@ -11,29 +11,12 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import quote, quote_plus
 
 from ._cancellation import shield_from_kill
 from .backend._ssh.pem import key_bodies, without_keys
-
-if TYPE_CHECKING:
-    from airflow.sdk._shared.secrets_masker import _secrets_masker
-    from airflow.sdk.configuration import conf
-    from airflow.sdk.log import mask_secret
-else:
-    try:
-        from airflow.sdk.log import mask_secret
-    except ImportError:  # Airflow 3.0
-        from airflow.sdk.execution_time.secrets_masker import mask_secret
-    try:
-        from airflow.sdk._shared.secrets_masker import _secrets_masker
-    except ImportError:  # Airflow 3.0 and 3.1
-        from airflow.sdk.execution_time.secrets_masker import _secrets_masker
-    try:
-        from airflow.sdk.configuration import conf
-    except ImportError:  # Airflow 3.0 and 3.1
-        from airflow.configuration import conf
+from .version_compat import conf, mask_secret, pattern_masker
 
 _MASKS_PER_CALL: Final = 32
 """Masks that are handed to Airflow at once. It compiles the pattern anew for each, and a kill waits for a batch."""
@@ -82,16 +65,11 @@ def _mask_all(secrets: Iterable[str]) -> None:
             mask_secret([*ordered[start : start + _MASKS_PER_CALL]])
 
 
-def redact(text: str) -> str:
-    """Returns a text with every secret that this process has masked replaced by ``***``."""
-    return str(_secrets_masker().redact(text))
-
-
 def _mask_here(masks: set[str]) -> None:
     """Masks texts in this process alone, and compiles the pattern once. `mask_secret` compiles it for each mask."""
-    masker = _secrets_masker()
-    if not isinstance(getattr(masker, "patterns", None), set) or not hasattr(masker, "replacer"):
-        return  # another Airflow: `mask_secret` does it
+    masker = pattern_masker()
+    if masker is None:
+        return  # `mask_secret` does it
     new = {re.escape(mask) for mask in masks}
     if new <= masker.patterns:
         return

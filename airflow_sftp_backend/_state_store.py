@@ -28,7 +28,7 @@ _MAX_CHUNKS: Final = 100
 def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
     """Return the value of a key: a JSON object, empty if there is none.
 
-    :param store: ``context["task_state_store"]``.
+    :param store: that of `task_state_store`.
     :param key: its key.
     :returns: the object; anything else was not written by this package, and counts as empty.
     :raises Exception: whatever Airflow, or the deployment's own state store backend, raises.
@@ -41,7 +41,7 @@ def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
 def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> dict[str, Any] | None:
     """Return the value of a key as `load` does; None, with a warning, if Airflow does not return it.
 
-    :param store: ``context["task_state_store"]``.
+    :param store: that of `task_state_store`.
     :param key: its key.
     :param purpose: what the task cannot do without it, for the log.
     :returns: the object.
@@ -56,7 +56,7 @@ def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> d
 def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str) -> bool:
     """Write the value of a key, or log why Airflow did not keep it.
 
-    :param store: ``context["task_state_store"]``.
+    :param store: that of `task_state_store`.
     :param key: its key.
     :param value: plain JSON: lists, not tuples, which the SDK's message refuses.
     :param purpose: what the next attempt cannot do without it, for the log.
@@ -75,7 +75,7 @@ def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str
 class RowTable:
     """Rows that the next attempt of the task instance finds again, one for a source and a target.
 
-    :param store: ``context["task_state_store"]``; None before Airflow 3.3, where nothing is kept.
+    :param store: that of `task_state_store`; None before Airflow 3.3, where nothing is kept.
     :param name: the first word of the store's keys.
     :param scope: rows that were written under another scope do not count.
     :param purpose: what the next attempt cannot do without the rows, for the log.

@@ -224,9 +224,9 @@ def _of_url(given: argparse.Namespace) -> BackendConfig:
 def _of_connection(conn_id: str) -> BackendConfig:
     """What Airflow knows by that id, wherever it keeps connections."""
     from airflow.models.connection import Connection
-    from airflow.sdk.exceptions import AirflowNotFoundException
 
     from ._connections.resolver import resolve
+    from .version_compat import AirflowNotFoundException
 
     try:
         return resolve(Connection.get_connection_from_secrets(conn_id), Connection.get_connection_from_secrets)

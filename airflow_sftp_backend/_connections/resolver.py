@@ -24,6 +24,7 @@ from airflow_sftp_backend._key_vault.client import (
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, InvalidIdentity
 from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.backend import BackendUnavailable
+from airflow_sftp_backend.version_compat import connection_from_text
 
 from .fields import FIELDS
 from .parser import (
@@ -135,7 +136,7 @@ class ConfigResolver:
         text = self._fetch(_WHOLE_CONNECTION, reference, problems, fresh=fresh)
         if text is None:
             raise InvalidConnection(connection.conn_id, problems)
-        stored = _parse_connection(text, connection.conn_id)
+        stored = connection_from_text(text, connection.conn_id)
         if stored is None:
             expected = "expected a connection's URI, or its JSON object"
             raise InvalidConnection(
@@ -213,16 +214,3 @@ class ConfigResolver:
 
 def _trimmed(text: str) -> str:
     return text.rstrip("\r\n")
-
-
-def _parse_connection(text: str, conn_id: str) -> AirflowConnection | None:
-    """The connection in the text of a secret; None if there is none."""
-    from airflow.sdk import Connection
-    from airflow.sdk.exceptions import AirflowException
-
-    try:
-        if text.lstrip().startswith("{"):
-            return Connection.from_json(text, conn_id)
-        return Connection.from_uri(text, conn_id) if "://" in text else None
-    except (AirflowException, ValueError, TypeError, AttributeError):
-        return None

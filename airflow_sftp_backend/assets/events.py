@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_sftp_backend._file_rows import FoundFile
+from airflow_sftp_backend.version_compat import asset_state_stores
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -143,7 +144,7 @@ def _format_time(time_: datetime) -> str:
 def _asset_store(context: Context, asset: Any) -> tuple[Any, Any] | None:
     """Where what has to do with the asset is kept, and its events; None where Airflow has no such place for this task,
     or the asset is not among its inlets."""
-    stores = context.get("asset_state_store")
+    stores = asset_state_stores(context)
     try:
         return None if stores is None else (stores[asset], context["inlet_events"][asset])
     except (KeyError, TypeError):  # an alias

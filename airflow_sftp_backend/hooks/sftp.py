@@ -15,7 +15,6 @@ from airflow_sftp_backend._connections.fields import CONN_TYPE, FIELDS, HOOK_NAM
 from airflow_sftp_backend._connections.parser import ConnectionRecord, InvalidConnection
 from airflow_sftp_backend._connections.resolver import resolve
 from airflow_sftp_backend._file_rows import FoundFile, found_file
-from airflow_sftp_backend._masking import redact
 from airflow_sftp_backend.backend import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -25,25 +24,14 @@ from airflow_sftp_backend.backend import (
     PermissionDenied,
     SFTPBackendError,
 )
+from airflow_sftp_backend.version_compat import AirflowException, AirflowFailException, BaseHook, redact
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
-    from airflow.sdk import BaseHook
-    from airflow.sdk.exceptions import AirflowException, AirflowFailException
-
     from airflow_sftp_backend._connections.parser import AirflowConnection
     from airflow_sftp_backend.backend import BackendConfig, SFTPBackend
     from airflow_sftp_backend.backend._diagnostics.check import Diagnosis
-else:
-    try:
-        from airflow.sdk import BaseHook
-    except ImportError:  # Airflow 3.0
-        from airflow.hooks.base import BaseHook
-    try:
-        from airflow.sdk.exceptions import AirflowException, AirflowFailException
-    except ImportError:  # Airflow 3.0 and 3.1
-        from airflow.exceptions import AirflowException, AirflowFailException
 
 __all__ = ["NON_RETRYABLE_ERRORS", "FilesFailed", "FoundFile", "SFTPBackendHook", "translate_errors"]
 

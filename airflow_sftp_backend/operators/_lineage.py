@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 from airflow_sftp_backend.assets.uri import SCHEME, dataset, file_uri, sanitize_uri
+from airflow_sftp_backend.version_compat import operator_lineage
 
 from ._object_storage import is_url
 from ._retry_state import FileResult
@@ -150,9 +151,8 @@ def openlineage_facets(events: Sequence[FileEvent]) -> Facets | None:
 
     Of more than 500 files the folders that hold them.
     """
-    try:
-        from airflow.providers.openlineage.extractors import OperatorLineage
-    except ImportError:
+    lineage = operator_lineage()
+    if lineage is None:
         return None
     inputs: dict[tuple[str, str], Dataset] = {}
     outputs: dict[tuple[str, str], OutputDataset] = {}
@@ -162,7 +162,7 @@ def openlineage_facets(events: Sequence[FileEvent]) -> Facets | None:
             inputs.setdefault((read.namespace, read.name), read)
         written = _output_dataset(event)
         outputs.setdefault((written.namespace, written.name), written)
-    return OperatorLineage(inputs=list(inputs.values()), outputs=list(outputs.values()))
+    return lineage(inputs=list(inputs.values()), outputs=list(outputs.values()))
 
 
 def _directory_events(events: Sequence[FileEvent]) -> list[FileEvent]:

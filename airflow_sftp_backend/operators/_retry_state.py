@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._state_store import RowTable
 from airflow_sftp_backend.backend import BackendUnavailable, FileInfo
+from airflow_sftp_backend.version_compat import task_state_store
 
 from ._planning import RemoteMatch, TransferItem
 from ._transfer_records import TransferRecords, Version, remote_version
@@ -35,7 +36,7 @@ class RetryState:
         self.is_retry = (instance.try_number or 1) > 1
         self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
         self._context = context
-        self._store = context.get("task_state_store")
+        self._store = task_state_store(context)
         base = backend.resolve("")
         server_id = f"{backend.config.username}@{backend.address}{base.native_path}"
         # Airflow gives a task that is cleared as many attempts more as it has retries. Whoever clears a transfer wants
@@ -58,7 +59,7 @@ class RetryState:
     @property
     def run_started(self) -> datetime | None:
         """When the DAG run began, None if Airflow does not tell."""
-        return getattr(self._context["dag_run"], "start_date", None)
+        return self._context["dag_run"].start_date
 
     @property
     def has_store(self) -> bool:

@@ -39,21 +39,13 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import pluralize_files
 from airflow_sftp_backend.triggers.sftp import SFTPFileTrigger
+from airflow_sftp_backend.version_compat import AirflowFailException, AirflowSkipException, conf, task_state_store
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
-    from airflow.sdk.configuration import conf
-    from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
     from pydantic import JsonValue
 
     from airflow_sftp_backend.backend import SFTPBackend
-else:
-    try:
-        from airflow.sdk.configuration import conf
-        from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-    except ImportError:  # Airflow 3.0 and 3.1
-        from airflow.configuration import conf
-        from airflow.exceptions import AirflowFailException, AirflowSkipException
 
 _STATE_KEY = "stability"
 _PURPOSE = "tell for how long a file has not changed"
@@ -232,7 +224,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     def _poll(self, context: Context, condition: FileCondition) -> PollResult:
         """One look; two, ``stable_for`` apart, where nothing can be remembered until the next."""
         needs_store = self.mode == "reschedule" and condition.stable_for > 0
-        store = context.get("task_state_store") if needs_store else None
+        store = task_state_store(context) if needs_store else None
         if store is not None:
             previous = load_if_possible(store, _STATE_KEY, _PURPOSE)
             if previous is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -27,15 +27,7 @@ from airflow_sftp_backend.backend import SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import NON_RETRYABLE_ERRORS, SFTPBackendHook
 from airflow_sftp_backend.progress import pluralize_files
-
-if TYPE_CHECKING:
-    from airflow.sdk.exceptions import AirflowException
-else:
-    try:
-        from airflow.sdk.exceptions import AirflowException
-    except ImportError:  # Airflow 3.0 and 3.1
-        from airflow.exceptions import AirflowException
-
+from airflow_sftp_backend.version_compat import AirflowException, watch_state_store
 
 _RECOVERABLE_ERRORS = (
     *NON_RETRYABLE_ERRORS,
@@ -134,7 +126,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
         condition = self.condition
         watch = json.dumps([self.sftp_conn_id, condition.names, condition.directories, condition.patterns])
-        store = SeenFilesStore(watch, getattr(self, "asset_state_store", None), self.log.warning)
+        store = SeenFilesStore(watch, watch_state_store(self), self.log.warning)
         description = escaped(", ".join(condition.descriptions))
         self.log.info("watching for new files of %s on connection %r", description, self.sftp_conn_id)
         for name in condition.names_with_wildcards:

@@ -160,7 +160,7 @@ def context(
         get_first_reschedule_date=lambda _: started,
     )  # fmt: skip
     run_after = datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1)))
-    run = SimpleNamespace(run_after=run_after, run_type=run_type, logical_date=logical_date)
+    run = SimpleNamespace(start_date=None, run_after=run_after, run_type=run_type, logical_date=logical_date)
     found: dict[str, Any] = {"ti": instance, "dag_run": run, "outlet_events": OutletEventAccessors()}
     if logical_date is not None:
         found["logical_date"] = logical_date

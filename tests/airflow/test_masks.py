@@ -32,7 +32,7 @@ from airflow.utils import cli
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from airflow_sftp_backend import _masking
+from airflow_sftp_backend import _masking, version_compat
 from airflow_sftp_backend._cancellation import CancellableTask, TaskKilled
 from airflow_sftp_backend._connections.fields import FIELDS
 from airflow_sftp_backend._masking import mask_secrets
@@ -480,7 +480,7 @@ def test_another_airflow_is_asked_for_each_mask(monkeypatch: pytest.MonkeyPatch)
     class Masker:
         """One that keeps its masks elsewhere."""
 
-    monkeypatch.setattr(_masking, "_secrets_masker", Masker)
+    monkeypatch.setattr(version_compat, "_secrets_masker", Masker)
     pem = Pem.made("Ed25519", "OpenSSH", locked=False)
     mask_secrets([pem.text(70)])
     assert longest_run(Masks.of_airflow(), pem.shown(70)) <= MOST_OF_A_KEY

@@ -8,9 +8,9 @@ import pytest
 
 from airflow_sftp_backend import _masking
 from airflow_sftp_backend._connections.parser import InvalidConnection
-from airflow_sftp_backend._masking import redact
 from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook
+from airflow_sftp_backend.version_compat import redact
 from tests.tracebacks import shown_by
 from tests.vault import CLIENT_SECRET, SECRET, Fault, Vault
 

@@ -1,0 +1,183 @@
+"""Names and features of Airflow that depend on its version. No other module knows versions of Airflow.
+
+* 3.0: no `BaseHook` in the SDK, and its `Connection` reads neither JSON nor a URI.
+* 3.0 and 3.1: exceptions and configuration belong to the core. The SDK has its own from 3.2.
+* before 3.3: no state stores.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Protocol, cast
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.openlineage.facet import Dataset, RunFacet
+    from airflow.providers.openlineage.extractors import OperatorLineage
+    from airflow.sdk import BaseHook, Connection, Context
+    from airflow.sdk._shared.secrets_masker import _secrets_masker
+    from airflow.sdk.configuration import conf
+    from airflow.sdk.exceptions import (
+        AirflowException,
+        AirflowFailException,
+        AirflowNotFoundException,
+        AirflowSkipException,
+    )
+    from airflow.sdk.execution_time.context import (
+        AssetStateStoreAccessors,
+        TaskStateStoreAccessor,
+    )
+    from airflow.sdk.log import mask_secret
+    from airflow.triggers.base import BaseEventTrigger
+
+else:
+    try:
+        from airflow.sdk import BaseHook
+    except ImportError:  # 3.0
+        from airflow.hooks.base import BaseHook
+    try:
+        from airflow.sdk.configuration import conf
+        from airflow.sdk.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowNotFoundException,
+            AirflowSkipException,
+        )
+    except ImportError:  # 3.0 and 3.1
+        from airflow.configuration import conf
+        from airflow.exceptions import (
+            AirflowException,
+            AirflowFailException,
+            AirflowNotFoundException,
+            AirflowSkipException,
+        )
+    try:
+        from airflow.sdk.log import mask_secret
+    except ImportError:  # 3.0
+        from airflow.sdk.execution_time.secrets_masker import mask_secret
+    try:
+        from airflow.sdk._shared.secrets_masker import _secrets_masker
+    except ImportError:  # 3.0
+        from airflow.sdk.execution_time.secrets_masker import _secrets_masker
+
+__all__ = [
+    "AirflowException",
+    "AirflowFailException",
+    "AirflowNotFoundException",
+    "AirflowSkipException",
+    "BaseHook",
+    "PatternMasker",
+    "asset_state_stores",
+    "conf",
+    "connection_from_text",
+    "mask_secret",
+    "operator_lineage",
+    "pattern_masker",
+    "redact",
+    "task_state_store",
+    "watch_state_store",
+]
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+class PatternMasker(Protocol):
+    """The masker of a process.
+
+    :ivar patterns: every mask, escaped for a regular expression.
+    :ivar replacer: matches any of them; None before the first.
+    """
+
+    patterns: set[str]
+    replacer: re.Pattern[str] | None
+
+
+def pattern_masker() -> PatternMasker | None:
+    """Return the masker of this process.
+
+    :returns: the masker; None if this Airflow keeps its masks in another way.
+    """
+    masker: object = _secrets_masker()
+    if isinstance(getattr(masker, "patterns", None), set) and hasattr(masker, "replacer"):
+        return cast("PatternMasker", masker)
+    return None
+
+
+def redact(text: str) -> str:
+    """Replace every masked secret in a text by ``***``.
+
+    :param text: any text.
+    :returns: the text without secrets.
+    """
+    return str(_secrets_masker().redact(text))
+
+
+# -- connections ------------------------------------------------------------------------------------------------------
+
+
+def connection_from_text(text: str, conn_id: str) -> Connection | None:
+    """Read a connection in one of Airflow's two text forms.
+
+    :param text: JSON or a URI.
+    :param conn_id: the id of the connection.
+    :returns: the connection; None if the text has neither form.
+    """
+    from airflow.sdk import Connection
+
+    is_json = text.lstrip().startswith("{")
+    if not is_json and "://" not in text:
+        return None
+    try:
+        if not hasattr(Connection, "from_json"):  # 3.0
+            from airflow.models.connection import Connection as CoreConnection
+
+            core = CoreConnection.from_json(text, conn_id) if is_json else CoreConnection(conn_id=conn_id, uri=text)
+            return cast("Connection", core)  # its fields are the same
+        return Connection.from_json(text, conn_id) if is_json else Connection.from_uri(text, conn_id)
+    except (AirflowException, ValueError, TypeError, AttributeError):
+        return None
+
+
+# -- state stores -----------------------------------------------------------------------------------------------------
+
+
+def task_state_store(context: Context) -> TaskStateStoreAccessor | None:
+    """Return the state store of the running task instance.
+
+    :param context: the context of the task.
+    :returns: the store; None before Airflow 3.3.
+    """
+    return context.get("task_state_store")
+
+
+def asset_state_stores(context: Context) -> AssetStateStoreAccessors | None:
+    """Return the state stores of the assets among the task's inlets.
+
+    :param context: the context of the task.
+    :returns: the stores, by asset; None before Airflow 3.3.
+    """
+    return context.get("asset_state_store")
+
+
+def watch_state_store(trigger: BaseEventTrigger) -> AssetStateStoreAccessors | None:
+    """Return the state store of the asset that a trigger watches.
+
+    :param trigger: a trigger that runs in the triggerer.
+    :returns: the store; None before Airflow 3.3.
+    """
+    return getattr(trigger, "asset_state_store", None)
+
+
+# -- lineage ----------------------------------------------------------------------------------------------------------
+
+
+def operator_lineage() -> type[OperatorLineage[Dataset, RunFacet]] | None:
+    """Return the class of an operator's OpenLineage datasets.
+
+    :returns: the class; None if Airflow's OpenLineage provider is not installed.
+    """
+    try:
+        from airflow.providers.openlineage.extractors import OperatorLineage
+    except ImportError:
+        return None
+    return OperatorLineage
