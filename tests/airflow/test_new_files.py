@@ -301,17 +301,25 @@ def test_what_is_wrong_is_told_once_and_the_watch_goes_on(
     folder = server.fresh()
     grow(folder.path, {"in/a": b""})
     connect(server, base_path=folder.base_path, io_timeout="soon")
+    logged: list[str] = []
+
+    def count(text: str) -> int:
+        logged.append(capsys.readouterr().out)
+        return "".join(logged).count(text)
 
     async def watch() -> None:
         async with watching() as one, watching(Glob("../a*")) as never:
-            await asyncio.sleep(0.6)
+            await until(lambda: count("will poll again: ") == 2)
+            await asyncio.sleep(0.4)  # for what would be told twice
             connect(server, base_path=folder.base_path)
             assert await one.reported(1) == [["in/a"]]
-            await asyncio.sleep(0.5)
+            await until(lambda: count("must not contain '..'") > 0)
+            await asyncio.sleep(0.4)
             assert never.events == []
 
     run(watch())
-    log = capsys.readouterr().out
+    logged.append(capsys.readouterr().out)
+    log = "".join(logged)
     assert log.count("cannot poll for new files of in/, will poll again: ") == 1
     assert log.count("cannot poll for new files of ../a*, will poll again: ") == 2
     assert log.count("watching for new files of in/ on connection 'sftp_backend_default'") == 1

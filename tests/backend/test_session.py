@@ -477,7 +477,7 @@ def test_a_forked_child_connects_anew_and_leaves_the_parents_connection_alone(op
 FORKING = """
 import os, sys
 from airflow_sftp_backend.backend import BackendConfig
-from airflow_sftp_backend.backend._session import Session
+from airflow_sftp_backend.backend._ssh.session import Session
 from tests.backend.sessions import look
 
 host, port, user, key, known = sys.argv[1:]
