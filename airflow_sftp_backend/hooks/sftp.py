@@ -1,4 +1,4 @@
-"""The hook: an Airflow connection -> a backend, and the backend's errors -> tasks that fail or are tried again."""
+"""The hook: builds a backend from an Airflow connection, and decides which errors a retry cannot fix."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NON_RETRYABLE_ERRORS: Final = (
     InvalidConnection,
     InvalidArgument,
 )
-"""What retrying cannot mend."""
+"""Errors that a retry cannot fix."""
 _HOST_KEY_TEXTS: Final = {
     "unknown": "The host key {} is not known. If the server's owner confirms it",
     "changed": "The host key {} is not the known one. If the server's owner confirms the new one",
@@ -52,14 +52,20 @@ _HOST_KEY_TEXTS: Final = {
 
 
 class FilesFailed(AirflowException):
-    """Some of several files failed, and a retry may help. ``__cause__`` is the group of their errors."""
+    """Some of several files failed, and a retry may help.
+
+    ``__cause__`` is the group of their errors.
+    """
 
 
 class SFTPBackendHook(BaseHook):
-    """Gives out the backend of an Airflow connection: of type ``sftp_backend``, or an ``sftp`` or ``ssh`` one as it is.
+    """Build the backend of an Airflow connection.
 
-    A task instance has a backend of its own: ``with SFTPBackendHook("partner").backend() as backend: ...``.
-    Nothing is read before the first call, and nothing connects before the backend's first call.
+    Usage: ``with SFTPBackendHook("partner").backend() as backend: ...``. The constructor reads nothing, and the
+    backend connects at its first call.
+
+    :param sftp_conn_id: the id of a connection of type ``sftp_backend``, ``sftp`` or ``ssh``
+    :param logger_name: the name of the hook's logger, as for every Airflow hook
     """
 
     conn_name_attr = "sftp_conn_id"
@@ -83,10 +89,16 @@ class SFTPBackendHook(BaseHook):
         login: str | None = None,
         **fields: object,
     ) -> SFTPBackendHook:
-        """A hook without any Airflow connection. ``fields`` are those of a connection's Extra: ``password_secret``,
-        ``private_key_secret`` and the like name secrets of the vault, ``connection_secret`` one that holds all of it.
+        """Build a hook without an Airflow connection. Fetches nothing.
 
-        Raises TypeError for a name that is none of a field. Nothing is fetched yet.
+        :param vault_url: the URL or name of the Azure Key Vault
+        :param host: the server, unless a secret holds it
+        :param port: the port, 22 by default
+        :param login: the user name, unless a secret holds it
+        :param fields: other connection fields, such as ``private_key_secret``, the name of a secret in the vault, or
+            ``connection_secret``, the name of a secret that holds the whole connection
+        :returns: the hook
+        :raises TypeError: if a connection has no field of that name
         """
         known = {name for field in FIELDS if not field.column for name in field.names}
         if unknown := sorted(fields.keys() - known):
@@ -97,11 +109,12 @@ class SFTPBackendHook(BaseHook):
         return hook
 
     def config(self) -> BackendConfig:
-        """What the connection says and what it has in Key Vault, all secrets masked in the log in every form they can
-        take there.
+        """Read the connection and fetch its secrets from Key Vault. Masks all secrets in the log.
 
-        Raises InvalidConnection with all its faults, AirflowNotFoundException where there is no such connection,
-        BackendUnavailable where a vault may answer later.
+        :returns: the configuration of the backend
+        :raises InvalidConnection: if fields are invalid; the text lists all problems
+        :raises AirflowNotFoundException: if the connection does not exist
+        :raises BackendUnavailable: if a vault does not answer now
         """
 
         def get_connection(conn_id: str) -> AirflowConnection:
@@ -111,36 +124,41 @@ class SFTPBackendHook(BaseHook):
         return resolve(self._record or get_connection(self.sftp_conn_id), get_connection)
 
     async def aconfig(self, executor: ThreadPoolExecutor | None = None) -> BackendConfig:
-        """`config` for the triggerer's event loop: Airflow is asked in a thread of ``executor``, or of the loop's.
+        """Read the connection as `config` does, without blocking the triggerer's event loop.
 
-        Raises InvalidConnection; BackendUnavailable where Airflow, its secrets backend or a vault is not to be had, and
-        where there is no such connection, of which Airflow says the same.
+        :param executor: runs the blocking calls; the event loop's executor by default
+        :returns: the configuration of the backend
+        :raises InvalidConnection: if fields are invalid
+        :raises BackendUnavailable: if Airflow, its secrets backend or a vault cannot be reached, or the connection does
+            not exist, which Airflow reports in the same way
         """
         from asgiref.sync import sync_to_async
 
         try:
             return await sync_to_async(self.config, thread_sensitive=False, executor=executor)()
         except (AirflowException, AirflowRuntimeError, OSError) as error:
-            message = f"connection {self.sftp_conn_id!r} is not to be had from Airflow: {error}"
+            message = f"connection {self.sftp_conn_id!r} cannot be read from Airflow: {error}"
             raise BackendUnavailable(message) from error
 
     def get_conn(self) -> SFTPBackend:
-        """The backend, the same one until `close`. The caller closes the hook, or uses `backend` in its place.
+        """Return the backend, the same object until `close`. The caller must close the hook.
 
-        Raises as `config` does.
+        :returns: the backend
+        :raises InvalidConnection: and the other errors of `config`
         """
         if self._backend is None:
             config = self.config()
-            from airflow_sftp_backend.backend import SFTPBackend  # here, because it loads paramiko
+            from airflow_sftp_backend.backend import SFTPBackend  # a late import, because it loads paramiko
 
             self._backend = SFTPBackend.from_config(config)
         return self._backend
 
     @contextmanager
     def backend(self) -> Iterator[SFTPBackend]:
-        """The backend for as long as the ``with`` block lasts, closed after it however it ends.
+        """Provide the backend in a ``with`` block and close it afterwards.
 
-        What retrying cannot mend leaves the block as AirflowFailException, as in `translate_errors`.
+        :returns: the backend
+        :raises AirflowFailException: for errors that a retry cannot fix (see `translate_errors`)
         """
         with translate_errors():
             try:
@@ -149,12 +167,12 @@ class SFTPBackendHook(BaseHook):
                 self.close()
 
     def find(self, *patterns: str) -> list[FoundFile]:
-        """Find files by patterns, as rows that a task can return. The caller closes the hook.
+        """Find files by patterns. Returns rows, which a task can return. The caller must close the hook.
 
-        :param patterns: globs, relative to the connection's base path (`SFTPBackend.find`).
-        :returns: a row for each file, sorted by path, as `SFTPFileSensor` returns them. A file whose name is not UTF-8
-            is left out with a warning, because Airflow cannot carry its name.
-        :raises SFTPBackendError: as `SFTPBackend.find`.
+        :param patterns: globs, relative to the connection's base path (see `SFTPBackend.find`)
+        :returns: a row for each file, sorted by path, as from `SFTPFileSensor`. A file whose name is not UTF-8 is left
+            out with a warning, because XCom cannot carry the name.
+        :raises SFTPBackendError: as `SFTPBackend.find`
         """
         rows = []
         for info in self.get_conn().find(*patterns):
@@ -168,23 +186,28 @@ class SFTPBackendHook(BaseHook):
         return rows
 
     def close(self) -> None:
-        """Closes the backend, if there is one. The next use reads the connection anew. May be called from `on_kill`."""
+        """Close the backend. The next call reads the connection again. Safe to call from `on_kill`."""
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
 
     def abort_within(self, seconds: float) -> None:
-        """Gives the backend, if there is one, that many seconds to end its conversation. Takes no lock: fit for
-        `on_kill`."""
+        """Abort the backend's connection after a grace period. Takes no lock, so `on_kill` can call it.
+
+        :param seconds: time for the calls in progress to clean up
+        """
         backend = self._backend
         if backend is not None:
             backend.abort_within(seconds)
 
     def test_connection(self) -> tuple[bool, str]:
-        """Connects, logs in and looks at the base path: success, and what to tell the person who asked."""
+        """Connect, log in and examine the base path, for Airflow's Test button.
+
+        :returns: whether everything works, and the text to show
+        """
         try:
             config = self.config()
-            from airflow_sftp_backend.backend._diagnostics.check import diagnose  # here, because it loads paramiko
+            from airflow_sftp_backend.backend._diagnostics.check import diagnose  # a late import
 
             diagnosis = diagnose(config)
         except Exception as error:
@@ -197,20 +220,21 @@ class SFTPBackendHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """The form's columns for Airflow 3.0 and 3.1; later ones read the provider's info."""
+        """Return labels and hidden columns of the form for Airflow 3.0 and 3.1. Later versions read the provider info."""
         return field_behaviour()
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Lets what retrying cannot mend leave the block as AirflowFailException, which fails a task at once.
+    """Translate errors that a retry cannot fix into AirflowFailException, which fails the task at once.
 
-    That is a refused login, host key or operation, a path outside base_path or of the wrong kind, what the server
-    cannot do, a wrong connection, a wrong argument (InvalidArgument). All else passes unchanged, so that Airflow tries
-    the task again: any other ValueError or TypeError, which is a programming error; a connection that was not to be
-    had; and what others may mend in the meantime, on the server or here (a file that is missing or in the way, a folder
-    that is not empty, a full disk). A group of errors fails the task if each of them does, and is FilesFailed
-    otherwise: one text with all of them, since Airflow masks no secret in the errors of a group.
+    Such errors are a refused login, host key or operation, a path outside ``base_path`` or of the wrong type, a missing
+    capability of the server, an invalid connection, and an invalid argument. All other errors pass unchanged, so that
+    Airflow retries the task: a lost connection, a missing or occupied name, a full disk, programming errors.
+
+    :raises AirflowFailException: for an error that a retry cannot fix, or a group of only such errors
+    :raises FilesFailed: for any other group of errors. Both have one text with all errors of the group, because Airflow
+        masks no secrets in the errors of a group.
     """
     try:
         yield
@@ -226,7 +250,7 @@ def translate_errors() -> Iterator[None]:
 
 
 def _mask_texts(error: Exception) -> None:
-    """Masks secrets in an error and in those behind it, as Airflow does with errors that are in no group."""
+    """Mask secrets in an error and its causes, as Airflow does for errors outside groups."""
     current: BaseException | None = error
     while current is not None:
         current.args = tuple(redact(value) if isinstance(value, str) else value for value in current.args)
@@ -244,7 +268,7 @@ def _flatten(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 def _failure(error: SFTPBackendError, diagnosis: Diagnosis) -> str:
-    """Tell the reason in what a page shows for a few seconds, and where to read the rest."""
+    """Return the cause in few words, because the page shows the text for seconds only."""
     text = str(error)
     server = diagnosis.failed_at
     if isinstance(error, HostKeyRejected) and server is not None and error.verdict in _HOST_KEY_TEXTS:
