@@ -198,7 +198,7 @@ HOST = FieldType("the bare name or address of the server", _parse_host, _STRING)
 DIRECTORY = FieldType("a folder on the server without '..'", _parse_directory, _STRING)
 PORT = _whole_number(1, 65535)
 ATTEMPTS = _whole_number(1, 100)
-LANES = _whole_number(1, 10)
+CHANNELS = _whole_number(1, 10)
 COUNT = FieldType("a whole number from 1", _parse_count, {"type": ["integer", "null"], "minimum": 1})
 SECONDS = FieldType("a number of seconds above 0", _parse_seconds, {"type": ["number", "null"], "exclusiveMinimum": 0})
 SECONDS_OR_NEVER = FieldType("a number of seconds, 0 for no limit", _parse_seconds_or_never, _SECONDS_SCHEMA)
@@ -392,7 +392,7 @@ FIELDS: Final[tuple[Field, ...]] = (
         description="Seconds between signs of life on an idle connection.",
     ),
     Field(
-        name="max_lanes", label="Most lanes", type=LANES, argument="max_lanes", default=9,
+        name="max_channels", label="Most channels", type=CHANNELS, argument="max_channels", default=9,
         description="Channels of one connection that a large upload may use where the round trip is long; 1 for one.",
     ),
     Field(

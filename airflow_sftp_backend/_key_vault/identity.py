@@ -247,28 +247,28 @@ def credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Cr
     """
     from azure import identity as azure
 
-    wire = transport(timeout)
+    scheduler = transport(timeout)
     authority = identity.authority_for(vault_url)
     if authority is not None:
-        wire["authority"] = authority
+        scheduler["authority"] = authority
         # Microsoft's own directory of login services knows no private one.
-        wire["disable_instance_discovery"] = authority.removeprefix("https://").rstrip("/") not in _KNOWN
+        scheduler["disable_instance_discovery"] = authority.removeprefix("https://").rstrip("/") not in _KNOWN
     ids = {"client_id": identity.client_id, "tenant_id": identity.tenant_id}
     match identity.credential_type:
         case CredentialType.DEFAULT:
-            return azure.DefaultAzureCredential(**wire, **_default_ids(identity))
+            return azure.DefaultAzureCredential(**scheduler, **_default_ids(identity))
         case CredentialType.MANAGED_IDENTITY:
             return azure.ManagedIdentityCredential(client_id=identity.client_id, read_timeout=timeout, logger=_http_log)
         case CredentialType.WORKLOAD_IDENTITY:
-            return azure.WorkloadIdentityCredential(**ids, **wire, retry_total=0)
+            return azure.WorkloadIdentityCredential(**ids, **scheduler, retry_total=0)
         case CredentialType.CLIENT_SECRET:
             assert identity.client_secret is not None
             return azure.ClientSecretCredential(
-                **_complete(ids), client_secret=identity.client_secret.reveal(), **wire, retry_total=0
+                **_complete(ids), client_secret=identity.client_secret.reveal(), **scheduler, retry_total=0
             )
         case CredentialType.CERTIFICATE:
             return azure.CertificateCredential(
-                **_complete(ids), **_certificate(identity), **wire, retry_total=0, send_certificate_chain=True
+                **_complete(ids), **_certificate(identity), **scheduler, retry_total=0, send_certificate_chain=True
             )
 
 

@@ -26,7 +26,7 @@ _LITERAL = "/!$&'()*+,;=:@"
 
 def file_uri(config: BackendConfig, key: str) -> str:
     """The URI of the file a backend of that config calls ``key``. Raises InvalidPath."""
-    native = Jail(config.base_path).locate(key).native
+    native = Jail(config.base_path).resolve(key).native
     path = native if native.startswith("/") else f"/~/{native}"
     return _uri(config.host, config.port, path)
 

@@ -21,7 +21,7 @@ MAX_IDLE_BATCHES: Final = 100
 """Successive replies of a listing that bring no new name."""
 MAX_NAMES_AHEAD: Final = 100_000
 """Names that a listing may have requested ahead, as far as the replies so far can tell."""
-_NAMED: Final = 10  # unsafe names that are logged one by one
+_MAX_LOGGED_NAMES: Final = 10  # unsafe names that are logged one by one
 MIN_BLOCK: Final = 4 << 10
 """Smallest block length, in bytes, that is taken from ``limits@openssh.com``."""
 
@@ -74,7 +74,7 @@ class ListingTally:
         self._size = 0
         self._unsafe = 0
 
-    def take(self, entries: int, size: int) -> None:
+    def add_reply(self, entries: int, size: int) -> None:
         """Count a reply, before it is decoded.
 
         :param entries: entries in the reply.
@@ -108,16 +108,18 @@ class ListingTally:
                 path=self.path,
             )
 
-    def leave_out(self, error: InvalidPath) -> None:
+    def add_unsafe_name(self, error: InvalidPath) -> None:
         """Count an entry with an unsafe name. The first few are logged."""
         self._unsafe += 1
-        if self._unsafe <= _NAMED:
+        if self._unsafe <= _MAX_LOGGED_NAMES:
             logger.warning("%s", error)
 
     def finish(self) -> None:
         """Log how many entries with unsafe names were left out without being logged."""
-        if self._unsafe > _NAMED:
-            logger.warning("%d more entries with unsafe names are left out below %r", self._unsafe - _NAMED, self.path)
+        if self._unsafe > _MAX_LOGGED_NAMES:
+            logger.warning(
+                "%d more entries with unsafe names are left out below %r", self._unsafe - _MAX_LOGGED_NAMES, self.path
+            )
 
     def mark(self) -> tuple[int, int, int]:
         """Get the state to which `rewind` can return, for what is requested once more on another connection."""
@@ -147,12 +149,12 @@ class SharedTally(ListingTally):
         self._shares = shares
         self._log = log
 
-    def take(self, entries: int, size: int) -> None:
+    def add_reply(self, entries: int, size: int) -> None:
         """Count a reply for each search that has not exceeded a bound yet."""
         for share in self._shares:
             if share.exceeded is None:
                 with suppress(BoundExceeded):
-                    share.take(entries, size)
+                    share.add_reply(entries, size)
         self.check()
 
     def check(self) -> None:
@@ -164,12 +166,12 @@ class SharedTally(ListingTally):
             self.exceeded = self._shares[0].exceeded
         super().check()
 
-    def leave_out(self, error: InvalidPath) -> None:
+    def add_unsafe_name(self, error: InvalidPath) -> None:
         """Count an entry with an unsafe name."""
-        self._log.leave_out(error)
+        self._log.add_unsafe_name(error)
 
 
-class NewNames:
+class ListedNames:
     """The names of one directory, to find out when its listing brings no new ones."""
 
     __slots__ = ("_idle", "_names", "path")
@@ -202,18 +204,19 @@ def check_name_bytes(size: int) -> None:
         raise BoundExceeded(f"cannot list: the server sends a name of {size} bytes, the most is {MAX_NAME_BYTES}")
 
 
-def size_mismatch(told: int, read: int, path: str, *, ended: bool = True) -> TransferCorrupted:
+def size_mismatch(stated_size: int, bytes_read: int, path: str, *, reached_end: bool = True) -> TransferCorrupted:
     """Describe a file that holds another number of bytes than the server says.
 
-    :param told: the size, in bytes, that the server gave.
-    :param read: bytes read.
+    :param stated_size: the size, in bytes, that the server gave.
+    :param bytes_read: bytes read.
     :param path: key of the file.
-    :param ended: whether the end of the file was read; otherwise the file has more bytes than ``read``.
+    :param reached_end: whether the end of the file was read; otherwise the file has more bytes than ``bytes_read``.
     :returns: the error, to be raised.
     """
     return TransferCorrupted(
-        f"the server says that the file has {told} bytes, and sends {read if ended else f'more than {read}'}: it may"
-        " convert text on the way (line ends, character sets), or the file is still being written. Wait until the file"
+        f"the server says that the file has {stated_size} bytes, and sends"
+        f" {bytes_read if reached_end else f'more than {bytes_read}'}: it may convert"
+        " text on the way (line ends, character sets), or the file is still being written. Wait until the file"
         ' is stable, turn the conversion off on the server, or download with verify="none"',
         path=path,
     )

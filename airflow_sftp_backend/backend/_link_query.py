@@ -28,7 +28,7 @@ def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
             places[path] = backend._door.at(path)
     if not places:
         return set()
-    answers = backend._session.call(lambda wire: wire.run(lstat_all([*places.values()])), idempotent=True)
+    answers = backend._session.call(lambda scheduler: scheduler.run(lstat_all([*places.values()])), idempotent=True)
     return {
         path for path, answer in zip(places, answers, strict=True) if isinstance(answer, Attributes) and answer.is_link
     }

@@ -18,17 +18,17 @@ _TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[
 _BACKUP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.backup", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\]")
-_NO_TOKEN = "0" * 12
-_HALF = 6  # hex digits of a token
+_SHARED_BACKUP_TOKEN = "0" * 12
+_TOKEN_HALF = 6  # hex digits of a token
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
 
 
-STALE: Final = 3600
+STALE_SECONDS: Final = 3600
 """Seconds without a change after which a temporary file is taken for left behind: a living writer writes more often."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class JailedPath:
+class RemotePath:
     """A path inside the jail: ``key`` relative to base_path ("" is the root), ``native`` as the server is sent it."""
 
     key: str
@@ -45,35 +45,35 @@ class JailedPath:
         return self.key.rpartition("/")[2]
 
     @property
-    def parent(self) -> JailedPath:
+    def parent(self) -> RemotePath:
         """The folder that holds it. The root is its own parent."""
         if not self.key:
             return self
         folder, _, name = self.key.rpartition("/")
         native = self.native[: len(self.native) - len(name)]
         if not native:  # a top name under a relative base_path
-            return JailedPath(folder, ".")
-        return JailedPath(folder, native if native == "/" else native[:-1])
+            return RemotePath(folder, ".")
+        return RemotePath(folder, native if native == "/" else native[:-1])
 
-    def child(self, name: str) -> JailedPath:
+    def child(self, name: str) -> RemotePath:
         """The entry of that name in this folder. InvalidPath if a name (a server's) is no plain name."""
         check_server_name(name, self.key)
         return self._entry(name)
 
-    def temp(self, token: str) -> JailedPath:
+    def temp(self, token: str) -> RemotePath:
         """The temporary name beside this one for the writer ``token`` (12 hex digits)."""
         return self.parent._entry(temp_name(self.name, token))
 
     def owns_temp(self, name: str) -> bool:
         """True if ``name`` is a temporary name of this target."""
-        return digest_of(name) == name_digest(self.name)
+        return temp_name_digest(name) == name_digest(self.name)
 
     @property
-    def backup(self) -> JailedPath:
+    def backup(self) -> RemotePath:
         """The name beside this one for the old content, while two renames replace it; the same for all writers."""
-        return self.parked_backup(_NO_TOKEN)
+        return self.unique_backup(_SHARED_BACKUP_TOKEN)
 
-    def parked_backup(self, token: str) -> JailedPath:
+    def unique_backup(self, token: str) -> RemotePath:
         """A backup name that the writer ``token`` (12 hex digits) alone uses, for a backup that is to be removed."""
         return self.parent._entry(temp_name(self.name, token, "backup"))
 
@@ -82,11 +82,11 @@ class JailedPath:
         match = _BACKUP_PATTERN.fullmatch(name)
         return match is not None and match["digest"] == name_digest(self.name)
 
-    def _entry(self, name: str) -> JailedPath:
+    def _entry(self, name: str) -> RemotePath:
         key = f"{self.key}/{name}" if self.key else name
         if self.native == ".":
-            return JailedPath(key, name)
-        return JailedPath(key, f"{self.native}{'' if self.native.endswith('/') else '/'}{name}")
+            return RemotePath(key, name)
+        return RemotePath(key, f"{self.native}{'' if self.native.endswith('/') else '/'}{name}")
 
 
 class Jail:
@@ -102,9 +102,9 @@ class Jail:
             raise ValueError(f"base_path must not contain '..': {base_path!r}")
         joined = "/".join(segments)
         self.base_path = f"/{joined}" if base_path.startswith("/") else joined or "."
-        self.root = JailedPath("", self.base_path)
+        self.root = RemotePath("", self.base_path)
 
-    def locate(self, path: str) -> JailedPath:
+    def resolve(self, path: str) -> RemotePath:
         """The place a key names. Leading and doubled slashes and ``.`` segments fall away.
 
         Raises InvalidPath for ``..``, NUL and what is no Unicode text, TypeError for another type than str.
@@ -119,16 +119,16 @@ class Jail:
             return self.root
         key = "/".join(segments)
         prefix = "" if self.base_path == "." else self.base_path if self.base_path == "/" else f"{self.base_path}/"
-        return JailedPath(key, prefix + key)
+        return RemotePath(key, prefix + key)
 
     def to_key(self, native_path: str) -> str:
-        """The key of a native path; the inverse of ``locate(key).native``. InvalidPath outside base_path.
+        """The key of a native path; the inverse of ``resolve(key).native``. InvalidPath outside base_path.
 
         A relative path is a key already, unless base_path is relative too.
         """
         absolute = native_path.startswith("/")
         if self.base_path.startswith("/") and not absolute:
-            return self.locate(native_path).key
+            return self.resolve(native_path).key
         segments = [s for s in native_path.split("/") if s not in ("", ".")]
         base = [s for s in self.base_path.split("/") if s not in ("", ".")]
         outside = absolute != self.base_path.startswith("/") or segments[: len(base)] != base
@@ -137,12 +137,12 @@ class Jail:
         return "/".join(segments[len(base) :])
 
 
-def name_place(error: SFTPBackendError, address: str, jail: Jail) -> None:
+def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:
     """Add to an error the server and, where the base path is not the root, the path as the server is sent it."""
     error.server = error.server or address
     if error.path is not None and error.native_path is None and jail.base_path != "/":
         with suppress(InvalidPath):  # of a path that leads nowhere
-            error.native_path = jail.locate(error.path).native
+            error.native_path = jail.resolve(error.path).native
 
 
 def check_text(text: str, what: str) -> None:
@@ -162,43 +162,43 @@ def temp_name(name: str, token: str, kind: Literal["part", "backup"] = "part") -
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
 
 
-def resume_token(key: str, size: int, changed: int) -> str:
-    """The token of the writer ``key`` for a source of ``size`` bytes, last changed at ``changed`` (any clock): the
+def resume_token(key: str, size: int, mtime: int) -> str:
+    """The token of the writer ``key`` for a source of ``size`` bytes, last changed at ``mtime`` (any clock): the
     first half of its digits is the writer's, the other the source's.
     """
-    return _digits(key) + _digits(f"{size} {changed}")
+    return _token_half(key) + _token_half(f"{size} {mtime}")
 
 
 def same_writer(token: str, other: str) -> bool:
     """True for tokens of one writer."""
-    return token[:_HALF] == other[:_HALF]
+    return token[:_TOKEN_HALF] == other[:_TOKEN_HALF]
 
 
-def spare_token(token: str, random: str) -> str:
+def fresh_token(token: str, random: str) -> str:
     """A token of the same writer for no source in particular; ``random`` is 12 hex digits."""
-    return token[:_HALF] + random[_HALF:]
+    return token[:_TOKEN_HALF] + random[_TOKEN_HALF:]
 
 
-def digest_of(temp: str) -> str:
+def temp_name_digest(temp: str) -> str:
     """The `name_digest` in a temporary name; "" in any other."""
     match = _TEMP_PATTERN.fullmatch(temp)
     return "" if match is None else match["digest"]
 
 
-def token_of(name: str) -> str:
+def temp_name_token(name: str) -> str:
     """The token in a temporary name; "" in any other."""
     match = _TEMP_PATTERN.fullmatch(name)
     return "" if match is None else match["token"]
 
 
-def stem_of(name: str) -> str:
+def original_stem(name: str) -> str:
     """The start of the file's own name in a temporary name or backup name, all of it unless it was too long; "" in any
     other."""
     match = _TEMP_PATTERN.fullmatch(name) or _BACKUP_PATTERN.fullmatch(name)
     return "" if match is None else match["stem"]
 
 
-def temp_digest(name: str) -> str:
+def temp_or_backup_digest(name: str) -> str:
     """The `name_digest` in a temporary name or backup name; "" in any other."""
     match = _TEMP_PATTERN.fullmatch(name) or _BACKUP_PATTERN.fullmatch(name)
     return "" if match is None else match["digest"]
@@ -231,8 +231,8 @@ def has_control_character(text: str) -> bool:
     return _CONTROL.search(text) is not None
 
 
-def _digits(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_HALF]
+def _token_half(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_TOKEN_HALF]
 
 
 def name_digest(name: str) -> str:

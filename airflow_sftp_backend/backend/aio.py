@@ -218,13 +218,13 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
-        lanes: int | None = None,
+        channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
         call = partial(
-            self._backend.upload, create_parents=create_parents, lanes=lanes, resume_key=resume_key, digest=digest
+            self._backend.upload, create_parents=create_parents, channels=channels, resume_key=resume_key, digest=digest
         )
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
@@ -236,7 +236,7 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
-        lanes: int | None = None,
+        channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
         return_exceptions: bool = False,
@@ -246,7 +246,7 @@ class SyncBackendAdapter:
         call = partial(
             self._backend.upload_many,
             create_parents=create_parents,
-            lanes=lanes,
+            channels=channels,
             resume_key=resume_key,
             digest=digest,
             return_exceptions=return_exceptions,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn, TypeGuard
 
 DEFAULT_PORT = 22
-MAX_LANES = 10  # the channels OpenSSH allows a connection by itself (sshd_config: MaxSessions)
+MAX_CHANNELS = 10  # the channels OpenSSH allows a connection by itself (sshd_config: MaxSessions)
 DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
 NAMES_PORT = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]+):([0-9]+)/?")
 """A host with its port, the port as its group; an IPv6 address without brackets has more than one colon."""
@@ -21,7 +21,7 @@ DEFAULT_MAX_FILE_BYTES = 1 << 40
 CONFIG_KEYS = frozenset(
     {
         "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
-        "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_lanes", "max_entries",
+        "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_channels", "max_entries",
         "max_listing_bytes", "max_file_bytes", "reconnect_timeout",
     }
 )  # fmt: skip
@@ -169,7 +169,7 @@ class BackendConfig:
     io_timeout: float | None = 120.0
     reconnect_timeout: float = 60.0
     keepalive_interval: float = 30.0
-    max_lanes: int = 9
+    max_channels: int = 9
     max_entries: int = DEFAULT_MAX_ENTRIES
     max_listing_bytes: int = DEFAULT_MAX_LISTING_BYTES
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
@@ -208,7 +208,7 @@ class BackendConfig:
         for name in ("keepalive_interval", "reconnect_timeout"):
             if not _is_number(value := getattr(self, name)) or value < 0:
                 raise ValueError(f"{name} must be seconds from 0, not {value!r}")
-        check_lanes("max_lanes", self.max_lanes)
+        check_channels("max_channels", self.max_channels)
         for name in ("max_entries", "max_listing_bytes", "max_file_bytes"):
             check_count(name, getattr(self, name))
         if self.jump is not None and not isinstance(self.jump, BackendConfig):
@@ -239,10 +239,10 @@ def hidden_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def check_lanes(name: str, value: object) -> None:
-    """ValueError unless ``value`` is a number of lanes a connection may have."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_LANES:
-        raise ValueError(f"{name} must be a whole number from 1 to {MAX_LANES}, not {value!r}")
+def check_channels(name: str, value: object) -> None:
+    """ValueError unless ``value`` is a number of channels a connection may have."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CHANNELS:
+        raise ValueError(f"{name} must be a whole number from 1 to {MAX_CHANNELS}, not {value!r}")
 
 
 def check_count(name: str, value: object) -> None:

@@ -142,7 +142,7 @@ def _rebuild(
     return error
 
 
-class Code(enum.IntEnum):
+class StatusCode(enum.IntEnum):
     """Status codes of SFTP version 3 (draft-ietf-secsh-filexfer-02 section 7).
 
     Codes above 8 are of later drafts (draft-ietf-secsh-filexfer-13 section 9.1). Servers send them on version 3 too.
@@ -171,10 +171,10 @@ class Code(enum.IntEnum):
     FILE_IS_A_DIRECTORY = 24
 
 
-class Refused(Exception):
+class StatusError(Exception):
     """The server answered a request with a status other than OK.
 
-    `from_refusal` translates it into a `SFTPBackendError` before a caller sees it.
+    `from_status` translates it into a `SFTPBackendError` before a caller sees it.
 
     :param code: the status code
     :param text: the error message of the reply
@@ -188,65 +188,70 @@ class Refused(Exception):
     @property
     def missing(self) -> bool:
         """Tell whether the name does not exist, or a file stands in place of a parent directory."""
-        return self.code in (Code.NO_SUCH_FILE, Code.NO_SUCH_PATH)
+        return self.code in (StatusCode.NO_SUCH_FILE, StatusCode.NO_SUCH_PATH)
 
     @property
     def unsupported(self) -> bool:
         """Tell whether the server does not know the request."""
-        return self.code == Code.OP_UNSUPPORTED
+        return self.code == StatusCode.OP_UNSUPPORTED
 
 
-_KINDS: dict[int, tuple[type[SFTPBackendError], str]] = {
-    Code.NO_SUCH_FILE: (NotFound, "no such file or folder"),
-    Code.NO_SUCH_PATH: (NotFound, "no such file or folder"),
-    Code.PERMISSION_DENIED: (PermissionDenied, "permission denied; check the rights of the login user on the server"),
-    Code.WRITE_PROTECT: (PermissionDenied, "the file system is write-protected"),
-    Code.FILE_ALREADY_EXISTS: (AlreadyExists, "the name is taken"),
-    Code.DIR_NOT_EMPTY: (DirectoryNotEmpty, "the folder is not empty"),
-    Code.NOT_A_DIRECTORY: (InvalidPath, "not a folder"),
-    Code.FILE_IS_A_DIRECTORY: (InvalidPath, "a folder, not a file"),
-    Code.INVALID_FILENAME: (InvalidPath, "the server does not take this name"),
-    Code.OP_UNSUPPORTED: (CapabilityNotSupported, "the server does not support this operation"),
-    Code.FAILURE: (
+_ERROR_BY_STATUS: dict[int, tuple[type[SFTPBackendError], str]] = {
+    StatusCode.NO_SUCH_FILE: (NotFound, "no such file or folder"),
+    StatusCode.NO_SUCH_PATH: (NotFound, "no such file or folder"),
+    StatusCode.PERMISSION_DENIED: (
+        PermissionDenied,
+        "permission denied; check the rights of the login user on the server",
+    ),
+    StatusCode.WRITE_PROTECT: (PermissionDenied, "the file system is write-protected"),
+    StatusCode.FILE_ALREADY_EXISTS: (AlreadyExists, "the name is taken"),
+    StatusCode.DIR_NOT_EMPTY: (DirectoryNotEmpty, "the folder is not empty"),
+    StatusCode.NOT_A_DIRECTORY: (InvalidPath, "not a folder"),
+    StatusCode.FILE_IS_A_DIRECTORY: (InvalidPath, "a folder, not a file"),
+    StatusCode.INVALID_FILENAME: (InvalidPath, "the server does not take this name"),
+    StatusCode.OP_UNSUPPORTED: (CapabilityNotSupported, "the server does not support this operation"),
+    StatusCode.FAILURE: (
         SFTPBackendError,
         "the server refuses without saying why; a full disk, a quota or a read-only file system are common reasons",
     ),
-    Code.NO_CONNECTION: (BackendUnavailable, "the server lost its storage"),
-    Code.CONNECTION_LOST: (BackendUnavailable, "the server lost its storage"),
-    Code.NO_SPACE_ON_FILESYSTEM: (SFTPBackendError, "the server's disk is full"),
-    Code.QUOTA_EXCEEDED: (SFTPBackendError, "the quota on the server is used up"),
-    Code.LOCK_CONFLICT: (SFTPBackendError, "the file is locked by another process on the server"),
+    StatusCode.NO_CONNECTION: (BackendUnavailable, "the server lost its storage"),
+    StatusCode.CONNECTION_LOST: (BackendUnavailable, "the server lost its storage"),
+    StatusCode.NO_SPACE_ON_FILESYSTEM: (SFTPBackendError, "the server's disk is full"),
+    StatusCode.QUOTA_EXCEEDED: (SFTPBackendError, "the quota on the server is used up"),
+    StatusCode.LOCK_CONFLICT: (SFTPBackendError, "the file is locked by another process on the server"),
 }
 
 
-_NO_REASONS: Final = ("", "failure", "failed", "general failure", "operation failed", "error", "unknown error")
+_UNINFORMATIVE_TEXTS: Final = ("", "failure", "failed", "general failure", "operation failed", "error", "unknown error")
 """Error messages without a cause, in lower case and without a full stop."""
 
 
-def from_refusal(refused: Refused, doing: str, path: str) -> SFTPBackendError:
+def from_status(error: StatusError, action: str, path: str) -> SFTPBackendError:
     """Translate a refused request.
 
-    :param refused: the server's status
-    :param doing: the failed operation, such as ``"cannot open for reading"``
+    :param error: the server's status
+    :param action: the failed operation, such as ``"cannot open for reading"``
     :param path: the key of the file
     :returns: the error to raise, with the server's own words
     """
-    kind, cause = _KINDS.get(refused.code, (SFTPBackendError, f"the server answered with status {refused.code}"))
-    text = printable(refused.text)
-    if text.lower().rstrip(".! ") in (*_NO_REASONS, cause):
-        return kind(f"{doing}: {cause}", path=path)
-    if refused.code == Code.FAILURE:  # stands for any cause, so only the text tells it
-        return kind(f"{doing}: the server says: {text}", path=path)
-    return kind(f"{doing}: {cause} (the server says: {text})", path=path)
+    error_class, cause = _ERROR_BY_STATUS.get(
+        error.code, (SFTPBackendError, f"the server answered with status {error.code}")
+    )
+    text = printable(error.text)
+    if text.lower().rstrip(".! ") in (*_UNINFORMATIVE_TEXTS, cause):
+        return error_class(f"{action}: {cause}", path=path)
+    if error.code == StatusCode.FAILURE:  # stands for any cause, so only the text tells it
+        return error_class(f"{action}: the server says: {text}", path=path)
+    return error_class(f"{action}: {cause} (the server says: {text})", path=path)
 
 
-def unavailable(error: BaseException, doing: str, server: str, why: str | None = None) -> BackendUnavailable:
+def connection_error(error: BaseException, action: str, server: str, reason: str | None = None) -> BackendUnavailable:
     """Translate an exception of a socket or of paramiko.
 
     :param error: the exception
-    :param doing: the phase that failed, such as ``"connecting"`` or ``"exchanging keys"``
+    :param action: the phase that failed, such as ``"translate_connection_errors"`` or ``"exchanging keys"``
     :param server: the server as ``sftp://host:port``
-    :param why: the cause, if it is known better than from the exception
+    :param reason: the cause, if it is known better than from the exception
     :returns: the error to raise
     """
     import paramiko  # a late import, because callers without paramiko import the errors
@@ -254,8 +259,8 @@ def unavailable(error: BaseException, doing: str, server: str, why: str | None =
     if isinstance(error, BackendUnavailable):
         return error
     text = printable(str(error)) or type(error).__name__
-    if why is not None:
-        cause = why
+    if reason is not None:
+        cause = reason
     elif isinstance(error, socket.gaierror | UnicodeError):
         cause = f"the host name cannot be resolved ({getattr(error, 'strerror', text)}); check its spelling and DNS"
     elif isinstance(error, ConnectionRefusedError):
@@ -275,14 +280,14 @@ def unavailable(error: BaseException, doing: str, server: str, why: str | None =
         )
     else:
         cause = text
-    return BackendUnavailable(f"{doing}: {cause}", server=server)
+    return BackendUnavailable(f"{action}: {cause}", server=server)
 
 
 @contextmanager
-def connecting(situation: Callable[[], tuple[str, str | None]], server: str) -> Iterator[None]:
+def translate_connection_errors(failure_context: Callable[[], tuple[str, str | None]], server: str) -> Iterator[None]:
     """Translate all exceptions that paramiko raises while connecting into `BackendUnavailable`.
 
-    :param situation: returns the current phase and, if known, the cause; called after a failure only
+    :param failure_context: returns the current phase and, if known, the cause; called after a failure only
     :param server: the server as ``sftp://host:port``
     :raises BackendUnavailable: if the block raises any exception; a `SFTPBackendError` passes unchanged
     """
@@ -292,8 +297,8 @@ def connecting(situation: Callable[[], tuple[str, str | None]], server: str) -> 
         error.server = error.server or server
         raise
     except Exception as error:
-        doing, why = situation()
-        raise unavailable(error, doing, server, why) from error
+        action, reason = failure_context()
+        raise connection_error(error, action, server, reason) from error
 
 
 def escaped(text: str, keep: str = "") -> str:

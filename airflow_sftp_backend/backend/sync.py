@@ -23,14 +23,14 @@ from airflow_sftp_backend.backend._execution.maintenance import Maintenance
 from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile
 from airflow_sftp_backend.backend._execution.path_resolver import Door, naming
 from airflow_sftp_backend.backend._files.pipelining import Content
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import delete, may_have_backups, restoring
 from airflow_sftp_backend.backend._writes.group_commit import group_of
 from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar, Verify
 
 from ._files import deletion, operations, tree
-from ._paths import Jail, JailedPath
+from ._paths import Jail, RemotePath
 from ._ssh import private_keys
 from ._writes import atomic_write, copy
 from .config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, hidden_arguments
@@ -66,9 +66,9 @@ class SFTPBackend(FileTransfers, Maintenance):
     ``host_keys_path`` a known_hosts file; ``timeout`` bounds each step of connecting and ``io_timeout`` silence
     afterwards, in seconds; ``connect_kwargs`` go to ``paramiko.SSHClient.connect``. ``config`` may hold
     ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval`` (seconds), ``compress``,
-    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_lanes``,
-    ``reconnect_timeout`` (seconds for which a transfer that lost its connection tries to connect again, 60 by default),
-    ``max_entries``, ``max_listing_bytes``, ``max_file_bytes``.
+    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``,
+    ``max_channels``, ``reconnect_timeout`` (seconds for which a transfer that lost its connection tries to connect
+    again, 60 by default), ``max_entries``, ``max_listing_bytes``, ``max_file_bytes``.
 
     Raises ValueError for a wrong argument; nothing is sent before the first call. Every call may raise
     BackendUnavailable (with its kinds AuthenticationFailed and HostKeyRejected) and PermissionDenied beside what it
@@ -221,7 +221,7 @@ class SFTPBackend(FileTransfers, Maintenance):
     def get_file_info(self, path: str) -> FileInfo:
         """Size and time of a file. One round trip. Raises NotFound, InvalidPath for a folder."""
         place = self._door.at(path)
-        return self._ask(place, lambda wire: restoring(wire, place, lambda: operations.info(place)))
+        return self._ask(place, lambda scheduler: restoring(scheduler, place, lambda: operations.info(place)))
 
     def get_file_info_many(
         self, paths: Iterable[str], *, return_exceptions: bool = False
@@ -316,10 +316,10 @@ class SFTPBackend(FileTransfers, Maintenance):
         """
         place = self._door.at(path)
 
-        def use(wire: Wire) -> bytes:
+        def use(scheduler: SFTPScheduler) -> bytes:
             pieces: list[memoryview] = []
-            reading = partial(operations.read_into, wire, place, pieces.append)
-            wire.run(naming(place, restoring(wire, place, reading)))
+            reading = partial(operations.read_into, scheduler, place, pieces.append)
+            scheduler.run(naming(place, restoring(scheduler, place, reading)))
             return b"".join(pieces)
 
         return self._session.call(use, idempotent=True)
@@ -339,7 +339,9 @@ class SFTPBackend(FileTransfers, Maintenance):
         other content.
         """
         place, taken = self._door.target(path), self._content(path, content, metadata)
-        now = self._session.call(lambda wire: wire.run(operations.write(wire, place, taken, overwrite=overwrite)))
+        now = self._session.call(
+            lambda scheduler: scheduler.run(operations.write(scheduler, place, taken, overwrite=overwrite))
+        )
         return WriteResult(place.key, taken.size, last_modified=utc(now))
 
     def write_atomic(
@@ -369,8 +371,8 @@ class SFTPBackend(FileTransfers, Maintenance):
             create_parents=create_parents, commits=group_of(before_rename),
         )  # fmt: skip
 
-        def operation(wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
-            now = yield from atomic_write.write_atomic(wire, landing, taken, progress)
+        def operation(scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
+            now = yield from atomic_write.write_atomic(scheduler, landing, taken, progress)
             return WriteResult(landing.target.key, taken.size, digest=taken.digest, last_modified=utc(now)), now
 
         return or_raise(self._land([Job(landing, operation, sweeps=verify != "none")])[0])
@@ -395,8 +397,8 @@ class SFTPBackend(FileTransfers, Maintenance):
         finally:
             if not landed:
                 writer.abort()
-            wire = writer.wire
-            if wire is not None and wire.broken is not None and (not landed or may_have_backups(wire)):
+            scheduler = writer.scheduler
+            if scheduler is not None and scheduler.broken is not None and (not landed or may_have_backups(scheduler)):
                 self._landings.recover([landing])
             writer.close()
 
@@ -443,7 +445,9 @@ class SFTPBackend(FileTransfers, Maintenance):
     def delete(self, path: str, missing_ok: bool = False) -> None:
         """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""
         place = self._door.changed(path)
-        self._session.call(lambda wire: wire.run(naming(place, delete(wire, place, missing_ok=missing_ok))))
+        self._session.call(
+            lambda scheduler: scheduler.run(naming(place, delete(scheduler, place, missing_ok=missing_ok)))
+        )
 
     def delete_many(
         self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
@@ -454,8 +458,10 @@ class SFTPBackend(FileTransfers, Maintenance):
         """
         places, refused = sorted_out(paths, self._door.changed)
 
-        def use(wire: Wire) -> list[SFTPBackendError | OSError | None]:
-            return wire.run_many(naming(place, delete(wire, place, missing_ok=missing_ok)) for place in places)
+        def use(scheduler: SFTPScheduler) -> list[SFTPBackendError | OSError | None]:
+            return scheduler.run_many(
+                naming(place, delete(scheduler, place, missing_ok=missing_ok)) for place in places
+            )
 
         outcomes = self._session.call(use) if places else []
         outcomes = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
@@ -472,7 +478,7 @@ class SFTPBackend(FileTransfers, Maintenance):
                 tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
         else:
             self._session.call(
-                lambda wire: wire.run(naming(place, deletion.delete_folder(place, missing_ok=missing_ok)))
+                lambda scheduler: scheduler.run(naming(place, deletion.delete_folder(place, missing_ok=missing_ok)))
             )
 
     # -- the connection -----------------------------------------------------------------------------------------------
@@ -516,13 +522,15 @@ class SFTPBackend(FileTransfers, Maintenance):
             raise CapabilityNotSupported(message, path=path, server=self.address)
         return Content(content, hashed=hashed)
 
-    def _look(self, place: JailedPath) -> Attributes | None:
+    def _look(self, place: RemotePath) -> Attributes | None:
         return self._ask(place, lambda _: operations.look(place))
 
-    def _ask(self, place: JailedPath, operation: Callable[[Wire], Operation[T]]) -> T:
-        return self._session.call(lambda wire: wire.run(naming(place, operation(wire))), idempotent=True)
+    def _ask(self, place: RemotePath, operation: Callable[[SFTPScheduler], Operation[T]]) -> T:
+        return self._session.call(lambda scheduler: scheduler.run(naming(place, operation(scheduler))), idempotent=True)
 
     def _exchange(
-        self, operations: Sequence[tuple[Landing, Callable[[Wire], Operation[int | None]]]], sweeps: bool = False
+        self,
+        operations: Sequence[tuple[Landing, Callable[[SFTPScheduler], Operation[int | None]]]],
+        sweeps: bool = False,
     ) -> list[SFTPBackendError | OSError | None]:
         return self._land([Job(landing, partial(without_result, work), sweeps) for landing, work in operations])

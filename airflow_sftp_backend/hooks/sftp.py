@@ -220,7 +220,8 @@ class SFTPBackendHook(BaseHook):
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return labels and hidden columns of the form for Airflow 3.0 and 3.1. Later versions read the provider info."""
+        """Return labels and hidden columns of the form for Airflow 3.0 and 3.1. Later versions read the provider
+        info."""
         return field_behaviour()
 
 

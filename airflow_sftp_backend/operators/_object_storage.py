@@ -265,7 +265,7 @@ def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Pro
             count += len(block)
             if size is not None and count > size:  # written no further: counted, to be named in the error
                 if count > size + _MAX_EXCESS_COUNTED:
-                    raise size_mismatch(size, count, key, ended=False)
+                    raise size_mismatch(size, count, key, reached_end=False)
                 continue
             target.write(block)
             digest.update(block)

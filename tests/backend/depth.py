@@ -11,7 +11,7 @@ import pytest
 from airflow_sftp_backend import SFTPBackendError
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.messages import Request
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Posting, TraitsQuery, Wire
+from airflow_sftp_backend.backend._protocol.scheduler import ChannelRequest, Operation, SFTPScheduler, TraitsQuery
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ class Depth:
                 level = max(level, self._posted.get(step, start + 1))
                 self.deepest = max(self.deepest, level)
             elif isinstance(value, Pending) and not isinstance(step, TraitsQuery):
-                self.requests.append(step.request if isinstance(step, Posting) else step)
+                self.requests.append(step.request if isinstance(step, ChannelRequest) else step)
                 self._posted[value] = level + 1
 
 
@@ -54,18 +54,18 @@ class Depth:
 def pluralize_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Depth]:
     """Measures all that wires run inside the block."""
     depth = Depth()
-    run, run_many = Wire.run, Wire.run_many
+    run, run_many = SFTPScheduler.run, SFTPScheduler.run_many
 
-    def run_measured(self: Wire, operation: Operation[T]) -> T:
+    def run_measured(self: SFTPScheduler, operation: Operation[T]) -> T:
         return run(self, depth.measured(operation, depth.deepest))
 
     def run_many_measured(
-        self: Wire, operations: Iterable[Operation[T]], limit: int = 64
+        self: SFTPScheduler, operations: Iterable[Operation[T]], limit: int = 64
     ) -> list[T | SFTPBackendError | OSError]:
         start = depth.deepest
         return run_many(self, (depth.measured(operation, start) for operation in operations), limit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Wire, "run", run_measured)
-        patch.setattr(Wire, "run_many", run_many_measured)
+        patch.setattr(SFTPScheduler, "run", run_measured)
+        patch.setattr(SFTPScheduler, "run_many", run_many_measured)
         yield depth

@@ -24,7 +24,7 @@ def main() -> None:
     with SFTPBackend(**asked["connection"], retry=RetryPolicy.disabled()) as backend:
         if asked["work"] == "up":
             backend.upload(
-                asked["local"], asked["path"], lanes=asked["lanes"], resume_key=asked["key"], progress=progress
+                asked["local"], asked["path"], channels=asked["channels"], resume_key=asked["key"], progress=progress
             )
         else:
             backend.download(asked["path"], asked["local"], resume_key=asked["key"], progress=progress)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend._limits import BoundExceeded
 from airflow_sftp_backend.backend._protocol.channel import Pending
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Entry, Limits, OpenFlag
+from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, Limits, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import (
     Close,
     CopyData,
@@ -32,15 +32,15 @@ from airflow_sftp_backend.backend._protocol.messages import (
     Stat,
     Write,
 )
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Posting, TraitsQuery, Wire
+from airflow_sftp_backend.backend._protocol.scheduler import ChannelRequest, Operation, SFTPScheduler, TraitsQuery
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, ServerTraits
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 T = TypeVar("T")
 
 Failure = Literal["failure", "denied", "missing", "lost before", "lost after"]
 FAILURES: tuple[Failure, ...] = ("failure", "denied", "missing", "lost before", "lost after")
-_CODES = {"failure": Code.FAILURE, "denied": Code.PERMISSION_DENIED, "missing": Code.NO_SUCH_FILE}
+_CODES = {"failure": StatusCode.FAILURE, "denied": StatusCode.PERMISSION_DENIED, "missing": StatusCode.NO_SUCH_FILE}
 
 
 @dataclass
@@ -78,7 +78,7 @@ class _NoChannel:
         """Nothing to close."""
 
 
-class MemoryServer(Wire):
+class MemoryServer(SFTPScheduler):
     """Files and folders by absolute path, and the wire to them.
 
     The requests numbered ``fail_at`` (from 1) fail as ``failure`` says: refused, or the connection is lost before or
@@ -104,7 +104,7 @@ class MemoryServer(Wire):
         for path, content in files.items():
             self.files[path] = None if content is None else File(bytearray(content))
         self.requests: list[Request[Any]] = []
-        self.open: dict[bytes, File | list[Entry]] = {}
+        self.open: dict[bytes, File | list[DirEntry]] = {}
         self._renames = renames
         self._copies = copies
         self._block = block
@@ -161,13 +161,13 @@ class MemoryServer(Wire):
             except StopIteration as end:
                 return cast(T, end.value)
             if isinstance(step, Pending):
-                step.await_by(cast(Any, ticket))
+                step.add_waiter(cast(Any, ticket))
             elif isinstance(step, TraitsQuery):
                 ticket.value = self.traits
             elif self.broken is not None:
                 ticket.error = BackendUnavailable(self.broken)
             else:
-                ticket.value = self._posted(step.request if isinstance(step, Posting) else step)
+                ticket.value = self._posted(step.request if isinstance(step, ChannelRequest) else step)
 
     def _posted(self, request: Request[Any]) -> Pending[Any]:
         pending: Pending[Any] = Pending(request)
@@ -177,15 +177,15 @@ class MemoryServer(Wire):
             if failure in _CODES:
                 if isinstance(request, Close):  # refused or not, the handle is free, as after close(2)
                     self.carry_out(request)
-                raise Refused(_CODES[failure], "told to fail")
+                raise StatusError(_CODES[failure], "told to fail")
             answer = None if failure == "lost before" else self.carry_out(request)
             if failure is not None:
                 self.broken = "the connection was lost"
-                pending.settle(None, BackendUnavailable(self.broken))
+                pending.set_result(None, BackendUnavailable(self.broken))
             else:
-                pending.settle(answer, None)
-        except (Refused, BoundExceeded) as refused:
-            pending.settle(None, refused)
+                pending.set_result(answer, None)
+        except (StatusError, BoundExceeded) as refused:
+            pending.set_result(None, refused)
         if self._after is not None:
             try:
                 self._after(self)
@@ -200,14 +200,16 @@ class MemoryServer(Wire):
         if isinstance(request, Open):
             return self._handle(self._opened(request))
         if isinstance(request, OpenDir):
-            return self._handle([Entry(name, _attributes(node)) for name, node in self._children(request.path)])
+            return self._handle([DirEntry(name, _attributes(node)) for name, node in self._children(request.path)])
         if isinstance(request, Close):
             del self.open[request.handle]
             return None
         if isinstance(request, Stat | LStat):
             return _attributes(self._at(request.path))
         if isinstance(request, ReadLink):
-            raise Refused(Code.FAILURE if request.path in self.files else Code.NO_SUCH_FILE, "it has no links")
+            raise StatusError(
+                StatusCode.FAILURE if request.path in self.files else StatusCode.NO_SUCH_FILE, "it has no links"
+            )
         if isinstance(request, SetStat):
             file = self._at(request.path)
             assert file is not None
@@ -228,7 +230,7 @@ class MemoryServer(Wire):
             assert isinstance(entries, list)
             self.open[request.handle] = []
             if request.tally is not None:
-                request.tally.take(len(entries), 0)
+                request.tally.add_reply(len(entries), 0)
             return entries
         if isinstance(request, CopyData):
             source, target = self._file(request.source), self._file(request.target)
@@ -253,19 +255,19 @@ class MemoryServer(Wire):
         assert isinstance(file, File)
         return file
 
-    def _handle(self, opened: File | list[Entry]) -> bytes:
+    def _handle(self, opened: File | list[DirEntry]) -> bytes:
         handle = f"{len(self.requests)}".encode()
         self.open[handle] = opened
         return handle
 
     def _at(self, path: str) -> File | None:
         if path not in self.files:
-            raise Refused(Code.NO_SUCH_FILE)
+            raise StatusError(StatusCode.NO_SUCH_FILE)
         return self.files[path]
 
     def _children(self, path: str) -> list[tuple[str, File | None]]:
         if self._at(path) is not None:
-            raise Refused(Code.FAILURE)
+            raise StatusError(StatusCode.FAILURE)
         prefix = path.rstrip("/") + "/"
         return [
             (name.removeprefix(prefix), node)
@@ -276,33 +278,33 @@ class MemoryServer(Wire):
     def _parent_of(self, path: str) -> None:
         parent = path.rpartition("/")[0] or "/"
         if self.files.get(parent, ...) is not None:
-            raise Refused(Code.NO_SUCH_FILE)
+            raise StatusError(StatusCode.NO_SUCH_FILE)
 
     def _opened(self, request: Open) -> File:
         self._parent_of(request.path)
         if request.path in self.files:
             node = self.files[request.path]
             if node is None or request.flags & OpenFlag.EXCLUSIVE:
-                raise Refused(Code.FAILURE)
+                raise StatusError(StatusCode.FAILURE)
             if request.flags & OpenFlag.TRUNCATE:
                 node.content.clear()
             return node
         if not request.flags & OpenFlag.CREATE:
-            raise Refused(Code.NO_SUCH_FILE)
+            raise StatusError(StatusCode.NO_SUCH_FILE)
         made = self.files[request.path] = File(bytearray())
         return made
 
     def _made(self, path: str) -> object:
         self._parent_of(path)
         if path in self.files:
-            raise Refused(Code.FAILURE)
+            raise StatusError(StatusCode.FAILURE)
         self.files[path] = None
         return None
 
     def _removed(self, request: Remove | RemoveDir) -> object:
         node = self._at(request.path)
         if isinstance(request, Remove) == (node is None) or (node is None and self._children(request.path)):
-            raise Refused(Code.FAILURE)
+            raise StatusError(StatusCode.FAILURE)
         del self.files[request.path]
         return None
 
@@ -311,9 +313,9 @@ class MemoryServer(Wire):
         self._parent_of(request.target)
         manner = self._renames.plain if isinstance(request, Rename) else self._renames.posix
         if not self._renames.across and request.source.split("/")[1] != request.target.split("/")[1]:
-            raise Refused(Code.FAILURE, "cross-device link")
+            raise StatusError(StatusCode.FAILURE, "cross-device link")
         if request.target in self.files and (manner == "refuses" or self.files[request.target] is None):
-            raise Refused(Code.FAILURE)
+            raise StatusError(StatusCode.FAILURE)
         self.files[request.target] = node
         del self.files[request.source]
         return None

@@ -8,23 +8,23 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Cursor, Kind
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
-from airflow_sftp_backend.backend.errors import Code
+from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketReader, PacketType
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
+from airflow_sftp_backend.backend.errors import StatusCode
 
 
 @dataclass(frozen=True)
 class Packet:
     """A request as the server sees it: ``body`` is all that follows the request id."""
 
-    kind: Kind
+    kind: PacketType
     request_id: int
     body: bytes
 
     @property
-    def cursor(self) -> Cursor:
+    def cursor(self) -> PacketReader:
         """Reads the body."""
-        return Cursor(memoryview(self.body))
+        return PacketReader(memoryview(self.body))
 
 
 Answer = Callable[[Packet], bytes | None]
@@ -41,12 +41,14 @@ def pluralize_files(data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + data
 
 
-def status(packet: Packet, code: int = Code.OK, text: str = "") -> bytes:
+def status(packet: Packet, code: int = StatusCode.OK, text: str = "") -> bytes:
     """A STATUS in reply to ``packet``."""
-    return reply(packet, Kind.STATUS, struct.pack(">I", code) + pluralize_files(text.encode()) + pluralize_files(b"en"))
+    return packet_reply(
+        packet, PacketType.STATUS, struct.pack(">I", code) + pluralize_files(text.encode()) + pluralize_files(b"en")
+    )
 
 
-def reply(packet: Packet, kind: int, body: bytes) -> bytes:
+def packet_reply(packet: Packet, kind: int, body: bytes) -> bytes:
     """A reply to ``packet``."""
     return framed(kind, struct.pack(">I", packet.request_id) + body)
 
@@ -56,7 +58,7 @@ def version(extensions: Mapping[str, str] | None = None, number: int = 3) -> byt
     pairs = b"".join(
         pluralize_files(name.encode()) + pluralize_files(data.encode()) for name, data in (extensions or {}).items()
     )
-    return framed(Kind.VERSION, struct.pack(">I", number) + pairs)
+    return framed(PacketType.VERSION, struct.pack(">I", number) + pairs)
 
 
 class ScriptedChannel:
@@ -109,11 +111,11 @@ class ScriptedChannel:
             if len(self._sent) < length + 4:
                 return
             frame, self._sent = self._sent[4 : length + 4], self._sent[length + 4 :]
-            if frame[0] == Kind.INIT:
+            if frame[0] == PacketType.INIT:
                 assert frame[1:] == struct.pack(">I", 3)
                 self._stream += self._hello
             else:
-                yield Packet(Kind(frame[0]), int.from_bytes(frame[1:5], "big"), frame[5:])
+                yield Packet(PacketType(frame[0]), int.from_bytes(frame[1:5], "big"), frame[5:])
 
     def recv(self, count: int, /) -> bytes:
         """Delivers some of what waits."""
@@ -140,11 +142,11 @@ class ScriptedChannel:
         self.closed = True
 
 
-def connected(channel: ScriptedChannel, io_timeout: float | None = 7) -> Wire:
+def connected(channel: ScriptedChannel, io_timeout: float | None = 7) -> SFTPScheduler:
     """A wire over it that has shaken hands."""
-    wire = Wire(channel, io_timeout=io_timeout)
-    wire.handshake()
-    return wire
+    scheduler = SFTPScheduler(channel, io_timeout=io_timeout)
+    scheduler.handshake()
+    return scheduler
 
 
 class ScriptedFile:
@@ -180,18 +182,18 @@ class ScriptedFile:
         assert bytes(cursor.view()) == self.HANDLE
         number, self._asked = self._asked, self._asked + 1
         if number in self._refused:
-            return status(packet, Code.FAILURE, "told to fail")
-        if packet.kind == Kind.FSTAT:
+            return status(packet, StatusCode.FAILURE, "told to fail")
+        if packet.kind == PacketType.FSTAT:
             if self.told is None:
-                return status(packet, Code.OP_UNSUPPORTED)
-            return reply(packet, Kind.ATTRS, Attributes(self.told, mode=self.mode).encode())
-        if packet.kind == Kind.READ:
+                return status(packet, StatusCode.OP_UNSUPPORTED)
+            return packet_reply(packet, PacketType.ATTRS, Attributes(self.told, mode=self.mode).encode())
+        if packet.kind == PacketType.READ:
             offset, length = cursor.uint64(), cursor.uint32()
             data = bytes(self.content[offset : offset + length])
             if not data:
-                return status(packet, Code.EOF)
-            return reply(packet, Kind.DATA, pluralize_files(data[: self._short(len(data))]))
-        if packet.kind == Kind.WRITE:
+                return status(packet, StatusCode.EOF)
+            return packet_reply(packet, PacketType.DATA, pluralize_files(data[: self._short(len(data))]))
+        if packet.kind == PacketType.WRITE:
             offset, data = cursor.uint64(), bytes(cursor.view())
             self.content += bytes(max(0, offset + len(data) - len(self.content)))
             self.content[offset : offset + len(data)] = data

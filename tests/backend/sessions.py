@@ -11,7 +11,7 @@ import paramiko
 import psutil
 
 from airflow_sftp_backend.backend import BackendConfig, RetryPolicy, Secret
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from tests.servers import Server, wait_until
 
@@ -65,10 +65,10 @@ def threads() -> list[threading.Thread]:
     return [found for found in threading.enumerate() if isinstance(found, paramiko.Transport | threading.Timer)]
 
 
-def look(wire: Wire) -> bool:
+def look(scheduler: SFTPScheduler) -> bool:
     """A round trip over the wire: True if the login folder is there."""
     from airflow_sftp_backend.backend._files.operations import check_folder
     from airflow_sftp_backend.backend._paths import Jail
 
-    wire.run(check_folder(Jail("/").root))
+    scheduler.run(check_folder(Jail("/").root))
     return True

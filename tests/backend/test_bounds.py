@@ -20,20 +20,20 @@ from airflow_sftp_backend.backend._files.deletion import delete_folder
 from airflow_sftp_backend.backend._files.tree import Pattern, children, delete_tree, find, find_each, folder_info, walk
 from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
 from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Kind
+from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketType
 from airflow_sftp_backend.backend._protocol.messages import OpenDir, Stat
-from airflow_sftp_backend.backend._protocol.scheduler import Wire, ask
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler, request
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH
-from airflow_sftp_backend.backend.errors import Code
+from airflow_sftp_backend.backend.errors import StatusCode
 from tests.servers import AsyncsshServer, Files, Folder, Server
 
 from .memory import MemoryServer
-from .scripted import Packet, ScriptedChannel, pluralize_files, reply, status
+from .scripted import Packet, ScriptedChannel, packet_reply, pluralize_files, status
 
 T = TypeVar("T")
 FILE = 0o100644
 DIRECTORY = 0o040755
-TOP = Jail("/").locate("in")
+TOP = Jail("/").resolve("in")
 
 Batch = Sequence[tuple[bytes, int]]
 """Names, and their modes."""
@@ -43,22 +43,24 @@ class HostileDirectories:
     """Answers every OPENDIR, and READDIRs with what ``batches`` gives for that directory; everything is a directory."""
 
     def __init__(self, batches: Callable[[], Iterator[Batch]]) -> None:
-        self.seen: Counter[Kind] = Counter()
+        self.seen: Counter[PacketType] = Counter()
         self._batches = batches
         self._open: dict[bytes, Iterator[Batch]] = {}
 
     def __call__(self, packet: Packet) -> bytes:
         self.seen[packet.kind] += 1
-        if packet.kind == Kind.OPENDIR:
+        if packet.kind == PacketType.OPENDIR:
             handle = struct.pack(">I", len(self._open))
             self._open[handle] = self._batches()
-            return reply(packet, Kind.HANDLE, pluralize_files(handle))
-        if packet.kind == Kind.READDIR:
+            return packet_reply(packet, PacketType.HANDLE, pluralize_files(handle))
+        if packet.kind == PacketType.READDIR:
             batch = next(self._open[bytes(packet.cursor.view())], None)
-            return status(packet, Code.EOF) if batch is None else reply(packet, Kind.NAME, names(batch))
-        if packet.kind in (Kind.LSTAT, Kind.STAT):
-            return reply(packet, Kind.ATTRS, Attributes(0, mode=DIRECTORY).encode())
-        return status(packet, Code.FAILURE if packet.kind == Kind.RMDIR else Code.OK)
+            return (
+                status(packet, StatusCode.EOF) if batch is None else packet_reply(packet, PacketType.NAME, names(batch))
+            )
+        if packet.kind in (PacketType.LSTAT, PacketType.STAT):
+            return packet_reply(packet, PacketType.ATTRS, Attributes(0, mode=DIRECTORY).encode())
+        return status(packet, StatusCode.FAILURE if packet.kind == PacketType.RMDIR else StatusCode.OK)
 
 
 def names(batch: Batch) -> bytes:
@@ -96,12 +98,12 @@ def long_names() -> Iterator[Batch]:
         yield [(b"%d-" % number + bytes([97 + letter]) * 4_000, FILE) for letter in range(20)]
 
 
-def reach(wire: Wire) -> Any:
+def reach(scheduler: SFTPScheduler) -> Any:
     """What walks call: every call on this wire."""
 
-    def call(use: Callable[[Wire], T], *, idempotent: bool = False) -> T:
+    def call(use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
         assert idempotent in (True, False)
-        return use(wire)
+        return use(scheduler)
 
     return call
 
@@ -115,32 +117,32 @@ LISTS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def wire_to(server: HostileDirectories, *, last_first: bool = False, **bounds: int) -> Wire:
+def wire_to(server: HostileDirectories, *, last_first: bool = False, **bounds: int) -> SFTPScheduler:
     channel = ScriptedChannel(server, order=(lambda waiting: waiting - 1) if last_first else (lambda waiting: 0))
-    wire = Wire(channel, io_timeout=7, bounds=Bounds(**bounds))
-    wire.handshake()
-    wire.traits = OPENSSH
-    return wire
+    scheduler = SFTPScheduler(channel, io_timeout=7, bounds=Bounds(**bounds))
+    scheduler.handshake()
+    scheduler.traits = OPENSSH
+    return scheduler
 
 
 @pytest.mark.parametrize("last_first", [False, True])
 @pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
 def test_an_endless_listing_ends_at_the_most_entries(use: Callable[[Any], object], last_first: bool) -> None:
     server = HostileDirectories(endless_files)
-    wire = wire_to(server, last_first=last_first, max_entries=5_000)
+    scheduler = wire_to(server, last_first=last_first, max_entries=5_000)
     tracemalloc.start()
     try:
         with pytest.raises(
             SFTPBackendError, match=r"more than 5000 entries \(max_entries\).*raise max_entries"
         ) as caught:
-            use(reach(wire))
+            use(reach(scheduler))
         assert tracemalloc.get_traced_memory()[1] < 16 << 20
     finally:
         tracemalloc.stop()
     assert caught.value.path == "in"
-    assert server.seen[Kind.READDIR] <= 50 + 130
-    assert server.seen[Kind.REMOVE] == 0
-    assert wire.run(ask(Stat("/in"))).is_folder  # the connection is still of use
+    assert server.seen[PacketType.READDIR] <= 50 + 130
+    assert server.seen[PacketType.REMOVE] == 0
+    assert scheduler.run(request(Stat("/in"))).is_folder  # the connection is still of use
 
 
 @pytest.mark.parametrize("batches", [dots_only, same_names])
@@ -150,7 +152,7 @@ def test_batches_without_a_new_name_end(use: Callable[[Any], object], batches: C
     with pytest.raises(SFTPBackendError, match="100 successive replies of the server bring no new name") as caught:
         use(reach(wire_to(server)))
     assert caught.value.path == "in"
-    assert server.seen[Kind.READDIR] <= 101 + 130
+    assert server.seen[PacketType.READDIR] <= 101 + 130
 
 
 def test_an_empty_directory_of_endless_dots_keeps_no_deletion_busy() -> None:
@@ -181,7 +183,7 @@ def test_directories_in_directories_are_counted_as_a_whole(name: str) -> None:
     server = HostileDirectories(fifty_directories)
     with pytest.raises(SFTPBackendError, match=r"more than 10000 entries \(max_entries\)"):
         LISTS[name](reach(wire_to(server, max_entries=10_000)))
-    assert server.seen[Kind.OPENDIR] <= 10_000 / 50 + 66  # 64 are listed at once
+    assert server.seen[PacketType.OPENDIR] <= 10_000 / 50 + 66  # 64 are listed at once
 
 
 @pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
@@ -212,14 +214,14 @@ def test_a_listing_of_exactly_the_most_entries_is_whole() -> None:
 
 def test_an_entry_count_that_no_packet_could_hold_is_refused_before_it_is_believed() -> None:
     def answer(packet: Packet) -> bytes:
-        if packet.kind == Kind.OPENDIR:
-            return reply(packet, Kind.HANDLE, pluralize_files(b"h"))
-        return reply(packet, Kind.NAME, struct.pack(">I", 0xFFFFFFFF))
+        if packet.kind == PacketType.OPENDIR:
+            return packet_reply(packet, PacketType.HANDLE, pluralize_files(b"h"))
+        return packet_reply(packet, PacketType.NAME, struct.pack(">I", 0xFFFFFFFF))
 
-    wire = Wire(ScriptedChannel(answer), io_timeout=7)
-    wire.handshake()
+    scheduler = SFTPScheduler(ScriptedChannel(answer), io_timeout=7)
+    scheduler.handshake()
     with pytest.raises(SFTPBackendError, match="announces 4294967295 items and cannot hold them"):
-        list(children(reach(wire), TOP))
+        list(children(reach(scheduler), TOP))
 
 
 def test_searches_made_together_have_bounds_of_their_own() -> None:

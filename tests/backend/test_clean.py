@@ -12,7 +12,7 @@ import pytest
 
 from airflow_sftp_backend import CapabilityNotSupported, InvalidPath, NotFound, SFTPBackend
 from airflow_sftp_backend.backend import PartialFile
-from airflow_sftp_backend.backend._paths import JailedPath, temp_name
+from airflow_sftp_backend.backend._paths import RemotePath, temp_name
 from airflow_sftp_backend.backend._transfers.atomic_local_file import LocalLanding
 from airflow_sftp_backend.backend._transfers.partial_files import clean_local
 from tests.servers import AsyncsshServer, BareAttributes, OpenSSHServer, Server, WithoutPosixRename
@@ -220,7 +220,7 @@ def test_old_local_partial_files_are_removed_and_nothing_else_is(tmp_path: Path)
 
 
 def test_a_local_file_that_a_living_writer_holds_is_left(tmp_path: Path) -> None:
-    with LocalLanding(tmp_path / "a.csv", source=JailedPath("a.csv", "/a.csv"), overwrite=False) as landing:
+    with LocalLanding(tmp_path / "a.csv", source=RemotePath("a.csv", "/a.csv"), overwrite=False) as landing:
         landing.write(memoryview(b"part"))
         os.utime(landing.temp, (1, 1))
         assert clean_local(tmp_path, DAY) == []

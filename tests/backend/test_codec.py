@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Cursor, ProtocolError, encode_name, string
+from airflow_sftp_backend.backend._protocol.codec import (
+    Attributes,
+    PacketReader,
+    ProtocolError,
+    encode_name,
+    encode_string,
+)
 
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**64 - 1)
 OWNERS = st.none() | st.tuples(U32, U32)
 
 
-def cursor(data: bytes) -> Cursor:
-    return Cursor(memoryview(data))
+def cursor(data: bytes) -> PacketReader:
+    return PacketReader(memoryview(data))
 
 
 @st.composite
@@ -32,7 +38,7 @@ def attributes(draw: st.DrawFn) -> Attributes:
 def test_attributes_are_read_back_as_they_were_written(given_: Attributes) -> None:
     at = cursor(given_.encode())
     assert at.attributes() == given_
-    assert at.left == 0
+    assert at.remaining == 0
 
 
 def test_attributes_are_laid_out_as_the_draft_says() -> None:
@@ -45,10 +51,16 @@ def test_half_a_pair_is_left_out() -> None:
 
 
 def test_extended_attributes_are_passed_over() -> None:
-    extended = struct.pack(">II", 2, 0)[:4] + string(b"acl@x") + string(b"\0\1") + string(b"b") + string(b"")
+    extended = (
+        struct.pack(">II", 2, 0)[:4]
+        + encode_string(b"acl@x")
+        + encode_string(b"\0\1")
+        + encode_string(b"b")
+        + encode_string(b"")
+    )
     at = cursor(struct.pack(">IQ", 0x80000001, 9) + extended + b"rest")
     assert at.attributes() == Attributes(size=9)
-    assert at.left == 4
+    assert at.remaining == 4
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,7 @@ def test_the_mode_tells_what_it_is(mode: int | None, is_file: bool, is_folder: b
 
 @given(st.binary(max_size=300))
 def test_a_name_of_any_bytes_comes_back_as_the_same_bytes(name: bytes) -> None:
-    assert encode_name(cursor(string(name)).text()) == name
+    assert encode_name(cursor(encode_string(name)).text()) == name
 
 
 def test_a_name_is_sent_as_utf_8() -> None:
@@ -78,8 +90,8 @@ def test_a_name_is_sent_as_utf_8() -> None:
 
 @given(U64, U32, st.binary(max_size=50))
 def test_numbers_and_strings_are_read_front_to_back(large: int, small: int, data: bytes) -> None:
-    at = cursor(struct.pack(">QI", large, small) + string(data))
-    assert (at.uint64(), at.uint32(), bytes(at.view()), at.left) == (large, small, data, 0)
+    at = cursor(struct.pack(">QI", large, small) + encode_string(data))
+    assert (at.uint64(), at.uint32(), bytes(at.view()), at.remaining) == (large, small, data, 0)
 
 
 @given(st.binary(max_size=60), st.sampled_from(["uint32", "uint64", "view", "text", "attributes"]))
@@ -89,7 +101,7 @@ def test_any_bytes_are_read_or_refused(data: bytes, method: str) -> None:
         getattr(at, method)()
     except ProtocolError:
         return
-    assert 0 <= at.left <= len(data)
+    assert 0 <= at.remaining <= len(data)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0\0\0", b"\0\0\0\5abcd", b"\xff\xff\xff\xff"])

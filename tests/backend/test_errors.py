@@ -23,7 +23,15 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
-from airflow_sftp_backend.backend.errors import Code, Refused, connecting, escaped, from_refusal, printable, unavailable
+from airflow_sftp_backend.backend.errors import (
+    StatusCode,
+    StatusError,
+    connection_error,
+    escaped,
+    from_status,
+    printable,
+    translate_connection_errors,
+)
 
 KINDS = [
     SFTPBackendError,
@@ -65,27 +73,27 @@ def test_a_refused_login_and_a_wrong_host_key_are_unavailability() -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "cause"),
     [
-        (Code.NO_SUCH_FILE, NotFound, "no such file or folder"),
-        (Code.NO_SUCH_PATH, NotFound, "no such file or folder"),
-        (Code.PERMISSION_DENIED, PermissionDenied, "check the rights of the login user"),
-        (Code.WRITE_PROTECT, PermissionDenied, "write-protected"),
-        (Code.FILE_ALREADY_EXISTS, AlreadyExists, "taken"),
-        (Code.DIR_NOT_EMPTY, DirectoryNotEmpty, "not empty"),
-        (Code.NOT_A_DIRECTORY, InvalidPath, "not a folder"),
-        (Code.FILE_IS_A_DIRECTORY, InvalidPath, "not a file"),
-        (Code.INVALID_FILENAME, InvalidPath, "does not take this name"),
-        (Code.OP_UNSUPPORTED, CapabilityNotSupported, "does not support"),
-        (Code.FAILURE, SFTPBackendError, "full disk, a quota or a read-only file system"),
-        (Code.NO_SPACE_ON_FILESYSTEM, SFTPBackendError, "disk is full"),
-        (Code.QUOTA_EXCEEDED, SFTPBackendError, "quota"),
-        (Code.LOCK_CONFLICT, SFTPBackendError, "locked"),
-        (Code.CONNECTION_LOST, BackendUnavailable, "lost its storage"),
-        (Code.BAD_MESSAGE, SFTPBackendError, "status 5"),
+        (StatusCode.NO_SUCH_FILE, NotFound, "no such file or folder"),
+        (StatusCode.NO_SUCH_PATH, NotFound, "no such file or folder"),
+        (StatusCode.PERMISSION_DENIED, PermissionDenied, "check the rights of the login user"),
+        (StatusCode.WRITE_PROTECT, PermissionDenied, "write-protected"),
+        (StatusCode.FILE_ALREADY_EXISTS, AlreadyExists, "taken"),
+        (StatusCode.DIR_NOT_EMPTY, DirectoryNotEmpty, "not empty"),
+        (StatusCode.NOT_A_DIRECTORY, InvalidPath, "not a folder"),
+        (StatusCode.FILE_IS_A_DIRECTORY, InvalidPath, "not a file"),
+        (StatusCode.INVALID_FILENAME, InvalidPath, "does not take this name"),
+        (StatusCode.OP_UNSUPPORTED, CapabilityNotSupported, "does not support"),
+        (StatusCode.FAILURE, SFTPBackendError, "full disk, a quota or a read-only file system"),
+        (StatusCode.NO_SPACE_ON_FILESYSTEM, SFTPBackendError, "disk is full"),
+        (StatusCode.QUOTA_EXCEEDED, SFTPBackendError, "quota"),
+        (StatusCode.LOCK_CONFLICT, SFTPBackendError, "locked"),
+        (StatusCode.CONNECTION_LOST, BackendUnavailable, "lost its storage"),
+        (StatusCode.BAD_MESSAGE, SFTPBackendError, "status 5"),
         (4711, SFTPBackendError, "status 4711"),
     ],
 )
 def test_a_refusal_becomes_the_error_of_its_code(code: int, kind: type[SFTPBackendError], cause: str) -> None:
-    error = from_refusal(Refused(code), "cannot write", "in/a")
+    error = from_status(StatusError(code), "cannot write", "in/a")
     assert type(error) is kind
     assert error.message.startswith("cannot write: ")
     assert cause in error.message
@@ -94,7 +102,7 @@ def test_a_refusal_becomes_the_error_of_its_code(code: int, kind: type[SFTPBacke
 
 @pytest.mark.parametrize("text", ["", "Failure", "failure.", "Operation failed"])
 def test_causes_are_guessed_where_the_server_gives_none(text: str) -> None:
-    assert from_refusal(Refused(Code.FAILURE, text), "cannot write", "a").message == (
+    assert from_status(StatusError(StatusCode.FAILURE, text), "cannot write", "a").message == (
         "cannot write: the server refuses without saying why; a full disk, a quota or a read-only file system are"
         " common reasons"
     )
@@ -103,14 +111,18 @@ def test_causes_are_guessed_where_the_server_gives_none(text: str) -> None:
 @pytest.mark.parametrize(
     ("code", "text", "message"),
     [
-        (Code.FAILURE, "No space left on device", "cannot write: the server says: No space left on device"),
-        (Code.FAILURE, "a\x1b[31m\nb", r"cannot write: the server says: a\x1b[31m b"),
-        (Code.QUOTA_EXCEEDED, "7 of 7", "cannot write: the quota on the server is used up (the server says: 7 of 7)"),
-        (Code.QUOTA_EXCEEDED, "failure", "cannot write: the quota on the server is used up"),
+        (StatusCode.FAILURE, "No space left on device", "cannot write: the server says: No space left on device"),
+        (StatusCode.FAILURE, "a\x1b[31m\nb", r"cannot write: the server says: a\x1b[31m b"),
+        (
+            StatusCode.QUOTA_EXCEEDED,
+            "7 of 7",
+            "cannot write: the quota on the server is used up (the server says: 7 of 7)",
+        ),
+        (StatusCode.QUOTA_EXCEEDED, "failure", "cannot write: the quota on the server is used up"),
     ],
 )
 def test_what_the_server_says_is_the_cause(code: int, text: str, message: str) -> None:
-    assert from_refusal(Refused(code, text), "cannot write", "a").message == message
+    assert from_status(StatusError(code, text), "cannot write", "a").message == message
 
 
 @given(st.text())
@@ -139,7 +151,7 @@ def test_foreign_text_is_one_short_line(text: str) -> None:
 def test_whatever_a_socket_or_paramiko_raises_is_said_in_our_terms(raised: Exception, cause: str) -> None:
     with (
         pytest.raises(BackendUnavailable, match=cause) as caught,
-        connecting(lambda: ("connecting", None), "sftp://h:22"),
+        translate_connection_errors(lambda: ("connecting", None), "sftp://h:22"),
     ):
         raise raised
     assert caught.value.server == "sftp://h:22"
@@ -147,21 +159,21 @@ def test_whatever_a_socket_or_paramiko_raises_is_said_in_our_terms(raised: Excep
 
 
 def test_what_is_known_better_is_said_instead() -> None:
-    error = unavailable(EOFError(), "logging in", "sftp://h:22", "too many tries")
+    error = connection_error(EOFError(), "logging in", "sftp://h:22", "too many tries")
     assert error.message == "logging in: too many tries"
 
 
 def test_an_error_of_ours_passes_and_learns_the_server() -> None:
     error = AuthenticationFailed("refused")
-    with pytest.raises(AuthenticationFailed) as caught, connecting(lambda: ("", None), "sftp://h:22"):
+    with pytest.raises(AuthenticationFailed) as caught, translate_connection_errors(lambda: ("", None), "sftp://h:22"):
         raise error
     assert caught.value is error
     assert error.server == "sftp://h:22"
-    assert unavailable(error, "connecting", "sftp://x:1") is error
+    assert connection_error(error, "connecting", "sftp://x:1") is error
 
 
 def test_an_interruption_passes_as_it_is() -> None:
-    with pytest.raises(KeyboardInterrupt), connecting(lambda: ("", None), "sftp://h:22"):
+    with pytest.raises(KeyboardInterrupt), translate_connection_errors(lambda: ("", None), "sftp://h:22"):
         raise KeyboardInterrupt
 
 
@@ -172,7 +184,7 @@ def test_what_a_terminal_must_not_take_raw_is_escaped_in_every_message(character
     shown = ascii(character)[1:-1]
     for error in (
         SFTPBackendError(f"a message with {character}", path=f"in/{character}", server="sftp://h:22"),
-        from_refusal(Refused(Code.FAILURE, f"said {character}"), "cannot write", f"in/{character}"),
+        from_status(StatusError(StatusCode.FAILURE, f"said {character}"), "cannot write", f"in/{character}"),
     ):
         assert str(error).isprintable()
         assert str(error).count(shown) == 2

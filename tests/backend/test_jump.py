@@ -16,7 +16,7 @@ import pytest
 
 from airflow_sftp_backend import BackendUnavailable, HostKeyPolicy, SFTPBackend
 from airflow_sftp_backend.backend import BackendConfig
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from tests.backend.sessions import assert_nothing_left, config_of, look
 from tests.servers import AsyncsshServer, Login, OpenSSHServer, Server, free_port, mute_listener, wait_until
@@ -90,7 +90,7 @@ def test_lanes_go_through(bastion: OpenSSHServer, openssh: OpenSSHServer) -> Non
     content = os.urandom(24 << 20)
     (folder.path / "source").write_bytes(content)
     with behind(openssh, config_of(bastion), base_path=folder.base_path) as backend:
-        backend.upload(folder.path / "source", "target", lanes=3)
+        backend.upload(folder.path / "source", "target", channels=3)
     assert (folder.path / "target").read_bytes() == content
 
 
@@ -110,9 +110,9 @@ def test_a_lost_way_names_the_jump_server_and_is_made_anew(sshd: str, openssh: O
     assert sshd
     with OpenSSHServer() as bastion, behind(openssh, config_of(bastion)) as backend:
 
-        def lose(wire: Wire) -> None:
+        def lose(scheduler: SFTPScheduler) -> None:
             bastion.kill_sessions()
-            look(wire)
+            look(scheduler)
 
         with pytest.raises(BackendUnavailable) as caught:
             backend._session.call(lose)
@@ -159,7 +159,7 @@ def test_closing_while_the_jump_server_is_silent_ends_the_try(openssh: OpenSSHSe
 
 def test_a_forgotten_connection_leaves_nothing(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     session = Session(config_of(openssh, jump=config_of(bastion)))
-    session.call(lambda wire: None)
+    session.call(lambda scheduler: None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         del session

@@ -16,7 +16,7 @@ from airflow_sftp_backend import (
     TransferCorrupted,
 )
 from airflow_sftp_backend.backend._files.pipelining import Content
-from airflow_sftp_backend.backend._paths import STALE, Jail, JailedPath, is_temp_name
+from airflow_sftp_backend.backend._paths import STALE_SECONDS, Jail, RemotePath, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import (
     CopyData,
@@ -34,12 +34,12 @@ from airflow_sftp_backend.backend._writes.cleanup import recover, sweep
 from airflow_sftp_backend.backend._writes.copy import copy, move
 from airflow_sftp_backend.backend._writes.rename import rename
 from airflow_sftp_backend.backend._writes.write_target import Landing, Verify
-from airflow_sftp_backend.backend.errors import Refused
+from airflow_sftp_backend.backend.errors import StatusError
 
 from .memory import FAILURES, Failure, MemoryServer, Renames
 
 OLD, NEW, THEIRS = b"the old content", b"the new content, longer", b"what another writer wrote"
-AT = Jail("/").locate
+AT = Jail("/").resolve
 TARGET, SOURCE = AT("in/target"), AT("out/source")
 
 LADDERS = {
@@ -58,8 +58,8 @@ OPERATIONS: dict[str, Run] = {
 }
 
 
-def landing(*, overwrite: bool, verify: Verify = "size", target: JailedPath = TARGET) -> Landing:
-    return Landing(target, target.temp("0" * 12), target.parked_backup("f" * 12), overwrite, verify)
+def landing(*, overwrite: bool, verify: Verify = "size", target: RemotePath = TARGET) -> Landing:
+    return Landing(target, target.temp("0" * 12), target.unique_backup("f" * 12), overwrite, verify)
 
 
 def world(*, target: bytes | None = OLD, **options: object) -> MemoryServer:
@@ -285,7 +285,7 @@ def _exchange(fail_at: tuple[int, ...], failure: Failure = "failure") -> tuple[M
     place = landing(overwrite=True)
     try:
         server.run(rename(server, SOURCE, place))
-    except (Refused, SFTPBackendError) as error:
+    except (StatusError, SFTPBackendError) as error:
         return server, error
     return server, None
 
@@ -300,7 +300,7 @@ def test_the_replaced_file_steps_aside_and_goes() -> None:
 
 def test_the_replaced_file_is_put_back_when_the_exchange_fails() -> None:
     server, error = _exchange((4,))
-    assert isinstance(error, Refused)
+    assert isinstance(error, StatusError)
     assert server.content() == {"/in/target": OLD, "/out/source": NEW}
 
 
@@ -453,13 +453,13 @@ def test_only_stale_temporary_files_of_the_same_target_are_swept() -> None:
     now = 2_000_000
     stale, young, other = TARGET.temp("1" * 12), TARGET.temp("2" * 12), AT("in/other").temp("3" * 12)
     server = MemoryServer({"/in": None, stale.native: b"", young.native: b"", other.native: b""})
-    seen = [(stale, now - STALE - 1), (young, now - STALE), (other, 0), (AT("in/plain"), 0)]
+    seen = [(stale, now - STALE_SECONDS - 1), (young, now - STALE_SECONDS), (other, 0), (AT("in/plain"), 0)]
     server.run(sweep(TARGET, seen, now))
     assert sorted(server.content()) == sorted([young.native, other.native])
 
 
 def test_a_temporary_file_that_is_written_to_since_it_was_listed_is_not_swept() -> None:
-    listed, now = 1_000_000 - 2 * STALE, 1_000_000 + 60  # the server says 1,000,000 of every file
+    listed, now = 1_000_000 - 2 * STALE_SECONDS, 1_000_000 + 60  # the server says 1,000,000 of every file
     living = TARGET.temp("1" * 12)
     server = MemoryServer({"/in": None, living.native: b"half"})
     server.run(sweep(TARGET, [(living, listed)], now))

@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend.backend._protocol.codec import (
     Attributes,
-    Cursor,
-    Entry,
-    Kind,
+    DirEntry,
     Limits,
     OpenFlag,
+    PacketReader,
+    PacketType,
     ProtocolError,
 )
 from airflow_sftp_backend.backend._protocol.messages import (
-    AskLimits,
     Close,
     CopyData,
     FSetStat,
     FStat,
+    LimitsRequest,
     LStat,
     MakeDir,
     Open,
@@ -43,7 +43,7 @@ from airflow_sftp_backend.backend._protocol.messages import (
     decode_version,
     encode_init,
 )
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 from .scripted import pluralize_files, version
 
@@ -77,13 +77,13 @@ LAYOUTS: list[tuple[Request[Any], int, bytes]] = [
         200,
         pluralize_files(b"copy-data") + H + struct.pack(">QQ", 1, 2) + H + bytes(7) + b"\3",
     ),
-    (AskLimits(), 200, pluralize_files(b"limits@openssh.com")),
+    (LimitsRequest(), 200, pluralize_files(b"limits@openssh.com")),
 ]
 REQUESTS = [request for request, _, _ in LAYOUTS]
 
 
 def answered(request: Request[Any], kind: int, body: bytes) -> Any:
-    return request.answer(kind, Cursor(memoryview(body)))
+    return request.decode_reply(kind, PacketReader(memoryview(body)))
 
 
 def refusal(code: int, text: bytes = b"why") -> bytes:
@@ -101,22 +101,33 @@ def test_a_request_is_laid_out_as_its_source_says(request_: Request[Any], kind: 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
 def test_a_refusal_says_code_and_text(request_: Request[Any]) -> None:
-    with pytest.raises(Refused) as caught:
-        answered(request_, Kind.STATUS, refusal(Code.PERMISSION_DENIED))
-    assert (caught.value.code, caught.value.text) == (Code.PERMISSION_DENIED, "why")
+    with pytest.raises(StatusError) as caught:
+        answered(request_, PacketType.STATUS, refusal(StatusCode.PERMISSION_DENIED))
+    assert (caught.value.code, caught.value.text) == (StatusCode.PERMISSION_DENIED, "why")
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
 def test_a_refusal_without_text_is_a_refusal(request_: Request[Any]) -> None:
-    with pytest.raises(Refused) as caught:
-        answered(request_, Kind.STATUS, struct.pack(">I", Code.NO_SUCH_FILE))
+    with pytest.raises(StatusError) as caught:
+        answered(request_, PacketType.STATUS, struct.pack(">I", StatusCode.NO_SUCH_FILE))
     assert (caught.value.missing, caught.value.text) == (True, "")
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
-@pytest.mark.parametrize("kind", [Kind.HANDLE, Kind.DATA, Kind.NAME, Kind.ATTRS, Kind.EXTENDED_REPLY, Kind.OPEN, 0])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        PacketType.HANDLE,
+        PacketType.DATA,
+        PacketType.NAME,
+        PacketType.ATTRS,
+        PacketType.EXTENDED_REPLY,
+        PacketType.OPEN,
+        0,
+    ],
+)
 def test_a_reply_of_another_type_is_not_believed(request_: Request[Any], kind: int) -> None:
-    if kind == request_.reply_kind:
+    if kind == request_.reply_type:
         return
     with pytest.raises(ProtocolError, match=f"answered by a packet of type {int(kind)}"):
         answered(request_, kind, bytes(64))
@@ -124,36 +135,36 @@ def test_a_reply_of_another_type_is_not_believed(request_: Request[Any], kind: i
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=by_name)
 def test_ok_is_an_answer_only_where_nothing_else_is_asked_for(request_: Request[Any]) -> None:
-    if request_.reply_kind == Kind.STATUS:
-        assert answered(request_, Kind.STATUS, refusal(Code.OK, b"")) is None
+    if request_.reply_type == PacketType.STATUS:
+        assert answered(request_, PacketType.STATUS, refusal(StatusCode.OK, b"")) is None
     else:
         with pytest.raises(ProtocolError, match="bare OK"):
-            answered(request_, Kind.STATUS, refusal(Code.OK, b""))
+            answered(request_, PacketType.STATUS, refusal(StatusCode.OK, b""))
 
 
 @given(st.sampled_from(REQUESTS), st.sampled_from([101, 102, 103, 104, 105, 201]), st.binary(max_size=80))
 def test_any_reply_is_understood_or_refused(request_: Request[Any], kind: int, body: bytes) -> None:
     try:
         answered(request_, kind, body)
-    except (ProtocolError, Refused):
+    except (ProtocolError, StatusError):
         return
 
 
 def test_a_handle_is_opaque() -> None:
-    assert answered(Open("/a", OpenFlag.READ), Kind.HANDLE, pluralize_files(b"\0\xff" * 128)) == b"\0\xff" * 128
+    assert answered(Open("/a", OpenFlag.READ), PacketType.HANDLE, pluralize_files(b"\0\xff" * 128)) == b"\0\xff" * 128
     with pytest.raises(ProtocolError, match="257 bytes"):
-        answered(OpenDir("/a"), Kind.HANDLE, pluralize_files(bytes(257)))
+        answered(OpenDir("/a"), PacketType.HANDLE, pluralize_files(bytes(257)))
 
 
 def test_a_read_gives_what_came_and_nothing_at_the_end() -> None:
-    assert bytes(answered(Read(b"h", 0, 5), Kind.DATA, pluralize_files(b"abc"))) == b"abc"
-    assert bytes(answered(Read(b"h", 0, 5), Kind.STATUS, refusal(Code.EOF))) == b""
+    assert bytes(answered(Read(b"h", 0, 5), PacketType.DATA, pluralize_files(b"abc"))) == b"abc"
+    assert bytes(answered(Read(b"h", 0, 5), PacketType.STATUS, refusal(StatusCode.EOF))) == b""
 
 
 @pytest.mark.parametrize("data", [b"", b"abcdef"])
 def test_a_read_is_not_answered_with_nothing_or_with_more_than_was_asked_for(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="a read of 5 bytes was answered with"):
-        answered(Read(b"h", 0, 5), Kind.DATA, pluralize_files(data))
+        answered(Read(b"h", 0, 5), PacketType.DATA, pluralize_files(data))
 
 
 def names(*entries: tuple[bytes, bytes, Attributes]) -> bytes:
@@ -165,11 +176,11 @@ def names(*entries: tuple[bytes, bytes, Attributes]) -> bytes:
 
 def test_a_listing_gives_names_with_their_attributes() -> None:
     body = names((b"a b", b"-rw", Attributes(3, mode=0o100600)), (b"\xff", b"", Attributes(mode=0o120777)))
-    assert answered(ReadDir(b"h"), Kind.NAME, body) == [
-        Entry("a b", Attributes(3, mode=0o100600)),
-        Entry("\udcff", Attributes(mode=0o120777)),
+    assert answered(ReadDir(b"h"), PacketType.NAME, body) == [
+        DirEntry("a b", Attributes(3, mode=0o100600)),
+        DirEntry("\udcff", Attributes(mode=0o120777)),
     ]
-    assert answered(ReadDir(b"h"), Kind.STATUS, refusal(Code.EOF)) == []
+    assert answered(ReadDir(b"h"), PacketType.STATUS, refusal(StatusCode.EOF)) == []
 
 
 @pytest.mark.parametrize(
@@ -177,14 +188,14 @@ def test_a_listing_gives_names_with_their_attributes() -> None:
     [(b"drwxr-xr-x", stat.S_IFDIR), (b"lrwx", stat.S_IFLNK), (b"-rw-", stat.S_IFREG), (b"", None), (b"name", None)],
 )
 def test_a_missing_type_is_taken_from_the_line_beside_the_name(line: bytes, mode: int | None) -> None:
-    (entry,) = answered(ReadDir(b"h"), Kind.NAME, names((b"n", line, Attributes(size=7, atime=1, mtime=2))))
+    (entry,) = answered(ReadDir(b"h"), PacketType.NAME, names((b"n", line, Attributes(size=7, atime=1, mtime=2))))
     assert entry.attributes == Attributes(size=7, mode=mode, atime=1, mtime=2)
 
 
 def test_a_real_path_is_one_name() -> None:
-    assert answered(RealPath("."), Kind.NAME, names((b"/home/u", b"", Attributes()))) == "/home/u"
+    assert answered(RealPath("."), PacketType.NAME, names((b"/home/u", b"", Attributes()))) == "/home/u"
     with pytest.raises(ProtocolError, match="one name"):
-        answered(RealPath("."), Kind.NAME, names())
+        answered(RealPath("."), PacketType.NAME, names())
 
 
 @pytest.mark.parametrize(
@@ -198,12 +209,12 @@ def test_a_real_path_is_one_name() -> None:
 )
 def test_limits_are_the_servers_within_ours(packet: int, read: int, write: int, expected: Limits) -> None:
     body = struct.pack(">QQQQ", packet, read, write, 0)
-    assert answered(AskLimits(), Kind.EXTENDED_REPLY, body) == expected
+    assert answered(LimitsRequest(), PacketType.EXTENDED_REPLY, body) == expected
 
 
 @pytest.mark.parametrize(("request_", "cost"), [(Read(b"h", 0, 9), 9), (Write(b"h", 0, b"ab"), 2), (Stat("/a"), 0)])
 def test_the_cost_is_the_bytes_in_flight(request_: Request[Any], cost: int) -> None:
-    assert request_.cost == cost
+    assert request_.payload_size == cost
 
 
 def test_no_text_shows_what_is_written() -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import PermissionDenied, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend._protocol.codec import Kind
+from airflow_sftp_backend.backend._protocol.codec import PacketType
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.servers import FAILURE, AsyncsshServer, LimitsOpenFiles, SharesHandles, wait_until
 
 from .expect import tree
@@ -253,28 +253,28 @@ def test_a_reader_that_is_open_keeps_a_server_that_shares_handles_from_another_f
 
 def test_a_handle_is_free_once_its_close_was_sent_before_the_next_open() -> None:
     table = HandleTable()
-    assert table.opened("lane", b"h", 1, Kind.OPEN)
-    table.closing("lane", b"h", 2)
+    assert table.open_succeeded("channel", b"h", 1, PacketType.OPEN)
+    table.close_sent("channel", b"h", 2)
     assert table.count == 1
-    assert table.opened("lane", b"h", 3, Kind.OPEN)
+    assert table.open_succeeded("channel", b"h", 3, PacketType.OPEN)
     assert table.count == 2
-    table.closed("lane", b"h")
-    assert (table.count, table.any_open, table.shared) == (1, True, False)
+    table.close_answered("channel", b"h")
+    assert (table.count, table.any_open, table.shares_handles) == (1, True, False)
 
 
 def test_a_handle_that_was_asked_for_before_the_close_of_its_like_is_shared() -> None:
     table = HandleTable()
-    assert table.opened("lane", b"h", 1, Kind.OPEN)
-    table.closing("lane", b"h", 3)
-    assert not table.opened("lane", b"h", 2, Kind.OPEN)
-    assert (table.shared, table.limit) == (True, 1)
+    assert table.open_succeeded("channel", b"h", 1, PacketType.OPEN)
+    table.close_sent("channel", b"h", 3)
+    assert not table.open_succeeded("channel", b"h", 2, PacketType.OPEN)
+    assert (table.shares_handles, table.limit) == (True, 1)
 
 
 def test_a_handle_may_be_given_once_on_each_channel() -> None:
     table = HandleTable()
-    assert table.opened("one", b"h", 1, Kind.OPEN)
-    assert table.opened("other", b"h", 2, Kind.OPENDIR)
-    assert not table.shared
+    assert table.open_succeeded("one", b"h", 1, PacketType.OPEN)
+    assert table.open_succeeded("other", b"h", 2, PacketType.OPENDIR)
+    assert not table.shares_handles
 
 
 class Opener:
@@ -284,36 +284,36 @@ class Opener:
         self.table = table
         self.number = 0
 
-    def ask(self, kind: Kind = Kind.OPEN) -> int:
+    def ask(self, kind: PacketType = PacketType.OPEN) -> int:
         """Sends a request: its number."""
         self.number += 1
-        self.table.asking(self.number, kind)
+        self.table.open_sent(self.number, kind)
         return self.number
 
-    def open(self, kind: Kind = Kind.OPEN) -> bytes:
+    def open(self, kind: PacketType = PacketType.OPEN) -> bytes:
         """Asks for a file and gets it: its handle."""
         number = self.ask(kind)
-        assert self.table.opened("lane", b"%d" % number, number, kind)
+        assert self.table.open_succeeded("channel", b"%d" % number, number, kind)
         return b"%d" % number
 
     def close(self, handle: bytes) -> None:
         """Closes a file."""
         self.number += 1
-        self.table.closing("lane", handle, self.number)
-        self.table.closed("lane", handle)
+        self.table.close_sent("channel", handle, self.number)
+        self.table.close_answered("channel", handle)
 
-    def refused(self, number: int, code: int = Code.FAILURE) -> bool:
+    def refused(self, number: int, code: int = StatusCode.FAILURE) -> bool:
         """True if the request may be refused because of open files."""
-        return self.table.may_be_limit(number, Refused(code))
+        return self.table.may_be_open_file_limit(number, StatusError(code))
 
 
-@pytest.mark.parametrize("code", [Code.NO_SUCH_FILE, Code.OP_UNSUPPORTED, Code.FILE_ALREADY_EXISTS])
-def test_other_refusals_have_nothing_to_do_with_open_files(code: Code) -> None:
+@pytest.mark.parametrize("code", [StatusCode.NO_SUCH_FILE, StatusCode.OP_UNSUPPORTED, StatusCode.FILE_ALREADY_EXISTS])
+def test_other_refusals_have_nothing_to_do_with_open_files(code: StatusCode) -> None:
     opener = Opener(HandleTable())
     opener.open()
     assert not opener.refused(opener.ask(), code)
-    assert opener.refused(opener.ask(), Code.FAILURE)
-    assert opener.refused(opener.ask(), Code.PERMISSION_DENIED)
+    assert opener.refused(opener.ask(), StatusCode.FAILURE)
+    assert opener.refused(opener.ask(), StatusCode.PERMISSION_DENIED)
 
 
 def test_fewer_open_files_than_there_were_are_no_reason_to_refuse_one() -> None:
@@ -327,7 +327,7 @@ def test_fewer_open_files_than_there_were_are_no_reason_to_refuse_one() -> None:
 
 def test_open_folders_may_count_and_need_not() -> None:
     opener = Opener(HandleTable())
-    file, folder = opener.open(), opener.open(Kind.OPENDIR)
+    file, folder = opener.open(), opener.open(PacketType.OPENDIR)
     assert opener.refused(opener.ask())
     opener.close(folder)
     assert opener.refused(opener.ask())

@@ -13,7 +13,7 @@ from airflow_sftp_backend.backend._files import operations as operations
 from airflow_sftp_backend.backend._files.pipelining import Content
 from airflow_sftp_backend.backend._limits import ListingTally
 from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Entry, OpenFlag
+from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import (
     LStat,
     MakeDir,
@@ -27,11 +27,11 @@ from airflow_sftp_backend.backend._protocol.messages import (
 )
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 from .memory import FAILURES, Failure, File, MemoryServer
 
-AT = Jail("/data").locate
+AT = Jail("/data").resolve
 OLD, NEW = b"what stood there", b"what is written, which is longer"
 FILES: dict[str, bytes | None] = {
     "/data": None,
@@ -121,14 +121,14 @@ class Untyped(MemoryServer):
             opened = self.requests[-2]
             assert isinstance(opened, OpenDir)
             if self.files.get(opened.path) is not None:
-                raise Refused(Code.FAILURE)
+                raise StatusError(StatusCode.FAILURE)
         answer = super().carry_out(request)
         if isinstance(request, Stat | LStat):
             assert isinstance(answer, Attributes)
             return Attributes(answer.size)
         if isinstance(request, ReadDir):
             assert isinstance(answer, list)
-            return [Entry(entry.name, Attributes(entry.attributes.size)) for entry in answer]
+            return [DirEntry(entry.name, Attributes(entry.attributes.size)) for entry in answer]
         return answer
 
 
@@ -151,10 +151,10 @@ class Strict(MemoryServer):
         """No reason given but for a look."""
         try:
             return super().carry_out(request)
-        except Refused:
+        except StatusError:
             if isinstance(request, Stat | LStat):
                 raise
-            raise Refused(Code.FAILURE, "Failure") from None
+            raise StatusError(StatusCode.FAILURE, "Failure") from None
 
 
 class Curt(MemoryServer):
@@ -164,8 +164,8 @@ class Curt(MemoryServer):
         """No reason given."""
         try:
             return super().carry_out(request)
-        except Refused:
-            raise Refused(Code.FAILURE, "Failure") from None
+        except StatusError:
+            raise StatusError(StatusCode.FAILURE, "Failure") from None
 
 
 CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._files.pipelining import SPAN, Content
-from airflow_sftp_backend.backend._paths import Jail, is_temp_name, resume_token, same_writer, spare_token
+from airflow_sftp_backend.backend._paths import Jail, fresh_token, is_temp_name, resume_token, same_writer
 from airflow_sftp_backend.backend._protocol.messages import Write
 from airflow_sftp_backend.backend._writes import atomic_write, resume
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
@@ -73,28 +73,28 @@ class Stop:
 
 
 def interrupted(
-    backend: SFTPBackend, local: Path, path: str, *, at: int = 60 * MiB, key: str = "a", lanes: int = 1
+    backend: SFTPBackend, local: Path, path: str, *, at: int = 60 * MiB, key: str = "a", channels: int = 1
 ) -> None:
     with pytest.raises(Interrupted):
-        backend.upload(local, path, lanes=lanes, resume_key=key, progress=Stop(at))
+        backend.upload(local, path, channels=channels, resume_key=key, progress=Stop(at))
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("verify", ["size", "sha256"])
 def test_the_next_try_goes_on_with_what_an_interrupted_one_sent(
-    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes, lanes: int, verify: str
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes, channels: int, verify: str
 ) -> None:
     folder = openssh.fresh()
-    interrupted(make_backend(openssh, base_path=folder.base_path), big, "in/big", lanes=lanes)
+    interrupted(make_backend(openssh, base_path=folder.base_path), big, "in/big", channels=channels)
     (left,) = [name for name in tree(folder.path) if is_temp_name(Path(name).name)]
     sent = (folder.path / left).stat().st_size
     assert sent >= 60 * MiB
     seen = Stop(float("inf"))
     backend = make_backend(openssh, base_path=folder.base_path)
-    result = backend.upload(big, "in/big", lanes=lanes, resume_key="a", verify=verify, progress=seen)  # type: ignore[arg-type]  # one of them
+    result = backend.upload(big, "in/big", channels=channels, resume_key="a", verify=verify, progress=seen)  # type: ignore[arg-type]  # one of them
     assert (result.size, seen.done) == (SIZE, SIZE)
     assert seen.first == sent - SPAN
     assert tree(folder.path) == {"in": None, "in/big": content}
@@ -257,7 +257,7 @@ def test_the_next_try_of_many_goes_on_with_each(
     pairs = [(tmp_path / name, name) for name in sources]
     with pytest.raises(Interrupted):
         make_backend(openssh, base_path=folder.base_path).upload_many(
-            pairs, resume_key="a", lanes=1, progress=Stop(150 * MiB)
+            pairs, resume_key="a", channels=1, progress=Stop(150 * MiB)
         )
     seen = Stop(float("inf"))
     make_backend(openssh, base_path=folder.base_path).upload_many(pairs, resume_key="a", progress=seen, overwrite=True)
@@ -415,7 +415,7 @@ def test_after_a_kill_of_this_process_anywhere_the_next_try_ends_with_the_file_a
         for _ in range(chance.choice([1, 1, 2])):
             killed(
                 openssh, folder.base_path, work="up", local=str(big), path="big", key=f"try of {number}",
-                lanes=chance.choice([1, 4]), kill_at=chance.randrange(1, SIZE + MiB),
+                channels=chance.choice([1, 4]), kill_at=chance.randrange(1, SIZE + MiB),
             )  # fmt: skip
         seen = Stop(float("inf"))
         backend = make_backend(openssh, base_path=folder.base_path)
@@ -449,7 +449,7 @@ def test_after_a_kill_of_the_server_anywhere_the_next_try_ends_with_the_file_and
 
             with pytest.raises(BackendUnavailable):
                 make_backend(server, base_path=folder.base_path).upload(
-                    big, "big", resume_key="a", lanes=chance.choice([1, 4]), progress=progress
+                    big, "big", resume_key="a", channels=chance.choice([1, 4]), progress=progress
                 )
             server.revive()
             seen = Stop(float("inf"))
@@ -503,14 +503,14 @@ def test_what_is_compared_lies_within_the_part_and_covers_its_end(size: int) -> 
 @given(st.text(), st.text(), st.integers(0, 1 << 60), st.integers(-(1 << 60), 1 << 60))
 def test_tokens_tell_the_writer(key: str, other: str, size: int, changed: int) -> None:
     token = resume_token(key, size, changed)
-    assert is_temp_name(Jail("/").locate("a").temp(token).name)
+    assert is_temp_name(Jail("/").resolve("a").temp(token).name)
     assert same_writer(token, resume_token(key, size + 1, changed))
-    assert same_writer(token, spare_token(token, "0123456789ab"))
+    assert same_writer(token, fresh_token(token, "0123456789ab"))
     assert resume_token(key, size + 1, changed) != token
 
 
 def landing(spare: int = 999999) -> Landing:
-    target = Jail("/").locate("in/target")
+    target = Jail("/").resolve("in/target")
     return Landing(
         target,
         target.temp("aaaaaa000000"),

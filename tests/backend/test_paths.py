@@ -25,10 +25,10 @@ def test_any_path_stays_inside_or_is_refused(base: str, path: str) -> None:
     jail = Jail(base)
     if ".." in path.split("/"):
         with pytest.raises(InvalidPath) as caught:
-            jail.locate(path)
+            jail.resolve(path)
         assert caught.value.path == path
         return
-    place = jail.locate(path)
+    place = jail.resolve(path)
     inside = posixpath.normpath(posixpath.join("/home", jail.base_path))
     assert posixpath.commonpath([inside, posixpath.normpath(posixpath.join("/home", place.native))]) == inside
     assert jail.to_key(place.native) == place.key
@@ -37,15 +37,15 @@ def test_any_path_stays_inside_or_is_refused(base: str, path: str) -> None:
 @given(BASES, KEYS)
 def test_key_and_native_path_are_inverse(base: str, key: str) -> None:
     jail = Jail(base)
-    assert jail.locate(key).key == key
-    assert jail.to_key(jail.locate(key).native) == key
+    assert jail.resolve(key).key == key
+    assert jail.to_key(jail.resolve(key).native) == key
 
 
 @given(BASES, KEYS, SEGMENT)
 def test_a_child_lies_in_its_parent(base: str, key: str, name: str) -> None:
     jail = Jail(base)
-    place = jail.locate(f"{key}/{name}")
-    assert place.parent == jail.locate(key)
+    place = jail.resolve(f"{key}/{name}")
+    assert place.parent == jail.resolve(key)
     assert place.name == name
     assert place.parent._entry(name) == place
 
@@ -65,7 +65,7 @@ def test_a_child_lies_in_its_parent(base: str, key: str, name: str) -> None:
     ],
 )
 def test_keys_are_relative_to_base_path(base: str, key: str, native: str) -> None:
-    assert Jail(base).locate(key).native == native
+    assert Jail(base).resolve(key).native == native
 
 
 @pytest.mark.parametrize("base", ["/", "/data", "in", "."])
@@ -73,14 +73,14 @@ def test_the_root_is_its_own_parent(base: str) -> None:
     root = Jail(base).root
     assert root.is_root
     assert root.parent == root
-    assert Jail(base).locate("a").parent == root
-    assert root.child("a") == Jail(base).locate("a")
+    assert Jail(base).resolve("a").parent == root
+    assert root.child("a") == Jail(base).resolve("a")
 
 
 @pytest.mark.parametrize("key", ["\ud800", "in/\udfff.csv"])
 def test_text_that_is_no_unicode_is_no_path(key: str) -> None:
     with pytest.raises(InvalidPath, match="half of a character"):
-        Jail("/").locate(key)
+        Jail("/").resolve(key)
     with pytest.raises(InvalidPath, match="half of a character"):
         Pattern.parse(key)
 
@@ -118,10 +118,10 @@ def test_a_temporary_name_is_known_by_its_target_alone(name: str, other: str, to
     made = temp_name(name, token)
     assert is_temp_name(made)
     assert len(made.encode("utf-8", "surrogateescape")) <= 255
-    place = Jail("/").locate(f"in/{name}") if name not in (".", "..") else Jail("/").locate("in/x")
+    place = Jail("/").resolve(f"in/{name}") if name not in (".", "..") else Jail("/").resolve("in/x")
     assert place.owns_temp(made) == (place.name == name)
     if other not in (".", "..", name):
-        assert not Jail("/").locate(f"in/{other}").owns_temp(made)
+        assert not Jail("/").resolve(f"in/{other}").owns_temp(made)
 
 
 @given(NAMES)
@@ -131,7 +131,7 @@ def test_what_people_call_files_is_no_temporary_name(name: str) -> None:
 
 
 def test_a_temporary_file_stands_beside_its_target() -> None:
-    place = Jail("/data").locate("in/a.csv")
+    place = Jail("/data").resolve("in/a.csv")
     temp = place.temp("0123456789ab")
     assert temp.parent == place.parent
     assert temp.name.startswith(".a.csv.")

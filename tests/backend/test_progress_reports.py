@@ -51,7 +51,7 @@ def test_a_resumed_upload_reports_what_was_there_apart(
     local.write_bytes(random.Random(1).randbytes(SIZE))
     backend = make_backend(openssh)
     with pytest.raises(Interrupted):
-        backend.upload(local, "file", resume_key="a", lanes=1, progress=Reports(40 * MiB))
+        backend.upload(local, "file", resume_key="a", channels=1, progress=Reports(40 * MiB))
     reports = Reports()
     backend.upload_many(
         [(local, "file")],

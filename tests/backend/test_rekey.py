@@ -31,13 +31,15 @@ def fill(path: Path, size: int) -> Path:
     return path
 
 
-def there_and_back(server: OpenSSHServer, make_backend: MakeBackend, folder: Path, size: int, lanes: int) -> list[int]:
+def there_and_back(
+    server: OpenSSHServer, make_backend: MakeBackend, folder: Path, size: int, channels: int
+) -> list[int]:
     """Key exchanges on the way there and on the way back."""
     local, here, there = fill(folder / "local", size), folder / "back", server.fresh()
     backend = make_backend(server, base_path=there.base_path)
     backend.check_health()
     before = exchanges(server)
-    backend.upload(local, "remote", lanes=lanes)
+    backend.upload(local, "remote", channels=channels)
     between = exchanges(server)
     assert filecmp.cmp(local, there.path / "remote", shallow=False)
     backend.download("remote", here)
@@ -60,9 +62,9 @@ def test_a_gibibyte_and_a_half_goes_through_the_key_exchanges_we_ask_for(
 
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("sshd")
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_a_server_that_asks_for_new_keys_all_the_time_gets_and_gives_every_byte(
-    make_backend: MakeBackend, tmp_path: Path, lanes: int
+    make_backend: MakeBackend, tmp_path: Path, channels: int
 ) -> None:
     with OpenSSHServer({"LogLevel": "DEBUG1", "RekeyLimit": "4M"}) as server:
-        assert min(there_and_back(server, make_backend, tmp_path, 96, lanes)) >= 10
+        assert min(there_and_back(server, make_backend, tmp_path, 96, channels)) >= 10

@@ -78,26 +78,26 @@ truncating = pytest.mark.parametrize("make", TRUNCATING.values(), ids=TRUNCATING
 
 
 @truncating
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("key", [None, "a"])
 def test_an_upload_that_was_cut_ends_with_the_source_where_opening_truncates(
-    make_backend: MakeBackend, tmp_path: Path, make: Callable[[], TruncatesAtOpen], lanes: int, key: str | None
+    make_backend: MakeBackend, tmp_path: Path, make: Callable[[], TruncatesAtOpen], channels: int, key: str | None
 ) -> None:
     local = source(tmp_path)
     with make() as server:
         folder = server.fresh()
         cuts = Cuts(server, 6 * MiB)
         backend = make_backend(server, base_path=folder.base_path)
-        result = backend.upload(local, "in/file", lanes=lanes, resume_key=key, progress=cuts)
+        result = backend.upload(local, "in/file", channels=channels, resume_key=key, progress=cuts)
         assert cuts.cuts == 1
         assert tree(folder.path) == {"in": None, "in/file": local.read_bytes()}
         assert (result.size, cuts.done) == (SIZE, SIZE)
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("verify", ["size", "sha256", "none"])
 def test_over_repeated_cuts_it_ends_with_the_source_or_fails(
-    make_backend: MakeBackend, tmp_path: Path, lanes: int, verify: str
+    make_backend: MakeBackend, tmp_path: Path, channels: int, verify: str
 ) -> None:
     local = source(tmp_path)
     with TruncatesAtOpen() as server:
@@ -105,14 +105,14 @@ def test_over_repeated_cuts_it_ends_with_the_source_or_fails(
         (folder.path / "file").write_bytes(b"the old content")
         cuts = Cuts(server, MiB, 5 * MiB, 9 * MiB)  # each time further than before
         backend = make_backend(server, base_path=folder.base_path)
-        backend.upload(local, "file", True, lanes=lanes, verify=verify, progress=cuts)  # type: ignore[arg-type]  # one of them
+        backend.upload(local, "file", True, channels=channels, verify=verify, progress=cuts)  # type: ignore[arg-type]  # one of them
         assert cuts.cuts == 3
         assert tree(folder.path) == {"file": local.read_bytes()}
         again = Cuts(server, *[3 * MiB] * 40)  # never further than before
         other = tmp_path / "other"
         other.write_bytes(local.read_bytes()[::-1])
         with pytest.raises(BackendUnavailable):
-            backend.upload(other, "file", True, lanes=lanes, verify=verify, progress=again)  # type: ignore[arg-type]  # one of them
+            backend.upload(other, "file", True, channels=channels, verify=verify, progress=again)  # type: ignore[arg-type]  # one of them
         assert again.cuts < 40
         assert tree(folder.path) == {"file": local.read_bytes()}
 
@@ -131,20 +131,20 @@ def test_a_source_of_zeros_is_not_taken_for_a_hole(
 
 
 @truncating
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_the_next_call_with_the_key_ends_with_the_source(
-    make_backend: MakeBackend, tmp_path: Path, make: Callable[[], TruncatesAtOpen], lanes: int
+    make_backend: MakeBackend, tmp_path: Path, make: Callable[[], TruncatesAtOpen], channels: int
 ) -> None:
     local = source(tmp_path, LARGE)
     with make() as server:
         folder = server.fresh()
         backend = make_backend(server, base_path=folder.base_path)
         with pytest.raises(Interrupted):
-            backend.upload(local, "file", lanes=lanes, resume_key="a", progress=stop_at(38 * MiB))
+            backend.upload(local, "file", channels=channels, resume_key="a", progress=stop_at(38 * MiB))
         left = list(tree(folder.path))
-        assert len(left) == 1 or lanes > 1  # a file that was emptied has got another name, which nobody finds again
+        assert len(left) == 1 or channels > 1  # a file that was emptied has got another name, which nobody finds again
         assert all(map(is_temp_name, left))
-        make_backend(server, base_path=folder.base_path).upload(local, "file", lanes=lanes, resume_key="a")
+        make_backend(server, base_path=folder.base_path).upload(local, "file", channels=channels, resume_key="a")
         assert tree(folder.path) == {"file": local.read_bytes()}
 
 
@@ -193,15 +193,15 @@ def test_a_file_that_another_writer_has_emptied_meanwhile_is_sent_again(
         assert tree(folder.path) == {"file": local.read_bytes()}
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_acknowledged_bytes_that_the_server_has_forgotten_are_sent_again(
-    make_backend: MakeBackend, tmp_path: Path, lanes: int
+    make_backend: MakeBackend, tmp_path: Path, channels: int
 ) -> None:
     local = source(tmp_path)
     with ForgetsTheTail(tail=3 * MiB) as server:
         folder = server.fresh()
         cuts = Cuts(server, 8 * MiB)
-        make_backend(server, base_path=folder.base_path).upload(local, "file", lanes=lanes, progress=cuts)
+        make_backend(server, base_path=folder.base_path).upload(local, "file", channels=channels, progress=cuts)
         assert cuts.cuts == 1
         assert cuts.lowest < -3 * MiB
         assert tree(folder.path) == {"file": local.read_bytes()}

@@ -56,9 +56,9 @@ def test_an_upload_goes_on_after_a_loss_and_sends_nothing_twice_but_what_was_in_
             assert dropping.moved <= len(BIG) + 9 * MiB
 
 
-@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.parametrize("channels", [1, 4])
 def test_an_upload_survives_many_losses(
-    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, lanes: int
+    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, channels: int
 ) -> None:
     folder = openssh.fresh()
     backend = make_backend(openssh, base_path=folder.base_path)
@@ -72,7 +72,7 @@ def test_an_upload_survives_many_losses(
             openssh.kill_sessions()
 
     before = openssh.logins()
-    assert backend.upload(big, "big", lanes=lanes, progress=progress).size == len(BIG)
+    assert backend.upload(big, "big", channels=channels, progress=progress).size == len(BIG)
     assert tree(folder.path) == {"big": BIG}
     assert sent == len(BIG)
     assert killed >= 3
@@ -264,7 +264,7 @@ def test_files_that_cannot_be_fetched_keep_nothing_open(
 
 
 def landing(*, overwrite: bool) -> Landing:
-    target = Jail("/").locate("in/target")
+    target = Jail("/").resolve("in/target")
     return Landing(target, target.temp("0" * 12), target.temp("f" * 12), overwrite)
 
 

@@ -8,7 +8,7 @@ from dataclasses import astuple
 import pytest
 
 from airflow_sftp_backend import SFTPBackend
-from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits, traits_of
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits, detect_traits
 from tests.servers import AsyncsshServer, OpenSSHServer
 
 BANNER = "SSH-2.0-OpenSSH_9.2p1 Debian-2+deb12u7"
@@ -31,15 +31,15 @@ def test_nothing_is_assumed_of_an_unknown_server() -> None:
 @pytest.mark.parametrize("banner", ["SSH-2.0-OpenSSH_5.1", "SSH-2.0-OpenSSH_10.0p2", BANNER])
 @pytest.mark.parametrize("extensions", [OFFERED, OLD], ids=["9.2", "5.1"])
 def test_openssh_is_known_by_banner_and_extensions(banner: str, extensions: dict[str, str]) -> None:
-    assert traits_of(banner, extensions) == OPENSSH
+    assert detect_traits(banner, extensions) == OPENSSH
 
 
 def test_openssh_whose_administrator_hides_some_requests_is_known() -> None:
-    assert traits_of(BANNER, {"fstatvfs@openssh.com": "2"}) == OPENSSH
+    assert detect_traits(BANNER, {"fstatvfs@openssh.com": "2"}) == OPENSSH
 
 
 def test_a_later_extension_of_openssh_does_not_hide_it() -> None:
-    assert traits_of(BANNER, OFFERED | {"later@openssh.com": "1"}) == OPENSSH
+    assert detect_traits(BANNER, OFFERED | {"later@openssh.com": "1"}) == OPENSSH
 
 
 @pytest.mark.parametrize(
@@ -62,18 +62,18 @@ def test_a_later_extension_of_openssh_does_not_hide_it() -> None:
     ],
 )
 def test_neither_a_banner_nor_an_extension_alone_proves_anything(banner: str, extensions: dict[str, str]) -> None:
-    assert traits_of(banner, extensions) == UNKNOWN
+    assert detect_traits(banner, extensions) == UNKNOWN
 
 
 def test_dropbear_with_the_sftp_server_of_openssh_is_known_and_gets_one_channel() -> None:
-    traits = traits_of("SSH-2.0-dropbear_2022.83", OFFERED)
+    traits = detect_traits("SSH-2.0-dropbear_2022.83", OFFERED)
     assert traits.lists_links_as_links
-    assert not traits.takes_several_writers
+    assert not traits.allows_parallel_writers
 
 
 def traits_seen(backend: SFTPBackend) -> ServerTraits:
     """What the backend holds of the server it is connected to."""
-    return backend._session.call(lambda wire: wire.traits)
+    return backend._session.call(lambda scheduler: scheduler.traits)
 
 
 def test_a_real_openssh_is_known(openssh: OpenSSHServer, make_backend: Callable[..., SFTPBackend]) -> None:

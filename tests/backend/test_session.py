@@ -26,7 +26,7 @@ from airflow_sftp_backend.backend import (
     NotFound,
     RetryPolicy,
 )
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import ConnectionFacts, Session
 from tests.backend.sessions import assert_nothing_left, config_of, look, session_to, sockets_to
 from tests.servers import (
@@ -72,7 +72,7 @@ def test_many_calls_are_one_login(server: Server) -> None:
     before = server.logins()
     with session_to(server) as session:
         assert all(session.call(look) for _ in range(5))
-        assert session.call(lambda wire: session.call(lambda same: same is wire))
+        assert session.call(lambda scheduler: session.call(lambda same: same is scheduler))
         assert (session.opened, session.generation) == (True, 1)
         assert server.logins() == before + 1
 
@@ -80,7 +80,7 @@ def test_many_calls_are_one_login(server: Server) -> None:
 def test_a_closed_session_opens_again(server: Server) -> None:
     with session_to(server) as session:
         session.close()
-        wires: list[Wire] = []
+        wires: list[SFTPScheduler] = []
         for _ in range(2):
             session.call(wires.append)
             session.close()
@@ -89,7 +89,7 @@ def test_a_closed_session_opens_again(server: Server) -> None:
             assert session.facts is None
             assert_nothing_left(server.port)
         assert wires[0] is not wires[1]
-        assert all(wire.broken for wire in wires)
+        assert all(scheduler.broken for scheduler in wires)
         assert session.generation == 2
 
 
@@ -158,20 +158,20 @@ def test_a_connection_lost_while_idle_is_replaced(server: Server) -> None:
         assert session.generation == 2
 
 
-def losing(server: Server, times: int, wires: list[Wire]) -> Callable[[Wire], bool]:
+def losing(server: Server, times: int, wires: list[SFTPScheduler]) -> Callable[[SFTPScheduler], bool]:
     """A use that loses its connection the first ``times`` times it runs."""
 
-    def use(wire: Wire) -> bool:
-        wires.append(wire)
+    def use(scheduler: SFTPScheduler) -> bool:
+        wires.append(scheduler)
         if len(wires) <= times:
             server.kill_sessions()
-        return look(wire)
+        return look(scheduler)
 
     return use
 
 
 def test_an_idempotent_call_is_made_once_more(server: Server) -> None:
-    wires: list[Wire] = []
+    wires: list[SFTPScheduler] = []
     with session_to(server) as session:
         assert session.call(losing(server, 1, wires), idempotent=True)
         assert len(set(map(id, wires))) == 2
@@ -179,7 +179,7 @@ def test_an_idempotent_call_is_made_once_more(server: Server) -> None:
 
 
 def test_an_idempotent_call_is_not_made_a_third_time(server: Server) -> None:
-    wires: list[Wire] = []
+    wires: list[SFTPScheduler] = []
     with session_to(server) as session:
         with pytest.raises(BackendUnavailable, match="connection"):
             session.call(losing(server, 2, wires), idempotent=True)
@@ -188,7 +188,7 @@ def test_an_idempotent_call_is_not_made_a_third_time(server: Server) -> None:
 
 
 def test_another_call_is_not_made_again(server: Server) -> None:
-    wires: list[Wire] = []
+    wires: list[SFTPScheduler] = []
     with session_to(server) as session:
         with pytest.raises(BackendUnavailable, match="connection") as caught:
             session.call(losing(server, 1, wires))
@@ -202,10 +202,10 @@ def test_another_call_is_not_made_again(server: Server) -> None:
 def test_a_login_refused_after_a_loss_is_not_tried_again() -> None:
     with AsyncsshServer() as server, session_to(server, password=server.password) as session:
 
-        def use(wire: Wire) -> bool:
+        def use(scheduler: SFTPScheduler) -> bool:
             server.password = "another one"
             server.kill_sessions()
-            return look(wire)
+            return look(scheduler)
 
         with pytest.raises(AuthenticationFailed):
             session.call(use, idempotent=True)
@@ -215,12 +215,12 @@ def test_a_login_refused_after_a_loss_is_not_tried_again() -> None:
 def test_a_session_that_connects_but_once_stays_lost(server: Server) -> None:
     before = server.connections()
 
-    def use(wire: Wire) -> bool:
-        tries.append(wire)
+    def use(scheduler: SFTPScheduler) -> bool:
+        tries.append(scheduler)
         server.kill_sessions()
-        return look(wire)
+        return look(scheduler)
 
-    tries: list[Wire] = []
+    tries: list[SFTPScheduler] = []
     with session_to(server, options={"reconnects": False}) as session:
         assert session.call(look)
         with pytest.raises(BackendUnavailable):
@@ -262,18 +262,18 @@ def test_a_session_told_to_end_now_gives_up_connecting() -> None:
 
 
 def test_a_call_within_a_call_stays_on_its_connection(server: Server) -> None:
-    seen: list[Wire] = []
+    seen: list[SFTPScheduler] = []
 
-    def inner(wire: Wire) -> bool:
-        seen.append(wire)
-        return look(wire)
+    def inner(scheduler: SFTPScheduler) -> bool:
+        seen.append(scheduler)
+        return look(scheduler)
 
-    def outer(wire: Wire) -> None:
+    def outer(scheduler: SFTPScheduler) -> None:
         server.kill_sessions()
         for _ in range(2):
             with pytest.raises(BackendUnavailable):
                 session.call(inner, idempotent=True)
-        assert seen == [wire, wire]
+        assert seen == [scheduler, scheduler]
 
     with session_to(server) as session:
         session.call(outer)
@@ -283,7 +283,7 @@ def test_a_call_within_a_call_stays_on_its_connection(server: Server) -> None:
 
 
 def test_errors_name_the_server_and_leave_the_connection_alone(server: Server) -> None:
-    def use(_wire: Wire) -> None:
+    def use(_scheduler: SFTPScheduler) -> None:
         raise NotFound("no such file", path="a")
 
     with session_to(server) as session:
@@ -297,9 +297,9 @@ def test_errors_name_the_server_and_leave_the_connection_alone(server: Server) -
 
 
 def test_closing_from_within_a_call_ends_it(server: Server) -> None:
-    def use(wire: Wire) -> bool:
+    def use(scheduler: SFTPScheduler) -> bool:
         session.close()
-        return look(wire)
+        return look(scheduler)
 
     with session_to(server) as session:
         with pytest.raises(BackendUnavailable, match="the session was closed meanwhile"):
@@ -418,10 +418,10 @@ def test_threads_take_turns(server: Server) -> None:
     before = server.logins()
     inside = threading.Semaphore(1)
 
-    def use(wire: Wire) -> bool:
+    def use(scheduler: SFTPScheduler) -> bool:
         assert inside.acquire(blocking=False), "two calls at once"
         try:
-            return look(wire)
+            return look(scheduler)
         finally:
             inside.release()
 
@@ -511,9 +511,9 @@ def test_a_child_forked_in_the_middle_of_a_call_is_not_locked_out(openssh: OpenS
     def work() -> None:
         assert session.call(look)
 
-    def busy(wire: Wire) -> bool:
+    def busy(scheduler: SFTPScheduler) -> bool:
         entered.set()
-        return leave.wait() and look(wire)
+        return leave.wait() and look(scheduler)
 
     with session_to(openssh) as session, ThreadPoolExecutor(1) as pool:
         running = pool.submit(session.call, busy)
@@ -528,14 +528,14 @@ def test_a_child_forked_in_the_middle_of_a_call_is_not_locked_out(openssh: OpenS
 
 @fork
 def test_a_child_forked_within_a_call_has_no_part_in_it(openssh: OpenSSHServer) -> None:
-    def use(wire: Wire) -> bool:
+    def use(scheduler: SFTPScheduler) -> bool:
         def work() -> None:
-            assert wire.broken is not None
-            assert session.call(lambda other: other is not wire)
+            assert scheduler.broken is not None
+            assert session.call(lambda other: other is not scheduler)
             session.close()
 
         in_child(work)
-        return look(wire)
+        return look(scheduler)
 
     with session_to(openssh) as session:
         assert session.call(use)

@@ -1,4 +1,4 @@
-"""A file sent over several lanes is the file that was sent, whenever lanes come and whatever they refuse."""
+"""A file sent over several channels is the file that was sent, whenever channels come and whatever they refuse."""
 
 from __future__ import annotations
 
@@ -15,19 +15,24 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend.backend._files import pipelining
-from airflow_sftp_backend.backend._files.pipelining import Content, Outgoing, send
+from airflow_sftp_backend.backend._files.pipelining import Content, Outgoing, write_source
 from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._protocol.channel import Lane
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Kind
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
-from airflow_sftp_backend.backend._protocol.striping import LANE_WINDOW, RATE, Spread, lanes_for
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend._protocol.channel import SFTPChannel
+from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketType
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
+from airflow_sftp_backend.backend._protocol.striping import (
+    ASSUMED_BYTES_PER_SECOND,
+    OPENSSH_CHANNEL_WINDOW,
+    StripedFile,
+    channels_for,
+)
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.servers import AsyncsshServer, OneChannel, OpenSSHServer, StallsOnFurtherChannels
 
 from .expect import tree
-from .scripted import Packet, ScriptedChannel, contents, pluralize_files, reply, status
+from .scripted import Packet, ScriptedChannel, contents, packet_reply, pluralize_files, status
 
-PLACE = Jail("/").locate("in/a")
+PLACE = Jail("/").resolve("in/a")
 MiB = 1 << 20
 
 
@@ -35,7 +40,7 @@ MiB = 1 << 20
 
 
 @pytest.mark.parametrize(
-    ("round_trip", "size", "lanes"),
+    ("round_trip", "size", "channels"),
     [
         (0.0002, 1 << 40, 1),
         (0.003, 1 << 40, 1),
@@ -48,16 +53,20 @@ MiB = 1 << 20
     ],
 )
 def test_lanes_are_as_many_as_the_round_trip_asks_for_and_the_size_is_worth(
-    round_trip: float, size: int, lanes: int
+    round_trip: float, size: int, channels: int
 ) -> None:
-    assert lanes_for(round_trip, size) == lanes
+    assert channels_for(round_trip, size) == channels
 
 
 @given(st.floats(0, 10), st.integers(0, 1 << 50))
 def test_lanes_carry_the_rate_unless_the_size_is_not_worth_it(round_trip: float, size: int) -> None:
-    lanes = lanes_for(round_trip, size)
-    assert lanes >= 1
-    assert lanes * LANE_WINDOW >= RATE * round_trip or lanes == 1 or lanes == size // (4 * MiB)
+    channels = channels_for(round_trip, size)
+    assert channels >= 1
+    assert (
+        channels * OPENSSH_CHANNEL_WINDOW >= ASSUMED_BYTES_PER_SECOND * round_trip
+        or channels == 1
+        or channels == size // (4 * MiB)
+    )
 
 
 # -- scripted ---------------------------------------------------------------------------------------------------------
@@ -77,31 +86,31 @@ class SharedFile:
     def answer(self, packet: Packet) -> bytes:
         """The reply to a request on any channel."""
         cursor = packet.cursor
-        if packet.kind == Kind.OPEN:
+        if packet.kind == PacketType.OPEN:
             self._opens += 1
             if self._opens in self._refused_opens:
-                return status(packet, Code.PERMISSION_DENIED)
+                return status(packet, StatusCode.PERMISSION_DENIED)
             handle = b"further %d" % self._opens
             self.open.add(handle)
-            return reply(packet, Kind.HANDLE, pluralize_files(handle))
+            return packet_reply(packet, PacketType.HANDLE, pluralize_files(handle))
         handle = bytes(cursor.view())
         assert handle in self.open, "a handle that is not open"
-        if packet.kind == Kind.CLOSE:
+        if packet.kind == PacketType.CLOSE:
             self.open.remove(handle)
-        elif packet.kind == Kind.WRITE:
+        elif packet.kind == PacketType.WRITE:
             self._writes += 1
             if self._writes in self._refused:
-                return status(packet, Code.FAILURE, "told to fail")
+                return status(packet, StatusCode.FAILURE, "told to fail")
             offset, data = cursor.uint64(), bytes(cursor.view())
             self.content += bytes(max(0, offset + len(data) - len(self.content)))
             self.content[offset : offset + len(data)] = data
-        elif packet.kind == Kind.FSTAT:
-            return reply(packet, Kind.ATTRS, Attributes(len(self.content)).encode())
+        elif packet.kind == PacketType.FSTAT:
+            return packet_reply(packet, PacketType.ATTRS, Attributes(len(self.content)).encode())
         return status(packet)
 
 
-class Further:
-    """Lanes to a file that arrive one at a time, each after so many questions for it."""
+class FakeChannelSource:
+    """Channels to a file that arrive one at a time, each after so many questions for it."""
 
     def __init__(self, make: Callable[[], ScriptedChannel], late: list[int]) -> None:
         self._make = make
@@ -109,37 +118,37 @@ class Further:
         self._wanted = self._there = 1
         self._asked = 0
 
-    def want(self, count: int) -> None:
+    def request(self, count: int) -> None:
         """Notes it."""
         self._wanted = max(self._wanted, count)
 
-    def arrived(self) -> list[Lane]:
+    def take_opened(self) -> list[SFTPChannel]:
         """The next one, if it is time."""
         self._asked += 1
         if self._wanted > self._there and self._late and self._asked > self._late[0]:
             self._late.pop(0)
             self._there += 1
-            lane = Lane(self._make(), io_timeout=7)
-            lane.handshake()
-            return [lane]
+            channel = SFTPChannel(self._make(), io_timeout=7)
+            channel.handshake()
+            return [channel]
         return []
 
 
-def sending(content: bytes, out: Outgoing, spread: Spread) -> Operation[None]:
+def sending(content: bytes, out: Outgoing, spread: StripedFile) -> Operation[None]:
     whole = False
     try:
-        yield from send(Content(content), out)
+        yield from write_source(Content(content), out)
         yield from out.join()
         yield from out.drain()
         whole = True
     finally:
         if not whole:
-            yield from spread.abandon()
+            yield from spread.close_quietly()
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> tuple[SharedFile, Wire, int]:
-    """A file, a wire to it with lanes to come, and how many of them are asked for."""
+def worlds(draw: st.DrawFn) -> tuple[SharedFile, SFTPScheduler, int]:
+    """A file, a wire to it with channels to come, and how many of them are asked for."""
     random = draw(st.randoms(use_true_random=False))
     file = SharedFile(
         frozenset(draw(st.lists(st.integers(1, 60), max_size=2))),
@@ -154,37 +163,37 @@ def worlds(draw: st.DrawFn) -> tuple[SharedFile, Wire, int]:
             taken=lambda size: random.randint(1, size),
         )
 
-    lanes = draw(st.integers(1, 5))
+    channels = draw(st.integers(1, 5))
     late = sorted(draw(st.lists(st.integers(0, 30), max_size=5)))
-    wire = Wire(channel(), io_timeout=7, further=Further(channel, late))
-    wire.handshake()
-    return file, wire, lanes
+    scheduler = SFTPScheduler(channel(), io_timeout=7, channel_source=FakeChannelSource(channel, late))
+    scheduler.handshake()
+    return file, scheduler, channels
 
 
 @given(worlds(), contents(), st.integers(1, 9))
 def test_what_is_sent_over_lanes_stands_in_the_file_or_is_refused_and_no_handle_stays_but_the_first(
-    world: tuple[SharedFile, Wire, int], content: bytes, block: int
+    world: tuple[SharedFile, SFTPScheduler, int], content: bytes, block: int
 ) -> None:
-    file, wire, lanes = world
-    spread = Spread(wire, PLACE, b"first", size=len(content), lanes=lanes)
+    file, scheduler, channels = world
+    spread = StripedFile(scheduler, PLACE, b"first", size=len(content), channels=channels)
     out = Outgoing(spread, block)
     try:
-        wire.run(sending(content, out, spread))
-    except Refused as refused:
+        scheduler.run(sending(content, out, spread))
+    except StatusError as refused:
         assert refused.text == "told to fail"
     else:
         assert bytes(file.content) == content
     assert file.open == {b"first"}
-    assert wire.broken is None
-    assert len(wire.lanes) <= lanes
+    assert scheduler.broken is None
+    assert len(scheduler.channels) <= channels
 
 
 @given(worlds(), contents(), st.integers(1, 9))
 def test_what_is_in_flight_lies_within_a_span_whatever_the_lanes(
-    world: tuple[SharedFile, Wire, int], content: bytes, block: int
+    world: tuple[SharedFile, SFTPScheduler, int], content: bytes, block: int
 ) -> None:
-    file, wire, lanes = world
-    spread = Spread(wire, PLACE, b"first", size=len(content), lanes=lanes)
+    file, scheduler, channels = world
+    spread = StripedFile(scheduler, PLACE, b"first", size=len(content), channels=channels)
     acknowledged = 0
 
     def progress(gained: int) -> None:
@@ -199,12 +208,12 @@ def test_what_is_in_flight_lies_within_a_span_whatever_the_lanes(
             yield from out.join()
             yield from out.drain()
         finally:
-            yield from spread.abandon()
+            yield from spread.close_quietly()
 
     with patch.object(pipelining, "SPAN", 20):
         out = Outgoing(spread, block, progress=progress)
-        with suppress(Refused):
-            wire.run(sent())
+        with suppress(StatusError):
+            scheduler.run(sent())
             assert bytes(file.content) == content
             assert acknowledged == len(content)
 
@@ -217,8 +226,8 @@ def test_blocks_are_shared_among_the_lanes_within_the_window_of_each() -> None:
         channels.append(ScriptedChannel(file.answer))
         return channels[-1]
 
-    wire = Wire(channel(), io_timeout=7, further=Further(channel, [0, 0, 0]))
-    wire.handshake()
+    scheduler = SFTPScheduler(channel(), io_timeout=7, channel_source=FakeChannelSource(channel, [0, 0, 0]))
+    scheduler.handshake()
     most = 0
 
     class Source:
@@ -229,22 +238,22 @@ def test_blocks_are_shared_among_the_lanes_within_the_window_of_each() -> None:
         def read(self, size: int, /) -> bytes:
             """The next block."""
             nonlocal most
-            most = max([most, *(lane.in_flight for lane in wire.lanes)])
+            most = max([most, *(channel.in_flight for channel in scheduler.channels)])
             self.left -= 1
             return bytes(size) if self.left >= 0 else b""
 
     def sending_all() -> Operation[None]:
-        yield from send(Content(Source()), out)
+        yield from write_source(Content(Source()), out)
         yield from out.join()
 
-    spread = Spread(wire, PLACE, b"first", size=None, lanes=4)
+    spread = StripedFile(scheduler, PLACE, b"first", size=None, channels=4)
     out = Outgoing(spread, MiB // 4)
-    wire.run(sending_all())
-    written = [sum(packet.kind == Kind.WRITE for packet in channel.requests) for channel in channels]
+    scheduler.run(sending_all())
+    written = [sum(packet.kind == PacketType.WRITE for packet in channel.requests) for channel in channels]
     assert sum(written) == 256
     assert len(written) == 4
     assert min(written) > 20
-    assert most <= LANE_WINDOW + MiB
+    assert most <= OPENSSH_CHANNEL_WINDOW + MiB
 
 
 # -- real servers -----------------------------------------------------------------------------------------------------
@@ -261,19 +270,19 @@ def big(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("lanes", [2, 8])
+@pytest.mark.parametrize("channels", [2, 8])
 def test_a_large_upload_over_lanes_arrives_with_one_login(
-    openssh: OpenSSHServer, make_backend: Make, big: Path, lanes: int
+    openssh: OpenSSHServer, make_backend: Make, big: Path, channels: int
 ) -> None:
     before = openssh.logins()
     folder = openssh.fresh()
     backend = make_backend(openssh, base_path=folder.base_path)
     seen: list[int] = []
-    result = backend.upload(big, "in/big", lanes=lanes, verify="sha256", progress=seen.append)
+    result = backend.upload(big, "in/big", channels=channels, verify="sha256", progress=seen.append)
     assert (folder.path / "in/big").read_bytes() == BIG
     assert [path.name for path in (folder.path / "in").iterdir()] == ["big"]
     assert (result.size, sum(seen)) == (len(BIG), len(BIG))
-    outcomes = backend.upload_many([(big, f"many/{number}") for number in range(4)], lanes=lanes)
+    outcomes = backend.upload_many([(big, f"many/{number}") for number in range(4)], channels=channels)
     assert [getattr(outcome, "size", outcome) for outcome in outcomes] == [len(BIG)] * 4
     assert all((folder.path / f"many/{number}").read_bytes() == BIG for number in range(4))
     assert openssh.logins() == before + 1
@@ -285,7 +294,7 @@ def test_many_files_share_the_lanes(openssh: OpenSSHServer, make_backend: Make, 
     folder = openssh.fresh()
     backend = make_backend(openssh, base_path=folder.base_path)
     pairs = [(tmp_path / "local", f"{number}") for number in range(40)]
-    outcomes = backend.upload_many(pairs, lanes=3, return_exceptions=True)
+    outcomes = backend.upload_many(pairs, channels=3, return_exceptions=True)
     assert [getattr(outcome, "size", outcome) for outcome in outcomes] == [len(content)] * 40
     assert all((folder.path / f"{number}").read_bytes() == content for number in range(40))
 
@@ -296,7 +305,7 @@ def test_a_server_that_refuses_a_second_channel_costs_nothing_but_speed(
     folder = one_channel.fresh()
     backend = make_backend(one_channel, base_path=folder.base_path)
     for name in ("a", "b"):
-        assert backend.upload(big, name, lanes=8).size == len(BIG)
+        assert backend.upload(big, name, channels=8).size == len(BIG)
         assert (folder.path / name).read_bytes() == BIG
 
 
@@ -304,9 +313,9 @@ def test_a_server_that_stalls_with_several_lanes_is_given_one_from_then_on(make_
     with StallsOnFurtherChannels() as stalling:
         folder = stalling.fresh()
         backend = make_backend(stalling, base_path=folder.base_path, io_timeout=1)
-        assert backend.upload(big, "a", lanes=4).size == len(BIG)
+        assert backend.upload(big, "a", channels=4).size == len(BIG)
         assert stalling.logins() == 2
-        assert backend.upload(big, "b", lanes=4).size == len(BIG)
+        assert backend.upload(big, "b", channels=4).size == len(BIG)
         assert stalling.logins() == 2
         assert tree(folder.path) == {"a": BIG, "b": BIG}
 
@@ -315,31 +324,31 @@ def test_a_server_that_is_not_known_to_bear_lanes_is_not_asked_for_them_unless_t
     asyncssh_plain: AsyncsshServer, make_backend: Make, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    want = Wire.want_lanes
+    want = SFTPScheduler.request_channels
 
-    def want_counted(wire: Wire, count: int) -> None:
+    def want_counted(scheduler: SFTPScheduler, count: int) -> None:
         asked.append(count)
-        want(wire, count)
+        want(scheduler, count)
 
-    monkeypatch.setattr(Wire, "want_lanes", want_counted)
+    monkeypatch.setattr(SFTPScheduler, "request_channels", want_counted)
     folder = asyncssh_plain.fresh()
     backend = make_backend(asyncssh_plain, base_path=folder.base_path)
     backend.upload(big, "a")
     assert set(asked) <= {1}
-    backend.upload(big, "b", lanes=3)
+    backend.upload(big, "b", channels=3)
     assert 3 in asked
     assert (folder.path / "a").read_bytes() == (folder.path / "b").read_bytes() == BIG
 
 
 def test_the_connection_bounds_the_lanes(openssh: OpenSSHServer, make_backend: Make, big: Path) -> None:
-    backend = make_backend(openssh, config={"max_lanes": 1})
-    assert backend.upload(big, "a", lanes=8).size == len(BIG)
+    backend = make_backend(openssh, config={"max_channels": 1})
+    assert backend.upload(big, "a", channels=8).size == len(BIG)
 
 
-@pytest.mark.parametrize("lanes", [0, 11, True, "2"])
-def test_a_number_of_lanes_that_cannot_be_is_refused_before_any_io(lanes: Any, big: Path) -> None:
+@pytest.mark.parametrize("channels", [0, 11, True, "2"])
+def test_a_number_of_lanes_that_cannot_be_is_refused_before_any_io(channels: Any, big: Path) -> None:
     backend = SFTPBackend("127.0.0.1", port=1)
-    with pytest.raises(ValueError, match="lanes must be a whole number from 1 to 10"):
-        backend.upload(big, "a", lanes=lanes)
-    with pytest.raises(ValueError, match="max_lanes must be a whole number from 1 to 10"):
-        SFTPBackend("h", config={"max_lanes": lanes})
+    with pytest.raises(ValueError, match="channels must be a whole number from 1 to 10"):
+        backend.upload(big, "a", channels=channels)
+    with pytest.raises(ValueError, match="max_channels must be a whole number from 1 to 10"):
+        SFTPBackend("h", config={"max_channels": channels})

@@ -13,13 +13,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import InvalidPath, TransferCorrupted
-from airflow_sftp_backend.backend._files.pipelining import WINDOW, Content, Incoming, Outgoing, send
+from airflow_sftp_backend.backend._files.pipelining import WINDOW, Content, Incoming, Outgoing, write_source
 from airflow_sftp_backend.backend._paths import Jail
-from airflow_sftp_backend.backend._protocol.codec import Kind
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
+from airflow_sftp_backend.backend._protocol.codec import PacketType
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH
-from airflow_sftp_backend.backend._protocol.striping import Spread
-from airflow_sftp_backend.backend.errors import Refused
+from airflow_sftp_backend.backend._protocol.striping import StripedFile
+from airflow_sftp_backend.backend.errors import StatusError
 from airflow_sftp_backend.backend.models import Progress
 
 from .scripted import Packet, ScriptedChannel, ScriptedFile, connected, contents
@@ -35,20 +35,20 @@ def channels(draw: st.DrawFn) -> Callable[[ScriptedFile], ScriptedChannel]:
     return lambda file: ScriptedChannel(file, order=lambda waiting: random.randrange(waiting))
 
 
-def outgoing(wire: Wire, block: int, *, offset: int = 0, progress: Progress | None = None) -> Outgoing:
-    """Over one lane."""
-    spread = Spread(wire, Jail("/").locate("in/a"), H, size=None, lanes=1)
+def outgoing(scheduler: SFTPScheduler, block: int, *, offset: int = 0, progress: Progress | None = None) -> Outgoing:
+    """Over one channel."""
+    spread = StripedFile(scheduler, Jail("/").resolve("in/a"), H, size=None, channels=1)
     return Outgoing(spread, block, offset=offset, progress=progress)
 
 
 def sending(content: Content, out: Outgoing) -> Operation[None]:
-    yield from send(content, out)
+    yield from write_source(content, out)
     yield from out.join()
     yield from out.drain()
 
 
-def received(wire: Wire, block: int, *, to_end: bool = False) -> Operation[tuple[bytes, Incoming]]:
-    incoming = Incoming(wire, H, block, "in/a", to_end=to_end)
+def received(scheduler: SFTPScheduler, block: int, *, to_end: bool = False) -> Operation[tuple[bytes, Incoming]]:
+    incoming = Incoming(scheduler, H, block, "in/a", to_end=to_end)
     whole = b""
     while data := (yield from incoming.next()):
         whole += data
@@ -57,8 +57,8 @@ def received(wire: Wire, block: int, *, to_end: bool = False) -> Operation[tuple
 
 
 def receive(channel: ScriptedChannel, block: int, *, to_end: bool = False) -> tuple[bytes, Incoming]:
-    wire = connected(channel)
-    return wire.run(received(wire, block, to_end=to_end))
+    scheduler = connected(channel)
+    return scheduler.run(received(scheduler, block, to_end=to_end))
 
 
 # -- out --------------------------------------------------------------------------------------------------------------
@@ -70,9 +70,9 @@ def test_what_is_sent_stands_in_the_file_and_is_acknowledged(
 ) -> None:
     file = ScriptedFile(bytes(offset))
     progress: list[int] = []
-    wire = connected(channel(file))
-    out = outgoing(wire, block, offset=offset, progress=progress.append)
-    wire.run(sending(Content(data), out))
+    scheduler = connected(channel(file))
+    out = outgoing(scheduler, block, offset=offset, progress=progress.append)
+    scheduler.run(sending(Content(data), out))
     assert bytes(file.content) == bytes(offset) + data
     assert (sum(progress), out.offset, file.written) == (len(data), offset + len(data), len(data))
 
@@ -83,9 +83,9 @@ def test_a_block_that_is_refused_is_always_noticed(
 ) -> None:
     count = -(-len(data) // block)
     file = ScriptedFile(refused=frozenset([draw.draw(st.integers(0, count - 1))]))
-    wire = connected(channel(file))
-    with pytest.raises(Refused, match="told to fail"):
-        wire.run(sending(Content(data), outgoing(wire, block)))
+    scheduler = connected(channel(file))
+    with pytest.raises(StatusError, match="told to fail"):
+        scheduler.run(sending(Content(data), outgoing(scheduler, block)))
 
 
 @given(channels(), st.integers(1, 400), st.integers(0, 399))
@@ -94,11 +94,11 @@ def test_everything_up_to_one_window_before_the_end_is_known_to_be_written(
 ) -> None:
     file = ScriptedFile(refused=frozenset([failing]))
     progress: list[int] = []
-    wire = connected(channel(file))
-    out = outgoing(wire, 1, progress=progress.append)
+    scheduler = connected(channel(file))
+    out = outgoing(scheduler, 1, progress=progress.append)
     try:
-        wire.run(sending(Content(b"x" * count), out))
-    except Refused:
+        scheduler.run(sending(Content(b"x" * count), out))
+    except StatusError:
         assert sum(progress) == failing  # in order: all before the refused block, and nothing after it
         assert out.offset - failing <= 64
     else:
@@ -108,7 +108,7 @@ def test_everything_up_to_one_window_before_the_end_is_known_to_be_written(
 @pytest.mark.parametrize(("block", "count"), [(1 << 10, 100), (1 << 17, 100), (1 << 20, 40), (10 << 20, 4)])
 def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) -> None:
     channel = ScriptedChannel(ScriptedFile())
-    wire = connected(channel)
+    scheduler = connected(channel)
     in_flight: list[int] = []
 
     class Source:
@@ -119,7 +119,7 @@ def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) ->
             in_flight.append(len(channel.replies))
             return bytes(size) if len(in_flight) <= count else b""
 
-    wire.run(sending(Content(Source()), outgoing(wire, block)))
+    scheduler.run(sending(Content(Source()), outgoing(scheduler, block)))
     assert max(in_flight) <= max(1, min(64, (8 << 20) // block))
     assert len(channel.requests) == count
 
@@ -172,7 +172,7 @@ def test_a_file_that_changes_its_size_while_it_is_read_is_said_to_change(
 
         def __call__(self, packet: Packet) -> bytes:
             answer = super().__call__(packet)
-            if packet.kind == Kind.FSTAT:
+            if packet.kind == PacketType.FSTAT:
                 self.told = told + more
             return answer
 
@@ -185,7 +185,7 @@ def test_a_file_that_changes_its_size_while_it_is_read_is_said_to_change(
 def test_a_read_that_is_refused_is_raised(
     channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, refused: int
 ) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(StatusError):
         receive(channel(ScriptedFile(content, refused=frozenset([refused]))), block)
 
 
@@ -197,15 +197,15 @@ def test_a_folder_opened_by_a_lax_server_is_refused() -> None:
 def test_a_small_file_is_asked_for_in_one_round_trip() -> None:
     asked_before_the_first_reply: list[int] = []
     channel = ScriptedChannel(ScriptedFile(b"abc"))
-    wire = connected(channel)
+    scheduler = connected(channel)
 
     def order(waiting: int) -> int:
         asked_before_the_first_reply.append(len(channel.requests))
         return 0
 
     channel._order = order
-    wire.traits = OPENSSH
-    whole, _ = wire.run(received(wire, 16))
+    scheduler.traits = OPENSSH
+    whole, _ = scheduler.run(received(scheduler, 16))
     assert whole == b"abc"
     assert asked_before_the_first_reply[0] == len(channel.requests) == 3  # its size, a block, the end
 
@@ -230,7 +230,7 @@ def test_the_window_of_reads_is_full_once_the_size_is_known_and_no_byte_is_asked
         cursor.view()
         return cursor.uint64()
 
-    offsets = [offset(packet) for packet in channel.requests if packet.kind == Kind.READ]
+    offsets = [offset(packet) for packet in channel.requests if packet.kind == PacketType.READ]
     assert len(offsets) == len(set(offsets)) == -(-len(content) // block) + 1
 
 

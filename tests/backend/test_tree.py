@@ -32,11 +32,11 @@ from airflow_sftp_backend.backend._files.tree import (
 )
 from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
 from airflow_sftp_backend.backend._paths import Jail, temp_name
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Entry
+from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry
 from airflow_sftp_backend.backend._protocol.messages import LStat, OpenDir, ReadDir, Remove, Request
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.servers import AsyncsshServer, Packets
 
 from .memory import FAILURES, Failure, MemoryServer
@@ -44,7 +44,7 @@ from .scripted import Packet, ScriptedChannel, connected, status
 
 T = TypeVar("T")
 ROOT = Jail("/").root
-AT = Jail("/").locate
+AT = Jail("/").resolve
 NAMES = st.sampled_from(["a", "b", "ab", "c.csv", temp_name("a", "0" * 12)])
 TREES = st.dictionaries(
     st.lists(NAMES, min_size=1, max_size=4).map("/".join), st.binary(max_size=9) | st.none(), max_size=12
@@ -74,10 +74,10 @@ def server_of(tree: dict[str, bytes | None], **options: Any) -> MemoryServer:
     return MemoryServer(files, **options)
 
 
-def reach(server: Wire) -> Call:
+def reach(server: SFTPScheduler) -> Call:
     """The server as walks are given it."""
 
-    def call(use: Callable[[Wire], T], *, idempotent: bool = False) -> T:
+    def call(use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
         return use(server)
 
     return call
@@ -126,10 +126,10 @@ def test_the_answers_to_any_number_of_paths_find_room_in_the_window() -> None:
         return 0
 
     def nothing(packet: Packet) -> bytes:
-        return status(packet, Code.NO_SUCH_FILE)
+        return status(packet, StatusCode.NO_SUCH_FILE)
 
-    wire = connected(ScriptedChannel(nothing, order=choose))
-    found = file_infos(reach(wire), [AT(f"{number}") for number in range(20_000)])
+    scheduler = connected(ScriptedChannel(nothing, order=choose))
+    found = file_infos(reach(scheduler), [AT(f"{number}") for number in range(20_000)])
     assert {type(outcome) for outcome in found} == {NotFound}
     assert most == 1024
 
@@ -142,7 +142,7 @@ class Denying(MemoryServer):
     def carry_out(self, request: Request[Any]) -> object:
         """Refuses to list them."""
         if isinstance(request, OpenDir) and request.path in self.denied:
-            raise Refused(Code.PERMISSION_DENIED)
+            raise StatusError(StatusCode.PERMISSION_DENIED)
         return super().carry_out(request)
 
 
@@ -174,7 +174,7 @@ def test_a_refused_folder_and_a_bad_pattern_fail_those_who_ask_for_them_and_one_
 
 
 def test_bad_patterns_are_told_without_asking_the_server() -> None:
-    def call(use: Callable[[Wire], T], *, idempotent: bool = False) -> T:
+    def call(use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
         raise AssertionError("the server is asked")
 
     assert [paths_of(outcome) for outcome in find_each(call, ROOT, [["../x"], ["a\0"]])] == [InvalidPath, InvalidPath]
@@ -257,7 +257,7 @@ class Endless(MemoryServer):
     def carry_out(self, request: Request[Any]) -> object:
         """The same answer at any depth."""
         if isinstance(request, OpenDir):
-            return self._handle([Entry("deeper", Attributes(mode=0o040755))])
+            return self._handle([DirEntry("deeper", Attributes(mode=0o040755))])
         if isinstance(request, LStat):
             return Attributes(mode=0o040755)
         return super().carry_out(request)
@@ -344,7 +344,7 @@ def test_a_file_that_cannot_be_deleted_is_named_and_the_others_are_gone() -> Non
         def carry_out(self, request: Request[Any]) -> object:
             """Refuses its removal."""
             if isinstance(request, Remove) and request.path == "/in/deep/b":
-                raise Refused(Code.PERMISSION_DENIED)
+                raise StatusError(StatusCode.PERMISSION_DENIED)
             return super().carry_out(request)
 
     server = Keeping({path: None if node is None else bytes(node.content) for path, node in doomed().files.items()})

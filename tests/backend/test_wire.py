@@ -13,33 +13,41 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackendError
-from airflow_sftp_backend.backend._protocol.codec import MAX_FRAME, Attributes, Kind, Limits
+from airflow_sftp_backend.backend._protocol.codec import MAX_FRAME, Attributes, Limits, PacketType
 from airflow_sftp_backend.backend._protocol.messages import Close, CopyData, PosixRename, Read, Stat
-from airflow_sftp_backend.backend._protocol.scheduler import IN_FLIGHT, Operation, Wire, ask, ask_all, post, wait
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend._protocol.scheduler import (
+    MAX_BYTES_IN_FLIGHT,
+    Operation,
+    SFTPScheduler,
+    reply,
+    request,
+    request_all,
+    send,
+)
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
-from .scripted import Packet, ScriptedChannel, connected, framed, pluralize_files, reply, status, version
+from .scripted import Packet, ScriptedChannel, connected, framed, packet_reply, pluralize_files, status, version
 
 
 def sized(packet: Packet) -> bytes | None:
     """Answers a STAT of "12" with a file of 12 bytes; refuses one of "no"; says nothing to one of "hush"."""
-    if packet.kind != Kind.STAT:
+    if packet.kind != PacketType.STAT:
         return status(packet)
     path = packet.cursor.text()
     if path == "hush":
         return None
     if path == "no":
-        return status(packet, Code.NO_SUCH_FILE, "no such file")
-    return reply(packet, Kind.ATTRS, Attributes(size=int(path)).encode())
+        return status(packet, StatusCode.NO_SUCH_FILE, "no such file")
+    return packet_reply(packet, PacketType.ATTRS, Attributes(size=int(path)).encode())
 
 
 def size_of(path: str) -> Operation[int | None]:
-    return (yield from ask(Stat(path))).size
+    return (yield from request(Stat(path))).size
 
 
 def all_sizes(paths: list[str]) -> Operation[list[int | None]]:
-    answers = yield from ask_all([Stat(path) for path in paths])
-    return [None if isinstance(answer, Refused) else answer.size for answer in answers]
+    answers = yield from request_all([Stat(path) for path in paths])
+    return [None if isinstance(answer, StatusError) else answer.size for answer in answers]
 
 
 # -- replies find their operations ------------------------------------------------------------------------------------
@@ -62,10 +70,10 @@ def channels(draw: st.DrawFn) -> ScriptedChannel:
 def test_replies_in_any_order_and_pieces_reach_the_operation_that_asked(
     channel: ScriptedChannel, wanted: list[list[int]], limit: int
 ) -> None:
-    wire = connected(channel)
-    outcomes = wire.run_many((all_sizes([str(size) for size in sizes]) for sizes in wanted), limit)
+    scheduler = connected(channel)
+    outcomes = scheduler.run_many((all_sizes([str(size) for size in sizes]) for sizes in wanted), limit)
     assert outcomes == wanted
-    assert wire.broken is None
+    assert scheduler.broken is None
     assert len({packet.request_id for packet in channel.requests}) == sum(map(len, wanted))
 
 
@@ -74,7 +82,7 @@ def test_a_refusal_reaches_only_the_operation_that_asked(channel: ScriptedChanne
     def seen(path: str) -> Operation[int | None]:
         try:
             return (yield from size_of(path))
-        except Refused:
+        except StatusError:
             raise NotFound("gone", path=path) from None
 
     outcomes = connected(channel).run_many(seen(path) for path in paths)
@@ -84,28 +92,28 @@ def test_a_refusal_reaches_only_the_operation_that_asked(channel: ScriptedChanne
 
 
 def test_one_operation_gives_its_result_and_raises_its_error() -> None:
-    wire = connected(ScriptedChannel(sized))
-    assert wire.run(size_of("5")) == 5
-    with pytest.raises(Refused):
-        wire.run(size_of("no"))
-    assert wire.run(size_of("6")) == 6
+    scheduler = connected(ScriptedChannel(sized))
+    assert scheduler.run(size_of("5")) == 5
+    with pytest.raises(StatusError):
+        scheduler.run(size_of("no"))
+    assert scheduler.run(size_of("6")) == 6
 
 
 def missing(_number: int) -> Operation[int | None]:
     try:
         return (yield from size_of("no"))
-    except Refused:
+    except StatusError:
         return None
 
 
 def test_refusals_leave_nothing_for_the_garbage_collector() -> None:
-    wire = connected(ScriptedChannel(sized))
+    scheduler = connected(ScriptedChannel(sized))
     gc.collect()
     gc.disable()
     try:
-        assert wire.run(all_sizes(["no", "7"] * 50)) == [None, 7] * 50
+        assert scheduler.run(all_sizes(["no", "7"] * 50)) == [None, 7] * 50
         assert gc.collect() == 0
-        assert {type(outcome) for outcome in wire.run_many(map(missing, range(50)))} == {NoneType}
+        assert {type(outcome) for outcome in scheduler.run_many(map(missing, range(50)))} == {NoneType}
         assert gc.collect() == 0
     finally:
         gc.enable()
@@ -124,18 +132,18 @@ def test_an_operation_that_asks_nothing_sends_nothing() -> None:
 def test_what_is_posted_first_is_sent_first_and_in_one_piece() -> None:
     sends: list[int] = []
     channel = ScriptedChannel(sized, taken=lambda size: sends.append(size) or size)  # type: ignore[func-returns-value]
-    wire = connected(channel)
+    scheduler = connected(channel)
     sends.clear()
-    assert wire.run(all_sizes(["1", "2", "3"])) == [1, 2, 3]
+    assert scheduler.run(all_sizes(["1", "2", "3"])) == [1, 2, 3]
     assert [packet.cursor.text() for packet in channel.requests] == ["1", "2", "3"]
     assert len(sends) == 1
 
 
 def test_a_reply_that_came_early_is_there_when_it_is_waited_for() -> None:
     def late() -> Operation[list[int | None]]:
-        first = yield from post(Stat("1"))
-        second = yield from post(Stat("2"))
-        return [(yield from wait(second)).size, (yield from wait(first)).size]
+        first = yield from send(Stat("1"))
+        second = yield from send(Stat("2"))
+        return [(yield from reply(second)).size, (yield from reply(first)).size]
 
     assert connected(ScriptedChannel(sized)).run(late()) == [2, 1]
 
@@ -148,8 +156,8 @@ def test_no_more_operations_run_at_once_than_allowed(limit: int) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        yield from ask(Stat("1"))
-        yield from ask(Stat("1"))
+        yield from request(Stat("1"))
+        yield from request(Stat("1"))
         running -= 1
 
     connected(ScriptedChannel(sized)).run_many((counted_one() for _ in range(10)), limit)
@@ -167,7 +175,7 @@ def test_reads_and_writes_in_flight_stay_within_their_bound() -> None:
         nonlocal waiting, most
         waiting += block
         most = max(most, waiting)
-        return reply(packet, Kind.DATA, pluralize_files(b"x"))
+        return packet_reply(packet, PacketType.DATA, pluralize_files(b"x"))
 
     def choose(count: int) -> int:
         nonlocal waiting
@@ -175,31 +183,35 @@ def test_reads_and_writes_in_flight_stay_within_their_bound() -> None:
         return count - 1
 
     def reading() -> Operation[int]:
-        answers = yield from ask_all([Read(b"h", 0, block)] * 20)
-        return sum(len(answer) for answer in answers if not isinstance(answer, Refused))
+        answers = yield from request_all([Read(b"h", 0, block)] * 20)
+        return sum(len(answer) for answer in answers if not isinstance(answer, StatusError))
 
     assert connected(ScriptedChannel(answer, order=choose)).run_many(reading() for _ in range(3)) == [20, 20, 20]
-    assert IN_FLIGHT - block < most <= IN_FLIGHT
+    assert MAX_BYTES_IN_FLIGHT - block < most <= MAX_BYTES_IN_FLIGHT
 
 
 def test_a_single_block_larger_than_the_bound_still_goes() -> None:
     def reading() -> Operation[bytes]:
-        return bytes((yield from ask(Read(b"h", 0, IN_FLIGHT + 1))))
+        return bytes((yield from request(Read(b"h", 0, MAX_BYTES_IN_FLIGHT + 1))))
 
-    wire = connected(ScriptedChannel(lambda packet: reply(packet, Kind.DATA, pluralize_files(b"x"))))
-    assert wire.run_many([reading(), reading()]) == [b"x", b"x"]
+    scheduler = connected(ScriptedChannel(lambda packet: packet_reply(packet, PacketType.DATA, pluralize_files(b"x"))))
+    assert scheduler.run_many([reading(), reading()]) == [b"x", b"x"]
 
 
 def test_questions_are_not_held_back_by_blocks_in_flight() -> None:
     channel = ScriptedChannel(
-        lambda packet: sized(packet) if packet.kind == Kind.STAT else reply(packet, Kind.DATA, pluralize_files(b"x"))
+        lambda packet: (
+            sized(packet)
+            if packet.kind == PacketType.STAT
+            else packet_reply(packet, PacketType.DATA, pluralize_files(b"x"))
+        )
     )
 
     def reading() -> Operation[None]:
-        yield from ask(Read(b"h", 0, IN_FLIGHT))
+        yield from request(Read(b"h", 0, MAX_BYTES_IN_FLIGHT))
 
     connected(channel).run_many([reading(), reading(), size_of("1")])
-    assert [packet.kind for packet in channel.requests] == [Kind.READ, Kind.STAT, Kind.READ]
+    assert [packet.kind for packet in channel.requests] == [PacketType.READ, PacketType.STAT, PacketType.READ]
 
 
 # -- the handshake ----------------------------------------------------------------------------------------------------
@@ -207,48 +219,52 @@ def test_questions_are_not_held_back_by_blocks_in_flight() -> None:
 
 def test_the_extensions_are_known_and_limits_are_not_asked_for_where_there_are_none() -> None:
     channel = ScriptedChannel(sized, hello=version({"posix-rename@openssh.com": "1"}))
-    wire = connected(channel)
-    assert (wire.supports(PosixRename), wire.supports(CopyData), wire.supports(Stat)) == (True, False, False)
-    assert wire.run(wire.limits()) == Limits(32768, 32768)
+    scheduler = connected(channel)
+    assert (scheduler.supports(PosixRename), scheduler.supports(CopyData), scheduler.supports(Stat)) == (
+        True,
+        False,
+        False,
+    )
+    assert scheduler.run(scheduler.limits()) == Limits(32768, 32768)
     assert channel.requests == []
 
 
 @pytest.mark.parametrize("refused", [False, True])
 def test_limits_are_asked_for_along_with_the_first_request(refused: bool) -> None:
     def answer(packet: Packet) -> bytes | None:
-        if packet.kind != Kind.EXTENDED:
+        if packet.kind != PacketType.EXTENDED:
             return sized(packet)
         if refused:
-            return status(packet, Code.OP_UNSUPPORTED)
-        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 10_000, 20_000, 0))
+            return status(packet, StatusCode.OP_UNSUPPORTED)
+        return packet_reply(packet, PacketType.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 10_000, 20_000, 0))
 
     channel = ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"}))
-    wire = connected(channel)
+    scheduler = connected(channel)
     assert channel.requests == []  # nothing is sent for them alone
-    assert wire.run(size_of("4")) == 4
-    assert [packet.kind for packet in channel.requests] == [Kind.EXTENDED, Kind.STAT]
-    assert wire.run(wire.limits()) == (Limits() if refused else Limits(10_000, 20_000))
+    assert scheduler.run(size_of("4")) == 4
+    assert [packet.kind for packet in channel.requests] == [PacketType.EXTENDED, PacketType.STAT]
+    assert scheduler.run(scheduler.limits()) == (Limits() if refused else Limits(10_000, 20_000))
     assert len(channel.requests) == 2
 
 
 @pytest.mark.parametrize("answered", [True, False])
 def test_several_operations_wait_for_the_limits(answered: bool) -> None:
     def answer(packet: Packet) -> bytes | None:
-        if packet.kind != Kind.EXTENDED:
+        if packet.kind != PacketType.EXTENDED:
             return sized(packet)
         if not answered:
             return None
-        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 10_000, 20_000, 0))
+        return packet_reply(packet, PacketType.EXTENDED_REPLY, struct.pack(">QQQQ", 262144, 10_000, 20_000, 0))
 
     # the limits come last, when every operation waits for them
     channel = ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"}), order=lambda waiting: waiting - 1)
-    wire = connected(channel)
+    scheduler = connected(channel)
 
     def operation(number: int) -> Operation[Limits]:
         yield from size_of(f"{number}")
-        return (yield from wire.limits())
+        return (yield from scheduler.limits())
 
-    outcomes = wire.run_many(operation(number) for number in range(5))
+    outcomes = scheduler.run_many(operation(number) for number in range(5))
     if answered:
         assert outcomes == [Limits(10_000, 20_000)] * 5
     else:
@@ -259,49 +275,49 @@ def test_several_operations_wait_for_the_limits(answered: bool) -> None:
 @pytest.mark.parametrize("packet_length", [0, 1, 1025, 262144])
 def test_a_block_length_below_4_kib_counts_as_4_kib(stated: int, packet_length: int) -> None:
     def answer(packet: Packet) -> bytes | None:
-        if packet.kind != Kind.EXTENDED:
+        if packet.kind != PacketType.EXTENDED:
             return sized(packet)
-        return reply(packet, Kind.EXTENDED_REPLY, struct.pack(">QQQQ", packet_length, stated, stated, 0))
+        return packet_reply(packet, PacketType.EXTENDED_REPLY, struct.pack(">QQQQ", packet_length, stated, stated, 0))
 
-    wire = connected(ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"})))
-    assert wire.run(wire.limits()) == Limits(4096, 4096)
+    scheduler = connected(ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"})))
+    assert scheduler.run(scheduler.limits()) == Limits(4096, 4096)
 
 
 @pytest.mark.parametrize(
     ("hello", "why"),
     [
         (version(number=4), "version 4, not 3"),
-        (framed(Kind.STATUS, bytes(12)), "not VERSION"),
+        (framed(PacketType.STATUS, bytes(12)), "not VERSION"),
         (b"Welcome to the bank!\r\n", "login script"),
         ("Willkommen, heute ist 😀\n".encode()[:-2], "text .'Willkommen, heute ist'.; a login script"),
         (b"\xff\xff\xff\xff\xff", "announced as 4294967295 bytes"),
         (bytes(4) + b"\1", "announced as 0 bytes"),
-        (version() + framed(Kind.STATUS, bytes(12)), "before it is asked"),
+        (version() + framed(PacketType.STATUS, bytes(12)), "before it is asked"),
         (version()[:-2] + b"\0", "no answer for 7 s"),  # the rest never comes
-        (framed(Kind.VERSION, b"\0"), "ends in the middle"),
+        (framed(PacketType.VERSION, b"\0"), "ends in the middle"),
     ],
 )
 def test_a_server_that_does_not_speak_sftp_3_is_told_apart(hello: bytes, why: str) -> None:
-    wire = Wire(ScriptedChannel(sized, hello=hello), io_timeout=7)
+    scheduler = SFTPScheduler(ScriptedChannel(sized, hello=hello), io_timeout=7)
     with pytest.raises(BackendUnavailable, match=why):
-        wire.handshake()
-    assert wire.broken is not None
+        scheduler.handshake()
+    assert scheduler.broken is not None
 
 
 # -- the end of the line ----------------------------------------------------------------------------------------------
 
 
-def misfit(packet: Packet, kind: Kind = Kind.NAME) -> bytes:
-    return reply(packet, kind, bytes(8))
+def misfit(packet: Packet, kind: PacketType = PacketType.NAME) -> bytes:
+    return packet_reply(packet, kind, bytes(8))
 
 
 NONSENSE: dict[str, tuple[Callable[[Packet], bytes | None], str]] = {
     "a reply of another type": (misfit, "answered by a packet of type 104"),
-    "a reply to nobody": (lambda packet: framed(Kind.STATUS, b"\xff\xff\xff\xff" + bytes(12)), "never made"),
-    "a packet without an id": (lambda packet: framed(Kind.STATUS, b"\0\0"), "without a request id"),
+    "a reply to nobody": (lambda packet: framed(PacketType.STATUS, b"\xff\xff\xff\xff" + bytes(12)), "never made"),
+    "a packet without an id": (lambda packet: framed(PacketType.STATUS, b"\0\0"), "without a request id"),
     "a length of 0": (lambda packet: bytes(8), "announced as 0 bytes"),
     "a length too long": (lambda packet: struct.pack(">I", MAX_FRAME + 1) + b"\xff" * 20, "announced as"),
-    "a cut reply": (lambda packet: reply(packet, Kind.ATTRS, b"\0\0\0\1\0"), "ends in the middle"),
+    "a cut reply": (lambda packet: packet_reply(packet, PacketType.ATTRS, b"\0\0\0\1\0"), "ends in the middle"),
     "text": (lambda packet: b"logout\r\n", "login script"),
     "silence": (lambda packet: None, "no answer for 7 s"),
 }
@@ -311,21 +327,21 @@ NONSENSE: dict[str, tuple[Callable[[Packet], bytes | None], str]] = {
 def test_a_server_that_answers_nonsense_fails_every_operation_and_is_not_asked_again(name: str) -> None:
     answer, why = NONSENSE[name]
     channel = ScriptedChannel(lambda packet: answer(packet) if packet.cursor.text() == "9" else None)
-    wire = connected(channel)
-    outcomes = wire.run_many([size_of("1"), size_of("9"), size_of("2")])
+    scheduler = connected(channel)
+    outcomes = scheduler.run_many([size_of("1"), size_of("9"), size_of("2")])
     assert [type(outcome) for outcome in outcomes] == [BackendUnavailable] * 3
     assert all(why in str(outcome) for outcome in outcomes)
     asked = len(channel.requests)
     with pytest.raises(BackendUnavailable, match=why):
-        wire.run(size_of("1"))
+        scheduler.run(size_of("1"))
     assert len(channel.requests) == asked
 
 
 @given(st.binary(min_size=1, max_size=60))
 def test_any_bytes_end_in_an_answer_or_in_an_unavailable_backend(data: bytes) -> None:
-    wire = connected(ScriptedChannel(lambda packet: data, lost=True))
-    with suppress(Refused, BackendUnavailable):
-        wire.run(size_of("1"))
+    scheduler = connected(ScriptedChannel(lambda packet: data, lost=True))
+    with suppress(StatusError, BackendUnavailable):
+        scheduler.run(size_of("1"))
 
 
 def test_a_lost_connection_reaches_every_operation_and_their_clean_up_is_not_sent() -> None:
@@ -333,25 +349,25 @@ def test_a_lost_connection_reaches_every_operation_and_their_clean_up_is_not_sen
 
     def tidy(path: str) -> Operation[None]:
         try:
-            yield from ask(Stat(path))
+            yield from request(Stat(path))
         finally:
             with pytest.raises(BackendUnavailable, match="the connection was lost"):
-                yield from post(Close(b"h"))
+                yield from send(Close(b"h"))
             cleaned.append(path)
 
     channel = ScriptedChannel(sized, lost=True)
     outcomes = connected(channel).run_many([tidy("hush"), tidy("hush")])
     assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
     assert cleaned == ["hush", "hush"]
-    assert all(packet.kind == Kind.STAT for packet in channel.requests)
+    assert all(packet.kind == PacketType.STAT for packet in channel.requests)
 
 
 def test_a_channel_that_takes_nothing_more_is_lost() -> None:
     channel = ScriptedChannel(sized)
-    wire = connected(channel)
+    scheduler = connected(channel)
     channel.closed = True
     with pytest.raises(BackendUnavailable, match="the connection was lost"):
-        wire.run(size_of("1"))
+        scheduler.run(size_of("1"))
 
 
 def test_the_error_of_a_socket_is_named() -> None:
@@ -365,12 +381,12 @@ def test_the_error_of_a_socket_is_named() -> None:
 
 def test_a_closed_wire_says_so() -> None:
     channel = ScriptedChannel(sized)
-    wire = connected(channel)
-    wire.close()
-    wire.close()
+    scheduler = connected(channel)
+    scheduler.close()
+    scheduler.close()
     assert channel.closed
     with pytest.raises(BackendUnavailable, match="the connection was closed"):
-        wire.run(size_of("1"))
+        scheduler.run(size_of("1"))
 
 
 def test_a_stall_without_a_set_time_is_a_stall() -> None:
@@ -387,7 +403,7 @@ def closing(cleaned: list[str], path: str) -> Operation[int | None]:
         return (yield from size_of(path))
     finally:
         with suppress(SFTPBackendError):
-            yield from ask(Close(path.encode()))
+            yield from request(Close(path.encode()))
             cleaned.append(path)
 
 
@@ -395,15 +411,15 @@ def test_an_error_of_one_operations_own_ends_all_after_their_clean_up() -> None:
     cleaned: list[str] = []
 
     def faulty() -> Operation[int | None]:
-        yield from ask(Stat("1"))
+        yield from request(Stat("1"))
         raise ZeroDivisionError
 
     channel = ScriptedChannel(sized)
-    wire = connected(channel)
+    scheduler = connected(channel)
     with pytest.raises(ZeroDivisionError):
-        wire.run_many([closing(cleaned, "hush"), faulty(), closing(cleaned, "5")])
+        scheduler.run_many([closing(cleaned, "hush"), faulty(), closing(cleaned, "5")])
     assert sorted(cleaned) == ["5", "hush"]
-    assert wire.run(size_of("3")) == 3  # the line is whole
+    assert scheduler.run(size_of("3")) == 3  # the line is whole
 
 
 def test_operations_not_begun_stay_so_when_one_fails() -> None:
@@ -411,7 +427,7 @@ def test_operations_not_begun_stay_so_when_one_fails() -> None:
 
     def one(number: int) -> Operation[None]:
         begun.append(number)
-        yield from ask(Stat("1"))
+        yield from request(Stat("1"))
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -429,44 +445,44 @@ def test_an_interruption_in_the_middle_of_a_packet_ends_the_line() -> None:
         return size
 
     channel = ScriptedChannel(sized, cut=cut)
-    wire = connected(channel)
+    scheduler = connected(channel)
     armed.append(True)
     with pytest.raises(KeyboardInterrupt):
-        wire.run_many([closing(cleaned, "5"), closing(cleaned, "6")])
+        scheduler.run_many([closing(cleaned, "5"), closing(cleaned, "6")])
     assert cleaned == []  # it was tried, and there was no line any more
-    assert wire.broken == "interrupted in the middle of a packet"
-    assert [packet.kind for packet in channel.requests] == [Kind.STAT, Kind.STAT]
+    assert scheduler.broken == "interrupted in the middle of a packet"
+    assert [packet.kind for packet in channel.requests] == [PacketType.STAT, PacketType.STAT]
 
 
 def test_an_interruption_inside_an_operation_leaves_the_line_whole() -> None:
     cleaned: list[str] = []
 
     def interrupted() -> Operation[int | None]:
-        yield from ask(Stat("1"))
+        yield from request(Stat("1"))
         raise KeyboardInterrupt
 
-    wire = connected(ScriptedChannel(sized))
+    scheduler = connected(ScriptedChannel(sized))
     with pytest.raises(KeyboardInterrupt):
-        wire.run_many([interrupted(), closing(cleaned, "hush")])
+        scheduler.run_many([interrupted(), closing(cleaned, "hush")])
     assert cleaned == ["hush"]
-    assert wire.broken is None
+    assert scheduler.broken is None
 
 
 def test_operations_that_wait_for_room_hear_of_the_end_too() -> None:
     def reading() -> Operation[None]:
-        yield from ask(Read(b"h", 0, IN_FLIGHT))
+        yield from request(Read(b"h", 0, MAX_BYTES_IN_FLIGHT))
 
-    wire = connected(ScriptedChannel(lambda packet: None, lost=True))
-    outcomes = wire.run_many([reading(), reading(), reading()])
+    scheduler = connected(ScriptedChannel(lambda packet: None, lost=True))
+    outcomes = scheduler.run_many([reading(), reading(), reading()])
     assert all(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
 
     def faulty() -> Operation[None]:
-        yield from ask(Stat("1"))
+        yield from request(Stat("1"))
         raise ZeroDivisionError
 
-    wire = connected(ScriptedChannel(lambda packet: sized(packet) if packet.kind == Kind.STAT else None))
+    scheduler = connected(ScriptedChannel(lambda packet: sized(packet) if packet.kind == PacketType.STAT else None))
     with pytest.raises(ZeroDivisionError):
-        wire.run_many([reading(), reading(), faulty()])
+        scheduler.run_many([reading(), reading(), faulty()])
 
 
 # -- handles nobody waits for -----------------------------------------------------------------------------------------
@@ -474,19 +490,19 @@ def test_operations_that_wait_for_room_hear_of_the_end_too() -> None:
 
 def test_a_forsaken_handle_is_closed_with_the_next_request() -> None:
     channel = ScriptedChannel(sized)
-    wire = connected(channel)
-    wire.close_later(b"left")
+    scheduler = connected(channel)
+    scheduler.close_later(b"left")
     assert channel.requests == []
-    assert wire.run(size_of("1")) == 1
-    assert [packet.kind for packet in channel.requests] == [Kind.CLOSE, Kind.STAT]
-    assert wire.run(size_of("2")) == 2
-    assert [packet.kind for packet in channel.requests].count(Kind.CLOSE) == 1
+    assert scheduler.run(size_of("1")) == 1
+    assert [packet.kind for packet in channel.requests] == [PacketType.CLOSE, PacketType.STAT]
+    assert scheduler.run(size_of("2")) == 2
+    assert [packet.kind for packet in channel.requests].count(PacketType.CLOSE) == 1
 
 
 def test_what_nobody_waits_for_is_sent_before_the_call_returns() -> None:
     def leaving() -> Operation[None]:
-        yield from post(Close(b"h"))
+        yield from send(Close(b"h"))
 
     channel = ScriptedChannel(sized)
     connected(channel).run(leaving())
-    assert [packet.kind for packet in channel.requests] == [Kind.CLOSE]
+    assert [packet.kind for packet in channel.requests] == [PacketType.CLOSE]

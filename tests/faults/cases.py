@@ -132,7 +132,7 @@ CASES: Final = (
     replace(
         UPLOAD,
         name="upload over 3 channels",
-        act=lambda backend, local: backend.upload(local / "source", "in/target", overwrite=True, lanes=3),
+        act=lambda backend, local: backend.upload(local / "source", "in/target", overwrite=True, channels=3),
         after=files(in_target=LARGE),
         local_before={"source": LARGE},
         local_after={"source": LARGE},

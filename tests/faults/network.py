@@ -20,8 +20,8 @@ from unittest import mock
 
 from airflow_sftp_backend import BackendUnavailable, RetryPolicy, SFTPBackend
 from airflow_sftp_backend.backend import sync
-from airflow_sftp_backend.backend._protocol.channel import Lane
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.channel import SFTPChannel
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._ssh import connect as connect_module
 from airflow_sftp_backend.backend._ssh import session as session_module
 from airflow_sftp_backend.backend._ssh.connect import Opening
@@ -33,10 +33,10 @@ from .model import EXTENDED, NAMES, Fields, Handles, ModelServer
 if TYPE_CHECKING:
     import paramiko
 
-    from airflow_sftp_backend.backend._protocol.striping import Load
+    from airflow_sftp_backend.backend._protocol.striping import TransferSize
     from airflow_sftp_backend.backend._ssh._paramiko_compat import SSHTransport
     from airflow_sftp_backend.backend._ssh.connect import ConnectionFacts, Hop
-    from airflow_sftp_backend.backend._ssh.extra_channels import FurtherChannels
+    from airflow_sftp_backend.backend._ssh.extra_channels import ExtraChannels
     from airflow_sftp_backend.backend._ssh.socket_stream import Stream
 
 IO_TIMEOUT: Final = 30.0
@@ -131,13 +131,13 @@ class Connection:
         """Lets the server carry out the next message."""
         message = self.queue.popleft()
         fault = self.network.fault_at(message.number)
-        reply = self.network.carry_out(message)
+        packet_reply = self.network.carry_out(message)
         if fault is not None and fault.moment in ("before reply", "after reply"):
             self.breaks_with = fault
             if fault.kind not in _WAKING:
                 self.queue.clear()
         if fault is None or fault.moment != "before reply":
-            message.channel.inbox += struct.pack(">I", len(reply)) + reply
+            message.channel.inbox += struct.pack(">I", len(packet_reply)) + packet_reply
         self.settle()
 
     def settle(self) -> None:
@@ -148,7 +148,7 @@ class Connection:
 
 
 class ModelChannel:
-    """A channel of a connection, as a lane uses one."""
+    """A channel of a connection, as a channel uses one."""
 
     def __init__(self, connection: Connection) -> None:
         self.handles = Handles()
@@ -257,32 +257,32 @@ class ModelChannel:
         """Ends it; see `Network.close`."""
 
 
-class _FurtherChannels:
+class _ExtraChannels:
     """Opens the further channels of a connection at once, up to ``most`` in all."""
 
     def __init__(self, connection: Connection, most: int, clock: Clock) -> None:
         self._connection = connection
         self._most = most
         self._clock = clock
-        self._arrived: list[Lane] = []
+        self._opened: list[SFTPChannel] = []
 
-    def want(self, count: int) -> None:
+    def request(self, count: int) -> None:
         """Opens them."""
         while len(self._connection.channels) < min(count, self._most):
-            channel = self._connection.network.channel(self._connection)
-            lane = Lane(channel, io_timeout=IO_TIMEOUT, clock=self._clock)
-            channel.in_background = True
+            model_channel = self._connection.network.channel(self._connection)
+            channel = SFTPChannel(model_channel, io_timeout=IO_TIMEOUT, clock=self._clock)
+            model_channel.in_background = True
             try:
-                lane.handshake()
+                channel.handshake()
             except BackendUnavailable:  # as `extra_channels` takes it
                 self._most = 0
             else:
-                self._arrived.append(lane)
-            channel.in_background = False
+                self._opened.append(channel)
+            model_channel.in_background = False
 
-    def arrived(self) -> list[Lane]:
+    def take_opened(self) -> list[SFTPChannel]:
         """Those that were opened since it was last asked."""
-        arrived, self._arrived = self._arrived, []
+        arrived, self._opened = self._opened, []
         return arrived
 
 
@@ -390,7 +390,7 @@ class Network:
         with (
             mock.patch.object(sync, "Session", session),
             mock.patch.object(session_module, "Opening", opening),
-            mock.patch.object(connect_module, "Wire", partial(Wire, clock=self.clock)),
+            mock.patch.object(connect_module, "Wire", partial(SFTPScheduler, clock=self.clock)),
         ):
             defaults: dict[str, Any] = {"base_path": "/data", "io_timeout": IO_TIMEOUT, "timeout": CONNECT_TIMEOUT}
             defaults["retry"] = RetryPolicy.disabled()
@@ -461,7 +461,13 @@ class _ModelOpening(Opening):
     """Opens connections to the model: the steps from the first channel on are those of every connection."""
 
     def __init__(
-        self, network: Network, hop: Hop, left: Callable[[], float], load: Load | None = None, *, curious: bool = False
+        self,
+        network: Network,
+        hop: Hop,
+        left: Callable[[], float],
+        load: TransferSize | None = None,
+        *,
+        curious: bool = False,
     ) -> None:
         super().__init__(hop, left, load, curious=curious)
         self._network = network
@@ -473,14 +479,14 @@ class _ModelOpening(Opening):
         transport = self._transport = cast("SSHTransport", _ModelTransport(network, connection))
         return cast("paramiko.SSHClient", SimpleNamespace(close=lambda: None)), transport, stream
 
-    def _start_sftp(self, stream: Stream, transport: SSHTransport) -> Wire:
-        wire = super()._start_sftp(stream, transport)
+    def _start_sftp(self, stream: Stream, transport: SSHTransport) -> SFTPScheduler:
+        scheduler = super()._start_sftp(stream, transport)
         self._network.sent_to_connect = self._network.sent_to_connect or self._network.sent
-        return wire
+        return scheduler
 
-    def _further(self, transport: paramiko.Transport) -> FurtherChannels:
-        further = _FurtherChannels(self._connection, self._settings.config.max_lanes, self._network.clock)
-        return cast("FurtherChannels", further)
+    def _extra_channels(self, transport: paramiko.Transport) -> ExtraChannels:
+        further = _ExtraChannels(self._connection, self._settings.config.max_channels, self._network.clock)
+        return cast("ExtraChannels", further)
 
     def facts(self) -> ConnectionFacts:
         """What logs say of it."""

@@ -57,7 +57,7 @@ def lost_at(
         with monkeypatch.context() as patch, session_to(address, timeout=TIMEOUT, **login) as session:
             patch.setattr(socket_stream, "time", clock)
             try:
-                session.call(lambda wire: None)
+                session.call(lambda scheduler: None)
             except BackendUnavailable as error:
                 assert type(error) is BackendUnavailable
                 assert relay.fired.is_set(), error

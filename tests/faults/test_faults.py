@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend
-from airflow_sftp_backend.backend._paths import STALE
+from airflow_sftp_backend.backend._paths import STALE_SECONDS
 
 from .cases import NEW, OLD, OTHER, Case, Run, World, errors_in, local_files, run, set_local
 from .network import Fault
@@ -141,7 +141,7 @@ def test_the_page_has_a_row_for_each_fault_and_no_other() -> None:
 def test_a_killed_process_leaves_old_or_new_and_the_next_call_clears_up(subject: Subject, tmp_path: Path) -> None:
     def checked() -> Iterator[Run]:
         for result in killed(subject.case, tmp_path / "local"):
-            check_again(subject.case, result, waits=STALE + 1)
+            check_again(subject.case, result, waits=STALE_SECONDS + 1)
             check_again(subject.case, result, waits=0)
             check_next_write(subject.case, result)
             if state_of(result) == EMPTY and "/data/in/target" in subject.case.before:
@@ -173,7 +173,7 @@ def check_next_write(case: Case, result: Run) -> None:
     if "/data/in/target" not in case.before:
         return
     world = result.world.copied()
-    world.clock.sleep(STALE + 1)
+    world.clock.sleep(STALE_SECONDS + 1)
     written = run(writing(NEXT), world)
     assert written.error is None
     assert world.server.files()["/data/in/target"] == NEXT

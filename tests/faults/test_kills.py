@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from airflow_sftp_backend import NotFound, SFTPBackend
-from airflow_sftp_backend.backend._paths import STALE, is_temp_name
+from airflow_sftp_backend.backend._paths import STALE_SECONDS, is_temp_name
 from tests.servers import Folder, OpenSSHServer, wait_until
 
 from .victims import NEW, OLD, OPERATIONS, Operation
@@ -107,7 +107,7 @@ def test_killed_processes_leave_old_or_new_and_the_next_call_clears_up(
             assert victim.check_state(), str(victim)
             if victim.name == "download":
                 assert (victim.local / "target").read_bytes() == NEW
-            hours_ago = time.time() - STALE - 60
+            hours_ago = time.time() - STALE_SECONDS - 60
             for place in victim.leftovers():  # which may be those of a writer that lives, until nobody has written
                 os.utime(place, (hours_ago, hours_ago))
             backend.close()

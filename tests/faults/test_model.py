@@ -114,9 +114,9 @@ def is_unusual_copy(asked: bytes, handles: Handles) -> bool:
     return not source.readable or not target.writable or end > len(source.node.content)
 
 
-def meaning(reply: bytes) -> tuple[object, ...]:
+def meaning(packet_reply: bytes) -> tuple[object, ...]:
     """What a reply says, without texts, owners, access times and the sizes of directories and links."""
-    kind, fields = reply[0], Fields(reply[5:])
+    kind, fields = packet_reply[0], Fields(packet_reply[5:])
     if kind == model.STATUS:
         return kind, fields.uint32()
     if kind == model.ATTRS:

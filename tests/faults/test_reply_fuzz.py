@@ -49,9 +49,11 @@ class FuzzedConnection(Connection):
     def carry_out_next(self) -> None:
         """Lets the server carry out the next message."""
         message = self.queue.popleft()
-        reply = self.network.carry_out(message)
+        packet_reply = self.network.carry_out(message)
         assert isinstance(self.network, FuzzedNetwork)
-        message.channel.inbox += self.network.delivered(message.number, struct.pack(">I", len(reply)) + reply)
+        message.channel.inbox += self.network.delivered(
+            message.number, struct.pack(">I", len(packet_reply)) + packet_reply
+        )
 
 
 class FuzzedNetwork(Network):

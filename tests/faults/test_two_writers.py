@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackend
-from airflow_sftp_backend.backend._paths import STALE, is_backup_name
+from airflow_sftp_backend.backend._paths import STALE_SECONDS, is_backup_name
 
 from .cases import NEW, OLD, SERVERS, Case, World, run
 from .network import Fault, Killed
@@ -59,7 +59,7 @@ def check_next_call_clears_up(world: World) -> None:
     """The next read finds a content, and an hour later the next write leaves nothing but its own."""
     held = run(reading(), world)
     assert held.error is None
-    world.clock.sleep(STALE + 1)
+    world.clock.sleep(STALE_SECONDS + 1)
     assert run(OURS, world).error is None
     assert sorted(world.server.files()) == ["/data/in/other", "/data/in/target", "/outside/other"]
 

@@ -31,7 +31,7 @@ OPERATIONS: Final = {
         {"in/target": OLD}, {"in/target": NEW}, 20,
     ),
     "upload over 3 channels": Operation(
-        lambda backend, local: backend.upload(os.path.join(local, "source"), "in/target", overwrite=True, lanes=3),
+        lambda backend, local: backend.upload(os.path.join(local, "source"), "in/target", overwrite=True, channels=3),
         {"in/target": OLD}, {"in/target": NEW}, 20,
     ),
     "write_atomic": Operation(

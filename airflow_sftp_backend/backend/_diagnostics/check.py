@@ -13,7 +13,7 @@ from typing import Final
 from airflow_sftp_backend.backend._files import tree
 from airflow_sftp_backend.backend._protocol.codec import Limits
 from airflow_sftp_backend.backend._protocol.messages import RealPath
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request
 from airflow_sftp_backend.backend._ssh.scan import scan_host_algorithms
 from airflow_sftp_backend.backend._ssh.session import ConnectionFacts
 from airflow_sftp_backend.backend.config import BackendConfig, RetryPolicy
@@ -23,9 +23,9 @@ from airflow_sftp_backend.backend.errors import (
     HostKeyRejected,
     InvalidPath,
     NotFound,
-    Refused,
     SFTPBackendError,
-    unavailable,
+    StatusError,
+    connection_error,
 )
 from airflow_sftp_backend.backend.sync import SFTPBackend
 
@@ -126,7 +126,7 @@ def _name(config: BackendConfig) -> Step:
     try:
         found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        raise unavailable(error, "looking up the name", config.address) from None
+        raise connection_error(error, "looking up the name", config.address) from None
     addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
     meaning = "an address" if addresses == [config.host] else ", ".join(addresses)
     return Step("Name", True, (f"{config.host} is {meaning}",), {"addresses": addresses})
@@ -211,8 +211,8 @@ def _failed_at(error: SFTPBackendError, facts: ConnectionFacts | None) -> str:
 def _sftp(backend: SFTPBackend) -> Step:
     """What the server can do."""
 
-    def look(wire: Wire) -> tuple[Limits, dict[str, str]]:
-        return wire.run(wire.limits()), dict(wire.extensions)
+    def look(scheduler: SFTPScheduler) -> tuple[Limits, dict[str, str]]:
+        return scheduler.run(scheduler.limits()), dict(scheduler.extensions)
 
     limits, extensions = backend._session.call(look, idempotent=True)
     return Step(
@@ -230,7 +230,7 @@ def _base_path(backend: SFTPBackend) -> Step:
     """Where the base path is, and what it holds."""
     root = backend._door.jail.root
     try:
-        where = backend._session.call(lambda wire: wire.run(_real_path(root.native)), idempotent=True)
+        where = backend._session.call(lambda scheduler: scheduler.run(_real_path(root.native)), idempotent=True)
         backend.check_health()
         names = sum(1 for _ in tree.children(backend._session.call, root))
     except SFTPBackendError as error:
@@ -244,8 +244,8 @@ def _base_path(backend: SFTPBackend) -> Step:
 def _real_path(path: str) -> Operation[str | None]:
     """The absolute path, where the server tells."""
     try:
-        return (yield from ask(RealPath(path)))
-    except Refused:
+        return (yield from request(RealPath(path)))
+    except StatusError:
         return None
 
 

@@ -15,9 +15,9 @@ from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar, cast
 
 from airflow_sftp_backend.backend._limits import Bounds
-from airflow_sftp_backend.backend._paths import JailedPath
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
-from airflow_sftp_backend.backend._protocol.striping import Load
+from airflow_sftp_backend.backend._paths import RemotePath
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
+from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups
 from airflow_sftp_backend.backend._writes.cleanup import recover, sweep, temps_in
@@ -40,12 +40,12 @@ class Job(Generic[T]):
     """
 
     landing: Landing
-    operation: Callable[[Wire], Operation[tuple[T, int | None]]]
+    operation: Callable[[SFTPScheduler], Operation[tuple[T, int | None]]]
     sweeps: bool = True
     """Whether the directory of the target is listed along with the job, for what others left there. It is listed
     afterwards where the job tells the server's time.
     """
-    load: Load | None = None
+    load: TransferSize | None = None
     """What it is to send, where that is known beforehand."""
     so_far: SoFar | None = None
     """Where the operation can go on over another connection, how far it is."""
@@ -103,7 +103,7 @@ def go_on(
     session: Session,
     work: Sequence[W],
     outcomes: list[T | SFTPBackendError | OSError],
-    again: Callable[[list[W], Wire], list[T | SFTPBackendError | OSError]],
+    again: Callable[[list[W], SFTPScheduler], list[T | SFTPBackendError | OSError]],
 ) -> None:
     """Resume, over new connections, what lost its connection, as long as that brings it forward.
 
@@ -146,12 +146,12 @@ class Landings:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._temps: dict[JailedPath, list[tuple[JailedPath, int]]] = {}
+        self._temps: dict[RemotePath, list[tuple[RemotePath, int]]] = {}
         self._unrecovered: list[Landing] = []
 
     def run(self, jobs: Sequence[Job[T]]) -> list[T | SFTPBackendError | OSError]:
         """Does the jobs side by side; the result or failure of each, in order."""
-        used: list[Wire] = []
+        used: list[SFTPScheduler] = []
         outcomes: list[T | SFTPBackendError | OSError] = []
         done = False
         load = max((job.load for job in jobs if job.load is not None), key=lambda load: load.size, default=None)
@@ -161,7 +161,7 @@ class Landings:
             done = True
             return outcomes
         finally:
-            if any(wire.broken is not None for wire in used):
+            if any(scheduler.broken is not None for scheduler in used):
                 # where files are replaced by two renames, a backup may be left though the file has landed
                 every = not done or may_have_backups(used[0])
                 lost = [every or isinstance(outcome, BackendUnavailable) for outcome in outcomes or jobs]
@@ -181,18 +181,18 @@ class Landings:
                 "temporary files may be left on the server (%s), the next write to them clears them: %s", names, error
             )
 
-    def _recover_on(self, wire: Wire) -> None:
-        outcomes = wire.run_many(recover(wire, landing) for landing in self._unrecovered)
+    def _recover_on(self, scheduler: SFTPScheduler) -> None:
+        outcomes = scheduler.run_many(recover(scheduler, landing) for landing in self._unrecovered)
         lost = [isinstance(outcome, BackendUnavailable) for outcome in outcomes]
         self._unrecovered = [landing for landing, is_lost in zip(self._unrecovered, lost, strict=True) if is_lost]
 
-    def tidy(self, target: JailedPath, now: int) -> None:
+    def tidy(self, target: RemotePath, now: int) -> None:
         """Clears what others left behind for a target that has just been written; ``now`` is the server's time."""
 
-        def use(wire: Wire) -> None:
+        def use(scheduler: SFTPScheduler) -> None:
             if target.parent not in self._temps:
-                wire.run(self._note(target.parent, wire.bounds))
-            wire.run(sweep(target, self._temps[target.parent], now))
+                scheduler.run(self._note(target.parent, scheduler.bounds))
+            scheduler.run(sweep(target, self._temps[target.parent], now))
 
         try:
             self._session.call(use, attempts=1)
@@ -203,39 +203,43 @@ class Landings:
         """Forgets what was seen in the folders."""
         self._temps.clear()
 
-    def _land(self, used: list[Wire], jobs: Sequence[Job[T]], wire: Wire) -> list[T | SFTPBackendError | OSError]:
-        used.append(wire)
+    def _land(
+        self, used: list[SFTPScheduler], jobs: Sequence[Job[T]], scheduler: SFTPScheduler
+    ) -> list[T | SFTPBackendError | OSError]:
+        used.append(scheduler)
         if self._unrecovered:
-            self._recover_on(wire)
+            self._recover_on(scheduler)
         folders = {job.landing.target.parent for job in jobs if job.sweeps} - self._temps.keys()
         landed: list[tuple[Job[T], int]] = []
-        notes = (self._note(folder, wire.bounds) for folder in folders)
-        landings = (_timed(job, wire, landed) for job in jobs)
-        outcomes = wire.run_many(chain[Operation[T] | Operation[None]](notes, landings))[len(folders) :]
-        if wire.broken is None:
+        notes = (self._note(folder, scheduler.bounds) for folder in folders)
+        landings = (_timed(job, scheduler, landed) for job in jobs)
+        outcomes = scheduler.run_many(chain[Operation[T] | Operation[None]](notes, landings))[len(folders) :]
+        if scheduler.broken is None:
             unlisted = {job.landing.target.parent for job, _ in landed} - self._temps.keys()
-            wire.run_many(self._note(folder, wire.bounds) for folder in unlisted)
-            wire.run_many(
+            scheduler.run_many(self._note(folder, scheduler.bounds) for folder in unlisted)
+            scheduler.run_many(
                 sweep(job.landing.target, temps, now, job.so_far.temp if job.so_far is not None else None)
                 for job, now in landed
                 if (temps := self._temps.get(job.landing.target.parent))
             )
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
-    def _note(self, folder: JailedPath, bounds: Bounds) -> Operation[None]:
+    def _note(self, folder: RemotePath, bounds: Bounds) -> Operation[None]:
         self._temps[folder] = yield from temps_in(folder, bounds)
 
 
-def _timed(job: Job[T], wire: Wire, landed: list[tuple[Job[T], int]]) -> Operation[T]:
-    result, now = yield from naming(job.landing.target, job.operation(wire))
+def _timed(job: Job[T], scheduler: SFTPScheduler, landed: list[tuple[Job[T], int]]) -> Operation[T]:
+    result, now = yield from naming(job.landing.target, job.operation(scheduler))
     if now is not None:
         landed.append((job, now))
     return result
 
 
-def without_result(work: Callable[[Wire], Operation[int | None]], wire: Wire) -> Operation[tuple[None, int | None]]:
+def without_result(
+    work: Callable[[SFTPScheduler], Operation[int | None]], scheduler: SFTPScheduler
+) -> Operation[tuple[None, int | None]]:
     """The operation of a job that has no result but the server's time, where that is known."""
-    return None, (yield from work(wire))
+    return None, (yield from work(scheduler))
 
 
 # -- many -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._transfers import local_transfer
 from airflow_sftp_backend.backend._transfers.comparison import same_samples
@@ -18,7 +18,7 @@ from airflow_sftp_backend.backend._transfers.local_files import NewFileModes
 from airflow_sftp_backend.backend._writes.backups import restoring
 from airflow_sftp_backend.backend._writes.group_commit import GroupCommit, group_of
 from airflow_sftp_backend.backend._writes.write_target import Verify
-from airflow_sftp_backend.backend.config import check_lanes
+from airflow_sftp_backend.backend.config import check_channels
 from airflow_sftp_backend.backend.errors import SFTPBackendError
 from airflow_sftp_backend.backend.models import BeforeRename, Progress, WriteResult
 
@@ -95,11 +95,13 @@ class FileTransfers:
             pairs, lambda pair: local_transfer.Download(self._door.at(pair[0]), pair[1], *more)
         )
 
-        def one_of(one: local_transfer.Download, wire: Wire) -> Operation[WriteResult]:
-            return naming(one.place, restoring(wire, one.place, lambda: one(wire)))
+        def one_of(one: local_transfer.Download, scheduler: SFTPScheduler) -> Operation[WriteResult]:
+            return naming(one.place, restoring(scheduler, one.place, lambda: one(scheduler)))
 
-        def fetch(wanted: list[local_transfer.Download], wire: Wire) -> list[WriteResult | SFTPBackendError | OSError]:
-            return wire.run_many(one_of(one, wire) for one in wanted)
+        def fetch(
+            wanted: list[local_transfer.Download], scheduler: SFTPScheduler
+        ) -> list[WriteResult | SFTPBackendError | OSError]:
+            return scheduler.run_many(one_of(one, scheduler) for one in wanted)
 
         with ExitStack() as stack:
             for one in downloads:
@@ -118,11 +120,11 @@ class FileTransfers:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
-        lanes: int | None = None,
+        channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
     ) -> WriteResult:
-        """Sends a local file, as `write_atomic` does, over ``lanes`` channels of the connection, or as many as pay.
+        """Sends a local file, as `write_atomic` does, over ``channels`` channels of the connection, or as many as pay.
 
         A lost connection is made anew and the upload goes on. With a ``resume_key``, which names the writer, what was
         sent (from some 32 MiB on) outlives even an interruption, and the next call with that key goes on with it. The
@@ -132,7 +134,7 @@ class FileTransfers:
         """
         (outcome,) = self.upload_many(
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
-            lanes=lanes, resume_key=resume_key, digest=digest, return_exceptions=True,
+            channels=channels, resume_key=resume_key, digest=digest, return_exceptions=True,
         )  # fmt: skip
         return or_raise(outcome)
 
@@ -144,7 +146,7 @@ class FileTransfers:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
-        lanes: int | None = None,
+        channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
         return_exceptions: bool = False,
@@ -159,12 +161,12 @@ class FileTransfers:
         """
         check_verify(verify)
         commits = group_of(before_rename)
-        if lanes is not None:
-            check_lanes("lanes", lanes)
+        if channels is not None:
+            check_channels("channels", channels)
 
         def job(pair: tuple[str | os.PathLike[str], str]) -> Job[WriteResult]:
             landing = self._door.landing(pair[1], overwrite, verify)
-            landing = replace(landing, create_parents=create_parents, lanes=lanes, commits=commits)
+            landing = replace(landing, create_parents=create_parents, channels=channels, commits=commits)
             sending = local_transfer.Upload(landing, pair[0], progress, resume_key, digest)
             return Job(landing, sending, verify != "none", sending.load, sending.so_far)
 
@@ -184,7 +186,8 @@ class FileTransfers:
         comparisons, refused = sorted_out(pairs, lambda pair: (self._door.at(pair[1]), pair[0]))
         outcomes = (
             self._session.call(
-                lambda wire: wire.run_many(same_samples(place, local) for place, local in comparisons), idempotent=True
+                lambda scheduler: scheduler.run_many(same_samples(place, local) for place, local in comparisons),
+                idempotent=True,
             )
             if comparisons
             else []

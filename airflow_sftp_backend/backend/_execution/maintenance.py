@@ -48,5 +48,5 @@ class Maintenance:
         """
         place = self._door.at(path)
         with self._door.named():
-            seconds = self._session.call(lambda wire: wire.run(server_time(place)))
+            seconds = self._session.call(lambda scheduler: scheduler.run(server_time(place)))
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

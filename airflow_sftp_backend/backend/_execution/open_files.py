@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from airflow_sftp_backend.backend._files.operations import close_quietly, discard, open_for_reading, why_unreadable
 from airflow_sftp_backend.backend._files.pipelining import Outgoing
-from airflow_sftp_backend.backend._paths import JailedPath
+from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import FStat, Read
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask, post, wait
-from airflow_sftp_backend.backend._protocol.striping import Spread
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
+from airflow_sftp_backend.backend._protocol.striping import StripedFile
 from airflow_sftp_backend.backend._writes.atomic_write import land
 from airflow_sftp_backend.backend._writes.backups import restoring
 from airflow_sftp_backend.backend._writes.write_target import Landing, Opened, open_landing
@@ -26,9 +26,9 @@ from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     CapabilityNotSupported,
     InvalidPath,
-    Refused,
     SFTPBackendError,
-    from_refusal,
+    StatusError,
+    from_status,
 )
 from airflow_sftp_backend.backend.models import utc
 
@@ -55,7 +55,7 @@ class RemoteFile(io.BufferedReader):
 
     _blocks: _Blocks | None = None
 
-    def __init__(self, session: Session, place: JailedPath) -> None:
+    def __init__(self, session: Session, place: RemotePath) -> None:
         self._blocks = _Blocks(session, place)
         super().__init__(self._blocks, _BUFFER)
 
@@ -86,21 +86,21 @@ class RemoteFile(io.BufferedReader):
 class _Blocks(io.RawIOBase):
     """The blocks of an open file, a few of them asked for before they are wanted."""
 
-    def __init__(self, session: Session, place: JailedPath) -> None:
+    def __init__(self, session: Session, place: RemotePath) -> None:
         self._session = session
         self._place = place
         self._position = 0
         self._current = memoryview(b"")
         self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
         self._ahead = 1
-        self._wire: Wire | None = None
+        self._scheduler: SFTPScheduler | None = None
         self._handle = b""
         self.size_at_open: int | None = None
         self.modified_at_open: datetime | None = None
         session.call(self._open, idempotent=True)
 
     def __repr__(self) -> str:
-        place: JailedPath | None = getattr(self, "_place", None)  # none yet while it is being set up
+        place: RemotePath | None = getattr(self, "_place", None)  # none yet while it is being set up
         return f"<remote file {'not open yet' if place is None else repr(place.key)}>"
 
     def readable(self) -> bool:
@@ -152,43 +152,43 @@ class _Blocks(io.RawIOBase):
 
     def release(self) -> None:
         """Closes the handle, if its connection is still there."""
-        wire, self._wire = self._wire, None
-        if wire is not None and wire.broken is None:
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None and scheduler.broken is None:
             try:
-                self._session.call(lambda now: now.run(close_quietly(self._handle)) if now is wire else None)
+                self._session.call(lambda now: now.run(close_quietly(self._handle)) if now is scheduler else None)
             except BackendUnavailable:  # the handle went with the connection
                 return
 
     def forsake(self) -> None:
         """Leaves the handle to be closed with the next thing sent."""
-        wire, self._wire = self._wire, None
-        if wire is not None:
-            wire.close_later(self._handle)
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            scheduler.close_later(self._handle)
 
-    def _open(self, wire: Wire) -> None:
-        opening = restoring(wire, self._place, lambda: self._open_here(wire))
-        self._handle = wire.run(naming(self._place, opening))
-        self._wire = wire
+    def _open(self, scheduler: SFTPScheduler) -> None:
+        opening = restoring(scheduler, self._place, lambda: self._open_here(scheduler))
+        self._handle = scheduler.run(naming(self._place, opening))
+        self._scheduler = scheduler
 
-    def _open_here(self, wire: Wire) -> Operation[bytes]:
+    def _open_here(self, scheduler: SFTPScheduler) -> Operation[bytes]:
         handle = yield from open_for_reading(self._place)
         opened = False
         try:
-            asked = yield from post(FStat(handle))
-            request = Read(handle, 0, (yield from wire.limits()).read)
-            first = yield from post(request)
+            asked = yield from send(FStat(handle))
+            request = Read(handle, 0, (yield from scheduler.limits()).read)
+            first = yield from send(request)
             try:
-                attributes = yield from wait(asked)
-            except Refused:  # some servers have no FSTAT; a folder refuses the first read
+                attributes = yield from reply(asked)
+            except StatusError:  # some servers have no FSTAT; a folder refuses the first read
                 attributes = Attributes()
-                yield from wait(first)
+                yield from reply(first)
             if attributes.is_folder:
                 raise InvalidPath("cannot read: it is a folder, not a file", path=self._place.key)
             self.size_at_open, self.modified_at_open = attributes.size, utc(attributes.mtime)
             self._queue.clear()
             self._queue.append((request, first))
             opened = True
-        except Refused as refused:
+        except StatusError as refused:
             raise (yield from why_unreadable(self._place, refused)) from None
         finally:
             if not opened:
@@ -196,13 +196,13 @@ class _Blocks(io.RawIOBase):
         return handle
 
     def _run(self, operation: Operation[_T]) -> _T:
-        return _run_on(self._session, self._wire, operation, self._place)
+        return _run_on(self._session, self._scheduler, operation, self._place)
 
     def _ask_size(self) -> Operation[int]:
         try:
-            size = (yield from ask(FStat(self._handle))).size
-        except Refused as refused:
-            raise from_refusal(refused, "cannot find its end", self._place.key) from None
+            size = (yield from request(FStat(self._handle))).size
+        except StatusError as refused:
+            raise from_status(refused, "cannot find its end", self._place.key) from None
         if size is None:
             raise CapabilityNotSupported(
                 "cannot find its end: the server does not tell the size of the file", path=self._place.key
@@ -215,26 +215,26 @@ class _Blocks(io.RawIOBase):
         return size
 
     def _next_block(self) -> Operation[memoryview]:
-        assert self._wire is not None
-        block = (yield from self._wire.limits()).read
+        assert self._scheduler is not None
+        block = (yield from self._scheduler.limits()).read
         most = max(2, min(64, READ_AHEAD // block))
         at = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
         while len(self._queue) < self._ahead:
             request = Read(self._handle, at, block)
-            self._queue.append((request, (yield from post(request))))
+            self._queue.append((request, (yield from send(request))))
             at += block
         self._ahead = min(2 * self._ahead, most)
         request, pending = self._queue.popleft()
         try:
-            data = yield from wait(pending)
-        except Refused as refused:
+            data = yield from reply(pending)
+        except StatusError as refused:
             raise (yield from why_unreadable(self._place, refused)) from None
-        self._wire.bounds.check_file_bytes(request.offset + len(data), self._place.key)
+        self._scheduler.bounds.check_file_bytes(request.offset + len(data), self._place.key)
         if not data:
             self._queue.clear()
         elif len(data) < request.length:
             rest = Read(self._handle, request.offset + len(data), request.length - len(data))
-            self._queue.appendleft((rest, (yield from post(rest))))
+            self._queue.appendleft((rest, (yield from send(rest))))
         return data
 
 
@@ -249,7 +249,7 @@ class AtomicWriter(io.RawIOBase):
         self._landing = landing
         self._buffer = bytearray()
         self._opened: Opened | None = None
-        self.wire: Wire | None = None
+        self.scheduler: SFTPScheduler | None = None
         """The connection it is open on, or was being opened on."""
 
     def open(self) -> None:
@@ -259,15 +259,15 @@ class AtomicWriter(io.RawIOBase):
         """
         self._session.call(self._open)
 
-    def _open(self, wire: Wire) -> None:
-        self.wire = wire
+    def _open(self, scheduler: SFTPScheduler) -> None:
+        self.scheduler = scheduler
 
         def opening() -> Operation[None]:
             self._opened = yield from open_landing(self._landing)
-            spread = Spread(wire, self._landing.temp, self._opened.handle, size=None, lanes=1)
-            self._out = Outgoing(spread, (yield from wire.limits()).write)
+            spread = StripedFile(scheduler, self._landing.temp, self._opened.handle, size=None, channels=1)
+            self._out = Outgoing(spread, (yield from scheduler.limits()).write)
 
-        wire.run(naming(self._landing.target, opening()))
+        scheduler.run(naming(self._landing.target, opening()))
 
     def writable(self) -> bool:
         """True."""
@@ -295,30 +295,30 @@ class AtomicWriter(io.RawIOBase):
 
     def abort(self) -> None:
         """Removes the temporary file, if the connection is still there."""
-        if self._opened is not None and self.wire is not None and self.wire.broken is None:
+        if self._opened is not None and self.scheduler is not None and self.scheduler.broken is None:
             self._run(discard(self._landing.temp, self._opened.unclosed))
 
     def _finish(self) -> Operation[int | None]:
-        assert self.wire is not None
+        assert self.scheduler is not None
         assert self._opened is not None
         yield from self._out.push(memoryview(self._buffer))
-        return (yield from land(self.wire, self._landing, self._opened, self._out, None))
+        return (yield from land(self.scheduler, self._landing, self._opened, self._out, None))
 
     def _run(self, operation: Operation[_T]) -> _T:
-        return _run_on(self._session, self.wire, self._explained(operation), self._landing.target)
+        return _run_on(self._session, self.scheduler, self._explained(operation), self._landing.target)
 
     def _explained(self, operation: Operation[_T]) -> Operation[_T]:
         try:
             return (yield from operation)
-        except Refused as refused:
-            raise from_refusal(refused, "cannot write", self._landing.target.key) from None
+        except StatusError as refused:
+            raise from_status(refused, "cannot write", self._landing.target.key) from None
 
 
-def _run_on(session: Session, wire: Wire | None, operation: Operation[_T], place: JailedPath) -> _T:
+def _run_on(session: Session, scheduler: SFTPScheduler | None, operation: Operation[_T], place: RemotePath) -> _T:
     """Runs it on that very connection: a handle means nothing to another."""
 
-    def use(now: Wire) -> _T:
-        if now is not wire:
+    def use(now: SFTPScheduler) -> _T:
+        if now is not scheduler:
             operation.close()
             raise BackendUnavailable("the connection this file was opened on is gone; open it again", path=place.key)
         return now.run(naming(place, operation))

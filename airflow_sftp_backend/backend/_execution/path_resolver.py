@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from airflow_sftp_backend.backend._paths import Jail, JailedPath, has_control_character, name_place
+from airflow_sftp_backend.backend._paths import Jail, RemotePath, add_location, has_control_character
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._writes.write_target import Landing, Verify
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, SFTPBackendError
@@ -15,7 +15,7 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath,
 T = TypeVar("T")
 
 
-def naming(place: JailedPath, operation: Operation[T]) -> Operation[T]:
+def naming(place: RemotePath, operation: Operation[T]) -> Operation[T]:
     """Run an operation; the error of a lost connection names the path that the operation is about.
 
     :param place: the path
@@ -38,19 +38,19 @@ class Door:
         self.jail = jail
         self._address = address
 
-    def at(self, path: str) -> JailedPath:
+    def at(self, path: str) -> RemotePath:
         """The place of a path. InvalidPath if it has none."""
         with self.named():
-            return self.jail.locate(path)
+            return self.jail.resolve(path)
 
-    def changed(self, path: str) -> JailedPath:
+    def changed(self, path: str) -> RemotePath:
         """The place of what is to be changed. InvalidPath also for the root."""
         place = self.at(path)
         if place.is_root:
             raise InvalidPath("base_path itself is not written, moved or deleted", path=path, server=self._address)
         return place
 
-    def target(self, path: str) -> JailedPath:
+    def target(self, path: str) -> RemotePath:
         """The place of what is to be made. InvalidPath also for names that no listing would show."""
         place = self.changed(path)
         if has_control_character(place.key):
@@ -60,7 +60,7 @@ class Door:
     def landing(self, path: str, overwrite: bool, verify: Verify) -> Landing:
         """Where a file is to arrive, with temporary names that nobody else uses."""
         target = self.target(path)
-        temp, aside = target.temp(secrets.token_hex(6)), target.parked_backup(secrets.token_hex(6))
+        temp, aside = target.temp(secrets.token_hex(6)), target.unique_backup(secrets.token_hex(6))
         return Landing(target, temp, aside, overwrite, verify)
 
     def each(self, items: Iterable[T]) -> Iterator[T]:
@@ -69,7 +69,7 @@ class Door:
             yield from items
 
     @contextmanager
-    def named(self, place: JailedPath | None = None) -> Iterator[None]:
+    def named(self, place: RemotePath | None = None) -> Iterator[None]:
         """Errors of the block name this server, and those of a lost connection the path ``place``."""
         try:
             yield
@@ -82,5 +82,5 @@ class Door:
     def located(self, outcome: T) -> T:
         """The outcome; if it is an error, it names this server and the path there."""
         if isinstance(outcome, SFTPBackendError):
-            name_place(outcome, self._address, self.jail)
+            add_location(outcome, self._address, self.jail)
         return outcome

@@ -18,16 +18,16 @@ from airflow_sftp_backend.backend._limits import size_mismatch
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes, Limits
 from airflow_sftp_backend.backend._protocol.messages import FStat, Read, Write
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask_all, post, wait
-from airflow_sftp_backend.backend._protocol.striping import Spread, window
-from airflow_sftp_backend.backend.errors import InvalidPath, Refused, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
+from airflow_sftp_backend.backend._protocol.striping import StripedFile, window_size
+from airflow_sftp_backend.backend.errors import InvalidPath, SFTPBackendError, StatusError, TransferCorrupted
 from airflow_sftp_backend.backend.models import Progress
 
 WINDOW: Final = 20 << 20
-"""Most bytes one download keeps in flight, and less than a lane's bound."""
+"""Most bytes one download keeps in flight, and less than a channel's bound."""
 SPAN: Final = 32 << 20
 """Most bytes of an upload from the first that is not acknowledged to the last that is sent."""
-_SENT: Final = 8 << 20  # bytes of an upload in flight on one lane: what its window does not take waits there
+_SENT: Final = 8 << 20  # bytes of an upload in flight on one channel: what its window does not take waits there
 _NEAR_UP: Final = 1 << 20  # bytes in flight where the server is next door: sshd is slow to enlarge its buffers
 _NEAR_DOWN: Final = 4 << 20
 _BLOCKS: Final = 64  # of 32 KiB in flight at most, as OpenSSH's client does: some servers keep every one in memory
@@ -104,9 +104,10 @@ class Content:
 
 
 class Outgoing:
-    """Writes to one open file from ``offset`` on, a window of blocks in flight, over the lanes that ``spread`` has."""
+    """Writes to one open file from ``offset`` on, a window of blocks in flight, over the channels that ``spread``
+    has."""
 
-    def __init__(self, spread: Spread, block: int, *, offset: int = 0, progress: Progress | None = None) -> None:
+    def __init__(self, spread: StripedFile, block: int, *, offset: int = 0, progress: Progress | None = None) -> None:
         self.block = block
         self.offset = offset
         self.handle = spread.handle
@@ -118,29 +119,29 @@ class Outgoing:
     def push(self, data: bytes | memoryview) -> Operation[None]:
         """Sends bytes on their way. Raises Refused for an earlier block that the server refused."""
         view = memoryview(data).cast("B")
-        most = max(1, min(_BLOCKS, window(self._spread.round_trip, _NEAR_UP, _SENT) // self.block))
+        most = max(1, min(_BLOCKS, window_size(self._spread.round_trip, _NEAR_UP, _SENT) // self.block))
         for start in range(0, len(view), self.block):
             piece = view[start : start + self.block]
-            yield from self._spread.widen(self.offset, self.drain)
+            yield from self._spread.add_channels(self.offset, self.drain)
             # with nothing of its own to wait for, it waits where the wire lets it: behind what others send
             while self._queue and (
                 not self._spread.has_room(len(piece))
-                or (self._spread.single and len(self._queue) >= most)
+                or (self._spread.is_single_channel and len(self._queue) >= most)
                 or self._sent + len(piece) > SPAN
             ):
                 yield from self._acknowledge()
-            way = self._spread.roomiest
-            self._queue.append((len(piece), (yield from post(Write(way.handle, self.offset, piece), way.lane))))
+            way = self._spread.least_loaded
+            self._queue.append((len(piece), (yield from send(Write(way.handle, self.offset, piece), way.channel))))
             self._sent += len(piece)
             self.offset += len(piece)
 
     def join(self) -> Operation[None]:
-        """Leaves one handle open. With several lanes, waits until every byte is acknowledged. Raises Refused."""
+        """Leaves one handle open. With several channels, waits until every byte is acknowledged. Raises Refused."""
         closing = yield from self._spread.close()
         if closing:
             yield from self.drain()
         for pending in closing:
-            yield from wait(pending)
+            yield from reply(pending)
 
     def drain(self) -> Operation[None]:
         """Waits until every byte is acknowledged. Raises Refused."""
@@ -150,12 +151,12 @@ class Outgoing:
     def _acknowledge(self) -> Operation[None]:
         size, pending = self._queue.popleft()
         self._sent -= size
-        yield from wait(pending)
+        yield from reply(pending)
         if self._progress is not None:
             self._progress(size)
 
 
-def send(content: Content, out: Outgoing) -> Operation[None]:
+def write_source(content: Content, out: Outgoing) -> Operation[None]:
     """Sends all of ``content``; the last blocks are still in flight when it returns: see `Outgoing.drain`."""
     while len(data := content.take(out.block)):
         yield from out.push(data)
@@ -171,7 +172,7 @@ class Incoming:
     """
 
     def __init__(
-        self, wire: Wire, handle: bytes, block: int, path: str, *, offset: int = 0, to_end: bool = False
+        self, scheduler: SFTPScheduler, handle: bytes, block: int, path: str, *, offset: int = 0, to_end: bool = False
     ) -> None:
         self.size = offset
         """Bytes delivered so far, those before ``offset`` among them."""
@@ -184,7 +185,7 @@ class Incoming:
         self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
         self._offset = self._following = offset
         self._promised: int | None = None
-        self._wire = wire
+        self._scheduler = scheduler
         self._depth = 0
         self._first = _FIRST_READS
         self._last: Pending[Attributes] | None = None
@@ -199,8 +200,8 @@ class Incoming:
         if self._last is None:
             return
         try:
-            now = yield from wait(self._last)
-        except Refused:
+            now = yield from reply(self._last)
+        except StatusError:
             return
         if (now.size, now.mtime) != (self.attributes.size, self.attributes.mtime):
             raise TransferCorrupted("the file changed while it was read. Wait until it is stable", path=self._path)
@@ -222,7 +223,7 @@ class Incoming:
         data: memoryview = yield pending
         size = self.size + len(data)
         if self._to_end or self._promised is None:
-            self._wire.bounds.check_file_bytes(size, self._path)
+            self._scheduler.bounds.check_file_bytes(size, self._path)
         if self._promised is not None and (size > self._promised or (not data and size < self._promised)):
             if not self._to_end:
                 raise (yield from self._mismatch(size, ended=not data))
@@ -230,56 +231,56 @@ class Incoming:
             self._depth = self._most
         self.size = size
         is_short = len(data) < request.length
-        if not data or (is_short and size == self._promised and self._wire.traits.reads_whole_blocks):
+        if not data or (is_short and size == self._promised and self._scheduler.traits.reads_whole_blocks):
             self._queue.clear()
             self._promised = self._following = size
             self._depth = _ALL_ASKED
         elif is_short:  # which proves the end only on some servers; elsewhere the end is read as well
             rest = Read(self._handle, self.size, request.length - len(data))
-            self._queue.appendleft((rest, (yield from post(rest))))
+            self._queue.appendleft((rest, (yield from send(rest))))
         return data
 
     def _mismatch(self, size: int, *, ended: bool) -> Operation[TransferCorrupted]:
         """Find out why the file has another number of bytes than the server says; reads on to count them."""
         told = self._promised
         assert told is not None
-        (now,) = yield from ask_all([FStat(self._handle)])
+        (now,) = yield from request_all([FStat(self._handle)])
         if isinstance(now, Attributes) and now.size not in (None, told):
             return TransferCorrupted(
                 f"the file changed while it was read: it had {told} bytes and has {now.size} now. Wait until it is"
                 " stable",
                 path=self._path,
             )
-        rest = Incoming(self._wire, self._handle, self._block, self._path, offset=size, to_end=True)
-        most = min(size + _COUNTED, self._wire.bounds.max_file_bytes)
+        rest = Incoming(self._scheduler, self._handle, self._block, self._path, offset=size, to_end=True)
+        most = min(size + _COUNTED, self._scheduler.bounds.max_file_bytes)
         while not ended and rest.size < most:
             try:
                 ended = not (yield from rest.next())
-            except (Refused, SFTPBackendError):
+            except (StatusError, SFTPBackendError):
                 break
-        return size_mismatch(told, rest.size, self._path, ended=ended)
+        return size_mismatch(told, rest.size, self._path, reached_end=ended)
 
     @property
     def _most(self) -> int:
         """Blocks to keep in flight."""
         if self._block <= Limits().read:
             return _BLOCKS
-        return max(_FIRST_READS, window(self._wire.round_trip, _NEAR_DOWN, WINDOW) // self._block)
+        return max(_FIRST_READS, window_size(self._scheduler.round_trip, _NEAR_DOWN, WINDOW) // self._block)
 
     def _begin(self) -> Operation[None]:
-        self._depth = self._first = 1 if self._wire.reads_small_files else _FIRST_READS
+        self._depth = self._first = 1 if self._scheduler.reads_small_files else _FIRST_READS
         asked: Pending[Attributes] = yield FStat(self._handle)
         yield from self._ask_ahead()
         try:
             self.attributes = yield asked
-        except Refused:  # some servers have no FSTAT
+        except StatusError:  # some servers have no FSTAT
             return
         if self.attributes.is_folder:
             raise InvalidPath("cannot read: it is a folder, not a file", path=self._path)
         if (told := self.attributes.size) is not None:
             self._promised = told
             self._depth = self._most if self._following <= told else _ALL_ASKED
-            self._wire.reads_small_files = told < self._block
+            self._scheduler.reads_small_files = told < self._block
 
     def _ask_ahead(self) -> Operation[None]:
         """Keeps the window full; the last read of a file of known size asks for the byte after its end."""
@@ -288,7 +289,7 @@ class Incoming:
             if self._promised is not None:  # the first reads are sent
                 if self._following > self._promised:
                     if self._last is None and self._following - self._offset > self._first * self._block:
-                        self._last = yield from post(FStat(self._handle))
+                        self._last = yield from send(FStat(self._handle))
                     self._depth = _ALL_ASKED
                     return
                 length = max(1, min(length, self._promised - self._following))

@@ -15,11 +15,11 @@ from functools import lru_cache
 from typing import Final, Protocol, TypeVar
 
 from airflow_sftp_backend.backend._limits import BoundExceeded, ListingTally, SharedTally
-from airflow_sftp_backend.backend._paths import JailedPath, check_text, is_temp_name
+from airflow_sftp_backend.backend._paths import RemotePath, check_text, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import RemoveDir, Stat
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask_all, server_traits
-from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, Refused, SFTPBackendError
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request_all, server_traits
+from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import FileInfo, FolderInfo
 
 from .deletion import delete, delete_folder
@@ -32,7 +32,7 @@ T = TypeVar("T")
 class Call(Protocol):
     """How a walk reaches the server: ``Session.call``, one call a level, so that other threads get their turn."""
 
-    def __call__(self, use: Callable[[Wire], T], *, idempotent: bool = False) -> T:
+    def __call__(self, use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
         """Runs ``use`` on the wire."""
 
 
@@ -40,7 +40,7 @@ class Call(Protocol):
 class Found:
     """An entry met on a walk: its own attributes and, for a link, those of what it leads to (None: nothing)."""
 
-    place: JailedPath
+    place: RemotePath
     own: Attributes
     leads_to: Attributes | None
 
@@ -59,7 +59,7 @@ class Found:
         return file_info(self.place, self.leads_to or self.own)
 
 
-def _list(place: JailedPath, tally: ListingTally, depth: int, *, enters: bool) -> Operation[list[Found]]:
+def _list(place: RemotePath, tally: ListingTally, depth: int, *, enters: bool) -> Operation[list[Found]]:
     entries = yield from list_folder(place, tally, depth)
     if enters:
         entries = yield from with_links_told(entries)
@@ -70,7 +70,7 @@ def _list(place: JailedPath, tally: ListingTally, depth: int, *, enters: bool) -
 
 
 def _list_all(
-    call: Call, tally: ListingTally, folders: Sequence[JailedPath], go_on_in: Collection[JailedPath]
+    call: Call, tally: ListingTally, folders: Sequence[RemotePath], go_on_in: Collection[RemotePath]
 ) -> list[list[Found] | SFTPBackendError | OSError]:
     """List folders side by side; in those of ``go_on_in``, whose subfolders are to be entered, links are told.
 
@@ -84,26 +84,26 @@ def _list_all(
 def _listed_by(
     call: Call,
     tallies: Sequence[ListingTally],
-    folders: Sequence[JailedPath],
-    operation: Callable[[JailedPath, int], Operation[T]],
+    folders: Sequence[RemotePath],
+    operation: Callable[[RemotePath, int], Operation[T]],
 ) -> list[T | SFTPBackendError | OSError]:
     """Run an operation that lists for each folder, side by side; ``tallies`` count for them."""
     marks = [tally.mark() for tally in tallies]
 
-    def use(wire: Wire) -> list[T | SFTPBackendError | OSError]:
+    def use(scheduler: SFTPScheduler) -> list[T | SFTPBackendError | OSError]:
         for tally, mark in zip(tallies, marks, strict=True):
             tally.rewind(mark)  # what an earlier connection sent is sent again
-            tally.bounds = wire.bounds
-        depth = _ahead(wire, folders)
-        return _unless_lost(wire.run_many(operation(folder, depth) for folder in folders))
+            tally.bounds = scheduler.bounds
+        depth = _ahead(scheduler, folders)
+        return _unless_lost(scheduler.run_many(operation(folder, depth) for folder in folders))
 
     return call(use, idempotent=True)
 
 
-def _ahead(wire: Wire, folders: Sequence[JailedPath]) -> int:
+def _ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath]) -> int:
     """How many requests for entries go out at first: three for each millisecond of the round trip, so that a large
     folder far away takes few round trips."""
-    return int(max(2, min(128, wire.round_trip * 3000 / max(1, len(folders)))))
+    return int(max(2, min(128, scheduler.round_trip * 3000 / max(1, len(folders)))))
 
 
 def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
@@ -122,7 +122,7 @@ def _within_bounds(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | S
     return outcomes
 
 
-def children(call: Call, folder: JailedPath) -> Iterator[Found]:
+def children(call: Call, folder: RemotePath) -> Iterator[Found]:
     """What a folder holds, temporary names left out; nothing where there is no such folder."""
     tally = ListingTally(folder.key)
     (outcome,) = _list_all(call, tally, [folder], go_on_in=())
@@ -139,7 +139,7 @@ def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
 
 def walk(
     call: Call,
-    root: JailedPath,
+    root: RemotePath,
     max_depth: int | None = None,
     *,
     must_exist: bool = False,
@@ -173,7 +173,7 @@ def walk(
         tally.finish()
 
 
-def file_infos(call: Call, places: Sequence[JailedPath]) -> list[FileInfo | SFTPBackendError | OSError]:
+def file_infos(call: Call, places: Sequence[RemotePath]) -> list[FileInfo | SFTPBackendError | OSError]:
     """The files of many paths in one round trip: NotFound, InvalidPath for a folder, or why it is not shown."""
     return [
         looked if isinstance(looked, SFTPBackendError | OSError) else as_file(place, looked)
@@ -181,32 +181,32 @@ def file_infos(call: Call, places: Sequence[JailedPath]) -> list[FileInfo | SFTP
     ]
 
 
-def _look_at_all(call: Call, places: Sequence[JailedPath]) -> list[Attributes | SFTPBackendError | OSError | None]:
+def _look_at_all(call: Call, places: Sequence[RemotePath]) -> list[Attributes | SFTPBackendError | OSError | None]:
     """What `look` finds for each, or raises. One round trip where the answers leave nothing open."""
 
-    def use(wire: Wire) -> list[Attributes | SFTPBackendError | OSError | None]:
-        parents = () if wire.traits.finds_nothing_below_files else {place.parent: None for place in places}
+    def use(scheduler: SFTPScheduler) -> list[Attributes | SFTPBackendError | OSError | None]:
+        parents = () if scheduler.traits.finds_nothing_below_files else {place.parent: None for place in places}
         asked = (*places, *(parent for parent in parents if not parent.is_root))
-        shown = dict(zip(asked, wire.run(ask_all([Stat(place.native) for place in asked])), strict=True))
-        looked: dict[JailedPath, Attributes | SFTPBackendError | OSError | None] = {}
-        unclear: list[JailedPath] = []
+        shown = dict(zip(asked, scheduler.run(request_all([Stat(place.native) for place in asked])), strict=True))
+        looked: dict[RemotePath, Attributes | SFTPBackendError | OSError | None] = {}
+        unclear: list[RemotePath] = []
         for place in places:
             answer = shown[place]
             if parents and is_file_above(shown.get(place.parent)):
                 looked[place] = None
             elif isinstance(answer, Attributes) and answer.mode is not None:
                 looked[place] = answer
-            elif isinstance(answer, Refused) and answer.missing:
+            elif isinstance(answer, StatusError) and answer.missing:
                 looked[place] = None
             else:
                 unclear.append(place)
-        looked.update(zip(unclear, _unless_lost(wire.run_many(map(look, unclear))), strict=True))
+        looked.update(zip(unclear, _unless_lost(scheduler.run_many(map(look, unclear))), strict=True))
         return [looked[place] for place in places]
 
     return call(use, idempotent=True)
 
 
-def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
+def folder_info(call: Call, folder: RemotePath) -> FolderInfo:
     """Sums over all files below. Raises NotFound, InvalidPath for a file."""
     count = size = 0
     latest = None
@@ -222,7 +222,7 @@ def folder_info(call: Call, folder: JailedPath) -> FolderInfo:
 # -- deletion ---------------------------------------------------------------------------------------------------------
 
 
-def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
+def delete_tree(call: Call, root: RemotePath, *, missing_ok: bool) -> None:
     """Deletes a folder with all it holds, temporary names too; links are removed, never entered.
 
     Each folder is looked at before it is listed, by its parent's listing or by LSTAT, and once more, along with the end
@@ -232,11 +232,12 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
 
     Raises NotFound, InvalidPath for a file; else the first refusal, after everything that can be deleted is.
     """
-    own, is_certain = call(lambda wire: wire.run(own_attributes(root)), idempotent=True)
+    own, is_certain = call(lambda scheduler: scheduler.run(own_attributes(root)), idempotent=True)
     if isinstance(own, Attributes) and own.is_folder and not is_certain:
         raise unknown_link(root)
-    if isinstance(own, Refused) or not own.is_folder:
-        call(lambda wire: wire.run(delete_folder(root, missing_ok=missing_ok)))  # a link, a file, nothing: says so
+    if isinstance(own, StatusError) or not own.is_folder:
+        # a link, a file, nothing: says so
+        call(lambda scheduler: scheduler.run(delete_folder(root, missing_ok=missing_ok)))
         return
     tally = ListingTally(root.key)
     try:
@@ -247,9 +248,9 @@ def delete_tree(call: Call, root: JailedPath, *, missing_ok: bool) -> None:
         raise failures[0]
 
 
-def _delete_level_by_level(call: Call, root: JailedPath, tally: ListingTally) -> list[SFTPBackendError]:
+def _delete_level_by_level(call: Call, root: RemotePath, tally: ListingTally) -> list[SFTPBackendError]:
     """Delete what the levels hold, from the top, then the folders: the failures. Raises BoundExceeded."""
-    folders: list[JailedPath] = []
+    folders: list[RemotePath] = []
     failures: list[SFTPBackendError] = []
     level = [root]
     depth = 0
@@ -257,7 +258,7 @@ def _delete_level_by_level(call: Call, root: JailedPath, tally: ListingTally) ->
         tally.check_depth(depth)
         outcomes = _list_for_removal(call, tally, level)
         listed, level = level, []
-        others: list[tuple[JailedPath, bool]] = []  # with whether a listing has told the type
+        others: list[tuple[RemotePath, bool]] = []  # with whether a listing has told the type
         for folder, outcome in zip(listed, outcomes, strict=True):
             if isinstance(outcome, NotFound):
                 continue
@@ -283,44 +284,44 @@ class _BecameLink(SFTPBackendError):
 
 
 def _list_for_removal(
-    call: Call, tally: ListingTally, folders: Sequence[JailedPath]
+    call: Call, tally: ListingTally, folders: Sequence[RemotePath]
 ) -> list[Listing | SFTPBackendError | OSError]:
     return _within_bounds(
         _listed_by(call, [tally], folders, lambda folder, depth: _listed_for_removal(folder, tally, depth))
     )
 
 
-def _listed_for_removal(place: JailedPath, tally: ListingTally, depth: int) -> Operation[Listing]:
+def _listed_for_removal(place: RemotePath, tally: ListingTally, depth: int) -> Operation[Listing]:
     """The entries of a folder that is still one, links as links. Raises _BecameLink, InvalidPath."""
     entries, now = yield from list_and_look_again(place, tally, depth)
     if isinstance(now, Attributes) and not now.is_folder:
         kind = _BecameLink if now.is_link else InvalidPath
         raise kind("cannot delete the folder: something else has its name by now", path=place.key)
-    if isinstance(now, Refused) and not (yield from server_traits()).lists_links_as_links:
+    if isinstance(now, StatusError) and not (yield from server_traits()).lists_links_as_links:
         raise unknown_link(place)
     return (yield from with_links_told(entries))
 
 
-def _removed(call: Call, places: Sequence[tuple[JailedPath, bool]]) -> list[SFTPBackendError]:
+def _removed(call: Call, places: Sequence[tuple[RemotePath, bool]]) -> list[SFTPBackendError]:
     deletions = (delete(place, missing_ok=True, is_listed=is_listed) for place, is_listed in places)
-    outcomes = call(lambda wire: _unless_lost(wire.run_many(deletions, limit=256)))
+    outcomes = call(lambda scheduler: _unless_lost(scheduler.run_many(deletions, limit=256)))
     return [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError)]
 
 
-def _folders_removed(call: Call, folders: Sequence[JailedPath]) -> list[SFTPBackendError]:
+def _folders_removed(call: Call, folders: Sequence[RemotePath]) -> list[SFTPBackendError]:
     """All at once, the deepest first; once more level by level where a server did not keep to that order."""
     deepest_first = sorted(folders, key=lambda folder: folder.key.count("/"), reverse=True)
-    answers = call(lambda wire: wire.run(ask_all([RemoveDir(folder.native) for folder in deepest_first])))
+    answers = call(lambda scheduler: scheduler.run(request_all([RemoveDir(folder.native) for folder in deepest_first])))
     failures: list[SFTPBackendError] = []
     for folder, answer in zip(deepest_first, answers, strict=True):
-        if isinstance(answer, Refused) and not answer.missing:
+        if isinstance(answer, StatusError) and not answer.missing:
             failures += _folder_removed(call, folder)
     return failures
 
 
-def _folder_removed(call: Call, folder: JailedPath) -> list[SFTPBackendError]:
+def _folder_removed(call: Call, folder: RemotePath) -> list[SFTPBackendError]:
     try:
-        call(lambda wire: wire.run(delete_folder(folder, missing_ok=True)))
+        call(lambda scheduler: scheduler.run(delete_folder(folder, missing_ok=True)))
     except BackendUnavailable:
         raise
     except SFTPBackendError as error:
@@ -420,7 +421,7 @@ class _Group:
 
     __slots__ = ("error", "matches", "tally")
 
-    def __init__(self, root: JailedPath) -> None:
+    def __init__(self, root: RemotePath) -> None:
         self.matches: dict[str, FileInfo] = {}
         self.error: SFTPBackendError | OSError | None = None
         self.tally = ListingTally(root.key)
@@ -436,7 +437,7 @@ _Wanted = dict[Rest, set[_Group]]
 """What is still to be matched below a folder, and for whom."""
 
 
-def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[FileInfo]:
+def find(call: Call, root: RemotePath, patterns: Iterable[Pattern]) -> list[FileInfo]:
     """The files that fit any of the patterns, sorted by key.
 
     Lists each folder once, and only those that can hold a match; a name without wildcards is asked for without a
@@ -448,7 +449,7 @@ def find(call: Call, root: JailedPath, patterns: Iterable[Pattern]) -> list[File
 
 
 def find_each(
-    call: Call, root: JailedPath, groups: Sequence[Sequence[str | FileInfo]]
+    call: Call, root: RemotePath, groups: Sequence[Sequence[str | FileInfo]]
 ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
     """What `find` gives or raises for each group of patterns, with one search for all of them.
 
@@ -466,8 +467,8 @@ def find_each(
     return [group.outcome for group, _ in asked]
 
 
-def _search(call: Call, root: JailedPath, asked: Iterable[tuple[_Group, Iterable[Pattern]]]) -> None:
-    level: dict[JailedPath, _Wanted] = {root: {}}
+def _search(call: Call, root: RemotePath, asked: Iterable[tuple[_Group, Iterable[Pattern]]]) -> None:
+    level: dict[RemotePath, _Wanted] = {root: {}}
     for group, patterns in asked:
         for pattern in patterns:
             if pattern.segments:
@@ -486,9 +487,9 @@ def _search(call: Call, root: JailedPath, asked: Iterable[tuple[_Group, Iterable
     log.finish()
 
 
-def _still_wanted(level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
+def _still_wanted(level: dict[RemotePath, _Wanted]) -> dict[RemotePath, _Wanted]:
     """Without what only those want whose search has failed."""
-    found: dict[JailedPath, _Wanted] = {}
+    found: dict[RemotePath, _Wanted] = {}
     for folder, wanted in level.items():
         for rest, groups in wanted.items():
             if alive := {group for group in groups if group.error is None}:
@@ -501,11 +502,11 @@ def _fail(groups: Iterable[_Group], error: SFTPBackendError | OSError) -> None:
         group.error = group.error or error
 
 
-def _search_level(call: Call, log: ListingTally, level: dict[JailedPath, _Wanted]) -> dict[JailedPath, _Wanted]:
+def _search_level(call: Call, log: ListingTally, level: dict[RemotePath, _Wanted]) -> dict[RemotePath, _Wanted]:
     """Looks into all folders of a level: what is to be looked into next."""
-    below: dict[JailedPath, _Wanted] = {}
-    plain: dict[JailedPath, set[_Group]] = {}
-    listed: dict[JailedPath, _Wanted] = {}
+    below: dict[RemotePath, _Wanted] = {}
+    plain: dict[RemotePath, set[_Group]] = {}
+    listed: dict[RemotePath, _Wanted] = {}
     for folder, wanted in level.items():
         names = {rest: name for rest in wanted if (name := _plain_name(rest[0])) is not None}
         if len(names) < len(wanted):
@@ -540,13 +541,13 @@ def _search_level(call: Call, log: ListingTally, level: dict[JailedPath, _Wanted
 
 
 def _list_for_groups(
-    call: Call, log: ListingTally, listed: dict[JailedPath, _Wanted]
+    call: Call, log: ListingTally, listed: dict[RemotePath, _Wanted]
 ) -> list[list[Found] | SFTPBackendError | OSError]:
     """List folders side by side. Each group has bounds of its own, and fails alone where it exceeds one."""
     groups = {folder: list({group for some in wanted.values() for group in some}) for folder, wanted in listed.items()}
     everyone = {group for some in groups.values() for group in some}
 
-    def operation(folder: JailedPath, depth: int) -> Operation[list[Found]]:
+    def operation(folder: RemotePath, depth: int) -> Operation[list[Found]]:
         tally = SharedTally(folder.key, [group.tally for group in groups[folder]], log)
         return _list(folder, tally, depth, enters=_goes_on(listed[folder]))
 
@@ -562,7 +563,7 @@ def _goes_on(wanted: _Wanted) -> bool:
     return any(rest[0] == "**" or (len(rest) > 1 and _plain_name(rest[0]) is None) for rest in wanted)
 
 
-def _match(found: Found, wanted: _Wanted, below: dict[JailedPath, _Wanted]) -> None:
+def _match(found: Found, wanted: _Wanted, below: dict[RemotePath, _Wanted]) -> None:
     """Sorts one entry of a folder, below which that is wanted, into results and folders to enter."""
     name = found.place.name
     if found.is_file and not is_temp_name(name):

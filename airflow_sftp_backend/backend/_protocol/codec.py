@@ -18,15 +18,15 @@ MAX_FRAME: Final = 4 << 20
 UINT32: Final = struct.Struct(">I")
 UINT64: Final = struct.Struct(">Q")
 TWO_UINT32: Final = struct.Struct(">II")
-_ALL: Final = 0xF  # size, owner and group, mode, times: what most servers send
-_ALL_FIELDS: Final = struct.Struct(">QIIIII")
+_COMMON_FLAGS: Final = 0xF  # size, owner and group, mode, times: what most servers send
+_COMMON_FIELDS: Final = struct.Struct(">QIIIII")
 
 
 class ProtocolError(Exception):
     """The server's bytes are no SFTP version 3. The wire drops the connection over it."""
 
 
-class Kind(enum.IntEnum):
+class PacketType(enum.IntEnum):
     """Packet types (filexfer-02 section 3)."""
 
     INIT = 1
@@ -115,7 +115,7 @@ NO_ATTRIBUTES: Final = Attributes()
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class DirEntry:
     """One name in a folder, with its own attributes (a link's, not its target's)."""
 
     name: str
@@ -131,58 +131,58 @@ class Limits:
     write: int = 32768
 
 
-_CUT: Final = "a reply ends in the middle"
+_TRUNCATED: Final = "a reply ends in the middle"
 
 
-class Cursor:
+class PacketReader:
     """Reads one packet from front to back; ProtocolError past its end."""
 
-    __slots__ = ("_at", "_data", "_end")
+    __slots__ = ("_data", "_end", "_offset")
 
-    def __init__(self, data: memoryview, at: int = 0) -> None:
+    def __init__(self, data: memoryview, offset: int = 0) -> None:
         self._data = data
-        self._at = at
+        self._offset = offset
         self._end = len(data)
 
-    def _pass(self, count: int) -> int:
+    def _advance(self, count: int) -> int:
         """Goes on by that many bytes; where they start."""
-        start = self._at
-        self._at = start + count
-        if self._at > self._end:
-            self._at = start
-            raise ProtocolError(_CUT)
+        start = self._offset
+        self._offset = start + count
+        if self._offset > self._end:
+            self._offset = start
+            raise ProtocolError(_TRUNCATED)
         return start
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Bytes not read yet."""
-        return self._end - self._at
+        return self._end - self._offset
 
     def uint32(self) -> int:
         """A number of four bytes."""
-        at = self._at
-        if at + 4 > self._end:
-            raise ProtocolError(_CUT)
-        self._at = at + 4
-        number: int = UINT32.unpack_from(self._data, at)[0]
+        offset = self._offset
+        if offset + 4 > self._end:
+            raise ProtocolError(_TRUNCATED)
+        self._offset = offset + 4
+        number: int = UINT32.unpack_from(self._data, offset)[0]
         return number
 
     def uint64(self) -> int:
         """A number of eight bytes."""
-        (number,) = UINT64.unpack_from(self._data, self._pass(8))
+        (number,) = UINT64.unpack_from(self._data, self._advance(8))
         return int(number)
 
     def view(self) -> memoryview:
         """A counted string, as a view into the packet."""
-        at = self._at
-        if at + 4 > self._end:
-            raise ProtocolError(_CUT)
-        (count,) = UINT32.unpack_from(self._data, at)
-        end = at + 4 + count
+        offset = self._offset
+        if offset + 4 > self._end:
+            raise ProtocolError(_TRUNCATED)
+        (count,) = UINT32.unpack_from(self._data, offset)
+        end = offset + 4 + count
         if end > self._end:
-            raise ProtocolError(_CUT)
-        self._at = end
-        return self._data[at + 4 : end]
+            raise ProtocolError(_TRUNCATED)
+        self._offset = end
+        return self._data[offset + 4 : end]
 
     def text(self) -> str:
         """A counted string, decoded so that `encode_name` gives the same bytes back."""
@@ -191,8 +191,8 @@ class Cursor:
     def attributes(self) -> Attributes:
         """Attributes, extended ones passed over."""
         flags = self.uint32()
-        if flags == _ALL:
-            return Attributes(*_ALL_FIELDS.unpack_from(self._data, self._pass(_ALL_FIELDS.size)))
+        if flags == _COMMON_FLAGS:
+            return Attributes(*_COMMON_FIELDS.unpack_from(self._data, self._advance(_COMMON_FIELDS.size)))
         size = self.uint64() if flags & 1 else None
         uid, gid = (self.uint32(), self.uint32()) if flags & 2 else (None, None)
         mode = self.uint32() if flags & 4 else None
@@ -205,7 +205,7 @@ class Cursor:
     def count(self, smallest: int) -> int:
         """A number of items of at least ``smallest`` bytes each, which must fit in the rest of the packet."""
         count = self.uint32()
-        if count * smallest > self.left:
+        if count * smallest > self.remaining:
             raise ProtocolError(f"a reply announces {count} items and cannot hold them")
         return count
 
@@ -215,5 +215,5 @@ def encode_name(name: str) -> bytes:
     return name.encode("utf-8", "surrogateescape")
 
 
-def string(data: bytes) -> bytes:
+def encode_string(data: bytes) -> bytes:
     return UINT32.pack(len(data)) + data

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final, Generic, TypeVar
 
 from airflow_sftp_backend.backend._limits import MAX_NAME_BYTES, MIN_BLOCK, ListingTally, check_name_bytes
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 from .codec import (
     NO_ATTRIBUTES,
@@ -21,38 +21,38 @@ from .codec import (
     UINT64,
     VERSION,
     Attributes,
-    Cursor,
-    Entry,
-    Kind,
+    DirEntry,
     Limits,
     OpenFlag,
+    PacketReader,
+    PacketType,
     ProtocolError,
     encode_name,
-    string,
+    encode_string,
 )
 
 R_co = TypeVar("R_co", covariant=True)
 
-_HEAD: Final = struct.Struct(">IBI")  # length, type, request id
-_READ_TAIL: Final = struct.Struct(">QI")
-_REPLY_HEAD: Final = 9  # bytes before the body of a reply: length, type, request id
+_HEADER: Final = struct.Struct(">IBI")  # length, type, request id
+_OFFSET_AND_LENGTH: Final = struct.Struct(">QI")
+_REPLY_HEADER_BYTES: Final = 9  # bytes before the body of a reply: length, type, request id
 _NO_DATA: Final = memoryview(b"")
 
 
 class Request(ABC, Generic[R_co]):
     """One request; ``R_co`` is what its reply is decoded to.
 
-    ``cost`` is the number of bytes it, or its reply, keeps in flight beyond a header.
+    ``payload_size`` is the number of bytes it, or its reply, keeps in flight beyond a header.
     """
 
     __slots__ = ()
-    kind: ClassVar[Kind]
-    reply_kind: ClassVar[Kind] = Kind.STATUS
+    packet_type: ClassVar[PacketType]
+    reply_type: ClassVar[PacketType] = PacketType.STATUS
     tracked: ClassVar[bool] = False
     """The request opens or closes a handle, which `handle_table` keeps account of."""
 
     @property
-    def cost(self) -> int:
+    def payload_size(self) -> int:
         """Bytes in flight on behalf of this request."""
         return 0
 
@@ -61,52 +61,53 @@ class Request(ABC, Generic[R_co]):
         """All that follows the request id."""
 
     @abstractmethod
-    def decode(self, cursor: Cursor) -> R_co:
-        """The reply of ``reply_kind``; ProtocolError if it is none."""
+    def decode(self, cursor: PacketReader) -> R_co:
+        """The reply of ``reply_type``; ProtocolError if it is none."""
 
     def frame(self, request_id: int) -> bytes:
         """The whole packet."""
         body = self.body()
-        return _HEAD.pack(len(body) + 5, self.kind, request_id) + body
+        return _HEADER.pack(len(body) + 5, self.packet_type, request_id) + body
 
-    def answer(self, kind: int, cursor: Cursor) -> R_co:
+    def decode_reply(self, packet_type: int, cursor: PacketReader) -> R_co:
         """The decoded reply. Raises Refused for a status that is not OK, ProtocolError for a reply of another type."""
-        if kind == Kind.STATUS:
-            return self.on_status(cursor)
-        if kind != self.reply_kind:
-            raise ProtocolError(f"a {self.kind.name} was answered by a packet of type {kind}")
+        if packet_type == PacketType.STATUS:
+            return self.decode_status(cursor)
+        if packet_type != self.reply_type:
+            raise ProtocolError(f"a {self.packet_type.name} was answered by a packet of type {packet_type}")
         return self.decode(cursor)
 
-    def on_status(self, cursor: Cursor) -> R_co:
+    def decode_status(self, cursor: PacketReader) -> R_co:
         """What a STATUS reply means to this request."""
         code = cursor.uint32()
-        if code == Code.OK and self.reply_kind == Kind.STATUS:
+        if code == StatusCode.OK and self.reply_type == PacketType.STATUS:
             return self.decode(cursor)
-        raise self._refusal(code, cursor)
+        raise self._status_error(code, cursor)
 
-    def _refusal(self, code: int, cursor: Cursor) -> Refused:
+    def _status_error(self, code: int, cursor: PacketReader) -> StatusError:
         """Read the rest of a status that is no success; ProtocolError if it is one."""
-        if code == Code.OK:
-            raise ProtocolError(f"a {self.kind.name} was answered by a bare OK")
-        return Refused(code, cursor.text() if cursor.left else "")  # servers before version 3 leave the text out
+        if code == StatusCode.OK:
+            raise ProtocolError(f"a {self.packet_type.name} was answered by a bare OK")
+        # servers before version 3 leave the text out
+        return StatusError(code, cursor.text() if cursor.remaining else "")
 
 
-class _Acknowledged(Request[None]):
+class _StatusReply(Request[None]):
     """Answered by a status alone."""
 
     __slots__ = ()
 
-    def decode(self, cursor: Cursor) -> None:
+    def decode(self, cursor: PacketReader) -> None:
         """OK."""
 
 
-class _Handled(Request[bytes]):
+class _HandleReply(Request[bytes]):
     """Answered by a handle: opaque, at most 256 bytes (filexfer-02 section 6.2)."""
 
     __slots__ = ()
-    reply_kind = Kind.HANDLE
+    reply_type = PacketType.HANDLE
 
-    def decode(self, cursor: Cursor) -> bytes:
+    def decode(self, cursor: PacketReader) -> bytes:
         """The handle."""
         handle = bytes(cursor.view())
         if len(handle) > 256:
@@ -114,102 +115,102 @@ class _Handled(Request[bytes]):
         return handle
 
 
-class _Described(Request[Attributes]):
+class _AttributesReply(Request[Attributes]):
     """Answered by attributes."""
 
     __slots__ = ()
-    reply_kind = Kind.ATTRS
+    reply_type = PacketType.ATTRS
 
-    def decode(self, cursor: Cursor) -> Attributes:
+    def decode(self, cursor: PacketReader) -> Attributes:
         """The attributes."""
         return cursor.attributes()
 
 
 @dataclass(frozen=True, slots=True)
-class _OfPath:
+class _PathRequest:
     path: str
 
     def body(self) -> bytes:
         """The path."""
-        return string(encode_name(self.path))
+        return encode_string(encode_name(self.path))
 
 
 @dataclass(frozen=True, slots=True)
-class _OfHandle:
+class _HandleRequest:
     handle: bytes
 
     def body(self) -> bytes:
         """The handle."""
-        return string(self.handle)
+        return encode_string(self.handle)
 
 
-class Stat(_OfPath, _Described):
+class Stat(_PathRequest, _AttributesReply):
     """Attributes of what a path leads to; follows links."""
 
     __slots__ = ()
-    kind = Kind.STAT
+    packet_type = PacketType.STAT
 
 
-class LStat(_OfPath, _Described):
+class LStat(_PathRequest, _AttributesReply):
     """Attributes of what stands under a path; a link is a link."""
 
     __slots__ = ()
-    kind = Kind.LSTAT
+    packet_type = PacketType.LSTAT
 
 
-class FStat(_OfHandle, _Described):
+class FStat(_HandleRequest, _AttributesReply):
     """Attributes of an open file."""
 
     __slots__ = ()
-    kind = Kind.FSTAT
+    packet_type = PacketType.FSTAT
 
 
-class OpenDir(_OfPath, _Handled):
+class OpenDir(_PathRequest, _HandleReply):
     """Opens a folder for listing."""
 
     __slots__ = ()
-    kind = Kind.OPENDIR
+    packet_type = PacketType.OPENDIR
     tracked = True
 
 
-class Remove(_OfPath, _Acknowledged):
+class Remove(_PathRequest, _StatusReply):
     """Removes a file or a link."""
 
     __slots__ = ()
-    kind = Kind.REMOVE
+    packet_type = PacketType.REMOVE
 
 
-class RemoveDir(_OfPath, _Acknowledged):
+class RemoveDir(_PathRequest, _StatusReply):
     """Removes an empty folder."""
 
     __slots__ = ()
-    kind = Kind.RMDIR
+    packet_type = PacketType.RMDIR
 
 
-class MakeDir(_OfPath, _Acknowledged):
+class MakeDir(_PathRequest, _StatusReply):
     """Makes a folder, with the server's default mode."""
 
     __slots__ = ()
-    kind = Kind.MKDIR
+    packet_type = PacketType.MKDIR
 
     def body(self) -> bytes:
         """The path and no attributes."""
-        return _OfPath.body(self) + NO_ATTRIBUTES.encode()
+        return _PathRequest.body(self) + NO_ATTRIBUTES.encode()
 
 
-class Close(_OfHandle, _Acknowledged):
+class Close(_HandleRequest, _StatusReply):
     """Closes a handle. A write the server put off may fail only here."""
 
     __slots__ = ()
-    kind = Kind.CLOSE
+    packet_type = PacketType.CLOSE
     tracked = True
 
 
 @dataclass(frozen=True, slots=True)
-class Open(_Handled):
+class Open(_HandleReply):
     """Opens a file. ``attributes`` apply if it is made."""
 
-    kind = Kind.OPEN
+    packet_type = PacketType.OPEN
     tracked = True
     path: str
     flags: OpenFlag
@@ -217,7 +218,7 @@ class Open(_Handled):
 
     def body(self) -> bytes:
         """Path, flags, attributes."""
-        return string(encode_name(self.path)) + UINT32.pack(self.flags) + self.attributes.encode()
+        return encode_string(encode_name(self.path)) + UINT32.pack(self.flags) + self.attributes.encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,85 +228,85 @@ class Read(Request[memoryview]):
     The reply is empty at the end of the file, and may be short before it.
     """
 
-    kind = Kind.READ
-    reply_kind = Kind.DATA
+    packet_type = PacketType.READ
+    reply_type = PacketType.DATA
     handle: bytes
     offset: int
     length: int
 
     @property
-    def cost(self) -> int:
+    def payload_size(self) -> int:
         """The length of a full reply."""
         return self.length
 
     def body(self) -> bytes:
         """Handle, offset, length."""
-        return string(self.handle) + _READ_TAIL.pack(self.offset, self.length)
+        return encode_string(self.handle) + _OFFSET_AND_LENGTH.pack(self.offset, self.length)
 
-    def decode(self, cursor: Cursor) -> memoryview:
+    def decode(self, cursor: PacketReader) -> memoryview:
         """The bytes; ProtocolError if more than were asked for, or none."""
         data = cursor.view()
         if not 0 < len(data) <= self.length:
             raise ProtocolError(f"a read of {self.length} bytes was answered with {len(data)}")
         return data
 
-    def on_status(self, cursor: Cursor) -> memoryview:
+    def decode_status(self, cursor: PacketReader) -> memoryview:
         """EOF is an empty reply."""
         code = cursor.uint32()
-        if code == Code.EOF:
+        if code == StatusCode.EOF:
             return _NO_DATA
-        raise self._refusal(code, cursor)
+        raise self._status_error(code, cursor)
 
 
 @dataclass(frozen=True, slots=True)
-class Write(_Acknowledged):
+class Write(_StatusReply):
     """Writes ``data`` at ``offset``."""
 
-    kind = Kind.WRITE
+    packet_type = PacketType.WRITE
     handle: bytes
     offset: int
     data: bytes | memoryview = field(repr=False)
 
     @property
-    def cost(self) -> int:
+    def payload_size(self) -> int:
         """The length of the data."""
         return len(self.data)
 
     def body(self) -> bytes:
         """Handle, offset, data."""
-        return b"".join((self._head(), self.data))
+        return b"".join((self._body_before_data(), self.data))
 
     def frame(self, request_id: int) -> bytes:
         """The whole packet, the data copied once."""
-        head = self._head()
-        start = _HEAD.pack(len(head) + len(self.data) + 5, self.kind, request_id)
+        head = self._body_before_data()
+        start = _HEADER.pack(len(head) + len(self.data) + 5, self.packet_type, request_id)
         return b"".join((start, head, self.data))
 
-    def _head(self) -> bytes:
-        return string(self.handle) + UINT64.pack(self.offset) + UINT32.pack(len(self.data))
+    def _body_before_data(self) -> bytes:
+        return encode_string(self.handle) + UINT64.pack(self.offset) + UINT32.pack(len(self.data))
 
 
 @dataclass(frozen=True, slots=True)
-class ReadDir(_OfHandle, Request[list[Entry]]):
+class ReadDir(_HandleRequest, Request[list[DirEntry]]):
     """The next entries of an open folder, as many as the server likes to send; empty at the end.
 
     ``tally`` counts each reply before it is decoded, in whatever order replies come.
     """
 
-    kind = Kind.READDIR
-    reply_kind = Kind.NAME
+    packet_type = PacketType.READDIR
+    reply_type = PacketType.NAME
     tally: ListingTally | None = field(default=None, compare=False, repr=False)
 
-    def decode(self, cursor: Cursor) -> list[Entry]:
+    def decode(self, cursor: PacketReader) -> list[DirEntry]:
         """The entries. A missing mode is taken from the first letter of the ``ls -l`` line beside the name.
 
         Raises BoundExceeded.
         """
         entries = []
-        size = cursor.left + _REPLY_HEAD
+        size = cursor.remaining + _REPLY_HEADER_BYTES
         count = cursor.count(smallest=12)
         if self.tally is not None:
-            self.tally.take(count, size)
+            self.tally.add_reply(count, size)
         for _ in range(count):
             raw = cursor.view()
             if len(raw) > MAX_NAME_BYTES:
@@ -320,94 +321,94 @@ class ReadDir(_OfHandle, Request[list[Entry]]):
                     attributes.atime,
                     attributes.mtime,
                 )
-            entries.append(Entry(name, attributes))
+            entries.append(DirEntry(name, attributes))
         return entries
 
-    def on_status(self, cursor: Cursor) -> list[Entry]:
+    def decode_status(self, cursor: PacketReader) -> list[DirEntry]:
         """EOF is an empty reply."""
         code = cursor.uint32()
-        if code == Code.EOF:
+        if code == StatusCode.EOF:
             return []
-        raise self._refusal(code, cursor)
+        raise self._status_error(code, cursor)
 
 
 _TYPE_LETTERS: Final = {b"d": stat.S_IFDIR, b"l": stat.S_IFLNK, b"-": stat.S_IFREG}
 
 
 @dataclass(frozen=True, slots=True)
-class Rename(_Acknowledged):
+class Rename(_StatusReply):
     """Renames; refused by most servers if ``target`` exists (OpenSSH: always, for a file)."""
 
-    kind = Kind.RENAME
+    packet_type = PacketType.RENAME
     source: str
     target: str
 
     def body(self) -> bytes:
         """Both paths."""
-        return string(encode_name(self.source)) + string(encode_name(self.target))
+        return encode_string(encode_name(self.source)) + encode_string(encode_name(self.target))
 
 
 @dataclass(frozen=True, slots=True)
-class SetStat(_Acknowledged):
+class SetStat(_StatusReply):
     """Sets attributes of a path; follows links."""
 
-    kind = Kind.SETSTAT
+    packet_type = PacketType.SETSTAT
     path: str
     attributes: Attributes
 
     def body(self) -> bytes:
         """Path and attributes."""
-        return string(encode_name(self.path)) + self.attributes.encode()
+        return encode_string(encode_name(self.path)) + self.attributes.encode()
 
 
 @dataclass(frozen=True, slots=True)
-class FSetStat(_Acknowledged):
+class FSetStat(_StatusReply):
     """Sets attributes of an open file."""
 
-    kind = Kind.FSETSTAT
+    packet_type = PacketType.FSETSTAT
     handle: bytes
     attributes: Attributes
 
     def body(self) -> bytes:
         """Handle and attributes."""
-        return string(self.handle) + self.attributes.encode()
+        return encode_string(self.handle) + self.attributes.encode()
 
 
-class _Named(Request[str]):
+class _NameReply(Request[str]):
     __slots__ = ()
-    reply_kind = Kind.NAME
+    reply_type = PacketType.NAME
 
-    def decode(self, cursor: Cursor) -> str:
+    def decode(self, cursor: PacketReader) -> str:
         """The one name of the reply."""
         if cursor.count(smallest=12) != 1:
-            raise ProtocolError(f"a {self.kind.name} was not answered by one name")
+            raise ProtocolError(f"a {self.packet_type.name} was not answered by one name")
         return cursor.text()
 
 
-class RealPath(_OfPath, _Named):
+class RealPath(_PathRequest, _NameReply):
     """The absolute path a path leads to, as the server sees it."""
 
     __slots__ = ()
-    kind = Kind.REALPATH
+    packet_type = PacketType.REALPATH
 
 
-class ReadLink(_OfPath, _Named):
+class ReadLink(_PathRequest, _NameReply):
     """Request the target of a link, as the link stores it."""
 
     __slots__ = ()
-    kind = Kind.READLINK
+    packet_type = PacketType.READLINK
 
 
-class _Extended(Request[R_co]):
+class _ExtendedRequest(Request[R_co]):
     """A request named by text (filexfer-02 section 8)."""
 
     __slots__ = ()
-    kind = Kind.EXTENDED
+    packet_type = PacketType.EXTENDED
     extension: ClassVar[str]
 
     def body(self) -> bytes:
         """The extension's name and its arguments."""
-        return string(self.extension.encode("ascii")) + self.arguments()
+        return encode_string(self.extension.encode("ascii")) + self.arguments()
 
     @abstractmethod
     def arguments(self) -> bytes:
@@ -415,7 +416,7 @@ class _Extended(Request[R_co]):
 
 
 @dataclass(frozen=True, slots=True)
-class PosixRename(_Extended[None], _Acknowledged):
+class PosixRename(_ExtendedRequest[None], _StatusReply):
     """``rename(2)``: replaces ``target`` in one step (OpenSSH PROTOCOL section 4.3)."""
 
     extension = "posix-rename@openssh.com"
@@ -424,11 +425,11 @@ class PosixRename(_Extended[None], _Acknowledged):
 
     def arguments(self) -> bytes:
         """Both paths."""
-        return string(encode_name(self.source)) + string(encode_name(self.target))
+        return encode_string(encode_name(self.source)) + encode_string(encode_name(self.target))
 
 
 @dataclass(frozen=True, slots=True)
-class CopyData(_Extended[None], _Acknowledged):
+class CopyData(_ExtendedRequest[None], _StatusReply):
     """Copies bytes between two open files on the server, to the end if ``length`` is 0
     (draft-ietf-secsh-filexfer-extensions-00 section 7)."""
 
@@ -442,52 +443,52 @@ class CopyData(_Extended[None], _Acknowledged):
     def arguments(self) -> bytes:
         """Handle, offset and length of the source, handle and offset of the target."""
         return (
-            string(self.source)
+            encode_string(self.source)
             + UINT64.pack(self.source_offset)
             + UINT64.pack(self.length)
-            + string(self.target)
+            + encode_string(self.target)
             + UINT64.pack(self.target_offset)
         )
 
 
 @dataclass(frozen=True, slots=True)
-class AskLimits(_Extended[Limits]):
+class LimitsRequest(_ExtendedRequest[Limits]):
     """Most bytes a request may carry (``limits@openssh.com``, OpenSSH PROTOCOL section 4.8)."""
 
     extension = "limits@openssh.com"
-    reply_kind = Kind.EXTENDED_REPLY
+    reply_type = PacketType.EXTENDED_REPLY
 
     def arguments(self) -> bytes:
         """None."""
         return b""
 
-    def decode(self, cursor: Cursor) -> Limits:
+    def decode(self, cursor: PacketReader) -> Limits:
         """The limits, 0 meaning that none is stated."""
         packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
-        room = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
-        return Limits(_block(read or Limits().read, room), _block(write or Limits().write, room))
+        most = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
+        return Limits(_block_size(read or Limits().read, most), _block_size(write or Limits().write, most))
 
 
-def _block(stated: int, room: int) -> int:
+def _block_size(stated: int, most: int) -> int:
     """The block length to use: at least `MIN_BLOCK`, so that no server makes a transfer of one-byte blocks."""
-    return max(MIN_BLOCK, min(stated, room, 1 << 20))
+    return max(MIN_BLOCK, min(stated, most, 1 << 20))
 
 
 def encode_init() -> bytes:
     """The packet that opens the conversation."""
-    return _HEAD.pack(5, Kind.INIT, VERSION)
+    return _HEADER.pack(5, PacketType.INIT, VERSION)
 
 
 def decode_version(frame: memoryview) -> dict[str, str]:
     """The server's extensions by name. ProtocolError if it does not speak version 3."""
-    cursor = Cursor(frame[1:])
-    if frame[0] != Kind.VERSION:
+    cursor = PacketReader(frame[1:])
+    if frame[0] != PacketType.VERSION:
         raise ProtocolError(f"the first packet is of type {frame[0]}, not VERSION")
     version = cursor.uint32()
     if version != VERSION:
         raise ProtocolError(f"the server speaks SFTP version {version}, not {VERSION}")
     extensions = {}
-    while cursor.left:
+    while cursor.remaining:
         name, data = cursor.text(), cursor.text()
         extensions[name] = data
     return extensions

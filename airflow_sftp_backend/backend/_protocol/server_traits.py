@@ -32,7 +32,7 @@ class ServerTraits:
     """LSTAT describes a link, not what it leads to (filexfer-02 section 6.8)."""
     keeps_content_at_open: bool = False
     """OPEN for writing without TRUNCATE keeps the content of the file."""
-    rename_refuses_taken: bool = False
+    rename_refuses_existing: bool = False
     """RENAME fails where the new name is taken (filexfer-02 section 6.5)."""
     posix_rename_replaces: bool = False
     """``posix-rename@openssh.com`` replaces a file in one step (OpenSSH PROTOCOL section 4.3)."""
@@ -41,11 +41,11 @@ class ServerTraits:
     and 6.6)."""
     finds_nothing_below_files: bool = False
     """STAT of ``file/x`` is refused where ``file`` is a file."""
-    takes_several_writers: bool = False
+    allows_parallel_writers: bool = False
     """Several channels may write different parts of one file at a time."""
     opens_many_files: bool = False
     """A refused OPEN or OPENDIR has a reason of its own, never the number of files that are open."""
-    reports_missing: bool = False
+    reports_no_such_file: bool = False
     """What is missing is refused with NO_SUCH_FILE, not with a bare FAILURE."""
     reads_whole_blocks: bool = False
     """READ returns fewer bytes than requested at the end of the file only (filexfer-02 section 6.4)."""
@@ -58,46 +58,48 @@ OPENSSH: Final = ServerTraits(
     lists_links_as_links=True,  # process_readdir: lstat
     lstat_shows_links=True,  # process_lstat: lstat
     keeps_content_at_open=True,  # flags_from_portable: O_TRUNC only where TRUNCATE is asked for
-    rename_refuses_taken=True,  # process_rename: link and unlink; stat and rename where there are no hard links
+    rename_refuses_existing=True,  # process_rename: link and unlink; stat and rename where there are no hard links
     posix_rename_replaces=True,  # process_extended_posix_rename: rename
     checks_type_at_removal=True,  # process_remove: unlink; process_rmdir: rmdir
     finds_nothing_below_files=True,  # process_stat: stat, which says ENOTDIR
     opens_many_files=True,  # handle_new: as many as the process may have descriptors
-    takes_several_writers=True,  # one sftp-server process a channel, each writing with pwrite
-    reports_missing=True,  # errno_to_portable: ENOENT, ENOTDIR, ELOOP
+    allows_parallel_writers=True,  # one sftp-server process a channel, each writing with pwrite
+    reports_no_such_file=True,  # errno_to_portable: ENOENT, ENOTDIR, ELOOP
     reads_whole_blocks=True,  # process_read: pread into a buffer of the requested length
 )
 """OpenSSH's sftp-server on Unix, as of version 5.1."""
 
-_DROPBEAR: Final = replace(OPENSSH, takes_several_writers=False)
+_DROPBEAR: Final = replace(OPENSSH, allows_parallel_writers=False)
 """dropbear on Unix, which has no SFTP of its own, with OpenSSH's sftp-server. Several channels were not measured."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
-    """A server that is recognised: by its banner, and by extensions of which all in ``needed`` are offered, and none
-    that OpenSSH's sftp-server does not have."""
+class _KnownServer:
+    """A server that is recognised: by its banner, and by extensions of which all in ``required_extensions`` are
+    offered, and none that OpenSSH's sftp-server does not have."""
 
     banner: re.Pattern[str]
-    needed: frozenset[str]
+    required_extensions: frozenset[str]
     traits: ServerTraits
 
 
 # "OpenSSH_for_Windows_9.5" is left out: the same program over another file system, which has not been tried.
 _OPENSSH_BANNER: Final = re.compile(r"SSH-2\.0-OpenSSH_\d+\.\d")
 
-_KNOWN: Final = (
+_KNOWN_SERVERS: Final = (
     # Go's pkg/sftp offers statvfs and no fstatvfs. ProFTPD offers both, and vendor-id, which OpenSSH does not have.
-    _Known(_OPENSSH_BANNER, frozenset({"fstatvfs@openssh.com"}), OPENSSH),
+    _KnownServer(_OPENSSH_BANNER, frozenset({"fstatvfs@openssh.com"}), OPENSSH),
     # The banner says nothing of the SFTP server here; expand-path (OpenSSH 8.7) is offered by no other known one.
-    _Known(re.compile(r"SSH-2\.0-dropbear"), frozenset({"fstatvfs@openssh.com", "expand-path@openssh.com"}), _DROPBEAR),
+    _KnownServer(
+        re.compile(r"SSH-2\.0-dropbear"), frozenset({"fstatvfs@openssh.com", "expand-path@openssh.com"}), _DROPBEAR
+    ),
 )
 
 _UNSUFFIXED: Final = frozenset({"copy-data", "home-directory"})
 """Extensions of OpenSSH's sftp-server without ``@openssh.com``."""
 
 
-def traits_of(banner: str, extensions: Mapping[str, str]) -> ServerTraits:
+def detect_traits(banner: str, extensions: Mapping[str, str]) -> ServerTraits:
     """Look up what is known of a server.
 
     :param banner: the server's identification (RFC 4253 section 4.2), as ``SSH-2.0-OpenSSH_9.2p1 Debian-2``
@@ -106,8 +108,8 @@ def traits_of(banner: str, extensions: Mapping[str, str]) -> ServerTraits:
     """
     if not all(name.endswith("@openssh.com") or name in _UNSUFFIXED for name in extensions):
         return UNKNOWN
-    for known in _KNOWN:
-        if known.banner.match(banner) and known.needed <= extensions.keys():
+    for known in _KNOWN_SERVERS:
+        if known.banner.match(banner) and known.required_extensions <= extensions.keys():
             return known.traits
     return UNKNOWN
 

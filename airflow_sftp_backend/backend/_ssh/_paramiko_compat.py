@@ -25,7 +25,7 @@ from paramiko.auth_handler import AuthOnlyHandler
 from .known_hosts import CERTIFICATE
 
 if TYPE_CHECKING:
-    from airflow_sftp_backend.backend._protocol.channel import Channel
+    from airflow_sftp_backend.backend._protocol.channel import SSHChannel
 
 SHA1_RSA: Final = "ssh-rsa"
 _SHA1_CERTIFICATE: Final = f"{SHA1_RSA}{CERTIFICATE}"
@@ -166,13 +166,13 @@ class SSHTransport(paramiko.Transport):
         return not self.is_alive()
 
 
-def buffer_channel(channel: paramiko.Channel) -> Channel:
+def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
     """Return a channel as one whose ``send`` takes any buffer, which the published signature does not say.
 
     :param channel: the channel.
     :returns: the same object.
     """
-    return cast("Channel", channel)
+    return cast("SSHChannel", channel)
 
 
 # -- SHA-1 ------------------------------------------------------------------------------------------------------------

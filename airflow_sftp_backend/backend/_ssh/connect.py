@@ -21,15 +21,20 @@ import paramiko
 from paramiko.auth_strategy import AuthStrategy
 
 from airflow_sftp_backend.backend._limits import Bounds
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import is_openssh_banner
-from airflow_sftp_backend.backend._protocol.striping import Load
+from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend.config import BackendConfig, Secret, hidden_arguments
-from airflow_sftp_backend.backend.errors import AuthenticationFailed, BackendUnavailable, connecting, printable
+from airflow_sftp_backend.backend.errors import (
+    AuthenticationFailed,
+    BackendUnavailable,
+    printable,
+    translate_connection_errors,
+)
 
 from ._paramiko_compat import AgreedAlgorithms, SSHTransport, buffer_channel, certificate_of
 from .auth import Login, LoginRecord, Places
-from .extra_channels import FurtherChannels
+from .extra_channels import ExtraChannels
 from .jump_host import Forbidden, Way
 from .known_hosts import HostKeyChecker, fingerprint, key_type, known_hosts_line, plain_key
 from .legacy_rsa import legacy_transport
@@ -108,7 +113,7 @@ class Opened:
     client: paramiko.SSHClient
     transport: SSHTransport
     stream: Stream
-    wire: Wire
+    scheduler: SFTPScheduler
     facts: ConnectionFacts
 
 
@@ -201,11 +206,13 @@ def end_transport(transport: SSHTransport | None, stream: Stream) -> None:
 class Opening(paramiko.MissingHostKeyPolicy):
     """One try to connect, and paramiko's way of asking about the host key meanwhile.
 
-    ``left()`` gives the seconds left for all steps together; ``load`` is what is to be sent first, so that the lanes
+    ``left()`` gives the seconds left for all steps together; ``load`` is what is to be sent first, so that the channels
     for it are opened beside the first one. With ``curious`` the server is asked which login methods it takes.
     """
 
-    def __init__(self, hop: Hop, left: Callable[[], float], load: Load | None = None, *, curious: bool = False) -> None:
+    def __init__(
+        self, hop: Hop, left: Callable[[], float], load: TransferSize | None = None, *, curious: bool = False
+    ) -> None:
         self._settings = hop.settings
         self._load = load
         self._config = hop.settings.config
@@ -233,10 +240,10 @@ class Opening(paramiko.MissingHostKeyPolicy):
     def run(self) -> Opened:
         """Connects, logs in and starts SFTP. Raises BackendUnavailable; nothing of the try is left then."""
         try:
-            with connecting(self._situation, self._config.address):
+            with translate_connection_errors(self._situation, self._config.address):
                 client, transport, stream = self._reach()
-                wire = self._start_sftp(stream, transport)
-                return Opened(client, transport, stream, wire, self.facts())
+                scheduler = self._start_sftp(stream, transport)
+                return Opened(client, transport, stream, scheduler, self.facts())
         except BaseException:
             if self._stream is not None:
                 end_transport(self._transport, self._stream)
@@ -248,7 +255,7 @@ class Opening(paramiko.MissingHostKeyPolicy):
         """Connects and logs in, for a way through. Raises BackendUnavailable; nothing of the try is left then."""
         address = self._config.address
         try:
-            with connecting(self._situation, address):
+            with translate_connection_errors(self._situation, address):
                 _, transport, stream = self._reach()
                 return Way(transport, stream, address, lambda: end_transport(transport, stream))
         except BaseException as error:
@@ -409,21 +416,21 @@ class Opening(paramiko.MissingHostKeyPolicy):
         self.hopeless = self.hopeless or self._incompatible
         return error
 
-    def _start_sftp(self, stream: Stream, transport: SSHTransport) -> Wire:
+    def _start_sftp(self, stream: Stream, transport: SSHTransport) -> SFTPScheduler:
         config = self._config
         self._doing = "opening a channel"
         stream.limit(self._within(self._settings.channel_timeout))
-        asked = time.perf_counter()
-        channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_PACKET)
-        round_trip = time.perf_counter() - asked
+        started = time.perf_counter()
+        ssh_channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_PACKET)
+        round_trip = time.perf_counter() - started
         banner = transport.server_version
-        further = self._further(transport)
+        extra_channels = self._extra_channels(transport)
         if self._load is not None:
-            further.want(self._load.lanes_at(round_trip, spreads=is_openssh_banner(banner)))
+            extra_channels.request(self._load.channel_count(round_trip, supports_striping=is_openssh_banner(banner)))
         self._doing = "starting SFTP"
         stream.limit(self._within(config.timeout))
         try:
-            channel.invoke_subsystem("sftp")
+            ssh_channel.invoke_subsystem("sftp")
         except paramiko.SSHException:
             if self._situation()[1] is not None:
                 raise
@@ -434,27 +441,33 @@ class Opening(paramiko.MissingHostKeyPolicy):
             ) from None
         self._doing = "agreeing on the SFTP version"
         stream.limit(self._within(config.timeout))
-        channel.settimeout(config.timeout + _SLACK)
+        ssh_channel.settimeout(config.timeout + _SLACK)
         bounds = Bounds(config.max_entries, config.max_listing_bytes, config.max_file_bytes)
-        wire = Wire(
-            buffer_channel(channel), io_timeout=config.io_timeout, further=further, banner=banner, bounds=bounds
+        scheduler = SFTPScheduler(
+            buffer_channel(ssh_channel),
+            io_timeout=config.io_timeout,
+            channel_source=extra_channels,
+            banner=banner,
+            bounds=bounds,
         )
         try:
-            wire.handshake()
+            scheduler.handshake()
         except BackendUnavailable as error:
-            if wire.unexpected_text:
-                raise AuthenticationFailed(_TEXT_BEFORE_SFTP.format(self._username, wire.unexpected_text)) from None
+            if scheduler.unexpected_text:
+                raise AuthenticationFailed(
+                    _TEXT_BEFORE_SFTP.format(self._username, scheduler.unexpected_text)
+                ) from None
             if self._situation()[1] is None:
                 raise
             raise EOFError(error.message) from error
         stream.limit(None)
-        channel.settimeout(config.io_timeout)
-        return wire
+        ssh_channel.settimeout(config.io_timeout)
+        return scheduler
 
-    def _further(self, transport: paramiko.Transport) -> FurtherChannels:
+    def _extra_channels(self, transport: paramiko.Transport) -> ExtraChannels:
         config = self._config
-        return FurtherChannels(
-            transport, most=config.max_lanes, timeout=config.timeout + _SLACK, io_timeout=config.io_timeout
+        return ExtraChannels(
+            transport, maximum=config.max_channels, timeout=config.timeout + _SLACK, io_timeout=config.io_timeout
         )
 
     def facts(self) -> ConnectionFacts:

@@ -1,4 +1,4 @@
-"""Further channels of a connection, opened in the background for lanes beside the first: no new login."""
+"""Further channels of a connection, opened in the background for channels beside the first: no new login."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 import paramiko
 
-from airflow_sftp_backend.backend._protocol.channel import Lane
+from airflow_sftp_backend.backend._protocol.channel import SFTPChannel
 from airflow_sftp_backend.backend.errors import BackendUnavailable, printable
 
 from ._paramiko_compat import buffer_channel
@@ -17,50 +17,52 @@ from ._paramiko_compat import buffer_channel
 log = logging.getLogger(__name__)
 
 WINDOW: Final = 2 << 20
-"""Bytes the server may send before the channel is read: further lanes carry writes, whose replies are short."""
+"""Bytes the server may send before the channel is read: further channels carry writes, whose replies are short."""
 
 
-class FurtherChannels:
-    """Opens up to ``most`` lanes in all; fewer once the server refuses one, which is remembered.
+class ExtraChannels:
+    """Opens up to ``maximum`` channels in all; fewer once the server refuses one, which is remembered.
 
-    ``timeout`` bounds the opening of one, ``io_timeout`` a lane's silence, both in seconds.
+    ``timeout`` bounds the opening of one, ``io_timeout`` a channel's silence, both in seconds.
     """
 
-    def __init__(self, transport: paramiko.Transport, *, most: int, timeout: float, io_timeout: float | None) -> None:
+    def __init__(
+        self, transport: paramiko.Transport, *, maximum: int, timeout: float, io_timeout: float | None
+    ) -> None:
         self._transport = transport
-        self._most = most
+        self._maximum = maximum
         self._timeout = timeout
         self._io_timeout = io_timeout
-        self._wanted = self._opened = 1
-        self._arrived: deque[Lane] = deque()
+        self._requested = self._open_count = 1
+        self._opened_channels: deque[SFTPChannel] = deque()
 
-    def want(self, count: int) -> None:
+    def request(self, count: int) -> None:
         """Has that many opened in all, as far as the server bears them, without waiting."""
-        while self._wanted < min(count, self._most):
-            self._wanted += 1
-            threading.Thread(target=self._open, name="sftp lane", daemon=True).start()
+        while self._requested < min(count, self._maximum):
+            self._requested += 1
+            threading.Thread(target=self._open, name="sftp channel", daemon=True).start()
 
-    def arrived(self) -> list[Lane]:
+    def take_opened(self) -> list[SFTPChannel]:
         """Those that have been opened since it was last asked."""
-        return [self._arrived.popleft() for _ in range(len(self._arrived))]
+        return [self._opened_channels.popleft() for _ in range(len(self._opened_channels))]
 
     def _open(self) -> None:
-        channel: paramiko.Channel | None = None
+        ssh_channel: paramiko.Channel | None = None
         try:
-            channel = self._transport.open_session(window_size=WINDOW, timeout=self._timeout)
-            channel.settimeout(self._timeout)
-            channel.invoke_subsystem("sftp")
-            lane = Lane(buffer_channel(channel), io_timeout=self._io_timeout)
-            lane.handshake()
-            channel.settimeout(self._io_timeout)
+            ssh_channel = self._transport.open_session(window_size=WINDOW, timeout=self._timeout)
+            ssh_channel.settimeout(self._timeout)
+            ssh_channel.invoke_subsystem("sftp")
+            channel = SFTPChannel(buffer_channel(ssh_channel), io_timeout=self._io_timeout)
+            channel.handshake()
+            ssh_channel.settimeout(self._io_timeout)
         except (paramiko.SSHException, BackendUnavailable, OSError, EOFError) as error:
-            self._most = self._wanted = self._opened
+            self._maximum = self._requested = self._open_count
             if self._transport.is_active():
                 log.info(
                     "the server bears no further channel (%s): going on with those there are", printable(str(error))
                 )
-            if channel is not None:
-                channel.close()
+            if ssh_channel is not None:
+                ssh_channel.close()
         else:
-            self._opened += 1
-            self._arrived.append(lane)
+            self._open_count += 1
+            self._opened_channels.append(channel)

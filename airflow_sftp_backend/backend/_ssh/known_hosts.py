@@ -33,7 +33,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final, Self
 
-from airflow_sftp_backend.backend._protocol.codec import Cursor, ProtocolError
+from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
 from airflow_sftp_backend.backend.config import DEFAULT_HOST_KEYS_PATH, DEFAULT_PORT, BackendConfig, HostKeyPolicy
 from airflow_sftp_backend.backend.errors import HostKeyRejected
 
@@ -70,17 +70,17 @@ def key_type(blob: bytes) -> str:
 
 def _fields(blob: bytes) -> list[bytes]:
     """The strings a plain key consists of (multiple precision integers are strings too); a certificate's type only."""
-    cursor = Cursor(memoryview(blob))
+    cursor = PacketReader(memoryview(blob))
     try:
         fields = [bytes(cursor.view())]
         if not _TYPE.fullmatch(fields[0].decode("ascii")):
             raise ValueError("not a public key")
-        while cursor.left and not fields[0].endswith(CERTIFICATE.encode()):
+        while cursor.remaining and not fields[0].endswith(CERTIFICATE.encode()):
             fields.append(bytes(cursor.view()))
     except (ProtocolError, UnicodeDecodeError):
         raise ValueError("not a public key") from None
     kind, count = fields[0].decode(), len(fields) - 1
-    if count != _FIELDS.get(kind, count) or (not count and not cursor.left):
+    if count != _FIELDS.get(kind, count) or (not count and not cursor.remaining):
         raise ValueError("not a public key")
     return fields
 
@@ -126,7 +126,7 @@ class _Certificate:
     @classmethod
     def read(cls, blob: bytes) -> Self:
         """ValueError if the blob is no certificate of a type known here."""
-        cursor = Cursor(memoryview(blob))
+        cursor = PacketReader(memoryview(blob))
         try:
             plain = bytes(cursor.view()).decode("ascii").removesuffix(CERTIFICATE)
             if plain not in _FIELDS:
@@ -136,15 +136,15 @@ class _Certificate:
             cursor.uint64()  # serial number
             kind = cursor.uint32()
             cursor.view()  # key id
-            names = Cursor(cursor.view())
+            names = PacketReader(cursor.view())
             principals = []
-            while names.left:
+            while names.remaining:
                 principals.append(names.text())
             after, before = cursor.uint64(), cursor.uint64()
             options = bytes(cursor.view())
             cursor.view()  # extensions
             cursor.view()  # reserved
-            authority, signature = bytes(cursor.view()), Cursor(cursor.view())
+            authority, signature = bytes(cursor.view()), PacketReader(cursor.view())
             signature_type = signature.text()
         except (ProtocolError, UnicodeDecodeError):
             raise ValueError("not a certificate") from None

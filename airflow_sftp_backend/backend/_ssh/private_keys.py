@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from airflow_sftp_backend.backend._protocol.codec import Cursor, ProtocolError
+from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
 from airflow_sftp_backend.backend.config import BackendConfig, Secret
 from airflow_sftp_backend.backend.errors import AuthenticationFailed
 
@@ -161,11 +161,11 @@ def _what_else(text: str, labels: set[str]) -> str:
 
 def _openssh_cipher(data: bytes) -> bytes:
     """What encrypts a key of OpenSSH's format: ``none`` if nothing does. Its type is in the clear, and refused here."""
-    cursor = Cursor(memoryview(data.removeprefix(OPENSSH_MAGIC)))
+    cursor = PacketReader(memoryview(data.removeprefix(OPENSSH_MAGIC)))
     try:
         cipher = bytes(cursor.view())
         cursor.view(), cursor.view(), cursor.uint32()  # key derivation, its options, count of keys
-        kind = bytes(Cursor(cursor.view()).view())
+        kind = bytes(PacketReader(cursor.view()).view())
     except ProtocolError:
         raise _Unusable(_DAMAGED) from None
     if kind.startswith(b"sk-"):

@@ -6,9 +6,9 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from airflow_sftp_backend.backend._protocol.codec import Cursor, ProtocolError
+from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
 from airflow_sftp_backend.backend.config import DEFAULT_PORT, BackendConfig, HostKeyPolicy
-from airflow_sftp_backend.backend.errors import BackendUnavailable, connecting, printable
+from airflow_sftp_backend.backend.errors import BackendUnavailable, printable, translate_connection_errors
 
 from ._paramiko_compat import SHA1_RSA, SSHTransport
 from .connect import end_transport, make_transport
@@ -65,7 +65,7 @@ def parse_kexinit(payload: bytes) -> HostAlgorithms:
     """Reads an SSH_MSG_KEXINIT payload (RFC 4253 section 7.1). ValueError if it is none."""
     if payload[:1] != bytes([_KEXINIT]):
         raise ValueError("not a KEXINIT message")
-    cursor = Cursor(memoryview(payload)[17:])  # after the cookie
+    cursor = PacketReader(memoryview(payload)[17:])  # after the cookie
     try:
         lists = [_names(bytes(cursor.view())) for _ in range(10)]  # the last two are languages
     except (ProtocolError, UnicodeDecodeError) as error:
@@ -91,7 +91,7 @@ def scan_host_algorithms(host: str, port: int = DEFAULT_PORT, timeout: float = 1
     ValueError for an impossible host or port, BackendUnavailable if no SSH server answers.
     """
     address = BackendConfig(host=host, port=port, timeout=timeout).address
-    with connecting(lambda: ("asking what the server offers", None), address):
+    with translate_connection_errors(lambda: ("asking what the server offers", None), address):
         stream = dial(host, port, timeout=timeout, io_timeout=timeout)
         try:
             return _announced(_Reader(stream, timeout))
@@ -180,7 +180,9 @@ def _fetch(host: str, port: int, timeout: float, algorithm: str) -> bytes:
     address = BackendConfig(host=host, port=port).address
     stream: Stream | None = None
     transport: SSHTransport | None = None
-    with connecting(lambda: (f"asking for the {algorithm} key", stream.failure if stream else None), address):
+    with translate_connection_errors(
+        lambda: (f"asking for the {algorithm} key", stream.failure if stream else None), address
+    ):
         stream = dial(host, port, timeout=timeout, io_timeout=timeout)
         try:
             transport = make_transport(stream, timeout, legacy=algorithm == SHA1_RSA)

@@ -16,17 +16,17 @@ from typing import Final, TypeVar
 
 import paramiko
 
-from airflow_sftp_backend.backend._paths import Jail, name_place
+from airflow_sftp_backend.backend._paths import Jail, add_location
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
-from airflow_sftp_backend.backend._protocol.scheduler import Wire
-from airflow_sftp_backend.backend._protocol.striping import Load
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
+from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend.config import BackendConfig
 from airflow_sftp_backend.backend.errors import (
     AuthenticationFailed,
     BackendUnavailable,
     HostKeyRejected,
     SFTPBackendError,
-    connecting,
+    translate_connection_errors,
 )
 
 from .connect import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Hop, Opened, Opening, Settings, end_transport
@@ -46,7 +46,7 @@ class _Connection:
 
     def __init__(self, opened: Opened, config: BackendConfig) -> None:
         self.client = opened.client
-        self.wire = opened.wire
+        self.scheduler = opened.scheduler
         self.facts = opened.facts
         self._transport = opened.transport
         self._stream = opened.stream
@@ -57,7 +57,7 @@ class _Connection:
     @property
     def alive(self) -> bool:
         """False once it is of no more use."""
-        return not self._closed and self.wire.broken is None and self._transport.is_active()
+        return not self._closed and self.scheduler.broken is None and self._transport.is_active()
 
     @property
     def failure(self) -> str | None:
@@ -67,7 +67,7 @@ class _Connection:
     def sftp_client(self) -> paramiko.SFTPClient:
         """paramiko's own client, on a channel of its own."""
         if self._sftp is None:
-            with connecting(lambda: ("opening a second channel", self.failure), self._config.address):
+            with translate_connection_errors(lambda: ("opening a second channel", self.failure), self._config.address):
                 self._sftp = self._open_sftp_client()
         return self._sftp
 
@@ -98,12 +98,12 @@ class _Connection:
             self._closed = True
             end_transport(self._transport, self._stream)
             self.client.close()
-            self.wire.close()
+            self.scheduler.close()
 
     def leave(self) -> None:
         """Gives it up in a forked child, silently: it is the parent's."""
         self._closed = True
-        self.wire.broken = "the connection belongs to the process that was forked"
+        self.scheduler.broken = "the connection belongs to the process that was forked"
         self._stream.leave()
         self._transport.stop()
         _KEPT.append(self)
@@ -192,11 +192,11 @@ class Session:
 
     def call(
         self,
-        use: Callable[[Wire], T],
+        use: Callable[[SFTPScheduler], T],
         *,
         idempotent: bool = False,
         attempts: int | None = None,
-        load: Load | None = None,
+        load: TransferSize | None = None,
         cleanup: bool = False,
         reconnecting: bool = False,
     ) -> T:
@@ -215,35 +215,35 @@ class Session:
             if self._interruption.is_set() and not cleanup:
                 raise BackendUnavailable("the call was cancelled", server=self._config.address)
             connection = self._connected(attempts, load, self.reconnect_timeout if reconnecting else 0)
-            known = self._handles.shared
+            known = self._handles.shares_handles
             try:
                 return self._run_alone(use, connection)
             except BackendUnavailable as error:
-                found = self._handles.shared and not known  # it is not lost: this side ends it
+                found = self._handles.shares_handles and not known  # it is not lost: this side ends it
                 again = idempotent and (self.reconnects or found) and self._clock() < self._end.at
-                if not again or self._interruption.is_set() or connection.wire.broken is None:
+                if not again or self._interruption.is_set() or connection.scheduler.broken is None:
                     raise
                 log.info("%s; asking again on a new connection", error)
             return self._run_alone(use, self._connected(attempts, once_more=found))
 
-    def _run_alone(self, use: Callable[[Wire], T], connection: _Connection) -> T:
+    def _run_alone(self, use: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
         self._in_use = connection
         try:
             return self._run(use, connection)
         finally:
             self._in_use = None
             if not connection.alive:
-                if connection.wire.overtaxed:
-                    log.warning("%s stalled with several lanes: it gets one from now on", self._config.address)
-                    self._settings = replace(self._settings, config=replace(self._settings.config, max_lanes=1))
+                if connection.scheduler.stalled_multichannel:
+                    log.warning("%s stalled with several channels: it gets one from now on", self._config.address)
+                    self._settings = replace(self._settings, config=replace(self._settings.config, max_channels=1))
                 self._drop(connection)
 
-    def _run(self, use: Callable[[Wire], T], connection: _Connection) -> T:
+    def _run(self, use: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
         try:
-            return use(connection.wire)
+            return use(connection.scheduler)
         except SFTPBackendError as error:
-            name_place(error, self._config.address, Jail(self._config.base_path))
-            failure = connection.failure if connection.wire.broken is not None else None
+            add_location(error, self._config.address, Jail(self._config.base_path))
+            failure = connection.failure if connection.scheduler.broken is not None else None
             if isinstance(error, BackendUnavailable) and failure is not None and failure not in error.message:
                 error.message += f": {failure}"
             raise
@@ -310,7 +310,7 @@ class Session:
         connection.close()
 
     def _connected(
-        self, attempts: int | None, load: Load | None = None, patience: float = 0, *, once_more: bool = False
+        self, attempts: int | None, load: TransferSize | None = None, patience: float = 0, *, once_more: bool = False
     ) -> _Connection:
         if self._connection is not None and not self._connection.alive:
             log.info("the connection to %s was lost since it was last used", self._config.address)
@@ -327,8 +327,8 @@ class Session:
                 log.warning("%s; trying once more with the secrets as they are now", error)
                 self._take(renewed)
                 self._connection = self._connect(most, load, patience)
-            handles = HandleTable(limit=self._handles.limit, shared=self._handles.shared)
-            self._handles = self._connection.wire.handles = handles
+            handles = HandleTable(limit=self._handles.limit, shares_handles=self._handles.shares_handles)
+            self._handles = self._connection.scheduler.handles = handles
             if self._end.at < math.inf:
                 self._connection.abort_within(self._end.at - self._clock())
             self.generation += 1
@@ -339,7 +339,7 @@ class Session:
             )  # fmt: skip
         return self._connection
 
-    def _connect(self, attempts: int, load: Load | None, patience: float) -> _Connection:
+    def _connect(self, attempts: int, load: TransferSize | None, patience: float) -> _Connection:
         policy, clock = self._config.retry, self._clock
         limit = math.inf if policy.timeout is None else clock() + policy.timeout
         limit = clock() + patience if patience else limit
@@ -359,7 +359,7 @@ class Session:
             try:
                 return _Connection(opening.run(), self._config)
             except BackendUnavailable as error:
-                name_place(error, self._config.address, Jail(self._config.base_path))
+                add_location(error, self._config.address, Jail(self._config.base_path))
                 refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
                 # A server that is busy soon has room: the number of attempts bounds other failures only.
                 busy = opening.busy and attempts > 1 and clock() < busy_until

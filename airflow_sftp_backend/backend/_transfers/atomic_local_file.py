@@ -19,15 +19,15 @@ from pathlib import Path, PurePath
 from typing import Final
 
 from airflow_sftp_backend.backend._paths import (
-    STALE,
-    JailedPath,
-    digest_of,
+    STALE_SECONDS,
+    RemotePath,
+    fresh_token,
     name_digest,
     resume_token,
     same_writer,
-    spare_token,
     temp_name,
-    token_of,
+    temp_name_digest,
+    temp_name_token,
 )
 from airflow_sftp_backend.backend.errors import AlreadyExists
 
@@ -50,7 +50,7 @@ class LocalLanding:
         self,
         local: str | os.PathLike[str],
         *,
-        source: JailedPath,
+        source: RemotePath,
         overwrite: bool,
         writer: str | None = None,
         modes: NewFileModes | None = None,
@@ -65,7 +65,7 @@ class LocalLanding:
         self._resumable = writer is not None
         token = secrets.token_hex(6)
         if writer is not None:
-            token = spare_token(resume_token(writer, 0, 0), token)
+            token = fresh_token(resume_token(writer, 0, 0), token)
         self.temp = self._named(token)
         self._descriptor: int | None = None
         self._has_temp = False
@@ -201,7 +201,8 @@ class LocalLanding:
 
 def remove_left(landed: Mapping[str | os.PathLike[str], str | None], now: float) -> None:
     """Removes what dead writers left of files that have landed now: what earlier tries with the same resume key left,
-    which stands beside each file, at once; what others left after `STALE` seconds. ``now`` in seconds since 1970.
+    which stands beside each file, at once; what others left after `STALE_SECONDS` seconds. ``now`` in seconds since
+    1970.
     """
     names: dict[str, dict[str, str | None]] = {}
     for path, writer in landed.items():
@@ -211,10 +212,10 @@ def remove_left(landed: Mapping[str | os.PathLike[str], str | None], now: float)
         temps = list(_temps(folder))
         targets = {name_digest(name): writer for name, writer in wanted.items()} if temps else {}
         for temp in temps:
-            if digest_of(temp.name) in targets:
-                writer = targets[digest_of(temp.name)]
-                ours = writer is not None and same_writer(token_of(temp.name), resume_token(writer, 0, 0))
-                _remove(temp.path, None if ours else now - STALE)
+            if temp_name_digest(temp.name) in targets:
+                writer = targets[temp_name_digest(temp.name)]
+                ours = writer is not None and same_writer(temp_name_token(temp.name), resume_token(writer, 0, 0))
+                _remove(temp.path, None if ours else now - STALE_SECONDS)
 
 
 def _text_of(local: str | os.PathLike[str]) -> str:
@@ -236,7 +237,7 @@ def _remove(temp: str, before: float | None) -> None:
 def _temps(folder: str) -> Iterator[os.DirEntry[str]]:
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
-            if token_of(entry.name):
+            if temp_name_token(entry.name):
                 yield entry
 
 

@@ -6,19 +6,19 @@ import os
 import secrets
 
 from airflow_sftp_backend.backend._files.operations import close_quietly, open_for_reading
-from airflow_sftp_backend.backend._paths import JailedPath
+from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Open, Remove, Stat
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, ask, ask_all
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, request_all
 from airflow_sftp_backend.backend._writes.resume import holds
-from airflow_sftp_backend.backend.errors import Refused, from_refusal
+from airflow_sftp_backend.backend.errors import StatusError, from_status
 
 from .local_files import open_regular
 
 _NEW = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 
 
-def same_samples(place: JailedPath, local: str | os.PathLike[str]) -> Operation[bool]:
+def same_samples(place: RemotePath, local: str | os.PathLike[str]) -> Operation[bool]:
     """Tell whether a file on the server has the size of a local one and the same bytes in up to 64 places.
 
     :param place: the file on the server.
@@ -32,7 +32,7 @@ def same_samples(place: JailedPath, local: str | os.PathLike[str]) -> Operation[
         size = os.fstat(descriptor).st_size
         handle = yield from open_for_reading(place)
         try:
-            (found,) = yield from ask_all([FStat(handle)])
+            (found,) = yield from request_all([FStat(handle)])
             told = found.size if isinstance(found, Attributes) else None
             if told is not None and told != size:
                 return False
@@ -45,7 +45,7 @@ def same_samples(place: JailedPath, local: str | os.PathLike[str]) -> Operation[
         os.close(descriptor)
 
 
-def server_time(folder: JailedPath) -> Operation[int | None]:
+def server_time(folder: RemotePath) -> Operation[int | None]:
     """Ask for the server's time by making an empty temporary file and removing it.
 
     :param folder: an existing directory to make the file in.
@@ -54,10 +54,12 @@ def server_time(folder: JailedPath) -> Operation[int | None]:
     """
     probe = folder.child("clock").temp(secrets.token_hex(6))
     try:
-        handle = yield from ask(Open(probe.native, _NEW, Attributes()))
-    except Refused as refused:
-        raise from_refusal(refused, "cannot make a file to read the server's clock", folder.key) from None
-    opened, _, named, _ = yield from ask_all([FStat(handle), Close(handle), Stat(probe.native), Remove(probe.native)])
+        handle = yield from request(Open(probe.native, _NEW, Attributes()))
+    except StatusError as refused:
+        raise from_status(refused, "cannot make a file to read the server's clock", folder.key) from None
+    opened, _, named, _ = yield from request_all(
+        [FStat(handle), Close(handle), Stat(probe.native), Remove(probe.native)]
+    )
     for answer in (named, opened):
         if isinstance(answer, Attributes) and answer.mtime is not None:
             return answer.mtime

@@ -14,10 +14,10 @@ from airflow_sftp_backend.backend._files.operations import close_quietly, open_f
 from airflow_sftp_backend.backend._files.pipelining import Content, Incoming
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
 from airflow_sftp_backend.backend._limits import Bounds
-from airflow_sftp_backend.backend._paths import JailedPath, resume_token, spare_token, token_of
+from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, resume_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire
-from airflow_sftp_backend.backend._protocol.striping import Load
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
+from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.group_commit import GroupCommit, participation
 from airflow_sftp_backend.backend._writes.resume import holds, start_over
@@ -25,8 +25,8 @@ from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar, Ve
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     ContentLost,
-    Refused,
     SFTPBackendError,
+    StatusError,
     TransferCorrupted,
 )
 from airflow_sftp_backend.backend.models import PreparedFile, Progress, WriteResult, utc
@@ -50,7 +50,7 @@ class LocalContent(Content):
         self,
         local: str | os.PathLike[str],
         *,
-        target: JailedPath,
+        target: RemotePath,
         hashed: bool,
         at_first: os.stat_result | None = None,
     ) -> None:
@@ -119,26 +119,26 @@ class Upload:
     _at_first: os.stat_result | None = None
 
     @property
-    def load(self) -> Load | None:
+    def load(self) -> TransferSize | None:
         """What is to be sent; None where there is no such file."""
         try:
-            return Load(os.stat(self.local).st_size, self.landing.lanes)
+            return TransferSize(os.stat(self.local).st_size, self.landing.channels)
         except OSError:
             return None
 
-    def __call__(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
+    def __call__(self, scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
         """Sends what is not sent yet; also the server's time, where it tells."""
         try:
-            return (yield from self._send(wire))
+            return (yield from self._send(scheduler))
         except ContentLost as lost:
             if self.so_far.single:
                 raise TransferCorrupted(lost.message, path=lost.path) from None
             logger.warning("%s; sending the file again, without opening it twice", lost)
         start_over(self.so_far.placed(self.landing), self.so_far, self.progress)
         self.so_far.opened, self.so_far.single = None, True
-        return (yield from self._send(wire))
+        return (yield from self._send(scheduler))
 
-    def _send(self, wire: Wire) -> Operation[tuple[WriteResult, int | None]]:
+    def _send(self, scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
         target, hashed = self.landing.target, self.hashed or self.landing.verify == "sha256"
         commits = self.landing.commits
         progress = self.progress if commits is None else commits.reporting(self.progress)
@@ -147,7 +147,7 @@ class Upload:
             LocalContent(self.local, target=target, hashed=hashed, at_first=self._at_first) as content,
         ):
             self._at_first = content.at_first
-            now = yield from write_atomic(wire, self._place(content.at_first), content, progress, self.so_far)
+            now = yield from write_atomic(scheduler, self._place(content.at_first), content, progress, self.so_far)
             return WriteResult(target.key, content.size, digest=content.digest, last_modified=utc(now)), now
 
     def _place(self, source: os.stat_result) -> Landing:
@@ -156,7 +156,7 @@ class Upload:
         if self.resume_key is None:
             return landing
         token = resume_token(self.resume_key, source.st_size, source.st_mtime_ns)
-        spare = landing.target.temp(spare_token(token, token_of(landing.temp.name)))
+        spare = landing.target.temp(fresh_token(token, temp_name_token(landing.temp.name)))
         landing = replace(landing, temp=landing.target.temp(token), spare=spare)
         self.so_far.temp = self.so_far.temp or landing.temp
         return landing
@@ -170,7 +170,7 @@ class Download:
     try with that key left of the same file, and leaves that itself where it is interrupted or its connection is lost.
     """
 
-    place: JailedPath
+    place: RemotePath
     local: str | os.PathLike[str]
     overwrite: bool
     verify: Verify
@@ -192,25 +192,25 @@ class Download:
     _source: Attributes | None = None
     _digest: hashlib._Hash | None = None
 
-    def __call__(self, wire: Wire) -> Operation[WriteResult]:
+    def __call__(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
         """Fetches what has not come yet.
 
         Raises TransferCorrupted if the file has another size than the server says or changes meanwhile (with
         ``verify="none"`` it is read to its end), or if with ``"sha256"`` the disk does not hold what came.
         """
-        return self._fetched(wire) if self.commits is None else self._grouped(self.commits, wire)
+        return self._fetched(scheduler) if self.commits is None else self._grouped(self.commits, scheduler)
 
-    def _grouped(self, commits: GroupCommit, wire: Wire) -> Operation[WriteResult]:
+    def _grouped(self, commits: GroupCommit, scheduler: SFTPScheduler) -> Operation[WriteResult]:
         with commits.participant():
-            return (yield from self._fetched(wire))
+            return (yield from self._fetched(scheduler))
 
-    def _fetched(self, wire: Wire) -> Operation[WriteResult]:
+    def _fetched(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
         if self.resumable and (self._distrusted or self._source is None or self._source.size is None):
             self._start_over()
         self.resumable = False
         fault = True
         try:
-            yield from self._received(wire)
+            yield from self._received(scheduler)
             return (yield from self._landed())
         except BaseException as error:
             fault = isinstance(error, Exception) and not isinstance(error, BackendUnavailable)
@@ -221,7 +221,7 @@ class Download:
             if not self.resumable:
                 self.__exit__()
 
-    def _received(self, wire: Wire) -> Operation[None]:
+    def _received(self, scheduler: SFTPScheduler) -> Operation[None]:
         if self._landing is None:
             writer = self.resume_key
             self._landing = LocalLanding(
@@ -234,25 +234,25 @@ class Download:
             handle = yield from open_for_reading(self.place)
             if self.done:
                 yield from self._check_prefix(handle)
-            block = (yield from wire.limits()).read
-            incoming = self._incoming(wire, handle, block)
+            block = (yield from scheduler.limits()).read
+            incoming = self._incoming(scheduler, handle, block)
             while data := (yield from incoming.next()):
                 if self._source is None:
-                    self._check_room(incoming.attributes.size, wire.bounds)
+                    self._check_room(incoming.attributes.size, scheduler.bounds)
                     if self.resume_key is not None and (yield from self._gone_on(handle, incoming.attributes)):
-                        incoming = self._incoming(wire, handle, block)
+                        incoming = self._incoming(scheduler, handle, block)
                         continue
                 self._check_same(incoming.attributes)
                 self._take(data)
             if self.verify != "none":
                 yield from incoming.check_unchanged()
             whole = True
-        except Refused as refused:
+        except StatusError as refused:
             raise (yield from why_unreadable(self.place, refused)) from None
         finally:
             known = self._source is not None or not self.done  # not what an earlier attempt left, unread yet
-            self.resumable = not whole and known and wire.broken is not None
-            self._distrusted = wire.handles.shared
+            self.resumable = not whole and known and scheduler.broken is not None
+            self._distrusted = scheduler.handles.shares_handles
             if handle is not None:
                 yield from close_quietly(handle)
 
@@ -266,9 +266,9 @@ class Download:
         self._source = None
         self._digest = None if self._digest is None else hashlib.sha256()
 
-    def _incoming(self, wire: Wire, handle: bytes, block: int) -> Incoming:
+    def _incoming(self, scheduler: SFTPScheduler, handle: bytes, block: int) -> Incoming:
         to_end = self.verify == "none"
-        return Incoming(wire, handle, block, self.place.key, offset=self.done, to_end=to_end)
+        return Incoming(scheduler, handle, block, self.place.key, offset=self.done, to_end=to_end)
 
     def _check_room(self, size: int | None, bounds: Bounds) -> None:
         """Refuse a size that is over the bound of an untrusted one and that no disk here could hold."""

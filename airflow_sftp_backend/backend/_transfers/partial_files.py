@@ -20,19 +20,19 @@ from typing import Final
 from airflow_sftp_backend.backend._files.operations import is_missing, see
 from airflow_sftp_backend.backend._files.tree import Call, Found, walk
 from airflow_sftp_backend.backend._paths import (
-    STALE,
-    JailedPath,
+    STALE_SECONDS,
+    RemotePath,
     is_backup_name,
     is_temp_name,
     name_digest,
-    stem_of,
-    temp_digest,
+    original_stem,
+    temp_or_backup_digest,
 )
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask_all
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request_all
 from airflow_sftp_backend.backend._writes.backups import remove_backup, settle_backup
-from airflow_sftp_backend.backend.errors import CapabilityNotSupported, InvalidPath, Refused, SFTPBackendError
+from airflow_sftp_backend.backend.errors import CapabilityNotSupported, InvalidPath, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import PartialAction, PartialFile
 
 from .atomic_local_file import left_behind
@@ -44,14 +44,14 @@ _SECOND_LOOK: Final = 3.0
 
 def check_age(older_than: timedelta) -> None:
     """Raise ValueError for an age in which a living writer may well not have written anything."""
-    if older_than < timedelta(seconds=STALE):
+    if older_than < timedelta(seconds=STALE_SECONDS):
         raise ValueError(f"older_than is at least one hour, not {older_than}: a living writer may pause for as long")
 
 
 # -- on the server ----------------------------------------------------------------------------------------------------
 
 
-def clean_server(call: Call, folder: JailedPath, older_than: timedelta, *, dry_run: bool) -> list[PartialFile]:
+def clean_server(call: Call, folder: RemotePath, older_than: timedelta, *, dry_run: bool) -> list[PartialFile]:
     """Remove what nobody came back for below a directory.
 
     :param call: runs operations on the connection.
@@ -63,13 +63,13 @@ def clean_server(call: Call, folder: JailedPath, older_than: timedelta, *, dry_r
     :raises SFTPBackendError: for a missing directory, for a file, and for what the server refuses.
     """
     if not folder.is_root:
-        own = call(lambda wire: wire.run(see(folder)), idempotent=True)
+        own = call(lambda scheduler: scheduler.run(see(folder)), idempotent=True)
         if isinstance(own, Attributes) and own.is_link:
             raise InvalidPath("it is a link, which is not followed; name the directory itself", path=folder.key)
     found = [one for one in walk(call, folder, must_exist=True, with_temps=True) if _is_ours(one)]
     if not found:
         return []
-    now = call(lambda wire: wire.run(server_time(folder)))
+    now = call(lambda scheduler: scheduler.run(server_time(folder)))
     if now is None:
         raise CapabilityNotSupported("the server tells no times of files: which are old is unknown", path=folder.key)
     limit = now - older_than.total_seconds()
@@ -86,7 +86,7 @@ def _clean_temps(call: Call, found: list[Found], limit: float, *, dry_run: bool)
     old = [one for one in found if one.own.mtime is not None and one.own.mtime < limit]
     if dry_run:
         return [_shown(one, "would remove") for one in old]
-    outcomes = call(lambda wire: wire.run_many(_remove_unchanged(one) for one in old)) if old else []
+    outcomes = call(lambda scheduler: scheduler.run_many(_remove_unchanged(one) for one in old)) if old else []
     return [
         _shown(one, "removed") if outcome is True else _shown(one, "left", _why(outcome))
         for one, outcome in zip(old, outcomes, strict=True)
@@ -95,11 +95,11 @@ def _clean_temps(call: Call, found: list[Found], limit: float, *, dry_run: bool)
 
 def _remove_unchanged(found: Found) -> Operation[bool]:
     """Remove a temporary file unless its writer came back since it was listed. SFTP cannot do both in one step."""
-    (own,) = yield from ask_all([LStat(found.place.native)])
+    (own,) = yield from request_all([LStat(found.place.native)])
     if not isinstance(own, Attributes) or (own.size, own.mtime) != (found.own.size, found.own.mtime):
         return False
-    (answer,) = yield from ask_all([Remove(found.place.native)])
-    if isinstance(answer, Refused):
+    (answer,) = yield from request_all([Remove(found.place.native)])
+    if isinstance(answer, StatusError):
         raise SFTPBackendError(f"the server refuses to remove it: {answer.text or answer.code}", path=found.place.key)
     return True
 
@@ -132,13 +132,13 @@ def _clean_backups(call: Call, found: list[Found], *, dry_run: bool) -> list[Par
     return cleaned
 
 
-def _settled(call: Call, backup: Found, target: JailedPath, *, missing: bool) -> PartialFile:
-    def use(wire: Wire) -> None:
+def _settled(call: Call, backup: Found, target: RemotePath, *, missing: bool) -> PartialFile:
+    def use(scheduler: SFTPScheduler) -> None:
         # both look once more, and rename the backup first where another writer may make one of the same name
         if backup.place == target.backup and not missing:
-            wire.run(remove_backup(target))
+            scheduler.run(remove_backup(target))
         else:
-            wire.run(settle_backup(target, backup.place))
+            scheduler.run(settle_backup(target, backup.place))
 
     call(use)
     if _is_missing(call, backup.place):
@@ -146,18 +146,18 @@ def _settled(call: Call, backup: Found, target: JailedPath, *, missing: bool) ->
     return _shown(backup, "left", "a backup that the server does not let this user rename or remove")
 
 
-def _file_of(backup: JailedPath) -> JailedPath | None:
+def _file_of(backup: RemotePath) -> RemotePath | None:
     """The file that a backup belongs to; None where its name was cut off."""
-    stem = stem_of(backup.name)
-    return backup.parent.child(stem) if stem and name_digest(stem) == temp_digest(backup.name) else None
+    stem = original_stem(backup.name)
+    return backup.parent.child(stem) if stem and name_digest(stem) == temp_or_backup_digest(backup.name) else None
 
 
-def _is_missing(call: Call, place: JailedPath) -> bool:
+def _is_missing(call: Call, place: RemotePath) -> bool:
     def operation() -> Operation[bool]:
         answer = yield from see(place)
-        return isinstance(answer, Refused) and (yield from is_missing(place, answer))
+        return isinstance(answer, StatusError) and (yield from is_missing(place, answer))
 
-    return call(lambda wire: wire.run(operation()), idempotent=True)
+    return call(lambda scheduler: scheduler.run(operation()), idempotent=True)
 
 
 def _shown(found: Found, action: PartialAction, reason: str = "") -> PartialFile:

@@ -24,43 +24,43 @@ from typing import TypeVar
 
 from airflow_sftp_backend.backend._files import deletion
 from airflow_sftp_backend.backend._files.operations import is_missing, see
-from airflow_sftp_backend.backend._paths import JailedPath
+from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, PosixRename, Remove, Rename
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask_all, post, wait
-from airflow_sftp_backend.backend.errors import BackendUnavailable, NotFound, Refused
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
+from airflow_sftp_backend.backend.errors import BackendUnavailable, NotFound, StatusError
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-def may_have_backups(wire: Wire) -> bool:
+def may_have_backups(scheduler: SFTPScheduler) -> bool:
     """Tell whether files on a server may be replaced by two renames.
 
     :param wire: the connection
     :returns: False where posix-rename is offered and known to replace
     """
-    return not (wire.traits.posix_rename_replaces and wire.supports(PosixRename))
+    return not (scheduler.traits.posix_rename_replaces and scheduler.supports(PosixRename))
 
 
-def restore(wire: Wire, target: JailedPath) -> Operation[bool]:
+def restore(scheduler: SFTPScheduler, target: RemotePath) -> Operation[bool]:
     """Rename the backup of a file to the file's own name, which is missing. One round trip.
 
     :param wire: the connection
     :param target: the file
     :returns: True if the file is there again
     """
-    if not may_have_backups(wire):
+    if not may_have_backups(scheduler):
         return False
-    (answer,) = yield from ask_all([Rename(target.backup.native, target.native)])
-    if isinstance(answer, Refused):
+    (answer,) = yield from request_all([Rename(target.backup.native, target.native)])
+    if isinstance(answer, StatusError):
         return False
     logger.warning("%r: restored the content that an interrupted replacement had renamed", target.key)
     return True
 
 
-def restoring(wire: Wire, place: JailedPath, operation: Callable[[], Operation[T]]) -> Operation[T]:
+def restoring(scheduler: SFTPScheduler, place: RemotePath, operation: Callable[[], Operation[T]]) -> Operation[T]:
     """Run an operation; where it finds the file missing and there is a backup, restore that and run it again.
 
     :param wire: the connection
@@ -69,19 +69,19 @@ def restoring(wire: Wire, place: JailedPath, operation: Callable[[], Operation[T
     :returns: what the operation returns
     :raises SFTPBackendError: as the operation
     """
-    return _restoring(wire, place, operation) if may_have_backups(wire) else operation()
+    return _restoring(scheduler, place, operation) if may_have_backups(scheduler) else operation()
 
 
-def _restoring(wire: Wire, place: JailedPath, operation: Callable[[], Operation[T]]) -> Operation[T]:
+def _restoring(scheduler: SFTPScheduler, place: RemotePath, operation: Callable[[], Operation[T]]) -> Operation[T]:
     try:
         return (yield from operation())
     except NotFound as missing:
-        if missing.path != place.key or not (yield from restore(wire, place)):
+        if missing.path != place.key or not (yield from restore(scheduler, place)):
             raise
     return (yield from operation())
 
 
-def delete(wire: Wire, place: JailedPath, *, missing_ok: bool) -> Operation[None]:
+def delete(scheduler: SFTPScheduler, place: RemotePath, *, missing_ok: bool) -> Operation[None]:
     """Delete a file and its backup, which would else get the file's name. No round trip more than for the file.
 
     :param wire: the connection
@@ -90,8 +90,8 @@ def delete(wire: Wire, place: JailedPath, *, missing_ok: bool) -> Operation[None
     :raises SFTPBackendError: NotFound, InvalidPath for a directory, and others
     """
     try:
-        if may_have_backups(wire):
-            asked = yield from post(LStat(place.backup.native))
+        if may_have_backups(scheduler):
+            asked = yield from send(LStat(place.backup.native))
             removal = deletion.delete(place, missing_ok=False, before=lambda: _remove_if_shown(asked, place))
         else:
             removal = deletion.delete(place, missing_ok=False)
@@ -101,28 +101,28 @@ def delete(wire: Wire, place: JailedPath, *, missing_ok: bool) -> Operation[None
             raise
 
 
-def _remove_if_shown(asked: Pending[Attributes], place: JailedPath) -> Operation[None]:
+def _remove_if_shown(asked: Pending[Attributes], place: RemotePath) -> Operation[None]:
     """Wait for the LSTAT of a backup, and remove the backup; if the file is missing, it is restored."""
     try:
-        yield from wait(asked)
-    except Refused:
+        yield from reply(asked)
+    except StatusError:
         return
     yield from remove_backup(place)
 
 
-def remove_backup(target: JailedPath, parked: JailedPath | None = None) -> Operation[None]:
+def remove_backup(target: RemotePath, parked: RemotePath | None = None) -> Operation[None]:
     """Remove the backup of a file that has new content. Three round trips.
 
     :param target: the file
     :param parked: a backup name of the file that nobody else uses
     """
-    parked = parked or target.parked_backup(secrets.token_hex(6))
-    (answer,) = yield from ask_all([Rename(target.backup.native, parked.native)])
-    if not isinstance(answer, Refused):  # else another has restored or removed it
+    parked = parked or target.unique_backup(secrets.token_hex(6))
+    (answer,) = yield from request_all([Rename(target.backup.native, parked.native)])
+    if not isinstance(answer, StatusError):  # else another has restored or removed it
         yield from settle_backup(target, parked)
 
 
-def clear_backup(target: JailedPath, parked: JailedPath) -> Operation[None]:
+def clear_backup(target: RemotePath, parked: RemotePath) -> Operation[None]:
     """Remove the backup of a file that has just been replaced. That succeeded: a connection lost now is no error.
 
     :param target: the file
@@ -134,7 +134,7 @@ def clear_backup(target: JailedPath, parked: JailedPath) -> Operation[None]:
         logger.debug("the connection ended before the backup of %r could be removed", target.key)
 
 
-def settle_backup(target: JailedPath, parked: JailedPath) -> Operation[None]:
+def settle_backup(target: RemotePath, parked: RemotePath) -> Operation[None]:
     """Remove a backup under a name of its own if the file exists; restore it if the file is missing.
 
     :param target: the file
@@ -142,14 +142,14 @@ def settle_backup(target: JailedPath, parked: JailedPath) -> Operation[None]:
     """
     standing = yield from see(target)
     if isinstance(standing, Attributes):
-        (answer,) = yield from ask_all([Remove(parked.native)])
-        if isinstance(answer, Refused) and not answer.missing:
+        (answer,) = yield from request_all([Remove(parked.native)])
+        if isinstance(answer, StatusError) and not answer.missing:
             logger.warning("the backup %r could not be removed: %s", parked.native, answer.text or answer.code)
     elif (yield from is_missing(target, standing)):
-        yield from ask_all([Rename(parked.native, target.native)])
+        yield from request_all([Rename(parked.native, target.native)])
 
 
-def set_aside(target: JailedPath, parked: JailedPath) -> Operation[bool]:
+def set_aside(target: RemotePath, parked: RemotePath) -> Operation[bool]:
     """Rename a file to its backup name. A backup that is there already is removed first.
 
     :param target: the file
@@ -157,11 +157,15 @@ def set_aside(target: JailedPath, parked: JailedPath) -> Operation[bool]:
     :returns: False if the file is missing by now
     :raises Refused: if the server refuses
     """
-    (answer,) = yield from ask_all([Rename(target.native, target.backup.native)])
-    if isinstance(answer, Refused) and not answer.missing and isinstance((yield from see(target.backup)), Attributes):
+    (answer,) = yield from request_all([Rename(target.native, target.backup.native)])
+    if (
+        isinstance(answer, StatusError)
+        and not answer.missing
+        and isinstance((yield from see(target.backup)), Attributes)
+    ):
         yield from remove_backup(target, parked)
-        (answer,) = yield from ask_all([Rename(target.native, target.backup.native)])
-    if not isinstance(answer, Refused):
+        (answer,) = yield from request_all([Rename(target.native, target.backup.native)])
+    if not isinstance(answer, StatusError):
         return True
     if answer.missing:
         return False

@@ -13,15 +13,15 @@ from typing import Final
 
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
 from airflow_sftp_backend.backend._protocol.channel import Pending
-from airflow_sftp_backend.backend._protocol.messages import AskLimits
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, wait
+from airflow_sftp_backend.backend._protocol.messages import LimitsRequest
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply
 from airflow_sftp_backend.backend.errors import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend.models import BeforeRename, PreparedFile, Progress
 
 _MAX_WAIT: Final = 1.0
 """Seconds a complete file waits for others of its group while these make progress."""
 _NOT_RECORDED: Final = "not renamed: before_rename raised an exception"
-_NEVER_SENT: Final = AskLimits()  # a Pending has a request; nobody sends this one
+_NEVER_SENT: Final = LimitsRequest()  # a Pending has a request; nobody sends this one
 
 
 class GroupCommit:
@@ -64,7 +64,7 @@ class GroupCommit:
         if self._waiting and self._clock() - self._since >= _MAX_WAIT and not self._closed:
             self._flush()
 
-    def join(self, prepared: PreparedFile, wire: Wire | None = None) -> Operation[None]:
+    def join(self, prepared: PreparedFile, scheduler: SFTPScheduler | None = None) -> Operation[None]:
         """Wait until the file is recorded.
 
         :param prepared: the file.
@@ -81,12 +81,12 @@ class GroupCommit:
         self._waiting.append(entry)
         try:
             self._flush_if_all_wait()
-            yield from wait(pending)
+            yield from reply(pending)
         finally:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-        if wire is not None and wire.broken is not None:
-            raise BackendUnavailable(wire.broken)
+        if scheduler is not None and scheduler.broken is not None:
+            raise BackendUnavailable(scheduler.broken)
 
     def _flush_if_all_wait(self) -> None:
         if self._waiting and len(self._waiting) >= self._participants and not self._closed:
@@ -102,7 +102,7 @@ class GroupCommit:
             error = None if recorded else SFTPBackendError(_NOT_RECORDED)
             self._closed = self._closed or not recorded
             for _, pending in group:  # which would wait for ever otherwise
-                pending.settle(None, error)
+                pending.set_result(None, error)
 
 
 class _Reporting:

@@ -10,26 +10,28 @@ import logging
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import FSetStat, SetStat
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask, post, wait
-from airflow_sftp_backend.backend.errors import Code, Refused
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
+from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 from .write_target import Landing, Opened
 
 logger = logging.getLogger(__name__)
 
 
-def keep_mode(wire: Wire, opened: Opened) -> Operation[Pending[None] | None]:
+def keep_mode(scheduler: SFTPScheduler, opened: Opened) -> Operation[Pending[None] | None]:
     """Request the mode of the replaced file for the open temporary file, without waiting.
 
     :param opened: the temporary file, and what was found of the file that it replaces
     :returns: the request, for `check_mode`; None if there is no mode to keep, or the server is known to set none
     """
-    if opened.replaced is None or opened.replaced.mode is None or not wire.sets_modes:
+    if opened.replaced is None or opened.replaced.mode is None or not scheduler.can_set_modes:
         return None
-    return (yield from post(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777))))
+    return (yield from send(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777))))
 
 
-def check_mode(wire: Wire, landing: Landing, opened: Opened, requested: Pending[None] | None) -> Operation[None]:
+def check_mode(
+    scheduler: SFTPScheduler, landing: Landing, opened: Opened, requested: Pending[None] | None
+) -> Operation[None]:
     """Set the mode by path, before the rename, if the server refused to set it on the open file.
 
     A server that refuses this too is named in one warning for each connection; the write goes on.
@@ -40,20 +42,20 @@ def check_mode(wire: Wire, landing: Landing, opened: Opened, requested: Pending[
         return
     mode = opened.replaced.mode & 0o777
     try:
-        yield from wait(requested)
-    except Refused:
+        yield from reply(requested)
+    except StatusError:
         try:
-            yield from ask(SetStat(landing.temp.native, Attributes(mode=mode)))
-        except Refused as refused:
-            _note(wire, landing, mode, refused)
+            yield from request(SetStat(landing.temp.native, Attributes(mode=mode)))
+        except StatusError as refused:
+            _note(scheduler, landing, mode, refused)
 
 
-def _note(wire: Wire, landing: Landing, mode: int, refused: Refused) -> None:
+def _note(scheduler: SFTPScheduler, landing: Landing, mode: int, refused: StatusError) -> None:
     """Warn once for each connection. A server that does not know the request is not sent it again."""
     if refused.missing:  # the server has taken the file away, and its mode is the server's business
         return
-    if not wire.told_of_modes:
-        wire.told_of_modes = True
+    if not scheduler.mode_warning_logged:
+        scheduler.mode_warning_logged = True
         logger.warning(
             "%r: cannot keep mode %03o of the replaced file: %s. Files that are replaced over this connection may get"
             " the mode that the server gives to new files",
@@ -61,5 +63,5 @@ def _note(wire: Wire, landing: Landing, mode: int, refused: Refused) -> None:
             mode,
             refused,
         )
-    if refused.code != Code.PERMISSION_DENIED:
-        wire.sets_modes = False
+    if refused.code != StatusCode.PERMISSION_DENIED:
+        scheduler.can_set_modes = False

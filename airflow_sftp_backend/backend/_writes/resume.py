@@ -18,11 +18,11 @@ from typing import Final
 
 from airflow_sftp_backend.backend._files.operations import close_quietly, discard, see
 from airflow_sftp_backend.backend._files.pipelining import SPAN, Content
-from airflow_sftp_backend.backend._paths import JailedPath, spare_token, token_of
+from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes, Limits, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import FStat, LStat, Open, Read
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, Wire, ask, ask_all, post, wait
-from airflow_sftp_backend.backend.errors import BackendUnavailable, ContentLost, Refused, SFTPBackendError
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, request_all, send
+from airflow_sftp_backend.backend.errors import BackendUnavailable, ContentLost, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import Progress
 
 from .write_target import Landing, Opened, SoFar, checked, open_landing
@@ -47,14 +47,14 @@ def holds(handle: bytes, size: int, at: Callable[[int, int], bytes | memoryview 
     for an offset and a length. One round trip.
     """
     compared = pieces(size)
-    answers = yield from ask_all([Read(handle, start, length) for start, length in compared])
+    answers = yield from request_all([Read(handle, start, length) for start, length in compared])
     return all(
-        not isinstance(answer, Refused) and answer == at(start, length)
+        not isinstance(answer, StatusError) and answer == at(start, length)
         for (start, length), answer in zip(compared, answers, strict=True)
     )
 
 
-def open_or_resume(wire: Wire, landing: Landing, content: Content, so_far: SoFar) -> Operation[Opened]:
+def open_or_resume(scheduler: SFTPScheduler, landing: Landing, content: Content, so_far: SoFar) -> Operation[Opened]:
     """Open a new temporary file, or the one that an earlier attempt of the same writer left.
 
     :param wire: the connection
@@ -77,11 +77,11 @@ def open_or_resume(wire: Wire, landing: Landing, content: Content, so_far: SoFar
         if landing.spare is None:
             raise
         left = yield from see(landing.temp)
-        if isinstance(left, Refused) and left.missing:
+        if isinstance(left, StatusError) and left.missing:
             raise
     so_far.left = True
     size = _resumable_size(landing.temp, left, content)
-    handle = None if size is None else (yield from _open_if_same(wire, landing.temp, content, size))
+    handle = None if size is None else (yield from _open_if_same(scheduler, landing.temp, content, size))
     if size is None or handle is None:
         so_far.left = False
         yield from discard(landing.temp)
@@ -91,13 +91,13 @@ def open_or_resume(wire: Wire, landing: Landing, content: Content, so_far: SoFar
     logger.info("%r: resuming after %d bytes that an earlier attempt has sent", landing.temp.key, size)
     so_far.acknowledged = size
     standing = yield from see(landing.target, follow=True)
-    replaced = None if isinstance(standing, Refused) else standing
+    replaced = None if isinstance(standing, StatusError) else standing
     return (yield from checked(landing, Opened(handle, replaced, unclosed=handle, resumed=True)))
 
 
-def _resumable_size(temp: JailedPath, left: Attributes | Refused, content: Content) -> int | None:
+def _resumable_size(temp: RemotePath, left: Attributes | StatusError, content: Content) -> int | None:
     """The bytes of an abandoned temporary file that can be resumed after; None if there are too few or too many."""
-    if isinstance(left, Refused) or not left.is_file:
+    if isinstance(left, StatusError) or not left.is_file:
         return None
     size = (left.size or 0) - SPAN
     if size <= 0 or (left.size or 0) > (content.expected or 0):
@@ -107,7 +107,7 @@ def _resumable_size(temp: JailedPath, left: Attributes | Refused, content: Conte
 
 
 def reopen(
-    wire: Wire, landing: Landing, content: Content, so_far: SoFar, progress: Progress | None
+    scheduler: SFTPScheduler, landing: Landing, content: Content, so_far: SoFar, progress: Progress | None
 ) -> Operation[Opened]:
     """Open the temporary file once more after a lost connection, or a new one if its content is not the source's.
 
@@ -122,7 +122,7 @@ def reopen(
     before = so_far.opened
     assert before is not None
     if so_far.acknowledged and not so_far.single:
-        handle = yield from _open_if_same(wire, landing.temp, content, so_far.acknowledged)
+        handle = yield from _open_if_same(scheduler, landing.temp, content, so_far.acknowledged)
         if handle is not None:
             return Opened(handle, before.replaced, unclosed=handle, resumed=True)
         logger.warning("%r does not hold what was sent to it: starting over", landing.temp.key)
@@ -139,8 +139,8 @@ def was_renamed(landing: Landing, content: Content, so_far: SoFar) -> Operation[
     :param so_far: prepared for another attempt if the target does not have the content
     :returns: True if the target has the content of the source where they are compared
     """
-    (left,) = yield from ask_all([LStat(landing.temp.native)])
-    if isinstance(left, Refused):
+    (left,) = yield from request_all([LStat(landing.temp.native)])
+    if isinstance(left, StatusError):
         handle = yield from _try_open(landing.target, OpenFlag.READ)
         if handle is not None:
             size = content.expected or 0
@@ -170,15 +170,15 @@ def start_over(landing: Landing, so_far: SoFar, progress: Progress | None) -> No
         progress(-so_far.acknowledged)
     so_far.acknowledged = 0
     so_far.abandoned.append(landing.temp)
-    token = spare_token(token_of(landing.temp.name), secrets.token_hex(6))
+    token = fresh_token(temp_name_token(landing.temp.name), secrets.token_hex(6))
     so_far.temp = landing.target.temp(token)
 
 
-def _open_if_same(wire: Wire, temp: JailedPath, content: Content, size: int) -> Operation[bytes | None]:
+def _open_if_same(scheduler: SFTPScheduler, temp: RemotePath, content: Content, size: int) -> Operation[bytes | None]:
     """A handle for writing if the first ``size`` bytes of the file are those of ``content``, else None."""
-    if wire.handles.limit == 1 and not wire.traits.keeps_content_at_open:
+    if scheduler.handles.limit == 1 and not scheduler.traits.keeps_content_at_open:
         return None  # the file cannot be read beside the handle for writing
-    if wire.traits.keeps_content_at_open:
+    if scheduler.traits.keeps_content_at_open:
         handle = yield from _try_open(temp, OpenFlag.READ | OpenFlag.WRITE)
         same = handle is not None and (yield from _is_same(handle, handle, content, size))
         if handle is not None and not same:
@@ -200,26 +200,26 @@ def _open_if_same(wire: Wire, temp: JailedPath, content: Content, size: int) -> 
             yield from close_quietly(writer)
 
 
-def _try_open(temp: JailedPath, flags: OpenFlag) -> Operation[bytes | None]:
+def _try_open(temp: RemotePath, flags: OpenFlag) -> Operation[bytes | None]:
     try:
-        return (yield from ask(Open(temp.native, flags)))
-    except Refused as refused:
+        return (yield from request(Open(temp.native, flags)))
+    except StatusError as refused:
         logger.info("%r cannot be opened again: %s", temp.key, refused)
         return None
 
 
 def _is_same(writer: bytes, reader: bytes, content: Content, size: int) -> Operation[bool]:
     """True if the open file has at least ``size`` bytes, no more than the source, and the source's where compared."""
-    asked = yield from post(FStat(writer))
+    asked = yield from send(FStat(writer))
     same = not size or (yield from holds(reader, size, content.at))
     try:
-        told = (yield from wait(asked)).size
-    except Refused:  # some servers have no FSTAT; the last bytes were read
+        told = (yield from reply(asked)).size
+    except StatusError:  # some servers have no FSTAT; the last bytes were read
         told = None
     return same and (told is None or size <= told <= (content.expected or 0))
 
 
-def verify_kept(wire: Wire, landing: Landing, opened: Opened, content: Content) -> Operation[None]:
+def verify_kept(scheduler: SFTPScheduler, landing: Landing, opened: Opened, content: Content) -> Operation[None]:
     """Compare a file that was opened more than once with its source, after its close and before its rename.
 
     :param wire: the connection
@@ -228,7 +228,7 @@ def verify_kept(wire: Wire, landing: Landing, opened: Opened, content: Content) 
     :param content: the source, all of which was sent
     :raises ContentLost: the server did not keep what was sent
     """
-    if not content.rereadable or not content.size or wire.traits.keeps_content_at_open:
+    if not content.rereadable or not content.size or scheduler.traits.keeps_content_at_open:
         return
     findable = landing.spare is not None and content.size > SPAN
     if not (opened.resumed or opened.spread or findable):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from airflow_sftp_backend.backend._files.operations import discard, is_a_folder, open_new, taken
-from airflow_sftp_backend.backend._paths import JailedPath
+from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 
@@ -24,17 +24,17 @@ class Landing:
     ``temp`` and ``aside`` are names nobody else uses: for the new content, and for a backup that is to be removed.
     """
 
-    target: JailedPath
-    temp: JailedPath
-    aside: JailedPath
+    target: RemotePath
+    temp: RemotePath
+    aside: RemotePath
     overwrite: bool
     verify: Verify = "size"
     create_parents: bool = True
     commits: GroupCommit | None = None
     """Records what is about to be renamed, where the caller wants that."""
-    lanes: int | None = None
-    """How many lanes the content may be sent over; None: as many as it is worth."""
-    spare: JailedPath | None = None
+    channels: int | None = None
+    """How many channels the content may be sent over; None: as many as it is worth."""
+    spare: RemotePath | None = None
     """Where ``temp`` is the name that an earlier try of the same writer gave to the same source: the name to use if
     what is there cannot be gone on with.
     """
@@ -65,7 +65,7 @@ class SoFar:
     opened: Opened | None = None
     resumable: bool = False
     """The connection was lost while bytes were sent, and the temporary file is still there."""
-    temp: JailedPath | None = None
+    temp: RemotePath | None = None
     """The temporary file that the next try finds again, or the one in its place."""
     left: bool = False
     """The temporary file was left for the next try."""
@@ -79,7 +79,7 @@ class SoFar:
         """True if the temporary file may have its final name by now."""
         return self.opened is not None and self.opened.renaming
 
-    abandoned: list[JailedPath] = field(default_factory=list)
+    abandoned: list[RemotePath] = field(default_factory=list)
     """Temporary files that were replaced by others. Their removal may have been lost with a connection."""
 
     def placed(self, landing: Landing) -> Landing:
