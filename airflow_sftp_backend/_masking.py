@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import accumulate
-from typing import Final
+from itertools import accumulate, pairwise, permutations
+from typing import Final, NamedTuple
 from urllib.parse import quote, quote_plus
 
 from ._cancellation import shield_from_kill
@@ -52,7 +53,7 @@ def _mask_all(secrets: Iterable[str]) -> None:
     texts: set[str] = set()
     for secret in secrets:
         bodies = key_bodies(secret)
-        blocks.update(block for lines in bodies for block in _key_blocks(lines, min_length))
+        blocks.update(*(_key_blocks(lines, min_length) for lines in bodies))
         if not bodies or without_keys(secret):
             texts |= _log_variants(secret, min_length, by_line=not bodies)
     _known_masks.update(dict.fromkeys(texts))
@@ -141,128 +142,297 @@ def _after_prefixes(ordered: Sequence[str], new: set[str]) -> Iterator[str]:
 
 _MAX_VISIBLE: Final = 7
 """Characters of a key's base64 in a row that a log may show at most."""
+_PEM_WIDTH: Final = 64
+"""Line length of PEM (RFC 7468), to which `repair_pem` brings every key."""
 _LINE_WIDTHS: Final = (64, 70, 76)
-"""Line lengths of base64 in use: PEM (RFC 7468), OpenSSH, MIME (RFC 2045)."""
+"""Line lengths of base64 in use: PEM, OpenSSH, MIME (RFC 2045)."""
+_SEPARATOR_ENDS: Final = ("\n", " ", "n", '"', "'", "A", "0", "+")
+"""Last characters between two lines: also of ``\\n``, of quotes in a list, and of ``%0A`` and ``%20``."""
 _VISIBLE_COST: Final = 0.1
 """Of a visible character, in masks: of two ways with as many masks the one that shows less is taken."""
+_REPEAT_LENGTH: Final = 3 * (_MAX_VISIBLE + 1)
+"""Characters of a text that stands twice from which on its blocks are the same at both positions."""
+_MAX_PASSES: Final = 8
+"""Times that the blocks are chosen anew because one of them matches where another one begins."""
 _AVOID_COST: Final = 10
 """Masks that may be spent to avoid a block."""
 
 
-def _key_blocks(lines: Sequence[str], min_length: int) -> list[str]:
+def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
     """Cuts the base64 of a key into the fewest masks that hide it.
 
     The blocks follow each other; at most one character that a URL quotes (``+`` or ``/``) stays visible between two,
-    so that most blocks look the same in a URL. A block with its visible neighbours has at most 8 characters: where a
-    log cuts it, at most 7 show in a row. Where a line may end in it, it has at most 7.
+    so that most blocks look the same in a URL. A block and what is visible on either side of it have at most 8
+    characters: where a text is cut in a block, at most 7 show in a row.
+
+    Where a line ends in a block, another mask hides the longer part of it: its end if the characters before that may
+    stay visible, else its start. This holds for the lines the key was given in and for lines of 64 characters, and
+    where text stands twice in the key, for the line ends at both positions.
+
+    A piece below 15 characters that is cut out of a line at both ends can lie in two blocks and hold none: it shows. To
+    hide it, every 8 characters in a row would have to hold a mask. Then masks of 5 characters begin every 4, twice as
+    many as here: Airflow compiles them in three times the time, beyond the second that RSA-4096 may take. And they
+    overlap: Airflow takes one, and 3 of every 8 characters of the whole key show, from which RSA keys can be computed.
 
     :param lines: The base64 of the key, by line as it was given.
     :param min_length: Length of the shortest mask that Airflow takes.
-    :returns: The blocks in order, those that a URL quotes in that form too.
+    :returns: The masks; those that a URL quotes in that form too.
     """
-    body = "".join(lines).rstrip("=")
-    layout = _Layout(body, lines)
+    layout = _Layout(lines, min_length)
     lengths, limit = range(min_length, _MAX_VISIBLE + 2), _MAX_VISIBLE + 1
-    if not _fewest_masks(layout, lengths, limit):  # too short a body, or Airflow is told to take long masks only
-        lengths, limit = range(min_length, 2 * max(min_length, _MAX_VISIBLE)), len(body)
-    # An OpenSSH key holds its public key twice: the second time, the blocks of the first are masks already.
-    layout.reuse(_fewest_masks(layout, lengths, limit))
-    return [mask for start, end in _fewest_masks(layout, lengths, limit) for mask in _url_variants(body[start:end])]
+    cuts = _fewest_masks(layout, lengths, limit)
+    if not cuts:  # too short a body, or Airflow is told to take long masks only
+        lengths, limit = range(min_length, 2 * max(min_length, _MAX_VISIBLE)), len(layout.body)
+        cuts = _fewest_masks(layout, lengths, limit)
+    for _ in range(_MAX_PASSES):
+        if not layout.learn(cuts):
+            break
+        cuts = _fewest_masks(layout, lengths, limit)
+    return {form for start, end in cuts for form in layout.masks(start, end)}
 
 
-def _url_variants(block: str) -> list[str]:
-    return [*dict.fromkeys((block, quote(block, safe=""), quote(block)))]
+class _Need(NamedTuple):
+    """What a block costs, and what of it shows in lines that end in it."""
+
+    masks: float
+    first: int = 0
+    """Most characters at the end of a line, before the part that has a mask of its own."""
+    last: int = 0
+    """Most characters at the start of a line, behind the part that has a mask of its own."""
+    whole: bool = False
+    """Whether a line may end in it where neither part has one, so that all of it shows."""
 
 
 class _Layout:
-    """The base64 of a key with the places where its lines end, or may end in a log."""
+    """The base64 of a key with the positions where its lines end, or may end in a log."""
 
-    def __init__(self, body: str, lines: Sequence[str]) -> None:
-        self.body = body
-        positions = range(len(body) + 1)
-        given_ends = {*accumulate(map(len, lines))}
-        usual_ends = {end for width in _LINE_WIDTHS for end in positions[width::width]}
-        self._given_ends = [*accumulate((position in given_ends for position in positions), initial=0)]
-        self._line_ends = [*accumulate((position in given_ends | usual_ends for position in positions), initial=0)]
+    def __init__(self, lines: Sequence[str], min_length: int) -> None:
+        self.body = body = "".join(lines)
+        self.secret = len(body.rstrip("="))
+        self._min_length = min_length
+        self._starts = _positions_of(body, min_length)
+        self._twins = twins = _twins(body)
+        given = {*accumulate(map(len, lines)), *range(_PEM_WIDTH, self.secret, _PEM_WIDTH)}
+        usual = {end for width in _LINE_WIDTHS for end in range(width, self.secret, width)}
+        self._line_ends = sorted(
+            position for end in given if end < self.secret for position in (end, *twins.get(end, ()))
+        )
+        self._usual_ends = sorted(
+            {position for end in usual for position in (end, *twins.get(end, ()))}.difference(self._line_ends)
+        )
+        ends = {*self._line_ends, *self._usual_ends}
+        self._break_counts = [*accumulate((position in ends for position in range(len(body) + 1)), initial=0)]
+        marks = {*self._line_ends}
+        self._end_counts = [*accumulate((position in marks for position in range(len(body))), initial=0)]
         self._quoted_counts = [*accumulate((not char.isalnum() for char in body), initial=0)]
-        self._positions: dict[int, dict[str, list[int]]] = {}
-        self._reused: set[str] = set()
+        self._first: dict[str, int] = {}
+        self._avoided: dict[tuple[int, int], int] = {}
 
-    def reuse(self, cuts: Iterable[tuple[int, int]]) -> None:
-        """Prefers blocks of an earlier cut where they stand in the body again."""
-        blocks = {self.body[start:end]: start for start, end in reversed([*cuts])}
-        self._reused = {block for block, start in blocks.items() if self._all_positions(block)[0] == start}
+    def learn(self, cuts: Sequence[tuple[int, int]]) -> bool:
+        """Learns from an earlier cut which blocks to take again or avoid.
 
-    def _all_positions(self, block: str) -> list[int]:
-        """Where a block stands in the body."""
-        size = len(block)
-        if size not in self._positions:
-            positions = self._positions[size] = {}
-            for position in range(len(self.body) - size + 1):
-                positions.setdefault(self.body[position : position + size], []).append(position)
-        return self._positions[size][block]
+        An OpenSSH key holds its public key twice: the second time, the blocks of the first cost nothing. A block
+        that matches where another one begins is avoided.
+
+        :returns: Whether another cut may be better.
+        """
+        new = not self._first
+        self._first = {self.body[start:end]: start for start, end in cuts if start in self._all(start, end)[:1]}
+        own = {start: self.masks(start, end) for start, end in cuts}
+        clashes = [
+            max((start, end), (position, after))
+            for start, end in cuts
+            for mask in own[start]
+            for position, after in self._fits(mask, dict(cuts))
+            if mask not in own[position]
+        ]
+        if not new:
+            for block in clashes:
+                self._avoided[block] = self._avoided.get(block, 0) + _AVOID_COST
+        return bool(clashes)
+
+    def _fits(self, mask: str, cuts: dict[int, int]) -> Iterator[tuple[int, int]]:
+        """Yields the blocks at whose start a mask matches."""
+        for position in self._starts.get(mask[: self._min_length], ()):
+            if position in cuts and self.body.startswith(mask, position):
+                yield position, cuts[position]
+
+    def _all(self, start: int, end: int) -> list[int]:
+        """Returns the positions where the text of a block stands."""
+        block = self.body[start:end]
+        return [
+            position
+            for position in self._starts.get(block[: self._min_length], ())
+            if self.body.startswith(block, position)
+        ]
 
     def is_quoted(self, position: int) -> bool:
-        """Whether there is a character at that place, and a URL quotes it."""
+        """Whether there is a character at that position, and a URL quotes it."""
         return position < len(self.body) and not self.body[position].isalnum()
 
-    def may_break(self, start: int, end: int, before: int, after: int) -> bool:
-        """Whether a line may end in a block or its visible neighbours, wherever the block stands in the body."""
-        positions = self._all_positions(self.body[start:end])
-        ends, size, last = self._line_ends, end - start + after, len(self._line_ends) - 1
-        return any(ends[min(position + size, last)] > ends[max(position - before, 0) + 1] for position in positions)
+    def is_near_end(self, position: int) -> bool:
+        """Whether a line ends in the characters from there on that a mask can leave visible."""
+        return self._end_counts[min(position + _MAX_VISIBLE, len(self.body))] > self._end_counts[position]
 
-    def cost(self, start: int, end: int) -> float:
-        """The number of masks that a block needs, and more for a block that is to be avoided.
+    def is_short_line(self, position: int) -> bool:
+        """Whether a last line begins there that is too short for a mask."""
+        return 0 < self.secret - position < self._min_length <= position and position in self._line_ends
 
-        A line that ends in a block would show a part of it. A block that stands in the body more than once, as in a
-        row of zero bytes, could be masked at another place than its own, and leave a part of the block there.
+    def masks(self, start: int, end: int) -> set[str]:
+        """Returns the masks of a block and of its parts."""
+        if end - start < self._min_length - 1:  # a last line: what is before it has another mask besides
+            return _url_variants(self.body[start - self._min_length : start])
+        if end - start < self._min_length:
+            before = (self.body[end - _MAX_VISIBLE - 1 : start], *_SEPARATOR_ENDS)
+            return {mark + line for mark in before for line in _url_variants(self.body[start:end])}
+        parts = ((first, last) for _, first, last in self._parts(start, end) if first < last)
+        return {form for first, last in ((start, end), *parts) for form in _url_variants(self.body[first:last])}
+
+    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """Yields each line end in a block, and the text masked for it.
+
+        The text is given by its start and end, which are the same if none is long enough.
         """
-        block = self.body[start:end]
-        if block in self._reused and self._all_positions(block)[0] != start:
-            return 0
-        quoted = self._quoted_counts[end] > self._quoted_counts[start]
-        positions = self._all_positions(block)
-        breaks = sum(self._given_ends[position + len(block)] - self._given_ends[position + 1] for position in positions)
-        return (len(_url_variants(block)) if quoted else 1) + _AVOID_COST * (breaks + (len(positions) > 1))
+        for position in self._line_ends[bisect_right(self._line_ends, start) : bisect_left(self._line_ends, end)]:
+            if end - position >= self._min_length:
+                yield position, position, end
+            else:
+                yield position, start, position if position - start >= self._min_length else start
+        size = max(_MAX_VISIBLE + 1, self._min_length)
+        if end - start >= size:
+            for position in self._usual_ends[
+                bisect_right(self._usual_ends, start) : bisect_left(self._usual_ends, end)
+            ]:
+                if position + size <= self.secret:
+                    yield position, position, position + size
+
+    def need(self, start: int, end: int) -> _Need:
+        """Returns what it takes to hide a block of the body."""
+        alone = (
+            len(self._starts[self.body[start : start + self._min_length]]) == 1 and (start, end) not in self._avoided
+        )
+        if (
+            alone
+            and self._quoted_counts[end] == self._quoted_counts[start]
+            and self._break_counts[end] == self._break_counts[start + 1]
+        ):
+            return _Need(1)
+        parts = [*self._parts(start, end)]
+        broken = [position for position, first, last in parts if first == last]
+        return _Need(
+            self._cost(start, end) + _AVOID_COST**2 * len(broken),
+            max((position - start for position, _, last in parts if last == end), default=0),
+            max((end - position for position, first, last in parts if first < last < end), default=0),
+            bool(broken) or len(parts) < self._break_counts[end] - self._break_counts[start + 1],
+        )
+
+    def _cost(self, start: int, end: int) -> float:
+        """Counts the masks of a block, and more if it can match elsewhere."""
+        positions = self._all(start, end)
+        avoided = self._avoided.get((start, end), 0)
+        if len(positions) == 1:
+            return len(self.masks(start, end)) + avoided
+        first = self._first.get(self.body[start:end])
+        if first not in {None, start}:
+            return avoided
+        twins = self._twins.get(start + 1, ())
+        cost = len(self.masks(start, end))
+        if first is None and (
+            self._first or any(position != start and position + 1 not in twins for position in positions)
+        ):
+            return cost + _AVOID_COST + avoided
+        return cost - _VISIBLE_COST * bool(self._first) + avoided
+
+
+def _url_variants(block: str) -> set[str]:
+    return {block, quote(block, safe=""), quote(block)}
+
+
+def _positions_of(body: str, size: int) -> dict[str, list[int]]:
+    """Finds where each text of a size stands in a body."""
+    positions: dict[str, list[int]] = {}
+    for position in range(len(body) - size + 1):
+        positions.setdefault(body[position : position + size], []).append(position)
+    return positions
+
+
+def _twins(body: str) -> dict[int, set[int]]:
+    """Maps positions in a repeated text to those elsewhere, except in rows."""
+    twins: dict[int, set[int]] = {}
+    for positions in _positions_of(body, _REPEAT_LENGTH).values():
+        if len(positions) > 1 and all(after - before > _REPEAT_LENGTH for before, after in pairwise(positions)):
+            for one, other in permutations(positions, 2):
+                for inside in range(1, _REPEAT_LENGTH):
+                    twins.setdefault(one + inside, set()).add(other + inside)
+    return twins
+
+
+class _State(NamedTuple):
+    """Where the next block starts, and what may be visible beside it."""
+
+    position: int
+    room: int
+    """Most characters of the next block."""
+    slack: int
+    """Most characters of the next block that may show after the last one."""
+
+
+class _Block(NamedTuple):
+    """A block that may be taken."""
+
+    end: int
+    need: _Need
+    is_before_quoted: bool
+
+    @classmethod
+    def of(cls, layout: _Layout, start: int, end: int) -> _Block:
+        """Looks at a part of the body."""
+        return cls(end, layout.need(start, end), layout.is_quoted(end))
 
 
 def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int, int]]:
     """Finds the blocks of these lengths that take the fewest masks, by dynamic programming.
 
-    :param limit: Characters of a block with its visible neighbours; one less where a line may end in it.
+    :param limit: Characters of a block with what is visible on either side; one less where all of it can show.
     :returns: Start and end of each block; none if there is no way to cover the body.
     """
-    size = len(layout.body)
-    # By the place where the next block starts, and the number of visible characters before it: cost, and how it came.
-    best: dict[tuple[int, int], tuple[float, tuple[int, int] | None]] = {(0, 0): (0, None)}
+    best: list[dict[_State, tuple[float, _State | None, int]]] = [{} for _ in range(len(layout.body) + 1)]
+    best[0][_State(0, limit, limit)] = (0, None, 0)
     if layout.is_quoted(0):
-        best[1, 1] = (_VISIBLE_COST, None)
-    for state in ((position, before) for position in range(size) for before in (0, 1)):
-        if state not in best:
-            continue
-        for target, cost in _next_blocks(layout, state, lengths, limit):
-            total = best[state][0] + cost
-            if target not in best or total < best[target][0]:
-                best[target] = (total, state)
-    ends = [state for state in ((size, 0), (size, 1)) if state in best]
+        best[1][_State(1, limit - 1, limit - 1)] = (_VISIBLE_COST, None, 0)
+    for position, states in enumerate(best[: layout.secret]):
+        blocks = [_Block.of(layout, position, position + length) for length in lengths if position + length < len(best)]
+        for state, (before, _, _) in states.items():
+            for target, cost, end in _next_blocks(layout, blocks, state, limit):
+                known = best[target.position]
+                if target not in known or before + cost < known[target][0]:
+                    known[target] = (before + cost, state, end)
+    ends = [(found[0], state) for states in best[layout.secret :] for state, found in states.items()]
     if not ends:
         return []
-    cuts = []
-    end = min(ends, key=lambda state: best[state][0])
-    while (previous := best[end][1]) is not None:
-        cuts.append((previous[0], end[0] - end[1]))
-        end = previous
-    return cuts[::-1]
+    cuts: list[tuple[int, int]] = []
+    state = min(ends)[1]
+    while True:
+        _, previous, end = best[state.position][state]
+        if previous is None:
+            return cuts[::-1]
+        cuts.append((previous.position, end))
+        state = previous
 
 
 def _next_blocks(
-    layout: _Layout, state: tuple[int, int], lengths: range, limit: int
-) -> Iterator[tuple[tuple[int, int], float]]:
-    """The blocks that may start at a place, as the state behind each and its cost."""
-    start, before = state
-    for end in range(start + lengths.start, min(start + lengths.stop, len(layout.body) + 1)):
-        for after in (0, 1) if layout.is_quoted(end) else (0,):
-            shown = before + end - start + after
-            if shown < limit or (shown == limit and not layout.may_break(start, end, before, after)):
-                yield (end + after, after), layout.cost(start, end) + after * _VISIBLE_COST
+    layout: _Layout, blocks: Iterable[_Block], state: _State, limit: int
+) -> Iterator[tuple[_State, float, int]]:
+    """Yields the state behind each possible block, its cost and its end."""
+    start, room, slack = state
+    most = limit - layout.is_quoted(start)  # a URL can be cut in what a character is quoted as
+    for end, need, is_before_quoted in blocks:
+        if end - start > room or need.first > slack:
+            continue
+        for after in (0, 1) if is_before_quoted else (0,):
+            size = end - start + after
+            if size <= most and not (need.whole and limit - room + size >= limit):
+                behind = limit - size if layout.is_near_end(end + after) else 0
+                yield _State(end + after, limit - after - need.last, behind), need.masks + after * _VISIBLE_COST, end
+    if layout.is_short_line(start):
+        yield _State(layout.secret, limit, 0), len(layout.masks(start, layout.secret)), layout.secret
