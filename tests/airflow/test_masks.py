@@ -39,7 +39,6 @@ from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.hooks import SFTPBackendHook
 
 MOST_OF_A_KEY: Final = 7
-MOST_BESIDE_A_LINE_END: Final = 14
 """Characters of a key's base64 in a row that a log may show at most."""
 MOST_OF_A_PASSWORD: Final = 4
 """Airflow takes no mask shorter than 5."""
@@ -116,6 +115,57 @@ def test_the_longest_run_takes_the_worst_choice_at_every_place() -> None:
     assert longest_run(Masks(["abcdefgh", "abcdefghijklmnop", "ijklmnop"]), shown) == 0
     assert longest_run(Masks(["abcdefgh", "efghijkl", "mnopq"]), shown) == 8
     assert longest_run(Masks(["ghijklmno"]), Shown.of(("abc", True), ("\n", False), ("defghijklmnop", True))) == 6
+
+
+def longest_run_of_a_cut(masks: Masks, shown: Shown) -> int:
+    """As `longest_run`, in the worst of all texts that a cut at any column leaves, before it or behind it."""
+    ends = [masks.ends(shown.text, place) for place in range(len(shown.text))]
+    return max(_longest_behind_a_cut(ends, shown.secret), _longest_before_a_cut(ends, shown.secret))
+
+
+def _longest_behind_a_cut(ends: list[list[int]], secret: list[int]) -> int:
+    first, longest = [0] * (len(secret) + 1), [0] * (len(secret) + 1)
+    for place in reversed(range(len(secret))):
+        if ends[place]:
+            longest[place] = max(longest[end] for end in ends[place])
+        else:
+            first[place] = first[place + 1] + secret[place]
+            longest[place] = max(longest[place + 1], first[place])
+    return max(longest)
+
+
+def _longest_before_a_cut(ends: list[list[int]], secret: list[int]) -> int:
+    longest = 0
+    runs = {0: 0}
+    for place in range(len(secret)):
+        if place not in runs:
+            continue
+        if not ends[place]:
+            runs[place + 1] = max(runs.get(place + 1, 0), runs[place] + secret[place])
+        for end in ends[place]:
+            runs.setdefault(end, 0)
+    reach = 1 + max((max(some) - place for place, some in enumerate(ends) if some), default=0)
+    for cut in range(1, len(secret) + 1):
+        # Masks that end behind the cut do not fit: what is reached before them is as in the whole text.
+        near = {place: runs[place] for place in range(max(cut - reach, 0), cut) if place in runs}
+        for place in range(max(cut - reach, 0), cut):
+            if place in near:
+                fitting = [end for end in ends[place] if end <= cut]
+                for end in fitting:
+                    near.setdefault(end, 0)
+                if not fitting:
+                    near[place + 1] = max(near.get(place + 1, 0), near[place] + secret[place])
+        longest = max([longest, *near.values()])
+    return longest
+
+
+def test_the_longest_run_of_a_cut_is_that_of_every_text_cut_off() -> None:
+    shown = Shown.of(("abcdefgh", True), ("\n", False), ("ijklmnopabcdefghijkl", True))
+    for some in (["abcdefgh", "ijklmnop"], ["cdefg", "ghijk", "mnopa"], ["ijklm", "ijklmnop"], ["fghijklm"], ["nopab"]):
+        masks = Masks(some)
+        cuts = range(len(shown.text) + 1)
+        every = [longest_run(masks, part) for cut in cuts for part in (shown[:cut], shown[cut:])]
+        assert longest_run_of_a_cut(masks, shown) == max(every), some
 
 
 # ---- private keys --------------------------------------------------------------------------------------------------
@@ -213,20 +263,30 @@ def test_no_order_of_masks_shows_eight_characters_of_a_key(kind: str, form: str,
 
 @encrypted
 @keys
-def test_no_order_of_masks_shows_eight_characters_of_a_key_that_is_cut_anywhere(
-    kind: str, form: str, locked: bool
-) -> None:
+@pytest.mark.parametrize("given", COLUMNS)
+def test_no_order_of_masks_shows_eight_characters_beside_a_cut(kind: str, form: str, locked: bool, given: int) -> None:
     pem = Pem.made(kind, form, locked=locked)
-    mask_secrets([pem.text(64)])
+    mask_secrets([pem.text(given)])
     masks = Masks.of_airflow()
-    shown = pem.shown(64, "")
-    for cut in range(0, len(shown.text), 1 + len(shown.text) // 500):
-        assert longest_run(masks, shown[cut : cut + 80]) <= MOST_OF_A_KEY, cut
-    if form != "OpenSSH":  # its public key stands there twice, once across line ends
-        for line in pem.lines(64)[:-2]:  # a last line below 5 characters has no mask of its own
-            for cut in range(64):
-                assert longest_run(masks, Shown.of((line[:cut], True))) <= MOST_OF_A_KEY
-                assert longest_run(masks, Shown.of((line[cut:], True))) <= MOST_OF_A_KEY
+    for columns in {given, 64}:  # `repair_pem` gives every key lines of 64
+        for name, line_end in LINE_ENDS.items():
+            shown = pem.shown(columns, line_end)
+            assert longest_run_of_a_cut(masks, shown) <= MOST_OF_A_KEY, (name, columns)
+        for line in pem.lines(columns):
+            assert longest_run_of_a_cut(masks, Shown.of((line, True))) <= MOST_OF_A_KEY, columns
+
+
+@encrypted
+@keys
+@pytest.mark.parametrize("length", [40, 80])
+def test_no_order_of_masks_shows_eight_characters_of_a_piece(kind: str, form: str, locked: bool, length: int) -> None:
+    pem = Pem.made(kind, form, locked=locked)
+    mask_secrets([pem.text(70)])
+    masks = Masks.of_airflow()
+    for columns, line_end in ((64, "\n"), (64, ""), (70, "\\n")):
+        shown = pem.shown(columns, line_end)
+        for cut in range(0, len(shown.text), 3):
+            assert longest_run(masks, shown[cut : cut + length]) <= MOST_OF_A_KEY, (columns, cut)
 
 
 PASTED: Final[dict[str, Callable[[str], str]]] = {
@@ -250,11 +310,13 @@ def test_a_key_is_hidden_in_the_form_it_was_pasted_in_and_in_its_own(kind: str, 
     given = PASTED[pasted](pem.text(70))
     mask_secrets([given])
     masks = Masks.of_airflow(given, json.dumps({"private_key": given}))
-    # An OpenSSH key holds its public half twice: blocks of the one place can match in the middle of the other.
-    most = MOST_OF_A_KEY if kind.startswith("RSA") else MOST_BESIDE_A_LINE_END
     for columns in COLUMNS:
         for line_end in LINE_ENDS.values():
-            assert longest_run(masks, pem.shown(columns, line_end)) <= most
+            assert longest_run(masks, pem.shown(columns, line_end)) <= MOST_OF_A_KEY
+    masks = Masks.of_airflow()
+    given_in = len(pem.body) if pasted == "no line ends" else 70
+    for columns, line_end in ((64, "\n"), (64, "\\n"), (64, ""), (given_in, "\n"), (given_in, "\\n"), (given_in, " ")):
+        assert longest_run_of_a_cut(masks, pem.shown(columns, line_end)) <= MOST_OF_A_KEY, (columns, line_end)
     if pasted.startswith("base64"):
         words = given.split()
         outside = Shown.of(*((piece, piece != "\n") for word in words for piece in (word, "\n")))
