@@ -16,14 +16,10 @@ from urllib.parse import quote_plus
 import pytest
 
 from airflow_sftp_backend import RetryPolicy
-from airflow_sftp_backend._key_vault.client import (
-    InvalidReference,
-    KeyVaultClient,
-    KeyVaultError,
-    Reason,
-    SecretReference,
-)
+from airflow_sftp_backend._key_vault.client import KeyVaultClient
+from airflow_sftp_backend._key_vault.errors import InvalidReference, KeyVaultError, Reason
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType, InvalidIdentity
+from airflow_sftp_backend._key_vault.references import SecretReference
 from tests.servers import free_port
 from tests.tracebacks import shown_by
 from tests.vault import CHALLENGE, CLIENT_SECRET, DISCOVERY, MANAGED_IDENTITY, SECRET, Fault, Vault, client_certificate

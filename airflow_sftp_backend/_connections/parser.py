@@ -17,7 +17,8 @@ from airflow_sftp_backend._key_vault.client import is_reference
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
 from airflow_sftp_backend.backend._ssh.ssh_config import SSH_CONFIG_PATH, SSHConfigEntry, ssh_config_entry
 
-from .fields import CONN_TYPE, FIELDS, Field, InvalidFieldValue
+from .field_types import InvalidFieldValue
+from .fields import CONN_TYPE, FIELDS, Field
 
 log = logging.getLogger(__name__)
 

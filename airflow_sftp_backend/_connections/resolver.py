@@ -12,16 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from airflow_sftp_backend._key_vault.client import (
-    MAX_AGE,
-    InvalidReference,
-    KeyVaultError,
-    SecretReference,
-    default_client,
-    is_reference,
-    is_secret_url,
-)
+from airflow_sftp_backend._key_vault.client import MAX_AGE, default_client
+from airflow_sftp_backend._key_vault.errors import InvalidReference, KeyVaultError
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, InvalidIdentity
+from airflow_sftp_backend._key_vault.references import SecretReference, is_reference, is_secret_url
 from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.version_compat import connection_from_text

@@ -35,7 +35,16 @@ if TYPE_CHECKING:
         | WorkloadIdentityCredential
     )
 
-__all__ = ["CLOUDS", "PUBLIC", "AzureIdentity", "Cloud", "CredentialType", "InvalidIdentity", "credential", "transport"]
+__all__ = [
+    "CLOUDS",
+    "PUBLIC",
+    "AzureIdentity",
+    "Cloud",
+    "CredentialType",
+    "InvalidIdentity",
+    "client_options",
+    "create_credential",
+]
 
 _http_log: Final = logging.getLogger(f"{__name__}.http")
 """The SDKs' requests with their headers, on the level INFO: more than a task's log is for."""
@@ -62,9 +71,9 @@ CLOUDS: Final[Mapping[str, Cloud]] = {
 class InvalidIdentity(ValueError):
     """Fields that cannot mean an identity. ``problems`` holds all that is wrong, one text each."""
 
-    def __init__(self, *faults: str) -> None:
-        super().__init__(*faults)
-        self.problems = faults
+    def __init__(self, *problems: str) -> None:
+        super().__init__(*problems)
+        self.problems = problems
 
     def __str__(self) -> str:
         return f"Azure identity: {'; '.join(self.problems)}"
@@ -75,7 +84,7 @@ class CredentialType(enum.Enum):
 
     DEFAULT = "default"
     """DefaultAzureCredential: environment, workload identity, managed identity, a developer's login."""
-    CLIENT_SECRET = "client_secret"  # noqa: S105 - the name of a kind
+    CLIENT_SECRET = "client_secret"  # noqa: S105 - the name of a type
     CERTIFICATE = "certificate"
     MANAGED_IDENTITY = "managed_identity"
     WORKLOAD_IDENTITY = "workload_identity"
@@ -113,40 +122,44 @@ class AzureIdentity:
 
         :raises InvalidIdentity: with all problems.
         """
-        given = {name: value for name, value in fields.items() if _is_given(value)}
-        faults = [
-            f"{name}: expected text" for name, kinds in _NAMES.items() if not isinstance(given.get(name, ""), kinds)
+        values = {name: value for name, value in fields.items() if _is_set(value)}
+        problems = [
+            f"{name}: expected text"
+            for name, kinds in _FIELD_TYPES.items()
+            if not isinstance(values.get(name, ""), kinds)
         ]
-        if given.keys() & {"key_path", "key_json"}:
-            faults.append("key_path and key_json are not read here: give login, password and tenantId in their place")
-        credential_type = _parse_credential_type(given, faults)
-        text = {name: _plain(given[name]) for name in _NAMES if name in given}
+        if values.keys() & {"key_path", "key_json"}:
+            problems.append("key_path and key_json are not read here: give login, password and tenantId in their place")
+        credential_type = _parse_credential_type(values, problems)
+        text = {name: _stripped(values[name]) for name in _FIELD_TYPES if name in values}
         client, tenant = text.get("login", text.get("client_id")), text.get("tenantId", text.get("tenant_id"))
         managed, workload = text.get("managed_identity_client_id"), text.get("workload_identity_tenant_id")
         if credential_type is CredentialType.DEFAULT:
             client, tenant = managed, workload
         elif credential_type in (CredentialType.MANAGED_IDENTITY, CredentialType.WORKLOAD_IDENTITY):
             client, tenant = managed or client, workload or tenant
-        made = cls(
+        identity = cls(
             credential_type=credential_type,
             client_id=client,
             tenant_id=None if credential_type is CredentialType.MANAGED_IDENTITY else tenant,
-            client_secret=_secret(given, "password", "client_secret")
+            client_secret=_first_secret(values, "password", "client_secret")
             if credential_type is CredentialType.CLIENT_SECRET
             else None,
-            certificate=_secret(given, "certificate_data") if credential_type is CredentialType.CERTIFICATE else None,
-            certificate_path=text.get("certificate_path") if credential_type is CredentialType.CERTIFICATE else None,
-            certificate_password=_secret(given, "certificate_password")
+            certificate=_first_secret(values, "certificate_data")
             if credential_type is CredentialType.CERTIFICATE
             else None,
-            cloud=_cloud(text.get("cloud_environment"), faults),
-            authority=_authority(text.get("authority"), faults),
+            certificate_path=text.get("certificate_path") if credential_type is CredentialType.CERTIFICATE else None,
+            certificate_password=_first_secret(values, "certificate_password")
+            if credential_type is CredentialType.CERTIFICATE
+            else None,
+            cloud=_cloud(text.get("cloud_environment"), problems),
+            authority=_authority(text.get("authority"), problems),
         )
-        if missing := _missing(made):
-            faults.append(f"a login by {credential_type.value.replace('_', ' ')} also needs {' and '.join(missing)}")
-        if faults:
-            raise InvalidIdentity(*faults)
-        return made
+        if missing := _missing_fields(identity):
+            problems.append(f"a login by {credential_type.value.replace('_', ' ')} also needs {' and '.join(missing)}")
+        if problems:
+            raise InvalidIdentity(*problems)
+        return identity
 
     def authority_for(self, vault_url: str) -> str | None:
         """The login service for a vault: ``authority``, that of ``cloud``, of the sovereign cloud the vault is in, or
@@ -164,7 +177,7 @@ class AzureIdentity:
 
 # ---- reading fields --------------------------------------------------------------------------------------------------
 
-_NAMES: Final[Mapping[str, tuple[type, ...]]] = {
+_FIELD_TYPES: Final[Mapping[str, tuple[type, ...]]] = {
     **dict.fromkeys(("login", "client_id", "tenantId", "tenant_id", "managed_identity_client_id"), (str,)),
     **dict.fromkeys(("workload_identity_tenant_id", "cloud_environment", "authority", "credential"), (str,)),
     **dict.fromkeys(("password", "client_secret", "certificate_data", "certificate_password"), (str, Secret)),
@@ -172,74 +185,74 @@ _NAMES: Final[Mapping[str, tuple[type, ...]]] = {
 }
 
 
-def _is_given(value: object) -> bool:
+def _is_set(value: object) -> bool:
     return value is not None and bool(value.strip() if isinstance(value, str) else value)
 
 
-def _plain(value: object) -> str:
+def _stripped(value: object) -> str:
     return value.strip() if isinstance(value, str) else ""
 
 
-def _secret(given: Mapping[str, object], *names: str) -> Secret | None:
-    values = [given[name] for name in names if name in given]
-    return next((Secret.of(value) for value in values if isinstance(value, str | Secret)), None)
+def _first_secret(values: Mapping[str, object], *names: str) -> Secret | None:
+    given = [values[name] for name in names if name in values]
+    return next((Secret.of(value) for value in given if isinstance(value, str | Secret)), None)
 
 
-def _parse_credential_type(given: Mapping[str, object], faults: list[str]) -> CredentialType:
-    if "credential" in given:
+def _parse_credential_type(values: Mapping[str, object], problems: list[str]) -> CredentialType:
+    if "credential" in values:
         for credential_type in CredentialType:
-            if credential_type.value == _plain(given["credential"]).lower():
+            if credential_type.value == _stripped(values["credential"]).lower():
                 return credential_type
-        faults.append(
+        problems.append(
             f"credential: expected one of {', '.join(credential_type.value for credential_type in CredentialType)}"
         )
-    if given.keys() & {"certificate_data", "certificate_path"}:
+    if values.keys() & {"certificate_data", "certificate_path"}:
         return CredentialType.CERTIFICATE
-    if given.keys() & {"password", "client_secret"}:
+    if values.keys() & {"password", "client_secret"}:
         return CredentialType.CLIENT_SECRET
-    alone = given.keys() & {"managed_identity_client_id", "workload_identity_tenant_id"}
+    alone = values.keys() & {"managed_identity_client_id", "workload_identity_tenant_id"}
     if alone == {"managed_identity_client_id"}:
         return CredentialType.MANAGED_IDENTITY
     return CredentialType.WORKLOAD_IDENTITY if alone == {"workload_identity_tenant_id"} else CredentialType.DEFAULT
 
 
-def _cloud(said: str | None, faults: list[str]) -> str | None:
-    if said is None:
+def _cloud(value: str | None, problems: list[str]) -> str | None:
+    if value is None:
         return None
     for name in CLOUDS:
-        if name.lower() == said.lower():
+        if name.lower() == value.lower():
             return name
-    faults.append(f"cloud_environment {said!r}: expected one of {', '.join(CLOUDS)}")
+    problems.append(f"cloud_environment {value!r}: expected one of {', '.join(CLOUDS)}")
     return None
 
 
-def _authority(said: str | None, faults: list[str]) -> str | None:
-    if said is not None and "://" in said and not said.lower().startswith("https://"):
-        faults.append(f"authority {said!r}: expected a host, or https:// and a host")
-    return said
+def _authority(value: str | None, problems: list[str]) -> str | None:
+    if value is not None and "://" in value and not value.lower().startswith("https://"):
+        problems.append(f"authority {value!r}: expected a host, or https:// and a host")
+    return value
 
 
-def _missing(identity: AzureIdentity) -> list[str]:
+def _missing_fields(identity: AzureIdentity) -> list[str]:
     """What a service principal needs and has not."""
-    wanted: dict[str, object] = {}
+    required: dict[str, object] = {}
     if identity.credential_type in (CredentialType.CLIENT_SECRET, CredentialType.CERTIFICATE):
-        wanted = {"a client id (login)": identity.client_id, "a tenant id (tenantId)": identity.tenant_id}
+        required = {"a client id (login)": identity.client_id, "a tenant id (tenantId)": identity.tenant_id}
     if identity.credential_type is CredentialType.CLIENT_SECRET:
-        wanted["a client secret (password)"] = identity.client_secret
+        required["a client secret (password)"] = identity.client_secret
     if identity.credential_type is CredentialType.CERTIFICATE:
-        wanted["certificate_data or certificate_path"] = identity.certificate or identity.certificate_path
-    return [name for name, value in wanted.items() if not value]
+        required["certificate_data or certificate_path"] = identity.certificate or identity.certificate_path
+    return [name for name, value in required.items() if not value]
 
 
 # ---- logging in ------------------------------------------------------------------------------------------------------
 
 
-def transport(timeout: float) -> dict[str, Any]:
+def client_options(timeout: float) -> dict[str, Any]:
     """Arguments of any client of the SDKs: seconds to connect and seconds of silence, and who keeps its log."""
     return {"connection_timeout": timeout, "read_timeout": timeout, "logger": _http_log}
 
 
-def credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Credential:
+def create_credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Credential:
     """A new credential for that vault; nothing connects. The caller closes it.
 
     It tries once; those that ask a machine's identity service keep the patience the SDK has with it. Raises ValueError
@@ -247,47 +260,53 @@ def credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Cr
     """
     from azure import identity as azure
 
-    scheduler = transport(timeout)
+    client_kwargs = client_options(timeout)
     authority = identity.authority_for(vault_url)
     if authority is not None:
-        scheduler["authority"] = authority
+        client_kwargs["authority"] = authority
         # Microsoft's own directory of login services knows no private one.
-        scheduler["disable_instance_discovery"] = authority.removeprefix("https://").rstrip("/") not in _KNOWN
+        client_kwargs["disable_instance_discovery"] = (
+            authority.removeprefix("https://").rstrip("/") not in _KNOWN_AUTHORITIES
+        )
     ids = {"client_id": identity.client_id, "tenant_id": identity.tenant_id}
     match identity.credential_type:
         case CredentialType.DEFAULT:
-            return azure.DefaultAzureCredential(**scheduler, **_default_ids(identity))
+            return azure.DefaultAzureCredential(**client_kwargs, **_default_ids(identity))
         case CredentialType.MANAGED_IDENTITY:
             return azure.ManagedIdentityCredential(client_id=identity.client_id, read_timeout=timeout, logger=_http_log)
         case CredentialType.WORKLOAD_IDENTITY:
-            return azure.WorkloadIdentityCredential(**ids, **scheduler, retry_total=0)
+            return azure.WorkloadIdentityCredential(**ids, **client_kwargs, retry_total=0)
         case CredentialType.CLIENT_SECRET:
             assert identity.client_secret is not None
             return azure.ClientSecretCredential(
-                **_complete(ids), client_secret=identity.client_secret.reveal(), **scheduler, retry_total=0
+                **_none_as_empty(ids), client_secret=identity.client_secret.reveal(), **client_kwargs, retry_total=0
             )
         case CredentialType.CERTIFICATE:
             return azure.CertificateCredential(
-                **_complete(ids), **_certificate(identity), **scheduler, retry_total=0, send_certificate_chain=True
+                **_none_as_empty(ids),
+                **_certificate(identity),
+                **client_kwargs,
+                retry_total=0,
+                send_certificate_chain=True,
             )
 
 
-_KNOWN: Final = frozenset(cloud.authority for cloud in CLOUDS.values())
+_KNOWN_AUTHORITIES: Final = frozenset(cloud.authority for cloud in CLOUDS.values())
 
 
-def _complete(ids: Mapping[str, str | None]) -> dict[str, str]:
+def _none_as_empty(ids: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value or "" for name, value in ids.items()}
 
 
 def _default_ids(identity: AzureIdentity) -> dict[str, Any]:
     """Left out where not given: a null would keep the SDK from AZURE_CLIENT_ID and AZURE_TENANT_ID."""
-    said: dict[str, Any] = {}
+    client_kwargs: dict[str, Any] = {}
     if identity.client_id:
-        said["managed_identity_client_id"] = identity.client_id
+        client_kwargs["managed_identity_client_id"] = identity.client_id
     if identity.tenant_id:
-        said["workload_identity_tenant_id"] = identity.tenant_id
-        said["additionally_allowed_tenants"] = [identity.tenant_id]
-    return said
+        client_kwargs["workload_identity_tenant_id"] = identity.tenant_id
+        client_kwargs["additionally_allowed_tenants"] = [identity.tenant_id]
+    return client_kwargs
 
 
 def _certificate(identity: AzureIdentity) -> dict[str, Any]:
