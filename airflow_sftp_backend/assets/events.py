@@ -37,7 +37,7 @@ def new_files(context: Context) -> list[FoundFile]:
     out twice. A task that is tried again is given the same files, and what has been left over since. A path in several
     reports is given once, as the latest report has it.
 
-    Raises AirflowRuntimeError where Airflow cannot say what an earlier try was given.
+    Raises AirflowRuntimeError where Airflow cannot say what an earlier attempt was given.
     """
     files: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():

@@ -1,17 +1,19 @@
-"""Share what every file operator does: one backend, gathered failures, rows and lineage."""
+"""The base of all file operators: plan with one backend, execute the plan, report results and failures."""
 
 from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 from airflow.sdk import BaseOperator
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import FileFilters, parse_globs
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import (
     End,
     Globs,
@@ -31,23 +33,24 @@ from airflow_sftp_backend.progress import ProgressLog, format_duration, format_s
 
 from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_events
 from ._object_storage import FileState, Outcome, Verify, is_up_to_date, sha256_if_equal
-from ._planning import IfExists, TransferItem, utf8_error
-from ._retry_state import FileResult, RetryState
-from ._transfer_records import unproven_target_error
+from ._planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
+from ._retry_state import RetryState
+from ._transfer_records import Version, unproven_target_error
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from airflow_sftp_backend.backend import SFTPBackend
+    from airflow_sftp_backend.backend import BackendConfig, SFTPBackend
 
     from ._lineage import Facets
 
 T = TypeVar("T")
+PlanT = TypeVar("PlanT")
 Failures = list[SFTPBackendError | OSError]
 
 
-class FileOperator(CancellableTask, BaseOperator):
-    """What the operators share: one backend, opened for the task instance and closed after it in every case."""
+class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
+    """Plan, execute and report, with one backend that is opened for the task instance and always closed after it."""
 
     ui_color = "#dbe9f6"
     _action: ClassVar[Literal["uploaded", "downloaded", "moved", "deleted"]]
@@ -77,23 +80,56 @@ class FileOperator(CancellableTask, BaseOperator):
         self._progress: ProgressLog | None = None
 
     def execute(self, context: Context) -> list[FileResult]:
-        """Does the work. What retrying cannot mend fails the task at once."""
+        """Do the work of the task.
+
+        :returns: a row for each file that was worked on.
+        :raises AirflowFailException: for what no retry can fix.
+        """
         hook = SFTPBackendHook(self.sftp_conn_id)
         started = time.monotonic()
         with translate_errors():
             try:
                 with self.cancellable(hook):
                     backend = hook.get_conn()
-                    folder = backend.resolve("")
-                    self.log.info("working in %s on %s", escaped(folder.native_path), backend.address)
-                    rows, failures = self._work(backend, RetryState(context, backend))
+                    self.log.info("working in %s on %s", escaped(backend.resolve("").native_path), backend.address)
+                    retry_state = RetryState(context, backend)
+                    plan = self._plan(backend, retry_state)
+                    if self.is_dry_run:
+                        results, failures = self._preview(plan)
+                    else:
+                        results, failures = self._execute_plan(backend, plan, retry_state)
             finally:
                 hook.close()
-            self._log_summary(rows, time.monotonic() - started)
-            self._file_events = list(file_events(backend.config, rows))
-            update_outlet_events(context, self.outlets, self._file_events)
-            self._raise_failures(failures, len(rows) + len(failures))
-        return rows
+            self._report(context, backend.config, results, failures, time.monotonic() - started)
+        return results
+
+    @abstractmethod
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> PlanT:
+        """Decide what to do with which file; change nothing."""
+
+    @abstractmethod
+    def _preview(self, plan: PlanT) -> tuple[list[FileResult], Failures]:
+        """Return what executing a plan would do with each file, and what has failed already."""
+
+    @abstractmethod
+    def _execute_plan(
+        self, backend: SFTPBackend, plan: PlanT, retry_state: RetryState
+    ) -> tuple[list[FileResult], Failures]:
+        """Execute a plan: a row for each file that is done, and what failed."""
+
+    def _report(
+        self,
+        context: Context,
+        config: BackendConfig,
+        results: list[FileResult],
+        failures: Failures,
+        seconds: float,
+    ) -> None:
+        """Log the results, update the events of outlets, and raise the failures."""
+        self._log_summary(results, seconds)
+        self._file_events = list(file_events(config, results))
+        update_outlet_events(context, self.outlets, self._file_events)
+        self._raise_failures(failures, len(results) + len(failures))
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
         """What was read and written, for Airflow's OpenLineage provider; also of a task that failed over some files."""
@@ -125,10 +161,6 @@ class FileOperator(CancellableTask, BaseOperator):
     def _check_relative(backend: SFTPBackend, path: str, argument: str) -> None:
         check_relative(path, backend.resolve("").native_path, argument)
 
-    @abstractmethod
-    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
-        """A row for each file that is done, and what failed."""
-
     def _raise_failures(self, failures: Failures, file_count: int) -> None:
         for failure in failures:
             if isinstance(failure, AlreadyExists):
@@ -141,13 +173,17 @@ class FileOperator(CancellableTask, BaseOperator):
                 self.log.error("%s", failure)
             raise ExceptionGroup(f"{len(failures)} of {pluralize_files(file_count)} failed", failures)
 
-    def _log_summary(self, rows: Sequence[FileResult], seconds: float) -> None:
-        """A line in the log for each file, and one for all that was done."""
-        for row in rows:
-            other_end = f" <- {row['source']}" if "source" in row else f" -> {row['target']}" if "target" in row else ""
-            size = format_size(row["size"] or 0)
-            self.log.info("%s %s (%s)%s", row["action"], escaped(row["path"]), size, escaped(other_end))
-        sizes = [row["size"] or 0 for row in rows if row["action"] == self._action]
+    def _log_summary(self, results: Sequence[FileResult], seconds: float) -> None:
+        """Log a line for each file, and one for all that was done."""
+        for result in results:
+            other_end = ""
+            if "source" in result:
+                other_end = f" <- {result['source']}"
+            elif "target" in result:
+                other_end = f" -> {result['target']}"
+            size = format_size(result["size"] or 0)
+            self.log.info("%s %s (%s)%s", result["action"], escaped(result["path"]), size, escaped(other_end))
+        sizes = [result["size"] or 0 for result in results if result["action"] == self._action]
         if self.is_dry_run or not sizes:
             return
         total, rate = sum(sizes), ""
@@ -164,10 +200,27 @@ class FileOperator(CancellableTask, BaseOperator):
         )
 
 
-class TransferOperator(FileOperator):
-    """What upload and download share."""
+@dataclass(frozen=True, slots=True)
+class TransferPlan:
+    """The files to upload or download.
+
+    ``skipped`` are the results of files that stay as they are, ``occupied`` the targets that exist, as far as they were
+    looked up. ``versions`` are the current versions of the sources of ``items``.
+    """
+
+    items: list[TransferItem]
+    skipped: list[FileResult]
+    failures: Failures
+    occupied: Set[str]
+    versions: Mapping[TransferItem, Version | None]
+
+
+class TransferOperator(FileOperator[TransferPlan]):
+    """The base of the upload and the download operator."""
 
     template_fields: Sequence[str] = ("source", "pattern", "target", "sftp_conn_id")
+    _verb: ClassVar[Literal["upload", "download"]]
+    _local_end: ClassVar[LocalEnd]
 
     def __init__(
         self,
@@ -189,29 +242,39 @@ class TransferOperator(FileOperator):
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
 
-    def _split_skipped(
-        self,
-        backend: SFTPBackend,
-        states: Mapping[TransferItem, tuple[FileState | None, FileState | None]],
-        local_end: str,
-    ) -> tuple[list[TransferItem], list[FileResult]]:
-        """Return the steps to take, and rows for those to leave out.
+    def _preview(self, plan: TransferPlan) -> tuple[list[FileResult], Failures]:
+        results = [*plan.skipped]
+        for item in plan.items:
+            fails = self.if_exists == "fail" and item.target in plan.occupied
+            results.append(self._result(item, item.size, "would fail" if fails else f"would {self._verb}"))
+        return results, plan.failures
 
-        :param states: of each step the state of its source and of its target, None if there is none.
-        :param local_end: the local end: ``source`` or ``target``.
+    def _result(self, item: TransferItem, size: int | None, action: str) -> FileResult:
+        return make_result(item, self._local_end, size, action)
+
+    def _split_skipped(
+        self, backend: SFTPBackend, states: Mapping[TransferItem, tuple[FileState | None, FileState | None]]
+    ) -> tuple[list[TransferItem], list[FileResult]]:
+        """Return the files to transfer, and results for those to leave as they are.
+
+        :param states: of each file the state of its source and of its target, None if there is none.
         """
-        pending, rows = [], []
+        pending: list[TransferItem] = []
+        skipped: list[FileResult] = []
         for item, (source, target) in states.items():
-            path, local = (item.target, item.source) if local_end == "source" else (item.source, item.target)
-            is_skipped = target is not None and (
-                self.if_exists == "skip"
-                or (self.if_exists == "skip_same" and self._has_same_content(backend, path, local, source, target))
-            )
-            if target is not None and is_skipped:
-                rows.append(make_result(path, item, local_end, target.size, "skipped"))
+            if target is not None and self._is_skipped(backend, item, source, target):
+                skipped.append(self._result(item, target.size, "skipped"))
             else:
                 pending.append(item)
-        return pending, rows
+        return pending, skipped
+
+    def _is_skipped(
+        self, backend: SFTPBackend, item: TransferItem, source: FileState | None, target: FileState
+    ) -> bool:
+        if self.if_exists == "skip":
+            return True
+        remote, local = (item.target, item.source) if self._local_end == "source" else (item.source, item.target)
+        return self.if_exists == "skip_same" and self._has_same_content(backend, remote, local, source, target)
 
     def _has_same_content(
         self, backend: SFTPBackend, path: str, local: str, source: FileState | None, target: FileState
@@ -222,23 +285,31 @@ class TransferOperator(FileOperator):
         return sha256_if_equal(backend, path, local) is not None
 
     def _result_of(
-        self, row: FileResult, outcome: Outcome, retry_state: RetryState, find_earlier_digest: Callable[[], str | None]
+        self,
+        item: TransferItem,
+        outcome: Outcome,
+        retry_state: RetryState,
+        find_earlier_digest: Callable[[], str | None],
     ) -> FileResult | SFTPBackendError | OSError:
-        """Return the row of a file that is done, with its SHA-256 where that is known, or its failure.
+        """Return the result of a file that is done, with its SHA-256 if that is known, or its failure.
 
-        ``find_earlier_digest`` returns the digest of a file that an earlier attempt wrote, by its times: called only
-        on a retry whose target is taken, where Airflow has no state store that would tell.
+        :param find_earlier_digest: returns the digest of the target if its times show that an earlier attempt wrote it.
+            Called only on a retry whose target exists, if Airflow has no state store that would tell.
         """
+        result = self._result(item, item.size, self._action)
         if isinstance(outcome, WriteResult):
-            row, digest = row | {"size": outcome.size}, outcome.digest
+            digest = outcome.digest
+            result["size"] = outcome.size
         elif not isinstance(outcome, AlreadyExists) or not retry_state.is_retry_since_cleared:
             return outcome
         else:
             digest = None if retry_state.has_store else find_earlier_digest()
             if digest is None:
                 return unproven_target_error(outcome)
-            row = row | {"action": f"{self._action} by an earlier try"}
-        return row | ({} if digest is None else {"sha256": digest.removeprefix("sha256:")})
+            result["action"] = f"{self._action} by an earlier attempt"
+        if digest is not None:
+            result["sha256"] = digest.removeprefix("sha256:")
+        return result
 
 
 def _drop_tracebacks(failure: BaseException) -> None:
@@ -254,23 +325,14 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise InvalidArgument(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
-def make_result(path: str, item: TransferItem, local_end: str, size: int | None, action: str) -> FileResult:
-    return {
-        "path": path,
-        "size": size,
-        "action": action,
-        local_end: item.source if local_end == "source" else item.target,
-    }
-
-
 def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
-    """Those whose names Airflow can be told, and why it cannot be told of the others, which are left as they are."""
+    """Return the items whose names are UTF-8, and a failure for each of the others, which are left as they are."""
     errors = {item: error for item in items if (error := utf8_error(*names(item))) is not None}
     return [item for item in items if item not in errors], [*errors.values()]
 
 
 def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:
-    """The failures among them. Of those that a lost connection caused, the first: the others say the same."""
+    """Return the failures among outcomes; of those that a lost connection caused, the first only."""
     failures: Failures = []
     connection_lost = False
     for outcome in outcomes:

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend.assets.uri import SCHEME, dataset, file_uri, sanitize_uri
 from airflow_sftp_backend.version_compat import operator_lineage
 
 from ._object_storage import is_url
-from ._retry_state import FileResult
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import Dataset, DatasetFacet, OutputDataset, RunFacet
@@ -40,27 +40,32 @@ _UNQUOTED = "".join(map(chr, {*range(32, 127)} - {*b"#?%"}))
 
 @dataclass(frozen=True, slots=True)
 class FileEvent:
-    """A file that was put at ``target``, from ``source``, or taken away from there: URIs; ``row`` is the operator's."""
+    """A file that was written to ``target`` from ``source``, or deleted at ``target``.
+
+    :param source: URI, None for a deletion.
+    :param target: URI.
+    :param result: the operator's result.
+    """
 
     kind: Literal["uploaded", "downloaded", "moved", "deleted"]
     source: str | None
     target: str
-    row: FileResult
+    result: FileResult
 
 
-def file_events(config: BackendConfig, rows: Iterable[FileResult]) -> Iterator[FileEvent]:
-    """What was done, by this try of the task or an earlier one; not what was left out or would be done."""
-    for row in rows:
-        remote = file_uri(config, row["path"])
-        match row["action"].split()[0]:
+def file_events(config: BackendConfig, results: Iterable[FileResult]) -> Iterator[FileEvent]:
+    """Yield an event for each file that this attempt or an earlier one has written or deleted."""
+    for result in results:
+        remote = file_uri(config, result["path"])
+        match result["action"].split()[0]:
             case "uploaded":
-                yield FileEvent("uploaded", _local_uri(row["source"]), remote, row)
+                yield FileEvent("uploaded", _local_uri(result["source"]), remote, result)
             case "downloaded":
-                yield FileEvent("downloaded", remote, _local_uri(row["target"]), row)
+                yield FileEvent("downloaded", remote, _local_uri(result["target"]), result)
             case "moved":
-                yield FileEvent("moved", file_uri(config, row["source"]), remote, row)
+                yield FileEvent("moved", file_uri(config, result["source"]), remote, result)
             case "deleted":
-                yield FileEvent("deleted", None, remote, row)
+                yield FileEvent("deleted", None, remote, result)
 
 
 def _local_uri(path: str) -> str:
@@ -130,7 +135,7 @@ def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:
     """Of one file what `_event_extra` says; of several their number, bytes in all, and each of the first of them."""
     if len(events) == 1:
         return _event_extra(events[0])
-    size = sum(event.row["size"] or 0 for event in events)
+    size = sum(event.result["size"] or 0 for event in events)
     return (
         {"count": len(events), "size": size, "files": [_event_extra(event) for event in events[:_MAX_FILES_NAMED]]}
         if events
@@ -139,8 +144,8 @@ def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:
 
 
 def _event_extra(event: FileEvent) -> dict[str, Any]:
-    known: dict[str, Any] = {name: event.row[name] for name in ("size", "sha256") if name in event.row}
-    return {"uri": event.target, "action": event.kind, **known}
+    extra: dict[str, Any] = {"uri": event.target, "action": event.kind, "size": event.result["size"]}
+    return extra | ({"sha256": event.result["sha256"]} if "sha256" in event.result else {})
 
 
 # -- OpenLineage ------------------------------------------------------------------------------------------------------
@@ -166,14 +171,17 @@ def openlineage_facets(events: Sequence[FileEvent]) -> Facets | None:
 
 
 def _directory_events(events: Sequence[FileEvent]) -> list[FileEvent]:
-    """What was done as if to the folders of the files."""
+    """Return the events of files as events of the directories that hold the files."""
 
-    def folder(uri: str) -> str:
+    def directory(uri: str) -> str:
         return uri.rpartition("/")[0]
 
     return [
         FileEvent(
-            event.kind, None if event.source is None else folder(event.source), folder(event.target), {"size": None}
+            event.kind,
+            None if event.source is None else directory(event.source),
+            directory(event.target),
+            {"path": directory(event.result["path"]), "size": None, "action": event.result["action"]},
         )
         for event in events
     ]
@@ -216,8 +224,8 @@ def _output_dataset(event: FileEvent) -> OutputDataset:
     output_facets: dict[str, OutputDatasetFacet] = {}
     if event.kind == "deleted":
         dataset_facets["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(LifecycleStateChange.DROP)
-    elif event.row["size"] is not None:
-        output_facets["outputStatistics"] = OutputStatisticsOutputDatasetFacet(size=event.row["size"])
+    elif event.result["size"] is not None:
+        output_facets["outputStatistics"] = OutputStatisticsOutputDatasetFacet(size=event.result["size"])
     if event.kind == "moved" and event.source is not None:
         previous = _dataset_of(event.source)
         dataset_facets["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(

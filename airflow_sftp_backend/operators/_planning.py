@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import FileFilters
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import (
     PLACEHOLDER,
     Name,
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
 MoveIfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same", "number"]
 Failure: TypeAlias = SFTPBackendError | OSError
+LocalEnd: TypeAlias = Literal["source", "target"]
+"""Which end of a transfer is not the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +52,15 @@ class TransferItem:
     size: int | None = None
 
 
-def literally(path: str) -> str:
-    """Return the pattern that matches that path alone."""
-    return glob.escape(path)
+def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, action: str) -> FileResult:
+    """Return the result of a transfer.
+
+    :param local_end: the end of the transfer that is not the server.
+    :param size: bytes, None if unknown.
+    """
+    if local_end == "source":
+        return {"path": item.target, "size": size, "action": action, "source": item.source}
+    return {"path": item.source, "size": size, "action": action, "target": item.target}
 
 
 def utf8_error(*names: str) -> InvalidPath | None:
@@ -413,7 +422,7 @@ def conflicting_targets(items: Iterable[TransferItem], existing: Container[str])
 def numbered_pattern(target: str) -> str:
     """A pattern that fits every numbered name of ``target``."""
     before, after = _split_for_number(target)
-    return f"{literally(before)}-*{literally(after)}"
+    return f"{glob.escape(before)}-*{glob.escape(after)}"
 
 
 def assign_numbers(items: Iterable[TransferItem], occupied: Iterable[str]) -> list[TransferItem]:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._state_store import RowTable
 from airflow_sftp_backend.backend import BackendUnavailable, FileInfo
 from airflow_sftp_backend.version_compat import task_state_store
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_sftp_backend.backend import SFTPBackend
-
-FileResult = dict[str, Any]  # plain JSON: path, size in bytes, action, and the other end
 
 
 class RetryState:
@@ -63,7 +62,7 @@ class RetryState:
 
     @property
     def has_store(self) -> bool:
-        """True if it can know what an earlier try did."""
+        """True if it can know what an earlier attempt did."""
         return self._store is not None
 
     # -- moves and deletions ------------------------------------------------------------------------------------------
@@ -131,7 +130,7 @@ class RetryState:
             if isinstance(info, BackendUnavailable):
                 raise info
         return [
-            {"path": target, "size": values[1], "action": "moved by an earlier try", "source": source}
+            {"path": target, "size": values[1], "action": "moved by an earlier attempt", "source": source}
             for (source, target), values in rows.items()
             if target and _is_moved(values[1:3], values[3:5], current.get(source), current.get(target))
             if source not in current or values[5] == self._cleared_after

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._state_store import RowTable
 from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, BeforeRename, FileInfo, PreparedFile
 from airflow_sftp_backend.backend import SFTPBackendError as BackendError
@@ -21,14 +22,13 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.progress import format_size
 
 from ._object_storage import is_url, object_path, open_source, sha256_if_equal, sha256_of_stream
-from ._planning import TransferItem
+from ._planning import LocalEnd, TransferItem, make_result
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
 log = logging.getLogger(__name__)
 
-FileResult = dict[str, Any]
 Version = list[Any]
 """What another content of a source changes, as plain JSON: of a local file its size in bytes and time in ns."""
 
@@ -70,10 +70,12 @@ class TransferRecord:
     modified: int | None
     done: bool
 
-    def row(self, path: str, item: TransferItem, action: str, end: str) -> FileResult:
-        """Return the row of the file for the task's result."""
-        row = {"path": path, "size": self.size, "action": action, end: getattr(item, end)}
-        return row | ({} if self.sha256 is None else {"sha256": self.sha256})
+    def result(self, item: TransferItem, local_end: LocalEnd, action: str) -> FileResult:
+        """Return the file's result for the task."""
+        result = make_result(item, local_end, self.size, action)
+        if self.sha256 is not None:
+            result["sha256"] = self.sha256
+        return result
 
 
 class TransferRecords:
@@ -105,19 +107,19 @@ class TransferRecords:
 
         return record
 
-    def close(
+    def record_completed(
         self,
         versions: Mapping[TransferItem, Version | None],
         results: Mapping[TransferItem, FileResult],
         refused: Iterable[TransferItem],
     ) -> None:
-        """Write down what an attempt that failed has transferred, and forget what it was refused after all."""
+        """Record what an attempt that failed has transferred, and discard the records of files that were refused."""
         rows: dict[tuple[str, str], list[Any]] = {}
         for item, version in versions.items():
             values = self._table.get((item.source, item.target))
             temp, modified = (values[3], values[4]) if values is not None else ("", None)
-            row = results[item]
-            rows[item.source, item.target] = [row["size"], version, row.get("sha256"), temp, modified, True]
+            result = results[item]
+            rows[item.source, item.target] = [result["size"], version, result.get("sha256"), temp, modified, True]
         self._table.put(rows, [ends for item in refused if (ends := (item.source, item.target)) in self._recorded])
 
 
@@ -150,8 +152,8 @@ def uploaded_earlier(
         elif record.done and _is_source_unchanged(item, versions[item], record):  # a server may forbid to look, too
             accepted.append(item)
     accepted += _items_with_equal_content(backend, present, versions)
-    action = "uploaded by an earlier try"
-    return {item: recorded[item].row(item.target, item, action, "source") for item in versions if item in accepted}
+    action = "uploaded by an earlier attempt"
+    return {item: recorded[item].result(item, "source", action) for item in versions if item in accepted}
 
 
 def _is_recorded_file(record: TransferRecord, info: FileInfo) -> bool:
@@ -182,7 +184,7 @@ def _items_with_equal_content(
     unchanged = [item for item, record in present.items() if _is_source_unchanged(item, versions[item], record)]
     local = [item for item in unchanged if not is_url(item.source)]
     if local:
-        log.info("comparing samples of %d files with what an earlier try has uploaded", len(local))
+        log.info("comparing samples of %d files with what an earlier attempt has uploaded", len(local))
     outcomes = backend.same_samples_many([(item.source, item.target) for item in local], return_exceptions=True)
     same = [item for item in unchanged if is_url(item.source)]
     # a server that lets nobody read what was uploaded has told its size and time
@@ -228,7 +230,7 @@ def downloaded_earlier(
     for item, version in versions.items():
         record = records.find(item)
         if record is not None and record.version == version and _is_recorded_target(item.target, record):
-            rows[item] = record.row(item.source, item, "downloaded by an earlier try", "target")
+            rows[item] = record.result(item, "target", "downloaded by an earlier attempt")
     return rows
 
 
@@ -297,5 +299,7 @@ def downloaded_since(backend: SFTPBackend, item: TransferItem, run_started: date
 
 def unproven_target_error(error: AlreadyExists) -> AlreadyExists:
     """Return the error of a retry whose target no earlier attempt is known to have written."""
-    hint = "no record shows that an earlier try of this task wrote it; if that file will do, set if_exists='skip_same'"
+    hint = (
+        "no record shows that an earlier attempt of this task wrote it; if that file will do, set if_exists='skip_same'"
+    )
     return AlreadyExists(f"{error.message}; {hint}", path=error.path, server=error.server, hint=error.hint)

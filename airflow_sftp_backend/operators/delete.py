@@ -4,23 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import Names, Selection, require_one
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
 
 from ._base import Failures, FileOperator, distinct_failures, drop_non_utf8
 from ._planning import Matches, RemoteMatch, match_remote, missing_error
-from ._retry_state import FileResult, RetryState
+from ._retry_state import RetryState
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
 
-class SFTPDeleteOperator(FileOperator):
+@dataclass(frozen=True, slots=True)
+class DeletePlan:
+    """The files, links and directories to delete.
+
+    ``deletions`` are the keys of files and links with their sizes, ``directories`` the names of directories to delete
+    afterwards with what is left in them, unless one of the ``kept`` files is in them.
+    """
+
+    files: list[RemoteMatch]
+    links: list[str]
+    directories: list[str]
+    existing_directories: list[str]
+    deletions: list[tuple[str, int | None]]
+    kept: Set[str]
+    failures: Failures
+
+
+class SFTPDeleteOperator(FileOperator[DeletePlan]):
     """Deletes files on an SFTP server.
 
     :param path: names of what to delete, literal, relative to the connection's base path: a path, a row of another
@@ -43,7 +61,7 @@ class SFTPDeleteOperator(FileOperator):
         self.path = path
         self.missing_ok = missing_ok
 
-    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> DeletePlan:
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         _refuse_base_path(backend, selection)
         selection, links = self._without_links(backend, selection)
@@ -51,27 +69,46 @@ class SFTPDeleteOperator(FileOperator):
         links += _extract_links(backend, matches)
         refused_paths = {failure.path for failure in matches.failures if isinstance(failure, InvalidPath)}
         named = [name.path for name in selection.names if name.is_directory and name.path not in refused_paths]
-        folders = [] if self._filters else named  # filters may keep some of what a directory holds
-        found, refused = drop_non_utf8(matches.files, lambda one: (one.info.path,))
-        failures = matches.failures + refused
-        for one in found:
-            if retry_state.was_redelivered(one.info):
-                self.log.info("%s was delivered again: left to the next run", escaped(one.info.path))
-        found = [one for one in found if not retry_state.was_redelivered(one.info)]
-        # an empty folder holds no file that fits, and is there to be deleted
-        missing = [name for name in matches.missing if name not in folders or not backend.is_folder(name)]
-        forgiven = retry_state.arguments_naming(None) if retry_state.is_retry else set()
-        if not (self.missing_ok or (retry_state.is_retry and not retry_state.has_store)):
-            failures += [missing_error(backend, selection, name) for name in missing if name not in forgiven]
-        if self.is_dry_run:
-            return [_row(path, size, "would delete") for path, size in _deletions(backend, found, links)], failures
-        retry_state.record_planned_deletions(found, [*links, *(name for name in folders if name not in missing)])
-        rows, refused = _delete(backend, _deletions(backend, found, links))
-        failures += refused
+        directories = [] if self._filters else named  # filters may keep some of what a directory holds
+        matched, not_utf8 = drop_non_utf8(matches.files, lambda file: (file.info.path,))
+        files: list[RemoteMatch] = []
+        for file in matched:
+            if retry_state.was_redelivered(file.info):
+                self.log.info("%s was delivered again: left to the next run", escaped(file.info.path))
+            else:
+                files.append(file)
+        # an empty directory holds no file that matches, and exists to be deleted
+        missing = [name for name in matches.missing if name not in directories or not backend.is_folder(name)]
+        return DeletePlan(
+            files=files,
+            links=links,
+            directories=directories,
+            existing_directories=[name for name in directories if name not in missing],
+            deletions=_deletions(backend, files, links),
+            kept={file.info.path for file in matches.files} - {file.info.path for file in files},
+            failures=matches.failures + not_utf8 + self._missing_errors(backend, selection, missing, retry_state),
+        )
+
+    def _missing_errors(
+        self, backend: SFTPBackend, selection: Selection, missing: Sequence[str], retry_state: RetryState
+    ) -> Failures:
+        if self.missing_ok or (retry_state.is_retry and not retry_state.has_store):
+            return []
+        deleted_earlier = retry_state.arguments_naming(None) if retry_state.is_retry else set()
+        return [missing_error(backend, selection, name) for name in missing if name not in deleted_earlier]
+
+    def _preview(self, plan: DeletePlan) -> tuple[list[FileResult], Failures]:
+        return [_result(path, size, "would delete") for path, size in plan.deletions], plan.failures
+
+    def _execute_plan(
+        self, backend: SFTPBackend, plan: DeletePlan, retry_state: RetryState
+    ) -> tuple[list[FileResult], Failures]:
+        retry_state.record_planned_deletions(plan.files, [*plan.links, *plan.existing_directories])
+        results, refused = _delete(backend, plan.deletions)
+        failures = plan.failures + refused
         if not any(isinstance(failure, BackendUnavailable) for failure in failures):
-            kept = {one.info.path for one in matches.files} - {one.info.path for one in found}
-            failures += _delete_directories(backend, folders, kept)
-        return rows, failures
+            failures += _delete_directories(backend, plan.directories, plan.kept)
+        return results, failures
 
     def _without_links(self, backend: SFTPBackend, selection: Selection) -> tuple[Selection, list[str]]:
         """Take out the names of directories that are links: a link goes, and nothing behind it.
@@ -101,20 +138,20 @@ def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
 
 
 def _deletions(
-    backend: SFTPBackend, found: Sequence[RemoteMatch], links: Sequence[str]
+    backend: SFTPBackend, matches: Sequence[RemoteMatch], links: Sequence[str]
 ) -> list[tuple[str, int | None]]:
     """Return what is to be removed one by one, each with its size if that is known."""
-    files: list[tuple[str, int | None]] = [(one.info.path, one.info.size) for one in found]
+    files: list[tuple[str, int | None]] = [(file.info.path, file.info.size) for file in matches]
     return files + [(backend.resolve(link).key, None) for link in links]
 
 
 def _delete(backend: SFTPBackend, paths: Sequence[tuple[str, int | None]]) -> tuple[list[FileResult], Failures]:
     outcomes = backend.delete_many([path for path, _ in paths], missing_ok=True, return_exceptions=True)
-    deleted = [one for one, outcome in zip(paths, outcomes, strict=True) if outcome is None]
-    return [_row(path, size, "deleted") for path, size in deleted], distinct_failures(outcomes)
+    deleted = [deletion for deletion, outcome in zip(paths, outcomes, strict=True) if outcome is None]
+    return [_result(path, size, "deleted") for path, size in deleted], distinct_failures(outcomes)
 
 
-def _row(path: str, size: int | None, action: str) -> FileResult:
+def _result(path: str, size: int | None, action: str) -> FileResult:
     return {"path": path, "size": size, "action": action}
 
 

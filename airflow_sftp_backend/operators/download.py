@@ -7,16 +7,17 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BeforeRename
 from airflow_sftp_backend.backend._transfers.local_files import name_ends
 from airflow_sftp_backend.progress import ProgressLog
 
-from ._base import Failures, TransferOperator, drop_non_utf8, make_result
+from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, Outcome, download_object, is_url, local_state
 from ._planning import TransferItem, match_remote, missing_error, plan_downloads
-from ._retry_state import FileResult, RetryState
-from ._transfer_records import Version, downloaded_earlier, downloaded_since, remote_version
+from ._retry_state import RetryState
+from ._transfer_records import downloaded_earlier, downloaded_since, remote_version
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -41,41 +42,39 @@ class SFTPDownloadOperator(TransferOperator):
     """
 
     _action = "downloaded"
+    _verb = "download"
+    _local_end = "target"
 
-    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base
         target = parse_target(self.target, end="local")
         selection = self._parse_selection(backend)
         matches = match_remote(backend, selection, self._filters)
-        failures: Failures = [*matches.failures, *(missing_error(backend, selection, name) for name in matches.missing)]
+        missing = [missing_error(backend, selection, name) for name in matches.missing]
         planned = plan_downloads(matches.files, selection, target)
-        items, refused = drop_non_utf8(planned, lambda item: (item.source, item.target))
-        failures += refused
-        infos = {one.info.path: one.info for one in matches.files}
+        items, not_utf8 = drop_non_utf8(planned, lambda item: (item.source, item.target))
+        infos = {file.info.path: file.info for file in matches.files}
         targets = {item.target: state for item in items if (state := local_state(item.target)) is not None}
         states = {item: (FileState.of_remote(infos[item.source]), targets.get(item.target)) for item in items}
-        pending, rows = self._split_skipped(backend, states, "target")
-        if self.is_dry_run:
-            taken = targets if self.if_exists == "fail" else {}
-            rows += [
-                make_result(s.source, s, "target", s.size, "would fail" if s.target in taken else "would download")
-                for s in pending
-            ]
-            return rows, failures
-        versions: dict[TransferItem, Version | None] = {item: remote_version(infos[item.source]) for item in pending}
-        fetched = downloaded_earlier(retry_state.transfers, versions)
-        pending = [item for item in pending if item not in fetched]
+        pending, skipped = self._split_skipped(backend, states)
+        versions = {item: remote_version(infos[item.source]) for item in pending}
+        return TransferPlan(pending, skipped, [*matches.failures, *missing, *not_utf8], targets.keys(), versions)
+
+    def _execute_plan(
+        self, backend: SFTPBackend, plan: TransferPlan, retry_state: RetryState
+    ) -> tuple[list[FileResult], Failures]:
+        completed = downloaded_earlier(retry_state.transfers, plan.versions)
+        pending = [item for item in plan.items if item not in completed]
         progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
-        record = retry_state.transfers.recorder(versions)
+        record = retry_state.transfers.recorder(plan.versions)
+        failures = [*plan.failures]
         for item, outcome in zip(pending, self._fetch(backend, pending, retry_state, progress, record), strict=True):
-            row = make_result(item.source, item, "target", item.size, self._action)
-            done = self._result_of(
-                row, outcome, retry_state, partial(downloaded_since, backend, item, retry_state.run_started)
-            )
-            if isinstance(done, dict):
-                fetched[item] = done
+            find_earlier_digest = partial(downloaded_since, backend, item, retry_state.run_started)
+            result = self._result_of(item, outcome, retry_state, find_earlier_digest)
+            if isinstance(result, dict):
+                completed[item] = result
             else:
-                failures.append(done)
-        return [*rows, *fetched.values()], failures
+                failures.append(result)
+        return [*plan.skipped, *completed.values()], failures
 
     def _fetch(
         self,
@@ -85,12 +84,12 @@ class SFTPDownloadOperator(TransferOperator):
         progress: ProgressLog,
         record: BeforeRename | None,
     ) -> list[Outcome]:
-        """What was fetched or the failure, for each step."""
+        """Download files; return for each what was written, or the failure."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [item for item in items if not is_url(item.target)]
-        done: dict[TransferItem, Outcome] = {}
+        results: dict[TransferItem, Outcome] = {}
         if self.create_parents:
-            local, done = _make_parents(backend, local)
+            local, results = _make_parents(backend, local)
         outcomes = backend.download_many(
             [(item.source, item.target) for item in local],
             overwrite=overwrite,
@@ -101,10 +100,10 @@ class SFTPDownloadOperator(TransferOperator):
             return_exceptions=True,
             before_rename=record,
         )
-        done |= zip(local, outcomes, strict=True)
+        results |= zip(local, outcomes, strict=True)
         for item in items:
             if is_url(item.target):
-                done[item] = download_object(
+                results[item] = download_object(
                     backend,
                     item.source,
                     item.target,
@@ -113,13 +112,13 @@ class SFTPDownloadOperator(TransferOperator):
                     progress=progress,
                     before_rename=record,
                 )
-        return [done[item] for item in items]
+        return [results[item] for item in items]
 
 
 def _make_parents(
     backend: SFTPBackend, items: Sequence[TransferItem]
 ) -> tuple[list[TransferItem], dict[TransferItem, Outcome]]:
-    """Makes the folders of local targets: the steps whose folder is there now, and why it is not for the others."""
+    """Make the directories of local targets; return the items that have one, and a failure for each of the others."""
     ready: list[TransferItem] = []
     failed: dict[TransferItem, Outcome] = {}
     for item in items:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import Names, Target, parse_target, require_one
 from airflow_sftp_backend.backend import (
     AlreadyExists,
@@ -33,16 +35,34 @@ from ._planning import (
     plan_moves,
     require_unique_targets,
 )
-from ._retry_state import FileResult, RetryState
+from ._retry_state import RetryState
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
 _MAX_NUMBER_CONFLICTS = 20
-"""How often a file is given another number because another task has taken its own."""
+"""How often a file gets another number because its number is occupied by now."""
 
 
-class SFTPMoveOperator(FileOperator):
+@dataclass(frozen=True, slots=True)
+class MovePlan:
+    """The files to move.
+
+    ``items`` include the ``skipped``; ``unnumbered`` are the same files with the targets that they have without a
+    number. ``matches`` has the file of each source, ``existing`` that of each target that exists. ``moved_earlier`` are
+    the results of files that an earlier attempt has moved.
+    """
+
+    items: list[TransferItem]
+    skipped: Set[TransferItem]
+    unnumbered: list[TransferItem]
+    matches: Mapping[str, RemoteMatch]
+    existing: Mapping[str, FileInfo]
+    moved_earlier: list[FileResult]
+    failures: Failures
+
+
+class SFTPMoveOperator(FileOperator[MovePlan]):
     """Moves files on an SFTP server.
 
     :param source: names of what to move, literal, relative to the connection's base path: a path, a row of another
@@ -83,124 +103,134 @@ class SFTPMoveOperator(FileOperator):
         self.if_exists = if_exists
         self.missing_ok = missing_ok
         require_one(source, self.pattern, "source")
-        if isinstance(rename, str) and not {"{{", "{%"} & {rename[at : at + 2] for at in range(len(rename))}:
+        if isinstance(rename, str) and not {"{{", "{%"} & {rename[index : index + 2] for index in range(len(rename))}:
             check_rename(rename)  # a text with Jinja in it is checked once it is rendered
         check_choice("if_exists", if_exists, [*get_args(IfExists), "number"])
 
-    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> MovePlan:
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
         if self.rename is not None:
             check_rename(self.rename)
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         matches = match_remote(backend, selection, self._filters)
-        found, refused = drop_non_utf8(matches.files, lambda one: (one.info.path,))
-        failures = matches.failures + refused
-        wanted = plan_moves(found, selection, target, self.rename, retry_state.date)
-        items, there = self._plan(backend, wanted)
-        rows = retry_state.moved_earlier(backend)
-        moved_earlier = {row["source"] for row in rows}
+        files, not_utf8 = drop_non_utf8(matches.files, lambda file: (file.info.path,))
+        unnumbered = plan_moves(files, selection, target, self.rename, retry_state.date)
+        items, existing = self._resolve_targets(backend, unnumbered)
+        moved_earlier = retry_state.moved_earlier(backend)
+        moved = {result["source"] for result in moved_earlier}
         for item in items:
-            if item.source in moved_earlier:
+            if item.source in moved:
                 self.log.info("%s was delivered again: left to the next run", escaped(item.source))
-        wanted = [item for item in wanted if item.source not in moved_earlier]
-        items = [item for item in items if item.source not in moved_earlier]
-        sources = {one.info.path: one.info for one in found}
-        skipped = {
-            item for item in items
-            if (info := there.get(item.target)) is not None
-            and (self.if_exists == "skip" or (self.if_exists == "skip_same" and _is_same(sources[item.source], info)))
-        }  # fmt: skip
-        # a name that fits nothing any more is done if the earlier try has moved what it fitted
-        done = retry_state.arguments_naming(moved_earlier)
+        items = [item for item in items if item.source not in moved]
+        by_path = {file.info.path: file for file in files}
+        failures = matches.failures + not_utf8
         if not self.missing_ok:
+            # the files of a name that matches no file any more may have been moved by an earlier attempt
+            done = retry_state.arguments_naming(moved)
             failures += [missing_error(backend, selection, name) for name in matches.missing if name not in done]
-        pending: list[TransferItem] = []
-        for item in items:
-            if item in skipped:
-                rows.append({"path": item.source, "size": item.size, "action": "skipped", "target": item.target})
-            elif self.is_dry_run:
-                action = "would fail" if item.target in there and self.if_exists == "fail" else "would move"
-                rows.append({"path": item.target, "size": item.size, "action": action, "source": item.source})
-            else:
-                pending.append(item)
-        moved, not_moved = self._move_all(
-            backend, pending, wanted, {one.info.path: one for one in found}, there, retry_state
+        return MovePlan(
+            items=items,
+            skipped={item for item in items if self._is_skipped(by_path[item.source].info, existing.get(item.target))},
+            unnumbered=[item for item in unnumbered if item.source not in moved],
+            matches=by_path,
+            existing=existing,
+            moved_earlier=moved_earlier,
+            failures=failures,
         )
-        return rows + moved, failures + not_moved
 
-    def _move_all(
-        self,
-        backend: SFTPBackend,
-        pending: list[TransferItem],
-        wanted: Sequence[TransferItem],
-        found: Mapping[str, RemoteMatch],
-        there: Mapping[str, FileInfo],
-        retry_state: RetryState,
+    def _is_skipped(self, source: FileInfo, target: FileInfo | None) -> bool:
+        if target is None:
+            return False
+        return self.if_exists == "skip" or (self.if_exists == "skip_same" and _is_same(source, target))
+
+    def _preview(self, plan: MovePlan) -> tuple[list[FileResult], Failures]:
+        results = [*plan.moved_earlier]
+        for item in plan.items:
+            if item in plan.skipped:
+                results.append(_skipped_result(item))
+            else:
+                fails = self.if_exists == "fail" and item.target in plan.existing
+                results.append(_moved_result(item, "would fail" if fails else "would move"))
+        return results, plan.failures
+
+    def _execute_plan(
+        self, backend: SFTPBackend, plan: MovePlan, retry_state: RetryState
     ) -> tuple[list[FileResult], Failures]:
-        """Rows for what was moved, and what failed. What finds its number taken, by another task in the meantime or by
-        what is no file, gets another; ``wanted`` are the steps without numbers."""
-        rows: list[FileResult] = []
-        failures: Failures = []
-        blocked: set[str] = set()
-        races = _MAX_NUMBER_CONFLICTS if self.if_exists == "number" else 0
+        """Move the files. A file whose number is occupied by now is moved to another number."""
+        results = plan.moved_earlier + [_skipped_result(item) for item in plan.items if item in plan.skipped]
+        failures = [*plan.failures]
+        pending, existing = [item for item in plan.items if item not in plan.skipped], plan.existing
+        occupied: set[str] = set()
+        retries = _MAX_NUMBER_CONFLICTS if self.if_exists == "number" else 0
         while True:
-            moved, refused = self._move(backend, pending, found, there, retry_state)
-            rows += moved
-            beaten = {item.source: item.target for item, error in refused if races and _is_name_taken(item, error)}
-            blocked.update(beaten.values())
+            moved, refused = self._move(backend, pending, plan.matches, existing, retry_state)
+            results += moved
+            conflicts = {item.source: item.target for item, error in refused if retries and _is_name_taken(item, error)}
+            occupied.update(conflicts.values())
             failures += distinct_failures(
                 [
                     error
                     for item, error in refused
-                    if item.source not in beaten and not (self.missing_ok and isinstance(error, NotFound))
+                    if item.source not in conflicts and not (self.missing_ok and isinstance(error, NotFound))
                 ]
             )
-            if not beaten:
-                return rows, failures
-            races -= 1
-            pending, there = self._plan(backend, [item for item in wanted if item.source in beaten], blocked)
+            if not conflicts:
+                return results, failures
+            retries -= 1
+            unnumbered = [item for item in plan.unnumbered if item.source in conflicts]
+            pending, existing = self._resolve_targets(backend, unnumbered, occupied)
 
-    def _plan(
-        self, backend: SFTPBackend, items: Sequence[TransferItem], blocked: Set[str] = frozenset()
-    ) -> tuple[list[TransferItem], dict[str, FileInfo]]:
-        """The steps with the keys of their targets, and the targets that exist; ``blocked`` are targets
-        found taken."""
+    def _resolve_targets(
+        self, backend: SFTPBackend, items: Sequence[TransferItem], occupied: Set[str] = frozenset()
+    ) -> tuple[list[TransferItem], Mapping[str, FileInfo]]:
+        """Return the items with the keys of their targets, numbered if need be, and the targets that exist.
+
+        :param occupied: targets that a move has found occupied.
+        """
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         if self.if_exists != "number":
             items = require_unique_targets(items)
-        there = existing_files(backend, [item.target for item in items])
+        existing = existing_files(backend, [item.target for item in items])
         if self.if_exists == "number":
-            taken = there.keys() | blocked
+            taken = existing.keys() | occupied
             others = backend.find(*(numbered_pattern(target) for target in conflicting_targets(items, taken)))
             items = assign_numbers(items, taken | {info.path for info in others})
-        return list(items), there
+        return list(items), existing
 
     def _move(
         self,
         backend: SFTPBackend,
         items: Sequence[TransferItem],
-        found: Mapping[str, RemoteMatch],
-        there: Mapping[str, FileInfo],
+        matches: Mapping[str, RemoteMatch],
+        existing: Mapping[str, FileInfo],
         retry_state: RetryState,
     ) -> tuple[list[FileResult], list[tuple[TransferItem, SFTPBackendError | OSError]]]:
-        """Rows for what was moved, and what was not, and why."""
-        retry_state.record_planned_moves({item: found[item.source] for item in items}, there)
+        """Move files; return the results of those that were moved, and the others with their errors."""
+        retry_state.record_planned_moves({item: matches[item.source] for item in items}, existing)
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
             [(item.source, item.target) for item in items], overwrite=overwrite, return_exceptions=True
         )
-        rows: list[FileResult] = []
+        results: list[FileResult] = []
         failed: list[tuple[TransferItem, SFTPBackendError | OSError]] = []
         for item, outcome in zip(items, outcomes, strict=True):
             if outcome is None:
-                rows.append({"path": item.target, "size": item.size, "action": "moved", "source": item.source})
+                results.append(_moved_result(item, "moved"))
             else:
                 failed.append((item, outcome))
         refused = [item for item, error in failed if not isinstance(error, BackendUnavailable)]
         if refused:
             retry_state.discard_planned(refused)
-        return rows, failed
+        return results, failed
+
+
+def _moved_result(item: TransferItem, action: str) -> FileResult:
+    return {"path": item.target, "size": item.size, "action": action, "source": item.source}
+
+
+def _skipped_result(item: TransferItem) -> FileResult:
+    return {"path": item.source, "size": item.size, "action": "skipped", "target": item.target}
 
 
 def _is_same(source: FileInfo, target: FileInfo) -> bool:
@@ -208,5 +238,5 @@ def _is_same(source: FileInfo, target: FileInfo) -> bool:
 
 
 def _is_name_taken(item: TransferItem, error: SFTPBackendError | OSError) -> bool:
-    """True if something has the name of the target, a folder too."""
+    """Tell whether a file or directory has the name of the target."""
     return isinstance(error, AlreadyExists) or (isinstance(error, InvalidPath) and error.path == item.target)

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BackendUnavailable, BeforeRename
 from airflow_sftp_backend.progress import ProgressLog
 
-from ._base import Failures, TransferOperator, drop_non_utf8, make_result
+from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, Outcome, is_url, local_state, upload_object
 from ._planning import TransferItem, existing_files, plan_uploads
-from ._retry_state import FileResult, RetryState
-from ._transfer_records import Version, local_version, uploaded_earlier, uploaded_since
+from ._retry_state import RetryState
+from ._transfer_records import local_version, uploaded_earlier, uploaded_since
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -40,48 +41,48 @@ class SFTPUploadOperator(TransferOperator):
     """
 
     _action = "uploaded"
+    _verb = "upload"
+    _local_end = "source"
 
-    def _work(self, backend: SFTPBackend, retry_state: RetryState) -> tuple[list[FileResult], Failures]:
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
         items, failures = plan_uploads(self._parse_selection(backend, end="local"), target, self._filters)
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
-        items, refused = drop_non_utf8(items, lambda item: (item.source, item.target))
-        failures += refused
-        looks = self.is_dry_run or self.if_exists in ("skip", "skip_same")
-        there = [*existing_files(backend, [item.target for item in items]).values()] if looks else []
-        targets = {info.path: FileState.of_remote(info) for info in there}
+        items, not_utf8 = drop_non_utf8(items, lambda item: (item.source, item.target))
+        targets: dict[str, FileState] = {}
+        if self.is_dry_run or self.if_exists in ("skip", "skip_same"):
+            existing = existing_files(backend, [item.target for item in items])
+            targets = {path: FileState.of_remote(info) for path, info in existing.items()}
         states = {
             item: (local_state(item.source) if item.target in targets else None, targets.get(item.target))
             for item in items
         }  # fmt: skip
-        pending, rows = self._split_skipped(backend, states, "source")
-        if self.is_dry_run:
-            taken = {info.path for info in there} if self.if_exists == "fail" else set()
-            rows += [
-                make_result(s.target, s, "source", s.size, "would fail" if s.target in taken else "would upload")
-                for s in pending
-            ]
-            return rows, failures
-        versions: dict[TransferItem, Version | None] = {item: local_version(item.source) for item in pending}
-        sent = uploaded_earlier(retry_state.transfers, backend, versions)
-        pending = [item for item in pending if item not in sent]
+        pending, skipped = self._split_skipped(backend, states)
+        versions = {item: local_version(item.source) for item in pending}
+        return TransferPlan(pending, skipped, failures + not_utf8, targets.keys(), versions)
+
+    def _execute_plan(
+        self, backend: SFTPBackend, plan: TransferPlan, retry_state: RetryState
+    ) -> tuple[list[FileResult], Failures]:
+        completed = uploaded_earlier(retry_state.transfers, backend, plan.versions)
+        pending = [item for item in plan.items if item not in completed]
         progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
-        record = retry_state.transfers.recorder(versions)
+        record = retry_state.transfers.recorder(plan.versions)
+        failures = [*plan.failures]
         declined: list[TransferItem] = []
         for item, outcome in zip(pending, self._send(backend, pending, retry_state, progress, record), strict=True):
-            row = make_result(item.target, item, "source", item.size, self._action)
-            done = self._result_of(
-                row, outcome, retry_state, partial(uploaded_since, backend, item, retry_state.run_started)
-            )
-            if isinstance(done, dict):
-                sent[item] = done
+            find_earlier_digest = partial(uploaded_since, backend, item, retry_state.run_started)
+            result = self._result_of(item, outcome, retry_state, find_earlier_digest)
+            if isinstance(result, dict):
+                completed[item] = result
             else:
-                failures.append(done)
-                declined += [] if isinstance(done, BackendUnavailable) else [item]
+                failures.append(result)
+                declined += [] if isinstance(result, BackendUnavailable) else [item]
         if failures:
-            retry_state.transfers.close({item: versions[item] for item in sent}, sent, declined)
-        return [*rows, *sent.values()], failures
+            done = {item: plan.versions[item] for item in completed}
+            retry_state.transfers.record_completed(done, completed, declined)
+        return [*plan.skipped, *completed.values()], failures
 
     def _send(
         self,
@@ -91,7 +92,7 @@ class SFTPUploadOperator(TransferOperator):
         progress: ProgressLog,
         record: BeforeRename | None,
     ) -> list[Outcome]:
-        """What was sent or the failure, for each step."""
+        """Upload files; return for each what was written, or the failure."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [item for item in items if not is_url(item.source)]
         outcomes = backend.upload_many(
@@ -105,10 +106,10 @@ class SFTPUploadOperator(TransferOperator):
             return_exceptions=True,
             before_rename=record,
         )
-        done: dict[TransferItem, Outcome] = dict(zip(local, outcomes, strict=True))
+        results: dict[TransferItem, Outcome] = dict(zip(local, outcomes, strict=True))
         for item in items:
             if is_url(item.source):
-                done[item] = upload_object(
+                results[item] = upload_object(
                     backend,
                     item.source,
                     item.target,
@@ -119,4 +120,4 @@ class SFTPUploadOperator(TransferOperator):
                     progress=progress,
                     before_rename=record,
                 )
-        return [done[item] for item in items]
+        return [results[item] for item in items]

@@ -154,7 +154,9 @@ def test_many_files_that_are_moved_or_deleted_are_left_whole_and_the_next_try_go
         state = State()
 
         def operator() -> BaseOperator:
-            return {"move": move(Glob("in/*"), "out/"), "delete": delete(Glob("in/*"))}.get(what, delete("in/"))
+            if what == "move":
+                return move(Glob("in/*"), "out/")
+            return delete(Glob("in/*") if what == "delete" else "in/")
 
         first = operator()
         with killed_when(first, lambda: stalling.unanswered > 0) as sent:

@@ -168,7 +168,7 @@ def test_an_outlet_means_its_file_however_it_is_spelled(
 
 
 def test_an_outlet_without_its_port_means_port_22() -> None:
-    deed = FileEvent("uploaded", None, "sftp://h.example:22/a", {"size": 1})
+    deed = FileEvent("uploaded", None, "sftp://h.example:22/a", {"path": "a", "size": 1, "action": "uploaded"})
     ran = context()
     outlet = Asset("file", uri="sftp://H.example/a")
     update_outlet_events(ran, [outlet], [deed])

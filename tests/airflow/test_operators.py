@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def delete(path: Any, **arguments: Any) -> SFTPDeleteOperator:
     return SFTPDeleteOperator(task_id="rm", **selecting(path, "path"), **arguments)
 
 
-def actions(rows: Sequence[Row]) -> dict[str, str]:
+def actions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     return {row["path"]: row["action"] for row in rows}
 
 
@@ -444,10 +444,10 @@ def test_the_next_try_recognises_what_is_uploaded_and_downloaded_already(
     up, down = State(), State()
     run(upload(Glob(f"{local}/*.csv"), "in/"), state=up)
     rows = run(upload(Glob(f"{local}/*.csv"), "in/"), try_number=2, state=up)
-    assert set(actions(rows).values()) == {"uploaded by an earlier try"}
+    assert set(actions(rows).values()) == {"uploaded by an earlier attempt"}
     run(download("in/", f"{tmp_path}/back/"), state=down)
     rows = run(download("in/", f"{tmp_path}/back/"), try_number=2, state=down)
-    assert set(actions(rows).values()) == {"downloaded by an earlier try"}
+    assert set(actions(rows).values()) == {"downloaded by an earlier attempt"}
 
 
 def test_another_content_is_not_taken_for_an_earlier_try(remote: Path, local: Path) -> None:
@@ -466,7 +466,7 @@ def test_the_next_try_goes_on_with_the_files_that_are_left(remote: Path, local: 
     (remote / "in/a.csv").rmdir()
     assert actions(run(upload(Glob(f"{local}/*.csv"), "in/"), try_number=2, state=state)) == {
         "in/a.csv": "uploaded",
-        "in/b.csv": "uploaded by an earlier try",
+        "in/b.csv": "uploaded by an earlier attempt",
     }
 
 
@@ -477,7 +477,7 @@ def test_the_next_try_recognises_what_is_moved_already(remote: Path, source: Any
     moved = run(move(source, "there/"), state=state)
     again = run(move(source, "there/"), try_number=2, state=state)
     assert [row | {"action": "moved"} for row in again] == moved
-    assert {row["action"] for row in again} == {"moved by an earlier try"}
+    assert {row["action"] for row in again} == {"moved by an earlier attempt"}
 
 
 def test_a_move_that_no_try_has_made_is_not_taken_for_done(remote: Path) -> None:

@@ -22,7 +22,6 @@ from airflow_sftp_backend.operators._planning import (
     assign_numbers,
     check_rename,
     conflicting_targets,
-    literally,
     numbered_pattern,
     plan_downloads,
     plan_moves,
@@ -60,7 +59,7 @@ def sent(wanted: Any, target: str, filters: FileFilters = ALL) -> list[TransferI
 def test_a_literal_pattern_fits_its_path_and_no_other(key: str, other: str) -> None:
     if {".", ".."} & {*key.split("/"), *other.split("/")}:
         return
-    pattern = Pattern.parse(literally(key))
+    pattern = Pattern.parse(glob.escape(key))
     assert pattern.matches(key)
     assert pattern.matches(other) == (other == key)
 

@@ -124,7 +124,7 @@ def test_a_try_killed_after_the_rename_is_followed_by_one_that_recognises_its_fi
     with caplog.at_level("INFO"):
         rows = run(operator, try_number=2, state=state)
     assert rows == [
-        {"path": "out/a.csv", "size": 3, "action": "uploaded by an earlier try", "source": f"{local}/a.csv"}
+        {"path": "out/a.csv", "size": 3, "action": "uploaded by an earlier attempt", "source": f"{local}/a.csv"}
     ]
     assert (remote / "out/a.csv").stat().st_ino == written
     assert caplog.text.count("comparing samples of 1 files") == 1
@@ -161,7 +161,7 @@ def test_a_source_that_changed_is_no_success_and_one_made_again_is_read_once_wit
     (local / "a.csv").write_bytes(b"one")
     with caplog.at_level("INFO"):
         rows = run(upload(local / "a.csv", "out/a.csv"), try_number=3, state=state)
-    assert actions(rows) == {"out/a.csv": "uploaded by an earlier try"}
+    assert actions(rows) == {"out/a.csv": "uploaded by an earlier attempt"}
     assert "reading out/a.csv (3 B) to compare it with" in caplog.text
 
 
@@ -173,7 +173,7 @@ def test_a_large_file_is_recognised_by_samples_not_by_reading_it(
         file.truncate(64 << 20)
     hard_killed(upload(local / "big", "big"), state)
     assert actions(run(upload(local / "big", "big"), try_number=2, state=state)) == {
-        "big": "uploaded by an earlier try"
+        "big": "uploaded by an earlier attempt"
     }
     with (remote / "big").open("r+b") as file:  # as long, and as old
         file.seek((64 << 20) - 1)
@@ -191,7 +191,7 @@ def test_many_files_are_recorded_with_a_write_for_many_and_all_are_recognised(re
     assert state.writes <= 30
     assert max(map(len, state.values.values())) < 65_535
     rows = run(operator, try_number=2, state=state)
-    assert {row["action"] for row in rows} == {"uploaded by an earlier try"}
+    assert {row["action"] for row in rows} == {"uploaded by an earlier attempt"}
     assert len(rows) == 520
 
 
@@ -225,7 +225,7 @@ def test_an_object_is_recognised_by_its_bytes(remote: Path, store: str) -> None:
     ObjectStoragePath(f"{store}/a.csv").write_bytes(b"one")
     hard_killed(upload(f"{store}/a.csv", "out/a.csv"), state)
     (row,) = run(upload(f"{store}/a.csv", "out/a.csv"), try_number=2, state=state)
-    assert (row["action"], len(row["sha256"])) == ("uploaded by an earlier try", 64)
+    assert (row["action"], len(row["sha256"])) == ("uploaded by an earlier attempt", 64)
     ObjectStoragePath(f"{store}/a.csv").write_bytes(b"ONE")
     with pytest.raises(AlreadyExists):
         run(upload(f"{store}/a.csv", "out/a.csv"), try_number=3, state=state)
@@ -238,7 +238,7 @@ def test_a_server_that_tells_no_times_is_believed_by_size_and_samples(connect: C
         state = State()
         operator = upload(local / "a.csv", "a.csv")
         hard_killed(operator, state)
-        assert actions(run(operator, try_number=2, state=state)) == {"a.csv": "uploaded by an earlier try"}
+        assert actions(run(operator, try_number=2, state=state)) == {"a.csv": "uploaded by an earlier attempt"}
 
 
 def test_two_tries_at_once_lose_and_double_no_file(remote: Path, tmp_path: Path) -> None:
@@ -330,7 +330,7 @@ def test_a_task_whose_process_is_killed_is_completed_by_the_next_try(
     assert {name: (out / name).stat().st_ino for name in inodes} == inodes
     by = {Path(row["path"]).name: row["action"] for row in rows}
     assert set(by) == set(files)
-    assert {name for name, action in by.items() if "by an earlier try" in action} == set(inodes)
+    assert {name for name, action in by.items() if "by an earlier attempt" in action} == set(inodes)
 
 
 # -- without a store --------------------------------------------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_without_a_store_a_file_is_accepted_if_the_servers_times_show_that_it_wa
     operator = upload(local / "a.csv", "out/a.csv")
     operator.execute(without_store(HOUR, 1))
     (row,) = operator.execute(without_store(HOUR))
-    assert row["action"] == "uploaded by an earlier try"
+    assert row["action"] == "uploaded by an earlier attempt"
     for began, old in ((HOUR, HOUR + 1), (HOUR, HOUR - 3), (0, 0)):
         age(remote / "out/a.csv", old)
         with pytest.raises(AlreadyExists, match="skip_same"):
@@ -373,7 +373,7 @@ def test_without_a_store_the_servers_clock_may_differ(
     operator = upload(local / "a.csv", "out/a.csv")
     grow(remote, {"out/a.csv": b"one"})
     age(remote / "out/a.csv", -ahead + HOUR - 60)  # on that clock, in the run
-    assert operator.execute(without_store(HOUR))[0]["action"] == "uploaded by an earlier try"
+    assert operator.execute(without_store(HOUR))[0]["action"] == "uploaded by an earlier attempt"
     age(remote / "out/a.csv", -ahead + HOUR + 60)  # and before it
     with pytest.raises(AlreadyExists):
         operator.execute(without_store(HOUR))
@@ -403,7 +403,7 @@ def test_a_download_that_was_killed_after_its_rename_is_recognised_without_readi
     to = f"{tmp_path}/a.csv" if target == "local" else f"{store}/a.csv"
     hard_killed(download("a.csv", to), state)
     (row,) = run(download("a.csv", to), try_number=2, state=state)
-    assert row["action"] == "downloaded by an earlier try"
+    assert row["action"] == "downloaded by an earlier attempt"
     age(remote / "a.csv", HOUR)  # another version
     with pytest.raises(AlreadyExists):
         run(download("a.csv", to), try_number=3, state=state)
@@ -413,6 +413,6 @@ def test_a_download_is_recognised_without_a_store_if_it_was_named_in_this_run(re
     grow(remote, {"a.csv": b"one"})
     operator = download("a.csv", f"{tmp_path}/a.csv")
     operator.execute(without_store(HOUR, 1))
-    assert operator.execute(without_store(HOUR))[0]["action"] == "downloaded by an earlier try"
+    assert operator.execute(without_store(HOUR))[0]["action"] == "downloaded by an earlier attempt"
     with pytest.raises(AlreadyExists):
         operator.execute(without_store(0))

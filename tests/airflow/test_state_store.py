@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from airflow.sdk import Asset
+from airflow.sdk import Asset, BaseOperator
 from airflow.sdk.exceptions import AirflowFailException, AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse, SetTaskStateStore
 from pydantic import ValidationError
@@ -79,7 +79,7 @@ def test_a_partly_failed_upload_keeps_its_failures_lineage_and_events_and_the_ne
     (remote / "out/a.csv").unlink()  # the partner has taken it
     (remote / "out/b.csv").unlink()
     rows = run(operator, try_number=2, state=state)
-    assert actions(rows) == {"out/a.csv": "uploaded by an earlier try", "out/b.csv": "uploaded"}
+    assert actions(rows) == {"out/a.csv": "uploaded by an earlier attempt", "out/b.csv": "uploaded"}
     assert held(remote) == {"out/b.csv": b"two!"}
 
 
@@ -89,7 +89,7 @@ def test_a_finished_task_succeeds_though_its_note_cannot_be_kept(
     remote: Path, local: Path, what: str, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
     grow(remote, {"in/a.csv": b"one"})
-    operator = {
+    operator: dict[str, BaseOperator] = {
         "upload": upload(Glob(f"{local}/*.csv"), "out/"),
         "move": move(Glob("in/*"), "out/"),
         "delete": delete(Glob("in/*")),
@@ -124,7 +124,7 @@ def test_a_retry_that_cannot_read_what_was_done_touches_nothing_and_is_retried(
     remote: Path, local: Path, what: str, error: Exception
 ) -> None:
     before = held(grow(remote, {"in/a.csv": b"one"}))
-    operator = {
+    operator: dict[str, BaseOperator] = {
         "upload": upload(Glob(f"{local}/*.csv"), "out/"),
         "move": move(Glob("in/*"), "out/"),
         "delete": delete(Glob("in/*")),

@@ -26,7 +26,7 @@ def in_the_way(remote: Path, path: str) -> Path:
     return grow(remote, {f"{path}/in-the-way": b""}) / path
 
 
-MOVED = {"path": "work/a.csv", "size": 3, "action": "moved by an earlier try", "source": "in/a.csv"}
+MOVED = {"path": "work/a.csv", "size": 3, "action": "moved by an earlier attempt", "source": "in/a.csv"}
 
 
 @pytest.mark.parametrize("if_exists", ["fail", "replace", "skip", "skip_same", "number"])
@@ -56,7 +56,7 @@ def test_a_move_that_was_killed_after_its_renames_is_done_though_a_name_is_deliv
     grow(remote, {"in/c.csv": b"the next delivery"})
     rows = run(move(Glob("in/*.csv"), "work/", if_exists=if_exists), try_number=2, state=state)
     assert {row["path"]: row["action"] for row in rows} == {
-        f"work/{name}.csv": "moved by an earlier try" for name in "abcde"
+        f"work/{name}.csv": "moved by an earlier attempt" for name in "abcde"
     }
     assert held(remote) == {"in/c.csv": b"the next delivery"} | {f"work/{n}.csv": n.encode() for n in "abcde"}
 
@@ -103,7 +103,7 @@ def test_an_earlier_move_is_known_in_every_later_try(remote: Path, source: str |
     (remote / "in/a.csv").unlink()
     shutil.rmtree(way)
     rows = run(move(source, "work/"), try_number=3, state=state)
-    assert actions(rows) == {"work/a.csv": "moved by an earlier try", "work/b.csv": "moved"}
+    assert actions(rows) == {"work/a.csv": "moved by an earlier attempt", "work/b.csv": "moved"}
 
 
 def test_a_cleared_move_moves_what_was_delivered_again(remote: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_cleared_move_moves_what_was_delivered_again(remote: Path) -> None:
     run(operator, state=state)
     grow(remote, {"in/a.csv": b"new!"})
     rows = operator.execute(context(2, state, cleared=1))
-    assert actions(rows) == {"work/b.csv": "moved by an earlier try", "work/a-1.csv": "moved"}
+    assert actions(rows) == {"work/b.csv": "moved by an earlier attempt", "work/a-1.csv": "moved"}
     assert held(remote) == {"work/a.csv": b"abc", "work/b.csv": b"x", "work/a-1.csv": b"new!"}
 
 
@@ -177,7 +177,7 @@ def test_what_the_partner_has_taken_is_not_delivered_again(remote: Path, local: 
     state = State()
     operator = half_sent(remote, local, state, if_exists=if_exists)
     rows = run(operator, try_number=2, state=state)
-    assert actions(rows) == {"out/a.csv": "uploaded by an earlier try", "out/b.csv": "uploaded"}
+    assert actions(rows) == {"out/a.csv": "uploaded by an earlier attempt", "out/b.csv": "uploaded"}
     assert held(remote) == {"out/b.csv": b"two!"}
 
 
@@ -277,5 +277,5 @@ def test_where_nobody_may_look_what_was_sent_is_not_sent_again(
             run(operator, state=state)
         shutil.rmtree(way)
         (folder.path / "a.csv").unlink()
-        assert actions(run(operator, try_number=2, state=state))["a.csv"] == "uploaded by an earlier try"
+        assert actions(run(operator, try_number=2, state=state))["a.csv"] == "uploaded by an earlier attempt"
         assert held(folder.path) == {"b.csv": b"two!"}
