@@ -513,7 +513,7 @@ def test_the_next_try_finds_what_it_was_told_to_delete_gone(remote: Path) -> Non
 def test_the_log_tells_each_file_how_far_it_is_and_the_sum(
     remote: Path, local: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(progress, "PACE", 0.0)
+    monkeypatch.setattr(progress, "LOG_INTERVAL", 0.0)
     grow(local, {"big.bin": bytes(3 << 20)})
     run(upload([local / "a.csv", local / "big.bin"], "in/"))
     log = capsys.readouterr().out
