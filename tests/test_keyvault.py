@@ -516,7 +516,7 @@ def test_a_refusal_shows_neither_client_secret_nor_token(vault: Vault, vaults: K
     vault.put("password", VALUE, expires=1.0)
     identity = principal(vault) if right else principal(vault, client_secret="S3cret of another application")
     shown = "\n".join(shown_by(failure(vaults, reference(vault), identity)))
-    assert "KeyVaultClient._ask, identity: " in shown
+    assert "KeyVaultClient._request_with_retries, identity: " in shown
     assert bool(vault.tokens()) is right
     for secret in (VALUE, "S3cret", *vault.tokens()):
         assert secret not in shown

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
-from airflow_sftp_backend._key_vault.client import is_reference
+from airflow_sftp_backend._key_vault.references import is_reference
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
 from airflow_sftp_backend.backend._ssh.ssh_config import SSH_CONFIG_PATH, SSHConfigEntry, ssh_config_entry
 
