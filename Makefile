@@ -26,7 +26,7 @@ demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step b
 	@$(BIN)/python -m demo
 
 .PHONY: test
-test: $(VENV)/.dev openssh sftpservers ## run all tests but the system tests (make test ARGS="-k wire" runs some)
+test: $(VENV)/.dev openssh sftpservers ## run all tests but the system tests (make test ARGS="-k scheduler" runs some)
 	@$(PYTEST) -n $(WORKERS) -m "not system" $(ARGS)
 
 .PHONY: test-system
@@ -40,7 +40,7 @@ test-all: $(VENV)/.dev openssh sftpservers chromium ## run all tests with more f
 
 .PHONY: reliability
 reliability: $(VENV)/.dev ## lose the connection at every message of every operation, and write docs/reliability.md
-	@FAULTS=all $(BIN)/python -m tests.faults.table
+	@FAULTS=all $(BIN)/python -m tests.support.faults.table
 
 .PHONY: servers
 servers: $(VENV)/.dev openssh sftpservers ## run the contract suite on every server there is, and write docs/servers.md
@@ -122,7 +122,7 @@ openssh:
 # Servers of other makers, in the same way.
 .PHONY: sftpservers
 sftpservers:
-	@tests/servers/install.sh
+	@tests/support/servers/install.sh
 
 # Chromium for the test of the connection form, in the same way.
 .PHONY: chromium

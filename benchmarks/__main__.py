@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.servers import sshd_path
+from tests.support.servers import sshd_path
 
 from . import imports, memory
 from .delay import delayed

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import OpenSSHServer
+from tests.support.servers import OpenSSHServer
 
 CIPHER = "aes128-gcm@openssh.com"
 """What every client is told to use, so that clients are compared and not ciphers."""

@@ -27,7 +27,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tests.servers import OpenSSHServer, sftp_server_path
+from tests.support.servers import OpenSSHServer, sftp_server_path
 
 Whose = Literal["ours", "sftp provider"]
 INTERVAL: Final = 5.0

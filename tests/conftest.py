@@ -1,4 +1,4 @@
-"""Fixtures every test may use: real servers, a fresh folder on one of them, backends that are closed afterwards."""
+"""Fixtures for every test: real servers, a new directory on each, and backends."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Any
 import hypothesis
 import pytest
 
-from tests.servers import (
+from tests.support.contract.servers_page import ALL, Matrix
+from tests.support.contract.unsupported import check_failure, unsupported
+from tests.support.key_vault import Vault
+from tests.support.servers import (
     REAL_SERVERS,
     SIMULATED_SERVERS,
     AsyncsshServer,
@@ -26,9 +29,7 @@ from tests.servers import (
     WithoutPosixRename,
     sshd_path,
 )
-from tests.servers.matrix import ALL, Matrix
-from tests.servers.unsupported import check_failure, unsupported
-from tests.vault import Vault
+from tests.support.servers.server import ALL_HOST_KEYS
 
 if TYPE_CHECKING:
     from airflow_sftp_backend import SFTPBackend
@@ -68,9 +69,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Gives all skips for want of a server one place, so that the summary folds them into one line each."""
     if report.skipped and isinstance(report.longrepr, tuple) and NOT_TESTED in report.longrepr[2]:
         report.longrepr = (__file__, 1, report.longrepr[2])
-
-
-ALL_HOST_KEYS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: the far server is far, the bytes are compared, and a missed target is told."""
+"""The benchmarks measure what they claim, and report missed targets."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_target_is_met_or_missed(ours: float, met: bool) -> None:
     assert result.met == met
 
 
-def test_seconds_of_the_processor_are_those_of_the_client_and_the_programs_it_runs(tmp_path: Path) -> None:
+def test_processor_time_includes_the_programs_the_client_runs(tmp_path: Path) -> None:
     def burn(*_: object) -> None:
         end = time.process_time() + 0.2
         while time.process_time() < end:

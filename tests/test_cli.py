@@ -1,4 +1,4 @@
-"""The command: what it prints where, what it exits with, and what it does without."""
+"""The command's output, exit status and requirements."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ import pytest
 
 from airflow_sftp_backend.backend._paths import temp_name
 from airflow_sftp_backend.cli import main
-from tests.airflow.home import airflow_home
-from tests.servers import AsyncsshServer, OpenSSHServer, free_port
+from tests.support.airflow.home import airflow_home
+from tests.support.servers import AsyncsshServer, OpenSSHServer, free_port
 
 TOP = Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def test_a_check_reads_from_top_to_bottom(
     assert os.listdir(folder.path) == []
 
 
-def test_a_check_that_fails_ends_with_what_to_do(
+def test_a_failed_check_ends_with_a_hint(
     openssh: OpenSSHServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(with_key(openssh, tmp_path / "none")) == 1
@@ -75,7 +75,7 @@ def test_a_check_that_fails_ends_with_what_to_do(
     assert advice.splitlines()[-1] == "Failed: Host key."
 
 
-def test_json_is_one_object_with_all_of_it(
+def test_json_output_is_one_object_with_every_result(
     openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*with_key(openssh, known_hosts), "--json"]) == 0
@@ -92,7 +92,7 @@ def test_json_is_one_object_with_all_of_it(
 
 
 @pytest.mark.parametrize("as_json", [True, False])
-def test_no_text_moves_the_cursor(
+def test_no_output_contains_cursor_control_characters(
     openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str], as_json: bool
 ) -> None:
     folder = openssh.fresh().path / "a\x9bb\u2028c\u202ed"
@@ -108,7 +108,7 @@ def test_no_text_moves_the_cursor(
         assert r"a\x9bb\u2028c\u202ed" in out
 
 
-def test_a_url_needs_no_airflow_and_leaves_none_of_it_behind(
+def test_checking_a_url_neither_needs_nor_creates_an_airflow_home(
     openssh: OpenSSHServer, known_hosts: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {"AIRFLOW_HOME": str(tmp_path / "airflow")}
@@ -163,7 +163,7 @@ def test_a_password_is_taken_and_never_shown(
         ("sftp:user:S3cret@host/x", "a URL begins with sftp://"),
     ],
 )
-def test_a_url_that_is_none_is_told(target: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_url_is_a_usage_error(target: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", target]) == 2
     error = capsys.readouterr().err
     assert error.startswith("airflow-sftp-backend: ")
@@ -171,7 +171,7 @@ def test_a_url_that_is_none_is_told(target: str, said: str, capsys: pytest.Captu
     assert "S3cret" not in error
 
 
-def test_a_connection_of_airflow_is_checked(asyncssh_plain: AsyncsshServer, tmp_path: Path) -> None:
+def test_an_airflow_connection_is_checked(asyncssh_plain: AsyncsshServer, tmp_path: Path) -> None:
     server = asyncssh_plain
     conn = {
         "conn_type": "sftp_backend", "host": server.host, "port": server.port, "login": server.username,
@@ -184,14 +184,14 @@ def test_a_connection_of_airflow_is_checked(asyncssh_plain: AsyncsshServer, tmp_
     assert "connection 'partner' needs correcting: Port: 99999 given" in done.stderr
 
 
-def test_a_connection_nobody_made_is_told(tmp_path: Path) -> None:
+def test_a_missing_connection_is_reported(tmp_path: Path) -> None:
     done = run("check", "nowhere", **airflow_home(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert "nowhere" in done.stderr
     assert "`airflow connections list` shows those there are" in done.stderr
 
 
-def test_what_is_for_a_url_does_not_go_with_a_connection(capsys: pytest.CaptureFixture[str]) -> None:
+def test_url_options_are_refused_with_a_connection(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "partner", "--ask-password"]) == 2
     assert "which says it itself" in capsys.readouterr().err
 
@@ -213,7 +213,7 @@ def test_scanned_keys_are_known_hosts_lines(openssh: OpenSSHServer, capsys: pyte
     assert [one["known_hosts"] for one in found] == shown.out.splitlines()
 
 
-def test_a_scan_of_nobody_fails(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scan_of_an_unreachable_host_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scan-host-keys", "127.0.0.1", "--port", str(free_port())]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -234,21 +234,19 @@ def test_a_scan_of_an_address_in_brackets_names_the_address(capsys: pytest.Captu
 
 
 @pytest.mark.parametrize("arguments", [["host:ssh"], ["host:22", "--port", "23"], ["[::1]x"]])
-def test_a_scan_with_a_port_that_is_none_is_a_usage_error(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_scan_with_an_invalid_port_is_a_usage_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scan-host-keys", *arguments]) == 2
     assert "pass one port, as HOST:PORT or with --port" in capsys.readouterr().err
 
 
-def test_a_scan_shows_no_password_that_is_given_with_the_host(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scan_hides_a_password_given_with_the_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scan-host-keys", "partner:swordfish@sftp.example.com"]) == 2
     said = capsys.readouterr()
     assert "without user and password" in said.err
     assert "swordfish" not in said.err + said.out
 
 
-def test_a_scan_of_an_http_port_says_what_answers_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scan_of_an_http_port_names_what_answered(capsys: pytest.CaptureFixture[str]) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -322,7 +320,7 @@ def test_clean_removes_partial_files_on_both_ends_and_prints_each(
     assert not local.exists()
 
 
-def test_clean_takes_a_connection_of_airflow(asyncssh_plain: AsyncsshServer, tmp_path: Path) -> None:
+def test_clean_accepts_an_airflow_connection(asyncssh_plain: AsyncsshServer, tmp_path: Path) -> None:
     folder = asyncssh_plain.fresh()
     remote = abandoned(folder.path)
     connection = {
@@ -342,7 +340,7 @@ def test_clean_takes_a_connection_of_airflow(asyncssh_plain: AsyncsshServer, tmp
 
 
 @pytest.mark.parametrize("age", ["1", "0d", "d", "-1d", "1.5d", "1y", "", "59m"])
-def test_clean_refuses_what_is_not_an_age_of_an_hour_or_more(
+def test_clean_refuses_an_age_below_an_hour(
     openssh: OpenSSHServer, known_hosts: Path, age: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = openssh.fresh()
@@ -357,7 +355,7 @@ def test_clean_refuses_what_is_not_an_age_of_an_hour_or_more(
     assert remote.exists()
 
 
-def test_clean_of_a_directory_that_is_missing_fails(
+def test_clean_of_a_missing_directory_fails(
     openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, url, *login = with_key(openssh, known_hosts, openssh.fresh().base_path)

@@ -1,4 +1,4 @@
-"""`make demo` tells the truth: it fails where a step fails, and leaves nothing but the log it names."""
+"""The demo fails if a step fails, and leaves nothing but its log."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_failing_task_fails_the_demo_and_its_log_is_kept(
 
 
 @pytest.mark.timeout(180)
-def test_what_the_examples_do_is_checked_from_outside(
+def test_the_demo_checks_the_effects_of_the_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An example that forgets to clear the outbox runs to its end, and the demo still fails."""

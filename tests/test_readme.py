@@ -1,4 +1,4 @@
-"""The README says what is true: its table is the table of fields, its commands exist, its code runs."""
+"""The README and the guides agree with the code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from airflow_sftp_backend._connections.fields import FIELDS, Field
 from airflow_sftp_backend._connections.parser import ConnectionRecord, ConnectionValues
 from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts
 from airflow_sftp_backend.cli import _parser
-from tests.servers import AsyncsshServer
+from tests.support.servers import AsyncsshServer
 
 TOP = Path(__file__).parents[1]
 README = (TOP / "README.md").read_text()
@@ -189,7 +189,7 @@ def test_the_links_lead_to_files(page: str) -> None:
 
 
 @pytest.mark.parametrize("text", re.findall(r"```json\n(.*?)```", README + GUIDE, re.DOTALL))
-def test_the_connections_shown_say_what_they_mean(text: str) -> None:
+def test_the_documented_connections_are_valid(text: str) -> None:
     shown = json.loads(text)
     connection = ConnectionRecord("shown", **{**shown, "extra": json.dumps(shown["extra"])})
     values = ConnectionValues.of(connection)
@@ -200,7 +200,7 @@ def test_the_connections_shown_say_what_they_mean(text: str) -> None:
         assert (known.problems, len(known.lines)) == ((), 1)
 
 
-def test_every_message_explained_is_one_that_is_said() -> None:
+def test_every_documented_message_exists_in_the_code() -> None:
     rows = GUIDE[GUIDE.index("## What to do, by message") : GUIDE.index("## Every field")]
     messages = re.findall(r"^\| `(.*?)` \|", rows, re.MULTILINE)
     assert len(messages) > 10
@@ -209,7 +209,7 @@ def test_every_message_explained_is_one_that_is_said() -> None:
     assert [message for message in messages if message not in said] == []
 
 
-def test_what_the_guide_says_is_ours_exists() -> None:
+def test_every_name_in_the_guide_exists() -> None:
     from airflow_sftp_backend import operators
 
     rows = re.findall(r"^\| `.*?` \| (.*) \|$", GUIDE[: GUIDE.index("## What to do, by message")], re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Servers of other makers are started, counted, cut and ended; stand-ins for services refuse what those document."""
+"""Real servers start, count, cut and end; simulated services refuse what they document."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import asyncssh
 import psutil
 import pytest
 
-from tests.servers import (
+from tests.support.servers import (
     HOST,
     REAL_SERVERS,
     AWSTransferLike,
@@ -22,8 +22,8 @@ from tests.servers import (
     ProgramServer,
     SterlingLike,
 )
-from tests.servers._relay import Relay
-from tests.servers.client import get, put, rename_both_ways, talk
+from tests.support.servers.relay import Relay
+from tests.support.ssh_client import get, put, rename_both_ways, talk
 
 SILENCE = 0.3
 """Seconds after which a server that should stay silent is believed."""
@@ -136,7 +136,7 @@ def test_a_relay_cuts_after_so_many_bytes_and_goes_on_with_new_connections() -> 
 
 def test_without_a_program_its_tests_are_skipped_with_one_loud_line() -> None:
     start = (
-        "import sys, pytest, tests.servers as s; s.RcloneServer.missing = lambda: 'a package';"
+        "import sys, pytest, tests.support.servers as s; s.RcloneServer.missing = lambda: 'a package';"
         " pytest.main(sys.argv[1:])"
     )
     chosen = ["-p", "no:cacheprovider", "-q", "--servers", "rclone", "tests/backend/test_contract_reading.py"]

@@ -1,4 +1,4 @@
-"""Each server of tests.servers is what it says, seen with asyncssh's and OpenSSH's own clients."""
+"""Each server of `tests.support.servers` behaves as described, seen by independent clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 
-from tests.servers import (
+from tests.support.servers import (
     FAILURE,
     HOST,
     NO_SPACE_ON_FILESYSTEM,
@@ -55,7 +55,7 @@ from tests.servers import (
     small_disk,
     wait_until,
 )
-from tests.servers.client import connect, get, put, rename_both_ways, talk
+from tests.support.ssh_client import connect, get, put, rename_both_ways, talk
 
 SILENCE = 0.3
 """Seconds after which a server that should stay silent is believed."""
@@ -102,7 +102,7 @@ def test_a_connection_without_a_login_is_not_counted_as_one(server: Server) -> N
     assert (server.logins(), server.connections()) == (logins, connections + 1)
 
 
-def test_a_stranger_is_not_let_in(server: Server) -> None:
+def test_an_unauthorised_key_cannot_log_in(server: Server) -> None:
     async def run() -> None:
         async with connect(server, client_keys=[asyncssh.generate_private_key("ssh-ed25519")]):
             raise AssertionError("let in")
@@ -111,7 +111,7 @@ def test_a_stranger_is_not_let_in(server: Server) -> None:
         asyncio.run(run())
 
 
-def test_the_host_key_is_the_one_it_says(server: Server) -> None:
+def test_the_server_presents_its_declared_host_key(server: Server) -> None:
     kind = server.host_keys[0].get_algorithm()
     seen = asyncio.run(asyncssh.get_server_host_key(server.host, server.port, server_host_key_algs=[kind], config=None))
     assert seen is not None
@@ -197,7 +197,7 @@ def test_sshd_serves_through_the_external_program_too() -> None:
 
 
 @pytest.mark.usefixtures("sshd")
-def test_a_wrong_option_of_sshd_is_told() -> None:
+def test_an_invalid_sshd_option_is_reported() -> None:
     with pytest.raises(RuntimeError, match="Bad configuration option"), OpenSSHServer({"NoSuchThing": "1"}):
         pass
 
@@ -350,7 +350,7 @@ def test_one_write_fails_and_the_next_does_not() -> None:
         assert (folder.path / "file").read_bytes() == b"y" * 5000
 
 
-def test_a_read_is_answered_short() -> None:
+def test_a_read_reply_is_shorter_than_requested() -> None:
     with ShortReads(at_most=10) as server:
         folder = server.fresh()
         (folder.path / "file").write_bytes(b"0123456789abcdef")
@@ -408,7 +408,7 @@ def test_bare_attributes_have_no_mode(with_size: bool) -> None:
             assert (attrs.permissions, attrs.mtime, attrs.uid) == (None, None, None)
 
 
-def test_a_stalling_server_answers_so_many_requests_and_keeps_the_connection() -> None:
+def test_a_stalling_server_answers_n_requests_then_keeps_silent() -> None:
     with StallsAfter(requests=3) as server:
 
         async def conversation(sftp: asyncssh.SFTPClient) -> None:
@@ -445,7 +445,7 @@ def test_a_dropping_server_cuts_once_after_so_many_bytes() -> None:
         assert Path(path).stat().st_size == 10_000
 
 
-def test_everything_is_denied() -> None:
+def test_every_request_is_denied() -> None:
     with DeniesEverything() as server:
 
         async def conversation(sftp: asyncssh.SFTPClient) -> None:
@@ -496,7 +496,7 @@ def test_a_silent_server_says_nothing_after_its_last_step(make: Callable[[], Asy
     ("make", "said"),
     [(mute_listener, None), (closing_listener, b""), (chatty_listener, b"220 "), (banner_listener, b"SSH-")],
 )
-def test_a_listener_says_what_it_should(make: Callable[[], Listener], said: bytes | None) -> None:
+def test_each_listener_sends_its_own_text(make: Callable[[], Listener], said: bytes | None) -> None:
     with make() as listener, socket.create_connection((listener.host, listener.port)) as client:
         if said is None:
             client.settimeout(SILENCE)
@@ -534,7 +534,7 @@ def test_without_sshd_its_tests_are_skipped_with_one_loud_line() -> None:
     chosen = [
         f"{__file__}::test_{name}" for name in [*names, "a_fresh_folder_is_empty_and_differs_from_the_one_before"]
     ]
-    start = "import sys, pytest, tests.servers; tests.servers.sshd_path = lambda: None; pytest.main(sys.argv[1:])"
+    start = "import sys, pytest, tests.support.servers as s; s.sshd_path = lambda: None; pytest.main(sys.argv[1:])"
     command = [sys.executable, "-c", start, "-p", "no:cacheprovider", "-q", *chosen]
     said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]).stdout
     loud = [line for line in said.splitlines() if "NOT TESTED AGAINST OPENSSH" in line]

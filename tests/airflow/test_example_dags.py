@@ -1,4 +1,4 @@
-"""The examples run unchanged in a real Airflow, every task instance with one login of its own, parsing with none."""
+"""Run the example DAGs unchanged in a real Airflow, with one login for each task instance."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from typing import Any, Protocol
 import pytest
 
 from airflow_sftp_backend.backend._paths import is_temp_name
-from tests.airflow.conftest import Connect, grow, held
-from tests.servers import AsyncsshServer, StallsAfter, wait_until
+from tests.support.airflow.connections import Connect
+from tests.support.files import read_files, write_files
+from tests.support.servers import AsyncsshServer, StallsAfter, wait_until
 
 TOP = Path(__file__).parents[2]
 EXAMPLES = sorted((TOP / "example_dags").glob("*.py"))
@@ -114,13 +115,13 @@ def test_parsing_the_examples_connects_nowhere_and_loads_no_paramiko(
 def test_the_examples_run_one_after_another_with_one_login_a_task(
     remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
 ) -> None:
-    orders = grow(tmp_path / "orders", {"a.csv": b"one", "deep/b.csv": b"two"})
+    orders = write_files(tmp_path / "orders", {"a.csv": b"one", "deep/b.csv": b"two"})
     before = server.logins()
     process = start(
         example("partner_exchange"), example("mapped_download"), orders=str(orders), into=str(tmp_path / "fetched")
     )
     wait_until(lambda: (remote / "outbox/a.csv").exists(), "the orders to arrive", timeout=60)
-    grow(remote, {"inbox/receipt-1.csv": b"received", "inbox/receipt-2.csv": b"too"})
+    write_files(remote, {"inbox/receipt-1.csv": b"received", "inbox/receipt-2.csv": b"too"})
     tasks, log = ended(process, tmp_path)
     assert process.returncode == 0, log
     assert {task["state"] for tasks in tasks.values() for task in tasks} == {"success"}
@@ -128,8 +129,8 @@ def test_the_examples_run_one_after_another_with_one_login_a_task(
     assert sorted(row["path"] for row in returned["send_orders"]) == ["outbox/a.csv", "outbox/deep/b.csv"]
     archived = sorted(row["path"] for row in returned["archive_receipt"])
     assert [path.rpartition("/")[2] for path in archived] == ["receipt-1.csv", "receipt-2.csv"]
-    assert sorted(held(remote)) == archived
-    assert held(tmp_path / "fetched") == {"receipt-1.csv": b"received", "receipt-2.csv": b"too"}
+    assert sorted(read_files(remote)) == archived
+    assert read_files(tmp_path / "fetched") == {"receipt-1.csv": b"received", "receipt-2.csv": b"too"}
     fetches = [task for task in tasks["mapped_download"] if task["task"] == "fetch"]
     assert sorted(task["map_index"] for task in fetches) == [0, 1]
     assert server.logins() - before == sum(map(len, tasks.values())) == 4 + 3
@@ -141,7 +142,7 @@ def test_the_deferred_example_waits_in_the_triggerer(
     before = server.logins()
     process = start(example("deferred_wait"))
     wait_until(lambda: server.logins() == before + 2, "the trigger to look", timeout=60)
-    grow(remote, {"archive/2026/a.csv": b"abc", "archive/b.csv": b"de"})
+    write_files(remote, {"archive/2026/a.csv": b"abc", "archive/b.csv": b"de"})
     tasks, log = ended(process, tmp_path)
     assert process.returncode == 0, log
     returned = {task["task"]: task["returned"] for task in tasks["deferred_wait"]}
@@ -150,11 +151,11 @@ def test_the_deferred_example_waits_in_the_triggerer(
 
 
 @pytest.mark.parametrize("good", [True, False])
-def test_the_delivery_is_archived_if_it_can_be_processed_and_put_in_quarantine_if_not(
+def test_a_delivery_is_archived_when_processed_else_quarantined(
     remote: Path, tmp_path: Path, start: Start, good: bool
 ) -> None:
     delivery = {"a.csv": b"id,name\n1,x\n2,y\n", "b.csv": b"id,name\n3,z\n" if good else b""}
-    grow(remote / "inbox", delivery)
+    write_files(remote / "inbox", delivery)
     process = start(example("partner_delivery"), into=str(tmp_path / "into"))
     tasks, log = ended(process, tmp_path)
     assert process.returncode == (0 if good else 1), log
@@ -162,9 +163,9 @@ def test_the_delivery_is_archived_if_it_can_be_processed_and_put_in_quarantine_i
     returned = {task["task"]: task["returned"] for task in tasks["partner_delivery"]}
     assert (states["claim"], states["quarantine"]) == ("success", "success")
     assert (states["process"], states["archive"]) == (("success",) * 2 if good else ("failed", "upstream_failed"))
-    (date,) = {path.split("/")[1] for path in held(remote)}
+    (date,) = {path.split("/")[1] for path in read_files(remote)}
     place = "archive" if good else "quarantine"
-    assert held(remote) == {f"{place}/{date}/{name}": content for name, content in delivery.items()}
+    assert read_files(remote) == {f"{place}/{date}/{name}": content for name, content in delivery.items()}
     assert [row["action"] for row in returned["archive" if good else "quarantine"]] == ["moved", "moved"]
     if good:
         assert returned["process"] == 3
@@ -175,23 +176,26 @@ def delivery_with(tmp_path: Path, old: str, new: str) -> Path:
     """The example of a delivery with one thing changed."""
     text = example("partner_delivery").read_text()
     assert text.count(old) == 1
-    return grow(tmp_path, {"dags/partner_delivery.py": text.replace(old, new).encode()}) / "dags/partner_delivery.py"
+    return (
+        write_files(tmp_path, {"dags/partner_delivery.py": text.replace(old, new).encode()})
+        / "dags/partner_delivery.py"
+    )
 
 
-def test_what_is_delivered_again_under_its_name_is_the_next_runs(remote: Path, tmp_path: Path, start: Start) -> None:
-    grow(remote, {"inbox/a.csv": b"id,name\n1,x\n"})
+def test_a_file_delivered_again_is_left_to_the_next_run(remote: Path, tmp_path: Path, start: Start) -> None:
+    write_files(remote, {"inbox/a.csv": b"id,name\n1,x\n"})
     again = f"count = 0\n        Path({str(remote)!r}, 'inbox/a.csv').write_text('id,name\\n2,new\\n')\n"
     process = start(delivery_with(tmp_path, "count = 0\n", again), into=str(tmp_path / "into"))
     tasks, log = ended(process, tmp_path)
     assert process.returncode == 0, log
     returned = {task["task"]: task["returned"] for task in tasks["partner_delivery"]}
     (archived,) = returned["archive"]
-    assert held(remote) == {archived["path"]: b"id,name\n1,x\n", "inbox/a.csv": b"id,name\n2,new\n"}
+    assert read_files(remote) == {archived["path"]: b"id,name\n1,x\n", "inbox/a.csv": b"id,name\n2,new\n"}
     assert archived["path"].startswith("archive/")
 
 
-def test_a_wait_that_fails_leaves_all_where_it_is(remote: Path, tmp_path: Path, start: Start) -> None:
-    grow(remote, {"inbox/a.csv": b"id,name\n1,x\n"})
+def test_a_failed_wait_moves_nothing(remote: Path, tmp_path: Path, start: Start) -> None:
+    write_files(remote, {"inbox/a.csv": b"id,name\n1,x\n"})
     wait = "timeout=300, deferrable=True"
     process = start(
         delivery_with(tmp_path, wait, "min_files=2, timeout=2, deferrable=False"), into=str(tmp_path / "into")
@@ -200,7 +204,7 @@ def test_a_wait_that_fails_leaves_all_where_it_is(remote: Path, tmp_path: Path, 
     assert process.returncode == 1, log
     states = {task["task"]: task["state"] for task in tasks["partner_delivery"]}
     assert (states["wait"], states["claim"]) == ("failed", "upstream_failed")
-    assert held(remote) == {"inbox/a.csv": b"id,name\n1,x\n"}
+    assert read_files(remote) == {"inbox/a.csv": b"id,name\n1,x\n"}
 
 
 # -- tasks that do not succeed ----------------------------------------------------------------------------------------
@@ -218,9 +222,7 @@ def test_a_failed_task_had_one_login_and_left_no_connection(
     assert server.logins() == before + 1
 
 
-def test_a_refused_login_is_not_tried_again(
-    server: AsyncsshServer, connect: Connect, tmp_path: Path, start: Start
-) -> None:
+def test_a_refused_login_is_not_retried(server: AsyncsshServer, connect: Connect, tmp_path: Path, start: Start) -> None:
     connect(server, columns={"password": "hunter2-secret"}, private_key=None)
     before = server.connections()
     process = start(dag(tmp_path, "SFTPDeleteOperator(task_id='gone', path='a', retries=3)"))
@@ -233,13 +235,13 @@ def test_a_refused_login_is_not_tried_again(
 
 
 @pytest.mark.parametrize("direction", ["up", "down"])
-def test_a_killed_task_leaves_no_connection_and_nothing_half(
+def test_a_killed_task_leaves_no_connection_and_no_partial_file(
     connect: Connect, tmp_path: Path, start: Start, direction: str
 ) -> None:
     with StallsAfter(requests=20) as stalling:
         folder = stalling.fresh()
         connect(stalling, base_path=folder.base_path)
-        grow(folder.path if direction == "down" else tmp_path, {"big": bytes(16 << 20)})
+        write_files(folder.path if direction == "down" else tmp_path, {"big": bytes(16 << 20)})
         kind = "SFTPUploadOperator" if direction == "up" else "SFTPDownloadOperator"
         ends = (str(tmp_path / "big"), "big") if direction == "up" else ("big", str(tmp_path / "down" / "big"))
         process = start(dag(tmp_path, f"{kind}(task_id='move', source={ends[0]!r}, target={ends[1]!r})"))
@@ -251,31 +253,29 @@ def test_a_killed_task_leaves_no_connection_and_nothing_half(
         assert [task["state"] for task in tasks.get("given", [])] == ["failed"], log
         assert "TaskKilled" in log
         if direction == "up":
-            assert held(folder.path) == {}
+            assert read_files(folder.path) == {}
         else:
-            assert all(is_temp_name(name) for name in held(tmp_path / "down"))  # for the next try
+            assert all(is_temp_name(name) for name in read_files(tmp_path / "down"))  # for the next try
 
 
-def test_a_mapped_task_has_a_login_for_each_instance_and_one_bad_one_stays_one(
+def test_mapped_instances_log_in_separately_and_fail_separately(
     remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
 ) -> None:
-    grow(remote, {"a": b"1", "b": b"22"})
+    write_files(remote, {"a": b"1", "b": b"22"})
     before = server.logins()
     into = str(tmp_path / "into") + "/"
     body = f"SFTPDownloadOperator.partial(task_id='fetch', target={into!r}).expand(source=['a', 'missing', 'b'])"
     tasks, log = ended(start(dag(tmp_path, body)), tmp_path)
     assert Counter(task["state"] for task in tasks.get("given", [])) == {"success": 2, "failed": 1}, log
-    assert held(tmp_path / "into") == {"a": b"1", "b": b"22"}
+    assert read_files(tmp_path / "into") == {"a": b"1", "b": b"22"}
     assert server.logins() == before + 3
 
 
-def test_the_output_of_a_sensor_is_mapped_and_that_of_a_mapped_one_is_taken_whole(
-    remote: Path, tmp_path: Path, start: Start
-) -> None:
+def test_sensor_output_can_be_mapped_or_passed_as_a_whole(remote: Path, tmp_path: Path, start: Start) -> None:
     names = ["report[1].csv", "*", "None", "1_000", "['a']", "é"]
     others = dict.fromkeys(("report1.csv", "x", "a", "1000"), b"other")
-    grow(remote / "in", {**others, **dict.fromkeys(names, b"meant")})
-    grow(remote / "out", others)
+    write_files(remote / "in", {**others, **dict.fromkeys(names, b"meant")})
+    write_files(remote / "out", others)
     body = f"""
 rows = {[{"path": f"in/{name}"} for name in names]!r}
 wait = SFTPFileSensor(task_id="wait", path=rows, min_files={len(names)})
@@ -286,4 +286,4 @@ SFTPDeleteOperator(task_id="rm", path=both.output)
     tasks, log = ended(start(dag(tmp_path, body)), tmp_path)
     states = Counter((task["task"], task["state"]) for task in tasks.get("given", []))
     assert states == {("wait", "success"): 1, ("mv", "success"): 6, ("both", "success"): 6, ("rm", "success"): 1}, log
-    assert held(remote / "in") == held(remote / "out") == others
+    assert read_files(remote / "in") == read_files(remote / "out") == others

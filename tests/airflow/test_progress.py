@@ -1,4 +1,4 @@
-"""Progress is told at a human pace and in words people use."""
+"""Log progress at intervals, and draw bars on a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from airflow_sftp_backend.progress import (
     format_size,
     pluralize_files,
 )
-from tests.airflow.conftest import context
+from tests.support.airflow.context import context
 
 
 class Log:
@@ -51,7 +51,7 @@ class Clock:
         return self.now
 
 
-def test_a_line_tells_bytes_share_rate_and_time_left() -> None:
+def test_a_line_shows_bytes_share_rate_and_remaining_time() -> None:
     log, clock = Log(), Clock()
     progress = ProgressLog(log, 100 << 20, clock)
     clock.now += 10
@@ -60,7 +60,7 @@ def test_a_line_tells_bytes_share_rate_and_time_left() -> None:
     assert (progress.done, progress.elapsed) == (25 << 20, 10)
 
 
-def test_lines_come_no_oftener_than_the_pace() -> None:
+def test_lines_are_logged_at_most_once_per_interval() -> None:
     log, clock = Log(), Clock()
     progress = ProgressLog(log, 1000, clock)
     for _ in range(100):
@@ -79,7 +79,7 @@ def test_an_unknown_total_is_left_out(total: int | None) -> None:
     assert log.lines == ["2.0 KiB so far, 205 B/s"]
 
 
-def test_going_back_is_subtracted_and_more_than_all_is_all() -> None:
+def test_going_back_is_subtracted_and_the_share_is_at_most_100() -> None:
     log, clock = Log(), Clock()
     progress = ProgressLog(log, 1024, clock)
     progress(1024)
@@ -94,7 +94,7 @@ def test_going_back_is_subtracted_and_more_than_all_is_all() -> None:
     ]
 
 
-def test_rate_and_time_left_are_of_this_attempt() -> None:
+def test_rate_and_remaining_time_are_of_this_attempt() -> None:
     log, clock = Log(), Clock()
     progress = ProgressLog(log, 100 << 20, clock)
     progress.resumed(60 << 20)
@@ -106,7 +106,7 @@ def test_rate_and_time_left_are_of_this_attempt() -> None:
     assert progress.rate == 2 << 20
 
 
-def test_what_has_to_be_sent_again_leaves_no_negative_rate() -> None:
+def test_bytes_sent_again_cause_no_negative_rate() -> None:
     log, clock = Log(), Clock()
     progress = ProgressLog(log, 100, clock)
     progress.resumed(60)
@@ -115,7 +115,7 @@ def test_what_has_to_be_sent_again_leaves_no_negative_rate() -> None:
     assert log.lines == ["0 B of 100 B (0%), 0 B/s, unknown time left"]
 
 
-def test_the_verification_has_lines_of_its_own_at_the_same_pace() -> None:
+def test_verification_has_separate_lines_at_the_same_interval() -> None:
     log, clock = Log(), Clock()
     progress = ProgressLog(log, 100 << 20, clock)
     clock.now += 5
@@ -140,7 +140,7 @@ def test_the_verification_has_lines_of_its_own_at_the_same_pace() -> None:
         (1 << 50, "1024.0 TiB"),
     ],
 )
-def test_bytes_are_told_in_the_unit_that_fits(count: int, text: str) -> None:
+def test_bytes_are_shown_in_a_fitting_unit(count: int, text: str) -> None:
     assert format_size(count) == text
 
 
@@ -156,12 +156,12 @@ def test_bytes_are_told_in_the_unit_that_fits(count: int, text: str) -> None:
         (12000, "3 h 20 min"),
     ],
 )
-def test_times_are_told_in_the_unit_that_fits(seconds: float, text: str) -> None:
+def test_times_are_shown_in_a_fitting_unit(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
 
 
 @given(st.floats(0, 1e18, allow_nan=False), st.floats(0, 1e9, allow_nan=False))
-def test_any_quantity_and_time_can_be_told(count: float, seconds: float) -> None:
+def test_any_size_and_time_can_be_formatted(count: float, seconds: float) -> None:
     assert len(format_size(count)) < 20
     assert format_duration(seconds)
 
@@ -228,7 +228,7 @@ def test_a_terminal_shows_a_bar_that_ends_full(total: str) -> None:
     assert "━" in last
 
 
-def test_a_bar_that_does_not_come_to_its_end_is_not_full() -> None:
+def test_a_bar_that_does_not_finish_is_not_full() -> None:
     said = on_a_terminal(moved("8 << 20", then="raise SystemExit"))
     assert " 50%" in said
     assert "100%" not in said
@@ -263,7 +263,7 @@ def test_without_a_terminal_the_rate_is_of_this_attempt() -> None:
     assert re.search(r"big\.bin: 1024\.0 TiB in \S+ s, \d+ B/s", stream.getvalue()) or "KiB/s" in stream.getvalue()
 
 
-def test_what_is_printed_meanwhile_goes_where_it_would_without_a_bar() -> None:
+def test_other_output_is_not_redirected_by_the_bar() -> None:
     printed: list[str] = []
     said = on_a_terminal(moved("4 << 20", then="print('a result')"), printed)
     assert printed == ["a result\n"]
@@ -282,7 +282,7 @@ def test_a_title_does_not_move_the_cursor() -> None:
     assert r"a\x1b[2Jb\nc\x1b]0;d\x07" in said
 
 
-def test_a_long_title_leaves_room_for_the_rest() -> None:
+def test_a_long_title_is_shortened() -> None:
     last = (
         on_a_terminal(moved("4 << 20").replace("big [1].bin", "name" * 30), env={"COLUMNS": "80"})
         .rstrip()
@@ -293,7 +293,7 @@ def test_a_long_title_leaves_room_for_the_rest() -> None:
     assert "100% 4.0/4.0 MiB" in last
 
 
-def test_a_bar_that_goes_back_from_its_end_has_time_left_again() -> None:
+def test_a_bar_that_goes_back_shows_remaining_time_again() -> None:
     program = """
 import time
 from airflow_sftp_backend.progress import ProgressBar
@@ -308,7 +308,7 @@ with ProgressBar("big.bin", 64 << 20) as bar:
     assert "00:00" not in last
 
 
-def test_of_two_bars_one_moves_and_the_other_gets_its_line() -> None:
+def test_of_two_bars_one_is_drawn_and_the_other_is_one_line() -> None:
     said = on_a_terminal(moved("4 << 20", then="with ProgressBar('second.bin', 2) as other: other(2)"))
     assert re.search(r"^second\.bin: 2 B in 0\.0 s, .*B/s$", said.replace("\r", "\n"), re.MULTILINE)
     assert "big [1].bin ━" in said
@@ -323,7 +323,7 @@ def test_a_terminal_that_cannot_draw_gets_one_plain_line(variable: str) -> None:
     assert re.fullmatch(r"big \[1\]\.bin: 4\.0 MiB in 0\.\d s, [\d.]+ [KMGT]iB/s\r\n", said)
 
 
-def test_a_pipe_gets_no_control_characters_whatever_the_environment_asks_for() -> None:
+def test_a_pipe_gets_no_control_characters_in_any_environment() -> None:
     asked = os.environ | {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm-256color"}
     done = subprocess.run([sys.executable, "-c", moved("4 << 20")], stderr=subprocess.PIPE, env=asked, check=True)
     assert re.fullmatch(rb"big \[1\]\.bin: [ -~]+\n", done.stderr)
@@ -345,7 +345,7 @@ def test_a_terminal_that_is_closed_does_not_fail_the_transfer() -> None:
 
 
 @pytest.mark.parametrize("stream", ["None", "open(os.devnull)", "closed"])
-def test_a_stream_that_takes_nothing_does_not_fail_the_transfer(stream: str) -> None:
+def test_a_blocked_stream_does_not_fail_the_transfer(stream: str) -> None:
     program = f"""
 import os, sys
 from airflow_sftp_backend.progress import ProgressBar
@@ -358,7 +358,7 @@ print(bar.done)
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=True).stdout == b"4\n"
 
 
-def test_what_is_no_terminal_gets_one_plain_line() -> None:
+def test_a_stream_that_is_not_a_terminal_gets_one_plain_line() -> None:
     stream = io.StringIO()
     with ProgressBar("big.bin", 4 << 20, stream) as bar:
         bar(3 << 20)
@@ -368,7 +368,7 @@ def test_what_is_no_terminal_gets_one_plain_line() -> None:
     assert re.fullmatch(r"big\.bin: 4\.0 MiB in 0\.\d s, [\d.]+ [KMGT]iB/s\n", stream.getvalue())
 
 
-def test_a_line_says_when_it_was_not_all() -> None:
+def test_a_line_marks_an_incomplete_transfer() -> None:
     stream = io.StringIO()
     with pytest.raises(KeyboardInterrupt), ProgressBar("big.bin", 4 << 20, stream) as bar:
         bar(1 << 20)
@@ -377,7 +377,7 @@ def test_a_line_says_when_it_was_not_all() -> None:
     assert stream.getvalue().endswith(", not to its end\n")
 
 
-def test_a_bar_may_be_told_by_several_threads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_threads_may_update_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar("many", None) as bar:
 
         def move() -> None:

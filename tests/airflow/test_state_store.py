@@ -1,4 +1,4 @@
-"""The state store holds plain JSON, and its troubles never replace the outcome of a task."""
+"""Store plain JSON, and never let a store error replace the outcome of a task."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from airflow_sftp_backend import AlreadyExists, NotFound
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.hooks.sftp import translate_errors
 from airflow_sftp_backend.sensors import SFTPFileSensor
-from tests.airflow.conftest import AssetState, Glob, State, context, errors_of, grow, held
-from tests.airflow.supervised import run as run_supervised
-from tests.airflow.supervised import told
-
-from .test_operators import actions, delete, move, run, upload
+from tests.support.airflow.arguments import Glob
+from tests.support.airflow.context import AssetState, State, context
+from tests.support.airflow.operators import actions, delete, file_errors, move, run, upload
+from tests.support.airflow.supervised_task import messages_to_airflow
+from tests.support.airflow.supervised_task import run as run_supervised
+from tests.support.files import read_files, write_files
 
 AWAY = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"message": "away"}))
 
@@ -51,26 +52,24 @@ class Failing(State):
 @pytest.fixture
 def local(tmp_path: Path) -> Path:
     """A directory with two files to send."""
-    return grow(tmp_path / "local", {"a.csv": b"one", "b.csv": b"two!"})
+    return write_files(tmp_path / "local", {"a.csv": b"one", "b.csv": b"two!"})
 
 
 @pytest.mark.parametrize("store", [State(), AssetState()], ids=["task", "asset"])
 @pytest.mark.parametrize("value", [{"rows": [(3, 4)]}, [{1, 2}], b"x", {"a": Path("x")}, {1: 2}], ids=repr)
-def test_the_tests_store_refuses_what_airflows_sdk_refuses(store: State, value: object) -> None:
+def test_the_simulated_store_refuses_what_airflows_sdk_refuses(store: State, value: object) -> None:
     with pytest.raises(ValidationError):
         store.set("key", value)
 
 
-def test_a_partly_failed_upload_keeps_its_failures_lineage_and_events_and_the_next_attempt_goes_on(
-    remote: Path, local: Path
-) -> None:
-    grow(remote, {"out/b.csv": b"somebody else's"})
+def test_a_partly_failed_upload_reports_all_events_and_a_retry_resumes(remote: Path, local: Path) -> None:
+    write_files(remote, {"out/b.csv": b"somebody else's"})
     state, outlet = State(), Asset("all")
     operator = upload(Glob(f"{local}/*.csv"), "out/", outlets=[outlet])
     first = context(1, state)
     with pytest.raises(FilesFailed) as caught:
         operator.execute(first)
-    assert [type(error) for error in errors_of(caught.value)] == [AlreadyExists]
+    assert [type(error) for error in file_errors(caught.value)] == [AlreadyExists]
     assert first["outlet_events"][outlet].extra["size"] == 3
     openlineage_facets = operator.get_openlineage_facets_on_complete(None)
     assert openlineage_facets is not None
@@ -80,15 +79,15 @@ def test_a_partly_failed_upload_keeps_its_failures_lineage_and_events_and_the_ne
     (remote / "out/b.csv").unlink()
     rows = run(operator, try_number=2, state=state)
     assert actions(rows) == {"out/a.csv": "uploaded by an earlier attempt", "out/b.csv": "uploaded"}
-    assert held(remote) == {"out/b.csv": b"two!"}
+    assert read_files(remote) == {"out/b.csv": b"two!"}
 
 
 @pytest.mark.parametrize("error", [AWAY, ValueError("no"), TypeError("no"), OSError("no"), EOFError("no")], ids=repr)
 @pytest.mark.parametrize("what", ["upload", "move", "delete"])
-def test_a_finished_task_succeeds_though_its_note_cannot_be_kept(
+def test_a_finished_task_succeeds_if_its_state_cannot_be_saved(
     remote: Path, local: Path, what: str, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grow(remote, {"in/a.csv": b"one"})
+    write_files(remote, {"in/a.csv": b"one"})
     operator: dict[str, BaseOperator] = {
         "upload": upload(Glob(f"{local}/*.csv"), "out/"),
         "move": move(Glob("in/*"), "out/"),
@@ -97,33 +96,33 @@ def test_a_finished_task_succeeds_though_its_note_cannot_be_kept(
     with caplog.at_level(logging.WARNING):
         rows = run(operator[what], state=Failing(error, "set"))
     assert {row["action"] for row in rows} <= {"uploaded", "moved", "deleted"}
-    assert sorted(held(remote)) == {
+    assert sorted(read_files(remote)) == {
         "upload": ["in/a.csv", "out/a.csv", "out/b.csv"], "move": ["out/a.csv"], "delete": [],
     }[what]  # fmt: skip
 
 
 @pytest.mark.parametrize("error", [AWAY, ValueError("no"), OSError("no")], ids=repr)
-def test_a_task_that_failed_raises_its_own_failure_though_its_note_cannot_be_kept(
+def test_a_failed_task_raises_its_own_error_if_saving_state_fails_too(
     remote: Path, local: Path, error: Exception, caplog: pytest.LogCaptureFixture
 ) -> None:
-    grow(remote, {"out/b.csv": b"theirs", "in/b.csv": b"ours"})
+    write_files(remote, {"out/b.csv": b"theirs", "in/b.csv": b"ours"})
     with caplog.at_level(logging.WARNING), pytest.raises(FilesFailed) as caught:
         run(upload(Glob(f"{local}/*.csv"), "out/"), state=Failing(error, "set"))
-    assert [type(failure) for failure in errors_of(caught.value)] == [AlreadyExists]
+    assert [type(failure) for failure in file_errors(caught.value)] == [AlreadyExists]
     assert "cannot write" in caplog.text
     with pytest.raises(AlreadyExists):
         run(move("in/b.csv", "out/"), state=Failing(error, "set"))
     with pytest.raises(NotFound):
         run(delete("in/c.csv"), state=Failing(error, "set"))
-    assert held(remote) == {"out/a.csv": b"one", "out/b.csv": b"theirs", "in/b.csv": b"ours"}
+    assert read_files(remote) == {"out/a.csv": b"one", "out/b.csv": b"theirs", "in/b.csv": b"ours"}
 
 
 @pytest.mark.parametrize("error", [AWAY, ValueError("no"), OSError("no")], ids=repr)
 @pytest.mark.parametrize("what", ["upload", "move", "delete"])
-def test_a_retry_that_cannot_read_what_was_done_touches_nothing_and_is_retried(
+def test_a_retry_that_cannot_load_its_state_changes_nothing(
     remote: Path, local: Path, what: str, error: Exception
 ) -> None:
-    before = held(grow(remote, {"in/a.csv": b"one"}))
+    before = read_files(write_files(remote, {"in/a.csv": b"one"}))
     operator: dict[str, BaseOperator] = {
         "upload": upload(Glob(f"{local}/*.csv"), "out/"),
         "move": move(Glob("in/*"), "out/"),
@@ -132,22 +131,22 @@ def test_a_retry_that_cannot_read_what_was_done_touches_nothing_and_is_retried(
     with pytest.raises(type(error)) as caught:
         run(operator[what], try_number=2, state=Failing(error, "get"))
     assert caught.value is error
-    assert held(remote) == before
+    assert read_files(remote) == before
 
 
-def test_a_first_attempt_needs_no_answer_from_the_store(remote: Path, local: Path) -> None:
+def test_a_first_attempt_does_not_depend_on_the_store(remote: Path, local: Path) -> None:
     state = Failing(AWAY, "get")
-    grow(remote, {"in/a.csv": b"one", "in/b.csv": b""})
+    write_files(remote, {"in/a.csv": b"one", "in/b.csv": b""})
     run(upload(Glob(f"{local}/*.csv"), "out/"), state=state)
     run(move("in/a.csv", "moved/"), state=state)
     run(delete("in/b.csv"), state=state)
-    assert sorted(held(remote)) == ["moved/a.csv", "out/a.csv", "out/b.csv"]
+    assert sorted(read_files(remote)) == ["moved/a.csv", "out/a.csv", "out/b.csv"]
     assert state.requests == 0
 
 
 @pytest.mark.parametrize("method", ["get", "set"])
-def test_a_rescheduled_wait_ends_though_the_store_does_not_answer(remote: Path, method: str) -> None:
-    grow(remote, {"in/a.csv": b"one"})
+def test_a_rescheduled_wait_ends_if_the_store_does_not_answer(remote: Path, method: str) -> None:
+    write_files(remote, {"in/a.csv": b"one"})
     sensor = SFTPFileSensor(task_id="wait", path="in/", mode="reschedule", stable_for=0.1)
     (row,) = sensor.execute(context(state=Failing(AWAY, method)))
     assert row["path"] == "in/a.csv"
@@ -162,11 +161,11 @@ with DAG("sending"):
 """
 
 
-def test_the_sdks_own_store_takes_what_a_real_task_records(remote: Path, local: Path, tmp_path: Path) -> None:
-    grow(remote, {"out/b.csv": b"somebody else's"})
-    grow(tmp_path, {"dags/sending.py": DAG.format(local=local).encode()})
+def test_the_sdk_store_accepts_the_records_of_a_real_task(remote: Path, local: Path, tmp_path: Path) -> None:
+    write_files(remote, {"out/b.csv": b"somebody else's"})
+    write_files(tmp_path, {"dags/sending.py": DAG.format(local=local).encode()})
     lines = run_supervised(tmp_path / "dags", "sending", "up", tmp_path / "up.log")
-    written = [cast("dict[str, Any]", body) for body in told(tmp_path / "up.log")]
+    written = [cast("dict[str, Any]", body) for body in messages_to_airflow(tmp_path / "up.log")]
     values = [body["value"] for body in written if "rows" in (body.get("value") or {})]
     (before, after) = ([row[:3] + row[-1:] for row in value["rows"]] for value in values)
     assert before == [[f"{local}/a.csv", "out/a.csv", 3, False]]

@@ -1,4 +1,4 @@
-"""Awaited calls give what the backend's calls give, each its own answer, whoever else waits or goes away."""
+"""Awaited calls give the results of the backend's calls, also when others are cancelled."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackend, SyncBackendAdapter, WriteResult
-from tests.servers import Folder, Server, StallsAfter, wait_until
-
-from .expect import offline
+from tests.support.backends import offline
+from tests.support.servers import Folder, Server, StallsAfter, wait_until
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def adapter(backend: SFTPBackend) -> SyncBackendAdapter:
     return SyncBackendAdapter(backend)
 
 
-def test_a_gather_of_fifty_calls_gives_fifty_right_answers(
+def test_fifty_gathered_calls_each_get_their_own_result(
     adapter: SyncBackendAdapter, folder: Folder, server: Server
 ) -> None:
     for number in range(50):
@@ -42,7 +41,7 @@ def test_a_gather_of_fifty_calls_gives_fifty_right_answers(
     assert server.logins() == before + 1
 
 
-def test_one_failure_among_many_calls_stays_one(adapter: SyncBackendAdapter, folder: Folder) -> None:
+def test_one_failed_call_does_not_fail_the_others(adapter: SyncBackendAdapter, folder: Folder) -> None:
     (folder.path / "there").write_bytes(b"abc")
 
     async def look() -> list[object]:
@@ -67,7 +66,7 @@ def test_every_call_of_the_backend_can_be_awaited() -> None:
     "name",
     sorted(name for name, member in vars(SyncBackendAdapter).items() if inspect.iscoroutinefunction(member)),
 )
-def test_an_awaited_call_takes_what_the_call_takes(name: str) -> None:
+def test_an_awaited_call_has_the_parameters_of_the_call(name: str) -> None:
     if name.startswith("_"):
         return
     ours, theirs = (
@@ -76,7 +75,9 @@ def test_an_awaited_call_takes_what_the_call_takes(name: str) -> None:
     assert [(p.name, p.kind, p.default) for p in ours] == [(p.name, p.kind, p.default) for p in theirs]
 
 
-def test_each_call_does_what_it_says(adapter: SyncBackendAdapter, folder: Folder, tmp_path: Path) -> None:
+def test_each_awaited_call_does_what_the_sync_call_does(
+    adapter: SyncBackendAdapter, folder: Folder, tmp_path: Path
+) -> None:
     local = tmp_path / "local"
     local.write_bytes(b"local")
     seen: list[int] = []
@@ -120,7 +121,9 @@ def test_each_call_does_what_it_says(adapter: SyncBackendAdapter, folder: Folder
     assert sorted(path.name for path in folder.path.rglob("*")) == ["b", "out"]
 
 
-def test_failures_of_many_come_together(adapter: SyncBackendAdapter, folder: Folder, tmp_path: Path) -> None:
+def test_failures_of_many_files_are_raised_together(
+    adapter: SyncBackendAdapter, folder: Folder, tmp_path: Path
+) -> None:
     (folder.path / "there").write_bytes(b"abc")
 
     async def fetch() -> None:
@@ -133,7 +136,7 @@ def test_failures_of_many_come_together(adapter: SyncBackendAdapter, folder: Fol
     assert (tmp_path / "there").read_bytes() == b"abc"
 
 
-def test_a_call_cancelled_while_it_waits_for_its_turn_is_not_made(adapter: SyncBackendAdapter, folder: Folder) -> None:
+def test_a_call_cancelled_while_queued_is_not_executed(adapter: SyncBackendAdapter, folder: Folder) -> None:
     held, release = threading.Event(), threading.Event()
 
     class Slow:
@@ -162,7 +165,7 @@ def test_a_call_cancelled_while_it_waits_for_its_turn_is_not_made(adapter: SyncB
     assert [path.name for path in folder.path.iterdir()] == ["first"]
 
 
-def test_the_loop_goes_on_while_a_call_waits(adapter: SyncBackendAdapter) -> None:
+def test_the_event_loop_runs_while_a_call_waits(adapter: SyncBackendAdapter) -> None:
     release = threading.Event()
 
     class Slow:
@@ -213,7 +216,7 @@ def test_close_ends_connection_and_thread_and_is_idempotent(
         asyncio.run(adapter.check_health())
 
 
-def test_nothing_is_asked_where_nothing_need_be() -> None:
+def test_resolve_and_constants_need_no_await() -> None:
     adapter = SyncBackendAdapter(offline("/data"))
     assert adapter.resolve("a").native_path == "/data/a"
     assert adapter.name == "sftp"
@@ -273,7 +276,7 @@ def test_a_cancelled_transfer_leaves_nothing_and_the_next_call_connects(
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
 
 
-def test_a_cancelled_upload_with_a_key_is_kept_for_the_next_call(
+def test_a_cancelled_upload_with_a_resume_key_can_be_resumed(
     make_backend: Callable[..., SFTPBackend], openssh: Server, tmp_path: Path
 ) -> None:
     folder = openssh.fresh()
@@ -336,7 +339,7 @@ def test_closing_ends_a_call_on_a_silent_server_within_two_seconds(
         assert asyncio.run(use(server)) < 3
 
 
-def test_a_call_sees_the_context_of_its_caller(adapter: SyncBackendAdapter, tmp_path: Path) -> None:
+def test_a_call_runs_in_the_context_of_its_caller(adapter: SyncBackendAdapter, tmp_path: Path) -> None:
     who: contextvars.ContextVar[str] = contextvars.ContextVar("who")
     seen: list[str] = []
     (tmp_path / "a").write_bytes(b"abc")

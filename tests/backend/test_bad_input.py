@@ -1,4 +1,4 @@
-"""Bad input: each gives a clear error before or while it is met, and nothing is lost or left behind."""
+"""Bad input gives a clear error, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import InvalidPath, SFTPBackend, SFTPBackendError, TransferCorrupted, WriteResult
-from tests.servers import (
+from tests.support.assertions import refused
+from tests.support.backends import offline
+from tests.support.files import tree
+from tests.support.servers import (
     FAILURE,
     NO_SPACE_ON_FILESYSTEM,
     DiskFull,
@@ -23,8 +26,6 @@ from tests.servers import (
     Server,
     small_disk,
 )
-
-from .expect import offline, refused, tree
 
 MakeBackend = Callable[..., SFTPBackend]
 
@@ -111,7 +112,7 @@ def test_the_root_as_target_of_a_change_is_invalid_path_before_any_io(tmp_path: 
 
 
 @pytest.mark.parametrize("path", ["line\nbreak", "tab\tin", "bell\a", "del\x7f", "sub\r/file"])
-def test_control_characters_in_a_write_target_are_invalid_path_before_any_io(tmp_path: Path, path: str) -> None:
+def test_control_characters_in_a_target_are_invalid_path_before_any_io(tmp_path: Path, path: str) -> None:
     backend = offline()
     (tmp_path / "source").touch()
     writes = writes_on(backend, tmp_path)
@@ -120,7 +121,7 @@ def test_control_characters_in_a_write_target_are_invalid_path_before_any_io(tmp
             writes[name](path)
 
 
-def test_a_path_that_is_no_str_is_a_type_error_before_any_io(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_str_is_a_type_error_before_any_io(tmp_path: Path) -> None:
     backend = offline()
     for path in (None, 5, b"bytes", tmp_path):
         with pytest.raises(TypeError, match="path"):
@@ -167,7 +168,7 @@ def test_a_name_that_is_too_long_is_refused_and_leaves_nothing(backend: SFTPBack
     assert tree(folder.path) == {}
 
 
-def test_names_that_are_no_utf8_keep_their_bytes(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
+def test_names_that_are_not_utf8_keep_their_bytes(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
     raw = os.path.join(os.fsencode(folder.path), b"caf\xe9.txt")
     Path(os.fsdecode(raw)).write_bytes(b"content")
     (file,) = backend.list_files("")
@@ -193,7 +194,7 @@ def test_an_odd_base_path_works(make_backend: MakeBackend, openssh: Server, base
 # -- names a server gives ---------------------------------------------------------------------------------------------
 
 
-def test_hostile_names_in_a_listing_are_left_out_with_a_warning(
+def test_hostile_names_in_a_listing_are_skipped_with_a_warning(
     make_backend: MakeBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     with HostileNames() as server:
@@ -218,7 +219,7 @@ def test_hostile_names_in_a_listing_are_left_out_with_a_warning(
 
 
 @pytest.mark.parametrize("mode", [0o100644, 0o040755])
-def test_hostile_names_lead_no_deletion_and_no_walk_out_of_the_folder(make_backend: MakeBackend, mode: int) -> None:
+def test_hostile_names_lead_no_deletion_or_walk_out_of_the_directory(make_backend: MakeBackend, mode: int) -> None:
     with HostileNames(mode=mode) as server:
         outer = server.fresh()
         (outer.path / "base" / "sub").mkdir(parents=True)
@@ -240,7 +241,9 @@ def test_a_backslash_in_a_servers_name_is_an_ordinary_character(make_backend: Ma
 
 
 @pytest.mark.parametrize("code", [NO_SPACE_ON_FILESYSTEM, FAILURE])
-def test_a_full_disk_is_named_and_nothing_is_lost_or_left(make_backend: MakeBackend, tmp_path: Path, code: int) -> None:
+def test_a_full_disk_is_reported_and_leaves_old_content_only(
+    make_backend: MakeBackend, tmp_path: Path, code: int
+) -> None:
     with DiskFull(capacity=500_000, code=code) as server:
         folder = server.fresh()
         (folder.path / "old").write_bytes(b"old")
@@ -293,7 +296,7 @@ def test_a_real_full_disk_under_openssh(make_backend: MakeBackend, openssh: Open
 
 
 @pytest.mark.parametrize("nth", [1, 3, 5])
-def test_a_write_the_server_fails_is_never_taken_for_done(make_backend: MakeBackend, nth: int) -> None:
+def test_a_failed_write_is_never_reported_as_success(make_backend: MakeBackend, nth: int) -> None:
     with FailsWrite(nth=nth) as server:
         folder = server.fresh()
         backend = make_backend(server, base_path=folder.base_path)
@@ -319,7 +322,7 @@ def test_a_local_source_that_is_missing_or_a_folder_is_the_plain_os_error(
     assert tree(folder.path) == {}
 
 
-def test_a_local_source_that_shrinks_or_grows_is_corrupted_and_does_not_land(
+def test_a_local_source_that_changes_size_is_corrupted_and_not_committed(
     backend: SFTPBackend, folder: Folder, tmp_path: Path
 ) -> None:
     local = tmp_path / "local"
@@ -337,7 +340,7 @@ def test_a_local_source_that_shrinks_or_grows_is_corrupted_and_does_not_land(
         assert tree(folder.path) == {"old": b"old"}
 
 
-def test_a_remote_source_that_shrinks_or_grows_is_corrupted_and_does_not_land(
+def test_a_remote_source_that_changes_size_is_corrupted_and_not_committed(
     backend: SFTPBackend, folder: Folder, tmp_path: Path
 ) -> None:
     (tmp_path / "local").write_bytes(b"old")
@@ -353,7 +356,7 @@ def test_a_remote_source_that_shrinks_or_grows_is_corrupted_and_does_not_land(
     assert backend.download("file", tmp_path / "local", overwrite=True).size == 31_000_000
 
 
-def test_a_growing_source_is_downloaded_to_its_end_where_nothing_is_verified(
+def test_an_unverified_download_of_a_growing_source_reads_to_its_end(
     backend: SFTPBackend, folder: Folder, tmp_path: Path
 ) -> None:
     (folder.path / "file").write_bytes(b"x" * 30_000_000)
@@ -366,9 +369,7 @@ def test_a_growing_source_is_downloaded_to_its_end_where_nothing_is_verified(
     assert (tmp_path / "local").read_bytes() == b"x" * 30_000_000 + bytes(1_000_000)
 
 
-def test_a_local_target_that_is_a_folder_or_in_none_is_the_plain_os_error(
-    backend: SFTPBackend, folder: Folder, tmp_path: Path
-) -> None:
+def test_an_invalid_local_target_is_the_plain_os_error(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
     (folder.path / "file").write_bytes(b"content")
     (tmp_path / "sub").mkdir()
     for overwrite in (False, True):
@@ -400,7 +401,7 @@ def as_an_ordinary_user() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_what_this_user_may_not_read_or_write_here_is_the_plain_os_error(
+def test_denied_local_access_is_the_plain_os_error(
     make_backend: MakeBackend, openssh: Server, open_folder: Path
 ) -> None:
     folder = openssh.fresh()

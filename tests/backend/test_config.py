@@ -1,4 +1,4 @@
-"""What a backend is told is checked where it is told, and a secret stays one."""
+"""Check the settings when they are passed, and hide secrets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_an_unknown_policy_is_answered_with_the_choices() -> None:
 
 
 @given(st.text(min_size=1))
-def test_a_secret_never_shows_itself_and_can_be_revealed(value: str) -> None:
+def test_a_secret_is_hidden_and_can_be_revealed(value: str) -> None:
     secret = Secret(value)
     assert (repr(secret), str(secret), f"{secret}") == ("Secret('***')", "***", "***")
     assert secret.reveal() == value
@@ -37,7 +37,7 @@ def test_a_secret_never_shows_itself_and_can_be_revealed(value: str) -> None:
     assert hash(secret) == hash(Secret(value))
 
 
-def test_secrets_are_equal_by_value_and_to_no_text() -> None:
+def test_secrets_are_equal_by_value_and_never_equal_to_text() -> None:
     assert Secret("a") == Secret("a")
     assert Secret("a") != Secret("ä")
     assert Secret("a") != "a"
@@ -81,7 +81,7 @@ def test_pauses_grow_up_to_their_bound(attempt: int, random: float) -> None:
     assert [policy.pause(count, 0) for count in range(1, 9)] == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
-def test_a_disabled_retry_is_one_try() -> None:
+def test_a_disabled_retry_is_one_attempt() -> None:
     assert RetryPolicy.disabled().max_attempts == 1
     assert RetryPolicy().max_attempts == 3
 
@@ -114,7 +114,7 @@ def test_a_config_names_the_argument_that_is_wrong(arguments: dict[str, Any], na
         BackendConfig(**{"host": "h"} | arguments)
 
 
-def test_io_timeout_may_be_off_and_keepalives_too() -> None:
+def test_io_timeout_and_keepalives_may_be_disabled() -> None:
     config = BackendConfig(host="h", io_timeout=None, keepalive_interval=0)
     assert (config.io_timeout, config.keepalive_interval) == (None, 0)
 

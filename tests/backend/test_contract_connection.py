@@ -1,4 +1,4 @@
-"""What the contract promises of the connection as a caller sees it: when it opens, who shares it, what ends it."""
+"""The contract's promises about opening, sharing and closing the connection."""
 
 from __future__ import annotations
 
@@ -27,9 +27,18 @@ from airflow_sftp_backend import (
     Secret,
     SFTPBackend,
 )
-from tests.servers import AsyncsshServer, DropsAfter, Folder, Listener, Server, StallsAfter, free_port, mute_listener
-
-from .expect import offline, tree
+from tests.support.backends import offline
+from tests.support.files import tree
+from tests.support.servers import (
+    AsyncsshServer,
+    DropsAfter,
+    Folder,
+    Listener,
+    Server,
+    StallsAfter,
+    free_port,
+    mute_listener,
+)
 
 MakeBackend = Callable[..., SFTPBackend]
 BIG = random.Random(10).randbytes(2_000_000)
@@ -38,7 +47,7 @@ BIG = random.Random(10).randbytes(2_000_000)
 # -- arguments --------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_on_the_wire_before_the_first_call() -> None:
+def test_nothing_is_sent_before_the_first_backend_call() -> None:
     with Listener() as listener:
         backend = SFTPBackend(listener.host, port=listener.port, retry=RetryPolicy.disabled())
         assert backend.address == f"sftp://{listener.host}:{listener.port}"
@@ -104,14 +113,14 @@ def test_a_changed_host_key_is_rejected_before_anything_is_sent(make_backend: Ma
         assert openssh.logins() == before
 
 
-def test_a_host_that_is_not_there_is_unavailable() -> None:
+def test_an_unreachable_host_is_unavailable() -> None:
     backend = SFTPBackend("127.0.0.1", port=free_port(), retry=RetryPolicy.disabled())
     with pytest.raises(BackendUnavailable, match="refuses connections") as caught:
         backend.exists("a")
     assert caught.value.server == backend.address
 
 
-def test_a_host_that_accepts_and_says_nothing_is_unavailable_in_time() -> None:
+def test_a_silent_host_is_unavailable_after_the_timeout() -> None:
     with mute_listener() as listener:
         backend = SFTPBackend(listener.host, port=listener.port, timeout=0.5, retry=RetryPolicy.disabled())
         with pytest.raises(BackendUnavailable) as caught:
@@ -146,7 +155,7 @@ def test_close_is_idempotent_and_the_next_call_connects_again(make_backend: Make
 
 
 @pytest.mark.parametrize("after", [0.0, 0.5])
-def test_a_backend_that_is_to_end_ends_and_begins_nothing(make_backend: MakeBackend, after: float) -> None:
+def test_an_aborted_backend_ends_its_call_and_starts_no_other(make_backend: MakeBackend, after: float) -> None:
     with StallsAfter(requests=10**9) as stalling:
         backend = make_backend(stalling, base_path=stalling.fresh().base_path)
         assert not backend.exists("a")
@@ -162,7 +171,7 @@ def test_a_backend_that_is_to_end_ends_and_begins_nothing(make_backend: MakeBack
         backend.close()
 
 
-def test_what_ends_in_time_is_not_disturbed(make_backend: MakeBackend, server: Server) -> None:
+def test_a_call_that_ends_before_the_abort_deadline_is_undisturbed(make_backend: MakeBackend, server: Server) -> None:
     backend = make_backend(server, base_path=server.fresh().base_path)
     backend.abort_within(20)
     assert backend.write_atomic("a", b"content").size == 7
@@ -227,7 +236,7 @@ def test_unwrap_gives_parts_of_the_open_connection(make_backend: MakeBackend, se
         assert caught.value.server == backend.address
 
 
-def test_unwrap_gives_an_sftp_client_where_a_second_channel_is_to_be_had(
+def test_unwrap_gives_an_sftp_client_if_a_second_channel_is_available(
     make_backend: MakeBackend, openssh: Server, one_channel: Server
 ) -> None:
     folder = openssh.fresh()
@@ -248,7 +257,7 @@ def test_unwrap_gives_an_sftp_client_where_a_second_channel_is_to_be_had(
 # -- losing it --------------------------------------------------------------------------------------------------------
 
 
-def test_queries_and_listings_go_on_by_themselves_after_a_loss(backend: SFTPBackend, server: Server) -> None:
+def test_queries_and_listings_resume_after_a_lost_connection(backend: SFTPBackend, server: Server) -> None:
     backend.write("sub/file", b"content")
     calls: list[Callable[[], object]] = [
         lambda: backend.exists("sub/file"),
@@ -272,7 +281,7 @@ def test_queries_and_listings_go_on_by_themselves_after_a_loss(backend: SFTPBack
     assert server.logins() == before + len(calls)
 
 
-def test_a_query_that_loses_its_connection_is_asked_once_more_and_no_oftener(make_backend: MakeBackend) -> None:
+def test_a_query_that_loses_its_connection_is_repeated_exactly_once(make_backend: MakeBackend) -> None:
     with DropsAfter(requests=2) as server:
         backend = make_backend(server)
         backend.check_health()
@@ -287,7 +296,7 @@ def test_a_query_that_loses_its_connection_is_asked_once_more_and_no_oftener(mak
         assert server.logins() == 2
 
 
-def test_a_write_that_loses_its_connection_is_an_error_and_the_next_call_connects_again(
+def test_a_write_that_loses_its_connection_fails_and_the_next_reconnects(
     make_backend: MakeBackend,
 ) -> None:
     with DropsAfter(requests=2) as server:
@@ -300,7 +309,7 @@ def test_a_write_that_loses_its_connection_is_an_error_and_the_next_call_connect
         assert server.logins() == 2
 
 
-def test_a_listing_begun_before_a_loss_goes_on_after_it(backend: SFTPBackend, server: Server) -> None:
+def test_a_listing_begun_before_a_loss_resumes_after_it(backend: SFTPBackend, server: Server) -> None:
     for name in ("1", "a/2", "a/b/3"):
         backend.write(name, b"x")
     found = []
@@ -313,7 +322,7 @@ def test_a_listing_begun_before_a_loss_goes_on_after_it(backend: SFTPBackend, se
 # -- threads, processes, copies ---------------------------------------------------------------------------------------
 
 
-def test_twenty_threads_get_twenty_right_answers(backend: SFTPBackend, folder: Folder, server: Server) -> None:
+def test_twenty_threads_each_get_their_own_result(backend: SFTPBackend, folder: Folder, server: Server) -> None:
     before = server.logins()
 
     def work(number: int) -> list[bool]:
@@ -360,7 +369,7 @@ def test_a_forked_process_has_a_connection_of_its_own(backend: SFTPBackend, serv
     assert server.logins() == before + 1
 
 
-def test_a_spawned_process_is_sent_the_settings(make_backend: MakeBackend, openssh: Server, tmp_path: Path) -> None:
+def test_a_spawned_process_receives_the_settings(make_backend: MakeBackend, openssh: Server, tmp_path: Path) -> None:
     backend = make_backend(openssh)
     backend.write("file", BIG)
     before = openssh.logins()
@@ -375,7 +384,7 @@ def test_a_spawned_process_is_sent_the_settings(make_backend: MakeBackend, opens
     assert openssh.logins() == before + 1
 
 
-def test_an_open_reader_is_of_no_use_in_a_forked_child(backend: SFTPBackend, folder: Folder) -> None:
+def test_an_open_reader_cannot_be_used_in_a_forked_child(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "file").write_bytes(BIG)
     with backend.read("file") as file:
         assert file.read(10) == BIG[:10]
@@ -394,7 +403,7 @@ def test_an_open_reader_is_of_no_use_in_a_forked_child(backend: SFTPBackend, fol
         assert file.read() == BIG[10:]
 
 
-def test_a_backend_that_connects_but_once_stays_lost_and_so_does_its_copy(backend: SFTPBackend, server: Server) -> None:
+def test_a_backend_without_reconnection_stays_lost_as_does_its_copy(backend: SFTPBackend, server: Server) -> None:
     once = SFTPBackend.from_config(backend.config, reconnects=False)
     for one in (once, pickle.loads(pickle.dumps(once)), copy.copy(once)):
         with one:
@@ -440,7 +449,7 @@ def test_calls_within_calls_share_the_connection(backend: SFTPBackend, folder: F
     assert server.logins() <= before + 1
 
 
-def test_a_reader_outlives_a_loss_of_nothing(backend: SFTPBackend, folder: Folder) -> None:
+def test_a_reader_ends_with_its_connection(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "file").write_bytes(BIG)
     file = backend.read("file")
     backend.close()

@@ -1,4 +1,4 @@
-"""What the contract promises of reading: read, read_bytes, download, download_many. On every well-behaved server."""
+"""The contract's promises about read, read_bytes, download and download_many."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, NotFound, SFTPBackend, WriteResult
-from tests.servers import DropsAfter, Folder, OutOfOrder, ShortReads, StallsAfter
-
-from .expect import offline, refused, tree
+from tests.support.assertions import refused
+from tests.support.backends import offline
+from tests.support.files import tree
+from tests.support.servers import DropsAfter, Folder, OutOfOrder, ShortReads, StallsAfter
 
 MakeBackend = Callable[..., SFTPBackend]
 BIG = random.Random(7).randbytes(3_000_001)
@@ -48,7 +49,7 @@ def test_read_gives_lines_and_text(backend: SFTPBackend, folder: Folder) -> None
         assert list(text) == ["ä,1\n", "ö,2\n"]
 
 
-def test_read_of_what_is_missing_is_not_found_at_the_call(backend: SFTPBackend, folder: Folder) -> None:
+def test_read_of_a_missing_file_is_not_found_at_the_call(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "file").touch()
     for path in ("missing", "missing/file", "file/below"):
         with refused(NotFound, backend, path):
@@ -96,12 +97,12 @@ def test_several_readers_and_other_calls_do_not_disturb_each_other(backend: SFTP
 
 
 @pytest.mark.parametrize("size", [0, 1, 32_767, 32_768, 32_769, 65_536, 65_537, 261_120, 522_241, len(BIG)])
-def test_read_bytes_gives_all_of_it(backend: SFTPBackend, folder: Folder, size: int) -> None:
+def test_read_bytes_gives_the_whole_file(backend: SFTPBackend, folder: Folder, size: int) -> None:
     (folder.path / "file").write_bytes(BIG[:size])
     assert backend.read_bytes("file") == BIG[:size]
 
 
-def test_read_bytes_of_what_is_missing_is_not_found(backend: SFTPBackend, folder: Folder) -> None:
+def test_read_bytes_of_a_missing_file_is_not_found(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "file").touch()
     for path in ("missing", "missing/file", "file/below"):
         with refused(NotFound, backend, path):
@@ -118,7 +119,7 @@ def test_read_bytes_of_a_folder_is_invalid_path(backend: SFTPBackend, folder: Fo
 # -- download, download_many ------------------------------------------------------------------------------------------
 
 
-def test_download_lands_the_whole_file(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
+def test_download_stores_the_whole_file(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
     (folder.path / "file").write_bytes(BIG)
     moved: list[int] = []
     result = backend.download("/file", tmp_path / "local", progress=moved.append)
@@ -156,7 +157,7 @@ def test_download_onto_an_existing_file_needs_overwrite(backend: SFTPBackend, fo
     assert tree(tmp_path) == {"local": b"new"}
 
 
-def test_download_of_what_is_missing_or_a_folder_leaves_the_local_file_alone(
+def test_download_of_a_missing_file_or_directory_keeps_the_local_file(
     backend: SFTPBackend, folder: Folder, tmp_path: Path
 ) -> None:
     (folder.path / "sub").mkdir()
@@ -169,7 +170,7 @@ def test_download_of_what_is_missing_or_a_folder_leaves_the_local_file_alone(
 
 
 @pytest.mark.parametrize("verify", ["size", "sha256", "none"])
-def test_download_verifies_as_it_is_told(backend: SFTPBackend, folder: Folder, tmp_path: Path, verify: str) -> None:
+def test_download_verifies_as_configured(backend: SFTPBackend, folder: Folder, tmp_path: Path, verify: str) -> None:
     (folder.path / "file").write_bytes(b"abc")
     result = backend.download("file", tmp_path / "local", verify=verify)  # type: ignore[arg-type]  # parametrized
     digest = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
@@ -227,7 +228,7 @@ def test_two_downloads_to_one_local_file_are_a_value_error_before_any_io(tmp_pat
 
 
 @pytest.mark.parametrize("at_most", [1000, 4096, 100_000])
-def test_short_reads_are_asked_for_again(make_backend: MakeBackend, tmp_path: Path, at_most: int) -> None:
+def test_short_reads_are_completed_by_further_requests(make_backend: MakeBackend, tmp_path: Path, at_most: int) -> None:
     with ShortReads(at_most=at_most) as server:
         folder = server.fresh()
         content = BIG[:400_000]
@@ -242,7 +243,7 @@ def test_short_reads_are_asked_for_again(make_backend: MakeBackend, tmp_path: Pa
         assert (tmp_path / "local").read_bytes() == content
 
 
-def test_replies_out_of_order_are_put_in_order(make_backend: MakeBackend, tmp_path: Path) -> None:
+def test_replies_out_of_order_are_reordered(make_backend: MakeBackend, tmp_path: Path) -> None:
     with OutOfOrder() as server:
         folder = server.fresh()
         backend = make_backend(server, base_path=folder.base_path)
@@ -257,7 +258,7 @@ def test_replies_out_of_order_are_put_in_order(make_backend: MakeBackend, tmp_pa
         assert server.reordered > 3
 
 
-def test_a_connection_lost_while_reading_raises_and_the_next_call_connects_again(make_backend: MakeBackend) -> None:
+def test_a_read_that_loses_its_connection_fails_and_the_next_reconnects(make_backend: MakeBackend) -> None:
     with DropsAfter(volume=1_000_000) as server:
         folder = server.fresh()
         (folder.path / "file").write_bytes(BIG)
@@ -273,7 +274,7 @@ def test_a_connection_lost_while_reading_raises_and_the_next_call_connects_again
         assert server.logins() == 2
 
 
-def test_read_bytes_is_tried_once_more_on_a_fresh_connection(make_backend: MakeBackend) -> None:
+def test_read_bytes_is_repeated_once_on_a_fresh_connection(make_backend: MakeBackend) -> None:
     with DropsAfter(volume=1_000_000) as server:
         folder = server.fresh()
         (folder.path / "file").write_bytes(BIG)
@@ -283,9 +284,7 @@ def test_read_bytes_is_tried_once_more_on_a_fresh_connection(make_backend: MakeB
         assert server.logins() == 2
 
 
-def test_a_connection_lost_for_good_in_a_download_leaves_nothing_behind(
-    make_backend: MakeBackend, tmp_path: Path
-) -> None:
+def test_a_download_whose_connection_stays_lost_leaves_nothing(make_backend: MakeBackend, tmp_path: Path) -> None:
     with DropsAfter(volume=1_000_000) as server:
         folder = server.fresh()
         (folder.path / "file").write_bytes(BIG)

@@ -1,4 +1,4 @@
-"""What the contract promises of transfers that are cut, and of many at once. On every well-behaved server."""
+"""The contract's promises about interrupted transfers and transfers of many files."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from airflow_sftp_backend import (
     TransferCorrupted,
     WriteResult,
 )
-from tests.servers import Folder, Server
-
-from .expect import tree
+from tests.support.files import tree
+from tests.support.servers import Folder, Server
 
 Verify = Literal["size", "sha256", "none"]
 MIB = 1 << 20
@@ -43,7 +42,7 @@ class _Cut:
 
 
 @pytest.mark.parametrize("verify", ["size", "sha256"])
-def test_an_upload_that_is_cut_goes_on_and_stores_the_right_bytes(
+def test_an_interrupted_upload_resumes_and_stores_the_same_bytes(
     backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path, verify: Verify
 ) -> None:
     (tmp_path / "local").write_bytes(LONG)
@@ -56,7 +55,7 @@ def test_an_upload_that_is_cut_goes_on_and_stores_the_right_bytes(
 
 
 @pytest.mark.parametrize("verify", ["size", "sha256", "none"])
-def test_a_download_that_is_cut_goes_on_and_has_the_right_bytes(
+def test_an_interrupted_download_resumes_and_has_the_same_bytes(
     backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path, verify: Verify
 ) -> None:
     (folder.path / "file").write_bytes(LONG)
@@ -81,7 +80,7 @@ def _check_each(outcomes: Sequence[object], contents: dict[str, bytes], there: P
     assert {path.name for path in there.iterdir() if not path.name.startswith(".")} <= contents.keys()
 
 
-def test_many_uploads_that_are_cut_are_whole_or_not_there_and_can_be_repeated(
+def test_interrupted_uploads_are_whole_or_absent_and_repeatable(
     backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path
 ) -> None:
     contents = {f"{number}": random.Random(number).randbytes(400_000 + number) for number in range(20)}
@@ -98,7 +97,7 @@ def test_many_uploads_that_are_cut_are_whole_or_not_there_and_can_be_repeated(
     assert {name: content for name, content in tree(folder.path).items() if name[0] != "."} == contents
 
 
-def test_many_downloads_that_are_cut_are_whole_or_not_there_and_can_be_repeated(
+def test_interrupted_downloads_are_whole_or_absent_and_repeatable(
     backend: SFTPBackend, server: Server, folder: Folder, tmp_path: Path
 ) -> None:
     contents = {f"{number}": random.Random(number).randbytes(400_000 + number) for number in range(20)}
@@ -113,7 +112,7 @@ def test_many_downloads_that_are_cut_are_whole_or_not_there_and_can_be_repeated(
     assert tree(tmp_path) == contents
 
 
-def test_a_write_that_is_cut_leaves_the_old_content_or_the_new(
+def test_an_interrupted_write_leaves_the_old_content_or_the_new(
     backend: SFTPBackend, server: Server, folder: Folder
 ) -> None:
     (folder.path / "file").write_bytes(b"old")
@@ -129,7 +128,7 @@ def test_a_write_that_is_cut_leaves_the_old_content_or_the_new(
     assert (folder.path / "file").read_bytes() == b"next"
 
 
-def test_a_write_without_overwrite_never_replaces_what_came_meanwhile(
+def test_a_write_without_overwrite_never_replaces_a_concurrent_file(
     make_backend: Callable[..., SFTPBackend], server: Server, folder: Folder
 ) -> None:
     first, second = (make_backend(server, base_path=folder.base_path) for _ in range(2))

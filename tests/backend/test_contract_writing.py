@@ -1,5 +1,4 @@
-"""What the contract promises of writing: write, write_atomic, open_atomic, upload, upload_many. On every well-behaved
-server."""
+"""The contract's promises about write, write_atomic, open_atomic, upload and upload_many."""
 
 from __future__ import annotations
 
@@ -15,9 +14,10 @@ from typing import BinaryIO
 import pytest
 
 from airflow_sftp_backend import AlreadyExists, CapabilityNotSupported, InvalidPath, NotFound, SFTPBackend, WriteResult
-from tests.servers import Folder
-
-from .expect import offline, refused, tree
+from tests.support.assertions import refused
+from tests.support.backends import offline
+from tests.support.files import tree
+from tests.support.servers import Folder
 
 BIG = random.Random(8).randbytes(3_000_001)
 Write = Callable[..., WriteResult]
@@ -46,12 +46,12 @@ def write(request: pytest.FixtureRequest, backend: SFTPBackend, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("size", [0, 1, 32_768, 261_121, len(BIG)])
-def test_writing_stores_all_of_it_and_nothing_else(write: Write, folder: Folder, size: int) -> None:
+def test_writing_stores_every_byte_and_nothing_else(write: Write, folder: Folder, size: int) -> None:
     assert write("file", BIG[:size]) == WriteResult("file", size)
     assert tree(folder.path) == {"file": BIG[:size]}
 
 
-def test_writing_tells_the_time_that_the_server_gives(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
+def test_writing_returns_the_servers_modification_time(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
     (tmp_path / "local").write_bytes(b"content")
     results = [
         backend.write("a", b"content"),
@@ -227,7 +227,7 @@ def test_one_file_is_copied_from_its_own_reader(backend: SFTPBackend, folder: Fo
 # -- atomic -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_final_name_appears_only_when_all_is_there(backend: SFTPBackend, folder: Folder) -> None:
+def test_the_final_name_appears_only_when_the_file_is_complete(backend: SFTPBackend, folder: Folder) -> None:
     (folder.path / "old").write_bytes(b"old")
     seen: list[tuple[bool, bytes]] = []
 
@@ -293,14 +293,14 @@ def test_mode_bits_of_a_replaced_file_are_kept(write: Write, folder: Folder) -> 
 
 
 @pytest.mark.parametrize("verify", ["size", "sha256", "none"])
-def test_write_atomic_verifies_as_it_is_told(backend: SFTPBackend, folder: Folder, verify: str) -> None:
+def test_write_atomic_verifies_as_configured(backend: SFTPBackend, folder: Folder, verify: str) -> None:
     result = backend.write_atomic("file", b"abc", verify=verify)  # type: ignore[arg-type]  # parametrized
     digest = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert result.digest == (digest if verify == "sha256" else None)
     assert tree(folder.path) == {"file": b"abc"}
 
 
-def test_progress_is_told_every_byte(backend: SFTPBackend, tmp_path: Path) -> None:
+def test_progress_is_reported_for_every_byte(backend: SFTPBackend, tmp_path: Path) -> None:
     (tmp_path / "local").write_bytes(BIG)
     moved: list[int] = []
     backend.upload(tmp_path / "local", "one", progress=moved.append)
@@ -327,9 +327,7 @@ def _left_behind(backend: SFTPBackend, folder: Folder, name: str, *, age: float)
     return temp
 
 
-def test_stale_temporary_files_are_cleared_by_the_next_write_to_their_target(
-    backend: SFTPBackend, folder: Folder
-) -> None:
+def test_the_next_write_removes_stale_temporary_files_of_its_target(backend: SFTPBackend, folder: Folder) -> None:
     stale = _left_behind(backend, folder, "file", age=7200)
     young = _left_behind(backend, folder, "file", age=60)
     others = _left_behind(backend, folder, "other", age=7200)
@@ -339,7 +337,7 @@ def test_stale_temporary_files_are_cleared_by_the_next_write_to_their_target(
     assert sorted(os.listdir(folder.path)) == sorted(["file", "other", young, others])
 
 
-def test_stale_temporary_files_of_open_atomic_are_cleared_too(backend: SFTPBackend, folder: Folder) -> None:
+def test_stale_temporary_files_of_open_atomic_are_removed_too(backend: SFTPBackend, folder: Folder) -> None:
     _left_behind(backend, folder, "file", age=7200)
     backend.close()
     with backend.open_atomic("file", overwrite=True) as file:
@@ -347,7 +345,7 @@ def test_stale_temporary_files_of_open_atomic_are_cleared_too(backend: SFTPBacke
     assert tree(folder.path) == {"file": b"new"}
 
 
-def test_stale_temporary_files_are_cleared_by_upload(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
+def test_stale_temporary_files_are_removed_by_upload(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
     _left_behind(backend, folder, "file", age=7200)
     backend.close()
     (tmp_path / "local").write_bytes(b"new")
@@ -358,7 +356,9 @@ def test_stale_temporary_files_are_cleared_by_upload(backend: SFTPBackend, folde
 # -- upload, upload_many ----------------------------------------------------------------------------------------------
 
 
-def test_upload_without_create_parents_wants_the_folder(backend: SFTPBackend, folder: Folder, tmp_path: Path) -> None:
+def test_upload_without_create_parents_needs_the_directory(
+    backend: SFTPBackend, folder: Folder, tmp_path: Path
+) -> None:
     (tmp_path / "local").write_bytes(b"content")
     with refused(NotFound, backend, "sub/file"):
         backend.upload(tmp_path / "local", "sub/file", create_parents=False)
@@ -404,6 +404,6 @@ def test_two_uploads_to_one_target_are_a_value_error_before_any_io(tmp_path: Pat
         offline().upload_many([(tmp_path / "a", "x"), (tmp_path / "b", "/./x")])
 
 
-def test_no_pairs_are_no_work() -> None:
+def test_an_empty_list_of_transfers_does_nothing() -> None:
     assert offline().upload_many([]) == []
     assert offline().download_many([]) == []

@@ -1,4 +1,4 @@
-"""Errors say what happened, to which path, on which server, and what to do."""
+"""Errors name the cause, the path, the server and a remedy."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_survives_pickling_with_all_it_says(kind: type[SFTPBackendError]) -> None:
+def test_an_error_survives_pickling_with_all_attributes(kind: type[SFTPBackendError]) -> None:
     error = pickle.loads(pickle.dumps(kind("it broke", path="in/a", server="sftp://h:22")))
     assert type(error) is kind
     assert (error.message, error.path, error.server) == ("it broke", "in/a", "sftp://h:22")
@@ -60,11 +60,11 @@ def test_an_error_survives_pickling_with_all_it_says(kind: type[SFTPBackendError
     ("path", "server", "text"),
     [(None, None, "x"), ("a", None, "x ('a')"), (None, "sftp://h:22", "x (on sftp://h:22)"), ("", None, "x ('')")],
 )
-def test_an_error_says_where_as_far_as_it_is_known(path: str | None, server: str | None, text: str) -> None:
+def test_an_error_names_path_and_server_if_known(path: str | None, server: str | None, text: str) -> None:
     assert str(SFTPBackendError("x", path=path, server=server)) == text
 
 
-def test_a_refused_login_and_a_wrong_host_key_are_unavailability() -> None:
+def test_refused_logins_and_host_keys_are_backend_unavailable() -> None:
     assert issubclass(AuthenticationFailed, BackendUnavailable)
     assert issubclass(HostKeyRejected, BackendUnavailable)
     assert all(issubclass(kind, SFTPBackendError) for kind in KINDS)
@@ -101,7 +101,7 @@ def test_a_refusal_becomes_the_error_of_its_code(code: int, kind: type[SFTPBacke
 
 
 @pytest.mark.parametrize("text", ["", "Failure", "failure.", "Operation failed"])
-def test_causes_are_guessed_where_the_server_gives_none(text: str) -> None:
+def test_likely_causes_are_named_where_the_server_gives_none(text: str) -> None:
     assert from_status(StatusError(StatusCode.FAILURE, text), "cannot write", "a").message == (
         "cannot write: the server refuses without saying why; a full disk, a quota or a read-only file system are"
         " common reasons"
@@ -121,7 +121,7 @@ def test_causes_are_guessed_where_the_server_gives_none(text: str) -> None:
         (StatusCode.QUOTA_EXCEEDED, "failure", "cannot write: the quota on the server is used up"),
     ],
 )
-def test_what_the_server_says_is_the_cause(code: int, text: str, message: str) -> None:
+def test_the_servers_message_is_the_cause(code: int, text: str, message: str) -> None:
     assert from_status(StatusError(code, text), "cannot write", "a").message == message
 
 
@@ -148,7 +148,7 @@ def test_foreign_text_is_one_short_line(text: str) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_whatever_a_socket_or_paramiko_raises_is_said_in_our_terms(raised: Exception, cause: str) -> None:
+def test_socket_and_paramiko_errors_are_translated(raised: Exception, cause: str) -> None:
     with (
         pytest.raises(BackendUnavailable, match=cause) as caught,
         translate_connection_errors(lambda: ("connecting", None), "sftp://h:22"),
@@ -158,12 +158,12 @@ def test_whatever_a_socket_or_paramiko_raises_is_said_in_our_terms(raised: Excep
     assert caught.value.__cause__ is raised
 
 
-def test_what_is_known_better_is_said_instead() -> None:
+def test_a_known_cause_replaces_the_raw_message() -> None:
     error = connection_error(EOFError(), "logging in", "sftp://h:22", "too many tries")
     assert error.message == "logging in: too many tries"
 
 
-def test_an_error_of_ours_passes_and_learns_the_server() -> None:
+def test_a_public_error_passes_unchanged_and_gets_the_server() -> None:
     error = AuthenticationFailed("refused")
     with pytest.raises(AuthenticationFailed) as caught, translate_connection_errors(lambda: ("", None), "sftp://h:22"):
         raise error
@@ -172,7 +172,7 @@ def test_an_error_of_ours_passes_and_learns_the_server() -> None:
     assert connection_error(error, "connecting", "sftp://x:1") is error
 
 
-def test_an_interruption_passes_as_it_is() -> None:
+def test_an_interruption_passes_unchanged() -> None:
     with pytest.raises(KeyboardInterrupt), translate_connection_errors(lambda: ("", None), "sftp://h:22"):
         raise KeyboardInterrupt
 
@@ -180,7 +180,7 @@ def test_an_interruption_passes_as_it_is() -> None:
 @pytest.mark.parametrize(
     "character", ["\x1b", "\x7f", "\x80", "\x9b", "\u2028", "\u2029", "\u202e", "\u2066", "\udcff"]
 )
-def test_what_a_terminal_must_not_take_raw_is_escaped_in_every_message(character: str) -> None:
+def test_control_characters_are_escaped_in_every_message(character: str) -> None:
     shown = ascii(character)[1:-1]
     for error in (
         SFTPBackendError(f"a message with {character}", path=f"in/{character}", server="sftp://h:22"),
@@ -191,6 +191,6 @@ def test_what_a_terminal_must_not_take_raw_is_escaped_in_every_message(character
     assert escaped(f"ä {character}") == f"ä {shown}"
 
 
-def test_lines_of_a_message_stay_lines() -> None:
+def test_line_breaks_of_a_message_are_kept() -> None:
     assert str(SFTPBackendError("two\nlines\x9b")) == "two\nlines\\x9b"
     assert escaped("two\nlines") == "two\\nlines"

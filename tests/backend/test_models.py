@@ -1,4 +1,4 @@
-"""Values that come out compare, pickle and cannot be changed."""
+"""Returned values can be compared and pickled, and cannot be changed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No key leads out of the jail, no server's name either, and temporary names are known by their target."""
+"""Confine keys and server names to base_path, and recognise temporary names."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_the_root_is_its_own_parent(base: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["\ud800", "in/\udfff.csv"])
-def test_text_that_is_no_unicode_is_no_path(key: str) -> None:
+def test_text_that_is_not_unicode_is_refused_as_a_path(key: str) -> None:
     with pytest.raises(InvalidPath, match="half of a character"):
         Jail("/").resolve(key)
     with pytest.raises(InvalidPath, match="half of a character"):
@@ -98,14 +98,14 @@ def test_a_native_path_outside_has_no_key(native: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "../x", "..\\x", "a\\..\\b", "a\nb", "a\0", "\x7f"])
-def test_a_servers_name_that_is_no_plain_name_is_refused(name: str) -> None:
+def test_an_unsafe_server_name_is_refused(name: str) -> None:
     with pytest.raises(InvalidPath, match="unsafe name") as caught:
         check_server_name(name, "in")
     assert caught.value.path == "in"
 
 
 @pytest.mark.parametrize("name", ["a", "...", "..a", "a\\b", "Größe €", "\udcff", " "])
-def test_any_other_name_is_an_ordinary_one(name: str) -> None:
+def test_any_other_server_name_is_accepted(name: str) -> None:
     check_server_name(name, "in")
 
 
@@ -114,7 +114,7 @@ def test_control_characters_are_those_below_space_and_delete() -> None:
 
 
 @given(NAMES, NAMES, TOKENS)
-def test_a_temporary_name_is_known_by_its_target_alone(name: str, other: str, token: str) -> None:
+def test_a_temporary_name_is_recognised_by_its_target_alone(name: str, other: str, token: str) -> None:
     made = temp_name(name, token)
     assert is_temp_name(made)
     assert len(made.encode("utf-8", "surrogateescape")) <= 255
@@ -125,12 +125,12 @@ def test_a_temporary_name_is_known_by_its_target_alone(name: str, other: str, to
 
 
 @given(NAMES)
-def test_what_people_call_files_is_no_temporary_name(name: str) -> None:
+def test_ordinary_file_names_are_not_temporary_names(name: str) -> None:
     assert not is_temp_name(name)
     assert not is_temp_name(f".{name}.part")
 
 
-def test_a_temporary_file_stands_beside_its_target() -> None:
+def test_a_temporary_file_is_in_the_directory_of_its_target() -> None:
     place = Jail("/data").resolve("in/a.csv")
     temp = place.temp("0123456789ab")
     assert temp.parent == place.parent

@@ -1,4 +1,4 @@
-"""The contract's round trips: how many replies each call waits for in turn, once the connection is open."""
+"""Count the round trips of each call on an open connection."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import pytest
 
 from airflow_sftp_backend import NotFound, SFTPBackend
 from airflow_sftp_backend.backend._protocol.messages import OpenDir
-from tests.servers import AsyncsshServer, Folder, OpenSSHServer, WithoutExtensions
-
-from .depth import pluralize_files
+from tests.support.round_trips import pluralize_files
+from tests.support.servers import AsyncsshServer, Folder, OpenSSHServer, WithoutExtensions
 
 Call = Callable[[], object]
 
@@ -51,7 +50,7 @@ def grow(folder: Path, names: list[str]) -> None:
         (folder / name).write_bytes(b"x")
 
 
-def test_looking_and_deleting_take_one(
+def test_queries_and_deletions_take_one_round_trip(
     backend: SFTPBackend, folder: Folder, is_known: bool, trips: Callable[[Call], int]
 ) -> None:
     grow(folder.path, ["sub/file", "sub/other"])
@@ -67,7 +66,7 @@ def test_looking_and_deleting_take_one(
     assert trips(lambda: backend.delete_folder("sub")) == (1 if is_known else 5)  # which lists it too
 
 
-def test_the_root_takes_none(backend: SFTPBackend, trips: Callable[[Call], int]) -> None:
+def test_queries_of_the_root_take_no_round_trip(backend: SFTPBackend, trips: Callable[[Call], int]) -> None:
     assert trips(lambda: (backend.exists(""), backend.is_folder("/"), backend.is_file("."))) == 0
 
 
@@ -114,7 +113,7 @@ def test_write_atomic_of_a_small_file_into_an_existing_folder_takes_three(
         assert trips(partial(backend.upload, tmp_path / "local", f"{name}-up")) == 3
 
 
-def test_write_atomic_over_an_existing_file_takes_three_where_renames_replace(
+def test_write_atomic_that_replaces_takes_three_where_rename_replaces(
     backend: SFTPBackend, folder: Folder, server: object, trips: Callable[[Call], int]
 ) -> None:
     (folder.path / "file").write_bytes(b"old")
@@ -130,7 +129,7 @@ def test_move_takes_two(backend: SFTPBackend, folder: Folder, trips: Callable[[C
     assert trips(lambda: backend.move("b", "sub/b", overwrite=True)) == 2
 
 
-def test_many_looks_take_as_long_as_one(backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]) -> None:
+def test_many_queries_take_as_long_as_one(backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]) -> None:
     names = [f"{number}" for number in range(600)]
     grow(folder.path, [*names, "sub/x"])
     assert trips(lambda: backend.get_file_info_many([*names, "missing"], return_exceptions=True)) == 1
@@ -145,7 +144,7 @@ def test_many_moves_and_deletions_take_as_long_as_one(
     assert trips(lambda: backend.delete_many([f"sub/{name}" for name in names])) == (1 if is_known else 2)
 
 
-def test_a_parent_is_made_on_failure_and_not_probed_for(
+def test_a_parent_is_created_on_failure_without_a_query(
     backend: SFTPBackend, folder: Folder, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.write("there/file", b"x")
@@ -171,7 +170,7 @@ def test_listing_one_folder_takes_two(backend: SFTPBackend, folder: Folder, trip
     assert trips(lambda: backend.find("*")) == 2
 
 
-def test_links_in_a_listing_are_looked_at_together(
+def test_links_in_a_listing_are_queried_together(
     backend: SFTPBackend, folder: Folder, trips: Callable[[Call], int]
 ) -> None:
     grow(folder.path, ["file"])
@@ -181,7 +180,7 @@ def test_links_in_a_listing_are_looked_at_together(
 
 
 @pytest.mark.parametrize("depth", [1, 3])
-def test_recursive_listing_and_deletion_depend_on_the_depth_not_on_the_folders(
+def test_recursive_calls_take_round_trips_by_depth_not_by_directories(
     backend: SFTPBackend, folder: Folder, is_known: bool, trips: Callable[[Call], int], depth: int
 ) -> None:
     taken: dict[int, dict[str, int]] = {}
@@ -212,7 +211,7 @@ def test_find_over_many_patterns_in_one_folder_lists_it_once(
     assert Counter(type(request).__name__ for request in depth.requests)["OpenDir"] == 1
 
 
-def test_find_of_plain_paths_asks_for_all_together_without_a_listing(
+def test_find_of_plain_paths_queries_all_together_without_a_listing(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(folder.path, ["a/b/1", "a/2", "3"])
@@ -233,7 +232,7 @@ def test_find_lists_only_folders_that_can_match(
     assert [path.removeprefix(folder.base_path) for path in listed] == ["/in", "/in/2026"]
 
 
-def test_many_files_are_as_deep_as_one(
+def test_transfers_of_many_files_take_the_round_trips_of_one(
     backend: SFTPBackend, server: object, tmp_path: Path, trips: Callable[[Call], int]
 ) -> None:
     grow(tmp_path, [f"{number}" for number in range(60)])
@@ -256,7 +255,7 @@ def test_opening_a_connection_sends_no_request_but_what_the_call_needs(
         assert dict(server.requests) == {"stat": 1, "rename": 1}  # there may be a backup of what is missing
 
 
-def test_the_question_for_limits_does_not_cost_a_round_trip(
+def test_the_request_for_limits_costs_no_round_trip(
     make_backend: Callable[..., SFTPBackend], openssh: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = openssh.fresh()

@@ -1,0 +1,555 @@
+"""Read secrets with the real Azure SDKs: logins, caching, and an error for each failure."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+
+from airflow_sftp_backend import RetryPolicy
+from airflow_sftp_backend._key_vault.client import KeyVaultClient
+from airflow_sftp_backend._key_vault.errors import InvalidReference, KeyVaultError, Reason
+from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType, InvalidIdentity
+from airflow_sftp_backend._key_vault.references import SecretReference
+from tests.support.key_vault import (
+    CHALLENGE,
+    CLIENT_SECRET,
+    DISCOVERY,
+    MANAGED_IDENTITY,
+    SECRET,
+    Fault,
+    Vault,
+    client_certificate,
+)
+from tests.support.servers import free_port
+from tests.support.tracebacks import shown_by
+
+VALUE = "a value that nobody sees"
+
+
+class Clock:
+    """Time that stands still until somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Lets it pass, and notes it."""
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The time of `vaults`."""
+    return Clock()
+
+
+@pytest.fixture
+def vaults(clock: Clock) -> Iterator[KeyVaultClient]:
+    """What is tested."""
+    made = KeyVaultClient(timeout=5, clock=clock, sleep=clock.sleep, chance=lambda: 0.0)
+    yield made
+    made.close()
+
+
+def reference(vault: Vault, name: str = "password", version: str | None = None) -> SecretReference:
+    """A secret of the loopback vault."""
+    return SecretReference(vault.host, name, version)
+
+
+def failure(vaults: KeyVaultClient, wanted: SecretReference, identity: AzureIdentity | None = None) -> KeyVaultError:
+    """What fetching ends with: an error without a cause, as that would hold requests with tokens."""
+    with pytest.raises(KeyVaultError) as caught:
+        vaults.fetch(wanted, identity or AzureIdentity())
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    return caught.value
+
+
+# -- references
+
+
+@pytest.mark.parametrize(
+    ("text", "vault", "name", "version"),
+    [
+        ("keyvault://my-vault/db", "my-vault.vault.azure.net", "db", None),
+        (" KEYVAULT://my-vault/db/ ", "my-vault.vault.azure.net", "db", None),
+        (f"keyvault://my-vault.vault.azure.cn/db/{'a' * 32}", "my-vault.vault.azure.cn", "db", "a" * 32),
+        ("keyvault://127.0.0.1:8443/db", "127.0.0.1:8443", "db", None),
+        ("https://my-vault.vault.azure.net/secrets/db", "my-vault.vault.azure.net", "db", None),
+        (f" HTTPS://my-vault.vault.azure.net/secrets/db/{'a' * 32}\n", "my-vault.vault.azure.net", "db", "a" * 32),
+    ],
+)
+def test_a_reference_is_read(text: str, vault: str, name: str, version: str | None) -> None:
+    found = SecretReference.parse(text)
+    assert (found.vault, found.name, found.version) == (vault, name, version)
+    assert SecretReference.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("keyvault://my-vault", "expected keyvault://vault/secret or keyvault://vault/secret/version"),
+        ("keyvault://my-vault/secrets/db", "leave out 'secrets/'"),
+        ("keyvault://my-vault/db/1", "version '1': expected its 32 characters, or none for the current one"),
+        ("keyvault://my--vault/d_b", "secret 'd_b': expected a name of 1 to 127 letters, digits and hyphens"),
+        ("https://my-vault/db", "text that does not start with keyvault://"),
+    ],
+)
+def test_an_invalid_reference_is_reported(text: str, said: str) -> None:
+    with pytest.raises(InvalidReference) as caught:
+        SecretReference.parse(text)
+    assert any(said in fault for fault in caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("cloud", "host", "authority"),
+    [
+        ("AzureUSGovernment", "my-vault.vault.usgovcloudapi.net", "login.microsoftonline.us"),
+        ("AzureChinaCloud", "my-vault.vault.azure.cn", "login.chinacloudapi.cn"),
+        ("AzurePublicCloud", "my-vault.vault.azure.net", None),
+    ],
+)
+def test_a_vault_leads_to_the_login_service_of_its_cloud(cloud: str, host: str, authority: str | None) -> None:
+    found = SecretReference.of("my-vault", "db", cloud=cloud)
+    assert found.vault == host
+    assert AzureIdentity().authority_for(found.url) == authority
+
+
+# -- who asks
+
+
+def test_the_environment_logs_in_by_default(vault: Vault, vaults: KeyVaultClient) -> None:
+    vault.put("password", VALUE)
+    assert vaults.fetch(reference(vault)).reveal() == VALUE
+    assert vault.counts[CLIENT_SECRET] == 1
+
+
+def test_a_client_secret_logs_in(vault: Vault, vaults: KeyVaultClient) -> None:
+    vault.put("password", VALUE)
+    who = vault.register(secret="mine")
+    fields = {"login": who.client_id, "password": "mine", "tenantId": vault.tenant}
+    assert vaults.fetch(reference(vault), AzureIdentity.from_fields(fields)).reveal() == VALUE
+
+
+@pytest.mark.parametrize("form", ["PEM", "file"])
+def test_a_certificate_logs_in(vault: Vault, vaults: KeyVaultClient, tmp_path: Path, form: str) -> None:
+    vault.put("password", VALUE)
+    certificate, pem = client_certificate()
+    who = vault.register(certificate=certificate)
+    (tmp_path / "client.pem").write_text(pem)
+    given = {"certificate_data": pem} if form == "PEM" else {"certificate_path": str(tmp_path / "client.pem")}
+    fields = {"client_id": who.client_id, "tenant_id": vault.tenant, **given}
+    assert vaults.fetch(reference(vault), AzureIdentity.from_fields(fields)).reveal() == VALUE
+    assert vault.counts["certificate"] == 1
+
+
+@pytest.mark.parametrize("client_id", ["", "11111111-2222-3333-4444-555555555555"])
+def test_a_managed_identity_logs_in(vault: Vault, vaults: KeyVaultClient, client_id: str) -> None:
+    vault.put("password", VALUE)
+    vault.managed_identities[client_id] = vault.tenant
+    identity = AzureIdentity.from_fields({"credential": "managed_identity", "managed_identity_client_id": client_id})
+    assert identity.credential_type is CredentialType.MANAGED_IDENTITY
+    assert vaults.fetch(reference(vault), identity).reveal() == VALUE
+    assert (vault.counts[MANAGED_IDENTITY] >= 1, vault.counts[CLIENT_SECRET]) == (True, 0)
+
+
+def test_a_workload_identity_logs_in(
+    vault: Vault, vaults: KeyVaultClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.put("password", VALUE)
+    who = vault.register(federated_token="token of the pod")
+    (tmp_path / "token").write_text("token of the pod")
+    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AZURE_CLIENT_ID", who.client_id)
+    identity = AzureIdentity.from_fields({"workload_identity_tenant_id": vault.tenant})
+    assert identity.credential_type is CredentialType.WORKLOAD_IDENTITY
+    assert vaults.fetch(reference(vault), identity).reveal() == VALUE
+    assert vault.counts["workload identity"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"password": "x"}, "a login by client secret also needs a client id (login) and a tenant id (tenantId)"),
+        ({"certificate_data": "x", "login": "me"}, "a login by certificate also needs a tenant id (tenantId)"),
+        ({"credential": "magic"}, "credential: expected one of default, client_secret, certificate"),
+        ({"cloud_environment": "Mars"}, "cloud_environment 'Mars': expected one of AzurePublicCloud"),
+        ({"authority": "http://login"}, "authority 'http://login': expected a host, or https:// and a host"),
+        ({"key_path": "/x"}, "key_path and key_json are not read here"),
+        ({"login": 5}, "login: expected text"),
+    ],
+)
+def test_fields_that_give_no_identity_are_reported(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(InvalidIdentity) as caught:
+        AzureIdentity.from_fields(fields)
+    assert any(said in fault for fault in caught.value.problems)
+
+
+# -- how often it is asked
+
+
+def test_logins_clients_and_secrets_are_cached_briefly(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
+    vault.put("password", VALUE)
+    vault.put("other", "other")
+    for _ in range(3):
+        vaults.fetch(reference(vault))
+    vaults.fetch(reference(vault, "other"))
+    assert (vault.counts[SECRET], vault.counts[CLIENT_SECRET], vault.counts[CHALLENGE]) == (2, 1, 1)
+    vault.put("password", "newer")
+    assert vaults.fetch(reference(vault)).reveal() == VALUE
+    clock.now += 61
+    assert vaults.fetch(reference(vault)).reveal() == "newer"
+    assert vaults.fetch(reference(vault), max_age=0).reveal() == "newer"
+    assert vault.counts[SECRET] == 4
+
+
+def test_a_secret_is_not_cached_beyond_its_expiry(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
+    vault.put("password", VALUE, expires=clock.now + 30)
+    assert vaults.fetch(reference(vault)).reveal() == VALUE
+    clock.now += 40
+    assert failure(vaults, reference(vault)).reason is Reason.EXPIRED
+
+
+def test_a_pinned_version_is_cached_for_good(vault: Vault, vaults: KeyVaultClient) -> None:
+    pinned = vault.put("password", VALUE)
+    vault.put("password", "newer")
+    assert vaults.fetch(reference(vault, version=pinned), max_age=0).reveal() == VALUE
+    assert vaults.fetch(reference(vault), max_age=0).reveal() == "newer"
+
+
+def test_threads_that_need_the_same_secret_share_one_request(vault: Vault, vaults: KeyVaultClient) -> None:
+    vault.put("password", VALUE)
+    found: list[str] = []
+    threads = [threading.Thread(target=lambda: found.append(vaults.fetch(reference(vault)).reveal())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [VALUE] * 8
+    assert vault.counts[SECRET] == 1
+
+
+def test_a_forked_process_sends_its_own_requests(vault: Vault, vaults: KeyVaultClient) -> None:
+    vault.put("password", VALUE)
+    vaults.fetch(reference(vault))
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if vaults.fetch(reference(vault)).reveal() == VALUE else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert vault.counts[SECRET] == 2
+
+
+@pytest.mark.parametrize(("header", "pauses"), [({}, [1.0, 2.0]), ({"Retry_After": "7"}, [7.0, 7.0])])
+def test_a_throttling_vault_is_retried_as_its_headers_say(
+    vault: Vault, vaults: KeyVaultClient, clock: Clock, header: dict[str, str], pauses: list[float]
+) -> None:
+    vault.put("password", VALUE)
+    fault = Fault.error(429, "Throttled", **header)
+    vault.fail(SECRET, fault, fault)
+    assert vaults.fetch(reference(vault)).reveal() == VALUE
+    assert clock.pauses == pauses
+    vault.fail(SECRET, fault, fault, fault)
+    error = failure(vaults, reference(vault, "throttled"))
+    assert (error.reason, error.retryable) == (Reason.THROTTLED, True)
+    assert "the vault throttles: too many requests; let fewer tasks start at once." in str(error)
+
+
+def test_a_too_long_retry_delay_is_reported(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
+    vault.fail(SECRET, Fault.error(429, "Throttled", Retry_After="600"))
+    assert "It asks for a pause of 600 s." in str(failure(vaults, reference(vault)))
+    assert clock.pauses == []
+
+
+# -- what is wrong with the secret
+
+DAY = 86400.0
+WRONG_SECRETS: dict[str, tuple[dict[str, Any], Reason, list[str]]] = {
+    "expired": (
+        {"expires": time.time() - DAY},
+        Reason.EXPIRED,
+        [
+            "it expired on 20",
+            "set a new version of it, or move the date: az keyvault secret set-attributes",
+            "--expires",
+        ],
+    ),
+    "not yet": (
+        {"not_before": time.time() + DAY},
+        Reason.NOT_YET_VALID,
+        ["it is not valid before 20", "wait, or move the date: az keyvault secret set-attributes", "--not-before"],
+    ),
+    "disabled": (
+        {"enabled": False},
+        Reason.DISABLED,
+        ["it is disabled; enable it: az keyvault secret set-attributes --vault-name", "--enabled true"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_SECRETS)
+def test_a_disabled_or_expired_secret_is_explained_with_a_hint(vault: Vault, vaults: KeyVaultClient, case: str) -> None:
+    attributes, reason, said = WRONG_SECRETS[case]
+    vault.put("password", VALUE, **attributes)
+    error = failure(vaults, reference(vault))
+    assert (error.reason, error.retryable) == (reason, False)
+    assert str(error).startswith(f"Key Vault secret 'password' in {vault.host}: ")
+    for text in said:
+        assert text in str(error)
+    assert VALUE not in str(error)
+
+
+def test_a_missing_secret_or_version_is_reported(vault: Vault, vaults: KeyVaultClient) -> None:
+    error = failure(vaults, reference(vault, "nothing"))
+    assert error.reason is Reason.MISSING
+    assert "the vault has no such secret; see `az keyvault secret list --vault-name 127`" in str(error)
+    vault.put("password", VALUE)
+    error = failure(vaults, reference(vault, version="b" * 32))
+    assert f"Key Vault secret 'password', version {'b' * 32} in {vault.host}: the vault has no such version" in str(
+        error
+    )
+
+
+# -- what is wrong with who asks
+
+OBJECT = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
+FORBIDDEN = Fault.error(403, "Forbidden", "ForbiddenByRbac", f"Caller is not authorized. Caller: appid=x;oid={OBJECT};")
+FAULTS: dict[str, tuple[Fault, Reason, list[str]]] = {
+    "forbidden": (
+        FORBIDDEN,
+        Reason.FORBIDDEN,
+        [
+            "the identity may not read it. Grant it the role Key Vault Secrets User (where the vault uses access",
+            f'az role assignment create --role "Key Vault Secrets User" --assignee {OBJECT}',
+        ],
+    ),
+    "firewall": (
+        Fault.error(403, "Forbidden", "ForbiddenByFirewall", "Client address is not authorized"),
+        Reason.FIREWALL,
+        ["the vault is closed to this network (ForbiddenByFirewall); add this network to the vault's firewall"],
+    ),
+    "odd": (
+        Fault(418, {"error": {"code": "Teapot"}}),
+        Reason.UNEXPECTED,
+        ["the vault answers with status 418 (Teapot)."],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FAULTS)
+def test_a_vault_that_denies_access_gets_a_hint(vault: Vault, vaults: KeyVaultClient, case: str) -> None:
+    fault, reason, said = FAULTS[case]
+    vault.fail(SECRET, fault)
+    error = failure(vaults, reference(vault))
+    assert (error.reason, error.retryable) == (reason, False)
+    for text in said:
+        assert text in str(error)
+
+
+def principal(vault: Vault, **changes: str) -> AzureIdentity:
+    """An application with its client secret."""
+    who = vault.register(secret="S3cret of the application")
+    fields = {"client_id": who.client_id, "client_secret": "S3cret of the application", "tenant_id": vault.tenant}
+    return AzureIdentity.from_fields(fields | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "said"),
+    [
+        (
+            {"client_secret": "Wr0ng secret"},
+            Reason.LOGIN_REFUSED,
+            "the client secret is wrong; what is wanted is its value, not its id (AADSTS7000215",
+        ),
+        (
+            {"client_id": OBJECT},
+            Reason.LOGIN_REFUSED,
+            "the tenant has no application of that client id; check both ids (AADSTS700016",
+        ),
+        ({"tenant_id": OBJECT}, Reason.WRONG_TENANT, "tenant"),
+    ],
+    ids=["secret", "client", "tenant"],
+)
+def test_a_refused_azure_login_is_explained(
+    vault: Vault, vaults: KeyVaultClient, changes: dict[str, str], reason: Reason, said: str
+) -> None:
+    vault.put("password", VALUE)
+    error = failure(vaults, reference(vault), principal(vault, **changes))
+    assert (error.reason, error.retryable) == (reason, False)
+    assert said in str(error)
+    for secret in ("S3cret", "Wr0ng"):
+        assert secret not in str(error)
+
+
+def test_an_identity_of_another_tenant_is_explained(vault: Vault, vaults: KeyVaultClient) -> None:
+    vault.managed_identities[""] = OBJECT  # a token of that tenant
+    identity = AzureIdentity.from_fields({"credential": "managed_identity"})
+    error = failure(vaults, reference(vault), identity)
+    assert error.reason is Reason.WRONG_TENANT
+    assert "the identity is of another tenant than the vault; use one of the vault's tenant." in str(error)
+
+
+def test_a_machine_without_an_identity_is_explained(vault: Vault, vaults: KeyVaultClient) -> None:
+    identity = AzureIdentity.from_fields({"managed_identity_client_id": OBJECT})
+    error = failure(vaults, reference(vault), identity)
+    assert (error.reason, error.retryable) == (Reason.NO_IDENTITY, True)
+    assert f"this machine has no managed identity {OBJECT}, or its identity service does not answer." in str(error)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"credential": "workload_identity"}, "a pod that has it has AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID"),
+        (
+            {"client_id": "c", "tenant_id": "t", "certificate_data": base64.b64encode(b"no certificate").decode()},
+            "the client certificate cannot be used; wanted is PEM or PKCS#12 (in base64), with its RSA private key",
+        ),
+        (
+            {"client_id": "c", "tenant_id": "t", "certificate_path": "/no/such/file"},
+            "/no/such/file cannot be read: No such file or directory.",
+        ),
+    ],
+)
+def test_an_invalid_identity_is_explained(
+    vault: Vault, vaults: KeyVaultClient, fields: dict[str, object], said: str
+) -> None:
+    error = failure(vaults, reference(vault), AzureIdentity.from_fields(fields))
+    assert error.reason is Reason.BAD_SETTING
+    assert said in str(error)
+
+
+# -- what is wrong with the way there
+
+
+def test_an_unreachable_vault_is_reported(vaults: KeyVaultClient, vault: Vault, clock: Clock) -> None:
+    error = failure(vaults, SecretReference(f"127.0.0.1:{free_port()}", "password"))
+    assert (error.reason, error.retryable) == (Reason.UNREACHABLE, True)
+    assert "127.0.0.1 cannot be reached; check network, firewall and HTTPS_PROXY." in str(error)
+    assert clock.pauses == [1.0, 2.0]
+
+
+def test_a_silent_vault_times_out(vault: Vault) -> None:
+    hasty = KeyVaultClient(timeout=0.5, retry=RetryPolicy.disabled())
+    vault.put("password", VALUE)
+    vault.fail(SECRET, Fault(silent=True))
+    try:
+        assert failure(hasty, reference(vault)).reason is Reason.UNREACHABLE
+    finally:
+        hasty.close()
+
+
+def test_an_invalid_vault_name_is_refused(vaults: KeyVaultClient, vault: Vault) -> None:
+    error = failure(vaults, SecretReference("my-vault.vault.invalid", "password"))
+    assert error.reason is Reason.UNREACHABLE
+    assert "the name my-vault.vault.invalid cannot be resolved; check the vault's name and cloud, and DNS" in str(error)
+
+
+def test_an_untrusted_certificate_is_reported(
+    vault: Vault, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    error = failure(vaults, reference(vault))
+    assert (error.reason, error.retryable) == (Reason.UNTRUSTED, False)
+    assert "is not trusted here; REQUESTS_CA_BUNDLE names the file" in str(error)
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_a_failing_vault_is_retried_and_reported(vault: Vault, vaults: KeyVaultClient, status: int) -> None:
+    fault = Fault.error(status, "InternalServerError")
+    vault.fail(SECRET, fault, fault, fault)
+    error = failure(vaults, reference(vault))
+    assert (error.reason, error.retryable) == (Reason.UNAVAILABLE, True)
+    assert f"the vault fails with status {status}; it may pass." in str(error)
+
+
+def test_a_server_that_is_not_a_vault_is_reported(vault: Vault, vaults: KeyVaultClient) -> None:
+    vault.fail(SECRET, Fault(200, b"<html>a proxy says hello</html>"))
+    error = failure(vaults, reference(vault))
+    assert error.reason is Reason.UNEXPECTED
+    assert "does not answer as a key vault does; check the vault's name or URL." in str(error)
+
+
+# -- what is never shown
+
+
+class Interrupted(BaseException):
+    """What ends a task: a timeout of Airflow's, a kill, Ctrl+C."""
+
+
+def interrupt(*_: object) -> None:
+    """Handles a signal, or stands in for a function."""
+    raise Interrupted
+
+
+@pytest.mark.parametrize("at", [DISCOVERY, CLIENT_SECRET, SECRET, "answer"])
+def test_an_interruption_shows_neither_client_secret_nor_value(
+    vault: Vault, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    vault.put("password", VALUE)
+    thread = threading.main_thread().ident
+    assert thread is not None
+    if at == "answer":
+        monkeypatch.setattr("azure.keyvault.secrets.KeyVaultSecret._from_secret_bundle", interrupt)
+    vault.fail(at, Fault(silent=True))
+    vault.when_asked = lambda credential_type: (
+        signal.pthread_kill(thread, signal.SIGUSR1) if credential_type == at else None
+    )
+    identity = principal(vault)
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            vaults.fetch(reference(vault), identity)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    shown = "\n".join(shown_by(caught.value))
+    assert "KeyVaultClient.fetch, reference: " in shown
+    for secret in (VALUE, "S3cret", quote_plus("S3cret of the application"), *vault.tokens()):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_a_refusal_shows_neither_client_secret_nor_token(vault: Vault, vaults: KeyVaultClient, right: bool) -> None:
+    vault.put("password", VALUE, expires=1.0)
+    identity = principal(vault) if right else principal(vault, client_secret="S3cret of another application")
+    shown = "\n".join(shown_by(failure(vaults, reference(vault), identity)))
+    assert "KeyVaultClient._request_with_retries, identity: " in shown
+    assert bool(vault.tokens()) is right
+    for secret in (VALUE, "S3cret", *vault.tokens()):
+        assert secret not in shown
+
+
+LEAKS: dict[str, Callable[[Vault], object]] = {
+    "success": lambda vault: vault.put("password", VALUE),
+    "forbidden": lambda vault: vault.fail(SECRET, FORBIDDEN),
+    "failing": lambda vault: vault.fail(SECRET, *[Fault.error(500, "Oops", message=VALUE)] * 3),
+    "no JSON": lambda vault: vault.fail(SECRET, Fault(200, VALUE.encode())),
+}
+
+
+@pytest.mark.parametrize("case", LEAKS)
+def test_no_value_token_or_client_secret_is_logged_or_raised(
+    vault: Vault, vaults: KeyVaultClient, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    LEAKS[case](vault)
+    with caplog.at_level(logging.DEBUG):
+        try:
+            shown = repr(vaults.fetch(reference(vault), principal(vault)))
+        except KeyVaultError as error:
+            shown = f"{error} {error!r} {error.__dict__}"
+    text = shown + "\n".join(f"{record.getMessage()} {record.exc_text}" for record in caplog.records)
+    assert vault.tokens()
+    for secret in (VALUE, "S3cret of the application", *vault.tokens()):
+        assert secret not in text

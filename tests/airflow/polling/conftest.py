@@ -1,0 +1,19 @@
+"""Check that no wait leaves a connection or a thread behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_sftp_backend._polling.shared_connection import SharedConnection
+from tests.support.airflow.triggers import waiting_threads
+from tests.support.servers import wait_until
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits_at_the_end() -> Iterator[None]:
+    """Whoever has waited leaves no connection and no thread."""
+    yield
+    assert SharedConnection._instances == {}
+    wait_until(lambda: not waiting_threads(), "threads to end")

@@ -1,0 +1,86 @@
+"""Read files whose server reports hostile sizes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from contextlib import suppress
+
+import pytest
+
+from airflow_sftp_backend import CapabilityNotSupported, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile, _Blocks
+from tests.support.assertions import refused
+from tests.support.servers import BareAttributes, SaysOtherSizes
+
+MakeBackend = Callable[..., SFTPBackend]
+CONTENT = b"0123456789"
+
+
+def opened(make_backend: MakeBackend, server: SaysOtherSizes) -> tuple[SFTPBackend, io.BufferedReader]:
+    folder = server.fresh()
+    (folder.path / "file").write_bytes(CONTENT)
+    backend = make_backend(server, base_path=folder.base_path)
+    file = backend.read("file")
+    assert isinstance(file, io.BufferedReader)
+    return backend, file
+
+
+@pytest.mark.parametrize("said", [2**62 + 1, 2**63 - 1, 2**63, 2**63 + 4, 2**64 - 1])
+@pytest.mark.parametrize("offset", [-5, 0, 5])
+def test_an_impossible_file_size_is_a_public_error(make_backend: MakeBackend, said: int, offset: int) -> None:
+    with SaysOtherSizes(lambda _: said) as server:
+        backend, file = opened(make_backend, server)
+        with file:
+            with refused(SFTPBackendError, backend, "file") as error:
+                file.seek(offset, io.SEEK_END)
+            assert f"{said} bytes" in error.message
+            file.seek(0)
+            assert file.read() == CONTENT  # the file is still of use
+
+
+@pytest.mark.parametrize("said", [2**40, 2**62])
+def test_reading_near_a_huge_end_gives_nothing_or_the_servers_error(make_backend: MakeBackend, said: int) -> None:
+    with SaysOtherSizes(lambda _: said) as server:
+        _, file = opened(make_backend, server)
+        with file:
+            assert file.seek(-5, io.SEEK_END) == said - 5
+            with suppress(SFTPBackendError):  # some file systems refuse such an offset
+                assert file.read() == b""
+            assert file.seek(2**62) == 2**62
+            with suppress(SFTPBackendError):
+                assert file.read(10) == b""
+            file.seek(0)
+            assert file.read() == CONTENT
+
+
+def test_a_negative_position_is_the_value_error_of_the_io_module(make_backend: MakeBackend) -> None:
+    with SaysOtherSizes(lambda _: 0) as server:
+        _, file = opened(make_backend, server)
+        with file:
+            for position in ((-5, io.SEEK_END), (-1, io.SEEK_SET), (-1, io.SEEK_CUR)):
+                with pytest.raises(ValueError, match="negative seek"):
+                    file.seek(*position)
+            with pytest.raises(ValueError, match="whence"):
+                file.seek(0, 99)
+            with pytest.raises((OverflowError, ValueError)):  # as of any file: no offset is that large
+                file.seek(2**64)
+            with pytest.raises(ValueError, match="read length"):
+                file.read(-2)
+            assert file.read() == CONTENT
+
+
+def test_an_unreported_size_is_not_read_as_zero(make_backend: MakeBackend) -> None:
+    with BareAttributes(with_size=False) as server:
+        folder = server.fresh()
+        (folder.path / "file").write_bytes(CONTENT)
+        backend = make_backend(server, base_path=folder.base_path)
+        with backend.read("file") as file:
+            with refused(CapabilityNotSupported, backend, "file"):
+                file.seek(0, io.SEEK_END)
+            assert file.read() == CONTENT
+
+
+@pytest.mark.parametrize("kind", [RemoteFile, _Blocks, AtomicWriter, SFTPBackend])
+def test_a_partly_constructed_object_has_a_repr(kind: type[object]) -> None:
+    assert repr(kind.__new__(kind)).startswith("<")

@@ -1,0 +1,68 @@
+"""Transfers survive key exchanges by either side."""
+
+from __future__ import annotations
+
+import filecmp
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from airflow_sftp_backend import SFTPBackend
+from tests.support.servers import OpenSSHServer
+
+MakeBackend = Callable[..., SFTPBackend]
+MiB = 1 << 20
+
+
+def exchanges(server: OpenSSHServer) -> int:
+    """Key exchanges that sshd has seen to their end."""
+    return server.log.count("SSH2_MSG_NEWKEYS received")
+
+
+def fill(path: Path, size: int) -> Path:
+    """``size`` MiB, no two of them alike."""
+    block = random.Random(size).randbytes(MiB - 8)
+    with path.open("wb") as file:
+        for number in range(size):
+            file.write(number.to_bytes(8, "big"))
+            file.write(block)
+    return path
+
+
+def there_and_back(
+    server: OpenSSHServer, make_backend: MakeBackend, folder: Path, size: int, channels: int
+) -> list[int]:
+    """Key exchanges on the way there and on the way back."""
+    local, here, there = fill(folder / "local", size), folder / "back", server.fresh()
+    backend = make_backend(server, base_path=there.base_path)
+    backend.check_health()
+    before = exchanges(server)
+    backend.upload(local, "remote", channels=channels)
+    between = exchanges(server)
+    assert filecmp.cmp(local, there.path / "remote", shallow=False)
+    backend.download("remote", here)
+    after = exchanges(server)
+    assert filecmp.cmp(local, here, shallow=False)
+    for path in (local, here, there.path / "remote"):
+        path.unlink()
+    assert server.logins() == 1
+    return [between - before, after - between]
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.usefixtures("sshd")
+def test_our_own_key_exchanges_during_large_transfers_lose_no_byte(make_backend: MakeBackend, tmp_path: Path) -> None:
+    with OpenSSHServer({"LogLevel": "DEBUG1"}) as server:
+        assert min(there_and_back(server, make_backend, tmp_path, 1536, 1)) >= 2
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.usefixtures("sshd")
+@pytest.mark.parametrize("channels", [1, 4])
+def test_constant_key_exchanges_by_the_server_lose_no_byte(
+    make_backend: MakeBackend, tmp_path: Path, channels: int
+) -> None:
+    with OpenSSHServer({"LogLevel": "DEBUG1", "RekeyLimit": "4M"}) as server:
+        assert min(there_and_back(server, make_backend, tmp_path, 96, channels)) >= 10

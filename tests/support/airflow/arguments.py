@@ -1,0 +1,28 @@
+"""Select files by name or by pattern in the arguments of operators and sensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_sftp_backend._path_arguments import parse_names, parse_patterns
+from airflow_sftp_backend._polling.conditions import FileCondition, condition_paths
+
+
+class Glob:
+    """Patterns, where a test's helper takes names or these."""
+
+    def __init__(self, *patterns: str) -> None:
+        self.patterns = patterns
+
+
+def selection_argument(wanted: Any, names: str = "source") -> dict[str, Any]:
+    """The argument of an operator or sensor that selects ``wanted``: names, or a `Glob`."""
+    if not isinstance(wanted, Glob):
+        return {names: wanted}
+    return {"pattern": wanted.patterns[0] if len(wanted.patterns) == 1 else list(wanted.patterns)}
+
+
+def condition_for(path: str, **arguments: Any) -> FileCondition:
+    """The condition of a wait for a name or, with an asterisk in it, a pattern."""
+    wanted = parse_patterns(path) if "*" in path else parse_names(path, "path")
+    return FileCondition(**condition_paths(wanted), **arguments)

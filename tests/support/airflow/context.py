@@ -1,0 +1,78 @@
+"""Run operators and sensors with a task context and a state store like Airflow's."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
+
+from airflow.sdk.execution_time.comms import SetAssetStateStoreByName, SetTaskStateStore
+from airflow.sdk.execution_time.context import OutletEventAccessors
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+    from pydantic import BaseModel
+
+
+class State:
+    """The state store of a task instance: every write builds the message that Airflow's SDK sends for it."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def message(self, key: str, value: Any) -> BaseModel:
+        """The SDK's message for a write: it refuses whatever is not plain JSON, a tuple too."""
+        return SetTaskStateStore(ti_id=UUID(int=1), key=key, value=value, expires_at=None)
+
+    def get(self, key: str, default: object = None) -> Any:
+        """The value as Airflow returns it."""
+        return json.loads(self.values[key])["value"] if key in self.values else default
+
+    def set(self, key: str, value: object, **options: object) -> None:
+        """Keeps the value of the message. ValueError for None, as the SDK."""
+        if value is None:
+            raise ValueError("Cannot set value as None")
+        self.values[key] = self.message(key, value).model_dump_json(include={"value"})
+
+
+class AssetState(State):
+    """The state store of an asset."""
+
+    def message(self, key: str, value: Any) -> BaseModel:
+        """The SDK's message for a write."""
+        return SetAssetStateStoreByName(name="inbox", key=key, value=value)
+
+    async def aget(self, key: str) -> Any:
+        """`get`, as the triggerer calls it."""
+        return self.get(key)
+
+    async def aset(self, key: str, value: object) -> None:
+        """`set`, as the triggerer calls it."""
+        self.set(key, value)
+
+
+def context(
+    try_number: int = 1,
+    state: State | None = None,
+    *,
+    cleared: int = 0,
+    run_type: str = "manual",
+    logical_date: datetime | None = None,
+) -> Context:
+    """What a task is run with, as far as operators and sensors look at it; ``cleared`` after as many tries."""
+    started = datetime.now(UTC)
+    instance = SimpleNamespace(
+        dag_id="dag", task_id="task", run_id="run", map_index=-1,
+        try_number=try_number, max_tries=cleared + 3, task=SimpleNamespace(retries=3),
+        get_first_reschedule_date=lambda _: started,
+    )  # fmt: skip
+    run_after = datetime(2026, 1, 31, 23, 30, tzinfo=timezone(timedelta(hours=-1)))
+    run = SimpleNamespace(start_date=None, run_after=run_after, run_type=run_type, logical_date=logical_date)
+    found: dict[str, Any] = {"ti": instance, "dag_run": run, "outlet_events": OutletEventAccessors()}
+    if logical_date is not None:
+        found["logical_date"] = logical_date
+    if state is not None:
+        found["task_state_store"] = state
+    return cast("Context", found)

@@ -1,0 +1,26 @@
+"""Set up an Airflow for one test: its directory, its database and its commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TOP = Path(__file__).parents[3]
+AIRFLOW = [sys.executable, "-m", "airflow"]
+"""Airflow's command, also where its script is on no PATH."""
+
+
+def airflow_home(folder: Path, **settings: str) -> dict[str, str]:
+    """The environment of an Airflow in ``folder`` with an empty database; ``settings`` such as ``AIRFLOW__CORE__…``."""
+    environment = os.environ | {
+        "AIRFLOW_HOME": str(folder),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder}/airflow.db",
+        "PYTHONPATH": str(TOP),
+        **settings,
+    }
+    done = subprocess.run([*AIRFLOW, "db", "migrate"], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return environment

@@ -1,0 +1,59 @@
+"""A program that runs an upload or move and kills itself (SIGKILL): run by test_transfer_records.
+
+Its state store is a file, and it dies at a write of the store or when so many files have their names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from airflow_sftp_backend.operators import SFTPMoveOperator, SFTPUploadOperator
+from tests.support.airflow.context import State, context
+
+
+class FileState(State):
+    """A state store in a file, which outlives the process."""
+
+    def __init__(self, path: Path, kill_at: str = "") -> None:
+        super().__init__()
+        self.path, self.kill_at = path, kill_at
+        self.values = json.loads(path.read_text()) if path.exists() else {}
+
+    def set(self, key: str, value: object, **options: object) -> None:
+        if self.kill_at == "before the record":
+            _die()
+        super().set(key, value, **options)
+        self.path.write_text(json.dumps(self.values))
+        if self.kill_at == "after the record":
+            _die()
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_once_there(folder: Path, count: int) -> None:
+    while len([name for name in os.listdir(folder) if not name.startswith(".")]) < count:
+        time.sleep(0.0005)
+    _die()
+
+
+def main() -> None:
+    """Arguments as JSON: work, source, target, folder, state, kill_at (a moment of the store, or a number of files)."""
+    asked = json.loads(sys.argv[1])
+    if isinstance(asked["kill_at"], int):
+        threading.Thread(target=_die_once_there, args=(Path(asked["folder"]), asked["kill_at"]), daemon=True).start()
+    kind = SFTPUploadOperator if asked["work"] == "upload" else SFTPMoveOperator
+    operator = kind(task_id="task", source=asked["source"], target=asked["target"])
+    state = FileState(Path(asked["state"]), asked["kill_at"] if isinstance(asked["kill_at"], str) else "")
+    operator.execute(context(1, state))
+
+
+if __name__ == "__main__":
+    main()

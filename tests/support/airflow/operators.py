@@ -1,0 +1,54 @@
+"""Make and run the operators, and read their results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from airflow.sdk import BaseOperator
+
+from airflow_sftp_backend.operators import (
+    SFTPDeleteOperator,
+    SFTPDownloadOperator,
+    SFTPMoveOperator,
+    SFTPUploadOperator,
+)
+from tests.support.airflow.arguments import selection_argument
+from tests.support.airflow.context import State, context
+
+
+def file_errors(failed: BaseException) -> tuple[Exception, ...]:
+    """The errors of the files behind a failure that names them all in one text."""
+    assert isinstance(failed.__cause__, ExceptionGroup)
+    return failed.__cause__.exceptions
+
+
+Row = dict[str, Any]
+
+
+def run(operator: BaseOperator, *, try_number: int = 1, state: State | None = None) -> list[Row]:
+    """What the task returns: plain JSON."""
+    rows = operator.execute(context(try_number, state))
+    assert json.loads(json.dumps(rows)) == rows
+    return rows  # type: ignore[no-any-return]  # Airflow leaves it untyped
+
+
+def upload(source: Any, target: str, **arguments: Any) -> SFTPUploadOperator:
+    return SFTPUploadOperator(task_id="up", target=target, **selection_argument(source), **arguments)
+
+
+def download(source: Any, target: Any, **arguments: Any) -> SFTPDownloadOperator:
+    return SFTPDownloadOperator(task_id="down", target=target, **selection_argument(source), **arguments)
+
+
+def move(source: Any, target: str, **arguments: Any) -> SFTPMoveOperator:
+    return SFTPMoveOperator(task_id="mv", target=target, **selection_argument(source), **arguments)
+
+
+def delete(path: Any, **arguments: Any) -> SFTPDeleteOperator:
+    return SFTPDeleteOperator(task_id="rm", **selection_argument(path, "path"), **arguments)
+
+
+def actions(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    return {row["path"]: row["action"] for row in rows}

@@ -1,0 +1,1 @@
+"""The promises of the contract, and the page that says which server keeps them."""

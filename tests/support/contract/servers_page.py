@@ -1,0 +1,181 @@
+"""Writes docs/servers.md from a run of the contract suite: servers in columns, promises in rows.
+
+`make servers` runs it. A cell says what the tests of this run did, and nothing is written by hand but the texts above
+and below the tables.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import asyncssh
+import pytest
+
+from tests.support.contract.promises import PROMISES, promise_of
+from tests.support.servers import REAL_SERVERS, SIMULATED_SERVERS
+from tests.support.servers.openssh_server import sshd_version
+
+OPENSSH, ASYNCSSH = "openssh", "asyncssh_plain"
+REAL = (OPENSSH, *REAL_SERVERS, ASYNCSSH)
+"""Names of the ``server`` fixture that stand for servers people run."""
+SIMULATED = tuple(SIMULATED_SERVERS)
+ALL = (*REAL, *SIMULATED)
+
+
+@dataclass
+class Cell:
+    """Outcomes of the tests of one promise on one server."""
+
+    passed: int = 0
+    failed: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, test: str, report: pytest.TestReport) -> None:
+        """Counts one test."""
+        if report.failed:
+            self.failed.append(test)
+        elif report.passed:
+            self.passed += 1
+        elif (reason := getattr(report, "wasxfail", None)) is not None:
+            self.reasons += [reason] if reason not in self.reasons else []
+
+    def text(self, numbers: Mapping[str, int]) -> str:
+        """The cell as the page shows it; ``numbers`` are those of the reasons."""
+        if self.failed:
+            return "**fails**"
+        notes = " ".join(f"[{numbers[reason]}]" for reason in self.reasons)
+        if self.reasons:
+            return f"in part {notes}" if self.passed else f"no {notes}"
+        return "yes" if self.passed else "not run"
+
+
+class Matrix:
+    """Collects the outcomes of a run, and writes the page when it ends."""
+
+    def __init__(self, page: Path) -> None:
+        self._page = page
+        self._cells: dict[str, dict[str, Cell]] = defaultdict(lambda: defaultdict(Cell))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Takes the outcome of a test, or of its set-up where that did not succeed."""
+        server = dict(report.user_properties).get("server")
+        if server is None or (report.when != "call" and not report.failed):
+            return
+        test = report.nodeid.rpartition("::")[2].partition("[")[0]
+        self._cells[str(server)][promise_of(test)].add(test, report)
+
+    def pytest_sessionfinish(self) -> None:
+        """Writes the page."""
+        self._page.write_text(self.render(datetime.now(UTC)))
+
+    def render(self, now: datetime) -> str:
+        """The page as it is after the tests so far."""
+        return "\n".join(
+            [
+                _HEAD.format(day=f"{now:%Y-%m-%d}", python=platform.python_version()),
+                *_versions(),
+                "",
+                "## What holds on which server",
+                "",
+                *self._tables(REAL),
+                "",
+                _SIMULATED,
+                *self._tables(SIMULATED),
+                "",
+                _NOT_TESTED,
+            ]
+        )
+
+    def _tables(self, servers: Sequence[str]) -> Iterator[str]:
+        """One matrix, and the numbered reasons below it."""
+        columns = [self._cells[server] for server in servers]
+        numbers: dict[str, int] = {}
+        rows = [*PROMISES, *sorted({row for column in columns for row in column} - set(PROMISES))]
+        yield f"| promise | {' | '.join(map(_title, servers))} |"
+        yield "|---" * (len(servers) + 1) + "|"
+        for row in rows:
+            for column in columns:
+                for reason in column[row].reasons:
+                    numbers.setdefault(reason, len(numbers) + 1)
+            yield f"| {row} | {' | '.join(column[row].text(numbers) for column in columns)} |"
+        if numbers:
+            yield ""
+        for reason, number in numbers.items():
+            yield f"* [{number}] {reason}"
+
+
+def _title(server: str) -> str:
+    """What the page calls a server."""
+    if server in REAL_SERVERS:
+        return REAL_SERVERS[server].title
+    return {OPENSSH: "OpenSSH", ASYNCSSH: "asyncssh"}.get(server, server)
+
+
+def _versions() -> Iterator[str]:
+    """The list of servers with their versions."""
+    yield f"* OpenSSH {sshd_version()}"
+    for kind in REAL_SERVERS.values():
+        missing = kind.missing()
+        yield f"* {kind.title} {kind.version() if missing is None else f'(not run: it needs {missing})'}"
+    yield f"* asyncssh {asyncssh.__version__}"
+
+
+_HEAD = """# Which server keeps which promise
+
+This page is written by `make servers`. That starts each server below on loopback, runs the contract suite against it
+(`tests/backend/test_contract_*.py`, through the public methods of `SFTPBackend`), and turns the outcomes into the
+tables. To reproduce it, run `make servers` in a clone: it installs the servers with apt where it runs as root, and
+skips those that are not installed.
+
+* **yes**: every test of this promise passed.
+* **in part** and **no**: the server makes some or all of it impossible. The number leads to the reason. Such a test is
+  run too, and must fail in the way that is declared in `tests/support/contract/unsupported.py`.
+* **not run**: the server was not installed.
+* **fails**: the promise is broken there. The committed page has none of these; `make test` checks that.
+
+Written on {day}, with Python {python} on Linux, against these versions:
+"""
+
+_SIMULATED = """## Simulated: what servers refuse that cannot run here
+
+Each column is asyncssh's server with the refusals that the documents of another server name, and nothing else of it.
+It proves that these refusals do no harm. It does not prove that the package works on that service.
+
+* no-posix-rename: plain rename only, which refuses a taken name.
+* no-extensions: SFTP version 3 without any extension.
+* one-channel: refuses a second channel on a connection.
+* azure-like, after Azure Blob Storage: posix-rename refuses a taken name; no other extension; no symbolic links; no
+  file is opened for reading and writing at once. (The tests make links behind its back: the rows on links say nothing
+  about a service that has none.)
+* aws-like, after AWS Transfer Family: modes and times are refused (SETSTAT, FSETSTAT); a file is written from its start
+  and in order; no extensions.
+"""
+
+_NOT_TESTED = """Two more are simulated in tests of their own, because they refuse what most of the suite needs:
+
+* A mailbox, after IBM Sterling File Gateway: a file is opened once, and neither opened nor described afterwards.
+  `write`, `write_atomic`, `upload` and `download` work there, each file once
+  (`tests/backend/transfers/test_mailbox.py`).
+* A drop box: it takes files, and refuses to describe, list and give back. `write` and `write_atomic` work there
+  (`tests/backend/test_contract_moving_and_deleting.py`).
+
+## Not tested
+
+Nobody has run the package against these servers. If you do, please tell us what `airflow-sftp-backend check` says.
+
+| server | what stands in for it |
+|---|---|
+| Azure Blob Storage (SFTP) | azure-like, above |
+| AWS Transfer Family | aws-like, above |
+| IBM Sterling File Gateway | the mailbox, above |
+| OpenSSH for Windows | nothing: it is treated as an unknown server |
+| SFTPGo, GoAnywhere MFT, MOVEit, Globalscape EFT, Cerberus, CrushFTP, Serv-U, WS_FTP, Bitvise, VShell | nothing |
+
+Of an unknown server nothing is assumed: the package asks before it writes, and looks again afterwards. That takes more
+requests than on OpenSSH.
+"""

@@ -1,0 +1,42 @@
+"""Start one operation, and kill this process (SIGKILL) at one of its messages: run by test_killed_processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+from unittest import mock
+
+import paramiko
+
+from airflow_sftp_backend import RetryPolicy, SFTPBackend
+from tests.support.faults.killed_operations import OPERATIONS
+
+
+def main() -> None:
+    """Arguments as JSON: connection, operation, local (a directory), kill_at (a number of sends), after (or before)."""
+    asked = json.loads(sys.argv[1])
+    sends = 0
+    send = paramiko.Channel.send
+
+    def sent(channel: paramiko.Channel, data: Any) -> int:
+        nonlocal sends
+        sends += 1
+        if sends == asked["kill_at"] and not asked["after"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count = send(channel, data)
+        if sends == asked["kill_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return count
+
+    with (
+        SFTPBackend(**asked["connection"], retry=RetryPolicy.disabled()) as backend,
+        mock.patch.object(paramiko.Channel, "send", sent),
+    ):
+        OPERATIONS[asked["operation"]].act(backend, asked["local"])
+
+
+if __name__ == "__main__":
+    main()

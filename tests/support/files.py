@@ -1,0 +1,40 @@
+"""Write files for a test, and read back everything below a directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.support.servers import Folder
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> Path:
+    """Writes files into a folder, by path below it."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    """All files below a folder, hidden and temporary ones too."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def tree(folder: Path) -> dict[str, bytes | None]:
+    """All below ``folder``, hidden and temporary names too: the content of files, None for folders, links as text."""
+    held: dict[str, bytes | None] = {}
+    for place in sorted(folder.rglob("*")):
+        name = place.relative_to(folder).as_posix()
+        if place.is_symlink():
+            held[name] = os.fsencode(f"-> {place.readlink()}")
+        else:
+            held[name] = None if place.is_dir() else place.read_bytes()
+    return held
+
+
+def write_one_byte_files(folder: Folder, *names: str) -> None:
+    """Files of one byte, with their folders."""
+    for name in names:
+        (folder.path / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder.path / name).write_bytes(b"x")

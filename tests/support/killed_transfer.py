@@ -1,0 +1,34 @@
+"""Upload or download a file, and kill this process (SIGKILL) after so many bytes: run by test_partial_files."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+
+from airflow_sftp_backend import RetryPolicy, SFTPBackend
+
+
+def main() -> None:
+    """Arguments as JSON: connection, work, local, path, key, kill_at (bytes)."""
+    asked = json.loads(sys.argv[1])
+    done = 0
+
+    def progress(gained: int) -> None:
+        nonlocal done
+        done += gained
+        if done >= asked["kill_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with SFTPBackend(**asked["connection"], retry=RetryPolicy.disabled()) as backend:
+        if asked["work"] == "up":
+            backend.upload(
+                asked["local"], asked["path"], channels=asked["channels"], resume_key=asked["key"], progress=progress
+            )
+        else:
+            backend.download(asked["path"], asked["local"], resume_key=asked["key"], progress=progress)
+
+
+if __name__ == "__main__":
+    main()

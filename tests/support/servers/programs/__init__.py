@@ -1,0 +1,1 @@
+"""Servers that run as processes of their own."""

@@ -1,0 +1,74 @@
+"""Open sessions to a test server, and check that nothing stays open."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import paramiko
+import psutil
+
+from airflow_sftp_backend.backend import BackendConfig, RetryPolicy, Secret
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
+from airflow_sftp_backend.backend._ssh.session import Session
+from tests.support.servers import Server, wait_until
+
+
+class Address(Protocol):
+    """Where something listens."""
+
+    host: str
+    port: int
+
+
+def config_of(server: Address, **changes: Any) -> BackendConfig:
+    """How to reach ``server``, with its client key and host keys if it has some; connecting is tried once."""
+    values: dict[str, Any] = {"host": server.host, "port": server.port, "retry": RetryPolicy.disabled()}
+    values |= {"username": "tester", "known_host_keys": "SHA256:" + "A" * 43}
+    if isinstance(server, Server):
+        values |= {"username": server.username, "known_host_keys": server.known_hosts}
+        values |= {} if "password" in changes else {"key_file": str(server.client_key)}
+    if isinstance(changes.get("password"), str):
+        changes["password"] = Secret(changes["password"])
+    return BackendConfig(**(values | changes))
+
+
+@contextmanager
+def session_to(server: Address, *, options: dict[str, Any] | None = None, **changes: Any) -> Iterator[Session]:
+    """A session; closed at the end, when nothing may be left of it. ``options`` go to Session, the rest to its
+    configuration.
+    """
+    config = config_of(server, **changes)
+    session = Session(config, **(options or {}))
+    try:
+        yield session
+    finally:
+        session.close()
+        assert_nothing_left(config.port)
+
+
+def assert_nothing_left(port: int) -> None:
+    """Fails if a socket to that port or a thread of paramiko stays."""
+    wait_until(lambda: not sockets_to(port) and not threads(), f"{sockets_to(port)} and {threads()} to end")
+
+
+def sockets_to(port: int) -> list[Any]:
+    """This process's connections to a port."""
+    found = psutil.Process().net_connections("tcp")
+    return [connection for connection in found if connection.raddr and connection.raddr.port == port]
+
+
+def threads() -> list[threading.Thread]:
+    """Threads that belong to a connection, or to the attempt to make one."""
+    return [found for found in threading.enumerate() if isinstance(found, paramiko.Transport | threading.Timer)]
+
+
+def round_trip(scheduler: SFTPScheduler) -> bool:
+    """A round trip over the wire: True if the login folder is there."""
+    from airflow_sftp_backend.backend._files.operations import check_folder
+    from airflow_sftp_backend.backend._paths import Jail
+
+    scheduler.run(check_folder(Jail("/").root))
+    return True
