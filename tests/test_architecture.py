@@ -20,10 +20,12 @@ SOURCES: Final = sorted(
     for folder in ("airflow_sftp_backend", "tests", "example_dags", "examples", "demo", "benchmarks")
     for path in (TOP / folder).rglob("*.py")
 )
+TESTS: Final = [path for path in SOURCES if TOP / "tests" in path.parents]
 
 MAX_MODULE_LINES: Final = 600
 MAX_FUNCTION_LINES: Final = 60
 MAX_MODULES_IN_PACKAGE: Final = 16
+MAX_TEST_NAME: Final = 70
 NAMES_WITHOUT_SUBJECT: Final = {"util", "common", "constants", "helpers", "misc"}
 HEAVY: Final = {"airflow", "asyncssh", "azure", "cryptography", "paramiko"}
 
@@ -112,6 +114,18 @@ def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
             yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
 
 
+def imported_test_modules(path: Path) -> list[str]:
+    """List the test modules and conftest modules that a module of the tests imports."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = f"tests.{node.module or ''}" if node.level else node.module or ""
+            names += [f"{origin}.{alias.name}" for alias in node.names]
+    return [name for name in names if re.match(r"tests\.(.*\.)?(test_|conftest\b)", name)]
+
+
 def test_secrets_are_revealed_in_few_modules_only() -> None:
     assert violations(lambda node: isinstance(node, ast.Attribute) and node.attr == "reveal", REVEALING) == []
 
@@ -153,6 +167,24 @@ def test_packages_are_small_and_modules_have_a_subject() -> None:
     large = [str(package) for package in packages if len([*package.glob("*[!_].py")]) > MAX_MODULES_IN_PACKAGE]
     assert large == []
     assert [path for path in SOURCES if path.stem.strip("_") in NAMES_WITHOUT_SUBJECT] == []
+
+
+def test_no_test_module_imports_another() -> None:
+    assert {str(path): names for path in TESTS if (names := imported_test_modules(path))} == {}
+
+
+def test_names_of_tests_are_short() -> None:
+    names = [name for path in TESTS for name, _ in function_lengths(path) if name.startswith("test_")]
+    assert len(names) > 1000
+    assert [name for name in names if len(name) > MAX_TEST_NAME] == []
+
+
+def test_tests_and_their_support_are_separate() -> None:
+    support = TOP / "tests" / "support"
+    tests = [path for path in TESTS if path.name.startswith("test_")]
+    others = [path for path in TESTS if path not in tests and path.name not in {"__init__.py", "conftest.py"}]
+    assert [path for path in tests if support in path.parents] == []
+    assert [path for path in others if support not in path.parents] == []
 
 
 @pytest.mark.parametrize(
