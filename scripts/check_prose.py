@@ -20,6 +20,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "airflow_sftp_backend"
 PRIVATE_MODULES_WITH_PUBLIC_METHODS: Final = {
     "backend/_execution/file_transfers.py",
     "backend/_execution/maintenance.py",
+    "backend/_execution/queries.py",
     "operators/_base.py",
 }
 RELATIVE: Final = {"what", "which", "who", "whose", "whom", "whoever", "whatever"}
@@ -57,6 +58,8 @@ def missing_fields(function: ast.FunctionDef | ast.AsyncFunctionDef, docstring: 
     :param function: the callable
     :param docstring: its docstring; for ``__init__``, the docstring of the class
     """
+    if docstring.startswith("See `"):  # the other docstring has the fields
+        return
     arguments = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
     for argument in arguments:
         name = argument.arg

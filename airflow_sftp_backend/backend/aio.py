@@ -1,4 +1,4 @@
-"""The async face of a backend: every call made on one thread of its own, so that `asyncio.gather` is safe."""
+"""The backend for asyncio: makes all calls on one thread, so that `asyncio.gather` is safe."""
 
 from __future__ import annotations
 
@@ -32,26 +32,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _CLEANUP_SECONDS: Final = 1.5
-"""Time for a cancelled call to remove what it has begun."""
+"""Seconds for a cancelled call to remove its temporary file."""
 _CLOSING_SECONDS: Final = 2.0
-"""Time after which `SyncBackendAdapter.close` returns, whatever the server does."""
+"""Seconds after which `SyncBackendAdapter.close` returns, whatever the server does."""
 
 
 class SyncBackendAdapter:
-    """Awaits a backend's calls. It owns the backend, and one thread on which all calls are made in turn.
+    """Make the calls of a backend awaitable. The adapter owns the backend and the thread that makes all calls.
 
-    Each method does and raises what the backend's method of that name does; listings come as lists. The thread sees
-    the context variables of the caller. Use as an async context manager, or await `close`.
+    Each method has the results and errors of the backend's method of the same name; listings are lists. The thread has
+    the context variables of the caller. Use the adapter as an async context manager, or await `close`.
 
-    A call that is cancelled while it waits for its turn is not made. A call that is cancelled while it runs ends as if
-    its process was killed: its connection is cut, nothing appears under a final name unless the rename was already
-    sent, and its temporary file is removed within 1.5 s or, with a ``resume_key``, kept for the next call. The next
-    call connects again. Only a name look-up and the reading of a local file that blocks cannot be interrupted: they
-    go on in the thread, and their call ends after them.
+    A call that is cancelled before its turn is not made. A call that is cancelled while it runs ends as if its process
+    was killed: its connection is closed, and no file appears under its final name unless the rename was sent. Its
+    temporary file is removed within 1.5 s or, with a ``resume_key``, kept for the next call. The next call connects
+    again. A name look-up and a blocking read of a local file cannot be interrupted: the call ends after them.
+
+    :param backend: the backend, which must not be used elsewhere
     """
 
     CAPABILITIES: ClassVar = SFTPBackend.CAPABILITIES
-    """What the backend can do on any server."""
+    """Capabilities of every server."""
 
     def __init__(self, backend: SFTPBackend) -> None:
         self._backend = backend
@@ -74,9 +75,9 @@ class SyncBackendAdapter:
             raise
 
     async def close(self) -> None:
-        """Close the connection and end the thread, within 2 s. A call that still runs ends as a cancelled one.
+        """Close the connection and end the thread, within 2 s. Cancels a call that still runs.
 
-        Idempotent; the adapter cannot be used afterwards.
+        Idempotent. The adapter cannot be used afterwards.
         """
         try:
             closing = asyncio.get_running_loop().run_in_executor(self._thread, self._backend.close)
@@ -84,39 +85,39 @@ class SyncBackendAdapter:
             return
         self._thread.shutdown(wait=False)
         self._turn.cancel()
-        # The closing goes on in the thread where this task is cancelled, or where the thread cannot be interrupted.
+        # If this task is cancelled or the thread cannot be interrupted, the thread closes the connection later.
         await asyncio.wait([closing], timeout=_CLOSING_SECONDS)
 
     @property
     def name(self) -> str:
-        """The kind of backend: ``"sftp"``."""
+        """Return the kind of backend: ``"sftp"``."""
         return self._backend.name
 
     @property
     def address(self) -> str:
-        """The server: ``sftp://host:port``."""
+        """Return the server as ``sftp://host:port``."""
         return self._backend.address
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """What the backend can do."""
+        """Return the capabilities of every server."""
         return self._backend.capabilities
 
     @property
     def connections(self) -> int:
-        """How many connections it has made so far."""
+        """Return the number of connections opened so far."""
         return self._backend.connections
 
     def resolve(self, path: str) -> ResolutionPlan:
-        """Where a key leads; asks nobody, so there is nothing to await."""
+        """See `SFTPBackend.resolve`. Not a coroutine, because it needs no I/O."""
         return self._backend.resolve(path)
 
     def native_path(self, path: str) -> str:
-        """The path of a key on the server."""
+        """See `SFTPBackend.native_path`."""
         return self._backend.native_path(path)
 
     def to_key(self, native_path: str) -> str:
-        """The key of a path on the server."""
+        """See `SFTPBackend.to_key`."""
         return self._backend.to_key(native_path)
 
     async def exists(self, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""SFTPBackend: one short method per promise. Paths are jailed here; below, only jailed paths travel."""
+"""The backend: one short method per promise. Paths are confined to ``base_path`` here, and nowhere below."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from airflow_sftp_backend.backend._execution.file_transfers import FileTransfers
 from airflow_sftp_backend.backend._execution.maintenance import Maintenance
 from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile
 from airflow_sftp_backend.backend._execution.path_resolver import Door, naming
+from airflow_sftp_backend.backend._execution.queries import Queries
 from airflow_sftp_backend.backend._files.pipelining import Content
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
@@ -30,7 +31,7 @@ from airflow_sftp_backend.backend._writes.group_commit import group_of
 from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar, Verify
 
 from ._files import deletion, operations, tree
-from ._paths import Jail, RemotePath
+from ._paths import Jail
 from ._ssh import private_keys
 from ._writes import atomic_write, copy
 from .config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, hidden_arguments
@@ -38,9 +39,6 @@ from .errors import CapabilityNotSupported, SFTPBackendError
 from .models import (
     BeforeRename,
     Capability,
-    FileInfo,
-    FolderEntry,
-    FolderInfo,
     Progress,
     ResolutionPlan,
     WriteResult,
@@ -50,33 +48,40 @@ from .models import (
 if TYPE_CHECKING:
     import paramiko
 
-    from airflow_sftp_backend.backend._protocol.codec import Attributes
 
 T = TypeVar("T")
 
 
-class SFTPBackend(FileTransfers, Maintenance):
-    """Stores files on any SSH/SFTP server, over one connection that opens with the first call.
+class SFTPBackend(Queries, FileTransfers, Maintenance):
+    """Store files on any SSH/SFTP server, over one connection that opens with the first call.
 
-    Keys are relative to ``base_path``. Safe to use from several threads, which take turns; a forked process and a
-    pickled copy get a connection of their own. Use as a context manager, or call `close`.
+    Keys are paths relative to ``base_path``. Several threads can use a backend; their calls run one after the other. A
+    forked process and a pickled copy open connections of their own. Use the backend as a context manager, or call
+    `close`. Every method can raise `BackendUnavailable` (also as `AuthenticationFailed` or `HostKeyRejected`) and
+    `PermissionDenied`.
 
-    ``host`` is a name or address; ``pkey`` a ``paramiko.PKey`` or the text of a private key; ``base_path`` absolute
-    or relative to the login folder; ``known_host_keys`` known_hosts lines or ``SHA256:`` fingerprints,
-    ``host_keys_path`` a known_hosts file; ``timeout`` bounds each step of connecting and ``io_timeout`` silence
-    afterwards, in seconds; ``connect_kwargs`` go to ``paramiko.SSHClient.connect``. ``config`` may hold
-    ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval`` (seconds), ``compress``,
-    ``ciphers``, ``disabled_algorithms``, ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``,
-    ``max_channels``, ``reconnect_timeout`` (seconds for which a transfer that lost its connection tries to connect
-    again, 60 by default), ``max_entries``, ``max_listing_bytes``, ``max_file_bytes``.
-
-    Raises ValueError for a wrong argument; nothing is sent before the first call. Every call may raise
-    BackendUnavailable (with its kinds AuthenticationFailed and HostKeyRejected) and PermissionDenied beside what it
-    names itself.
+    :param host: name or address of the server
+    :param port: port of the SSH server
+    :param username: user to log in as; the user of this process by default
+    :param password: password of the user; also opens an encrypted private key
+    :param pkey: a ``paramiko.PKey``, or the text of a private key
+    :param base_path: directory that all keys are relative to; absolute, or relative to the login directory
+    :param host_key_policy: treatment of unknown host keys, as `HostKeyPolicy` or its value
+    :param known_host_keys: known_hosts lines (sshd(8)) or ``SHA256:`` fingerprints
+    :param host_keys_path: a known_hosts file; ``~/.ssh/known_hosts`` by default
+    :param config: further settings: ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval``,
+        ``reconnect_timeout`` (all in seconds), ``compress``, ``ciphers``, ``disabled_algorithms``,
+        ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_channels``, ``max_entries``,
+        ``max_listing_bytes``, ``max_file_bytes``
+    :param timeout: seconds for each step of connecting
+    :param connect_kwargs: further arguments of ``paramiko.SSHClient.connect``
+    :param retry: policy for connecting; refused logins and host keys are never retried
+    :param io_timeout: seconds that the server may be silent while replies are outstanding; None for no limit
+    :raises ValueError: for a wrong argument; the constructor sends nothing
     """
 
     CAPABILITIES: ClassVar = frozenset(Capability) - {Capability.ATOMIC_MOVE, Capability.USER_METADATA}
-    """Capabilities that every server has."""
+    """Capabilities of every server."""
 
     def __init__(
         self,
@@ -127,8 +132,13 @@ class SFTPBackend(FileTransfers, Maintenance):
 
     @classmethod
     def from_config(cls, config: BackendConfig, *, reconnects: bool = True) -> SFTPBackend:
-        """A backend with everything it is told in one value. With ``reconnects=False`` it connects but once: after the
-        loss of its connection each call raises BackendUnavailable."""
+        """Build a backend from a configuration.
+
+        :param config: the configuration
+        :param reconnects: False to connect only once: after the loss of the connection each call raises
+            `BackendUnavailable`
+        :returns: the backend
+        """
         backend = cls.__new__(cls)
         backend._set_up(config, reconnects=reconnects)
         return backend
@@ -140,7 +150,7 @@ class SFTPBackend(FileTransfers, Maintenance):
         self._landings = Landings(self._session)
 
     def __repr__(self) -> str:
-        config: BackendConfig | None = getattr(self, "config", None)  # none where __init__ has not come to its end
+        config: BackendConfig | None = getattr(self, "config", None)  # absent if __init__ failed
         return f"<SFTPBackend {'not set up' if config is None else f'{config.address} base_path={config.base_path!r}'}>"
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -153,30 +163,35 @@ class SFTPBackend(FileTransfers, Maintenance):
     def __exit__(self, *raised: object) -> None:
         self.close()
 
-    # -- what it is ---------------------------------------------------------------------------------------------------
+    # -- identity ---------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """The kind of backend: ``"sftp"``."""
+        """Return the kind of backend: ``"sftp"``."""
         return "sftp"
 
     @property
     def address(self) -> str:
-        """The server, as errors and logs name it: ``sftp://host:port``."""
+        """Return the server as ``sftp://host:port``."""
         return self.config.address
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Capabilities that every server has: `CAPABILITIES`."""
+        """Return the capabilities of every server, `CAPABILITIES`."""
         return self.CAPABILITIES
 
     @property
     def connections(self) -> int:
-        """How many connections it has made so far."""
+        """Return the number of connections opened so far."""
         return self._session.generation
 
     def resolve(self, path: str) -> ResolutionPlan:
-        """Where a key leads, without asking the server. Raises InvalidPath."""
+        """Return the location of a key. No I/O.
+
+        :param path: the key
+        :returns: the location
+        :raises InvalidPath: if the key leaves ``base_path``
+        """
         place = self._door.at(path)
         details: dict[str, str | int] = {
             "host": self.config.host,
@@ -186,133 +201,54 @@ class SFTPBackend(FileTransfers, Maintenance):
         return ResolutionPlan(self.name, self.name, place.key, place.native, details)
 
     def native_path(self, path: str) -> str:
-        """The path of a key on the server. Raises InvalidPath."""
+        """Return the path of a key on the server. No I/O.
+
+        :param path: the key
+        :returns: the path as it is sent to the server
+        :raises InvalidPath: if the key leaves ``base_path``
+        """
         return self._door.at(path).native
 
     def to_key(self, native_path: str) -> str:
-        """The key of a path on the server; a relative path is a key already, unless base_path is relative too.
+        """Return the key of a path on the server, the inverse of `native_path`. No I/O.
 
-        Raises InvalidPath outside base_path.
+        :param native_path: the path on the server. A relative path is a key already, unless ``base_path`` is relative.
+        :returns: the key
+        :raises InvalidPath: if the path is outside ``base_path``
         """
         with self._door.named():
             return self._door.jail.to_key(native_path)
 
-    # -- looking ------------------------------------------------------------------------------------------------------
-
-    def exists(self, path: str) -> bool:
-        """True for a file or folder; links are followed. One round trip, none for the root."""
-        place = self._door.at(path)
-        return place.is_root or self._look(place) is not None
-
-    def is_file(self, path: str) -> bool:
-        """True for a file or a link to one. One round trip."""
-        place = self._door.at(path)
-        found = None if place.is_root else self._look(place)
-        return found is not None and found.is_file
-
-    def is_folder(self, path: str) -> bool:
-        """True for a folder or a link to one. One round trip, none for the root."""
-        place = self._door.at(path)
-        if place.is_root:
-            return True
-        found = self._look(place)
-        return found is not None and found.is_folder
-
-    def get_file_info(self, path: str) -> FileInfo:
-        """Size and time of a file. One round trip. Raises NotFound, InvalidPath for a folder."""
-        place = self._door.at(path)
-        return self._ask(place, lambda scheduler: restoring(scheduler, place, lambda: operations.info(place)))
-
-    def get_file_info_many(
-        self, paths: Iterable[str], *, return_exceptions: bool = False
-    ) -> list[FileInfo | SFTPBackendError | OSError]:
-        """Each as `get_file_info` gives it, in order, in one round trip. Failures as in `upload_many`."""
-        places, refused = sorted_out(paths, self._door.at)
-        outcomes = tree.file_infos(self._session.call, places) if places else []
-        located = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
-        return gathered(located, "looks", return_exceptions)
-
-    def get_folder_info(self, path: str) -> FolderInfo:
-        """Sums over all files below a folder. Raises NotFound, InvalidPath for a file."""
-        place = self._door.at(path)
-        with self._door.named():
-            return tree.folder_info(self._session.call, place)
-
-    def check_health(self) -> None:
-        """Connects if need be and looks at base_path: one round trip. Raises NotFound, InvalidPath if it is a file."""
-        self._ask(self._door.jail.root, lambda _: operations.check_folder(self._door.jail.root))
-
-    def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> Iterator[FileInfo]:
-        """The files in a folder, level by level with ``recursive``; ``max_depth`` 0 is this folder alone.
-
-        A link to a file is listed as what it points to; links to folders are not entered. Empty where there is no
-        such folder. ``max_depth`` is ignored without ``recursive``.
-        """
-        if recursive and max_depth is not None and max_depth < 0:
-            raise ValueError(f"max_depth must be a number from 0, not {max_depth}")
-        walk = tree.walk(self._session.call, self._door.at(path), max_depth if recursive else 0)
-        return self._door.each(found.info() for found in walk if found.is_file)
-
-    def list_folders(self, path: str) -> Iterator[FolderEntry]:
-        """The folders in a folder, and links to such. Empty where there is no such folder."""
-        found_here = tree.children(self._session.call, self._door.at(path))
-        return self._door.each(
-            FolderEntry(found.place.key, found.place.name) for found in found_here if found.is_folder
-        )
-
-    def iter_children(self, path: str) -> Iterator[FileInfo | FolderEntry]:
-        """Files and folders in a folder. Empty where there is no such folder."""
-        found_here = tree.children(self._session.call, self._door.at(path))
-        return self._door.each(
-            FolderEntry(found.place.key, found.place.name) if found.is_folder else found.info()
-            for found in found_here
-            if found.is_folder or found.is_file
-        )
-
-    def find(self, *patterns: str | FileInfo) -> list[FileInfo]:
-        """Find the files that match any of the patterns.
-
-        :param patterns: globs: ``*``, ``?`` and ``[...]`` within a segment, ``**`` across directories; ``glob.escape``
-            makes a name a pattern of its own. A `FileInfo` means the file of exactly that path.
-        :returns: the files, sorted by path; each directory is listed once, and only if it can hold a match.
-        :raises InvalidPath: for ``..`` in a pattern.
-        """
-        with self._door.named():
-            return tree.find(self._session.call, self._door.jail.root, map(tree.Pattern.of, patterns))
-
-    def find_each(
-        self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool = False
-    ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
-        """What `find` gives for each group of patterns, with one search for all. Failures as in `upload_many`: a folder
-        that is refused fails the groups that must look into it."""
-        with self._door.named():
-            outcomes = tree.find_each(self._session.call, self._door.jail.root, groups)
-        return gathered([self._door.located(outcome) for outcome in outcomes], "searches", return_exceptions)
-
-    def glob(self, pattern: str) -> Iterator[FileInfo]:
-        """As `find`, for one pattern."""
-        return iter(self.find(pattern))
-
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, path: str) -> BinaryIO:
-        """An open file: seekable, buffered, reading ahead. Close it. Raises NotFound, InvalidPath for a folder."""
+        """Open a file for reading: seekable, buffered, with read-ahead. The caller must close the file.
+
+        :param path: the key of the file
+        :returns: the open file. Reading raises an error, never a short read, if the connection is lost.
+        :raises NotFound: if the file does not exist
+        :raises InvalidPath: if the key is a directory
+        """
         return RemoteFile(self._session, self._door.at(path))
 
     def read_seekable(self, path: str) -> BinaryIO:
-        """Open a file for reading at any position: `read` under the name that asks for it.
+        """Open a file for reading at any position. The same as `read`.
 
         :param path: the key of the file
-        :returns: the open file: seekable, buffered, reading ahead; the caller closes it
-        :raises NotFound: if nothing has the name
-        :raises InvalidPath: for a folder
+        :returns: the open file
+        :raises NotFound: if the file does not exist
+        :raises InvalidPath: if the key is a directory
         """
         return self.read(path)
 
     def read_bytes(self, path: str) -> bytes:
-        """The whole content: two round trips for a small file.
+        """Read a whole file. Two round trips for a small file.
 
-        Raises NotFound, InvalidPath for a folder, TransferCorrupted.
+        :param path: the key of the file
+        :returns: the content
+        :raises NotFound: if the file does not exist
+        :raises InvalidPath: if the key is a directory
+        :raises TransferCorrupted: if the size differs from the reported size
         """
         place = self._door.at(path)
 
@@ -329,14 +265,20 @@ class SFTPBackend(FileTransfers, Maintenance):
     def write(
         self, path: str, content: object, overwrite: bool = False, metadata: Mapping[str, str] | None = None
     ) -> WriteResult:
-        """Writes ``content``, bytes-like or with ``.read``, straight to its name; parents are made.
+        """Write a file under its own name and create its parents. Two round trips for a small file.
 
-        Two round trips for a small one.
+        Other clients can see partial content; `write_atomic` prevents this. Without ``overwrite`` the file is created
+        exclusively (SSH_FXF_EXCL). On a server that is not known to honour this flag, the name is examined first, and
+        two writers can race.
 
-        Who looks meanwhile sees a part of it: `write_atomic` has no such moment. Without ``overwrite`` the file is
-        created exclusively; a server that is not known to honour this is asked first whether the name is taken, and
-        two writers can then race. Raises AlreadyExists, InvalidPath for a folder or a file in the way, TypeError for
-        other content.
+        :param path: the key of the file
+        :param content: a bytes-like object, or an object with ``read``
+        :param overwrite: replace an existing file
+        :param metadata: must be empty, because SFTP has no user metadata
+        :returns: key, size and time of the file
+        :raises AlreadyExists: if the name is taken
+        :raises InvalidPath: if the key is a directory, or a parent is a file
+        :raises TypeError: for any other content
         """
         place, taken = self._door.target(path), self._content(path, content, metadata)
         now = self._session.call(
@@ -356,13 +298,24 @@ class SFTPBackend(FileTransfers, Maintenance):
         create_parents: bool = True,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
-        """Writes ``content`` so that the name holds all of it or what it held before.
+        """Write a file through a temporary file: the name has either the old content or all of the new content.
 
-        Three round trips for a small one.
+        Three round trips for a small file.
 
-        ``verify`` proves it before it gets its name: ``"size"``, ``"sha256"`` (read back), or ``"none"`` for servers
-        that refuse to look at what was sent. ``before_rename`` is called before that name is given. Raises
-        AlreadyExists, InvalidPath for a folder or a file in the way, TransferCorrupted, TypeError for other content.
+        :param path: the key of the file
+        :param content: a bytes-like object, or an object with ``read``
+        :param overwrite: replace an existing file
+        :param metadata: must be empty, because SFTP has no user metadata
+        :param verify: comparison before the rename: ``"size"``, ``"sha256"`` (reads the content back), or ``"none"``
+            for servers that refuse to describe the file
+        :param progress: receives the bytes gained
+        :param create_parents: create missing parent directories
+        :param before_rename: called when the temporary file is complete
+        :returns: key, size, digest and time of the file
+        :raises AlreadyExists: if the name is taken
+        :raises InvalidPath: if the key is a directory, or a parent is a file
+        :raises TransferCorrupted: if the comparison fails
+        :raises TypeError: for any other content
         """
         check_verify(verify)
         taken = self._content(path, content, metadata, hashed=verify == "sha256")
@@ -379,10 +332,15 @@ class SFTPBackend(FileTransfers, Maintenance):
 
     @contextmanager
     def open_atomic(self, path: str, overwrite: bool = False) -> Iterator[BinaryIO]:
-        """A file to write to, as a context manager: what was written gets its name at the end of the block, and is
-        gone if the block raises.
+        """Open a file for atomic writing, as a context manager.
 
-        Raises AlreadyExists, InvalidPath for a folder or a file in the way.
+        The file appears under its name at the end of the block. If the block raises, the content is removed.
+
+        :param path: the key of the file
+        :param overwrite: replace an existing file
+        :returns: the open file
+        :raises AlreadyExists: if the name is taken
+        :raises InvalidPath: if the key is a directory, or a parent is a file
         """
         landing = self._door.landing(path, overwrite, "size")
         writer = AtomicWriter(self._session, landing)
@@ -405,11 +363,17 @@ class SFTPBackend(FileTransfers, Maintenance):
     # -- changing -----------------------------------------------------------------------------------------------------
 
     def move(self, src: str, dst: str, overwrite: bool = False) -> None:
-        """Moves a file, or a link as a link; parents of ``dst`` are made. Two round trips.
+        """Move a file, or a link itself, and create the parents of ``dst``. Two round trips.
 
-        One rename where the server allows it; between two file systems a copy and a delete. With ``overwrite=False``
-        on a server whose plain rename replaces (OpenSSH's does not), two writers can race. Raises NotFound,
-        AlreadyExists, InvalidPath for folders.
+        The move is a rename; between two file systems it is a copy and a delete. With ``overwrite=False`` on a server
+        whose plain rename replaces files (OpenSSH's does not), two writers can race.
+
+        :param src: the key of the file
+        :param dst: the new key; the same key changes nothing
+        :param overwrite: replace an existing file
+        :raises NotFound: if the file does not exist
+        :raises AlreadyExists: if the new name is taken
+        :raises InvalidPath: if a key is a directory
         """
         source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
         or_raise(self._exchange([(landing, partial(copy.move, source=source, landing=landing))])[0])
@@ -417,9 +381,14 @@ class SFTPBackend(FileTransfers, Maintenance):
     def move_many(
         self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool = False
     ) -> list[SFTPBackendError | OSError | None]:
-        """Moves many files side by side, each as `move` does; None for each pair (from, to) that was, in order.
+        """Move several files concurrently, each as `move` does. Tries all of them.
 
-        Failures as in `upload_many`. ValueError, before anything is sent, if two pairs have a key in common.
+        :param pairs: source and target key of each file
+        :param overwrite: replace existing files
+        :param return_exceptions: put failures into the result instead of raising them
+        :returns: None for each moved file, in order
+        :raises ExceptionGroup: of all failures
+        :raises ValueError: if two pairs share a key; nothing is moved
         """
         door = self._door
         moves, refused = sorted_out(
@@ -433,9 +402,14 @@ class SFTPBackend(FileTransfers, Maintenance):
         return gathered(put_back(outcomes, refused), "moves", return_exceptions)
 
     def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
-        """Copies a file on the server where it can, else through this machine; ``dst`` appears only when it is whole.
+        """Copy a file atomically: on the server (copy-data, OpenSSH PROTOCOL), else through this machine.
 
-        A copy onto itself changes nothing. Raises NotFound, AlreadyExists, InvalidPath for folders.
+        :param src: the key of the file
+        :param dst: the key of the copy; the same key changes nothing
+        :param overwrite: replace an existing file
+        :raises NotFound: if the file does not exist
+        :raises AlreadyExists: if the name of the copy is taken
+        :raises InvalidPath: if a key is a directory
         """
         source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
         so_far = SoFar()
@@ -443,7 +417,13 @@ class SFTPBackend(FileTransfers, Maintenance):
         or_raise(self._land([Job(landing, partial(without_result, work), so_far=so_far)])[0])
 
     def delete(self, path: str, missing_ok: bool = False) -> None:
-        """Removes a file, or a link and not its target. One round trip. Raises NotFound, InvalidPath for a folder."""
+        """Remove a file, or a link itself. One round trip.
+
+        :param path: the key of the file
+        :param missing_ok: accept a missing file
+        :raises NotFound: if the file does not exist
+        :raises InvalidPath: if the key is a directory
+        """
         place = self._door.changed(path)
         self._session.call(
             lambda scheduler: scheduler.run(naming(place, delete(scheduler, place, missing_ok=missing_ok)))
@@ -452,9 +432,13 @@ class SFTPBackend(FileTransfers, Maintenance):
     def delete_many(
         self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
     ) -> list[SFTPBackendError | OSError | None]:
-        """Removes many files side by side, each as `delete` does; None for each that was, in order.
+        """Remove several files concurrently, each as `delete` does. Tries all of them.
 
-        Failures as in `upload_many`.
+        :param paths: the keys of the files
+        :param missing_ok: accept missing files
+        :param return_exceptions: put failures into the result instead of raising them
+        :returns: None for each removed file, in order
+        :raises ExceptionGroup: of all failures
         """
         places, refused = sorted_out(paths, self._door.changed)
 
@@ -468,9 +452,14 @@ class SFTPBackend(FileTransfers, Maintenance):
         return gathered(outcomes, "deletions", return_exceptions)
 
     def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
-        """Removes an empty folder, with ``recursive`` all it holds first; links are removed, never entered.
+        """Remove a directory. Links in the directory are removed, never entered.
 
-        Raises NotFound, DirectoryNotEmpty, InvalidPath for a file.
+        :param path: the key of the directory
+        :param recursive: remove the contents first; otherwise the directory must be empty
+        :param missing_ok: accept a missing directory
+        :raises NotFound: if the directory does not exist
+        :raises DirectoryNotEmpty: if the directory has entries
+        :raises InvalidPath: if the key is a file
         """
         place = self._door.changed(path)
         if recursive:
@@ -484,12 +473,13 @@ class SFTPBackend(FileTransfers, Maintenance):
     # -- the connection -----------------------------------------------------------------------------------------------
 
     def unwrap(self, kind: type[T]) -> T:
-        """The open ``paramiko.SSHClient`` or ``paramiko.SFTPClient`` of this backend's connection, which stays its
-        owner.
+        """Return the open paramiko client of the connection. The backend remains its owner.
 
-        Raises CapabilityNotSupported for another type.
+        :param kind: ``paramiko.SSHClient`` or ``paramiko.SFTPClient``
+        :returns: the client
+        :raises CapabilityNotSupported: for any other type
         """
-        import paramiko  # its two types are all that is needed of it here
+        import paramiko  # a late import, because most callers do not need the types
 
         found: object
         if kind is paramiko.SSHClient:
@@ -498,21 +488,25 @@ class SFTPBackend(FileTransfers, Maintenance):
             found = self._session.sftp_client()
         else:
             raise CapabilityNotSupported(
-                f"a backend is a paramiko.SSHClient or paramiko.SFTPClient inside, no {kind!r}", server=self.address
+                f"cannot unwrap {kind!r}: pass paramiko.SSHClient or paramiko.SFTPClient", server=self.address
             )
         return cast(T, found)
 
     def abort_within(self, seconds: float) -> None:
-        """Gives the call under way, its tidying up and all later calls that many seconds together. Takes no lock: fit
-        for a signal handler, which then raises what is to end the call."""
+        """Abort the connection after a grace period for the current call, its clean-up and all later calls.
+
+        Takes no lock, so that a signal handler can call it and then raise the exception that ends the call.
+
+        :param seconds: the grace period
+        """
         self._session.abort_within(seconds)
 
     def close(self) -> None:
-        """Closes the connection; the next call opens one again."""
+        """Close the connection. The next call opens a new one."""
         self._landings.forget()
         self._session.close()
 
-    # -- behind the door ----------------------------------------------------------------------------------------------
+    # -- internals ----------------------------------------------------------------------------------------------
 
     def _content(
         self, path: str, content: object, metadata: Mapping[str, str] | None, *, hashed: bool = False
@@ -521,12 +515,6 @@ class SFTPBackend(FileTransfers, Maintenance):
             message = "SFTP servers keep no user metadata; leave metadata out"
             raise CapabilityNotSupported(message, path=path, server=self.address)
         return Content(content, hashed=hashed)
-
-    def _look(self, place: RemotePath) -> Attributes | None:
-        return self._ask(place, lambda _: operations.look(place))
-
-    def _ask(self, place: RemotePath, operation: Callable[[SFTPScheduler], Operation[T]]) -> T:
-        return self._session.call(lambda scheduler: scheduler.run(naming(place, operation(scheduler))), idempotent=True)
 
     def _exchange(
         self,

@@ -1,4 +1,4 @@
-"""Uploads and downloads of the backend: whole files between this machine and the server."""
+"""Uploads and downloads: files between this machine and the server."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class FileTransfers:
-    """The methods of `SFTPBackend` that send and fetch files."""
+    """Methods of `SFTPBackend` that upload and download files."""
 
     _door: Door
     _session: Session
@@ -46,13 +46,25 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
     ) -> WriteResult:
-        """Fetches a file; ``local`` appears only when it is whole, with its own mode, or as the umask says.
+        """Download a file. ``local`` appears only when it is complete and verified.
 
-        Goes on after a lost connection and, with a ``resume_key``, in the next call, as `upload` does. The result has
-        the SHA-256 of what came with ``verify="sha256"``, which compares it with what the disk holds, or ``digest``.
+        A replaced file keeps its mode, a new file gets ``0666 & ~umask``. A lost connection is reopened and the
+        download resumes.
 
-        Raises NotFound, InvalidPath for a folder, AlreadyExists if ``local`` exists, TransferCorrupted if the file
-        changes meanwhile, OSError for what this machine refuses and for a target that is no regular file.
+        :param path: the key of the file
+        :param local: the local path
+        :param overwrite: replace an existing local file
+        :param verify: comparison before the rename: ``"size"``, ``"sha256"`` (reads the local file back), or
+            ``"none"``, which reads to the end of the file whatever size the server reports
+        :param progress: receives the bytes gained
+        :param resume_key: name of the writer; an interrupted download stays, and the next call with this key resumes it
+        :param digest: compute the SHA-256 of the received bytes
+        :returns: key, size, digest and time of the file
+        :raises NotFound: if the file does not exist
+        :raises InvalidPath: if the key is a directory
+        :raises AlreadyExists: if ``local`` exists
+        :raises TransferCorrupted: if the file changes during the download, or the comparison fails
+        :raises OSError: for local failures, and if ``local`` is not a regular file
         """
         (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest)
         return or_raise(outcome)
@@ -69,11 +81,19 @@ class FileTransfers:
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
-        """Fetches many files side by side, each as `download` does; one result per pair (key, local path), in order.
+        """Download several files concurrently, each as `download` does. Tries all of them.
 
-        All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
-        places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
-        ``before_rename`` is called with complete files before they get their names, once for many.
+        :param pairs: key and local path of each file
+        :param overwrite: replace existing local files
+        :param verify: as for `download`
+        :param progress: receives the bytes gained
+        :param resume_key: as for `download`
+        :param digest: compute the SHA-256 of each file
+        :param return_exceptions: put failures into the result instead of raising them
+        :param before_rename: called with complete files before they are renamed, once for several files
+        :returns: one result for each pair, in order
+        :raises ExceptionGroup: of all failures
+        :raises ValueError: if two pairs have the same target; nothing is downloaded
         """
         outcomes = self._download(list(pairs), overwrite, verify, progress, resume_key, digest, group_of(before_rename))
         return gathered(outcomes, "downloads", return_exceptions)
@@ -124,13 +144,25 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
     ) -> WriteResult:
-        """Sends a local file, as `write_atomic` does, over ``channels`` channels of the connection, or as many as pay.
+        """Upload a file. The key appears only when the file is complete and verified.
 
-        A lost connection is made anew and the upload goes on. With a ``resume_key``, which names the writer, what was
-        sent (from some 32 MiB on) outlives even an interruption, and the next call with that key goes on with it. The
-        result has the SHA-256 of what was sent with ``verify="sha256"``, which reads it back, or with ``digest``.
+        A lost connection is reopened and the upload resumes.
 
-        OSError for what this machine refuses or is no regular file; TransferCorrupted if ``local`` changes meanwhile.
+        :param local: the local path of a regular file, or of a link to one
+        :param path: the key of the file
+        :param overwrite: replace an existing file
+        :param verify: comparison before the rename, as for `SFTPBackend.write_atomic`
+        :param progress: receives the bytes gained
+        :param create_parents: create missing parent directories
+        :param channels: number of channels of the connection to use; by default as many as the round trip requires
+        :param resume_key: name of the writer; an interrupted upload of 32 MiB or more stays, and the next call with
+            this key resumes it
+        :param digest: compute the SHA-256 of the sent bytes
+        :returns: key, size, digest and time of the file
+        :raises AlreadyExists: if the name is taken
+        :raises InvalidPath: if the key is a directory, or a parent is a file
+        :raises TransferCorrupted: if ``local`` changes during the upload, or the comparison fails
+        :raises OSError: for local failures, and if ``local`` is not a regular file
         """
         (outcome,) = self.upload_many(
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
@@ -152,12 +184,22 @@ class FileTransfers:
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
-        """Sends many files side by side, each as `upload` does; one result per pair (local path, key), in order.
+        """Upload several files concurrently, each as `upload` does. Tries all of them.
 
-        All are tried. If any fails, an ExceptionGroup of the failures is raised at the end, or they stand in their
-        places with ``return_exceptions``. ValueError, before anything is sent, if two pairs have one target.
-        ``before_rename`` is called with complete files before they get their names, once for many; what it raises ends
-        the call.
+        :param pairs: local path and key of each file
+        :param overwrite: replace existing files
+        :param verify: as for `upload`
+        :param progress: receives the bytes gained
+        :param create_parents: create missing parent directories
+        :param channels: as for `upload`
+        :param resume_key: as for `upload`
+        :param digest: compute the SHA-256 of each file
+        :param return_exceptions: put failures into the result instead of raising them
+        :param before_rename: called with complete files before they are renamed, once for several files; an exception
+            ends the call
+        :returns: one result for each pair, in order
+        :raises ExceptionGroup: of all failures
+        :raises ValueError: if two pairs have the same target; nothing is uploaded
         """
         check_verify(verify)
         commits = group_of(before_rename)
@@ -179,9 +221,10 @@ class FileTransfers:
     ) -> list[bool | SFTPBackendError | OSError]:
         """Compare local files with files on the server by their sizes and by samples of up to 2 MiB each.
 
-        :param pairs: local path and key of each comparison.
-        :param return_exceptions: put failures in their places, in place of raising an ExceptionGroup.
-        :returns: for each pair, in order, True if no difference was found; a file of up to 2 MiB is compared whole.
+        :param pairs: local path and key of each comparison
+        :param return_exceptions: put failures into the result instead of raising them
+        :returns: for each pair, in order, True if no difference was found. A file of up to 2 MiB is compared whole.
+        :raises ExceptionGroup: of all failures
         """
         comparisons, refused = sorted_out(pairs, lambda pair: (self._door.at(pair[1]), pair[0]))
         outcomes = (
@@ -200,6 +243,10 @@ class FileTransfers:
 
 
 def check_verify(verify: str) -> None:
-    """Raise ValueError unless ``verify`` is one of the ways to prove a transfer."""
+    """Check the name of a comparison.
+
+    :param verify: the name
+    :raises ValueError: unless the name is ``"size"``, ``"sha256"`` or ``"none"``
+    """
     if verify not in ("size", "sha256", "none"):
         raise ValueError(f"verify is 'size', 'sha256' or 'none', not {verify!r}")

@@ -1,4 +1,4 @@
-"""Maintenance methods of the backend: the server's clock, and partial files that nobody came back for."""
+"""Maintenance: the server's clock, and removal of abandoned temporary files."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from .path_resolver import Door
 
 
 class Maintenance:
-    """The methods of `SFTPBackend` that look after what interrupted work left behind."""
+    """Methods of `SFTPBackend` that remove the remains of interrupted transfers."""
 
     _door: Door
     _session: Session
 
     def clean_partials(self, path: str, older_than: timedelta, *, dry_run: bool = False) -> list[PartialFile]:
-        """Remove temporary files that nobody came back for, in a directory and below it.
+        """Remove abandoned temporary files in a directory and below.
 
-        Only files whose names prove that this package made them. Links are not followed. A backup whose file is missing
-        holds the only copy of its content: it gets the file's name back. The age is measured by the server's clock,
-        which is read by making an empty temporary file in the directory, in a dry run too.
+        Only files whose names prove that this package created them are removed. Links are not followed. A backup whose
+        file is missing holds the only copy of its content, so it gets the file's name back. The age is measured by the
+        server's clock. To read the clock, an empty temporary file is created in the directory, in a dry run too.
 
-        :param path: the directory.
-        :param older_than: how long nobody may have written to a file; at least one hour, as nothing on a server shows
-            whether its writer lives.
-        :param dry_run: remove and restore nothing.
-        :returns: what was found, with what was done.
-        :raises ValueError: for an age below one hour.
-        :raises SFTPBackendError: NotFound; InvalidPath for a file or a link; CapabilityNotSupported if the server does
-            not tell the times of files.
+        :param path: the key of the directory
+        :param older_than: minimum time since the last write; at least one hour, because a server does not show whether
+            a writer lives
+        :param dry_run: remove and restore nothing
+        :returns: the files and the action for each
+        :raises ValueError: if ``older_than`` is less than one hour
+        :raises NotFound: if the directory does not exist
+        :raises InvalidPath: if the key is a file or a link
+        :raises CapabilityNotSupported: if the server reports no times of files
         """
         check_age(older_than)
         place = self._door.at(path)
@@ -40,11 +41,11 @@ class Maintenance:
             return clean_server(self._session.call, place, older_than, dry_run=dry_run)
 
     def server_time(self, path: str) -> datetime | None:
-        """Read the server's clock by making an empty temporary file and removing it.
+        """Read the server's clock. Creates an empty temporary file and removes it.
 
-        :param path: an existing directory to make the file in.
-        :returns: UTC, in whole seconds, rounded down; None if the server does not tell the times of files.
-        :raises SFTPBackendError: if the file cannot be made.
+        :param path: the key of an existing directory for the file
+        :returns: UTC in whole seconds, rounded down; None if the server reports no times of files
+        :raises SFTPBackendError: if the file cannot be created
         """
         place = self._door.at(path)
         with self._door.named():
