@@ -26,7 +26,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler, requ
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH
 from airflow_sftp_backend.backend.errors import StatusCode
 from tests.support.memory_server import MemoryServer
-from tests.support.scripted_channel import Packet, ScriptedChannel, packet_reply, pluralize_files, status
+from tests.support.scripted_channel import Packet, ScriptedChannel, encode_string, packet_reply, status
 from tests.support.servers import AsyncsshServer, Files, Folder, Server
 
 T = TypeVar("T")
@@ -51,7 +51,7 @@ class HostileDirectories:
         if packet.kind == PacketType.OPENDIR:
             handle = struct.pack(">I", len(self._open))
             self._open[handle] = self._batches()
-            return packet_reply(packet, PacketType.HANDLE, pluralize_files(handle))
+            return packet_reply(packet, PacketType.HANDLE, encode_string(handle))
         if packet.kind == PacketType.READDIR:
             batch = next(self._open[bytes(packet.cursor.view())], None)
             return (
@@ -63,7 +63,7 @@ class HostileDirectories:
 
 
 def names(batch: Batch) -> bytes:
-    entries = (pluralize_files(name) + pluralize_files(b"") + Attributes(0, mode=mode).encode() for name, mode in batch)
+    entries = (encode_string(name) + encode_string(b"") + Attributes(0, mode=mode).encode() for name, mode in batch)
     return struct.pack(">I", len(batch)) + b"".join(entries)
 
 
@@ -214,7 +214,7 @@ def test_a_listing_of_exactly_max_entries_is_complete() -> None:
 def test_an_entry_count_larger_than_the_packet_is_refused() -> None:
     def answer(packet: Packet) -> bytes:
         if packet.kind == PacketType.OPENDIR:
-            return packet_reply(packet, PacketType.HANDLE, pluralize_files(b"h"))
+            return packet_reply(packet, PacketType.HANDLE, encode_string(b"h"))
         return packet_reply(packet, PacketType.NAME, struct.pack(">I", 0xFFFFFFFF))
 
     scheduler = SFTPScheduler(ScriptedChannel(answer), io_timeout=7)

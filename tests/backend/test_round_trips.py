@@ -12,7 +12,7 @@ import pytest
 
 from airflow_sftp_backend import NotFound, SFTPBackend
 from airflow_sftp_backend.backend._protocol.messages import OpenDir
-from tests.support.round_trips import pluralize_files
+from tests.support.round_trips import count_round_trips
 from tests.support.servers import AsyncsshServer, Folder, OpenSSHServer, WithoutExtensions
 
 Call = Callable[[], object]
@@ -36,7 +36,7 @@ def trips(backend: SFTPBackend, monkeypatch: pytest.MonkeyPatch) -> Callable[[Ca
     backend.check_health()
 
     def count(call: Call) -> int:
-        with pluralize_files(monkeypatch) as depth:
+        with count_round_trips(monkeypatch) as depth:
             call()
         return depth.deepest
 
@@ -88,7 +88,7 @@ def test_a_small_file_after_a_small_one_takes_one_read(
         (tmp_path / name).write_bytes(os.urandom(size))
     backend = make_backend(openssh, base_path=str(tmp_path))
     backend.read_bytes("first")
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         backend.read_bytes("small")
     assert [type(request).__name__ for request in depth.requests] == ["Open", "FStat", "Read", "Close"]
     for name in sizes:
@@ -148,16 +148,16 @@ def test_a_parent_is_created_on_failure_without_a_query(
     backend: SFTPBackend, folder: Folder, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     backend.write("there/file", b"x")
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         backend.write("there/other", b"x", overwrite=True)
     sent = [type(request).__name__ for request in depth.requests]
     assert sent == ["Open", "Write", "FStat", "Close"]  # the time is asked for on the open handle
     assert depth.deepest == 2
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         backend.write("a/b/c/d/e/file", b"x")
     assert depth.deepest == (4 if is_known else 5)  # (look,) open, all folders, open, write
     (folder.path / "file").touch()
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         backend.move("file", "f/g/h/file")
     assert depth.deepest <= 5
 
@@ -205,7 +205,7 @@ def test_find_over_many_patterns_in_one_folder_lists_it_once(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(folder.path, [f"in/{number}.csv" for number in range(20)])
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         found = backend.find(*(f"in/*{number}.csv" for number in range(20)), "in/3.csv", "in/missing.csv")
     assert len(found) == 20
     assert Counter(type(request).__name__ for request in depth.requests)["OpenDir"] == 1
@@ -215,7 +215,7 @@ def test_find_of_plain_paths_queries_all_together_without_a_listing(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(folder.path, ["a/b/1", "a/2", "3"])
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         found = backend.find("a/b/1", "3", "missing", "a/c/missing")
     assert [file.path for file in found] == ["3", "a/b/1"]
     assert {type(request).__name__ for request in depth.requests} == {"Stat"}
@@ -225,7 +225,7 @@ def test_find_lists_only_folders_that_can_match(
     backend: SFTPBackend, folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow(folder.path, ["in/2026/a.csv", "in/2025/b.csv", "out/2026/c.csv", "in/2026/deep/d.csv"])
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         found = backend.find("in/*6/*.csv")
     assert [file.path for file in found] == ["in/2026/a.csv"]
     listed = [request.path for request in depth.requests if isinstance(request, OpenDir)]
@@ -261,6 +261,6 @@ def test_the_request_for_limits_costs_no_round_trip(
     folder = openssh.fresh()
     (folder.path / "file").write_bytes(b"content")
     backend = make_backend(openssh, base_path=folder.base_path)
-    with pluralize_files(monkeypatch) as depth:
+    with count_round_trips(monkeypatch) as depth:
         assert backend.read_bytes("file") == b"content"
     assert depth.deepest == 2

@@ -51,7 +51,7 @@ class Depth:
 
 
 @contextmanager
-def pluralize_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[Depth]:
+def count_round_trips(monkeypatch: pytest.MonkeyPatch) -> Iterator[Depth]:
     """Measures all that wires run inside the block."""
     depth = Depth()
     run, run_many = SFTPScheduler.run, SFTPScheduler.run_many

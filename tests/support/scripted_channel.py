@@ -36,7 +36,7 @@ def framed(kind: int, body: bytes) -> bytes:
     return struct.pack(">IB", len(body) + 1, kind) + body
 
 
-def pluralize_files(data: bytes) -> bytes:
+def encode_string(data: bytes) -> bytes:
     """A string of the protocol: its length, then it."""
     return struct.pack(">I", len(data)) + data
 
@@ -44,7 +44,7 @@ def pluralize_files(data: bytes) -> bytes:
 def status(packet: Packet, code: int = StatusCode.OK, text: str = "") -> bytes:
     """A STATUS in reply to ``packet``."""
     return packet_reply(
-        packet, PacketType.STATUS, struct.pack(">I", code) + pluralize_files(text.encode()) + pluralize_files(b"en")
+        packet, PacketType.STATUS, struct.pack(">I", code) + encode_string(text.encode()) + encode_string(b"en")
     )
 
 
@@ -56,7 +56,7 @@ def packet_reply(packet: Packet, kind: int, body: bytes) -> bytes:
 def version(extensions: Mapping[str, str] | None = None, number: int = 3) -> bytes:
     """The packet a server begins with."""
     pairs = b"".join(
-        pluralize_files(name.encode()) + pluralize_files(data.encode()) for name, data in (extensions or {}).items()
+        encode_string(name.encode()) + encode_string(data.encode()) for name, data in (extensions or {}).items()
     )
     return framed(PacketType.VERSION, struct.pack(">I", number) + pairs)
 
@@ -192,7 +192,7 @@ class ScriptedFile:
             data = bytes(self.content[offset : offset + length])
             if not data:
                 return status(packet, StatusCode.EOF)
-            return packet_reply(packet, PacketType.DATA, pluralize_files(data[: self._short(len(data))]))
+            return packet_reply(packet, PacketType.DATA, encode_string(data[: self._short(len(data))]))
         if packet.kind == PacketType.WRITE:
             offset, data = cursor.uint64(), bytes(cursor.view())
             self.content += bytes(max(0, offset + len(data) - len(self.content)))

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.faults import server_model
 from tests.support.faults.network import Clock
-from tests.support.faults.server_model import Fields, Handles, ModelServer, Traits, pluralize_files
+from tests.support.faults.server_model import Fields, Handles, ModelServer, Traits, encode_string
 from tests.support.servers import sftp_server_path
 
 NAMES: Final = ("a", "b", "d", "d/a", "d/b", "d/e", "d/e/a", "l", "l/a", "m", "missing/a", "a/b", "d/..x")
@@ -56,10 +56,10 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
     """A request with arguments drawn at random, without its id."""
 
     def path() -> bytes:
-        return pluralize_files(f"{base}/{chance.choice(NAMES)}".encode())
+        return encode_string(f"{base}/{chance.choice(NAMES)}".encode())
 
     def handle() -> bytes:
-        return pluralize_files(chance.choice([*handles, *handles, *handles, b"\0\0\0\x63"]))
+        return encode_string(chance.choice([*handles, *handles, *handles, b"\0\0\0\x63"]))
 
     attributes = chance.choice([struct.pack(">I", 0), struct.pack(">II", 4, 0o640), struct.pack(">III", 8, 7, 9)])
     mode = chance.choice([struct.pack(">I", 0), struct.pack(">II", 4, 0o700)])
@@ -69,7 +69,7 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
         server_model.OPEN: lambda: path() + struct.pack(">I", flags) + mode,
         server_model.CLOSE: handle,
         server_model.READ: lambda: handle() + struct.pack(">QI", offset, 1 + chance.randrange(20)),
-        server_model.WRITE: lambda: handle() + struct.pack(">Q", offset) + pluralize_files(data or b"."),
+        server_model.WRITE: lambda: handle() + struct.pack(">Q", offset) + encode_string(data or b"."),
         server_model.LSTAT: path,
         server_model.STAT: path,
         server_model.FSTAT: handle,
@@ -85,11 +85,11 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
     }
     if chance.random() < 0.2:
         if chance.random() < 0.6:
-            return bytes([server_model.EXTENDED]) + pluralize_files(b"posix-rename@openssh.com") + path() + path()
+            return bytes([server_model.EXTENDED]) + encode_string(b"posix-rename@openssh.com") + path() + path()
         numbers = struct.pack(">QQ", 1, 2)
         return (
             bytes([server_model.EXTENDED])
-            + pluralize_files(b"copy-data")
+            + encode_string(b"copy-data")
             + handle()
             + numbers
             + handle()

@@ -44,7 +44,7 @@ from airflow_sftp_backend.backend._protocol.messages import (
     encode_init,
 )
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
-from tests.support.scripted_channel import pluralize_files, version
+from tests.support.scripted_channel import encode_string, version
 
 P, H = b"\0\0\0\2/a", b"\0\0\0\1h"
 LAYOUTS: list[tuple[Request[Any], int, bytes]] = [
@@ -70,13 +70,13 @@ LAYOUTS: list[tuple[Request[Any], int, bytes]] = [
     (SetStat("/a", Attributes(size=1)), 9, P + b"\0\0\0\1" + b"\0\0\0\0\0\0\0\1"),
     (FSetStat(b"h", Attributes(mode=0)), 10, H + b"\0\0\0\4" + bytes(4)),
     (RealPath("/a"), 16, P),
-    (PosixRename("/a", "/a"), 200, pluralize_files(b"posix-rename@openssh.com") + P + P),
+    (PosixRename("/a", "/a"), 200, encode_string(b"posix-rename@openssh.com") + P + P),
     (
         CopyData(b"h", 1, 2, b"h", 3),
         200,
-        pluralize_files(b"copy-data") + H + struct.pack(">QQ", 1, 2) + H + bytes(7) + b"\3",
+        encode_string(b"copy-data") + H + struct.pack(">QQ", 1, 2) + H + bytes(7) + b"\3",
     ),
-    (LimitsRequest(), 200, pluralize_files(b"limits@openssh.com")),
+    (LimitsRequest(), 200, encode_string(b"limits@openssh.com")),
 ]
 REQUESTS = [request for request, _, _ in LAYOUTS]
 
@@ -86,7 +86,7 @@ def answered(request: Request[Any], kind: int, body: bytes) -> Any:
 
 
 def refusal(code: int, text: bytes = b"why") -> bytes:
-    return struct.pack(">I", code) + pluralize_files(text) + pluralize_files(b"en")
+    return struct.pack(">I", code) + encode_string(text) + encode_string(b"en")
 
 
 def by_name(value: object) -> str:
@@ -150,25 +150,25 @@ def test_any_reply_is_understood_or_refused(request_: Request[Any], kind: int, b
 
 
 def test_a_handle_is_opaque() -> None:
-    assert answered(Open("/a", OpenFlag.READ), PacketType.HANDLE, pluralize_files(b"\0\xff" * 128)) == b"\0\xff" * 128
+    assert answered(Open("/a", OpenFlag.READ), PacketType.HANDLE, encode_string(b"\0\xff" * 128)) == b"\0\xff" * 128
     with pytest.raises(ProtocolError, match="257 bytes"):
-        answered(OpenDir("/a"), PacketType.HANDLE, pluralize_files(bytes(257)))
+        answered(OpenDir("/a"), PacketType.HANDLE, encode_string(bytes(257)))
 
 
 def test_a_read_gives_the_data_or_end_of_file() -> None:
-    assert bytes(answered(Read(b"h", 0, 5), PacketType.DATA, pluralize_files(b"abc"))) == b"abc"
+    assert bytes(answered(Read(b"h", 0, 5), PacketType.DATA, encode_string(b"abc"))) == b"abc"
     assert bytes(answered(Read(b"h", 0, 5), PacketType.STATUS, refusal(StatusCode.EOF))) == b""
 
 
 @pytest.mark.parametrize("data", [b"", b"abcdef"])
 def test_an_empty_or_too_long_reply_to_a_read_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="a read of 5 bytes was answered with"):
-        answered(Read(b"h", 0, 5), PacketType.DATA, pluralize_files(data))
+        answered(Read(b"h", 0, 5), PacketType.DATA, encode_string(data))
 
 
 def names(*entries: tuple[bytes, bytes, Attributes]) -> bytes:
     body = b"".join(
-        pluralize_files(name) + pluralize_files(line) + attributes.encode() for name, line, attributes in entries
+        encode_string(name) + encode_string(line) + attributes.encode() for name, line, attributes in entries
     )
     return struct.pack(">I", len(entries)) + body
 

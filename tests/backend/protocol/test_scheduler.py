@@ -29,9 +29,9 @@ from tests.support.scripted_channel import (
     Packet,
     ScriptedChannel,
     connected,
+    encode_string,
     framed,
     packet_reply,
-    pluralize_files,
     status,
     version,
 )
@@ -183,7 +183,7 @@ def test_reads_and_writes_in_flight_stay_within_their_bound() -> None:
         nonlocal waiting, most
         waiting += block
         most = max(most, waiting)
-        return packet_reply(packet, PacketType.DATA, pluralize_files(b"x"))
+        return packet_reply(packet, PacketType.DATA, encode_string(b"x"))
 
     def choose(count: int) -> int:
         nonlocal waiting
@@ -202,7 +202,7 @@ def test_a_single_block_larger_than_the_bound_still_goes() -> None:
     def reading() -> Operation[bytes]:
         return bytes((yield from request(Read(b"h", 0, MAX_BYTES_IN_FLIGHT + 1))))
 
-    scheduler = connected(ScriptedChannel(lambda packet: packet_reply(packet, PacketType.DATA, pluralize_files(b"x"))))
+    scheduler = connected(ScriptedChannel(lambda packet: packet_reply(packet, PacketType.DATA, encode_string(b"x"))))
     assert scheduler.run_many([reading(), reading()]) == [b"x", b"x"]
 
 
@@ -211,7 +211,7 @@ def test_queries_are_not_delayed_by_blocks_in_flight() -> None:
         lambda packet: (
             sized(packet)
             if packet.kind == PacketType.STAT
-            else packet_reply(packet, PacketType.DATA, pluralize_files(b"x"))
+            else packet_reply(packet, PacketType.DATA, encode_string(b"x"))
         )
     )
 

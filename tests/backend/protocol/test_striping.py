@@ -28,7 +28,7 @@ from airflow_sftp_backend.backend._protocol.striping import (
 )
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.support.files import tree
-from tests.support.scripted_channel import Packet, ScriptedChannel, contents, packet_reply, pluralize_files, status
+from tests.support.scripted_channel import Packet, ScriptedChannel, contents, encode_string, packet_reply, status
 from tests.support.servers import AsyncsshServer, OneChannel, OpenSSHServer, StallsOnFurtherChannels
 
 PLACE = Jail("/").resolve("in/a")
@@ -89,7 +89,7 @@ class SharedFile:
                 return status(packet, StatusCode.PERMISSION_DENIED)
             handle = b"further %d" % self._opens
             self.open.add(handle)
-            return packet_reply(packet, PacketType.HANDLE, pluralize_files(handle))
+            return packet_reply(packet, PacketType.HANDLE, encode_string(handle))
         handle = bytes(cursor.view())
         assert handle in self.open, "a handle that is not open"
         if packet.kind == PacketType.CLOSE:

@@ -118,7 +118,7 @@ class Fields:
         assert self._position == len(self._data), "the client sent a packet with bytes at its end"
 
 
-def pluralize_files(data: bytes) -> bytes:
+def encode_string(data: bytes) -> bytes:
     """A string of the protocol: its length, then its bytes."""
     return struct.pack(">I", len(data)) + data
 
@@ -200,7 +200,7 @@ class ModelServer:
     def version(self) -> bytes:
         """The reply to INIT, without its length."""
         pairs = (
-            pluralize_files(name.encode()) + pluralize_files(data.encode()) for name, data in self.extensions().items()
+            encode_string(name.encode()) + encode_string(data.encode()) for name, data in self.extensions().items()
         )
         return struct.pack(">BI", VERSION, 3) + b"".join(pairs)
 
@@ -235,11 +235,9 @@ class ModelServer:
             if (mode, mtime) != (None, None):
                 _set(self._resolved(path)[1], mode, mtime)
         elif kind == REALPATH:
-            return NAME, struct.pack(">I", 1) + pluralize_files(path.encode()) * 2 + struct.pack(">I", 0)
+            return NAME, struct.pack(">I", 1) + encode_string(path.encode()) * 2 + struct.pack(">I", 0)
         elif kind == READLINK:
-            return NAME, struct.pack(">I", 1) + pluralize_files(self._read_link(path).encode()) * 2 + struct.pack(
-                ">I", 0
-            )
+            return NAME, struct.pack(">I", 1) + encode_string(self._read_link(path).encode()) * 2 + struct.pack(">I", 0)
         elif kind == MKDIR:
             self._make_directory(path, fields)
         elif kind in (REMOVE, RMDIR):
@@ -443,11 +441,11 @@ def _set(node: Node, mode: int | None, mtime: int | None) -> None:
 
 
 def _status(code: int) -> tuple[int, bytes]:
-    return STATUS, struct.pack(">I", code) + pluralize_files(b"as the model says") + pluralize_files(b"")
+    return STATUS, struct.pack(">I", code) + encode_string(b"as the model says") + encode_string(b"")
 
 
 def _handle(name: bytes) -> tuple[int, bytes]:
-    return HANDLE, pluralize_files(name)
+    return HANDLE, encode_string(name)
 
 
 def _read(opened: OpenFile | None, offset: int, length: int) -> tuple[int, bytes]:
@@ -458,7 +456,7 @@ def _read(opened: OpenFile | None, offset: int, length: int) -> tuple[int, bytes
     if not opened.readable:
         raise OSError(errno.EBADF, "not open for reading")
     data = bytes(opened.node.content[offset : offset + length])
-    return (DATA, pluralize_files(data)) if data or not length else _status(_EOF)
+    return (DATA, encode_string(data)) if data or not length else _status(_EOF)
 
 
 def _names(opened: OpenFile) -> tuple[int, bytes]:
@@ -467,7 +465,7 @@ def _names(opened: OpenFile) -> tuple[int, bytes]:
     if not batch:
         return _status(_EOF)
     entries = (
-        pluralize_files(name.encode("utf-8", "surrogateescape")) + pluralize_files(b"?") + node.attributes()
+        encode_string(name.encode("utf-8", "surrogateescape")) + encode_string(b"?") + node.attributes()
         for name, node in batch
     )
     return NAME, struct.pack(">I", len(batch)) + b"".join(entries)
