@@ -8,6 +8,7 @@ masks as a whole.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -67,6 +68,7 @@ def _hidden(secret: str) -> tuple[list[str], float]:
 
 
 def _seconds(work: Callable[[], None]) -> float:
+    re.purge()  # a pattern that was compiled before costs nothing
     began = time.process_time()
     work()
     return time.process_time() - began
