@@ -22,13 +22,13 @@ def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
     :param paths: relative to ``base_path``; a final ``/`` does not count, so that the link itself is meant
     :returns: those of the paths that are links; a path that is refused is not
     """
-    places = {}
+    remotes = {}
     for path in paths:
         with suppress(InvalidPath):
-            places[path] = backend._door.at(path)
-    if not places:
+            remotes[path] = backend._resolver.resolve(path)
+    if not remotes:
         return set()
-    answers = backend._session.call(lambda scheduler: scheduler.run(lstat_all([*places.values()])), idempotent=True)
+    answers = backend._session.call(lambda scheduler: scheduler.run(lstat_all([*remotes.values()])), idempotent=True)
     return {
-        path for path, answer in zip(places, answers, strict=True) if isinstance(answer, Attributes) and answer.is_link
+        path for path, answer in zip(remotes, answers, strict=True) if isinstance(answer, Attributes) and answer.is_link
     }

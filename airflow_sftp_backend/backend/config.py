@@ -106,7 +106,7 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how patiently connecting is tried. Refused logins and host keys are never tried again.
+    """How often and how patiently connecting is tried. StatusError logins and host keys are never tried again.
 
     The pause before try n+1 is ``min(backoff_max, backoff_base * 2**(n-1))`` seconds plus up to ``jitter``
     seconds drawn at random; ``timeout`` bounds all tries together, in seconds.

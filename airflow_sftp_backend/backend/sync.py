@@ -9,26 +9,26 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
 from airflow_sftp_backend.backend._execution.executor import (
-    Job,
-    Landings,
+    WriteExecutor,
+    WriteJob,
     check_distinct,
-    gathered,
-    or_raise,
-    put_back,
-    sorted_out,
+    merge_outcomes,
+    raise_or_return,
+    split_invalid,
+    unwrap,
     without_result,
 )
 from airflow_sftp_backend.backend._execution.file_transfers import FileTransfers, check_verify
 from airflow_sftp_backend.backend._execution.maintenance import Maintenance
 from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile
-from airflow_sftp_backend.backend._execution.path_resolver import Door, naming
+from airflow_sftp_backend.backend._execution.path_resolver import PathResolver, with_path_in_errors
 from airflow_sftp_backend.backend._execution.queries import Queries
-from airflow_sftp_backend.backend._files.pipelining import Content
+from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
-from airflow_sftp_backend.backend._writes.backups import delete, may_have_backups, restoring
-from airflow_sftp_backend.backend._writes.group_commit import group_of
-from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar, Verify
+from airflow_sftp_backend.backend._writes.backups import delete_with_backup, may_have_backups, with_backup_restored
+from airflow_sftp_backend.backend._writes.group_commit import group_commit_for
+from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
 
 from ._files import deletion, operations, tree
 from ._paths import Jail
@@ -145,9 +145,9 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
 
     def _set_up(self, config: BackendConfig, *, reconnects: bool = True) -> None:
         self.config = config
-        self._door = Door(Jail(config.base_path), config.address)
+        self._resolver = PathResolver(Jail(config.base_path), config.address)
         self._session = Session(config, reconnects=reconnects)
-        self._landings = Landings(self._session)
+        self._executor = WriteExecutor(self._session)
 
     def __repr__(self) -> str:
         config: BackendConfig | None = getattr(self, "config", None)  # absent if __init__ failed
@@ -192,13 +192,13 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :returns: the location
         :raises InvalidPath: if the key leaves ``base_path``
         """
-        place = self._door.at(path)
+        remote = self._resolver.resolve(path)
         details: dict[str, str | int] = {
             "host": self.config.host,
             "port": self.config.port,
-            "base_path": self._door.jail.base_path,
+            "base_path": self._resolver.jail.base_path,
         }
-        return ResolutionPlan(self.name, self.name, place.key, place.native, details)
+        return ResolutionPlan(self.name, self.name, remote.key, remote.native, details)
 
     def native_path(self, path: str) -> str:
         """Return the path of a key on the server. No I/O.
@@ -207,7 +207,7 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :returns: the path as it is sent to the server
         :raises InvalidPath: if the key leaves ``base_path``
         """
-        return self._door.at(path).native
+        return self._resolver.resolve(path).native
 
     def to_key(self, native_path: str) -> str:
         """Return the key of a path on the server, the inverse of `native_path`. No I/O.
@@ -216,8 +216,8 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :returns: the key
         :raises InvalidPath: if the path is outside ``base_path``
         """
-        with self._door.named():
-            return self._door.jail.to_key(native_path)
+        with self._resolver.annotate_errors():
+            return self._resolver.jail.to_key(native_path)
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises NotFound: if the file does not exist
         :raises InvalidPath: if the key is a directory
         """
-        return RemoteFile(self._session, self._door.at(path))
+        return RemoteFile(self._session, self._resolver.resolve(path))
 
     def read_seekable(self, path: str) -> BinaryIO:
         """Open a file for reading at any position. The same as `read`.
@@ -250,13 +250,13 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises InvalidPath: if the key is a directory
         :raises TransferCorrupted: if the size differs from the reported size
         """
-        place = self._door.at(path)
+        remote = self._resolver.resolve(path)
 
         def use(scheduler: SFTPScheduler) -> bytes:
-            pieces: list[memoryview] = []
-            reading = partial(operations.read_into, scheduler, place, pieces.append)
-            scheduler.run(naming(place, restoring(scheduler, place, reading)))
-            return b"".join(pieces)
+            blocks: list[memoryview] = []
+            reading = partial(operations.read_into, scheduler, remote, blocks.append)
+            scheduler.run(with_path_in_errors(remote, with_backup_restored(scheduler, remote, reading)))
+            return b"".join(blocks)
 
         return self._session.call(use, idempotent=True)
 
@@ -280,11 +280,11 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises InvalidPath: if the key is a directory, or a parent is a file
         :raises TypeError: for any other content
         """
-        place, taken = self._door.target(path), self._content(path, content, metadata)
-        now = self._session.call(
-            lambda scheduler: scheduler.run(operations.write(scheduler, place, taken, overwrite=overwrite))
+        remote, source = self._resolver.resolve_new(path), self._upload_source(path, content, metadata)
+        mtime = self._session.call(
+            lambda scheduler: scheduler.run(operations.write(scheduler, remote, source, overwrite=overwrite))
         )
-        return WriteResult(place.key, taken.size, last_modified=utc(now))
+        return WriteResult(remote.key, source.size, last_modified=utc(mtime))
 
     def write_atomic(
         self,
@@ -318,17 +318,19 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises TypeError: for any other content
         """
         check_verify(verify)
-        taken = self._content(path, content, metadata, hashed=verify == "sha256")
-        landing = replace(
-            self._door.landing(path, overwrite, verify),
-            create_parents=create_parents, commits=group_of(before_rename),
+        source = self._upload_source(path, content, metadata, hashed=verify == "sha256")
+        write_target = replace(
+            self._resolver.write_target(path, overwrite, verify),
+            create_parents=create_parents, group_commit=group_commit_for(before_rename),
         )  # fmt: skip
 
         def operation(scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
-            now = yield from atomic_write.write_atomic(scheduler, landing, taken, progress)
-            return WriteResult(landing.target.key, taken.size, digest=taken.digest, last_modified=utc(now)), now
+            mtime = yield from atomic_write.write_atomic(scheduler, write_target, source, progress)
+            return WriteResult(
+                write_target.path.key, source.size, digest=source.digest, last_modified=utc(mtime)
+            ), mtime
 
-        return or_raise(self._land([Job(landing, operation, sweeps=verify != "none")])[0])
+        return unwrap(self._run_jobs([WriteJob(write_target, operation, cleans_directory=verify != "none")])[0])
 
     @contextmanager
     def open_atomic(self, path: str, overwrite: bool = False) -> Iterator[BinaryIO]:
@@ -342,25 +344,29 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
         """
-        landing = self._door.landing(path, overwrite, "size")
-        writer = AtomicWriter(self._session, landing)
-        landed = False
+        write_target = self._resolver.write_target(path, overwrite, "size")
+        writer = AtomicWriter(self._session, write_target)
+        committed = False
         try:
             writer.open()
             yield cast(BinaryIO, writer)
-            now = writer.commit()
-            landed = True
-            if now is not None:
-                self._landings.tidy(landing.target, now)
+            mtime = writer.commit()
+            committed = True
+            if mtime is not None:
+                self._executor.clean_up(write_target.path, mtime)
         finally:
-            if not landed:
+            if not committed:
                 writer.abort()
             scheduler = writer.scheduler
-            if scheduler is not None and scheduler.broken is not None and (not landed or may_have_backups(scheduler)):
-                self._landings.recover([landing])
+            if (
+                scheduler is not None
+                and scheduler.broken is not None
+                and (not committed or may_have_backups(scheduler))
+            ):
+                self._executor.roll_back([write_target])
             writer.close()
 
-    # -- changing -----------------------------------------------------------------------------------------------------
+    # -- moves, copies and deletions ----------------------------------------------------------------------------------
 
     def move(self, src: str, dst: str, overwrite: bool = False) -> None:
         """Move a file, or a link itself, and create the parents of ``dst``. Two round trips.
@@ -375,8 +381,8 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises AlreadyExists: if the new name is taken
         :raises InvalidPath: if a key is a directory
         """
-        source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
-        or_raise(self._exchange([(landing, partial(copy.move, source=source, landing=landing))])[0])
+        source, write_target = self._resolver.resolve_writable(src), self._resolver.write_target(dst, overwrite, "size")
+        unwrap(self._run_moves([(write_target, partial(copy.move, source=source, write_target=write_target))])[0])
 
     def move_many(
         self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool = False
@@ -390,16 +396,19 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises ExceptionGroup: of all failures
         :raises ValueError: if two pairs share a key; nothing is moved
         """
-        door = self._door
-        moves, refused = sorted_out(
-            pairs, lambda pair: (door.changed(pair[0]), door.landing(pair[1], overwrite, "size"))
+        door = self._resolver
+        moves, errors = split_invalid(
+            pairs, lambda pair: (door.resolve_writable(pair[0]), door.write_target(pair[1], overwrite, "size"))
         )
-        keys = (key for source, landing in moves for key in {source.key, landing.target.key})
+        keys = (key for source, write_target in moves for key in {source.key, write_target.path.key})
         check_distinct(keys, "two pairs have a file in common")
-        outcomes = self._exchange(
-            [(landing, partial(copy.move, source=source, landing=landing)) for source, landing in moves]
+        outcomes = self._run_moves(
+            [
+                (write_target, partial(copy.move, source=source, write_target=write_target))
+                for source, write_target in moves
+            ]
         )
-        return gathered(put_back(outcomes, refused), "moves", return_exceptions)
+        return raise_or_return(merge_outcomes(outcomes, errors), "moves", return_exceptions)
 
     def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
         """Copy a file atomically: on the server (copy-data, OpenSSH PROTOCOL), else through this machine.
@@ -411,10 +420,12 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises AlreadyExists: if the name of the copy is taken
         :raises InvalidPath: if a key is a directory
         """
-        source, landing = self._door.changed(src), self._door.landing(dst, overwrite, "size")
-        so_far = SoFar()
-        work = partial(copy.copy, source=source, landing=landing, so_far=so_far)
-        or_raise(self._land([Job(landing, partial(without_result, work), so_far=so_far)])[0])
+        source, write_target = self._resolver.resolve_writable(src), self._resolver.write_target(dst, overwrite, "size")
+        resume_state = ResumeState()
+        operation = partial(copy.copy, source=source, write_target=write_target, resume_state=resume_state)
+        unwrap(
+            self._run_jobs([WriteJob(write_target, partial(without_result, operation), resume_state=resume_state)])[0]
+        )
 
     def delete(self, path: str, missing_ok: bool = False) -> None:
         """Remove a file, or a link itself. One round trip.
@@ -424,9 +435,11 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises NotFound: if the file does not exist
         :raises InvalidPath: if the key is a directory
         """
-        place = self._door.changed(path)
+        remote = self._resolver.resolve_writable(path)
         self._session.call(
-            lambda scheduler: scheduler.run(naming(place, delete(scheduler, place, missing_ok=missing_ok)))
+            lambda scheduler: scheduler.run(
+                with_path_in_errors(remote, delete_with_backup(scheduler, remote, missing_ok=missing_ok))
+            )
         )
 
     def delete_many(
@@ -440,16 +453,17 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :returns: None for each removed file, in order
         :raises ExceptionGroup: of all failures
         """
-        places, refused = sorted_out(paths, self._door.changed)
+        remotes, errors = split_invalid(paths, self._resolver.resolve_writable)
 
         def use(scheduler: SFTPScheduler) -> list[SFTPBackendError | OSError | None]:
             return scheduler.run_many(
-                naming(place, delete(scheduler, place, missing_ok=missing_ok)) for place in places
+                with_path_in_errors(remote, delete_with_backup(scheduler, remote, missing_ok=missing_ok))
+                for remote in remotes
             )
 
-        outcomes = self._session.call(use) if places else []
-        outcomes = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
-        return gathered(outcomes, "deletions", return_exceptions)
+        outcomes = self._session.call(use) if remotes else []
+        outcomes = [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
+        return raise_or_return(outcomes, "deletions", return_exceptions)
 
     def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
         """Remove a directory. Links in the directory are removed, never entered.
@@ -461,13 +475,15 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises DirectoryNotEmpty: if the directory has entries
         :raises InvalidPath: if the key is a file
         """
-        place = self._door.changed(path)
+        remote = self._resolver.resolve_writable(path)
         if recursive:
-            with self._door.named(place):
-                tree.delete_tree(self._session.call, place, missing_ok=missing_ok)
+            with self._resolver.annotate_errors(remote):
+                tree.delete_tree(self._session.call, remote, missing_ok=missing_ok)
         else:
             self._session.call(
-                lambda scheduler: scheduler.run(naming(place, deletion.delete_folder(place, missing_ok=missing_ok)))
+                lambda scheduler: scheduler.run(
+                    with_path_in_errors(remote, deletion.delete_folder(remote, missing_ok=missing_ok))
+                )
             )
 
     # -- the connection -----------------------------------------------------------------------------------------------
@@ -481,16 +497,16 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         """
         import paramiko  # a late import, because most callers do not need the types
 
-        found: object
+        client: object
         if kind is paramiko.SSHClient:
-            found = self._session.ssh_client()
+            client = self._session.ssh_client()
         elif kind is paramiko.SFTPClient:
-            found = self._session.sftp_client()
+            client = self._session.sftp_client()
         else:
             raise CapabilityNotSupported(
                 f"cannot unwrap {kind!r}: pass paramiko.SSHClient or paramiko.SFTPClient", server=self.address
             )
-        return cast(T, found)
+        return cast(T, client)
 
     def abort_within(self, seconds: float) -> None:
         """Abort the connection after a grace period for the current call, its clean-up and all later calls.
@@ -503,22 +519,27 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
 
     def close(self) -> None:
         """Close the connection. The next call opens a new one."""
-        self._landings.forget()
+        self._executor.clear_cache()
         self._session.close()
 
     # -- internals ----------------------------------------------------------------------------------------------
 
-    def _content(
+    def _upload_source(
         self, path: str, content: object, metadata: Mapping[str, str] | None, *, hashed: bool = False
-    ) -> Content:
+    ) -> UploadSource:
         if metadata:
             message = "SFTP servers keep no user metadata; leave metadata out"
             raise CapabilityNotSupported(message, path=path, server=self.address)
-        return Content(content, hashed=hashed)
+        return UploadSource(content, with_digest=hashed)
 
-    def _exchange(
+    def _run_moves(
         self,
-        operations: Sequence[tuple[Landing, Callable[[SFTPScheduler], Operation[int | None]]]],
+        operations: Sequence[tuple[WriteTarget, Callable[[SFTPScheduler], Operation[int | None]]]],
         sweeps: bool = False,
     ) -> list[SFTPBackendError | OSError | None]:
-        return self._land([Job(landing, partial(without_result, work), sweeps) for landing, work in operations])
+        return self._run_jobs(
+            [
+                WriteJob(write_target, partial(without_result, operation), sweeps)
+                for write_target, operation in operations
+            ]
+        )

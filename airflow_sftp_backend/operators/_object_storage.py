@@ -24,7 +24,7 @@ from airflow_sftp_backend.backend import (
 )
 from airflow_sftp_backend.backend._limits import size_mismatch
 from airflow_sftp_backend.backend._paths import temp_name
-from airflow_sftp_backend.backend._transfers.local_files import name_ends, open_regular
+from airflow_sftp_backend.backend._transfers.local_files import add_both_paths, open_regular
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -215,7 +215,7 @@ def upload_object(
     except SFTPBackendError as error:
         return error
     except OSError as error:
-        return name_ends(error, url, f"uploading to {backend.native_path(key)!r}")
+        return add_both_paths(error, url, f"uploading to {backend.native_path(key)!r}")
 
 
 def download_object(
@@ -248,7 +248,7 @@ def download_object(
     except SFTPBackendError as error:
         return error
     except OSError as error:
-        return name_ends(error, url, f"downloading {backend.native_path(key)!r}")
+        return add_both_paths(error, url, f"downloading {backend.native_path(key)!r}")
     return written
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BeforeRename
-from airflow_sftp_backend.backend._transfers.local_files import name_ends
+from airflow_sftp_backend.backend._transfers.local_files import add_both_paths
 from airflow_sftp_backend.progress import ProgressLog
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
@@ -126,5 +126,5 @@ def _make_parents(
             os.makedirs(os.path.dirname(item.target) or ".", exist_ok=True)
             ready.append(item)
         except OSError as error:
-            failed[item] = name_ends(error, item.target, f"downloading {backend.native_path(item.source)!r}")
+            failed[item] = add_both_paths(error, item.target, f"downloading {backend.native_path(item.source)!r}")
     return ready, failed

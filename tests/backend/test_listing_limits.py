@@ -17,7 +17,15 @@ import pytest
 
 from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._files.deletion import delete_folder
-from airflow_sftp_backend.backend._files.tree import Pattern, children, delete_tree, find, find_each, folder_info, walk
+from airflow_sftp_backend.backend._files.tree import (
+    Pattern,
+    delete_tree,
+    find,
+    find_each,
+    folder_info,
+    list_children,
+    walk,
+)
 from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketType
@@ -108,7 +116,7 @@ def reach(scheduler: SFTPScheduler) -> Any:
 
 
 LISTS: dict[str, Callable[[Any], object]] = {
-    "children": lambda call: list(children(call, TOP)),
+    "children": lambda call: list(list_children(call, TOP)),
     "walk": lambda call: list(walk(call, TOP)),
     "find": lambda call: find(call, TOP, [Pattern.parse("**")]),
     "folder_info": lambda call: folder_info(call, TOP),
@@ -163,7 +171,7 @@ def test_endless_dot_entries_do_not_keep_a_deletion_busy() -> None:
 @pytest.mark.parametrize("use", LISTS.values(), ids=LISTS)
 def test_a_name_of_more_than_4_kib_is_an_error(use: Callable[[Any], object]) -> None:
     at_most = HostileDirectories(lambda: iter([[(b"x" * 4096, FILE)]]))
-    assert list(children(reach(wire_to(at_most)), TOP))
+    assert list(list_children(reach(wire_to(at_most)), TOP))
     for size in (4097, 3 << 20):
         server = HostileDirectories(lambda size=size: iter([[(b"x" * size, FILE)]]))  # type: ignore[misc]  # bound now
         with pytest.raises(SFTPBackendError, match=f"a name of {size} bytes, the most is 4096"):
@@ -208,7 +216,7 @@ def test_unsafe_names_without_end_are_bounded_too(caplog: pytest.LogCaptureFixtu
 
 def test_a_listing_of_exactly_max_entries_is_complete() -> None:
     server = HostileDirectories(lambda: iter([[(b"%d" % number, FILE) for number in range(500)]]))
-    assert len(list(children(reach(wire_to(server, max_entries=500)), TOP))) == 500
+    assert len(list(list_children(reach(wire_to(server, max_entries=500)), TOP))) == 500
 
 
 def test_an_entry_count_larger_than_the_packet_is_refused() -> None:
@@ -220,7 +228,7 @@ def test_an_entry_count_larger_than_the_packet_is_refused() -> None:
     scheduler = SFTPScheduler(ScriptedChannel(answer), io_timeout=7)
     scheduler.handshake()
     with pytest.raises(SFTPBackendError, match="announces 4294967295 items and cannot hold them"):
-        list(children(reach(scheduler), TOP))
+        list(list_children(reach(scheduler), TOP))
 
 
 def test_searches_made_together_have_bounds_of_their_own() -> None:

@@ -228,11 +228,11 @@ def _sftp(backend: SFTPBackend) -> Step:
 
 def _base_path(backend: SFTPBackend) -> Step:
     """Where the base path is, and what it holds."""
-    root = backend._door.jail.root
+    root = backend._resolver.jail.root
     try:
         where = backend._session.call(lambda scheduler: scheduler.run(_real_path(root.native)), idempotent=True)
         backend.check_health()
-        names = sum(1 for _ in tree.children(backend._session.call, root))
+        names = sum(1 for _ in tree.list_children(backend._session.call, root))
     except SFTPBackendError as error:
         error.path = error.path or root.native
         raise

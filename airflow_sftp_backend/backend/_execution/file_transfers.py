@@ -15,15 +15,24 @@ from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._transfers import local_transfer
 from airflow_sftp_backend.backend._transfers.comparison import same_samples
 from airflow_sftp_backend.backend._transfers.local_files import NewFileModes
-from airflow_sftp_backend.backend._writes.backups import restoring
-from airflow_sftp_backend.backend._writes.group_commit import GroupCommit, group_of
+from airflow_sftp_backend.backend._writes.backups import with_backup_restored
+from airflow_sftp_backend.backend._writes.group_commit import GroupCommit, group_commit_for
 from airflow_sftp_backend.backend._writes.write_target import Verify
 from airflow_sftp_backend.backend.config import check_channels
 from airflow_sftp_backend.backend.errors import SFTPBackendError
 from airflow_sftp_backend.backend.models import BeforeRename, Progress, WriteResult
 
-from .executor import Job, Landings, check_distinct, gathered, go_on, or_raise, put_back, sorted_out
-from .path_resolver import Door, naming
+from .executor import (
+    WriteExecutor,
+    WriteJob,
+    check_distinct,
+    merge_outcomes,
+    raise_or_return,
+    resume_lost,
+    split_invalid,
+    unwrap,
+)
+from .path_resolver import PathResolver, with_path_in_errors
 
 T = TypeVar("T")
 
@@ -31,9 +40,9 @@ T = TypeVar("T")
 class FileTransfers:
     """Methods of `SFTPBackend` that upload and download files."""
 
-    _door: Door
+    _resolver: PathResolver
     _session: Session
-    _landings: Landings
+    _executor: WriteExecutor
 
     def download(
         self,
@@ -67,7 +76,7 @@ class FileTransfers:
         :raises OSError: for local failures, and if ``local`` is not a regular file
         """
         (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest)
-        return or_raise(outcome)
+        return unwrap(outcome)
 
     def download_many(
         self,
@@ -95,8 +104,10 @@ class FileTransfers:
         :raises ExceptionGroup: of all failures
         :raises ValueError: if two pairs have the same target; nothing is downloaded
         """
-        outcomes = self._download(list(pairs), overwrite, verify, progress, resume_key, digest, group_of(before_rename))
-        return gathered(outcomes, "downloads", return_exceptions)
+        outcomes = self._download(
+            list(pairs), overwrite, verify, progress, resume_key, digest, group_commit_for(before_rename)
+        )
+        return raise_or_return(outcomes, "downloads", return_exceptions)
 
     def _download(
         self,
@@ -106,30 +117,32 @@ class FileTransfers:
         progress: Progress | None,
         resume_key: str | None,
         digest: bool,
-        commits: GroupCommit | None = None,
+        group_commit: GroupCommit | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         check_verify(verify)
         check_distinct([os.path.abspath(local) for _, local in pairs])
-        more = (overwrite, verify, progress, resume_key, digest, commits, NewFileModes())
-        downloads, refused = sorted_out(
-            pairs, lambda pair: local_transfer.Download(self._door.at(pair[0]), pair[1], *more)
+        options = (overwrite, verify, progress, resume_key, digest, group_commit, NewFileModes())
+        downloads, errors = split_invalid(
+            pairs, lambda pair: local_transfer.Download(self._resolver.resolve(pair[0]), pair[1], *options)
         )
 
-        def one_of(one: local_transfer.Download, scheduler: SFTPScheduler) -> Operation[WriteResult]:
-            return naming(one.place, restoring(scheduler, one.place, lambda: one(scheduler)))
+        def download_one(download: local_transfer.Download, scheduler: SFTPScheduler) -> Operation[WriteResult]:
+            return with_path_in_errors(
+                download.remote, with_backup_restored(scheduler, download.remote, lambda: download(scheduler))
+            )
 
         def fetch(
-            wanted: list[local_transfer.Download], scheduler: SFTPScheduler
+            pending_downloads: list[local_transfer.Download], scheduler: SFTPScheduler
         ) -> list[WriteResult | SFTPBackendError | OSError]:
-            return scheduler.run_many(one_of(one, scheduler) for one in wanted)
+            return scheduler.run_many(download_one(download, scheduler) for download in pending_downloads)
 
         with ExitStack() as stack:
-            for one in downloads:
-                stack.enter_context(one)
+            for download in downloads:
+                stack.enter_context(download)
             outcomes = self._session.call(partial(fetch, downloads)) if downloads else []
-            go_on(self._session, downloads, outcomes, fetch)
-        local_transfer.sweep(downloads, outcomes, time.time())
-        return [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
+            resume_lost(self._session, downloads, outcomes, fetch)
+        local_transfer.remove_abandoned_files(downloads, outcomes, time.time())
+        return [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
 
     def upload(
         self,
@@ -168,7 +181,7 @@ class FileTransfers:
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
             channels=channels, resume_key=resume_key, digest=digest, return_exceptions=True,
         )  # fmt: skip
-        return or_raise(outcome)
+        return unwrap(outcome)
 
     def upload_many(
         self,
@@ -202,19 +215,21 @@ class FileTransfers:
         :raises ValueError: if two pairs have the same target; nothing is uploaded
         """
         check_verify(verify)
-        commits = group_of(before_rename)
+        group_commit = group_commit_for(before_rename)
         if channels is not None:
             check_channels("channels", channels)
 
-        def job(pair: tuple[str | os.PathLike[str], str]) -> Job[WriteResult]:
-            landing = self._door.landing(pair[1], overwrite, verify)
-            landing = replace(landing, create_parents=create_parents, channels=channels, commits=commits)
-            sending = local_transfer.Upload(landing, pair[0], progress, resume_key, digest)
-            return Job(landing, sending, verify != "none", sending.load, sending.so_far)
+        def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
+            write_target = self._resolver.write_target(pair[1], overwrite, verify)
+            write_target = replace(
+                write_target, create_parents=create_parents, channels=channels, group_commit=group_commit
+            )
+            upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest)
+            return WriteJob(write_target, upload, verify != "none", upload.transfer_size, upload.resume_state)
 
-        jobs, refused = sorted_out(pairs, job)
-        check_distinct([job.landing.target.key for job in jobs])
-        return gathered(put_back(self._land(jobs), refused), "uploads", return_exceptions)
+        jobs, errors = split_invalid(pairs, job)
+        check_distinct([job.target.path.key for job in jobs])
+        return raise_or_return(merge_outcomes(self._run_jobs(jobs), errors), "uploads", return_exceptions)
 
     def same_samples_many(
         self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool = False
@@ -226,20 +241,20 @@ class FileTransfers:
         :returns: for each pair, in order, True if no difference was found. A file of up to 2 MiB is compared whole.
         :raises ExceptionGroup: of all failures
         """
-        comparisons, refused = sorted_out(pairs, lambda pair: (self._door.at(pair[1]), pair[0]))
+        comparisons, errors = split_invalid(pairs, lambda pair: (self._resolver.resolve(pair[1]), pair[0]))
         outcomes = (
             self._session.call(
-                lambda scheduler: scheduler.run_many(same_samples(place, local) for place, local in comparisons),
+                lambda scheduler: scheduler.run_many(same_samples(remote, local) for remote, local in comparisons),
                 idempotent=True,
             )
             if comparisons
             else []
         )
-        located = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
-        return gathered(located, "comparisons", return_exceptions)
+        located = [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
+        return raise_or_return(located, "comparisons", return_exceptions)
 
-    def _land(self, jobs: list[Job[T]]) -> list[T | SFTPBackendError | OSError]:
-        return [self._door.located(outcome) for outcome in self._landings.run(jobs)] if jobs else []
+    def _run_jobs(self, jobs: list[WriteJob[T]]) -> list[T | SFTPBackendError | OSError]:
+        return [self._resolver.with_server(outcome) for outcome in self._executor.run(jobs)] if jobs else []
 
 
 def check_verify(verify: str) -> None:

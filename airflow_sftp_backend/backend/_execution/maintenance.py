@@ -9,13 +9,13 @@ from airflow_sftp_backend.backend._transfers.comparison import server_time
 from airflow_sftp_backend.backend._transfers.partial_files import check_age, clean_server
 from airflow_sftp_backend.backend.models import PartialFile
 
-from .path_resolver import Door
+from .path_resolver import PathResolver
 
 
 class Maintenance:
     """Methods of `SFTPBackend` that remove the remains of interrupted transfers."""
 
-    _door: Door
+    _resolver: PathResolver
     _session: Session
 
     def clean_partials(self, path: str, older_than: timedelta, *, dry_run: bool = False) -> list[PartialFile]:
@@ -36,9 +36,9 @@ class Maintenance:
         :raises CapabilityNotSupported: if the server reports no times of files
         """
         check_age(older_than)
-        place = self._door.at(path)
-        with self._door.named():
-            return clean_server(self._session.call, place, older_than, dry_run=dry_run)
+        remote = self._resolver.resolve(path)
+        with self._resolver.annotate_errors():
+            return clean_server(self._session.call, remote, older_than, dry_run=dry_run)
 
     def server_time(self, path: str) -> datetime | None:
         """Read the server's clock. Creates an empty temporary file and removes it.
@@ -47,7 +47,7 @@ class Maintenance:
         :returns: UTC in whole seconds, rounded down; None if the server reports no times of files
         :raises SFTPBackendError: if the file cannot be created
         """
-        place = self._door.at(path)
-        with self._door.named():
-            seconds = self._session.call(lambda scheduler: scheduler.run(server_time(place)))
+        remote = self._resolver.resolve(path)
+        with self._resolver.annotate_errors():
+            seconds = self._session.call(lambda scheduler: scheduler.run(server_time(remote)))
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

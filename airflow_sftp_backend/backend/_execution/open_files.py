@@ -11,17 +11,22 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from airflow_sftp_backend.backend._files.operations import close_quietly, discard, open_for_reading, why_unreadable
-from airflow_sftp_backend.backend._files.pipelining import Outgoing
+from airflow_sftp_backend.backend._files.operations import (
+    close_quietly,
+    explain_read_failure,
+    open_for_reading,
+    remove_quietly,
+)
+from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import FStat, Read
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
 from airflow_sftp_backend.backend._protocol.striping import StripedFile
-from airflow_sftp_backend.backend._writes.atomic_write import land
-from airflow_sftp_backend.backend._writes.backups import restoring
-from airflow_sftp_backend.backend._writes.write_target import Landing, Opened, open_landing
+from airflow_sftp_backend.backend._writes.atomic_write import commit
+from airflow_sftp_backend.backend._writes.backups import with_backup_restored
+from airflow_sftp_backend.backend._writes.write_target import OpenTempFile, WriteTarget, open_temp
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     CapabilityNotSupported,
@@ -32,7 +37,7 @@ from airflow_sftp_backend.backend.errors import (
 )
 from airflow_sftp_backend.backend.models import utc
 
-from .path_resolver import naming
+from .path_resolver import with_path_in_errors
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -46,53 +51,53 @@ _T = TypeVar("_T")
 READ_AHEAD: Final = 4 << 20
 """Most bytes an open reader has asked for ahead of its caller."""
 _BUFFER: Final = 128 << 10
-_LARGEST: Final = 1 << 62
+_MAX_SIZE: Final = 1 << 62
 """Largest size, in bytes, that is believed: offsets near the end of such a file still fit in 64 bits with a sign."""
 
 
 class RemoteFile(io.BufferedReader):
     """A file open for reading: seekable, buffered, reading ahead. Closing it closes the server's handle."""
 
-    _blocks: _Blocks | None = None
+    _raw_file: _RawRemoteFile | None = None
 
-    def __init__(self, session: Session, place: RemotePath) -> None:
-        self._blocks = _Blocks(session, place)
-        super().__init__(self._blocks, _BUFFER)
+    def __init__(self, session: Session, path: RemotePath) -> None:
+        self._raw_file = _RawRemoteFile(session, path)
+        super().__init__(self._raw_file, _BUFFER)
 
     @property
     def size_at_open(self) -> int | None:
         """The size, in bytes, that the server gave when the file was opened; None if it gave none."""
-        return None if self._blocks is None else self._blocks.size_at_open
+        return None if self._raw_file is None else self._raw_file.size_at_open
 
     @property
     def modified_at_open(self) -> datetime | None:
         """The time (UTC) that the server gave when the file was opened; None if it gave none."""
-        return None if self._blocks is None else self._blocks.modified_at_open
+        return None if self._raw_file is None else self._raw_file.modified_at_open
 
     def close(self) -> None:
         """Closes it; a lost connection is no error here."""
-        if self._blocks is not None and not self.closed:
-            self._blocks.release()
+        if self._raw_file is not None and not self.closed:
+            self._raw_file.close_handle()
         super().close()
 
     def __del__(self) -> None:
         # Nothing may be sent from here: the collector can run in the middle of a conversation.
-        if self._blocks is not None and not self.closed:
-            self._blocks.forsake()
-            warnings.warn(f"unclosed {self._blocks!r}", ResourceWarning, source=self, stacklevel=2)
+        if self._raw_file is not None and not self.closed:
+            self._raw_file.abandon()
+            warnings.warn(f"unclosed {self._raw_file!r}", ResourceWarning, source=self, stacklevel=2)
             super().close()
 
 
-class _Blocks(io.RawIOBase):
+class _RawRemoteFile(io.RawIOBase):
     """The blocks of an open file, a few of them asked for before they are wanted."""
 
-    def __init__(self, session: Session, place: RemotePath) -> None:
+    def __init__(self, session: Session, path: RemotePath) -> None:
         self._session = session
-        self._place = place
+        self._path = path
         self._position = 0
         self._current = memoryview(b"")
         self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
-        self._ahead = 1
+        self._blocks_ahead = 1
         self._scheduler: SFTPScheduler | None = None
         self._handle = b""
         self.size_at_open: int | None = None
@@ -100,8 +105,8 @@ class _Blocks(io.RawIOBase):
         session.call(self._open, idempotent=True)
 
     def __repr__(self) -> str:
-        place: RemotePath | None = getattr(self, "_place", None)  # none yet while it is being set up
-        return f"<remote file {'not open yet' if place is None else repr(place.key)}>"
+        path: RemotePath | None = getattr(self, "_path", None)  # none yet while it is being set up
+        return f"<remote file {'not open yet' if path is None else repr(path.key)}>"
 
     def readable(self) -> bool:
         """True."""
@@ -124,18 +129,18 @@ class _Blocks(io.RawIOBase):
         if whence == io.SEEK_CUR:
             offset += self._position
         elif whence == io.SEEK_END:
-            offset += self._run(self._ask_size())
+            offset += self._run(self._stat_size())
         elif whence != io.SEEK_SET:
             raise ValueError(f"whence must be 0, 1 or 2, not {whence}")
         if offset < 0:
             raise ValueError(f"negative seek position {offset}")
-        step = offset - self._position
-        if 0 <= step <= len(self._current):
-            self._current = self._current[step:]
+        distance = offset - self._position
+        if 0 <= distance <= len(self._current):
+            self._current = self._current[distance:]
         else:
             self._current = memoryview(b"")
             self._queue.clear()
-            self._ahead = 1
+            self._blocks_ahead = 1
         self._position = offset
         return offset
 
@@ -150,91 +155,93 @@ class _Blocks(io.RawIOBase):
         self._position += count
         return count
 
-    def release(self) -> None:
+    def close_handle(self) -> None:
         """Closes the handle, if its connection is still there."""
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None and scheduler.broken is None:
             try:
-                self._session.call(lambda now: now.run(close_quietly(self._handle)) if now is scheduler else None)
+                self._session.call(
+                    lambda current: current.run(close_quietly(self._handle)) if current is scheduler else None
+                )
             except BackendUnavailable:  # the handle went with the connection
                 return
 
-    def forsake(self) -> None:
+    def abandon(self) -> None:
         """Leaves the handle to be closed with the next thing sent."""
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
             scheduler.close_later(self._handle)
 
     def _open(self, scheduler: SFTPScheduler) -> None:
-        opening = restoring(scheduler, self._place, lambda: self._open_here(scheduler))
-        self._handle = scheduler.run(naming(self._place, opening))
+        opening = with_backup_restored(scheduler, self._path, lambda: self._open_on(scheduler))
+        self._handle = scheduler.run(with_path_in_errors(self._path, opening))
         self._scheduler = scheduler
 
-    def _open_here(self, scheduler: SFTPScheduler) -> Operation[bytes]:
-        handle = yield from open_for_reading(self._place)
+    def _open_on(self, scheduler: SFTPScheduler) -> Operation[bytes]:
+        handle = yield from open_for_reading(self._path)
         opened = False
         try:
-            asked = yield from send(FStat(handle))
+            stat_reply = yield from send(FStat(handle))
             request = Read(handle, 0, (yield from scheduler.limits()).read)
-            first = yield from send(request)
+            first_reply = yield from send(request)
             try:
-                attributes = yield from reply(asked)
+                attributes = yield from reply(stat_reply)
             except StatusError:  # some servers have no FSTAT; a folder refuses the first read
                 attributes = Attributes()
-                yield from reply(first)
+                yield from reply(first_reply)
             if attributes.is_folder:
-                raise InvalidPath("cannot read: it is a folder, not a file", path=self._place.key)
+                raise InvalidPath("cannot read: it is a folder, not a file", path=self._path.key)
             self.size_at_open, self.modified_at_open = attributes.size, utc(attributes.mtime)
             self._queue.clear()
-            self._queue.append((request, first))
+            self._queue.append((request, first_reply))
             opened = True
         except StatusError as refused:
-            raise (yield from why_unreadable(self._place, refused)) from None
+            raise (yield from explain_read_failure(self._path, refused)) from None
         finally:
             if not opened:
                 yield from close_quietly(handle)
         return handle
 
     def _run(self, operation: Operation[_T]) -> _T:
-        return _run_on(self._session, self._scheduler, operation, self._place)
+        return _run_on(self._session, self._scheduler, operation, self._path)
 
-    def _ask_size(self) -> Operation[int]:
+    def _stat_size(self) -> Operation[int]:
         try:
             size = (yield from request(FStat(self._handle))).size
         except StatusError as refused:
-            raise from_status(refused, "cannot find its end", self._place.key) from None
+            raise from_status(refused, "cannot find its end", self._path.key) from None
         if size is None:
             raise CapabilityNotSupported(
-                "cannot find its end: the server does not tell the size of the file", path=self._place.key
+                "cannot find its end: the server does not tell the size of the file", path=self._path.key
             )
-        if size > _LARGEST:
+        if size > _MAX_SIZE:
             raise SFTPBackendError(
                 f"cannot find its end: the server says that the file has {size} bytes, more than a file can have",
-                path=self._place.key,
+                path=self._path.key,
             )
         return size
 
     def _next_block(self) -> Operation[memoryview]:
         assert self._scheduler is not None
         block = (yield from self._scheduler.limits()).read
-        most = max(2, min(64, READ_AHEAD // block))
-        at = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
-        while len(self._queue) < self._ahead:
-            request = Read(self._handle, at, block)
+        max_blocks = max(2, min(64, READ_AHEAD // block))
+        offset = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
+        while len(self._queue) < self._blocks_ahead:
+            request = Read(self._handle, offset, block)
             self._queue.append((request, (yield from send(request))))
-            at += block
-        self._ahead = min(2 * self._ahead, most)
+            offset += block
+        self._blocks_ahead = min(2 * self._blocks_ahead, max_blocks)
         request, pending = self._queue.popleft()
         try:
             data = yield from reply(pending)
         except StatusError as refused:
-            raise (yield from why_unreadable(self._place, refused)) from None
-        self._scheduler.bounds.check_file_bytes(request.offset + len(data), self._place.key)
+            raise (yield from explain_read_failure(self._path, refused)) from None
+        self._scheduler.bounds.check_file_bytes(request.offset + len(data), self._path.key)
         if not data:
             self._queue.clear()
         elif len(data) < request.length:
-            rest = Read(self._handle, request.offset + len(data), request.length - len(data))
-            self._queue.appendleft((rest, (yield from send(rest))))
+            remainder = Read(self._handle, request.offset + len(data), request.length - len(data))
+            self._queue.appendleft((remainder, (yield from send(remainder))))
         return data
 
 
@@ -244,11 +251,11 @@ class AtomicWriter(io.RawIOBase):
     Nothing is sent before `open`.
     """
 
-    def __init__(self, session: Session, landing: Landing) -> None:
+    def __init__(self, session: Session, target: WriteTarget) -> None:
         self._session = session
-        self._landing = landing
+        self._target = target
         self._buffer = bytearray()
-        self._opened: Opened | None = None
+        self._temp_file: OpenTempFile | None = None
         self.scheduler: SFTPScheduler | None = None
         """The connection it is open on, or was being opened on."""
 
@@ -262,12 +269,12 @@ class AtomicWriter(io.RawIOBase):
     def _open(self, scheduler: SFTPScheduler) -> None:
         self.scheduler = scheduler
 
-        def opening() -> Operation[None]:
-            self._opened = yield from open_landing(self._landing)
-            spread = StripedFile(scheduler, self._landing.temp, self._opened.handle, size=None, channels=1)
-            self._out = Outgoing(spread, (yield from scheduler.limits()).write)
+        def open_temp_file() -> Operation[None]:
+            self._temp_file = yield from open_temp(self._target)
+            striped_file = StripedFile(scheduler, self._target.temp, self._temp_file.handle, size=None, channels=1)
+            self._writer = PipelinedWriter(striped_file, (yield from scheduler.limits()).write)
 
-        scheduler.run(naming(self._landing.target, opening()))
+        scheduler.run(with_path_in_errors(self._target.path, open_temp_file()))
 
     def writable(self) -> bool:
         """True."""
@@ -275,7 +282,7 @@ class AtomicWriter(io.RawIOBase):
 
     def tell(self) -> int:
         """Bytes written so far."""
-        return self._out.offset + len(self._buffer)
+        return self._writer.offset + len(self._buffer)
 
     def write(self, data: ReadableBuffer, /) -> int:
         """Takes all of ``data``; it is on its way, not yet acknowledged, when this returns."""
@@ -283,44 +290,44 @@ class AtomicWriter(io.RawIOBase):
             raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
         self._buffer += view
-        whole = len(self._buffer) - len(self._buffer) % self._out.block
+        whole = len(self._buffer) - len(self._buffer) % self._writer.block_size
         if whole:
             blocks, self._buffer = self._buffer[:whole], self._buffer[whole:]
-            self._run(self._out.push(memoryview(blocks)))
+            self._run(self._writer.write(memoryview(blocks)))
         return len(view)
 
     def commit(self) -> int | None:
         """Lands the file. The server's time, where it tells."""
-        return self._run(self._finish())
+        return self._run(self._commit())
 
     def abort(self) -> None:
         """Removes the temporary file, if the connection is still there."""
-        if self._opened is not None and self.scheduler is not None and self.scheduler.broken is None:
-            self._run(discard(self._landing.temp, self._opened.unclosed))
+        if self._temp_file is not None and self.scheduler is not None and self.scheduler.broken is None:
+            self._run(remove_quietly(self._target.temp, self._temp_file.open_handle))
 
-    def _finish(self) -> Operation[int | None]:
+    def _commit(self) -> Operation[int | None]:
         assert self.scheduler is not None
-        assert self._opened is not None
-        yield from self._out.push(memoryview(self._buffer))
-        return (yield from land(self.scheduler, self._landing, self._opened, self._out, None))
+        assert self._temp_file is not None
+        yield from self._writer.write(memoryview(self._buffer))
+        return (yield from commit(self.scheduler, self._target, self._temp_file, self._writer, None))
 
     def _run(self, operation: Operation[_T]) -> _T:
-        return _run_on(self._session, self.scheduler, self._explained(operation), self._landing.target)
+        return _run_on(self._session, self.scheduler, self._with_status_errors(operation), self._target.path)
 
-    def _explained(self, operation: Operation[_T]) -> Operation[_T]:
+    def _with_status_errors(self, operation: Operation[_T]) -> Operation[_T]:
         try:
             return (yield from operation)
         except StatusError as refused:
-            raise from_status(refused, "cannot write", self._landing.target.key) from None
+            raise from_status(refused, "cannot write", self._target.path.key) from None
 
 
-def _run_on(session: Session, scheduler: SFTPScheduler | None, operation: Operation[_T], place: RemotePath) -> _T:
+def _run_on(session: Session, scheduler: SFTPScheduler | None, operation: Operation[_T], path: RemotePath) -> _T:
     """Runs it on that very connection: a handle means nothing to another."""
 
-    def use(now: SFTPScheduler) -> _T:
-        if now is not scheduler:
+    def use(current: SFTPScheduler) -> _T:
+        if current is not scheduler:
             operation.close()
-            raise BackendUnavailable("the connection this file was opened on is gone; open it again", path=place.key)
-        return now.run(naming(place, operation))
+            raise BackendUnavailable("the connection this file was opened on is gone; open it again", path=path.key)
+        return current.run(with_path_in_errors(path, operation))
 
     return session.call(use)

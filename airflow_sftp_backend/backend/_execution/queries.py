@@ -10,12 +10,12 @@ from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
-from airflow_sftp_backend.backend._writes.backups import restoring
+from airflow_sftp_backend.backend._writes.backups import with_backup_restored
 from airflow_sftp_backend.backend.errors import SFTPBackendError
 from airflow_sftp_backend.backend.models import FileInfo, FolderEntry, FolderInfo
 
-from .executor import gathered, put_back, sorted_out
-from .path_resolver import Door, naming
+from .executor import merge_outcomes, raise_or_return, split_invalid
+from .path_resolver import PathResolver, with_path_in_errors
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Queries:
     """Methods of `SFTPBackend` that change nothing on the server."""
 
-    _door: Door
+    _resolver: PathResolver
     _session: Session
 
     def exists(self, path: str) -> bool:
@@ -32,8 +32,8 @@ class Queries:
         :param path: the key
         :returns: True if the key exists
         """
-        place = self._door.at(path)
-        return place.is_root or self._look(place) is not None
+        remote = self._resolver.resolve(path)
+        return remote.is_root or self._stat_or_none(remote) is not None
 
     def is_file(self, path: str) -> bool:
         """Tell whether a key is a file or a link to a file. One round trip.
@@ -41,9 +41,9 @@ class Queries:
         :param path: the key
         :returns: True for a file
         """
-        place = self._door.at(path)
-        found = None if place.is_root else self._look(place)
-        return found is not None and found.is_file
+        remote = self._resolver.resolve(path)
+        attributes = None if remote.is_root else self._stat_or_none(remote)
+        return attributes is not None and attributes.is_file
 
     def is_folder(self, path: str) -> bool:
         """Tell whether a key is a directory or a link to a directory. One round trip, none for the root.
@@ -51,11 +51,11 @@ class Queries:
         :param path: the key
         :returns: True for a directory
         """
-        place = self._door.at(path)
-        if place.is_root:
+        remote = self._resolver.resolve(path)
+        if remote.is_root:
             return True
-        found = self._look(place)
-        return found is not None and found.is_folder
+        attributes = self._stat_or_none(remote)
+        return attributes is not None and attributes.is_folder
 
     def get_file_info(self, path: str) -> FileInfo:
         """Return size, time and mode of a file. One round trip.
@@ -65,8 +65,10 @@ class Queries:
         :raises NotFound: if the file does not exist
         :raises InvalidPath: if the key is a directory
         """
-        place = self._door.at(path)
-        return self._ask(place, lambda scheduler: restoring(scheduler, place, lambda: operations.info(place)))
+        remote = self._resolver.resolve(path)
+        return self._run_read(
+            remote, lambda scheduler: with_backup_restored(scheduler, remote, lambda: operations.get_file_info(remote))
+        )
 
     def get_file_info_many(
         self, paths: Iterable[str], *, return_exceptions: bool = False
@@ -78,10 +80,10 @@ class Queries:
         :returns: for each key, in order, the result of `get_file_info`
         :raises ExceptionGroup: of all failures
         """
-        places, refused = sorted_out(paths, self._door.at)
-        outcomes = tree.file_infos(self._session.call, places) if places else []
-        located = [self._door.located(outcome) for outcome in put_back(outcomes, refused)]
-        return gathered(located, "looks", return_exceptions)
+        remotes, errors = split_invalid(paths, self._resolver.resolve)
+        outcomes = tree.get_file_infos(self._session.call, remotes) if remotes else []
+        annotated = [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
+        return raise_or_return(annotated, "looks", return_exceptions)
 
     def get_folder_info(self, path: str) -> FolderInfo:
         """Return the totals of a directory at any depth. One round trip for each level.
@@ -91,9 +93,9 @@ class Queries:
         :raises NotFound: if the directory does not exist
         :raises InvalidPath: if the key is a file
         """
-        place = self._door.at(path)
-        with self._door.named():
-            return tree.folder_info(self._session.call, place)
+        remote = self._resolver.resolve(path)
+        with self._resolver.annotate_errors():
+            return tree.folder_info(self._session.call, remote)
 
     def check_health(self) -> None:
         """Examine ``base_path``, in one round trip. Connects first if necessary.
@@ -101,7 +103,7 @@ class Queries:
         :raises NotFound: if ``base_path`` does not exist
         :raises InvalidPath: if ``base_path`` is a file
         """
-        self._ask(self._door.jail.root, lambda _: operations.check_folder(self._door.jail.root))
+        self._run_read(self._resolver.jail.root, lambda _: operations.check_folder(self._resolver.jail.root))
 
     def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> Iterator[FileInfo]:
         """List the files in a directory. Yields nothing if the directory does not exist.
@@ -116,8 +118,8 @@ class Queries:
         """
         if recursive and max_depth is not None and max_depth < 0:
             raise ValueError(f"max_depth must be a number from 0, not {max_depth}")
-        walk = tree.walk(self._session.call, self._door.at(path), max_depth if recursive else 0)
-        return self._door.each(found.info() for found in walk if found.is_file)
+        walk = tree.walk(self._session.call, self._resolver.resolve(path), max_depth if recursive else 0)
+        return self._resolver.annotate_each(entry.to_file_info() for entry in walk if entry.is_file)
 
     def list_folders(self, path: str) -> Iterator[FolderEntry]:
         """List the directories in a directory, and links to directories. Yields nothing if it does not exist.
@@ -125,9 +127,9 @@ class Queries:
         :param path: the key of the directory
         :returns: an iterator over the directories
         """
-        found_here = tree.children(self._session.call, self._door.at(path))
-        return self._door.each(
-            FolderEntry(found.place.key, found.place.name) for found in found_here if found.is_folder
+        entries = tree.list_children(self._session.call, self._resolver.resolve(path))
+        return self._resolver.annotate_each(
+            FolderEntry(entry.path.key, entry.path.name) for entry in entries if entry.is_folder
         )
 
     def iter_children(self, path: str) -> Iterator[FileInfo | FolderEntry]:
@@ -136,11 +138,11 @@ class Queries:
         :param path: the key of the directory
         :returns: an iterator over the entries
         """
-        found_here = tree.children(self._session.call, self._door.at(path))
-        return self._door.each(
-            FolderEntry(found.place.key, found.place.name) if found.is_folder else found.info()
-            for found in found_here
-            if found.is_folder or found.is_file
+        entries = tree.list_children(self._session.call, self._resolver.resolve(path))
+        return self._resolver.annotate_each(
+            FolderEntry(entry.path.key, entry.path.name) if entry.is_folder else entry.to_file_info()
+            for entry in entries
+            if entry.is_folder or entry.is_file
         )
 
     def find(self, *patterns: str | FileInfo) -> list[FileInfo]:
@@ -151,8 +153,8 @@ class Queries:
         :returns: the files, sorted by path. Each directory is listed once, and only if a match can be in it.
         :raises InvalidPath: for ``..`` in a pattern
         """
-        with self._door.named():
-            return tree.find(self._session.call, self._door.jail.root, map(tree.Pattern.of, patterns))
+        with self._resolver.annotate_errors():
+            return tree.find(self._session.call, self._resolver.jail.root, map(tree.Pattern.of, patterns))
 
     def find_each(
         self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool = False
@@ -164,9 +166,11 @@ class Queries:
         :returns: for each group, in order, the result of `find`. A refused directory fails the groups that need it.
         :raises ExceptionGroup: of all failures
         """
-        with self._door.named():
-            outcomes = tree.find_each(self._session.call, self._door.jail.root, groups)
-        return gathered([self._door.located(outcome) for outcome in outcomes], "searches", return_exceptions)
+        with self._resolver.annotate_errors():
+            outcomes = tree.find_each(self._session.call, self._resolver.jail.root, groups)
+        return raise_or_return(
+            [self._resolver.with_server(outcome) for outcome in outcomes], "searches", return_exceptions
+        )
 
     def glob(self, pattern: str) -> Iterator[FileInfo]:
         """Find the files that match a pattern.
@@ -176,8 +180,10 @@ class Queries:
         """
         return iter(self.find(pattern))
 
-    def _look(self, place: RemotePath) -> Attributes | None:
-        return self._ask(place, lambda _: operations.look(place))
+    def _stat_or_none(self, remote: RemotePath) -> Attributes | None:
+        return self._run_read(remote, lambda _: operations.stat_or_none(remote))
 
-    def _ask(self, place: RemotePath, operation: Callable[[SFTPScheduler], Operation[T]]) -> T:
-        return self._session.call(lambda scheduler: scheduler.run(naming(place, operation(scheduler))), idempotent=True)
+    def _run_read(self, remote: RemotePath, operation: Callable[[SFTPScheduler], Operation[T]]) -> T:
+        return self._session.call(
+            lambda scheduler: scheduler.run(with_path_in_errors(remote, operation(scheduler))), idempotent=True
+        )

@@ -58,46 +58,46 @@ from airflow_sftp_backend.backend.errors import (
 )
 from airflow_sftp_backend.backend.models import FileInfo, Progress, utc
 
-from .pipelining import Content, Incoming, Outgoing, write_source
+from .pipelining import PipelinedReader, PipelinedWriter, UploadSource, write_source
 
 R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
-# -- looking ----------------------------------------------------------------------------------------------------------
+# -- attributes -------------------------------------------------------------------------------------------------------
 
 
-def look(place: RemotePath) -> Operation[Attributes | None]:
+def stat_or_none(path: RemotePath) -> Operation[Attributes | None]:
     """What a path leads to, links followed; None if nothing, or if a file stands where the path has a folder."""
-    checks_parent = not (yield from server_traits()).finds_nothing_below_files and not place.parent.is_root
-    found, *above = yield from request_all(
-        [Stat(at.native) for at in (place, *([place.parent] if checks_parent else []))]
+    checks_parent = not (yield from server_traits()).finds_nothing_below_files and not path.parent.is_root
+    answer, *parent_answers = yield from request_all(
+        [Stat(each.native) for each in (path, *([path.parent] if checks_parent else []))]
     )
-    if is_file_above(*above):
+    if is_parent_a_file(*parent_answers):
         return None
-    if isinstance(found, StatusError):
-        if (yield from is_missing(place, found)):
+    if isinstance(answer, StatusError):
+        if (yield from is_missing(path, answer)):
             return None
-        error = from_status(found, "cannot look at it", place.key)
-        if found.code == StatusCode.FAILURE and not (yield from server_traits()).reports_no_such_file:
+        error = from_status(answer, "cannot look at it", path.key)
+        if answer.code == StatusCode.FAILURE and not (yield from server_traits()).reports_no_such_file:
             error.message += "; the server does not say whether the name is missing, and lists nothing to find it out"
         raise error from None
-    return (yield from with_type(place, found))
+    return (yield from with_file_type(path, answer))
 
 
-def is_file_above(answer: Attributes | StatusError | None = None) -> bool:
+def is_parent_a_file(answer: Attributes | StatusError | None = None) -> bool:
     """Tell whether the answer to a STAT of the folder above is that of a file, below which nothing can be."""
     return isinstance(answer, Attributes) and answer.mode is not None and not answer.is_folder
 
 
-def see(place: RemotePath, *, follow: bool = False) -> Operation[Attributes | StatusError]:
+def try_stat(path: RemotePath, *, follow: bool = False) -> Operation[Attributes | StatusError]:
     """What stands under a path (with ``follow``: what it leads to), or why it is not shown."""
-    (found,) = yield from request_all([Stat(place.native) if follow else LStat(place.native)])
+    (answer,) = yield from request_all([Stat(path.native) if follow else LStat(path.native)])
     if not follow:
-        found = yield from or_stat(place, found)
-    return found if isinstance(found, StatusError) else (yield from with_type(place, found))
+        answer = yield from fall_back_to_stat(path, answer)
+    return answer if isinstance(answer, StatusError) else (yield from with_file_type(path, answer))
 
 
-def or_stat(place: RemotePath, answer: Attributes | StatusError) -> Operation[Attributes | StatusError]:
+def fall_back_to_stat(path: RemotePath, answer: Attributes | StatusError) -> Operation[Attributes | StatusError]:
     """Fall back to STAT where LSTAT is refused: some servers forbid it, and some do not know it.
 
     :param answer: the answer to an LSTAT of ``place``
@@ -105,102 +105,104 @@ def or_stat(place: RemotePath, answer: Attributes | StatusError) -> Operation[At
     """
     if isinstance(answer, Attributes) or answer.missing:
         return answer
-    (found,) = yield from request_all([Stat(place.native)])
-    return found if isinstance(found, Attributes) or found.missing else answer
+    (followed,) = yield from request_all([Stat(path.native)])
+    return followed if isinstance(followed, Attributes) or followed.missing else answer
 
 
-def is_missing(place: RemotePath, refused: StatusError) -> Operation[bool]:
+def is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
     """Find out whether STAT or LSTAT of a path was refused because nothing is there.
 
     Where the server says FAILURE and may mean that, the folders above are listed.
 
     :returns: False if something is there, or if the server does not tell
     """
-    if refused.missing or (yield from _file_above(place)) is not None:
+    if refused.missing or (yield from _blocking_file(path)) is not None:
         return True
     if refused.code != StatusCode.FAILURE or (yield from server_traits()).reports_no_such_file:
         return False
-    while not place.is_root:
+    while not path.is_root:
         try:
-            entries, _ = yield from _read_entries(place.parent, ListingTally(place.parent.key), 2)
+            entries, _ = yield from _read_entries(path.parent, ListingTally(path.parent.key), 2)
         except StatusError:
-            if isinstance((yield from see(place.parent, follow=True)), Attributes):
+            if isinstance((yield from try_stat(path.parent, follow=True)), Attributes):
                 return False
-            place = place.parent
+            path = path.parent
         else:
-            return place not in {entry for entry, _ in entries}
+            return path not in {entry for entry, _ in entries}
     return False
 
 
-def parent_is_missing(place: RemotePath, refused: StatusError) -> Operation[bool]:
+def parent_is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
     """Find out whether a request for ``place`` may have been refused because the folder above is missing."""
     if refused.missing:
         return True
     if refused.code != StatusCode.FAILURE or (yield from server_traits()).reports_no_such_file:
         return False
-    return isinstance((yield from see(place.parent, follow=True)), StatusError)
+    return isinstance((yield from try_stat(path.parent, follow=True)), StatusError)
 
 
-def with_type(place: RemotePath, found: Attributes) -> Operation[Attributes]:
+def with_file_type(path: RemotePath, attributes: Attributes) -> Operation[Attributes]:
     """The attributes; from a server that sends no type, what can be listed is a folder."""
-    if found.mode is not None:
-        return found
+    if attributes.mode is not None:
+        return attributes
     try:
-        handle = yield from request(OpenDir(place.native))
+        handle = yield from request(OpenDir(path.native))
         try:
             yield from request(ReadDir(handle))  # some servers open a file for listing and refuse only here
         finally:
             yield from close_quietly(handle)
     except StatusError:
-        return found
-    return replace(found, mode=stat.S_IFDIR)
+        return attributes
+    return replace(attributes, mode=stat.S_IFDIR)
 
 
-def info(place: RemotePath) -> Operation[FileInfo]:
+def get_file_info(path: RemotePath) -> Operation[FileInfo]:
     """The FileInfo of a file. NotFound, InvalidPath for a folder."""
-    found = as_file(place, (yield from look(place)))
-    if isinstance(found, SFTPBackendError):
-        raise found
-    return found
+    outcome = file_info_or_error(path, (yield from stat_or_none(path)))
+    if isinstance(outcome, SFTPBackendError):
+        raise outcome
+    return outcome
 
 
-def as_file(place: RemotePath, looked: Attributes | None) -> FileInfo | NotFound | InvalidPath:
-    """What `look` has found, where a file is expected."""
-    if looked is None:
-        return NotFound("no such file", path=place.key)
-    if not looked.is_file:
-        return InvalidPath("it is a folder, not a file", path=place.key)
-    return file_info(place, looked)
+def file_info_or_error(path: RemotePath, attributes: Attributes | None) -> FileInfo | NotFound | InvalidPath:
+    """What `stat_or_none` has found, where a file is expected."""
+    if attributes is None:
+        return NotFound("no such file", path=path.key)
+    if not attributes.is_file:
+        return InvalidPath("it is a folder, not a file", path=path.key)
+    return to_file_info(path, attributes)
 
 
-def file_info(place: RemotePath, attributes: Attributes) -> FileInfo:
+def to_file_info(path: RemotePath, attributes: Attributes) -> FileInfo:
     """Attributes in the caller's terms."""
     mode = None if attributes.mode is None else attributes.mode & 0o7777
-    return FileInfo(place.key, place.name, attributes.size or 0, utc(attributes.mtime), mode)
+    return FileInfo(path.key, path.name, attributes.size or 0, utc(attributes.mtime), mode)
 
 
-def check_folder(place: RemotePath) -> Operation[None]:
+def check_folder(path: RemotePath) -> Operation[None]:
     """One round trip. NotFound if nothing is there, InvalidPath if a file is."""
-    attributes = yield from look(place)
+    attributes = yield from stat_or_none(path)
     if attributes is None:
-        raise NotFound("no such folder", path=place.key)
+        raise NotFound("no such folder", path=path.key)
     if attributes.mode is not None and not attributes.is_folder:
-        raise InvalidPath("it is a file, not a folder", path=place.key)
+        raise InvalidPath("it is a file, not a folder", path=path.key)
 
 
-def _file_above(place: RemotePath) -> Operation[RemotePath | None]:
+def _blocking_file(path: RemotePath) -> Operation[RemotePath | None]:
     """The file that stands where the path has a folder, if one does."""
-    above = list(_ancestors(place))
-    for ancestor, attributes in zip(above, (yield from request_all([Stat(a.native) for a in above])), strict=True):
+    ancestors = list(_ancestors(path))
+    for ancestor, attributes in zip(
+        ancestors, (yield from request_all([Stat(a.native) for a in ancestors])), strict=True
+    ):
         if isinstance(attributes, Attributes) and attributes.mode is not None and not attributes.is_folder:
             return ancestor
     return None
 
 
-def _ancestors(place: RemotePath) -> Iterator[RemotePath]:
+def _ancestors(path: RemotePath) -> Iterator[RemotePath]:
     """The folders above, the nearest first, the root left out."""
-    while not (place := place.parent).is_root:
-        yield place
+    while not (path := path.parent).is_root:
+        yield path
 
 
 # -- listing ----------------------------------------------------------------------------------------------------------
@@ -209,114 +211,114 @@ def _ancestors(place: RemotePath) -> Iterator[RemotePath]:
 Listing = list[tuple[RemotePath, Attributes]]
 
 
-def list_folder(place: RemotePath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
+def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
     """Every entry of a folder with the attributes that READDIR gives, temporary names too.
 
     ``depth`` is how many requests for the next entries go out at first; a server gives some 100 names to each.
     Raises NotFound, InvalidPath for a file, BoundExceeded. Names that are no plain names are left out; ``tally`` warns
     of them, and counts the replies.
     """
-    return (yield from _listed(place, tally, depth))[0]
+    return (yield from _list_entries(path, tally, depth))[0]
 
 
-def list_and_look_again(
-    place: RemotePath, tally: ListingTally, depth: int = 2
+def list_and_recheck(
+    path: RemotePath, tally: ListingTally, depth: int = 2
 ) -> Operation[tuple[Listing, Attributes | StatusError]]:
     """List a folder, and look (LSTAT) at what has its name when the last entries are requested.
 
     :returns: the entries as `list_folder` gives them, and what the folder was by then: it may have become a link
     """
-    entries, looking = yield from _listed(place, tally, depth, looks_again=True)
-    assert looking is not None
+    entries, recheck_reply = yield from _list_entries(path, tally, depth, recheck=True)
+    assert recheck_reply is not None
     try:
-        return entries, (yield from reply(looking))
+        return entries, (yield from reply(recheck_reply))
     except StatusError as refused:
         return entries, refused
 
 
-def _listed(
-    place: RemotePath, tally: ListingTally, depth: int, *, looks_again: bool = False
+def _list_entries(
+    path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
 ) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
-    """List a folder; with ``looks_again``, the LSTAT too that was sent along with the READDIR that ended the list."""
+    """List a folder; with ``recheck``, the LSTAT too that was sent along with the READDIR that ended the list."""
     tally.check()
     for is_last in (False, False, True):
         try:
-            entries, looking = yield from _read_entries(place, tally, depth, looks_again=looks_again)
+            entries, recheck_reply = yield from _read_entries(path, tally, depth, recheck=recheck)
         except StatusError as refused:
             # a folder that is there though something was missing has just been made, or a file in it was renamed while
             # it was listed, or its listing follows a dangling link
-            found = yield from see(place, follow=True)
-            if is_last or not refused.missing or isinstance(found, StatusError):
-                raise (yield from _why_not_a_folder(place, refused, found, "cannot list it")) from None
+            followed = yield from try_stat(path, follow=True)
+            if is_last or not refused.missing or isinstance(followed, StatusError):
+                raise (yield from _explain_list_failure(path, refused, followed, "cannot list it")) from None
         else:
-            return (yield from _with_types(entries)), looking
+            return (yield from _with_file_types(entries)), recheck_reply
     raise AssertionError("the last refusal is raised")
 
 
 def _read_entries(
-    place: RemotePath, tally: ListingTally, depth: int, *, looks_again: bool = False
+    path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
 ) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
-    """As `_listed`, the attributes as READDIR gives them. Raises Refused."""
-    handle = yield from request(OpenDir(place.native))
+    """As `_list_entries`, the attributes as READDIR gives them. Raises StatusError."""
+    handle = yield from request(OpenDir(path.native))
     entries: Listing = []
-    names = ListedNames(place.key)
-    waiting: deque[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]] = deque()
+    names = ListedNames(path.key)
+    pending_replies: deque[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]] = deque()
     try:
         while True:
-            ahead = _read_ahead(place, ReadDir(handle, tally), depth - len(waiting), looks_again=looks_again)
-            waiting.extend((yield from ahead))
-            reading, looking = waiting.popleft()
-            batch = yield from reply(reading)
+            sending = _send_read_dirs(path, ReadDir(handle, tally), depth - len(pending_replies), recheck=recheck)
+            pending_replies.extend((yield from sending))
+            entries_reply, recheck_reply = pending_replies.popleft()
+            batch = yield from reply(entries_reply)
             if not batch:
                 break
             names.add(entry.name for entry in batch)
-            _add(entries, place, batch, tally)
+            _add_entries(entries, path, batch, tally)
             depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // len(batch)))
-        return entries, looking
+        return entries, recheck_reply
     except BoundExceeded as error:
-        error.path = place.key if error.path is None else error.path
+        error.path = path.key if error.path is None else error.path
         tally.exceeded = error.message
         raise
     finally:
         yield from close_quietly(handle)
 
 
-def _read_ahead(
-    place: RemotePath, request: ReadDir, count: int, *, looks_again: bool
+def _send_read_dirs(
+    path: RemotePath, request: ReadDir, count: int, *, recheck: bool
 ) -> Operation[list[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]]]:
-    """Post ``count`` READDIRs and, with ``looks_again``, an LSTAT after them: each with that LSTAT."""
-    readings: list[Pending[list[DirEntry]]] = []
-    while len(readings) < count:
-        readings.append((yield from send(request)))
-    looking = (yield from send(LStat(place.native))) if looks_again and readings else None
-    return [(reading, looking) for reading in readings]
+    """Post ``count`` READDIRs and, with ``recheck``, an LSTAT after them: each with that LSTAT."""
+    entries_replies: list[Pending[list[DirEntry]]] = []
+    while len(entries_replies) < count:
+        entries_replies.append((yield from send(request)))
+    recheck_reply = (yield from send(LStat(path.native))) if recheck and entries_replies else None
+    return [(entries_reply, recheck_reply) for entries_reply in entries_replies]
 
 
-def _add(entries: Listing, place: RemotePath, batch: list[DirEntry], tally: ListingTally) -> None:
+def _add_entries(entries: Listing, path: RemotePath, batch: list[DirEntry], tally: ListingTally) -> None:
     for entry in batch:
         if entry.name not in (".", ".."):
             try:
-                entries.append((place.child(entry.name), entry.attributes))
+                entries.append((path.child(entry.name), entry.attributes))
             except InvalidPath as error:
                 tally.add_unsafe_name(error)
 
 
-def _with_types(entries: Listing) -> Operation[Listing]:
+def _with_file_types(entries: Listing) -> Operation[Listing]:
     """The entries, asking again for those whose type the listing left out."""
-    unknown = [at for at, (_, attributes) in enumerate(entries) if attributes.mode is None]
-    answers = yield from request_all([LStat(entries[at][0].native) for at in unknown])
-    for at, answer in zip(unknown, answers, strict=True):
+    unknown = [index for index, (_, attributes) in enumerate(entries) if attributes.mode is None]
+    answers = yield from request_all([LStat(entries[index][0].native) for index in unknown])
+    for index, answer in zip(unknown, answers, strict=True):
         if isinstance(answer, Attributes):
-            entries[at] = (entries[at][0], answer)
+            entries[index] = (entries[index][0], answer)
     return entries
 
 
-def follow_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None]]:
+def stat_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None]]:
     """What the links among the entries lead to: None for a link to nothing."""
-    links = [place for place, attributes in entries if attributes.is_link]
-    answers = yield from request_all([Stat(place.native) for place in links])
+    links = [path for path, attributes in entries if attributes.is_link]
+    answers = yield from request_all([Stat(path.native) for path in links])
     return {
-        place: None if isinstance(answer, StatusError) else answer for place, answer in zip(links, answers, strict=True)
+        path: None if isinstance(answer, StatusError) else answer for path, answer in zip(links, answers, strict=True)
     }
 
 
@@ -328,108 +330,108 @@ def close_quietly(handle: bytes) -> Operation[None]:
         logger.debug("the connection ended before a handle was closed")
 
 
-def _why_not_a_folder(
-    place: RemotePath, refused: StatusError, found: Attributes | StatusError, doing: str
+def _explain_list_failure(
+    path: RemotePath, refused: StatusError, followed: Attributes | StatusError, action: str
 ) -> Operation[SFTPBackendError]:
     """Explain a refusal by what was found there afterwards; a folder may be made at any moment in between."""
-    if isinstance(found, Attributes) and found.mode is not None and not found.is_folder:
-        return InvalidPath(f"{doing}: it is a file, not a folder", path=place.key)
-    if isinstance(found, StatusError) and (yield from is_missing(place, found)):
-        return NotFound(f"{doing}: no such folder", path=place.key)
-    if isinstance(found, Attributes) and refused.missing:
+    if isinstance(followed, Attributes) and followed.mode is not None and not followed.is_folder:
+        return InvalidPath(f"{action}: it is a file, not a folder", path=path.key)
+    if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
+        return NotFound(f"{action}: no such folder", path=path.key)
+    if isinstance(followed, Attributes) and refused.missing:
         return SFTPBackendError(
-            f"{doing}: the folder is there, but the server says that something in it is missing. A link to nothing in"
+            f"{action}: the folder is there, but the server says that something in it is missing. A link to nothing in"
             " the folder is the usual cause on servers that follow links in a listing; delete the link by its name",
-            path=place.key,
+            path=path.key,
         )
-    return from_status(refused, doing, place.key)
+    return from_status(refused, action, path.key)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def open_for_reading(place: RemotePath) -> Operation[bytes]:
+def open_for_reading(path: RemotePath) -> Operation[bytes]:
     """A handle. Raises NotFound, InvalidPath for a folder (some servers say so only at the first read)."""
     try:
-        return (yield from request(Open(place.native, OpenFlag.READ)))
+        return (yield from request(Open(path.native, OpenFlag.READ)))
     except StatusError as refused:
-        raise (yield from why_unreadable(place, refused)) from None
+        raise (yield from explain_read_failure(path, refused)) from None
 
 
 def read_into(
-    scheduler: SFTPScheduler, place: RemotePath, sink: Callable[[memoryview], object], *, most: int | None = None
+    scheduler: SFTPScheduler, path: RemotePath, sink: Callable[[memoryview], object], *, max_bytes: int | None = None
 ) -> Operation[None]:
     """Read a file to its end into ``sink``, which is called with each piece in order.
 
     Two round trips for a small file. Raises TransferCorrupted if the file ends before the size that the server says,
-    as a part must not be taken for the whole, or has more than ``most`` bytes.
+    as a part must not be taken for the whole, or has more than ``max_bytes`` bytes.
     """
-    handle = yield from open_for_reading(place)
+    handle = yield from open_for_reading(path)
     try:
-        incoming = Incoming(scheduler, handle, (yield from scheduler.limits()).read, place.key, to_end=True)
-        while data := (yield from incoming.next()):
-            if most is not None and incoming.size > most:
-                raise size_mismatch(most, incoming.size, place.key, reached_end=False)
+        reader = PipelinedReader(scheduler, handle, (yield from scheduler.limits()).read, path.key, to_end=True)
+        while data := (yield from reader.read_next()):
+            if max_bytes is not None and reader.size > max_bytes:
+                raise size_mismatch(max_bytes, reader.size, path.key, reached_end=False)
             sink(data)
-        if incoming.size < (told := incoming.attributes.size or 0):
-            raise size_mismatch(told, incoming.size, place.key)
+        if reader.size < (stated_size := reader.attributes.size or 0):
+            raise size_mismatch(stated_size, reader.size, path.key)
     except StatusError as refused:
-        raise (yield from why_unreadable(place, refused)) from None
+        raise (yield from explain_read_failure(path, refused)) from None
     finally:
         yield from close_quietly(handle)
 
 
-def why_unreadable(place: RemotePath, refused: StatusError) -> Operation[SFTPBackendError]:
+def explain_read_failure(path: RemotePath, refused: StatusError) -> Operation[SFTPBackendError]:
     if not refused.missing:
-        found = yield from see(place, follow=True)
-        if isinstance(found, Attributes) and found.is_folder:
-            return InvalidPath("cannot read: it is a folder, not a file", path=place.key)
-        if (yield from _file_above(place)) is not None:
-            return NotFound("cannot read: a file stands where the path has a folder", path=place.key)
-        if isinstance(found, StatusError) and (yield from is_missing(place, found)):
-            return NotFound("cannot read: no such file", path=place.key)
-    return from_status(refused, "cannot read", place.key)
+        followed = yield from try_stat(path, follow=True)
+        if isinstance(followed, Attributes) and followed.is_folder:
+            return InvalidPath("cannot read: it is a folder, not a file", path=path.key)
+        if (yield from _blocking_file(path)) is not None:
+            return NotFound("cannot read: a file stands where the path has a folder", path=path.key)
+        if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
+            return NotFound("cannot read: no such file", path=path.key)
+    return from_status(refused, "cannot read", path.key)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def make_folders(place: RemotePath) -> Operation[None]:
+def make_folders(path: RemotePath) -> Operation[None]:
     """Makes the folder and those above it, base_path too.
 
     Existing ones are no error; InvalidPath if a file is in the way.
     """
-    chain = [*reversed([place, *_ancestors(place)])]
+    chain = [*reversed([path, *_ancestors(path)])]
     answers = yield from request_all([MakeDir(folder.native) for folder in chain])
-    if isinstance(answers[-1], StatusError) and (yield from parent_is_missing(place, answers[-1])):
+    if isinstance(answers[-1], StatusError) and (yield from parent_is_missing(path, answers[-1])):
         # base_path itself is missing, or the server did not keep to the order of the requests: one by one
-        for folder in [*_base_of(place), *chain]:
+        for folder in [*_base_path_ancestors(path), *chain]:
             answers = yield from request_all([MakeDir(folder.native)])
     refused = answers[-1]
     if not isinstance(refused, StatusError):
         return
-    found = yield from see(place, follow=True)
-    if isinstance(found, Attributes) and (found.is_folder or found.mode is None):
+    existing = yield from try_stat(path, follow=True)
+    if isinstance(existing, Attributes) and (existing.is_folder or existing.mode is None):
         return
-    in_the_way = place if isinstance(found, Attributes) else (yield from _file_above(place))
-    if in_the_way is not None:
-        raise InvalidPath("cannot make the folder: a file has its name", path=in_the_way.key)
-    if StatusCode.FAILURE == refused.code == getattr(found, "code", None):
+    blocking_file = path if isinstance(existing, Attributes) else (yield from _blocking_file(path))
+    if blocking_file is not None:
+        raise InvalidPath("cannot make the folder: a file has its name", path=blocking_file.key)
+    if StatusCode.FAILURE == refused.code == getattr(existing, "code", None):
         return  # it may be there, and the server does not show it: the request that needs it tells
-    raise from_status(refused, "cannot make the folder", place.key)
+    raise from_status(refused, "cannot make the folder", path.key)
 
 
-def _base_of(place: RemotePath) -> list[RemotePath]:
+def _base_path_ancestors(path: RemotePath) -> list[RemotePath]:
     """base_path and the folders above it, from the top."""
-    while not place.is_root:
-        place = place.parent
-    parts = [part for part in place.native.split("/") if part not in ("", ".")]
-    start = "/" if place.native.startswith("/") else ""
+    while not path.is_root:
+        path = path.parent
+    parts = [part for part in path.native.split("/") if part not in ("", ".")]
+    start = "/" if path.native.startswith("/") else ""
     return [RemotePath("", start + "/".join(parts[: count + 1])) for count in range(len(parts))]
 
 
 def open_new(
-    place: RemotePath, target: RemotePath, flags: OpenFlag, create_parents: bool, *, may_exist: bool = True
+    path: RemotePath, target: RemotePath, flags: OpenFlag, create_parents: bool, *, may_exist: bool = True
 ) -> Operation[tuple[bytes, Attributes | None]]:
     """Open ``place`` for writing, and look at ``target`` along with it. One round trip if the folder is there.
 
@@ -439,41 +441,43 @@ def open_new(
     :returns: the handle, and what ``target`` leads to; None if nothing, or if it is ``place``
     """
     traits = yield from server_traits()
-    looks_first = OpenFlag.EXCLUSIVE in flags and may_exist and not traits.honours_exclusive
-    if looks_first and (yield from _is_occupied(place)):
-        raise (yield from why_unwritable(place, target, StatusError(StatusCode.FILE_ALREADY_EXISTS), exclusive=True))
-    opening = yield from send(Open(place.native, flags))
-    looking = None if place == target else (yield from send(Stat(target.native)))
-    handle = yield from _handle_or_none(place, target, opening, create_parents)
-    seen: Attributes | None = None
-    if looking is not None:
+    checks_first = OpenFlag.EXCLUSIVE in flags and may_exist and not traits.honours_exclusive
+    if checks_first and (yield from _exists_or_is_restored(path)):
+        raise (
+            yield from explain_write_failure(path, target, StatusError(StatusCode.FILE_ALREADY_EXISTS), exclusive=True)
+        )
+    open_reply = yield from send(Open(path.native, flags))
+    target_reply = None if path == target else (yield from send(Stat(target.native)))
+    handle = yield from _handle_or_none(path, target, open_reply, create_parents)
+    target_attributes: Attributes | None = None
+    if target_reply is not None:
         try:
-            seen = yield from reply(looking)
+            target_attributes = yield from reply(target_reply)
         except StatusError:
-            seen = None
+            target_attributes = None
     if handle is None:
         yield from make_folders(target.parent)
-        handle = yield from _handle_or_none(place, target, (yield from send(Open(place.native, flags))), False)
+        handle = yield from _handle_or_none(path, target, (yield from send(Open(path.native, flags))), False)
         assert handle is not None
-    return handle, seen
+    return handle, target_attributes
 
 
-def _is_occupied(place: RemotePath) -> Operation[bool]:
+def _exists_or_is_restored(path: RemotePath) -> Operation[bool]:
     """True if something has the name, or a backup that an interrupted replacement left, which is restored."""
-    asked = yield from send(LStat(place.backup.native))
-    found = yield from see(place)
+    backup_reply = yield from send(LStat(path.backup.native))
+    existing = yield from try_stat(path)
     try:
-        yield from reply(asked)
+        yield from reply(backup_reply)
     except StatusError:
-        return isinstance(found, Attributes)
-    if isinstance(found, StatusError):
-        (answer,) = yield from request_all([Rename(place.backup.native, place.native)])
+        return isinstance(existing, Attributes)
+    if isinstance(existing, StatusError):
+        (answer,) = yield from request_all([Rename(path.backup.native, path.native)])
         return not isinstance(answer, StatusError)
     return True
 
 
 def _handle_or_none(
-    place: RemotePath, target: RemotePath, opening: Pending[bytes], create_parents: bool
+    path: RemotePath, target: RemotePath, open_reply: Pending[bytes], create_parents: bool
 ) -> Operation[bytes | None]:
     """Wait for the handle of a file that is being opened; None if the folder is missing and ``create_parents``.
 
@@ -483,55 +487,60 @@ def _handle_or_none(
     :raises SFTPBackendError: for the first refusal
     """
     try:
-        return (yield from reply(opening))
+        return (yield from reply(open_reply))
     except StatusError as error:
         refused = error
-    if create_parents and (yield from parent_is_missing(place, refused)):
+    if create_parents and (yield from parent_is_missing(path, refused)):
         return None
-    flags = cast(Open, opening.request).flags
+    flags = cast(Open, open_reply.request).flags
     exclusive = OpenFlag.EXCLUSIVE in flags
     if (
         exclusive
         and refused.code != StatusCode.PERMISSION_DENIED
         and not (yield from server_traits()).honours_exclusive
     ):
-        found = yield from see(place)
-        if isinstance(found, StatusError) and (yield from is_missing(place, found)):
-            (answer,) = yield from request_all([Open(place.native, flags | OpenFlag.TRUNCATE)])
+        existing = yield from try_stat(path)
+        if isinstance(existing, StatusError) and (yield from is_missing(path, existing)):
+            (answer,) = yield from request_all([Open(path.native, flags | OpenFlag.TRUNCATE)])
             if isinstance(answer, bytes):
                 return answer
-            if create_parents and (yield from parent_is_missing(place, answer)):
+            if create_parents and (yield from parent_is_missing(path, answer)):
                 return None
-    raise (yield from why_unwritable(place, target, refused, exclusive=exclusive)) from None
+    raise (yield from explain_write_failure(path, target, refused, exclusive=exclusive)) from None
 
 
-def why_unwritable(
-    place: RemotePath, target: RemotePath, refused: StatusError, *, exclusive: bool
+def explain_write_failure(
+    path: RemotePath, target: RemotePath, refused: StatusError, *, exclusive: bool
 ) -> Operation[SFTPBackendError]:
-    found = yield from see(target)
-    if isinstance(found, Attributes) and found.is_folder:
-        return is_a_folder(target)
-    if isinstance(found, Attributes) and place == target and not refused.unsupported:
-        leads_to = (yield from see(target, follow=True)) if found.is_link else found
-        if isinstance(leads_to, Attributes) and leads_to.is_folder:
-            return is_a_folder(target)
+    existing = yield from try_stat(target)
+    if isinstance(existing, Attributes) and existing.is_folder:
+        return is_directory_error(target)
+    if isinstance(existing, Attributes) and path == target and not refused.unsupported:
+        followed = (yield from try_stat(target, follow=True)) if existing.is_link else existing
+        if isinstance(followed, Attributes) and followed.is_folder:
+            return is_directory_error(target)
         if exclusive:
-            return taken(target)
-    if (above := (yield from _file_above(target))) is not None:
-        return InvalidPath("cannot write: a file stands where the path has a folder", path=above.key)
+            return already_exists(target)
+    if (blocking_file := (yield from _blocking_file(target))) is not None:
+        return InvalidPath("cannot write: a file stands where the path has a folder", path=blocking_file.key)
     return from_status(refused, "cannot write", target.key)
 
 
-def is_a_folder(place: RemotePath) -> InvalidPath:
-    return InvalidPath("cannot write: it is a folder, not a file", path=place.key)
+def is_directory_error(path: RemotePath) -> InvalidPath:
+    return InvalidPath("cannot write: it is a folder, not a file", path=path.key)
 
 
-def taken(place: RemotePath) -> AlreadyExists:
-    return AlreadyExists("the name is taken", path=place.key, hint="pass overwrite=True to replace it")
+def already_exists(path: RemotePath) -> AlreadyExists:
+    return AlreadyExists("the name is taken", path=path.key, hint="pass overwrite=True to replace it")
 
 
 def write(
-    scheduler: SFTPScheduler, place: RemotePath, content: Content, *, overwrite: bool, progress: Progress | None = None
+    scheduler: SFTPScheduler,
+    path: RemotePath,
+    source: UploadSource,
+    *,
+    overwrite: bool,
+    progress: Progress | None = None,
 ) -> Operation[int | None]:
     """Writes straight to the final name: two round trips for a small file in an existing folder.
 
@@ -541,26 +550,26 @@ def write(
     :returns: the time of the file on the server, in seconds since 1970, if the server tells
     """
     flags = OpenFlag.WRITE | OpenFlag.CREATE | (OpenFlag.TRUNCATE if overwrite else OpenFlag.EXCLUSIVE)
-    handle, _ = yield from open_new(place, place, flags, create_parents=True)
-    unclosed: bytes | None = handle
-    whole = False
+    handle, _ = yield from open_new(path, path, flags, create_parents=True)
+    open_handle: bytes | None = handle
+    complete = False
     try:
-        spread = StripedFile(scheduler, place, handle, size=None, channels=1)
-        out = Outgoing(spread, (yield from scheduler.limits()).write, progress=progress)
-        yield from write_source(content, out)
-        looking = yield from send(FStat(handle))
-        closing = yield from send(Close(handle))
-        unclosed = None
-        yield from out.drain()
-        written = yield from reply_or_none(looking)
-        yield from reply(closing)
-        whole = True
+        striped_file = StripedFile(scheduler, path, handle, size=None, channels=1)
+        writer = PipelinedWriter(striped_file, (yield from scheduler.limits()).write, progress=progress)
+        yield from write_source(source, writer)
+        stat_reply = yield from send(FStat(handle))
+        close_reply = yield from send(Close(handle))
+        open_handle = None
+        yield from writer.drain()
+        written = yield from reply_or_none(stat_reply)
+        yield from reply(close_reply)
+        complete = True
         return None if written is None else written.mtime
     except StatusError as refused:
-        raise from_status(refused, "cannot write", place.key) from None
+        raise from_status(refused, "cannot write", path.key) from None
     finally:
-        if not whole:
-            yield from discard(place, unclosed)
+        if not complete:
+            yield from remove_quietly(path, open_handle)
 
 
 def reply_or_none(pending: Pending[R]) -> Operation[R | None]:
@@ -571,16 +580,16 @@ def reply_or_none(pending: Pending[R]) -> Operation[R | None]:
         return None
 
 
-def discard(place: RemotePath, handle: bytes | None = None) -> Operation[None]:
+def remove_quietly(path: RemotePath, handle: bytes | None = None) -> Operation[None]:
     """Closes and removes, whatever the server says to it: clean-up must not hide the reason for it."""
     requests: list[Request[None]] = [] if handle is None else [Close(handle)]
     try:
-        for answer in (yield from request_all([*requests, Remove(place.native)]))[-1:]:
+        for answer in (yield from request_all([*requests, Remove(path.native)]))[-1:]:
             if isinstance(answer, StatusError) and not answer.missing:
                 logger.warning(
                     "the temporary file %r could not be removed: %s",
-                    place.native,
+                    path.native,
                     printable(answer.text) or answer.code,
                 )
     except SFTPBackendError:  # the line is gone: the caller hears of that from the operation itself
-        logger.debug("the connection ended before %r could be removed", place.native)
+        logger.debug("the connection ended before %r could be removed", path.native)

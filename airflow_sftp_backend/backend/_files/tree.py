@@ -23,13 +23,22 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath,
 from airflow_sftp_backend.backend.models import FileInfo, FolderInfo
 
 from .deletion import delete, delete_folder
-from .links import own_attributes, unknown_link, with_links_told
-from .operations import Listing, as_file, file_info, follow_links, is_file_above, list_and_look_again, list_folder, look
+from .links import ambiguous_link_error, get_own_attributes, with_links_detected
+from .operations import (
+    Listing,
+    file_info_or_error,
+    is_parent_a_file,
+    list_and_recheck,
+    list_folder,
+    stat_links,
+    stat_or_none,
+    to_file_info,
+)
 
 T = TypeVar("T")
 
 
-class Call(Protocol):
+class SessionCall(Protocol):
     """How a walk reaches the server: ``Session.call``, one call a level, so that other threads get their turn."""
 
     def __call__(self, use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
@@ -37,52 +46,57 @@ class Call(Protocol):
 
 
 @dataclass(slots=True)
-class Found:
+class TreeEntry:
     """An entry met on a walk: its own attributes and, for a link, those of what it leads to (None: nothing)."""
 
-    place: RemotePath
-    own: Attributes
-    leads_to: Attributes | None
+    path: RemotePath
+    attributes: Attributes
+    target_attributes: Attributes | None
 
     @property
     def is_file(self) -> bool:
         """A file, or a link to one."""
-        return self.leads_to is not None and self.leads_to.is_file
+        return self.target_attributes is not None and self.target_attributes.is_file
 
     @property
     def is_folder(self) -> bool:
         """A folder, or a link to one."""
-        return self.leads_to is not None and self.leads_to.is_folder
+        return self.target_attributes is not None and self.target_attributes.is_folder
 
-    def info(self) -> FileInfo:
+    def to_file_info(self) -> FileInfo:
         """The entry as a file."""
-        return file_info(self.place, self.leads_to or self.own)
+        return to_file_info(self.path, self.target_attributes or self.attributes)
 
 
-def _list(place: RemotePath, tally: ListingTally, depth: int, *, enters: bool) -> Operation[list[Found]]:
-    entries = yield from list_folder(place, tally, depth)
-    if enters:
-        entries = yield from with_links_told(entries)
-    targets = yield from follow_links(entries)
+def _list_directory(path: RemotePath, tally: ListingTally, depth: int, *, descends: bool) -> Operation[list[TreeEntry]]:
+    entries = yield from list_folder(path, tally, depth)
+    if descends:
+        entries = yield from with_links_detected(entries)
+    targets = yield from stat_links(entries)
     if not targets:
-        return [Found(place, own, own) for place, own in entries]
-    return [Found(place, own, targets.get(place, own)) for place, own in entries]
+        return [TreeEntry(path, attributes, attributes) for path, attributes in entries]
+    return [TreeEntry(path, attributes, targets.get(path, attributes)) for path, attributes in entries]
 
 
 def _list_all(
-    call: Call, tally: ListingTally, folders: Sequence[RemotePath], go_on_in: Collection[RemotePath]
-) -> list[list[Found] | SFTPBackendError | OSError]:
-    """List folders side by side; in those of ``go_on_in``, whose subfolders are to be entered, links are told.
+    call: SessionCall, tally: ListingTally, folders: Sequence[RemotePath], descend_into: Collection[RemotePath]
+) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
+    """List folders side by side; in those of ``descend_into``, whose subfolders are to be entered, links are told.
 
     Raises BoundExceeded.
     """
-    return _within_bounds(
-        _listed_by(call, [tally], folders, lambda folder, depth: _list(folder, tally, depth, enters=folder in go_on_in))
+    return _raise_if_bound_exceeded(
+        _run_listings(
+            call,
+            [tally],
+            folders,
+            lambda folder, depth: _list_directory(folder, tally, depth, descends=folder in descend_into),
+        )
     )
 
 
-def _listed_by(
-    call: Call,
+def _run_listings(
+    call: SessionCall,
     tallies: Sequence[ListingTally],
     folders: Sequence[RemotePath],
     operation: Callable[[RemotePath, int], Operation[T]],
@@ -94,19 +108,19 @@ def _listed_by(
         for tally, mark in zip(tallies, marks, strict=True):
             tally.rewind(mark)  # what an earlier connection sent is sent again
             tally.bounds = scheduler.bounds
-        depth = _ahead(scheduler, folders)
-        return _unless_lost(scheduler.run_many(operation(folder, depth) for folder in folders))
+        depth = _initial_read_ahead(scheduler, folders)
+        return _raise_if_unavailable(scheduler.run_many(operation(folder, depth) for folder in folders))
 
     return call(use, idempotent=True)
 
 
-def _ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath]) -> int:
+def _initial_read_ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath]) -> int:
     """How many requests for entries go out at first: three for each millisecond of the round trip, so that a large
     folder far away takes few round trips."""
     return int(max(2, min(128, scheduler.round_trip * 3000 / max(1, len(folders)))))
 
 
-def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
+def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
     """The outcomes, unless the connection was lost: that is raised, for the whole call to be made again."""
     for outcome in outcomes:
         if isinstance(outcome, BackendUnavailable):
@@ -114,7 +128,7 @@ def _unless_lost(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFT
     return outcomes
 
 
-def _within_bounds(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
+def _raise_if_bound_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
     """Return the outcomes. Raises BoundExceeded if one is that: the bounds are those of a call as a whole."""
     for outcome in outcomes:
         if isinstance(outcome, BoundExceeded):
@@ -122,29 +136,29 @@ def _within_bounds(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | S
     return outcomes
 
 
-def children(call: Call, folder: RemotePath) -> Iterator[Found]:
+def list_children(call: SessionCall, folder: RemotePath) -> Iterator[TreeEntry]:
     """What a folder holds, temporary names left out; nothing where there is no such folder."""
     tally = ListingTally(folder.key)
-    (outcome,) = _list_all(call, tally, [folder], go_on_in=())
+    (outcome,) = _list_all(call, tally, [folder], descend_into=())
     tally.finish()
     if not isinstance(outcome, NotFound | InvalidPath):
-        yield from (found for found in _or_raise(outcome) if not is_temp_name(found.place.name))
+        yield from (entry for entry in _unwrap(outcome) if not is_temp_name(entry.path.name))
 
 
-def _or_raise(outcome: T | SFTPBackendError | OSError) -> T:
+def _unwrap(outcome: T | SFTPBackendError | OSError) -> T:
     if isinstance(outcome, SFTPBackendError | OSError):
         raise outcome
     return outcome
 
 
 def walk(
-    call: Call,
+    call: SessionCall,
     root: RemotePath,
     max_depth: int | None = None,
     *,
     must_exist: bool = False,
     with_temps: bool = False,
-) -> Iterator[Found]:
+) -> Iterator[TreeEntry]:
     """Every entry below ``root``, one level after the other; ``max_depth`` 0 is the root's own entries. Temporary files
     only ``with_temps``.
 
@@ -157,62 +171,66 @@ def walk(
     try:
         while level and (max_depth is None or depth <= max_depth):
             tally.check_depth(depth)
-            go_on_in = set(level) if max_depth is None or depth < max_depth else ()
-            outcomes = _list_all(call, tally, level, go_on_in)
+            descend_into = set(level) if max_depth is None or depth < max_depth else ()
+            outcomes = _list_all(call, tally, level, descend_into)
             level = []
             for outcome in outcomes:
                 if isinstance(outcome, NotFound | InvalidPath) and not (must_exist and depth == 0):
                     continue
-                for found in _or_raise(outcome):
-                    if found.own.is_folder:
-                        level.append(found.place)
-                    if with_temps or not is_temp_name(found.place.name) or found.own.is_folder:
-                        yield found
+                for entry in _unwrap(outcome):
+                    if entry.attributes.is_folder:
+                        level.append(entry.path)
+                    if with_temps or not is_temp_name(entry.path.name) or entry.attributes.is_folder:
+                        yield entry
             depth += 1
     finally:
         tally.finish()
 
 
-def file_infos(call: Call, places: Sequence[RemotePath]) -> list[FileInfo | SFTPBackendError | OSError]:
+def get_file_infos(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileInfo | SFTPBackendError | OSError]:
     """The files of many paths in one round trip: NotFound, InvalidPath for a folder, or why it is not shown."""
     return [
-        looked if isinstance(looked, SFTPBackendError | OSError) else as_file(place, looked)
-        for place, looked in zip(places, _look_at_all(call, places), strict=True)
+        outcome if isinstance(outcome, SFTPBackendError | OSError) else file_info_or_error(path, outcome)
+        for path, outcome in zip(paths, _stat_many(call, paths), strict=True)
     ]
 
 
-def _look_at_all(call: Call, places: Sequence[RemotePath]) -> list[Attributes | SFTPBackendError | OSError | None]:
+def _stat_many(call: SessionCall, paths: Sequence[RemotePath]) -> list[Attributes | SFTPBackendError | OSError | None]:
     """What `look` finds for each, or raises. One round trip where the answers leave nothing open."""
 
     def use(scheduler: SFTPScheduler) -> list[Attributes | SFTPBackendError | OSError | None]:
-        parents = () if scheduler.traits.finds_nothing_below_files else {place.parent: None for place in places}
-        asked = (*places, *(parent for parent in parents if not parent.is_root))
-        shown = dict(zip(asked, scheduler.run(request_all([Stat(place.native) for place in asked])), strict=True))
-        looked: dict[RemotePath, Attributes | SFTPBackendError | OSError | None] = {}
+        parents = () if scheduler.traits.finds_nothing_below_files else {path.parent: None for path in paths}
+        requested = (*paths, *(parent for parent in parents if not parent.is_root))
+        answers = dict(
+            zip(requested, scheduler.run(request_all([Stat(path.native) for path in requested])), strict=True)
+        )
+        outcomes: dict[RemotePath, Attributes | SFTPBackendError | OSError | None] = {}
         unclear: list[RemotePath] = []
-        for place in places:
-            answer = shown[place]
-            if parents and is_file_above(shown.get(place.parent)):
-                looked[place] = None
+        for path in paths:
+            answer = answers[path]
+            if parents and is_parent_a_file(answers.get(path.parent)):
+                outcomes[path] = None
             elif isinstance(answer, Attributes) and answer.mode is not None:
-                looked[place] = answer
+                outcomes[path] = answer
             elif isinstance(answer, StatusError) and answer.missing:
-                looked[place] = None
+                outcomes[path] = None
             else:
-                unclear.append(place)
-        looked.update(zip(unclear, _unless_lost(scheduler.run_many(map(look, unclear))), strict=True))
-        return [looked[place] for place in places]
+                unclear.append(path)
+        outcomes.update(
+            zip(unclear, _raise_if_unavailable(scheduler.run_many(map(stat_or_none, unclear))), strict=True)
+        )
+        return [outcomes[path] for path in paths]
 
     return call(use, idempotent=True)
 
 
-def folder_info(call: Call, folder: RemotePath) -> FolderInfo:
+def folder_info(call: SessionCall, folder: RemotePath) -> FolderInfo:
     """Sums over all files below. Raises NotFound, InvalidPath for a file."""
     count = size = 0
     latest = None
-    for found in walk(call, folder, must_exist=True):
-        if found.is_file:
-            info = found.info()
+    for entry in walk(call, folder, must_exist=True):
+        if entry.is_file:
+            info = entry.to_file_info()
             count, size = count + 1, size + info.size
             if info.modified_at is not None and (latest is None or info.modified_at > latest):
                 latest = info.modified_at
@@ -222,7 +240,7 @@ def folder_info(call: Call, folder: RemotePath) -> FolderInfo:
 # -- deletion ---------------------------------------------------------------------------------------------------------
 
 
-def delete_tree(call: Call, root: RemotePath, *, missing_ok: bool) -> None:
+def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> None:
     """Deletes a folder with all it holds, temporary names too; links are removed, never entered.
 
     Each folder is looked at before it is listed, by its parent's listing or by LSTAT, and once more, along with the end
@@ -232,10 +250,10 @@ def delete_tree(call: Call, root: RemotePath, *, missing_ok: bool) -> None:
 
     Raises NotFound, InvalidPath for a file; else the first refusal, after everything that can be deleted is.
     """
-    own, is_certain = call(lambda scheduler: scheduler.run(own_attributes(root)), idempotent=True)
-    if isinstance(own, Attributes) and own.is_folder and not is_certain:
-        raise unknown_link(root)
-    if isinstance(own, StatusError) or not own.is_folder:
+    attributes, is_link_excluded = call(lambda scheduler: scheduler.run(get_own_attributes(root)), idempotent=True)
+    if isinstance(attributes, Attributes) and attributes.is_folder and not is_link_excluded:
+        raise ambiguous_link_error(root)
+    if isinstance(attributes, StatusError) or not attributes.is_folder:
         # a link, a file, nothing: says so
         call(lambda scheduler: scheduler.run(delete_folder(root, missing_ok=missing_ok)))
         return
@@ -248,7 +266,7 @@ def delete_tree(call: Call, root: RemotePath, *, missing_ok: bool) -> None:
         raise failures[0]
 
 
-def _delete_level_by_level(call: Call, root: RemotePath, tally: ListingTally) -> list[SFTPBackendError]:
+def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTally) -> list[SFTPBackendError]:
     """Delete what the levels hold, from the top, then the folders: the failures. Raises BoundExceeded."""
     folders: list[RemotePath] = []
     failures: list[SFTPBackendError] = []
@@ -257,26 +275,26 @@ def _delete_level_by_level(call: Call, root: RemotePath, tally: ListingTally) ->
     while level:
         tally.check_depth(depth)
         outcomes = _list_for_removal(call, tally, level)
-        listed, level = level, []
-        others: list[tuple[RemotePath, bool]] = []  # with whether a listing has told the type
-        for folder, outcome in zip(listed, outcomes, strict=True):
+        directories, level = level, []
+        non_directories: list[tuple[RemotePath, bool]] = []  # with whether a listing has told the type
+        for folder, outcome in zip(directories, outcomes, strict=True):
             if isinstance(outcome, NotFound):
                 continue
             if isinstance(outcome, _BecameLink):
-                others.append((folder, True))
+                non_directories.append((folder, True))
                 continue
             folders.append(folder)
             if isinstance(outcome, SFTPBackendError):
                 failures.append(outcome)
                 continue
-            for place, attributes in _or_raise(outcome):
+            for path, attributes in _unwrap(outcome):
                 if attributes.is_folder:
-                    level.append(place)
+                    level.append(path)
                 else:
-                    others.append((place, attributes.mode is not None))
-        failures += _removed(call, others)
+                    non_directories.append((path, attributes.mode is not None))
+        failures += _delete_entries(call, non_directories)
         depth += 1
-    return failures + _folders_removed(call, folders)
+    return failures + _remove_directories(call, folders)
 
 
 class _BecameLink(SFTPBackendError):
@@ -284,42 +302,42 @@ class _BecameLink(SFTPBackendError):
 
 
 def _list_for_removal(
-    call: Call, tally: ListingTally, folders: Sequence[RemotePath]
+    call: SessionCall, tally: ListingTally, folders: Sequence[RemotePath]
 ) -> list[Listing | SFTPBackendError | OSError]:
-    return _within_bounds(
-        _listed_by(call, [tally], folders, lambda folder, depth: _listed_for_removal(folder, tally, depth))
+    return _raise_if_bound_exceeded(
+        _run_listings(call, [tally], folders, lambda folder, depth: _list_one_for_removal(folder, tally, depth))
     )
 
 
-def _listed_for_removal(place: RemotePath, tally: ListingTally, depth: int) -> Operation[Listing]:
+def _list_one_for_removal(path: RemotePath, tally: ListingTally, depth: int) -> Operation[Listing]:
     """The entries of a folder that is still one, links as links. Raises _BecameLink, InvalidPath."""
-    entries, now = yield from list_and_look_again(place, tally, depth)
-    if isinstance(now, Attributes) and not now.is_folder:
-        kind = _BecameLink if now.is_link else InvalidPath
-        raise kind("cannot delete the folder: something else has its name by now", path=place.key)
-    if isinstance(now, StatusError) and not (yield from server_traits()).lists_links_as_links:
-        raise unknown_link(place)
-    return (yield from with_links_told(entries))
+    entries, rechecked = yield from list_and_recheck(path, tally, depth)
+    if isinstance(rechecked, Attributes) and not rechecked.is_folder:
+        error_class = _BecameLink if rechecked.is_link else InvalidPath
+        raise error_class("cannot delete the folder: something else has its name by now", path=path.key)
+    if isinstance(rechecked, StatusError) and not (yield from server_traits()).lists_links_as_links:
+        raise ambiguous_link_error(path)
+    return (yield from with_links_detected(entries))
 
 
-def _removed(call: Call, places: Sequence[tuple[RemotePath, bool]]) -> list[SFTPBackendError]:
-    deletions = (delete(place, missing_ok=True, is_listed=is_listed) for place, is_listed in places)
-    outcomes = call(lambda scheduler: _unless_lost(scheduler.run_many(deletions, limit=256)))
+def _delete_entries(call: SessionCall, paths: Sequence[tuple[RemotePath, bool]]) -> list[SFTPBackendError]:
+    deletions = (delete(path, missing_ok=True, is_listed=is_listed) for path, is_listed in paths)
+    outcomes = call(lambda scheduler: _raise_if_unavailable(scheduler.run_many(deletions, limit=256)))
     return [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError)]
 
 
-def _folders_removed(call: Call, folders: Sequence[RemotePath]) -> list[SFTPBackendError]:
+def _remove_directories(call: SessionCall, folders: Sequence[RemotePath]) -> list[SFTPBackendError]:
     """All at once, the deepest first; once more level by level where a server did not keep to that order."""
     deepest_first = sorted(folders, key=lambda folder: folder.key.count("/"), reverse=True)
     answers = call(lambda scheduler: scheduler.run(request_all([RemoveDir(folder.native) for folder in deepest_first])))
     failures: list[SFTPBackendError] = []
     for folder, answer in zip(deepest_first, answers, strict=True):
         if isinstance(answer, StatusError) and not answer.missing:
-            failures += _folder_removed(call, folder)
+            failures += _remove_directory(call, folder)
     return failures
 
 
-def _folder_removed(call: Call, folder: RemotePath) -> list[SFTPBackendError]:
+def _remove_directory(call: SessionCall, folder: RemotePath) -> list[SFTPBackendError]:
     try:
         call(lambda scheduler: scheduler.run(delete_folder(folder, missing_ok=True)))
     except BackendUnavailable:
@@ -347,9 +365,9 @@ class Pattern:
     segments: tuple[str, ...]
 
     @classmethod
-    def of(cls, wanted: str | FileInfo) -> Pattern:
+    def of(cls, pattern: str | FileInfo) -> Pattern:
         """Return the pattern of a text, or the one that matches the path of a file and nothing else."""
-        return cls.parse(glob.escape(wanted.path) if isinstance(wanted, FileInfo) else wanted)
+        return cls.parse(glob.escape(pattern.path) if isinstance(pattern, FileInfo) else pattern)
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
@@ -365,42 +383,42 @@ class Pattern:
     @property
     def is_literal(self) -> bool:
         """True without wildcards."""
-        return all(_plain_name(segment) is not None for segment in self.segments)
+        return all(_literal_name(segment) is not None for segment in self.segments)
 
     def matches(self, key: str) -> bool:
         """True if the whole key fits."""
-        rests = {self.segments}
+        states = {self.segments}
         *folders, name = key.split("/")
         for folder in folders:
-            rests = {after for rest in rests for after in _into(rest, folder)}
-        return any(_ends_with(rest, name) for rest in rests)
+            states = {after for segments in states for after in _descend(segments, folder)}
+        return any(_completes(segments, name) for segments in states)
 
 
-Rest = tuple[str, ...]
+RemainingSegments = tuple[str, ...]
 """What of a pattern is still to be matched below a folder."""
 
 
-def _into(rest: Rest, folder: str) -> Iterator[Rest]:
+def _descend(segments: RemainingSegments, folder: str) -> Iterator[RemainingSegments]:
     """What is left of it in that subfolder; several ways, or none."""
-    if len(rest) > 1 and rest[0] == "**":
-        yield rest
-        yield from _into(rest[1:], folder)
-    elif rest == ("**",):
-        yield rest
-    elif len(rest) > 1 and _fits(rest[0], folder):
-        yield rest[1:]
+    if len(segments) > 1 and segments[0] == "**":
+        yield segments
+        yield from _descend(segments[1:], folder)
+    elif segments == ("**",):
+        yield segments
+    elif len(segments) > 1 and _segment_matches(segments[0], folder):
+        yield segments[1:]
 
 
-def _ends_with(rest: Rest, name: str) -> bool:
+def _completes(segments: RemainingSegments, name: str) -> bool:
     """True if a file of that name in this folder completes it."""
-    while len(rest) > 1 and rest[0] == "**":
-        rest = rest[1:]
-    return len(rest) == 1 and (rest[0] == "**" or _fits(rest[0], name))
+    while len(segments) > 1 and segments[0] == "**":
+        segments = segments[1:]
+    return len(segments) == 1 and (segments[0] == "**" or _segment_matches(segments[0], name))
 
 
-def _fits(segment: str, name: str) -> bool:
-    plain = _plain_name(segment)
-    return plain == name if plain is not None else _matcher(segment)(name) is not None
+def _segment_matches(segment: str, name: str) -> bool:
+    literal = _literal_name(segment)
+    return literal == name if literal is not None else _matcher(segment)(name) is not None
 
 
 @lru_cache(maxsize=1 << 14)
@@ -409,14 +427,14 @@ def _matcher(segment: str) -> Callable[[str], re.Match[str] | None]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _plain_name(segment: str) -> str | None:
+def _literal_name(segment: str) -> str | None:
     """Return the one name that a segment matches; None if its wildcards may match several."""
     if _WILDCARD.search(_ESCAPED.sub("", segment)) is not None:
         return None
     return _ESCAPED.sub(r"\1", segment)
 
 
-class _Group:
+class _Search:
     """What one asks of a search that is made for several: the files found for it, or why it failed."""
 
     __slots__ = ("error", "matches", "tally")
@@ -433,149 +451,157 @@ class _Group:
         return self.error or [self.matches[key] for key in sorted(self.matches)]
 
 
-_Wanted = dict[Rest, set[_Group]]
+_SearchesBySegments = dict[RemainingSegments, set[_Search]]
 """What is still to be matched below a folder, and for whom."""
 
 
-def find(call: Call, root: RemotePath, patterns: Iterable[Pattern]) -> list[FileInfo]:
+def find(call: SessionCall, root: RemotePath, patterns: Iterable[Pattern]) -> list[FileInfo]:
     """The files that fit any of the patterns, sorted by key.
 
     Lists each folder once, and only those that can hold a match; a name without wildcards is asked for without a
     listing.
     """
-    group = _Group(root)
-    _search(call, root, [(group, patterns)])
-    return _or_raise(group.outcome)
+    search = _Search(root)
+    _run_searches(call, root, [(search, patterns)])
+    return _unwrap(search.outcome)
 
 
 def find_each(
-    call: Call, root: RemotePath, groups: Sequence[Sequence[str | FileInfo]]
+    call: SessionCall, root: RemotePath, pattern_groups: Sequence[Sequence[str | FileInfo]]
 ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
     """What `find` gives or raises for each group of patterns, with one search for all of them.
 
     Raises BackendUnavailable.
     """
-    asked: list[tuple[_Group, list[Pattern]]] = []
-    for texts in groups:
-        group, parsed = _Group(root), list[Pattern]()
+    searches: list[tuple[_Search, list[Pattern]]] = []
+    for texts in pattern_groups:
+        search, parsed = _Search(root), list[Pattern]()
         try:
             parsed += map(Pattern.of, texts)
         except InvalidPath as error:
-            group.error = error
-        asked.append((group, parsed))
-    _search(call, root, asked)
-    return [group.outcome for group, _ in asked]
+            search.error = error
+        searches.append((search, parsed))
+    _run_searches(call, root, searches)
+    return [search.outcome for search, _ in searches]
 
 
-def _search(call: Call, root: RemotePath, asked: Iterable[tuple[_Group, Iterable[Pattern]]]) -> None:
-    level: dict[RemotePath, _Wanted] = {root: {}}
-    for group, patterns in asked:
+def _run_searches(call: SessionCall, root: RemotePath, searches: Iterable[tuple[_Search, Iterable[Pattern]]]) -> None:
+    level: dict[RemotePath, _SearchesBySegments] = {root: {}}
+    for search, patterns in searches:
         for pattern in patterns:
             if pattern.segments:
-                level[root].setdefault(pattern.segments, set()).add(group)
+                level[root].setdefault(pattern.segments, set()).add(search)
     log = ListingTally(root.key)
     depth = 0
-    while level := _still_wanted(level):
+    while level := _without_failed(level):
         try:
             log.check_depth(depth)
             level = _search_level(call, log, level)
         except BackendUnavailable:
             raise
         except SFTPBackendError as error:  # too deep, for all who search on
-            _fail({group for wanted in level.values() for groups in wanted.values() for group in groups}, error)
+            _fail_searches(
+                {search for wanted in level.values() for groups in wanted.values() for search in groups}, error
+            )
         depth += 1
     log.finish()
 
 
-def _still_wanted(level: dict[RemotePath, _Wanted]) -> dict[RemotePath, _Wanted]:
+def _without_failed(level: dict[RemotePath, _SearchesBySegments]) -> dict[RemotePath, _SearchesBySegments]:
     """Without what only those want whose search has failed."""
-    found: dict[RemotePath, _Wanted] = {}
+    remaining: dict[RemotePath, _SearchesBySegments] = {}
     for folder, wanted in level.items():
-        for rest, groups in wanted.items():
-            if alive := {group for group in groups if group.error is None}:
-                found.setdefault(folder, {})[rest] = alive
-    return found
+        for segments, searches in wanted.items():
+            if active := {search for search in searches if search.error is None}:
+                remaining.setdefault(folder, {})[segments] = active
+    return remaining
 
 
-def _fail(groups: Iterable[_Group], error: SFTPBackendError | OSError) -> None:
-    for group in groups:
-        group.error = group.error or error
+def _fail_searches(searches: Iterable[_Search], error: SFTPBackendError | OSError) -> None:
+    for search in searches:
+        search.error = search.error or error
 
 
-def _search_level(call: Call, log: ListingTally, level: dict[RemotePath, _Wanted]) -> dict[RemotePath, _Wanted]:
+def _search_level(
+    call: SessionCall, log: ListingTally, level: dict[RemotePath, _SearchesBySegments]
+) -> dict[RemotePath, _SearchesBySegments]:
     """Looks into all folders of a level: what is to be looked into next."""
-    below: dict[RemotePath, _Wanted] = {}
-    plain: dict[RemotePath, set[_Group]] = {}
-    listed: dict[RemotePath, _Wanted] = {}
+    below: dict[RemotePath, _SearchesBySegments] = {}
+    literal_paths: dict[RemotePath, set[_Search]] = {}
+    to_list: dict[RemotePath, _SearchesBySegments] = {}
     for folder, wanted in level.items():
-        names = {rest: name for rest in wanted if (name := _plain_name(rest[0])) is not None}
+        names = {segments: name for segments in wanted if (name := _literal_name(segments[0])) is not None}
         if len(names) < len(wanted):
-            listed[folder] = wanted
+            to_list[folder] = wanted
             continue
-        for rest, groups in wanted.items():
-            place = folder.child(names[rest])
-            if len(rest) == 1:
-                plain[place] = groups
+        for segments, searches in wanted.items():
+            path = folder.child(names[segments])
+            if len(segments) == 1:
+                literal_paths[path] = searches
             else:
-                below.setdefault(place, {})[rest[1:]] = groups
-    for (place, groups), looked in zip(plain.items(), _look_at_all(call, list(plain)) if plain else [], strict=True):
-        if isinstance(looked, SFTPBackendError | OSError):
-            _fail(groups, looked)
-        elif looked is not None and looked.is_file:
-            for group in groups:
-                group.matches[place.key] = file_info(place, looked)
-    outcomes = _list_for_groups(call, log, listed) if listed else []
-    for (folder, wanted), outcome in zip(listed.items(), outcomes, strict=True):
+                below.setdefault(path, {})[segments[1:]] = searches
+    for (path, searches), stat_outcome in zip(
+        literal_paths.items(), _stat_many(call, list(literal_paths)) if literal_paths else [], strict=True
+    ):
+        if isinstance(stat_outcome, SFTPBackendError | OSError):
+            _fail_searches(searches, stat_outcome)
+        elif stat_outcome is not None and stat_outcome.is_file:
+            for search in searches:
+                search.matches[path.key] = to_file_info(path, stat_outcome)
+    outcomes = _list_for_searches(call, log, to_list) if to_list else []
+    for (folder, wanted), outcome in zip(to_list.items(), outcomes, strict=True):
         if isinstance(outcome, NotFound | InvalidPath):
             continue
         if isinstance(outcome, SFTPBackendError | OSError):
-            for rest, groups in wanted.items():
-                if _plain_name(rest[0]) is not None:  # can be asked for without a listing
-                    below.setdefault(folder, {})[rest] = groups
+            for segments, searches in wanted.items():
+                if _literal_name(segments[0]) is not None:  # can be asked for without a listing
+                    below.setdefault(folder, {})[segments] = searches
                 else:
-                    _fail(groups, outcome)
+                    _fail_searches(searches, outcome)
             continue
-        for found in outcome:
-            _match(found, wanted, below)
+        for entry in outcome:
+            _match(entry, wanted, below)
     return below
 
 
-def _list_for_groups(
-    call: Call, log: ListingTally, listed: dict[RemotePath, _Wanted]
-) -> list[list[Found] | SFTPBackendError | OSError]:
+def _list_for_searches(
+    call: SessionCall, log: ListingTally, to_list: dict[RemotePath, _SearchesBySegments]
+) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
     """List folders side by side. Each group has bounds of its own, and fails alone where it exceeds one."""
-    groups = {folder: list({group for some in wanted.values() for group in some}) for folder, wanted in listed.items()}
-    everyone = {group for some in groups.values() for group in some}
+    searches_by_directory = {
+        folder: list({search for some in wanted.values() for search in some}) for folder, wanted in to_list.items()
+    }
+    all_searches = {search for some in searches_by_directory.values() for search in some}
 
-    def operation(folder: RemotePath, depth: int) -> Operation[list[Found]]:
-        tally = SharedTally(folder.key, [group.tally for group in groups[folder]], log)
-        return _list(folder, tally, depth, enters=_goes_on(listed[folder]))
+    def operation(folder: RemotePath, depth: int) -> Operation[list[TreeEntry]]:
+        tally = SharedTally(folder.key, [search.tally for search in searches_by_directory[folder]], log)
+        return _list_directory(folder, tally, depth, descends=_descends_anywhere(to_list[folder]))
 
-    outcomes = _listed_by(call, [log, *(group.tally for group in everyone)], list(listed), operation)
-    for group in everyone:
-        if group.tally.exceeded is not None:
-            _fail([group], BoundExceeded(group.tally.exceeded, path=log.path))
+    outcomes = _run_listings(call, [log, *(search.tally for search in all_searches)], list(to_list), operation)
+    for search in all_searches:
+        if search.tally.exceeded is not None:
+            _fail_searches([search], BoundExceeded(search.tally.exceeded, path=log.path))
     return outcomes
 
 
-def _goes_on(wanted: _Wanted) -> bool:
+def _descends_anywhere(wanted: _SearchesBySegments) -> bool:
     """True if a pattern leads on into folders that it does not name."""
-    return any(rest[0] == "**" or (len(rest) > 1 and _plain_name(rest[0]) is None) for rest in wanted)
+    return any(segments[0] == "**" or (len(segments) > 1 and _literal_name(segments[0]) is None) for segments in wanted)
 
 
-def _match(found: Found, wanted: _Wanted, below: dict[RemotePath, _Wanted]) -> None:
+def _match(entry: TreeEntry, wanted: _SearchesBySegments, below: dict[RemotePath, _SearchesBySegments]) -> None:
     """Sorts one entry of a folder, below which that is wanted, into results and folders to enter."""
-    name = found.place.name
-    if found.is_file and not is_temp_name(name):
+    name = entry.path.name
+    if entry.is_file and not is_temp_name(name):
         info = None
-        for rest, groups in wanted.items():
-            if _ends_with(rest, name):
-                info = info or found.info()
-                for group in groups:
-                    group.matches[info.path] = info
-    if not found.is_folder:
+        for segments, searches in wanted.items():
+            if _completes(segments, name):
+                info = info or entry.to_file_info()
+                for search in searches:
+                    search.matches[info.path] = info
+    if not entry.is_folder:
         return
-    for rest, groups in wanted.items():
-        if found.own.is_folder or _plain_name(rest[0]) is not None:
-            for after in _into(rest, name):
-                below.setdefault(found.place, {}).setdefault(after, set()).update(groups)
+    for segments, searches in wanted.items():
+        if entry.attributes.is_folder or _literal_name(segments[0]) is not None:
+            for remaining in _descend(segments, name):
+                below.setdefault(entry.path, {}).setdefault(remaining, set()).update(searches)

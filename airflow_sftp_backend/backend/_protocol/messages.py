@@ -70,7 +70,8 @@ class Request(ABC, Generic[R_co]):
         return _HEADER.pack(len(body) + 5, self.packet_type, request_id) + body
 
     def decode_reply(self, packet_type: int, cursor: PacketReader) -> R_co:
-        """The decoded reply. Raises Refused for a status that is not OK, ProtocolError for a reply of another type."""
+        """The decoded reply. Raises StatusError for a status that is not OK, ProtocolError for a reply of another
+        type."""
         if packet_type == PacketType.STATUS:
             return self.decode_status(cursor)
         if packet_type != self.reply_type:

@@ -79,7 +79,7 @@ def send(request: Request[R], channel: SFTPChannel | None = None) -> Operation[P
 
 
 def reply(pending: Pending[R]) -> Operation[R]:
-    """The reply to a posted request. Raises Refused."""
+    """The reply to a posted request. Raises StatusError."""
     return cast(R, (yield pending))
 
 
@@ -89,7 +89,7 @@ def server_traits() -> Operation[ServerTraits]:
 
 
 def request(request: Request[R]) -> Operation[R]:
-    """One request and its reply: one round trip. Raises Refused."""
+    """One request and its reply: one round trip. Raises StatusError."""
     return cast(R, (yield (yield request)))
 
 

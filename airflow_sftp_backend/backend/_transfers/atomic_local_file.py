@@ -31,19 +31,19 @@ from airflow_sftp_backend.backend._paths import (
 )
 from airflow_sftp_backend.backend.errors import AlreadyExists
 
-from .local_files import NamingBothEnds, NewFileModes, check_replaceable, give_mode
+from .local_files import NamingBothEnds, NewFileModes, check_replaceable, set_mode
 
-LEAST: Final = 1 << 20
+MIN_RESUME_SIZE: Final = 1 << 20
 """Bytes from which on a part is worth going on with."""
-_PIECE: Final = 1 << 20  # bytes read at once of what is verified
-_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe under such a name must not be waited for
+_READ_SIZE: Final = 1 << 20  # bytes read at once of what is verified
+_OPEN_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe under such a name must not be waited for
 
 
-class LocalLanding:
+class AtomicLocalFile:
     """A local file that appears under its name only when it is whole.
 
-    Use as a context manager: without `commit` nothing stays, unless it ``lasts``. ``source`` is where it comes from,
-    for errors. ``writer`` is the resume key, if there is one; ``modes`` are shared by the files of one call.
+    Use as a context manager: without `commit` nothing stays, unless it ``keep_on_exit``. ``source`` is where it comes
+    from, for errors. ``resume_key`` is the resume key, if there is one; ``modes`` are shared by the files of one call.
     """
 
     def __init__(
@@ -52,61 +52,62 @@ class LocalLanding:
         *,
         source: RemotePath,
         overwrite: bool,
-        writer: str | None = None,
+        resume_key: str | None = None,
         modes: NewFileModes | None = None,
     ) -> None:
         self.path = _text_of(local)
-        self.lasts = False
+        self.keep_on_exit = False
         """What there is stays for the next try."""
         self._key = source.key
         self._ends = NamingBothEnds(self.path, f"downloading {source.native!r}")
         self._overwrite = overwrite
         self._modes = NewFileModes() if modes is None else modes
-        self._resumable = writer is not None
+        self._resumable = resume_key is not None
         token = secrets.token_hex(6)
-        if writer is not None:
-            token = fresh_token(resume_token(writer, 0, 0), token)
-        self.temp = self._named(token)
+        if resume_key is not None:
+            token = fresh_token(resume_token(resume_key, 0, 0), token)
+        self.temp = self._temp_path(token)
         self._descriptor: int | None = None
         self._has_temp = False
         with self._ends:
             if check_replaceable(self.path) is not None and not overwrite:
-                raise self._taken()
+                raise self._already_exists()
             try:
-                self._descriptor = os.open(self.temp, _FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
+                self._descriptor = os.open(self.temp, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL, 0o600)
             except FileNotFoundError:
                 raise FileNotFoundError(errno.ENOENT, "the local directory does not exist") from None
         self._has_temp = True
-        _locked(self._descriptor)
+        _try_lock(self._descriptor)
 
-    def take_over(self, token: str, most: int) -> int:
-        """Goes on in the file of that token if an earlier try left one of up to ``most`` bytes; how many it holds.
+    def adopt_partial(self, token: str, max_size: int) -> int:
+        """Goes on in the file of that token if an earlier try left one of up to ``max_size`` bytes; how many it holds.
 
         Otherwise the temporary file is given that token, for the next try. A living writer's is left alone.
         """
         with self._ends:
-            return self._take_over(token, most)
+            return self._adopt_partial(token, max_size)
 
-    def _take_over(self, token: str, most: int) -> int:
-        left = self._named(token)
-        descriptor = left_behind(left)
+    def _adopt_partial(self, token: str, max_size: int) -> int:
+        partial = self._temp_path(token)
+        descriptor = open_abandoned(partial)
         if descriptor is None:
-            self._rename(left)
+            self._rename(partial)
             return 0
-        found = os.fstat(descriptor)
-        size = found.st_size
-        if found.st_nlink != 1 or not LEAST <= size <= most:  # what has another name as well is not written to
-            os.unlink(left)
+        status = os.fstat(descriptor)
+        size = status.st_size
+        # what has another name as well is not written to
+        if status.st_nlink != 1 or not MIN_RESUME_SIZE <= size <= max_size:
+            os.unlink(partial)
             os.close(descriptor)
-            self._rename(left)
+            self._rename(partial)
             return 0
         self._close()
         os.unlink(self.temp)
-        self._descriptor, self.temp = descriptor, left
+        self._descriptor, self.temp = descriptor, partial
         os.lseek(descriptor, 0, os.SEEK_END)
         return size
 
-    def at(self, offset: int, count: int) -> bytes:
+    def read_at(self, offset: int, count: int) -> bytes:
         """Bytes of what has been written so far."""
         assert self._descriptor is not None
         with self._ends:
@@ -121,12 +122,12 @@ class LocalLanding:
         """
         digest = hashlib.sha256()
         with self._ends, open(self.temp, "rb", buffering=0) as file:
-            while data := file.read(_PIECE):
+            while data := file.read(_READ_SIZE):
                 digest.update(data)
                 progress(len(data))
         return f"sha256:{digest.hexdigest()}"
 
-    def clear(self) -> None:
+    def truncate(self) -> None:
         """Starts anew."""
         assert self._descriptor is not None
         with self._ends:
@@ -145,8 +146,8 @@ class LocalLanding:
         False."""
         assert self._descriptor is not None
         with self._ends:
-            replaced = check_replaceable(self.path) if self._overwrite else None
-            give_mode(self._descriptor, self.temp, replaced, self._modes)
+            existing = check_replaceable(self.path) if self._overwrite else None
+            set_mode(self._descriptor, self.temp, existing, self._modes)
             self._give_name()
 
     def _give_name(self) -> None:
@@ -156,10 +157,10 @@ class LocalLanding:
         try:
             os.link(self.temp, self.path)
         except FileExistsError:
-            raise self._taken() from None
+            raise self._already_exists() from None
         except OSError:  # a file system without hard links: looked at, then renamed
             if os.path.lexists(self.path):
-                raise self._taken() from None
+                raise self._already_exists() from None
             self._replace()
 
     def _replace(self) -> None:
@@ -175,11 +176,11 @@ class LocalLanding:
         os.unlink(self.temp)
         self.temp = temp
 
-    def _named(self, token: str) -> str:
+    def _temp_path(self, token: str) -> str:
         folder, slash, name = self.path.rpartition("/")
         return f"{folder}{slash}{temp_name(name, token)}"
 
-    def _taken(self) -> AlreadyExists:
+    def _already_exists(self) -> AlreadyExists:
         message = f"the local file {self.path!r} exists"
         return AlreadyExists(message, path=self._key, hint="pass overwrite=True to replace it")
 
@@ -188,34 +189,36 @@ class LocalLanding:
         if descriptor is not None:
             os.close(descriptor)
 
-    def __enter__(self) -> LocalLanding:
+    def __enter__(self) -> AtomicLocalFile:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if self._has_temp and not (self.lasts and self._resumable):
+        if self._has_temp and not (self.keep_on_exit and self._resumable):
             with contextlib.suppress(FileNotFoundError), self._ends:
                 os.unlink(self.temp)
         self._has_temp = False
         self._close()  # and with it the lock, under which alone the name was ours
 
 
-def remove_left(landed: Mapping[str | os.PathLike[str], str | None], now: float) -> None:
+def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], timestamp: float) -> None:
     """Removes what dead writers left of files that have landed now: what earlier tries with the same resume key left,
-    which stands beside each file, at once; what others left after `STALE_SECONDS` seconds. ``now`` in seconds since
-    1970.
+    which stands beside each file, at once; what others left after `STALE_SECONDS` seconds. ``timestamp`` in seconds
+    since 1970.
     """
     names: dict[str, dict[str, str | None]] = {}
-    for path, writer in landed.items():
+    for path, resume_key in resume_keys.items():
         folder, slash, name = _text_of(path).rpartition("/")
-        names.setdefault(folder + slash, {})[name] = writer
-    for folder, wanted in names.items():
-        temps = list(_temps(folder))
-        targets = {name_digest(name): writer for name, writer in wanted.items()} if temps else {}
+        names.setdefault(folder + slash, {})[name] = resume_key
+    for folder, keys_by_name in names.items():
+        temps = list(_list_temps(folder))
+        targets = {name_digest(name): resume_key for name, resume_key in keys_by_name.items()} if temps else {}
         for temp in temps:
             if temp_name_digest(temp.name) in targets:
-                writer = targets[temp_name_digest(temp.name)]
-                ours = writer is not None and same_writer(temp_name_token(temp.name), resume_token(writer, 0, 0))
-                _remove(temp.path, None if ours else now - STALE_SECONDS)
+                resume_key = targets[temp_name_digest(temp.name)]
+                is_own = resume_key is not None and same_writer(
+                    temp_name_token(temp.name), resume_token(resume_key, 0, 0)
+                )
+                _remove(temp.path, None if is_own else timestamp - STALE_SECONDS)
 
 
 def _text_of(local: str | os.PathLike[str]) -> str:
@@ -225,7 +228,7 @@ def _text_of(local: str | os.PathLike[str]) -> str:
 
 def _remove(temp: str, before: float | None) -> None:
     """Removes it unless its writer lives, or it was written to since ``before``."""
-    descriptor = left_behind(temp)
+    descriptor = open_abandoned(temp)
     if descriptor is None:
         return
     if before is None or os.fstat(descriptor).st_mtime < before:
@@ -234,23 +237,23 @@ def _remove(temp: str, before: float | None) -> None:
     os.close(descriptor)
 
 
-def _temps(folder: str) -> Iterator[os.DirEntry[str]]:
+def _list_temps(folder: str) -> Iterator[os.DirEntry[str]]:
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if temp_name_token(entry.name):
                 yield entry
 
 
-def left_behind(temp: str | os.PathLike[str]) -> int | None:
+def open_abandoned(temp: str | os.PathLike[str]) -> int | None:
     """A descriptor of a file of this user, locked; None if there is none, or its writer lives."""
     try:
-        descriptor = os.open(temp, _FLAGS)
+        descriptor = os.open(temp, _OPEN_FLAGS)
     except OSError:
         return None
-    found = os.fstat(descriptor)
-    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+    status = os.fstat(descriptor)
+    is_own = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
     try:
-        if ours and _locked(descriptor) and os.path.samestat(os.lstat(temp), found):
+        if is_own and _try_lock(descriptor) and os.path.samestat(os.lstat(temp), status):
             return descriptor
     except FileNotFoundError:  # its writer has just ended it
         pass
@@ -258,7 +261,7 @@ def left_behind(temp: str | os.PathLike[str]) -> int | None:
     return None
 
 
-def _locked(descriptor: int) -> bool:
+def _try_lock(descriptor: int) -> bool:
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)
     except OSError:

@@ -10,7 +10,7 @@ from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Open, Remove, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, request_all
-from airflow_sftp_backend.backend._writes.resume import holds
+from airflow_sftp_backend.backend._writes.resume import samples_match
 from airflow_sftp_backend.backend.errors import StatusError, from_status
 
 from .local_files import open_regular
@@ -18,10 +18,10 @@ from .local_files import open_regular
 _NEW = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 
 
-def same_samples(place: RemotePath, local: str | os.PathLike[str]) -> Operation[bool]:
+def same_samples(path: RemotePath, local: str | os.PathLike[str]) -> Operation[bool]:
     """Tell whether a file on the server has the size of a local one and the same bytes in up to 64 places.
 
-    :param place: the file on the server.
+    :param path: the file on the server.
     :param local: the local file.
     :returns: True if no difference was found; a file of up to 2 MiB is compared as a whole.
     :raises SFTPBackendError: if the server refuses to read it.
@@ -30,14 +30,14 @@ def same_samples(place: RemotePath, local: str | os.PathLike[str]) -> Operation[
     descriptor = open_regular(local)
     try:
         size = os.fstat(descriptor).st_size
-        handle = yield from open_for_reading(place)
+        handle = yield from open_for_reading(path)
         try:
-            (found,) = yield from request_all([FStat(handle)])
-            told = found.size if isinstance(found, Attributes) else None
-            if told is not None and told != size:
+            (answer,) = yield from request_all([FStat(handle)])
+            stated_size = answer.size if isinstance(answer, Attributes) else None
+            if stated_size is not None and stated_size != size:
                 return False
             return size == 0 or (
-                yield from holds(handle, size, lambda start, count: os.pread(descriptor, count, start))
+                yield from samples_match(handle, size, lambda start, count: os.pread(descriptor, count, start))
             )
         finally:
             yield from close_quietly(handle)

@@ -12,7 +12,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 _OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-_KINDS = (
+_FILE_TYPES = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
     (stat.S_ISSOCK, "a socket"),
@@ -34,10 +34,11 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     :raises OSError: if the file cannot be opened; IsADirectoryError for a directory; EINVAL for anything else that is
         not a regular file.
     """
-    _check_kind(path, os.stat(path))  # before it is opened: opening a device may do something, opening a FIFO waits
+    # before it is opened: opening a device may do something, opening a FIFO waits
+    _check_file_type(path, os.stat(path))
     descriptor = os.open(path, _OPEN_FLAGS)
     try:
-        _check_kind(path, os.fstat(descriptor))  # another file may have taken the name meanwhile
+        _check_file_type(path, os.fstat(descriptor))  # another file may have taken the name meanwhile
         os.set_blocking(descriptor, True)
     except BaseException:
         os.close(descriptor)
@@ -53,28 +54,30 @@ def check_replaceable(path: str | os.PathLike[str]) -> os.stat_result | None:
     :raises OSError: IsADirectoryError for a directory; EINVAL for anything else, a link to nothing too.
     """
     try:
-        found = os.lstat(path)  # asks once where nothing has the name, which is the usual case
+        status = os.lstat(path)  # asks once where nothing has the name, which is the usual case
     except FileNotFoundError:
         return None
-    if stat.S_ISLNK(found.st_mode):
+    if stat.S_ISLNK(status.st_mode):
         try:
-            found = os.stat(path)
+            status = os.stat(path)
         except FileNotFoundError:
             raise _not_regular(path, "a link to nothing") from None
-    _check_kind(path, found)
-    return found
+    _check_file_type(path, status)
+    return status
 
 
-def _check_kind(path: str | os.PathLike[str], found: os.stat_result) -> None:
-    if stat.S_ISREG(found.st_mode):
+def _check_file_type(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
         return
-    if stat.S_ISDIR(found.st_mode):
+    if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, "a directory, not a file", os.fspath(path))
-    raise _not_regular(path, next((kind for test, kind in _KINDS if test(found.st_mode)), "something else"))
+    raise _not_regular(
+        path, next((file_type for test, file_type in _FILE_TYPES if test(status.st_mode)), "something else")
+    )
 
 
-def _not_regular(path: str | os.PathLike[str], kind: str) -> OSError:
-    return OSError(errno.EINVAL, f"{kind}, not a regular file", os.fspath(path))
+def _not_regular(path: str | os.PathLike[str], file_type: str) -> OSError:
+    return OSError(errno.EINVAL, f"{file_type}, not a regular file", os.fspath(path))
 
 
 class NewFileModes:
@@ -83,29 +86,29 @@ class NewFileModes:
     os.umask() cannot read the umask without setting it, for all threads of the process.
     """
 
-    __slots__ = ("_found",)
+    __slots__ = ("_modes",)
 
     def __init__(self) -> None:
-        self._found: dict[str, int] = {}
+        self._modes: dict[str, int] = {}
 
     def of(self, directory: str) -> int:
         """Return the mode of a new file in a directory."""
-        if directory not in self._found:
-            self._found[directory] = _new_file_mode(Path(directory))
-        return self._found[directory]
+        if directory not in self._modes:
+            self._modes[directory] = _new_file_mode(Path(directory))
+        return self._modes[directory]
 
 
-def give_mode(descriptor: int, temp: str, replaced: os.stat_result | None, modes: NewFileModes) -> None:
+def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes: NewFileModes) -> None:
     """Give a temporary file the mode of the file it becomes: that of the file it replaces, else what the umask leaves.
 
     A file system that refuses is left alone, with a warning.
 
     :param descriptor: the open temporary file.
     :param temp: its path.
-    :param replaced: the file that it replaces; None if it is a new one.
+    :param existing: the file that it replaces; None if it is a new one.
     :param modes: the modes of new files.
     """
-    mode = modes.of(os.path.dirname(temp)) if replaced is None else replaced.st_mode & _PERMISSIONS
+    mode = modes.of(os.path.dirname(temp)) if existing is None else existing.st_mode & _PERMISSIONS
     try:
         os.fchmod(descriptor, mode)
     except OSError as error:
@@ -120,10 +123,10 @@ def _new_file_mode(directory: Path) -> int:
                     return _NEW_FILE & ~int(line.split()[1], 8)
     except OSError:  # no Linux, or no /proc here
         pass
-    return _mode_of_a_probe(directory)
+    return _mode_of_probe_file(directory)
 
 
-def _mode_of_a_probe(directory: Path) -> int:
+def _mode_of_probe_file(directory: Path) -> int:
     probe = directory / f".umask-{secrets.token_hex(8)}"
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NEW_FILE)
     try:
@@ -152,16 +155,16 @@ class NamingBothEnds:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Name the ends in the error that ends the block, if one does."""
         if isinstance(error, OSError):
-            name_ends(error, self._local, self._doing)
+            add_both_paths(error, self._local, self._doing)
 
 
-def name_ends(error: OSError, local: str | os.PathLike[str], doing: str) -> OSError:
+def add_both_paths(error: OSError, local: str | os.PathLike[str], action: str) -> OSError:
     """Put both ends of a transfer into an OSError, once. Parameters as of `NamingBothEnds`. Returns the error."""
     cause = error.strerror or str(error) or type(error).__name__
-    if doing in cause:
+    if action in cause:
         return error
     error.errno = error.errno or errno.EIO
-    error.strerror = f"{cause} ({doing})"
+    error.strerror = f"{cause} ({action})"
     error.filename = os.fspath(local)
     if error.filename2 is not None:
         del error.filename2  # as None it would be part of the text

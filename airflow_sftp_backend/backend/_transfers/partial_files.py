@@ -17,8 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from airflow_sftp_backend.backend._files.operations import is_missing, see
-from airflow_sftp_backend.backend._files.tree import Call, Found, walk
+from airflow_sftp_backend.backend._files.operations import is_missing, try_stat
+from airflow_sftp_backend.backend._files.tree import SessionCall, TreeEntry, walk
 from airflow_sftp_backend.backend._paths import (
     STALE_SECONDS,
     RemotePath,
@@ -31,14 +31,14 @@ from airflow_sftp_backend.backend._paths import (
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request_all
-from airflow_sftp_backend.backend._writes.backups import remove_backup, settle_backup
+from airflow_sftp_backend.backend._writes.backups import remove_backup, resolve_backup
 from airflow_sftp_backend.backend.errors import CapabilityNotSupported, InvalidPath, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import PartialAction, PartialFile
 
-from .atomic_local_file import left_behind
+from .atomic_local_file import open_abandoned
 from .comparison import server_time
 
-_SECOND_LOOK: Final = 3.0
+_RECHECK_DELAY: Final = 3.0
 """Seconds between two looks at a file that is missing beside its backup: a living writer makes its second rename."""
 
 
@@ -51,7 +51,7 @@ def check_age(older_than: timedelta) -> None:
 # -- on the server ----------------------------------------------------------------------------------------------------
 
 
-def clean_server(call: Call, folder: RemotePath, older_than: timedelta, *, dry_run: bool) -> list[PartialFile]:
+def clean_server(call: SessionCall, folder: RemotePath, older_than: timedelta, *, dry_run: bool) -> list[PartialFile]:
     """Remove what nobody came back for below a directory.
 
     :param call: runs operations on the connection.
@@ -63,106 +63,111 @@ def clean_server(call: Call, folder: RemotePath, older_than: timedelta, *, dry_r
     :raises SFTPBackendError: for a missing directory, for a file, and for what the server refuses.
     """
     if not folder.is_root:
-        own = call(lambda scheduler: scheduler.run(see(folder)), idempotent=True)
-        if isinstance(own, Attributes) and own.is_link:
+        attributes = call(lambda scheduler: scheduler.run(try_stat(folder)), idempotent=True)
+        if isinstance(attributes, Attributes) and attributes.is_link:
             raise InvalidPath("it is a link, which is not followed; name the directory itself", path=folder.key)
-    found = [one for one in walk(call, folder, must_exist=True, with_temps=True) if _is_ours(one)]
-    if not found:
+    entries = [entry for entry in walk(call, folder, must_exist=True, with_temps=True) if _is_ours(entry)]
+    if not entries:
         return []
     now = call(lambda scheduler: scheduler.run(server_time(folder)))
     if now is None:
         raise CapabilityNotSupported("the server tells no times of files: which are old is unknown", path=folder.key)
     limit = now - older_than.total_seconds()
-    temps = [one for one in found if not is_backup_name(one.place.name)]
-    backups = [one for one in found if is_backup_name(one.place.name)]
+    temps = [entry for entry in entries if not is_backup_name(entry.path.name)]
+    backups = [entry for entry in entries if is_backup_name(entry.path.name)]
     return [*_clean_temps(call, temps, limit, dry_run=dry_run), *_clean_backups(call, backups, dry_run=dry_run)]
 
 
-def _is_ours(found: Found) -> bool:
-    return is_temp_name(found.place.name) and found.own.is_file and not found.own.is_link
+def _is_ours(entry: TreeEntry) -> bool:
+    return is_temp_name(entry.path.name) and entry.attributes.is_file and not entry.attributes.is_link
 
 
-def _clean_temps(call: Call, found: list[Found], limit: float, *, dry_run: bool) -> list[PartialFile]:
-    old = [one for one in found if one.own.mtime is not None and one.own.mtime < limit]
+def _clean_temps(call: SessionCall, entries: list[TreeEntry], limit: float, *, dry_run: bool) -> list[PartialFile]:
+    old = [entry for entry in entries if entry.attributes.mtime is not None and entry.attributes.mtime < limit]
     if dry_run:
-        return [_shown(one, "would remove") for one in old]
-    outcomes = call(lambda scheduler: scheduler.run_many(_remove_unchanged(one) for one in old)) if old else []
+        return [_to_partial_file(entry, "would remove") for entry in old]
+    outcomes = call(lambda scheduler: scheduler.run_many(_remove_unchanged(entry) for entry in old)) if old else []
     return [
-        _shown(one, "removed") if outcome is True else _shown(one, "left", _why(outcome))
-        for one, outcome in zip(old, outcomes, strict=True)
+        _to_partial_file(entry, "removed") if outcome is True else _to_partial_file(entry, "left", _reason(outcome))
+        for entry, outcome in zip(old, outcomes, strict=True)
     ]
 
 
-def _remove_unchanged(found: Found) -> Operation[bool]:
+def _remove_unchanged(entry: TreeEntry) -> Operation[bool]:
     """Remove a temporary file unless its writer came back since it was listed. SFTP cannot do both in one step."""
-    (own,) = yield from request_all([LStat(found.place.native)])
-    if not isinstance(own, Attributes) or (own.size, own.mtime) != (found.own.size, found.own.mtime):
+    (attributes,) = yield from request_all([LStat(entry.path.native)])
+    if not isinstance(attributes, Attributes) or (attributes.size, attributes.mtime) != (
+        entry.attributes.size,
+        entry.attributes.mtime,
+    ):
         return False
-    (answer,) = yield from request_all([Remove(found.place.native)])
+    (answer,) = yield from request_all([Remove(entry.path.native)])
     if isinstance(answer, StatusError):
-        raise SFTPBackendError(f"the server refuses to remove it: {answer.text or answer.code}", path=found.place.key)
+        raise SFTPBackendError(f"the server refuses to remove it: {answer.text or answer.code}", path=entry.path.key)
     return True
 
 
-def _why(outcome: object) -> str:
+def _reason(outcome: object) -> str:
     return outcome.message if isinstance(outcome, SFTPBackendError) else "its writer came back"
 
 
-def _clean_backups(call: Call, found: list[Found], *, dry_run: bool) -> list[PartialFile]:
+def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool) -> list[PartialFile]:
     """Remove backups whose files exist, and restore those whose files are missing.
 
     A backup has the time of the file that it was, so that its age says nothing.
     """
     cleaned: list[PartialFile] = []
     waited = False
-    for one in found:
-        target = _file_of(one.place)
+    for entry in entries:
+        target = _original_path(entry.path)
         if target is None:
-            cleaned.append(_shown(one, "left", "a backup whose name is too long to tell the name of its file"))
+            cleaned.append(
+                _to_partial_file(entry, "left", "a backup whose name is too long to tell the name of its file")
+            )
             continue
         missing = _is_missing(call, target)
         if missing and not waited:
-            time.sleep(_SECOND_LOOK)
+            time.sleep(_RECHECK_DELAY)
             waited = True
         missing = missing and _is_missing(call, target)
         if dry_run:
-            cleaned.append(_shown(one, "would restore" if missing else "would remove"))
+            cleaned.append(_to_partial_file(entry, "would restore" if missing else "would remove"))
         else:
-            cleaned.append(_settled(call, one, target, missing=missing))
+            cleaned.append(_clean_backup(call, entry, target, missing=missing))
     return cleaned
 
 
-def _settled(call: Call, backup: Found, target: RemotePath, *, missing: bool) -> PartialFile:
+def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, missing: bool) -> PartialFile:
     def use(scheduler: SFTPScheduler) -> None:
         # both look once more, and rename the backup first where another writer may make one of the same name
-        if backup.place == target.backup and not missing:
+        if backup.path == target.backup and not missing:
             scheduler.run(remove_backup(target))
         else:
-            scheduler.run(settle_backup(target, backup.place))
+            scheduler.run(resolve_backup(target, backup.path))
 
     call(use)
-    if _is_missing(call, backup.place):
-        return _shown(backup, "restored" if missing else "removed")
-    return _shown(backup, "left", "a backup that the server does not let this user rename or remove")
+    if _is_missing(call, backup.path):
+        return _to_partial_file(backup, "restored" if missing else "removed")
+    return _to_partial_file(backup, "left", "a backup that the server does not let this user rename or remove")
 
 
-def _file_of(backup: RemotePath) -> RemotePath | None:
+def _original_path(backup: RemotePath) -> RemotePath | None:
     """The file that a backup belongs to; None where its name was cut off."""
     stem = original_stem(backup.name)
     return backup.parent.child(stem) if stem and name_digest(stem) == temp_or_backup_digest(backup.name) else None
 
 
-def _is_missing(call: Call, place: RemotePath) -> bool:
+def _is_missing(call: SessionCall, path: RemotePath) -> bool:
     def operation() -> Operation[bool]:
-        answer = yield from see(place)
-        return isinstance(answer, StatusError) and (yield from is_missing(place, answer))
+        answer = yield from try_stat(path)
+        return isinstance(answer, StatusError) and (yield from is_missing(path, answer))
 
     return call(lambda scheduler: scheduler.run(operation()), idempotent=True)
 
 
-def _shown(found: Found, action: PartialAction, reason: str = "") -> PartialFile:
-    modified = None if found.own.mtime is None else datetime.fromtimestamp(found.own.mtime, UTC)
-    return PartialFile(found.place.key, found.own.size or 0, modified, action, reason)
+def _to_partial_file(entry: TreeEntry, action: PartialAction, reason: str = "") -> PartialFile:
+    modified = None if entry.attributes.mtime is None else datetime.fromtimestamp(entry.attributes.mtime, UTC)
+    return PartialFile(entry.path.key, entry.attributes.size or 0, modified, action, reason)
 
 
 # -- on this machine --------------------------------------------------------------------------------------------------
@@ -180,7 +185,9 @@ def clean_local(folder: str | os.PathLike[str], older_than: timedelta, *, dry_ru
     """
     check_age(older_than)
     limit = time.time() - older_than.total_seconds()
-    return [one for path in _local_temps(Path(folder)) if (one := _clean_local_file(path, limit, dry_run=dry_run))]
+    return [
+        partial for path in _local_temps(Path(folder)) if (partial := _clean_local_file(path, limit, dry_run=dry_run))
+    ]
 
 
 def _local_temps(folder: Path) -> Iterator[Path]:
@@ -190,14 +197,14 @@ def _local_temps(folder: Path) -> Iterator[Path]:
 
     if folder.is_symlink():
         raise NotADirectoryError(f"{os.fspath(folder)!r} is a link, which is not followed; name the directory itself")
-    for here, folders, names in os.walk(folder, onerror=fail):  # enters no links
+    for directory, folders, names in os.walk(folder, onerror=fail):  # enters no links
         folders.sort()
-        yield from (Path(here, name) for name in sorted(names) if is_temp_name(name) and not is_backup_name(name))
+        yield from (Path(directory, name) for name in sorted(names) if is_temp_name(name) and not is_backup_name(name))
 
 
 def _clean_local_file(path: Path, limit: float, *, dry_run: bool) -> PartialFile | None:
     """Remove a file unless its writer lives; None if it is locked, a link, another user's, or not old enough."""
-    descriptor = left_behind(path)
+    descriptor = open_abandoned(path)
     if descriptor is None:
         return None
     try:

@@ -8,8 +8,20 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from airflow_sftp_backend.backend._files.operations import close_quietly, discard, is_missing, read_into, see, taken
-from airflow_sftp_backend.backend._files.pipelining import SPAN, Content, Outgoing, write_source
+from airflow_sftp_backend.backend._files.operations import (
+    already_exists,
+    close_quietly,
+    is_missing,
+    read_into,
+    remove_quietly,
+    try_stat,
+)
+from airflow_sftp_backend.backend._files.pipelining import (
+    MAX_UNACKED_BYTES,
+    PipelinedWriter,
+    UploadSource,
+    write_source,
+)
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
@@ -26,199 +38,213 @@ from airflow_sftp_backend.backend.errors import (
 )
 from airflow_sftp_backend.backend.models import PreparedFile, Progress
 
-from .backups import clear_backup
-from .modes import check_mode, keep_mode
-from .rename import check_free, look_at, rename
-from .resume import open_or_resume, reopen, start_over, verify_kept, was_renamed
-from .write_target import Landing, Opened, SoFar, open_landing
+from .backups import remove_backup_quietly
+from .modes import await_mode, send_mode
+from .rename import await_target_checks, rename, send_target_checks
+from .resume import open_or_resume, reopen, restart, verify_reopened, was_renamed
+from .write_target import OpenTempFile, ResumeState, WriteTarget, open_temp
 
 logger = logging.getLogger(__name__)
 
 
 def write_atomic(
     scheduler: SFTPScheduler,
-    landing: Landing,
-    content: Content,
+    write_target: WriteTarget,
+    source: UploadSource,
     progress: Progress | None = None,
-    so_far: SoFar | None = None,
+    resume_state: ResumeState | None = None,
 ) -> Operation[int | None]:
-    """Writes ``content`` to where it lands: three round trips for a small file in an existing folder.
+    """Writes ``source`` to where it lands: three round trips for a small file in an existing folder.
 
-    With ``so_far`` of a try that lost its connection it goes on after what was acknowledged then. The server's time
-    (seconds since 1970) at the end, where it tells.
+    With ``resume_state`` of a try that lost its connection it goes on after what was acknowledged then. The server's
+    time (seconds since 1970) at the end, where it tells.
     """
-    so_far = SoFar() if so_far is None else so_far
-    spreads = scheduler.traits.allows_parallel_writers
-    channels = 1 if so_far.single else landing.channels
+    resume_state = ResumeState() if resume_state is None else resume_state
+    supports_striping = scheduler.traits.allows_parallel_writers
+    channels = 1 if resume_state.must_open_once else write_target.channels
     scheduler.request_channels(
-        TransferSize(content.expected or 0, channels).channel_count(scheduler.round_trip, supports_striping=spreads)
+        TransferSize(source.expected_size or 0, channels).channel_count(
+            scheduler.round_trip, supports_striping=supports_striping
+        )
     )
-    if so_far.renaming and (yield from was_renamed(so_far.placed(landing), content, so_far)):
-        so_far.resumable = False
+    if resume_state.renaming and (
+        yield from was_renamed(resume_state.with_current_temp(write_target), source, resume_state)
+    ):
+        resume_state.resumable = False
         return None
-    opened = yield from _open(scheduler, landing, content, so_far, progress)
-    landing = so_far.placed(landing)
-    so_far.left = False
+    temp_file = yield from _open_temp_file(scheduler, write_target, source, resume_state, progress)
+    write_target = resume_state.with_current_temp(write_target)
+    resume_state.is_kept = False
 
     def acknowledged(count: int) -> None:
-        so_far.acknowledged += count
+        resume_state.acknowledged += count
         if progress is not None:
             progress(count)
 
-    spread = StripedFile(scheduler, landing.temp, opened.handle, size=content.expected, channels=channels)
-    landed = False
+    striped_file = StripedFile(
+        scheduler, write_target.temp, temp_file.handle, size=source.expected_size, channels=channels
+    )
+    committed = False
     try:
-        content.skip(so_far.acknowledged)
+        source.skip(resume_state.acknowledged)
         block = (yield from scheduler.limits()).write
-        out = Outgoing(spread, block, offset=so_far.acknowledged, progress=acknowledged)
-        yield from write_source(content, out)
-        opened.spread = spread.was_striped
-        now = yield from land(scheduler, landing, opened, out, content, progress)
-        landed = True
-        return now
+        writer = PipelinedWriter(striped_file, block, offset=resume_state.acknowledged, progress=acknowledged)
+        yield from write_source(source, writer)
+        temp_file.was_striped = striped_file.was_striped
+        mtime = yield from commit(scheduler, write_target, temp_file, writer, source, progress)
+        committed = True
+        return mtime
     except StatusError as refused:
-        raise _failure(scheduler, landing, opened, refused) from None
+        raise _write_error(scheduler, write_target, temp_file, refused) from None
     except BaseException as error:
-        ended = isinstance(error, BackendUnavailable) or not isinstance(error, Exception)  # by no fault of the file
-        worth = landing.spare is not None and so_far.acknowledged > SPAN
-        so_far.left = ended and worth and not opened.renaming
+        # by no fault of the file
+        interrupted = isinstance(error, BackendUnavailable) or not isinstance(error, Exception)
+        worth_keeping = write_target.fresh_temp is not None and resume_state.acknowledged > MAX_UNACKED_BYTES
+        resume_state.is_kept = interrupted and worth_keeping and not temp_file.renaming
         raise
     finally:
-        if not landed:
-            comparable = landing.verify != "none" and content.rereadable
-            so_far.resumable = scheduler.broken is not None and (comparable or not opened.renaming)
-            so_far.single = so_far.single or scheduler.handles.shares_handles
-            yield from spread.close_quietly()
-            if not so_far.left:
-                yield from discard(landing.temp, opened.unclosed)
-            elif opened.unclosed is not None:
-                yield from close_quietly(opened.unclosed)
+        if not committed:
+            comparable = write_target.verify != "none" and source.rereadable
+            resume_state.resumable = scheduler.broken is not None and (comparable or not temp_file.renaming)
+            resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
+            yield from striped_file.close_quietly()
+            if not resume_state.is_kept:
+                yield from remove_quietly(write_target.temp, temp_file.open_handle)
+            elif temp_file.open_handle is not None:
+                yield from close_quietly(temp_file.open_handle)
 
 
-def _failure(scheduler: SFTPScheduler, landing: Landing, opened: Opened, refused: StatusError) -> SFTPBackendError:
+def _write_error(
+    scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, refused: StatusError
+) -> SFTPBackendError:
     """The error for a refusal. ContentLost, for another attempt, if the server may not let a file be continued."""
-    if opened.resumed and not opened.renaming and not scheduler.traits.keeps_content_at_open:
-        error = from_status(refused, "the file cannot be continued", landing.target.key)
+    if temp_file.resumed and not temp_file.renaming and not scheduler.traits.keeps_content_at_open:
+        error = from_status(refused, "the file cannot be continued", write_target.path.key)
         return ContentLost(error.message, path=error.path)
-    return from_status(refused, "cannot write", landing.target.key)
+    return from_status(refused, "cannot write", write_target.path.key)
 
 
-def _open(
-    scheduler: SFTPScheduler, landing: Landing, content: Content, so_far: SoFar, progress: Progress | None
-) -> Operation[Opened]:
-    """Open the temporary file: a new one, that of an earlier attempt, or the same again after a lost connection."""
-    placed = so_far.placed(landing)
-    anew = so_far.begun and (so_far.single or landing.spare is None)
-    so_far.resumable = False
-    try:
-        if so_far.opened is not None:
-            opened = yield from reopen(scheduler, placed, content, so_far, progress)
-        elif anew:
-            yield from discard(placed.temp)  # it may have been made over the connection that was lost
-            start_over(placed, so_far, progress)
-            opened = yield from open_landing(so_far.placed(landing))
-        else:
-            so_far.begun = True
-            opened = yield from open_or_resume(scheduler, landing, content, so_far)
-            if so_far.acknowledged:
-                report_resumed(progress, so_far.acknowledged)
-    except BaseException:
-        so_far.resumable = scheduler.broken is not None
-        so_far.single = so_far.single or scheduler.handles.shares_handles
-        raise
-    so_far.opened = opened
-    return opened
-
-
-def land(
+def _open_temp_file(
     scheduler: SFTPScheduler,
-    landing: Landing,
-    opened: Opened,
-    out: Outgoing,
-    content: Content | None,
+    write_target: WriteTarget,
+    source: UploadSource,
+    resume_state: ResumeState,
+    progress: Progress | None,
+) -> Operation[OpenTempFile]:
+    """Open the temporary file: a new one, that of an earlier attempt, or the same again after a lost connection."""
+    current_target = resume_state.with_current_temp(write_target)
+    starts_over = resume_state.started and (resume_state.must_open_once or write_target.fresh_temp is None)
+    resume_state.resumable = False
+    try:
+        if resume_state.temp_file is not None:
+            temp_file = yield from reopen(scheduler, current_target, source, resume_state, progress)
+        elif starts_over:
+            yield from remove_quietly(current_target.temp)  # it may have been made over the connection that was lost
+            restart(current_target, resume_state, progress)
+            temp_file = yield from open_temp(resume_state.with_current_temp(write_target))
+        else:
+            resume_state.started = True
+            temp_file = yield from open_or_resume(scheduler, write_target, source, resume_state)
+            if resume_state.acknowledged:
+                report_resumed(progress, resume_state.acknowledged)
+    except BaseException:
+        resume_state.resumable = scheduler.broken is not None
+        resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
+        raise
+    resume_state.temp_file = temp_file
+    return temp_file
+
+
+def commit(
+    scheduler: SFTPScheduler,
+    write_target: WriteTarget,
+    temp_file: OpenTempFile,
+    writer: PipelinedWriter,
+    source: UploadSource | None,
     progress: Progress | None = None,
 ) -> Operation[int | None]:
     """Closes the temporary file, proves it and gives it its final name.
 
-    Raises TransferCorrupted, AlreadyExists, Refused.
+    Raises TransferCorrupted, AlreadyExists, StatusError.
 
-    ``content`` is what was sent, for ``verify="sha256"`` and for files that were opened more than once. Mode bits of a
+    ``source`` is what was sent, for ``verify="sha256"`` and for files that were opened more than once. Mode bits of a
     replaced file are kept, where the server lets them be set. The server's time, where it tells.
     """
-    yield from out.join()
-    keeping = yield from keep_mode(scheduler, opened)
-    checking = (yield from send(FStat(opened.handle))) if landing.verify != "none" else None
-    closing = yield from send(Close(opened.handle))
-    opened.unclosed = None
-    look = yield from look_at(scheduler, landing)
-    yield from out.drain()
-    written = Attributes() if checking is None else (yield from _attributes(checking))
-    yield from reply(closing)
-    yield from check_mode(scheduler, landing, opened, keeping)
-    if landing.verify != "none":
-        yield from _verify_size(landing, out.offset, written.size)
-    if content is not None:
-        yield from verify_kept(scheduler, landing, opened, content)
-    if landing.verify == "sha256" and content is not None:
-        yield from _verify_digest(scheduler, landing, content.digest, out.offset, progress)
-    has_backup = yield from check_free(scheduler, landing, look)
-    if landing.commits is not None:
-        digest = None if content is None else content.digest
-        prepared = PreparedFile(landing.target.key, landing.temp.name, out.offset, written.mtime, digest)
-        yield from landing.commits.join(prepared, scheduler)
+    yield from writer.merge_channels()
+    mode_reply = yield from send_mode(scheduler, temp_file)
+    stat_reply = (yield from send(FStat(temp_file.handle))) if write_target.verify != "none" else None
+    close_reply = yield from send(Close(temp_file.handle))
+    temp_file.open_handle = None
+    target_checks = yield from send_target_checks(scheduler, write_target)
+    yield from writer.drain()
+    written = Attributes() if stat_reply is None else (yield from _attributes(stat_reply))
+    yield from reply(close_reply)
+    yield from await_mode(scheduler, write_target, temp_file, mode_reply)
+    if write_target.verify != "none":
+        yield from _verify_size(write_target, writer.offset, written.size)
+    if source is not None:
+        yield from verify_reopened(scheduler, write_target, temp_file, source)
+    if write_target.verify == "sha256" and source is not None:
+        yield from _verify_digest(scheduler, write_target, source.digest, writer.offset, progress)
+    has_backup = yield from await_target_checks(scheduler, write_target, target_checks)
+    if write_target.group_commit is not None:
+        digest = None if source is None else source.digest
+        prepared = PreparedFile(write_target.path.key, write_target.temp.name, writer.offset, written.mtime, digest)
+        yield from write_target.group_commit.wait_until_recorded(prepared, scheduler)
         # the wait was long enough for others
-        looks = not landing.overwrite and not scheduler.traits.rename_refuses_existing
-        if looks and isinstance((yield from see(landing.target)), Attributes):
-            raise taken(landing.target)
-    opened.renaming = True
+        checks_again = not write_target.overwrite and not scheduler.traits.rename_refuses_existing
+        if checks_again and isinstance((yield from try_stat(write_target.path)), Attributes):
+            raise already_exists(write_target.path)
+    temp_file.renaming = True
     try:
-        yield from rename(scheduler, landing.temp, landing)
+        yield from rename(scheduler, write_target.temp, write_target)
         if has_backup:
-            yield from clear_backup(landing.target, landing.aside)
+            yield from remove_backup_quietly(write_target.path, write_target.unique_backup)
     except StatusError as refused:
-        if landing.verify != "none" or not (yield from is_missing(landing.temp, refused)):
+        if write_target.verify != "none" or not (yield from is_missing(write_target.temp, refused)):
             raise
-        logger.warning("%r: the server took the file away before it had its name", landing.target.key)
+        logger.warning("%r: the server took the file away before it had its name", write_target.path.key)
     return written.mtime
 
 
-def _attributes(asked: Pending[Attributes]) -> Operation[Attributes]:
+def _attributes(stat_reply: Pending[Attributes]) -> Operation[Attributes]:
     """The reply, or empty attributes for a refusal."""
     try:
-        return (yield from reply(asked))
+        return (yield from reply(stat_reply))
     except StatusError:
         return Attributes()
 
 
-def _verify_size(landing: Landing, sent: int, size: int | None) -> Operation[None]:
+def _verify_size(write_target: WriteTarget, sent: int, size: int | None) -> Operation[None]:
     if size == sent:
         return
-    (found,) = yield from request_all([Stat(landing.temp.native)])  # some servers answer FSTAT wrongly or not at all
-    size = found.size if isinstance(found, Attributes) else size
+    # some servers answer FSTAT wrongly or not at all
+    (answer,) = yield from request_all([Stat(write_target.temp.native)])
+    size = answer.size if isinstance(answer, Attributes) else size
     if size is None:
-        logger.warning("%r: the server does not tell its size, which is therefore not verified", landing.target.key)
+        logger.warning("%r: the server does not tell its size, which is therefore not verified", write_target.path.key)
     elif size != sent:
         raise TransferCorrupted(
             f"{sent} bytes were sent and the server holds {size}; the target was left as it was. A server that converts"
             ' text (line ends, character sets) gives another size: turn that off, or pass verify="none"',
-            path=landing.target.key,
+            path=write_target.path.key,
         )
 
 
 def _verify_digest(
-    scheduler: SFTPScheduler, landing: Landing, sent: str | None, size: int, progress: Progress | None
+    scheduler: SFTPScheduler, write_target: WriteTarget, sent: str | None, size: int, progress: Progress | None
 ) -> Operation[None]:
     digest = hashlib.sha256()
 
-    def take(data: memoryview) -> None:
+    def update(data: memoryview) -> None:
         digest.update(data)
         report_verified(progress, len(data))
 
     try:
-        yield from read_into(scheduler, landing.temp, take, most=size)
+        yield from read_into(scheduler, write_target.temp, update, max_bytes=size)
     except SFTPBackendError as error:
-        raise type(error)(f"what was sent cannot be verified: {error.message}", path=landing.target.key) from None
-    if (held := f"sha256:{digest.hexdigest()}") != sent:
+        raise type(error)(f"what was sent cannot be verified: {error.message}", path=write_target.path.key) from None
+    if (stored := f"sha256:{digest.hexdigest()}") != sent:
         raise TransferCorrupted(
-            f"{sent} was sent and the server holds {held}; the target was left as it was", path=landing.target.key
+            f"{sent} was sent and the server holds {stored}; the target was left as it was", path=write_target.path.key
         )

@@ -18,7 +18,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend.errors import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend.models import BeforeRename, PreparedFile, Progress
 
-_MAX_WAIT: Final = 1.0
+_MAX_WAIT_SECONDS: Final = 1.0
 """Seconds a complete file waits for others of its group while these make progress."""
 _NOT_RECORDED: Final = "not renamed: before_rename raised an exception"
 _NEVER_SENT: Final = LimitsRequest()  # a Pending has a request; nobody sends this one
@@ -61,14 +61,14 @@ class GroupCommit:
 
     def made_progress(self) -> None:
         """Record the group if its first file has waited long enough."""
-        if self._waiting and self._clock() - self._since >= _MAX_WAIT and not self._closed:
+        if self._waiting and self._clock() - self._since >= _MAX_WAIT_SECONDS and not self._closed:
             self._flush()
 
-    def join(self, prepared: PreparedFile, scheduler: SFTPScheduler | None = None) -> Operation[None]:
+    def wait_until_recorded(self, prepared: PreparedFile, scheduler: SFTPScheduler | None = None) -> Operation[None]:
         """Wait until the file is recorded.
 
         :param prepared: the file.
-        :param wire: the connection that the file is renamed over; None for a local file.
+        :param scheduler: the connection that the file is renamed over; None for a local file.
         :raises BackendUnavailable: if the connection is lost meanwhile.
         :raises SFTPBackendError: if an earlier record failed.
         """
@@ -127,11 +127,11 @@ class _Reporting:
         report_verified(self._progress, count)
 
 
-def group_of(before_rename: BeforeRename | None) -> GroupCommit | None:
+def group_commit_for(before_rename: BeforeRename | None) -> GroupCommit | None:
     """Return the group of one call, None if its caller records nothing."""
     return None if before_rename is None else GroupCommit(before_rename)
 
 
-def participation(commits: GroupCommit | None) -> AbstractContextManager[None]:
+def participation(group_commit: GroupCommit | None) -> AbstractContextManager[None]:
     """Count a transfer among those to wait for, where there is a group."""
-    return nullcontext() if commits is None else commits.participant()
+    return nullcontext() if group_commit is None else group_commit.participant()

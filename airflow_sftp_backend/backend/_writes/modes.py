@@ -13,44 +13,44 @@ from airflow_sftp_backend.backend._protocol.messages import FSetStat, SetStat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
-from .write_target import Landing, Opened
+from .write_target import OpenTempFile, WriteTarget
 
 logger = logging.getLogger(__name__)
 
 
-def keep_mode(scheduler: SFTPScheduler, opened: Opened) -> Operation[Pending[None] | None]:
+def send_mode(scheduler: SFTPScheduler, temp_file: OpenTempFile) -> Operation[Pending[None] | None]:
     """Request the mode of the replaced file for the open temporary file, without waiting.
 
-    :param opened: the temporary file, and what was found of the file that it replaces
-    :returns: the request, for `check_mode`; None if there is no mode to keep, or the server is known to set none
+    :param temp_file: the temporary file, and what was found of the file that it replaces
+    :returns: the request, for `await_mode`; None if there is no mode to keep, or the server is known to set none
     """
-    if opened.replaced is None or opened.replaced.mode is None or not scheduler.can_set_modes:
+    if temp_file.existing is None or temp_file.existing.mode is None or not scheduler.can_set_modes:
         return None
-    return (yield from send(FSetStat(opened.handle, Attributes(mode=opened.replaced.mode & 0o777))))
+    return (yield from send(FSetStat(temp_file.handle, Attributes(mode=temp_file.existing.mode & 0o777))))
 
 
-def check_mode(
-    scheduler: SFTPScheduler, landing: Landing, opened: Opened, requested: Pending[None] | None
+def await_mode(
+    scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, mode_reply: Pending[None] | None
 ) -> Operation[None]:
     """Set the mode by path, before the rename, if the server refused to set it on the open file.
 
     A server that refuses this too is named in one warning for each connection; the write goes on.
 
-    :param requested: what `keep_mode` returned
+    :param mode_reply: what `send_mode` returned
     """
-    if requested is None or opened.replaced is None or opened.replaced.mode is None:
+    if mode_reply is None or temp_file.existing is None or temp_file.existing.mode is None:
         return
-    mode = opened.replaced.mode & 0o777
+    mode = temp_file.existing.mode & 0o777
     try:
-        yield from reply(requested)
+        yield from reply(mode_reply)
     except StatusError:
         try:
-            yield from request(SetStat(landing.temp.native, Attributes(mode=mode)))
+            yield from request(SetStat(write_target.temp.native, Attributes(mode=mode)))
         except StatusError as refused:
-            _note(scheduler, landing, mode, refused)
+            _warn_once(scheduler, write_target, mode, refused)
 
 
-def _note(scheduler: SFTPScheduler, landing: Landing, mode: int, refused: StatusError) -> None:
+def _warn_once(scheduler: SFTPScheduler, write_target: WriteTarget, mode: int, refused: StatusError) -> None:
     """Warn once for each connection. A server that does not know the request is not sent it again."""
     if refused.missing:  # the server has taken the file away, and its mode is the server's business
         return
@@ -59,7 +59,7 @@ def _note(scheduler: SFTPScheduler, landing: Landing, mode: int, refused: Status
         logger.warning(
             "%r: cannot keep mode %03o of the replaced file: %s. Files that are replaced over this connection may get"
             " the mode that the server gives to new files",
-            landing.target.key,
+            write_target.path.key,
             mode,
             refused,
         )

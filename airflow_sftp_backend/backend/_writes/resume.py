@@ -2,8 +2,8 @@
 
 A temporary name says whose it is and which source it was made from (`_paths.resume_token`). Its content is trusted only
 where samples of it, and the bytes before the point to resume at, are those of the source. All that was in flight when
-an attempt ended lies within `SPAN` of the end and is sent again. With ``verify="sha256"`` the whole file is read back
-in the end.
+an attempt ended lies within `MAX_UNACKED_BYTES` of the end and is sent again. With ``verify="sha256"`` the whole file
+is read back in the end.
 
 Some servers empty a file that is opened for writing, whatever the flags say. So the content is compared after the file
 is open, and on servers that are not known to keep it also before, because another writer may still be at work on it.
@@ -16,8 +16,8 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from airflow_sftp_backend.backend._files.operations import close_quietly, discard, see
-from airflow_sftp_backend.backend._files.pipelining import SPAN, Content
+from airflow_sftp_backend.backend._files.operations import close_quietly, remove_quietly, try_stat
+from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes, Limits, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import FStat, LStat, Open, Read
@@ -25,162 +25,173 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend.errors import BackendUnavailable, ContentLost, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import Progress
 
-from .write_target import Landing, Opened, SoFar, checked, open_landing
+from .write_target import OpenTempFile, ResumeState, WriteTarget, check_existing, open_temp
 
 logger = logging.getLogger(__name__)
 
-PIECE: Final = Limits().read
+SAMPLE_SIZE: Final = Limits().read
 """Bytes of one piece that is compared: what every server gives at once."""
-_PIECES: Final = 32  # all over the file, and as many at its end
+_SAMPLE_COUNT: Final = 32  # all over the file, and as many at its end
 
 
-def pieces(size: int) -> list[tuple[int, int]]:
+def sample_ranges(size: int) -> list[tuple[int, int]]:
     """Offset and length, in bytes, of what is compared of the first ``size`` bytes: spread over them, and the end."""
-    ends = [size - at * PIECE for at in range(_PIECES)]
-    spread = [(size - PIECE) * at // _PIECES for at in range(_PIECES)]
-    starts = {max(0, start) for start in [*spread, *(end - PIECE for end in ends)]}
-    return [(start, min(PIECE, size - start)) for start in sorted(starts)]
+    ends = [size - index * SAMPLE_SIZE for index in range(_SAMPLE_COUNT)]
+    evenly_spaced = [(size - SAMPLE_SIZE) * index // _SAMPLE_COUNT for index in range(_SAMPLE_COUNT)]
+    starts = {max(0, start) for start in [*evenly_spaced, *(end - SAMPLE_SIZE for end in ends)]}
+    return [(start, min(SAMPLE_SIZE, size - start)) for start in sorted(starts)]
 
 
-def holds(handle: bytes, size: int, at: Callable[[int, int], bytes | memoryview | None]) -> Operation[bool]:
-    """True if the first ``size`` bytes of a file on the server are, where they are compared, those that ``at`` gives
+def samples_match(
+    handle: bytes, size: int, expected: Callable[[int, int], bytes | memoryview | None]
+) -> Operation[bool]:
+    """True if the first ``size`` bytes of a file on the server are, where they are compared, those that ``index`` gives
     for an offset and a length. One round trip.
     """
-    compared = pieces(size)
-    answers = yield from request_all([Read(handle, start, length) for start, length in compared])
+    ranges = sample_ranges(size)
+    answers = yield from request_all([Read(handle, start, length) for start, length in ranges])
     return all(
-        not isinstance(answer, StatusError) and answer == at(start, length)
-        for (start, length), answer in zip(compared, answers, strict=True)
+        not isinstance(answer, StatusError) and answer == expected(start, length)
+        for (start, length), answer in zip(ranges, answers, strict=True)
     )
 
 
-def open_or_resume(scheduler: SFTPScheduler, landing: Landing, content: Content, so_far: SoFar) -> Operation[Opened]:
+def open_or_resume(
+    scheduler: SFTPScheduler, write_target: WriteTarget, source: UploadSource, resume_state: ResumeState
+) -> Operation[OpenTempFile]:
     """Open a new temporary file, or the one that an earlier attempt of the same writer left.
 
-    :param wire: the connection
-    :param landing: names of the target and of the temporary file; without ``spare`` nothing is resumed
-    :param content: the source
-    :param so_far: how far the write is; ``acknowledged`` is set to the bytes that are there already
+    :param scheduler: the connection
+    :param write_target: names of the target and of the temporary file; without ``fresh_temp`` nothing is resumed
+    :param source: the source
+    :param resume_state: how far the write is; ``acknowledged`` is set to the bytes that are there already
     :returns: the open temporary file
-    :raises SFTPBackendError: AlreadyExists, InvalidPath and others, as `open_landing`
+    :raises SFTPBackendError: AlreadyExists, InvalidPath and others, as `open_temp`
     """
-    so_far.acknowledged = 0
-    if landing.spare is not None:
-        if so_far.temp not in (None, landing.temp):  # it may have been made over the connection that was lost
-            so_far.abandoned.append(so_far.temp)
-        so_far.temp = landing.temp
+    resume_state.acknowledged = 0
+    if write_target.fresh_temp is not None:
+        # it may have been made over the connection that was lost
+        if resume_state.temp not in (None, write_target.temp):
+            resume_state.abandoned_temps.append(resume_state.temp)
+        resume_state.temp = write_target.temp
     try:
-        return (yield from open_landing(landing))
+        return (yield from open_temp(write_target))
     except BackendUnavailable:
         raise
     except SFTPBackendError:
-        if landing.spare is None:
+        if write_target.fresh_temp is None:
             raise
-        left = yield from see(landing.temp)
-        if isinstance(left, StatusError) and left.missing:
+        leftover = yield from try_stat(write_target.temp)
+        if isinstance(leftover, StatusError) and leftover.missing:
             raise
-    so_far.left = True
-    size = _resumable_size(landing.temp, left, content)
-    handle = None if size is None else (yield from _open_if_same(scheduler, landing.temp, content, size))
+    resume_state.is_kept = True
+    size = _resumable_size(write_target.temp, leftover, source)
+    handle = None if size is None else (yield from _open_if_content_matches(scheduler, write_target.temp, source, size))
     if size is None or handle is None:
-        so_far.left = False
-        yield from discard(landing.temp)
-        so_far.abandoned.append(landing.temp)
-        so_far.temp = landing.spare
-        return (yield from open_landing(so_far.placed(landing)))
-    logger.info("%r: resuming after %d bytes that an earlier attempt has sent", landing.temp.key, size)
-    so_far.acknowledged = size
-    standing = yield from see(landing.target, follow=True)
-    replaced = None if isinstance(standing, StatusError) else standing
-    return (yield from checked(landing, Opened(handle, replaced, unclosed=handle, resumed=True)))
+        resume_state.is_kept = False
+        yield from remove_quietly(write_target.temp)
+        resume_state.abandoned_temps.append(write_target.temp)
+        resume_state.temp = write_target.fresh_temp
+        return (yield from open_temp(resume_state.with_current_temp(write_target)))
+    logger.info("%r: resuming after %d bytes that an earlier attempt has sent", write_target.temp.key, size)
+    resume_state.acknowledged = size
+    existing = yield from try_stat(write_target.path, follow=True)
+    attributes = None if isinstance(existing, StatusError) else existing
+    return (yield from check_existing(write_target, OpenTempFile(handle, attributes, open_handle=handle, resumed=True)))
 
 
-def _resumable_size(temp: RemotePath, left: Attributes | StatusError, content: Content) -> int | None:
+def _resumable_size(temp: RemotePath, leftover: Attributes | StatusError, source: UploadSource) -> int | None:
     """The bytes of an abandoned temporary file that can be resumed after; None if there are too few or too many."""
-    if isinstance(left, StatusError) or not left.is_file:
+    if isinstance(leftover, StatusError) or not leftover.is_file:
         return None
-    size = (left.size or 0) - SPAN
-    if size <= 0 or (left.size or 0) > (content.expected or 0):
-        logger.info("%r: an earlier attempt left %s bytes: starting over", temp.key, left.size)
+    size = (leftover.size or 0) - MAX_UNACKED_BYTES
+    if size <= 0 or (leftover.size or 0) > (source.expected_size or 0):
+        logger.info("%r: an earlier attempt left %s bytes: starting over", temp.key, leftover.size)
         return None
     return size
 
 
 def reopen(
-    scheduler: SFTPScheduler, landing: Landing, content: Content, so_far: SoFar, progress: Progress | None
-) -> Operation[Opened]:
+    scheduler: SFTPScheduler,
+    write_target: WriteTarget,
+    source: UploadSource,
+    resume_state: ResumeState,
+    progress: Progress | None,
+) -> Operation[OpenTempFile]:
     """Open the temporary file once more after a lost connection, or a new one if its content is not the source's.
 
-    :param wire: the new connection
-    :param landing: names of the target and of the temporary file in use
-    :param content: the source
-    :param so_far: how far the write is; ``acknowledged`` becomes 0 and ``temp`` another name for a new file
+    :param scheduler: the new connection
+    :param write_target: names of the target and of the temporary file in use
+    :param source: the source
+    :param resume_state: how far the write is; ``acknowledged`` becomes 0 and ``temp`` another name for a new file
     :param progress: told of the bytes that have to be sent again
     :returns: the open temporary file
-    :raises SFTPBackendError: as `open_landing`
+    :raises SFTPBackendError: as `open_temp`
     """
-    before = so_far.opened
-    assert before is not None
-    if so_far.acknowledged and not so_far.single:
-        handle = yield from _open_if_same(scheduler, landing.temp, content, so_far.acknowledged)
+    previous = resume_state.temp_file
+    assert previous is not None
+    if resume_state.acknowledged and not resume_state.must_open_once:
+        handle = yield from _open_if_content_matches(scheduler, write_target.temp, source, resume_state.acknowledged)
         if handle is not None:
-            return Opened(handle, before.replaced, unclosed=handle, resumed=True)
-        logger.warning("%r does not hold what was sent to it: starting over", landing.temp.key)
-    yield from discard(landing.temp)
-    start_over(landing, so_far, progress)
-    return (yield from open_landing(so_far.placed(landing)))
+            return OpenTempFile(handle, previous.existing, open_handle=handle, resumed=True)
+        logger.warning("%r does not hold what was sent to it: starting over", write_target.temp.key)
+    yield from remove_quietly(write_target.temp)
+    restart(write_target, resume_state, progress)
+    return (yield from open_temp(resume_state.with_current_temp(write_target)))
 
 
-def was_renamed(landing: Landing, content: Content, so_far: SoFar) -> Operation[bool]:
+def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: ResumeState) -> Operation[bool]:
     """Find out whether a rename was carried out whose reply was lost with the connection.
 
-    :param landing: names of the target and of the temporary file in use
-    :param content: the source, not read yet; it is read to its end if the target has it
-    :param so_far: prepared for another attempt if the target does not have the content
+    :param write_target: names of the target and of the temporary file in use
+    :param source: the source, not read yet; it is read to its end if the target has it
+    :param resume_state: prepared for another attempt if the target does not have the content
     :returns: True if the target has the content of the source where they are compared
     """
-    (left,) = yield from request_all([LStat(landing.temp.native)])
-    if isinstance(left, StatusError):
-        handle = yield from _try_open(landing.target, OpenFlag.READ)
+    (temp_answer,) = yield from request_all([LStat(write_target.temp.native)])
+    if isinstance(temp_answer, StatusError):
+        handle = yield from _try_open(write_target.path, OpenFlag.READ)
         if handle is not None:
-            size = content.expected or 0
+            size = source.expected_size or 0
             try:
-                same = yield from _is_same(handle, handle, content, size)
+                same = yield from _content_matches(handle, handle, source, size)
             finally:
                 yield from close_quietly(handle)
             if same:
-                content.skip(size)
-                logger.info("%r was renamed before the connection was lost", landing.target.key)
+                source.skip(size)
+                logger.info("%r was renamed before the connection was lost", write_target.path.key)
                 return True
-    assert so_far.opened is not None
-    so_far.opened.renaming = False
+    assert resume_state.temp_file is not None
+    resume_state.temp_file.renaming = False
     return False
 
 
-def start_over(landing: Landing, so_far: SoFar, progress: Progress | None) -> None:
+def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Progress | None) -> None:
     """Forget what was sent, and use another temporary name.
 
     A server may still be carrying out what it was sent over the old connection, and that must not reach the new file.
 
-    :param landing: names of the target and of the temporary file in use
-    :param so_far: what is changed
+    :param write_target: names of the target and of the temporary file in use
+    :param resume_state: what is changed
     :param progress: told of the bytes that have to be sent again
     """
-    if progress is not None and so_far.acknowledged:
-        progress(-so_far.acknowledged)
-    so_far.acknowledged = 0
-    so_far.abandoned.append(landing.temp)
-    token = fresh_token(temp_name_token(landing.temp.name), secrets.token_hex(6))
-    so_far.temp = landing.target.temp(token)
+    if progress is not None and resume_state.acknowledged:
+        progress(-resume_state.acknowledged)
+    resume_state.acknowledged = 0
+    resume_state.abandoned_temps.append(write_target.temp)
+    token = fresh_token(temp_name_token(write_target.temp.name), secrets.token_hex(6))
+    resume_state.temp = write_target.path.temp(token)
 
 
-def _open_if_same(scheduler: SFTPScheduler, temp: RemotePath, content: Content, size: int) -> Operation[bytes | None]:
-    """A handle for writing if the first ``size`` bytes of the file are those of ``content``, else None."""
+def _open_if_content_matches(
+    scheduler: SFTPScheduler, temp: RemotePath, source: UploadSource, size: int
+) -> Operation[bytes | None]:
+    """A handle for writing if the first ``size`` bytes of the file are those of ``source``, else None."""
     if scheduler.handles.limit == 1 and not scheduler.traits.keeps_content_at_open:
         return None  # the file cannot be read beside the handle for writing
     if scheduler.traits.keeps_content_at_open:
         handle = yield from _try_open(temp, OpenFlag.READ | OpenFlag.WRITE)
-        same = handle is not None and (yield from _is_same(handle, handle, content, size))
+        same = handle is not None and (yield from _content_matches(handle, handle, source, size))
         if handle is not None and not same:
             yield from close_quietly(handle)
         return handle if same else None
@@ -190,9 +201,9 @@ def _open_if_same(scheduler: SFTPScheduler, temp: RemotePath, content: Content, 
     writer: bytes | None = None
     same = False
     try:
-        if (yield from holds(reader, size, content.at)):
+        if (yield from samples_match(reader, size, source.read_at)):
             writer = yield from _try_open(temp, OpenFlag.WRITE)
-        same = writer is not None and (yield from _is_same(writer, reader, content, size))
+        same = writer is not None and (yield from _content_matches(writer, reader, source, size))
         return writer if same else None
     finally:
         yield from close_quietly(reader)
@@ -208,41 +219,43 @@ def _try_open(temp: RemotePath, flags: OpenFlag) -> Operation[bytes | None]:
         return None
 
 
-def _is_same(writer: bytes, reader: bytes, content: Content, size: int) -> Operation[bool]:
+def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: int) -> Operation[bool]:
     """True if the open file has at least ``size`` bytes, no more than the source, and the source's where compared."""
-    asked = yield from send(FStat(writer))
-    same = not size or (yield from holds(reader, size, content.at))
+    stat_reply = yield from send(FStat(writer))
+    same = not size or (yield from samples_match(reader, size, source.read_at))
     try:
-        told = (yield from reply(asked)).size
+        stated_size = (yield from reply(stat_reply)).size
     except StatusError:  # some servers have no FSTAT; the last bytes were read
-        told = None
-    return same and (told is None or size <= told <= (content.expected or 0))
+        stated_size = None
+    return same and (stated_size is None or size <= stated_size <= (source.expected_size or 0))
 
 
-def verify_kept(scheduler: SFTPScheduler, landing: Landing, opened: Opened, content: Content) -> Operation[None]:
+def verify_reopened(
+    scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, source: UploadSource
+) -> Operation[None]:
     """Compare a file that was opened more than once with its source, after its close and before its rename.
 
-    :param wire: the connection
-    :param landing: names of the target and of the temporary file
-    :param opened: how often the file was opened
-    :param content: the source, all of which was sent
+    :param scheduler: the connection
+    :param write_target: names of the target and of the temporary file
+    :param temp_file: how often the file was opened
+    :param source: the source, all of which was sent
     :raises ContentLost: the server did not keep what was sent
     """
-    if not content.rereadable or not content.size or scheduler.traits.keeps_content_at_open:
+    if not source.rereadable or not source.size or scheduler.traits.keeps_content_at_open:
         return
-    findable = landing.spare is not None and content.size > SPAN
-    if not (opened.resumed or opened.spread or findable):
+    findable = write_target.fresh_temp is not None and source.size > MAX_UNACKED_BYTES
+    if not (temp_file.resumed or temp_file.was_striped or findable):
         return
-    handle = yield from _try_open(landing.temp, OpenFlag.READ)
+    handle = yield from _try_open(write_target.temp, OpenFlag.READ)
     if handle is None:
-        if landing.verify == "none" or not (opened.resumed or opened.spread):
+        if write_target.verify == "none" or not (temp_file.resumed or temp_file.was_striped):
             return  # not to be read, so nobody else can have resumed it
-        raise ContentLost("the server does not let the resumed file be compared", path=landing.target.key)
+        raise ContentLost("the server does not let the resumed file be compared", path=write_target.path.key)
     try:
-        same = yield from holds(handle, content.size, content.at)
+        same = yield from samples_match(handle, source.size, source.read_at)
     finally:
         yield from close_quietly(handle)
     if not same:
         raise ContentLost(
-            "the server did not keep what was sent before the file was opened again", path=landing.target.key
+            "the server did not keep what was sent before the file was opened again", path=write_target.path.key
         )

@@ -13,7 +13,7 @@ import pytest
 from airflow_sftp_backend import CapabilityNotSupported, InvalidPath, NotFound, SFTPBackend
 from airflow_sftp_backend.backend import PartialFile
 from airflow_sftp_backend.backend._paths import RemotePath, temp_name
-from airflow_sftp_backend.backend._transfers.atomic_local_file import LocalLanding
+from airflow_sftp_backend.backend._transfers.atomic_local_file import AtomicLocalFile
 from airflow_sftp_backend.backend._transfers.partial_files import clean_local
 from tests.support.files import tree
 from tests.support.servers import AsyncsshServer, BareAttributes, OpenSSHServer, Server, WithoutPosixRename
@@ -29,7 +29,7 @@ PARKED = temp_name("a.csv", "0123456789ab", "backup")
 @pytest.fixture(autouse=True)
 def looks_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """No living writer is between two renames."""
-    monkeypatch.setattr("airflow_sftp_backend.backend._transfers.partial_files._SECOND_LOOK", 0.0)
+    monkeypatch.setattr("airflow_sftp_backend.backend._transfers.partial_files._RECHECK_DELAY", 0.0)
 
 
 @pytest.fixture(params=["openssh", "asyncssh", "without_posix_rename"])
@@ -217,9 +217,9 @@ def test_only_old_local_partial_files_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_local_file_of_a_running_writer_is_kept(tmp_path: Path) -> None:
-    with LocalLanding(tmp_path / "a.csv", source=RemotePath("a.csv", "/a.csv"), overwrite=False) as landing:
-        landing.write(memoryview(b"part"))
-        os.utime(landing.temp, (1, 1))
+    with AtomicLocalFile(tmp_path / "a.csv", source=RemotePath("a.csv", "/a.csv"), overwrite=False) as write_target:
+        write_target.write(memoryview(b"part"))
+        os.utime(write_target.temp, (1, 1))
         assert clean_local(tmp_path, DAY) == []
-        assert Path(landing.temp).exists()
+        assert Path(write_target.temp).exists()
     assert os.listdir(tmp_path) == []

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 
 from airflow_sftp_backend import CapabilityNotSupported, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile, _Blocks
+from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile, _RawRemoteFile
 from tests.support.assertions import refused
 from tests.support.servers import BareAttributes, SaysOtherSizes
 
@@ -81,6 +81,6 @@ def test_an_unreported_size_is_not_read_as_zero(make_backend: MakeBackend) -> No
             assert file.read() == CONTENT
 
 
-@pytest.mark.parametrize("kind", [RemoteFile, _Blocks, AtomicWriter, SFTPBackend])
+@pytest.mark.parametrize("kind", [RemoteFile, _RawRemoteFile, AtomicWriter, SFTPBackend])
 def test_a_partly_constructed_object_has_a_repr(kind: type[object]) -> None:
     assert repr(kind.__new__(kind)).startswith("<")

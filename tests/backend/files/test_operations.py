@@ -10,7 +10,7 @@ import pytest
 from airflow_sftp_backend import BackendUnavailable, DirectoryNotEmpty, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend._files import deletion as deletion
 from airflow_sftp_backend.backend._files import operations as operations
-from airflow_sftp_backend.backend._files.pipelining import Content
+from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._limits import ListingTally
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, OpenFlag
@@ -54,15 +54,15 @@ def listing(key: str) -> Operation[operations.Listing]:
 
 
 OPERATIONS: dict[str, tuple[str, Make]] = {
-    "look": ("in/a", lambda server: operations.look(AT("in/a"))),
-    "info": ("in/a", lambda server: operations.info(AT("in/a"))),
+    "look": ("in/a", lambda server: operations.stat_or_none(AT("in/a"))),
+    "info": ("in/a", lambda server: operations.get_file_info(AT("in/a"))),
     "check_folder": ("in", lambda server: operations.check_folder(AT("in"))),
     "list_folder": ("in", lambda server: listing("in")),
     "read_into": ("in/a", reading),
     "make_folders": ("new/er", lambda server: operations.make_folders(AT("new/er"))),
-    "write": ("in/n", lambda server: operations.write(server, AT("in/n"), Content(NEW), overwrite=False)),
-    "write over": ("in/a", lambda server: operations.write(server, AT("in/a"), Content(NEW), overwrite=True)),
-    "write deep": ("x/y/n", lambda server: operations.write(server, AT("x/y/n"), Content(NEW), overwrite=False)),
+    "write": ("in/n", lambda server: operations.write(server, AT("in/n"), UploadSource(NEW), overwrite=False)),
+    "write over": ("in/a", lambda server: operations.write(server, AT("in/a"), UploadSource(NEW), overwrite=True)),
+    "write deep": ("x/y/n", lambda server: operations.write(server, AT("x/y/n"), UploadSource(NEW), overwrite=False)),
     "delete": ("in/a", lambda server: deletion.delete(AT("in/a"), missing_ok=False)),
     "delete_folder": ("empty", lambda server: deletion.delete_folder(AT("empty"), missing_ok=False)),
 }
@@ -133,14 +133,14 @@ class Untyped(MemoryServer):
 
 def test_an_entry_without_type_is_a_directory_if_it_can_be_listed() -> None:
     server = Untyped(dict(FILES))
-    folder, file = server.run(operations.look(AT("in"))), server.run(operations.look(AT("in/a")))
+    folder, file = server.run(operations.stat_or_none(AT("in"))), server.run(operations.stat_or_none(AT("in/a")))
     assert folder is not None
     assert file is not None
     assert (folder.is_folder, file.is_folder) == (True, False)
     assert not server.open
     with pytest.raises(InvalidPath, match="a folder, not a file"):
-        server.run(operations.info(AT("in")))
-    assert server.run(operations.info(AT("in/a"))).size == len(OLD)
+        server.run(operations.get_file_info(AT("in")))
+    assert server.run(operations.get_file_info(AT("in/a"))).size == len(OLD)
 
 
 class Strict(MemoryServer):
@@ -199,13 +199,13 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         "cannot read: ",
     ),
     "write on a folder": (
-        lambda server: operations.write(server, AT("in"), Content(b""), overwrite=True),
+        lambda server: operations.write(server, AT("in"), UploadSource(b""), overwrite=True),
         InvalidPath,
         "in",
         "cannot write: it is a folder",
     ),
     "write below a file": (
-        lambda server: operations.write(server, AT("in/a/x"), Content(b""), overwrite=True),
+        lambda server: operations.write(server, AT("in/a/x"), UploadSource(b""), overwrite=True),
         InvalidPath,
         "in/a",
         ": a file ",
@@ -235,7 +235,7 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         "in",
         "recursive=True",
     ),
-    "a folder's info": (lambda server: operations.info(AT("in")), InvalidPath, "in", "a folder, not a file"),
+    "a folder's info": (lambda server: operations.get_file_info(AT("in")), InvalidPath, "in", "a folder, not a file"),
     "a file as the root": (lambda server: operations.check_folder(AT("in/a")), InvalidPath, "in/a", "it is a file"),
 }
 
@@ -307,7 +307,7 @@ def test_two_concurrent_makers_of_a_directory_both_succeed() -> None:
 
     racing = MemoryServer({"/data": None}, after=after)
     for world in (server, racing):
-        world.run(operations.write(world, AT("x/a"), Content(NEW), overwrite=False))
+        world.run(operations.write(world, AT("x/a"), UploadSource(NEW), overwrite=False))
         assert world.content() == {"/data/x/a": NEW}
 
 

@@ -13,7 +13,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import InvalidPath, TransferCorrupted
-from airflow_sftp_backend.backend._files.pipelining import WINDOW, Content, Incoming, Outgoing, write_source
+from airflow_sftp_backend.backend._files.pipelining import (
+    MAX_READ_WINDOW,
+    PipelinedReader,
+    PipelinedWriter,
+    UploadSource,
+    write_source,
+)
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import PacketType
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
@@ -34,28 +40,30 @@ def channels(draw: st.DrawFn) -> Callable[[ScriptedFile], ScriptedChannel]:
     return lambda file: ScriptedChannel(file, order=lambda waiting: random.randrange(waiting))
 
 
-def outgoing(scheduler: SFTPScheduler, block: int, *, offset: int = 0, progress: Progress | None = None) -> Outgoing:
+def outgoing(
+    scheduler: SFTPScheduler, block: int, *, offset: int = 0, progress: Progress | None = None
+) -> PipelinedWriter:
     """Over one channel."""
     spread = StripedFile(scheduler, Jail("/").resolve("in/a"), H, size=None, channels=1)
-    return Outgoing(spread, block, offset=offset, progress=progress)
+    return PipelinedWriter(spread, block, offset=offset, progress=progress)
 
 
-def sending(content: Content, out: Outgoing) -> Operation[None]:
+def sending(content: UploadSource, out: PipelinedWriter) -> Operation[None]:
     yield from write_source(content, out)
-    yield from out.join()
+    yield from out.merge_channels()
     yield from out.drain()
 
 
-def received(scheduler: SFTPScheduler, block: int, *, to_end: bool = False) -> Operation[tuple[bytes, Incoming]]:
-    incoming = Incoming(scheduler, H, block, "in/a", to_end=to_end)
+def received(scheduler: SFTPScheduler, block: int, *, to_end: bool = False) -> Operation[tuple[bytes, PipelinedReader]]:
+    incoming = PipelinedReader(scheduler, H, block, "in/a", to_end=to_end)
     whole = b""
-    while data := (yield from incoming.next()):
+    while data := (yield from incoming.read_next()):
         whole += data
-    assert not (yield from incoming.next())  # the end stays the end
+    assert not (yield from incoming.read_next())  # the end stays the end
     return whole, incoming
 
 
-def receive(channel: ScriptedChannel, block: int, *, to_end: bool = False) -> tuple[bytes, Incoming]:
+def receive(channel: ScriptedChannel, block: int, *, to_end: bool = False) -> tuple[bytes, PipelinedReader]:
     scheduler = connected(channel)
     return scheduler.run(received(scheduler, block, to_end=to_end))
 
@@ -71,7 +79,7 @@ def test_every_sent_byte_is_stored_and_acknowledged(
     progress: list[int] = []
     scheduler = connected(channel(file))
     out = outgoing(scheduler, block, offset=offset, progress=progress.append)
-    scheduler.run(sending(Content(data), out))
+    scheduler.run(sending(UploadSource(data), out))
     assert bytes(file.content) == bytes(offset) + data
     assert (sum(progress), out.offset, file.written) == (len(data), offset + len(data), len(data))
 
@@ -84,7 +92,7 @@ def test_a_block_that_is_refused_is_always_noticed(
     file = ScriptedFile(refused=frozenset([draw.draw(st.integers(0, count - 1))]))
     scheduler = connected(channel(file))
     with pytest.raises(StatusError, match="told to fail"):
-        scheduler.run(sending(Content(data), outgoing(scheduler, block)))
+        scheduler.run(sending(UploadSource(data), outgoing(scheduler, block)))
 
 
 @given(channels(), st.integers(1, 400), st.integers(0, 399))
@@ -96,7 +104,7 @@ def test_all_bytes_before_the_last_window_are_acknowledged(
     scheduler = connected(channel(file))
     out = outgoing(scheduler, 1, progress=progress.append)
     try:
-        scheduler.run(sending(Content(b"x" * count), out))
+        scheduler.run(sending(UploadSource(b"x" * count), out))
     except StatusError:
         assert sum(progress) == failing  # in order: all before the refused block, and nothing after it
         assert out.offset - failing <= 64
@@ -118,7 +126,7 @@ def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) ->
             in_flight.append(len(channel.replies))
             return bytes(size) if len(in_flight) <= count else b""
 
-    scheduler.run(sending(Content(Source()), outgoing(scheduler, block)))
+    scheduler.run(sending(UploadSource(Source()), outgoing(scheduler, block)))
     assert max(in_flight) <= max(1, min(64, (8 << 20) // block))
     assert len(channel.requests) == count
 
@@ -222,7 +230,7 @@ def test_the_read_window_fills_once_and_requests_no_byte_twice() -> None:
     channel = ScriptedChannel(ScriptedFile(content), order=order)
     whole, _ = receive(channel, block)
     assert whole == content
-    assert most == min(64, WINDOW // block)
+    assert most == min(64, MAX_READ_WINDOW // block)
 
     def offset(packet: Packet) -> int:
         cursor = packet.cursor
@@ -249,14 +257,14 @@ def test_the_read_window_fills_once_and_requests_no_byte_twice() -> None:
     ids=lambda content: type(content).__name__,
 )
 def test_content_is_taken_block_by_block(content: object) -> None:
-    taken = Content(content, hashed=True)
-    assert [bytes(taken.take(4)), bytes(taken.take(4)), bytes(taken.take(4))] == [b"abcd", b"ef", b""]
+    taken = UploadSource(content, with_digest=True)
+    assert [bytes(taken.read_block(4)), bytes(taken.read_block(4)), bytes(taken.read_block(4))] == [b"abcd", b"ef", b""]
     assert taken.size == 6
     assert taken.digest == f"sha256:{hashlib.sha256(b'abcdef').hexdigest()}"
 
 
 def test_a_digest_is_computed_only_on_request() -> None:
-    assert Content(b"").digest is None
+    assert UploadSource(b"").digest is None
 
 
 @pytest.mark.parametrize(
@@ -264,7 +272,7 @@ def test_a_digest_is_computed_only_on_request() -> None:
 )
 def test_content_that_is_not_bytes_is_refused_at_once(content: Any) -> None:
     with pytest.raises(TypeError, match="must be bytes-like"):
-        Content(content)
+        UploadSource(content)
 
 
 def test_a_source_that_gives_text_is_refused_at_its_first_block() -> None:
@@ -276,4 +284,4 @@ def test_a_source_that_gives_text_is_refused_at_its_first_block() -> None:
             return "text"
 
     with pytest.raises(TypeError, match="must return bytes, not str"):
-        Content(Lines()).take(4)
+        UploadSource(Lines()).read_block(4)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import SFTPBackend
-from airflow_sftp_backend.backend._files.pipelining import SPAN
+from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES
 from tests.support.servers import OpenSSHServer, Server
 
 MakeBackend = Callable[..., SFTPBackend]
@@ -60,7 +60,7 @@ def test_a_resumed_upload_reports_earlier_bytes_separately(
         progress=reports,
         before_rename=(lambda files: None) if record else None,
     )
-    assert reports.found >= 40 * MiB - SPAN
+    assert reports.found >= 40 * MiB - MAX_UNACKED_BYTES
     assert reports.found + reports.gained == SIZE
     assert reports.read_back == (SIZE if verify == "sha256" else 0)
 

@@ -20,14 +20,14 @@ from airflow_sftp_backend import (
     SFTPBackendError,
 )
 from airflow_sftp_backend.backend._files.tree import (
-    Call,
     Pattern,
-    children,
+    SessionCall,
     delete_tree,
-    file_infos,
     find,
     find_each,
     folder_info,
+    get_file_infos,
+    list_children,
     walk,
 )
 from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
@@ -73,7 +73,7 @@ def server_of(tree: dict[str, bytes | None], **options: Any) -> MemoryServer:
     return MemoryServer(files, **options)
 
 
-def reach(server: SFTPScheduler) -> Call:
+def reach(server: SFTPScheduler) -> SessionCall:
     """The server as walks are given it."""
 
     def call(use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
@@ -126,7 +126,7 @@ def test_queries_for_any_number_of_paths_fit_in_the_window() -> None:
         return status(packet, StatusCode.NO_SUCH_FILE)
 
     scheduler = connected(ScriptedChannel(nothing, order=choose))
-    found = file_infos(reach(scheduler), [AT(f"{number}") for number in range(20_000)])
+    found = get_file_infos(reach(scheduler), [AT(f"{number}") for number in range(20_000)])
     assert {type(outcome) for outcome in found} == {NotFound}
     assert most == 1024
 
@@ -214,7 +214,7 @@ def test_a_pattern_that_climbs_is_refused(text: str) -> None:
 @given(TREES, st.none() | st.integers(0, 4))
 def test_a_walk_sees_every_entry_once_level_by_level(tree: dict[str, bytes | None], max_depth: int | None) -> None:
     server = server_of(tree)
-    seen = [found.place.key for found in walk(reach(server), ROOT, max_depth)]
+    seen = [found.path.key for found in walk(reach(server), ROOT, max_depth)]
     assert len(seen) == len(set(seen))
     assert [key.count("/") for key in seen] == sorted(key.count("/") for key in seen)
     wanted = {
@@ -240,7 +240,7 @@ def test_a_file_has_no_directory_totals_and_no_children(key: str, kind: type[SFT
     call = reach(server_of({"file": b"x"}))
     with pytest.raises(kind):
         folder_info(call, AT(key))
-    assert list(children(call, AT(key))) == []
+    assert list(list_children(call, AT(key))) == []
     assert list(walk(call, AT(key))) == []
 
 
@@ -269,7 +269,7 @@ class Endless(MemoryServer):
     ],
 )
 @pytest.mark.parametrize("traits", [OPENSSH, UNKNOWN], ids=["known", "unknown"])
-def test_an_endlessly_deep_tree_ends_the_walk(use: Callable[[Call], object], traits: ServerTraits) -> None:
+def test_an_endlessly_deep_tree_ends_the_walk(use: Callable[[SessionCall], object], traits: ServerTraits) -> None:
     with pytest.raises(SFTPBackendError, match="more than 256 deep"):
         use(reach(Endless({}, traits=traits)))
 
@@ -290,7 +290,7 @@ def test_a_directory_deleted_during_the_walk_is_skipped() -> None:
             del server.files["/b"]
 
     server = server_of({"a/y": b"", "b/x": b""}, after=after)
-    assert [found.place.key for found in walk(reach(server), ROOT)] == ["a", "b", "a/y"]
+    assert [found.path.key for found in walk(reach(server), ROOT)] == ["a", "b", "a/y"]
 
 
 # -- deleting ---------------------------------------------------------------------------------------------------------

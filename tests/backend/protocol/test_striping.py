@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend.backend._files import pipelining
-from airflow_sftp_backend.backend._files.pipelining import Content, Outgoing, write_source
+from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter, UploadSource, write_source
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.channel import SFTPChannel
 from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketType
@@ -131,11 +131,11 @@ class FakeChannelSource:
         return []
 
 
-def sending(content: bytes, out: Outgoing, spread: StripedFile) -> Operation[None]:
+def sending(content: bytes, out: PipelinedWriter, spread: StripedFile) -> Operation[None]:
     whole = False
     try:
-        yield from write_source(Content(content), out)
-        yield from out.join()
+        yield from write_source(UploadSource(content), out)
+        yield from out.merge_channels()
         yield from out.drain()
         whole = True
     finally:
@@ -173,7 +173,7 @@ def test_data_sent_over_channels_is_stored_or_refused_and_handles_closed(
 ) -> None:
     file, scheduler, channels = world
     spread = StripedFile(scheduler, PLACE, b"first", size=len(content), channels=channels)
-    out = Outgoing(spread, block)
+    out = PipelinedWriter(spread, block)
     try:
         scheduler.run(sending(content, out, spread))
     except StatusError as refused:
@@ -200,15 +200,15 @@ def test_the_bytes_in_flight_stay_within_the_bound_on_all_channels(
     def sent() -> Operation[None]:
         try:
             for start in range(0, len(content), block):
-                yield from out.push(content[start : start + block])
+                yield from out.write(content[start : start + block])
                 assert out.offset - acknowledged <= 20
-            yield from out.join()
+            yield from out.merge_channels()
             yield from out.drain()
         finally:
             yield from spread.close_quietly()
 
-    with patch.object(pipelining, "SPAN", 20):
-        out = Outgoing(spread, block, progress=progress)
+    with patch.object(pipelining, "MAX_UNACKED_BYTES", 20):
+        out = PipelinedWriter(spread, block, progress=progress)
         with suppress(StatusError):
             scheduler.run(sent())
             assert bytes(file.content) == content
@@ -240,11 +240,11 @@ def test_blocks_are_distributed_within_the_window_of_each_channel() -> None:
             return bytes(size) if self.left >= 0 else b""
 
     def sending_all() -> Operation[None]:
-        yield from write_source(Content(Source()), out)
-        yield from out.join()
+        yield from write_source(UploadSource(Source()), out)
+        yield from out.merge_channels()
 
     spread = StripedFile(scheduler, PLACE, b"first", size=None, channels=4)
-    out = Outgoing(spread, MiB // 4)
+    out = PipelinedWriter(spread, MiB // 4)
     scheduler.run(sending_all())
     written = [sum(packet.kind == PacketType.WRITE for packet in channel.requests) for channel in channels]
     assert sum(written) == 256

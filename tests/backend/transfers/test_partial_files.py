@@ -21,13 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend._files.pipelining import SPAN, Content
+from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
 from airflow_sftp_backend.backend._paths import Jail, fresh_token, is_temp_name, resume_token, same_writer
 from airflow_sftp_backend.backend._protocol.messages import Write
 from airflow_sftp_backend.backend._writes import atomic_write, resume
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
-from airflow_sftp_backend.backend._writes.resume import PIECE, pieces
-from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar
+from airflow_sftp_backend.backend._writes.resume import SAMPLE_SIZE, sample_ranges
+from airflow_sftp_backend.backend._writes.write_target import ResumeState, WriteTarget
 from tests.support.files import tree
 from tests.support.memory_server import MemoryServer
 from tests.support.scripted_channel import contents
@@ -95,7 +95,7 @@ def test_the_next_attempt_resumes_an_interrupted_upload(
     backend = make_backend(openssh, base_path=folder.base_path)
     result = backend.upload(big, "in/big", channels=channels, resume_key="a", verify=verify, progress=seen)  # type: ignore[arg-type]  # one of them
     assert (result.size, seen.done) == (SIZE, SIZE)
-    assert seen.first == sent - SPAN
+    assert seen.first == sent - MAX_UNACKED_BYTES
     assert tree(folder.path) == {"in": None, "in/big": content}
 
 
@@ -148,7 +148,7 @@ def test_changes_to_the_partial_file_do_not_reach_the_target(
         os.truncate(left, 40 * MiB)
     elif damage == "hole":
         with left.open("r+b") as file:
-            file.seek(left.stat().st_size - SPAN - MiB)
+            file.seek(left.stat().st_size - MAX_UNACKED_BYTES - MiB)
             file.write(bytes(MiB))
     elif damage == "longer":
         os.truncate(left, SIZE + 1)
@@ -487,8 +487,8 @@ def test_after_any_kill_of_this_process_the_next_download_is_complete(
 
 @given(st.integers(1, 1 << 40))
 def test_sample_ranges_lie_within_the_partial_file_and_cover_its_end(size: int) -> None:
-    compared = pieces(size)
-    assert all(start >= 0 and 0 < length <= PIECE and start + length <= size for start, length in compared)
+    compared = sample_ranges(size)
+    assert all(start >= 0 and 0 < length <= SAMPLE_SIZE and start + length <= size for start, length in compared)
     covered = size
     for start, length in reversed(compared):
         if start + length < covered:
@@ -508,14 +508,14 @@ def test_writer_tokens_identify_the_writer(key: str, other: str, size: int, chan
     assert resume_token(key, size + 1, changed) != token
 
 
-def landing(spare: int = 999999) -> Landing:
+def write_target(spare: int = 999999) -> WriteTarget:
     target = Jail("/").resolve("in/target")
-    return Landing(
+    return WriteTarget(
         target,
         target.temp("aaaaaa000000"),
         target.temp("f" * 12),
         overwrite=True,
-        spare=target.temp(f"aaaaaa{spare:06}"),
+        fresh_temp=target.temp(f"aaaaaa{spare:06}"),
     )
 
 
@@ -530,14 +530,14 @@ def test_whatever_the_partial_file_holds_the_result_is_the_source(
     source: bytes, left: bytes, whole: bool, keep: int, piece: int
 ) -> None:
     part = source[:keep] if whole else left
-    server = MemoryServer({"/in": None, "/in/target": OLD, landing().temp.native: part})
-    so_far = SoFar()
+    server = MemoryServer({"/in": None, "/in/target": OLD, write_target().temp.native: part})
+    resume_state = ResumeState()
     with (
         patch.object(resume, "SPAN", 20),
         patch.object(atomic_write, "SPAN", 20),
-        patch.object(resume, "PIECE", piece),
+        patch.object(resume, "SAMPLE_SIZE", piece),
     ):
-        server.run(write_atomic(server, landing(), Content(source), None, so_far))
+        server.run(write_atomic(server, write_target(), UploadSource(source), None, resume_state))
     # what is compared is a sample: of parts so small, all of it
     if whole or 32 * piece >= len(left) - 20:
         assert server.content() == {"/in/target": source}
@@ -554,9 +554,9 @@ def test_after_losses_at_any_requests_the_last_attempt_is_complete(source: bytes
         for times, number in enumerate([*lost, 0]):
             server = MemoryServer({"/in": None} | held, fail_at={number}, failure="lost before")
             try:
-                server.run(write_atomic(server, landing(times + 1), Content(source)))
+                server.run(write_atomic(server, write_target(times + 1), UploadSource(source)))
             except BackendUnavailable:
                 assert server.content()["/in/target"] in (OLD, source)
             held = server.content()
     assert held.pop("/in/target") == source
-    assert landing().temp.native not in held  # other names of the writer are found by listing the folder
+    assert write_target().temp.native not in held  # other names of the writer are found by listing the folder

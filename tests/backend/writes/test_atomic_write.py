@@ -15,7 +15,7 @@ from airflow_sftp_backend import (
     SFTPBackendError,
     TransferCorrupted,
 )
-from airflow_sftp_backend.backend._files.pipelining import Content
+from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._paths import STALE_SECONDS, Jail, RemotePath, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import (
@@ -30,10 +30,10 @@ from airflow_sftp_backend.backend._protocol.messages import (
 )
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
-from airflow_sftp_backend.backend._writes.cleanup import recover, sweep
+from airflow_sftp_backend.backend._writes.cleanup import remove_stale_temps, roll_back
 from airflow_sftp_backend.backend._writes.copy import copy, move
 from airflow_sftp_backend.backend._writes.rename import rename
-from airflow_sftp_backend.backend._writes.write_target import Landing, Verify
+from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
 from airflow_sftp_backend.backend.errors import StatusError
 from tests.support.memory_server import FAILURES, Failure, MemoryServer, Renames
 
@@ -49,16 +49,18 @@ LADDERS = {
     "no rename across, posix": Renames("replaces", "refuses", across=False),
     "no rename across, plain": Renames("no", "refuses", across=False),
 }
-Run = Callable[[MemoryServer, Landing], Operation[object]]
+Run = Callable[[MemoryServer, WriteTarget], Operation[object]]
 OPERATIONS: dict[str, Run] = {
-    "write_atomic": lambda server, landing: write_atomic(server, landing, Content(NEW, hashed=True)),
-    "move": lambda server, landing: move(server, SOURCE, landing),
-    "copy": lambda server, landing: copy(server, SOURCE, landing),
+    "write_atomic": lambda server, write_target: write_atomic(
+        server, write_target, UploadSource(NEW, with_digest=True)
+    ),
+    "move": lambda server, write_target: move(server, SOURCE, write_target),
+    "copy": lambda server, write_target: copy(server, SOURCE, write_target),
 }
 
 
-def landing(*, overwrite: bool, verify: Verify = "size", target: RemotePath = TARGET) -> Landing:
-    return Landing(target, target.temp("0" * 12), target.unique_backup("f" * 12), overwrite, verify)
+def write_target(*, overwrite: bool, verify: Verify = "size", target: RemotePath = TARGET) -> WriteTarget:
+    return WriteTarget(target, target.temp("0" * 12), target.unique_backup("f" * 12), overwrite, verify)
 
 
 def world(*, target: bytes | None = OLD, **options: object) -> MemoryServer:
@@ -101,7 +103,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize("target", [None, OLD])
 def test_new_content_is_committed_with_every_kind_of_rename(name: str, renames: Renames, target: bytes | None) -> None:
     server = world(target=target, renames=renames)
-    server.run(OPERATIONS[name](server, landing(overwrite=True)))
+    server.run(OPERATIONS[name](server, write_target(overwrite=True)))
     expected = {"/in/target": NEW} if name == "move" else {"/in/target": NEW, "/out/source": NEW}
     assert server.content() == expected
     assert not server.open
@@ -111,7 +113,7 @@ def test_an_existing_file_is_never_overwritten_without_overwrite(name: str, rena
     server = world(renames=renames)
     before = server.content()
     with pytest.raises(AlreadyExists):
-        server.run(OPERATIONS[name](server, landing(overwrite=False)))
+        server.run(OPERATIONS[name](server, write_target(overwrite=False)))
     assert server.content() == before
     assert not server.open
 
@@ -120,7 +122,7 @@ def test_a_folder_is_never_replaced(name: str, renames: Renames) -> None:
     for overwrite in (False, True):
         server = MemoryServer({"/in": None, "/in/target": None, "/out": None, "/out/source": NEW}, renames=renames)
         with pytest.raises(InvalidPath):
-            server.run(OPERATIONS[name](server, landing(overwrite=overwrite)))
+            server.run(OPERATIONS[name](server, write_target(overwrite=overwrite)))
         assert server.content() == {"/out/source": NEW}
         assert not temps(server)
 
@@ -131,7 +133,7 @@ def test_the_mode_of_a_replaced_file_is_kept(renames: Renames) -> None:
         replaced = server.files["/in/target"]
         assert replaced is not None
         replaced.mode = 0o600
-        server.run(OPERATIONS[name](server, landing(overwrite=True)))
+        server.run(OPERATIONS[name](server, write_target(overwrite=True)))
         landed = server.files["/in/target"]
         assert landed is not None
         assert landed.mode == 0o600
@@ -139,7 +141,7 @@ def test_the_mode_of_a_replaced_file_is_kept(renames: Renames) -> None:
 
 def test_posix_rename_alone_is_used_where_it_replaces(name: str) -> None:
     server = world()
-    server.run(OPERATIONS[name](server, landing(overwrite=True)))
+    server.run(OPERATIONS[name](server, write_target(overwrite=True)))
     kinds = [type(request) for request in server.requests]
     assert kinds.count(PosixRename) == 1
     assert Rename not in kinds
@@ -147,7 +149,7 @@ def test_posix_rename_alone_is_used_where_it_replaces(name: str) -> None:
 
 def test_without_overwrite_the_rename_used_is_one_that_can_refuse(name: str) -> None:
     server = world(target=None)
-    server.run(OPERATIONS[name](server, landing(overwrite=False)))
+    server.run(OPERATIONS[name](server, write_target(overwrite=False)))
     kinds = [type(request) for request in server.requests]
     assert kinds.count(Rename) == 1
     assert PosixRename not in kinds
@@ -155,7 +157,7 @@ def test_without_overwrite_the_rename_used_is_one_that_can_refuse(name: str) -> 
 
 def test_a_server_with_copy_data_copies_itself(renames: Renames) -> None:
     server = world(renames=renames, copies=True)
-    server.run(copy(server, SOURCE, landing(overwrite=True)))
+    server.run(copy(server, SOURCE, write_target(overwrite=True)))
     assert server.content()["/in/target"] == NEW
     assert CopyData in [type(request) for request in server.requests]
 
@@ -188,7 +190,7 @@ def test_whichever_request_fails_the_target_is_complete(
             assert NEW in held.values(), server.requests[-1]
 
         server = world(renames=renames, copies=copies, fail_at=(at,), failure=failure, after=keep)
-        place = landing(overwrite=True)
+        place = write_target(overwrite=True)
         failed = outcome(server, OPERATIONS[name](server, place))
         raised = failed is not None
         if failed is None:
@@ -199,7 +201,7 @@ def test_whichever_request_fails_the_target_is_complete(
         over = len(server.requests) < at
         if server.broken is not None:
             server.reconnect()
-            server.run(recover(server, place))
+            server.run(roll_back(server, place))
         held = server.content()
         if "/in/target" not in held:  # the put-back itself was refused: the error says where the old content is
             assert TARGET.backup.native in str(failed)
@@ -231,7 +233,7 @@ def test_whichever_request_fails_no_partial_file_is_committed(name: str, renames
             assert NEW in server.content().values()
 
         server = world(target=None, renames=renames, fail_at=(at,), failure=failure, after=whole)
-        place = landing(overwrite=False)
+        place = write_target(overwrite=False)
         failed = outcome(server, OPERATIONS[name](server, place))
         assert not isinstance(failed, AlreadyExists)
         if failed is None:
@@ -239,7 +241,7 @@ def test_whichever_request_fails_no_partial_file_is_committed(name: str, renames
         over = len(server.requests) < at
         if server.broken is not None:
             server.reconnect()
-            server.run(recover(server, place))
+            server.run(roll_back(server, place))
         refused_removal = len(server.requests) >= at and isinstance(server.requests[at - 1], Remove)
         if not (refused_removal and not failure.startswith("lost")):
             assert not temps(server)
@@ -262,7 +264,7 @@ def test_a_concurrent_writers_file_is_not_overwritten(name: str, renames: Rename
 
         server = world(target=None, renames=renames, after=another)
         try:
-            server.run(OPERATIONS[name](server, landing(overwrite=False)))
+            server.run(OPERATIONS[name](server, write_target(overwrite=False)))
         except AlreadyExists:
             assert came_first
         else:
@@ -279,7 +281,7 @@ def test_a_concurrent_writers_file_is_not_overwritten(name: str, renames: Rename
 def _exchange(fail_at: tuple[int, ...], failure: Failure = "failure") -> tuple[MemoryServer, Exception | None]:
     """The rename of a server whose renames never replace: refused, a look, aside, in its place, the old one removed."""
     server = world(renames=Renames("no", "refuses"), fail_at=fail_at, failure=failure)
-    place = landing(overwrite=True)
+    place = write_target(overwrite=True)
     try:
         server.run(rename(server, SOURCE, place))
     except (StatusError, SFTPBackendError) as error:
@@ -315,24 +317,24 @@ def test_a_backup_of_a_lost_connection_is_restored_on_the_next_one() -> None:
     assert TARGET.backup.native in error.message
     assert "/in/target" not in server.files
     server.reconnect()
-    server.run(recover(server, landing(overwrite=True)))
+    server.run(roll_back(server, write_target(overwrite=True)))
     assert server.content() == {"/in/target": OLD, "/out/source": NEW}
 
 
 @pytest.mark.parametrize("parked", [False, True])
 def test_recovery_never_touches_a_newer_file_of_the_name(parked: bool) -> None:
-    place = landing(overwrite=True)
-    backup = place.aside.native if parked else TARGET.backup.native
+    place = write_target(overwrite=True)
+    backup = place.unique_backup.native if parked else TARGET.backup.native
     files = {"/in": None, "/in/target": THEIRS, backup: OLD, place.temp.native: b"half"}
     server = MemoryServer(files, renames=Renames("no", "refuses"))
-    server.run(recover(server, place))
+    server.run(roll_back(server, place))
     assert server.content() == {"/in/target": THEIRS}
     for failure in FAILURES:
         for at in range(1, 8):
             renames = Renames("no", "refuses")
             server = MemoryServer({"/in": None, backup: OLD}, renames=renames, fail_at=(at,), failure=failure)
             try:
-                server.run(recover(server, place))
+                server.run(roll_back(server, place))
             except BackendUnavailable:
                 assert failure.startswith("lost")
             assert OLD in server.content().values()
@@ -376,15 +378,15 @@ class _TellsNoSize(MemoryServer):
 
 def _written(kind: type[MemoryServer], verify: Verify) -> MemoryServer:
     server = kind({"/in": None, "/in/target": OLD})
-    content = Content(b"0123456789abc", hashed=verify == "sha256")
-    server.run(write_atomic(server, landing(overwrite=True, verify=verify), content))
+    content = UploadSource(b"0123456789abc", with_digest=verify == "sha256")
+    server.run(write_atomic(server, write_target(overwrite=True, verify=verify), content))
     return server
 
 
 def test_a_file_of_unexpected_size_is_not_committed() -> None:
     server = _SwallowsABlock({"/in": None, "/in/target": OLD})
     with pytest.raises(TransferCorrupted, match="13 bytes were sent and the server holds 9") as caught:
-        server.run(write_atomic(server, landing(overwrite=True), Content(b"0123456789abc")))
+        server.run(write_atomic(server, write_target(overwrite=True), UploadSource(b"0123456789abc")))
     assert caught.value.path == TARGET.key
     assert server.content() == {"/in/target": OLD}
 
@@ -393,7 +395,9 @@ def test_a_file_with_wrong_bytes_is_not_committed_when_verified() -> None:
     server = _ChangesABlock({"/in": None, "/in/target": OLD})
     with pytest.raises(TransferCorrupted, match="sha256:") as caught:
         server.run(
-            write_atomic(server, landing(overwrite=True, verify="sha256"), Content(b"0123456789abc", hashed=True))
+            write_atomic(
+                server, write_target(overwrite=True, verify="sha256"), UploadSource(b"0123456789abc", with_digest=True)
+            )
         )
     assert caught.value.path == TARGET.key
     assert server.content() == {"/in/target": OLD}
@@ -424,7 +428,7 @@ def test_a_copy_whose_source_grows_is_not_committed() -> None:
 
         server = world(copies=copies, after=grow)
         with pytest.raises(TransferCorrupted) as caught:
-            server.run(copy(server, SOURCE, landing(overwrite=True)))
+            server.run(copy(server, SOURCE, write_target(overwrite=True)))
         assert caught.value.path == SOURCE.key
         assert server.content()["/in/target"] == OLD
         assert not temps(server)
@@ -438,7 +442,7 @@ def test_a_move_by_copy_never_removes_more_than_it_copied() -> None:
 
     server = world(renames=Renames("replaces", "refuses", across=False), after=grow)
     with pytest.raises(TransferCorrupted):
-        server.run(move(server, SOURCE, landing(overwrite=True)))
+        server.run(move(server, SOURCE, write_target(overwrite=True)))
     assert server.content()["/out/source"].startswith(NEW + b".")
     assert server.content()["/in/target"] == OLD
 
@@ -451,7 +455,7 @@ def test_only_stale_temporary_files_of_the_same_target_are_removed() -> None:
     stale, young, other = TARGET.temp("1" * 12), TARGET.temp("2" * 12), AT("in/other").temp("3" * 12)
     server = MemoryServer({"/in": None, stale.native: b"", young.native: b"", other.native: b""})
     seen = [(stale, now - STALE_SECONDS - 1), (young, now - STALE_SECONDS), (other, 0), (AT("in/plain"), 0)]
-    server.run(sweep(TARGET, seen, now))
+    server.run(remove_stale_temps(TARGET, seen, now))
     assert sorted(server.content()) == sorted([young.native, other.native])
 
 
@@ -459,14 +463,14 @@ def test_a_temporary_file_written_since_the_listing_is_not_removed() -> None:
     listed, now = 1_000_000 - 2 * STALE_SECONDS, 1_000_000 + 60  # the server says 1,000,000 of every file
     living = TARGET.temp("1" * 12)
     server = MemoryServer({"/in": None, living.native: b"half"})
-    server.run(sweep(TARGET, [(living, listed)], now))
+    server.run(remove_stale_temps(TARGET, [(living, listed)], now))
     assert server.content() == {living.native: b"half"}
 
 
 def test_missing_parents_of_a_target_are_created(name: str) -> None:
     server = MemoryServer({"/out": None, "/out/source": NEW})
     target = AT("a/b/c/target")
-    server.run(OPERATIONS[name](server, landing(overwrite=False, target=target)))
+    server.run(OPERATIONS[name](server, write_target(overwrite=False, target=target)))
     assert server.content()["/a/b/c/target"] == NEW
     assert not temps(server)
 
@@ -475,6 +479,6 @@ def test_a_missing_source_is_not_found_and_leaves_nothing() -> None:
     for name in ("move", "copy"):
         server = MemoryServer({"/in": None, "/in/target": OLD, "/out": None})
         with pytest.raises(NotFound) as caught:
-            server.run(OPERATIONS[name](server, landing(overwrite=True)))
+            server.run(OPERATIONS[name](server, write_target(overwrite=True)))
         assert caught.value.path == SOURCE.key
         assert server.content() == {"/in/target": OLD}

@@ -95,7 +95,7 @@ def test_a_small_file_waits_for_a_large_one_at_most_a_second() -> None:
     heard: list[list[str]] = []
     group = GroupCommit(lambda files: heard.append([file.path for file in files]), lambda: now[0])
     with group.participant(), group.participant():
-        waiting = group.join(PreparedFile("small", "t", 1, None, None))
+        waiting = group.wait_until_recorded(PreparedFile("small", "t", 1, None, None))
         next(waiting)
         for now[0] in (0.5, 0.9):
             group.made_progress()

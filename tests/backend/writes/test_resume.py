@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackend, SFTPBackendError, TransferCorrupted
-from airflow_sftp_backend.backend._files.pipelining import Content
+from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._paths import Jail, is_temp_name
 from airflow_sftp_backend.backend._protocol.messages import Write
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
-from airflow_sftp_backend.backend._writes.cleanup import recover
-from airflow_sftp_backend.backend._writes.write_target import Landing, SoFar
+from airflow_sftp_backend.backend._writes.cleanup import roll_back
+from airflow_sftp_backend.backend._writes.write_target import ResumeState, WriteTarget
 from tests.support.files import tree
 from tests.support.memory_server import MemoryServer
 from tests.support.servers import DropsAfter, OpenSSHServer, Server
@@ -256,9 +256,9 @@ def test_failed_downloads_leave_no_handle_open(server: Server, make_backend: Mak
 # -- every request ----------------------------------------------------------------------------------------------------
 
 
-def landing(*, overwrite: bool) -> Landing:
+def write_target(*, overwrite: bool) -> WriteTarget:
     target = Jail("/").resolve("in/target")
-    return Landing(target, target.temp("0" * 12), target.temp("f" * 12), overwrite)
+    return WriteTarget(target, target.temp("0" * 12), target.temp("f" * 12), overwrite)
 
 
 @pytest.mark.parametrize("failure", ["lost before", "lost after"])
@@ -266,55 +266,59 @@ def landing(*, overwrite: bool) -> Landing:
 def test_whichever_request_is_lost_the_upload_resumes_or_changes_nothing(failure: str, overwrite: bool) -> None:
     files: dict[str, bytes | None] = {"/in": None, **({"/in/target": OLD} if overwrite else {})}
     whole = MemoryServer(dict(files))
-    whole.run(write_atomic(whole, landing(overwrite=overwrite), Content(NEW, hashed=True)))
+    whole.run(write_atomic(whole, write_target(overwrite=overwrite), UploadSource(NEW, with_digest=True)))
     resumed = 0
     for number in range(1, len(whole.requests) + 1):
         server = MemoryServer(dict(files), fail_at={number}, failure=failure)  # type: ignore[arg-type]  # one of them
-        so_far = SoFar()
+        resume_state = ResumeState()
         seen: list[int] = []
         try:
-            server.run(write_atomic(server, landing(overwrite=overwrite), Content(NEW), seen.append, so_far))
+            server.run(
+                write_atomic(server, write_target(overwrite=overwrite), UploadSource(NEW), seen.append, resume_state)
+            )
         except BackendUnavailable:
             server.reconnect()
         else:  # nobody waits for that reply
             assert server.content() == {"/in/target": NEW}, number
             continue
-        if so_far.resumable:
+        if resume_state.resumable:
             resumed += 1
-            server.run(write_atomic(server, landing(overwrite=overwrite), Content(NEW), seen.append, so_far))
+            server.run(
+                write_atomic(server, write_target(overwrite=overwrite), UploadSource(NEW), seen.append, resume_state)
+            )
             assert server.content() == {"/in/target": NEW}, number
             assert sum(seen) == len(NEW)
             assert not server.open
         else:
-            server.run(recover(server, landing(overwrite=overwrite)))
+            server.run(roll_back(server, write_target(overwrite=overwrite)))
             assert server.content().get("/in/target") in ((OLD, NEW) if overwrite else (None, NEW)), number
         assert not [path for path in server.files if is_temp_name(path.rpartition("/")[2])], number
     assert resumed >= sum(isinstance(request, Write) for request in whole.requests)
 
 
-def lost_in_the_middle() -> tuple[MemoryServer, SoFar]:
+def lost_in_the_middle() -> tuple[MemoryServer, ResumeState]:
     """A server whose connection was lost after some blocks were acknowledged, and is there again."""
     server = MemoryServer({"/in": None}, fail_at={150}, failure="lost before")
-    so_far = SoFar()
+    resume_state = ResumeState()
     with pytest.raises(BackendUnavailable):
-        server.run(write_atomic(server, landing(overwrite=False), Content(LONG), None, so_far))
+        server.run(write_atomic(server, write_target(overwrite=False), UploadSource(LONG), None, resume_state))
     server.reconnect()
-    assert so_far.resumable
-    assert so_far.acknowledged
-    return server, so_far
+    assert resume_state.resumable
+    assert resume_state.acknowledged
+    return server, resume_state
 
 
 def test_a_file_that_cannot_be_reopened_is_sent_from_its_start() -> None:
-    server, so_far = lost_in_the_middle()
+    server, resume_state = lost_in_the_middle()
     server._fail_at, server._failure = {len(server.requests) + 1}, "denied"
-    server.run(write_atomic(server, landing(overwrite=False), Content(LONG), None, so_far))
+    server.run(write_atomic(server, write_target(overwrite=False), UploadSource(LONG), None, resume_state))
     assert server.content() == {"/in/target": LONG}
 
 
 def test_a_resumption_refused_at_every_request_commits_nothing() -> None:
-    server, so_far = lost_in_the_middle()
+    server, resume_state = lost_in_the_middle()
     next_request = len(server.requests) + 1
     server._fail_at, server._failure = range(next_request, next_request + 50), "denied"
     with pytest.raises(SFTPBackendError, match="told to fail"):
-        server.run(write_atomic(server, landing(overwrite=False), Content(LONG), None, so_far))
+        server.run(write_atomic(server, write_target(overwrite=False), UploadSource(LONG), None, resume_state))
     assert "/in/target" not in server.content()
