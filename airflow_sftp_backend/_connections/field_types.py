@@ -128,9 +128,7 @@ def _parse_algorithms(value: object) -> dict[str, tuple[str, ...]]:
 
 def _parse_host_key(value: object) -> str:
     """The key as ``type base64``; the type is part of the key (RFC 4253 section 6.6), so that a bare one has it too."""
-    from airflow_sftp_backend.backend._ssh.known_hosts import (
-        key_type,  # here, because every Airflow process imports this module
-    )
+    from airflow_sftp_backend.backend._ssh.host_certificates import key_type
 
     words = _parse_text(value).split()
     if len(words) == 1 and words[0].startswith("SHA256:"):

@@ -1,7 +1,7 @@
 """The jail: keys in, native paths out, and never one outside base_path. Pure text; no I/O.
 
 The jail is lexical. A link that stands under base_path is followed when a caller names it (it is the server
-administrator's layout); recursive operations never follow one (see _operations).
+administrator's layout); recursive operations never follow one (see `_files`).
 """
 
 from __future__ import annotations

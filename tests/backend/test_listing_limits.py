@@ -17,15 +17,8 @@ import pytest
 
 from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._files.deletion import delete_folder
-from airflow_sftp_backend.backend._files.tree import (
-    Pattern,
-    delete_tree,
-    find,
-    find_each,
-    folder_info,
-    list_children,
-    walk,
-)
+from airflow_sftp_backend.backend._files.glob import Pattern, find, find_each
+from airflow_sftp_backend.backend._files.tree import delete_tree, folder_info, list_children, walk
 from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketType

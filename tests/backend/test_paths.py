@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import InvalidPath
-from airflow_sftp_backend.backend._files.tree import Pattern
+from airflow_sftp_backend.backend._files.glob import Pattern
 from airflow_sftp_backend.backend._paths import Jail, check_server_name, has_control_character, is_temp_name, temp_name
 
 CHARACTERS = st.characters(exclude_characters="/\0", exclude_categories=["Cs"])

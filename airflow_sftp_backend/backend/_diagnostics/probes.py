@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyChecker
+from airflow_sftp_backend.backend._ssh.host_key_policy import HostKeyChecker
 from airflow_sftp_backend.backend._ssh.scan import HostKey, scan_host_keys
 from airflow_sftp_backend.backend.config import HostKeyPolicy
 from airflow_sftp_backend.backend.errors import BackendUnavailable, HostKeyRejected, SFTPBackendError, TransferCorrupted

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from airflow_sftp_backend.backend._files import operations, tree
+from airflow_sftp_backend.backend._files import glob, operations, tree
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
@@ -154,7 +154,7 @@ class Queries:
         :raises InvalidPath: for ``..`` in a pattern
         """
         with self._resolver.annotate_errors():
-            return tree.find(self._session.call, self._resolver.jail.root, map(tree.Pattern.of, patterns))
+            return glob.find(self._session.call, self._resolver.jail.root, map(glob.Pattern.of, patterns))
 
     def find_each(
         self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool = False
@@ -167,7 +167,7 @@ class Queries:
         :raises ExceptionGroup: of all failures
         """
         with self._resolver.annotate_errors():
-            outcomes = tree.find_each(self._session.call, self._resolver.jail.root, groups)
+            outcomes = glob.find_each(self._session.call, self._resolver.jail.root, groups)
         return raise_or_return(
             [self._resolver.with_server(outcome) for outcome in outcomes], "searches", return_exceptions
         )

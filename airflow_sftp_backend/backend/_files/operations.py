@@ -1,4 +1,4 @@
-"""What each promise is on the wire: generators that yield requests (see _wire) and know no socket.
+"""What each promise is on the wire: generators that yield requests (see `_protocol.scheduler`) and know no socket.
 
 Servers report most refusals as a bare failure. So an operation tries first and, only when refused, looks at the names
 concerned to say why; it never asks beforehand what the attempt itself answers.

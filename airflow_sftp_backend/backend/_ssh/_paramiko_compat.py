@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA1
 from paramiko.auth_handler import AuthOnlyHandler
 
-from .known_hosts import CERTIFICATE
+from .host_certificates import CERTIFICATE
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend._protocol.channel import SSHChannel

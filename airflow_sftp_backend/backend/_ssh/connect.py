@@ -2,7 +2,7 @@
 
 Host certificates: paramiko negotiates ``...-cert-v01@openssh.com`` host key algorithms and verifies the server's
 signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py); whether the certificate is
-worth anything, `_hostkeys` decides. They are asked for first where an authority for the host is known.
+worth anything, `host_key_policy` decides. They are asked for first where an authority for the host is known.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ from airflow_sftp_backend.backend.errors import (
 from ._paramiko_compat import AgreedAlgorithms, SSHTransport, buffer_channel, certificate_of
 from .auth import Login, LoginRecord, Places
 from .extra_channels import ExtraChannels
+from .host_certificates import fingerprint, key_type, plain_key
+from .host_key_policy import HostKeyChecker
 from .jump_host import Forbidden, Way
-from .known_hosts import HostKeyChecker, fingerprint, key_type, known_hosts_line, plain_key
+from .known_hosts import known_hosts_line
 from .legacy_rsa import legacy_transport
 from .socket_stream import SERVER_CLOSED, Stream, dial, dial_through
 

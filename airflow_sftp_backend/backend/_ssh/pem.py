@@ -11,7 +11,7 @@ import binascii
 import re
 from typing import Final
 
-from .known_hosts import CERTIFICATE
+from .host_certificates import CERTIFICATE
 
 OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
 PKCS12: Final = "PKCS12"

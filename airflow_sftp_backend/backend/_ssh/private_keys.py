@@ -30,7 +30,7 @@ from airflow_sftp_backend.backend.config import BackendConfig, Secret
 from airflow_sftp_backend.backend.errors import AuthenticationFailed
 
 from ._paramiko_compat import certificate_of, openssh_text, to_cryptography, to_paramiko
-from .known_hosts import CERTIFICATE, key_type, plain_key
+from .host_certificates import CERTIFICATE, key_type, plain_key
 from .pem import BEGIN, BLOCK, CERTIFICATE_LINE, OPENSSH_MAGIC, PKCS12, PRIVATE, as_text, decoded, repair_pem, unwrapped
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,8 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, printable, t
 
 from ._paramiko_compat import SHA1_RSA, SSHTransport
 from .connect import end_transport, make_transport
-from .known_hosts import fingerprint, key_type, known_hosts_line
+from .host_certificates import fingerprint, key_type
+from .known_hosts import known_hosts_line
 from .private_keys import load_private_key
 from .socket_stream import Stream, dial
 

@@ -30,7 +30,7 @@ from airflow_sftp_backend.backend.errors import (
 )
 
 from .connect import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Hop, Opened, Opening, Settings, end_transport
-from .known_hosts import HostKeyChecker
+from .host_key_policy import HostKeyChecker
 
 __all__ = ["CHANNEL_WINDOW", "ConnectionFacts", "Session"]
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from airflow_sftp_backend import FileInfo, InvalidPath
 from airflow_sftp_backend._file_filters import FileFilters
 from airflow_sftp_backend._path_arguments import Selection, parse_names, parse_patterns
-from airflow_sftp_backend.backend._files.tree import Pattern
+from airflow_sftp_backend.backend._files.glob import Pattern
 from airflow_sftp_backend.operators._object_storage import is_url
 from airflow_sftp_backend.operators._planning import (
     RemoteMatch,

@@ -19,7 +19,7 @@ from airflow_sftp_backend import (
     SFTPBackend,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyChecker
+from airflow_sftp_backend.backend._ssh.host_key_policy import HostKeyChecker
 from airflow_sftp_backend.backend._ssh.session import Session
 from tests.support.files import tree
 from tests.support.servers import AsyncsshServer, DropsAfter, DropsAtRename, OpenSSHServer, free_port

@@ -19,12 +19,10 @@ from airflow_sftp_backend import (
     SFTPBackend,
     SFTPBackendError,
 )
+from airflow_sftp_backend.backend._files.glob import Pattern, find, find_each
 from airflow_sftp_backend.backend._files.tree import (
-    Pattern,
     SessionCall,
     delete_tree,
-    find,
-    find_each,
     folder_info,
     get_file_infos,
     list_children,

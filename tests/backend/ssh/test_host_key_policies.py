@@ -19,7 +19,9 @@ import psutil
 import pytest
 
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, HostKeyRejected
-from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyChecker, KnownHosts, Trust, fingerprint
+from airflow_sftp_backend.backend._ssh.host_certificates import fingerprint
+from airflow_sftp_backend.backend._ssh.host_key_policy import HostKeyChecker
+from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts, Trust
 from tests.support.host_keys import AUTHORITY, HOST, NAME, NOW, PORT, blob, certificate, new_key, text
 from tests.support.servers import OpenSSHServer, small_disk, wait_until
 

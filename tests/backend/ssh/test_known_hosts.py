@@ -18,15 +18,8 @@ from cryptography.hazmat.primitives.serialization import (
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._ssh.known_hosts import (
-    KnownHosts,
-    Trust,
-    fingerprint,
-    host_pattern,
-    key_type,
-    known_hosts_line,
-    plain_key,
-)
+from airflow_sftp_backend.backend._ssh.host_certificates import fingerprint, key_type, plain_key
+from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts, Trust, host_pattern, known_hosts_line
 from tests.support.host_keys import AUTHORITY, HOST, NAME, NOW, PORT, blob, certificate, new_key, text
 
 TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
