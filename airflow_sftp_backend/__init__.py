@@ -66,9 +66,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module(".backend", __name__), name)
-    globals()[name] = found
-    return found
+    value: object = getattr(import_module(".backend", __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""A task that is told to end: where its work may be broken off, and what is ended first."""
+"""Stop a task that Airflow kills: which blocks may be interrupted, and what finishes first."""
 
 from __future__ import annotations
 
@@ -12,21 +12,24 @@ _KILL_GRACE_SECONDS: Final = 1.5
 
 
 class TaskKilled(BaseException):
-    """The task was told to stop in the middle of its work.
+    """The task was killed in the middle of its work.
 
-    No Exception, as KeyboardInterrupt is none: nothing on the way may take it for a failure and try again.
+    Not an Exception, as KeyboardInterrupt is not: no handler may take it for a failure and retry.
     """
 
 
 class Abortable(Protocol):
-    """What talks to a server, such as the hook."""
+    """An object that talks to a server, such as the hook."""
 
     def abort_within(self, seconds: float) -> None:
-        """Ends its conversation in that time. Takes no lock."""
+        """End the conversation with the server within a time. Takes no lock.
+
+        :param seconds: the time.
+        """
 
 
 class CancellableTask:
-    """Lets a task end at once when Airflow tells it to; mixed into operators and sensors."""
+    """Stop a task at once when Airflow kills it; a mixin of operators and sensors."""
 
     _is_cancellable = False
     _killed = False
@@ -34,7 +37,11 @@ class CancellableTask:
 
     @contextmanager
     def cancellable(self, abortable: Abortable) -> Iterator[None]:
-        """A block that `on_kill` may interrupt: the hook's talk to a key vault and to the server."""
+        """Let `on_kill` interrupt a block: the hook's requests to a key vault and to the server.
+
+        :param abortable: the hook.
+        :raises TaskKilled: in the block, when the task is killed.
+        """
         try:
             self._abortable, _current.task = abortable, self
             self._is_cancellable = True
@@ -46,7 +53,7 @@ class CancellableTask:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """A block within it that is ended before the task is, see `shield_from_kill`."""
+        """Finish a block within `cancellable` before the task is interrupted, see `shield_from_kill`."""
         was_cancellable, self._is_cancellable = self._is_cancellable, False
         try:
             yield
@@ -56,8 +63,10 @@ class CancellableTask:
                 self._raise_if_killed()
 
     def on_kill(self) -> None:
-        """Interrupts the work under way. It has a moment to leave what the next try can go on with, to remove what it
-        has half written otherwise, and to close the connection, also where the server says nothing any more."""
+        """Interrupt the work, within 1.5 s even if the server is silent.
+
+        In this time the task leaves what the next attempt can resume, removes other partial files, and disconnects.
+        """
         if self._killed:  # a second signal would break off what the first one began
             return
         self._killed = True
@@ -72,7 +81,7 @@ class CancellableTask:
 
 
 class _CurrentTask(threading.local):
-    """What runs in this thread: signals are handled in one, the task's."""
+    """The task of this thread: signals are handled in the task's thread only."""
 
     task: CancellableTask | None = None
 
@@ -82,8 +91,10 @@ _current: Final = _CurrentTask()
 
 @contextmanager
 def shield_from_kill() -> Iterator[None]:
-    """A block in which Airflow is spoken to, by whoever: the interruption of the task that runs in this thread waits
-    for its end, as half a message would stay."""
+    """Delay the interruption of the thread's task until this block ends.
+
+    For requests to Airflow: half a message would stay on its socket.
+    """
     task = _current.task
     if task is None:
         yield

@@ -30,16 +30,16 @@ _UNITS: Final = {
 }  # fmt: skip
 
 
-class _Wrong(Exception):
-    """The command cannot be run as it was given."""
+class UsageError(Exception):
+    """The arguments of the command cannot be used."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. 0 if all is well, 1 if something is wrong with the server, 2 with the command or connection."""
-    given = _parser().parse_args(arguments)
+    args = _parser().parse_args(arguments)
     try:
-        return {"check": _check, "clean": _clean, "scan-host-keys": _scan}[given.command](given)
-    except (_Wrong, ValueError) as error:
+        return {"check": _check, "clean": _clean, "scan-host-keys": _scan}[args.command](args)
+    except (UsageError, ValueError) as error:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 2
     except (SFTPBackendError, OSError) as error:  # a key vault that does not answer, this machine's disk
@@ -126,102 +126,106 @@ def _age(text: str) -> timedelta:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def _config(given: argparse.Namespace) -> BackendConfig:
+def _config(args: argparse.Namespace) -> BackendConfig:
     """Return the configuration that the URL, or the Airflow connection, stands for."""
-    is_url = "://" in given.target
-    if not is_url and "@" in given.target:  # no connection id has one; the text may hold a password, so it is not shown
-        raise _Wrong("neither a connection id nor a URL: a URL begins with sftp://, as sftp://user@host:22/folder")
-    if not is_url and (given.ask_password or given.key_file or given.known_hosts or given.host_key_policy):
-        raise _Wrong("what is said for a URL does not go with a connection, which says it itself")
-    return _of_url(given) if is_url else _of_connection(given.target)
+    is_url = "://" in args.target
+    if not is_url and "@" in args.target:  # no connection id has one; the text may hold a password, so it is not shown
+        raise UsageError("neither a connection id nor a URL: a URL begins with sftp://, as sftp://user@host:22/folder")
+    if not is_url and (args.ask_password or args.key_file or args.known_hosts or args.host_key_policy):
+        raise UsageError(
+            "--ask-password, --key-file, --known-hosts and --host-key-policy apply to a URL only; set them in the"
+            " connection"
+        )
+    return _config_from_url(args) if is_url else _config_from_connection(args.target)
 
 
 # -- clean ------------------------------------------------------------------------------------------------------------
 
 
-def _clean(given: argparse.Namespace) -> int:
+def _clean(args: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):  # where Airflow is to log
-        config = _config(given)
+        config = _config(args)
         from .backend import SFTPBackend  # here, because it loads paramiko
         from .backend._transfers.partial_files import check_age, clean_local
 
-        check_age(given.older_than)
+        check_age(args.older_than)
         with SFTPBackend.from_config(config) as backend:
-            found = backend.clean_partials(given.path, given.older_than, dry_run=given.dry_run)
-            places = [backend.address for _ in found]
-        if given.local is not None:
-            found += clean_local(given.local, given.older_than, dry_run=given.dry_run)
-            places += ["here"] * (len(found) - len(places))
-    if given.json:
-        rows = [asdict(one) | {"where": place} for one, place in zip(found, places, strict=True)]
-        print(_escaped_json([row | {"modified_at": _time(row["modified_at"])} for row in rows]))
+            partials = backend.clean_partials(args.path, args.older_than, dry_run=args.dry_run)
+            locations = [backend.address for _ in partials]
+        if args.local is not None:
+            partials += clean_local(args.local, args.older_than, dry_run=args.dry_run)
+            locations += ["here"] * (len(partials) - len(locations))
+    if args.json:
+        rows = [asdict(partial) | {"where": location} for partial, location in zip(partials, locations, strict=True)]
+        print(_escaped_json([row | {"modified_at": _format_time(row["modified_at"])} for row in rows]))
     else:
-        for one, place in zip(found, places, strict=True):
-            reason = f": {one.reason}" if one.reason else ""
-            text = f"{one.action} {one.path} ({one.size} bytes, last written {_time(one.modified_at)}, {place}){reason}"
+        for partial, location in zip(partials, locations, strict=True):
+            reason = f": {partial.reason}" if partial.reason else ""
+            written = f"last written {_format_time(partial.modified_at)}"
+            text = f"{partial.action} {partial.path} ({partial.size} bytes, {written}, {location}){reason}"
             print(escaped(text))
-        print(f"{len(found)} partial files found" if found else "No partial files found.")
-    return 1 if any(one.action == "left" for one in found) else 0
+        print(f"{len(partials)} partial files found" if partials else "No partial files found.")
+    return 1 if any(partial.action == "left" for partial in partials) else 0
 
 
-def _time(when: datetime | None) -> str | None:
-    return None if when is None else when.isoformat(timespec="seconds")
+def _format_time(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat(timespec="seconds")
 
 
 # -- check ------------------------------------------------------------------------------------------------------------
 
 
-def _check(given: argparse.Namespace) -> int:
+def _check(args: argparse.Namespace) -> int:
     with redirect_stdout(sys.stderr):  # where Airflow is to log
-        found = _diagnosis(_config(given), given)
-    print(_as_json(found) if given.json else "\n".join(_as_text(found)))
-    return 0 if found.ok else 1
+        diagnosis = _diagnose(_config(args), args)
+    print(_format_json(diagnosis) if args.json else "\n".join(_format_text(diagnosis)))
+    return 0 if diagnosis.ok else 1
 
 
-def _diagnosis(config: BackendConfig, given: argparse.Namespace) -> Diagnosis:
+def _diagnose(config: BackendConfig, args: argparse.Namespace) -> Diagnosis:
     from .backend._diagnostics import probes  # here, because it loads paramiko
     from .backend._diagnostics.check import diagnose
 
-    chosen = {"Writing": probes.writing} if given.write else {}
-    chosen |= {"Speed": probes.speed} if given.speed else {}
+    selected_probes = {"Writing": probes.writing} if args.write else {}
+    selected_probes |= {"Speed": probes.speed} if args.speed else {}
     log = logging.getLogger("airflow_sftp_backend")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        return diagnose(config, {**chosen, "All host keys": probes.host_keys})
+        return diagnose(config, {**selected_probes, "All host keys": probes.host_keys})
     finally:
         log.setLevel(level)
 
 
-def _of_url(given: argparse.Namespace) -> BackendConfig:
+def _config_from_url(args: argparse.Namespace) -> BackendConfig:
     """ValueError, which does not show the password, for a URL that is none."""
     try:
-        parts = urlsplit(given.target)
+        parts = urlsplit(args.target)
         host, port = parts.hostname, parts.port or 22
     except ValueError:  # whose text may hold a part of the password
-        raise _Wrong(
-            "no URL such as sftp://user@host:22/folder; in user and password, write / as %2F and @ as %40"
+        raise UsageError(
+            "not a URL such as sftp://user@host:22/folder; in user and password, write / as %2F and @ as %40"
         ) from None
     if parts.scheme != "sftp" or not host or parts.query or parts.fragment:
-        raise _Wrong("a URL is sftp://user@host:port/folder; in user and folder, write ? as %3F and # as %23")
+        raise UsageError("a URL is sftp://user@host:port/folder; in user and folder, write ? as %3F and # as %23")
     path = unquote(parts.path)
     password = unquote(parts.password) if parts.password else None
-    if given.ask_password:
+    if args.ask_password:
         password = getpass.getpass(f"Password of {unquote(parts.username or '')}@{host}: ")
     return BackendConfig(
         host=host,
         port=port,
         username=unquote(parts.username) if parts.username else None,
         password=None if password is None else Secret(password),
-        passphrase=None if password is None or given.key_file is None else Secret(password),
-        key_file=given.key_file,
+        passphrase=None if password is None or args.key_file is None else Secret(password),
+        key_file=args.key_file,
         base_path=path[3:] or "." if path == "/~" or path.startswith("/~/") else path or ".",
-        host_keys_path=given.known_hosts,
-        host_key_policy=HostKeyPolicy.parse(given.host_key_policy or HostKeyPolicy.STRICT),
+        host_keys_path=args.known_hosts,
+        host_key_policy=HostKeyPolicy.parse(args.host_key_policy or HostKeyPolicy.STRICT),
     )
 
 
-def _of_connection(conn_id: str) -> BackendConfig:
+def _config_from_connection(conn_id: str) -> BackendConfig:
     """What Airflow knows by that id, wherever it keeps connections."""
     from airflow.models.connection import Connection
 
@@ -231,23 +235,23 @@ def _of_connection(conn_id: str) -> BackendConfig:
     try:
         return resolve(Connection.get_connection_from_secrets(conn_id), Connection.get_connection_from_secrets)
     except AirflowNotFoundException as error:
-        raise _Wrong(
+        raise UsageError(
             f"{error}. `airflow connections list` shows those there are; a URL does without: sftp://user@host/folder"
         ) from None
 
 
-def _as_json(found: Diagnosis) -> str:
+def _format_json(diagnosis: Diagnosis) -> str:
     return _escaped_json(
         {
-            "server": found.server,
-            "username": found.username,
-            "ok": found.ok,
+            "server": diagnosis.server,
+            "username": diagnosis.username,
+            "ok": diagnosis.ok,
             "steps": [
                 {"title": step.title, "ok": step.ok, "text": list(step.lines), "data": dict(step.data)}
-                for step in found.steps
+                for step in diagnosis.steps
             ],
-            "error": None if found.error is None else str(found.error),
-            "advice": list(found.advice),
+            "error": None if diagnosis.error is None else str(diagnosis.error),
+            "advice": list(diagnosis.advice),
         }
     )
 
@@ -258,28 +262,28 @@ def _escaped_json(value: object) -> str:
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
-def _as_text(found: Diagnosis) -> list[str]:
-    user = f" as {found.username}" if found.username else ""
-    lines = [f"{found.server}{user}", ""]
-    for step in found.steps:
-        lines += _step(step)
-    if found.advice:
+def _format_text(diagnosis: Diagnosis) -> list[str]:
+    user = f" as {diagnosis.username}" if diagnosis.username else ""
+    lines = [f"{diagnosis.server}{user}", ""]
+    for step in diagnosis.steps:
+        lines += _format_step(step)
+    if diagnosis.advice:
         lines += ["", "What to do:"]
-        lines += [line for advice in found.advice for line in _wrapped(f"  {escaped(advice)}", "  ")]
-    return [*lines, "", "All is well." if found.ok else f"Failed: {found.steps[-1].title}."]
+        lines += [line for advice in diagnosis.advice for line in _wrap(f"  {escaped(advice)}", "  ")]
+    return [*lines, "", "All is well." if diagnosis.ok else f"Failed: {diagnosis.steps[-1].title}."]
 
 
-def _step(step: Step) -> list[str]:
-    good, bad = ("✓", "✗") if _can_print("✓✗") else ("ok", "!!")
-    head = f"{good if step.ok else bad} {step.title}".ljust(_INDENT)
+def _format_step(step: Step) -> list[str]:
+    ok_mark, failed_mark = ("✓", "✗") if _can_print("✓✗") else ("ok", "!!")
+    head = f"{ok_mark if step.ok else failed_mark} {step.title}".ljust(_INDENT)
     lines: list[str] = []
     for text in step.lines:
         for paragraph in text.split("\n"):
-            lines += _wrapped((" " * _INDENT if lines else head) + escaped(paragraph), " " * _INDENT)
+            lines += _wrap((" " * _INDENT if lines else head) + escaped(paragraph), " " * _INDENT)
     return lines
 
 
-def _wrapped(text: str, indent: str) -> list[str]:
+def _wrap(text: str, indent: str) -> list[str]:
     """Broken at blanks; what is to be copied, a key, stays on one line."""
     if "AAAA" in text:
         return [text]
@@ -299,21 +303,21 @@ def _can_print(text: str) -> bool:
 # -- scan-host-keys ---------------------------------------------------------------------------------------------------
 
 
-def _scan(given: argparse.Namespace) -> int:
+def _scan(args: argparse.Namespace) -> int:
     from .backend import SFTPUtils
 
-    host, port = _host_and_port(given.host, given.port)
+    host, port = _host_and_port(args.host, args.port)
     try:
-        keys = SFTPUtils.scan_host_keys(host, port, given.timeout)
+        keys = SFTPUtils.scan_host_keys(host, port, args.timeout)
     except BackendUnavailable as error:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 1
     if not keys:
         print(f"airflow-sftp-backend: {host} has no host key of a type known here", file=sys.stderr)
         return 1
-    if given.json:
-        shown = [{"type": key.type, "fingerprint": key.fingerprint, "known_hosts": str(key)} for key in keys]
-        print(json.dumps(shown, indent=2))
+    if args.json:
+        rows = [{"type": key.type, "fingerprint": key.fingerprint, "known_hosts": str(key)} for key in keys]
+        print(json.dumps(rows, indent=2))
         return 0
     for key in keys:
         print(f"# {key.type} {key.fingerprint}", file=sys.stderr)
@@ -328,18 +332,18 @@ def _host_and_port(text: str, port: int | None) -> tuple[str, int]:
     :raises _Wrong: if the port is not a number, or is not that of ``--port``.
     """
     if "@" in text:  # not shown: a password may stand before it
-        raise _Wrong("HOST is a name or address, without user and password; a scan logs in to nothing")
-    host, named = text, ""
+        raise UsageError("HOST is a name or address, without user and password; a scan logs in to nothing")
+    host, port_text = text, ""
     if text.startswith("[") and "]" in text:
-        host, _, rest = text[1:].partition("]")
-        named = rest.removeprefix(":")
+        host, _, after_address = text[1:].partition("]")
+        port_text = after_address.removeprefix(":")
     elif text.count(":") == 1:
-        host, _, named = text.partition(":")
-    if not named:
+        host, _, port_text = text.partition(":")
+    if not port_text:
         return host, port or DEFAULT_PORT
-    if not (named.isascii() and named.isdigit()) or port not in (None, int(named)):
-        raise _Wrong(f"{named!r} in {text!r} is not the port; pass one port, as HOST:PORT or with --port")
-    return host, int(named)
+    if not (port_text.isascii() and port_text.isdigit()) or port not in (None, int(port_text)):
+        raise UsageError(f"{port_text!r} in {text!r} is not the port; pass one port, as HOST:PORT or with --port")
+    return host, int(port_text)
 
 
 if __name__ == "__main__":

@@ -267,11 +267,11 @@ def pluralize_files(files: int) -> str:
 
 def format_duration(seconds: float) -> str:
     """A time as people say it: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``."""
-    whole = max(0, round(seconds))
+    whole_seconds = max(0, round(seconds))
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    if whole_seconds < 60:
+        return f"{whole_seconds} s"
+    if whole_seconds < 3600:
+        return f"{whole_seconds // 60} min {whole_seconds % 60} s"
+    return f"{whole_seconds // 3600} h {whole_seconds % 3600 // 60} min"

@@ -155,7 +155,7 @@ def test_a_password_is_taken_and_never_shown(
     [
         ("http://host/", "a URL is sftp://user@host:port/folder"),
         ("sftp://user:S3cret@:22/", "a URL is sftp://user@host:port/folder"),
-        ("sftp://user:S3cret@host:notaport/", "no URL such as sftp://user@host:22/folder"),
+        ("sftp://user:S3cret@host:notaport/", "not a URL such as sftp://user@host:22/folder"),
         ("sftp://user:S3cret/more@host/", "in user and password, write / as %2F and @ as %40"),
         ("sftp://user:S3cret@host/a#b", "in user and folder, write ? as %3F and # as %23"),
         ("sftp://host/../x", "base_path must not contain '..'"),

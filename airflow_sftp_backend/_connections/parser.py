@@ -283,8 +283,8 @@ def _ssh_config_notes(conn_type: str | None, parsed: Mapping[str, Any]) -> Itera
         used += ["ProxyCommand"] if parsed.get("host_proxy_cmd") == entry.proxy_command is not None else []
         file = entry.identity_file and os.path.expanduser(entry.identity_file)
         used += ["IdentityFile"] if file and parsed.get("key_file") == file else []
-    shown = " and ".join(used)
-    yield f"{SSH_CONFIG_PATH} has an entry for {parsed['host']}; of it is used: {shown or 'nothing'}"
+    used_text = " and ".join(used)
+    yield f"{SSH_CONFIG_PATH} has an entry for {parsed['host']}; of it is used: {used_text or 'nothing'}"
 
 
 def parse(conn: AirflowConnection) -> BackendConfig:
@@ -340,11 +340,11 @@ def _parse_extra(conn: AirflowConnection, problems: list[str]) -> dict[str, obje
 
 def _problem(field: Field, value: FieldValue) -> str:
     label = f"{field.label} ({value.origin})" if value.origin else field.label
-    shown = json.dumps(value.value, ensure_ascii=False, default=str)
-    if value.hidden or not isinstance(value.value, str | int | float) or len(shown) > _MAX_SHOWN_CHARS:
-        shown = _TYPE_NAMES.get(type(value.value), "something else")
-    shown = re.sub(r'[^/"\s]+@', "***@", shown)  # a URL's user and password, given for a host
-    return f"{label}: {shown} given; expected {field.type.expected}"
+    shown_value = json.dumps(value.value, ensure_ascii=False, default=str)
+    if value.hidden or not isinstance(value.value, str | int | float) or len(shown_value) > _MAX_SHOWN_CHARS:
+        shown_value = _TYPE_NAMES.get(type(value.value), "something else")
+    shown_value = re.sub(r'[^/"\s]+@', "***@", shown_value)  # a URL's user and password, given for a host
+    return f"{label}: {shown_value} given; expected {field.type.expected}"
 
 
 def _contradictions(fields: Mapping[str, FieldValue], parsed: Mapping[str, Any]) -> list[str]:

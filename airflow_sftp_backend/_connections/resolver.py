@@ -82,18 +82,20 @@ def _azure_identity(connection: ConnectionValues, get: Callable[[str], AirflowCo
                 f"{_LABELS['azure_conn_id']} and {', '.join(_LABELS[name] for name in own_fields)}: both given;"
                 " expected one"
             )
-        azure = get(azure_id)
-        extra = extra_of(azure)
+        azure_connection = get(azure_id)
+        extra = extra_of(azure_connection)
         mask_secrets(
             text
-            for text in (azure.password, *map(extra.get, _SECRET_IDENTITY_FIELDS))
+            for text in (azure_connection.password, *map(extra.get, _SECRET_IDENTITY_FIELDS))
             if isinstance(text, str) and text.strip()
         )
-        fields = {"login": azure.login, "password": azure.password, **extra, **fields}
+        fields = {"login": azure_connection.login, "password": azure_connection.password, **extra, **fields}
     try:
         identity = AzureIdentity.from_fields(fields)
     except InvalidIdentity as error:
-        problems += [f"{azure_id and f'connection {azure_id!r}, '}Azure identity: {fault}" for fault in error.problems]
+        problems += [
+            f"{azure_id and f'connection {azure_id!r}, '}Azure identity: {problem}" for problem in error.problems
+        ]
     if problems:
         raise InvalidConnection(connection.conn_id, problems)
     return identity
@@ -183,7 +185,7 @@ class ConfigResolver:
                 name, _, version = text.partition("/")
                 return SecretReference.of(vault, name, version, cloud=self.identity.cloud)
         except InvalidReference as error:
-            problems += [f"{_LABELS[field_name]}: {fault}" for fault in error.problems]
+            problems += [f"{_LABELS[field_name]}: {problem}" for problem in error.problems]
             return None
         problems.append(
             f"{_LABELS[_VAULT_URL]}: nothing given; expected its URL or name, as {_LABELS[field_name]} needs it"
@@ -202,7 +204,9 @@ class ConfigResolver:
                 ) from error
             problems.append(f"{_LABELS[field_name]}: {error}")
             return None
-        mask_secrets(shown(secret.reveal()) for shown in (str, _trimmed))  # no local holds the text before it is masked
+        mask_secrets(
+            variant(secret.reveal()) for variant in (str, _trimmed)
+        )  # no local holds the text before it is masked
         return _trimmed(secret.reveal())
 
 

@@ -102,20 +102,20 @@ class KeyVaultClient:
                     return entry.secret
                 pending = state.in_flight.get(key)
                 if pending is None:
-                    own = state.in_flight[key] = Future[Secret]()
+                    own_request = state.in_flight[key] = Future[Secret]()
                     break
             with contextlib.suppress(CancelledError):  # who asked was interrupted
                 return pending.result()
         try:
             secret = self._request_with_retries(state, reference, identity)
-            own.set_result(secret)
+            own_request.set_result(secret)
         except KeyVaultError as error:
-            own.set_exception(error)
+            own_request.set_exception(error)
             raise
         finally:
             with state.lock:
                 del state.in_flight[key]
-            own.cancel()
+            own_request.cancel()
         return secret
 
     def close(self) -> None:
@@ -135,8 +135,8 @@ class KeyVaultClient:
         state = self._processes.get(pid)
         if state is None:
             state = self._processes.setdefault(pid, _ProcessState())
-            for other in self._processes.keys() - {pid}:
-                self._processes.pop(other, None)
+            for other_pid in self._processes.keys() - {pid}:
+                self._processes.pop(other_pid, None)
         return state
 
     def _request_with_retries(

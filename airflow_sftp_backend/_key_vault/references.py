@@ -102,11 +102,11 @@ class SecretReference:
 
 
 def _vault_host(vault: str, cloud: str) -> str:
-    scheme, mark, rest = vault.strip().rstrip("/").partition("://")
-    host = rest if mark else scheme
-    if mark and scheme.lower() != "https":
+    scheme, separator, after_scheme = vault.strip().rstrip("/").partition("://")
+    host = after_scheme if separator else scheme
+    if separator and scheme.lower() != "https":
         raise ValueError(f"vault {vault!r}: expected https")
-    if not mark and _VAULT_NAME.fullmatch(host):
+    if not separator and _VAULT_NAME.fullmatch(host):
         host = f"{host}.{CLOUDS[cloud].vaults}"
     if not _HOST.fullmatch(host) or not set(host) & set(".:"):
         raise ValueError(

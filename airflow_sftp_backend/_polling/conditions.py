@@ -80,7 +80,7 @@ class FileCondition:
     exclude: tuple[str, ...] = TEMPORARY_NAMES
 
     def __post_init__(self) -> None:
-        _check_number("min_files", self.min_files, 1, whole=True)
+        _check_number("min_files", self.min_files, 1, is_whole=True)
         _check_number("min_size", self.min_size, 0)
         _check_number("stable_for", self.stable_for, 0)
         _check_done_file(self.done_file)
@@ -155,10 +155,10 @@ def condition_paths(selection: Selection) -> ConditionPaths:
     }
 
 
-def _check_number(name: str, value: object, minimum: int, *, whole: bool = False) -> None:
-    has_type = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+def _check_number(name: str, value: object, minimum: int, *, is_whole: bool = False) -> None:
+    has_type = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
     if not has_type or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
-        raise InvalidArgument(f"{name} is a {'whole ' if whole else ''}number from {minimum}, not {value!r}")
+        raise InvalidArgument(f"{name} is a {'whole ' if is_whole else ''}number from {minimum}, not {value!r}")
 
 
 def _check_done_file(template: object) -> None:
@@ -171,8 +171,8 @@ def _check_done_file(template: object) -> None:
         raise InvalidArgument("done_file is the name of another file than the one it stands beside, not '{name}'")
     for placeholder in PLACEHOLDER.finditer(str(template)):
         if placeholder[1] not in ("name", "stem"):
-            known = "there are {name}, {stem}"
-            raise InvalidArgument(f"done_file has {placeholder[0]} in it, which stands for nothing; {known}")
+            expected = "there are {name}, {stem}"
+            raise InvalidArgument(f"done_file has {placeholder[0]} in it, which stands for nothing; {expected}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,8 +401,10 @@ class _IneligibleFiles:
             self._texts.append(f"{info.path!r} does not count: {text}")
 
     def __str__(self) -> str:
-        others = sum(self.counts.values()) - len(self._texts)
-        return "".join(f"; {text}" for text in self._texts) + (f"; and {others} more" if others else "")
+        count_of_others = sum(self.counts.values()) - len(self._texts)
+        return "".join(f"; {text}" for text in self._texts) + (
+            f"; and {count_of_others} more" if count_of_others else ""
+        )
 
 
 def _eligible_files(condition: FileCondition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
@@ -442,7 +444,7 @@ def _utf8_warning(paths: Sequence[str]) -> str:
     if not paths:
         return ""
     first = paths[0].encode("utf-8", "backslashreplace").decode()
-    others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     return (
-        f"left out, as Airflow carries only names that are UTF-8 text: {first}{others}; have them renamed on the server"
+        f"left out, as Airflow carries only names that are UTF-8 text: {first}{more}; have them renamed on the server"
     )

@@ -1,7 +1,7 @@
-"""What a watch has seen: which files are new is decided from it.
+"""Decide which files are new to a watch, from the files it has seen.
 
-It outlives the triggerer as plain JSON in the asset's state store. A report that may not have reached Airflow is kept
-there too and made again under its name, so that whoever takes it (`assets.new_files`) can tell.
+They are kept as plain JSON in the asset's state store and outlive the triggerer. So is a batch that may not have
+reached Airflow: it is sent again under its id, by which `assets.new_files` recognises it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _MAX_BATCH_FILES: Final = 500
-"""Files in one report: Airflow keeps an event with all it carries, and shows it to every task of its run."""
+"""Files in one batch: Airflow keeps an event with all its files, and shows it to every task of its run."""
 _EMPTY_DIRECTORY_SECONDS: Final = 24 * 3600.0
-"""Seconds for which the files of a folder without any are known: a folder that was away for a while is not new."""
+"""Seconds for which the files of an empty directory stay known: a mount may be offline for a while."""
 _ACKNOWLEDGE_SECONDS: Final = 30.0
-"""Seconds in which Airflow has surely written an event down."""
+"""Seconds after which Airflow must have stored an event."""
 _NAME_BYTES, _CONTENT_BYTES = 8, 4
-"""Bytes that stand for the name of a file, and for its size and time."""
+"""Bytes of the hash of a file's name, and of the hash of its size and time."""
 
 _Hashes = dict[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class NewFilesBatch:
-    """Files that are new, under a name no other report has."""
+    """New files, under an id that no other batch has."""
 
     files: list[FoundFile]
     batch_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
@@ -44,10 +44,10 @@ class NewFilesBatch:
 
 @dataclass(frozen=True, slots=True)
 class _SeenDirectory:
-    """The files of a folder that were reported, by name, each name and content a hash.
+    """The sent files of a directory: a hash of each name -> a hash of its size and time.
 
-    ``present``: there at the last poll; ``missing``: absent at one, and not ready since. ``empty_since``: since
-    when (epoch seconds) there is none of any name.
+    ``present`` files were there at the last poll; ``missing`` ones were not at some poll, and have not been ready
+    since. ``empty_since`` is when (epoch seconds) the directory was first found without files.
     """
 
     present: _Hashes = field(default_factory=dict)
@@ -55,8 +55,10 @@ class _SeenDirectory:
     empty_since: float | None = None
 
     def after_poll(self, names: Collection[bytes], now: float) -> _SeenDirectory | None:
-        """What is known of it once these names are there; None: nothing any more. Of a folder that has files, those it
-        has no more are forgotten; of one that has none, for a day not one."""
+        """Return what is known once these names are present, None if nothing is known any more.
+
+        Records of deleted files are dropped. If the directory is empty all are kept for a day: a mount may be offline.
+        """
         if names:
             return _SeenDirectory(
                 {name: content for name, content in self.present.items() if name in names},
@@ -68,7 +70,11 @@ class _SeenDirectory:
         )
 
     def is_new(self, name: bytes, content: bytes, *, changed: bool) -> bool:
-        """True for a name that is not known, or that is back with another content, or with ``changed`` has another."""
+        """Tell whether a file is new.
+
+        That is a file with an unknown name, one that has come back with other content, or with ``changed`` one with
+        other content.
+        """
         known = self.missing.get(name)
         if known is not None:
             return known != content
@@ -78,8 +84,10 @@ class _SeenDirectory:
 
 @dataclass(frozen=True, slots=True)
 class SeenFiles:
-    """What a watch has seen, by folder. ``unacknowledged`` are the reports of which it is not known whether they have
-    reached Airflow, the oldest first."""
+    """The files that a watch has seen, by directory.
+
+    ``unacknowledged`` are the batches that may not have reached Airflow, the oldest first.
+    """
 
     directories: Mapping[str, _SeenDirectory] = field(default_factory=dict)
     unacknowledged: tuple[NewFilesBatch, ...] = ()
@@ -87,11 +95,15 @@ class SeenFiles:
     def updated_with(
         self, ready: Iterable[FoundFile], present: Iterable[str], now: float, *, changed: bool
     ) -> SeenFiles:
-        """What is known after a look: of the new files the first 500 are another report.
+        """Return what is known after a poll; up to 500 new files are another batch.
 
-        ``ready`` are the files that may be reported, ``present`` the paths of all that are there, ``now`` in epoch
-        seconds. A file is new if its path is not known; if it was gone and has come back with another size or time;
-        and with ``changed``, if its size or time is another.
+        A file is new if its path is not known, or if it was missing and has come back with another size or time.
+
+        :param ready: the files that may be sent.
+        :param present: the paths of all files on the server.
+        :param now: epoch seconds.
+        :param changed: a file with another size or time is new, too.
+        :returns: the new state.
         """
         names: dict[str, set[bytes]] = {}
         for path in present:
@@ -121,7 +133,7 @@ class SeenFiles:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON, for `from_json`: 16 characters a file, and the unsettled reports."""
+        """Return plain JSON for `from_json`: 16 characters a file, and the unacknowledged batches."""
         return {
             "directories": {
                 directory: [_pack(seen.present), _pack(seen.missing), seen.empty_since]
@@ -132,7 +144,7 @@ class SeenFiles:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SeenFiles:
-        """What `as_json` gave."""
+        """Return the state that `as_json` has serialized."""
         directories = {
             directory: _SeenDirectory(_unpack(present), _unpack(missing), empty_since)
             for directory, (present, missing, empty_since) in values["directories"].items()
@@ -157,9 +169,12 @@ def _unpack(text: str) -> _Hashes:
 
 
 class SeenFilesStore:
-    """What one watch has seen: in the asset's state store where there is one, and as long as the watch runs.
+    """Keep the seen files of one watch: in the asset's state store if there is one, and in memory.
 
-    ``watch`` says what is watched, since an asset may have several watches; ``clock`` in seconds.
+    :param watch: what is watched, since an asset may have several watches.
+    :param store: the asset's state store; None before Airflow 3.3.
+    :param warn: logs a warning.
+    :param clock: returns seconds.
     """
 
     def __init__(
@@ -178,9 +193,9 @@ class SeenFilesStore:
         self._sent_at: dict[str, float] = {}
 
     async def load(self) -> SeenFiles:
-        """What is known, without the reports that must have reached Airflow by now.
+        """Return the seen files, without batches that must have reached Airflow by now.
 
-        Raises AirflowRuntimeError if Airflow cannot say.
+        :raises AirflowRuntimeError: if Airflow cannot read its store.
         """
         if self._current is None:
             self._current = self._stored = await self._read_store()
@@ -216,9 +231,9 @@ class SeenFilesStore:
             return SeenFiles()
 
     async def save(self, seen_files: SeenFiles) -> None:
-        """Keeps it; where another triggerer has kept something else in the meantime, that is what is known instead.
+        """Save the seen files, unless another triggerer has saved others meanwhile: then load those.
 
-        Raises AirflowRuntimeError if Airflow cannot; then nothing has changed.
+        :raises AirflowRuntimeError: if Airflow cannot write its store; then nothing has changed.
         """
         if self._store is not None and seen_files != self._stored:
             stored = await self._read_store()
@@ -235,10 +250,10 @@ class SeenFilesStore:
         }
 
     def next_unsent(self) -> NewFilesBatch | None:
-        """The oldest report that is kept and that this watch has not sent."""
+        """Return the oldest saved batch that this watch has not sent, None if there is none."""
         batches = () if self._current is None else self._current.unacknowledged
         return next((batch for batch in batches if batch.batch_id not in self._sent_at), None)
 
     def mark_sent(self, batch: NewFilesBatch) -> None:
-        """It is on its way to Airflow."""
+        """Note that a batch is on its way to Airflow."""
         self._sent_at[batch.batch_id] = self._clock()

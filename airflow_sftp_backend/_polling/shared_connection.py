@@ -1,7 +1,7 @@
-"""One SSH connection for all who wait on an Airflow connection in the triggerer, and one round of looks for them all,
-but for those over whose looks the server hangs.
+"""Share one SSH connection among all deferred waits on a connection id, and poll in batches.
 
-Who looks at the same time is asked for together: each folder is listed once, all plain paths go out in one round trip.
+A batch lists each directory once and requests all plain paths in one round trip. Directories that hang the server get a
+dedicated connection.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar, cast
 
 from airflow_sftp_backend.backend import BackendUnavailable, RetryPolicy, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
@@ -27,32 +27,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BATCH_WINDOW = 0.05
-"""Seconds a round waits for others who wake at the same time."""
+"""Seconds that a batch waits for other waits that wake at the same time."""
 _MAX_BACKOFF = 300.0
-"""Seconds between two tries to reach a server that is away, at most."""
+"""Seconds between two attempts to reach a server that is away, at most."""
 
 _MAX_LOST_CONNECTIONS = 3
-"""Folders that may cost a connection each in one round; the others are looked at in the next."""
+"""Directories that may cost a connection each in one batch; the others are polled in the next."""
 _DEDICATED_IDLE_SECONDS = 3600.0
-"""Seconds after which a connection apart that nobody has used is ended."""
+"""Seconds after which an unused dedicated connection is closed."""
 _MOVED_TO_DEDICATED = object()
-"""Says that there is a connection apart by now."""
+"""The answer to a request whose directories have a dedicated connection by now."""
 
 T = TypeVar("T")
-PollRequest = tuple[FileCondition, Callable[[PollSnapshot], object], "asyncio.Future[object]"]
-"""What to look for, what to make of it, and where that is waited for."""
 _PollError = SFTPBackendError | ValueError | TypeError
 _Outcomes = list[object]
-"""What was decided for each question of a round, or the `_PollError` in its place."""
+"""What was decided for each request of a batch, or the `_PollError` in its place."""
+
+
+class PollRequest(NamedTuple):
+    """A wait's request to the next batch: what to poll for, how to decide, and where the answer goes."""
+
+    condition: FileCondition
+    decide: Callable[[PollSnapshot], object]
+    answer: asyncio.Future[object]
 
 
 class SharedConnection:
-    """Used from one thread, closed when the last one leaves.
+    """Poll for all waits on a connection id, in one thread; closed by the last release.
 
-    It is made by the first look and made anew, from what the Airflow connection then says, after it was lost: at once
-    in the same round, and while that fails, less and less often for all of them together. Who looks where the server
-    hangs, or hangs up, is given a connection apart, as long as it does. Everything but the looks and what is decided of
-    them happens in the event loop.
+    The first poll connects. A lost connection is replaced in the same batch, with the current values of the Airflow
+    connection; while that fails, batches back off. A wait for directories over which the server hangs or disconnects
+    polls on a dedicated connection until a poll there is answered. Only polls and their decisions run outside the event
+    loop.
     """
 
     _instances: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], SharedConnection]] = {}
@@ -63,7 +69,7 @@ class SharedConnection:
         self._user_count = 0
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sftp {self._conn_id}")
         self._backend: SFTPBackend | None = None
-        self._phase = random.random()  # noqa: S311 - keeps the rounds of many servers apart
+        self._phase = random.random()  # noqa: S311 - keeps the batches of many servers apart
         self._batch_lock = asyncio.Lock()
         self._next_requests: list[PollRequest] = []
         self._next_batch: asyncio.Task[None] | None = None
@@ -76,7 +82,11 @@ class SharedConnection:
 
     @classmethod
     def acquire(cls, sftp_conn_id: str) -> SharedConnection:
-        """The connection, one user the richer."""
+        """Return the connection of an id in the running loop, and count one more user.
+
+        :param sftp_conn_id: the Airflow connection.
+        :returns: the connection; the caller releases it.
+        """
         key = (asyncio.get_running_loop(), sftp_conn_id)
         shared = cls._instances.get(key)
         if shared is None:
@@ -85,7 +95,7 @@ class SharedConnection:
         return shared
 
     def release(self) -> None:
-        """One user less; the last one ends it, whatever it is doing."""
+        """Count one user less; the last one ends the connection, whatever it is doing."""
         self._user_count -= 1
         if not self._user_count:
             if self._instances.get(self._key) is self:
@@ -101,17 +111,23 @@ class SharedConnection:
             self._executor.shutdown(wait=False)
 
     async def sleep_until_next_poll(self, interval: float) -> None:
-        """Sleeps up to ``interval`` seconds, until all who look that often are to look."""
+        """Sleep until all waits with the same interval wake together.
+
+        :param interval: seconds between two polls; the sleep is not longer.
+        """
         if interval <= 0:
             return
         cycles = self._loop.time() / interval + self._phase
         await asyncio.sleep((1 - cycles % 1) * interval)
 
     async def poll(self, condition: FileCondition, decide: Callable[[PollSnapshot], T]) -> T:
-        """What ``decide``, called in the connection's thread, makes of what the next round sees.
+        """Poll with the next batch, and decide from the snapshot.
 
-        Raises what the look or ``decide`` raised (SFTPBackendError, ValueError, TypeError), BackendUnavailable if there
-        was no look.
+        :param condition: the condition to poll for.
+        :param decide: called with the snapshot in the connection's thread.
+        :returns: what ``decide`` returns.
+        :raises BackendUnavailable: if the server could not be polled.
+        :raises SFTPBackendError: what the poll or ``decide`` raised; ValueError and TypeError too.
         """
         while True:
             if self._dedicated and (dedicated := self._dedicated.get(condition.watched_dirs)) is not None:
@@ -122,14 +138,14 @@ class SharedConnection:
                 self._batches.add(self._next_batch)
                 self._next_batch.add_done_callback(partial(self._end_batch, self._next_requests))
             answer: asyncio.Future[object] = self._loop.create_future()
-            self._next_requests.append((condition, decide, answer))
+            self._next_requests.append(PollRequest(condition, decide, answer))
             if (outcome := await answer) is not _MOVED_TO_DEDICATED:
                 return cast("T", outcome)
 
     async def _poll_dedicated(
         self, dedicated: SharedConnection, condition: FileCondition, decide: Callable[[PollSnapshot], T]
     ) -> T:
-        """A look on a connection of its own; once one has its answer there, the next are made with the others again."""
+        """Poll on a dedicated connection; once it is answered, the next polls are made with all others again."""
         dedicated._user_count += 1
         dedicated._last_used = self._loop.time()
         has_answer = False
@@ -149,34 +165,35 @@ class SharedConnection:
         self._dedicated.pop(directories).release()
 
     def _split_off_dedicated(self, requests: Sequence[PollRequest]) -> list[PollRequest]:
-        """Sends those on who asked before others were given a connection apart for the same place, and ends the
-        connections apart that nobody wants any more."""
+        """Return the requests for this connection, and pass the others on to their dedicated ones.
+
+        Dedicated connections that have been idle for long are closed.
+        """
         for directories, dedicated in list(self._dedicated.items()):
             if dedicated._user_count == 1 and self._loop.time() - dedicated._last_used > _DEDICATED_IDLE_SECONDS:
                 self._release_dedicated(directories)
-        staying: list[PollRequest] = []
+        remaining: list[PollRequest] = []
         for request in requests:
-            condition, _, answer = request
-            if condition.watched_dirs not in self._dedicated:
-                staying.append(request)
-            elif not answer.done():
-                answer.set_result(_MOVED_TO_DEDICATED)
-        return staying
+            if request.condition.watched_dirs not in self._dedicated:
+                remaining.append(request)
+            elif not request.answer.done():
+                request.answer.set_result(_MOVED_TO_DEDICATED)
+        return remaining
 
     def _end_batch(self, requests: list[PollRequest], batch: asyncio.Task[None]) -> None:
-        """Tells who is still waiting why there is no answer."""
+        """Give the error of a batch to all requests that have no answer."""
         self._batches.discard(batch)
         if self._next_batch is batch:  # before its turn came
             self._next_batch = None
         error = None if batch.cancelled() else batch.exception()
-        for _, _, answer in requests:
+        for request in requests:
             if error is None:
-                answer.cancel()
-            elif not answer.done():
-                answer.set_exception(error)
+                request.answer.cancel()
+            elif not request.answer.done():
+                request.answer.set_exception(error)
 
     async def _run_batch(self, requests: list[PollRequest]) -> None:
-        """A look at all that was asked for until its turn came."""
+        """Answer all requests that are made before the batch starts."""
         await asyncio.sleep(_BATCH_WINDOW)
         async with self._batch_lock:
             await asyncio.sleep(max(0.0, self._backoff_until - self._loop.time()))
@@ -192,8 +209,10 @@ class SharedConnection:
             self._failures = 0
 
     async def _poll_requests(self, requests: Sequence[PollRequest]) -> None:
-        """Looks for all together, on a new connection if there is none any more, and for the folders one by one if a
-        look has cost that one, too."""
+        """Poll for all requests together, reconnecting if need be.
+
+        If the new connection is lost over the poll too, poll one directory after the other.
+        """
         if self._backend is not None:
             try:
                 return await self._poll_together(requests)
@@ -204,7 +223,7 @@ class SharedConnection:
         except BackendUnavailable as error:
             by_directories: dict[frozenset[str], list[PollRequest]] = {}
             for request in requests:
-                by_directories.setdefault(request[0].watched_dirs, []).append(request)
+                by_directories.setdefault(request.condition.watched_dirs, []).append(request)
             if not self._lost_while_polling or len(by_directories) == 1:
                 raise
             log.info("%s; polling one directory after the other", error)
@@ -214,16 +233,16 @@ class SharedConnection:
         self._lost_while_polling = False
         config = None if self._backend is not None else await SFTPBackendHook(self._conn_id).aconfig(self._executor)
         outcomes = await self._loop.run_in_executor(self._executor, self._poll_conditions, requests, config)
-        for (_, _, answer), outcome in zip(requests, outcomes, strict=True):
-            if answer.done():  # cancelled
+        for request, outcome in zip(requests, outcomes, strict=True):
+            if request.answer.done():  # cancelled
                 continue
             if isinstance(outcome, BaseException):
-                answer.set_exception(outcome)
+                request.answer.set_exception(outcome)
             else:
-                answer.set_result(outcome)
+                request.answer.set_result(outcome)
 
     async def _poll_by_directories(self, by_directories: Mapping[frozenset[str], Sequence[PollRequest]]) -> None:
-        """Where only some lose the connection, who looks there gets another one: nobody else is to wait for them."""
+        """Give a dedicated connection to the directories that cost a connection, if others are answered."""
         lost: dict[frozenset[str], BackendUnavailable] = {}
         any_answered = False
         try:
@@ -242,27 +261,27 @@ class SharedConnection:
                 log.warning("%s; using a dedicated connection for %s", failure, names)
                 dedicated = self._dedicated[directories] = SharedConnection(self._key)
                 dedicated._user_count, dedicated._last_used = 1, self._loop.time()
-                for _, _, answer in by_directories[directories]:
-                    if not answer.done():
-                        answer.set_exception(failure)
+                for request in by_directories[directories]:
+                    if not request.answer.done():
+                        request.answer.set_exception(failure)
 
     def _poll_conditions(self, requests: Sequence[PollRequest], config: BackendConfig | None = None) -> _Outcomes:
         if config is not None:
             from airflow_sftp_backend.backend import SFTPBackend  # here, because it loads paramiko
 
-            # one try: the next is the next round's
+            # one attempt: the next batch makes the next
             self._backend = SFTPBackend.from_config(replace(config, retry=RetryPolicy.disabled()), reconnects=False)
             if not self._user_count:
                 self._backend.abort_within(0)
         assert self._backend is not None
-        conditions = list(dict.fromkeys(condition for condition, _, _ in requests))
+        conditions = list(dict.fromkeys(request.condition for request in requests))
         try:
             snapshots = dict(zip(conditions, poll_many(self._backend, conditions), strict=True))
         except BackendUnavailable:
             self._lost_while_polling = self._backend.connections > 0
             self._close()
             raise
-        return [_decide(decide, snapshots[condition]) for condition, decide, _ in requests]
+        return [_decide(request.decide, snapshots[request.condition]) for request in requests]
 
     def _close(self) -> None:
         backend, self._backend = self._backend, None

@@ -1,4 +1,4 @@
-"""The files a DAG run was started for: each report of a watch is handed to one run."""
+"""Hand each batch of new files to one run of a DAG."""
 
 from __future__ import annotations
 
@@ -18,26 +18,29 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_CLAIMS_KEY: Final = "sftp new files taken by {}"
+_CLAIMS_KEY: Final = "sftp new files claimed by {}"
 _MAX_CLAIMS: Final = 400
 _MAX_EVENTS: Final = 100
-"""Events looked at for what is left over: each carries its files."""
+"""Events that are searched for unclaimed batches: each carries its files."""
 _CLAIM_SETTLE_SECONDS: Final = 1.0
-"""Seconds after which no other run overwrites a claim it has not seen."""
+"""Seconds after which no other run overwrites a claim that it has not read."""
 
 
 def new_files(context: Context) -> list[FoundFile]:
-    """The files for which a DAG run was started: of all reports of `SFTPNewFilesTrigger` among the asset events that
-    triggered it, those that no other run of this DAG has taken; and of those reports for which Airflow has started no
-    run, the ones made before this run began.
+    """Return the files for which a DAG run was started.
 
-    For a task of a DAG whose schedule is the watched asset. Name that asset among the task's ``inlets``: there it is
-    kept which run has taken which of the last 400 reports, from Airflow 3.3. Without that, or in an older Airflow, only
-    the events that triggered the run count, and a report that the triggerer made twice around its own restart is handed
-    out twice. A task that is tried again is given the same files, and what has been left over since. A path in several
-    reports is given once, as the latest report has it.
+    These are the batches of `SFTPNewFilesTrigger` in the asset events that triggered the run, unless another run of the
+    DAG has claimed them; and batches for which Airflow has started no run, if they were sent before this run began.
 
-    Raises AirflowRuntimeError where Airflow cannot say what an earlier attempt was given.
+    For a task of a DAG whose schedule is the watched asset. Name that asset among the task's ``inlets``: its state
+    store records which run has claimed which of the last 400 batches, from Airflow 3.3. Without that, or in an older
+    Airflow, only the events that triggered the run count, and a batch that was sent twice around a restart of the
+    triggerer is handed out twice. A retry gets the same files, and unclaimed ones since. A path in several batches is
+    returned once, as the latest batch has it.
+
+    :param context: the context of the task.
+    :returns: a row for each file.
+    :raises AirflowRuntimeError: if Airflow cannot tell which batches an earlier attempt has claimed.
     """
     files: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():
@@ -72,10 +75,10 @@ def _by_batch(events: Iterable[_Event]) -> dict[str, _Event]:
 
 
 def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Event]) -> dict[str, _Event]:
-    """The reports that are this run's, written down in the asset's ``store`` as such; ``own`` have started it.
+    """Claim batches for this run in the asset's ``store``; ``own`` have started it.
 
-    What has started it is its own, unless a run before has taken it. On what is left over other runs may have an eye
-    too, and the store has no compare-and-set: there the claim counts that is still to be read a moment later.
+    Other runs may claim the same batches, and the store has no compare-and-set: write the claim, wait, read it again,
+    and keep only the claims that are still this run's.
     """
     run_id, key = context["ti"].run_id, _CLAIMS_KEY.format(context["ti"].dag_id)
     claims = _load_claims(store, key)
@@ -109,18 +112,19 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
 
 
 def _load_claims(store: Any, key: str) -> dict[str, list[str]]:
-    """Of each report the run that has it and when it was made, the oldest first."""
+    """Return for each batch the run that has claimed it and when it was sent, the oldest first."""
     return cast("dict[str, list[str]]", store.get(key) or {})
 
 
 def _unclaimed_events(
     context: Context, inlet_events: Any, own: Mapping[str, _Event], earlier: Mapping[str, str]
 ) -> dict[str, _Event]:
-    """The reports for which no run of this DAG was started though they were made before this run began, and those that
-    this run was given ``earlier`` (name -> when it was made).
+    """Return the batches for which no run was started, and the ``earlier`` claims of this run.
 
-    Airflow starts one run for all events that come until it starts it, and shows it only the first. It shows the others
-    to the next run, if there is one.
+    Only batches count that were sent before this run began.
+
+    Airflow starts one run for all events that come before it starts it, and shows that run only the first. It shows the
+    others to the next run, if there is one.
     """
     dag_id, run_started = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
     since = min([*earlier.values(), *(_format_time(event.timestamp) for event in own.values())])
@@ -133,7 +137,7 @@ def _unclaimed_events(
     except AirflowRuntimeError as error:  # 3.3.2 has no answer while a run of one of these events is only queued
         if earlier:
             raise
-        log.warning("Airflow does not say which reports are left over; they go to the next run: %s", error)
+        log.warning("Airflow does not tell which batches are unclaimed; they go to the next run: %s", error)
     return {batch_id: event for batch_id, event in _by_batch(unclaimed).items() if batch_id not in own}
 
 
@@ -142,8 +146,10 @@ def _format_time(time_: datetime) -> str:
 
 
 def _asset_store(context: Context, asset: Any) -> tuple[Any, Any] | None:
-    """Where what has to do with the asset is kept, and its events; None where Airflow has no such place for this task,
-    or the asset is not among its inlets."""
+    """Return the state store and the events of an asset.
+
+    :returns: None without a store, or if the asset is not among the task's inlets.
+    """
     stores = asset_state_stores(context)
     try:
         return None if stores is None else (stores[asset], context["inlet_events"][asset])

@@ -26,8 +26,8 @@ _LITERAL = "/!$&'()*+,;=:@"
 
 def file_uri(config: BackendConfig, key: str) -> str:
     """The URI of the file a backend of that config calls ``key``. Raises InvalidPath."""
-    native = Jail(config.base_path).resolve(key).native
-    path = native if native.startswith("/") else f"/~/{native}"
+    native_path = Jail(config.base_path).resolve(key).native
+    path = native_path if native_path.startswith("/") else f"/~/{native_path}"
     return _uri(config.host, config.port, path)
 
 
@@ -45,8 +45,8 @@ def sanitize_uri(uri: SplitResult) -> SplitResult:
     if not uri.hostname:
         raise ValueError("an sftp URI names a host: sftp://sftp.example.com/outbox/report.csv")
     port = BackendConfig.port if uri.port is None else uri.port
-    plain = unquote(uri.path, errors="surrogateescape")
-    return urlsplit(_uri(uri.hostname, port, plain))._replace(query=uri.query)
+    path = unquote(uri.path, errors="surrogateescape")
+    return urlsplit(_uri(uri.hostname, port, path))._replace(query=uri.query)
 
 
 def convert_asset_to_openlineage(asset: Asset, lineage_context: object) -> Dataset:  # noqa: ARG001
@@ -63,9 +63,9 @@ def dataset(uri: str) -> Dataset:
 
 
 def _uri(host: str, port: int, path: str) -> str:
-    bare = host.strip("[]").lower()
+    hostname = host.strip("[]").lower()
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
     if ".." in segments:
         raise ValueError(f"the path of an sftp URI must not contain '..': {path!r}")
-    netloc = f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+    netloc = f"[{hostname}]:{port}" if ":" in hostname else f"{hostname}:{port}"
     return urlunsplit((SCHEME, netloc, quote("/" + "/".join(segments), _LITERAL, errors="surrogateescape"), "", ""))

@@ -179,8 +179,8 @@ class SFTPBackendHook(BaseHook):
             try:
                 info.path.encode()
             except UnicodeEncodeError:
-                shown = info.path.encode("utf-8", "surrogateescape")
-                self.log.warning("left out, because its name is not UTF-8: %r", shown)
+                escaped_path = info.path.encode("utf-8", "surrogateescape")
+                self.log.warning("left out, because its name is not UTF-8: %r", escaped_path)
             else:
                 rows.append(found_file(info))
         return rows

@@ -111,9 +111,9 @@ def _outlet_includes(uri: str, target: str) -> bool:
     outlet_location, file_location = _location(uri), _location(target)
     if outlet_location is None or file_location is None:
         return outlet_location is None
-    folder = outlet_location[1].rstrip("/")
+    directory = outlet_location[1].rstrip("/")
     return outlet_location[0] == file_location[0] and (
-        file_location[1].rstrip("/") == folder or file_location[1].startswith(f"{folder}/")
+        file_location[1].rstrip("/") == directory or file_location[1].startswith(f"{directory}/")
     )
 
 

@@ -67,9 +67,9 @@ def utf8_error(*names: str) -> InvalidPath | None:
     """Why Airflow cannot be told of a file with one of these names; None if it can: what tasks return is UTF-8."""
     for name in names:
         if not name.isascii() and re.search("[\udc80-\udcff]", name):
-            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            escaped_name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             message = "the name is not UTF-8, and Airflow carries no other in XCom; rename the file, or use SFTPBackend"
-            return InvalidPath(message, path=shown)
+            return InvalidPath(message, path=escaped_name)
     return None
 
 
@@ -398,8 +398,8 @@ def check_rename(rename: object) -> None:
     words = PLACEHOLDER.findall(rename)
     for word in words:
         if word not in _RENAME_WORDS:
-            known = ", ".join(f"{{{known_word}}}" for known_word in _RENAME_WORDS)
-            raise InvalidArgument(f"rename has {{{word}}} in it, which stands for nothing; expected {known}")
+            expected = ", ".join(f"{{{known_word}}}" for known_word in _RENAME_WORDS)
+            raise InvalidArgument(f"rename has {{{word}}} in it, which stands for nothing; expected {expected}")
     if not rename.strip("/") or rename.endswith("/"):
         raise InvalidArgument(f"rename is {rename!r}; expected what a file is called, such as {{date}}/{{name}}")
 
@@ -421,8 +421,8 @@ def conflicting_targets(items: Iterable[TransferItem], existing: Container[str])
 
 def numbered_pattern(target: str) -> str:
     """A pattern that fits every numbered name of ``target``."""
-    before, after = _split_for_number(target)
-    return f"{glob.escape(before)}-*{glob.escape(after)}"
+    stem, suffix = _split_for_number(target)
+    return f"{glob.escape(stem)}-*{glob.escape(suffix)}"
 
 
 def assign_numbers(items: Iterable[TransferItem], occupied: Iterable[str]) -> list[TransferItem]:
@@ -430,8 +430,8 @@ def assign_numbers(items: Iterable[TransferItem], occupied: Iterable[str]) -> li
     used = set(occupied)
     numbered = []
     for item in dict.fromkeys(items):
-        before, after = _split_for_number(item.target)
-        names = chain([item.target], (f"{before}-{number}{after}" for number in count(1)))
+        stem, suffix = _split_for_number(item.target)
+        names = chain([item.target], (f"{stem}-{number}{suffix}" for number in count(1)))
         target = next(name for name in names if name not in used or name == item.source)
         used.add(target)
         numbered.append(TransferItem(item.source, target, item.size))

@@ -120,7 +120,9 @@ class TransferRecords:
             temp, modified = (values[3], values[4]) if values is not None else ("", None)
             result = results[item]
             rows[item.source, item.target] = [result["size"], version, result.get("sha256"), temp, modified, True]
-        self._table.put(rows, [ends for item in refused if (ends := (item.source, item.target)) in self._recorded])
+        self._table.put(
+            rows, [endpoints for item in refused if (endpoints := (item.source, item.target)) in self._recorded]
+        )
 
 
 # -- uploads ----------------------------------------------------------------------------------------------------------

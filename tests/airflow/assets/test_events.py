@@ -156,7 +156,7 @@ def test_very_many_unclaimed_events_are_returned_once() -> None:
 @pytest.mark.parametrize("other", ["claims it too", "forgets it once", "forgets it again and again"])
 def test_of_two_runs_that_claim_an_event_only_one_gets_it(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
     inbox = Inbox(report("own", row("own"), at=1), report("left", row("left"), at=2))
-    key = "sftp new files taken by dag"
+    key = "sftp new files claimed by dag"
     slept = 0
 
     def meanwhile(_: float) -> None:
@@ -221,7 +221,7 @@ def test_the_claim_record_is_bounded_to_the_latest_events() -> None:
         new_files(inbox.run(number, run_id=f"asset_triggered__2026-01-31T00:00:00.000000+00:00_{number:08}"))
     (kept,) = inbox.store.values.values()
     assert len(kept) < 65_535
-    assert len(inbox.store.get("sftp new files taken by dag")) == 400
+    assert len(inbox.store.get("sftp new files claimed by dag")) == 400
     inbox.events.append(report(f"{599:016}", row("a"), at=700))
     assert new_files(inbox.run(700, run_id="other")) == []
 
