@@ -124,7 +124,7 @@ def test_airflow_lists_the_connection_type(airflow_cli: Airflow) -> None:
     listed = {row["connection_type"]: row for row in rows(airflow_cli("providers", "hooks", "--output", "json"))}
     row = listed["sftp_backend"]
     assert (row["class"], row["conn_id_attribute_name"]) == (
-        "airflow_sftp_backend.hooks.sftp.SFTPBackendHook",
+        "airflow_sftp_backend.hooks.SFTPBackendHook",
         "sftp_conn_id",
     )
     assert (row["package_name"], row["hook_name"]) == ("airflow-sftp-backend", "SFTP Backend")
