@@ -220,7 +220,7 @@ def test_an_entry_count_larger_than_the_packet_is_refused() -> None:
 
     scheduler = SFTPScheduler(ScriptedChannel(answer), io_timeout=7)
     scheduler.handshake()
-    with pytest.raises(SFTPBackendError, match="announces 4294967295 items and cannot hold them"):
+    with pytest.raises(SFTPBackendError, match="announces 4294967295 items but is too short"):
         list(list_children(reach(scheduler), TOP))
 
 

@@ -1,7 +1,7 @@
-"""SFTP version 3 over one channel: frames, request ids, and the table of replies owed.
+"""Send and receive SFTP version 3 packets on a channel: framing, request ids and outstanding replies.
 
-An SFTP channel is one SFTP conversation over an SSH channel. A connection has one, and more where that makes a
-transfer faster: each SSH channel has a receive window of its own, which bounds what is under way to the server.
+An SFTP channel is an SFTP conversation over an SSH channel. Further channels of a connection make transfers faster:
+each SSH channel has its own receive window, which limits the bytes in flight to the server.
 """
 
 from __future__ import annotations
@@ -26,59 +26,63 @@ _RECEIVE_SIZE: Final = 4 << 20
 _REPLY_START: Final = struct.Struct(">BI")  # type, request id
 _BATCH_BYTES: Final = 32 << 10
 _MAX_SHOWN_BYTES: Final = 200
-"""Bytes shown of what is not a packet."""
+"""Maximum bytes of an invalid packet in an error text."""
 
 
 class SSHChannel(Protocol):
-    """The part of ``paramiko.Channel`` that `SFTPChannel` uses."""
+    """Subset of ``paramiko.Channel`` used by `SFTPChannel`."""
 
     def send(self, data: bytes | memoryview, /) -> int:
-        """Sends some of it; the number of bytes sent, 0 if the channel is closed; TimeoutError after the channel's
-        timeout.
+        """Send a part of ``data`` and return its size in bytes; 0 if the channel is closed.
+
+        :raises TimeoutError: after the channel's timeout
         """
 
     def recv(self, count: int, /) -> bytes:
-        """Some bytes, none if the channel is closed; TimeoutError after the channel's timeout."""
+        """Receive up to ``count`` bytes; empty if the channel is closed. Raises TimeoutError after its timeout."""
 
     def send_ready(self) -> bool:
-        """True if `send` would not wait."""
+        """Return whether `send` would not wait."""
 
     def recv_ready(self) -> bool:
-        """True if `recv` would not wait."""
+        """Return whether `recv` would not wait."""
 
     def close(self) -> None:
-        """Ends the channel."""
+        """Close the channel."""
 
 
 class Waiter(Protocol):
-    """An operation under way, as channels know it."""
+    """Interface of a running operation to channels."""
 
     queued: Request[Any] | None
     awaiting: Pending[Any] | None
 
     def wake(self, value: object = None, error: BaseException | None = None) -> None:
-        """Lets it go on with a value or an exception."""
+        """Schedule the next step of the operation with a value or an exception."""
 
 
 class Pending(Generic[R]):
-    """The reply to a posted request, now or later."""
+    """Result of a sent request, set when its reply arrives.
+
+    :param request: the request
+    """
 
     __slots__ = ("_error", "_value", "_waiter", "_waiters", "abandoned", "done", "request", "sequence_number")
 
     def __init__(self, request: Request[R]) -> None:
         self.request = request
         self.abandoned = False
-        """Nobody waits for the reply any more."""
+        """True if all waiting operations were interrupted."""
         self.sequence_number = 0
-        """Which request of the connection it is, counted over all channels."""
+        """Number of the request, counted over all channels of the connection."""
         self.done = False
         self._value: R | None = None
         self._error: Exception | None = None
         self._waiter: Waiter | None = None
-        self._waiters: list[Waiter] | None = None  # those after the first: hardly ever any
+        self._waiters: list[Waiter] | None = None  # all but the first waiter; rarely any, so no list is created
 
     def set_result(self, outcome: R | None, error: Exception | None) -> None:
-        """Notes the outcome and wakes the operations that wait for it."""
+        """Store the reply or error and wake the waiting operations."""
         self.done, self._value, self._error = True, outcome, error
         waiter, self._waiter = self._waiter, None
         waiters, self._waiters = self._waiters, None
@@ -89,7 +93,7 @@ class Pending(Generic[R]):
 
     @property
     def reply_or_error(self) -> R | StatusError:
-        """What it was settled with. Raises what it was settled with if that is no answer."""
+        """The reply, or a StatusError. Raises any other error."""
         if self._error is None:
             return cast(R, self._value)
         if isinstance(self._error, StatusError):
@@ -97,7 +101,7 @@ class Pending(Generic[R]):
         raise self._error
 
     def add_waiter(self, waiter: Waiter) -> None:
-        """Wakes ``waiter`` with the outcome, now or when it is there."""
+        """Wake ``waiter`` with the result, at once if the result is set."""
         if self.done:
             waiter.wake(self._value, self._error)
             return
@@ -110,7 +114,7 @@ class Pending(Generic[R]):
             self._waiters.append(waiter)
 
     def detach(self, waiter: Waiter) -> None:
-        """Does not wake ``waiter`` any more."""
+        """Remove ``waiter``, so that the result does not wake it."""
         if self._waiter is waiter:
             self._waiter = None
         elif self._waiters is not None and waiter in self._waiters:
@@ -119,17 +123,18 @@ class Pending(Generic[R]):
 
 
 HandleReplyCallback = Callable[["SFTPChannel", Pending[Any], object, Exception | None], bool]
-"""Is given a channel, a request, and its outcome or refusal; False if it settles the request itself.
+"""Called with a channel, a request, and its reply or error; returns False if the callback sets the result later.
 
-It may raise ProtocolError.
+May raise ProtocolError.
 """
 
 
 class SFTPChannel:
-    """An SFTP conversation over ``ssh_channel``.
+    """Hold an SFTP conversation over an SSH channel.
 
-    The channel's own timeout measures the silence; ``io_timeout``, in seconds, is what error texts call it. ``clock``
-    gives seconds.
+    :param ssh_channel: the SSH channel; its timeout limits the silence of the server
+    :param io_timeout: the timeout of ``ssh_channel`` in seconds, for error texts
+    :param clock: returns seconds, to measure the round trip
     """
 
     def __init__(
@@ -137,7 +142,7 @@ class SFTPChannel:
     ) -> None:
         self._ssh_channel = ssh_channel
         self.io_timeout = io_timeout
-        """Seconds of silence after which the channel gives up, as error texts call it."""
+        """Seconds of silence after which the channel fails, for error texts."""
         self._clock = clock
         self._outstanding: dict[int, Pending[Any]] = {}
         self._next_id = 0
@@ -148,22 +153,22 @@ class SFTPChannel:
         self.queued: deque[Waiter] = deque()
         """Operations whose next request waits until fewer bytes are in flight."""
         self.in_flight = 0
-        """Bytes of reads and writes on their way."""
+        """Bytes of reads and writes without a reply."""
         self.round_trip = float("inf")
         """Seconds of the fastest reply so far."""
         self.broken: str | None = None
-        """Why nothing more can be sent, or None."""
+        """Reason why requests can no longer be sent, or None."""
         self.stalled = False
-        """It ended because no answer came in time."""
+        """True if the channel failed because a reply timed out."""
         self.on_handle_reply: HandleReplyCallback | None = None
-        """Asked about the reply to each request that opens or closes a handle."""
+        """Called with each reply to a request that opens or closes a handle."""
         self.extensions: dict[str, str] = {}
-        """The server's extensions by name, with their data; known after `handshake`."""
+        """The server's extensions by name, with their data; set by `handshake`."""
         self.unexpected_text = ""
-        """Text that came where a packet was expected, such as the output of a login script."""
+        """Text received in place of a packet, such as the output of a login script."""
 
     def handshake(self) -> None:
-        """Agrees on version 3 (filexfer-02 section 4). Raises BackendUnavailable."""
+        """Negotiate version 3 (filexfer-02 section 4). Raises BackendUnavailable."""
         self._outbox.append(encode_init())
         self._outbox_size += len(self._outbox[0])
         started = self._clock()
@@ -173,26 +178,26 @@ class SFTPChannel:
         self.round_trip = self._clock() - started
         try:
             if len(frames) != 1:
-                raise ProtocolError("it answers before it is asked")
+                raise ProtocolError("a reply before the first request")
             self.extensions = decode_version(frames[0])
         except ProtocolError as error:
             raise self._protocol_error(error) from None
 
     @property
     def oldest_outstanding(self) -> float:
-        """The number of the oldest request whose reply is owed; infinite if none is."""
+        """Number of the oldest request without a reply; infinite if all replies have arrived."""
         for pending in self._outstanding.values():
             return pending.sequence_number
         return float("inf")
 
     def close(self) -> None:
-        """Ends the conversation."""
+        """Close the channel and fail outstanding requests."""
         if self.broken is None:
             self.fail_all("the connection was closed")
         self._ssh_channel.close()
 
     def send(self, pending: Pending[R]) -> Pending[R]:
-        """Takes a request on; it goes out with the next `flush`, or at once if enough has come together."""
+        """Queue the packet of a request for the next flush."""
         request_id = self._next_id
         self._next_id = (request_id + 1) & 0xFFFFFFFF
         frame = pending.request.frame(request_id)
@@ -206,15 +211,15 @@ class SFTPChannel:
 
     @property
     def has_batch(self) -> bool:
-        """True if enough has come together to be sent."""
+        """True if the queued packets fill a batch."""
         return self._outbox_size >= _BATCH_BYTES
 
     def flush(self) -> None:
-        """Sends all that was taken on. Raises BackendUnavailable."""
+        """Send all queued packets. Raises BackendUnavailable."""
         self._write(lambda: True)
 
     def flush_some(self) -> None:
-        """Sends what can be sent without waiting. Raises BackendUnavailable."""
+        """Send queued packets as long as the channel does not block. Raises BackendUnavailable."""
         self._write(self._ssh_channel.send_ready)
 
     def _write(self, can_write: Callable[[], bool]) -> None:
@@ -231,7 +236,7 @@ class SFTPChannel:
                     self._outbox.appendleft(data[sent:])
 
     def _next_chunk(self) -> bytes | memoryview:
-        """What is sent next: one large packet, or small ones together."""
+        """Take a large packet, or several small packets, from the queue."""
         chunk = self._outbox.popleft()
         if len(chunk) >= _BATCH_BYTES or not self._outbox:
             return chunk
@@ -242,7 +247,7 @@ class SFTPChannel:
         return b"".join(chunks)
 
     def receive(self) -> None:
-        """Takes in what has come, and waits for some of it. Raises BackendUnavailable."""
+        """Wait for data and process its packets. Raises BackendUnavailable."""
         try:
             for packet in self._packets():
                 self._dispatch(packet)
@@ -250,12 +255,12 @@ class SFTPChannel:
             raise self._protocol_error(error) from None
 
     def receive_ready(self) -> None:
-        """Takes in what has come, if anything has. Raises BackendUnavailable."""
+        """Process received packets without waiting. Raises BackendUnavailable."""
         while self.broken is None and self._ssh_channel.recv_ready():
             self.receive()
 
     def fail_all(self, reason: str) -> BackendUnavailable:
-        """Fails all that is owed."""
+        """Fail all outstanding and queued requests, and return the error."""
         self.broken = self.broken or reason
         outstanding, self._outstanding = self._outstanding, {}
         self.in_flight = 0
@@ -266,7 +271,7 @@ class SFTPChannel:
         return BackendUnavailable(reason)
 
     def _packets(self) -> list[memoryview]:
-        """The packets that have come, without their lengths; waits for some bytes."""
+        """Wait for data and return the complete packets without their lengths."""
         received = b""
         with self._break_on_error():
             received = self._ssh_channel.recv(_RECEIVE_SIZE)
@@ -286,7 +291,7 @@ class SFTPChannel:
             packets.append(view[offset + 4 : next_offset])
             offset = next_offset
         if offset or data is not self._inbox:
-            self._inbox = bytearray(view[offset:])  # a new one: the packets still look into the old
+            self._inbox = bytearray(view[offset:])  # a new buffer: the packets are views into the old buffer
         else:
             view.release()
         return packets
@@ -297,17 +302,18 @@ class SFTPChannel:
         packet_type, request_id = _REPLY_START.unpack_from(packet)
         pending = self._outstanding.get(request_id)
         if pending is None:
-            raise ProtocolError("a reply to a request that was never made")
+            raise ProtocolError("a reply with an unknown request id")
         outcome: object = None
         error: Exception | None = None
         request = pending.request
         try:
             outcome = request.decode_reply(packet_type, PacketReader(packet, _REPLY_START.size))
         except (StatusError, BoundExceeded) as refused:
-            # a traceback has this frame, which has what is pending, which has the refusal
+            # the traceback references this frame, which references the pending request and so the error: a cycle
             error = refused.with_traceback(None)
         observe = self.on_handle_reply if request.tracked else None
-        is_final = observe is None or observe(self, pending, outcome, error)  # while it is owed: it may end the channel
+        # before the request is removed: if the callback fails the channel, the request must fail as well
+        is_final = observe is None or observe(self, pending, outcome, error)
         del self._outstanding[request_id]
         self.in_flight -= request.payload_size
         if self._round_trip_probe is not None and self._round_trip_probe[0] == request_id:
@@ -318,7 +324,7 @@ class SFTPChannel:
 
     @contextmanager
     def _break_on_error(self) -> Iterator[None]:
-        """Around the channel's calls: what interrupts one leaves the stream at an unknown place, so it ends here."""
+        """Fail the channel if the block is interrupted, because the position in the byte stream is then unknown."""
         reason = "interrupted in the middle of a packet"
         try:
             yield
@@ -327,8 +333,7 @@ class SFTPChannel:
             self.stalled = True
             seconds = "" if self.io_timeout is None else f" for {self.io_timeout:g} s"
             reason = (
-                f"no answer{seconds} while replies are owed: the server or the line has stalled;"
-                " raise io_timeout if this server is that slow"
+                f"no answer{seconds}: the server or the network has stalled. Increase io_timeout if the server is slow"
             )
             raise BackendUnavailable(reason) from None
         except (EOFError, OSError) as error:
@@ -341,19 +346,17 @@ class SFTPChannel:
     def _bad_length_error(self, start: bytes) -> BackendUnavailable:
         self.unexpected_text = _as_text(start)
         if self.unexpected_text:
-            shown = (
-                f"it sends text ({self.unexpected_text!r}); a login script on the server that prints is the usual cause"
-            )
-            return self._protocol_error(ProtocolError(shown))
+            cause = f"received text ({self.unexpected_text!r}); a login script with output is the usual cause"
+            return self._protocol_error(ProtocolError(cause))
         announced = int.from_bytes(start[:4], "big")
         return self._protocol_error(ProtocolError(f"a packet is announced as {announced} bytes long"))
 
     def _protocol_error(self, error: ProtocolError) -> BackendUnavailable:
-        return self.fail_all(f"the server does not speak SFTP version 3 as it should: {error}")
+        return self.fail_all(f"the server violates SFTP version 3: {error}")
 
 
 def _as_text(start: bytes) -> str:
-    """Decode bytes that a login script may have printed, without its colours; empty if they are not text."""
+    """Decode the output of a login script, without colours; return an empty string for binary data."""
     plain = re.sub(rb"\x1b\[[0-?]*[ -/]*[@-~]", b"", start)  # ECMA-48 section 5.4: control sequences
     text = plain.decode("utf-8", "replace").split("\0")[0].rstrip("\ufffd")  # the last character may be cut
     shown = printable(text)

@@ -1,6 +1,6 @@
-"""The pieces SFTP version 3 packets are made of, as bytes: draft-ietf-secsh-filexfer-02 sections 3 to 5.
+"""Encode and decode the parts of SFTP version 3 packets (draft-ietf-secsh-filexfer-02 sections 3 to 5).
 
-Bounds are checked before anything is allocated: a packet comes from a server nobody here controls.
+Bounds are checked before memory is allocated, because the server is not trusted.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Final
 
 VERSION: Final = 3
 MAX_FRAME: Final = 4 << 20
-"""Longest packet accepted, in bytes. Replies to reads are at most 256 KiB, listings as long as the server likes."""
+"""Maximum bytes of a received packet. Replies to reads have at most 256 KiB; the server sets the size of listings."""
 
 UINT32: Final = struct.Struct(">I")
 UINT64: Final = struct.Struct(">Q")
 TWO_UINT32: Final = struct.Struct(">II")
-_COMMON_FLAGS: Final = 0xF  # size, owner and group, mode, times: what most servers send
+_COMMON_FLAGS: Final = 0xF  # size, owner and group, mode, times: sent by most servers
 _COMMON_FIELDS: Final = struct.Struct(">QIIIII")
 
 
 class ProtocolError(Exception):
-    """The server's bytes are no SFTP version 3. The wire drops the connection over it."""
+    """Invalid SFTP version 3 data from the server. The scheduler closes the connection."""
 
 
 class PacketType(enum.IntEnum):
@@ -58,7 +58,7 @@ class PacketType(enum.IntEnum):
 
 
 class OpenFlag(enum.IntFlag):
-    """How a file is opened (filexfer-02 section 6.3)."""
+    """Flags to open a file (filexfer-02 section 6.3)."""
 
     READ = 0x01
     WRITE = 0x02
@@ -68,11 +68,11 @@ class OpenFlag(enum.IntFlag):
     EXCLUSIVE = 0x20
 
 
-@dataclass(slots=True, unsafe_hash=True)  # not frozen: a listing makes one for each name, three times as dear
+@dataclass(slots=True, unsafe_hash=True)  # frozen creation takes three times as long, for each name of a listing
 class Attributes:
-    """What is known of a file (filexfer-02 section 5). A field is None where the server leaves it out.
+    """Attributes of a file (filexfer-02 section 5). A field omitted by the server is None.
 
-    ``size`` in bytes; ``atime`` and ``mtime`` in seconds since 1970 UTC; ``mode`` with the file type bits.
+    ``size`` is in bytes; ``atime`` and ``mtime`` in seconds since 1970 UTC; ``mode`` includes the file type bits.
     """
 
     size: int | None = None
@@ -84,21 +84,21 @@ class Attributes:
 
     @property
     def is_folder(self) -> bool:
-        """True if the mode says so."""
+        """True if the type bits of the mode are those of a directory."""
         return self.mode is not None and stat.S_ISDIR(self.mode)
 
     @property
     def is_link(self) -> bool:
-        """True if the mode says so."""
+        """True if the type bits of the mode are those of a symbolic link."""
         return self.mode is not None and stat.S_ISLNK(self.mode)
 
     @property
     def is_file(self) -> bool:
-        """True unless the mode says otherwise: a server that gives no type bits serves files."""
+        """True for a regular file, and if the mode has no type bits."""
         return self.mode is None or stat.S_IFMT(self.mode) in (0, stat.S_IFREG)
 
     def encode(self) -> bytes:
-        """The bytes of section 5."""
+        """Encode the attributes as in filexfer-02 section 5."""
         flags, body = 0, b""
         if self.size is not None:
             flags, body = flags | 1, body + UINT64.pack(self.size)
@@ -116,7 +116,7 @@ NO_ATTRIBUTES: Final = Attributes()
 
 @dataclass(frozen=True, slots=True)
 class DirEntry:
-    """One name in a folder, with its own attributes (a link's, not its target's)."""
+    """Name in a directory with its own attributes: for a link, not the target's."""
 
     name: str
     attributes: Attributes
@@ -124,18 +124,24 @@ class DirEntry:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Most bytes a request may ask for (``limits@openssh.com``). What the server does not say is its default here:
-    32 KiB, which every server takes (filexfer-02 section 3)."""
+    """Maximum bytes of a read and a write (``limits@openssh.com``).
+
+    The defaults apply to limits that the server does not announce: every server accepts 32 KiB (filexfer-02 section 3).
+    """
 
     read: int = 32768
     write: int = 32768
 
 
-_TRUNCATED: Final = "a reply ends in the middle"
+_TRUNCATED: Final = "a reply is truncated"
 
 
 class PacketReader:
-    """Reads one packet from front to back; ProtocolError past its end."""
+    """Read the fields of a packet in order. Every method raises ProtocolError beyond the end.
+
+    :param data: the packet
+    :param offset: offset of the first field, in bytes
+    """
 
     __slots__ = ("_data", "_end", "_offset")
 
@@ -145,7 +151,7 @@ class PacketReader:
         self._end = len(data)
 
     def _advance(self, count: int) -> int:
-        """Goes on by that many bytes; where they start."""
+        """Skip ``count`` bytes and return their offset."""
         start = self._offset
         self._offset = start + count
         if self._offset > self._end:
@@ -155,11 +161,11 @@ class PacketReader:
 
     @property
     def remaining(self) -> int:
-        """Bytes not read yet."""
+        """Number of unread bytes."""
         return self._end - self._offset
 
     def uint32(self) -> int:
-        """A number of four bytes."""
+        """Read a number of four bytes."""
         offset = self._offset
         if offset + 4 > self._end:
             raise ProtocolError(_TRUNCATED)
@@ -168,12 +174,12 @@ class PacketReader:
         return number
 
     def uint64(self) -> int:
-        """A number of eight bytes."""
+        """Read a number of eight bytes."""
         (number,) = UINT64.unpack_from(self._data, self._advance(8))
         return int(number)
 
     def view(self) -> memoryview:
-        """A counted string, as a view into the packet."""
+        """Read a string with a length prefix, as a view into the packet."""
         offset = self._offset
         if offset + 4 > self._end:
             raise ProtocolError(_TRUNCATED)
@@ -185,11 +191,11 @@ class PacketReader:
         return self._data[offset + 4 : end]
 
     def text(self) -> str:
-        """A counted string, decoded so that `encode_name` gives the same bytes back."""
+        """Read a string with a length prefix, decoded reversibly for `encode_name`."""
         return str(self.view(), "utf-8", "surrogateescape")
 
     def attributes(self) -> Attributes:
-        """Attributes, extended ones passed over."""
+        """Read attributes and skip extended attributes."""
         flags = self.uint32()
         if flags == _COMMON_FLAGS:
             return Attributes(*_COMMON_FIELDS.unpack_from(self._data, self._advance(_COMMON_FIELDS.size)))
@@ -203,15 +209,15 @@ class PacketReader:
         return Attributes(size, uid, gid, mode, atime, mtime)
 
     def count(self, smallest: int) -> int:
-        """A number of items of at least ``smallest`` bytes each, which must fit in the rest of the packet."""
+        """Read a number of items, each at least ``smallest`` bytes, and check that the packet can hold them."""
         count = self.uint32()
         if count * smallest > self.remaining:
-            raise ProtocolError(f"a reply announces {count} items and cannot hold them")
+            raise ProtocolError(f"a reply announces {count} items but is too short")
         return count
 
 
 def encode_name(name: str) -> bytes:
-    """A path or name as the server is sent it: UTF-8, and the server's own bytes where they were no UTF-8."""
+    """Encode a path or name in UTF-8, and keep bytes of the server that are not UTF-8."""
     return name.encode("utf-8", "surrogateescape")
 
 

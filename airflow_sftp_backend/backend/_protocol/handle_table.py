@@ -1,9 +1,11 @@
-"""The handles that are open on a connection, and how many files the server lets be open at once.
+"""Track the open handles of a connection, and the server's limit on open files.
 
-Two deviations of servers are found out here. One gives the same handle to several open files, so that what is sent to
-one reaches another: then nothing more can be trusted on that connection. The other refuses to open a file while too
-many are open, with a status that a file of its own would get for another reason: such a request waits until another
-file is closed, and is then sent again.
+The table detects two deviations of servers:
+
+* The server returns the same handle for several open files, so that a request for a file reaches another file. The
+  connection can then no longer be trusted.
+* The server refuses to open a file while too many files are open, with a status that has other causes as well. The
+  request waits until a file is closed, and is then repeated.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from .codec import PacketType
 
 _LIMIT_STATUSES: Final = frozenset({StatusCode.FAILURE, StatusCode.PERMISSION_DENIED})
-"""Statuses with which servers refuse one file too many."""
+"""Statuses with which servers refuse to exceed their limit on open files."""
 
 
 @dataclass(slots=True)
 class _ChannelHandles:
-    """The handles of one channel.
+    """Open and closing handles of a channel.
 
-    Those that are open, with their kind, and for the others their kind and the number of the request that closes them.
+    ``open`` maps handles to the request type that opened them. ``closing`` adds the number of the CLOSE request.
     """
 
     open: dict[bytes, PacketType] = field(default_factory=dict)
@@ -34,10 +36,10 @@ class _ChannelHandles:
 
 @dataclass(slots=True)
 class _OpenRequest:
-    """A request to open a file or folder that is not answered yet.
+    """Unanswered request to open a file or directory.
 
-    ``max_open`` is the number of open ones of its kind, at the most, since it was sent; ``concurrent`` is True if
-    anything was open or asked for meanwhile.
+    ``max_open`` is the maximum number of open handles of its type since the request was sent. ``concurrent`` is True
+    if, meanwhile, another handle was open or requested.
     """
 
     open_type: PacketType
@@ -46,19 +48,19 @@ class _OpenRequest:
 
 
 class HandleTable:
-    """The open handles of a connection, over all its channels.
+    """Open handles of a connection, over all its channels.
 
-    Requests have numbers, which grow in the order in which they are sent.
+    Request numbers increase in the order of sending.
 
-    :param limit: files that may be open at once, as an earlier connection to this server has found; None: unknown
-    :param shares_handles: an earlier connection has found that the server gives one handle to several files
+    :param limit: maximum number of open files found by an earlier connection to the server; None if unknown
+    :param shares_handles: whether an earlier connection received the same handle for several files
     """
 
     def __init__(self, *, limit: int | None = None, shares_handles: bool = False) -> None:
         self.limit = 1 if shares_handles else limit
-        """Files that the server lets be open at once; None if no limit is known."""
+        """Maximum number of open files on the server; None if unknown."""
         self.shares_handles = shares_handles
-        """The server gives one handle to several open files."""
+        """True if the server returned the same handle for several open files."""
         self._open_requests: dict[int, _OpenRequest] = {}
         self._counts: Counter[PacketType] = Counter()
         self._max_open: Counter[PacketType] = Counter()
@@ -66,21 +68,21 @@ class HandleTable:
 
     @property
     def count(self) -> int:
-        """Files and folders that are open now; closed are those whose close was answered."""
+        """Number of open files and directories. A handle counts until the reply to its CLOSE."""
         return self._counts.total()
 
     def count_of(self, open_type: PacketType) -> int:
-        """Return how many files, or folders, are open now.
+        """Return the number of open files or directories. A handle counts until the reply to its CLOSE.
 
         :param open_type: OPEN or OPENDIR
-        :returns: their number; closed are those whose close was answered
+        :returns: the number of open handles
         """
         return self._counts[open_type]
 
     def open_sent(self, number: int, open_type: PacketType) -> None:
-        """Note that a request to open a file is sent. Need not be called for a server without a limit.
+        """Record a sent request to open a file. Not needed for a server without a limit.
 
-        :param number: number of that request
+        :param number: number of the request
         :param open_type: OPEN or OPENDIR
         """
         for other in self._open_requests.values():
@@ -90,14 +92,14 @@ class HandleTable:
         )
 
     def may_be_open_file_limit(self, number: int, refused: StatusError) -> bool:
-        """Note a refusal, and tell whether the number of open files may be its reason.
+        """Record a refusal, and return whether the number of open files may be its cause.
 
-        A server may count files only, or folders as well, and may answer other requests in between.
+        A server may count directories as well as files, and may answer other requests in between.
 
-        :param number: number of the request that was refused
+        :param number: number of the refused request
         :param refused: the refusal
-        :returns: False if more were open at once before, or nothing was open, or the status has another meaning, or
-            the request was not noted
+        :returns: False if more files were open at once before, if no handle was open, for a status with another
+            meaning, or for a request without a record
         """
         request = self._open_requests.pop(number, None)
         if request is None or refused.code not in _LIMIT_STATUSES:
@@ -105,17 +107,17 @@ class HandleTable:
         return request.concurrent and request.max_open >= self._max_open[request.open_type]
 
     def open_succeeded(self, channel: Hashable, handle: bytes, number: int, open_type: PacketType) -> bool:
-        """Note a handle that the server has given.
+        """Record a handle returned by the server.
 
-        :param channel: where it was given
+        :param channel: the channel of the request
         :param handle: the handle
-        :param number: number of the request that asked for it
+        :param number: number of the request
         :param open_type: OPEN or OPENDIR
-        :returns: False if another open file has that handle
+        :returns: False if another open file has the same handle
         """
         request = self._open_requests.pop(number, None)
         handles = self._channels[channel]
-        # A request that was sent before the close was also answered before it: the handle was not free then.
+        # A request sent before the CLOSE was also answered before it, when the handle was not yet free.
         if handle in handles.open or (handle in handles.closing and handles.closing[handle][1] > number):
             self.shares_handles = True
             self.limit = 1
@@ -127,7 +129,7 @@ class HandleTable:
         for other_request in self._open_requests.values():
             other_request.concurrent = True
             other_request.max_open = max(other_request.max_open, self._counts[other_request.open_type])
-        # Closes that were sent before may be done already, even if their replies come later.
+        # The server may have performed earlier CLOSE requests whose replies have not arrived.
         freed = sum(
             closed_type is open_type and close < number
             for other in self._channels.values()
@@ -137,20 +139,20 @@ class HandleTable:
         return True
 
     def close_sent(self, channel: Hashable, handle: bytes, number: int) -> None:
-        """Note that a request to close a handle is sent.
+        """Record a sent request to close a handle.
 
-        :param channel: where it is sent
+        :param channel: the channel of the request
         :param handle: the handle
-        :param number: number of that request
+        :param number: number of the request
         """
         handles = self._channels[channel]
         if handle in handles.open:
             handles.closing[handle] = handles.open.pop(handle), number
 
     def close_answered(self, channel: Hashable, handle: bytes) -> None:
-        """Note that the server has answered a request to close a handle, whatever it said.
+        """Record a reply to a request to close a handle, with any status.
 
-        :param channel: where it was sent
+        :param channel: the channel of the request
         :param handle: the handle
         """
         handles = self._channels[channel]
@@ -159,12 +161,12 @@ class HandleTable:
 
     @property
     def any_open(self) -> bool:
-        """True while there is a handle that no request to close it was sent for."""
+        """True if a handle is open without a request to close it."""
         return any(handles.open for handles in self._channels.values())
 
     def lower_limit(self, limit: int) -> None:
-        """Remember a limit.
+        """Lower the limit on open files.
 
-        :param limit: files that were open when a request was refused that succeeded with fewer
+        :param limit: number of open files at the refusal of a request that succeeded with fewer
         """
         self.limit = limit if self.limit is None else min(self.limit, limit)

@@ -1,12 +1,16 @@
-"""Operations, and their running over the channels of one connection.
+"""Run operations over the channels of a connection.
 
-An operation is a generator. It yields a `Request` (or a `ChannelRequest`, for a channel that is not the first), which
-is posted, and is sent a `Pending`; it yields a `Pending` and is sent the reply once it is there, or has the
-`StatusError` thrown into it. `request` and `request_all` are built of these two steps. While one operation waits, the
-others run: `run_many` keeps many going on one channel, one round trip deep.
+An operation is a generator with two kinds of steps:
 
-An interruption (KeyboardInterrupt, a signal handler's exception) is thrown into the operations at the step where they
-wait; what they yield after it, their clean-up, is still run.
+* After ``yield`` of a `Request`, or of a `ChannelRequest` for a channel other than the first, the scheduler sends the
+  request and returns a `Pending`.
+* After ``yield`` of a `Pending`, the scheduler returns the reply sent by the server, or throws a `StatusError`.
+
+`request` and `request_all` combine the two steps. While an operation waits, others run: `run_many` pipelines the
+requests of many operations, so a single round trip serves all of them.
+
+An interruption (KeyboardInterrupt, the exception of a signal handler) is thrown into every waiting operation. An
+operation may then yield further requests to clean up; these are still sent.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
 from airflow_sftp_backend.backend._limits import DEFAULT_BOUNDS, Bounds
@@ -37,65 +41,77 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 MAX_BYTES_IN_FLIGHT: Final = 24 << 20
-"""Most bytes of reads and writes in flight on a channel: less than its receive window (`session.CHANNEL_WINDOW`), so
-that the server can always send what it owes and goes on reading what it is sent.
+"""Maximum bytes of reads and writes in flight on a channel.
+
+Below the channel's receive window (`session.CHANNEL_WINDOW`): the server can always send its replies, and so continues
+to read requests.
 """
 
 MAX_PIPELINED: Final = 1024
-"""Most requests of one `request_all` whose answers are owed, for the same reason."""
+"""Maximum requests of one `request_all` without a reply, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelRequest(Generic[R]):
-    """A request, and the channel it is for."""
+    """Pair a request with its channel."""
 
     channel: SFTPChannel
     request: Request[R]
 
 
 class ChannelSource(Protocol):
-    """Where channels beside the first come from."""
+    """Source of channels beside the first."""
 
     def request(self, count: int) -> None:
-        """Has that many opened in all, without waiting."""
+        """Start to open channels, up to ``count`` in all, without waiting."""
 
     def take_opened(self) -> list[SFTPChannel]:
-        """Those that have been opened since it was last asked."""
+        """Return the channels opened since the last call."""
 
 
 @dataclass(frozen=True, slots=True)
 class TraitsQuery:
-    """The question for the server's traits, which the wire answers itself."""
+    """Ask the scheduler for the server's traits; no request is sent."""
 
 
 Yielded = Request[Any] | ChannelRequest[Any] | Pending[Any] | TraitsQuery
-Operation = Generator[Yielded, Any, T]  # each step is sent the value of what it yielded
+Operation = Generator[Yielded, Any, T]  # each yield returns the value of the yielded step
 
 
 def send(request: Request[R], channel: SFTPChannel | None = None) -> Operation[Pending[R]]:
-    """Posts a request, on the first channel if on no other, and goes on; waits only while too many bytes are in
-    flight."""
+    """Send a request without waiting for its reply. Waits only while too many bytes are in flight.
+
+    :param request: the request
+    :param channel: its channel; None for the first
+    :returns: the pending reply, for `reply`
+    """
     return cast("Pending[R]", (yield request if channel is None else ChannelRequest(channel, request)))
 
 
 def reply(pending: Pending[R]) -> Operation[R]:
-    """The reply to a posted request. Raises StatusError."""
+    """Wait for the reply to a sent request. Raises StatusError."""
     return cast(R, (yield pending))
 
 
 def server_traits() -> Operation[ServerTraits]:
-    """Get what the server is known to do, without a request."""
+    """Return the known traits of the server, without a request."""
     return cast("ServerTraits", (yield TraitsQuery()))
 
 
 def request(request: Request[R]) -> Operation[R]:
-    """One request and its reply: one round trip. Raises StatusError."""
+    """Send a request and wait for its reply: a single round trip. Raises StatusError."""
     return cast(R, (yield (yield request)))
 
 
 def request_all(requests: Sequence[Request[R]]) -> Operation[list[R | StatusError]]:
-    """Several requests sent together: one round trip up to `MAX_PIPELINED`. A refusal stands in the place of its
-    reply."""
+    """Send several requests together and wait for their replies.
+
+    Up to `MAX_PIPELINED` requests take a single round trip.
+
+    :param requests: the requests
+
+    :returns: the replies in the order of the requests; for a refused request, its StatusError
+    """
     pendings: deque[Pending[R]] = deque()
     answers: list[R | StatusError] = []
     for request in requests:
@@ -113,11 +129,11 @@ def _reply_or_error(pending: Pending[R]) -> Operation[R | StatusError]:
     try:
         return (yield from reply(pending))
     except StatusError as refused:
-        return refused.with_traceback(None)  # the frames in it have the answers, of which it is one
+        return refused.with_traceback(None)  # its frames reference the answers, which contain the error: a cycle
 
 
 class RunningOperation(Generic[T]):
-    """One operation under way, and what it is to be sent next."""
+    """State of a running operation: the input of its next step, or the awaited reply."""
 
     __slots__ = ("_ready", "awaiting", "error", "index", "operation", "queued", "value")
 
@@ -131,35 +147,60 @@ class RunningOperation(Generic[T]):
         self._ready = ready
 
     def wake(self, value: object = None, error: BaseException | None = None) -> None:
-        """Lets it go on with a value or an exception."""
+        """Schedule the next step of the operation with a value or an exception."""
         self.value, self.error = value, error
         self.queued = self.awaiting = None
         self._ready.append(self)
 
     def advance(self) -> Yielded:
-        """Runs it up to its next step. Raises StopIteration with its result, or what it raises."""
+        """Run the operation up to its next yield. Raises StopIteration with its result, or its error."""
         value, error, self.value, self.error = self.value, self.error, None, None
         return self.operation.send(value) if error is None else self.operation.throw(error)
 
 
+@dataclass(slots=True)
+class _OperationGroup(Generic[T]):
+    """Operations of a call of `SFTPScheduler.run_many`, with their outcomes in order."""
+
+    source: Iterator[Operation[T]]
+    limit: int
+    """Maximum number of running operations."""
+    collect_errors: bool
+    """Whether an SFTPBackendError or OSError becomes the outcome of its operation and the others continue."""
+    active: dict[int, RunningOperation[T]] = field(default_factory=dict)
+    ready: deque[RunningOperation[T]] = field(default_factory=deque)
+    outcomes: list[T | SFTPBackendError | OSError | None] = field(default_factory=list)
+    can_start: bool = True
+    """False while the maximum of operations runs, or after the last has started."""
+    interrupted_by: BaseException | None = None
+
+    def remove(self, run: RunningOperation[T]) -> None:
+        """Remove a finished operation."""
+        del self.active[run.index]
+        self.can_start = True
+
+
 @dataclass(frozen=True, slots=True)
 class _DeferredOpen:
-    """A request to open a file that was refused while ``limit`` files were open, and may succeed with fewer."""
+    """Refused request to open a file, which may succeed while fewer than ``limit`` files are open."""
 
     channel: SFTPChannel
     pending: Pending[Any]
     error: StatusError
     limit: int
     is_last_attempt: bool = False
-    """It was sent again although as many files are open: there is nothing to wait for."""
+    """True if the request was repeated without fewer open files, because no operation could close any."""
 
 
 class SFTPScheduler:
-    """An SFTP conversation over ``ssh_channel``. For one thread at a time; `session` sees to that.
+    """Schedule the operations of an SFTP conversation. Not thread-safe: `session` serializes the calls.
 
-    The channel's own timeout measures the silence; ``io_timeout``, in seconds, is what error texts call it.
-    ``channel_source`` is where more channels come from, if any do; ``banner`` is the server's identification, as
-    ``SSH-2.0-OpenSSH_9.2``; ``bounds`` is what the server may send; ``clock`` gives seconds, to measure the round trip.
+    :param ssh_channel: the first channel; its timeout limits the silence of the server
+    :param io_timeout: the channel's timeout in seconds, for error texts
+    :param channel_source: source of further channels, or None
+    :param banner: the server's identification, such as ``SSH-2.0-OpenSSH_9.2``
+    :param bounds: limits on the data sent by the server
+    :param clock: returns seconds, to measure the round trip
     """
 
     def __init__(
@@ -174,34 +215,36 @@ class SFTPScheduler:
     ) -> None:
         self._main_channel = SFTPChannel(ssh_channel, io_timeout=io_timeout, clock=clock)
         self.channels = [self._main_channel]
-        """The channels there are, each a channel of the same connection."""
+        """The open channels, all of the same connection; the main channel is the first."""
         self._banner = banner
         self.bounds = bounds
         self.traits = UNKNOWN
-        """What the server is known to do; assumed until `handshake`."""
+        """Known traits of the server; defaults until `handshake`."""
         self.can_set_modes = True
-        """False once the server has refused to set a mode, by handle and by path."""
+        """False after the server has refused to set a mode, both by handle and by path."""
         self.reads_small_files = False
-        """The file that was opened for reading last had less than a block: so may the next, which is not asked for more
-        before its size is known."""
+        """True if the last file opened for reading was smaller than a block.
+
+        The next file may be small too: a read that follows its first block waits until the size is known.
+        """
         self.mode_warning_logged = False
-        """A warning has said that modes cannot be set."""
+        """Whether a warning was logged that modes cannot be set."""
         self._channel_source = channel_source
         self._requests_sent = 0
         self._limits: Pending[Limits] = Pending(LimitsRequest())
         self._handles_to_close: deque[bytes] = deque()
         self.broken: str | None = None
-        """Why nothing more can be sent, or None."""
+        """Reason why requests can no longer be sent, or None."""
 
         self.handles = HandleTable()
-        """The open handles of all channels, and how many the server bears."""
+        """The open handles of all channels, and the server's limit on open files."""
         self._running: list[Sized] = []
         self._deferred_opens: deque[_DeferredOpen] = deque()
         self._resent_opens: dict[Pending[Any], _DeferredOpen] = {}
         self._main_channel.on_handle_reply = self._on_handle_reply
 
     def handshake(self) -> None:
-        """Agrees on version 3 (filexfer-02 section 4) and posts the question for the server's limits without waiting.
+        """Negotiate version 3 (filexfer-02 section 4), then request the server's limits without waiting.
 
         Raises BackendUnavailable.
         """
@@ -215,22 +258,22 @@ class SFTPScheduler:
 
     @property
     def io_timeout(self) -> float | None:
-        """Seconds of silence after which the channel gives up, as error texts call it."""
+        """Seconds of silence after which a channel fails, for error texts."""
         return self._main_channel.io_timeout
 
     @property
     def extensions(self) -> dict[str, str]:
-        """The server's extensions by name, with their data; known after `handshake`."""
+        """The server's extensions by name, with their data; set by `handshake`."""
         return self._main_channel.extensions
 
     @property
     def unexpected_text(self) -> str:
-        """Text that came where a packet was expected, such as the output of a login script; empty if none did."""
+        """Text received in place of a packet, such as the output of a login script; otherwise empty."""
         return self._main_channel.unexpected_text
 
     @property
     def stalled_multichannel(self) -> bool:
-        """True if it stalled while it had several channels: one may be what the server bears."""
+        """True if a reply timed out with several open channels: the server may support only a single channel."""
         return len(self.channels) > 1 and any(channel.stalled for channel in self.channels)
 
     @property
@@ -239,7 +282,7 @@ class SFTPScheduler:
         return self._main_channel.round_trip
 
     def request_channels(self, count: int) -> None:
-        """Has more channels opened, if there are to be had, and takes up those that are."""
+        """Request channels from the channel source, up to ``count`` in all, and add opened channels."""
         if self._channel_source is not None:
             self._channel_source.request(count)
             opened = self._channel_source.take_opened()
@@ -248,81 +291,66 @@ class SFTPScheduler:
             self.channels += opened
 
     def limits(self) -> Operation[Limits]:
-        """How large reads and writes may be, in bytes."""
+        """Return the maximum sizes of reads and writes, in bytes."""
         answer = yield from _reply_or_error(self._limits)
         return Limits() if isinstance(answer, StatusError) else answer
 
     def supports(self, request: type[Request[Any]]) -> bool:
-        """True if the server announced the extension of that request."""
+        """Return whether the server announced the extension of a request type."""
         return getattr(request, "extension", None) in self.extensions
 
     def close(self) -> None:
-        """Ends the conversation."""
+        """Close all channels."""
         if self.broken is None:
             self._fail("the connection was closed")
         for channel in self.channels:
             channel.close()
 
     def close_later(self, handle: bytes) -> None:
-        """Closes a handle along with the next thing sent. May be called at any moment, by the garbage collector too."""
+        """Close a handle with the next request sent. Safe at any moment, also in the garbage collector."""
         self._handles_to_close.append(handle)
 
     def run(self, operation: Operation[T]) -> T:
-        """Runs one operation to its end. Raises what it raises."""
+        """Run an operation and return its result. Raises the error of the operation."""
         outcome = self._run_together([operation], 1, collect_errors=False)[0]
         return cast(T, outcome)
 
     def run_many(self, operations: Iterable[Operation[T]], limit: int = 64) -> list[T | SFTPBackendError | OSError]:
-        """Runs operations side by side, at most ``limit`` at once; the outcome of each, in order.
+        """Run operations side by side. An SFTPBackendError or OSError does not stop other operations.
 
-        An SFTPBackendError or OSError of one stands in its place and the others go on. Any other exception ends all,
-        after their clean-up, and is raised.
+        Any other exception interrupts all operations and is raised after their clean-up.
+
+        :param operations: the operations; created one by one, as running operations end
+        :param limit: maximum number of running operations
+        :returns: the results or errors, in the order of the operations
         """
         return self._run_together(operations, limit, collect_errors=True)
 
     def _run_together(
         self, operations: Iterable[Operation[T]], limit: int, *, collect_errors: bool
     ) -> list[T | SFTPBackendError | OSError]:
-        active: dict[int, RunningOperation[T]] = {}
-        self._running.append(active)
+        group = _OperationGroup(iter(operations), limit, collect_errors)
+        self._running.append(group.active)
         try:
-            return self._run_loop(iter(operations), active, limit, collect_errors=collect_errors)
+            return self._run_group(group)
         finally:
             self._running.pop()
 
-    def _run_loop(
-        self,
-        source: Iterator[Operation[T]],
-        active: dict[int, RunningOperation[T]],
-        limit: int,
-        *,
-        collect_errors: bool,
-    ) -> list[T | SFTPBackendError | OSError]:
-        ready: deque[RunningOperation[T]] = deque()
-        outcomes: list[T | SFTPBackendError | OSError | None] = []
-        interrupted_by: BaseException | None = None
-        has_room = True  # false from when as many run as may until one of them ends
+    def _run_group(self, group: _OperationGroup[T]) -> list[T | SFTPBackendError | OSError]:
+        ready = group.ready
         while self._handles_to_close and self.broken is None:
             self._send(self._main_channel, Pending(Close(self._handles_to_close.popleft())))
         while True:
             current: RunningOperation[T] | None = None
             try:
-                if has_room:
-                    has_room = False
-                    while (
-                        interrupted_by is None
-                        and len(active) < min(limit, self.handles.limit or limit)
-                        and (operation := next(source, None)) is not None
-                    ):
-                        run = active[len(outcomes)] = RunningOperation(operation, len(outcomes), ready)
-                        outcomes.append(None)
-                        run.wake()
+                if group.can_start:
+                    self._start_operations(group)
                 if ready:
                     current = ready.popleft()
                     yielded = current.advance()
                     run, current = current, None
                     self._handle_yielded(run, yielded)
-                elif active:
+                elif group.active:
                     self._resend_deferred()
                     if not ready:
                         self._await_replies()
@@ -330,35 +358,58 @@ class SFTPScheduler:
                     break
             except StopIteration as end:
                 assert current is not None
-                outcomes[current.index] = end.value
-                del active[current.index]
-                has_room = True
+                group.remove(current)
+                group.outcomes[current.index] = end.value
             except BaseException as error:
-                # Whatever it is, the operations that wait must hear of it and clean up before it goes on its way.
-                if current is None:
-                    self._fail("interrupted")
-                else:
-                    del active[current.index]
-                    has_room = True
-                if (
-                    current is not None
-                    and isinstance(error, SFTPBackendError | OSError)
-                    and (collect_errors or interrupted_by)
-                ):
-                    outcomes[current.index] = error
-                elif interrupted_by is None:
-                    interrupted_by = error
-                    for run in active.values():
-                        self._interrupt(run, error, ready)
-                elif error is not interrupted_by:
+                # Whatever the error: waiting operations must receive it and clean up before it is raised.
+                if not self._handle_error(group, current, error):
                     raise
-        with suppress(BackendUnavailable):  # what nobody waited for, closing handles, must not wait for the next call
+        with suppress(BackendUnavailable):  # CLOSE, which no operation waits for, must not wait for the next call
             self._flush()
-        if interrupted_by is not None:
-            raise interrupted_by
-        return cast("list[T | SFTPBackendError | OSError]", outcomes)
+        if group.interrupted_by is not None:
+            raise group.interrupted_by
+        return cast("list[T | SFTPBackendError | OSError]", group.outcomes)
+
+    def _start_operations(self, group: _OperationGroup[T]) -> None:
+        """Start operations of a group up to its limit, and up to the server's limit on open files."""
+        group.can_start = False
+        limit = min(group.limit, self.handles.limit or group.limit)
+        while (
+            group.interrupted_by is None
+            and len(group.active) < limit
+            and (operation := next(group.source, None)) is not None
+        ):
+            index = len(group.outcomes)
+            run = group.active[index] = RunningOperation(operation, index, group.ready)
+            group.outcomes.append(None)
+            run.wake()
+
+    def _handle_error(
+        self, group: _OperationGroup[T], failed: RunningOperation[T] | None, error: BaseException
+    ) -> bool:
+        """Store an error as the outcome of its operation, or interrupt the group.
+
+        :param group: the running operations
+        :param failed: the operation that raised ``error``; None for the scheduler
+        :param error: the error
+        :returns: False if another error has already interrupted the group
+        """
+        if failed is None:
+            self._fail("interrupted")
+        else:
+            group.remove(failed)
+            is_collecting = group.collect_errors or group.interrupted_by is not None
+            if is_collecting and isinstance(error, SFTPBackendError | OSError):
+                group.outcomes[failed.index] = error
+                return True
+        if group.interrupted_by is None:
+            group.interrupted_by = error
+            for run in group.active.values():
+                self._interrupt(run, error, group.ready)
+        return error is group.interrupted_by
 
     def _handle_yielded(self, run: RunningOperation[Any], yielded: Yielded) -> None:
+        """Perform a yielded step: wait for a reply, or send a request. A request beyond the limit is queued."""
         if isinstance(yielded, Pending):
             yielded.add_waiter(run)
             return
@@ -391,7 +442,7 @@ class SFTPScheduler:
             run.wake(pending)
 
     def _interrupt(self, run: RunningOperation[Any], error: BaseException, ready: deque[RunningOperation[T]]) -> None:
-        if run in ready:  # it is about to go on, and hears of the error instead
+        if run in ready:  # its next step receives the error instead of the value
             run.error = error
             return
         for channel in self.channels:
@@ -425,7 +476,7 @@ class SFTPScheduler:
                 channel.flush()
 
     def _await_replies(self) -> None:
-        """Waits for the channel that has owed a reply longest, and takes in what has come on the others meanwhile."""
+        """Wait on the channel with the oldest outstanding reply, then receive from the others without waiting."""
         try:
             with self._fail_all_on_error():
                 waited_for = min(self.channels, key=lambda channel: channel.oldest_outstanding)
@@ -437,7 +488,7 @@ class SFTPScheduler:
                 for channel in others:
                     channel.receive_ready()
         except BackendUnavailable:
-            return  # every operation has been woken with it
+            return  # every operation has been woken with the error
         for channel in self.channels:
             while channel.queued:
                 request = channel.queued[0].queued
@@ -446,20 +497,20 @@ class SFTPScheduler:
                     break
                 self._send_for(channel.queued.popleft(), channel, request)
 
-    # -- how many files may be open -----------------------------------------------------------------------------------
+    # -- limit on open files ------------------------------------------------------------------------------------------
 
     def _check_no_open_handle(self) -> None:
-        """Refuse to open a file beside another one on a server that gives both the same handle."""
+        """Refuse to open a second file if the server returns the same handle for both."""
         if self.handles.any_open:
             raise CapabilityNotSupported(
-                "another file is open on this connection, and the server gives one handle to several open files:"
-                " close the other file first, or read or write it as a whole"
+                "another file is open on this connection, and the server returns the same handle for both."
+                " Close the other file first, or read or write files as a whole"
             )
 
     def _on_handle_reply(
         self, channel: SFTPChannel, pending: Pending[Any], outcome: object, error: Exception | None
     ) -> bool:
-        """Account for the reply to a request that opens or closes a handle; False if it will be settled later."""
+        """Count the reply to an open or a close; return False if its result is set later."""
         if isinstance(pending.request, Close):
             self.handles.close_answered(channel, pending.request.handle)
             return True
@@ -471,19 +522,19 @@ class SFTPScheduler:
             return False
         assert isinstance(outcome, bytes)
         if not self.handles.open_succeeded(channel, outcome, pending.sequence_number, pending.request.packet_type):
-            raise ProtocolError("it gives one handle to several open files")
+            raise ProtocolError("the same handle for several open files")
         if pending.abandoned:
             self.close_later(outcome)
         if earlier is not None:
             self.handles.lower_limit(earlier.limit)
         kind = pending.request.packet_type
-        # so many are no hindrance
+        # so many open files were no problem, so their number did not cause these refusals
         while self._deferred_opens and self.handles.count_of(kind) > self._deferred_opens[0].limit:
             self._fail_first_deferred()
         return True
 
     def _may_succeed_later(self, pending: Pending[Any], refused: StatusError, earlier: _DeferredOpen | None) -> bool:
-        """True if a file may be refused because others are open that other operations will close."""
+        """Return whether an open may have been refused because of files that other operations will close."""
         likely = self.handles.may_be_open_file_limit(pending.sequence_number, refused)
         others = sum(map(len, self._running)) > 1
         final = earlier is not None and earlier.is_last_attempt
@@ -494,9 +545,9 @@ class SFTPScheduler:
         deferred.pending.set_result(None, deferred.error)
 
     def _resend_deferred(self) -> None:
-        """Send requests to open a file again if fewer files are open than when they were refused.
+        """Repeat refused opens if fewer files are open than at the refusal.
 
-        If nothing is left to wait for, the first is sent again too: the files that are open stay open.
+        If no reply is outstanding, repeat the first too: no operation will close a file.
         """
         while self._deferred_opens:
             deferred = self._deferred_opens[0]
@@ -509,12 +560,12 @@ class SFTPScheduler:
                 return
             self._deferred_opens.popleft()
             self._resent_opens[deferred.pending] = replace(deferred, is_last_attempt=not fewer)
-            with suppress(BackendUnavailable):  # every operation has been woken with it
+            with suppress(BackendUnavailable):  # every operation has been woken with the error
                 self._send(deferred.channel, deferred.pending)
 
     @contextmanager
     def _fail_all_on_error(self) -> Iterator[None]:
-        """Around what channels do: where one ends, all end."""
+        """Fail all channels if a channel fails in the block."""
         try:
             yield
         except BackendUnavailable as error:

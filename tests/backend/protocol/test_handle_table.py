@@ -240,7 +240,7 @@ def test_an_open_reader_prevents_a_second_file_on_a_shared_handle(make_backend: 
         with first, pytest.raises(SFTPBackendError):
             first.read()
         with backend.read("a") as first:
-            with pytest.raises(SFTPBackendError, match="close the other file first"):
+            with pytest.raises(SFTPBackendError, match="Close the other file first"):
                 backend.read("b")
             assert first.read() == b"a" * MiB
 
