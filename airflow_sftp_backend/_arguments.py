@@ -1,11 +1,11 @@
-"""The error of an argument that a DAG author passed."""
+"""Define the error for an argument that a DAG author passed."""
 
 from __future__ import annotations
 
 
 class InvalidArgument(ValueError):
-    """An argument of an operator, sensor or trigger has a value that it cannot have.
+    """Report an invalid value of an argument of an operator, sensor or trigger.
 
-    Retrying does not help, so it fails a task at once. Raise it only for a value that a DAG author passed: any other
+    A retry cannot help, so the error fails a task at once. Raise it only for values that a DAG author passed. Any other
     ValueError or TypeError is a programming error, and Airflow retries the task.
     """

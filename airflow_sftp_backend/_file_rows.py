@@ -1,46 +1,55 @@
-"""The rows that stand for files in what tasks return: plain JSON."""
+"""Define the JSON rows that stand for files in the results of tasks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
 
 if TYPE_CHECKING:
     from .backend import FileInfo
 
+Kind: TypeAlias = Literal["uploaded", "downloaded", "moved", "deleted"]
+"""Completed actions of the operators."""
+EarlierAction: TypeAlias = Literal[
+    "uploaded by an earlier attempt", "downloaded by an earlier attempt", "moved by an earlier attempt"
+]
+PlannedAction: TypeAlias = Literal["would upload", "would download", "would move", "would delete", "would fail"]
+"""Actions of a dry run."""
+Action: TypeAlias = Literal[Kind, EarlierAction, PlannedAction, "skipped"]
+
 
 class FileResult(TypedDict):
-    """What an operator did with a file, or would do with it."""
+    """Describe the result of an operator for one file, or the planned result of a dry run."""
 
     path: str
-    """On the server, relative to the connection's base path."""
+    """Path on the server, relative to the connection's base path."""
     size: int | None
-    """Bytes; None if unknown."""
-    action: str
-    """``uploaded``, ``skipped``, ``would move`` and the like."""
+    """Size in bytes; None if unknown."""
+    action: Action
+    """The action of the operator on the file."""
     source: NotRequired[str]
-    """The local source of an upload, the former path of a moved file."""
+    """Local source of an upload, or former path of a moved file."""
     target: NotRequired[str]
-    """The local target of a download, the target that a skipped file of a move has."""
+    """Local target of a download, or intended target of a file that a move skipped."""
     sha256: NotRequired[str]
-    """Hexadecimal digest of the content, if it is known."""
+    """Hexadecimal digest of the content, if known."""
 
 
 class FoundFile(TypedDict):
-    """A file on the server."""
+    """Describe a file on the server, as a sensor, a trigger or the hook reports it."""
 
     path: str
-    """Relative to the connection's base path."""
+    """Path on the server, relative to the connection's base path."""
     size: int
-    """Bytes."""
+    """Size in bytes."""
     modified_at: str | None
-    """ISO 8601 in UTC; None if the server does not tell it."""
+    """Time of the last change as ISO 8601 in UTC; None if the server reports no time."""
 
 
 def found_file(info: FileInfo) -> FoundFile:
     """Convert a file of a listing to its row.
 
-    :param info: the file; its path is UTF-8, which is all that Airflow carries.
-    :returns: the row.
+    :param info: the file; the path must be UTF-8, because XCom carries no other text
+    :returns: the row
     """
     modified = None if info.modified_at is None else info.modified_at.isoformat()
     return FoundFile(path=info.path, size=info.size, modified_at=modified)

@@ -1,9 +1,9 @@
-"""Operators that move files: arguments in, one backend for the task instance, a list of what was done out.
+"""Transfer, move and delete files on SFTP servers as Airflow tasks.
 
-Every operator returns plain JSON, one object a file: ``path`` (on the server), ``size`` in bytes, ``action``, and
-``source`` or ``target`` where there is another end. One bad file does not stop the others: all are tried, then the
-task fails with every failure named. A task that is tried again finds what its earlier attempt has done. A file whose
-name is not UTF-8 is left alone and fails: Airflow could not be told of it.
+Every operator returns a list of JSON objects, one for each file: ``path`` (on the server), ``size`` in bytes,
+``action``, and ``source`` or ``target`` for the other end. The failure of one file does not stop the others: the
+operator tries all files, then fails the task and names every failure. A retry recognises the results of earlier
+attempts. A file whose name is not UTF-8 fails and stays unchanged, because XCom cannot carry the name.
 """
 
 from .delete import SFTPDeleteOperator

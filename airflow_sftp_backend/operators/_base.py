@@ -1,4 +1,4 @@
-"""The base of all file operators: plan with one backend, execute the plan, report results and failures."""
+"""Define the base of all file operators: plan with one backend, execute the plan, report results and failures."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from airflow.sdk import BaseOperator
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import FileFilters, parse_globs
-from airflow_sftp_backend._file_rows import FileResult
+from airflow_sftp_backend._file_rows import Action, EarlierAction, FileResult, Kind, PlannedAction
 from airflow_sftp_backend._path_arguments import (
     End,
     Globs,
@@ -50,13 +50,21 @@ Failures = list[SFTPBackendError | OSError]
 
 
 class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
-    """Plan, execute and report, with one backend that is opened for the task instance and always closed after it."""
+    """Plan, execute and report a task, with one backend for the task instance.
+
+    :param pattern: globs that select files, in place of names: a text or a list. (templated)
+    :param include: globs of file names; only matching files of a directory or pattern count
+    :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param dry_run: return the planned results, change nothing
+    :param kwargs: arguments of ``BaseOperator``
+    """
 
     ui_color = "#dbe9f6"
-    _action: ClassVar[Literal["uploaded", "downloaded", "moved", "deleted"]]
+    _action: ClassVar[Kind]
 
     _names: ClassVar[str] = "source"
-    """The argument that takes names; ``pattern`` takes globs."""
+    """Name of the argument that takes names of files; ``pattern`` takes globs."""
 
     def __init__(
         self,
@@ -80,10 +88,13 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         self._progress: ProgressLog | None = None
 
     def execute(self, context: Context) -> list[FileResult]:
-        """Do the work of the task.
+        """Plan and execute the task.
 
-        :returns: a row for each file that was worked on.
-        :raises AirflowFailException: for what no retry can fix.
+        :param context: the context of the task
+        :returns: a row for each completed or skipped file; with ``dry_run``, a row for each planned file
+        :raises AirflowFailException: if a retry cannot help
+        :raises SFTPBackendError: if the only file failed, and a retry may help
+        :raises FilesFailed: if some of several files failed, and a retry may help
         """
         hook = SFTPBackendHook(self.sftp_conn_id)
         started = time.monotonic()
@@ -105,17 +116,17 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
 
     @abstractmethod
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> PlanT:
-        """Decide what to do with which file; change nothing."""
+        """Decide on the action for each file; change nothing on the server or on this machine."""
 
     @abstractmethod
     def _preview(self, plan: PlanT) -> tuple[list[FileResult], Failures]:
-        """Return what executing a plan would do with each file, and what has failed already."""
+        """Return the planned result of each file, and the failures of planning."""
 
     @abstractmethod
     def _execute_plan(
         self, backend: SFTPBackend, plan: PlanT, retry_state: RetryState
     ) -> tuple[list[FileResult], Failures]:
-        """Execute a plan: a row for each file that is done, and what failed."""
+        """Execute a plan; return a row for each completed file, and the failures."""
 
     def _report(
         self,
@@ -132,14 +143,19 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         self._raise_failures(failures, len(results) + len(failures))
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
-        """What was read and written, for Airflow's OpenLineage provider; also of a task that failed over some files."""
+        """Return the datasets that the task read and wrote. Airflow's OpenLineage provider calls this method.
+
+        :param task_instance: the task instance; not used
+        :returns: the datasets, also of a task that failed for some files; None without the OpenLineage provider
+        """
         return openlineage_facets(self._file_events)
 
     def _parse_selection(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
-        """Return what the arguments select, once their templates are rendered.
+        """Parse the arguments that select files, after their templates are rendered.
 
-        :raises InvalidArgument: for what is empty or neither text nor row nor list, and for filters of names.
-        :raises InvalidPath: for a path on the server that repeats the base path.
+        :raises InvalidArgument: if a value is empty or has a wrong type, or if ``include`` or ``exclude`` apply to
+            names
+        :raises InvalidPath: if a path on the server repeats the base path
         """
         if self._by_pattern:
             selection = parse_patterns(self.pattern)
@@ -147,8 +163,8 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
             selection = parse_names(getattr(self, self._names), self._names, end=end, none_ok=none_ok)
         if self._filters and not selection.searches and selection.names:
             raise InvalidArgument(
-                f"include and exclude filter what a directory or a pattern finds; {self._names} names files, which are"
-                " not filtered"
+                "include and exclude filter the files of a directory or pattern;"
+                f" {self._names} names files, and names are not filtered"
             )
         if end == "server":
             for name in selection.names:
@@ -174,7 +190,7 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
             raise ExceptionGroup(f"{len(failures)} of {pluralize_files(file_count)} failed", failures)
 
     def _log_summary(self, results: Sequence[FileResult], seconds: float) -> None:
-        """Log a line for each file, and one for all that was done."""
+        """Log a line for each file, and a summary."""
         for result in results:
             other_end = ""
             if "source" in result:
@@ -202,10 +218,13 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
 
 @dataclass(frozen=True, slots=True)
 class TransferPlan:
-    """The files to upload or download.
+    """Hold the files to upload or download.
 
-    ``skipped`` are the results of files that stay as they are, ``occupied`` the targets that exist, as far as they were
-    looked up. ``versions`` are the current versions of the sources of ``items``.
+    :ivar items: files to transfer
+    :ivar skipped: results of files that stay unchanged
+    :ivar failures: failures of planning
+    :ivar occupied: existing targets, as far as they were looked up
+    :ivar versions: current versions of the sources of ``items``
     """
 
     items: list[TransferItem]
@@ -216,10 +235,19 @@ class TransferPlan:
 
 
 class TransferOperator(FileOperator[TransferPlan]):
-    """The base of the upload and the download operator."""
+    """Plan and report transfers between this machine and the server.
+
+    :param source: names of the files to transfer. (templated)
+    :param target: path to write to. (templated)
+    :param if_exists: treatment of existing targets, see `IfExists`
+    :param create_parents: create missing parent directories of the targets
+    :param verify: verification after the transfer, see `Verify`
+    :param kwargs: arguments of `FileOperator` and ``BaseOperator``
+    """
 
     template_fields: Sequence[str] = ("source", "pattern", "target", "sftp_conn_id")
-    _verb: ClassVar[Literal["upload", "download"]]
+    _planned_action: ClassVar[PlannedAction]
+    _earlier_action: ClassVar[EarlierAction]
     _local_end: ClassVar[LocalEnd]
 
     def __init__(
@@ -246,18 +274,18 @@ class TransferOperator(FileOperator[TransferPlan]):
         results = [*plan.skipped]
         for item in plan.items:
             fails = self.if_exists == "fail" and item.target in plan.occupied
-            results.append(self._result(item, item.size, "would fail" if fails else f"would {self._verb}"))
+            results.append(self._result(item, item.size, "would fail" if fails else self._planned_action))
         return results, plan.failures
 
-    def _result(self, item: TransferItem, size: int | None, action: str) -> FileResult:
+    def _result(self, item: TransferItem, size: int | None, action: Action) -> FileResult:
         return make_result(item, self._local_end, size, action)
 
     def _split_skipped(
         self, backend: SFTPBackend, states: Mapping[TransferItem, tuple[FileState | None, FileState | None]]
     ) -> tuple[list[TransferItem], list[FileResult]]:
-        """Return the files to transfer, and results for those to leave as they are.
+        """Return the files to transfer, and results for the files to skip.
 
-        :param states: of each file the state of its source and of its target, None if there is none.
+        :param states: the states of source and target for each file; None for a file that does not exist
         """
         pending: list[TransferItem] = []
         skipped: list[FileResult] = []
@@ -291,10 +319,10 @@ class TransferOperator(FileOperator[TransferPlan]):
         retry_state: RetryState,
         find_earlier_digest: Callable[[], str | None],
     ) -> FileResult | SFTPBackendError | OSError:
-        """Return the result of a file that is done, with its SHA-256 if that is known, or its failure.
+        """Return the result of a completed file, with its SHA-256 if known, or the failure.
 
-        :param find_earlier_digest: returns the digest of the target if its times show that an earlier attempt wrote it.
-            Called only on a retry whose target exists, if Airflow has no state store that would tell.
+        :param find_earlier_digest: returns the digest of the target if the times prove that an earlier attempt wrote
+            the target. Called only for a retry with an existing target and without a state store.
         """
         result = self._result(item, item.size, self._action)
         if isinstance(outcome, WriteResult):
@@ -306,14 +334,14 @@ class TransferOperator(FileOperator[TransferPlan]):
             digest = None if retry_state.has_store else find_earlier_digest()
             if digest is None:
                 return unproven_target_error(outcome)
-            result["action"] = f"{self._action} by an earlier attempt"
+            result["action"] = self._earlier_action
         if digest is not None:
             result["sha256"] = digest.removeprefix("sha256:")
         return result
 
 
 def _drop_tracebacks(failure: BaseException) -> None:
-    """Remove the traceback of a failure that the server or this machine is known to give, and of what caused it."""
+    """Remove the tracebacks of a failure and its causes: the texts alone explain errors of the server or of files."""
     error: BaseException | None = failure
     while error is not None:
         error.__traceback__ = None
@@ -321,18 +349,34 @@ def _drop_tracebacks(failure: BaseException) -> None:
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Check an argument that takes one of a few values.
+
+    :param name: the name of the argument
+    :param value: the value to check
+    :param choices: the permitted values
+    :raises InvalidArgument: if the value is not permitted
+    """
     if value not in choices:
-        raise InvalidArgument(f"{name} is one of {', '.join(map(repr, choices))}, not {value!r}")
+        raise InvalidArgument(f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}")
 
 
 def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
-    """Return the items whose names are UTF-8, and a failure for each of the others, which are left as they are."""
+    """Separate items with UTF-8 names from items that Airflow cannot carry in XCom.
+
+    :param items: the items
+    :param names: returns the names of an item
+    :returns: the items with UTF-8 names, and a failure for each other item
+    """
     errors = {item: error for item in items if (error := utf8_error(*names(item))) is not None}
     return [item for item in items if item not in errors], [*errors.values()]
 
 
 def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:
-    """Return the failures among outcomes; of those that a lost connection caused, the first only."""
+    """Return the failures among outcomes, but only the first of a lost connection.
+
+    :param outcomes: a failure or None for each file
+    :returns: the failures
+    """
     failures: Failures = []
     connection_lost = False
     for outcome in outcomes:

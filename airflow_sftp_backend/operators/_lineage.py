@@ -1,7 +1,7 @@
-"""What an operator has done, told to Airflow's assets and to OpenLineage: which file came from where.
+"""Report the files of an operator to Airflow's asset events and to OpenLineage.
 
-A file on a server is the asset and the dataset that `assets` makes of it, a local file and an object those that
-Airflow's own converters make of their URL.
+The module `assets.uri` defines the asset and the dataset of a file on a server. Airflow's own converters define the
+dataset of a local file or an object by its URL.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import posixpath
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
-from airflow_sftp_backend._file_rows import FileResult
+from airflow_sftp_backend._file_rows import FileResult, Kind
 from airflow_sftp_backend.assets.uri import SCHEME, dataset, file_uri, sanitize_uri
 from airflow_sftp_backend.version_compat import operator_lineage
 
@@ -34,43 +34,53 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _MAX_FILES_NAMED = 500
-"""Files that are named one by one; of more, their folders."""
+"""Files reported one by one; more files are reported by their directories."""
 _UNQUOTED = "".join(map(chr, {*range(32, 127)} - {*b"#?%"}))
+"""Characters of a local path that stay unquoted, as in Airflow's own URLs: ASCII except the ends of a URL's path."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileEvent:
-    """A file that was written to ``target`` from ``source``, or deleted at ``target``.
+    """Describe a file that was written to ``target`` from ``source``, or deleted at ``target``.
 
-    :param source: URI, None for a deletion.
-    :param target: URI.
-    :param result: the operator's result.
+    :ivar kind: the completed action
+    :ivar source: URI of the source, None for a deletion
+    :ivar target: URI of the target
+    :ivar result: the operator's result for the file
     """
 
-    kind: Literal["uploaded", "downloaded", "moved", "deleted"]
+    kind: Kind
     source: str | None
     target: str
     result: FileResult
 
 
 def file_events(config: BackendConfig, results: Iterable[FileResult]) -> Iterator[FileEvent]:
-    """Yield an event for each file that this attempt or an earlier one has written or deleted."""
+    """Yield an event for each file that this or an earlier attempt wrote or deleted.
+
+    :param config: configuration of the task's backend
+    :param results: the results of the task; skipped and planned files have no events
+    :returns: the events
+    """
     for result in results:
         remote = file_uri(config, result["path"])
-        match result["action"].split()[0]:
-            case "uploaded":
+        match result["action"]:
+            case "uploaded" | "uploaded by an earlier attempt":
                 yield FileEvent("uploaded", _local_uri(result["source"]), remote, result)
-            case "downloaded":
+            case "downloaded" | "downloaded by an earlier attempt":
                 yield FileEvent("downloaded", remote, _local_uri(result["target"]), result)
-            case "moved":
+            case "moved" | "moved by an earlier attempt":
                 yield FileEvent("moved", file_uri(config, result["source"]), remote, result)
             case "deleted":
                 yield FileEvent("deleted", None, remote, result)
 
 
 def _local_uri(path: str) -> str:
-    """The URL of a local path or object as Airflow writes it, without percent-encoding; of what would end the path only
-    that, and what is not ASCII, which no asset may be."""
+    """Return the URL of a local path or object.
+
+    As in Airflow's own URLs, characters are not quoted, except the ends of a URL's path and non-ASCII characters,
+    because assets must be ASCII.
+    """
     prefix, path_part = "file://", os.path.abspath(path)
     if is_url(path):
         scheme, _, after_scheme = path.partition("://")
@@ -83,10 +93,15 @@ def _local_uri(path: str) -> str:
 
 
 def update_outlet_events(context: Context, outlets: Sequence[object], events: Sequence[FileEvent]) -> None:
-    """Gives the event of each outlet of the task its extra: what files of it there are, their bytes and SHA-256.
+    """Add files, bytes and SHA-256 to the ``extra`` of each outlet's event.
 
-    An outlet with the URI of a file or folder is told of what is there; one without a place of all files. Of an asset
-    alias, each file becomes an asset of its own, unless Airflow takes no asset of that URI, as of one that is too long.
+    An outlet with the URI of a file or directory gets the files at or below that URI; an outlet without a location gets
+    all files. For an asset alias, each file becomes an asset, unless Airflow rejects the URI, for example because of
+    its length.
+
+    :param context: the context of the task
+    :param outlets: the outlets of the task
+    :param events: the files of the task
     """
     from airflow.sdk import Asset, AssetAlias
 
@@ -97,7 +112,7 @@ def update_outlet_events(context: Context, outlets: Sequence[object], events: Se
                 try:
                     asset = Asset(uri=event.target)
                 except ValueError as error:
-                    log.warning("%r is %s, but is made no asset: %s", event.target, event.kind, error)
+                    log.warning("cannot make an asset of %r, which was %s: %s", event.target, event.kind, error)
                 else:
                     outlet_events[outlet].add(asset, extra=_event_extra(event))
         elif isinstance(outlet, Asset):
@@ -107,7 +122,7 @@ def update_outlet_events(context: Context, outlets: Sequence[object], events: Se
 
 
 def _outlet_includes(uri: str, target: str) -> bool:
-    """True if the outlet means that file: by its URI, by one of a folder it is in, or by no URI of a place at all."""
+    """Tell whether an outlet includes a file: by the file's URI, a parent directory, or without any location."""
     outlet_location, file_location = _location(uri), _location(target)
     if outlet_location is None or file_location is None:
         return outlet_location is None
@@ -118,12 +133,12 @@ def _outlet_includes(uri: str, target: str) -> bool:
 
 
 def _location(uri: str) -> tuple[str, str] | None:
-    """Where a URI leads, in one spelling: scheme with host, and path; None if it is of no place."""
+    """Return scheme with host, and path, in one spelling; None for a URI without a location."""
     parts = urlsplit(uri)
     if parts.scheme == SCHEME:
         try:
             parts = sanitize_uri(parts)
-        except ValueError:  # there is no such place
+        except ValueError:  # an invalid URI equals no file's location
             return uri, ""
     path = unquote(parts.path, errors="surrogateescape")
     if parts.scheme == "file":
@@ -132,7 +147,7 @@ def _location(uri: str) -> tuple[str, str] | None:
 
 
 def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:
-    """Of one file what `_event_extra` says; of several their number, bytes in all, and each of the first of them."""
+    """Return `_event_extra` for one file; for several, their number, total bytes, and the first files."""
     if len(events) == 1:
         return _event_extra(events[0])
     size = sum(event.result["size"] or 0 for event in events)
@@ -152,9 +167,12 @@ def _event_extra(event: FileEvent) -> dict[str, Any]:
 
 
 def openlineage_facets(events: Sequence[FileEvent]) -> Facets | None:
-    """The datasets read and written; None where Airflow's OpenLineage provider is not installed.
+    """Return the datasets that were read and written.
 
-    Of more than 500 files the folders that hold them.
+    For more than 500 files, return the directories of the files.
+
+    :param events: the files of the task
+    :returns: the datasets; None without Airflow's OpenLineage provider
     """
     lineage = operator_lineage()
     if lineage is None:
@@ -171,7 +189,7 @@ def openlineage_facets(events: Sequence[FileEvent]) -> Facets | None:
 
 
 def _directory_events(events: Sequence[FileEvent]) -> list[FileEvent]:
-    """Return the events of files as events of the directories that hold the files."""
+    """Replace the events of files by events of their directories."""
 
     def directory(uri: str) -> str:
         return uri.rpartition("/")[0]
@@ -188,8 +206,10 @@ def _directory_events(events: Sequence[FileEvent]) -> list[FileEvent]:
 
 
 def _dataset_of(uri: str) -> Dataset:
-    """The dataset that Airflow's converter makes of an asset with that URI: for ``sftp`` the one of Airflow's sftp
-    provider, where that is installed beside this one."""
+    """Return the dataset of an asset with that URI, by Airflow's converter for the scheme.
+
+    For ``sftp``, Airflow's sftp provider registers its own converter. If installed, that converter applies here too.
+    """
     from airflow.providers.common.compat.openlineage.facet import Dataset
     from airflow.providers.common.compat.openlineage.utils.utils import translate_airflow_asset
     from airflow.sdk import Asset
@@ -198,7 +218,7 @@ def _dataset_of(uri: str) -> Dataset:
     if parts.scheme == "file":
         return Dataset(namespace="file", name=parts.path)
     converted: Dataset | None = None
-    with suppress(ValueError):  # Airflow takes no asset of that URI
+    with suppress(ValueError):  # Airflow rejects the URI
         converted = translate_airflow_asset(Asset(uri=uri), None)
     if converted is not None:
         return converted
@@ -210,7 +230,7 @@ def _dataset_of(uri: str) -> Dataset:
 
 
 def _output_dataset(event: FileEvent) -> OutputDataset:
-    """The dataset of the target with its size, and what a move or deletion has made of it."""
+    """Return the dataset of the target with its size, and with the lifecycle change of a move or deletion."""
     from airflow.providers.common.compat.openlineage.facet import (
         LifecycleStateChange,
         LifecycleStateChangeDatasetFacet,

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import FileFilters
-from airflow_sftp_backend._file_rows import FileResult
+from airflow_sftp_backend._file_rows import Action, FileResult
 from airflow_sftp_backend._path_arguments import (
     PLACEHOLDER,
     Name,
@@ -52,7 +52,7 @@ class TransferItem:
     size: int | None = None
 
 
-def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, action: str) -> FileResult:
+def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, action: Action) -> FileResult:
     """Return the result of a transfer.
 
     :param local_end: the end of the transfer that is not the server.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_sftp_backend._file_rows import FileResult
+from airflow_sftp_backend._file_rows import Action, EarlierAction, FileResult
 from airflow_sftp_backend._state_store import RowTable
 from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, BeforeRename, FileInfo, PreparedFile
 from airflow_sftp_backend.backend import SFTPBackendError as BackendError
@@ -70,7 +70,7 @@ class TransferRecord:
     modified: int | None
     done: bool
 
-    def result(self, item: TransferItem, local_end: LocalEnd, action: str) -> FileResult:
+    def result(self, item: TransferItem, local_end: LocalEnd, action: Action) -> FileResult:
         """Return the file's result for the task."""
         result = make_result(item, local_end, self.size, action)
         if self.sha256 is not None:
@@ -154,7 +154,7 @@ def uploaded_earlier(
         elif record.done and _is_source_unchanged(item, versions[item], record):  # a server may forbid to look, too
             accepted.append(item)
     accepted += _items_with_equal_content(backend, present, versions)
-    action = "uploaded by an earlier attempt"
+    action: EarlierAction = "uploaded by an earlier attempt"
     return {item: recorded[item].result(item, "source", action) for item in versions if item in accepted}
 
 

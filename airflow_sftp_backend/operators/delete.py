@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._file_rows import FileResult
+from airflow_sftp_backend._file_rows import Action, FileResult
 from airflow_sftp_backend._path_arguments import Names, Selection, require_one
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DeletePlan:
-    """The files, links and directories to delete.
+    """Hold the files, links and directories to delete.
 
-    ``deletions`` are the keys of files and links with their sizes, ``directories`` the names of directories to delete
-    afterwards with what is left in them, unless one of the ``kept`` files is in them.
+    :ivar files: matched files to delete
+    :ivar links: names of symbolic links to delete
+    :ivar directories: names of directories to delete after the files, with all remaining entries
+    :ivar existing_directories: the directories that exist now
+    :ivar deletions: path of each file and link, with its size if known
+    :ivar kept: paths of matched files that stay, and with them their directories
+    :ivar failures: failures of planning
     """
 
     files: list[RemoteMatch]
@@ -39,16 +44,18 @@ class DeletePlan:
 
 
 class SFTPDeleteOperator(FileOperator[DeletePlan]):
-    """Deletes files on an SFTP server.
+    """Delete files on an SFTP server.
 
-    :param path: names of what to delete, literal, relative to the connection's base path: a path, a row of another
-        task, or a list of these; a text that ends with ``/`` means the directory with what it holds. (templated)
-    :param pattern: globs (``**`` too), in place of ``path``: a text or a list. (templated)
-    :param include: globs of file names; of what a directory or pattern finds, only these are deleted, and no directory.
-    :param exclude: globs of names, of files and directories, that are not deleted, and no directory is.
-    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param missing_ok: nothing to delete is no failure, nor is an empty list.
-    :param dry_run: delete nothing, return what would be done.
+    :param path: literal names of the files to delete, relative to the connection's base path: a path, a row of another
+        task, or a list of these. A text that ends with ``/`` selects the directory and all its entries. (templated)
+    :param pattern: globs (with ``**``) of paths on the server, in place of ``path``: a text or a list. (templated)
+    :param include: globs of file names; only matching files of a directory or pattern are deleted, and no directories
+    :param exclude: globs of file and directory names; matching entries of a directory or pattern are not deleted, and
+        no directories
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param missing_ok: accept missing files and an empty list
+    :param dry_run: return the planned results, delete nothing
+    :param kwargs: arguments of ``BaseOperator``
     """
 
     template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id")
@@ -69,15 +76,15 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         links += _extract_links(backend, matches)
         refused_paths = {failure.path for failure in matches.failures if isinstance(failure, InvalidPath)}
         named = [name.path for name in selection.names if name.is_directory and name.path not in refused_paths]
-        directories = [] if self._filters else named  # filters may keep some of what a directory holds
+        directories = [] if self._filters else named  # filters may keep some entries of a directory
         matched, not_utf8 = drop_non_utf8(matches.files, lambda file: (file.info.path,))
         files: list[RemoteMatch] = []
         for file in matched:
             if retry_state.was_redelivered(file.info):
-                self.log.info("%s was delivered again: left to the next run", escaped(file.info.path))
+                self.log.info("skipping %s: delivered again, left to the next run", escaped(file.info.path))
             else:
                 files.append(file)
-        # an empty directory holds no file that matches, and exists to be deleted
+        # An empty directory has no matching file, but can be deleted.
         missing = [name for name in matches.missing if name not in directories or not backend.is_folder(name)]
         return DeletePlan(
             files=files,
@@ -92,6 +99,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
     def _missing_errors(
         self, backend: SFTPBackend, selection: Selection, missing: Sequence[str], retry_state: RetryState
     ) -> Failures:
+        # Without a store a retry cannot know whether an earlier attempt deleted the missing files.
         if self.missing_ok or (retry_state.is_retry and not retry_state.has_store):
             return []
         deleted_earlier = retry_state.arguments_naming(None) if retry_state.is_retry else set()
@@ -111,24 +119,26 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         return results, failures
 
     def _without_links(self, backend: SFTPBackend, selection: Selection) -> tuple[Selection, list[str]]:
-        """Take out the names of directories that are links: a link goes, and nothing behind it.
+        """Separate directory names that are symbolic links: only the link is deleted, not its target.
 
-        :raises InvalidPath: if there are filters, which would have to look behind the link
+        :raises InvalidPath: if ``include`` or ``exclude`` would filter the files behind a link
         """
-        from airflow_sftp_backend.backend._link_query import find_links  # here, because it loads the engine
+        from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
 
         links = find_links(backend, [name.path for name in selection.names if name.is_directory])
         if links and self._filters:
-            message = "it is a link: include and exclude would look behind it; name the directory that it leads to"
+            message = (
+                "path is a symbolic link, and include and exclude do not apply behind links; name the link's target"
+            )
             raise InvalidPath(message, path=min(links), server=backend.address)
         names = tuple(name for name in selection.names if not (name.is_directory and name.path in links))
         return replace(selection, names=names), [name.path for name in selection.names if name not in names]
 
 
 def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
-    """Take the links out of what was not found to be a file: those to directories, and those that lead nowhere."""
+    """Move symbolic links to directories, and dangling links, from the missing and failed names to the result."""
     refused = [failure.path for failure in matches.failures if isinstance(failure, InvalidPath)]
-    from airflow_sftp_backend.backend._link_query import find_links  # here, because it loads the engine
+    from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
 
     links = find_links(backend, [*matches.missing, *(path for path in refused if path is not None)])
     matches.failures = [failure for failure in matches.failures if getattr(failure, "path", None) not in links]
@@ -140,7 +150,7 @@ def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
 def _deletions(
     backend: SFTPBackend, matches: Sequence[RemoteMatch], links: Sequence[str]
 ) -> list[tuple[str, int | None]]:
-    """Return what is to be removed one by one, each with its size if that is known."""
+    """Return the paths to remove one by one, each with its size if known."""
     files: list[tuple[str, int | None]] = [(file.info.path, file.info.size) for file in matches]
     return files + [(backend.resolve(link).key, None) for link in links]
 
@@ -151,12 +161,12 @@ def _delete(backend: SFTPBackend, paths: Sequence[tuple[str, int | None]]) -> tu
     return [_result(path, size, "deleted") for path, size in deleted], distinct_failures(outcomes)
 
 
-def _result(path: str, size: int | None, action: str) -> FileResult:
+def _result(path: str, size: int | None, action: Action) -> FileResult:
     return {"path": path, "size": size, "action": action}
 
 
 def _delete_directories(backend: SFTPBackend, names: Sequence[str], kept: Set[str]) -> Failures:
-    """Delete directories with what is left in them, but for those that hold something that is ``kept``."""
+    """Delete directories with all remaining entries, except the directories of ``kept`` files."""
     failures: Failures = []
     for name in names:
         if any(path.startswith(f"{backend.resolve(name).key}/") for path in kept):
@@ -170,8 +180,8 @@ def _delete_directories(backend: SFTPBackend, names: Sequence[str], kept: Set[st
 
 def _refuse_base_path(backend: SFTPBackend, selection: Selection) -> None:
     for name in selection.names:
-        with suppress(InvalidPath):  # a failure of its own
+        with suppress(InvalidPath):  # match_remote reports this failure
             if name.is_directory and backend.resolve(name.path).key == "":
                 raise InvalidArgument(
-                    "path is the base path itself, which is not deleted; pattern='**' means all files below it"
+                    "path is the base path, and the base path is never deleted; pattern='**' selects all its files"
                 )

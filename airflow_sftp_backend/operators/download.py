@@ -24,28 +24,33 @@ if TYPE_CHECKING:
 
 
 class SFTPDownloadOperator(TransferOperator):
-    """Fetches files from an SFTP server; each local file appears only when it is whole.
+    """Download files from an SFTP server to local paths and objects.
 
-    :param source: names of what to fetch, literal, relative to the connection's base path: a path, a row of another
-        task, or a list of these; a text that ends with ``/`` means what the directory holds. (templated)
-    :param pattern: globs (``**`` too), in place of ``source``: a text or a list. (templated)
-    :param target: local path, or URL of any ``ObjectStoragePath``, literal; a directory if it ends with ``/`` or if
-        anything but one name is fetched. (templated)
-    :param include: globs of file names; of what a directory or pattern finds, only these count.
-    :param exclude: globs of names, of files and directories, that do not count.
-    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files that
-        have another size or are older than their source; with ``verify="sha256"``, that have another content.
-    :param create_parents: make missing local folders.
-    :param verify: how a download is proven: ``size``, ``sha256`` (the local file is read again), or ``none``.
-    :param dry_run: fetch nothing, return what would be done.
+    Each local file appears under its name only after the transfer is complete and verified.
+
+    :param source: literal names of the files to fetch, relative to the connection's base path: a path, a row of another
+        task, or a list of these. A text that ends with ``/`` selects all files below the directory. (templated)
+    :param pattern: globs (with ``**``) of paths on the server, in place of ``source``: a text or a list. (templated)
+    :param target: literal local path, or URL of any ``ObjectStoragePath``; a directory if the text ends with ``/`` or
+        if ``source`` is not a single file name. (templated)
+    :param include: globs of file names; only matching files of a directory or pattern count
+    :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip`` or ``skip_same`` for an existing target. ``skip_same`` replaces
+        only files that differ in size or are older than their source; with ``verify="sha256"``, only files that differ
+        in content.
+    :param create_parents: create missing local parent directories
+    :param verify: verification of a download: ``size``, ``sha256`` (reads the local file again), or ``none``
+    :param dry_run: return the planned results, fetch nothing
+    :param kwargs: arguments of ``BaseOperator``
     """
 
     _action = "downloaded"
-    _verb = "download"
+    _planned_action = "would download"
+    _earlier_action = "downloaded by an earlier attempt"
     _local_end = "target"
 
-    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base class
         target = parse_target(self.target, end="local")
         selection = self._parse_selection(backend)
         matches = match_remote(backend, selection, self._filters)
@@ -84,7 +89,7 @@ class SFTPDownloadOperator(TransferOperator):
         progress: ProgressLog,
         record: BeforeRename | None,
     ) -> list[Outcome]:
-        """Download files; return for each what was written, or the failure."""
+        """Download files; return the outcome of each."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [item for item in items if not is_url(item.target)]
         results: dict[TransferItem, Outcome] = {}
@@ -118,7 +123,10 @@ class SFTPDownloadOperator(TransferOperator):
 def _make_parents(
     backend: SFTPBackend, items: Sequence[TransferItem]
 ) -> tuple[list[TransferItem], dict[TransferItem, Outcome]]:
-    """Make the directories of local targets; return the items that have one, and a failure for each of the others."""
+    """Create the parent directories of local targets.
+
+    :returns: the items with a directory, and a failure for each other item
+    """
     ready: list[TransferItem] = []
     failed: dict[TransferItem, Outcome] = {}
     for item in items:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from airflow_sftp_backend._file_rows import FileResult
+from airflow_sftp_backend._file_rows import Action, FileResult
 from airflow_sftp_backend._path_arguments import Names, Target, parse_target, require_one
 from airflow_sftp_backend.backend import (
     AlreadyExists,
@@ -41,16 +41,20 @@ if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
 _MAX_NUMBER_CONFLICTS = 20
-"""How often a file gets another number because its number is occupied by now."""
+"""Retries of a move with another number after another process took the number."""
 
 
 @dataclass(frozen=True, slots=True)
 class MovePlan:
-    """The files to move.
+    """Hold the files to move.
 
-    ``items`` include the ``skipped``; ``unnumbered`` are the same files with the targets that they have without a
-    number. ``matches`` has the file of each source, ``existing`` that of each target that exists. ``moved_earlier`` are
-    the results of files that an earlier attempt has moved.
+    :ivar items: all files, with the skipped ones
+    :ivar skipped: items that stay unchanged
+    :ivar unnumbered: the same files with targets before numbers are assigned
+    :ivar matches: the matched file of each source path
+    :ivar existing: the existing file at each target path
+    :ivar moved_earlier: results of files that an earlier attempt moved
+    :ivar failures: failures of planning
     """
 
     items: list[TransferItem]
@@ -63,24 +67,25 @@ class MovePlan:
 
 
 class SFTPMoveOperator(FileOperator[MovePlan]):
-    """Moves files on an SFTP server.
+    """Move files on an SFTP server.
 
-    :param source: names of what to move, literal, relative to the connection's base path: a path, a row of another
-        task, or a list of these; a text that ends with ``/`` means what the directory holds. (templated)
-    :param pattern: globs (``**`` too), in place of ``source``: a text or a list. (templated)
-    :param target: path, literal; a directory if it ends with ``/``, if anything but one name is moved, or if there is
-        a ``rename``. (templated)
-    :param rename: template of what each file is called below the target, such as ``{date}/{stem}-old{suffix}``:
-        ``{name}`` is the file's name, ``{stem}`` and ``{suffix}`` (``.csv``) its two parts, ``{date}`` the run's date
-        in UTC as 2026-01-31, the same in every try. (templated)
-    :param include: globs of file names; of what a directory or pattern finds, only these count.
-    :param exclude: globs of names, of files and directories, that do not count.
-    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same``, which replaces only files that have
-        another size or are older, or
-        ``number``, which keeps both: ``report.csv`` becomes ``report-1.csv``, or the next number that is free.
-    :param missing_ok: nothing to move is no failure, nor is an empty list.
-    :param dry_run: move nothing, return what would be done.
+    :param source: literal names of the files to move, relative to the connection's base path: a path, a row of another
+        task, or a list of these. A text that ends with ``/`` selects all files below the directory. (templated)
+    :param pattern: globs (with ``**``) of paths on the server, in place of ``source``: a text or a list. (templated)
+    :param target: literal path on the server; a directory if the text ends with ``/``, if ``source`` is not a single
+        file name, or if ``rename`` is set. (templated)
+    :param rename: template for the path of each file below the target, such as ``{date}/{stem}-old{suffix}``.
+        ``{name}`` is the file name, ``{stem}`` and ``{suffix}`` (``.csv``) its parts, ``{date}`` the run's date in UTC
+        as 2026-01-31, equal in all attempts. (templated)
+    :param include: globs of file names; only matching files of a directory or pattern count
+    :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same`` or ``number`` for an existing target. ``skip_same``
+        replaces only files that differ in size or are older. ``number`` keeps both files: ``report.csv`` becomes
+        ``report-1.csv``, or the next free number.
+    :param missing_ok: accept missing files and an empty list
+    :param dry_run: return the planned results, move nothing
+    :param kwargs: arguments of ``BaseOperator``
     """
 
     template_fields: Sequence[str] = ("source", "pattern", "target", "rename", "sftp_conn_id")
@@ -104,7 +109,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         self.missing_ok = missing_ok
         require_one(source, self.pattern, "source")
         if isinstance(rename, str) and not {"{{", "{%"} & {rename[index : index + 2] for index in range(len(rename))}:
-            check_rename(rename)  # a text with Jinja in it is checked once it is rendered
+            check_rename(rename)  # a Jinja template is checked after rendering
         check_choice("if_exists", if_exists, [*get_args(IfExists), "number"])
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> MovePlan:
@@ -121,14 +126,15 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         moved = {result["source"] for result in moved_earlier}
         for item in items:
             if item.source in moved:
-                self.log.info("%s was delivered again: left to the next run", escaped(item.source))
+                # The target already holds the file that the earlier attempt moved.
+                self.log.info("skipping %s: delivered again, left to the next run", escaped(item.source))
         items = [item for item in items if item.source not in moved]
         by_path = {file.info.path: file for file in files}
         failures = matches.failures + not_utf8
         if not self.missing_ok:
-            # the files of a name that matches no file any more may have been moved by an earlier attempt
-            done = retry_state.arguments_naming(moved)
-            failures += [missing_error(backend, selection, name) for name in matches.missing if name not in done]
+            # An earlier attempt may have moved all files of a name that is missing now.
+            completed = retry_state.arguments_naming(moved)
+            failures += [missing_error(backend, selection, name) for name in matches.missing if name not in completed]
         return MovePlan(
             items=items,
             skipped={item for item in items if self._is_skipped(by_path[item.source].info, existing.get(item.target))},
@@ -157,7 +163,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
     def _execute_plan(
         self, backend: SFTPBackend, plan: MovePlan, retry_state: RetryState
     ) -> tuple[list[FileResult], Failures]:
-        """Move the files. A file whose number is occupied by now is moved to another number."""
+        """Move the files. A file gets another number if its number is occupied by now."""
         results = plan.moved_earlier + [_skipped_result(item) for item in plan.items if item in plan.skipped]
         failures = [*plan.failures]
         pending, existing = [item for item in plan.items if item not in plan.skipped], plan.existing
@@ -184,9 +190,9 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
     def _resolve_targets(
         self, backend: SFTPBackend, items: Sequence[TransferItem], occupied: Set[str] = frozenset()
     ) -> tuple[list[TransferItem], Mapping[str, FileInfo]]:
-        """Return the items with the keys of their targets, numbered if need be, and the targets that exist.
+        """Return the items with resolved targets, numbered if ``if_exists`` is ``number``, and the existing targets.
 
-        :param occupied: targets that a move has found occupied.
+        :param occupied: targets that a move found occupied
         """
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         if self.if_exists != "number":
@@ -206,7 +212,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         existing: Mapping[str, FileInfo],
         retry_state: RetryState,
     ) -> tuple[list[FileResult], list[tuple[TransferItem, SFTPBackendError | OSError]]]:
-        """Move files; return the results of those that were moved, and the others with their errors."""
+        """Move files; return the results of moved files, and the other items with their errors."""
         retry_state.record_planned_moves({item: matches[item.source] for item in items}, existing)
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
@@ -219,13 +225,14 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
                 results.append(_moved_result(item, "moved"))
             else:
                 failed.append((item, outcome))
+        # After a lost connection the move may have happened, so its record stays for the next attempt.
         refused = [item for item, error in failed if not isinstance(error, BackendUnavailable)]
         if refused:
             retry_state.discard_planned(refused)
         return results, failed
 
 
-def _moved_result(item: TransferItem, action: str) -> FileResult:
+def _moved_result(item: TransferItem, action: Action) -> FileResult:
     return {"path": item.target, "size": item.size, "action": action, "source": item.source}
 
 
@@ -238,5 +245,5 @@ def _is_same(source: FileInfo, target: FileInfo) -> bool:
 
 
 def _is_name_taken(item: TransferItem, error: SFTPBackendError | OSError) -> bool:
-    """Tell whether a file or directory has the name of the target."""
+    """Tell whether a file or directory already has the name of the target."""
     return isinstance(error, AlreadyExists) or (isinstance(error, InvalidPath) and error.path == item.target)

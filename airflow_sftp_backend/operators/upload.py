@@ -22,35 +22,42 @@ if TYPE_CHECKING:
 
 
 class SFTPUploadOperator(TransferOperator):
-    """Sends files to an SFTP server, each of which appears there only when it is whole.
+    """Upload local files and objects to an SFTP server.
 
-    :param source: names of what to send, literal: a local path, the URL of any ``ObjectStoragePath``, a row of another
-        task (of a download its ``target``), or a list of these; a text that ends with ``/`` means what the directory
-        holds. (templated)
-    :param pattern: globs (``**`` too) of local paths or URLs, in place of ``source``: a text or a list. (templated)
-    :param target: path on the server, literal, relative to the connection's base path; a directory if it ends with
-        ``/`` or if anything but one name is sent. (templated)
-    :param include: globs of file names; of what a directory or pattern finds, only these count.
-    :param exclude: globs of names, of files and directories, that do not count.
-    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param if_exists: ``fail``, ``replace``, ``skip``, or ``skip_same``, which replaces only files that
-        have another size or are older than their source; with ``verify="sha256"``, that have another content.
-    :param create_parents: make missing folders on the server.
-    :param verify: how an upload is proven: ``size``, ``sha256`` (read back), or ``none`` for drop boxes.
-    :param dry_run: send nothing, return what would be done.
+    Each file appears under its name only after the transfer is complete and verified.
+
+    :param source: literal names of the files to send: a local path, the URL of any ``ObjectStoragePath``, a row of
+        another task (the ``target`` of a download), or a list of these. A text that ends with ``/`` selects all files
+        below the directory. (templated)
+    :param pattern: globs (with ``**``) of local paths or URLs, in place of ``source``: a text or a list. (templated)
+    :param target: literal path on the server, relative to the connection's base path; a directory if the text ends with
+        ``/`` or if ``source`` is not a single file name. (templated)
+    :param include: globs of file names; only matching files of a directory or pattern count
+    :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param if_exists: ``fail``, ``replace``, ``skip`` or ``skip_same`` for an existing target. ``skip_same`` replaces
+        only files that differ in size or are older than their source; with ``verify="sha256"``, only files that differ
+        in content.
+    :param create_parents: create missing parent directories on the server
+    :param verify: verification of an upload: ``size``, ``sha256`` (reads the file back), or ``none`` for servers that
+        hide uploaded files
+    :param dry_run: return the planned results, send nothing
+    :param kwargs: arguments of ``BaseOperator``
     """
 
     _action = "uploaded"
-    _verb = "upload"
+    _planned_action = "would upload"
+    _earlier_action = "uploaded by an earlier attempt"
     _local_end = "source"
 
-    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base class
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
         items, failures = plan_uploads(self._parse_selection(backend, end="local"), target, self._filters)
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         items, not_utf8 = drop_non_utf8(items, lambda item: (item.source, item.target))
         targets: dict[str, FileState] = {}
+        # With "fail" and "replace" the upload itself handles existing targets, which saves a round trip.
         if self.is_dry_run or self.if_exists in ("skip", "skip_same"):
             existing = existing_files(backend, [item.target for item in items])
             targets = {path: FileState.of_remote(info) for path, info in existing.items()}
@@ -92,7 +99,7 @@ class SFTPUploadOperator(TransferOperator):
         progress: ProgressLog,
         record: BeforeRename | None,
     ) -> list[Outcome]:
-        """Upload files; return for each what was written, or the failure."""
+        """Upload files; return the outcome of each."""
         overwrite = self.if_exists in ("replace", "skip_same")
         local = [item for item in items if not is_url(item.source)]
         outcomes = backend.upload_many(

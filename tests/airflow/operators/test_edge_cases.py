@@ -36,7 +36,7 @@ from tests.support.servers import AsyncsshServer, StallsAfter
 def test_deleting_the_base_path_is_refused(remote: Path, path: str) -> None:
     write_files(remote, {"a": b"1", "deep/b": b"2"})
     for dry_run in (True, False):
-        with pytest.raises(AirflowFailException, match="the base path itself"):
+        with pytest.raises(AirflowFailException, match="path is the base path"):
             run(delete(path, dry_run=dry_run))
     assert sorted(read_files(remote)) == ["a", "deep/b"]
 

@@ -146,7 +146,7 @@ def test_names_or_pattern_are_required_when_the_dag_is_parsed(kind: Any, names: 
 @pytest.mark.parametrize("what", ["include", "exclude"])
 def test_filters_of_names_are_refused_before_anything_is_done(remote: Path, what: str) -> None:
     write_files(remote, {"in/a.csv": b""})
-    with pytest.raises(AirflowFailException, match="filter what a directory or a pattern finds; path names files"):
+    with pytest.raises(AirflowFailException, match="filter the files of a directory or pattern; path names files"):
         run(delete([{"path": "in/a.csv"}], **{what: "*.txt"}))
     assert sorted(read_files(remote)) == ["in/a.csv"]
 
@@ -340,6 +340,6 @@ def test_plans_and_retries_recognise_links(remote: Path) -> None:
 def test_filters_do_not_follow_a_link(remote: Path) -> None:
     write_files(remote, {"precious/a.csv": b"1"})
     (remote / "link").symlink_to("precious")
-    with pytest.raises(AirflowFailException, match="it is a link: include and exclude would look behind it"):
+    with pytest.raises(AirflowFailException, match="is a symbolic link, and include and exclude do not apply"):
         run(delete("link/", include="*.csv"))
     assert read_files(remote / "precious") == {"a.csv": b"1"}

@@ -333,7 +333,7 @@ def test_an_empty_argument_fails_without_a_retry(remote: Path, operator: BaseOpe
     ],
 )
 def test_an_unknown_choice_is_refused_when_the_dag_is_parsed(make: Callable[[], BaseOperator]) -> None:
-    with pytest.raises(ValueError, match=r"is one of 'fail'|is one of 'size', 'sha256', 'none'"):
+    with pytest.raises(ValueError, match=r"must be one of 'fail'|must be one of 'size', 'sha256', 'none'"):
         make()
 
 

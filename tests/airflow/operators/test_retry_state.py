@@ -45,7 +45,7 @@ def test_a_file_delivered_between_attempts_is_left_to_the_next_run(
     rows = run(move(Glob("in/*.csv"), "work/", if_exists=if_exists), try_number=2, state=state)
     assert [row for row in rows if "b.csv" not in row["path"]] == [MOVED]
     assert read_files(remote) == {"in/a.csv": b"new!", "work/a.csv": b"abc", "work/b.csv": b"x"}
-    assert "in/a.csv was delivered again: left to the next run" in capsys.readouterr().out
+    assert "skipping in/a.csv: delivered again, left to the next run" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("if_exists", ["fail", "replace", "number"])
@@ -130,7 +130,7 @@ def test_a_file_delivered_again_after_its_deletion_is_left_to_the_next_run(
     write_files(remote, {"in/a.csv": b"the next delivery"})
     assert run(delete(path), try_number=2, state=state) == []
     assert read_files(remote) == {"in/a.csv": b"the next delivery"}
-    assert "in/a.csv was delivered again: left to the next run" in capsys.readouterr().out
+    assert "skipping in/a.csv: delivered again, left to the next run" in capsys.readouterr().out
     assert len(delete(path).execute(context(3, state, cleared=2))) == 1
     assert read_files(remote) == {}
 
