@@ -183,7 +183,7 @@ def test_an_error_while_reading_the_connection_is_retried(
     assert run(event(trigger("a")))["status"] == "found"
     assert away == []
     log = capsys.readouterr().out
-    assert log.count("cannot poll, will poll again: connection 'sftp_backend_default' is not to be had") == 2
+    assert log.count("cannot poll, will poll again: connection 'sftp_backend_default' cannot be read") == 2
     assert str(hiccup) in log
 
 
