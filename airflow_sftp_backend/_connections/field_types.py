@@ -15,8 +15,12 @@ from airflow_sftp_backend.backend.config import NAMES_PORT
 
 @dataclass(frozen=True)
 class FieldType:
-    """What a field takes: in words (``expected``), as JSON Schema (``schema``), and as the function that turns what was
-    given into the argument, or raises ValueError (``parse``)."""
+    """Describe the values of a field, and parse them.
+
+    :ivar expected: description for error messages.
+    :ivar parse: converts a configured value to the argument of `BackendConfig`; raises ValueError if it cannot.
+    :ivar schema: JSON Schema for the connection form.
+    """
 
     expected: str
     parse: Callable[[object], object]
@@ -24,7 +28,7 @@ class FieldType:
 
 
 class InvalidFieldValue(ValueError):
-    """A value that cannot be meant, with the text that says what to do."""
+    """Report an impossible value, with a hint for the user."""
 
 
 def _parse_text(value: object) -> str:
@@ -48,7 +52,7 @@ def _parse_host(value: object) -> str:
 
 
 def _parse_directory(value: object) -> str:
-    text = _parse_text(value)  # a blank at the end belongs to the name
+    text = _parse_text(value)  # not stripped: a blank at the end belongs to the directory's name
     if not text.isprintable():
         raise ValueError("not one line")
     if ".." in text.split("/"):
@@ -127,7 +131,11 @@ def _parse_algorithms(value: object) -> dict[str, tuple[str, ...]]:
 
 
 def _parse_host_key(value: object) -> str:
-    """The key as ``type base64``; the type is part of the key (RFC 4253 section 6.6), so that a bare one has it too."""
+    """Return a public key as ``type base64``, or a fingerprint unchanged.
+
+    The key's type is encoded in its base64 (RFC 4253 section 6.6), so a key without a type before it is complete.
+    """
+    # Imported here: every Airflow process imports this module, and few of them need paramiko and cryptography.
     from airflow_sftp_backend.backend._ssh.host_certificates import key_type
 
     words = _parse_text(value).split()
@@ -147,7 +155,7 @@ _SECONDS_SCHEMA: Final = {"type": ["number", "null"], "minimum": 0}
 TEXT = FieldType("text", _parse_text, _STRING)
 LINE = FieldType("one line of text", _parse_line, _STRING)
 HOST = FieldType("the bare name or address of the server", _parse_host, _STRING)
-DIRECTORY = FieldType("a folder on the server without '..'", _parse_directory, _STRING)
+DIRECTORY = FieldType("a directory on the server without '..'", _parse_directory, _STRING)
 PORT = _whole_number(1, 65535)
 ATTEMPTS = _whole_number(1, 100)
 CHANNELS = _whole_number(1, 10)

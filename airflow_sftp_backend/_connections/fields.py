@@ -35,13 +35,17 @@ HOOK_NAME: Final = "SFTP Backend"
 
 @dataclass(frozen=True, kw_only=True)
 class Field:
-    """A field of a connection.
+    """Declare a field of a connection.
 
-    ``name`` is a column of the connection (``column``) or a key of its Extra; ``aliases`` are other names of the key,
-    of less weight. ``argument`` is what BackendConfig calls it; None for what is more than a matter of names.
-    ``example`` is what the form shows in the empty column, ``group`` the part of the form that has a field for it; the
-    form's order is the table's. ``accepts_secret_reference``: its value may be a reference to a Key Vault secret, or
-    be in the secret that the field ``<name>_secret`` names. ``is_identity``: a part of the identity for the vault.
+    :ivar name: column of the connection if ``column`` is true, else key of Extra.
+    :ivar argument: argument of `BackendConfig` with the same value; None if the parser computes the arguments.
+    :ivar default: value of a field that is not set; None for no value.
+    :ivar example: placeholder of an empty column in the form.
+    :ivar aliases: other keys of Extra, read if ``name`` is not set.
+    :ivar group: section of the form that shows the field; blank if the form does not. The order is that of `FIELDS`.
+    :ivar accepts_secret_reference: True if the value may be a reference to a Key Vault secret, or may come from the
+        secret named by the field ``<name>_secret``.
+    :ivar is_identity: True for a part of the Azure identity.
     """
 
     name: str
@@ -61,7 +65,7 @@ class Field:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the name and its aliases; the first that has a value counts."""
+        """The name and the aliases, in order of precedence."""
         return (self.name, *self.aliases)
 
 
@@ -78,223 +82,226 @@ FIELDS: Final[tuple[Field, ...]] = (
     Field(
         name="login", label="Username", type=LINE, argument="username", column=True, example="partner-a",
         accepts_secret_reference=True,
-        description="User to log in as; the one Airflow runs as where it is left out.",
+        description="User to log in as. Default: the user that Airflow runs as.",
     ),
     Field(
         name="password", label="Password", type=PASSWORD, argument="password", column=True, secret=True,
         accepts_secret_reference=True,
-        description="Password of the user. Also opens the private key where that has no passphrase of its own here.",
+        description="Password of the user. Also used as passphrase of the private key if none is set.",
     ),
     Field(
         name="base_path", label="Base path", type=DIRECTORY, argument="base_path", group="Server", default="/",
-        description="Folder on the server that all paths are relative to and that none leaves, such as /outbox."
-        " Without a leading slash it starts at the login folder.",
+        description="Directory on the server, such as /outbox. All paths are relative to it, and none can leave it."
+        " A path without a leading slash starts at the login directory.",
     ),
     Field(
         name="known_host_keys", label="Known host keys", type=MULTILINE, group="Server", accepts_secret_reference=True,
-        description="Keys the server may have: known_hosts lines as `ssh-keyscan sftp.example.com` prints them, or"
-        " fingerprints such as SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8, one a line. In place of the file.",
+        description="Trusted keys of the server, one per line: known_hosts lines as `ssh-keyscan sftp.example.com`"
+        " prints, or fingerprints such as SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8. Default: the known hosts"
+        " file.",
     ),
     Field(
         name="host_key_policy", label="Host key policy", type=POLICY, group="Server", default="strict",
-        description="What to do with a server key nobody has vouched for: strict refuses it, tofu remembers it in the"
-        " known hosts file on first use, auto accepts it, and with it anyone who poses as the server.",
+        description="Treatment of an unknown host key: strict refuses the key, tofu stores the key in the known hosts"
+        " file on first use, auto accepts the key, also from an attacker who poses as the server.",
     ),
     Field(
         name="private_key", label="Private key", type=MULTILINE, argument="private_key", group="Private key",
         secret=True, accepts_secret_reference=True,
-        description="Text of the private key, from -----BEGIN to END-----; line breaks lost in pasting are restored.",
+        description="Text of the private key, from -----BEGIN to END-----. Line breaks lost in pasting are restored.",
     ),
     Field(
-        name="private_key_passphrase", label="Passphrase of the private key", type=PASSWORD, argument="passphrase",
+        name="private_key_passphrase", label="Private key passphrase", type=PASSWORD, argument="passphrase",
         group="Private key", secret=True, aliases=("passphrase", "private_key_pass"), accepts_secret_reference=True,
-        description="Passphrase of the private key, where it has one.",
+        description="Passphrase of an encrypted private key. Default: the password.",
     ),
     Field(
         name="key_file", label="Private key file", type=LINE, argument="key_file", group="Private key",
-        description="Path of a private key on every worker, in place of its text, such as ~/.ssh/id_ed25519.",
+        description="Path of the private key on every worker, such as ~/.ssh/id_ed25519. Alternative to the text.",
     ),
     Field(
         name="key_vault_url", label="Key Vault", type=LINE, group="Azure Key Vault",
-        description="URL or name of the Azure Key Vault that the secrets below are in, such as"
-        " https://my-vault.vault.azure.net.",
+        description="URL or name of the Azure Key Vault with the secrets below, such as https://my-vault.vault.azure.net.",
     ),
     Field(
         name="password_secret", label="Password secret", type=SECRET_NAME, group="Azure Key Vault",
-        description="Name of the secret in the vault that holds the password, as name or name/version.",
+        description="Name of the password's secret in the vault, as name or name/version.",
     ),
     Field(
         name="private_key_secret", label="Private key secret", type=SECRET_NAME, group="Azure Key Vault",
-        description="Name of the secret that holds the private key.",
+        description="Name of the private key's secret in the vault.",
     ),
     Field(
         name="private_key_passphrase_secret", label="Passphrase secret", type=SECRET_NAME,
-        aliases=("passphrase_secret",), description="Name of the secret that holds the passphrase of the private key.",
+        aliases=("passphrase_secret",), description="Name of the passphrase's secret in the vault.",
     ),
     Field(
         name="host_secret", label="Host secret", type=SECRET_NAME,
-        description="Name of the secret that holds the host.",
+        description="Name of the host's secret in the vault.",
     ),
     Field(
         name="login_secret", label="Username secret", type=SECRET_NAME,
-        description="Name of the secret that holds the user name.",
+        description="Name of the user name's secret in the vault.",
     ),
     Field(
         name="known_host_keys_secret", label="Known host keys secret", type=SECRET_NAME,
-        aliases=("known_hosts_secret",), description="Name of the secret that holds the known host keys.",
+        aliases=("known_hosts_secret",), description="Name of the known host keys' secret in the vault.",
     ),
     Field(
         name="connection_secret", label="Connection secret", type=SECRET_NAME,
-        description="Name of the secret that holds a whole connection, as URI or JSON, the way Airflow's"
-        " AzureKeyVaultBackend keeps them. What is set here as well counts before it.",
+        description="Name of a secret with a whole connection, as URI or JSON, in the format of Airflow's"
+        " AzureKeyVaultBackend. Fields of this connection take precedence.",
     ),
     Field(
         name="azure_conn_id", label="Azure connection", type=LINE,
-        description="Id of the Airflow connection of type azure to log in to the vault with. Without it and the next"
-        " ones DefaultAzureCredential finds a login: the environment, a workload or managed identity.",
+        description="Id of an Airflow connection of type azure for the login to the vault. Default, unless the Azure"
+        " fields below are set: DefaultAzureCredential (environment, workload identity, managed identity).",
     ),
     Field(
         name="tenantId", label="Azure tenant id", type=LINE, aliases=("tenant_id",), is_identity=True,
-        description="Tenant of the application that logs in to the vault.",
+        description="Tenant id of the application for the login to the vault.",
     ),
     Field(
         name="client_id", label="Azure client id", type=LINE, is_identity=True,
-        description="Client id of the application that logs in to the vault.",
+        description="Client id of the application for the login to the vault.",
     ),
     Field(
         name="client_secret", label="Azure client secret", type=PASSWORD, is_identity=True, secret=True,
-        description="Client secret of that application.",
+        description="Client secret of the application for the login to the vault.",
     ),
     Field(
         name="certificate_path", label="Azure certificate file", type=LINE, is_identity=True,
-        description="Path of the application's certificate with its key, PEM or PKCS#12, on every worker.",
+        description="Path of the application's certificate with its private key on every worker, PEM or PKCS#12.",
     ),
     Field(
         name="certificate_data", label="Azure certificate", type=MULTILINE, is_identity=True, secret=True,
-        description="The certificate with its key, as PEM, or PKCS#12 in base64.",
+        description="Text of the application's certificate with its private key, PEM or base64 of PKCS#12.",
     ),
     Field(
         name="certificate_password", label="Azure certificate password", type=PASSWORD, is_identity=True, secret=True,
-        description="Password of the certificate, where it has one.",
+        description="Password of an encrypted certificate. Default: none.",
     ),
     Field(
         name="managed_identity_client_id", label="Managed identity", type=LINE, is_identity=True,
-        description="Client id of the user-assigned managed identity to log in to the vault with.",
+        description="Client id of a user-assigned managed identity for the login to the vault.",
     ),
     Field(
         name="workload_identity_tenant_id", label="Workload identity tenant", type=LINE, is_identity=True,
-        description="Tenant of the workload identity to log in to the vault with.",
+        description="Tenant id of a workload identity for the login to the vault.",
     ),
     Field(
         name="cloud_environment", label="Azure cloud", type=LINE, is_identity=True,
-        description="AzurePublicCloud, AzureUSGovernment or AzureChinaCloud; told by the vault's URL otherwise.",
+        description="AzurePublicCloud, AzureUSGovernment or AzureChinaCloud. Default: the cloud of the vault's URL.",
     ),
     Field(
         name="authority", label="Azure login service", type=LINE, is_identity=True,
-        description="Host of the login service, where it is none of the clouds' own.",
+        description="Host of the login service. Default: the login service of the cloud.",
     ),
     Field(
         name="credential", label="Azure credential", type=LINE, is_identity=True,
-        description="default, client_secret, certificate, managed_identity or workload_identity, where what is given"
-        " leaves a choice.",
+        description="Type of login: default, client_secret, certificate, managed_identity or workload_identity."
+        " Default: the type that fits the Azure fields.",
     ),
     Field(
         name="jump_conn_id", label="Jump host connection", type=LINE, group="Jump host",
-        description="Id of another connection (sftp_backend, sftp or ssh) whose server to go through.",
+        description="Id of a connection (sftp_backend, sftp or ssh) to the jump host. Default: a direct connection.",
     ),
     Field(
         name="host_keys_path", label="Known hosts file", type=LINE, aliases=("known_hosts",),
-        description="Path of a known_hosts file on every worker; ~/.ssh/known_hosts where it is left out.",
+        description="Path of a known_hosts file on every worker. Default: ~/.ssh/known_hosts.",
     ),
     Field(
         name="conn_timeout", label="Connection timeout", type=SECONDS, argument="timeout",
-        default=10, aliases=("timeout",), description="Seconds that connecting may take, each step of it.",
+        default=10, aliases=("timeout",),
+        description="Longest time in seconds for each step of connecting, such as TCP and key exchange.",
     ),
     Field(
-        name="io_timeout", label="Silence timeout", type=SECONDS_OR_NEVER, argument="io_timeout",
-        default=120, description="Seconds the server may be silent while it owes an answer.",
+        name="io_timeout", label="Reply timeout", type=SECONDS_OR_NEVER, argument="io_timeout",
+        default=120,
+        description="Longest silence of the server in seconds while a reply is outstanding; 0 for no limit.",
     ),
     Field(
         name="banner_timeout", label="Banner timeout", type=SECONDS, argument="banner_timeout", default=30,
-        description="Seconds the server may take to say its first word. Busy servers are slow with it.",
+        description="Longest time in seconds until the server sends its SSH banner. Busy servers are slow here.",
     ),
     Field(
         name="auth_timeout", label="Login timeout", type=SECONDS, argument="auth_timeout", default=30,
-        description="Seconds the server may take to judge a login.",
+        description="Longest time in seconds until the server answers a login request.",
     ),
     Field(
         name="conn_retry_attempts", label="Connection attempts", type=ATTEMPTS, default=3,
-        description="How often connecting is tried. A refused login or host key is never tried again.",
+        description="Number of attempts to connect. A refused login or host key is never retried.",
     ),
     Field(
         name="reconnect_timeout", label="Reconnect timeout", type=INTERVAL, argument="reconnect_timeout", default=60,
-        description="Seconds for which a transfer that lost its connection tries to connect again; 0 for one attempt.",
+        description="Time in seconds for which a transfer with a lost connection reconnects; 0 for one attempt.",
     ),
     Field(
         name="keepalive_interval", label="Keepalive interval", type=INTERVAL, argument="keepalive_interval", default=30,
-        description="Seconds between signs of life on an idle connection.",
+        description="Time in seconds between keepalive messages on an idle connection; 0 for none.",
     ),
     Field(
-        name="max_channels", label="Most channels", type=CHANNELS, argument="max_channels", default=9,
-        description="Channels of one connection that a large upload may use where the round trip is long; 1 for one.",
+        name="max_channels", label="Maximum channels", type=CHANNELS, argument="max_channels", default=9,
+        description="Most SFTP channels of one connection for a large upload if the round trip is long.",
     ),
     Field(
-        name="max_entries", label="Most entries", type=COUNT, argument="max_entries", default=DEFAULT_MAX_ENTRIES,
-        description="Entries that one listing, search or recursive deletion takes from the server.",
+        name="max_entries", label="Maximum entries", type=COUNT, argument="max_entries", default=DEFAULT_MAX_ENTRIES,
+        description="Most entries that one listing, search or recursive deletion accepts from the server.",
     ),
     Field(
-        name="max_listing_bytes", label="Most bytes of a listing", type=COUNT, argument="max_listing_bytes",
+        name="max_listing_bytes", label="Maximum listing size", type=COUNT, argument="max_listing_bytes",
         default=DEFAULT_MAX_LISTING_BYTES,
-        description="Bytes of replies that one listing, search or recursive deletion takes from the server.",
+        description="Most bytes of replies that one listing, search or recursive deletion accepts from the server.",
     ),
     Field(
-        name="max_file_bytes", label="Most bytes of a file", type=COUNT, argument="max_file_bytes",
+        name="max_file_bytes", label="Maximum file size", type=COUNT, argument="max_file_bytes",
         default=DEFAULT_MAX_FILE_BYTES,
-        description="Bytes that are read of a file whose size is not verified; a server that sends more is cut off.",
+        description="Most bytes to read of a file without a verified size. The read fails if the server sends more.",
     ),
     Field(
         name="compress", label="Compression", type=FLAG, argument="compress", default=False,
-        description="Compress what is sent. Slower, except for text over a slow line.",
+        description="Compress the data on the connection. Slower, except for text over a slow network.",
     ),
     Field(
         name="look_for_keys", label="Look for keys", type=FLAG, argument="look_for_keys",
-        description="Whether private keys in ~/.ssh and in an agent are tried. Where it is left out they are if neither"
-        " key nor password is given; in sftp and ssh connections always.",
+        description="Try the private keys in ~/.ssh and in an SSH agent. Default: true without a key and a password;"
+        " always true for sftp and ssh connections.",
     ),
     Field(
         name="ciphers", label="Ciphers", type=NAMES, argument="ciphers",
-        description='Ciphers to offer, best first, such as ["aes256-ctr"].',
+        description='Ciphers to offer, best first, such as ["aes256-ctr"]. Default: the ciphers of paramiko.',
     ),
     Field(
         name="disabled_algorithms", label="Disabled algorithms", type=ALGORITHMS, argument="disabled_algorithms",
-        description="Algorithms not to offer, by their use: kex, keys, pubkeys, ciphers, macs, compression.",
+        description="Algorithms not to offer, as lists by use: kex, keys, pubkeys, ciphers, macs, compression.",
     ),
     Field(
         name="allow_ssh_rsa_sha1", label="Allow ssh-rsa with SHA-1", type=FLAG, argument="allow_ssh_rsa_sha1",
-        default=False, description="Accept signatures with SHA-1, which old servers alone still make.",
+        default=False, description="Accept SHA-1 signatures of RSA keys, for old servers only.",
     ),
     Field(
         name="host_proxy_cmd", label="Proxy command", type=LINE, argument="proxy_command",
-        description="Command whose input and output lead to the server, such as `ssh -W sftp.example.com:22 bastion`.",
+        description="Command that carries the connection over standard input and output, such as"
+        " `ssh -W sftp.example.com:22 bastion`. Default: a direct connection.",
     ),
     Field(
         name="host_key", label="Host key", type=HOST_KEY,
-        description="The server's public key, as ssh connections have it: ssh-ed25519 AAAA…, or AAAA… alone.",
+        description="Trusted public key of the server, as in ssh connections: ssh-ed25519 AAAA…, AAAA… or SHA256:….",
     ),
     Field(
         name="no_host_key_check", label="No host key check", type=FLAG, aliases=("ignore_hostkey_verification",),
         default=False,
-        description="As ssh connections have it: true accepts unknown host keys.",
+        description="Accept unknown host keys, as in ssh connections.",
     ),
     Field(
         name="allow_host_key_change", label="Allow host key change", type=FLAG, default=False,
-        description="As ssh connections have it; true means host_key_policy auto.",
+        description="Use host_key_policy auto and no known hosts file, as in ssh connections.",
     ),
 )  # fmt: skip
 
 
 def conn_fields() -> dict[str, dict[str, object]]:
-    """The form's own fields, as the key ``conn-fields`` of a provider's info wants them."""
+    """Return the form's extra fields, in the format of ``conn-fields`` in the provider info."""
     return {
         field.name: {
             "label": field.label,
@@ -311,7 +318,7 @@ def conn_fields() -> dict[str, dict[str, object]]:
 
 
 def field_behaviour() -> dict[str, Any]:
-    """What the form does with the columns every connection has, as a hook's ``get_ui_field_behaviour`` returns it."""
+    """Return labels and placeholders of the form's columns, in the format of a hook's ``get_ui_field_behaviour``."""
     columns = [field for field in FIELDS if field.column]
     return {
         "hidden_fields": ["schema"],

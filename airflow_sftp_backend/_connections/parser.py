@@ -1,6 +1,4 @@
-"""Airflow connection -> BackendConfig, by the table of fields. Beside ``sftp_backend`` connections, those of the types
-``sftp`` and ``ssh`` are taken as they are.
-"""
+"""Parse Airflow connections of the types ``sftp_backend``, ``sftp`` and ``ssh`` into a `BackendConfig`, by `FIELDS`."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ from .fields import CONN_TYPE, FIELDS, Field
 log = logging.getLogger(__name__)
 
 FOREIGN_CONN_TYPES: Final = ("sftp", "ssh")
-"""Types of connections made for others, which are taken unchanged."""
+"""Connection types of the sftp and ssh providers; accepted unchanged."""
 
 
 class AirflowConnection(Protocol):
-    """What is read of an Airflow connection: both of Airflow's own classes have it. ``extra`` is JSON text."""
+    """Common attributes of both connection classes of Airflow. ``extra`` is JSON text."""
 
     @property
     def conn_id(self) -> str: ...
@@ -48,9 +46,10 @@ class AirflowConnection(Protocol):
 
 
 class InvalidConnection(ValueError):
-    """A connection says something it cannot mean. Trying again does not help: somebody has to correct it.
+    """Report invalid fields of a connection. A retry cannot succeed: the connection must be corrected.
 
-    ``problems`` holds all that is wrong, one text each, in the words of the connection form.
+    :param conn_id: id of the connection
+    :param problems: one text for each problem, with the labels of the connection form
     """
 
     def __init__(self, conn_id: str, problems: Sequence[str]) -> None:
@@ -67,9 +66,9 @@ class InvalidConnection(ValueError):
 
 _MAX_SHOWN_CHARS: Final = 100
 _MIN_SIMILARITY: Final = 0.8
-"""How much of an unknown name has to agree with a known one, as `difflib` measures it, to be taken for a slip."""
+"""Least similarity of an unknown name to a known name for a spelling hint, as a ratio of `difflib`."""
 _IGNORED_NAMES: Final = frozenset({"cmd_timeout"})
-"""Names in Extra that hooks of the ssh provider read and that mean nothing for files."""
+"""Names in Extra for the hooks of the ssh provider, without a meaning for file transfers."""
 _TYPE_NAMES: Final[Mapping[type, str]] = {
     str: "text", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object",
     type(None): "null",
@@ -78,7 +77,7 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {
 
 @dataclass(frozen=True)
 class ConnectionRecord:
-    """A connection as plain values: what is kept of one of Airflow's."""
+    """Copy of an Airflow connection as plain values."""
 
     conn_id: str
     conn_type: str | None = CONN_TYPE
@@ -91,7 +90,7 @@ class ConnectionRecord:
 
     @classmethod
     def of(cls, conn: AirflowConnection) -> ConnectionRecord:
-        """The same values."""
+        """Copy a connection of Airflow."""
         return cls(
             conn.conn_id, conn.conn_type, conn.host, conn.port, conn.login, conn.password, conn.extra, conn.schema
         )
@@ -99,7 +98,11 @@ class ConnectionRecord:
 
 @dataclass(frozen=True)
 class FieldValue:
-    """What a field was given: ``origin`` is where, as faults name it; ``hidden``: no message shows the value."""
+    """Configured value of a field, not parsed.
+
+    :ivar origin: source of the value for messages, as ``Extra "port"``; blank for a column.
+    :ivar hidden: True if messages must not show the value.
+    """
 
     value: object
     origin: str
@@ -107,24 +110,30 @@ class FieldValue:
 
     @property
     def text(self) -> str:
-        """One line of text; blank for anything else."""
+        """The value without blanks around it if it is text, else blank."""
         return self.value.strip() if isinstance(self.value, str) else ""
 
 
 @dataclass(frozen=True)
 class ConnectionValues:
-    """What is set in a connection, by the names of its fields, before it is judged. Null and blank count as not set."""
+    """Configured values of a connection by field name, before validation. Null and blank values are not set.
+
+    :ivar unknown: names in Extra that do not belong to a field.
+    """
 
     conn_id: str
     conn_type: str | None
     fields: Mapping[str, FieldValue]
     problems: tuple[str, ...] = ()
     unknown: frozenset[str] = frozenset()
-    """Names in its Extra that are none of a field's."""
 
     @classmethod
     def of(cls, conn: AirflowConnection, *, origin: str | None = None) -> ConnectionValues:
-        """``origin``: where the connection as a whole comes from, if not from Airflow; nothing of it is shown then."""
+        """Read the values of a connection.
+
+        :param conn: the connection
+        :param origin: source of the whole connection if it is not Airflow; its values are hidden then
+        """
         problems: list[str] = []
         if conn.conn_type and conn.conn_type not in (CONN_TYPE, *FOREIGN_CONN_TYPES):
             problems.append(f'Connection Type: "{conn.conn_type}" given; expected {CONN_TYPE}, sftp or ssh')
@@ -142,11 +151,14 @@ class ConnectionValues:
         return cls(conn.conn_id, conn.conn_type, fields, tuple(problems), frozenset(extra.keys() - known))
 
     def text(self, name: str) -> str:
-        """A field's one line of text; blank where it has none."""
+        """Return the text of a field; blank if the field is not set."""
         return self.fields[name].text if name in self.fields else ""
 
     def with_fallback(self, fallback: ConnectionValues) -> ConnectionValues:
-        """With the other's values where this one has none, and the other's type where it is one made for others."""
+        """Fill missing fields from another connection, and take its type if that is ``sftp`` or ``ssh``.
+
+        A field and its ``_secret`` field count as one: setting either ignores both of ``fallback``.
+        """
         overridden = {
             name
             for field in FIELDS
@@ -164,15 +176,18 @@ class ConnectionValues:
         )
 
     def with_values(self, fields: Mapping[str, FieldValue]) -> ConnectionValues:
-        """With these in place of what is given."""
+        """Replace the values of some fields."""
         return replace(self, fields={**self.fields, **fields})
 
     def validate(self, *, excluding: Collection[str] = ()) -> list[str]:
-        """All its faults, without looking at some fields."""
+        """Return all problems, except those of the ``excluding`` fields."""
         return self._parse(excluding)[1]
 
     def config(self) -> BackendConfig:
-        """What it says. Raises InvalidConnection, which holds all its faults. Nothing connects."""
+        """Return the configuration of the backend. Opens no connection.
+
+        :raises InvalidConnection: with all problems
+        """
         parsed, problems = self._parse(())
         if problems:
             raise InvalidConnection(self.conn_id, problems)
@@ -185,13 +200,13 @@ class ConnectionValues:
                 log.log(level, "connection %r: %s", self.conn_id, note)
         if self.unknown:
             names = ", ".join(sorted(self.unknown))
-            log.debug("connection %r: unknown names in Extra are ignored: %s", self.conn_id, names)
+            log.debug("connection %r: ignoring unknown names in Extra: %s", self.conn_id, names)
         config = _config(self.conn_id, parsed, explicit="host_key_policy" in self.fields)
         return replace(config, notes=(*misspelt, *ssh_config_notes))
 
     def _parse(self, excluding: Collection[str]) -> tuple[dict[str, Any], list[str]]:
         problems = list(self.problems)
-        parsed: dict[str, Any] = {}  # BackendConfig checks each of them
+        parsed: dict[str, Any] = {}  # Any: BackendConfig checks the type of each argument
         for field in FIELDS:
             if field.name in excluding:
                 continue
@@ -209,7 +224,7 @@ class ConnectionValues:
                 )
             elif field.default is not None:
                 parsed[field.name] = field.type.parse(field.default)
-        if self.conn_type in FOREIGN_CONN_TYPES:  # as the hooks of these types do
+        if self.conn_type in FOREIGN_CONN_TYPES:  # the defaults and the stripping of these providers' hooks
             parsed.setdefault("look_for_keys", True)
             if "password" in parsed:
                 parsed["password"] = parsed["password"].strip()
@@ -220,7 +235,7 @@ class ConnectionValues:
 def _apply_uri_path(
     conn: AirflowConnection, fields: dict[str, FieldValue], problems: list[str], origin: str | None
 ) -> None:
-    """Take the path of a connection URI, which Airflow keeps as the schema, for the base path."""
+    """Use the path of a connection URI as base path. Airflow stores the path as schema."""
     schema = conn.schema or ""
     if not conn.conn_type and not conn.host and schema.startswith(CONN_TYPE[1:]):
         # urlsplit() knows no scheme with an underscore (RFC 3986 section 3.1), and Airflow cuts the first character.
@@ -234,13 +249,13 @@ def _apply_uri_path(
 
 
 def _misspelt_names(unknown: frozenset[str]) -> Iterator[str]:
-    """Tell of names in Extra that are probably misspelt."""
-    from difflib import get_close_matches  # here, because hardly any connection needs it
+    """Yield a warning for each name in Extra that resembles a known name."""
+    from difflib import get_close_matches  # imported here: few connections have unknown names
 
     known = {name for field in FIELDS for name in field.names}
     for name in sorted(unknown - _IGNORED_NAMES):
         if matches := get_close_matches(name.lower(), known, n=1, cutoff=_MIN_SIMILARITY):
-            yield f'Extra "{name}" is not known and counts for nothing; did you mean "{matches[0]}"?'
+            yield f'Extra "{name}" is unknown and ignored; did you mean "{matches[0]}"?'
 
 
 def _entry_of(host: str) -> SSHConfigEntry | None:
@@ -251,10 +266,10 @@ def _entry_of(host: str) -> SSHConfigEntry | None:
 
 
 def _apply_ssh_config(parsed: dict[str, Any], problems: list[str]) -> None:
-    """Fill in what the ssh provider's hook takes from ``~/.ssh/config`` of the worker.
+    """Add the values that the ssh provider's hook reads from ``~/.ssh/config`` of the worker.
 
-    That is the proxy command and, where neither password nor key file is given, the first identity file (ssh provider
-    7.0, ``SSHHook.__init__``). An identity file that does not exist is left out: that hook goes on without it as well.
+    These are the proxy command and, without a password and a key file, the first identity file (ssh provider 7.0,
+    ``SSHHook.__init__``). A missing identity file is ignored, as in that hook.
     """
     if "host" not in parsed:
         return
@@ -274,7 +289,7 @@ def _apply_ssh_config(parsed: dict[str, Any], problems: list[str]) -> None:
 
 
 def _ssh_config_notes(conn_type: str | None, parsed: Mapping[str, Any]) -> Iterator[str]:
-    """Tell which part of the host's entry in ``~/.ssh/config`` counts."""
+    """Yield a note with the keywords used from the host's entry in ``~/.ssh/config``."""
     entry = _entry_of(parsed["host"])
     if entry is None:
         return
@@ -284,16 +299,19 @@ def _ssh_config_notes(conn_type: str | None, parsed: Mapping[str, Any]) -> Itera
         file = entry.identity_file and os.path.expanduser(entry.identity_file)
         used += ["IdentityFile"] if file and parsed.get("key_file") == file else []
     used_text = " and ".join(used)
-    yield f"{SSH_CONFIG_PATH} has an entry for {parsed['host']}; of it is used: {used_text or 'nothing'}"
+    yield f"{SSH_CONFIG_PATH} has an entry for {parsed['host']}; used keywords: {used_text or 'none'}"
 
 
 def parse(conn: AirflowConnection) -> BackendConfig:
-    """What a connection says by itself. Raises InvalidConnection, which holds all its faults. Nothing connects."""
+    """Parse a connection without Key Vault references and other connections. Opens no connection.
+
+    :raises InvalidConnection: with all problems
+    """
     return ConnectionValues.of(conn).config()
 
 
 def secret_texts(conn: AirflowConnection) -> Iterator[str]:
-    """Every secret text in a connection, as it stands there."""
+    """Yield the secret texts of a connection, without Key Vault references."""
     extra = extra_of(conn)
     for field in FIELDS:
         if field.secret:
@@ -302,18 +320,18 @@ def secret_texts(conn: AirflowConnection) -> Iterator[str]:
 
 
 def _field_and_secret_names(field: Field, fields: Mapping[str, FieldValue]) -> set[str]:
-    """Both names by which a value may come, if one of them is given."""
+    """Return the names of the field and of its ``_secret`` field if either is set, else nothing."""
     names = {field.name, f"{field.name}_secret"}
     return names if names & fields.keys() else set()
 
 
 def extra_of(conn: AirflowConnection) -> dict[str, object]:
-    """Its Extra; nothing where that is no JSON object."""
+    """Parse the Extra of a connection; empty if it is not a JSON object."""
     return _parse_extra(conn, [])
 
 
 def _raw_values(field: Field, conn: AirflowConnection, extra: Mapping[str, object]) -> Iterator[tuple[str, object]]:
-    """Each name a field may be given under, with what is given there."""
+    """Yield each name of a field with its configured value."""
     if field.column:
         yield field.name, getattr(conn, field.name)
     else:
@@ -343,14 +361,13 @@ def _problem(field: Field, value: FieldValue) -> str:
     shown_value = json.dumps(value.value, ensure_ascii=False, default=str)
     if value.hidden or not isinstance(value.value, str | int | float) or len(shown_value) > _MAX_SHOWN_CHARS:
         shown_value = _TYPE_NAMES.get(type(value.value), "something else")
-    shown_value = re.sub(r'[^/"\s]+@', "***@", shown_value)  # a URL's user and password, given for a host
+    shown_value = re.sub(r'[^/"\s]+@', "***@", shown_value)  # a URL in place of a host may hold a password
     return f"{label}: {shown_value} given; expected {field.type.expected}"
 
 
 def _contradictions(fields: Mapping[str, FieldValue], parsed: Mapping[str, Any]) -> list[str]:
     problems = [
-        f"{field.label}: a reference to Key Vault where its value belongs; one reference leads to a value, not"
-        " to another"
+        f"{field.label}: the Key Vault secret holds another reference; expected the value"
         for field in FIELDS
         if field.accepts_secret_reference and isinstance(text := parsed.get(field.name), str) and is_reference(text)
     ]
@@ -359,12 +376,12 @@ def _contradictions(fields: Mapping[str, FieldValue], parsed: Mapping[str, Any])
     if "jump_conn_id" in fields and "host_proxy_cmd" in fields:
         problems.append("Jump host connection and Proxy command: both given; expected one of them")
     if "host_key" in fields and "host_key_policy" not in fields and parsed.get("no_host_key_check"):
-        problems.append("Host key and No host key check: one says to check, the other not to; expected one of them")
+        problems.append("Host key and No host key check: contradictory; expected one of them")
     return problems
 
 
 def _config(conn_id: str, parsed: Mapping[str, Any], *, explicit: bool) -> BackendConfig:
-    """The values of the fields -> the backend's. ``explicit``: the host key policy was given."""
+    """Convert parsed fields to a configuration. ``explicit``: ``host_key_policy`` is set in the connection."""
     values: dict[str, Any] = {}
     for field in FIELDS:
         if field.argument is not None and field.name in parsed:
@@ -377,20 +394,22 @@ def _config(conn_id: str, parsed: Mapping[str, Any], *, explicit: bool) -> Backe
 
 
 def _host_key_settings(conn_id: str, parsed: Mapping[str, Any], *, explicit: bool) -> dict[str, Any]:
-    """Which host keys to trust. The old names for "do not check" count where no policy is given; a key that is given is
-    checked in any case."""
+    """Return the host key arguments of the configuration.
+
+    The ssh provider's names for "do not check" apply only without ``host_key_policy``. ``host_key`` is always checked.
+    """
     policy, path, pinned = parsed["host_key_policy"], parsed.get("host_keys_path"), parsed.get("host_key")
     unchecked_fields = [name for name in ("no_host_key_check", "allow_host_key_change") if parsed[name]]
-    if path is not None and path.lower() == "none":  # what asyncssh, and so an sftp connection, means by it
+    if path is not None and path.lower() == "none":  # asyncssh and the sftp provider: no check
         path = None
         unchecked_fields += [] if pinned else ["known_hosts"]
     if unchecked_fields and explicit:
-        log.info("connection %r: host_key_policy counts, and not %s", conn_id, ", ".join(unchecked_fields))
+        log.info("connection %r: host_key_policy overrides %s", conn_id, ", ".join(unchecked_fields))
     elif unchecked_fields:
         policy = HostKeyPolicy.AUTO_ADD
-        if unchecked_fields != ["no_host_key_check"]:  # a key that contradicts the known hosts file is taken, too
+        if unchecked_fields != ["no_host_key_check"]:  # these also accept a key that contradicts the known hosts file
             path = os.devnull
-        # The warning, with the line that pins the key, follows when the server has shown its key.
+        # The host key checker logs a warning with the line to pin, once the server has sent its key.
         log.info("connection %r: host keys are not checked (%s)", conn_id, ", ".join(unchecked_fields))
     lines = [text for text in (parsed.get("known_host_keys"), pinned) if text is not None]
     return {"host_key_policy": policy, "known_host_keys": "\n".join(lines) or None, "host_keys_path": path}

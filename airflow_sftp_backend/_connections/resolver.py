@@ -1,6 +1,6 @@
-"""Where the values of a connection come from beside itself: secrets of a key vault, and other connections.
+"""Resolve the references of a connection to Key Vault secrets and to other connections.
 
-Whatever is fetched is masked in the log before it is used.
+Every fetched secret is masked in the log before its first use.
 """
 
 from __future__ import annotations
@@ -39,14 +39,18 @@ log = logging.getLogger(__name__)
 _WHOLE_CONNECTION: Final = "connection_secret"
 _VAULT_URL: Final = "key_vault_url"
 _CLOUD_FIELDS: Final = {"cloud_environment", "authority"}
-"""Fields of an identity that may stand beside ``azure_conn_id``."""
+"""Fields of the Azure identity that may be combined with ``azure_conn_id``."""
 _LABELS: Final = {field.name: field.label for field in FIELDS}
 
 
 def resolve(conn: AirflowConnection, get: Callable[[str], AirflowConnection]) -> BackendConfig:
-    """What a connection says, with what it takes from key vaults and other connections; ``get`` gives out the latter.
+    """Return the configuration of a connection, with its secrets and jump hosts.
 
-    Raises InvalidConnection with all that somebody has to correct, BackendUnavailable where a vault may answer later.
+    :param conn: the connection
+    :param get: returns the connection with an id
+    :returns: the configuration; it can fetch changed secrets again, by ``refresh``
+    :raises InvalidConnection: with all problems
+    :raises BackendUnavailable: if a vault cannot be reached or throttles
     """
     return _resolve(conn, get, ())
 
@@ -62,13 +66,13 @@ def _resolve(
     if jump_id:
         if jump_id in (*visited, record.conn_id):
             chain = " -> ".join([*visited, record.conn_id, jump_id])
-            raise InvalidConnection(record.conn_id, [f"{_LABELS['jump_conn_id']}: goes in a circle: {chain}"])
+            raise InvalidConnection(record.conn_id, [f"{_LABELS['jump_conn_id']}: circular chain: {chain}"])
         resolver = replace(resolver, jump=_resolve(get(jump_id), get, (*visited, record.conn_id)))
     return resolver.config(connection, fresh=False)
 
 
 def _azure_identity(connection: ConnectionValues, get: Callable[[str], AirflowConnection]) -> AzureIdentity:
-    """Who asks the vault."""
+    """Return the identity for the login to the vault, from the connection and its azure connection."""
     fields = {
         field.name: connection.fields[field.name].value
         for field in FIELDS
@@ -106,8 +110,10 @@ _SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certific
 
 @dataclass(frozen=True)
 class ConfigResolver:
-    """How a configuration is made of a connection, which can be done again when its secrets have changed: called, it
-    gives the configuration with the current ones, None where they are not to be had."""
+    """Builds the configuration of a connection, and again with the current secrets when called.
+
+    A call returns None if the current secrets cannot be fetched.
+    """
 
     record: ConnectionRecord
     identity: AzureIdentity
@@ -117,11 +123,14 @@ class ConfigResolver:
         try:
             return self.config(self.connection(fresh=True), fresh=True)
         except (BackendUnavailable, InvalidConnection) as error:
-            log.warning("the login is not tried with newer secrets: %s", error)
+            log.warning("not retrying with the current secrets: %s", error)
             return None
 
     def connection(self, *, fresh: bool) -> ConnectionValues:
-        """The connection with the values of the one that a secret holds as a whole, if there is one."""
+        """Return the values of the connection, completed from ``connection_secret`` if it is set.
+
+        :param fresh: do not use a cached secret
+        """
         connection = ConnectionValues.of(self.record)
         if _WHOLE_CONNECTION not in connection.fields:
             return connection
@@ -142,7 +151,7 @@ class ConfigResolver:
         return connection.with_fallback(ConnectionValues.of(stored, origin=reference.described))
 
     def config(self, connection: ConnectionValues, *, fresh: bool) -> BackendConfig:
-        """The backend's configuration. Raises as `resolve` does."""
+        """Fetch the secrets of the fields and return the configuration. Raises as `resolve` does."""
         problems: list[str] = []
         references = self._references(connection, problems)
         problems += connection.validate(excluding=references)
@@ -161,7 +170,7 @@ class ConfigResolver:
         return replace(connection.with_values(fetched).config(), jump=self.jump, refresh=self if refreshable else None)
 
     def _references(self, connection: ConnectionValues, problems: list[str]) -> Mapping[str, SecretReference]:
-        """The secrets that fields are to be filled from, by field."""
+        """Return the secret references of the connection by field name."""
         references: dict[str, SecretReference] = {}
         for field in FIELDS:
             if not field.accepts_secret_reference:
@@ -176,7 +185,7 @@ class ConfigResolver:
         return references
 
     def _reference(self, connection: ConnectionValues, field_name: str, problems: list[str]) -> SecretReference | None:
-        """The reference in a field, which may be complete, or a name in the vault of the connection."""
+        """Parse the reference in a field: a complete reference, or a name in the connection's vault."""
         text, vault = connection.text(field_name), connection.text(_VAULT_URL)
         try:
             if is_reference(text) or is_secret_url(text):
@@ -193,7 +202,7 @@ class ConfigResolver:
         return None
 
     def _fetch(self, field_name: str, reference: SecretReference, problems: list[str], *, fresh: bool) -> str | None:
-        """The secret's text, without the newline that files end with."""
+        """Fetch the text of a secret, without a newline at its end."""
         max_age = math.inf if reference.pinned else 0.0 if fresh else MAX_AGE
         try:
             secret = default_client.fetch(reference, self.identity, max_age=max_age)
@@ -204,9 +213,8 @@ class ConfigResolver:
                 ) from error
             problems.append(f"{_LABELS[field_name]}: {error}")
             return None
-        mask_secrets(
-            variant(secret.reveal()) for variant in (str, _trimmed)
-        )  # no local holds the text before it is masked
+        # No local variable holds the text before it is masked: a traceback might show it.
+        mask_secrets(variant(secret.reveal()) for variant in (str, _trimmed))
         return _trimmed(secret.reveal())
 
 

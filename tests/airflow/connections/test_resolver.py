@@ -269,7 +269,7 @@ def test_an_unreachable_vault_leaves_the_login_error_unchanged(
         vault.fail(SECRET, Fault.error(403, "Forbidden"))
         with pytest.raises(AuthenticationFailed, match="the server does not let"):
             backend.check_health()
-    assert "the login is not tried with newer secrets: connection 'partner'" in caplog.text
+    assert "not retrying with the current secrets: connection 'partner'" in caplog.text
 
 
 def test_a_copied_backend_refreshes_its_secrets_too(
@@ -365,7 +365,7 @@ def test_a_value_from_the_vault_is_never_shown(vault: Vault, monkeypatch: pytest
 def test_a_reference_in_a_secret_is_not_followed(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     vault.put("first", f"keyvault://{vault.host}/second")
     hook = give(monkeypatch, host="h", extra={"key_vault_url": vault.url, "password_secret": "first"})
-    with pytest.raises(InvalidConnection, match="Password: a reference to Key Vault where its value belongs"):
+    with pytest.raises(InvalidConnection, match="Password: the Key Vault secret holds another reference"):
         hook.config()
 
 
@@ -437,7 +437,7 @@ def test_the_jump_hosts_secrets_may_come_from_a_vault_and_change(
 def test_circular_jump_connections_are_reported(openssh: OpenSSHServer, connect: Connect) -> None:
     connect(openssh, "one", jump_conn_id="two")
     connect(openssh, "two", jump_conn_id="one")
-    with pytest.raises(InvalidConnection, match="Jump host connection: goes in a circle: one -> two -> one"):
+    with pytest.raises(InvalidConnection, match="Jump host connection: circular chain: one -> two -> one"):
         SFTPBackendHook("one").config()
 
 

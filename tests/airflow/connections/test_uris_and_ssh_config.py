@@ -45,7 +45,7 @@ def faults(connection: Connection) -> tuple[str, ...]:
 def test_a_misspelt_field_is_one_warning_with_the_nearest_name(
     written: str, meant: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    note = f'Extra "{written}" is not known and counts for nothing; did you mean "{meant}"?'
+    note = f'Extra "{written}" is unknown and ignored; did you mean "{meant}"?'
     assert parse(make({written: "x", "wholly_unrelated": 1})).notes == (note,)
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [f"connection 'partner': {note}"]
 
@@ -135,7 +135,7 @@ def test_the_workers_ssh_config_applies_as_in_the_ssh_provider(
     assert parse(make(None, conn_type)).proxy_command == "nc -X 5 sftp.example.com 22"
     assert parse(make(None, conn_type)).key_file == key
     assert parse(make(None, conn_type)).notes == (
-        "~/.ssh/config has an entry for sftp.example.com; of it is used: ProxyCommand and IdentityFile",
+        "~/.ssh/config has an entry for sftp.example.com; used keywords: ProxyCommand and IdentityFile",
     )
     own = parse(make({"host_proxy_cmd": "ssh -W x bastion"}, conn_type))
     assert own.proxy_command == "ssh -W x bastion"
@@ -145,7 +145,7 @@ def test_ssh_config_does_not_apply_to_sftp_backend_connections(ssh_config: Path)
     assert ssh_config.exists()
     config = parse(make())
     assert (config.proxy_command, config.key_file) == (None, None)
-    assert config.notes == ("~/.ssh/config has an entry for sftp.example.com; of it is used: nothing",)
+    assert config.notes == ("~/.ssh/config has an entry for sftp.example.com; used keywords: none",)
 
 
 @ADOPTED

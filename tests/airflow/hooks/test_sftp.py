@@ -161,7 +161,7 @@ def test_the_connection_test_names_a_misspelt_field(openssh: OpenSSHServer, conn
     extra: dict[str, Any] = {"basepath": "/x"}
     success, text = SFTPBackendHook(connect(openssh, **extra)).test_connection()
     assert success
-    assert 'Note: Extra "basepath" is not known and counts for nothing; did you mean "base_path"?' in text
+    assert 'Note: Extra "basepath" is unknown and ignored; did you mean "base_path"?' in text
 
 
 @pytest.mark.parametrize(("extra", "accepted"), [("no_host_key_check", False), ("allow_host_key_change", True)])
