@@ -1,4 +1,4 @@
-"""The end of a transfer that is not the server: a path of this machine, or the URL of any `ObjectStoragePath`."""
+"""Read and write the local end of a transfer: a local path, or the URL of any `ObjectStoragePath`."""
 
 from __future__ import annotations
 
@@ -36,76 +36,98 @@ Verify = Literal["size", "sha256", "none"]
 Outcome = WriteResult | SFTPBackendError | OSError
 
 _BLOCK_SIZE = 1 << 20
-_MAX_EXCESS_COUNTED = (
-    16 << 20
-)  # bytes read of a file that is longer than the server says, to tell its size in the error
+_MAX_EXCESS_COUNTED = 16 << 20
+"""Bytes to read beyond the reported size of a file, so that the error can name the real size."""
 
 
 def is_url(path: str) -> bool:
-    """True for a URL such as ``s3://bucket/key``; a ``file://`` URL is a path of this machine, see `parse_names`."""
+    """Tell whether a text is a URL, such as ``s3://bucket/key``.
+
+    `parse_names` has already removed ``file://``, the prefix of local paths.
+
+    :param path: a local path or URL
+    :returns: True for a URL
+    """
     return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
 def object_path(url: str) -> ObjectStoragePath:
-    """Return the object of a URL, every character of which stands for itself.
+    """Return the object of a URL, with every character taken literally.
 
-    :raises InvalidArgument: for a scheme that no installed provider or fsspec package knows.
+    :param url: the URL
+    :returns: the object
+    :raises InvalidArgument: if no installed provider or fsspec package supports the scheme
     """
-    from airflow.sdk import ObjectStoragePath  # here, because it loads fsspec
+    from airflow.sdk import ObjectStoragePath  # late import, because it loads fsspec
 
     root, key = url, ""
-    if "?" in url or "#" in url:  # as the end of a URL they would be dropped
+    if "?" in url or "#" in url:  # ObjectStoragePath would drop query and fragment
         scheme, _, after_scheme = url.partition("://")
         container, _, key = after_scheme.partition("/")
         root = f"{scheme}://{container}"
-    with shield_from_kill():  # the store's connection is asked of Airflow
+    with shield_from_kill():  # Airflow's API returns the store's connection
         try:
             path = ObjectStoragePath(root) / key if key else ObjectStoragePath(root)
             fs = path.fs
         except ValueError as error:
             scheme = url.partition("://")[0]
             raise InvalidArgument(
-                f"{scheme}:// URLs cannot be used: {error}. Install the provider for them."
+                f"cannot use {scheme}:// URLs: {error}. Install the provider of the store."
             ) from error
         assert fs is not None
     return path
 
 
 def rename_object(source: ObjectStoragePath, target: ObjectStoragePath) -> None:
-    """Rename an object within its store."""
+    """Rename an object within its store.
+
+    :param source: the object
+    :param target: the new name
+    """
     if not (has_wildcard(source.path) or has_wildcard(target.path)):
         source.fs.mv(source.path, target.path)
         return
-    # mv and rm take their arguments for patterns, and would find nothing, or another object
+    # mv and rm treat their arguments as patterns, and would match nothing, or another object.
     source.fs.copy([source.path], [target.path])
     source.fs.rm_file(source.path)
 
 
 def remove_object(path: ObjectStoragePath) -> None:
-    """Remove an object, if it exists."""
+    """Remove an object, if it exists.
+
+    :param path: the object
+    """
     if not path.exists():
         return
     if has_wildcard(path.path):
-        path.fs.rm_file(path.path)  # unlink() takes the name for a pattern
+        path.fs.rm_file(path.path)  # unlink() treats the name as a pattern
     else:
         path.unlink()
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What a listing says of a file: its size in bytes and its time in epoch seconds, each None if it is not told."""
+    """Hold the size of a file in bytes, and its time in epoch seconds; None if unknown."""
 
     size: int | None
     modified: float | None
 
     @classmethod
     def of_remote(cls, info: FileInfo) -> FileState:
-        """Return the state of a file on the server."""
+        """Return the state of a file on the server.
+
+        :param info: the file
+        :returns: the state
+        """
         return cls(info.size, None if info.modified_at is None else info.modified_at.timestamp())
 
 
 def local_state(path: str) -> FileState | None:
-    """Return the state of a local file or object; None if there is none."""
+    """Return the state of a local file or object.
+
+    :param path: local path or URL
+    :returns: the state; None if the file does not exist
+    """
     if is_url(path):
         target = object_path(path)
         if not target.is_file():
@@ -119,28 +141,47 @@ def local_state(path: str) -> FileState | None:
 
 
 def is_up_to_date(source: FileState | None, target: FileState) -> bool:
-    """Return True if a target of the same size was written after the source, as far as times are told."""
+    """Tell whether a target has the size of its source and is not older.
+
+    :param source: state of the source; None if it does not exist
+    :param target: state of the target
+    :returns: True for an equal size; unknown times do not matter
+    """
     if source is None or source.size != target.size:
         return False
     if source.modified is None or target.modified is None:
         return True
-    return int(source.modified) <= int(target.modified)  # SFTP tells times in whole seconds
+    return int(source.modified) <= int(target.modified)  # SFTP has times in whole seconds
 
 
 @contextmanager
 def open_source(source: str) -> Iterator[BinaryIO]:
-    """The bytes of a local file or object. OSError for a path that is no regular file."""
+    """Open a local file or object for reading.
+
+    :param source: local path or URL
+    :returns: the stream
+    :raises OSError: if the path is not a regular file
+    """
     with open_object(object_path(source), "rb") if is_url(source) else open(open_regular(source), "rb") as stream:
         yield stream
 
 
 def open_object(path: ObjectStoragePath, mode: Literal["rb", "wb"]) -> BinaryIO:
-    """The object, open."""
+    """Open an object.
+
+    :param path: the object
+    :param mode: ``rb`` or ``wb``
+    :returns: the stream
+    """
     return cast("BinaryIO", path.open(mode))  # type: ignore[no-untyped-call] # Airflow leaves it untyped
 
 
 def sha256_of_stream(stream: BinaryIO) -> str:
-    """``sha256:<hex>`` of what is left of it."""
+    """Return the digest of the remaining bytes of a stream.
+
+    :param stream: the stream
+    :returns: ``sha256:<hex>``
+    """
     digest = hashlib.sha256()
     while block := stream.read(_BLOCK_SIZE):
         digest.update(block)
@@ -148,7 +189,13 @@ def sha256_of_stream(stream: BinaryIO) -> str:
 
 
 def sha256_if_equal(backend: SFTPBackend, key: str, local: str) -> str | None:
-    """``sha256:<hex>`` of a file on the server and a local file or object if both hold the same bytes; None if not."""
+    """Compare a file on the server with a local file or object.
+
+    :param backend: the backend of the task
+    :param key: path on the server
+    :param local: local path or URL
+    :returns: ``sha256:<hex>`` of both; None if they differ or cannot be read
+    """
     try:
         with backend.read(key) as remote, open_source(local) as local_stream:
             digest = sha256_of_stream(remote)
@@ -158,9 +205,11 @@ def sha256_if_equal(backend: SFTPBackend, key: str, local: str) -> str | None:
 
 
 class SizeCheckedStream:
-    """A stream that must give as many bytes as its store says it has. TransferCorrupted if it ends before, or goes on.
+    """Read a stream and check its length against the size that the store reports.
 
-    ``size`` in bytes, None if it is not known; ``key`` is where it goes.
+    :param stream: the stream to read
+    :param size: expected bytes, None if unknown
+    :param key: path of the target, for the error
     """
 
     def __init__(self, stream: BinaryIO, size: int | None, key: str) -> None:
@@ -172,15 +221,20 @@ class SizeCheckedStream:
 
     @property
     def digest(self) -> str:
-        """``sha256:<hex>`` of what it gave so far."""
+        """Digest of the bytes read so far, as ``sha256:<hex>``."""
         return f"sha256:{self._hash.hexdigest()}"
 
     def read(self, size: int, /) -> bytes:
-        """The next bytes, none at the end."""
+        """Return the next bytes; no bytes at the end.
+
+        :param size: bytes to read at most
+        :returns: the bytes
+        :raises TransferCorrupted: if the stream is shorter or longer than expected
+        """
         data = self._stream.read(size)
         self._count += len(data)
         if self._size is not None and (self._count > self._size or (not data and self._count < self._size)):
-            message = f"the source gave {self._count} bytes, and has {self._size}; the target was left as it was"
+            message = f"read {self._count} bytes from the source, expected {self._size}; the target is unchanged"
             raise TransferCorrupted(message, path=self._key)
         self._hash.update(data)
         return data
@@ -198,7 +252,19 @@ def upload_object(
     progress: Progress,
     before_rename: BeforeRename | None,
 ) -> Outcome:
-    """Sends an object of ``size`` bytes to the server; what was written, or why not."""
+    """Upload an object.
+
+    :param backend: the backend of the task
+    :param url: URL of the object
+    :param key: path on the server
+    :param size: size of the object in bytes, None if unknown
+    :param overwrite: replace an existing target
+    :param verify: verification after the transfer
+    :param create_parents: create missing parent directories
+    :param progress: receives the transferred bytes
+    :param before_rename: receives the prepared file, with its digest, before the rename
+    :returns: the written file, or the error
+    """
     try:
         with open_source(url) as stream:
             content = SizeCheckedStream(stream, size, key)
@@ -228,7 +294,17 @@ def download_object(
     progress: Progress,
     before_rename: BeforeRename | None,
 ) -> Outcome:
-    """Fetches a file into an object, which has its name only when it is whole and proven."""
+    """Download a file to an object. The object appears under its name only after verification.
+
+    :param backend: the backend of the task
+    :param key: path on the server
+    :param url: URL of the object
+    :param overwrite: replace an existing object
+    :param verify: verification after the transfer
+    :param progress: receives the transferred bytes
+    :param before_rename: receives the prepared object before the rename
+    :returns: the written file, or the error
+    """
     target = object_path(url)
     temp = target.parent / temp_name(target.name, secrets.token_hex(6))
     try:
@@ -239,7 +315,7 @@ def download_object(
             if verify == "sha256":
                 with open_object(temp, "rb") as stream:
                     if sha256_of_stream(stream) != written.digest:
-                        return TransferCorrupted(f"{url!r} does not hold the bytes that came", path=key)
+                        return TransferCorrupted(f"{url!r} does not have the SHA-256 of the received bytes", path=key)
             if before_rename is not None:
                 before_rename([PreparedFile(url, temp.name, written.size, None, written.digest)])
             rename_object(temp, target)
@@ -255,7 +331,8 @@ def download_object(
 def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Progress, *, to_end: bool) -> WriteResult:
     """Copy a file of the server to an object.
 
-    :raises TransferCorrupted: if the file has another size than the server says, unless it is read ``to_end``.
+    :param to_end: accept any size, read until the end
+    :raises TransferCorrupted: if the file does not have the reported size, unless ``to_end``
     """
     digest, count = hashlib.sha256(), 0
     with cast("RemoteFile", backend.read(key)) as source, open_object(temp, "wb") as target:
@@ -263,7 +340,7 @@ def _copy(backend: SFTPBackend, key: str, temp: ObjectStoragePath, progress: Pro
         modified_at = source.modified_at_open
         while block := source.read(_BLOCK_SIZE):
             count += len(block)
-            if size is not None and count > size:  # written no further: counted, to be named in the error
+            if size is not None and count > size:  # only count the excess, for the error
                 if count > size + _MAX_EXCESS_COUNTED:
                     raise size_mismatch(size, count, key, reached_end=False)
                 continue

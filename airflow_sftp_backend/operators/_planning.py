@@ -1,7 +1,7 @@
-"""Plan which file goes where: the files that a selection means, and the target each is to have.
+"""Plan the target of each file that a selection matches.
 
-Local sources and targets are paths of this machine or URLs of any `ObjectStoragePath`. Names that a server gave
-become local names only after each of their segments has been judged alone.
+Local sources and targets are paths of this machine or URLs of any `ObjectStoragePath`. A name from the server becomes a
+local name only after a check of each path segment.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ IfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same"]
 MoveIfExists: TypeAlias = Literal["fail", "replace", "skip", "skip_same", "number"]
 Failure: TypeAlias = SFTPBackendError | OSError
 LocalEnd: TypeAlias = Literal["source", "target"]
-"""Which end of a transfer is not the server."""
+"""The end of a transfer that is not on the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransferItem:
-    """One file on its way: where from, where to, and its size in bytes where that is known."""
+    """Describe the transfer of one file: source, target, and size in bytes if known."""
 
     source: str
     target: str
@@ -55,8 +55,11 @@ class TransferItem:
 def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, action: Action) -> FileResult:
     """Return the result of a transfer.
 
-    :param local_end: the end of the transfer that is not the server.
-    :param size: bytes, None if unknown.
+    :param item: the file
+    :param local_end: the end of the transfer that is not on the server
+    :param size: size in bytes, None if unknown
+    :param action: the completed or planned action
+    :returns: the result
     """
     if local_end == "source":
         return {"path": item.target, "size": size, "action": action, "source": item.source}
@@ -64,39 +67,50 @@ def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, actio
 
 
 def utf8_error(*names: str) -> InvalidPath | None:
-    """Why Airflow cannot be told of a file with one of these names; None if it can: what tasks return is UTF-8."""
+    """Return the error for names that are not UTF-8, because XCom cannot carry such names.
+
+    :param names: the names of a file, with surrogates for bytes that are not UTF-8
+    :returns: the error; None if all names are UTF-8
+    """
     for name in names:
         if not name.isascii() and re.search("[\udc80-\udcff]", name):
             escaped_name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            message = "the name is not UTF-8, and Airflow carries no other in XCom; rename the file, or use SFTPBackend"
+            message = "the name is not UTF-8, and XCom carries only UTF-8; rename the file, or use SFTPBackend"
             return InvalidPath(message, path=escaped_name)
     return None
 
 
 def require_unique_targets(items: list[TransferItem]) -> list[TransferItem]:
-    """The steps, unless two of them have one target: InvalidArgument."""
+    """Check that no two files have the same target.
+
+    :param items: the files
+    :returns: the files without duplicates
+    :raises InvalidArgument: if two sources have the same target
+    """
     sources: dict[str, str] = {}
     for item in items:
         if (first := sources.setdefault(item.target, item.source)) != item.source:
-            raise InvalidArgument(f"{first!r} and {item.source!r} would both become {item.target!r}")
+            raise InvalidArgument(f"{first!r} and {item.source!r} have the same target, {item.target!r}")
     return list(dict.fromkeys(items))
 
 
-# -- from here to the server ------------------------------------------------------------------------------------------
+# -- uploads ----------------------------------------------------------------------------------------------------------
 
 _LocalFile: TypeAlias = tuple[str, str, int | None]
-"""A file of this machine or of a store: its path or URL, its path below what selected it, its size in bytes."""
+"""A local file or object: path or URL, path below its selector's directory, size in bytes."""
 
 
 def plan_uploads(selection: Selection, target: str, filters: FileFilters) -> tuple[list[TransferItem], list[Failure]]:
     """Plan an upload.
 
-    What a directory holds keeps its names below that directory; what a pattern finds keeps them below the directory
-    before the pattern's first wildcard. Temporary files of unfinished downloads are left out of both.
+    Files of a directory keep their path below the directory. Files of a pattern keep their path below the directory
+    before the first wildcard. Temporary files of unfinished downloads do not count in either.
 
-    :param target: a directory if it ends with ``/`` or if anything but one name is selected.
-    :returns: the steps, and a failure for each name or pattern without a file.
-    :raises InvalidArgument: if two files would have one target.
+    :param selection: the selected local paths or URLs
+    :param target: path on the server; a directory as in `target_is_directory`
+    :param filters: the filters for files of directories and patterns
+    :returns: the files, and a failure for each name or pattern without a file
+    :raises InvalidArgument: if two files have the same target
     """
     files: list[_LocalFile] = []
     failures: list[Failure] = []
@@ -149,7 +163,7 @@ def _require_files(selector: Name | str, files: list[_LocalFile]) -> list[_Local
     if files:
         return files
     if isinstance(selector, Name):
-        raise FileNotFoundError(errno.ENOENT, "the directory holds no file that counts", selector.path)
+        raise FileNotFoundError(errno.ENOENT, "no file of the directory matches the filters", selector.path)
     raise FileNotFoundError(errno.ENOENT, "no file matches the pattern", selector)
 
 
@@ -158,8 +172,10 @@ def _is_complete_file(relative: str) -> bool:
 
 
 def _walk_local(top: str) -> Iterator[str]:
-    """Every file below a folder, through links too. Nothing is left out: OSError for what cannot be read,
-    InvalidArgument for a link in a circle.
+    """Yield every file below a directory, also through symbolic links.
+
+    :raises OSError: if a directory cannot be read
+    :raises InvalidArgument: if a link leads to a parent directory
     """
 
     def fail(error: OSError) -> None:
@@ -169,7 +185,7 @@ def _walk_local(top: str) -> Iterator[str]:
     for directory, directories, names in os.walk(top, onerror=fail, followlinks=True):
         real, parents = os.path.realpath(directory), ancestors.pop(directory)
         if real in parents:
-            raise InvalidArgument(f"the link {directory!r} leads to a folder it lies in")
+            raise InvalidArgument(f"the symbolic link {directory!r} leads to one of its parent directories")
         ancestors |= {os.path.join(directory, name): parents | {real} for name in directories}
         yield from (os.path.join(directory, name) for name in names)
 
@@ -187,7 +203,7 @@ def _find_objects(selector: Name | str, filters: FileFilters) -> Iterator[_Local
     top, pattern = (selector.path.rstrip("/"), "**") if isinstance(selector, Name) else split_pattern(selector)
     start = object_path(top)
     root = start.path.rstrip("/")
-    # not by ObjectStoragePath.glob and rglob: wildcards in the name of the directory would match others
+    # ObjectStoragePath.glob and rglob would treat wildcards in the directory's own name as wildcards.
     if isinstance(selector, Name):
         details = cast("dict[str, dict[str, Any]]", start.fs.find(root, detail=True))
     else:
@@ -201,12 +217,17 @@ def _find_objects(selector: Name | str, filters: FileFilters) -> Iterator[_Local
     yield from _require_files(selector, files)
 
 
-# -- on the server, and from there to here ----------------------------------------------------------------------------
+# -- files on the server, and downloads -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteMatch:
-    """A file on the server, its path below the name or pattern that selected it, and that name or pattern."""
+    """Describe a matched file on the server.
+
+    :ivar info: the file
+    :ivar relative_path: path below the directory of the name or pattern
+    :ivar source: the name or pattern that matched
+    """
 
     info: FileInfo
     relative_path: str
@@ -215,7 +236,7 @@ class RemoteMatch:
 
 @dataclass(slots=True)
 class Matches:
-    """What a selection means on the server: files, the names and patterns without a file, and other failures."""
+    """Collect the files of a selection, the names and patterns without a file, and other failures."""
 
     files: list[RemoteMatch] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -223,9 +244,13 @@ class Matches:
 
 
 def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilters) -> Matches:
-    """Look up the files of a selection: all names in one round trip, all directories and patterns in one search.
+    """Find the files of a selection: names in one round trip, directories and patterns in one search.
 
-    :raises BackendUnavailable: if the connection is lost.
+    :param backend: the backend of the task
+    :param selection: the names or patterns
+    :param filters: the filters for files of directories and patterns
+    :returns: the files, and the names and patterns without a file
+    :raises BackendUnavailable: if the connection is lost
     """
     files: dict[str, RemoteMatch] = {}
     matches = Matches()
@@ -266,7 +291,7 @@ def _pattern_of(selector: Name | str) -> str:
 
 
 def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[Name | str]:
-    """Return the names and patterns that are paths; each of the others is a failure of its own."""
+    """Return the names and patterns that are valid paths; add a failure to ``matches`` for each other."""
     resolvable: list[Name | str] = []
     for selector in selection:
         try:
@@ -289,9 +314,12 @@ def _matches_below(
 
 
 def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
-    """Look up which of some paths are files. One round trip.
+    """Find the existing files among paths, in one round trip.
 
-    :raises SFTPBackendError: if a path cannot be looked at, other than that nothing or no file is there.
+    :param backend: the backend of the task
+    :param paths: paths on the server
+    :returns: the files by path; missing paths and directories are left out
+    :raises SFTPBackendError: if the server refuses to examine a path
     """
     outcomes = backend.get_file_info_many(paths, return_exceptions=True) if paths else []
     files: dict[str, FileInfo] = {}
@@ -304,11 +332,17 @@ def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, File
 
 
 def missing_error(backend: SFTPBackend, selection: Selection, selector: str) -> NotFound:
-    """Return the failure for a name or pattern of a selection that means no file on the server."""
+    """Return the error for a name or pattern without a file on the server.
+
+    :param backend: the backend of the task
+    :param selection: the selection of the name or pattern
+    :param selector: the name or pattern
+    :returns: the error
+    """
     if selection.patterns:
         message = "no file matches the pattern"
     elif selector.endswith("/"):
-        message = f"no such directory, or none of its files counts{literal_hint(selector)}"
+        message = f"no such directory, or no file of the directory matches the filters{literal_hint(selector)}"
     else:
         message = f"no such file{literal_hint(selector)}"
     error = NotFound(message, path=selector, server=backend.address)
@@ -318,17 +352,26 @@ def missing_error(backend: SFTPBackend, selection: Selection, selector: str) -> 
 
 
 def target_is_directory(selection: Selection, target: str) -> bool:
-    """Return True if ``target`` is a directory to fill: it ends with ``/``, or anything but one name is selected.
+    """Tell whether the target is a directory: it ends with ``/``, or the selection is not one file name.
 
-    The arguments decide, not how many files there are: else one file more would change what the target means.
+    The arguments decide, not the number of matched files: otherwise one more file would change the meaning of the
+    target.
+
+    :param selection: the selected files
+    :param target: the target
+    :returns: True for a directory
     """
     return target.endswith("/") or not selection.is_single
 
 
 def plan_downloads(files: Sequence[RemoteMatch], selection: Selection, target: str) -> list[TransferItem]:
-    """Plan a download to a local path or URL.
+    """Plan a download.
 
-    :raises InvalidArgument: if two files would have one target.
+    :param files: the matched files on the server
+    :param selection: the selection of the files
+    :param target: local path or URL; a directory as in `target_is_directory`
+    :returns: the files with their targets
+    :raises InvalidArgument: if two files have the same target, or if a name is not valid for a local file
     """
     into_directory = target_is_directory(selection, target)
     return require_unique_targets(
@@ -344,8 +387,9 @@ def plan_downloads(files: Sequence[RemoteMatch], selection: Selection, target: s
 
 
 def _local_path_below(top: str, relative: str) -> str:
-    """A path below a local folder or URL, each segment of it judged alone: InvalidArgument for one that would
-    lead elsewhere.
+    """Join a local directory or URL and a path from the server.
+
+    :raises InvalidArgument: if a segment would lead out of the directory
     """
     segments = relative.split("/")
     for segment in segments:
@@ -355,7 +399,7 @@ def _local_path_below(top: str, relative: str) -> str:
             or (os.altsep or "\0") in segment
             or os.path.splitdrive(segment)[0]
         ):
-            raise InvalidArgument(f"the server's name {relative!r} is no name for a local file")
+            raise InvalidArgument(f"the server's name {relative!r} is not valid for a local file")
     if is_url(top):
         return "/".join([top.rstrip("/"), *segments])
     return os.path.join(top, *segments)
@@ -364,11 +408,14 @@ def _local_path_below(top: str, relative: str) -> str:
 def plan_moves(
     files: Sequence[RemoteMatch], selection: Selection, target: str, rename: str | None, date: str
 ) -> list[TransferItem]:
-    """Plan a move on the server; two of the steps may have one target.
+    """Plan a move on the server. Two files may have the same target.
 
-    :param target: literal: a path, or a directory as in `target_is_directory` or if there is a ``rename``.
-    :param rename: template of what each file is called below the target.
-    :param date: what ``{date}`` stands for.
+    :param files: the matched files
+    :param selection: the selection of the files
+    :param target: literal path on the server; a directory as in `target_is_directory`, and with ``rename``
+    :param rename: template for the path of each file below the target; None keeps the name
+    :param date: replacement of ``{date}``
+    :returns: the files with their targets
     """
     directory = target.rstrip("/")
     if rename is not None:
@@ -391,7 +438,8 @@ _RENAME_WORDS = ("name", "stem", "suffix", "date")
 def check_rename(rename: object) -> None:
     """Check a template for file names.
 
-    :raises InvalidArgument: for anything but text, for a word in braces that stands for nothing, and for no name.
+    :param rename: the template
+    :raises InvalidArgument: for a value other than text, an unknown placeholder, or a template without a file name
     """
     if not isinstance(rename, str):
         raise InvalidArgument(f"rename is {rename!r}; expected a template such as {{date}}/{{stem}}-old{{suffix}}")
@@ -399,20 +447,31 @@ def check_rename(rename: object) -> None:
     for word in words:
         if word not in _RENAME_WORDS:
             expected = ", ".join(f"{{{known_word}}}" for known_word in _RENAME_WORDS)
-            raise InvalidArgument(f"rename has {{{word}}} in it, which stands for nothing; expected {expected}")
+            raise InvalidArgument(f"rename has {{{word}}} in it, an unknown placeholder; expected {expected}")
     if not rename.strip("/") or rename.endswith("/"):
-        raise InvalidArgument(f"rename is {rename!r}; expected what a file is called, such as {{date}}/{{name}}")
+        raise InvalidArgument(f"rename is {rename!r}; expected a template of a file name, such as {{date}}/{{name}}")
 
 
 def fill_rename_template(rename: str, name: str, date: str) -> str:
-    """Return what a file is called: the template with its words filled in."""
+    """Fill in the placeholders of a template.
+
+    :param rename: the template
+    :param name: the file's name
+    :param date: replacement of ``{date}``
+    :returns: the file's new path
+    """
     parts = PurePosixPath(name)
     words = {"name": name, "stem": parts.stem, "suffix": parts.suffix, "date": date}
     return PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], rename)
 
 
 def conflicting_targets(items: Iterable[TransferItem], existing: Container[str]) -> list[str]:
-    """The targets that exist, or that several files would have."""
+    """Return targets that exist or that several files have.
+
+    :param items: the files
+    :param existing: the existing targets
+    :returns: the conflicting targets
+    """
     sources: dict[str, set[str]] = {}
     for item in items:
         sources.setdefault(item.target, set()).add(item.source)
@@ -420,13 +479,22 @@ def conflicting_targets(items: Iterable[TransferItem], existing: Container[str])
 
 
 def numbered_pattern(target: str) -> str:
-    """A pattern that fits every numbered name of ``target``."""
+    """Return a pattern that matches every numbered name of a target.
+
+    :param target: path on the server
+    :returns: the pattern
+    """
     stem, suffix = _split_for_number(target)
     return f"{glob.escape(stem)}-*{glob.escape(suffix)}"
 
 
 def assign_numbers(items: Iterable[TransferItem], occupied: Iterable[str]) -> list[TransferItem]:
-    """The steps, each with a target that is neither taken nor another's: where need be with the next free number."""
+    """Give each file a free target, with the next free number if necessary.
+
+    :param items: the files
+    :param occupied: paths that are not free
+    :returns: the files with unique targets
+    """
     used = set(occupied)
     numbered = []
     for item in dict.fromkeys(items):

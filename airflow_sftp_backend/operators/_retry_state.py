@@ -1,4 +1,4 @@
-"""What the tries of one task instance know of each other."""
+"""Share state between the attempts of one task instance."""
 
 from __future__ import annotations
 
@@ -21,28 +21,33 @@ if TYPE_CHECKING:
 
 
 class RetryState:
-    """State shared by all attempts of one task instance.
+    """Hold the state that all attempts of one task instance share: planned moves and deletions, completed transfers.
 
-    ``is_retry`` is True unless this is the first attempt, ``resume_key`` is the same in all of them, ``_moves`` and
-    ``transfers`` are what the earlier ones have set out to do. That is kept in Airflow's task state store (from 3.3).
-    What was done elsewhere, before the connection was corrected, does not count. Without the store, the next attempt of
-    a move fails for what is gone, that of a delete takes what is gone for deleted, and that of an upload sends again
-    what the partner has taken away.
+    From Airflow 3.3, the state is in Airflow's task state store. State of another server does not count: the connection
+    may have been corrected between attempts. Without a store, a retry of a move fails for missing files, a retry of a
+    delete treats missing files as deleted, and a retry of an upload sends again any file that the partner has already
+    taken away.
+
+    :param context: the context of the task
+    :param backend: the backend of the task
     """
 
     def __init__(self, context: Context, backend: SFTPBackend) -> None:
         instance = context["ti"]
         self.is_retry = (instance.try_number or 1) > 1
+        """True unless this attempt is the first."""
         self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
+        """Name of the task instance, equal in all its attempts."""
         self._context = context
         self._store = task_state_store(context)
         base = backend.resolve("")
         server_id = f"{backend.config.username}@{backend.address}{base.native_path}"
-        # Airflow gives a task that is cleared as many attempts more as it has retries. Whoever clears a transfer wants
-        # all of it transferred again.
+        # When a task is cleared, Airflow raises max_tries by the task's retries. A user who clears a transfer wants to
+        # transfer all files again, so attempts before the clearing do not count.
         self._cleared_after = instance.max_tries - (instance.task.retries or 0)
         self.is_retry_since_cleared = (instance.try_number or 1) > self._cleared_after + 1
-        purpose = "recognise what this one has done"
+        """True unless this attempt is the first, or the first since the task was cleared."""
+        purpose = "recognise the files of this one"
         self._moves = RowTable(self._store, "moves", server_id, purpose, read=self.is_retry)
         upload_scope = f"{self._cleared_after} {server_id}"
         self.transfers = TransferRecords(
@@ -51,27 +56,27 @@ class RetryState:
 
     @property
     def date(self) -> str:
-        """The date of the run in UTC, the same in every try: its logical date or, without one, when it was to run."""
+        """Date of the run in UTC, equal in all attempts: the logical date, or else the time when the run was due."""
         time = self._context.get("logical_date") or self._context["dag_run"].run_after
         return time.astimezone(UTC).date().isoformat()
 
     @property
     def run_started(self) -> datetime | None:
-        """When the DAG run began, None if Airflow does not tell."""
+        """Start of the DAG run; None if unknown."""
         return self._context["dag_run"].start_date
 
     @property
     def has_store(self) -> bool:
-        """True if it can know what an earlier attempt did."""
+        """True if the results of earlier attempts are known."""
         return self._store is not None
 
     # -- moves and deletions ------------------------------------------------------------------------------------------
 
     def record_planned_moves(self, items: Mapping[TransferItem, RemoteMatch], existing: Mapping[str, FileInfo]) -> None:
-        """Record what is about to be moved.
+        """Record moves before their execution.
 
-        :param items: the files, each with the argument that named it.
-        :param existing: what is at the targets now, by path.
+        :param items: the files, each with the argument that selected it
+        :param existing: the existing files at the targets, by path
         """
         rows = {
             (item.source, item.target): [
@@ -86,10 +91,10 @@ class RetryState:
             self._moves.put(rows)
 
     def record_planned_deletions(self, files: Iterable[RemoteMatch], directories: Iterable[str]) -> None:
-        """Record what is about to be deleted.
+        """Record deletions before their execution.
 
-        :param files: each with the argument that named it.
-        :param directories: the arguments that name directories.
+        :param files: the files, each with the argument that selected it
+        :param directories: the arguments that name directories or links
         """
         rows = {(name, ""): [name, None, None, None, None, self._cleared_after] for name in directories}
         rows |= {
@@ -99,7 +104,11 @@ class RetryState:
             self._moves.put(rows)
 
     def was_redelivered(self, info: FileInfo) -> bool:
-        """True if an earlier attempt has deleted the file that had this name, or was about to."""
+        """Tell whether a file arrived after an earlier attempt deleted, or planned to delete, its predecessor.
+
+        :param info: the file
+        :returns: True for a new delivery
+        """
         record = self._moves.get((info.path, "")) if self.is_retry_since_cleared else None
         return (
             record is not None
@@ -108,18 +117,29 @@ class RetryState:
         )
 
     def discard_planned(self, items: Iterable[TransferItem]) -> None:
-        """Remove what was refused after all."""
+        """Remove the records of moves that the server refused.
+
+        :param items: the files
+        """
         self._moves.put({}, [(item.source, item.target) for item in items])
 
     def arguments_naming(self, sources: Set[str] | None) -> set[str]:
-        """Return the arguments that named these files in an earlier attempt, or any (None)."""
+        """Return the arguments that selected files in an earlier attempt.
+
+        :param sources: paths of the files; None for all files
+        :returns: the arguments
+        """
         return {values[0] for (source, _), values in self._moves.rows.items() if sources is None or source in sources}
 
     def moved_earlier(self, backend: SFTPBackend) -> list[FileResult]:
-        """Return a row for each file that an earlier attempt has moved.
+        """Return the files that an earlier attempt moved.
 
-        Its target is what was moved, and its source is gone or is another file, which was delivered since. Once the
-        task was cleared, what was delivered since is its business again.
+        The target must be the planned file. The source must be missing, or replaced by a later delivery. After the task
+        was cleared, a later delivery is a new file to move.
+
+        :param backend: the backend of the task
+        :returns: a row for each file
+        :raises BackendUnavailable: if the server does not answer
         """
         if not self.is_retry or not (rows := self._moves.rows):
             return []
@@ -142,14 +162,14 @@ def _version(info: FileInfo | None) -> Version:
 
 
 def _is_moved(planned: list[Any], replaced: list[Any], source: FileInfo | None, target: FileInfo | None) -> bool:
-    """Tell whether a move was made: the target is what was to be moved, and the source is not that any more.
+    """Tell whether a move was completed: the target is the planned file, and the source is not.
 
-    :param planned: size and time of the source before the move.
-    :param replaced: size and time of what was at the target then, None each if nothing was.
-    :param source: what is at the source now.
-    :param target: what is at the target now.
+    :param planned: size and time of the source before the move
+    :param replaced: size and time of the target before the move, None each if the target did not exist
+    :param source: the file at the source now
+    :param target: the file at the target now
     """
     if target is None or target.size != planned[0] or (source is not None and _version(source) == planned):
         return False
-    # a rename keeps the time; a copy, where no rename is possible, makes a new one
+    # A rename keeps the time. A copy, if the server cannot rename, sets a new time.
     return _version(target) == planned or _version(target) != replaced

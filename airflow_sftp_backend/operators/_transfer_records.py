@@ -1,8 +1,8 @@
-"""Records which files a task instance is about to give their names, and recognises these files in its next attempt.
+"""Record the files that a task instance is about to rename to their targets, for recognition in its next attempt.
 
-A retry accepts a file that exists at its target only if an earlier attempt of the same task instance recorded it before
-the rename, and if the file is still that one: the same size, the same time, the same source. Anything else at the
-target was put there by somebody else, even if the content is the same.
+A retry accepts an existing target only if an earlier attempt of the same task instance recorded the file before the
+rename, and if the file is unchanged: equal size, equal time, equal source. Any other file at the target belongs to
+another program, even if the content is equal.
 """
 
 from __future__ import annotations
@@ -30,17 +30,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Version = list[Any]
-"""What another content of a source changes, as plain JSON: of a local file its size in bytes and time in ns."""
+"""Version of a source as plain JSON: for a local file the size in bytes and the time in ns."""
 
 _READING_LOG: Final = "reading %s (%s) to compare it with %s"
 _CLOSE_DELAY: Final = 2
-"""Seconds by which a server's time of a file may still move on when its last handle is closed."""
+"""Seconds by which a server may advance a file's time when the last handle is closed."""
 _CLOCK_TOLERANCE: Final = 5.0
-"""Seconds by which the clocks of a worker and of Airflow's other machines may differ."""
+"""Difference in seconds that is accepted between the clocks of a worker and of Airflow's other machines."""
 
 
 def local_version(path: str) -> Version | None:
-    """Return the version of a local file; None if there is none, or if the path is a URL."""
+    """Return the version of a local file.
+
+    :param path: local path or URL
+    :returns: the version; None for a missing file or a URL
+    """
     if is_url(path):
         return None
     try:
@@ -51,16 +55,24 @@ def local_version(path: str) -> Version | None:
 
 
 def remote_version(info: FileInfo) -> Version:
-    """Return the version of a file on the server."""
+    """Return the version of a file on the server.
+
+    :param info: the file
+    :returns: the version
+    """
     return [info.size, None if info.modified_at is None else info.modified_at.isoformat()]
 
 
 @dataclass(frozen=True, slots=True)
 class TransferRecord:
-    """A file as it was just before it got its name.
+    """Describe a file just before its rename to the target.
 
-    ``version`` is that of the source; ``modified`` the time of the temporary file, which a rename keeps (see
-    `PreparedFile`); ``done`` is True once the transfer is known to have succeeded.
+    :ivar size: size in bytes
+    :ivar version: version of the source
+    :ivar sha256: hexadecimal digest of the content, if known
+    :ivar temp: name of the temporary file
+    :ivar modified: time of the temporary file, which a rename keeps, in the unit of `PreparedFile`
+    :ivar done: True after the transfer has succeeded
     """
 
     size: int
@@ -71,7 +83,13 @@ class TransferRecord:
     done: bool
 
     def result(self, item: TransferItem, local_end: LocalEnd, action: Action) -> FileResult:
-        """Return the file's result for the task."""
+        """Return the file's result for the task.
+
+        :param item: the file
+        :param local_end: the end of the transfer that is not on the server
+        :param action: the completed action
+        :returns: the result
+        """
         result = make_result(item, local_end, self.size, action)
         if self.sha256 is not None:
             result["sha256"] = self.sha256
@@ -79,19 +97,30 @@ class TransferRecord:
 
 
 class TransferRecords:
-    """The records of one task instance since it was last cleared."""
+    """Keep the records of one task instance since it was last cleared.
+
+    :param table: the table to keep the records in
+    """
 
     def __init__(self, table: RowTable) -> None:
         self._table = table
         self._recorded: set[tuple[str, str]] = set()
 
     def find(self, item: TransferItem) -> TransferRecord | None:
-        """Return the record of a file, None if there is none."""
+        """Return the record of a file.
+
+        :param item: the file
+        :returns: the record; None if there is none
+        """
         values = self._table.get((item.source, item.target))
         return None if values is None else TransferRecord(*values)
 
     def recorder(self, versions: Mapping[TransferItem, Version | None]) -> BeforeRename | None:
-        """Return what to pass as ``before_rename``: one write for each group of files; None if nothing is kept."""
+        """Return the ``before_rename`` callback that records each group of files with one write.
+
+        :param versions: the files to transfer, with the current versions of their sources
+        :returns: the callback; None without a state store
+        """
         if not self._table.is_persistent:
             return None
         items = {item.target: item for item in versions}
@@ -113,7 +142,12 @@ class TransferRecords:
         results: Mapping[TransferItem, FileResult],
         refused: Iterable[TransferItem],
     ) -> None:
-        """Record what an attempt that failed has transferred, and discard the records of files that were refused."""
+        """Record the completed files of a failed attempt, and remove the records of refused files.
+
+        :param versions: the completed files, with the versions of their sources
+        :param results: the results of the completed files
+        :param refused: the files that the server refused
+        """
         rows: dict[tuple[str, str], list[Any]] = {}
         for item, version in versions.items():
             values = self._table.get((item.source, item.target))
@@ -131,13 +165,13 @@ class TransferRecords:
 def uploaded_earlier(
     records: TransferRecords, backend: SFTPBackend, versions: Mapping[TransferItem, Version | None]
 ) -> dict[TransferItem, FileResult]:
-    """Return a row for each file that an earlier attempt has uploaded.
+    """Return the files that an earlier attempt uploaded.
 
-    :param records: what the earlier attempts have recorded.
-    :param backend: the backend of the task.
-    :param versions: the files to upload, with the current versions of their sources.
-    :returns: a row for each file that is still on the server, or that was uploaded and has been taken away since.
-    :raises BackendUnavailable: if the server does not answer.
+    :param records: the records of earlier attempts
+    :param backend: the backend of the task
+    :param versions: the files to upload, with the current versions of their sources
+    :returns: a row for each file that is still on the server, or that was uploaded and then taken away
+    :raises BackendUnavailable: if the server does not answer
     """
     recorded = {item: record for item in versions if (record := records.find(item)) is not None}
     if not recorded:
@@ -151,7 +185,8 @@ def uploaded_earlier(
         if isinstance(info, FileInfo):
             if _is_recorded_file(record, info):
                 present[item] = record
-        elif record.done and _is_source_unchanged(item, versions[item], record):  # a server may forbid to look, too
+        elif record.done and _is_source_unchanged(item, versions[item], record):
+            # The file was taken away, or the server refuses to examine it.
             accepted.append(item)
     accepted += _items_with_equal_content(backend, present, versions)
     action: EarlierAction = "uploaded by an earlier attempt"
@@ -159,7 +194,7 @@ def uploaded_earlier(
 
 
 def _is_recorded_file(record: TransferRecord, info: FileInfo) -> bool:
-    """True if a file on the server is the one that was about to be renamed."""
+    """Tell whether a file on the server is the recorded file."""
     if info.size != record.size:
         return False
     if record.modified is None or info.modified_at is None:
@@ -168,7 +203,7 @@ def _is_recorded_file(record: TransferRecord, info: FileInfo) -> bool:
 
 
 def _is_source_unchanged(item: TransferItem, version: Version | None, record: TransferRecord) -> bool:
-    """True if the source is the one that was sent: a local file by its version, an object by its bytes."""
+    """Tell whether a source is unchanged: a local file by its version, an object by its digest."""
     if not is_url(item.source):
         return version is not None and version == record.version
     return _sha256_or_none(item.source) == record.sha256 is not None
@@ -179,17 +214,17 @@ def _items_with_equal_content(
     present: Mapping[TransferItem, TransferRecord],
     versions: Mapping[TransferItem, Version | None],
 ) -> list[TransferItem]:
-    """Return those whose source has the content that is on the server.
+    """Return the files whose source has the content of the file on the server.
 
-    Samples are compared if the source is known to be unchanged, else all of it.
+    Compare samples if the version of the source is unchanged, otherwise the whole content.
     """
     unchanged = [item for item, record in present.items() if _is_source_unchanged(item, versions[item], record)]
     local = [item for item in unchanged if not is_url(item.source)]
     if local:
-        log.info("comparing samples of %d files with what an earlier attempt has uploaded", len(local))
+        log.info("comparing samples of %d files with the uploads of an earlier attempt", len(local))
     outcomes = backend.same_samples_many([(item.source, item.target) for item in local], return_exceptions=True)
     same = [item for item in unchanged if is_url(item.source)]
-    # a server that lets nobody read what was uploaded has told its size and time
+    # If the server refuses to read uploaded files, equal size and time must suffice.
     same += [item for item, is_equal in zip(local, outcomes, strict=True) if is_equal is True or _is_refusal(is_equal)]
     for item, record in present.items():
         if item in unchanged or item.size not in (None, record.size):
@@ -223,10 +258,11 @@ def _sha256_or_none(source: str) -> str | None:
 def downloaded_earlier(
     records: TransferRecords, versions: Mapping[TransferItem, Version | None]
 ) -> dict[TransferItem, FileResult]:
-    """Return a row for each file that an earlier attempt has downloaded and that is still at its target.
+    """Return the files that an earlier attempt downloaded and that are still at their targets.
 
-    :param records: what the earlier attempts have recorded.
-    :param versions: the files to download, with the current versions of their sources.
+    :param records: the records of earlier attempts
+    :param versions: the files to download, with the current versions of their sources
+    :returns: a row for each file
     """
     rows: dict[TransferItem, FileResult] = {}
     for item, version in versions.items():
@@ -250,12 +286,13 @@ def _is_recorded_target(target: str, record: TransferRecord) -> bool:
 
 
 def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: datetime | None) -> str | None:
-    """Return the digest of an uploaded file if the server's times show that it was written since ``run_started``.
+    """Return the digest of an uploaded file if the server's times prove that it was written since a time.
 
-    :param backend: the backend of the task.
-    :param item: the file.
-    :param run_started: when the DAG run began: Airflow before 3.3 does not tell when the first attempt did.
-    :returns: ``sha256:<hex>`` if the file also has the content of its source; None if not, or if in doubt.
+    :param backend: the backend of the task
+    :param item: the file
+    :param run_started: start of the DAG run; before 3.3, Airflow does not report the start of the first attempt
+    :returns: ``sha256:<hex>`` if the source has the same content; None if the content differs or in doubt
+    :raises BackendUnavailable: if the server does not answer
     """
     try:
         local_time = datetime.now().timestamp()
@@ -268,7 +305,7 @@ def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: dateti
         return None
     if run_started is None or server_time is None or info.modified_at is None or info.size != size:
         return None
-    max_clock_lead = server_time.timestamp() + 1.0 - local_time  # at most: the server tells whole seconds
+    max_clock_lead = server_time.timestamp() + 1.0 - local_time  # + 1, because SFTP has times in whole seconds
     if info.modified_at.timestamp() < run_started.timestamp() + max_clock_lead + _CLOCK_TOLERANCE:
         return None
     if not is_url(item.source):
@@ -280,12 +317,12 @@ def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: dateti
 
 
 def downloaded_since(backend: SFTPBackend, item: TransferItem, run_started: datetime | None) -> str | None:
-    """Return the digest of a downloaded file if the disk's times show that it was named since ``run_started``.
+    """Return the digest of a downloaded file if its change time proves that it was renamed since a time.
 
-    :param backend: the backend of the task.
-    :param item: the file.
-    :param run_started: when the DAG run began.
-    :returns: ``sha256:<hex>`` if the file also has the content of its source; None if not, or if in doubt.
+    :param backend: the backend of the task
+    :param item: the file
+    :param run_started: start of the DAG run
+    :returns: ``sha256:<hex>`` if the source has the same content; None if the content differs or in doubt
     """
     if run_started is None or is_url(item.target):
         return None
@@ -300,8 +337,12 @@ def downloaded_since(backend: SFTPBackend, item: TransferItem, run_started: date
 
 
 def unproven_target_error(error: AlreadyExists) -> AlreadyExists:
-    """Return the error of a retry whose target no earlier attempt is known to have written."""
+    """Return the error for an existing target without a record of an earlier attempt.
+
+    :param error: the error of the transfer
+    :returns: the error with a hint
+    """
     hint = (
-        "no record shows that an earlier attempt of this task wrote it; if that file will do, set if_exists='skip_same'"
+        "no record proves that an earlier attempt of this task wrote the file; to accept it, set if_exists='skip_same'"
     )
     return AlreadyExists(f"{error.message}; {hint}", path=error.path, server=error.server, hint=error.hint)

@@ -128,7 +128,7 @@ def test_files_of_one_name_are_kept_side_by_side(remote: Path) -> None:
 
 def test_two_files_are_not_moved_to_one_name(remote: Path) -> None:
     write_files(remote, {"in/r.csv": b"1", "in/d/r.csv": b"2"})
-    with pytest.raises(AirflowFailException, match=r"would both become 'out/r\.csv'"):
+    with pytest.raises(AirflowFailException, match=r"have the same target, 'out/r\.csv'"):
         run(move(Glob("in/**"), "out", rename="{name}"))
     assert read_files(remote) == {"in/r.csv": b"1", "in/d/r.csv": b"2"}
 
@@ -300,7 +300,7 @@ def test_one_bad_file_does_not_stop_the_others(remote: Path, local: Path, capsys
 
 def test_two_files_with_one_target_are_refused_before_anything_is_sent(remote: Path, local: Path) -> None:
     write_files(local, {"deep/a.csv": b"another"})
-    with pytest.raises(AirflowFailException, match=r"a\.csv.*a\.csv.*would both become 'in/a\.csv'"):
+    with pytest.raises(AirflowFailException, match=r"a\.csv.*a\.csv.*have the same target, 'in/a\.csv'"):
         run(upload([local / "a.csv", local / "deep/a.csv"], "in/"))
     assert read_files(remote) == {}
 
