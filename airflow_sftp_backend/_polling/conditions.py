@@ -1,4 +1,4 @@
-"""What a sensor waits for, and when the wait is over: pure decisions, the same for the worker and the triggerer."""
+"""Poll for the files of a condition, and decide whether a wait is over: the same for the worker and the triggerer."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ StabilityState = dict[
 
 
 def parse_newer_than(newer_than: object) -> str | None:
-    """The time an argument says, as `FileCondition` has it: a datetime, or ISO 8601 text, with its zone.
+    """Parse the argument ``newer_than``: a datetime or ISO 8601 text, with a time zone.
 
-    None and "", which a template renders to that has no time to say, are no limit. InvalidArgument for all else.
+    :param newer_than: None and "" are no limit; a template without a time renders to "".
+    :returns: ISO 8601 text, as `FileCondition` has it; None for no limit.
+    :raises InvalidArgument: for anything else.
     """
     value = newer_than
     if value is None or value == "":
@@ -57,15 +59,15 @@ def parse_newer_than(newer_than: object) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class FileCondition:
-    """What is waited for: ``min_files`` files that are selected and each satisfy the rest.
+    """The condition of a wait: ``min_files`` files that are selected and satisfy all else.
 
     ``names`` are literal paths; ``directories``, literal too, mean any file below them; ``patterns`` are globs.
-    ``min_size`` in bytes; ``newer_than`` as `parse_newer_than` gives it; ``stable_for`` seconds without a change
-    of size or time; ``done_file_of`` the name of a file that must stand beside each, ``{name}`` being that of the file
-    itself and ``{stem}`` that without its suffix, which may lead into a folder there; ``include`` and ``exclude`` as
-    in `FileFilters`: they decide over what directories and patterns find, not over ``names``.
+    ``min_size`` in bytes; ``newer_than`` as `parse_newer_than` returns it; ``stable_for`` seconds without a change of
+    size or time; ``done_file`` the name of a file that must exist beside each, or below the same directory, with
+    ``{name}`` for the name of the file itself and ``{stem}`` for its name without the suffix; ``include`` and
+    ``exclude`` as in `FileFilters`: they filter what directories and patterns find, not ``names``.
 
-    Raises InvalidArgument, which names the argument, for what no file can satisfy.
+    :raises InvalidArgument: for what no file can satisfy; names the argument.
     """
 
     names: tuple[str, ...] = ()
@@ -87,17 +89,17 @@ class FileCondition:
 
     @property
     def is_single_name(self) -> bool:
-        """True if it waits for one file of which the name is known."""
+        """Tell whether the condition waits for one file by its name."""
         return len(self.names) == 1 and not self.searches
 
     @property
     def searches(self) -> tuple[str, ...]:
-        """The patterns to search for, those of the directories among them."""
+        """Return the patterns to search for, including those of the directories."""
         return (*map(everything_in, self.directories), *self.patterns)
 
     @property
     def watched_dirs(self) -> frozenset[str]:
-        """Where a look for it leads: folders, and patterns that lead into more than one."""
+        """Return the directories that a poll reads, and the patterns that search several directories."""
         directories = {name.rpartition("/")[0] for name in self.names}
         for pattern in self.searches:
             directory, pattern_below = split_pattern(pattern)
@@ -106,32 +108,32 @@ class FileCondition:
 
     @property
     def parent_directories(self) -> list[str]:
-        """The folders it names, in which or below which it looks, each with a slash; "" is the base path."""
+        """Return the directories in or below which a poll searches, each with a slash; "" is the base path."""
         directories = [name.rpartition("/")[0] for name in self.names]
         directories += [split_pattern(pattern)[0] for pattern in self.searches]
         return sorted({f"{path}/" if (path := _normalize(directory)) else "" for directory in directories})
 
     @property
     def descriptions(self) -> list[str]:
-        """The names, directories and patterns, as they were specified."""
+        """Return the names, directories and patterns as they were specified."""
         return [*self.names, *(f"{directory.rstrip('/')}/" for directory in self.directories), *self.patterns]
 
     @property
     def names_with_wildcards(self) -> list[str]:
-        """The names that have wildcards, and so may be meant as patterns."""
+        """Return the names with wildcard characters, which may be meant as patterns."""
         return [name for name in (*self.names, *self.directories) if has_wildcard(name)]
 
     def done_files(self, files: Iterable[FileInfo]) -> set[str]:
-        """The done files that are to stand beside these."""
+        """Return the done files that must exist beside these files."""
         return set() if self.done_file is None else {done_file_of(self.done_file, info.path) for info in files}
 
     def as_json(self) -> dict[str, Any]:
-        """Plain JSON, for `from_json`."""
+        """Return plain JSON for `from_json`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FileCondition:
-        """What `as_json` gave."""
+        """Return the condition that `as_json` has serialized."""
         arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
@@ -139,7 +141,7 @@ class FileCondition:
 
 
 class ConditionPaths(TypedDict):
-    """The arguments of `FileCondition` that say what is waited for."""
+    """The arguments of `FileCondition` that select files."""
 
     names: tuple[str, ...]
     directories: tuple[str, ...]
@@ -177,10 +179,11 @@ def _check_done_file(template: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PollResult:
-    """Whether the wait is over, with which files, what to remember for the next look, and what is still missing.
+    """The result of a poll: whether the wait is over, its files, and the state for the next poll.
 
-    ``awaiting_stability``: only time without changes is missing. ``warning`` is for the log, unless empty.
-    ``counts``: how many files count, and how many do not for each reason; ``missing`` may change without it.
+    ``missing`` tells what is still missing. ``awaiting_stability``: only time without changes is missing. ``warning``
+    is for the log, unless empty. ``counts``: how many files are eligible, and how many are not for each reason;
+    ``missing`` may change without it.
     """
 
     done: bool
@@ -193,13 +196,14 @@ class PollResult:
 
 
 PollSnapshot = tuple[list[FileInfo], set[str]]
-"""The files that fit the patterns of a condition, and of their done files those that exist."""
+"""The files that match a condition, and those of their done files that exist."""
 
 
 def poll(backend: SFTPBackend, condition: FileCondition) -> PollSnapshot:
-    """Looks for one condition. One name is asked for by `exists`.
+    """Poll for one condition; a single name is requested by `exists`.
 
-    Raises what keeps it from being looked for, such as a name that is a directory's.
+    :returns: the snapshot.
+    :raises SFTPBackendError: if the condition cannot be polled, for example because a name is a directory.
     """
     is_refused = _base_path_error(condition, backend.resolve("").native_path) is not None
     if condition.is_single_name and not is_refused and not backend.exists(*condition.names):
@@ -211,9 +215,10 @@ def poll(backend: SFTPBackend, condition: FileCondition) -> PollSnapshot:
 
 
 def poll_many(backend: SFTPBackend, conditions: Sequence[FileCondition]) -> list[PollSnapshot | SFTPBackendError]:
-    """Looks for each condition, but asks for all names at once and lists no folder twice.
+    """Poll for several conditions: all names in one request, no directory listed twice.
 
-    An outcome for each, in order. Raises BackendUnavailable.
+    :returns: a snapshot or an error for each, in order.
+    :raises BackendUnavailable: if the server does not answer.
     """
     base_path = backend.resolve("").native_path
     errors = {
@@ -281,7 +286,7 @@ _Outcomes = dict[str, FileInfo | SFTPBackendError]
 
 
 def _stat_many(backend: SFTPBackend, paths: Collection[str]) -> _Outcomes:
-    """The file of each path, or why there is none."""
+    """Return the file of each path, or the error."""
     outcomes: _Outcomes = {}
     for path, outcome in zip(paths, backend.get_file_info_many(paths, return_exceptions=True), strict=True):
         if not isinstance(outcome, FileInfo | SFTPBackendError):
@@ -291,7 +296,7 @@ def _stat_many(backend: SFTPBackend, paths: Collection[str]) -> _Outcomes:
 
 
 def _existing_of(paths: Collection[str], outcomes: _Outcomes) -> set[str]:
-    """Those of the paths that are files. Raises why one cannot be looked at."""
+    """Return the paths that are files, or raise the error of one that cannot be read."""
     for path in paths:
         outcome = outcomes[path]
         if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, NotFound | InvalidPath):
@@ -302,7 +307,7 @@ def _existing_of(paths: Collection[str], outcomes: _Outcomes) -> set[str]:
 def _find_by_patterns(
     backend: SFTPBackend, groups: Sequence[tuple[str, ...]]
 ) -> dict[tuple[str, ...], list[FileInfo] | SFTPBackendError]:
-    """What fits each group of patterns, or why that cannot be said."""
+    """Return the files of each group of patterns, or the error."""
     outcomes: dict[tuple[str, ...], list[FileInfo] | SFTPBackendError] = {}
     for group, outcome in zip(groups, backend.find_each(groups, return_exceptions=True), strict=True):
         if isinstance(outcome, OSError):
@@ -312,7 +317,7 @@ def _find_by_patterns(
 
 
 def done_file_of(template: str, path: str) -> str:
-    """The key of the done file of ``path``."""
+    """Return the key of the done file of ``path``."""
     directory, slash, name = path.rpartition("/")
     words = {"name": name, "stem": PurePosixPath(name).stem}
     return f"{directory}{slash}{PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], template)}"
@@ -325,7 +330,15 @@ def evaluate(
     previous: StabilityState,
     now: float,
 ) -> PollResult:
-    """Decides from what is there now (epoch seconds) and what was there at the last look."""
+    """Decide whether a wait is over, from the files of this poll and the state of the previous one.
+
+    :param condition: the condition of the wait.
+    :param files: the files that match it.
+    :param done_files: the done files that exist.
+    :param previous: the state that the previous poll has returned.
+    :param now: epoch seconds.
+    :returns: the result, with the state for the next poll.
+    """
     stability: StabilityState = {}
     ready: list[FoundFile] = []
     reasons = _IneligibleFiles(condition)
@@ -363,11 +376,11 @@ def evaluate(
 
 _SIZE, _TIME, _DONE_FILE, _STABILITY = "min_size", "newer_than", "done_file", "stable_for"
 _REASONS_SHOWN: Final = 3
-"""Files of which a log line says why they do not count."""
+"""Files whose reason a log line has."""
 
 
 class _IneligibleFiles:
-    """Why files that are there do not count: a text for the first ones, and how many there are of each reason."""
+    """The files that are not eligible: a reason for each of the first ones, and a count for each reason."""
 
     def __init__(self, condition: FileCondition) -> None:
         self._condition = condition
@@ -408,7 +421,7 @@ class _IneligibleFiles:
 
 
 def _eligible_files(condition: FileCondition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
-    """The files that are meant to be waited for, and the paths that Airflow cannot carry: no UTF-8 text."""
+    """Return the files that the condition selects, and the paths that are not UTF-8, which Airflow cannot carry."""
     names = {_normalize(name) for name in condition.names}
     done_files = {_normalize(path) for path in condition.done_files(files)}
     accepts = FileFilters(condition.include, condition.exclude).accepting(condition.searches)
@@ -429,8 +442,10 @@ def _normalize(path: str) -> str:
 
 
 def _newer_than_predicate(condition: FileCondition) -> Callable[[datetime | None], bool]:
-    """Tells whether a file's time is after that of the condition. SFTP tells times in whole seconds: the second in
-    which a time with a fraction lies counts."""
+    """Return a predicate for the times of files.
+
+    SFTP tells times in whole seconds: the second in which a time with a fraction lies counts.
+    """
     if condition.newer_than is None:
         return lambda _time: True
     limit = datetime.fromisoformat(condition.newer_than)

@@ -1,4 +1,4 @@
-"""The sensor that waits for files, in the worker or deferred; both look and decide by `_polling.conditions`."""
+"""The sensor that waits for files, in the worker or deferred; both poll and decide by `_polling.conditions`."""
 
 from __future__ import annotations
 
@@ -52,15 +52,14 @@ _PURPOSE = "tell for how long a file has not changed"
 
 
 class SFTPFileSensor(CancellableTask, BaseSensorOperator):
-    """Waits for files on an SFTP server and returns them: a list of ``path``, ``size`` and ``modified_at``.
+    """Wait for files on an SFTP server and return them: a list of ``path``, ``size`` and ``modified_at``.
 
-    A missing folder is waited for. A refused login, host key or operation fails the task at once; a lost connection, or
-    a key vault that is away, is logged and tried again, until ``timeout``: in a worker by the connection's own retries
-    within a look and then every ``poke_interval``, deferred after pauses that grow to five minutes, for all who wait on
-    the connection together. Airflow's ``exponential_backoff`` and ``max_wait`` do not apply when deferred.
-    ``silent_fail`` takes a look that failed for another reason for one that found nothing; ``soft_fail`` and
-    ``never_fail`` skip the task as Airflow has it, in the triggerer too. A file whose name is no UTF-8 text is left out
-    with a warning.
+    A missing directory is waited for. A refused login, host key or operation fails the task at once. A lost connection,
+    or a key vault that is away, is logged and retried until ``timeout``: in a worker by the connection's own retries
+    within a poll and then every ``poke_interval``, deferred after pauses that grow to five minutes, for all waits on
+    the connection together. Airflow's ``exponential_backoff`` and ``max_wait`` do not apply when deferred. With
+    ``silent_fail`` a poll that failed for another reason counts as one without files; ``soft_fail`` and ``never_fail``
+    skip the task as in Airflow, in the triggerer too. A file whose name is not UTF-8 is left out with a warning.
 
     :param path: names of what to wait for, literal, relative to the connection's base path: a path, a row of another
         task, or a list of these; a text that ends with ``/`` means any file in that directory. (templated)
@@ -120,7 +119,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         if deferrable is None:
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable
-        if isinstance(newer_than, date | int | float | list | tuple):  # what else it is, a template may say
+        if isinstance(newer_than, date | int | float | list | tuple):  # anything else may be a template
             parse_newer_than(newer_than)
         self._static_condition(Selection(patterns=("*",)))
         self._hook: SFTPBackendHook | None = None
@@ -129,13 +128,19 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         self._start_logged = self._missing_warned = False
 
     def execute(self, context: Context) -> list[FoundFile]:
-        """Looks, and looks again until the wait is over; one connection for all looks in one process."""
+        """Poll until the wait is over, over one connection per process.
+
+        :returns: a row for each file.
+        :raises AirflowFailException: for what neither waiting nor a retry can fix.
+        """
         with translate_errors():
             condition = self._condition(context)
             hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
             self._start_logged = self._missing_warned = False
             try:
-                if self.mode == "reschedule" and not self.deferrable:  # what Airflow is asked there is no look
+                if (
+                    self.mode == "reschedule" and not self.deferrable
+                ):  # there Airflow is asked for the state between polls
                     return cast("list[FoundFile]", super().execute(context))
                 with self.cancellable(hook):
                     if not self.deferrable:
@@ -162,7 +167,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         )
 
     def _poll_before_deferring(self, context: Context, condition: FileCondition) -> PollResult:
-        """The look before deferring; its failure skips the task, or is passed over, where that of any other look is."""
+        """Poll once before deferring; a failure skips the task, or is passed over, as that of any other poll."""
         try:
             with translate_errors():
                 return self._poll(context, condition)
@@ -179,15 +184,24 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
             raise
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """One look. AirflowFailException for what waiting cannot mend."""
+        """Poll once.
+
+        :returns: whether the wait is over, and the files.
+        :raises AirflowFailException: for what waiting cannot fix.
+        """
         assert self._hook is not None
         with translate_errors(), self.cancellable(self._hook) if self.mode == "reschedule" else nullcontext():
             result = self._poll(context, self._condition(context))
         return PokeReturnValue(result.done, result.files if result.done else None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[FoundFile]:  # noqa: ARG002
-        """What the trigger has found. AirflowFailException with its reason if it had to give up, SFTPBackendError if
-        another try of the task may help; AirflowSkipException where such a failure is to skip the task."""
+        """Return the files that the trigger has found.
+
+        :returns: a row for each file.
+        :raises AirflowFailException: if the trigger gave up.
+        :raises SFTPBackendError: if a retry of the task may help.
+        :raises AirflowSkipException: if such a failure is to skip the task.
+        """
         if event["status"] == "found":
             files: list[FoundFile] = event["files"]
             self.log.info("found %s", pluralize_files(len(files)))
@@ -210,7 +224,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return replace(condition, newer_than=newer_than, done_file=self.done_file)
 
     def _static_condition(self, selection: Selection) -> FileCondition:
-        """As far as it is known where the DAG is written."""
+        """Return the condition as far as it is known where the DAG is written."""
         stable_for = self.stable_for
         return FileCondition(
             **condition_paths(selection),
@@ -222,7 +236,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         )
 
     def _poll(self, context: Context, condition: FileCondition) -> PollResult:
-        """One look; two, ``stable_for`` apart, where nothing can be remembered until the next."""
+        """Poll once. Without a state store in reschedule mode, poll again after ``stable_for``."""
         needs_store = self.mode == "reschedule" and condition.stable_for > 0
         store = task_state_store(context) if needs_store else None
         if store is not None:
@@ -259,18 +273,18 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return result
 
     def _warn_of_missing_directories(self, backend: SFTPBackend, condition: FileCondition) -> None:
-        """Once in a process. They may come, and so are waited for; but a name that is misspelled does not."""
+        """Warn once in a process: missing directories are waited for, but a misspelled one never appears."""
         self._missing_warned = True
         for name in condition.names_with_wildcards:
             self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
         for directory in condition.parent_directories:
-            with suppress(SFTPBackendError):  # which the next look tells, if it is in its way too
+            with suppress(SFTPBackendError):  # the next poll raises it, if it matters
                 if directory and not backend.is_folder(directory):
                     path = escaped(backend.native_path(directory))
-                    self.log.warning("there is no folder %s on %s yet", path, backend.address)
+                    self.log.warning("there is no directory %s on %s yet", path, backend.address)
 
     def _backend(self, condition: FileCondition) -> SFTPBackend:
-        """The backend, once there is one; what is waited for is said then."""
+        """Return the backend; once it is there, log what is waited for."""
         assert self._hook is not None
         backend = self._hook.get_conn()
         if not self._start_logged:

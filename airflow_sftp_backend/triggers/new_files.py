@@ -39,29 +39,29 @@ _RECOVERABLE_ERRORS = (
     TypeError,
     LookupError,
 )
-"""What does not end a watch."""
+"""Errors after which a watch polls again."""
 
 
 class SFTPNewFilesTrigger(BaseEventTrigger):
-    """Starts DAGs for files that arrive: one event for all that are new at a look, 500 at most, with ``{"batch": id,
-    "sftp_conn_id": ..., "files": [...]}``, each file with ``path``, ``size`` and ``modified_at``.
+    """Start DAGs for new files: one event for the new files of a poll, at most 500.
 
-    For an `AssetWatcher`; the DAG's first task asks `assets.new_files` what it was started for. The first look
-    reports all files that are there. From Airflow 3.3 what was seen is kept in the asset's state store, and a restart
-    of the triggerer loses and repeats no file. In an older Airflow, and where several assets are given the same watch,
-    it is kept in memory: every start of the triggerer reports all files that are there then.
+    The event is ``{"batch": id, "sftp_conn_id": ..., "files": [...]}``, each file with ``path``, ``size`` and
+    ``modified_at``. For an `AssetWatcher`; the DAG's first task calls `assets.new_files`. At the first poll all files
+    are new. From Airflow 3.3 the seen files are kept in the asset's state store, and a restart of the triggerer loses
+    and repeats no file. In an older Airflow, and if several assets share a watch, they are kept in memory: at every
+    start of the triggerer all files are new.
 
-    It never ends: what is wrong is logged once, and looked at again every ``poke_interval`` seconds, less often while
-    the server is away or refuses the login.
+    The watch never ends: an error is logged once, and the watch polls again every ``poke_interval`` seconds, less often
+    while the server is away or refuses the login.
 
     :param path: names of what to watch, literal, relative to the connection's base path: a path, a row of another
         task, or a list of these; a text that ends with ``/`` means any file in that directory.
     :param pattern: globs (``**`` too), in place of ``path``: a text or a list.
     :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``.
-    :param poke_interval: seconds between two looks.
+    :param poke_interval: seconds between two polls.
     :param stable_for: seconds for which a file's size and time must not have changed.
-    :param changed: a file that has another size or time than when it was reported is new. Without this it is new again
-        only if a look found it gone in between, so a name that is used again at once wants it.
+    :param changed: a file that has another size or time than when it was sent is new. Without this it is new again only
+        if a poll found it missing in between, so set this if names are used again at once.
     :param min_size: bytes a file must have.
     :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
         the file's suffix.
@@ -103,7 +103,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             raise InvalidArgument(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Its class and arguments; no secret is among them."""
+        """Return the class and the arguments; no secret is among them."""
         return f"{__name__}.{type(self).__name__}", {
             "path": self._path(),
             "pattern": list(self.condition.patterns) or None,
@@ -123,7 +123,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         return [*names, *self.condition.directories] or None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Looks until it is cancelled. A report is kept before its event is sent, until Airflow must have that."""
+        """Poll until cancelled. A batch is saved before its event is sent, until Airflow must have stored the event."""
         condition = self.condition
         watch = json.dumps([self.sftp_conn_id, condition.names, condition.directories, condition.patterns])
         store = SeenFilesStore(watch, watch_state_store(self), self.log.warning)
@@ -154,8 +154,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             connection.release()
 
     async def _poll(self, store: SeenFilesStore, connection: SharedConnection) -> None:
-        """Adds what is new to what is known, unless a report that was kept before is still to be made."""
-        await store.save(await store.load())  # what is settled by now
+        """Add new files to the seen ones, unless a batch that was saved before is still to be sent."""
+        await store.save(await store.load())  # without what is acknowledged by now
         if store.next_unsent() is not None:
             return
         seen_files = await store.load()

@@ -1,7 +1,4 @@
-"""What waits in the triggerer, on one connection a server: for a task, or for whatever arrives to start a DAG.
-
-Both look and decide as the sensor does.
-"""
+"""The trigger of a deferred sensor. It polls and decides as the sensor does."""
 
 from __future__ import annotations
 
@@ -20,16 +17,20 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import NON_RETRYABLE_ERRORS
 
 _LOG_SECONDS: Final = 600.0
-"""Seconds after which a wait says again what is missing, if nothing has changed."""
+"""Seconds after which a wait logs again what is missing, if nothing has changed."""
 
 
 class SFTPFileTrigger(BaseTrigger):
-    """Fires once the files of ``condition`` are there, with ``{"status": "found", "files": [...]}``; or with
-    ``{"status": "failed", "message": ...}`` where neither waiting nor another try of the task can help, ``"broken"``
-    where another try may.
+    """Fire once the files of a condition exist, with ``{"status": "found", "files": [...]}``.
 
-    ``condition`` is `FileCondition.as_json`, ``stability`` what the sensor saw so far; ``poke_interval`` in seconds.
-    With ``silent_fail`` it looks again where it would be ``"broken"``.
+    The status is ``"failed"``, with a ``message``, if neither waiting nor a retry of the task can help, and
+    ``"broken"`` if a retry may.
+
+    :param sftp_conn_id: the Airflow connection.
+    :param condition: `FileCondition.as_json`.
+    :param poke_interval: seconds between two polls.
+    :param stability: the state of the sensor's polls.
+    :param silent_fail: poll again instead of firing with ``"broken"``.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class SFTPFileTrigger(BaseTrigger):
         self.silent_fail = silent_fail
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Its class and arguments; no secret is among them."""
+        """Return the class and the arguments; no secret is among them."""
         return f"{__name__}.{type(self).__name__}", {
             "sftp_conn_id": self.sftp_conn_id,
             "condition": self.condition,
@@ -59,7 +60,7 @@ class SFTPFileTrigger(BaseTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Looks every ``poke_interval`` seconds, less often while the server is away; logs what is new."""
+        """Poll every ``poke_interval`` seconds, less often while the server is away; log what changes."""
         connection = SharedConnection.acquire(self.sftp_conn_id)
         counts: tuple[int, ...] | None = None
         warning, logged_at = "", -math.inf

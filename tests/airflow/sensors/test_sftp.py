@@ -497,7 +497,7 @@ def test_a_missing_directory_is_logged_once(remote: Path, capsys: pytest.Capture
     paths = ["in/*.csv", "in/sub/a", "on/*/a", "typo/sub/a.csv", "file/a", "a.csv", "**/a"]
     with pytest.raises(AirflowSensorTimeout):
         wait("poke", pattern=paths, timeout=0.5, poke_interval=0.1)
-    named = re.findall(r"there is no folder (\S+) on sftp://127\.0\.0\.1:\d+ yet", capsys.readouterr().out)
+    named = re.findall(r"there is no directory (\S+) on sftp://127\.0\.0\.1:\d+ yet", capsys.readouterr().out)
     ends = ("/file", "/on", "/typo/sub")
     assert [path.endswith(end) for path, end in zip(named, ends, strict=True)] == [True] * 3
 
