@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 from ._arguments import InvalidArgument
+from .backend._patterns import name_matcher
 
 TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp", "*.crdownload")
 """Names that programs give to files while they write them."""
@@ -34,10 +32,10 @@ class FileFilters:
 
         A directory that a pattern names is not excluded: ``.spool/*`` finds files although ``.*`` is excluded.
         """
-        included = _matching(self.include) if self.include else None
-        excluded = _matching(self.exclude)
+        included = name_matcher(*self.include) if self.include else None
+        excluded = name_matcher(*self.exclude)
         segments = {segment for pattern in patterns for segment in pattern.split("/")[:-1] if segment.strip("*?")}
-        named = _matching(tuple(sorted(segments)))
+        named = name_matcher(*sorted(segments))
         is_excluded: dict[str, bool] = {}
 
         def accepts(path: str) -> bool:  # called for every file of every poll
@@ -74,8 +72,3 @@ def parse_globs(value: object, argument: str) -> tuple[str, ...]:
                 f"{argument} has {item!r} in it; expected a glob of names, such as *.tmp, without '/'"
             )
     return tuple(str(item) for item in globs)
-
-
-@lru_cache(maxsize=256)
-def _matching(globs: tuple[str, ...]) -> Callable[[str], re.Match[str] | None]:
-    return re.compile("|".join(map(fnmatch.translate, globs)) if globs else "(?!)").match

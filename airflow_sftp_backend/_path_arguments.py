@@ -13,12 +13,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from ._arguments import InvalidArgument
 from ._cancellation import shield_from_kill
 from .backend import FileInfo, InvalidPath
+from .backend._patterns import has_wildcard, literal_name
 
 if TYPE_CHECKING:
     from airflow.sdk import XComArg
@@ -30,8 +30,6 @@ Globs: TypeAlias = "str | Sequence[str]"
 Target: TypeAlias = "str | os.PathLike[str] | XComArg"
 End: TypeAlias = Literal["server", "local"]
 
-_WILDCARD = re.compile(r"[*?\[]")
-_ESCAPED = re.compile(r"\[([*?\[])\]")
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _OBJECT_AS_TEXT = re.compile(r"<.* object .*at 0x[0-9a-f]+>|Lazy\w+\(.*\)", re.DOTALL)
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
@@ -168,11 +166,6 @@ def check_relative(path: str, base_path: str, argument: str) -> None:
     )
 
 
-def has_wildcard(text: str) -> bool:
-    """Return True if a text has a character that is a wildcard in patterns."""
-    return _WILDCARD.search(text) is not None
-
-
 def literal_hint(path: str) -> str:
     """Return the hint for a name that does not exist: ``pattern=``, if its characters suggest a pattern."""
     return "; names are literal: a glob is passed as pattern=" if has_wildcard(path) else ""
@@ -184,13 +177,13 @@ def split_pattern(pattern: str) -> tuple[str, str]:
     A segment that `glob.escape` wrote has no wildcard.
     """
     *directories, _ = segments = pattern.split("/")
-    literal = [_ESCAPED.sub(r"\1", segment) for segment in takewhile(_is_literal, directories)]
+    literal: list[str] = []
+    for segment in directories:
+        if (name := literal_name(segment)) is None:
+            break
+        literal.append(name)
     directory = "/".join(literal)
     return directory or "/" * len(literal), "/".join(segments[len(literal) :])
-
-
-def _is_literal(segment: str) -> bool:
-    return not has_wildcard(_ESCAPED.sub("", segment))
 
 
 def everything_in(directory: str) -> str:

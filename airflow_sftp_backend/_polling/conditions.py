@@ -18,10 +18,10 @@ from airflow_sftp_backend._path_arguments import (
     check_relative,
     directory_error,
     everything_in,
-    has_wildcard,
     split_pattern,
 )
 from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
+from airflow_sftp_backend.backend._patterns import has_wildcard
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

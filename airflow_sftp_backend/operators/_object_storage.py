@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import shield_from_kill
-from airflow_sftp_backend._path_arguments import has_wildcard
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BeforeRename,
@@ -24,6 +23,7 @@ from airflow_sftp_backend.backend import (
 )
 from airflow_sftp_backend.backend._limits import size_mismatch
 from airflow_sftp_backend.backend._paths import temp_name
+from airflow_sftp_backend.backend._patterns import has_wildcard
 from airflow_sftp_backend.backend._transfers.local_files import add_both_paths, open_regular
 
 if TYPE_CHECKING:

@@ -5,16 +5,13 @@ All directories of one level are listed side by side. A directory is listed once
 
 from __future__ import annotations
 
-import fnmatch
 import glob
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Final
 
 from airflow_sftp_backend.backend._limits import BoundExceeded, ListingTally, SharedTally
 from airflow_sftp_backend.backend._paths import RemotePath, check_text, is_temp_name
+from airflow_sftp_backend.backend._patterns import literal_name, name_matcher
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend.models import FileInfo
@@ -23,10 +20,6 @@ from .operations import (
     to_file_info,
 )
 from .tree import SessionCall, TreeEntry, list_directory, run_listings, stat_many, unwrap
-
-_WILDCARD: Final = re.compile(r"[*?[]")
-_ESCAPED: Final = re.compile(r"\[([*?[])\]")
-"""A wildcard made literal, as `glob.escape` writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,11 +47,6 @@ class Pattern:
                 "a pattern must not contain '..': it is relative to base_path and stays below it", path=text
             )
         return cls(tuple(segments))
-
-    @property
-    def is_literal(self) -> bool:
-        """True without wildcards."""
-        return all(_literal_name(segment) is not None for segment in self.segments)
 
     def matches(self, key: str) -> bool:
         """True if the whole key fits."""
@@ -92,21 +80,8 @@ def _completes(segments: RemainingSegments, name: str) -> bool:
 
 
 def _segment_matches(segment: str, name: str) -> bool:
-    literal = _literal_name(segment)
-    return literal == name if literal is not None else _matcher(segment)(name) is not None
-
-
-@lru_cache(maxsize=1 << 14)
-def _matcher(segment: str) -> Callable[[str], re.Match[str] | None]:
-    return re.compile(fnmatch.translate(segment)).match
-
-
-@lru_cache(maxsize=1 << 14)
-def _literal_name(segment: str) -> str | None:
-    """Return the one name that a segment matches; None if its wildcards may match several."""
-    if _WILDCARD.search(_ESCAPED.sub("", segment)) is not None:
-        return None
-    return _ESCAPED.sub(r"\1", segment)
+    literal = literal_name(segment)
+    return literal == name if literal is not None else name_matcher(segment)(name) is not None
 
 
 class _Search:
@@ -205,7 +180,7 @@ def _search_level(
     literal_paths: dict[RemotePath, set[_Search]] = {}
     to_list: dict[RemotePath, _SearchesBySegments] = {}
     for folder, wanted in level.items():
-        names = {segments: name for segments in wanted if (name := _literal_name(segments[0])) is not None}
+        names = {segments: name for segments in wanted if (name := literal_name(segments[0])) is not None}
         if len(names) < len(wanted):
             to_list[folder] = wanted
             continue
@@ -229,7 +204,7 @@ def _search_level(
             continue
         if isinstance(outcome, SFTPBackendError | OSError):
             for segments, searches in wanted.items():
-                if _literal_name(segments[0]) is not None:  # can be asked for without a listing
+                if literal_name(segments[0]) is not None:  # can be asked for without a listing
                     below.setdefault(folder, {})[segments] = searches
                 else:
                     _fail_searches(searches, outcome)
@@ -261,7 +236,7 @@ def _list_for_searches(
 
 def _descends_anywhere(wanted: _SearchesBySegments) -> bool:
     """True if a pattern leads on into folders that it does not name."""
-    return any(segments[0] == "**" or (len(segments) > 1 and _literal_name(segments[0]) is None) for segments in wanted)
+    return any(segments[0] == "**" or (len(segments) > 1 and literal_name(segments[0]) is None) for segments in wanted)
 
 
 def _match(entry: TreeEntry, wanted: _SearchesBySegments, below: dict[RemotePath, _SearchesBySegments]) -> None:
@@ -277,6 +252,6 @@ def _match(entry: TreeEntry, wanted: _SearchesBySegments, below: dict[RemotePath
     if not entry.is_folder:
         return
     for segments, searches in wanted.items():
-        if entry.attributes.is_folder or _literal_name(segments[0]) is not None:
+        if entry.attributes.is_folder or literal_name(segments[0]) is not None:
             for remaining in _descend(segments, name):
                 below.setdefault(entry.path, {}).setdefault(remaining, set()).update(searches)

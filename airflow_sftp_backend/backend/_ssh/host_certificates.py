@@ -11,9 +11,9 @@ import base64
 import hashlib
 import re
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, Self
 
+from airflow_sftp_backend.backend._patterns import name_matcher
 from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
 
 CERTIFICATE: Final = "-cert-v01@openssh.com"
@@ -58,11 +58,16 @@ def fingerprint(blob: bytes) -> str:
     return SHA256_PREFIX + base64.b64encode(hashlib.sha256(plain_key(blob)).digest()).decode().rstrip("=")
 
 
-@lru_cache(maxsize=1024)
-def host_glob(pattern: str) -> re.Pattern[str]:
-    """A host pattern: ``*`` and ``?`` stand for characters, all else for itself."""
-    parts = (".*" if c == "*" else "." if c == "?" else re.escape(c) for c in re.sub(r"\*+", "*", pattern))
-    return re.compile("".join(parts), re.DOTALL)
+def matches_host(pattern: str, host: str) -> bool:
+    """Return True if a host pattern matches a host: ``*`` and ``?`` stand for characters.
+
+    :param pattern: a pattern of a known_hosts line, or a principal of a certificate
+    :param host: host name, or ``[host]:port``
+    """
+    if not ("*" in pattern or "?" in pattern):  # nearly all lines of a long known_hosts file: compile nothing for them
+        return pattern == host
+    # sshd(8) knows no [...]: a bracket is part of the name.
+    return name_matcher(pattern.replace("[", "[[]"))(host) is not None
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class HostCertificate:
             return "it is not valid yet"
         if now >= self.valid_before:
             return "it has expired"
-        if not any(host_glob(name.lower()).fullmatch(host.lower()) for name in self.principals):
+        if not any(matches_host(name.lower(), host.lower()) for name in self.principals):
             return f"it is made out for {', '.join(map(repr, self.principals)) or 'no host'}"
         if self.critical_options:
             return "it has critical options, which no host certificate may have"

@@ -28,8 +28,8 @@ from .host_certificates import (
     SHA256_PREFIX,
     HostCertificate,
     fingerprint,
-    host_glob,
     key_type,
+    matches_host,
     plain_key,
 )
 
@@ -67,9 +67,9 @@ def _names_host(names: str, host: str) -> bool:
         found = hmac.digest(base64.b64decode(salt), host.encode(), "sha1")
         return hmac.compare_digest(found, base64.b64decode(digest))
     patterns = [pattern for pattern in names.lower().split(",") if pattern]
-    if any(p.startswith("!") and host_glob(p[1:]).fullmatch(host) for p in patterns):
+    if any(p.startswith("!") and matches_host(p[1:], host) for p in patterns):
         return False
-    return any(not p.startswith("!") and host_glob(p).fullmatch(host) for p in patterns)
+    return any(not p.startswith("!") and matches_host(p, host) for p in patterns)
 
 
 @dataclass(frozen=True)
