@@ -1,4 +1,4 @@
-"""Bounds on what a server may send, and the errors that name them."""
+"""Limit the data accepted from a server."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from .errors import InvalidPath, SFTPBackendError, TransferCorrupted
 logger = logging.getLogger(__name__)
 
 MAX_NAME_BYTES: Final = 4 << 10
-"""Longest name, in bytes, that a listing may contain."""
+"""Maximum bytes of a name in a listing."""
 MAX_DEPTH: Final = 256
-"""Levels of directories that a recursive listing, search or deletion enters."""
+"""Maximum depth of directories in a recursive listing, search or deletion."""
 MAX_IDLE_BATCHES: Final = 100
-"""Successive replies of a listing that bring no new name."""
+"""Maximum number of successive replies of a listing without a new name."""
 MAX_NAMES_AHEAD: Final = 100_000
-"""Names that a listing may have requested ahead, as far as the replies so far can tell."""
-_MAX_LOGGED_NAMES: Final = 10  # unsafe names that are logged one by one
+"""Maximum number of names requested ahead in a listing, estimated from the replies so far."""
+_MAX_LOGGED_NAMES: Final = 10  # unsafe names logged one by one; the others are counted
 MIN_BLOCK: Final = 4 << 10
-"""Smallest block length, in bytes, that is taken from ``limits@openssh.com``."""
+"""Minimum block size in bytes accepted from ``limits@openssh.com``."""
 
 
 class BoundExceeded(SFTPBackendError):
-    """The server sends more than a bound allows."""
+    """The server sends more data than a bound allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Bounds that a connection sets: entries and bytes of one listing, bytes of a file whose size is not trusted."""
+    """Bounds set by a connection: entries and bytes of a listing, bytes of a file of untrusted size."""
 
     max_entries: int = DEFAULT_MAX_ENTRIES
     max_listing_bytes: int = DEFAULT_MAX_LISTING_BYTES
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
 
     def check_file_bytes(self, size: int, path: str) -> None:
-        """Check the number of bytes that a file has delivered.
+        """Check the number of bytes read from a file.
 
-        :param size: bytes read so far.
-        :param path: key of the file, for the error.
-        :raises BoundExceeded: if ``size`` is more than `max_file_bytes`.
+        :param size: bytes read so far
+        :param path: key of the file, for the error
+        :raises BoundExceeded: if ``size`` is more than `max_file_bytes`
         """
         if size > self.max_file_bytes:
             raise BoundExceeded(
@@ -54,13 +54,14 @@ class Bounds:
 
 
 DEFAULT_BOUNDS: Final = Bounds()
-"""The bounds of a connection that sets none."""
+"""Bounds of a connection without settings."""
 
 
 class ListingTally:
-    """Counts what the server sends for one call that lists: a listing, search or recursive deletion as a whole.
+    """Count the data of a listing, search or recursive deletion as a whole.
 
-    ``path`` is the key that the call lists, for errors.
+    :param path: key of the listed directory, for errors
+    :param bounds: the bounds of the connection
     """
 
     __slots__ = ("_entries", "_size", "_unsafe", "bounds", "exceeded", "path")
@@ -68,18 +69,18 @@ class ListingTally:
     def __init__(self, path: str, bounds: Bounds = DEFAULT_BOUNDS) -> None:
         self.bounds = bounds
         self.exceeded: str | None = None
-        """The message of the bound that was exceeded: no other directory is listed for this call."""
+        """Message of the exceeded bound, after which no further directory is listed; otherwise None."""
         self._entries = 0
         self.path = path
         self._size = 0
         self._unsafe = 0
 
     def add_reply(self, entries: int, size: int) -> None:
-        """Count a reply, before it is decoded.
+        """Count a reply before it is decoded.
 
-        :param entries: entries in the reply.
-        :param size: length of the reply in bytes.
-        :raises BoundExceeded: if there are more of either, in all, than the bounds allow.
+        :param entries: number of entries in the reply
+        :param size: length of the reply in bytes
+        :raises BoundExceeded: if the sums of all replies exceed the bounds
         """
         self._entries += entries
         self._size += size
@@ -92,7 +93,7 @@ class ListingTally:
     def check(self) -> None:
         """Check that no bound has been exceeded so far.
 
-        :raises BoundExceeded: if one has.
+        :raises BoundExceeded: if a bound was exceeded
         """
         if self.exceeded is not None:
             raise BoundExceeded(self.exceeded, path=self.path)
@@ -100,33 +101,34 @@ class ListingTally:
     def check_depth(self, depth: int) -> None:
         """Check the number of levels below the path.
 
-        :raises BoundExceeded: if ``depth`` is more than `MAX_DEPTH`.
+        :param depth: levels of directories
+        :raises BoundExceeded: if ``depth`` is more than `MAX_DEPTH`
         """
         if depth > MAX_DEPTH:
             raise BoundExceeded(
-                f"cannot list: the directories are nested more than {MAX_DEPTH} deep. List one further down",
+                f"cannot list: directories are nested more than {MAX_DEPTH} deep. List a directory further down",
                 path=self.path,
             )
 
     def add_unsafe_name(self, error: InvalidPath) -> None:
-        """Count an entry with an unsafe name. The first few are logged."""
+        """Count an entry with an unsafe name, and log the first few."""
         self._unsafe += 1
         if self._unsafe <= _MAX_LOGGED_NAMES:
             logger.warning("%s", error)
 
     def finish(self) -> None:
-        """Log how many entries with unsafe names were left out without being logged."""
+        """Log the number of entries with unsafe names beyond the logged ones."""
         if self._unsafe > _MAX_LOGGED_NAMES:
             logger.warning(
                 "%d more entries with unsafe names are left out below %r", self._unsafe - _MAX_LOGGED_NAMES, self.path
             )
 
     def mark(self) -> tuple[int, int, int]:
-        """Get the state to which `rewind` can return, for what is requested once more on another connection."""
+        """Return the current state for `rewind`, before requests that may be repeated on another connection."""
         return self._entries, self._size, self._unsafe
 
     def rewind(self, mark: tuple[int, int, int]) -> None:
-        """Return to an earlier state."""
+        """Restore a state returned by `mark`."""
         self.exceeded = None
         self._entries, self._size, self._unsafe = mark
 
@@ -137,9 +139,13 @@ class ListingTally:
 
 
 class SharedTally(ListingTally):
-    """Counts the replies of one directory that several searches list together, for each of them.
+    """Count the replies of a directory listed once for several searches.
 
-    The listing goes on as long as it is within the bounds of one of them. ``log`` counts unsafe names, once.
+    The listing continues while any of the searches is within its bounds.
+
+    :param path: key of the directory
+    :param shares: the tallies of the searches
+    :param log: counts unsafe names, once for all searches
     """
 
     __slots__ = ("_log", "_shares")
@@ -150,7 +156,7 @@ class SharedTally(ListingTally):
         self._log = log
 
     def add_reply(self, entries: int, size: int) -> None:
-        """Count a reply for each search that has not exceeded a bound yet."""
+        """Count a reply for each search within its bounds."""
         for share in self._shares:
             if share.exceeded is None:
                 with suppress(BoundExceeded):
@@ -158,21 +164,24 @@ class SharedTally(ListingTally):
         self.check()
 
     def check(self) -> None:
-        """Check that one of the searches is within its bounds.
+        """Check that any of the searches is within its bounds.
 
-        :raises BoundExceeded: if none is.
+        :raises BoundExceeded: if all searches have exceeded a bound
         """
         if all(share.exceeded is not None for share in self._shares):
             self.exceeded = self._shares[0].exceeded
         super().check()
 
     def add_unsafe_name(self, error: InvalidPath) -> None:
-        """Count an entry with an unsafe name."""
+        """Count an entry with an unsafe name, once for all searches."""
         self._log.add_unsafe_name(error)
 
 
 class ListedNames:
-    """The names of one directory, to find out when its listing brings no new ones."""
+    """Names of a directory, to detect a listing without new names.
+
+    :param path: key of the directory, for the error
+    """
 
     __slots__ = ("_idle", "_names", "path")
 
@@ -182,9 +191,10 @@ class ListedNames:
         self.path = path
 
     def add(self, names: Iterable[str]) -> None:
-        """Add the names of one reply.
+        """Add the names of a reply.
 
-        :raises BoundExceeded: if `MAX_IDLE_BATCHES` successive replies have brought no new name.
+        :param names: the names
+        :raises BoundExceeded: if `MAX_IDLE_BATCHES` successive replies contained no new name
         """
         before = len(self._names)
         self._names.update(names)
@@ -198,20 +208,21 @@ class ListedNames:
 def check_name_bytes(size: int) -> None:
     """Check the length of a listed name.
 
-    :raises BoundExceeded: if ``size`` is more than `MAX_NAME_BYTES`.
+    :param size: bytes of the name
+    :raises BoundExceeded: if ``size`` is more than `MAX_NAME_BYTES`
     """
     if size > MAX_NAME_BYTES:
-        raise BoundExceeded(f"cannot list: the server sends a name of {size} bytes, the most is {MAX_NAME_BYTES}")
+        raise BoundExceeded(f"cannot list: the server sends a name of {size} bytes (at most {MAX_NAME_BYTES})")
 
 
 def size_mismatch(stated_size: int, bytes_read: int, path: str, *, reached_end: bool = True) -> TransferCorrupted:
-    """Describe a file that holds another number of bytes than the server says.
+    """Create the error for a file whose size differs from the size stated by the server.
 
-    :param stated_size: the size, in bytes, that the server gave.
-    :param bytes_read: bytes read.
-    :param path: key of the file.
-    :param reached_end: whether the end of the file was read; otherwise the file has more bytes than ``bytes_read``.
-    :returns: the error, to be raised.
+    :param stated_size: the stated size in bytes
+    :param bytes_read: bytes read
+    :param path: key of the file
+    :param reached_end: whether the end of the file was read; otherwise the file has more than ``bytes_read`` bytes
+    :returns: the error to raise
     """
     return TransferCorrupted(
         f"the server says that the file has {stated_size} bytes, and sends"

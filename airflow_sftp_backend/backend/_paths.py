@@ -1,7 +1,7 @@
-"""The jail: keys in, native paths out, and never one outside base_path. Pure text; no I/O.
+"""Resolve keys to native paths inside ``base_path``. Pure text without I/O.
 
-The jail is lexical. A link that stands under base_path is followed when a caller names it (it is the server
-administrator's layout); recursive operations never follow one (see `_files`).
+The check is lexical. A link below ``base_path`` is followed if a caller names it, as the administrator of the server
+has set it up. Recursive operations never follow links (see `_files`).
 """
 
 from __future__ import annotations
@@ -19,66 +19,69 @@ _BACKUP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\]")
 _SHARED_BACKUP_TOKEN = "0" * 12
-_TOKEN_HALF = 6  # hex digits of a token
+_TOKEN_HALF = 6  # hex digits of the writer's half of a token
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
 
 
 STALE_SECONDS: Final = 3600
-"""Seconds without a change after which a temporary file is taken for left behind: a living writer writes more often."""
+"""Seconds without a change after which a temporary file is abandoned: a live writer writes more often."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class RemotePath:
-    """A path inside the jail: ``key`` relative to base_path ("" is the root), ``native`` as the server is sent it."""
+    """Path inside the jail.
+
+    ``key`` is relative to ``base_path`` ("" is the root). ``native`` is sent to the server.
+    """
 
     key: str
     native: str
 
     @property
     def is_root(self) -> bool:
-        """True for base_path itself."""
+        """True for ``base_path`` itself."""
         return not self.key
 
     @property
     def name(self) -> str:
-        """The last segment; "" for the root."""
+        """Last segment of the key; "" for the root."""
         return self.key.rpartition("/")[2]
 
     @property
     def parent(self) -> RemotePath:
-        """The folder that holds it. The root is its own parent."""
+        """Parent directory. The root is its own parent."""
         if not self.key:
             return self
         folder, _, name = self.key.rpartition("/")
         native = self.native[: len(self.native) - len(name)]
-        if not native:  # a top name under a relative base_path
+        if not native:  # a top-level name under a relative base_path
             return RemotePath(folder, ".")
         return RemotePath(folder, native if native == "/" else native[:-1])
 
     def child(self, name: str) -> RemotePath:
-        """The entry of that name in this folder. InvalidPath if a name (a server's) is no plain name."""
+        """Return the path of an entry. Raises InvalidPath for an unsafe name."""
         check_server_name(name, self.key)
         return self._entry(name)
 
     def temp(self, token: str) -> RemotePath:
-        """The temporary name beside this one for the writer ``token`` (12 hex digits)."""
+        """Return the path of a temporary file beside the target, for the writer ``token`` (12 hex digits)."""
         return self.parent._entry(temp_name(self.name, token))
 
     def owns_temp(self, name: str) -> bool:
-        """True if ``name`` is a temporary name of this target."""
+        """Return whether ``name`` is the name of a temporary file of this target."""
         return temp_name_digest(name) == name_digest(self.name)
 
     @property
     def backup(self) -> RemotePath:
-        """The name beside this one for the old content, while two renames replace it; the same for all writers."""
+        """Path of the old content while two renames replace the target; the same for all writers."""
         return self.unique_backup(_SHARED_BACKUP_TOKEN)
 
     def unique_backup(self, token: str) -> RemotePath:
-        """A backup name that the writer ``token`` (12 hex digits) alone uses, for a backup that is to be removed."""
+        """Return the path of a backup to remove, used only by the writer ``token`` (12 hex digits)."""
         return self.parent._entry(temp_name(self.name, token, "backup"))
 
     def owns_backup(self, name: str) -> bool:
-        """True if ``name`` is a backup name of this target."""
+        """Return whether ``name`` is the name of a backup of this target."""
         match = _BACKUP_PATTERN.fullmatch(name)
         return match is not None and match["digest"] == name_digest(self.name)
 
@@ -90,10 +93,10 @@ class RemotePath:
 
 
 class Jail:
-    """Maps between keys and native paths under one ``base_path``.
+    """Convert between keys and native paths under a base path.
 
-    ``base_path`` is absolute (``/data/in``) or relative to the login folder (``in``, ``.``). ValueError if it has a
-    ``..`` segment.
+    :param base_path: absolute (``/data/in``), or relative to the login directory (``in``, ``.``)
+    :raises ValueError: if ``base_path`` contains ``..``
     """
 
     def __init__(self, base_path: str) -> None:
@@ -105,16 +108,19 @@ class Jail:
         self.root = RemotePath("", self.base_path)
 
     def resolve(self, path: str) -> RemotePath:
-        """The place a key names. Leading and doubled slashes and ``.`` segments fall away.
+        """Resolve a key. Ignores leading and repeated slashes and ``.`` segments.
 
-        Raises InvalidPath for ``..``, NUL and what is no Unicode text, TypeError for another type than str.
+        :param path: the key
+        :returns: the path inside the jail
+        :raises InvalidPath: for ``..``, NUL or invalid Unicode
+        :raises TypeError: if ``path`` is not a str
         """
         if not isinstance(path, str):
-            raise TypeError(f"a path is a str, not {type(path).__name__}")
+            raise TypeError(f"a path must be a str, not {type(path).__name__}")
         check_text(path, "a path")
         segments = [s for s in path.split("/") if s not in ("", ".")]
         if ".." in segments:
-            raise InvalidPath("a path must not contain '..': it is relative to base_path and stays below it", path=path)
+            raise InvalidPath("a path must not contain '..': paths stay below base_path", path=path)
         if not segments:
             return self.root
         key = "/".join(segments)
@@ -122,9 +128,13 @@ class Jail:
         return RemotePath(key, prefix + key)
 
     def to_key(self, native_path: str) -> str:
-        """The key of a native path; the inverse of ``resolve(key).native``. InvalidPath outside base_path.
+        """Return the key of a native path: the inverse of ``resolve(key).native``.
 
-        A relative path is a key already, unless base_path is relative too.
+        A relative path is already a key, unless ``base_path`` is relative too.
+
+        :param native_path: path on the server
+        :returns: the key
+        :raises InvalidPath: outside ``base_path``
         """
         absolute = native_path.startswith("/")
         if self.base_path.startswith("/") and not absolute:
@@ -138,15 +148,15 @@ class Jail:
 
 
 def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:
-    """Add to an error the server and, where the base path is not the root, the path as the server is sent it."""
+    """Add the server and, if the base path is not the root, the native path to an error."""
     error.server = error.server or address
     if error.path is not None and error.native_path is None and jail.base_path != "/":
-        with suppress(InvalidPath):  # of a path that leads nowhere
+        with suppress(InvalidPath):  # the error may be about an invalid path
             error.native_path = jail.resolve(error.path).native
 
 
 def check_text(text: str, what: str) -> None:
-    """InvalidPath if no server can be sent ``text``: it holds NUL, or a surrogate that stands for no byte."""
+    """Check that a text can be sent to a server. Raises InvalidPath for NUL and surrogates without a byte value."""
     if "\0" in text:
         raise InvalidPath(f"{what} must not contain NUL", path=text)
     try:
@@ -156,78 +166,84 @@ def check_text(text: str, what: str) -> None:
 
 
 def temp_name(name: str, token: str, kind: Literal["part", "backup"] = "part") -> str:
-    """A temporary name for a file called ``name``, of at most 255 bytes; ``token`` is 12 hex digits."""
+    """Return a name of at most 255 bytes for a temporary file or backup of ``name``; ``token`` is 12 hex digits."""
     affix = f".{name_digest(name)}-{token}.{kind}"
     stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
 
 
 def resume_token(key: str, size: int, mtime: int) -> str:
-    """The token of the writer ``key`` for a source of ``size`` bytes, last changed at ``mtime`` (any clock): the
-    first half of its digits is the writer's, the other the source's.
+    """Return the token of a resumable writer: half for the writer, half for its source.
+
+    :param key: the key of the writer
+    :param size: size of the source in bytes
+    :param mtime: time of the source's last change, by any clock
+    :returns: 12 hex digits
     """
     return _token_half(key) + _token_half(f"{size} {mtime}")
 
 
 def same_writer(token: str, other: str) -> bool:
-    """True for tokens of one writer."""
+    """Return whether two tokens belong to the same writer."""
     return token[:_TOKEN_HALF] == other[:_TOKEN_HALF]
 
 
 def fresh_token(token: str, random: str) -> str:
-    """A token of the same writer for no source in particular; ``random`` is 12 hex digits."""
+    """Return a token of the same writer without a source; ``random`` is 12 hex digits."""
     return token[:_TOKEN_HALF] + random[_TOKEN_HALF:]
 
 
 def temp_name_digest(temp: str) -> str:
-    """The `name_digest` in a temporary name; "" in any other."""
+    """Return the `name_digest` in a temporary name; "" for any other name."""
     match = _TEMP_PATTERN.fullmatch(temp)
     return "" if match is None else match["digest"]
 
 
 def temp_name_token(name: str) -> str:
-    """The token in a temporary name; "" in any other."""
+    """Return the token in a temporary name; "" for any other name."""
     match = _TEMP_PATTERN.fullmatch(name)
     return "" if match is None else match["token"]
 
 
 def original_stem(name: str) -> str:
-    """The start of the file's own name in a temporary name or backup name, all of it unless it was too long; "" in any
-    other."""
+    """Return the start of the original name from the name of a temporary file or backup; "" for any other name.
+
+    Only a name that was too long is cut.
+    """
     match = _TEMP_PATTERN.fullmatch(name) or _BACKUP_PATTERN.fullmatch(name)
     return "" if match is None else match["stem"]
 
 
 def temp_or_backup_digest(name: str) -> str:
-    """The `name_digest` in a temporary name or backup name; "" in any other."""
+    """Return the `name_digest` in the name of a temporary file or backup; "" for any other name."""
     match = _TEMP_PATTERN.fullmatch(name) or _BACKUP_PATTERN.fullmatch(name)
     return "" if match is None else match["digest"]
 
 
 def is_temp_name(name: str) -> bool:
-    """True for a name that `temp_name` makes, of a temporary file or of a backup: no listing shows either."""
+    """Return whether a name was created by `temp_name`. Listings omit such names."""
     return (name.endswith(".part") and _TEMP_PATTERN.fullmatch(name) is not None) or is_backup_name(name)
 
 
 def is_backup_name(name: str) -> bool:
-    """True for the name of a backup, which must not be removed while the file it belongs to is missing."""
+    """Return whether a name is that of a backup, which must not be removed while its file is missing."""
     return name.endswith(".backup") and _BACKUP_PATTERN.fullmatch(name) is not None
 
 
 def check_server_name(name: str, folder: str) -> None:
-    """InvalidPath unless ``name``, as a server sent it in a listing of the key ``folder``, names one entry of it.
+    """Check that a name in a listing names an entry of the directory ``folder`` (a key). Raises InvalidPath.
 
-    A backslash is an ordinary character on a POSIX server; a Windows server takes it for a slash, so that a name with a
-    ``..`` between backslashes could climb.
+    A backslash is an ordinary character on a POSIX server. A Windows server treats it as a slash, so ``..`` between
+    backslashes could leave the directory.
     """
     if _UNUSUAL.search(name) is None and name not in ("", ".", ".."):
         return
     if name in ("", ".") or "/" in name or ".." in name.split("\\") or has_control_character(name):
-        raise InvalidPath(f"the server lists an entry with the unsafe name {name!r}; it is left out", path=folder)
+        raise InvalidPath(f"the server lists an entry with the unsafe name {name!r}, which is omitted", path=folder)
 
 
 def has_control_character(text: str) -> bool:
-    """True if a C0 control character or DEL is in ``text``."""
+    """Return whether a text contains a C0 control character or DEL."""
     return _CONTROL.search(text) is not None
 
 
@@ -236,5 +252,5 @@ def _token_half(text: str) -> str:
 
 
 def name_digest(name: str) -> str:
-    """What tells the temporary names of ``name`` from those of others."""
+    """Return a short digest of a name, to recognise its temporary files."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]

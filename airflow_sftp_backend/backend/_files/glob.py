@@ -43,9 +43,7 @@ class Pattern:
         check_text(text, "a pattern")
         segments = [segment for segment in text.split("/") if segment not in ("", ".")]
         if ".." in segments:
-            raise InvalidPath(
-                "a pattern must not contain '..': it is relative to base_path and stays below it", path=text
-            )
+            raise InvalidPath("a pattern must not contain '..': patterns stay below base_path", path=text)
         return cls(tuple(segments))
 
     def matches(self, key: str) -> bool:

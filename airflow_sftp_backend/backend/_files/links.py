@@ -1,7 +1,7 @@
-"""Links told from what they lead to, on servers that do not tell them apart in every reply.
+"""Detect links on servers whose replies may describe the targets instead.
 
-READDIR of some servers describes a link as what it leads to, and LSTAT of others does. READLINK is refused for what is
-no link, so it is sent along with LSTAT where the server is not known to answer this for the link.
+READDIR of some servers, and LSTAT of others, return the attributes of a link's target. READLINK is refused for anything
+but a link, and is therefore sent together with LSTAT unless LSTAT of the server is known to describe links.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _LINK: Final = stat.S_IFLNK | 0o777
 
 
 def get_own_attributes(path: RemotePath) -> Operation[tuple[Attributes | StatusError, bool]]:
-    """Find what stands under a path, a link as a link, also where LSTAT is refused or follows links.
+    """Return the attributes of a path without following a link, even if LSTAT is refused or follows links.
 
-    :param path: the path, of which the last segment is not followed
-    :returns: its attributes, or why nothing is shown; and whether a link would have been told from a folder
+    :param path: the path; its last segment is not followed
+    :returns: its attributes or the refusal, and whether a link would have been distinguished from a directory
     """
     (own_answer,) = yield from lstat_all([path])
     answer = yield from fall_back_to_stat(path, own_answer)
@@ -40,10 +40,10 @@ def get_own_attributes(path: RemotePath) -> Operation[tuple[Attributes | StatusE
 
 
 def lstat_all(paths: list[RemotePath]) -> Operation[list[Attributes | StatusError]]:
-    """Ask for the attributes of many paths themselves. One round trip.
+    """Request the attributes of many paths without following links. One round trip.
 
-    :param paths: the paths, of which the last segments are not followed
-    :returns: the answer to LSTAT for each; attributes of a link also where only READLINK shows that it is one
+    :param paths: the paths; their last segments are not followed
+    :returns: the reply to LSTAT for each path; attributes of a link also if only READLINK shows the link
     """
     if (yield from server_traits()).lstat_shows_links:
         return (yield from request_all([LStat(path.native) for path in paths]))
@@ -57,10 +57,10 @@ def lstat_all(paths: list[RemotePath]) -> Operation[list[Attributes | StatusErro
 
 
 def renames_links(path: RemotePath) -> Operation[bool]:
-    """Tell whether the server may be trusted to rename a link itself. One round trip, none on a known server.
+    """Return whether the server renames a link itself. One round trip, none on a known server.
 
-    :param path: a link, as `lstat_all` has found it
-    :returns: False if LSTAT describes what it leads to: ProFTPD, where this was seen, also renames that
+    :param path: a link found by `lstat_all`
+    :returns: False if LSTAT describes the link's target: such a server (ProFTPD) also renames the target
     """
     if (yield from server_traits()).lstat_shows_links:
         return True
@@ -69,7 +69,7 @@ def renames_links(path: RemotePath) -> Operation[bool]:
 
 
 def _is_link_target(path: RemotePath, target: object) -> bool:
-    """Tell whether a READLINK shows a link: some servers answer with the name itself for what is no link."""
+    """Return whether a READLINK reply proves a link: for other files, some servers return the name itself."""
     return isinstance(target, str) and target not in ("", path.native, path.name)
 
 
@@ -78,10 +78,11 @@ def _as_link(answer: Attributes | StatusError) -> Attributes:
 
 
 def with_links_detected(entries: Listing) -> Operation[Listing]:
-    """Ask again (LSTAT) for the entries listed as folders, if the server may list a link as what it leads to.
+    """Request LSTAT for entries listed as directories if the server may list links as their targets.
 
-    :returns: the entries with their own attributes, without folders that are gone by now
-    :raises SFTPBackendError: if the server does not say which of the folders are links
+    :param entries: the entries of a listing
+    :returns: the entries with their own attributes, without directories removed meanwhile
+    :raises SFTPBackendError: if the server does not distinguish links from directories
     """
     if (yield from server_traits()).lists_links_as_links:
         return entries
@@ -98,9 +99,9 @@ def with_links_detected(entries: Listing) -> Operation[Listing]:
 
 
 def ambiguous_link_error(path: RemotePath) -> SFTPBackendError:
-    """The error for a folder that may be a link, and so is neither entered nor emptied."""
+    """Create the error for a directory that may be a link: the caller neither enters nor empties it."""
     return SFTPBackendError(
-        "cannot tell whether this folder is a link: the server refuses LSTAT. It is therefore neither searched nor"
-        " emptied; have LSTAT allowed on the server, or work on the folder itself without recursion",
+        "cannot determine whether this folder is a link: the server refuses LSTAT. The folder is neither searched nor"
+        " emptied. Allow LSTAT on the server, or use a call without recursion",
         path=path.key,
     )

@@ -1,10 +1,9 @@
-"""Moving bytes: blocks in flight, in both directions.
+"""Write and read files with a window of blocks in flight.
 
-Theory. One block per round trip is slow, all blocks at once exhausts a server's memory, so a window of blocks is kept
-in flight, and the oldest is waited for first. Therefore all that is in flight lies within one window after the last
-byte known to be done: a file whose transfer breaks off is whole up to that byte. Every reply is looked at; a short
-read is asked for again; what is held in memory is one window, whatever the file's size. The window is as large as the
-round trip asks for.
+A single block per round trip is slow, and all blocks at once exhaust the memory of a server. So a window of blocks is
+in flight, and the oldest is awaited first. All bytes in flight are therefore within a window after the last completed
+byte: an interrupted file is complete up to this byte. Every reply is checked, and the rest of a short read is requested
+again. Memory is limited to a window for any file size. The round trip determines the size of the window.
 """
 
 from __future__ import annotations
@@ -24,40 +23,41 @@ from airflow_sftp_backend.backend.errors import InvalidPath, SFTPBackendError, S
 from airflow_sftp_backend.backend.models import Progress
 
 MAX_READ_WINDOW: Final = 20 << 20
-"""Most bytes one download keeps in flight, and less than a channel's bound."""
+"""Maximum bytes of a download in flight, below the limit of a channel."""
 MAX_UNACKED_BYTES: Final = 32 << 20
-"""Most bytes of an upload from the first that is not acknowledged to the last that is sent."""
-# bytes of an upload in flight on one channel: what its window does not take waits there
+"""Maximum bytes of an upload from the first unacknowledged to the last sent byte."""
+# bytes of an upload in flight on a channel; bytes beyond the channel's receive window wait in its queue
 _MAX_WRITE_WINDOW: Final = 8 << 20
-_MIN_WRITE_WINDOW: Final = 1 << 20  # bytes in flight where the server is next door: sshd is slow to enlarge its buffers
+_MIN_WRITE_WINDOW: Final = 1 << 20  # bytes in flight for a near server: sshd enlarges its buffers slowly
 _MIN_READ_WINDOW: Final = 4 << 20
-# of 32 KiB in flight at most, as OpenSSH's client does: some servers keep every one in memory
+# maximum of 32 KiB blocks in flight, as in OpenSSH's client: some servers keep each in memory
 _MAX_SMALL_BLOCKS: Final = 64
-# bytes read of a file that is longer than the server says, to tell its size in the error
+# bytes read beyond the stated size of a file, to report its actual size in the error
 _MAX_EXCESS_COUNTED: Final = 16 << 20
-_SKIP_BLOCK: Final = 1 << 20  # bytes read at once of what need not be sent again
-_INITIAL_READS: Final = 2  # sent along with the question for the size: a small file is complete with them
-_ALL_ASKED: Final = -1  # blocks to keep in flight where nothing is left to ask for
+_SKIP_BLOCK: Final = 1 << 20  # bytes per read of a source, to skip bytes already on the server
+_INITIAL_READS: Final = 2  # reads sent together with FSTAT, enough for a small file
+_ALL_ASKED: Final = -1  # size of the window after the last read was sent
 
 
 class Readable(Protocol):
-    """Anything content can be read from."""
+    """Source with a ``read`` method."""
 
     def read(self, size: int, /) -> bytes:
-        """Up to ``size`` bytes, none at the end."""
+        """Return up to ``size`` bytes; empty at the end."""
 
 
 class UploadSource:
-    """What is to be written, taken block by block: bytes-like, or anything with ``.read``.
+    """Read the content of an upload block by block.
 
-    Raises TypeError for anything else, at once where that can be told and while reading otherwise. ``size`` is the
-    number of bytes taken so far; with ``with_digest`` the SHA-256 of them is kept.
+    :param content: bytes-like, or a file object with ``read``
+    :param with_digest: whether to compute the SHA-256 of the bytes read
+    :raises TypeError: for any other content, either here or in `read_block`
     """
 
     def __init__(self, content: object, *, with_digest: bool = False) -> None:
         self.size = 0
         self.expected_size: int | None = None
-        """Bytes there will be in all, where that is known beforehand."""
+        """Total bytes, if known in advance."""
         self._hash = hashlib.sha256() if with_digest else None
         self._view: memoryview | None = None
         self._source: Readable | None = None
@@ -72,7 +72,7 @@ class UploadSource:
             self._source = content
 
     def read_block(self, count: int) -> bytes | memoryview:
-        """The next ``count`` bytes, or fewer; none at the end."""
+        """Return the next ``count`` bytes or fewer; empty at the end."""
         if self._view is not None:
             data: bytes | memoryview = self._view[self.size : self.size + count]
         else:
@@ -87,28 +87,33 @@ class UploadSource:
 
     @property
     def rereadable(self) -> bool:
-        """True if `read_at` gives bytes."""
+        """True if `read_at` is supported."""
         return self._view is not None
 
     def read_at(self, offset: int, count: int) -> bytes | memoryview | None:
-        """Bytes anywhere in it, untaken; None if it can only be taken in order."""
+        """Return bytes at an offset without moving the position; None if the content is read in order only."""
         return None if self._view is None else self._view[offset : offset + count]
 
     def skip(self, count: int) -> None:
-        """Takes the first ``count`` bytes, which need not be sent again."""
+        """Read and discard the first ``count`` bytes, which are already on the server."""
         while self.size < count:
             if not len(self.read_block(min(_SKIP_BLOCK, count - self.size))):
                 return
 
     @property
     def digest(self) -> str | None:
-        """``sha256:<hex>`` of the bytes taken, or None if it is not kept."""
+        """``sha256:<hex>`` of the bytes read so far; None without ``with_digest``."""
         return f"sha256:{self._hash.hexdigest()}" if self._hash is not None else None
 
 
 class PipelinedWriter:
-    """Writes to one open file from ``offset`` on, a window of blocks in flight, over the channels that ``striped_file``
-    has."""
+    """Write to an open file with a window of blocks in flight, over one or more channels.
+
+    :param striped_file: the handles of the file
+    :param block_size: bytes of a block
+    :param offset: offset of the first byte written
+    :param progress: called with acknowledged bytes
+    """
 
     def __init__(
         self, striped_file: StripedFile, block_size: int, *, offset: int = 0, progress: Progress | None = None
@@ -122,7 +127,7 @@ class PipelinedWriter:
         self._unacknowledged = 0
 
     def write(self, data: bytes | memoryview) -> Operation[None]:
-        """Sends bytes on their way. Raises StatusError for an earlier block that the server refused."""
+        """Send bytes. Raises StatusError if the server refused an earlier block."""
         view = memoryview(data).cast("B")
         max_blocks = max(
             1,
@@ -134,7 +139,7 @@ class PipelinedWriter:
         for start in range(0, len(view), self.block_size):
             chunk = view[start : start + self.block_size]
             yield from self._striped_file.add_channels(self.offset, self.drain)
-            # with nothing of its own to wait for, it waits where the wire lets it: behind what others send
+            # with an empty queue, the scheduler's flow control blocks instead, behind other operations
             while self._queue and (
                 not self._striped_file.has_room(len(chunk))
                 or (self._striped_file.is_single_channel and len(self._queue) >= max_blocks)
@@ -152,7 +157,7 @@ class PipelinedWriter:
             self.offset += len(chunk)
 
     def merge_channels(self) -> Operation[None]:
-        """Leaves one handle open. With several channels, waits until every byte is acknowledged. Raises StatusError."""
+        """Close all handles but the first, and wait for their data if there are any. Raises StatusError."""
         close_replies = yield from self._striped_file.close()
         if close_replies:
             yield from self.drain()
@@ -160,7 +165,7 @@ class PipelinedWriter:
             yield from reply(pending)
 
     def drain(self) -> Operation[None]:
-        """Waits until every byte is acknowledged. Raises StatusError."""
+        """Wait until every byte is acknowledged. Raises StatusError."""
         while self._queue:
             yield from self._await_oldest()
 
@@ -173,18 +178,24 @@ class PipelinedWriter:
 
 
 def write_source(source: UploadSource, writer: PipelinedWriter) -> Operation[None]:
-    """Sends all of ``source``; the last blocks are still in flight when it returns: see `PipelinedWriter.drain`."""
+    """Send all bytes of ``source``. The last blocks stay in flight until `PipelinedWriter.drain`."""
     while len(data := source.read_block(writer.block_size)):
         yield from writer.write(data)
 
 
 class PipelinedReader:
-    """Reads one open file from front to back, a window of reads in flight. ``path`` is its key, for errors.
+    """Read an open file sequentially with a window of reads in flight.
 
-    The size is asked for along with the first two blocks, so that a small file takes one round trip; after a file of
-    less than a block, along with the first block alone. The file must have that size. With ``to_end`` the file is read
-    to its end whatever the size; so is a file whose size the server does not tell. Both are bounded by
-    `Bounds.max_file_bytes`.
+    FSTAT is sent together with the first two reads, so that a small file takes a single round trip; after a file
+    smaller than a block, together with the first read only. The file must have the stated size, unless ``to_end`` is
+    set or the server states none: then the file is read to its end, up to `Bounds.max_file_bytes`.
+
+    :param scheduler: the scheduler of the connection
+    :param handle: the handle of the file
+    :param block_size: bytes of a read
+    :param path: key of the file, for errors
+    :param offset: offset of the first byte read
+    :param to_end: whether to ignore the stated size
     """
 
     def __init__(
@@ -198,9 +209,9 @@ class PipelinedReader:
         to_end: bool = False,
     ) -> None:
         self.size = offset
-        """Bytes delivered so far, those before ``offset`` among them."""
+        """Bytes returned so far, including those before ``offset``."""
         self.attributes = Attributes()
-        """What the server says of the file; known after the first `read_next`."""
+        """Attributes of the file, set by the first `read_next`."""
         self._handle = handle
         self._block_size = block_size
         self._path = path
@@ -214,11 +225,11 @@ class PipelinedReader:
         self._final_stat: Pending[Attributes] | None = None
 
     def check_unchanged(self) -> Operation[None]:
-        """Compare size and time of the file with those it had at first, after its last bytes.
+        """Compare size and time of the file after the last read with the initial values.
 
-        The question went out with the last read. A file that a few reads complete is not asked for again.
+        FSTAT was sent with the last read. A file read by the first requests is not checked again.
 
-        :raises TransferCorrupted: another has written to the file meanwhile
+        :raises TransferCorrupted: if the file was changed meanwhile
         """
         if self._final_stat is None:
             return
@@ -227,14 +238,17 @@ class PipelinedReader:
         except StatusError:
             return
         if (attributes.size, attributes.mtime) != (self.attributes.size, self.attributes.mtime):
-            raise TransferCorrupted("the file changed while it was read. Wait until it is stable", path=self._path)
+            raise TransferCorrupted(
+                "the file changed while it was read. Wait until the file is stable", path=self._path
+            )
 
     def read_next(self) -> Operation[memoryview]:
-        """The next bytes; none at the end.
+        """Return the next bytes; empty at the end.
 
-        Raises TransferCorrupted if the file has another size than the server says (unless it is read ``to_end``),
-        SFTPBackendError if it has more bytes than `Bounds.max_file_bytes`, InvalidPath if it is a folder, StatusError
-        if the server refuses a read.
+        :raises TransferCorrupted: if the size of the file is not the stated size (unless ``to_end``)
+        :raises SFTPBackendError: if the file has more than `Bounds.max_file_bytes`
+        :raises InvalidPath: for a directory
+        :raises StatusError: if the server refuses a read
         """
         if not self._window_blocks:
             yield from self._start()
@@ -252,7 +266,7 @@ class PipelinedReader:
         ):
             if not self._to_end:
                 raise (yield from self._size_error(size, reached_end=not data))
-            self._expected_size = None  # the size is not trusted any more: what follows is read as of unknown size
+            self._expected_size = None  # the stated size is wrong: continue as with an unknown size
             self._window_blocks = self._max_blocks
         self.size = size
         is_short = len(data) < request.length
@@ -260,20 +274,20 @@ class PipelinedReader:
             self._queue.clear()
             self._expected_size = self._next_offset = size
             self._window_blocks = _ALL_ASKED
-        elif is_short:  # which proves the end only on some servers; elsewhere the end is read as well
+        elif is_short:  # the end of the file only on some servers: read the rest of the block
             remainder = Read(self._handle, self.size, request.length - len(data))
             self._queue.appendleft((remainder, (yield from send(remainder))))
         return data
 
     def _size_error(self, size: int, *, reached_end: bool) -> Operation[TransferCorrupted]:
-        """Find out why the file has another number of bytes than the server says; reads on to count them."""
+        """Determine why the size of the file is not the stated size, and count the bytes beyond it."""
         stated_size = self._expected_size
         assert stated_size is not None
         (current,) = yield from request_all([FStat(self._handle)])
         if isinstance(current, Attributes) and current.size not in (None, stated_size):
             return TransferCorrupted(
-                f"the file changed while it was read: it had {stated_size} bytes and has {current.size} now. Wait"
-                " until it is stable",
+                f"the file changed while it was read, from {stated_size} to {current.size} bytes. Wait until the file"
+                " is stable",
                 path=self._path,
             )
         rest_reader = PipelinedReader(
@@ -289,7 +303,7 @@ class PipelinedReader:
 
     @property
     def _max_blocks(self) -> int:
-        """Blocks to keep in flight."""
+        """Size of the window in blocks."""
         if self._block_size <= Limits().read:
             return _MAX_SMALL_BLOCKS
         return max(
@@ -303,17 +317,17 @@ class PipelinedReader:
         yield from self._fill_window()
         try:
             self.attributes = yield stat_reply
-        except StatusError:  # some servers have no FSTAT
+        except StatusError:  # some servers do not support FSTAT
             return
         if self.attributes.is_folder:
-            raise InvalidPath("cannot read: it is a folder, not a file", path=self._path)
+            raise InvalidPath("cannot read: the path is a folder, not a file", path=self._path)
         if (stated_size := self.attributes.size) is not None:
             self._expected_size = stated_size
             self._window_blocks = self._max_blocks if self._next_offset <= stated_size else _ALL_ASKED
             self._scheduler.reads_small_files = stated_size < self._block_size
 
     def _fill_window(self) -> Operation[None]:
-        """Keeps the window full; the last read of a file of known size asks for the byte after its end."""
+        """Send reads until the window is full. The last read of a known size includes the byte after the end."""
         while len(self._queue) < self._window_blocks:
             length = self._block_size
             if self._expected_size is not None:  # the first reads are sent

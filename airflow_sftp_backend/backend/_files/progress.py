@@ -8,31 +8,31 @@ from airflow_sftp_backend.backend.models import Progress
 
 
 class TransferProgress(Protocol):
-    """A progress callback that tells bytes that are transferred now from others."""
+    """Progress callback that distinguishes transferred bytes from resumed and verified ones."""
 
     def __call__(self, gained: int, /) -> None:
-        """Note bytes that were transferred.
+        """Report transferred bytes.
 
-        :param gained: bytes since the last call; negative if the transfer had to go back
+        :param gained: bytes since the last call; negative if the transfer restarted at an earlier position
         """
 
     def resumed(self, count: int, /) -> None:
-        """Note bytes that an earlier attempt has transferred.
+        """Report bytes transferred by an earlier attempt.
 
         :param count: bytes
         """
 
     def verified(self, count: int, /) -> None:
-        """Note bytes that were read back for verification.
+        """Report bytes read back for verification.
 
         :param count: bytes since the last call
         """
 
 
 def report_resumed(progress: Progress | None, count: int) -> None:
-    """Report bytes that an earlier attempt has transferred.
+    """Report bytes transferred by an earlier attempt.
 
-    :param progress: the callback; without a method ``resumed`` it is called as for transferred bytes
+    :param progress: the callback; without a method ``resumed``, the callback itself is called
     :param count: bytes
     """
     if progress is not None:
@@ -41,9 +41,9 @@ def report_resumed(progress: Progress | None, count: int) -> None:
 
 
 def report_verified(progress: Progress | None, count: int) -> None:
-    """Report bytes that were read back for verification.
+    """Report bytes read back for verification.
 
-    :param progress: the callback; without a method ``verified`` it is not called
+    :param progress: the callback; not called without a method ``verified``
     :param count: bytes since the last call
     """
     report = getattr(progress, "verified", None)

@@ -1,7 +1,6 @@
-"""The requests of SFTP version 3 and their replies: draft-ietf-secsh-filexfer-02 sections 6 to 8, OpenSSH PROTOCOL
-section 4.
+"""Encode the requests of SFTP version 3 and decode their replies.
 
-A request knows how it is written and which replies may answer it. Nothing here sends or receives.
+Sources: draft-ietf-secsh-filexfer-02 sections 6 to 8, and OpenSSH PROTOCOL section 4. Nothing is sent or received here.
 """
 
 from __future__ import annotations
@@ -40,38 +39,38 @@ _NO_DATA: Final = memoryview(b"")
 
 
 class Request(ABC, Generic[R_co]):
-    """One request; ``R_co`` is what its reply is decoded to.
-
-    ``payload_size`` is the number of bytes it, or its reply, keeps in flight beyond a header.
-    """
+    """Encode a request, and decode its reply to ``R_co``."""
 
     __slots__ = ()
     packet_type: ClassVar[PacketType]
     reply_type: ClassVar[PacketType] = PacketType.STATUS
     tracked: ClassVar[bool] = False
-    """The request opens or closes a handle, which `handle_table` keeps account of."""
+    """True if the request opens or closes a handle, for `handle_table`."""
 
     @property
     def payload_size(self) -> int:
-        """Bytes in flight on behalf of this request."""
+        """Bytes that the request or its reply keeps in flight, without headers."""
         return 0
 
     @abstractmethod
     def body(self) -> bytes:
-        """All that follows the request id."""
+        """Encode the fields after the request id."""
 
     @abstractmethod
     def decode(self, cursor: PacketReader) -> R_co:
-        """The reply of ``reply_type``; ProtocolError if it is none."""
+        """Decode a reply of ``reply_type``. Raises ProtocolError if the reply is invalid."""
 
     def frame(self, request_id: int) -> bytes:
-        """The whole packet."""
+        """Encode the packet, with its length, type and request id."""
         body = self.body()
         return _HEADER.pack(len(body) + 5, self.packet_type, request_id) + body
 
     def decode_reply(self, packet_type: int, cursor: PacketReader) -> R_co:
-        """The decoded reply. Raises StatusError for a status that is not OK, ProtocolError for a reply of another
-        type."""
+        """Decode a reply of any type.
+
+        :raises StatusError: for a status other than OK
+        :raises ProtocolError: for an invalid reply, or a reply of another type
+        """
         if packet_type == PacketType.STATUS:
             return self.decode_status(cursor)
         if packet_type != self.reply_type:
@@ -79,37 +78,37 @@ class Request(ABC, Generic[R_co]):
         return self.decode(cursor)
 
     def decode_status(self, cursor: PacketReader) -> R_co:
-        """What a STATUS reply means to this request."""
+        """Interpret a STATUS reply to the request."""
         code = cursor.uint32()
         if code == StatusCode.OK and self.reply_type == PacketType.STATUS:
             return self.decode(cursor)
         raise self._status_error(code, cursor)
 
     def _status_error(self, code: int, cursor: PacketReader) -> StatusError:
-        """Read the rest of a status that is no success; ProtocolError if it is one."""
+        """Create the error of a STATUS reply. Raises ProtocolError if the status is OK."""
         if code == StatusCode.OK:
             raise ProtocolError(f"a {self.packet_type.name} was answered by a bare OK")
-        # servers before version 3 leave the text out
+        # servers of protocol versions before 3 omit the text
         return StatusError(code, cursor.text() if cursor.remaining else "")
 
 
 class _StatusReply(Request[None]):
-    """Answered by a status alone."""
+    """Expect a STATUS reply."""
 
     __slots__ = ()
 
     def decode(self, cursor: PacketReader) -> None:
-        """OK."""
+        """Accept the status OK."""
 
 
 class _HandleReply(Request[bytes]):
-    """Answered by a handle: opaque, at most 256 bytes (filexfer-02 section 6.2)."""
+    """Expect a handle: opaque, at most 256 bytes (filexfer-02 section 6.2)."""
 
     __slots__ = ()
     reply_type = PacketType.HANDLE
 
     def decode(self, cursor: PacketReader) -> bytes:
-        """The handle."""
+        """Return the handle."""
         handle = bytes(cursor.view())
         if len(handle) > 256:
             raise ProtocolError(f"a handle of {len(handle)} bytes")
@@ -117,13 +116,13 @@ class _HandleReply(Request[bytes]):
 
 
 class _AttributesReply(Request[Attributes]):
-    """Answered by attributes."""
+    """Expect attributes."""
 
     __slots__ = ()
     reply_type = PacketType.ATTRS
 
     def decode(self, cursor: PacketReader) -> Attributes:
-        """The attributes."""
+        """Return the attributes."""
         return cursor.attributes()
 
 
@@ -132,7 +131,7 @@ class _PathRequest:
     path: str
 
     def body(self) -> bytes:
-        """The path."""
+        """Encode the path."""
         return encode_string(encode_name(self.path))
 
 
@@ -141,33 +140,33 @@ class _HandleRequest:
     handle: bytes
 
     def body(self) -> bytes:
-        """The handle."""
+        """Encode the handle."""
         return encode_string(self.handle)
 
 
 class Stat(_PathRequest, _AttributesReply):
-    """Attributes of what a path leads to; follows links."""
+    """Request the attributes of a path. Follows links."""
 
     __slots__ = ()
     packet_type = PacketType.STAT
 
 
 class LStat(_PathRequest, _AttributesReply):
-    """Attributes of what stands under a path; a link is a link."""
+    """Request the attributes of a path. Does not follow a link in its last segment."""
 
     __slots__ = ()
     packet_type = PacketType.LSTAT
 
 
 class FStat(_HandleRequest, _AttributesReply):
-    """Attributes of an open file."""
+    """Request the attributes of an open file."""
 
     __slots__ = ()
     packet_type = PacketType.FSTAT
 
 
 class OpenDir(_PathRequest, _HandleReply):
-    """Opens a folder for listing."""
+    """Open a directory for listing."""
 
     __slots__ = ()
     packet_type = PacketType.OPENDIR
@@ -175,32 +174,32 @@ class OpenDir(_PathRequest, _HandleReply):
 
 
 class Remove(_PathRequest, _StatusReply):
-    """Removes a file or a link."""
+    """Remove a file or a link."""
 
     __slots__ = ()
     packet_type = PacketType.REMOVE
 
 
 class RemoveDir(_PathRequest, _StatusReply):
-    """Removes an empty folder."""
+    """Remove an empty directory."""
 
     __slots__ = ()
     packet_type = PacketType.RMDIR
 
 
 class MakeDir(_PathRequest, _StatusReply):
-    """Makes a folder, with the server's default mode."""
+    """Create a directory with the server's default mode."""
 
     __slots__ = ()
     packet_type = PacketType.MKDIR
 
     def body(self) -> bytes:
-        """The path and no attributes."""
+        """Encode the path without attributes."""
         return _PathRequest.body(self) + NO_ATTRIBUTES.encode()
 
 
 class Close(_HandleRequest, _StatusReply):
-    """Closes a handle. A write the server put off may fail only here."""
+    """Close a handle. The error of a delayed write may appear only here."""
 
     __slots__ = ()
     packet_type = PacketType.CLOSE
@@ -209,7 +208,7 @@ class Close(_HandleRequest, _StatusReply):
 
 @dataclass(frozen=True, slots=True)
 class Open(_HandleReply):
-    """Opens a file. ``attributes`` apply if it is made."""
+    """Open a file. ``attributes`` apply to a created file."""
 
     packet_type = PacketType.OPEN
     tracked = True
@@ -218,15 +217,15 @@ class Open(_HandleReply):
     attributes: Attributes = NO_ATTRIBUTES
 
     def body(self) -> bytes:
-        """Path, flags, attributes."""
+        """Encode path, flags and attributes."""
         return encode_string(encode_name(self.path)) + UINT32.pack(self.flags) + self.attributes.encode()
 
 
 @dataclass(frozen=True, slots=True)
 class Read(Request[memoryview]):
-    """Reads up to ``length`` bytes at ``offset``.
+    """Read up to ``length`` bytes at ``offset``.
 
-    The reply is empty at the end of the file, and may be short before it.
+    The reply is empty at the end of the file, and may be short before the end.
     """
 
     packet_type = PacketType.READ
@@ -237,22 +236,22 @@ class Read(Request[memoryview]):
 
     @property
     def payload_size(self) -> int:
-        """The length of a full reply."""
+        """Bytes of a full reply."""
         return self.length
 
     def body(self) -> bytes:
-        """Handle, offset, length."""
+        """Encode handle, offset and length."""
         return encode_string(self.handle) + _OFFSET_AND_LENGTH.pack(self.offset, self.length)
 
     def decode(self, cursor: PacketReader) -> memoryview:
-        """The bytes; ProtocolError if more than were asked for, or none."""
+        """Return the data. Raises ProtocolError for an empty reply or more than ``length`` bytes."""
         data = cursor.view()
         if not 0 < len(data) <= self.length:
             raise ProtocolError(f"a read of {self.length} bytes was answered with {len(data)}")
         return data
 
     def decode_status(self, cursor: PacketReader) -> memoryview:
-        """EOF is an empty reply."""
+        """Return no data for the status EOF."""
         code = cursor.uint32()
         if code == StatusCode.EOF:
             return _NO_DATA
@@ -261,7 +260,7 @@ class Read(Request[memoryview]):
 
 @dataclass(frozen=True, slots=True)
 class Write(_StatusReply):
-    """Writes ``data`` at ``offset``."""
+    """Write ``data`` at ``offset``."""
 
     packet_type = PacketType.WRITE
     handle: bytes
@@ -270,15 +269,15 @@ class Write(_StatusReply):
 
     @property
     def payload_size(self) -> int:
-        """The length of the data."""
+        """Bytes of the data."""
         return len(self.data)
 
     def body(self) -> bytes:
-        """Handle, offset, data."""
+        """Encode handle, offset and data."""
         return b"".join((self._body_before_data(), self.data))
 
     def frame(self, request_id: int) -> bytes:
-        """The whole packet, the data copied once."""
+        """Encode the packet and copy the data only once."""
         head = self._body_before_data()
         start = _HEADER.pack(len(head) + len(self.data) + 5, self.packet_type, request_id)
         return b"".join((start, head, self.data))
@@ -289,9 +288,10 @@ class Write(_StatusReply):
 
 @dataclass(frozen=True, slots=True)
 class ReadDir(_HandleRequest, Request[list[DirEntry]]):
-    """The next entries of an open folder, as many as the server likes to send; empty at the end.
+    """Read the next entries of an open directory. The server sets their number; the last reply is empty.
 
-    ``tally`` counts each reply before it is decoded, in whatever order replies come.
+    :param handle: the handle of the directory
+    :param tally: counts each reply before it is decoded, in the order of arrival
     """
 
     packet_type = PacketType.READDIR
@@ -299,9 +299,9 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
     tally: ListingTally | None = field(default=None, compare=False, repr=False)
 
     def decode(self, cursor: PacketReader) -> list[DirEntry]:
-        """The entries. A missing mode is taken from the first letter of the ``ls -l`` line beside the name.
+        """Return the entries. A missing mode is derived from the first letter of the entry's ``ls -l`` line.
 
-        Raises BoundExceeded.
+        :raises BoundExceeded: if the listing exceeds the bounds of ``tally``
         """
         entries = []
         size = cursor.remaining + _REPLY_HEADER_BYTES
@@ -326,7 +326,7 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
         return entries
 
     def decode_status(self, cursor: PacketReader) -> list[DirEntry]:
-        """EOF is an empty reply."""
+        """Return no entries for the status EOF."""
         code = cursor.uint32()
         if code == StatusCode.EOF:
             return []
@@ -338,40 +338,40 @@ _TYPE_LETTERS: Final = {b"d": stat.S_IFDIR, b"l": stat.S_IFLNK, b"-": stat.S_IFR
 
 @dataclass(frozen=True, slots=True)
 class Rename(_StatusReply):
-    """Renames; refused by most servers if ``target`` exists (OpenSSH: always, for a file)."""
+    """Rename a file or directory. Most servers refuse an existing ``target`` (OpenSSH: always, for a file)."""
 
     packet_type = PacketType.RENAME
     source: str
     target: str
 
     def body(self) -> bytes:
-        """Both paths."""
+        """Encode both paths."""
         return encode_string(encode_name(self.source)) + encode_string(encode_name(self.target))
 
 
 @dataclass(frozen=True, slots=True)
 class SetStat(_StatusReply):
-    """Sets attributes of a path; follows links."""
+    """Set attributes of a path. Follows links."""
 
     packet_type = PacketType.SETSTAT
     path: str
     attributes: Attributes
 
     def body(self) -> bytes:
-        """Path and attributes."""
+        """Encode path and attributes."""
         return encode_string(encode_name(self.path)) + self.attributes.encode()
 
 
 @dataclass(frozen=True, slots=True)
 class FSetStat(_StatusReply):
-    """Sets attributes of an open file."""
+    """Set attributes of an open file."""
 
     packet_type = PacketType.FSETSTAT
     handle: bytes
     attributes: Attributes
 
     def body(self) -> bytes:
-        """Handle and attributes."""
+        """Encode handle and attributes."""
         return encode_string(self.handle) + self.attributes.encode()
 
 
@@ -380,59 +380,61 @@ class _NameReply(Request[str]):
     reply_type = PacketType.NAME
 
     def decode(self, cursor: PacketReader) -> str:
-        """The one name of the reply."""
+        """Return the single name of the reply."""
         if cursor.count(smallest=12) != 1:
             raise ProtocolError(f"a {self.packet_type.name} was not answered by one name")
         return cursor.text()
 
 
 class RealPath(_PathRequest, _NameReply):
-    """The absolute path a path leads to, as the server sees it."""
+    """Request the absolute path of a path on the server."""
 
     __slots__ = ()
     packet_type = PacketType.REALPATH
 
 
 class ReadLink(_PathRequest, _NameReply):
-    """Request the target of a link, as the link stores it."""
+    """Request the stored target of a link."""
 
     __slots__ = ()
     packet_type = PacketType.READLINK
 
 
 class _ExtendedRequest(Request[R_co]):
-    """A request named by text (filexfer-02 section 8)."""
+    """Send a request identified by name (filexfer-02 section 8)."""
 
     __slots__ = ()
     packet_type = PacketType.EXTENDED
     extension: ClassVar[str]
 
     def body(self) -> bytes:
-        """The extension's name and its arguments."""
+        """Encode the name of the extension and its arguments."""
         return encode_string(self.extension.encode("ascii")) + self.arguments()
 
     @abstractmethod
     def arguments(self) -> bytes:
-        """What follows the name."""
+        """Encode the fields after the name."""
 
 
 @dataclass(frozen=True, slots=True)
 class PosixRename(_ExtendedRequest[None], _StatusReply):
-    """``rename(2)``: replaces ``target`` in one step (OpenSSH PROTOCOL section 4.3)."""
+    """Rename with ``rename(2)``, which replaces ``target`` in one step (OpenSSH PROTOCOL section 4.3)."""
 
     extension = "posix-rename@openssh.com"
     source: str
     target: str
 
     def arguments(self) -> bytes:
-        """Both paths."""
+        """Encode both paths."""
         return encode_string(encode_name(self.source)) + encode_string(encode_name(self.target))
 
 
 @dataclass(frozen=True, slots=True)
 class CopyData(_ExtendedRequest[None], _StatusReply):
-    """Copies bytes between two open files on the server, to the end if ``length`` is 0
-    (draft-ietf-secsh-filexfer-extensions-00 section 7)."""
+    """Copy bytes between two open files on the server, up to the end if ``length`` is 0.
+
+    Source: draft-ietf-secsh-filexfer-extensions-00 section 7.
+    """
 
     extension = "copy-data"
     source: bytes
@@ -442,7 +444,7 @@ class CopyData(_ExtendedRequest[None], _StatusReply):
     target_offset: int
 
     def arguments(self) -> bytes:
-        """Handle, offset and length of the source, handle and offset of the target."""
+        """Encode handle, offset and length of the source, then handle and offset of the target."""
         return (
             encode_string(self.source)
             + UINT64.pack(self.source_offset)
@@ -454,34 +456,34 @@ class CopyData(_ExtendedRequest[None], _StatusReply):
 
 @dataclass(frozen=True, slots=True)
 class LimitsRequest(_ExtendedRequest[Limits]):
-    """Most bytes a request may carry (``limits@openssh.com``, OpenSSH PROTOCOL section 4.8)."""
+    """Request the maximum sizes of requests (``limits@openssh.com``, OpenSSH PROTOCOL section 4.8)."""
 
     extension = "limits@openssh.com"
     reply_type = PacketType.EXTENDED_REPLY
 
     def arguments(self) -> bytes:
-        """None."""
+        """Encode no arguments."""
         return b""
 
     def decode(self, cursor: PacketReader) -> Limits:
-        """The limits, 0 meaning that none is stated."""
+        """Return the sizes for reads and writes. A limit of 0 means no limit."""
         packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
         most = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
         return Limits(_block_size(read or Limits().read, most), _block_size(write or Limits().write, most))
 
 
 def _block_size(stated: int, most: int) -> int:
-    """The block length to use: at least `MIN_BLOCK`, so that no server makes a transfer of one-byte blocks."""
+    """Return the block size to use, at least `MIN_BLOCK`: a server must not force blocks of a byte."""
     return max(MIN_BLOCK, min(stated, most, 1 << 20))
 
 
 def encode_init() -> bytes:
-    """The packet that opens the conversation."""
+    """Encode the first packet of a conversation."""
     return _HEADER.pack(5, PacketType.INIT, VERSION)
 
 
 def decode_version(frame: memoryview) -> dict[str, str]:
-    """The server's extensions by name. ProtocolError if it does not speak version 3."""
+    """Return the server's extensions by name. Raises ProtocolError unless the server uses version 3."""
     cursor = PacketReader(frame[1:])
     if frame[0] != PacketType.VERSION:
         raise ProtocolError(f"the first packet is of type {frame[0]}, not VERSION")

@@ -1,7 +1,7 @@
-"""Over how many channels a file is sent, and its handles on them.
+"""Choose the number of channels for a file, and hold its handles on them.
 
-A server reads no further ahead on a channel than its receive window: 2 MiB in OpenSSH. So one channel carries 2 MiB a
-round trip, however fast the line is, and several carry that many times more. Where the server is near, one is enough.
+A server reads at most its receive window ahead on a channel: 2 MiB in OpenSSH. So a channel carries 2 MiB per round
+trip at any bandwidth, and several channels carry a multiple. For a near server, a single channel is enough.
 """
 
 from __future__ import annotations
@@ -23,21 +23,27 @@ from .scheduler import Operation, SFTPScheduler, reply, request, send
 logger = logging.getLogger(__name__)
 
 ASSUMED_BYTES_PER_SECOND: Final = 512 << 20
-"""Bytes a second that a window is made for: more than one connection carries anywhere."""
+"""Bandwidth assumed for window sizes, in bytes per second: above that of any connection."""
 OPENSSH_CHANNEL_WINDOW: Final = 2 << 20
-"""Bytes that an OpenSSH channel takes before it is read."""
-_EXTRA_QUEUED_BYTES: Final = 1 << 20  # bytes beyond that wait at the channel for the window to open
-_MIN_STRIPED_SIZE: Final = 16 << 20  # bytes from which on the round trips to open channels pay
-_MIN_SIZE_PER_CHANNEL: Final = 4 << 20  # bytes that each channel should have to carry
+"""Bytes that an OpenSSH channel accepts before the server reads them."""
+_EXTRA_QUEUED_BYTES: Final = 1 << 20  # bytes beyond the window that may wait in the channel until the window opens
+_MIN_STRIPED_SIZE: Final = 16 << 20  # bytes from which on opening channels is worth its round trips
+_MIN_SIZE_PER_CHANNEL: Final = 4 << 20  # minimum bytes of a file per channel
 
 
 def window_size(round_trip: float, minimum: int, maximum: int) -> int:
-    """Bytes to keep in flight. No more than the round trip asks for: what waits in buffers makes nothing faster."""
+    """Return the bytes to keep in flight: no more than the round trip needs, as longer queues do not help.
+
+    :param round_trip: seconds
+    :param minimum: lower limit in bytes
+    :param maximum: upper limit in bytes
+    :returns: the size of the window in bytes
+    """
     return int(max(minimum, min(maximum, ASSUMED_BYTES_PER_SECOND * round_trip)))
 
 
 def channels_for(round_trip: float, size: int) -> int:
-    """How many channels ``size`` bytes are worth at that round trip, in seconds."""
+    """Return the number of channels for ``size`` bytes at a round trip in seconds."""
     if size < _MIN_STRIPED_SIZE or math.isinf(round_trip):
         return 1
     return max(
@@ -47,7 +53,7 @@ def channels_for(round_trip: float, size: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ChannelHandle:
-    """A channel, and the handle of the file on it."""
+    """Handle of a file on a channel."""
 
     channel: SFTPChannel
     handle: bytes
@@ -55,24 +61,31 @@ class ChannelHandle:
 
 @dataclass(frozen=True, slots=True)
 class TransferSize:
-    """What is to be sent: ``size`` bytes, over ``channels`` channels or, where that is None, as many as pay."""
+    """Size of a transfer in bytes, and its number of channels. None chooses the number by size and round trip."""
 
     size: int
     channels: int | None = None
 
     def channel_count(self, round_trip: float, *, supports_striping: bool) -> int:
-        """How many channels it is worth; by itself only where the server is known to bear several
-        (``supports_striping``)."""
+        """Return the number of channels. Without an explicit number, only a known server gets several.
+
+        :param round_trip: seconds
+        :param supports_striping: whether the server is known to support several channels
+        :returns: the number of channels
+        """
         if self.channels is not None:
             return self.channels
         return channels_for(round_trip, self.size) if supports_striping else 1
 
 
 class StripedFile:
-    """The ways over which one file is written: its handle on the first channel, and those that come to be had on
-    others.
+    """Handles of a file on the channels over which it is written: the first, and others as they are opened.
 
-    ``size`` in bytes, as far as it is known; ``channels`` as in `TransferSize`.
+    :param scheduler: the scheduler of the connection
+    :param path: the path of the file
+    :param handle: its handle on the first channel
+    :param size: size of the file in bytes; None if unknown
+    :param channels: as in `TransferSize`
     """
 
     def __init__(
@@ -87,30 +100,30 @@ class StripedFile:
         self._handles = [ChannelHandle(scheduler.channels[0], handle)]
         self._opening: dict[SFTPChannel, Pending[bytes]] = {}
         self.was_striped = False
-        """The file was opened on further channels."""
+        """True if the file was opened on further channels."""
 
     @property
     def is_single_channel(self) -> bool:
-        """True while there is one way only."""
+        """True while the file is open on the first channel only."""
         return len(self._handles) == 1
 
     @property
     def round_trip(self) -> float:
-        """Seconds of the wire's fastest reply so far."""
+        """Seconds of the fastest reply so far."""
         return self._scheduler.round_trip
 
     def add_channels(self, sent: int, drain: Callable[[], Operation[None]]) -> Operation[None]:
-        """Open the file on further channels if it is worth them.
+        """Open the file on further channels if its size justifies them.
 
-        :param sent: bytes of the file that were sent, counted from its start
-        :param drain: waits until all of them are acknowledged
-        :raises ContentLost: the server emptied the file when it was opened once more
+        :param sent: bytes sent so far, counted from the start of the file
+        :param drain: waits until all sent bytes are acknowledged
+        :raises ContentLost: if the server emptied the file when it was opened again
         """
         transfer = TransferSize(max(sent, self._size), self._max_channels)
         wanted = transfer.channel_count(
             self._scheduler.round_trip, supports_striping=self._scheduler.traits.allows_parallel_writers
         )
-        if self._scheduler.handles.limit is not None:  # the handles are needed for other files
+        if self._scheduler.handles.limit is not None:  # other files need the handles
             wanted = 1
         self._is_striped = wanted > 1
         if not self._is_striped:
@@ -132,16 +145,16 @@ class StripedFile:
             self._opening[channel] = yield from send(Open(self._path.native, OpenFlag.WRITE), channel)
 
     def _open_checked(self, channels: list[SFTPChannel], sent: int) -> Operation[None]:
-        """Open the file on ``channels``, between two questions for its size: some servers empty a file they open."""
+        """Open the file on ``channels`` and compare its size before and after: some servers empty an opened file."""
         if (yield from self._stated_size()) != sent:
-            # its answers prove nothing, so the file is not opened again
+            # the server's sizes are unreliable, so lost content would not be detected: do not open the file again
             self._max_channels, self._is_striped = 1, False
             return
         yield from self._open(channels)
         for channel in channels:
             yield from self._finish_open(channel)
         if (yield from self._stated_size()) != sent:
-            raise ContentLost("the server empties a file when it is opened once more", path=self._path.key)
+            raise ContentLost("the server empties a file when it is opened again", path=self._path.key)
 
     def _stated_size(self) -> Operation[int | None]:
         try:
@@ -151,18 +164,18 @@ class StripedFile:
 
     @property
     def least_loaded(self) -> ChannelHandle:
-        """The way with the least under way."""
+        """Handle on the channel with the fewest bytes in flight."""
         return min(self._handles, key=lambda way: way.channel.in_flight) if self._is_striped else self._handles[0]
 
     def has_room(self, count: int) -> bool:
-        """True if the channel of that way takes ``count`` bytes more without making them wait for long."""
+        """Return whether the least loaded channel accepts ``count`` bytes without a long wait."""
         in_flight = self.least_loaded.channel.in_flight
         return (
             not self._is_striped or not in_flight or in_flight + count <= OPENSSH_CHANNEL_WINDOW + _EXTRA_QUEUED_BYTES
         )
 
     def close(self) -> Operation[list[Pending[None]]]:
-        """Closes the further handles, after what was sent over them: the replies to be waited for."""
+        """Send CLOSE for the further handles, after their data, and return the pending replies."""
         for channel in list(self._opening):
             yield from self._finish_open(channel)
         closing = []
@@ -171,7 +184,7 @@ class StripedFile:
         return closing
 
     def close_quietly(self) -> Operation[None]:
-        """Closes the further handles, whatever is said to it."""
+        """Close the further handles and ignore errors."""
         try:
             for pending in (yield from self.close()):
                 yield from reply(pending)
@@ -188,4 +201,4 @@ class StripedFile:
         try:
             self._handles.append(ChannelHandle(channel, (yield from reply(pending))))
         except StatusError as refused:
-            logger.debug("%r: not opened once more (%s)", self._path.native, refused)
+            logger.debug("%r: opening on another channel was refused: %s", self._path.native, refused)

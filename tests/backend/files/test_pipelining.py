@@ -184,7 +184,7 @@ def test_a_file_that_changes_size_during_a_read_is_reported_as_changed(
             return answer
 
     file = Growing(bytes(told + more), told=told)
-    with pytest.raises(TransferCorrupted, match=f"it had {told} bytes and has {told + more} now"):
+    with pytest.raises(TransferCorrupted, match=f"from {told} to {told + more} bytes"):
         receive(channel(file), block)
 
 
