@@ -8,7 +8,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from airflow import __version__ as airflow_version
+from packaging.version import Version
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import Dataset, RunFacet
@@ -59,7 +62,11 @@ else:
     except ImportError:  # 3.0
         from airflow.sdk.execution_time.secrets_masker import _secrets_masker
 
+FORM_COMES_FROM_HOOK: Final = Version(airflow_version) < Version("3.2")
+"""Whether Airflow reads the fields of the connection form from the hook, and not from the provider info."""
+
 __all__ = [
+    "FORM_COMES_FROM_HOOK",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",

@@ -24,7 +24,13 @@ from airflow_sftp_backend.backend import (
     PermissionDenied,
     SFTPBackendError,
 )
-from airflow_sftp_backend.version_compat import AirflowException, AirflowFailException, BaseHook, redact
+from airflow_sftp_backend.version_compat import (
+    FORM_COMES_FROM_HOOK,
+    AirflowException,
+    AirflowFailException,
+    BaseHook,
+    redact,
+)
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -218,11 +224,19 @@ class SFTPBackendHook(BaseHook):
             else (False, _failure(diagnosis.error, diagnosis))
         )
 
-    @classmethod
-    def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return labels and hidden columns of the form for Airflow 3.0 and 3.1. Later versions read the provider
-        info."""
-        return field_behaviour()
+    if FORM_COMES_FROM_HOOK:
+
+        @classmethod
+        def get_ui_field_behaviour(cls) -> dict[str, Any]:
+            """Return labels, placeholders and hidden columns of the form."""
+            return field_behaviour()
+
+        @classmethod
+        def get_connection_form_widgets(cls) -> dict[str, Any]:
+            """Return the fields of the form that are kept in Extra."""
+            from airflow_sftp_backend._connections.form_widgets import connection_form_widgets
+
+            return connection_form_widgets()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+import wtforms
 from airflow.sdk._shared.secrets_masker import redact
 from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 from airflow.sdk.serde import deserialize, serialize
@@ -28,7 +29,6 @@ from airflow_sftp_backend import (
     FileInfo,
     FolderEntry,
     FolderInfo,
-    HostKeyPolicy,
     HostKeyRejected,
     InvalidPath,
     NotFound,
@@ -39,11 +39,13 @@ from airflow_sftp_backend import (
     WriteResult,
 )
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._connections.fields import field_behaviour
+from airflow_sftp_backend._connections.fields import conn_fields
+from airflow_sftp_backend._connections.form_widgets import connection_form_widgets
 from airflow_sftp_backend._connections.parser import InvalidConnection
 from airflow_sftp_backend._masking import mask_secrets
 from airflow_sftp_backend.hooks import FilesFailed, SFTPBackendHook
 from airflow_sftp_backend.hooks.sftp import translate_errors
+from airflow_sftp_backend.version_compat import FORM_COMES_FROM_HOOK
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.operators import file_errors
 from tests.support.servers import AsyncsshServer, OpenSSHServer, free_port
@@ -415,10 +417,21 @@ def test_the_hooks_block_fails_the_task_for_an_invalid_connection(server: Asyncs
         pytest.fail("there is no backend to use")
 
 
-def test_the_form_of_older_airflows_is_the_same() -> None:
-    assert SFTPBackendHook.get_ui_field_behaviour() == field_behaviour()
-    assert SFTPBackendHook.conn_name_attr == "sftp_conn_id"
-    assert HostKeyPolicy.STRICT.value == "strict"
+def test_the_form_of_older_airflows_has_the_same_fields() -> None:
+    shown = type("Shown", (wtforms.Form,), dict(connection_form_widgets()))()
+    fields = conn_fields()
+    assert {field.name for field in shown} == {*fields}
+    for field in shown:
+        name, declared = field.name, fields[field.name]
+        schema: Any = declared["schema"]
+        assert (field.label.text, field.description) == (declared["label"], declared["description"])
+        assert field.default == schema.get("default")
+        assert isinstance(field, wtforms.PasswordField) == (schema.get("format") == "password"), name
+
+
+def test_the_hook_declares_the_form_only_where_airflow_asks_it() -> None:
+    assert ("get_connection_form_widgets" in vars(SFTPBackendHook)) == FORM_COMES_FROM_HOOK
+    assert ("get_ui_field_behaviour" in vars(SFTPBackendHook)) == FORM_COMES_FROM_HOOK
 
 
 # ---- rows for other tasks
