@@ -1,4 +1,4 @@
-"""The sensor that waits for files on an SFTP server."""
+"""Wait for files on SFTP servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sensor that waits for files, in the worker or deferred; both poll and decide by `_polling.conditions`."""
+"""Wait for files on an SFTP server, in the worker or deferred; `_polling.conditions` decides for both."""
 
 from __future__ import annotations
 
@@ -52,35 +52,37 @@ _PURPOSE = "tell for how long a file has not changed"
 
 
 class SFTPFileSensor(CancellableTask, BaseSensorOperator):
-    """Wait for files on an SFTP server and return them: a list of ``path``, ``size`` and ``modified_at``.
+    """Wait for files on an SFTP server and return a list of ``path``, ``size`` and ``modified_at``.
 
-    A missing directory is waited for. A refused login, host key or operation fails the task at once. A lost connection,
-    or a key vault that is away, is logged and retried until ``timeout``: in a worker by the connection's own retries
-    within a poll and then every ``poke_interval``, deferred after pauses that grow to five minutes, for all waits on
-    the connection together. Airflow's ``exponential_backoff`` and ``max_wait`` do not apply when deferred. With
-    ``silent_fail`` a poll that failed for another reason counts as one without files; ``soft_fail`` and ``never_fail``
-    skip the task as in Airflow, in the triggerer too. A file whose name is not UTF-8 is left out with a warning.
+    The sensor also waits while a directory is missing. A refused login, host key or operation fails the task at once.
+    After a lost connection, or while a key vault cannot be reached, the sensor logs the error and polls again, until
+    ``timeout``. In a worker, each poll includes the connection's own retries, and the next poll follows after
+    ``poke_interval``. Deferred, all waits on the connection pause together, up to five minutes; Airflow's
+    ``exponential_backoff`` and ``max_wait`` do not apply.
 
-    :param path: names of what to wait for, literal, relative to the connection's base path: a path, a row of another
-        task, or a list of these; a text that ends with ``/`` means any file in that directory. (templated)
-    :param pattern: globs (``**`` too), in place of ``path``: a text or a list. (templated)
-    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
-    :param min_files: how many files must satisfy all of this.
-    :param min_size: bytes a file must have.
-    :param newer_than: a time with its zone (datetime, or ISO 8601 text) after which a file must have changed, by the
-        server's clock. SFTP tells times in whole seconds: the second in which a time with a fraction lies counts. A
-        template that may have no time to say is written ``{{ prev_start_date_success or '' }}``: the first scheduled
-        run then has no limit. A run without a logical date, which assets or the API start, has no earlier success to
-        ask for: there a ``newer_than`` that is empty fails the task. (templated)
-    :param stable_for: seconds, or timedelta, for which a file's size and time must not have changed. Deferred, what the
-        worker has seen counts, so the clocks of worker and triggerer are to agree.
-    :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
-        the file's suffix. It is not itself a file that is found, unless ``path`` names it.
-        (templated)
-    :param include: globs of file names; of what a directory or pattern finds, only these count.
-    :param exclude: globs of names that do not count, of files and of directories that a wildcard leads into; by default
-        the names programs give to unfinished files. A file given by name always counts.
-    :param deferrable: wait in the triggerer; by default as Airflow's ``default_deferrable`` says.
+    ``silent_fail`` treats any other failed poll as a poll without files. ``soft_fail`` and ``never_fail`` skip the task
+    as in every Airflow sensor, also when deferred. A file whose name is not UTF-8 is left out with a warning.
+
+    :param path: literal names to wait for, relative to the connection's base path: a path, a row of another task, or a
+        list of these. A text that ends with ``/`` waits for any file below the directory. (templated)
+    :param pattern: globs (with ``**``), in place of ``path``: a text or a list. (templated)
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param min_files: number of files that must satisfy all conditions
+    :param min_size: size that a file must have at least, in bytes
+    :param newer_than: time after which a file must have changed by the server's clock: a datetime with a time zone, or
+        ISO 8601 text. SFTP has times in whole seconds, so a fraction is cut off, and files of that second count too. A
+        template that may render no time is written ``{{ prev_start_date_success or '' }}``: the first scheduled run
+        then has no limit. A run without a logical date (started by an asset or the API) has no earlier success; an
+        empty ``newer_than`` fails the task there. (templated)
+    :param stable_for: seconds, or a timedelta, without a change of a file's size and time. A deferred sensor continues
+        from the worker's observations, so the clocks of worker and triggerer must agree.
+    :param done_file: name of a file that must exist beside each file, such as ``{name}.done``, or ``{stem}.done``
+        without the file's suffix. The done file itself does not count, unless ``path`` names it. (templated)
+    :param include: globs of file names; only matching files of a directory or pattern count
+    :param exclude: globs of names that do not count, for files and for directories that a wildcard matches. By default,
+        the names that programs give to unfinished files. A file in ``path`` always counts.
+    :param deferrable: wait in the triggerer; by default, Airflow's ``default_deferrable`` decides
+    :param kwargs: arguments of ``BaseSensorOperator``, such as ``poke_interval`` and ``timeout`` in seconds
     """
 
     template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "done_file")
@@ -128,19 +130,20 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         self._start_logged = self._missing_warned = False
 
     def execute(self, context: Context) -> list[FoundFile]:
-        """Poll until the wait is over, over one connection per process.
+        """Poll until the wait is over, with one connection for all polls in one process.
 
-        :returns: a row for each file.
-        :raises AirflowFailException: for what neither waiting nor a retry can fix.
+        :param context: the context of the task
+        :returns: a row for each file
+        :raises AirflowFailException: if a retry cannot help
         """
         with translate_errors():
             condition = self._condition(context)
             hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
             self._start_logged = self._missing_warned = False
             try:
-                if (
-                    self.mode == "reschedule" and not self.deferrable
-                ):  # there Airflow is asked for the state between polls
+                # In reschedule mode the base class sends requests to Airflow between polls. A kill must not interrupt
+                # these, so `poke` makes only the poll cancellable.
+                if self.mode == "reschedule" and not self.deferrable:
                     return cast("list[FoundFile]", super().execute(context))
                 with self.cancellable(hook):
                     if not self.deferrable:
@@ -167,7 +170,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         )
 
     def _poll_before_deferring(self, context: Context, condition: FileCondition) -> PollResult:
-        """Poll once before deferring; a failure skips the task, or is passed over, as that of any other poll."""
+        """Poll once in the worker; treat a failure as the triggerer or Airflow's other sensors do."""
         try:
             with translate_errors():
                 return self._poll(context, condition)
@@ -186,8 +189,9 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     def poke(self, context: Context) -> PokeReturnValue:
         """Poll once.
 
-        :returns: whether the wait is over, and the files.
-        :raises AirflowFailException: for what waiting cannot fix.
+        :param context: the context of the task
+        :returns: whether the wait is over, and the files
+        :raises AirflowFailException: if waiting cannot help
         """
         assert self._hook is not None
         with translate_errors(), self.cancellable(self._hook) if self.mode == "reschedule" else nullcontext():
@@ -195,12 +199,14 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return PokeReturnValue(result.done, result.files if result.done else None)
 
     def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[FoundFile]:  # noqa: ARG002
-        """Return the files that the trigger has found.
+        """Return the files that the trigger found.
 
-        :returns: a row for each file.
-        :raises AirflowFailException: if the trigger gave up.
-        :raises SFTPBackendError: if a retry of the task may help.
-        :raises AirflowSkipException: if such a failure is to skip the task.
+        :param context: the context of the task
+        :param event: the event of `SFTPFileTrigger`
+        :returns: a row for each file
+        :raises AirflowFailException: if the trigger failed and a retry cannot help
+        :raises SFTPBackendError: if the trigger failed and a retry may help
+        :raises AirflowSkipException: if the trigger failed and ``soft_fail`` or ``never_fail`` skips the task
         """
         if event["status"] == "found":
             files: list[FoundFile] = event["files"]
@@ -217,14 +223,14 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         newer_than = parse_newer_than(self.newer_than)
         if self._has_newer_than and newer_than is None and context.get("logical_date") is None:
             raise InvalidArgument(
-                "newer_than is empty: this run has no logical date, so Airflow knows no earlier success of it. For runs"
-                " that assets or the API start, leave newer_than out and move each file to an archive"
-                " (SFTPMoveOperator), so that none is found twice"
+                "newer_than is empty: this run has no logical date, so Airflow knows no earlier success. For runs that"
+                " assets or the API start, omit newer_than and move each file to an archive (SFTPMoveOperator) so that"
+                " no file is found twice"
             )
         return replace(condition, newer_than=newer_than, done_file=self.done_file)
 
     def _static_condition(self, selection: Selection) -> FileCondition:
-        """Return the condition as far as it is known where the DAG is written."""
+        """Return the condition without templated values, to check the arguments when the DAG is parsed."""
         stable_for = self.stable_for
         return FileCondition(
             **condition_paths(selection),
@@ -236,7 +242,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         )
 
     def _poll(self, context: Context, condition: FileCondition) -> PollResult:
-        """Poll once. Without a state store in reschedule mode, poll again after ``stable_for``."""
+        """Poll once. Poll again after ``stable_for`` if no state can be kept until the next poll."""
         needs_store = self.mode == "reschedule" and condition.stable_for > 0
         store = task_state_store(context) if needs_store else None
         if store is not None:
@@ -273,18 +279,18 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return result
 
     def _warn_of_missing_directories(self, backend: SFTPBackend, condition: FileCondition) -> None:
-        """Warn once in a process: missing directories are waited for, but a misspelled one never appears."""
+        """Warn of missing directories once in a process: they may appear later, but a misspelled name never does."""
         self._missing_warned = True
         for name in condition.names_with_wildcards:
-            self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
+            self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)
         for directory in condition.parent_directories:
-            with suppress(SFTPBackendError):  # the next poll raises it, if it matters
+            with suppress(SFTPBackendError):  # the next poll raises a lasting error
                 if directory and not backend.is_folder(directory):
                     path = escaped(backend.native_path(directory))
                     self.log.warning("there is no directory %s on %s yet", path, backend.address)
 
     def _backend(self, condition: FileCondition) -> SFTPBackend:
-        """Return the backend; once it is there, log what is waited for."""
+        """Return the backend; log the condition once."""
         assert self._hook is not None
         backend = self._hook.get_conn()
         if not self._start_logged:

@@ -1,4 +1,4 @@
-"""The triggers that wait for files and watch directories on SFTP servers."""
+"""Wait for files and watch directories in the triggerer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trigger that watches directories and starts DAGs for new files."""
+"""Watch directories and start DAGs for new files."""
 
 from __future__ import annotations
 
@@ -43,31 +43,34 @@ _RECOVERABLE_ERRORS = (
 
 
 class SFTPNewFilesTrigger(BaseEventTrigger):
-    """Start DAGs for new files: one event for the new files of a poll, at most 500.
+    """Start DAGs for files that arrive on an SFTP server.
 
-    The event is ``{"batch": id, "sftp_conn_id": ..., "files": [...]}``, each file with ``path``, ``size`` and
-    ``modified_at``. For an `AssetWatcher`; the DAG's first task calls `assets.new_files`. At the first poll all files
-    are new. From Airflow 3.3 the seen files are kept in the asset's state store, and a restart of the triggerer loses
-    and repeats no file. In an older Airflow, and if several assets share a watch, they are kept in memory: at every
-    start of the triggerer all files are new.
+    Use the trigger in an `AssetWatcher`; the first task of the DAG calls `assets.new_files`. Each poll with new files
+    fires one event for at most 500 files: ``{"batch": id, "sftp_conn_id": ..., "files": [...]}``, each file with
+    ``path``, ``size`` and ``modified_at``. The first poll reports all existing files.
 
-    The watch never ends: an error is logged once, and the watch polls again every ``poke_interval`` seconds, less often
-    while the server is away or refuses the login.
+    From Airflow 3.3, the asset's state store keeps the reported files, so a restart of the triggerer loses and repeats
+    no file. In earlier versions, and for a watch that several assets share, the reported files are kept in memory:
+    every start of the triggerer reports all existing files.
 
-    :param path: names of what to watch, literal, relative to the connection's base path: a path, a row of another
-        task, or a list of these; a text that ends with ``/`` means any file in that directory.
-    :param pattern: globs (``**`` too), in place of ``path``: a text or a list.
-    :param sftp_conn_id: the Airflow connection, of type ``sftp_backend``, ``sftp`` or ``ssh``.
-    :param poke_interval: seconds between two polls.
-    :param stable_for: seconds for which a file's size and time must not have changed.
-    :param changed: a file that has another size or time than when it was sent is new. Without this it is new again only
-        if a poll found it missing in between, so set this if names are used again at once.
-    :param min_size: bytes a file must have.
-    :param done_file: name of a file that must stand beside each, such as ``{name}.done``, or ``{stem}.done`` without
-        the file's suffix.
-    :param include: globs of file names; of what a directory or pattern finds, only these count.
-    :param exclude: globs of names that do not count, of files and of directories that a wildcard leads into; by default
-        the names programs give to unfinished files. A file given by name always counts.
+    The watch never ends. The trigger logs each new error once and polls again after ``poke_interval`` seconds, less
+    often while the server is away or refuses the login.
+
+    :param path: literal names to watch, relative to the connection's base path: a path, a row of another task, or a
+        list of these. A text that ends with ``/`` watches all files below the directory.
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``
+    :param poke_interval: seconds between two polls
+    :param stable_for: seconds without a change of a file's size and time
+    :param pattern: globs (with ``**``), in place of ``path``: a text or a list
+    :param changed: also report a known file if its size or time changes. Without ``changed``, a known file is new again
+        only if a poll found the file missing in between; set ``changed`` for names that are reused at once.
+    :param min_size: size that a file must have at least, in bytes
+    :param done_file: name of a file that must exist beside each file, such as ``{name}.done``, or ``{stem}.done``
+        without the file's suffix
+    :param include: globs of file names; only matching files of a directory or pattern count
+    :param exclude: globs of names that do not count, for files and for directories that a wildcard matches. By default,
+        the names that programs give to unfinished files. A file in ``path`` always counts.
+    :raises InvalidArgument: if an argument is invalid
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             raise InvalidArgument(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class and the arguments; no secret is among them."""
+        """Return the import path of the class, and the arguments; no argument is a secret."""
         return f"{__name__}.{type(self).__name__}", {
             "path": self._path(),
             "pattern": list(self.condition.patterns) or None,
@@ -118,19 +121,22 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         }
 
     def _path(self) -> list[dict[str, str] | str] | None:
-        """Return the argument that means the same: each name as a row, which is literal whatever it looks like."""
+        """Return an equivalent ``path`` argument: each name as a row, because a row is always literal."""
         names = [{"path": name} for name in self.condition.names]
         return [*names, *self.condition.directories] or None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll until cancelled. A batch is saved before its event is sent, until Airflow must have stored the event."""
+        """Poll until cancelled. A batch is saved before its event is sent, and kept until Airflow has stored the event.
+
+        :returns: the events
+        """
         condition = self.condition
         watch = json.dumps([self.sftp_conn_id, condition.names, condition.directories, condition.patterns])
         store = SeenFilesStore(watch, watch_state_store(self), self.log.warning)
         description = escaped(", ".join(condition.descriptions))
         self.log.info("watching for new files of %s on connection %r", description, self.sftp_conn_id)
         for name in condition.names_with_wildcards:
-            self.log.warning("path %r is a name, always literal; a glob is passed as pattern=", name)
+            self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)
         connection = SharedConnection.acquire(self.sftp_conn_id)
         last_error = ""
         try:
@@ -154,8 +160,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             connection.release()
 
     async def _poll(self, store: SeenFilesStore, connection: SharedConnection) -> None:
-        """Add new files to the seen ones, unless a batch that was saved before is still to be sent."""
-        await store.save(await store.load())  # without what is acknowledged by now
+        """Poll once and save the new files as a batch, unless an unsent batch exists."""
+        await store.save(await store.load())  # drops the batches that Airflow has stored by now
         if store.next_unsent() is not None:
             return
         seen_files = await store.load()

@@ -1,4 +1,7 @@
-"""The trigger of a deferred sensor. It polls and decides as the sensor does."""
+"""Wait for files in the triggerer on behalf of a deferred sensor.
+
+The trigger polls on the connection that all triggers of an Airflow connection share, and decides as the sensor does.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +20,20 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import NON_RETRYABLE_ERRORS
 
 _LOG_SECONDS: Final = 600.0
-"""Seconds after which a wait logs again what is missing, if nothing has changed."""
+"""Seconds between two log lines of a wait without changes."""
 
 
 class SFTPFileTrigger(BaseTrigger):
-    """Fire once the files of a condition exist, with ``{"status": "found", "files": [...]}``.
+    """Fire once the files of a condition exist, or once the wait has failed.
 
-    The status is ``"failed"``, with a ``message``, if neither waiting nor a retry of the task can help, and
-    ``"broken"`` if a retry may.
+    The event is ``{"status": "found", "files": [...]}``; or ``{"status": "failed", "message": ...}`` if neither waiting
+    nor a retry of the task can help; or ``{"status": "broken", "message": ...}`` if a retry may help.
 
-    :param sftp_conn_id: the Airflow connection.
-    :param condition: `FileCondition.as_json`.
-    :param poke_interval: seconds between two polls.
-    :param stability: the state of the sensor's polls.
-    :param silent_fail: poll again instead of firing with ``"broken"``.
+    :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``
+    :param condition: the condition, as from `FileCondition.as_json`
+    :param poke_interval: seconds between two polls
+    :param stability: the sensor's observations so far
+    :param silent_fail: poll again instead of an event with status ``broken``
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class SFTPFileTrigger(BaseTrigger):
         self.silent_fail = silent_fail
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class and the arguments; no secret is among them."""
+        """Return the import path of the class, and the arguments; no argument is a secret."""
         return f"{__name__}.{type(self).__name__}", {
             "sftp_conn_id": self.sftp_conn_id,
             "condition": self.condition,
@@ -60,7 +63,10 @@ class SFTPFileTrigger(BaseTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll every ``poke_interval`` seconds, less often while the server is away; log what changes."""
+        """Poll every ``poke_interval`` seconds, less often while the server is away; log only changes.
+
+        :returns: one event
+        """
         connection = SharedConnection.acquire(self.sftp_conn_id)
         counts: tuple[int, ...] | None = None
         warning, logged_at = "", -math.inf

@@ -46,7 +46,7 @@ def test_a_name_that_looks_like_a_pattern_gets_a_hint(remote: Path, capsys: pyte
     write_files(remote, {"in/a.csv": b""})
     with pytest.raises(AirflowSensorTimeout):
         wait("poke", path="in/*.csv", timeout=0.3)
-    assert "path 'in/*.csv' is a name, always literal; a glob is passed as pattern=" in capsys.readouterr().out
+    assert "path 'in/*.csv' has a wildcard, but names are literal; pass globs as pattern=" in capsys.readouterr().out
 
 
 def test_filters_apply_to_matches_and_not_to_names(remote: Path, mode: Mode) -> None:
