@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote, quote_plus
 
 from ._cancellation import shield_from_kill
-from .backend._ssh.pem import key_bodies, without_keys
+from .backend._ssh.pem import key_bodies, remove_keys
 from .version_compat import conf, mask_secret, pattern_masker
 
 _MASKS_PER_CALL: Final = 32
@@ -54,7 +54,7 @@ def _mask_all(secrets: Iterable[str]) -> None:
     for secret in secrets:
         bodies = key_bodies(secret)
         blocks.update(*(_key_blocks(lines, min_length) for lines in bodies))
-        if not bodies or without_keys(secret):
+        if not bodies or remove_keys(secret):
             texts |= _log_variants(secret, min_length, by_line=not bodies)
     _known_masks.update(dict.fromkeys(texts))
     _mask_here(blocks)

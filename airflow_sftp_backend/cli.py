@@ -21,7 +21,7 @@ from .backend.config import DEFAULT_PORT
 from .backend.errors import escaped
 
 if TYPE_CHECKING:
-    from .backend._diagnostics.check import Diagnosis, Step
+    from .backend._diagnostics.check import CheckResult, Diagnosis
 
 _WIDTH: Final = 100
 _INDENT: Final = 17
@@ -273,7 +273,7 @@ def _format_text(diagnosis: Diagnosis) -> list[str]:
     return [*lines, "", "All is well." if diagnosis.ok else f"Failed: {diagnosis.steps[-1].title}."]
 
 
-def _format_step(step: Step) -> list[str]:
+def _format_step(step: CheckResult) -> list[str]:
     ok_mark, failed_mark = ("✓", "✗") if _can_print("✓✗") else ("ok", "!!")
     head = f"{ok_mark if step.ok else failed_mark} {step.title}".ljust(_INDENT)
     lines: list[str] = []

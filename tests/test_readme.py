@@ -197,7 +197,7 @@ def test_the_documented_connections_are_valid(text: str) -> None:
     assert shown["extra"].keys() <= {name for field in FIELDS for name in field.names}
     if "known_host_keys" in shown["extra"]:
         known = KnownHosts.parse(shown["extra"]["known_host_keys"], pinned=True)
-        assert (known.problems, len(known.lines)) == ((), 1)
+        assert (known.problems, len(known.entries)) == ((), 1)
 
 
 def test_every_documented_message_exists_in_the_code() -> None:

@@ -116,7 +116,7 @@ class HostKeyRejected(BackendUnavailable):
     :param message: the failure, its cause and the remedy, without path and server
     :param path: always None
     :param server: the server as ``sftp://host:port``
-    :param verdict: ``unknown``, ``changed`` or ``revoked``; empty if the key could not be checked
+    :param status: ``unknown``, ``changed`` or ``revoked``; empty if the key could not be checked
     """
 
     def __init__(
@@ -125,13 +125,13 @@ class HostKeyRejected(BackendUnavailable):
         *,
         path: str | None = None,
         server: str | None = None,
-        verdict: str = "",
+        status: str = "",
     ) -> None:
         super().__init__(message, path=path, server=server)
-        self.verdict = verdict
+        self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
-        return *super().__reduce__(), {"verdict": self.verdict}
+        return *super().__reduce__(), {"verdict": self.status}
 
 
 def _rebuild(

@@ -155,7 +155,7 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
 
     def __reduce__(self) -> tuple[object, ...]:
         make = partial(SFTPBackend.from_config, reconnects=self._session.reconnects)
-        return make, (private_keys.portable(self.config),)
+        return make, (private_keys.picklable_config(self.config),)
 
     def __enter__(self) -> SFTPBackend:
         return self
@@ -183,7 +183,7 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
     @property
     def connections(self) -> int:
         """Return the number of connections opened so far."""
-        return self._session.generation
+        return self._session.connection_count
 
     def resolve(self, path: str) -> ResolutionPlan:
         """Return the location of a key. No I/O.

@@ -285,9 +285,9 @@ def _flatten(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 def _failure(error: SFTPBackendError, diagnosis: Diagnosis) -> str:
     """Return the cause in few words, because the page shows the text for seconds only."""
     text = str(error)
-    server = diagnosis.failed_at
-    if isinstance(error, HostKeyRejected) and server is not None and error.verdict in _HOST_KEY_TEXTS:
-        sentence = _HOST_KEY_TEXTS[error.verdict].format(server.host_key_fingerprint)
+    server = diagnosis.failed_connection
+    if isinstance(error, HostKeyRejected) and server is not None and error.status in _HOST_KEY_TEXTS:
+        sentence = _HOST_KEY_TEXTS[error.status].format(server.host_key_fingerprint)
         text = f"{sentence}, set Known host keys to:\n{server.host_key_line}"
     return f"{text}\nMore: airflow-sftp-backend check CONN_ID"
 

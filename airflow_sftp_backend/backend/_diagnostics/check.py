@@ -15,7 +15,7 @@ from airflow_sftp_backend.backend._protocol.codec import Limits
 from airflow_sftp_backend.backend._protocol.messages import RealPath
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request
 from airflow_sftp_backend.backend._ssh.scan import scan_host_algorithms
-from airflow_sftp_backend.backend._ssh.session import ConnectionFacts
+from airflow_sftp_backend.backend._ssh.session import ConnectionInfo
 from airflow_sftp_backend.backend.config import BackendConfig, RetryPolicy
 from airflow_sftp_backend.backend.errors import (
     AuthenticationFailed,
@@ -30,7 +30,7 @@ from airflow_sftp_backend.backend.errors import (
 from airflow_sftp_backend.backend.sync import SFTPBackend
 
 _ROUND_TRIPS: Final = 7
-_LISTS: Final = {
+_ALGORITHM_LISTS: Final = {
     "key_exchange": ("key exchange algorithms", "kex"),
     "host_keys": ("host key algorithms", "keys"),
     "ciphers": ("ciphers", "ciphers"),
@@ -40,7 +40,7 @@ _LISTS: Final = {
 
 
 @dataclass(frozen=True)
-class Step:
+class CheckResult:
     """One thing that was looked at: whether it is as it should be, lines to read, and values for programs."""
 
     title: str
@@ -57,10 +57,10 @@ class Diagnosis:
 
     server: str
     username: str
-    steps: tuple[Step, ...]
+    steps: tuple[CheckResult, ...]
     error: SFTPBackendError | None = None
     advice: tuple[str, ...] = ()
-    failed_at: ConnectionFacts | None = None
+    failed_connection: ConnectionInfo | None = None
     """The facts of the server that connecting ended at: of the jump server, unless that has let us in."""
 
     @property
@@ -68,12 +68,12 @@ class Diagnosis:
         """Everything is as it should be."""
         return self.error is None
 
-    def said(self, title: str) -> str:
+    def first_line(self, title: str) -> str:
         """The first line of a step; blank where it was not come to."""
         return next((step.lines[0] for step in self.steps if step.title == title and step.lines), "")
 
 
-Probe = Callable[[SFTPBackend], Step]
+Probe = Callable[[SFTPBackend], CheckResult]
 """A look at a server that can be connected to. Raises SFTPBackendError."""
 
 
@@ -83,139 +83,143 @@ def diagnose(config: BackendConfig, probes: Mapping[str, Probe] | None = None) -
     Raises ValueError for what `SFTPBackend.from_config` does not take; everything else is in the diagnosis.
     """
     config = replace(config, retry=RetryPolicy.disabled())
-    steps = [Step("Settings", True, config.notes)] if config.notes else []
-    further = {"SFTP": _sftp, "Base path": _base_path, "Round trip": _round_trip, **(probes or {})}
+    steps = [CheckResult("Settings", True, config.notes)] if config.notes else []
+    checks = {"SFTP": _check_sftp, "Base path": _check_base_path, "Round trip": _check_round_trip, **(probes or {})}
     with SFTPBackend.from_config(config) as backend:
         session = backend._session
-        session.curious = True
-        doing = "Name"
+        session.query_auth_methods = True
+        phase = "Name"
         try:
-            steps.append(_name(config))
-            doing = ""
-            began = time.perf_counter()
+            steps.append(_check_name(config))
+            phase = ""
+            started = time.perf_counter()
             session.call(lambda _: None)
-            seconds = time.perf_counter() - began
-            assert session.found is not None
-            steps += _found(config, session.found, seconds)
-            for doing, probe in further.items():  # noqa: B007 - what fails is known by it
+            seconds = time.perf_counter() - started
+            assert session.last_attempt_info is not None
+            steps += _connection_results(config, session.last_attempt_info, seconds)
+            for phase, probe in checks.items():  # noqa: B007 - what fails is known by it
                 steps.append(probe(backend))
         except SFTPBackendError as error:
             error.server = error.server or backend.address
-            facts = session.found
-            if not doing and facts is not None:
-                steps += _found(config, facts, None)
+            info = session.last_attempt_info
+            if not phase and info is not None:
+                steps += _connection_results(config, info, None)
             lines = (str(error), *getattr(error, "__notes__", ()))
-            steps.append(Step(doing or _failed_at(error, facts), False, lines, {"error": type(error).__name__}))
-            advice = tuple(_advice(config, error, facts, doing))
-            return Diagnosis(backend.address, _user(config, facts), tuple(steps), error, advice, _at_fault(facts))
-        return Diagnosis(backend.address, _user(config, session.found), tuple(steps))
+            steps.append(CheckResult(phase or _failed_step(error, info), False, lines, {"error": type(error).__name__}))
+            advice = tuple(_advice(config, error, info, phase))
+            return Diagnosis(
+                backend.address, _username(config, info), tuple(steps), error, advice, _failed_connection(info)
+            )
+        return Diagnosis(backend.address, _username(config, session.last_attempt_info), tuple(steps))
 
 
-def _user(config: BackendConfig, facts: ConnectionFacts | None) -> str:
-    return (facts.username if facts is not None else "") or config.username or ""
+def _username(config: BackendConfig, info: ConnectionInfo | None) -> str:
+    return (info.username if info is not None else "") or config.username or ""
 
 
 # -- on the way -------------------------------------------------------------------------------------------------------
 
 
-def _name(config: BackendConfig) -> Step:
+def _check_name(config: BackendConfig) -> CheckResult:
     """What the host's name stands for."""
     if config.jump is not None or config.proxy_command is not None:
         by = "the jump server" if config.jump is not None else "the proxy command"
-        return Step("Name", True, (f"{config.host} is for {by} to find",))
+        return CheckResult("Name", True, (f"{config.host} is for {by} to find",))
     try:
-        found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
+        addresses_found = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         raise connection_error(error, "looking up the name", config.address) from None
-    addresses = list(dict.fromkeys(str(address[0]) for *_, address in found))
+    addresses = list(dict.fromkeys(str(address[0]) for *_, address in addresses_found))
     meaning = "an address" if addresses == [config.host] else ", ".join(addresses)
-    return Step("Name", True, (f"{config.host} is {meaning}",), {"addresses": addresses})
+    return CheckResult("Name", True, (f"{config.host} is {meaning}",), {"addresses": addresses})
 
 
-def _found(config: BackendConfig, facts: ConnectionFacts, seconds: float | None) -> Iterator[Step]:
+def _connection_results(config: BackendConfig, info: ConnectionInfo, seconds: float | None) -> Iterator[CheckResult]:
     """What a connection, or a try to make one, came to; ``seconds`` is how long it took if it succeeded."""
-    if config.jump is not None and facts.jump is not None:
-        through = list(_found(config.jump, facts.jump, None))
-        lines = [f"{config.jump.address} as {facts.jump.username}"] + [line for step in through for line in step.lines]
-        if facts.jump.logged_in:
-            yield Step("Jump server", True, tuple(lines), {"steps": [step.data for step in through]})
-    if facts.server_version:
-        took = f", connected and logged in within {seconds * 1000:.0f} ms" if seconds is not None else ""
-        yield Step("Server", True, (f"{facts.server_version}{took}",), _server_data(facts, seconds))
-    if facts.cipher:
-        yield _encryption(facts)
-    if facts.trust:
-        shown = f"{facts.host_key_type} {facts.host_key_fingerprint}"
-        yield Step("Host key", True, (shown, f"trusted: {facts.trust}"), _key_data(facts))
-    if facts.logged_in:
-        lines = [f"as {facts.username!r} with {' and '.join(facts.login_taken) or 'what the caller brought'}"]
-        lines += [f"the server takes {', '.join(facts.login_methods)}"] if facts.login_methods else []
-        lines += [f"refused before: {', '.join(facts.login_refused)}"] if facts.login_refused else []
-        yield Step("Login", True, tuple(lines), _login_data(facts))
+    if config.jump is not None and info.jump is not None:
+        jump_results = list(_connection_results(config.jump, info.jump, None))
+        lines = [f"{config.jump.address} as {info.jump.username}"] + [
+            line for step in jump_results for line in step.lines
+        ]
+        if info.jump.logged_in:
+            yield CheckResult("Jump server", True, tuple(lines), {"steps": [step.data for step in jump_results]})
+    if info.server_version:
+        duration = f", connected and logged in within {seconds * 1000:.0f} ms" if seconds is not None else ""
+        yield CheckResult("Server", True, (f"{info.server_version}{duration}",), _server_data(info, seconds))
+    if info.cipher:
+        yield _encryption(info)
+    if info.trust_reason:
+        shown = f"{info.host_key_type} {info.host_key_fingerprint}"
+        yield CheckResult("Host key", True, (shown, f"trusted: {info.trust_reason}"), _key_data(info))
+    if info.logged_in:
+        lines = [f"as {info.username!r} with {' and '.join(info.login_accepted) or 'what the caller brought'}"]
+        lines += [f"the server takes {', '.join(info.login_methods)}"] if info.login_methods else []
+        lines += [f"refused before: {', '.join(info.login_refused)}"] if info.login_refused else []
+        yield CheckResult("Login", True, tuple(lines), _login_data(info))
 
 
-def _server_data(facts: ConnectionFacts, seconds: float | None) -> dict[str, object]:
-    return {"version": facts.server_version, "seconds": seconds}
+def _server_data(info: ConnectionInfo, seconds: float | None) -> dict[str, object]:
+    return {"version": info.server_version, "seconds": seconds}
 
 
-def _encryption(facts: ConnectionFacts) -> Step:
-    mac = f", {facts.mac}" if facts.mac else ""
-    packed = f", compression {facts.compression}" if facts.compression != "none" else ""
-    strict = "in effect" if facts.strict_key_exchange else "not known to the server, which is older than 2024"
-    data = {name: getattr(facts, name) for name in ("key_exchange", "cipher", "mac", "compression")}
-    return Step(
+def _encryption(info: ConnectionInfo) -> CheckResult:
+    mac = f", {info.mac}" if info.mac else ""
+    packed = f", compression {info.compression}" if info.compression != "none" else ""
+    strict = "in effect" if info.strict_key_exchange else "not known to the server, which is older than 2024"
+    data = {name: getattr(info, name) for name in ("key_exchange", "cipher", "mac", "compression")}
+    return CheckResult(
         "Encryption",
         True,
         (
-            f"{facts.key_exchange}, {facts.cipher}{mac}{packed}",
+            f"{info.key_exchange}, {info.cipher}{mac}{packed}",
             f"strict key exchange, against the Terrapin attack (CVE-2023-48795): {strict}",
         ),
-        {**data, "strict_key_exchange": facts.strict_key_exchange},
+        {**data, "strict_key_exchange": info.strict_key_exchange},
     )
 
 
-def _key_data(facts: ConnectionFacts) -> dict[str, object]:
+def _key_data(info: ConnectionInfo) -> dict[str, object]:
     return {
-        "type": facts.host_key_type,
-        "fingerprint": facts.host_key_fingerprint,
-        "known_hosts": facts.host_key_line,
-        "trust": facts.trust,
+        "type": info.host_key_type,
+        "fingerprint": info.host_key_fingerprint,
+        "known_hosts": info.host_key_line,
+        "trust": info.trust_reason,
     }
 
 
-def _login_data(facts: ConnectionFacts) -> dict[str, object]:
+def _login_data(info: ConnectionInfo) -> dict[str, object]:
     return {
-        "username": facts.username,
-        "methods": list(facts.login_methods),
-        "refused": list(facts.login_refused),
-        "taken": list(facts.login_taken),
+        "username": info.username,
+        "methods": list(info.login_methods),
+        "refused": list(info.login_refused),
+        "taken": list(info.login_accepted),
     }
 
 
-def _failed_at(error: SFTPBackendError, facts: ConnectionFacts | None) -> str:
+def _failed_step(error: SFTPBackendError, info: ConnectionInfo | None) -> str:
     """The title of the step at which connecting failed."""
-    if facts is None or (facts.jump is not None and not facts.jump.logged_in):
-        return "Connection" if facts is None else "Jump server"
+    if info is None or (info.jump is not None and not info.jump.logged_in):
+        return "Connection" if info is None else "Jump server"
     if isinstance(error, HostKeyRejected):
         return "Host key"
-    if isinstance(error, AuthenticationFailed) or (facts.trust and not facts.logged_in):
+    if isinstance(error, AuthenticationFailed) or (info.trust_reason and not info.logged_in):
         return "Login"
-    if not facts.server_version:
+    if not info.server_version:
         return "Connection"
-    return "SFTP" if facts.logged_in else "Encryption"
+    return "SFTP" if info.logged_in else "Encryption"
 
 
 # -- what is there ----------------------------------------------------------------------------------------------------
 
 
-def _sftp(backend: SFTPBackend) -> Step:
+def _check_sftp(backend: SFTPBackend) -> CheckResult:
     """What the server can do."""
 
     def look(scheduler: SFTPScheduler) -> tuple[Limits, dict[str, str]]:
         return scheduler.run(scheduler.limits()), dict(scheduler.extensions)
 
     limits, extensions = backend._session.call(look, idempotent=True)
-    return Step(
+    return CheckResult(
         "SFTP",
         True,
         (
@@ -226,7 +230,7 @@ def _sftp(backend: SFTPBackend) -> Step:
     )
 
 
-def _base_path(backend: SFTPBackend) -> Step:
+def _check_base_path(backend: SFTPBackend) -> CheckResult:
     """Where the base path is, and what it holds."""
     root = backend._resolver.jail.root
     try:
@@ -238,7 +242,7 @@ def _base_path(backend: SFTPBackend) -> Step:
         raise
     shown = root.native if where in (None, root.native) else f"{root.native}, which is {where}"
     holds = f"can be listed and holds {names} {'entry' if names == 1 else 'entries'}"
-    return Step("Base path", True, (shown, holds), {"path": root.native, "real_path": where, "entries": names})
+    return CheckResult("Base path", True, (shown, holds), {"path": root.native, "real_path": where, "entries": names})
 
 
 def _real_path(path: str) -> Operation[str | None]:
@@ -249,68 +253,73 @@ def _real_path(path: str) -> Operation[str | None]:
         return None
 
 
-def _round_trip(backend: SFTPBackend) -> Step:
+def _check_round_trip(backend: SFTPBackend) -> CheckResult:
     """How long the server takes to answer the simplest question."""
-    taken = []
+    durations = []
     for _ in range(_ROUND_TRIPS):
-        began = time.perf_counter()
+        started = time.perf_counter()
         backend.check_health()
-        taken.append(time.perf_counter() - began)
-    median = statistics.median(taken)
-    return Step("Round trip", True, (f"{median * 1000:.1f} ms (the median of {_ROUND_TRIPS})",), {"seconds": median})
+        durations.append(time.perf_counter() - started)
+    median = statistics.median(durations)
+    return CheckResult(
+        "Round trip", True, (f"{median * 1000:.1f} ms (the median of {_ROUND_TRIPS})",), {"seconds": median}
+    )
 
 
 # -- what to do -------------------------------------------------------------------------------------------------------
 
 
-def _advice(config: BackendConfig, error: SFTPBackendError, facts: ConnectionFacts | None, doing: str) -> Iterator[str]:
+def _advice(config: BackendConfig, error: SFTPBackendError, info: ConnectionInfo | None, phase: str) -> Iterator[str]:
     """What the error's text does not say."""
-    if (shown := _at_fault(facts)) is not facts:
+    if (failed := _failed_connection(info)) is not info:
         assert config.jump is not None
-        config, facts = config.jump, shown
-    if isinstance(error, HostKeyRejected) and facts is not None and error.verdict != "revoked":
-        yield from _pinning(facts)
-    elif facts is not None and facts.incompatible:
-        yield from _widening(config, facts)
-    elif doing == "Base path" and isinstance(error, NotFound | InvalidPath):
+        config, info = config.jump, failed
+    if isinstance(error, HostKeyRejected) and info is not None and error.status != "revoked":
+        yield from _advise_pinning(info)
+    elif info is not None and info.incompatible:
+        yield from _advise_algorithms(config, info)
+    elif phase == "Base path" and isinstance(error, NotFound | InvalidPath):
         yield "base_path is a folder on the server: absolute, or relative to the one that a login starts in"
 
 
-def _at_fault(facts: ConnectionFacts | None) -> ConnectionFacts | None:
+def _failed_connection(info: ConnectionInfo | None) -> ConnectionInfo | None:
     """The facts of the server that the attempt ended at: the jump server, unless that has let us in."""
-    if facts is not None and facts.jump is not None and not facts.jump.logged_in:
-        return facts.jump
-    return facts
+    if info is not None and info.jump is not None and not info.jump.logged_in:
+        return info.jump
+    return info
 
 
-def _pinning(facts: ConnectionFacts) -> Iterator[str]:
-    if facts.host_key_line:
-        yield f"once the server's owner has confirmed {facts.host_key_fingerprint}, set Known host keys to that line,"
-        yield f"or in the connection's Extra: {json.dumps({'known_host_keys': facts.host_key_line})}"
+def _advise_pinning(info: ConnectionInfo) -> Iterator[str]:
+    if info.host_key_line:
+        yield f"once the server's owner has confirmed {info.host_key_fingerprint}, set Known host keys to that line,"
+        yield f"or in the connection's Extra: {json.dumps({'known_host_keys': info.host_key_line})}"
 
 
-def _widening(config: BackendConfig, facts: ConnectionFacts) -> Iterator[str]:
+def _advise_algorithms(config: BackendConfig, info: ConnectionInfo) -> Iterator[str]:
     """Which list to widen, where that helps."""
     if config.proxy_command is not None or config.jump is not None:
         yield "what the server offers can be asked only without jump server and proxy command"
         return
     try:
-        theirs = scan_host_algorithms(config.host, config.port, config.timeout)
+        server_algorithms = scan_host_algorithms(config.host, config.port, config.timeout)
     except BackendUnavailable as error:
         yield f"what the server offers could not be asked: {error}"
         return
-    for name, (what, key) in _LISTS.items():
-        offered = getattr(theirs, name)
-        if not set(offered) & set(facts.proposed.get(name, ())):
+    for name, (what, key) in _ALGORITHM_LISTS.items():
+        offered = getattr(server_algorithms, name)
+        if not set(offered) & set(info.proposed.get(name, ())):
             yield f"{what} in common: none; the server takes {', '.join(offered)}"
-            yield _way_out(config, name, key, offered) or f"{_HELPLESS} {', '.join(facts.proposed.get(name, ()))}"
+            yield (
+                _suggest_setting(config, name, key, offered)
+                or f"{_NO_SETTING_HELPS} {', '.join(info.proposed.get(name, ()))}"
+            )
 
 
-_HELPLESS: Final = "no setting here helps: the server has to allow one of"
+_NO_SETTING_HELPS: Final = "no setting here helps: the server has to allow one of"
 
 
-def _way_out(config: BackendConfig, name: str, key: str, offered: tuple[str, ...]) -> str | None:
-    disabled = [one for one in config.disabled_algorithms.get(key, ()) if one in offered]
+def _suggest_setting(config: BackendConfig, name: str, key: str, offered: tuple[str, ...]) -> str | None:
+    disabled = [name_disabled for name_disabled in config.disabled_algorithms.get(key, ()) if name_disabled in offered]
     if disabled:
         return f"take {', '.join(disabled)} out of disabled_algorithms ({key})"
     if name == "ciphers" and config.ciphers:

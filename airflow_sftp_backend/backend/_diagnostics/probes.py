@@ -18,60 +18,60 @@ from airflow_sftp_backend.backend.config import HostKeyPolicy
 from airflow_sftp_backend.backend.errors import BackendUnavailable, HostKeyRejected, SFTPBackendError, TransferCorrupted
 from airflow_sftp_backend.backend.sync import SFTPBackend
 
-from .check import Step
+from .check import CheckResult
 
 _SIZES: Final = (1 << 20, 8 << 20, 64 << 20)
 """Bytes sent and fetched, one after the other while it goes quickly."""
-_QUICK: Final = 1.0
+_MAX_STEP_SECONDS: Final = 1.0
 """Seconds."""
 _BLOCK: Final = 1 << 20
 
 
-def host_keys(backend: SFTPBackend) -> Step:
+def host_keys(backend: SFTPBackend) -> CheckResult:
     """The server's keys of every type, and which of them are known. Nothing is remembered of it."""
     config = backend.config
     if config.jump is not None or config.proxy_command is not None:
-        return Step("All host keys", True, ("are asked for only where nothing is in between",))
+        return CheckResult("All host keys", True, ("are asked for only where nothing is in between",))
     checker = HostKeyChecker(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
     try:
         keys = scan_host_keys(config.host, config.port, config.timeout)
     except BackendUnavailable as error:
-        return Step("All host keys", True, (f"could not be asked for: {error}",))
-    told = [(key, _trust(checker, key)) for key in keys]
-    return Step(
+        return CheckResult("All host keys", True, (f"could not be asked for: {error}",))
+    keys_with_trust = [(key, _trust_reason(checker, key)) for key in keys]
+    return CheckResult(
         "All host keys",
         True,
         tuple(
             f"{key.type} {key.fingerprint} {f'({trust})' if trust else '(not among the known ones)'}"
-            for key, trust in told
+            for key, trust in keys_with_trust
         ),
         {
             "keys": [
                 {"type": key.type, "fingerprint": key.fingerprint, "known_hosts": str(key), "trust": trust}
-                for key, trust in told
+                for key, trust in keys_with_trust
             ]
         },
     )
 
 
-def _trust(checker: HostKeyChecker, key: HostKey) -> str | None:
+def _trust_reason(checker: HostKeyChecker, key: HostKey) -> str | None:
     try:
         return checker.check(key.blob)
     except HostKeyRejected:
         return None
 
 
-def writing(backend: SFTPBackend) -> Step:
+def writing(backend: SFTPBackend) -> CheckResult:
     """Whether a file can be written to the base path, renamed, read and removed."""
     content = secrets.token_bytes(1000)
     with _probe_file(backend) as name:
         backend.write_atomic(name, content)
         if backend.read_bytes(name) != content:
             raise TransferCorrupted("what was written is not what is read", path=name)
-    return Step("Writing", True, ("a file was written, renamed, read and removed",), {"name": name})
+    return CheckResult("Writing", True, ("a file was written, renamed, read and removed",), {"name": name})
 
 
-def speed(backend: SFTPBackend) -> Step:
+def speed(backend: SFTPBackend) -> CheckResult:
     """How fast a file of random bytes goes up and comes down."""
     size = 0
     up = down = 0.0
@@ -79,12 +79,12 @@ def speed(backend: SFTPBackend) -> Step:
         local, back = Path(folder) / "up", Path(folder) / "down"
         for size in _SIZES:
             _fill(local, size)
-            up = _seconds(lambda: backend.upload(local, name, overwrite=True))
-            down = _seconds(lambda: backend.download(name, back, overwrite=True))
-            if max(up, down) > _QUICK:
+            up = _measure_seconds(lambda: backend.upload(local, name, overwrite=True))
+            down = _measure_seconds(lambda: backend.download(name, back, overwrite=True))
+            if max(up, down) > _MAX_STEP_SECONDS:
                 break
     rates = size / up / 1e6, size / down / 1e6
-    return Step(
+    return CheckResult(
         "Speed",
         True,
         (f"up {rates[0]:.1f} MB/s, down {rates[1]:.1f} MB/s (a file of {size >> 20} MiB)",),
@@ -92,9 +92,9 @@ def speed(backend: SFTPBackend) -> Step:
     )
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _measure_seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
-    work()
+    call()
     return time.perf_counter() - began
 
 
@@ -113,8 +113,8 @@ def _probe_file(backend: SFTPBackend) -> Iterator[str]:
     except BaseException as error:
         try:
             backend.delete(name, missing_ok=True)
-        except SFTPBackendError as left:
-            error.add_note(f"{backend.native_path(name)} may be left on the server: {left}")
+        except SFTPBackendError as cleanup_error:
+            error.add_note(f"{backend.native_path(name)} may be left on the server: {cleanup_error}")
         raise
     try:
         backend.delete(name)

@@ -164,7 +164,7 @@ class WriteExecutor:
             default=None,
         )
         try:
-            outcomes = self._session.call(partial(self._run_jobs, schedulers, jobs), load=transfer_size)
+            outcomes = self._session.call(partial(self._run_jobs, schedulers, jobs), transfer_size=transfer_size)
             resume_lost(self._session, jobs, outcomes, partial(self._run_jobs, schedulers))
             completed = True
             return outcomes

@@ -22,13 +22,13 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA1
 from paramiko.auth_handler import AuthOnlyHandler
 
-from .host_certificates import CERTIFICATE
+from .host_certificates import CERTIFICATE_SUFFIX
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend._protocol.channel import SSHChannel
 
 SHA1_RSA: Final = "ssh-rsa"
-_SHA1_CERTIFICATE: Final = f"{SHA1_RSA}{CERTIFICATE}"
+_SHA1_CERTIFICATE: Final = f"{SHA1_RSA}{CERTIFICATE_SUFFIX}"
 _COOKIE: Final = 16
 """Bytes before the first list of a KEXINIT message (RFC 4253 section 7.1)."""
 _SERVICE_REQUEST, _SERVICE_ACCEPT, _AUTH_REQUEST = 5, 6, 50

@@ -16,7 +16,7 @@ from ._paramiko_compat import buffer_channel
 
 log = logging.getLogger(__name__)
 
-WINDOW: Final = 2 << 20
+EXTRA_CHANNEL_WINDOW: Final = 2 << 20
 """Bytes the server may send before the channel is read: further channels carry writes, whose replies are short."""
 
 
@@ -49,7 +49,7 @@ class ExtraChannels:
     def _open(self) -> None:
         ssh_channel: paramiko.Channel | None = None
         try:
-            ssh_channel = self._transport.open_session(window_size=WINDOW, timeout=self._timeout)
+            ssh_channel = self._transport.open_session(window_size=EXTRA_CHANNEL_WINDOW, timeout=self._timeout)
             ssh_channel.settimeout(self._timeout)
             ssh_channel.invoke_subsystem("sftp")
             channel = SFTPChannel(buffer_channel(ssh_channel), io_timeout=self._io_timeout)

@@ -16,7 +16,7 @@ from typing import Final, Self
 from airflow_sftp_backend.backend._patterns import name_matcher
 from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
 
-CERTIFICATE: Final = "-cert-v01@openssh.com"
+CERTIFICATE_SUFFIX: Final = "-cert-v01@openssh.com"
 SHA256_PREFIX: Final = "SHA256:"
 KEY_FIELDS: Final = {"ssh-rsa": 2, "ssh-dss": 4, "ssh-ed25519": 1} | {
     f"ecdsa-sha2-nistp{n}": 2 for n in (256, 384, 521)
@@ -38,7 +38,7 @@ def _fields(blob: bytes) -> list[bytes]:
         fields = [bytes(cursor.view())]
         if not KEY_TYPE.fullmatch(fields[0].decode("ascii")):
             raise ValueError("not a public key")
-        while cursor.remaining and not fields[0].endswith(CERTIFICATE.encode()):
+        while cursor.remaining and not fields[0].endswith(CERTIFICATE_SUFFIX.encode()):
             fields.append(bytes(cursor.view()))
     except (ProtocolError, UnicodeDecodeError):
         raise ValueError("not a public key") from None
@@ -50,7 +50,7 @@ def _fields(blob: bytes) -> list[bytes]:
 
 def plain_key(blob: bytes) -> bytes:
     """The public key itself: the one inside a certificate, else the blob. ValueError if it is neither."""
-    return HostCertificate.read(blob).key if key_type(blob).endswith(CERTIFICATE) else blob
+    return HostCertificate.parse(blob).key if key_type(blob).endswith(CERTIFICATE_SUFFIX) else blob
 
 
 def fingerprint(blob: bytes) -> str:
@@ -72,11 +72,12 @@ def matches_host(pattern: str, host: str) -> bool:
 
 @dataclass(frozen=True)
 class HostCertificate:
-    """What a certificate says (PROTOCOL.certkeys); whether it is true, `refusal` finds out. Times are in seconds."""
+    """What a certificate says (PROTOCOL.certkeys); whether it is true, `rejection_reason` finds out. Times are in
+    seconds."""
 
     blob: bytes
     key: bytes
-    kind: int
+    certificate_type: int
     principals: tuple[str, ...]
     valid_after: int
     valid_before: int
@@ -85,11 +86,11 @@ class HostCertificate:
     signature_type: str
 
     @classmethod
-    def read(cls, blob: bytes) -> Self:
+    def parse(cls, blob: bytes) -> Self:
         """ValueError if the blob is no certificate of a type known here."""
         cursor = PacketReader(memoryview(blob))
         try:
-            plain = bytes(cursor.view()).decode("ascii").removesuffix(CERTIFICATE)
+            plain = bytes(cursor.view()).decode("ascii").removesuffix(CERTIFICATE_SUFFIX)
             if plain not in KEY_FIELDS:
                 raise ValueError("a certificate of an unknown type")
             cursor.view()  # nonce
@@ -109,14 +110,14 @@ class HostCertificate:
             signature_type = signature.text()
         except (ProtocolError, UnicodeDecodeError):
             raise ValueError("not a certificate") from None
-        if key_type(authority).endswith(CERTIFICATE):
+        if key_type(authority).endswith(CERTIFICATE_SUFFIX):
             raise ValueError("a certificate signed with another certificate")
         key_blob = b"".join(len(field).to_bytes(4, "big") + field for field in key)
         return cls(blob, key_blob, kind, tuple(principals), after, before, options, authority, signature_type)
 
-    def refusal(self, host: str, now: float) -> str | None:
+    def rejection_reason(self, host: str, now: float) -> str | None:
         """Why it does not prove that its key is ``host``'s at ``now`` (seconds since 1970); None where it does."""
-        if self.kind != _HOST_CERTIFICATE:
+        if self.certificate_type != _HOST_CERTIFICATE:
             return "it is not a host certificate"
         if now < self.valid_after:
             return "it is not valid yet"

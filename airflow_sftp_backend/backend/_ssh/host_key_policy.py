@@ -19,7 +19,7 @@ from airflow_sftp_backend.backend.config import DEFAULT_HOST_KEYS_PATH, BackendC
 from airflow_sftp_backend.backend.errors import HostKeyRejected
 
 from .host_certificates import fingerprint, key_type, plain_key
-from .known_hosts import MAX_LISTED, KnownHosts, Trust, Verdict, host_pattern, known_hosts_line
+from .known_hosts import MAX_LISTED, HostKeyDecision, HostKeyStatus, KnownHosts, host_pattern, known_hosts_line
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +39,10 @@ class HostKeyChecker:
         self._path = os.path.expanduser(config.host_keys_path or DEFAULT_HOST_KEYS_PATH)
         self._warned: set[str] = set()
         self._inline: KnownHosts | None = None
-        if given := (config.known_host_keys or "").strip():
-            self._inline = KnownHosts.parse(_unfolded(given), pinned=True)
-        elif given := environ.get(ENVIRONMENT_VARIABLE, "").strip():
-            self._inline = KnownHosts.parse(_unfolded(given), source=ENVIRONMENT_VARIABLE)
+        if inline := (config.known_host_keys or "").strip():
+            self._inline = KnownHosts.parse(_restore_line_ends(inline), pinned=True)
+        elif inline := environ.get(ENVIRONMENT_VARIABLE, "").strip():
+            self._inline = KnownHosts.parse(_restore_line_ends(inline), source=ENVIRONMENT_VARIABLE)
 
     def preferred_types(self) -> tuple[str, ...]:
         """Host key algorithms that lead to a key somebody vouches for, to be negotiated first; empty if none is known.
@@ -69,122 +69,122 @@ class HostKeyChecker:
         try:
             plain_key(blob)
         except ValueError as error:
-            raise self._unchecked(f"what the server sent as its key is {error}") from None
-        looked: list[KnownHosts] = []
-        verdict = Verdict(Trust.UNKNOWN, "")
+            raise self._cannot_check(f"what the server sent as its key is {error}") from None
+        searched: list[KnownHosts] = []
+        decision = HostKeyDecision(HostKeyStatus.UNKNOWN, "")
         for known in self._sources():
-            looked.append(known)
-            verdict = self._verdict(known, blob)
-            if verdict.trust is not Trust.UNKNOWN:
+            searched.append(known)
+            decision = self._decide(known, blob)
+            if decision.status is not HostKeyStatus.UNKNOWN:
                 break
         policy = self._config.host_key_policy
-        if verdict.trust is Trust.TRUSTED:
-            return verdict.reason
-        if verdict.trust is not Trust.UNKNOWN or policy is HostKeyPolicy.STRICT:
-            raise self._rejection(blob, verdict, looked)
+        if decision.status is HostKeyStatus.TRUSTED:
+            return decision.reason
+        if decision.status is not HostKeyStatus.UNKNOWN or policy is HostKeyPolicy.STRICT:
+            raise self._rejection(blob, decision, searched)
         if policy is HostKeyPolicy.TRUST_ON_FIRST_USE:
-            return self._remember(blob, looked)
+            return self._remember(blob, searched)
         log.warning(
             "the host key of %s is accepted unchecked, as host_key_policy 'auto' says: %s %s. To pin it, set"
             " known_host_keys to this line: %s",
-            self._config.address, key_type(blob), fingerprint(blob), self._line(blob),
+            self._config.address, key_type(blob), fingerprint(blob), self._known_hosts_line(blob),
         )  # fmt: skip
         return "accepted unchecked: host_key_policy is 'auto'"
 
     def _sources(self) -> Iterator[KnownHosts]:
         if self._inline is not None:
-            yield self._warn(self._inline)
+            yield self._warn_of_problems(self._inline)
         if self._inline is None or self._config.host_key_policy is not HostKeyPolicy.STRICT:
             try:
-                known = self._parsed(Path(self._path).read_bytes())
+                known = self._parse_file(Path(self._path).read_bytes())
             except FileNotFoundError:
                 known = KnownHosts(self._path, missing=True)
             except OSError as error:
-                raise self._unchecked(f"{self._path} cannot be read: {error.strerror}") from None
-            yield self._warn(known)
+                raise self._cannot_check(f"{self._path} cannot be read: {error.strerror}") from None
+            yield self._warn_of_problems(known)
 
-    def _parsed(self, content: bytes) -> KnownHosts:
+    def _parse_file(self, content: bytes) -> KnownHosts:
         return KnownHosts.parse(content.decode("utf-8", "replace"), source=self._path)
 
-    def _warn(self, known: KnownHosts) -> KnownHosts:
+    def _warn_of_problems(self, known: KnownHosts) -> KnownHosts:
         for problem in (p for p in known.problems if p not in self._warned):
             log.warning("%s; the line does not count", problem)
         self._warned.update(known.problems)
         return known
 
-    def _verdict(self, known: KnownHosts, blob: bytes) -> Verdict:
-        return known.verdict(self._config.host, self._config.port, blob, self._now())
+    def _decide(self, known: KnownHosts, blob: bytes) -> HostKeyDecision:
+        return known.decide(self._config.host, self._config.port, blob, self._now())
 
-    def _line(self, blob: bytes) -> str:
+    def _known_hosts_line(self, blob: bytes) -> str:
         return known_hosts_line(self._config.host, self._config.port, blob)
 
-    def _unchecked(self, why: str) -> HostKeyRejected:
-        return HostKeyRejected(f"the host key cannot be checked: {why}", server=self._config.address)
+    def _cannot_check(self, reason: str) -> HostKeyRejected:
+        return HostKeyRejected(f"the host key cannot be checked: {reason}", server=self._config.address)
 
-    def _rejection(self, blob: bytes, verdict: Verdict, looked: list[KnownHosts]) -> HostKeyRejected:
-        shown = f"the server shows {key_type(blob)} {fingerprint(blob)}"
-        problems = [problem for known in looked for problem in known.problems]
+    def _rejection(self, blob: bytes, decision: HostKeyDecision, searched: list[KnownHosts]) -> HostKeyRejected:
+        offered = f"the server shows {key_type(blob)} {fingerprint(blob)}"
+        problems = [problem for known in searched for problem in known.problems]
         unread = f". Lines that do not count: {'; '.join(problems[:MAX_LISTED])}" if problems else ""
-        if verdict.trust is Trust.REVOKED:
-            text = f"revoked host key: {shown}, and {verdict.reason}. Do not connect before its owner has a new key"
-            return HostKeyRejected(text + unread, server=self._config.address, verdict="revoked")
-        add = f"add this line to {looked[0].source}:\n{self._line(blob)}\n"
-        if verdict.trust is Trust.CHANGED:
+        if decision.status is HostKeyStatus.REVOKED:
+            text = f"revoked host key: {offered}, and {decision.reason}. Do not connect before its owner has a new key"
+            return HostKeyRejected(text + unread, server=self._config.address, status="revoked")
+        add = f"add this line to {searched[0].source}:\n{self._known_hosts_line(blob)}\n"
+        if decision.status is HostKeyStatus.CHANGED:
             text = (
-                f"wrong host key: {shown}, but {verdict.reason}{unread}. Either the server has another key now, or"
+                f"wrong host key: {offered}, but {decision.reason}{unread}. Either the server has another key now, or"
                 f" somebody in between poses as it. If its owner confirms the new fingerprint, {add}"
                 "and remove the lines of keys that are gone"
             )
         else:
             name = host_pattern(self._config.host, self._config.port)
-            where = "".join(f"{known.nothing_on(name)}; " for known in looked[:-1])
+            nothing_known = "".join(f"{known.no_entry_text(name)}; " for known in searched[:-1])
             text = (
-                f"unknown host key: {shown}, and {where}{verdict.reason}{unread}. Ask the server's owner whether the"
-                f" fingerprint is right; if it is, {add}"
+                f"unknown host key: {offered}, and {nothing_known}{decision.reason}{unread}. Ask the server's owner"
+                f" whether the fingerprint is right; if it is, {add}"
             )
-        return HostKeyRejected(text, server=self._config.address, verdict=verdict.trust.value)
+        return HostKeyRejected(text, server=self._config.address, status=decision.status.value)
 
-    def _remember(self, blob: bytes, looked: list[KnownHosts]) -> str:
+    def _remember(self, blob: bytes, searched: list[KnownHosts]) -> str:
         """Appends the key to the file unless it, or another key of the host, has come to stand there meanwhile."""
         try:
             os.makedirs(os.path.dirname(self._path) or ".", mode=0o700, exist_ok=True)
-            with _locked(self._path, self._config.timeout) as descriptor:
+            with _open_locked(self._path, self._config.timeout) as descriptor:
                 with open(descriptor, "rb", closefd=False) as file:
                     content = file.read()
-                known = self._parsed(content)
-                verdict = self._verdict(known, blob)
-                if verdict.trust is Trust.UNKNOWN:
-                    _append(descriptor, content, f"{self._line(blob)}\n".encode())
+                known = self._parse_file(content)
+                decision = self._decide(known, blob)
+                if decision.status is HostKeyStatus.UNKNOWN:
+                    _append(descriptor, content, f"{self._known_hosts_line(blob)}\n".encode())
         except OSError as error:
-            raise self._unchecked(
+            raise self._cannot_check(
                 f"nothing is known of the server yet, and its key {key_type(blob)} {fingerprint(blob)} cannot be"
                 f" remembered in {self._path}: {error.strerror or error}. Name a file that can be written in"
-                f" host_keys_path, or set known_host_keys to this line:\n{self._line(blob)}\n"
+                f" host_keys_path, or set known_host_keys to this line:\n{self._known_hosts_line(blob)}\n"
             ) from None
-        if verdict.trust is Trust.TRUSTED:
-            return verdict.reason
-        if verdict.trust is not Trust.UNKNOWN:
-            raise self._rejection(blob, verdict, [*looked[:-1], known])
+        if decision.status is HostKeyStatus.TRUSTED:
+            return decision.reason
+        if decision.status is not HostKeyStatus.UNKNOWN:
+            raise self._rejection(blob, decision, [*searched[:-1], known])
         log.info("%s: first use, host key %s added to %s", self._config.address, fingerprint(blob), self._path)
         return f"first use; added to {self._path}"
 
 
-_LINE_BEGINS: Final = r"(?=(?:@[a-z-]+[ \t]+)?(?:[^\s(]\S*[ \t]+)?(?:(?:ssh|ecdsa|sk)-\S+[ \t]+AAAA|SHA256:))"
-_FOLDED: Final = re.compile(rf"((?:AAAA|SHA256:)\S+)([^\n]*?)[ \t]+{_LINE_BEGINS}")
+_ENTRY_START: Final = r"(?=(?:@[a-z-]+[ \t]+)?(?:[^\s(]\S*[ \t]+)?(?:(?:ssh|ecdsa|sk)-\S+[ \t]+AAAA|SHA256:))"
+_JOINED_ENTRIES: Final = re.compile(rf"((?:AAAA|SHA256:)\S+)([^\n]*?)[ \t]+{_ENTRY_START}")
 
 
-def _unfolded(text: str) -> str:
+def _restore_line_ends(text: str) -> str:
     """The line ends that a form or a variable has turned to a literal ``\\n`` or to blanks, put back."""
-    return _FOLDED.sub(r"\1\2\n", re.sub(r"\\+r\\+n|\\+[rn]", "\n", text))
+    return _JOINED_ENTRIES.sub(r"\1\2\n", re.sub(r"\\+r\\+n|\\+[rn]", "\n", text))
 
 
 @contextmanager
-def _locked(path: str, patience: float) -> Iterator[int]:
+def _open_locked(path: str, timeout: float) -> Iterator[int]:
     """A descriptor of the file, made (mode 0600) where it is missing, that this process alone holds locked.
 
-    OSError if it cannot be opened, TimeoutError if others hold the lock for longer than ``patience`` seconds.
+    OSError if it cannot be opened, TimeoutError if others hold the lock for longer than ``timeout`` seconds.
     """
-    end = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -192,7 +192,7 @@ def _locked(path: str, patience: float) -> Iterator[int]:
                 with suppress(BlockingIOError):
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                if time.monotonic() > end:
+                if time.monotonic() > deadline:
                     raise TimeoutError("another process holds its lock")
                 time.sleep(0.01)
             # `ssh-keygen -R` replaces the file.
@@ -205,10 +205,10 @@ def _locked(path: str, patience: float) -> Iterator[int]:
 
 def _append(descriptor: int, content: bytes, line: bytes) -> None:
     """Adds the line after ``content``, which is what the file holds; leaves that as it was if the disk is full."""
-    rest = line if not content or content.endswith(b"\n") else b"\n" + line
+    remaining = line if not content or content.endswith(b"\n") else b"\n" + line
     try:
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
     except OSError:
         os.ftruncate(descriptor, len(content))
         raise

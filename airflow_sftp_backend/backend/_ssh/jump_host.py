@@ -11,73 +11,81 @@ import paramiko
 
 from airflow_sftp_backend.backend.errors import BackendUnavailable, printable
 
-from .socket_stream import Stream
+from .socket_stream import SocketStream
 
 _PROHIBITED: Final = 1
 """SSH_OPEN_ADMINISTRATIVELY_PROHIBITED (RFC 4254 section 5.1)."""
 _ORIGIN: Final = ("127.0.0.1", 0)
 _WINDOW: Final = 32 << 20
 """Bytes the jump server may send on before the channel is read."""
-_PACKET: Final = 32 << 10
+_MAX_PACKET_SIZE: Final = 32 << 10
 
 
-class Forbidden(BackendUnavailable):
+class ForwardingDenied(BackendUnavailable):
     """The jump server forwards nothing there: another try would end the same way."""
 
 
-class Way:
+class JumpHost:
     """A connection to a jump server, for one channel through it. ``end`` ends it for good, its threads with it."""
 
-    def __init__(self, transport: paramiko.Transport, stream: Stream, address: str, end: Callable[[], None]) -> None:
+    def __init__(
+        self, transport: paramiko.Transport, stream: SocketStream, address: str, end: Callable[[], None]
+    ) -> None:
         self.stream = stream
         self.end = end
         self._transport = transport
         self._address = address
-        self._complaint: str | None = None
+        self._failure_reason: str | None = None
 
-    def complaint(self) -> str:
+    def failure_reason(self) -> str:
         """Why the jump server was gone before the way was left, if it was."""
-        if self._complaint is None:
+        if self._failure_reason is None:
             failure = self.stream.failure
-            self._complaint = f"the jump server {self._address}: {failure}" if failure else ""
-        return self._complaint
+            self._failure_reason = f"the jump server {self._address}: {failure}" if failure else ""
+        return self._failure_reason
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
         """Leaves the way. Takes no lock."""
-        self.complaint()  # what follows is of this side's making
-        self.stream.hang_up()
+        self.failure_reason()  # what follows is of this side's making
+        self.stream.abort()
 
-    def to(self, host: str, port: int, *, timeout: float, io_timeout: float | None) -> Stream:
+    def open_stream(self, host: str, port: int, *, timeout: float, io_timeout: float | None) -> SocketStream:
         """The line to a server behind. Raises BackendUnavailable if the jump server does not get there, Forbidden if it
         may not.
         """
         try:
             channel = self._transport.open_channel(
-                "direct-tcpip", (host, port), _ORIGIN, window_size=_WINDOW, max_packet_size=_PACKET, timeout=timeout
+                "direct-tcpip",
+                (host, port),
+                _ORIGIN,
+                window_size=_WINDOW,
+                max_packet_size=_MAX_PACKET_SIZE,
+                timeout=timeout,
             )
         except paramiko.ChannelException as error:
-            said = printable(error.text).lower()
+            server_text = printable(error.text).lower()
             if error.code == _PROHIBITED:
-                raise Forbidden(
-                    f"the jump server {self._address} does not forward to {host}:{port} ({said}); have it allowed there"
-                    f" (in OpenSSH's sshd_config: AllowTcpForwarding yes, and {host}:{port} in PermitOpen if it is set)"
+                raise ForwardingDenied(
+                    f"the jump server {self._address} does not forward to {host}:{port} ({server_text}); have it"
+                    " allowed there (in OpenSSH's sshd_config: AllowTcpForwarding yes, and"
+                    f" {host}:{port} in PermitOpen if it is set)"
                 ) from None
             raise BackendUnavailable(
-                f"the jump server {self._address} does not reach {host}:{port} ({said}); check host and port as they"
-                " are seen from there, and the firewalls between"
+                f"the jump server {self._address} does not reach {host}:{port} ({server_text}); check host and port"
+                " as they are seen from there, and the firewalls between"
             ) from None
-        line = cast("socket.socket", _ChannelSocket(channel, self, (host, port)))
-        return Stream(line, io_timeout=io_timeout, carrier=self)
+        channel_socket = cast("socket.socket", _ChannelSocket(channel, self, (host, port)))
+        return SocketStream(channel_socket, io_timeout=io_timeout, tunnel=self)
 
 
 class _ChannelSocket:
-    """A channel, as `Stream` uses a socket."""
+    """A channel, as `SocketStream` uses a socket."""
 
     family = socket.AF_UNSPEC
 
-    def __init__(self, channel: paramiko.Channel, way: Way, target: tuple[str, int]) -> None:
+    def __init__(self, channel: paramiko.Channel, jump_host: JumpHost, target: tuple[str, int]) -> None:
         self._channel = channel
-        self._way = way
+        self._jump_host = jump_host
         self._target = target
         self._process_id = os.getpid()
         self._closed = False
@@ -98,13 +106,13 @@ class _ChannelSocket:
 
     def shutdown(self, how: int) -> None:  # noqa: ARG002 - the way has no other use
         """Leaves the way. Takes no lock."""
-        self._way.hang_up()
+        self._jump_host.abort()
 
     def close(self) -> None:
         """Nothing here, as the way is ended with the stream; in a forked child its copy of the descriptor."""
         self._closed = True
         if os.getpid() != self._process_id:
-            self._way.stream.leave()
+            self._jump_host.stream.abandon_after_fork()
 
     def fileno(self) -> int:
         """-1 once it is closed; no descriptor to wait on otherwise."""

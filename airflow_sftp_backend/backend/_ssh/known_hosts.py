@@ -23,7 +23,7 @@ from typing import Final, Self
 from airflow_sftp_backend.backend.config import DEFAULT_PORT
 
 from .host_certificates import (
-    CERTIFICATE,
+    CERTIFICATE_SUFFIX,
     KEY_TYPE,
     SHA256_PREFIX,
     HostCertificate,
@@ -35,16 +35,18 @@ from .host_certificates import (
 
 _AUTHORITY: Final = "@cert-authority"
 _REVOKED: Final = "@revoked"
-_FINGERPRINTS: Final = (SHA256_PREFIX, "MD5:")
+_FINGERPRINT_PREFIXES: Final = (SHA256_PREFIX, "MD5:")
 _SEPARATOR: Final = r"[ \t]+"
 """Separates the fields of a line for ssh(1) (OpenSSH's hostfile.c): no other white space does."""
-_HINTS: Final = {
+_TYPES_BY_LABEL: Final = {
     "(ED25519)": ("ssh-ed25519",),
     "(RSA)": ("ssh-rsa",),
     "(ECDSA)": ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
 }
 """How ``ssh-keygen -l`` names key types at the end of a line."""
-_CERTIFIED_TYPES: Final = tuple(f"{kind}{CERTIFICATE}" for kind in ("ssh-ed25519", *_HINTS["(ECDSA)"], "ssh-rsa"))
+_CERTIFICATE_TYPES: Final = tuple(
+    f"{kind}{CERTIFICATE_SUFFIX}" for kind in ("ssh-ed25519", *_TYPES_BY_LABEL["(ECDSA)"], "ssh-rsa")
+)
 MAX_LISTED: Final = 6
 """Most known keys named in one error."""
 
@@ -63,9 +65,9 @@ def known_hosts_line(host: str, port: int, blob: bytes) -> str:
 def _names_host(names: str, host: str) -> bool:
     """True if the first field of a line means ``host`` (as `host_pattern` spells it)."""
     if names.startswith("|"):
-        _, _, salt, digest = names.split("|")
-        found = hmac.digest(base64.b64decode(salt), host.encode(), "sha1")
-        return hmac.compare_digest(found, base64.b64decode(digest))
+        _, _, salt, expected = names.split("|")
+        digest_of_host = hmac.digest(base64.b64decode(salt), host.encode(), "sha1")
+        return hmac.compare_digest(digest_of_host, base64.b64decode(expected))
     patterns = [pattern for pattern in names.lower().split(",") if pattern]
     if any(p.startswith("!") and matches_host(p[1:], host) for p in patterns):
         return False
@@ -73,37 +75,37 @@ def _names_host(names: str, host: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Line:
+class KnownHostsEntry:
     """One line that could be read. ``names`` is None where it counts for any host; ``types`` is empty for a fingerprint
     that does not tell its key's type."""
 
-    place: str
+    location: str
     marker: str
     names: str | None
     types: tuple[str, ...]
     fingerprint: str
 
     @classmethod
-    def read(cls, text: str, place: str, *, pinned: bool) -> Self:
+    def parse(cls, text: str, location: str, *, pinned: bool) -> Self:
         """ValueError says why it cannot be read."""
         fields = re.split(_SEPARATOR, text)
         marker = fields.pop(0) if fields[0].startswith("@") else ""
         if marker not in ("", _AUTHORITY, _REVOKED):
             raise ValueError(f"unknown marker {marker[:20]!r}; there are {_AUTHORITY} and {_REVOKED}")
-        if len(fields) > 1 and fields[0].isdigit() and fields[1].startswith(_FINGERPRINTS):
+        if len(fields) > 1 and fields[0].isdigit() and fields[1].startswith(_FINGERPRINT_PREFIXES):
             del fields[0]  # the key's bits, as `ssh-keygen -l` prints them
-        if _stands_alone(fields):
+        if _has_no_host_name(fields):
             if not pinned:
                 raise ValueError("a key or fingerprint without a host name in front of it")
             names = None
         else:
-            names = _checked_names(fields.pop(0)) if fields else ""
+            names = _check_host_names(fields.pop(0)) if fields else ""
         if not fields:
             raise ValueError("no key; a line is: host key-type base64, or host SHA256:fingerprint")
-        types, digest = _identity(fields)
-        if types and types[0].endswith(CERTIFICATE) and marker != _REVOKED:
+        types, digest = _parse_key(fields)
+        if types and types[0].endswith(CERTIFICATE_SUFFIX) and marker != _REVOKED:
             raise ValueError(f"a certificate; list its authority instead, with {_AUTHORITY}")
-        return cls(place, marker, names, types, digest)
+        return cls(location, marker, names, types, digest)
 
     def names_host(self, host: str) -> bool:
         """True if it counts for ``host``, as `host_pattern` spells it."""
@@ -111,24 +113,24 @@ class _Line:
 
     def __str__(self) -> str:
         name = "/".join(self.types) + " " if self.types else ""
-        return f"{self.marker + ' ' if self.marker else ''}{name}{self.fingerprint} ({self.place})"
+        return f"{self.marker + ' ' if self.marker else ''}{name}{self.fingerprint} ({self.location})"
 
 
-def _stands_alone(fields: list[str]) -> bool:
+def _has_no_host_name(fields: list[str]) -> bool:
     """True for a key or a fingerprint with no host name before it."""
     kind, key = (*fields, "", "")[:2]
-    return kind.startswith(_FINGERPRINTS) or (key.startswith("AAAA") and KEY_TYPE.fullmatch(kind) is not None)
+    return kind.startswith(_FINGERPRINT_PREFIXES) or (key.startswith("AAAA") and KEY_TYPE.fullmatch(kind) is not None)
 
 
-def _checked_names(names: str) -> str:
+def _check_host_names(names: str) -> str:
     if names.startswith("|"):
         parts = names.split("|")[1:]
-        if parts[0] != "1" or [len(_decoded(part)) for part in parts[1:]] != [20, 20]:  # SHA-1 digests
+        if parts[0] != "1" or [len(_decode_base64(part)) for part in parts[1:]] != [20, 20]:  # SHA-1 digests
             raise ValueError("a hashed host name that is damaged or of an unknown kind")
     return names
 
 
-def _decoded(text: str) -> bytes:
+def _decode_base64(text: str) -> bytes:
     """The bytes of base64; none if it is damaged."""
     try:
         return base64.b64decode(text, validate=True)
@@ -136,16 +138,16 @@ def _decoded(text: str) -> bytes:
         return b""
 
 
-def _identity(fields: list[str]) -> tuple[tuple[str, ...], str]:
+def _parse_key(fields: list[str]) -> tuple[tuple[str, ...], str]:
     """Key types and fingerprint of ``key-type base64 [comment]`` or ``SHA256:... [comment] [(TYPE)]``."""
     kind = fields[0]
     if kind.startswith("MD5:"):
         raise ValueError("an MD5 fingerprint, which proves nothing; use the SHA256 one")
     if kind.startswith(SHA256_PREFIX):
         digest = kind.rstrip("=")
-        if len(_decoded(digest.removeprefix(SHA256_PREFIX) + "=")) != hashlib.sha256().digest_size:
+        if len(_decode_base64(digest.removeprefix(SHA256_PREFIX) + "=")) != hashlib.sha256().digest_size:
             raise ValueError("the SHA256 fingerprint is damaged or cut off; it has 43 characters after SHA256:")
-        return _HINTS.get(fields[-1].upper(), ()), digest
+        return _TYPES_BY_LABEL.get(fields[-1].upper(), ()), digest
     if kind.isdigit():
         raise ValueError("a key of SSH version 1, or a number where the key type belongs")
     if not KEY_TYPE.fullmatch(kind):
@@ -153,16 +155,16 @@ def _identity(fields: list[str]) -> tuple[tuple[str, ...], str]:
     if len(fields) < 2:
         raise ValueError(f"no key after the type {kind}")
     try:
-        blob = _decoded(fields[1])
-        found, digest = key_type(blob), fingerprint(blob)
+        blob = _decode_base64(fields[1])
+        actual_type, digest = key_type(blob), fingerprint(blob)
     except ValueError:
         raise ValueError(f"the {kind} key is damaged or cut off") from None
-    if found != kind:
-        raise ValueError(f"the line says {kind}, the key in it is {found}")
+    if actual_type != kind:
+        raise ValueError(f"the line says {kind}, the key in it is {actual_type}")
     return (kind,), digest
 
 
-class Trust(enum.Enum):
+class HostKeyStatus(enum.Enum):
     """What the lines say of a key."""
 
     TRUSTED = "trusted"
@@ -172,10 +174,10 @@ class Trust(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class HostKeyDecision:
     """``reason`` says which line vouches, or what contradicts."""
 
-    trust: Trust
+    status: HostKeyStatus
     reason: str
 
 
@@ -184,7 +186,7 @@ class KnownHosts:
     """The lines of one source that could be read, and a text for each that could not."""
 
     source: str
-    lines: tuple[_Line, ...] = ()
+    entries: tuple[KnownHostsEntry, ...] = ()
     problems: tuple[str, ...] = ()
     pinned: bool = False  # the lines were given for one server
     missing: bool = False  # the source is a file that does not exist
@@ -196,78 +198,84 @@ class KnownHosts:
         ``pinned``: the text was given for one server, so a key or a fingerprint may stand alone, and a line without
         port contradicts another key on any port.
         """
-        lines: list[_Line] = []
+        lines: list[KnownHostsEntry] = []
         problems: list[str] = []
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
             stripped = line.removesuffix("\r").strip("\0 \t")
             if not stripped or stripped.startswith("#"):
                 continue
-            place = f"{source} line {number}"
+            location = f"{source} line {number}"
             try:
-                lines.append(_Line.read(stripped, place, pinned=pinned))
+                lines.append(KnownHostsEntry.parse(stripped, location, pinned=pinned))
             except ValueError as error:
-                problems.append(f"{place}: {error}")
+                problems.append(f"{location}: {error}")
         return cls(source, tuple(lines), tuple(problems), pinned)
 
     def known_types(self, host: str, port: int) -> tuple[str, ...]:
         """Types of the keys known of the host, certificate types first where an authority is. Best negotiated first."""
-        found = list(_CERTIFIED_TYPES) if self._of(host, port, _AUTHORITY) else []
-        found += [kind for line in self._of(host, port, "") for kind in line.types]
-        return tuple(dict.fromkeys(found))
+        types = list(_CERTIFICATE_TYPES) if self._entries_for(host, port, _AUTHORITY) else []
+        types += [kind for entry in self._entries_for(host, port, "") for kind in entry.types]
+        return tuple(dict.fromkeys(types))
 
-    def verdict(self, host: str, port: int, blob: bytes, now: float) -> Verdict:
+    def decide(self, host: str, port: int, blob: bytes, now: float) -> HostKeyDecision:
         """What they say of ``blob`` as that server's key at ``now`` (seconds since 1970). ValueError if it is none."""
-        certificate = HostCertificate.read(blob) if key_type(blob).endswith(CERTIFICATE) else None
-        shown = fingerprint(blob)
-        signer = fingerprint(certificate.authority) if certificate else ""
-        for line in self._named(host_pattern(host, port), _REVOKED) + self._named(host.lower(), _REVOKED):
-            if line.fingerprint in (shown, signer):
-                what = "the key" if line.fingerprint == shown else "the authority of the certificate"
-                return Verdict(Trust.REVOKED, f"{what} is revoked by {line.place}")
-        authorities, keys = self._of(host, port, _AUTHORITY), self._of(host, port, "")
+        certificate = HostCertificate.parse(blob) if key_type(blob).endswith(CERTIFICATE_SUFFIX) else None
+        key_fingerprint = fingerprint(blob)
+        authority_fingerprint = fingerprint(certificate.authority) if certificate else ""
+        for entry in self._entries_naming(host_pattern(host, port), _REVOKED) + self._entries_naming(
+            host.lower(), _REVOKED
+        ):
+            if entry.fingerprint in (key_fingerprint, authority_fingerprint):
+                what = "the key" if entry.fingerprint == key_fingerprint else "the authority of the certificate"
+                return HostKeyDecision(HostKeyStatus.REVOKED, f"{what} is revoked by {entry.location}")
+        authorities, keys = self._entries_for(host, port, _AUTHORITY), self._entries_for(host, port, "")
         remark = ""
-        signed = next((line for line in authorities if line.fingerprint == signer), None)
-        if certificate is not None and signed is not None:
-            refusal = certificate.refusal(host, now)
-            if refusal is None:
-                return Verdict(Trust.TRUSTED, f"certified by the authority of {signed.place}")
-            remark = f"; the certificate by the authority of {signed.place} does not count: {refusal}"
-        for line in keys:
-            if line.fingerprint == shown:
-                return Verdict(Trust.TRUSTED, line.place)
+        authority = next((entry for entry in authorities if entry.fingerprint == authority_fingerprint), None)
+        if certificate is not None and authority is not None:
+            rejection_reason = certificate.rejection_reason(host, now)
+            if rejection_reason is None:
+                return HostKeyDecision(HostKeyStatus.TRUSTED, f"certified by the authority of {authority.location}")
+            remark = f"; the certificate by the authority of {authority.location} does not count: {rejection_reason}"
+        for entry in keys:
+            if entry.fingerprint == key_fingerprint:
+                return HostKeyDecision(HostKeyStatus.TRUSTED, entry.location)
         name = host_pattern(host, port)
-        known = [*authorities, *(line for line in keys if self.pinned or line.names_host(name))]
-        if not known:
-            return Verdict(Trust.UNKNOWN, f"{self.nothing_on(name)}{self._other_names(shown)}")
-        if not all(line.types for line in known):
+        contradicting = [*authorities, *(entry for entry in keys if self.pinned or entry.names_host(name))]
+        if not contradicting:
+            return HostKeyDecision(
+                HostKeyStatus.UNKNOWN, f"{self.no_entry_text(name)}{self._other_names(key_fingerprint)}"
+            )
+        if not all(entry.types for entry in contradicting):
             remark += (
                 "; where a fingerprint is that of a key of another type, end its line with that type, as (RSA) or"
                 " (ED25519), so that this key is asked for"
             )
-        return Verdict(Trust.CHANGED, f"{_listed(known)} is what is known of {name}{remark}")
+        return HostKeyDecision(
+            HostKeyStatus.CHANGED, f"{_format_entries(contradicting)} is what is known of {name}{remark}"
+        )
 
-    def _named(self, name: str, marker: str) -> list[_Line]:
-        return [line for line in self.lines if line.marker == marker and line.names_host(name)]
+    def _entries_naming(self, name: str, marker: str) -> list[KnownHostsEntry]:
+        return [line for line in self.entries if line.marker == marker and line.names_host(name)]
 
-    def _of(self, host: str, port: int, marker: str) -> list[_Line]:
+    def _entries_for(self, host: str, port: int, marker: str) -> list[KnownHostsEntry]:
         """The lines with that marker that name the host with its port; if there are none, those without port."""
-        return self._named(host_pattern(host, port), marker) or self._named(host.lower(), marker)
+        return self._entries_naming(host_pattern(host, port), marker) or self._entries_naming(host.lower(), marker)
 
-    def nothing_on(self, name: str) -> str:
+    def no_entry_text(self, name: str) -> str:
         """That no line names the host, in words; ``name`` as `host_pattern` spells it."""
         if self.missing:
             return f"{self.source} does not exist"
-        return f"no line of {self.source} names {name}" if self.lines else f"{self.source} holds no usable line"
+        return f"no line of {self.source} names {name}" if self.entries else f"{self.source} holds no usable line"
 
-    def _other_names(self, shown: str) -> str:
+    def _other_names(self, key_fingerprint: str) -> str:
         """Where else the key is known: a server may go by several names."""
-        same = [line for line in self.lines if not line.marker and line.fingerprint == shown]
+        same = [line for line in self.entries if not line.marker and line.fingerprint == key_fingerprint]
         names = (
             "a hashed name" if (line.names or "").startswith("|") else repr(line.names) for line in same[:MAX_LISTED]
         )
-        return f", though the same key is known as that of {', '.join(names)} ({same[0].place})" if same else ""
+        return f", though the same key is known as that of {', '.join(names)} ({same[0].location})" if same else ""
 
 
-def _listed(lines: list[_Line]) -> str:
-    more = f" and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-    return ", ".join(map(str, lines[:MAX_LISTED])) + more
+def _format_entries(lines: list[KnownHostsEntry]) -> str:
+    remainder = f" and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
+    return ", ".join(map(str, lines[:MAX_LISTED])) + remainder

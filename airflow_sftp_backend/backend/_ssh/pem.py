@@ -11,7 +11,7 @@ import binascii
 import re
 from typing import Final
 
-from .host_certificates import CERTIFICATE
+from .host_certificates import CERTIFICATE_SUFFIX
 
 OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
 PKCS12: Final = "PKCS12"
@@ -21,10 +21,10 @@ _LABELS: Final = (
     *PRIVATE, "DSA PRIVATE KEY", "EC PARAMETERS", "CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST",
     "PUBLIC KEY", "RSA PUBLIC KEY", "EC PUBLIC KEY", "SSH2 PUBLIC KEY", "SSH2 ENCRYPTED PRIVATE KEY", PKCS12,
 )  # fmt: skip
-_SQUASHED: Final = {label.replace(" ", ""): label for label in _LABELS}
+_LABEL_BY_COMPACT_LABEL: Final = {label.replace(" ", ""): label for label in _LABELS}
 
 _INVISIBLE: Final = re.compile("[\0\u200b-\u200d\u2060\ufeff]")
-_AROUND: Final = " \t\n\"'`"
+_SURROUNDING_CHARACTERS: Final = " \t\n\"'`"
 BEGIN: Final = re.compile(r"-\s*BEGIN")
 BLOCK: Final = re.compile(r"-{4,5}\s*BEGIN\s*([A-Z0-9 \n]+?)\s*-{4,5}(.*?)-{4,5}\s*END\s*\1\s*-{4,5}", re.DOTALL)
 _FRAME: Final = re.compile(r"-{1,5}\s*(?:BEGIN|END)[A-Z0-9 ]*-{0,5}")
@@ -45,7 +45,9 @@ _DER_LABELS: Final = {
     b"\x02\x01\x03\x30": PKCS12,
 }
 """By version number and the tag after it."""
-CERTIFICATE_LINE: Final = re.compile(rf"((?:ssh|ecdsa|sk)-[a-z0-9@.-]*?{re.escape(CERTIFICATE)})\s+([A-Za-z0-9+/=]+)")
+CERTIFICATE_LINE: Final = re.compile(
+    rf"((?:ssh|ecdsa|sk)-[a-z0-9@.-]*?{re.escape(CERTIFICATE_SUFFIX)})\s+([A-Za-z0-9+/=]+)"
+)
 
 
 def repair_pem(text: str) -> str:
@@ -55,25 +57,25 @@ def repair_pem(text: str) -> str:
     frame; quotes, blanks and a byte order mark around it; a missing final newline. Keeps all framed blocks, and
     OpenSSH certificate lines after them. Text without any block is returned as it is.
     """
-    plain = unwrapped(text)
-    frames = [_framed(match[1], match[2]) for match in BLOCK.finditer(plain)]
+    plain = strip_wrapping(text)
+    frames = [_add_frame(match[1], match[2]) for match in BLOCK.finditer(plain)]
     lines = [f"{match[1]} {match[2]}\n" for match in CERTIFICATE_LINE.finditer(BLOCK.sub("\n", plain))]
     return "".join(frames + lines) if frames else text
 
 
-def unwrapped(text: str) -> str:
+def strip_wrapping(text: str) -> str:
     """Takes off what was put around a key; line ends become ``\n``."""
-    return _layers(text)[-1]
+    return _decode_layers(text)[-1]
 
 
-def _layers(text: str) -> list[str]:
+def _decode_layers(text: str) -> list[str]:
     """The text, then what it is the base64 of, and so on; line ends become ``\n``."""
     layers: list[str] = []
     unpacked: str | None = text
     while unpacked is not None and len(layers) < 4:
-        text = re.sub(r"\\+r\\+n|\\+[nr]|\r\n?", "\n", _INVISIBLE.sub("", unpacked)).strip(_AROUND)
+        text = re.sub(r"\\+r\\+n|\\+[nr]|\r\n?", "\n", _INVISIBLE.sub("", unpacked)).strip(_SURROUNDING_CHARACTERS)
         layers.append(text)
-        unpacked = None if BEGIN.search(text) else _unpacked(text)
+        unpacked = None if BEGIN.search(text) else _decode_base64_text(text)
     return layers
 
 
@@ -83,49 +85,49 @@ def key_bodies(text: str) -> list[list[str]]:
     :param text: A private key in any form that `repair_pem` takes, a PuTTY key, or a text with keys in it.
     :returns: For each base64 text its lines as they are in ``text``; none if there is no private key.
     """
-    layers = _layers(text)
+    layers = _decode_layers(text)
     if BEGIN.search(layers[-1]):
-        inner = [_base64_lines(match[2]) for match in BLOCK.finditer(layers[-1]) if _is_private(match[1])]
+        private_bodies = [_base64_lines(match[2]) for match in BLOCK.finditer(layers[-1]) if _is_private(match[1])]
         if not BLOCK.search(layers[-1]):  # cut off, or its frame is damaged: any line may be the key's
-            inner = [_base64_lines(_FRAME.sub("\n", layers[-1]))]
+            private_bodies = [_base64_lines(_FRAME.sub("\n", layers[-1]))]
     elif putty := _PUTTY.search(layers[-1]):
-        inner = [_base64_lines(putty[1])]
+        private_bodies = [_base64_lines(putty[1])]
     else:
         return []
-    bodies = {"".join(lines): lines for lines in reversed([layer.split() for layer in layers[:-1]] + inner)}
+    bodies = {"".join(lines): lines for lines in reversed([layer.split() for layer in layers[:-1]] + private_bodies)}
     return [lines for lines in reversed(bodies.values()) if lines]
 
 
-def without_keys(text: str) -> str:
+def remove_keys(text: str) -> str:
     """Removes private keys, certificates and base64 around them from a text.
 
     :returns: The rest without blanks around it; empty for a key in any form that `repair_pem` takes.
     """
-    rest = CERTIFICATE_LINE.sub("", BLOCK.sub("", unwrapped(text)))
+    rest = CERTIFICATE_LINE.sub("", BLOCK.sub("", strip_wrapping(text)))
     return rest.strip()
 
 
 def _is_private(label: str) -> bool:
-    squashed = "".join(label.split())
-    return "PRIVATEKEY" in squashed or squashed == PKCS12
+    compact_label = "".join(label.split())
+    return "PRIVATEKEY" in compact_label or compact_label == PKCS12
 
 
 def _base64_lines(body: str) -> list[str]:
     """The lines of base64 of a block, without its headers."""
-    return [word for word in _without_headers(body)[1].split() if _BASE64.fullmatch(word)]
+    return [word for word in _split_headers(body)[1].split() if _BASE64.fullmatch(word)]
 
 
-def _framed(label: str, body: str) -> str:
+def _add_frame(label: str, body: str) -> str:
     """One block in its canonical form, 64 characters a line (RFC 7468 section 2)."""
-    squashed = "".join(label.split())
-    label = _SQUASHED.get(squashed, " ".join(label.split()))
-    headers, body = _without_headers(body)
+    compact_label = "".join(label.split())
+    label = _LABEL_BY_COMPACT_LABEL.get(compact_label, " ".join(label.split()))
+    headers, body = _split_headers(body)
     body = "".join(body.split())
-    lines = "".join(f"{body[at : at + 64]}\n" for at in range(0, len(body), 64))
+    lines = "".join(f"{body[start : start + 64]}\n" for start in range(0, len(body), 64))
     return f"-----BEGIN {label}-----\n{headers}{lines}-----END {label}-----\n"
 
 
-def _without_headers(body: str) -> tuple[str, str]:
+def _split_headers(body: str) -> tuple[str, str]:
     """Splits a block's body into the headers that say how it is encrypted, and its base64."""
     if match := _ENCRYPTION.match(body):
         headers = f"Proc-Type: 4,ENCRYPTED\nDEK-Info: {match[1].upper()},{match[2].upper()}\n\n"
@@ -135,14 +137,14 @@ def _without_headers(body: str) -> tuple[str, str]:
     return "", body
 
 
-def _unpacked(text: str) -> str | None:
+def _decode_base64_text(text: str) -> str | None:
     """The text that ``text`` is the base64 of, with a frame if it is a bare key; None if it is no base64 of text."""
-    data = decoded(text)
+    data = decode_base64(text)
     unpacked = as_text(data) if data else None
     return unpacked if unpacked and (unpacked.isascii() or BEGIN.search(unpacked)) else None
 
 
-def decoded(text: str) -> bytes:
+def decode_base64(text: str) -> bytes:
     """The bytes of base64 in either alphabet, with or without padding and blanks; none if it is damaged."""
     packed = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
@@ -154,7 +156,7 @@ def decoded(text: str) -> bytes:
 def as_text(data: bytes) -> str | None:
     """A key's bytes as text: binary ones in a frame, others decoded. None if they are neither."""
     if label := _label_of(data):
-        return _framed(label, base64.b64encode(data).decode())
+        return _add_frame(label, base64.b64encode(data).decode())
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le" if data[1:2] == b"\0" else "utf-8"
     try:
         return data.decode(encoding)

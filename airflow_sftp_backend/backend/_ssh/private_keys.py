@@ -30,25 +30,36 @@ from airflow_sftp_backend.backend.config import BackendConfig, Secret
 from airflow_sftp_backend.backend.errors import AuthenticationFailed
 
 from ._paramiko_compat import certificate_of, openssh_text, to_cryptography, to_paramiko
-from .host_certificates import CERTIFICATE, key_type, plain_key
-from .pem import BEGIN, BLOCK, CERTIFICATE_LINE, OPENSSH_MAGIC, PKCS12, PRIVATE, as_text, decoded, repair_pem, unwrapped
+from .host_certificates import CERTIFICATE_SUFFIX, key_type, plain_key
+from .pem import (
+    BEGIN,
+    BLOCK,
+    CERTIFICATE_LINE,
+    OPENSSH_MAGIC,
+    PKCS12,
+    PRIVATE,
+    as_text,
+    decode_base64,
+    repair_pem,
+    strip_wrapping,
+)
 
 log = logging.getLogger(__name__)
 
-_LONGEST: Final = 1 << 20
+_MAX_FILE_BYTES: Final = 1 << 20
 """Bytes of a file that are read at most: no key is as long."""
 _PUBLIC_LINE: Final = re.compile(r"(?:(?:ssh|ecdsa|sk)-[a-z0-9@.-]+\s+)?AAAA[A-Z]")
 
 _CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
 _SUPPORTED: Final = "there are RSA, ECDSA (nistp256, nistp384, nistp521) and Ed25519"
-_UNSUPPORTED: Final = f"is of a type, or encrypted in a way, that is not supported; {_SUPPORTED}"
-_DSA: Final = "is a DSA key, which SSH servers no longer take; make a new one with `ssh-keygen -t ed25519`"
+_UNSUPPORTED_TYPE: Final = f"is of a type, or encrypted in a way, that is not supported; {_SUPPORTED}"
+_DSA_KEY: Final = "is a DSA key, which SSH servers no longer take; make a new one with `ssh-keygen -t ed25519`"
 _DAMAGED: Final = "is damaged or cut off; copy it again from its file"
-_LOCKED: Final = "is encrypted, and no passphrase was given; set the passphrase"
-_WRONG: Final = "cannot be opened with the passphrase given: it is wrong, or the key is damaged"
+_IS_ENCRYPTED: Final = "is encrypted, and no passphrase was given; set the passphrase"
+_CANNOT_DECRYPT: Final = "cannot be opened with the passphrase given: it is wrong, or the key is damaged"
 
 
-class _Unusable(Exception):
+class _UnusableKey(Exception):
     """Why a key cannot be used, in words that show nothing of it: "is a public key; ..."."""
 
 
@@ -72,15 +83,15 @@ def load_private_key(
         path = Path(os.path.expanduser(os.fsdecode(source)))
         name = f"the private key file {str(path)!r}"
     try:
-        text = _content(path) if path is not None else _text_of(source)
-        key, certificate = _parsed(text, secret.encode("utf-8", "surrogatepass"))
-        found = _supported(key)
+        text = _read_file(path) if path is not None else _text_of(source)
+        key, certificate = _parse(text, secret.encode("utf-8", "surrogatepass"))
+        pkey = _to_pkey(key)
         if certificate is not None:
-            _certify(found, certificate)
+            _attach_certificate(pkey, certificate)
         elif path is not None:
-            _certify_from_file(found, Path(f"{path}-cert.pub"))
-        return found
-    except _Unusable as error:
+            _attach_certificate_file(pkey, Path(f"{path}-cert.pub"))
+        return pkey
+    except _UnusableKey as error:
         problem = str(error)
     # Raised outside of the handler: the chain of exceptions may quote the key, as local variables would.
     source = secret = text = ""
@@ -88,20 +99,20 @@ def load_private_key(
     raise AuthenticationFailed(f"{name} {problem}")
 
 
-def _content(path: Path) -> str:
+def _read_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            data = file.read(_LONGEST)
+            data = file.read(_MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise _Unusable("does not exist") from None
+        raise _UnusableKey("does not exist") from None
     except PermissionError:
-        raise _Unusable(f"may not be read by user id {os.geteuid()}; check its owner and mode") from None
+        raise _UnusableKey(f"may not be read by user id {os.geteuid()}; check its owner and mode") from None
     except IsADirectoryError:
-        raise _Unusable("is a folder; name the file in it") from None
+        raise _UnusableKey("is a folder; name the file in it") from None
     except OSError as error:
-        raise _Unusable(f"cannot be read: {error.strerror}") from None
+        raise _UnusableKey(f"cannot be read: {error.strerror}") from None
     except ValueError:
-        raise _Unusable("has a NUL in its name") from None
+        raise _UnusableKey("has a NUL in its name") from None
     return _text_of(data)
 
 
@@ -111,31 +122,31 @@ def _text_of(source: str | bytes | os.PathLike[str]) -> str:
     if isinstance(source, (bytes, bytearray)):
         text = as_text(bytes(source))
         if text is None and source:
-            raise _Unusable("is not a private key: it is neither text nor a known binary form")
+            raise _UnusableKey("is not a private key: it is neither text nor a known binary form")
         return text or ""
     raise TypeError(f"a private key is a str, bytes or Secret, not {type(source).__name__}")
 
 
-def _parsed(text: str, passphrase: bytes) -> tuple[object, bytes | None]:
+def _parse(text: str, passphrase: bytes) -> tuple[object, bytes | None]:
     """The key of a text, and the certificate that follows it."""
     text = repair_pem(text)
-    found = {match[1]: match for match in reversed(list(BLOCK.finditer(text)))}
-    label = next((label for label in (*PRIVATE, PKCS12) if label in found), None)
+    blocks = {match[1]: match for match in reversed(list(BLOCK.finditer(text)))}
+    label = next((label for label in (*PRIVATE, PKCS12) if label in blocks), None)
     if label is None:
-        raise _Unusable(_what_else(unwrapped(text), set(found)))
-    block = found[label][0].encode("ascii", "replace")
+        raise _UnusableKey(_describe_other_content(strip_wrapping(text), set(blocks)))
+    block = blocks[label][0].encode("ascii", "replace")
     line = CERTIFICATE_LINE.search(BLOCK.sub("\n", text))
-    certificate = decoded(line[2]) if line else None
+    certificate = decode_base64(line[2]) if line else None
     if label == "OPENSSH PRIVATE KEY":
-        cipher = _openssh_cipher(decoded(found[label][2]))
-        return _open(serialization.load_ssh_private_key, block, passphrase, encrypted=cipher != b"none"), certificate
+        cipher = _openssh_cipher(decode_base64(blocks[label][2]))
+        return _load(serialization.load_ssh_private_key, block, passphrase, encrypted=cipher != b"none"), certificate
     if label == PKCS12:
-        return _open_pkcs12(decoded(found[label][2]), passphrase), certificate
+        return _load_pkcs12(decode_base64(blocks[label][2]), passphrase), certificate
     encrypted = label == "ENCRYPTED PRIVATE KEY" or b"Proc-Type" in block
-    return _open(serialization.load_pem_private_key, block, passphrase, encrypted=encrypted), certificate
+    return _load(serialization.load_pem_private_key, block, passphrase, encrypted=encrypted), certificate
 
 
-def _what_else(text: str, labels: set[str]) -> str:
+def _describe_other_content(text: str, labels: set[str]) -> str:
     """What a text without a private key is instead, and what to do."""
     if not text:
         return "is empty"
@@ -145,7 +156,7 @@ def _what_else(text: str, labels: set[str]) -> str:
             " Conversions, Export OpenSSH key"
         )
     if "DSA PRIVATE KEY" in labels:
-        return _DSA
+        return _DSA_KEY
     if "SSH2 ENCRYPTED PRIVATE KEY" in labels:
         return "has the format of ssh.com; convert it with `ssh-keygen -i -f KEY`"
     if CERTIFICATE_LINE.match(text) or "CERTIFICATE" in labels:
@@ -165,31 +176,31 @@ def _openssh_cipher(data: bytes) -> bytes:
     try:
         cipher = bytes(cursor.view())
         cursor.view(), cursor.view(), cursor.uint32()  # key derivation, its options, count of keys
-        kind = bytes(PacketReader(cursor.view()).view())
+        public_key_type = bytes(PacketReader(cursor.view()).view())
     except ProtocolError:
-        raise _Unusable(_DAMAGED) from None
-    if kind.startswith(b"sk-"):
-        raise _Unusable(
+        raise _UnusableKey(_DAMAGED) from None
+    if public_key_type.startswith(b"sk-"):
+        raise _UnusableKey(
             "belongs to a hardware token (sk-...), which has to be touched for each login; make one without with"
             " `ssh-keygen -t ed25519`"
         )
-    if kind == b"ssh-dss":
-        raise _Unusable(_DSA)
+    if public_key_type == b"ssh-dss":
+        raise _UnusableKey(_DSA_KEY)
     return cipher
 
 
-def _open(load: Callable[[bytes, bytes | None], object], block: bytes, passphrase: bytes, *, encrypted: bool) -> object:
+def _load(load: Callable[[bytes, bytes | None], object], block: bytes, passphrase: bytes, *, encrypted: bool) -> object:
     if encrypted and not passphrase:
-        raise _Unusable(_LOCKED)
+        raise _UnusableKey(_IS_ENCRYPTED)
     try:
         return load(block, passphrase if encrypted else None)
     except UnsupportedAlgorithm:
-        raise _Unusable(_UNSUPPORTED) from None
+        raise _UnusableKey(_UNSUPPORTED_TYPE) from None
     except (ValueError, TypeError, InvalidTag, NotImplementedError):
-        raise _Unusable(_WRONG if encrypted else _DAMAGED) from None
+        raise _UnusableKey(_CANNOT_DECRYPT if encrypted else _DAMAGED) from None
 
 
-def _open_pkcs12(data: bytes, passphrase: bytes) -> object:
+def _load_pkcs12(data: bytes, passphrase: bytes) -> object:
     """A vault's export has no passphrase, spelled in one of two ways; the one given may be meant for something else."""
     for password in (passphrase or None, None, b""):
         try:
@@ -197,42 +208,42 @@ def _open_pkcs12(data: bytes, passphrase: bytes) -> object:
         except ValueError:
             continue
         if key is None:
-            raise _Unusable("is a PKCS#12 file without a private key; export it with its key")
+            raise _UnusableKey("is a PKCS#12 file without a private key; export it with its key")
         return key
-    raise _Unusable(_WRONG if passphrase else _LOCKED)
+    raise _UnusableKey(_CANNOT_DECRYPT if passphrase else _IS_ENCRYPTED)
 
 
 # -- paramiko ---------------------------------------------------------------------------------------------------------
 
 
-def _supported(key: object) -> paramiko.PKey:
+def _to_pkey(key: object) -> paramiko.PKey:
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
-        raise _Unusable(_DSA if isinstance(key, DSAPrivateKey) else _UNSUPPORTED)
+        raise _UnusableKey(_DSA_KEY if isinstance(key, DSAPrivateKey) else _UNSUPPORTED_TYPE)
     if isinstance(key, EllipticCurvePrivateKey) and key.curve.name not in _CURVES:
-        raise _Unusable(f"is on the elliptic curve {key.curve.name}, which SSH does not know; {_SUPPORTED}")
+        raise _UnusableKey(f"is on the elliptic curve {key.curve.name}, which SSH does not know; {_SUPPORTED}")
     return to_paramiko(key)
 
 
-def _certify(key: paramiko.PKey, certificate: bytes) -> None:
+def _attach_certificate(key: paramiko.PKey, certificate: bytes) -> None:
     """Makes ``key`` log in with the certificate."""
     try:
-        fits = key_type(certificate).endswith(CERTIFICATE) and plain_key(certificate) == key.asbytes()
+        matches = key_type(certificate).endswith(CERTIFICATE_SUFFIX) and plain_key(certificate) == key.asbytes()
     except ValueError:
-        raise _Unusable("comes with a certificate that is damaged or cut off") from None
-    if not fits:
-        raise _Unusable("comes with a certificate of another key")
+        raise _UnusableKey("comes with a certificate that is damaged or cut off") from None
+    if not matches:
+        raise _UnusableKey("comes with a certificate of another key")
     key.load_certificate(paramiko.Message(certificate))
 
 
-def _certify_from_file(key: paramiko.PKey, path: Path) -> None:
+def _attach_certificate_file(key: paramiko.PKey, path: Path) -> None:
     try:
         line = CERTIFICATE_LINE.match(path.read_text("utf-8", "replace"))
-        _certify(key, decoded(line[2]) if line else b"")
+        _attach_certificate(key, decode_base64(line[2]) if line else b"")
     except FileNotFoundError:
         return
     except OSError as error:
         log.warning("%s cannot be read and does not count: %s", path, error.strerror)
-    except _Unusable as unusable:
+    except _UnusableKey as unusable:
         log.warning("%s does not count: the key %s", path, unusable)
 
 
@@ -269,7 +280,7 @@ def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramik
     raise ValueError(f"pkey: {problem}")
 
 
-def export(pkey: paramiko.PKey) -> Secret:
+def export_private_key(pkey: paramiko.PKey) -> Secret:
     """The key as unencrypted OpenSSH text, its certificate after it; `load_private_key` makes the same key of it.
 
     TypeError for a key that cannot leave where it is, as one of an SSH agent.
@@ -279,15 +290,15 @@ def export(pkey: paramiko.PKey) -> Secret:
         raise TypeError(f"a {type(pkey).__name__} cannot be copied; give the key as text or as key_file instead")
     text = openssh_text(key)
     certificate = certificate_of(pkey)
-    if certificate is not None and certificate[0].endswith(CERTIFICATE):
+    if certificate is not None and certificate[0].endswith(CERTIFICATE_SUFFIX):
         text += f"{certificate[0]} {base64.b64encode(certificate[1]).decode()}\n"
     return Secret(text)
 
 
-def portable(config: BackendConfig) -> BackendConfig:
+def picklable_config(config: BackendConfig) -> BackendConfig:
     """The same configuration as plain values, which can be pickled. TypeError if its key cannot be copied."""
     if config.jump is not None:
-        config = replace(config, jump=portable(config.jump))
+        config = replace(config, jump=picklable_config(config.jump))
     if not isinstance(config.pkey, paramiko.PKey):
         return config
-    return replace(config, pkey=None, private_key=export(config.pkey), passphrase=None)
+    return replace(config, pkey=None, private_key=export_private_key(config.pkey), passphrase=None)

@@ -15,14 +15,14 @@ from .connect import end_transport, make_transport
 from .host_certificates import fingerprint, key_type
 from .known_hosts import known_hosts_line
 from .private_keys import load_private_key
-from .socket_stream import Stream, dial
+from .socket_stream import SocketStream, connect_tcp
 
 _IDENTIFICATION: Final = b"SSH-2.0-airflow_sftp_backend\r\n"
 _DISCONNECT, _IGNORE, _DEBUG, _KEXINIT = 1, 2, 4, 20
-_LONGEST_LINE: Final = 8192
-_LONGEST_PACKET: Final = 256 << 10
+_MAX_LINE_BYTES: Final = 8192
+_MAX_PACKET_BYTES: Final = 256 << 10
 _MOST_LINES: Final = 100
-_KEY_TYPES: Final = {
+_KEY_TYPE_BY_ALGORITHM: Final = {
     **{name: name for name in ("ssh-ed25519", *(f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521)))},
     **dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256", SHA1_RSA), "ssh-rsa"),
 }
@@ -68,7 +68,7 @@ def parse_kexinit(payload: bytes) -> HostAlgorithms:
         raise ValueError("not a KEXINIT message")
     cursor = PacketReader(memoryview(payload)[17:])  # after the cookie
     try:
-        lists = [_names(bytes(cursor.view())) for _ in range(10)]  # the last two are languages
+        lists = [_parse_names(bytes(cursor.view())) for _ in range(10)]  # the last two are languages
     except (ProtocolError, UnicodeDecodeError) as error:
         raise ValueError(f"a damaged KEXINIT message: {error}") from None
     exchange, keys, ciphers_in, ciphers_out, macs_in, macs_out, compression_in, compression_out, *_ = lists
@@ -81,7 +81,7 @@ def parse_kexinit(payload: bytes) -> HostAlgorithms:
     )
 
 
-def _names(text: bytes) -> tuple[str, ...]:
+def _parse_names(text: bytes) -> tuple[str, ...]:
     return tuple(name for name in text.decode("ascii").split(",") if name)
 
 
@@ -93,26 +93,26 @@ def scan_host_algorithms(host: str, port: int = DEFAULT_PORT, timeout: float = 1
     """
     address = BackendConfig(host=host, port=port, timeout=timeout).address
     with translate_connection_errors(lambda: ("asking what the server offers", None), address):
-        stream = dial(host, port, timeout=timeout, io_timeout=timeout)
+        stream = connect_tcp(host, port, timeout=timeout, io_timeout=timeout)
         try:
-            return _announced(_Reader(stream, timeout))
+            return _read_algorithms(_UnencryptedReader(stream, timeout))
         except (EOFError, OSError):
             if stream.greeting and not stream.greeting.startswith(b"SSH-"):
-                raise _no_ssh(stream.greeting) from None
+                raise _not_ssh_error(stream.greeting) from None
             raise
         finally:
             stream.close()
 
 
-def _no_ssh(greeting: bytes) -> BackendUnavailable:
-    said = printable(greeting.decode("utf-8", "replace"), 60)
-    return BackendUnavailable(f"the server does not speak SSH but says {said!r}; check the port")
+def _not_ssh_error(greeting: bytes) -> BackendUnavailable:
+    text = printable(greeting.decode("utf-8", "replace"), 60)
+    return BackendUnavailable(f"the server does not speak SSH but says {text!r}; check the port")
 
 
-def _announced(reader: _Reader) -> HostAlgorithms:
+def _read_algorithms(reader: _UnencryptedReader) -> HostAlgorithms:
     reader.stream.send(_IDENTIFICATION)  # at once: a server of another kind waits for its client to speak first
     if not any(reader.line().startswith(b"SSH-") for _ in range(_MOST_LINES)):  # others may come first (section 4.2)
-        raise _no_ssh(reader.stream.greeting)
+        raise _not_ssh_error(reader.stream.greeting)
     while (message := reader.packet())[:1] in (bytes([_IGNORE]), bytes([_DEBUG])):
         pass
     if message[:1] == bytes([_DISCONNECT]):
@@ -120,45 +120,45 @@ def _announced(reader: _Reader) -> HostAlgorithms:
     return parse_kexinit(message)
 
 
-class _Reader:
+class _UnencryptedReader:
     """Reads lines and packets of a conversation that is not encrypted yet, all within ``timeout`` seconds."""
 
-    def __init__(self, stream: Stream, timeout: float) -> None:
+    def __init__(self, stream: SocketStream, timeout: float) -> None:
         self.stream = stream
-        self._end = time.monotonic() + timeout
-        self._rest = b""
+        self._deadline = time.monotonic() + timeout
+        self._buffer = b""
 
     def line(self) -> bytes:
         """Up to and without the line feed. BackendUnavailable if it is too long."""
-        while b"\n" not in self._rest:
-            if len(self._rest) > _LONGEST_LINE:
-                raise _no_ssh(self.stream.greeting)
-            self._more()
-        line, _, self._rest = self._rest.partition(b"\n")
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > _MAX_LINE_BYTES:
+                raise _not_ssh_error(self.stream.greeting)
+            self._receive()
+        line, _, self._buffer = self._buffer.partition(b"\n")
         return line
 
     def packet(self) -> bytes:
         """The payload of a packet (RFC 4253 section 6)."""
-        head = self._take(5)
+        head = self._read_exactly(5)
         length, padding = int.from_bytes(head[:4], "big"), head[4]
-        if not padding + 1 < length <= _LONGEST_PACKET:
+        if not padding + 1 < length <= _MAX_PACKET_BYTES:
             raise BackendUnavailable("the server does not speak SSH as it should: a packet of an impossible length")
-        return self._take(length - 1)[: length - 1 - padding]
+        return self._read_exactly(length - 1)[: length - 1 - padding]
 
-    def _take(self, count: int) -> bytes:
-        while len(self._rest) < count:
-            self._more()
-        taken, self._rest = self._rest[:count], self._rest[count:]
-        return taken
+    def _read_exactly(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            self._receive()
+        data, self._buffer = self._buffer[:count], self._buffer[count:]
+        return data
 
-    def _more(self) -> None:
-        self.stream.settimeout(max(0.01, self._end - time.monotonic()))
-        if time.monotonic() > self._end:
+    def _receive(self) -> None:
+        self.stream.settimeout(max(0.01, self._deadline - time.monotonic()))
+        if time.monotonic() > self._deadline:
             raise TimeoutError
-        received = self.stream.recv(_LONGEST_PACKET)
+        received = self.stream.recv(_MAX_PACKET_BYTES)
         if not received:
             raise EOFError
-        self._rest += received
+        self._buffer += received
 
 
 def scan_host_keys(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> list[HostKey]:
@@ -170,25 +170,25 @@ def scan_host_keys(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> 
     """
     offered = scan_host_algorithms(host, port, timeout).host_keys
     chosen: dict[str, str] = {}
-    for algorithm, kind in _KEY_TYPES.items():
+    for algorithm, host_key_type in _KEY_TYPE_BY_ALGORITHM.items():
         if algorithm in offered:
-            chosen.setdefault(kind, algorithm)
-    return [HostKey(host, port, _fetch(host, port, timeout, algorithm)) for algorithm in chosen.values()]
+            chosen.setdefault(host_key_type, algorithm)
+    return [HostKey(host, port, _fetch_host_key(host, port, timeout, algorithm)) for algorithm in chosen.values()]
 
 
-def _fetch(host: str, port: int, timeout: float, algorithm: str) -> bytes:
+def _fetch_host_key(host: str, port: int, timeout: float, algorithm: str) -> bytes:
     """The key the server shows where only ``algorithm`` is asked for."""
     address = BackendConfig(host=host, port=port).address
-    stream: Stream | None = None
+    stream: SocketStream | None = None
     transport: SSHTransport | None = None
     with translate_connection_errors(
         lambda: (f"asking for the {algorithm} key", stream.failure if stream else None), address
     ):
-        stream = dial(host, port, timeout=timeout, io_timeout=timeout)
+        stream = connect_tcp(host, port, timeout=timeout, io_timeout=timeout)
         try:
             transport = make_transport(stream, timeout, legacy=algorithm == SHA1_RSA)
             transport.get_security_options().key_types = (algorithm,)
-            stream.limit(timeout, then=timeout)
+            stream.set_deadline(timeout, after_first_bytes=timeout)
             transport.start_client()
             return transport.get_remote_server_key().asbytes()
         finally:

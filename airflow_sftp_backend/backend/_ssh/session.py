@@ -29,25 +29,34 @@ from airflow_sftp_backend.backend.errors import (
     translate_connection_errors,
 )
 
-from .connect import CHANNEL_WINDOW, CLOSED_MEANWHILE, ConnectionFacts, Hop, Opened, Opening, Settings, end_transport
+from .connect import (
+    CHANNEL_WINDOW,
+    CLOSED_DURING_CONNECT,
+    ConnectAttempt,
+    ConnectionInfo,
+    ConnectSettings,
+    EstablishedConnection,
+    Hop,
+    end_transport,
+)
 from .host_key_policy import HostKeyChecker
 
-__all__ = ["CHANNEL_WINDOW", "ConnectionFacts", "Session"]
+__all__ = ["CHANNEL_WINDOW", "ConnectionInfo", "Session"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_PIECE: Final = 0.2  # seconds of sleep at a time
+_SLEEP_STEP: Final = 0.2  # seconds of sleep at a time
 _RECONNECT_PAUSE: Final = (0.5, 5.0)  # least and most seconds between two attempts to connect again
 
 
 class _Connection:
     """A connection in use."""
 
-    def __init__(self, opened: Opened, config: BackendConfig) -> None:
+    def __init__(self, opened: EstablishedConnection, config: BackendConfig) -> None:
         self.client = opened.client
         self.scheduler = opened.scheduler
-        self.facts = opened.facts
+        self.info = opened.info
         self._transport = opened.transport
         self._stream = opened.stream
         self._config = config
@@ -73,23 +82,23 @@ class _Connection:
 
     def _open_sftp_client(self) -> paramiko.SFTPClient:
         try:
-            self._stream.limit(self._config.timeout)
+            self._stream.set_deadline(self._config.timeout)
             channel = self._transport.open_session()
-            self._stream.limit(self._config.timeout)
+            self._stream.set_deadline(self._config.timeout)
             channel.invoke_subsystem("sftp")
             client = paramiko.SFTPClient(channel)
             channel.settimeout(self._config.io_timeout)
             return client
         finally:
-            self._stream.limit(None)
+            self._stream.set_deadline(None)
 
     def abort_within(self, seconds: float) -> None:
         """Ends it in that many seconds at the latest. Takes no lock."""
         self._stream.abort_within(seconds)
 
-    def hang_up(self) -> None:
+    def abort(self) -> None:
         """Makes everything that waits on it fail. Takes no lock: fit for a signal handler and the collector."""
-        self._stream.hang_up(CLOSED_MEANWHILE)
+        self._stream.abort(CLOSED_DURING_CONNECT)
         self._transport.stop()
 
     def close(self) -> None:
@@ -100,31 +109,31 @@ class _Connection:
             self.client.close()
             self.scheduler.close()
 
-    def leave(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Gives it up in a forked child, silently: it is the parent's."""
         self._closed = True
         self.scheduler.broken = "the connection belongs to the process that was forked"
-        self._stream.leave()
+        self._stream.abandon_after_fork()
         self._transport.stop()
-        _KEPT.append(self)
+        _NEVER_COLLECTED.append(self)
 
     def __del__(self) -> None:
         if self._closed:
             return
         was_open, self._closed = self._transport.is_active(), True
-        self.hang_up()
+        self.abort()
         if isinstance(threading.current_thread(), paramiko.Transport):
-            _KEPT.append(self)
+            _NEVER_COLLECTED.append(self)
         if was_open:
             warnings.warn(f"unclosed connection to {self._config.address}", ResourceWarning, source=self, stacklevel=2)
 
 
-_KEPT: Final[list[_Connection]] = []
+_NEVER_COLLECTED: Final[list[_Connection]] = []
 """Connections whose channels must not be collected: a channel of paramiko then takes a lock, which a thread that does
 not exist in a forked child, or the very thread that collects, may hold."""
 
 
-class _End:
+class _Deadline:
     """When all is to be over, by the session's clock."""
 
     at = math.inf
@@ -151,44 +160,44 @@ class Session:
     ) -> None:
         self.reconnects = reconnects
         self._environ = environ
-        self._take(config)
+        self._apply_config(config)
         self._clock = clock
         self._interruption = threading.Event()
-        self._end_before = math.inf
+        self._deadline_before = math.inf
         self._sleep = sleep
         self._random = random
         self._lock = threading.RLock()
         self._connection: _Connection | None = None
-        self._opening: Opening | None = None
+        self._attempt: ConnectAttempt | None = None
         self._in_use: _Connection | None = None
         self._aborted = False
-        self._end = _End()
+        self._deadline = _Deadline()
         self._handles = HandleTable()
-        self.curious = False
+        self.query_auth_methods = False
         """A login begins with the question which methods the server takes."""
-        self.found: ConnectionFacts | None = None
+        self.last_attempt_info: ConnectionInfo | None = None
         """What the last try to connect has found, whether it succeeded or not."""
-        self.generation = 0
+        self.connection_count = 0
         """Connections made so far."""
         _SESSIONS.add(self)
 
-    def _take(self, config: BackendConfig) -> None:
-        self._given = config
-        self._settings = Settings.of(config)
+    def _apply_config(self, config: BackendConfig) -> None:
+        self._original_config = config
+        self._settings = ConnectSettings.of(config)
         self._config = self._settings.config
         self._checker = HostKeyChecker(self._config, self._environ)
 
     @property
-    def opened(self) -> bool:
+    def is_connected(self) -> bool:
         """True while there is a connection that is not known to be lost."""
         connection = self._connection
         return connection is not None and connection.alive
 
     @property
-    def facts(self) -> ConnectionFacts | None:
+    def info(self) -> ConnectionInfo | None:
         """What the connection is; None while there is none."""
         connection = self._connection
-        return connection.facts if connection is not None and connection.alive else None
+        return connection.info if connection is not None and connection.alive else None
 
     def call(
         self,
@@ -196,37 +205,37 @@ class Session:
         *,
         idempotent: bool = False,
         attempts: int | None = None,
-        load: TransferSize | None = None,
+        transfer_size: TransferSize | None = None,
         cleanup: bool = False,
         reconnecting: bool = False,
     ) -> T:
         """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
 
         An idempotent call that loses the connection is made once more on a new one, if there may be one. ``attempts``
-        bounds the tries of connecting in place of the retry policy; ``load`` is what will be sent. ``cleanup`` calls
-        are made even after `interrupt`. With ``reconnecting`` connecting is tried for `reconnect_timeout`, whatever the
-        retry policy. A call made from within ``use`` gets the same connection, even if it is lost.
+        bounds the tries of connecting in place of the retry policy; ``transfer_size`` is what will be sent. ``cleanup``
+        calls are made even after `interrupt`. With ``reconnecting`` connecting is tried for `reconnect_timeout`,
+        whatever the retry policy. A call made from within ``use`` gets the same connection, even if it is lost.
         """
         with self._lock:
             if self._in_use is not None:
                 return self._run(use, self._in_use)
-            if self._clock() >= self._end.at:
+            if self._clock() >= self._deadline.at:
                 raise BackendUnavailable("it was told to end", server=self._config.address)
             if self._interruption.is_set() and not cleanup:
                 raise BackendUnavailable("the call was cancelled", server=self._config.address)
-            connection = self._connected(attempts, load, self.reconnect_timeout if reconnecting else 0)
-            known = self._handles.shares_handles
+            connection = self._get_connection(attempts, transfer_size, self.reconnect_timeout if reconnecting else 0)
+            known_shared = self._handles.shares_handles
             try:
-                return self._run_alone(use, connection)
+                return self._run_exclusively(use, connection)
             except BackendUnavailable as error:
-                found = self._handles.shares_handles and not known  # it is not lost: this side ends it
-                again = idempotent and (self.reconnects or found) and self._clock() < self._end.at
-                if not again or self._interruption.is_set() or connection.scheduler.broken is None:
+                found_shared = self._handles.shares_handles and not known_shared  # it is not lost: this side ends it
+                retries = idempotent and (self.reconnects or found_shared) and self._clock() < self._deadline.at
+                if not retries or self._interruption.is_set() or connection.scheduler.broken is None:
                     raise
                 log.info("%s; asking again on a new connection", error)
-            return self._run_alone(use, self._connected(attempts, once_more=found))
+            return self._run_exclusively(use, self._get_connection(attempts, even_if_single=found_shared))
 
-    def _run_alone(self, use: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
+    def _run_exclusively(self, use: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
         self._in_use = connection
         try:
             return self._run(use, connection)
@@ -251,12 +260,12 @@ class Session:
     def ssh_client(self) -> paramiko.SSHClient:
         """The open client of the connection, which stays its owner."""
         with self._lock:
-            return (self._in_use or self._connected(None)).client
+            return (self._in_use or self._get_connection(None)).client
 
     def sftp_client(self) -> paramiko.SFTPClient:
         """paramiko's SFTP client on the same connection, opened once and closed with it."""
         with self._lock:
-            return (self._in_use or self._connected(None)).sftp_client()
+            return (self._in_use or self._get_connection(None)).sftp_client()
 
     def close(self) -> None:
         """Closes the connection, after the calls of other threads; from within a call, which then fails, at once.
@@ -265,20 +274,20 @@ class Session:
         """
         with self._lock:
             self._aborted = True
-            if self._opening is not None:
-                self._opening.abort()
+            if self._attempt is not None:
+                self._attempt.abort()
             elif self._in_use is not None:
-                self._in_use.hang_up()
+                self._in_use.abort()
             elif self._connection is not None:
                 self._drop(self._connection)
 
     def abort_within(self, seconds: float) -> None:
         """Gives the call under way and all that follow that many seconds together; a try to connect has none left if
         there are none. Takes no lock: fit for a signal handler."""
-        self._end.at = self._clock() + seconds
-        opening = self._opening
-        if opening is not None and seconds <= 0:
-            opening.abort()
+        self._deadline.at = self._clock() + seconds
+        attempt = self._attempt
+        if attempt is not None and seconds <= 0:
+            attempt.abort()
         for connection in (self._in_use, self._connection):
             if connection is not None:
                 connection.abort_within(seconds)
@@ -290,18 +299,18 @@ class Session:
 
         :param seconds: time for the cleanup, over a connection of its own.
         """
-        self._end_before = self._end.at
-        self._end.at = min(self._end.at, self._clock() + seconds)
+        self._deadline_before = self._deadline.at
+        self._deadline.at = min(self._deadline.at, self._clock() + seconds)
         self._interruption.set()
-        opening, connection = self._opening, self._in_use
-        if opening is not None:
-            opening.abort()
+        attempt, connection = self._attempt, self._in_use
+        if attempt is not None:
+            attempt.abort()
         if connection is not None:
-            connection.hang_up()
+            connection.abort()
 
     def end_interruption(self) -> None:
         """Allow calls again after `interrupt`."""
-        self._end.at = self._end_before
+        self._deadline.at = self._deadline_before
         self._interruption.clear()
 
     def _drop(self, connection: _Connection) -> None:
@@ -309,77 +318,84 @@ class Session:
             self._connection = None
         connection.close()
 
-    def _connected(
-        self, attempts: int | None, load: TransferSize | None = None, patience: float = 0, *, once_more: bool = False
+    def _get_connection(
+        self,
+        attempts: int | None,
+        transfer_size: TransferSize | None = None,
+        retry_seconds: float = 0,
+        *,
+        even_if_single: bool = False,
     ) -> _Connection:
         if self._connection is not None and not self._connection.alive:
             log.info("the connection to %s was lost since it was last used", self._config.address)
             self._drop(self._connection)
         if self._connection is None:
-            if self.generation and not self.reconnects and not once_more:
+            if self.connection_count and not self.reconnects and not even_if_single:
                 raise BackendUnavailable("the connection was lost and is not made again", server=self._config.address)
-            most = self._config.retry.max_attempts if attempts is None else attempts
+            max_attempts = self._config.retry.max_attempts if attempts is None else attempts
             try:
-                self._connection = self._connect(most, load, patience)
+                self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
             except (AuthenticationFailed, HostKeyRejected) as error:
-                if (renewed := _renewed(self._given)) is None or self._aborted:
+                if (refreshed := _refreshed_config(self._original_config)) is None or self._aborted:
                     raise
                 log.warning("%s; trying once more with the secrets as they are now", error)
-                self._take(renewed)
-                self._connection = self._connect(most, load, patience)
+                self._apply_config(refreshed)
+                self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
             handles = HandleTable(limit=self._handles.limit, shares_handles=self._handles.shares_handles)
             self._handles = self._connection.scheduler.handles = handles
-            if self._end.at < math.inf:
-                self._connection.abort_within(self._end.at - self._clock())
-            self.generation += 1
-            facts = self._connection.facts
+            if self._deadline.at < math.inf:
+                self._connection.abort_within(self._deadline.at - self._clock())
+            self.connection_count += 1
+            info = self._connection.info
             log.info(
-                "connected to %s as %s: %s, host key %s (%s), %s", self._config.address, facts.username,
-                facts.server_version, facts.host_key_fingerprint, facts.trust, facts.cipher,
+                "connected to %s as %s: %s, host key %s (%s), %s", self._config.address, info.username,
+                info.server_version, info.host_key_fingerprint, info.trust_reason, info.cipher,
             )  # fmt: skip
         return self._connection
 
-    def _connect(self, attempts: int, load: TransferSize | None, patience: float) -> _Connection:
+    def _connect(self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float) -> _Connection:
         policy, clock = self._config.retry, self._clock
-        limit = math.inf if policy.timeout is None else clock() + policy.timeout
-        limit = clock() + patience if patience else limit
-        busy_until = clock() + (_BUSY if policy.timeout is None else policy.timeout)
+        deadline = math.inf if policy.timeout is None else clock() + policy.timeout
+        deadline = clock() + retry_seconds if retry_seconds else deadline
+        busy_until = clock() + (_BUSY_RETRY_SECONDS if policy.timeout is None else policy.timeout)
 
-        end = self._end  # not self, which what lives as long as the connection must not hold
+        end = self._deadline  # not self, which what lives as long as the connection must not hold
 
-        def left() -> float:
-            return min(limit, end.at) - clock()
+        def remaining_time() -> float:
+            return min(deadline, end.at) - clock()
 
-        hop = Hop(self._settings, self._config.password, self._checker, self._through(self._given.jump))
+        hop = Hop(self._settings, self._config.password, self._checker, self._jump_hop(self._original_config.jump))
         self._aborted = False
-        tried = 0
+        attempt_number = 0
         while True:
-            tried += 1
-            opening = self._opening = Opening(hop, left, load, curious=self.curious)
+            attempt_number += 1
+            attempt = self._attempt = ConnectAttempt(
+                hop, remaining_time, transfer_size, query_auth_methods=self.query_auth_methods
+            )
             try:
-                return _Connection(opening.run(), self._config)
+                return _Connection(attempt.run(), self._config)
             except BackendUnavailable as error:
                 add_location(error, self._config.address, Jail(self._config.base_path))
-                refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or opening.hopeless
+                refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or attempt.is_permanent
                 # A server that is busy soon has room: the number of attempts bounds other failures only.
-                busy = opening.busy and attempts > 1 and clock() < busy_until
-                pause = policy.pause(min(tried, attempts - 1) if busy else tried, self._random())
-                if patience:
+                busy = attempt.is_server_busy and attempts > 1 and clock() < busy_until
+                pause = policy.pause(min(attempt_number, attempts - 1) if busy else attempt_number, self._random())
+                if retry_seconds:
                     pause = min(max(pause, _RECONNECT_PAUSE[0]), _RECONNECT_PAUSE[1])
-                last = tried >= attempts and not busy and not patience
-                ended = self._aborted or self._interruption.is_set()
-                if refused or ended or last or pause >= left():
-                    if tried > 1:
-                        error.message += f"; tried {tried} times"
+                is_last = attempt_number >= attempts and not busy and not retry_seconds
+                stopped = self._aborted or self._interruption.is_set()
+                if refused or stopped or is_last or pause >= remaining_time():
+                    if attempt_number > 1:
+                        error.message += f"; tried {attempt_number} times"
                     raise
-                if busy or patience:
-                    log.warning("%s; attempt %d follows in %.1f s", error, tried + 1, pause)
+                if busy or retry_seconds:
+                    log.warning("%s; attempt %d follows in %.1f s", error, attempt_number + 1, pause)
                 else:
-                    log.warning("%s; try %d of %d follows in %.1f s", error, tried + 1, attempts, pause)
+                    log.warning("%s; try %d of %d follows in %.1f s", error, attempt_number + 1, attempts, pause)
                 failure = error
             finally:
-                self._opening = None
-                self.found = opening.facts()
+                self._attempt = None
+                self.last_attempt_info = attempt.info()
             self.pause(pause)
             if self._aborted or self._interruption.is_set():
                 raise failure
@@ -397,44 +413,44 @@ class Session:
         if self._sleep is not None:
             self._sleep(seconds)
             return
-        while seconds > 0 and not self._aborted and self._clock() < self._end.at:
-            piece = min(seconds, _PIECE)
-            if self._interruption.wait(piece):
+        while seconds > 0 and not self._aborted and self._clock() < self._deadline.at:
+            step = min(seconds, _SLEEP_STEP)
+            if self._interruption.wait(step):
                 return
-            seconds -= piece
+            seconds -= step
 
-    def _through(self, jump: BackendConfig | None) -> Hop | None:
+    def _jump_hop(self, jump: BackendConfig | None) -> Hop | None:
         """The jump server, and those before it."""
         if jump is None:
             return None
-        settings = Settings.of(jump)
+        settings = ConnectSettings.of(jump)
         checker = HostKeyChecker(settings.config, self._environ)
-        return Hop(settings, settings.config.password, checker, self._through(jump.jump))
+        return Hop(settings, settings.config.password, checker, self._jump_hop(jump.jump))
 
-    def leave_to_parent(self) -> None:
+    def abandon_after_fork(self) -> None:
         """In a forked child: forgets the parent's connection, and whoever held the lock there."""
         connection, self._connection = self._connection, None
         self._lock = threading.RLock()
         self._interruption = threading.Event()
-        self._opening = self._in_use = None
+        self._attempt = self._in_use = None
         if connection is not None:
-            connection.leave()
+            connection.abandon_after_fork()
 
 
-_BUSY: Final = 60.0
+_BUSY_RETRY_SECONDS: Final = 60.0
 """Seconds for which connecting to a server with too many connections is retried, unless the retry policy has a time."""
-_LOGIN: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")
+_REFRESHED_FIELDS: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")
 
 
-def _renewed(config: BackendConfig) -> BackendConfig | None:
+def _refreshed_config(config: BackendConfig) -> BackendConfig | None:
     """The same with the login and the known keys of now, its own and those of the server it goes through; None if
     nothing has changed."""
-    found = config
-    if config.refresh is not None and (now := config.refresh()) is not None:
-        found = replace(config, **{name: getattr(now, name) for name in _LOGIN})
-    if config.jump is not None and (jump := _renewed(config.jump)) is not None:
-        found = replace(found, jump=jump)
-    return found if found != config else None
+    refreshed = config
+    if config.refresh is not None and (current := config.refresh()) is not None:
+        refreshed = replace(config, **{name: getattr(current, name) for name in _REFRESHED_FIELDS})
+    if config.jump is not None and (jump := _refreshed_config(config.jump)) is not None:
+        refreshed = replace(refreshed, jump=jump)
+    return refreshed if refreshed != config else None
 
 
 _SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
@@ -442,7 +458,7 @@ _SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
 
 def _after_fork() -> None:
     for session in list(_SESSIONS):
-        session.leave_to_parent()
+        session.abandon_after_fork()
 
 
 if hasattr(os, "register_at_fork"):

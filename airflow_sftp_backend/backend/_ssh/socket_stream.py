@@ -21,26 +21,26 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, printable
 from ._paramiko_compat import SocketLike
 
 SERVER_CLOSED: Final = "the server closed the connection"
-_BUFFER: Final = 256 << 10
+_BUFFER_SIZE: Final = 256 << 10
 _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)  # Linux only
-_IDLE: Final = 0.5
+_IDLE_TIMEOUT: Final = 0.5
 """Seconds for which a read waits where nothing has come of late: to look up ten times a second costs more than an idle
 connection may, and what is set meanwhile must still be seen in time."""
-_PROXY_PATIENCE: Final = 1.0
+_PROXY_EXIT_SECONDS: Final = 1.0
 """Seconds a proxy command has to end by itself."""
 
 
-class Carrier(Protocol):
+class Tunnel(Protocol):
     """What a line goes through, if not straight to the server."""
 
-    def complaint(self) -> str:
+    def failure_reason(self) -> str:
         """Why it has failed, as far as it says; blank where it does not."""
 
     def end(self) -> None:
         """Ends it."""
 
 
-class Stream(SocketLike):
+class SocketStream(SocketLike):
     """A connected socket. One thread reads it, others write; anyone may end it.
 
     Reads come out of a large buffer: one system call for many packets. What ends it shows as EOFError, and ``failure``
@@ -48,20 +48,20 @@ class Stream(SocketLike):
     seconds, the time in which nothing can be written.
     """
 
-    def __init__(self, connected: socket.socket, *, io_timeout: float | None, carrier: Carrier | None = None) -> None:
+    def __init__(self, connected: socket.socket, *, io_timeout: float | None, tunnel: Tunnel | None = None) -> None:
         self._socket = connected
         self._io_timeout = io_timeout
-        self._carrier = carrier
-        self._buffer = memoryview(bytearray(_BUFFER))
+        self._tunnel = tunnel
+        self._buffer = memoryview(bytearray(_BUFFER_SIZE))
         self._start = self._end = 0
         self._deadline: float | None = None
-        self._last = math.inf
-        self._seconds = self._then = 0.0
+        self._abort_at = math.inf
+        self._seconds = self._after_first_bytes = 0.0
         self._stalled_since: float | None = None
-        self._pause: float | None = None
+        self._timeout: float | None = None
         self._idle = False
         self._reader: int | None = None
-        self._acknowledges = _QUICKACK is not None and connected.family in (socket.AF_INET, socket.AF_INET6)
+        self._uses_quickack = _QUICKACK is not None and connected.family in (socket.AF_INET, socket.AF_INET6)
         self._writing = threading.Lock()
         self._process_id = os.getpid()
         self._ended = False
@@ -72,24 +72,24 @@ class Stream(SocketLike):
         self.timed_out = False
         """It ended because a limit was over."""
 
-    def limit(self, seconds: float | None, *, then: float = 0.0) -> None:
+    def set_deadline(self, seconds: float | None, *, after_first_bytes: float = 0.0) -> None:
         """Ends the conversation in that many seconds, unless called again before; None: no more.
 
-        With ``then``, the first bytes that come set the limit to that many seconds from there.
+        With ``after_first_bytes``, the first bytes that come set the limit to that many seconds from there.
         """
         now = time.monotonic()
         self._deadline = None
-        self._seconds, self._then = seconds or 0.0, then
+        self._seconds, self._after_first_bytes = seconds or 0.0, after_first_bytes
         self._deadline = None if seconds is None else now + seconds
 
     def abort_within(self, seconds: float) -> None:
-        """Ends the conversation in that many seconds, whatever `limit` says. Takes no lock."""
-        self._last = time.monotonic() + seconds
+        """Ends the conversation in that many seconds, whatever `set_deadline` says. Takes no lock."""
+        self._abort_at = time.monotonic() + seconds
 
     def settimeout(self, seconds: float | None) -> None:
-        """How long one read or write may block, in seconds, until it raises TimeoutError; up to `_IDLE` where nothing
-        has come in that time and no limit is set."""
-        self._pause, self._idle = seconds, False
+        """How long one read or write may block, in seconds, until it raises TimeoutError; up to `_IDLE_TIMEOUT` where
+        nothing has come in that time and no limit is set."""
+        self._timeout, self._idle = seconds, False
         self._socket.settimeout(seconds)
 
     def recv(self, count: int) -> bytes:
@@ -105,35 +105,35 @@ class Stream(SocketLike):
         try:
             self._start, self._end = 0, self._socket.recv_into(self._buffer)
         except OSError as error:
-            if _is_pause(error):
-                self._rest(self._deadline is None and self._last == math.inf)
+            if _is_timeout(error):
+                self._set_idle(self._deadline is None and self._abort_at == math.inf)
                 raise
-            raise self._failed(_reason(error)) from None
-        self._rest(False)
+            raise self._fail(_failure_reason(error)) from None
+        self._set_idle(False)
         if not self._end:
-            self._failed(SERVER_CLOSED)
-        elif self._acknowledges:
-            self._acknowledge()
+            self._fail(SERVER_CLOSED)
+        elif self._uses_quickack:
+            self._set_quickack()
         if not self.greeting:
             self.greeting = bytes(self._buffer[: min(self._end, 200)])
-        if self._then and self._end:
-            self.limit(self._then)
+        if self._after_first_bytes and self._end:
+            self.set_deadline(self._after_first_bytes)
 
-    def _rest(self, idle: bool) -> None:
-        if idle == self._idle or self._pause is None:
+    def _set_idle(self, idle: bool) -> None:
+        if idle == self._idle or self._timeout is None:
             return
         self._idle = idle
         with suppress(OSError):  # the line is ending, which the next read or write says better
-            self._socket.settimeout(max(self._pause, _IDLE) if idle else self._pause)
+            self._socket.settimeout(max(self._timeout, _IDLE_TIMEOUT) if idle else self._timeout)
 
-    def _acknowledge(self) -> None:
+    def _set_quickack(self) -> None:
         """Has the next bytes acknowledged at once: sshd keeps small packets back until those before are (Nagle), which
         costs 40 ms where our side waits as long to acknowledge (tcp(7): TCP_QUICKACK is not permanent)."""
         assert _QUICKACK is not None
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
         except OSError:  # the line is ending, which the next read or write says better
-            self._acknowledges = False
+            self._uses_quickack = False
 
     def send(self, data: bytes) -> int:
         """Writes some of it; the number of bytes written."""
@@ -141,8 +141,8 @@ class Stream(SocketLike):
             try:
                 sent = self._socket.send(data)
             except OSError as error:
-                if not _is_pause(error):
-                    raise self._failed(_reason(error)) from None
+                if not _is_timeout(error):
+                    raise self._fail(_failure_reason(error)) from None
                 self._check_limit()
                 self._check_stall()
                 raise
@@ -151,34 +151,34 @@ class Stream(SocketLike):
 
     def _check_limit(self) -> None:
         now = time.monotonic()
-        if now >= self._last:
-            raise self._failed("it was told to end")
+        if now >= self._abort_at:
+            raise self._fail("it was told to end")
         if self._deadline is not None and now >= self._deadline:
             self.timed_out = True
-            raise self._failed(f"no answer within {self._seconds:g} s")
+            raise self._fail(f"no answer within {self._seconds:g} s")
 
     def _check_stall(self) -> None:
         now = time.monotonic()
         if self._stalled_since is None:
             self._stalled_since = now
         elif self._io_timeout is not None and now - self._stalled_since >= self._io_timeout:
-            raise self._failed(f"nothing could be sent for {self._io_timeout:g} s: the server or the line has stalled")
+            raise self._fail(f"nothing could be sent for {self._io_timeout:g} s: the server or the line has stalled")
 
-    def _failed(self, why: str) -> EOFError:
-        first, carrier = self.failure is None and not self._ended, self._carrier
+    def _fail(self, reason: str) -> EOFError:
+        first, tunnel = self.failure is None and not self._ended, self._tunnel
         if first:
-            self.failure = why
-        self.hang_up()
-        if first and carrier is not None and (complaint := carrier.complaint()):
-            self.failure = f"{why} ({complaint})"
-        return EOFError(why)
+            self.failure = reason
+        self.abort()
+        if first and tunnel is not None and (tunnel_reason := tunnel.failure_reason()):
+            self.failure = f"{reason} ({tunnel_reason})"
+        return EOFError(reason)
 
-    def hang_up(self, why: str | None = None) -> None:
-        """Ends the conversation, both ways and at once; ``why`` becomes the reason, if there is none yet.
+    def abort(self, reason: str | None = None) -> None:
+        """Ends the conversation, both ways and at once; ``reason`` becomes the reason, if there is none yet.
 
         Takes no lock: fit for a signal handler and the collector.
         """
-        self.failure = self.failure or why
+        self.failure = self.failure or reason
         if os.getpid() == self._process_id:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
@@ -188,7 +188,7 @@ class Stream(SocketLike):
         it would else be another connection's while that thread still waits on its number.
         """
         self._ended = True
-        self.hang_up()
+        self.abort()
         if self._reader in (None, threading.get_ident()):
             self.release()
 
@@ -196,11 +196,11 @@ class Stream(SocketLike):
         """Gives the descriptor back and ends what carries the line. For when nobody reads any more."""
         with self._writing:
             self._socket.close()
-        carrier, self._carrier = self._carrier, None
-        if carrier is not None:
-            carrier.end()
+        tunnel, self._tunnel = self._tunnel, None
+        if tunnel is not None:
+            tunnel.end()
 
-    def leave(self) -> None:
+    def abandon_after_fork(self) -> None:
         """Gives up a forked child's copy of the descriptor; the parent's connection goes on."""
         self._socket.close()
 
@@ -213,12 +213,12 @@ class Stream(SocketLike):
         return self._socket.getpeername()
 
 
-def _is_pause(error: OSError) -> bool:
+def _is_timeout(error: OSError) -> bool:
     """True if the socket's timeout has passed, and not the one of TCP, after which the connection is gone."""
     return isinstance(error, TimeoutError | BlockingIOError) and error.errno != errno.ETIMEDOUT
 
 
-def _reason(error: OSError) -> str:
+def _failure_reason(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "the line is dead: nothing that is sent arrives any more"
     if isinstance(error, ConnectionError):
@@ -226,21 +226,21 @@ def _reason(error: OSError) -> str:
     return f"the connection broke: {error.strerror or error}"
 
 
-def dial(host: str, port: int, *, timeout: float, io_timeout: float | None) -> Stream:
+def connect_tcp(host: str, port: int, *, timeout: float, io_timeout: float | None) -> SocketStream:
     """Connects by TCP to the first of the host's addresses that answers; all are tried within ``timeout`` seconds.
 
     Resolving the name is bounded by the system's resolver alone. Raises OSError, UnicodeError for an impossible name.
     """
-    end = time.monotonic() + timeout
+    deadline = time.monotonic() + timeout
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     failure = OSError(errno.EADDRNOTAVAIL, "the host has no address")
     for number, (family, kind, protocol, _, address) in enumerate(addresses):
         candidate = socket.socket(family, kind, protocol)
         try:
-            candidate.settimeout(max(0.01, (end - time.monotonic()) / (len(addresses) - number)))
+            candidate.settimeout(max(0.01, (deadline - time.monotonic()) / (len(addresses) - number)))
             candidate.connect(address)
-            _tune(candidate, io_timeout)
-            return Stream(candidate, io_timeout=io_timeout)
+            _set_socket_options(candidate, io_timeout)
+            return SocketStream(candidate, io_timeout=io_timeout)
         except OSError as error:
             candidate.close()
             failure = error
@@ -250,7 +250,7 @@ def dial(host: str, port: int, *, timeout: float, io_timeout: float | None) -> S
     raise failure
 
 
-def _tune(connected: socket.socket, io_timeout: float | None) -> None:
+def _set_socket_options(connected: socket.socket, io_timeout: float | None) -> None:
     connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if io_timeout is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
@@ -259,56 +259,56 @@ def _tune(connected: socket.socket, io_timeout: float | None) -> None:
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
-class Proxy:
+class ProxyCommand:
     """A command that carries the connection over its standard input and output. It runs in a session of its own."""
 
-    def __init__(self, words: list[str], carrier: socket.socket) -> None:
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `end` closes it
-        line = carrier.fileno()
+    def __init__(self, words: list[str], connection: socket.socket) -> None:
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `deadline` closes it
+        descriptor = connection.fileno()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - to run it is what the configuration asks for
-                words, stdin=line, stdout=line, stderr=self._errors, start_new_session=True
+                words, stdin=descriptor, stdout=descriptor, stderr=self._errors, start_new_session=True
             )
         except BaseException:
             self._errors.close()
             raise
 
-    def complaint(self) -> str:
+    def failure_reason(self) -> str:
         """What it has written to standard error, cut short."""
         if self._errors.closed:
             return ""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PROXY_PATIENCE)  # the last words come after the end of the line
-        said = printable(os.pread(self._errors.fileno(), 1000, 0).decode("utf-8", "replace"))
-        return f"the proxy command says: {said}" if said else ""
+            self._process.wait(_PROXY_EXIT_SECONDS)  # the last words come after the end of the line
+        output = printable(os.pread(self._errors.fileno(), 1000, 0).decode("utf-8", "replace"))
+        return f"the proxy command says: {output}" if output else ""
 
     def end(self) -> None:
         """Ends it and all it has started, by force if need be."""
-        for kind in (signal.SIGTERM, signal.SIGKILL):
+        for signal_number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, kind)
+                os.killpg(self._process.pid, signal_number)
             with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_PROXY_PATIENCE)
+                self._process.wait(_PROXY_EXIT_SECONDS)
                 break
         self._errors.close()
 
 
-def dial_through(command: str, *, host: str, port: int, username: str, io_timeout: float | None) -> Stream:
+def connect_command(command: str, *, host: str, port: int, username: str, io_timeout: float | None) -> SocketStream:
     """Connects through a proxy command. It is split into words as a shell does and run without one; ``%h``, ``%p``
     and ``%r`` in a word stand for host, port and user, ``%%`` for a percent sign.
 
     Raises BackendUnavailable if it cannot be started.
     """
-    meanings = {"h": host, "p": str(port), "r": username, "%": "%"}
-    carrier, far_end = socket.socketpair()
+    tokens = {"h": host, "p": str(port), "r": username, "%": "%"}
+    local_end, remote_end = socket.socketpair()
     try:
-        with far_end:
-            words = [re.sub("%([hpr%])", lambda m: meanings[m[1]], word) for word in shlex.split(command)]
-            proxy = Proxy(words, far_end)
+        with remote_end:
+            words = [re.sub("%([hpr%])", lambda m: tokens[m[1]], word) for word in shlex.split(command)]
+            proxy = ProxyCommand(words, remote_end)
     except (OSError, ValueError, IndexError) as error:
-        carrier.close()
+        local_end.close()
         raise BackendUnavailable(f"the proxy command cannot be started: {printable(str(error))}") from None
     except BaseException:
-        carrier.close()
+        local_end.close()
         raise
-    return Stream(carrier, io_timeout=io_timeout, carrier=proxy)
+    return SocketStream(local_end, io_timeout=io_timeout, tunnel=proxy)

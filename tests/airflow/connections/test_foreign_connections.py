@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 
 from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected
-from airflow_sftp_backend.backend._ssh.connect import ConnectionFacts
+from airflow_sftp_backend.backend._ssh.connect import ConnectionInfo
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.support.airflow.connections import Connect
 from tests.support.servers import (
@@ -39,13 +39,13 @@ def adopted(connect: Connect, server: Server, conn_type: str, **extra: Any) -> S
     return SFTPBackendHook(connect(server, conn_type=conn_type, **(given | extra)))
 
 
-def facts_of(hook: SFTPBackendHook) -> ConnectionFacts:
+def facts_of(hook: SFTPBackendHook) -> ConnectionInfo:
     """What its connection turns out to be."""
     backend = hook.get_conn()
     try:
         backend.check_health()
-        assert backend._session.facts is not None
-        return backend._session.facts
+        assert backend._session.info is not None
+        return backend._session.info
     finally:
         hook.close()
 
@@ -125,7 +125,7 @@ def test_an_unchecked_host_key_is_taken_and_the_line_to_pin_it_is_shown(
 ) -> None:
     hook = adopted(connect, openssh, conn_type, host_key=None, **{extra: written})
     with caplog.at_level(logging.WARNING, logger="airflow_sftp_backend"):
-        assert facts_of(hook).trust.startswith("accepted unchecked")
+        assert facts_of(hook).trust_reason.startswith("accepted unchecked")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     (warning,) = warnings
     found = re.search(r"set\s+known_host_keys to this line: (.+)$", warning)
@@ -133,7 +133,7 @@ def test_an_unchecked_host_key_is_taken_and_the_line_to_pin_it_is_shown(
     line = found[1]
     assert line == openssh.known_hosts.splitlines()[0]
     pinned = adopted(connect, openssh, conn_type, host_key=None, known_host_keys=line)
-    assert facts_of(pinned).trust == "known_host_keys line 1"
+    assert facts_of(pinned).trust_reason == "known_host_keys line 1"
 
 
 @pytest.mark.parametrize("written", [False, "false"], ids=["boolean", "text"])
@@ -148,13 +148,13 @@ def test_known_hosts_names_a_file(openssh: OpenSSHServer, connect: Connect, tmp_
     file = tmp_path / "hosts of the partner"
     file.write_text(openssh.known_hosts + "\n")
     found = facts_of(adopted(connect, openssh, conn_type, host_key=None, known_hosts=str(file)))
-    assert found.trust == f"{file} line 1"
+    assert found.trust_reason == f"{file} line 1"
 
 
 def test_known_hosts_none_checks_nothing_and_warns(
     openssh: OpenSSHServer, connect: Connect, caplog: pytest.LogCaptureFixture, conn_type: str
 ) -> None:
-    assert facts_of(adopted(connect, openssh, conn_type, host_key=None, known_hosts="None")).trust
+    assert facts_of(adopted(connect, openssh, conn_type, host_key=None, known_hosts="None")).trust_reason
     assert "(known_hosts)" in caplog.text
 
 
@@ -186,7 +186,7 @@ def test_look_for_keys(
     monkeypatch.setenv("HOME", str(tmp_path))
     hook = adopted(connect, openssh, conn_type, key_file=None, look_for_keys=written)
     if found:
-        assert facts_of(hook).login_taken == (
+        assert facts_of(hook).login_accepted == (
             f"the ssh-ed25519 key {openssh.login_key.get_fingerprint()} of {tmp_path}/.ssh/id_ed25519",
         )
     else:

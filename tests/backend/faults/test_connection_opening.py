@@ -62,7 +62,7 @@ def lost_at(
                 assert type(error) is BackendUnavailable
                 assert relay.fired.is_set(), error
                 assert error.server == f"sftp://{server.host}:{relay.port}"
-                assert (session.opened, session.generation) == (False, 0)
+                assert (session.is_connected, session.connection_count) == (False, 0)
                 return error.message
             assert not relay.fired.is_set()
             return None

@@ -183,9 +183,9 @@ def test_configured_credentials_are_tried_before_default_keys(tmp_path: Path) ->
         add_to_agent(new_key(tmp_path / f"key{number}"))
     with AsyncsshServer() as server, session_to(server, password=server.password, look_for_keys=True) as session:
         assert session.call(round_trip)
-        assert session.facts is not None
-        assert session.facts.login_refused == ()
-        assert session.facts.login_taken == ("the password",)
+        assert session.info is not None
+        assert session.info.login_refused == ()
+        assert session.info.login_accepted == ("the password",)
 
 
 # -- text before SFTP starts

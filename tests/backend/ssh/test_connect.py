@@ -27,7 +27,7 @@ from airflow_sftp_backend.backend import (
     SFTPBackendError,
 )
 from airflow_sftp_backend.backend._ssh.private_keys import load_private_key
-from airflow_sftp_backend.backend._ssh.session import ConnectionFacts, Session
+from airflow_sftp_backend.backend._ssh.session import ConnectionInfo, Session
 from tests.support.servers import (
     AsyncsshServer,
     Login,
@@ -49,12 +49,12 @@ from tests.support.servers.server import ALL_HOST_KEYS
 from tests.support.sessions import Address, assert_nothing_left, config_of, round_trip, session_to
 
 
-def facts_of(server: Address, **changes: Any) -> ConnectionFacts:
+def facts_of(server: Address, **changes: Any) -> ConnectionInfo:
     """What a connection with these settings turns out to be."""
     with session_to(server, **changes) as session:
         assert session.call(round_trip)
-        assert session.facts is not None
-        return session.facts
+        assert session.info is not None
+        return session.info
 
 
 def failure_of(server: Address, kind: type[SFTPBackendError] = BackendUnavailable, **changes: Any) -> str:
@@ -64,7 +64,7 @@ def failure_of(server: Address, kind: type[SFTPBackendError] = BackendUnavailabl
             session.call(round_trip)
         assert type(caught.value) is kind
         assert caught.value.server == session_address(session)
-        assert (session.opened, session.generation) == (False, 0)
+        assert (session.is_connected, session.connection_count) == (False, 0)
         assert_nothing_left(server.port)
     return caught.value.message
 
@@ -84,7 +84,7 @@ def test_strict_policy_accepts_only_the_known_key(openssh: OpenSSHServer) -> Non
     elsewhere = openssh.known_hosts.replace("127.0.0.1", "elsewhere")
     assert "unknown host key" in failure_of(openssh, HostKeyRejected, known_host_keys=elsewhere)
     assert openssh.logins() == before
-    assert facts_of(openssh).trust == "known_host_keys line 1"
+    assert facts_of(openssh).trust_reason == "known_host_keys line 1"
 
 
 def test_the_first_key_is_stored_and_a_different_one_refused(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_the_first_key_is_stored_and_a_different_one_refused(tmp_path: Path) -> 
         "host_keys_path": str(tmp_path / "known_hosts"),
     }
     with AsyncsshServer() as server:
-        assert facts_of(server, **settings).trust.startswith("first use")
-        assert facts_of(server, **settings).trust.endswith("line 1")
+        assert facts_of(server, **settings).trust_reason.startswith("first use")
+        assert facts_of(server, **settings).trust_reason.endswith("line 1")
         server.host_keys = [asyncssh.generate_private_key("ssh-ed25519")]
         port = server.port
     with AsyncsshServer() as another:
@@ -122,7 +122,7 @@ def test_the_key_exchange_requests_a_certificate_for_a_known_authority(kind: str
         facts = facts_of(server, known_host_keys=known)
         assert facts.host_key_type == f"{kind}-cert-v01@openssh.com"
         assert facts.host_key_fingerprint == server.host_keys[0].get_fingerprint()
-        assert facts.trust.startswith("certified")
+        assert facts.trust_reason.startswith("certified")
         assert facts_of(server).host_key_type == kind
         stranger = asyncssh.generate_private_key("ssh-ed25519").export_public_key().decode()
         assert "wrong host key" in failure_of(server, HostKeyRejected, known_host_keys=f"@cert-authority * {stranger}")
@@ -438,7 +438,7 @@ def test_an_interrupted_attempt_leaves_nothing() -> None:
         with pytest.raises(KeyboardInterrupt):
             session.call(round_trip)
         assert_nothing_left(server.port)
-        assert not session.opened
+        assert not session.is_connected
 
 
 def test_a_signal_handler_may_close_the_session_while_it_connects() -> None:
@@ -540,9 +540,9 @@ def test_a_proxy_command_carries_the_connection_and_ends_with_it(openssh: OpenSS
         (child,) = children()
         assert child.cmdline()[-4:] == ["127.0.0.1", str(openssh.port), "100%", openssh.username]
         child.kill()
-        wait_until(lambda: not session.opened, "the loss to be noticed")
+        wait_until(lambda: not session.is_connected, "the loss to be noticed")
         assert session.call(round_trip)
-        assert session.generation == 2
+        assert session.connection_count == 2
         assert len(children()) == 1
         session.close()
         assert not children()

@@ -21,7 +21,7 @@ import pytest
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, HostKeyRejected
 from airflow_sftp_backend.backend._ssh.host_certificates import fingerprint
 from airflow_sftp_backend.backend._ssh.host_key_policy import HostKeyChecker
-from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts, Trust
+from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus, KnownHosts
 from tests.support.host_keys import AUTHORITY, HOST, NAME, NOW, PORT, blob, certificate, new_key, text
 from tests.support.servers import OpenSSHServer, small_disk, wait_until
 
@@ -417,5 +417,5 @@ def test_a_real_host_certificate_is_trusted(certified: OpenSSHServer) -> None:
 def test_a_real_host_key_is_trusted(openssh: OpenSSHServer) -> None:
     for algorithm in ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512"):
         key = shown_by(openssh, algorithm)
-        found = KnownHosts.parse(openssh.known_hosts).verdict(openssh.host, openssh.port, key, time.time())
-        assert found.trust is Trust.TRUSTED
+        found = KnownHosts.parse(openssh.known_hosts).decide(openssh.host, openssh.port, key, time.time())
+        assert found.status is HostKeyStatus.TRUSTED

@@ -150,7 +150,7 @@ def test_closing_while_the_jump_host_is_silent_ends_the_attempt(openssh: OpenSSH
         thread = threading.Thread(target=connect)
         thread.start()
         wait_until(lambda: silent.connections == 1, "the try")
-        opening = backend._session._opening
+        opening = backend._session._attempt
         assert opening is not None
         opening.abort()
         thread.join(10)

@@ -19,19 +19,21 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend.backend._ssh.host_certificates import fingerprint, key_type, plain_key
-from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts, Trust, host_pattern, known_hosts_line
+from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus, KnownHosts, host_pattern, known_hosts_line
 from tests.support.host_keys import AUTHORITY, HOST, NAME, NOW, PORT, blob, certificate, new_key, text
 
 TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
 
 
-def verdict_of(lines: str, key: bytes, host: str = HOST, port: int = PORT, **arguments: Any) -> tuple[Trust, str]:
+def verdict_of(
+    lines: str, key: bytes, host: str = HOST, port: int = PORT, **arguments: Any
+) -> tuple[HostKeyStatus, str]:
     """What ``lines`` say of ``key``."""
-    found = KnownHosts.parse(lines, **arguments).verdict(host, port, key, NOW)
-    return found.trust, found.reason
+    found = KnownHosts.parse(lines, **arguments).decide(host, port, key, NOW)
+    return found.status, found.reason
 
 
-def trust(lines: str, key: bytes, host: str = HOST, port: int = PORT, **arguments: Any) -> Trust:
+def trust(lines: str, key: bytes, host: str = HOST, port: int = PORT, **arguments: Any) -> HostKeyStatus:
     """Whether ``lines`` vouch for ``key``."""
     return verdict_of(lines, key, host, port, **arguments)[0]
 
@@ -76,7 +78,7 @@ def test_host_patterns_include_a_port_other_than_22(host: str, port: int, patter
     assert host_pattern(host, port) == pattern
     line = known_hosts_line(host, port, blob())
     assert line == f"{pattern} {text()}"
-    assert trust(line, blob(), host, port) is Trust.TRUSTED
+    assert trust(line, blob(), host, port) is HostKeyStatus.TRUSTED
 
 
 # ---- which lines count for a host
@@ -119,7 +121,7 @@ def test_host_patterns_include_a_port_other_than_22(host: str, port: int, patter
 )
 def test_host_names_and_patterns_are_matched(names: str, host: str, port: int, counts: bool) -> None:
     line = f"{names} {text()}"
-    assert trust(line, blob(), host, port) is (Trust.TRUSTED if counts else Trust.UNKNOWN)
+    assert trust(line, blob(), host, port) is (HostKeyStatus.TRUSTED if counts else HostKeyStatus.UNKNOWN)
 
 
 def hashed(name: str) -> str:
@@ -131,47 +133,47 @@ def hashed(name: str) -> str:
 
 def test_hashed_host_names_are_matched() -> None:
     line = f"{hashed(NAME)} {text()} comment"
-    assert trust(line, blob()) is Trust.TRUSTED
-    assert trust(line, blob(), HOST, 22) is Trust.UNKNOWN
-    assert trust(f"{hashed('host')} {text()}", blob(), "HOST", 22) is Trust.TRUSTED
+    assert trust(line, blob()) is HostKeyStatus.TRUSTED
+    assert trust(line, blob(), HOST, 22) is HostKeyStatus.UNKNOWN
+    assert trust(f"{hashed('host')} {text()}", blob(), "HOST", 22) is HostKeyStatus.TRUSTED
     assert "a hashed name" in verdict_of(line, blob(), "other")[1]
 
 
 def test_every_listed_key_of_a_type_is_trusted() -> None:
     lines = f"{NAME} {text()}\n{NAME} {text(number=1)}\n"
-    assert verdict_of(lines, blob()) == (Trust.TRUSTED, "known_host_keys line 1")
-    assert verdict_of(lines, blob(number=1)) == (Trust.TRUSTED, "known_host_keys line 2")
+    assert verdict_of(lines, blob()) == (HostKeyStatus.TRUSTED, "known_host_keys line 1")
+    assert verdict_of(lines, blob(number=1)) == (HostKeyStatus.TRUSTED, "known_host_keys line 2")
 
 
 @pytest.mark.parametrize("other", [("ssh-ed25519", 1), ("ssh-rsa", 0)])
 def test_an_unlisted_key_of_a_known_host_is_a_changed_key(other: tuple[str, int]) -> None:
     found, reason = verdict_of(f"# comment\n\n{NAME} {text()}", blob(*other))
-    assert found is Trust.CHANGED
+    assert found is HostKeyStatus.CHANGED
     assert f"ssh-ed25519 {fingerprint(blob())} (known_host_keys line 3)" in reason
 
 
 def test_a_line_without_port_applies_if_no_line_has_the_port() -> None:
     portless = f"{HOST} {text()}"
-    assert trust(portless, blob()) is Trust.TRUSTED
-    assert trust(portless, blob(number=1)) is Trust.UNKNOWN
-    assert trust(f"{portless}\n{NAME} {text(number=1)}", blob()) is Trust.CHANGED
+    assert trust(portless, blob()) is HostKeyStatus.TRUSTED
+    assert trust(portless, blob(number=1)) is HostKeyStatus.UNKNOWN
+    assert trust(f"{portless}\n{NAME} {text(number=1)}", blob()) is HostKeyStatus.CHANGED
 
 
 def test_a_configured_line_without_port_applies_to_all_ports() -> None:
-    assert trust(f"{HOST} {text()}", blob(number=1), pinned=True) is Trust.CHANGED
-    assert trust(f"other {text()}", blob(number=1), pinned=True) is Trust.UNKNOWN
+    assert trust(f"{HOST} {text()}", blob(number=1), pinned=True) is HostKeyStatus.CHANGED
+    assert trust(f"other {text()}", blob(number=1), pinned=True) is HostKeyStatus.UNKNOWN
 
 
 def test_a_key_known_under_another_name_is_named() -> None:
     found, reason = verdict_of(f"10.0.0.1 {text()}", blob())
-    assert found is Trust.UNKNOWN
+    assert found is HostKeyStatus.UNKNOWN
     assert "known as that of '10.0.0.1' (known_host_keys line 1)" in reason
 
 
 @pytest.mark.parametrize("pinned", [False, True])
 def test_an_unlisted_host_is_unknown(pinned: bool) -> None:
     for lines in ("", "# comment", f"other {text(number=1)}"):
-        assert trust(lines, blob(), pinned=pinned) is Trust.UNKNOWN
+        assert trust(lines, blob(), pinned=pinned) is HostKeyStatus.UNKNOWN
 
 
 def test_known_types_come_in_the_order_of_the_lines() -> None:
@@ -199,23 +201,23 @@ def test_known_types_come_in_the_order_of_the_lines() -> None:
 def test_a_configured_key_or_fingerprint_needs_no_host(line: str) -> None:
     known = KnownHosts.parse(line, pinned=True)
     assert known.problems == ()
-    assert known.verdict(HOST, PORT, blob(), NOW).trust is Trust.TRUSTED
-    assert known.verdict(HOST, PORT, blob(number=1), NOW).trust is Trust.CHANGED
+    assert known.decide(HOST, PORT, blob(), NOW).status is HostKeyStatus.TRUSTED
+    assert known.decide(HOST, PORT, blob(number=1), NOW).status is HostKeyStatus.CHANGED
 
 
 @pytest.mark.parametrize("line", [text(), fingerprint(blob()), f"256 {fingerprint(blob())} root@host (ED25519)"])
 def test_in_a_file_a_key_or_fingerprint_needs_a_host(line: str) -> None:
     known = KnownHosts.parse(line, source="/file")
     assert known.problems == ("/file line 1: a key or fingerprint without a host name in front of it",)
-    assert known.verdict(HOST, PORT, blob(), NOW).trust is Trust.UNKNOWN
-    assert trust(f"{NAME} {fingerprint(blob())}", blob()) is Trust.TRUSTED
+    assert known.decide(HOST, PORT, blob(), NOW).status is HostKeyStatus.UNKNOWN
+    assert trust(f"{NAME} {fingerprint(blob())}", blob()) is HostKeyStatus.TRUSTED
 
 
 def test_a_fingerprint_may_name_its_key_type() -> None:
     known = KnownHosts.parse(f"{NAME} {fingerprint(blob('ssh-rsa'))} (RSA)")
     assert known.known_types(HOST, PORT) == ("ssh-rsa",)
     found, reason = verdict_of(f"{NAME} {fingerprint(blob('ssh-rsa'))}", blob())
-    assert found is Trust.CHANGED
+    assert found is HostKeyStatus.CHANGED
     assert "end its line with that type" in reason
 
 
@@ -248,15 +250,15 @@ def test_an_unreadable_line_is_reported_and_trusts_nothing(line: str, why: str) 
     (problem,) = known.problems
     assert problem.startswith("/etc/known_hosts line 2: ")
     assert why in problem
-    assert known.verdict(HOST, PORT, blob(number=1), NOW).trust is Trust.TRUSTED
-    assert known.verdict(HOST, PORT, blob(), NOW).trust is not Trust.TRUSTED
+    assert known.decide(HOST, PORT, blob(number=1), NOW).status is HostKeyStatus.TRUSTED
+    assert known.decide(HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED
 
 
 @given(st.text(), st.booleans())
 @example("\f", False)
 def test_any_text_can_be_parsed_and_trusts_nothing_by_chance(lines: str, pinned: bool) -> None:
     known = KnownHosts.parse(lines, pinned=pinned)
-    assert known.verdict(HOST, PORT, blob(), NOW).trust is not Trust.TRUSTED
+    assert known.decide(HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED
     assert all(problem.startswith("known_host_keys line ") for problem in known.problems)
 
 
@@ -265,7 +267,7 @@ def test_a_key_with_one_changed_character_is_not_trusted(data: st.DataObject) ->
     line = f"{NAME} {text()}"
     at = data.draw(st.integers(line.index("AAAA"), len(line) - 1))
     new = data.draw(st.characters(codec="ascii").filter(lambda c: c != line[at]))
-    assert trust(line[:at] + new + line[at + 1 :], blob()) is not Trust.TRUSTED
+    assert trust(line[:at] + new + line[at + 1 :], blob()) is not HostKeyStatus.TRUSTED
 
 
 # ---- revoked keys and certificates
@@ -276,12 +278,14 @@ def test_a_key_with_one_changed_character_is_not_trusted(data: st.DataObject) ->
 def test_a_certificate_by_a_listed_authority_is_trusted(kind: str, signer: str) -> None:
     lines = f"@cert-authority *.example.com {text(signer, 9)}"
     key = certificate(HOST, "other", kind=kind, signer=signer, valid_after=int(NOW), valid_before=int(NOW) + 1)
-    assert verdict_of(lines, key) == (Trust.TRUSTED, "certified by the authority of known_host_keys line 1")
+    assert verdict_of(lines, key) == (HostKeyStatus.TRUSTED, "certified by the authority of known_host_keys line 1")
 
 
 def test_an_authority_may_be_pinned_by_its_fingerprint() -> None:
-    assert trust(f"@cert-authority * {fingerprint(blob(number=9))}", certificate(HOST)) is Trust.TRUSTED
-    assert trust(f"@cert-authority {fingerprint(blob(number=9))}", certificate(HOST), pinned=True) is Trust.TRUSTED
+    assert trust(f"@cert-authority * {fingerprint(blob(number=9))}", certificate(HOST)) is HostKeyStatus.TRUSTED
+    assert (
+        trust(f"@cert-authority {fingerprint(blob(number=9))}", certificate(HOST), pinned=True) is HostKeyStatus.TRUSTED
+    )
 
 
 def with_critical_option() -> bytes:
@@ -323,39 +327,39 @@ BAD: dict[str, tuple[Callable[[], bytes], str]] = {
 def test_a_bad_certificate_proves_nothing(case: str) -> None:
     make, why = BAD[case]
     found, reason = verdict_of(AUTHORITY, make())
-    assert found is Trust.CHANGED
+    assert found is HostKeyStatus.CHANGED
     assert f"the certificate by the authority of known_host_keys line 1 does not count: {why}" in reason
 
 
 @pytest.mark.parametrize("case", [case for case in BAD if case != "another key inside"])
 def test_the_plain_key_of_a_bad_certificate_can_still_be_trusted(case: str) -> None:
-    assert trust(f"{AUTHORITY}\n{NAME} {text()}", BAD[case][0]()) is Trust.TRUSTED
-    assert trust(f"{NAME} {text()}", BAD[case][0]()) is Trust.TRUSTED
-    assert trust(f"{NAME} {text(number=1)}", BAD[case][0]()) is Trust.CHANGED
+    assert trust(f"{AUTHORITY}\n{NAME} {text()}", BAD[case][0]()) is HostKeyStatus.TRUSTED
+    assert trust(f"{NAME} {text()}", BAD[case][0]()) is HostKeyStatus.TRUSTED
+    assert trust(f"{NAME} {text(number=1)}", BAD[case][0]()) is HostKeyStatus.CHANGED
 
 
 def test_a_certificate_signed_with_sha1_proves_nothing() -> None:
     lines = f"@cert-authority * {text('ssh-rsa', 9)}"
     found, reason = verdict_of(lines, certificate(HOST, signer="ssh-rsa", sig_alg="ssh-rsa"))
-    assert found is Trust.CHANGED
+    assert found is HostKeyStatus.CHANGED
     assert "signed with SHA-1" in reason
 
 
 def test_principals_may_be_patterns() -> None:
-    assert trust(AUTHORITY, certificate("*.example.com")) is Trust.TRUSTED
-    assert trust(AUTHORITY, certificate("*.example.org")) is Trust.CHANGED
+    assert trust(AUTHORITY, certificate("*.example.com")) is HostKeyStatus.TRUSTED
+    assert trust(AUTHORITY, certificate("*.example.org")) is HostKeyStatus.CHANGED
 
 
 def test_an_authority_certifies_only_its_own_hosts() -> None:
-    assert trust(AUTHORITY, certificate("sftp.example.org"), "sftp.example.org", 22) is Trust.UNKNOWN
-    assert trust(f"@cert-authority *.example.com {text(number=8)}", certificate(HOST)) is Trust.CHANGED
-    assert trust(AUTHORITY, blob(number=9)) is Trust.CHANGED, "an authority's key is no host's key"
-    assert trust(f"{NAME} {text(number=9)}", certificate(HOST)) is Trust.CHANGED, "a host's key is no authority"
+    assert trust(AUTHORITY, certificate("sftp.example.org"), "sftp.example.org", 22) is HostKeyStatus.UNKNOWN
+    assert trust(f"@cert-authority *.example.com {text(number=8)}", certificate(HOST)) is HostKeyStatus.CHANGED
+    assert trust(AUTHORITY, blob(number=9)) is HostKeyStatus.CHANGED, "an authority's key is no host's key"
+    assert trust(f"{NAME} {text(number=9)}", certificate(HOST)) is HostKeyStatus.CHANGED, "a host's key is no authority"
 
 
 def test_a_plain_key_in_place_of_a_certificate_is_a_changed_key() -> None:
-    assert trust(AUTHORITY, blob()) is Trust.CHANGED
-    assert trust(f"{AUTHORITY}\n{NAME} {text()}", blob()) is Trust.TRUSTED
+    assert trust(AUTHORITY, blob()) is HostKeyStatus.CHANGED
+    assert trust(f"{AUTHORITY}\n{NAME} {text()}", blob()) is HostKeyStatus.TRUSTED
 
 
 def test_a_certificate_signed_with_a_certificate_is_refused() -> None:
@@ -369,7 +373,7 @@ def test_a_certificate_signed_with_a_certificate_is_refused() -> None:
 def test_a_certificate_of_an_unknown_type_is_refused() -> None:
     made = certificate(HOST).replace(b"\0\0\0\x20ssh-ed25519-cert", b"\0\0\0\x20ssh-ed25520-cert")
     with pytest.raises(ValueError, match="unknown type"):
-        KnownHosts.parse("").verdict(HOST, PORT, made, NOW)
+        KnownHosts.parse("").decide(HOST, PORT, made, NOW)
 
 
 def test_types_of_certificates_come_first_where_an_authority_is_known() -> None:
@@ -382,7 +386,7 @@ def test_a_certificate_in_place_of_a_host_key_is_a_problem() -> None:
     line = f"{NAME} ssh-ed25519-cert-v01@openssh.com {base64.b64encode(certificate(HOST)).decode()}"
     known = KnownHosts.parse(line)
     assert "list its authority" in known.problems[0]
-    assert known.verdict(HOST, PORT, certificate(HOST), NOW).trust is Trust.UNKNOWN
+    assert known.decide(HOST, PORT, certificate(HOST), NOW).status is HostKeyStatus.UNKNOWN
 
 
 @pytest.mark.parametrize("revoked", [text(), fingerprint(blob())])
@@ -391,25 +395,25 @@ def test_a_revoked_key_is_refused_even_if_listed(names: str, revoked: str) -> No
     lines = f"{NAME} {text()}\n{AUTHORITY}\n@revoked {names} {revoked}"
     for key in (blob(), certificate(HOST)):
         found, reason = verdict_of(lines, key)
-        assert found is Trust.REVOKED
+        assert found is HostKeyStatus.REVOKED
         assert "the key is revoked by known_host_keys line 3" in reason
 
 
 def test_a_certificate_of_a_revoked_authority_is_refused() -> None:
     lines = f"{NAME} {text()}\n@revoked * {text(number=9)}\n{AUTHORITY}"
     found, reason = verdict_of(lines, certificate(HOST))
-    assert found is Trust.REVOKED
+    assert found is HostKeyStatus.REVOKED
     assert "the authority of the certificate is revoked by known_host_keys line 2" in reason
-    assert trust(lines, blob()) is Trust.TRUSTED
+    assert trust(lines, blob()) is HostKeyStatus.TRUSTED
 
 
 def test_a_key_revoked_elsewhere_is_not_revoked_here() -> None:
-    assert trust(f"{NAME} {text()}\n@revoked other {text()}", blob()) is Trust.TRUSTED
+    assert trust(f"{NAME} {text()}\n@revoked other {text()}", blob()) is HostKeyStatus.TRUSTED
 
 
 def test_a_key_may_be_revoked_by_its_certificate() -> None:
     line = f"@revoked * ssh-ed25519-cert-v01@openssh.com {base64.b64encode(certificate(HOST)).decode()}"
-    assert trust(f"{line}\n{NAME} {text()}", blob()) is Trust.REVOKED
+    assert trust(f"{line}\n{NAME} {text()}", blob()) is HostKeyStatus.REVOKED
 
 
 # ---- separators
@@ -420,12 +424,12 @@ def test_blank_and_tab_alone_separate_the_fields_of_a_line(other: str) -> None:
     kind, key = text().split()
     for line in (f"{NAME}{other}{kind} {key}", f"{NAME} {kind}{other}{key}", f"# comment{other}{NAME} {kind} {key}"):
         known = KnownHosts.parse(line)
-        assert known.verdict(HOST, PORT, blob(), NOW).trust is Trust.UNKNOWN
+        assert known.decide(HOST, PORT, blob(), NOW).status is HostKeyStatus.UNKNOWN
     for separator in (" ", "\t", " \t "):
-        assert trust(f"{NAME}{separator}{kind}{separator}{key}\r\n", blob()) is Trust.TRUSTED
+        assert trust(f"{NAME}{separator}{kind}{separator}{key}\r\n", blob()) is HostKeyStatus.TRUSTED
 
 
 def test_a_lone_carriage_return_does_not_end_a_line() -> None:
     hidden = f"{NAME} {text(number=1)}\r{NAME} {text()}"
     known = KnownHosts.parse(hidden)
-    assert known.verdict(HOST, PORT, blob(), NOW).trust is not Trust.TRUSTED
+    assert known.decide(HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED

@@ -26,7 +26,13 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend.backend import AuthenticationFailed, BackendConfig, Secret
 from airflow_sftp_backend.backend._ssh.pem import repair_pem
-from airflow_sftp_backend.backend._ssh.private_keys import check_pkey, config_key, export, load_private_key, portable
+from airflow_sftp_backend.backend._ssh.private_keys import (
+    check_pkey,
+    config_key,
+    export_private_key,
+    load_private_key,
+    picklable_config,
+)
 from tests.support.servers import OpenSSHServer
 
 TYPES = ("ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-ed25519")
@@ -458,7 +464,7 @@ def test_pkey_must_be_able_to_sign(kind: str) -> None:
 @pytest.mark.parametrize("certified", [False, True])
 def test_an_exported_key_is_the_same_key(kind: str, certified: bool) -> None:
     pkey = load_private_key(written(kind, "pkcs8") + (certificate_line(kind) if certified else ""))
-    again = load_private_key(export(pkey))
+    again = load_private_key(export_private_key(pkey))
     assert again == pkey
     assert same_key(again, new_key(kind))
     assert certificate_of(again) == certificate_of(pkey)
@@ -467,26 +473,26 @@ def test_an_exported_key_is_the_same_key(kind: str, certified: bool) -> None:
 
 def test_a_key_made_by_paramiko_is_exported_too() -> None:
     for pkey in (paramiko.RSAKey.generate(2048), paramiko.ECDSAKey.generate(bits=384)):
-        assert load_private_key(export(pkey)) == pkey
+        assert load_private_key(export_private_key(pkey)) == pkey
 
 
 def test_an_agent_key_is_not_exported() -> None:
     agent = paramiko.agent.Agent.__new__(paramiko.agent.Agent)  # connected to none
     agent_key = paramiko.AgentKey(agent, new_key("ssh-ed25519").public_data)
     with pytest.raises(TypeError, match="AgentKey cannot be copied"):
-        export(agent_key)
+        export_private_key(agent_key)
     assert check_pkey(agent_key) is agent_key
 
 
 def test_picklable_settings_can_be_copied() -> None:
     pkey = load_private_key(written("ssh-ed25519", "openssh") + certificate_line("ssh-ed25519"))
     config = BackendConfig(host="h", pkey=pkey, passphrase=Secret("unneeded"))
-    again = copy.deepcopy(portable(config))
+    again = copy.deepcopy(picklable_config(config))
     found = config_key(again)
     assert found == pkey
     assert certificate_of(found) == certificate_of(pkey)
     plain = BackendConfig(host="h", key_file="~/key")
-    assert portable(plain) is plain
+    assert picklable_config(plain) is plain
 
 
 # ---- logging in
@@ -524,7 +530,7 @@ def test_a_certificate_logs_in(server: OpenSSHServer, kind: str, tmp_path: Path)
     (tmp_path / "key").write_text(written(kind, "openssh"))
     (tmp_path / "key-cert.pub").write_text(certificate_line(kind, server.username))
     assert log_in(server, load_private_key(tmp_path / "key"))
-    assert log_in(server, load_private_key(export(load_private_key(tmp_path / "key"))))
+    assert log_in(server, load_private_key(export_private_key(load_private_key(tmp_path / "key"))))
 
 
 def test_a_key_nobody_authorised_does_not_log_in(server: OpenSSHServer) -> None:

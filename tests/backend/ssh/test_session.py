@@ -27,7 +27,7 @@ from airflow_sftp_backend.backend import (
     RetryPolicy,
 )
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
-from airflow_sftp_backend.backend._ssh.session import ConnectionFacts, Session
+from airflow_sftp_backend.backend._ssh.session import ConnectionInfo, Session
 from tests.support.servers import (
     AsyncsshServer,
     OneChannel,
@@ -63,7 +63,7 @@ class Nowhere:
 def test_nothing_is_sent_before_the_first_call(server: Server) -> None:
     before = server.connections()
     with session_to(server) as session:
-        assert (session.opened, session.facts, session.generation) == (False, None, 0)
+        assert (session.is_connected, session.info, session.connection_count) == (False, None, 0)
         assert not sockets_to(server.port)
         assert server.connections() == before
 
@@ -73,7 +73,7 @@ def test_many_calls_are_one_login(server: Server) -> None:
     with session_to(server) as session:
         assert all(session.call(round_trip) for _ in range(5))
         assert session.call(lambda scheduler: session.call(lambda same: same is scheduler))
-        assert (session.opened, session.generation) == (True, 1)
+        assert (session.is_connected, session.connection_count) == (True, 1)
         assert server.logins() == before + 1
 
 
@@ -85,22 +85,22 @@ def test_a_closed_session_opens_again(server: Server) -> None:
             session.call(wires.append)
             session.close()
             session.close()
-            assert not session.opened
-            assert session.facts is None
+            assert not session.is_connected
+            assert session.info is None
             assert_nothing_left(server.port)
         assert wires[0] is not wires[1]
         assert all(scheduler.broken for scheduler in wires)
-        assert session.generation == 2
+        assert session.connection_count == 2
 
 
 def test_the_connection_info_describes_the_open_connection(openssh: OpenSSHServer) -> None:
     with session_to(openssh) as session:
         session.call(round_trip)
-        facts = session.facts
-    assert isinstance(facts, ConnectionFacts)
+        facts = session.info
+    assert isinstance(facts, ConnectionInfo)
     assert facts.username == openssh.username
     assert facts.server_version.startswith("SSH-2.0-OpenSSH_")
-    assert (facts.host_key_type, facts.trust) == ("ssh-ed25519", "known_host_keys line 1")
+    assert (facts.host_key_type, facts.trust_reason) == ("ssh-ed25519", "known_host_keys line 1")
     assert facts.host_key_fingerprint == openssh.host_keys[0].get_fingerprint()
     assert (facts.cipher, facts.compression) == ("aes128-gcm@openssh.com", "none")
     assert facts.strict_key_exchange
@@ -142,7 +142,7 @@ def test_a_server_with_one_channel_has_none_for_paramikos_client(one_channel: On
         with pytest.raises(BackendUnavailable, match="opening a second channel: the server refuses a channel"):
             session.sftp_client()
         assert session.call(round_trip)
-        assert session.generation == 1
+        assert session.connection_count == 1
 
 
 # -- lost
@@ -152,10 +152,10 @@ def test_a_connection_lost_while_idle_is_reopened(server: Server) -> None:
     with session_to(server) as session:
         session.call(round_trip)
         server.kill_sessions()
-        while session.opened:
+        while session.is_connected:
             pass
         assert session.call(round_trip)
-        assert session.generation == 2
+        assert session.connection_count == 2
 
 
 def losing(server: Server, times: int, wires: list[SFTPScheduler]) -> Callable[[SFTPScheduler], bool]:
@@ -175,7 +175,7 @@ def test_an_idempotent_call_is_repeated_after_a_loss(server: Server) -> None:
     with session_to(server) as session:
         assert session.call(losing(server, 1, wires), idempotent=True)
         assert len(set(map(id, wires))) == 2
-        assert session.generation == 2
+        assert session.connection_count == 2
 
 
 def test_an_idempotent_call_is_repeated_only_once(server: Server) -> None:
@@ -193,10 +193,10 @@ def test_a_call_that_is_not_idempotent_is_not_repeated(server: Server) -> None:
         with pytest.raises(BackendUnavailable, match="connection") as caught:
             session.call(losing(server, 1, wires))
         assert caught.value.server == f"sftp://127.0.0.1:{server.port}"
-        assert not session.opened
+        assert not session.is_connected
         assert_nothing_left(server.port)
         assert session.call(round_trip)
-        assert (len(wires), session.generation) == (1, 2)
+        assert (len(wires), session.connection_count) == (1, 2)
 
 
 def test_a_login_refused_after_a_loss_is_not_retried() -> None:
@@ -228,7 +228,7 @@ def test_a_session_without_reconnection_stays_lost(server: Server) -> None:
         for _ in range(2):
             with pytest.raises(BackendUnavailable, match="was lost and is not made again"):
                 session.call(round_trip, idempotent=True)
-        assert (len(tries), session.generation, server.connections()) == (1, 1, before + 1)
+        assert (len(tries), session.connection_count, server.connections()) == (1, 1, before + 1)
 
 
 def test_a_session_without_reconnection_retries_its_first_connection(
@@ -279,8 +279,8 @@ def test_a_call_within_a_call_stays_on_its_connection(server: Server) -> None:
 
     with session_to(server) as session:
         session.call(outer)
-        assert session.generation == 1
-        assert not session.opened
+        assert session.connection_count == 1
+        assert not session.is_connected
         assert session.call(round_trip)
 
 
@@ -295,7 +295,7 @@ def test_errors_name_the_server_and_keep_the_connection(server: Server) -> None:
         with pytest.raises(ZeroDivisionError):
             session.call(lambda _: 1 / 0)
         assert session.call(round_trip)
-        assert session.generation == 1
+        assert session.connection_count == 1
 
 
 def test_closing_from_within_a_call_ends_it(server: Server) -> None:
@@ -306,7 +306,7 @@ def test_closing_from_within_a_call_ends_it(server: Server) -> None:
     with session_to(server) as session:
         with pytest.raises(BackendUnavailable, match="the session was closed meanwhile"):
             session.call(use)
-        assert not session.opened
+        assert not session.is_connected
         assert session.call(round_trip)
 
 
@@ -320,7 +320,7 @@ def failing(policy: RetryPolicy, attempts: int | None = None, **options: Any) ->
     with session_to(Nowhere(), retry=policy, options=options) as session:
         with pytest.raises(BackendUnavailable) as caught:
             session.call(round_trip, attempts=attempts)
-        assert session.generation == 0
+        assert session.connection_count == 0
     return caught.value, slept
 
 
@@ -371,7 +371,7 @@ def test_a_later_attempt_succeeds(monkeypatch: pytest.MonkeyPatch, asyncssh_plai
     options = {"sleep": slept.append, "random": lambda: 0.0}
     with session_to(asyncssh_plain, retry=RetryPolicy(), options=options) as session:
         assert session.call(round_trip)
-        assert (len(calls), slept, session.generation) == (2, [1.0], 1)
+        assert (len(calls), slept, session.connection_count) == (2, [1.0], 1)
 
 
 def test_a_refused_login_is_not_retried(asyncssh_plain: AsyncsshServer) -> None:
@@ -429,7 +429,7 @@ def test_threads_use_the_session_one_at_a_time(server: Server) -> None:
 
     with session_to(server) as session, ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda _: session.call(use), range(80)))
-        assert session.generation == 1
+        assert session.connection_count == 1
     assert server.logins() == before + 1
 
 
@@ -462,17 +462,17 @@ def test_a_forked_child_opens_its_own_connection(openssh: OpenSSHServer) -> None
         sftp = session.sftp_client()
 
         def work() -> None:
-            assert not session.opened
+            assert not session.is_connected
             assert session.call(round_trip)
-            assert session.generation == 2
+            assert session.connection_count == 2
             session.close()
             gc.collect()
 
         in_child(work)
-        assert session.opened
+        assert session.is_connected
         assert session.call(round_trip)
         assert sftp.listdir(".") == sftp.listdir(".")
-        assert session.generation == 1
+        assert session.connection_count == 1
         assert openssh.logins() == before + 2
 
 
@@ -523,7 +523,7 @@ def test_a_child_forked_during_a_call_is_not_blocked(openssh: OpenSSHServer) -> 
         finally:
             leave.set()
         assert running.result()
-        assert session.generation == 1
+        assert session.connection_count == 1
 
 
 @fork
@@ -539,7 +539,7 @@ def test_a_child_forked_within_a_call_cannot_use_its_connection(openssh: OpenSSH
 
     with session_to(openssh) as session:
         assert session.call(use)
-        assert session.generation == 1
+        assert session.connection_count == 1
 
 
 # -- forgotten

@@ -13,16 +13,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_sftp_backend.backend._ssh.socket_stream import Stream, dial
+from airflow_sftp_backend.backend._ssh.socket_stream import SocketStream, connect_tcp
 from tests.support.servers import free_port, mute_listener
 
-Pair = tuple[Stream, socket.socket]
+Pair = tuple[SocketStream, socket.socket]
 
 
 def pair(io_timeout: float | None = None) -> Pair:
     """A stream and the other end of its line."""
     near, far = socket.socketpair()
-    stream = Stream(near, io_timeout=io_timeout)
+    stream = SocketStream(near, io_timeout=io_timeout)
     stream.settimeout(0.02)
     return stream, far
 
@@ -56,7 +56,7 @@ def test_what_is_sent_is_read_in_pieces_of_any_size(sent: list[bytes], counts: l
     assert stream.failure == "the server closed the connection"
 
 
-def read_until_eof_error(stream: Stream) -> None:
+def read_until_eof_error(stream: SocketStream) -> None:
     """Reads as paramiko does: past every TimeoutError."""
     while True:
         try:
@@ -75,7 +75,7 @@ def test_a_pause_is_not_an_end_of_file(line: Pair) -> None:
     assert (stream.failure, stream.timed_out) == (None, False)
 
 
-def pauses(stream: Stream, seconds: float) -> int:
+def pauses(stream: SocketStream, seconds: float) -> int:
     """How often a read that waits that long looks up."""
     end = time.monotonic() + seconds
     count = 0
@@ -89,9 +89,9 @@ def pauses(stream: Stream, seconds: float) -> int:
 def test_a_long_wait_wakes_rarely_unless_a_deadline_is_set(line: Pair) -> None:
     stream, far = line
     assert pauses(stream, 1.2) <= 4
-    stream.limit(60)
+    stream.set_deadline(60)
     assert pauses(stream, 1.2) >= 10
-    stream.limit(None)
+    stream.set_deadline(None)
     assert pauses(stream, 1.2) <= 4
     stream.abort_within(60)
     assert pauses(stream, 1.2) >= 10
@@ -100,7 +100,7 @@ def test_a_long_wait_wakes_rarely_unless_a_deadline_is_set(line: Pair) -> None:
 
 
 @pytest.mark.parametrize("ends", [lambda stream: stream.limit(0.1), lambda stream: stream.abort_within(0.1)])
-def test_a_deadline_set_during_a_long_wait_applies(line: Pair, ends: Callable[[Stream], None]) -> None:
+def test_a_deadline_set_during_a_long_wait_applies(line: Pair, ends: Callable[[SocketStream], None]) -> None:
     stream, _ = line
     ended = threading.Event()
 
@@ -116,13 +116,13 @@ def test_a_deadline_set_during_a_long_wait_applies(line: Pair, ends: Callable[[S
         ends(stream)
         assert ended.wait(2)
     finally:
-        stream.hang_up()
+        stream.abort()
         reader.join()
 
 
 def test_a_deadline_ends_the_wait(line: Pair) -> None:
     stream, _ = line
-    stream.limit(0.1)
+    stream.set_deadline(0.1)
     with pytest.raises(EOFError):
         read_until_eof_error(stream)
     assert (stream.failure, stream.timed_out) == ("no answer within 0.1 s", True)
@@ -130,7 +130,7 @@ def test_a_deadline_ends_the_wait(line: Pair) -> None:
 
 def test_slowly_arriving_bytes_do_not_extend_the_deadline(line: Pair) -> None:
     stream, far = line
-    stream.limit(0.1)
+    stream.set_deadline(0.1)
     with pytest.raises(EOFError):
         while True:
             far.sendall(b"x")
@@ -141,7 +141,7 @@ def test_slowly_arriving_bytes_do_not_extend_the_deadline(line: Pair) -> None:
 def test_the_first_bytes_start_the_next_deadline(line: Pair) -> None:
     stream, far = line
     far.sendall(b"SSH-2.0-x\r\n")
-    stream.limit(3000, then=0.1)
+    stream.set_deadline(3000, after_first_bytes=0.1)
     assert stream.recv(100) == b"SSH-2.0-x\r\n"
     with pytest.raises(EOFError):
         read_until_eof_error(stream)
@@ -151,15 +151,15 @@ def test_the_first_bytes_start_the_next_deadline(line: Pair) -> None:
 
 def test_a_deadline_can_be_removed(line: Pair) -> None:
     stream, far = line
-    stream.limit(0.001)
-    stream.limit(None)
+    stream.set_deadline(0.001)
+    stream.set_deadline(None)
     with pytest.raises(TimeoutError):
         stream.recv(1)
     far.sendall(b"x")
     assert stream.recv(1) == b"x"
 
 
-def write_until_it_ends(stream: Stream) -> None:
+def write_until_it_ends(stream: SocketStream) -> None:
     """Writes as paramiko does: again after every TimeoutError."""
     while True:
         try:
@@ -178,7 +178,7 @@ def test_a_blocked_write_times_out() -> None:
 
 def test_a_deadline_applies_to_writing_too(line: Pair) -> None:
     stream, _ = line
-    stream.limit(0.1)
+    stream.set_deadline(0.1)
     with pytest.raises(EOFError):
         write_until_it_ends(stream)
     assert stream.failure == "no answer within 0.1 s"
@@ -226,8 +226,8 @@ def test_closing_without_a_reader_releases_the_descriptor(line: Pair) -> None:
 
 def test_a_forked_childs_copy_can_be_abandoned_silently(line: Pair) -> None:
     stream, far = line
-    copy = Stream(socket.socket(fileno=os.dup(stream._socket.fileno())), io_timeout=None)
-    copy.leave()
+    copy = SocketStream(socket.socket(fileno=os.dup(stream._socket.fileno())), io_timeout=None)
+    copy.abandon_after_fork()
     copy.close()
     stream.send(b"x")
     assert far.recv(1) == b"x"
@@ -242,7 +242,7 @@ def addresses(*ports: int) -> Any:
 def test_all_addresses_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     with mute_listener() as listener:
         monkeypatch.setattr(socket, "getaddrinfo", addresses(free_port(), free_port(), listener.port))
-        stream = dial("host", 22, timeout=10, io_timeout=5)
+        stream = connect_tcp("host", 22, timeout=10, io_timeout=5)
         try:
             assert stream.getpeername() == ("127.0.0.1", listener.port)
             for level, option in (
@@ -259,20 +259,20 @@ def test_all_addresses_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_refusing_addresses_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", addresses(free_port(), free_port()))
     with pytest.raises(ConnectionRefusedError):
-        dial("host", 22, timeout=10, io_timeout=None)
+        connect_tcp("host", 22, timeout=10, io_timeout=None)
     monkeypatch.setattr(socket, "getaddrinfo", addresses())
     with pytest.raises(OSError, match="no address"):
-        dial("host", 22, timeout=10, io_timeout=None)
+        connect_tcp("host", 22, timeout=10, io_timeout=None)
 
 
 def test_an_address_that_does_not_answer_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
         port = full.getsockname()[1]
-        waiting: list[Stream] = []
+        waiting: list[SocketStream] = []
         try:
             with pytest.raises(TimeoutError):
                 while len(waiting) < 50:  # the queue takes an unknown few
-                    waiting.append(dial("127.0.0.1", port, timeout=0.3, io_timeout=None))
+                    waiting.append(connect_tcp("127.0.0.1", port, timeout=0.3, io_timeout=None))
         finally:
             for stream in waiting:
                 stream.close()
@@ -283,7 +283,7 @@ def test_received_data_is_acknowledged_at_once() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         near = socket.create_connection(listening.getsockname())
         far, _ = listening.accept()
-        stream = Stream(near, io_timeout=None)
+        stream = SocketStream(near, io_timeout=None)
         for _ in range(30):  # after so much back and forth Linux would wait for data to send along
             stream.send(b"ping")
             assert far.recv(4) == b"ping"

@@ -24,7 +24,7 @@ from airflow_sftp_backend.backend._protocol.channel import SFTPChannel
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._ssh import connect as connect_module
 from airflow_sftp_backend.backend._ssh import session as session_module
-from airflow_sftp_backend.backend._ssh.connect import Opening
+from airflow_sftp_backend.backend._ssh.connect import ConnectAttempt
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._ssh.socket_stream import SERVER_CLOSED
 from tests.support.faults.server_model import EXTENDED, NAMES, Fields, Handles, ModelServer
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from airflow_sftp_backend.backend._protocol.striping import TransferSize
     from airflow_sftp_backend.backend._ssh._paramiko_compat import SSHTransport
-    from airflow_sftp_backend.backend._ssh.connect import ConnectionFacts, Hop
+    from airflow_sftp_backend.backend._ssh.connect import ConnectionInfo, Hop
     from airflow_sftp_backend.backend._ssh.extra_channels import ExtraChannels
-    from airflow_sftp_backend.backend._ssh.socket_stream import Stream
+    from airflow_sftp_backend.backend._ssh.socket_stream import SocketStream
 
 IO_TIMEOUT: Final = 30.0
 """Seconds of silence after which the client gives a connection up."""
@@ -456,7 +456,7 @@ class _ModelTransport:
         return True
 
 
-class _ModelOpening(Opening):
+class _ModelOpening(ConnectAttempt):
     """Opens connections to the model: the steps from the first channel on are those of every connection."""
 
     def __init__(
@@ -468,17 +468,17 @@ class _ModelOpening(Opening):
         *,
         curious: bool = False,
     ) -> None:
-        super().__init__(hop, left, load, curious=curious)
+        super().__init__(hop, left, load, query_auth_methods=curious)
         self._network = network
 
-    def _reach(self) -> tuple[paramiko.SSHClient, SSHTransport, Stream]:
+    def _connect_and_authenticate(self) -> tuple[paramiko.SSHClient, SSHTransport, SocketStream]:
         network = self._network
         connection = self._connection = network.connect()
-        stream = self._stream = cast("Stream", _ModelStream(connection))
+        stream = self._stream = cast("SocketStream", _ModelStream(connection))
         transport = self._transport = cast("SSHTransport", _ModelTransport(network, connection))
         return cast("paramiko.SSHClient", SimpleNamespace(close=lambda: None)), transport, stream
 
-    def _start_sftp(self, stream: Stream, transport: SSHTransport) -> SFTPScheduler:
+    def _start_sftp(self, stream: SocketStream, transport: SSHTransport) -> SFTPScheduler:
         scheduler = super()._start_sftp(stream, transport)
         self._network.sent_to_connect = self._network.sent_to_connect or self._network.sent
         return scheduler
@@ -487,7 +487,7 @@ class _ModelOpening(Opening):
         further = _ExtraChannels(self._connection, self._settings.config.max_channels, self._network.clock)
         return cast("ExtraChannels", further)
 
-    def facts(self) -> ConnectionFacts:
+    def info(self) -> ConnectionInfo:
         """What logs say of it."""
         names = ("username", "server_version", "host_key_fingerprint", "trust", "cipher")
-        return cast("ConnectionFacts", SimpleNamespace(**dict.fromkeys(names, "a model")))
+        return cast("ConnectionInfo", SimpleNamespace(**dict.fromkeys(names, "a model")))
