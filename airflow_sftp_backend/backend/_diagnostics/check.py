@@ -319,7 +319,7 @@ _NO_SETTING_HELPS: Final = "no setting here helps: the server has to allow one o
 
 
 def _suggest_setting(config: BackendConfig, name: str, key: str, offered: tuple[str, ...]) -> str | None:
-    disabled = [name_disabled for name_disabled in config.disabled_algorithms.get(key, ()) if name_disabled in offered]
+    disabled = [algorithm for algorithm in config.disabled_algorithms.get(key, ()) if algorithm in offered]
     if disabled:
         return f"take {', '.join(disabled)} out of disabled_algorithms ({key})"
     if name == "ciphers" and config.ciphers:

@@ -533,8 +533,8 @@ def test_whatever_the_partial_file_holds_the_result_is_the_source(
     server = MemoryServer({"/in": None, "/in/target": OLD, write_target().temp.native: part})
     resume_state = ResumeState()
     with (
-        patch.object(resume, "SPAN", 20),
-        patch.object(atomic_write, "SPAN", 20),
+        patch.object(resume, "MAX_UNACKED_BYTES", 20),
+        patch.object(atomic_write, "MAX_UNACKED_BYTES", 20),
         patch.object(resume, "SAMPLE_SIZE", piece),
     ):
         server.run(write_atomic(server, write_target(), UploadSource(source), None, resume_state))
@@ -550,7 +550,7 @@ def test_whatever_the_partial_file_holds_the_result_is_the_source(
 @given(source=contents(60, 300), lost=st.lists(st.integers(1, 90), min_size=1, max_size=4))
 def test_after_losses_at_any_requests_the_last_attempt_is_complete(source: bytes, lost: list[int]) -> None:
     held: dict[str, bytes] = {"/in/target": OLD}
-    with patch.object(resume, "SPAN", 20), patch.object(atomic_write, "SPAN", 20):
+    with patch.object(resume, "MAX_UNACKED_BYTES", 20), patch.object(atomic_write, "MAX_UNACKED_BYTES", 20):
         for times, number in enumerate([*lost, 0]):
             server = MemoryServer({"/in": None} | held, fail_at={number}, failure="lost before")
             try:

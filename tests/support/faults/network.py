@@ -388,8 +388,8 @@ class Network:
         opening = partial(_ModelOpening, self)
         with (
             mock.patch.object(sync, "Session", session),
-            mock.patch.object(session_module, "Opening", opening),
-            mock.patch.object(connect_module, "Wire", partial(SFTPScheduler, clock=self.clock)),
+            mock.patch.object(session_module, "ConnectAttempt", opening),
+            mock.patch.object(connect_module, "SFTPScheduler", partial(SFTPScheduler, clock=self.clock)),
         ):
             defaults: dict[str, Any] = {"base_path": "/data", "io_timeout": IO_TIMEOUT, "timeout": CONNECT_TIMEOUT}
             defaults["retry"] = RetryPolicy.disabled()
