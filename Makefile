@@ -30,7 +30,7 @@ test: $(VENV)/.dev openssh sftpservers ## run all tests but the system tests (ma
 	@$(PYTEST) -n $(WORKERS) -m "not system" $(ARGS)
 
 .PHONY: test-system
-test-system: $(VENV)/.dev openssh chromium ## run the system tests: whole Airflows, a browser, processes that are killed
+test-system: $(VENV)/.dev openssh chromium ## run the system tests: whole Airflows, a browser, killed processes, gigabytes
 	@$(PYTEST) -n $(SYSTEM_WORKERS) -m system $(ARGS)
 
 # FAULTS=all also loses the connection a second time, on every server.

@@ -24,7 +24,7 @@ TOP = Path(__file__).parents[2]
 EXAMPLES = sorted((TOP / "example_dags").glob("*.py"))
 Task = dict[str, Any]
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,7 @@ def there_and_back(
     return [between - before, after - between]
 
 
+@pytest.mark.system
 @pytest.mark.timeout(240)
 @pytest.mark.usefixtures("sshd")
 def test_our_own_key_exchanges_during_large_transfers_lose_no_byte(make_backend: MakeBackend, tmp_path: Path) -> None:
