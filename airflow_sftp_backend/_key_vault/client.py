@@ -181,7 +181,7 @@ class KeyVaultClient:
             reason, message = classify_sdk_error(error, reference, identity)
             if isinstance(error, ClientAuthenticationError):  # MSAL repeats an answer from memory: begin anew
                 with state.lock:
-                    state.clients.pop((identity, reference.vault), None)
+                    state.clients.pop((identity, reference.url), None)
             pause = _retry_after(error, self._clock()) if isinstance(error, HttpResponseError) else None
             if pause is not None and pause > MAX_PAUSE:
                 message = f"{message} It asks for a pause of {pause:.0f} s."

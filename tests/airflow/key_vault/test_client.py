@@ -394,6 +394,12 @@ def test_a_refused_azure_login_is_explained(
         assert secret not in str(error)
 
 
+def test_a_login_service_that_fails_once_is_asked_again(vault: Vault, vaults: KeyVaultClient) -> None:
+    vault.put("password", VALUE)
+    vault.fail(CLIENT_SECRET, Fault(503, b'{"error": "temporarily_unavailable"}'))
+    assert vaults.fetch(reference(vault), principal(vault)).reveal() == VALUE
+
+
 def test_an_identity_of_another_tenant_is_explained(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.managed_identities[""] = OBJECT  # a token of that tenant
     identity = AzureIdentity.from_fields({"credential": "managed_identity"})
