@@ -1,4 +1,4 @@
-"""Poll for the files of a condition, and decide whether a wait is over: the same for the worker and the triggerer."""
+"""Poll for the files of a condition and decide whether a wait is over, alike in worker and triggerer."""
 
 from __future__ import annotations
 
@@ -26,17 +26,16 @@ from airflow_sftp_backend.backend._patterns import has_wildcard
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
-StabilityState = dict[
-    str, list[Any]
-]  # plain JSON: path -> size, modified_at, and since when (epoch seconds) they are these
+StabilityState = dict[str, list[Any]]
+"""Plain JSON: for each path the size, ``modified_at``, and the start (epoch seconds) of the time without changes."""
 
 
 def parse_newer_than(newer_than: object) -> str | None:
-    """Parse the argument ``newer_than``: a datetime or ISO 8601 text, with a time zone.
+    """Parse the argument ``newer_than``.
 
-    :param newer_than: None and "" are no limit; a template without a time renders to "".
-    :returns: ISO 8601 text, as `FileCondition` has it; None for no limit.
-    :raises InvalidArgument: for anything else.
+    :param newer_than: a datetime or ISO 8601 text with a time zone; None and "" mean no limit
+    :returns: ISO 8601 text for `FileCondition`; None for no limit
+    :raises InvalidArgument: for any other value
     """
     value = newer_than
     if value is None or value == "":
@@ -46,11 +45,11 @@ def parse_newer_than(newer_than: object) -> str | None:
             value = datetime.fromisoformat(value)
         except ValueError:
             raise InvalidArgument(
-                f"newer_than is no time: {value!r}; expected one such as 2026-01-31T06:00:00+01:00. A template that may"
-                " have none to say renders to '' with {{ ... or '' }}"
+                f"newer_than is not a time: {value!r}; expected a time such as 2026-01-31T06:00:00+01:00. For a"
+                " template without a time, write {{ ... or '' }}"
             ) from None
     if not isinstance(value, datetime):
-        raise InvalidArgument(f"newer_than is a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
+        raise InvalidArgument(f"newer_than must be a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
     if value.tzinfo is None:
         example = "2026-01-31T06:00:00+01:00"
         raise InvalidArgument(f"newer_than needs a time zone, as in {example}; {value.isoformat()} has none")
@@ -59,15 +58,20 @@ def parse_newer_than(newer_than: object) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class FileCondition:
-    """The condition of a wait: ``min_files`` files that are selected and satisfy all else.
+    """Describe the files to wait for.
 
-    ``names`` are literal paths; ``directories``, literal too, mean any file below them; ``patterns`` are globs.
-    ``min_size`` in bytes; ``newer_than`` as `parse_newer_than` returns it; ``stable_for`` seconds without a change of
-    size or time; ``done_file`` the name of a file that must exist beside each, or below the same directory, with
-    ``{name}`` for the name of the file itself and ``{stem}`` for its name without the suffix; ``include`` and
-    ``exclude`` as in `FileFilters`: they filter what directories and patterns find, not ``names``.
-
-    :raises InvalidArgument: for what no file can satisfy; names the argument.
+    :ivar names: literal paths
+    :ivar directories: literal paths of directories; every file below a directory counts
+    :ivar patterns: globs
+    :ivar min_files: number of files that must satisfy all conditions
+    :ivar min_size: size in bytes that a file must have at least
+    :ivar newer_than: limit of the files' times, as from `parse_newer_than`
+    :ivar stable_for: seconds without a change of size and time
+    :ivar done_file: path of a file that must exist beside each file; ``{name}`` stands for the file's name, ``{stem}``
+        for the name without its suffix
+    :ivar include: globs of file names, as in `FileFilters`; do not apply to ``names``
+    :ivar exclude: globs of file and directory names, as in `FileFilters`; do not apply to ``names``
+    :raises InvalidArgument: if no file can satisfy a value; the text names the argument
     """
 
     names: tuple[str, ...] = ()
@@ -89,17 +93,17 @@ class FileCondition:
 
     @property
     def is_single_name(self) -> bool:
-        """Tell whether the condition waits for one file by its name."""
+        """True if the condition waits for one file by its name."""
         return len(self.names) == 1 and not self.searches
 
     @property
     def searches(self) -> tuple[str, ...]:
-        """Return the patterns to search for, including those of the directories."""
+        """Patterns to search for, with the patterns of the directories."""
         return (*map(everything_in, self.directories), *self.patterns)
 
     @property
     def watched_dirs(self) -> frozenset[str]:
-        """Return the directories that a poll reads, and the patterns that search several directories."""
+        """Directories that a poll reads, and patterns that lead into several directories."""
         directories = {name.rpartition("/")[0] for name in self.names}
         for pattern in self.searches:
             directory, pattern_below = split_pattern(pattern)
@@ -108,32 +112,40 @@ class FileCondition:
 
     @property
     def parent_directories(self) -> list[str]:
-        """Return the directories in or below which a poll searches, each with a slash; "" is the base path."""
+        """Directories in or below which a poll searches, each with a slash; "" is the base path."""
         directories = [name.rpartition("/")[0] for name in self.names]
         directories += [split_pattern(pattern)[0] for pattern in self.searches]
         return sorted({f"{path}/" if (path := _normalize(directory)) else "" for directory in directories})
 
     @property
     def descriptions(self) -> list[str]:
-        """Return the names, directories and patterns as they were specified."""
+        """Names, directories and patterns in the spelling of the arguments."""
         return [*self.names, *(f"{directory.rstrip('/')}/" for directory in self.directories), *self.patterns]
 
     @property
     def names_with_wildcards(self) -> list[str]:
-        """Return the names with wildcard characters, which may be meant as patterns."""
+        """Names with wildcard characters, which may be meant as patterns."""
         return [name for name in (*self.names, *self.directories) if has_wildcard(name)]
 
     def done_files(self, files: Iterable[FileInfo]) -> set[str]:
-        """Return the done files that must exist beside these files."""
+        """Return the done files that must exist beside files.
+
+        :param files: the files
+        :returns: the paths of the done files
+        """
         return set() if self.done_file is None else {done_file_of(self.done_file, info.path) for info in files}
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON for `from_json`."""
+        """Return the condition as plain JSON for `from_json`."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FileCondition:
-        """Return the condition that `as_json` has serialized."""
+        """Restore a condition from the JSON of `as_json`.
+
+        :param values: the JSON object
+        :returns: the condition
+        """
         arguments: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
@@ -141,7 +153,7 @@ class FileCondition:
 
 
 class ConditionPaths(TypedDict):
-    """The arguments of `FileCondition` that select files."""
+    """Hold the arguments of `FileCondition` that select files."""
 
     names: tuple[str, ...]
     directories: tuple[str, ...]
@@ -149,7 +161,11 @@ class ConditionPaths(TypedDict):
 
 
 def condition_paths(selection: Selection) -> ConditionPaths:
-    """Return what a selection means, as arguments of `FileCondition`."""
+    """Convert a selection to arguments of `FileCondition`.
+
+    :param selection: names or patterns
+    :returns: the arguments
+    """
     return {
         "names": tuple(name.path for name in selection.names if not name.is_directory),
         "directories": tuple(name.path for name in selection.names if name.is_directory),
@@ -160,7 +176,7 @@ def condition_paths(selection: Selection) -> ConditionPaths:
 def _check_number(name: str, value: object, minimum: int, *, is_whole: bool = False) -> None:
     has_type = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
     if not has_type or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
-        raise InvalidArgument(f"{name} is a {'whole ' if is_whole else ''}number from {minimum}, not {value!r}")
+        raise InvalidArgument(f"{name} must be a {'whole ' if is_whole else ''}number from {minimum}, not {value!r}")
 
 
 def _check_done_file(template: object) -> None:
@@ -168,22 +184,27 @@ def _check_done_file(template: object) -> None:
         return
     segments = template.split("/") if isinstance(template, str) else []
     if not segments or any(not segment.strip() or segment in (".", "..") or "\0" in segment for segment in segments):
-        raise InvalidArgument(f"done_file is the name of a file that stands beside another, not {template!r}")
+        raise InvalidArgument(f"done_file must be a relative path such as {{name}}.done, not {template!r}")
     if template == "{name}":
-        raise InvalidArgument("done_file is the name of another file than the one it stands beside, not '{name}'")
+        raise InvalidArgument("done_file must differ from the file's own name, '{name}'")
     for placeholder in PLACEHOLDER.finditer(str(template)):
         if placeholder[1] not in ("name", "stem"):
-            expected = "there are {name}, {stem}"
-            raise InvalidArgument(f"done_file has {placeholder[0]} in it, which stands for nothing; {expected}")
+            expected = "expected {name} or {stem}"
+            raise InvalidArgument(f"done_file has {placeholder[0]} in it, an unknown placeholder; {expected}")
 
 
 @dataclass(frozen=True, slots=True)
 class PollResult:
-    """The result of a poll: whether the wait is over, its files, and the state for the next poll.
+    """Hold the result of a poll.
 
-    ``missing`` tells what is still missing. ``awaiting_stability``: only time without changes is missing. ``warning``
-    is for the log, unless empty. ``counts``: how many files are eligible, and how many are not for each reason;
-    ``missing`` may change without it.
+    :ivar done: whether the wait is over
+    :ivar files: the files that satisfy all conditions
+    :ivar stability: state for the next poll
+    :ivar missing: description of the missing files, for the log
+    :ivar awaiting_stability: True if only time without changes is missing
+    :ivar warning: warning for the log, or ""
+    :ivar counts: number of files that satisfy all conditions, and of other files by reason; ``missing`` may change
+        while ``counts`` stay equal
     """
 
     done: bool
@@ -196,14 +217,16 @@ class PollResult:
 
 
 PollSnapshot = tuple[list[FileInfo], set[str]]
-"""The files that match a condition, and those of their done files that exist."""
+"""Files that match a condition, and their existing done files."""
 
 
 def poll(backend: SFTPBackend, condition: FileCondition) -> PollSnapshot:
-    """Poll for one condition; a single name is requested by `exists`.
+    """Poll for one condition; a single name costs one `exists` request.
 
-    :returns: the snapshot.
-    :raises SFTPBackendError: if the condition cannot be polled, for example because a name is a directory.
+    :param backend: the backend
+    :param condition: the condition
+    :returns: the matching files and the existing done files
+    :raises SFTPBackendError: if the poll fails, for example because a name belongs to a directory
     """
     is_refused = _base_path_error(condition, backend.resolve("").native_path) is not None
     if condition.is_single_name and not is_refused and not backend.exists(*condition.names):
@@ -215,10 +238,12 @@ def poll(backend: SFTPBackend, condition: FileCondition) -> PollSnapshot:
 
 
 def poll_many(backend: SFTPBackend, conditions: Sequence[FileCondition]) -> list[PollSnapshot | SFTPBackendError]:
-    """Poll for several conditions: all names in one request, no directory listed twice.
+    """Poll for several conditions: all names in one request, each directory listed once.
 
-    :returns: a snapshot or an error for each, in order.
-    :raises BackendUnavailable: if the server does not answer.
+    :param backend: the backend
+    :param conditions: the conditions
+    :returns: a snapshot or an error for each condition, in order
+    :raises BackendUnavailable: if the connection is lost
     """
     base_path = backend.resolve("").native_path
     errors = {
@@ -265,7 +290,7 @@ def _files_of(
     by_name: Mapping[str, FileInfo | SFTPBackendError],
     by_patterns: Mapping[tuple[str, ...], list[FileInfo] | SFTPBackendError],
 ) -> list[FileInfo] | SFTPBackendError:
-    """Return the files of a condition, sorted by path, or why they cannot be told."""
+    """Return the files of a condition, sorted by path, or the error."""
     files: dict[str, FileInfo] = {}
     for name in condition.names:
         outcome = by_name[name]
@@ -286,7 +311,7 @@ _Outcomes = dict[str, FileInfo | SFTPBackendError]
 
 
 def _stat_many(backend: SFTPBackend, paths: Collection[str]) -> _Outcomes:
-    """Return the file of each path, or the error."""
+    """Return the file at each path, or the error."""
     outcomes: _Outcomes = {}
     for path, outcome in zip(paths, backend.get_file_info_many(paths, return_exceptions=True), strict=True):
         if not isinstance(outcome, FileInfo | SFTPBackendError):
@@ -296,7 +321,7 @@ def _stat_many(backend: SFTPBackend, paths: Collection[str]) -> _Outcomes:
 
 
 def _existing_of(paths: Collection[str], outcomes: _Outcomes) -> set[str]:
-    """Return the paths that are files, or raise the error of one that cannot be read."""
+    """Return the existing files among paths; raise the error of a path that cannot be examined."""
     for path in paths:
         outcome = outcomes[path]
         if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, NotFound | InvalidPath):
@@ -317,7 +342,12 @@ def _find_by_patterns(
 
 
 def done_file_of(template: str, path: str) -> str:
-    """Return the key of the done file of ``path``."""
+    """Return the path of a file's done file.
+
+    :param template: the name of the done file, with placeholders
+    :param path: the path of the file
+    :returns: the path of the done file
+    """
     directory, slash, name = path.rpartition("/")
     words = {"name": name, "stem": PurePosixPath(name).stem}
     return f"{directory}{slash}{PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], template)}"
@@ -330,14 +360,14 @@ def evaluate(
     previous: StabilityState,
     now: float,
 ) -> PollResult:
-    """Decide whether a wait is over, from the files of this poll and the state of the previous one.
+    """Decide whether a wait is over, from this poll and the state of the previous poll.
 
-    :param condition: the condition of the wait.
-    :param files: the files that match it.
-    :param done_files: the done files that exist.
-    :param previous: the state that the previous poll has returned.
-    :param now: epoch seconds.
-    :returns: the result, with the state for the next poll.
+    :param condition: the condition
+    :param files: the files that match the condition
+    :param done_files: the existing done files
+    :param previous: the state of the previous poll
+    :param now: time of this poll in epoch seconds
+    :returns: the result
     """
     stability: StabilityState = {}
     ready: list[FoundFile] = []
@@ -367,7 +397,7 @@ def evaluate(
             reasons.not_stable(info)
         else:
             ready.append(found_file(info))
-    missing = f"{len(ready)} of {condition.min_files} files are there{reasons}"
+    missing = f"{len(ready)} of {condition.min_files} files are ready{reasons}"
     is_done = len(ready) >= condition.min_files
     awaiting_stability = not is_done and len(ready) + reasons.counts[_STABILITY] >= condition.min_files
     counts = (len(ready), *reasons.counts.values())
@@ -376,11 +406,11 @@ def evaluate(
 
 _SIZE, _TIME, _DONE_FILE, _STABILITY = "min_size", "newer_than", "done_file", "stable_for"
 _REASONS_SHOWN: Final = 3
-"""Files whose reason a log line has."""
+"""Number of files with a reason in a log line."""
 
 
 class _IneligibleFiles:
-    """The files that are not eligible: a reason for each of the first ones, and a count for each reason."""
+    """Collect the files that do not count: a reason for the first ones, and a count for each reason."""
 
     def __init__(self, condition: FileCondition) -> None:
         self._condition = condition
@@ -389,16 +419,16 @@ class _IneligibleFiles:
 
     def too_small(self, info: FileInfo) -> None:
         """Note a file with less than ``min_size`` bytes."""
-        unknown_size = ", or the server does not tell its size" if info.size == 0 else ""
+        unknown_size = ", or the server reports no size" if info.size == 0 else ""
         self._note(_SIZE, info, f"{info.size} of {self._condition.min_size} bytes{unknown_size}")
 
     def too_old(self, info: FileInfo) -> None:
         """Note a file that is not newer than ``newer_than``."""
         limit = self._condition.newer_than
         if info.modified_at is None:
-            self._note(_TIME, info, f"the server does not tell its time, so newer_than ({limit}) cannot be decided")
+            self._note(_TIME, info, f"the server reports no time, so newer_than ({limit}) cannot be decided")
         else:
-            self._note(_TIME, info, f"changed {info.modified_at.isoformat()}, which is not newer than {limit}")
+            self._note(_TIME, info, f"changed {info.modified_at.isoformat()}, not after {limit}")
 
     def without_done_file(self, info: FileInfo, expected: str) -> None:
         """Note a file whose done file is missing."""
@@ -421,7 +451,7 @@ class _IneligibleFiles:
 
 
 def _eligible_files(condition: FileCondition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
-    """Return the files that the condition selects, and the paths that are not UTF-8, which Airflow cannot carry."""
+    """Return the files that the condition selects, and the paths that are not UTF-8."""
     names = {_normalize(name) for name in condition.names}
     done_files = {_normalize(path) for path in condition.done_files(files)}
     accepts = FileFilters(condition.include, condition.exclude).accepting(condition.searches)
@@ -442,10 +472,7 @@ def _normalize(path: str) -> str:
 
 
 def _newer_than_predicate(condition: FileCondition) -> Callable[[datetime | None], bool]:
-    """Return a predicate for the times of files.
-
-    SFTP tells times in whole seconds: the second in which a time with a fraction lies counts.
-    """
+    """Return the predicate for times of files. SFTP has times in whole seconds: a fraction of the limit is cut off."""
     if condition.newer_than is None:
         return lambda _time: True
     limit = datetime.fromisoformat(condition.newer_than)
@@ -460,6 +487,4 @@ def _utf8_warning(paths: Sequence[str]) -> str:
         return ""
     first = paths[0].encode("utf-8", "backslashreplace").decode()
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return (
-        f"left out, as Airflow carries only names that are UTF-8 text: {first}{more}; have them renamed on the server"
-    )
+    return f"left out, because XCom carries only UTF-8 names: {first}{more}; rename the files on the server"

@@ -203,9 +203,9 @@ NON_RETRYABLE_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a done file elsewhere": (
         {"path": None, "pattern": "in/*", "done_file": "../done/{name}"},
         {},
-        "done_file is the name",
+        "done_file must be",
     ),
-    "no done file": ({"path": None, "pattern": "in/*", "done_file": ""}, {}, "done_file is the name"),
+    "no done file": ({"path": None, "pattern": "in/*", "done_file": ""}, {}, "done_file must be"),
 }
 
 
@@ -360,7 +360,7 @@ def test_a_name_that_is_not_utf8_is_skipped_and_logged(
         rows = wait(mode, pattern="*.csv", stable_for=0.1)
     assert names(rows) == ["é.csv"]
     assert json.dumps(rows, ensure_ascii=False).encode()
-    told = capsys.readouterr().out.count(r"UTF-8 text: caf\udce9.csv; have them renamed")
+    told = capsys.readouterr().out.count(r"UTF-8 names: caf\udce9.csv; rename the files")
     assert told == {"poke": 1, "deferred": 2}.get(mode, told) > 0
 
 
@@ -466,17 +466,17 @@ def test_deferrable_defaults_to_airflows_setting(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ({"min_files": 0}, "min_files is a whole number from 1, not 0"),
-        ({"min_files": "1"}, "min_files is a whole number from 1, not '1'"),
-        ({"min_size": "1"}, "min_size is a number from 0, not '1'"),
-        ({"min_size": -1}, "min_size is a number from 0"),
-        ({"stable_for": "1"}, "stable_for is a number from 0, not '1'"),
-        ({"stable_for": timedelta(seconds=-1)}, "stable_for is a number from 0"),
+        ({"min_files": 0}, "min_files must be a whole number from 1, not 0"),
+        ({"min_files": "1"}, "min_files must be a whole number from 1, not '1'"),
+        ({"min_size": "1"}, "min_size must be a number from 0, not '1'"),
+        ({"min_size": -1}, "min_size must be a number from 0"),
+        ({"stable_for": "1"}, "stable_for must be a number from 0, not '1'"),
+        ({"stable_for": timedelta(seconds=-1)}, "stable_for must be a number from 0"),
         ({"newer_than": datetime(2026, 1, 1)}, "needs a time zone"),
-        ({"newer_than": date(2026, 1, 1)}, "newer_than is a datetime or ISO 8601 text, not date"),
-        ({"newer_than": 1_700_000_000}, "newer_than is a datetime"),
-        ({"newer_than": 1.5}, "newer_than is a datetime"),
-        ({"newer_than": ("x",)}, "newer_than is a datetime"),
+        ({"newer_than": date(2026, 1, 1)}, "newer_than must be a datetime or ISO 8601 text, not date"),
+        ({"newer_than": 1_700_000_000}, "newer_than must be a datetime"),
+        ({"newer_than": 1.5}, "newer_than must be a datetime"),
+        ({"newer_than": ("x",)}, "newer_than must be a datetime"),
     ],
 )
 def test_an_invalid_argument_is_refused_when_the_dag_is_parsed(arguments: dict[str, Any], text: str) -> None:
@@ -489,7 +489,7 @@ def test_the_log_names_the_directory_and_what_is_missing(remote: Path, capsys: p
         wait("poke", pattern="in/*", timeout=0.3)
     log = capsys.readouterr().out
     assert re.search(r"waiting for \S+/in/\* on sftp://127\.0\.0\.1:", log)
-    assert "0 of 1 files are there" in log
+    assert "0 of 1 files are ready" in log
 
 
 def test_a_missing_directory_is_logged_once(remote: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -274,7 +274,7 @@ def test_a_name_that_is_not_utf8_is_skipped_and_logged_once(remote: Path, capsys
             assert len(one.events) == 1
 
     run(watch())
-    assert capsys.readouterr().out.count("names that are UTF-8 text") == 1
+    assert capsys.readouterr().out.count("XCom carries only UTF-8 names") == 1
 
 
 def test_no_file_is_lost_while_the_store_is_unavailable(remote: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -120,7 +120,7 @@ def test_an_unknown_poll_error_ends_the_wait_unless_it_is_to_be_ignored(
 def test_a_wait_for_an_invalid_condition_fails(remote: Path) -> None:
     condition = condition_for("a").as_json() | {"done_file": "../x"}
     found = run(event(SFTPFileTrigger("sftp_backend_default", condition, 0.1)))
-    assert (found["status"], "done_file is the name" in found["message"]) == ("failed", True)
+    assert (found["status"], "done_file must be" in found["message"]) == ("failed", True)
 
 
 def test_the_state_of_earlier_polls_is_used(remote: Path) -> None:
@@ -158,7 +158,7 @@ def test_a_long_wait_logs_periodically_what_is_missing(remote: Path, monkeypatch
         await asyncio.wait([task])
 
     run(use())
-    assert set(waited) == {"0 of 1 files are there; 'in/small' does not count: 3 of 10 bytes"}
+    assert set(waited) == {"0 of 1 files are ready; 'in/small' does not count: 3 of 10 bytes"}
     assert all(600 <= after - before <= 900 for before, after in pairwise(when))
 
 
