@@ -1,7 +1,6 @@
-"""Fetch secrets from Azure Key Vault. Importing this module loads no azure.
+"""Fetch secrets from Azure Key Vault. Importing this module does not import the Azure SDKs.
 
-`default_client` holds one credential and one client per vault and identity of this process, and for a short while what
-was fetched.
+`default_client` keeps one credential and one SDK client per vault and identity, and caches secrets for a short time.
 """
 
 from __future__ import annotations
@@ -35,16 +34,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_AGE: Final = 60.0
-"""Seconds for which a fetched secret is good, unless a call says otherwise."""
+"""Default lifetime of a cached secret, in seconds."""
 MAX_PAUSE: Final = 60.0
-"""Seconds: if the vault asks for a longer pause, the request fails."""
+"""Longest pause before a retry, in seconds. If the vault requests a longer pause, the fetch fails."""
 _DEFAULT: Final = AzureIdentity()
 _Key = tuple[AzureIdentity, SecretReference]
 
 
 @dataclass(frozen=True)
 class _CacheEntry:
-    """A secret, when it was fetched, and when it expires."""
+    """Cached secret with its fetch time and expiry, in seconds since 1970."""
 
     secret: Secret
     fetched_at: float
@@ -56,7 +55,7 @@ class _CacheEntry:
 
 @dataclass
 class _ProcessState:
-    """What one process has. ``lock`` guards the tables; nobody waits for a network while holding it."""
+    """Clients and caches of one process. ``lock`` guards the tables and is never held during network I/O."""
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     clients: dict[tuple[AzureIdentity, str], tuple[SecretClient, Credential]] = field(default_factory=dict)
@@ -65,10 +64,14 @@ class _ProcessState:
 
 
 class KeyVaultClient:
-    """Fetches secrets. May be used by several threads; a fork begins anew, with connections of its own.
+    """Fetches secrets. Safe for several threads; a forked process opens connections of its own.
 
-    ``timeout``: seconds to connect, and seconds of silence. ``retry``: how often a vault is asked that throttles, fails
-    or is not reached; a Retry-After counts instead of the policy's pause. ``clock`` gives seconds since 1970.
+    :param timeout: longest time in seconds to connect, and for each read
+    :param retry: attempts and pauses if a vault throttles, fails or cannot be reached; a Retry-After header replaces
+        the pause
+    :param clock: returns seconds since 1970
+    :param sleep: waits for a number of seconds
+    :param chance: returns a random number from 0 to 1 for the pause
     """
 
     def __init__(
@@ -90,9 +93,12 @@ class KeyVaultClient:
     def fetch(
         self, reference: SecretReference, identity: AzureIdentity = _DEFAULT, *, max_age: float = MAX_AGE
     ) -> Secret:
-        """The secret, as it was at most ``max_age`` seconds ago. Threads that want the same one wait for one request.
+        """Return a secret, from the cache or by one request for all threads that wait for the same secret.
 
-        Raises KeyVaultError.
+        :param reference: the secret
+        :param identity: the identity for the login
+        :param max_age: largest age of a cached secret, in seconds
+        :raises KeyVaultError: if the secret cannot be fetched
         """
         state, key = self._process_state(), (identity, reference)
         while True:
@@ -104,7 +110,7 @@ class KeyVaultClient:
                 if pending is None:
                     own_request = state.in_flight[key] = Future[Secret]()
                     break
-            with contextlib.suppress(CancelledError):  # who asked was interrupted
+            with contextlib.suppress(CancelledError):  # the requesting thread was interrupted: request again
                 return pending.result()
         try:
             secret = self._request_with_retries(state, reference, identity)
@@ -119,7 +125,7 @@ class KeyVaultClient:
         return secret
 
     def close(self) -> None:
-        """Forgets everything and closes the connections. The next call opens new ones."""
+        """Close the connections and clear the cache. The next fetch opens new connections."""
         state = self._process_state()
         with state.lock:
             clients = list(state.clients.values())
@@ -130,11 +136,12 @@ class KeyVaultClient:
             credential.close()
 
     def _process_state(self) -> _ProcessState:
-        """This process's own. What a fork has inherited is dropped: its locks and connections belong to the parent."""
+        """Return the state of this process."""
         pid = os.getpid()
         state = self._processes.get(pid)
         if state is None:
             state = self._processes.setdefault(pid, _ProcessState())
+            # Drop the state inherited by a fork: its locks and connections belong to the parent process.
             for other_pid in self._processes.keys() - {pid}:
                 self._processes.pop(other_pid, None)
         return state
@@ -147,9 +154,9 @@ class KeyVaultClient:
             attempt += 1
             try:
                 outcome, pause = self._request(state, reference, identity)
-            except BaseException as error:  # noqa: BLE001 - it is raised again
-                # An interruption, or a defect: the SDKs' frames hold the client secret, tokens and values, and a
-                # traceback with locals would print them.
+            except BaseException as error:  # noqa: BLE001 - raised again
+                # After an interruption or a defect, a traceback with local variables would print the client secret,
+                # tokens and values in the SDKs' frames.
                 error.__context__ = None
                 raise error.with_traceback(None) from None
             if isinstance(outcome, _CacheEntry):
@@ -161,14 +168,16 @@ class KeyVaultClient:
             pause = self._retry.pause(attempt, self._chance()) if pause is None else pause
             if pause > MAX_PAUSE:
                 raise outcome
-            log.info("%s; trying again in %.1f s", outcome, pause)
+            log.info("%s; retrying in %.1f s", outcome, pause)
             self._sleep(pause)
 
     def _request(
         self, state: _ProcessState, reference: SecretReference, identity: AzureIdentity
     ) -> tuple[_CacheEntry | KeyVaultError, float | None]:
-        """The secret, or why there is none and for how long not to ask. The SDK's exceptions end here: they hold
-        requests with tokens, and answers, so that none becomes the cause or context of ours."""
+        """Send one request. Return the secret or the error, and the pause in seconds that the vault requested.
+
+        Exceptions of the SDK hold tokens and replies. None of them becomes the cause or context of ours.
+        """
         from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 
         try:
@@ -179,12 +188,12 @@ class KeyVaultClient:
             response = client.get_secret(reference.name, reference.version)
         except (AzureError, ValueError, OSError) as error:
             reason, message = classify_sdk_error(error, reference, identity)
-            if isinstance(error, ClientAuthenticationError):  # MSAL repeats an answer from memory: begin anew
+            if isinstance(error, ClientAuthenticationError):  # MSAL caches the refusal: use a new client
                 with state.lock:
                     state.clients.pop((identity, reference.url), None)
             pause = _retry_after(error, self._clock()) if isinstance(error, HttpResponseError) else None
             if pause is not None and pause > MAX_PAUSE:
-                message = f"{message} It asks for a pause of {pause:.0f} s."
+                message = f"{message} The requested pause is {pause:.0f} s."
             return KeyVaultError(reason, message, reference.described), pause
         return _check_validity(response, reference, self._clock()), None
 
@@ -201,30 +210,32 @@ class KeyVaultClient:
 
 
 default_client: Final = KeyVaultClient()
-"""The client of this process."""
+"""Client of this process."""
 
 
 def _check_validity(response: KeyVaultSecret, reference: SecretReference, now: float) -> _CacheEntry | KeyVaultError:
-    """A vault gives out the values of secrets that are expired, or not valid yet."""
-    properties = response.properties
+    """Return the cache entry of a secret, or the error if the secret must not be used now."""
+    properties = response.properties  # checked here: a vault returns expired and not yet valid secrets
     command = set_attributes_command(reference)
     not_before, expires_on = (
         (date.timestamp() if date else None) for date in (properties.not_before, properties.expires_on)
     )
     if properties.enabled is False:
         return KeyVaultError(
-            Reason.DISABLED, f"it is disabled; enable it: {command} --enabled true", reference.described
+            Reason.DISABLED, f"disabled; enable the secret: {command} --enabled true", reference.described
         )
     if expires_on is not None and expires_on <= now:
-        hint = f"set a new version of it, or move the date: {command} --expires {_format_date(now + 31_536_000)}"
-        return KeyVaultError(Reason.EXPIRED, f"it expired on {_format_date(expires_on)}; {hint}", reference.described)
+        hint = f"set a new version, or change the date: {command} --expires {_format_date(now + 31_536_000)}"
+        return KeyVaultError(Reason.EXPIRED, f"expired on {_format_date(expires_on)}; {hint}", reference.described)
     if not_before is not None and now < not_before:
-        hint = f"wait, or move the date: {command} --not-before {_format_date(now)}"
+        hint = f"wait, or change the date: {command} --not-before {_format_date(now)}"
         return KeyVaultError(
-            Reason.NOT_YET_VALID, f"it is not valid before {_format_date(not_before)}; {hint}", reference.described
+            Reason.NOT_YET_VALID,
+            f"not valid before {_format_date(not_before)}; {hint}",
+            reference.described,
         )
     if response.value is None:
-        return KeyVaultError(Reason.UNEXPECTED, "the answer holds no value", reference.described)
+        return KeyVaultError(Reason.UNEXPECTED, "the reply holds no value", reference.described)
     return _CacheEntry(Secret(response.value), now, expires_on)
 
 
@@ -233,8 +244,8 @@ def _format_date(seconds: float) -> str:
 
 
 def _retry_after(error: HttpResponseError, now: float) -> float | None:
-    """Seconds, from a number of them or from a date (RFC 9110 section 10.2.3)."""
-    # not all responses are typed to have headers
+    """Parse the Retry-After header, seconds or a date, as seconds (RFC 9110 section 10.2.3)."""
+    # Not every response type of the SDK declares headers.
     headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
     if not (value := headers.get("Retry-After")):
         return None

@@ -1,4 +1,4 @@
-"""The errors of Azure Key Vault: why a secret cannot be fetched, and whether a retry may help."""
+"""Errors of Azure Key Vault with their reasons."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from typing import Final
 
 
 class Reason(enum.Enum):
-    """Why there is no secret."""
+    """Reason of a failed fetch."""
 
     BAD_SETTING = "bad setting"
-    """A reference, or an identity, that cannot be meant."""
+    """The reference or the identity is invalid."""
     MISSING = "missing"
     DISABLED = "disabled"
     EXPIRED = "expired"
     NOT_YET_VALID = "not yet valid"
     FORBIDDEN = "forbidden"
-    """The identity may not read it."""
+    """The identity may not read the secret."""
     FIREWALL = "firewall"
-    """The vault is closed to this network."""
+    """The vault's firewall refuses this network."""
     LOGIN_REFUSED = "login refused"
     WRONG_TENANT = "wrong tenant"
     NO_IDENTITY = "no identity"
-    """Nothing here to log in with, or the machine's identity service does not answer, as when it has just started."""
+    """No credential is available, or the machine's identity service does not answer, as during its start."""
     UNTRUSTED = "untrusted"
-    """Its certificate is not trusted here."""
+    """The server's TLS certificate is not trusted."""
     THROTTLED = "throttled"
     UNREACHABLE = "unreachable"
     UNAVAILABLE = "unavailable"
-    """The vault, or the login service, fails by its own account."""
+    """The vault or the login service reports a failure of its own."""
     UNEXPECTED = "unexpected"
-    """No key vault answers like that."""
+    """The reply is not that of a key vault."""
 
 
 RETRIED: Final = frozenset({Reason.THROTTLED, Reason.UNREACHABLE, Reason.UNAVAILABLE})
-"""Reasons for which a request is sent again at once."""
+"""Reasons for an immediate retry of the request."""
 _TRANSIENT: Final = RETRIED | {Reason.NO_IDENTITY}
 
 
 class KeyVaultError(Exception):
-    """A secret cannot be fetched. ``str()`` names secret and vault, the cause and the remedy, and never a value.
+    """Report a failed fetch. ``str()`` names secret, vault, cause and remedy, and never a secret's value.
 
-    :param reason: the kind of cause, for code.
-    :param message: the cause and the remedy.
-    :param secret: the secret and its vault, as errors name them.
+    :param reason: the cause, for code
+    :param message: cause and remedy, for users
+    :param secret: secret and vault, as in `SecretReference.described`
     """
 
     def __init__(self, reason: Reason, message: str, secret: str | None = None) -> None:
@@ -54,7 +54,7 @@ class KeyVaultError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """True if it may pass by itself; False if somebody has to correct something."""
+        """True if a later attempt may succeed; False if the cause must be corrected first."""
         return self.reason in _TRANSIENT
 
     def __str__(self) -> str:
@@ -62,7 +62,10 @@ class KeyVaultError(Exception):
 
 
 class InvalidReference(KeyVaultError, ValueError):
-    """A text, or parts, that name no secret. ``problems`` holds all that is wrong, one text each."""
+    """Report an invalid reference to a secret.
+
+    :param problems: one text for each problem
+    """
 
     def __init__(self, *problems: str) -> None:
         super().__init__(Reason.BAD_SETTING, f"Key Vault reference: {'; '.join(problems)}")

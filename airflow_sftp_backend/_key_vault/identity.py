@@ -1,8 +1,8 @@
-"""Who asks a key vault: the fields of a connection -> `AzureIdentity` -> a credential of azure-identity.
+"""Parse the fields of a connection into an `AzureIdentity`, and create its credential of azure-identity.
 
-Importing this module loads no azure. The process's environment counts as it does for the SDKs: AZURE_AUTHORITY_HOST
-(the login service), REQUESTS_CA_BUNDLE (certificates to trust), HTTPS_PROXY, NO_PROXY, and what DefaultAzureCredential
-and the credentials it consists of read.
+Importing this module does not import the Azure SDKs. The SDKs read AZURE_AUTHORITY_HOST (the login service),
+REQUESTS_CA_BUNDLE (trusted certificates), HTTPS_PROXY, NO_PROXY and the variables of DefaultAzureCredential from the
+environment.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ __all__ = [
 ]
 
 _http_log: Final = logging.getLogger(f"{__name__}.http")
-"""The SDKs' requests with their headers, on the level INFO: more than a task's log is for."""
+"""Logger of the SDKs' HTTP requests. The SDKs log every request with its headers at level INFO."""
 if _http_log.level == logging.NOTSET:
     _http_log.setLevel(logging.WARNING)
 
 
 class Cloud(NamedTuple):
-    """The domain of a cloud's vaults, and the host of its login service."""
+    """Domain of the vaults and host of the login service of a cloud."""
 
     vaults: str
     authority: str
@@ -65,11 +65,14 @@ CLOUDS: Final[Mapping[str, Cloud]] = {
     "AzureUSGovernment": Cloud("vault.usgovcloudapi.net", "login.microsoftonline.us"),
     "AzureChinaCloud": Cloud("vault.azure.cn", "login.chinacloudapi.cn"),
 }
-"""By the names that ``cloud_environment`` has in Airflow's azure connection."""
+"""Clouds by the value of ``cloud_environment`` in Airflow's azure connection."""
 
 
 class InvalidIdentity(ValueError):
-    """Fields that cannot mean an identity. ``problems`` holds all that is wrong, one text each."""
+    """Report invalid fields of an identity.
+
+    :param problems: one text for each problem
+    """
 
     def __init__(self, *problems: str) -> None:
         super().__init__(*problems)
@@ -80,7 +83,7 @@ class InvalidIdentity(ValueError):
 
 
 class CredentialType(enum.Enum):
-    """How an identity logs in."""
+    """Type of login."""
 
     DEFAULT = "default"
     """DefaultAzureCredential: environment, workload identity, managed identity, a developer's login."""
@@ -89,14 +92,21 @@ class CredentialType(enum.Enum):
     MANAGED_IDENTITY = "managed_identity"
     WORKLOAD_IDENTITY = "workload_identity"
 
+    @property
+    def label(self) -> str:
+        """Words for messages."""
+        return self.value.replace("_", " ")
+
 
 @dataclass(frozen=True, kw_only=True)
 class AzureIdentity:
-    """Who asks a vault. Equal ones share a credential.
+    """Identity for the login to a vault. Equal identities share a credential.
 
-    ``certificate`` is PEM, or PKCS#12 in base64 as Key Vault exports it, with its RSA private key. ``cloud`` is a key
-    of `CLOUDS`; ``authority`` the host or URL of a login service. For `CredentialType.DEFAULT`, ``client_id`` is that
-    of the managed identity and ``tenant_id`` that of the workload identity.
+    :ivar client_id: client id of the application; for `CredentialType.DEFAULT`, of the managed identity
+    :ivar tenant_id: tenant of the application; for `CredentialType.DEFAULT`, of the workload identity
+    :ivar certificate: certificate with its RSA private key, PEM or base64 of PKCS#12, as exported by Key Vault
+    :ivar cloud: key of `CLOUDS`
+    :ivar authority: host or URL of a login service
     """
 
     credential_type: CredentialType = CredentialType.DEFAULT
@@ -111,16 +121,17 @@ class AzureIdentity:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> AzureIdentity:
-        """By the names of Airflow's azure connection and of the arguments of its AzureKeyVaultBackend.
+        """Parse fields with the names of Airflow's azure connection and of its AzureKeyVaultBackend's arguments.
 
-        ``login`` or ``client_id``; ``password`` or ``client_secret``; ``tenantId`` or ``tenant_id``;
-        ``managed_identity_client_id``; ``workload_identity_tenant_id``; ``cloud_environment``. Beyond these,
+        These are ``login`` or ``client_id``; ``password`` or ``client_secret``; ``tenantId`` or ``tenant_id``;
+        ``managed_identity_client_id``; ``workload_identity_tenant_id``; ``cloud_environment``. Additional names are
         ``certificate_data``, ``certificate_path``, ``certificate_password``, ``authority``, and ``credential``, a value
-        of `CredentialType`. Without the last, what is given decides: a certificate, else a client secret, else a
-        managed identity (its client id alone), a workload identity (its tenant alone), else DefaultAzureCredential,
-        with both of these where both are given. Null and blank count as not given; other names are ignored.
+        of `CredentialType`. Without ``credential``, the first match decides: a certificate, a client secret, a managed
+        identity's client id alone, a workload identity's tenant alone, else DefaultAzureCredential, with both of the
+        latter if both are set.
 
-        :raises InvalidIdentity: with all problems.
+        :param fields: values by name; null and blank values and other names are ignored
+        :raises InvalidIdentity: with all problems
         """
         values = {name: value for name, value in fields.items() if _is_set(value)}
         problems = [
@@ -129,7 +140,7 @@ class AzureIdentity:
             if not isinstance(values.get(name, ""), kinds)
         ]
         if values.keys() & {"key_path", "key_json"}:
-            problems.append("key_path and key_json are not read here: give login, password and tenantId in their place")
+            problems.append("key_path and key_json are not supported: set login, password and tenantId instead")
         credential_type = _parse_credential_type(values, problems)
         text = {name: _stripped(values[name]) for name in _FIELD_TYPES if name in values}
         client, tenant = text.get("login", text.get("client_id")), text.get("tenantId", text.get("tenant_id"))
@@ -156,14 +167,16 @@ class AzureIdentity:
             authority=_authority(text.get("authority"), problems),
         )
         if missing := _missing_fields(identity):
-            problems.append(f"a login by {credential_type.value.replace('_', ' ')} also needs {' and '.join(missing)}")
+            problems.append(f"a login by {credential_type.label} also needs {' and '.join(missing)}")
         if problems:
             raise InvalidIdentity(*problems)
         return identity
 
     def authority_for(self, vault_url: str) -> str | None:
-        """The login service for a vault: ``authority``, that of ``cloud``, of the sovereign cloud the vault is in, or
-        AZURE_AUTHORITY_HOST; None for the public cloud's."""
+        """Return the login service for a vault; None for that of the public cloud.
+
+        The order is ``authority``, ``cloud``, the sovereign cloud of the vault's URL, AZURE_AUTHORITY_HOST.
+        """
         if self.authority is not None:
             return self.authority
         if self.cloud is not None:
@@ -233,7 +246,7 @@ def _authority(value: str | None, problems: list[str]) -> str | None:
 
 
 def _missing_fields(identity: AzureIdentity) -> list[str]:
-    """What a service principal needs and has not."""
+    """Return the fields that the credential type requires and that are not set."""
     required: dict[str, object] = {}
     if identity.credential_type in (CredentialType.CLIENT_SECRET, CredentialType.CERTIFICATE):
         required = {"a client id (login)": identity.client_id, "a tenant id (tenantId)": identity.tenant_id}
@@ -248,15 +261,20 @@ def _missing_fields(identity: AzureIdentity) -> list[str]:
 
 
 def client_options(timeout: float) -> dict[str, Any]:
-    """Arguments of any client of the SDKs: seconds to connect and seconds of silence, and who keeps its log."""
+    """Return the arguments of every SDK client: time limits in seconds, and the logger."""
     return {"connection_timeout": timeout, "read_timeout": timeout, "logger": _http_log}
 
 
 def create_credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Credential:
-    """A new credential for that vault; nothing connects. The caller closes it.
+    """Create a credential for a vault. Opens no connection; the caller closes the credential.
 
-    It tries once; those that ask a machine's identity service keep the patience the SDK has with it. Raises ValueError
-    or OSError where one cannot be made of what is given.
+    The credential does not retry, except that a managed identity keeps the SDK's retries.
+
+    :param identity: the identity for the login
+    :param vault_url: URL of the vault
+    :param timeout: longest time in seconds to connect, and for each read
+    :raises ValueError: if a value is invalid
+    :raises OSError: if a file cannot be read
     """
     from azure import identity as azure
 
@@ -264,7 +282,7 @@ def create_credential(identity: AzureIdentity, vault_url: str, *, timeout: float
     authority = identity.authority_for(vault_url)
     if authority is not None:
         client_kwargs["authority"] = authority
-        # Microsoft's own directory of login services knows no private one.
+        # Microsoft's instance discovery does not know private login services.
         client_kwargs["disable_instance_discovery"] = (
             authority.removeprefix("https://").rstrip("/") not in _KNOWN_AUTHORITIES
         )
@@ -299,7 +317,8 @@ def _none_as_empty(ids: Mapping[str, str | None]) -> dict[str, str]:
 
 
 def _default_ids(identity: AzureIdentity) -> dict[str, Any]:
-    """Left out where not given: a null would keep the SDK from AZURE_CLIENT_ID and AZURE_TENANT_ID."""
+    """Return the ids for DefaultAzureCredential."""
+    # Ids that are not set are omitted: None would override AZURE_CLIENT_ID and AZURE_TENANT_ID.
     client_kwargs: dict[str, Any] = {}
     if identity.client_id:
         client_kwargs["managed_identity_client_id"] = identity.client_id

@@ -17,25 +17,27 @@ _SECRET_NAME: Final = re.compile(r"[0-9A-Za-z-]{1,127}")
 _VERSION: Final = re.compile(r"[0-9A-Za-z]{32}")
 _EXPECTED: Final = f"expected {SCHEME}vault/secret or {SCHEME}vault/secret/version"
 _SECRET_URL: Final = re.compile(r"https://(?P<vault>[^/?#@]+)/secrets/", re.IGNORECASE)
-"""How a secret's identifier begins, as the portal and ``az keyvault secret show`` give it."""
+"""Start of a secret's identifier, as shown by the portal and by ``az keyvault secret show``."""
 
 
 def is_reference(text: str) -> bool:
-    """True if a text means to be a reference, well-formed or not."""
+    """Return whether a text starts with ``keyvault://``, valid or not."""
     return text.lstrip()[: len(SCHEME)].lower() == SCHEME
 
 
 def is_secret_url(text: str) -> bool:
-    """True if a text begins as a secret's identifier does: ``https://vault/secrets/``."""
+    """Return whether a text starts like a secret's identifier: ``https://vault/secrets/``."""
     return _SECRET_URL.match(text.strip()) is not None
 
 
 @dataclass(frozen=True)
 class SecretReference:
-    """A secret in a vault, the current one where no ``version`` is given. Raises InvalidReference.
+    """Names a secret in a vault.
 
-    ``vault`` may be given as the name of a vault in the public cloud, a host, or a URL; it is kept as a host, with its
-    port where that is not 443.
+    :param vault: name of a vault in the public cloud, host, or URL; stored as host, with a port other than 443
+    :param name: name of the secret
+    :param version: version of the secret; None for the current version
+    :raises InvalidReference: with all problems
     """
 
     vault: str
@@ -57,11 +59,11 @@ class SecretReference:
 
     @classmethod
     def parse(cls, text: str, *, cloud: str | None = None) -> SecretReference:
-        """``keyvault://vault/secret[/version]``, or a secret's identifier as Azure shows it: ``https://vault/secrets/...``.
-        ``vault`` is a host, or the name of a vault in ``cloud`` (a key of
-        `CLOUDS`, the public one by default).
+        """Parse ``keyvault://vault/secret[/version]``, or a secret's identifier, ``https://vault/secrets/...``.
 
-        Raises InvalidReference.
+        :param text: the reference; its vault is a host, or the name of a vault in ``cloud``
+        :param cloud: key of `CLOUDS`; the public cloud by default
+        :raises InvalidReference: with all problems
         """
         if match := _SECRET_URL.match(text.strip()):
             text = f"{SCHEME}{match['vault']}/{text.strip()[match.end() :]}"
@@ -76,24 +78,24 @@ class SecretReference:
 
     @classmethod
     def of(cls, vault: str, name: str, version: str | None = None, *, cloud: str | None = None) -> SecretReference:
-        """As the constructor, with a blank version for none, and the name of a vault meaning one in ``cloud``."""
-        with contextlib.suppress(ValueError):  # the constructor tells all that is wrong
+        """Return the reference to a secret of a vault in ``cloud``. A blank version means the current version."""
+        with contextlib.suppress(ValueError):  # the constructor reports all problems together
             vault = _vault_host(vault, cloud or PUBLIC)
         return cls(vault, name.strip(), (version or "").strip() or None)
 
     @property
     def url(self) -> str:
-        """The vault's URL."""
+        """URL of the vault."""
         return f"https://{self.vault}"
 
     @property
     def pinned(self) -> bool:
-        """True if it names a version: its value never changes."""
+        """True if the reference has a version, so that the secret never changes."""
         return self.version is not None
 
     @property
     def described(self) -> str:
-        """As errors name it."""
+        """Secret, version and vault, as in errors."""
         version = f", version {self.version}" if self.version else ""
         return f"Key Vault secret {self.name!r}{version} in {self.vault}"
 

@@ -299,9 +299,9 @@ def test_all_reference_problems_are_reported_at_once(vault: Vault, monkeypatch: 
     with pytest.raises(InvalidConnection) as caught:
         give(monkeypatch, host="h", extra=extra).config()
     password, known, key = caught.value.problems
-    assert password.startswith(f"Password: Key Vault secret 'expired' in {vault.host}: it expired on 2")
+    assert password.startswith(f"Password: Key Vault secret 'expired' in {vault.host}: expired on 2")
     assert key.startswith(f"Private key: Key Vault secret 'missing' in {vault.host}: the vault has no such secret")
-    assert known.startswith(f"Known host keys: Key Vault secret 'off' in {vault.host}: it is disabled; enable it: az ")
+    assert known.startswith(f"Known host keys: Key Vault secret 'off' in {vault.host}: disabled; enable the secret: ")
     assert "swordfish" not in str(caught.value)
 
 

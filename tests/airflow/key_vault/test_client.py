@@ -189,7 +189,7 @@ def test_a_workload_identity_logs_in(
         ({"credential": "magic"}, "credential: expected one of default, client_secret, certificate"),
         ({"cloud_environment": "Mars"}, "cloud_environment 'Mars': expected one of AzurePublicCloud"),
         ({"authority": "http://login"}, "authority 'http://login': expected a host, or https:// and a host"),
-        ({"key_path": "/x"}, "key_path and key_json are not read here"),
+        ({"key_path": "/x"}, "key_path and key_json are not supported"),
         ({"login": 5}, "login: expected text"),
     ],
 )
@@ -270,7 +270,7 @@ def test_a_throttling_vault_is_retried_as_its_headers_say(
 
 def test_a_too_long_retry_delay_is_reported(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
     vault.fail(SECRET, Fault.error(429, "Throttled", Retry_After="600"))
-    assert "It asks for a pause of 600 s." in str(failure(vaults, reference(vault)))
+    assert "The requested pause is 600 s." in str(failure(vaults, reference(vault)))
     assert clock.pauses == []
 
 
@@ -282,20 +282,20 @@ WRONG_SECRETS: dict[str, tuple[dict[str, Any], Reason, list[str]]] = {
         {"expires": time.time() - DAY},
         Reason.EXPIRED,
         [
-            "it expired on 20",
-            "set a new version of it, or move the date: az keyvault secret set-attributes",
+            "expired on 20",
+            "set a new version, or change the date: az keyvault secret set-attributes",
             "--expires",
         ],
     ),
     "not yet": (
         {"not_before": time.time() + DAY},
         Reason.NOT_YET_VALID,
-        ["it is not valid before 20", "wait, or move the date: az keyvault secret set-attributes", "--not-before"],
+        ["not valid before 20", "wait, or change the date: az keyvault secret set-attributes", "--not-before"],
     ),
     "disabled": (
         {"enabled": False},
         Reason.DISABLED,
-        ["it is disabled; enable it: az keyvault secret set-attributes --vault-name", "--enabled true"],
+        ["disabled; enable the secret: az keyvault secret set-attributes --vault-name", "--enabled true"],
     ),
 }
 
@@ -332,7 +332,7 @@ FAULTS: dict[str, tuple[Fault, Reason, list[str]]] = {
         FORBIDDEN,
         Reason.FORBIDDEN,
         [
-            "the identity may not read it. Grant it the role Key Vault Secrets User (where the vault uses access",
+            "the identity may not read the secret. Grant the role Key Vault Secrets User, effective",
             f'az role assignment create --role "Key Vault Secrets User" --assignee {OBJECT}',
         ],
     ),
@@ -344,7 +344,7 @@ FAULTS: dict[str, tuple[Fault, Reason, list[str]]] = {
     "odd": (
         Fault(418, {"error": {"code": "Teapot"}}),
         Reason.UNEXPECTED,
-        ["the vault answers with status 418 (Teapot)."],
+        ["unexpected status 418 of the vault (Teapot)."],
     ),
 }
 
@@ -372,12 +372,12 @@ def principal(vault: Vault, **changes: str) -> AzureIdentity:
         (
             {"client_secret": "Wr0ng secret"},
             Reason.LOGIN_REFUSED,
-            "the client secret is wrong; what is wanted is its value, not its id (AADSTS7000215",
+            "the client secret is wrong; set the secret's value, not its id (AADSTS7000215",
         ),
         (
             {"client_id": OBJECT},
             Reason.LOGIN_REFUSED,
-            "the tenant has no application of that client id; check both ids (AADSTS700016",
+            "the tenant has no application with the client id; check both ids (AADSTS700016",
         ),
         ({"tenant_id": OBJECT}, Reason.WRONG_TENANT, "tenant"),
     ],
@@ -405,7 +405,7 @@ def test_an_identity_of_another_tenant_is_explained(vault: Vault, vaults: KeyVau
     identity = AzureIdentity.from_fields({"credential": "managed_identity"})
     error = failure(vaults, reference(vault), identity)
     assert error.reason is Reason.WRONG_TENANT
-    assert "the identity is of another tenant than the vault; use one of the vault's tenant." in str(error)
+    assert "the identity is not of the vault's tenant; use an identity of that tenant." in str(error)
 
 
 def test_a_machine_without_an_identity_is_explained(vault: Vault, vaults: KeyVaultClient) -> None:
@@ -418,10 +418,13 @@ def test_a_machine_without_an_identity_is_explained(vault: Vault, vaults: KeyVau
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"credential": "workload_identity"}, "a pod that has it has AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID"),
+        (
+            {"credential": "workload_identity"},
+            "environment of the pod must have AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID",
+        ),
         (
             {"client_id": "c", "tenant_id": "t", "certificate_data": base64.b64encode(b"no certificate").decode()},
-            "the client certificate cannot be used; wanted is PEM or PKCS#12 (in base64), with its RSA private key",
+            "the client certificate cannot be used; expected PEM or base64 of PKCS#12, with its RSA private key",
         ),
         (
             {"client_id": "c", "tenant_id": "t", "certificate_path": "/no/such/file"},
@@ -469,7 +472,7 @@ def test_an_untrusted_certificate_is_reported(
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     error = failure(vaults, reference(vault))
     assert (error.reason, error.retryable) == (Reason.UNTRUSTED, False)
-    assert "is not trusted here; REQUESTS_CA_BUNDLE names the file" in str(error)
+    assert "is not trusted; REQUESTS_CA_BUNDLE names the file" in str(error)
 
 
 @pytest.mark.parametrize("status", [500, 503])
@@ -478,14 +481,14 @@ def test_a_failing_vault_is_retried_and_reported(vault: Vault, vaults: KeyVaultC
     vault.fail(SECRET, fault, fault, fault)
     error = failure(vaults, reference(vault))
     assert (error.reason, error.retryable) == (Reason.UNAVAILABLE, True)
-    assert f"the vault fails with status {status}; it may pass." in str(error)
+    assert f"the vault fails with status {status}; retry later." in str(error)
 
 
 def test_a_server_that_is_not_a_vault_is_reported(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.fail(SECRET, Fault(200, b"<html>a proxy says hello</html>"))
     error = failure(vaults, reference(vault))
     assert error.reason is Reason.UNEXPECTED
-    assert "does not answer as a key vault does; check the vault's name or URL." in str(error)
+    assert "does not reply like a key vault; check the vault's name or URL." in str(error)
 
 
 # -- what is never shown
