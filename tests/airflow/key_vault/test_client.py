@@ -420,7 +420,7 @@ def test_a_machine_without_an_identity_is_explained(vault: Vault, vaults: KeyVau
     [
         (
             {"credential": "workload_identity"},
-            "environment of the pod must have AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID",
+            "the pod must have AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID",
         ),
         (
             {"client_id": "c", "tenant_id": "t", "certificate_data": base64.b64encode(b"no certificate").decode()},
