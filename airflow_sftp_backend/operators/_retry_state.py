@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Set
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_sftp_backend.backend import SFTPBackend
+
+
+log = logging.getLogger(__name__)
 
 
 class RetryState:
@@ -47,6 +51,11 @@ class RetryState:
         self._cleared_after = instance.max_tries - (instance.task.retries or 0)
         self.is_retry_since_cleared = (instance.try_number or 1) > self._cleared_after + 1
         """True unless this attempt is the first, or the first since the task was cleared."""
+        if self._store is None and (self.is_retry or instance.task.retries):
+            log.info(
+                "this Airflow keeps no state between the attempts of a task (Airflow 3.3 does): a retry recognises the"
+                " files of an earlier attempt by their times and content only"
+            )
         purpose = "recognise the files of this one"
         self._moves = RowTable(self._store, "moves", server_id, purpose, read=self.is_retry)
         upload_scope = f"{self._cleared_after} {server_id}"

@@ -254,6 +254,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         result = self._poll_once(condition)
         saved = store is not None and save(store, _STATE_KEY, cast("JsonValue", result.stability), _PURPOSE)
         if needs_store and not saved and not self.deferrable and result.awaiting_stability:
+            self.log.info("no state is kept between polls: polling again after stable_for, %s s", condition.stable_for)
             time.sleep(condition.stable_for)
             result = self._poll_once(condition)
         return result

@@ -132,9 +132,15 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         """
         condition = self.condition
         watch = json.dumps([self.sftp_conn_id, condition.names, condition.directories, condition.patterns])
-        store = SeenFilesStore(watch, watch_state_store(self), self.log.warning)
+        state_store = watch_state_store(self)
+        store = SeenFilesStore(watch, state_store, self.log.warning)
         description = escaped(", ".join(condition.descriptions))
         self.log.info("watching for new files of %s on connection %r", description, self.sftp_conn_id)
+        if state_store is None:
+            self.log.info(
+                "the files seen so far are kept in memory, because this watch has no state store (Airflow 3.3 has one"
+                " for the watch of one asset): after a restart of the triggerer all files are reported again"
+            )
         for name in condition.names_with_wildcards:
             self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)
         connection = SharedConnection.acquire(self.sftp_conn_id)

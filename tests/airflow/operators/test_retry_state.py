@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -281,3 +282,17 @@ def test_without_read_permission_sent_files_are_not_sent_again(
         (folder.path / "a.csv").unlink()
         assert actions(run(operator, try_number=2, state=state))["a.csv"] == "uploaded by an earlier attempt"
         assert read_files(folder.path) == {"b.csv": b"two!"}
+
+
+# -- Airflow before 3.3 -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("try_number", "has_store"), [(1, False), (2, False), (2, True)])
+def test_a_task_with_retries_logs_the_lack_of_a_store(
+    remote: Path, try_number: int, has_store: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    write_files(remote, {"in/a.csv": b"abc"})
+    run(move("in/a.csv", "work/"), try_number=try_number, state=State() if has_store else None)
+    line = "this Airflow keeps no state between the attempts of a task"
+    assert (line in caplog.text) != has_store

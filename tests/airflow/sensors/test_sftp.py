@@ -431,7 +431,9 @@ def test_a_deferred_wait_accepts_a_poke_interval_of_zero(remote: Path) -> None:
 
 
 @pytest.mark.parametrize(("min_size", "longest"), [(2, 1.5), (0, 60)])
-def test_a_wait_without_a_store_blocks_only_for_stability(remote: Path, min_size: int, longest: float) -> None:
+def test_a_wait_without_a_store_blocks_only_for_stability(
+    remote: Path, min_size: int, longest: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_files(remote, {"a": b"x"})
     waiting = sensor("reschedule without memory", path="a", min_size=min_size, stable_for=2)
     began = time.monotonic()
@@ -441,6 +443,8 @@ def test_a_wait_without_a_store_blocks_only_for_stability(remote: Path, min_size
     else:
         assert names(waiting.execute(context())) == ["a"]
     assert time.monotonic() - began < longest
+    polled_twice = "no state is kept between polls: polling again after stable_for, 2 s" in capsys.readouterr().out
+    assert polled_twice == (not min_size)
 
 
 def test_a_broken_trigger_lets_the_task_retry() -> None:

@@ -323,6 +323,7 @@ def test_an_error_is_logged_once_and_the_watch_continues(
     assert log.count("cannot poll for new files of in/, will poll again: ") == 1
     assert log.count("cannot poll for new files of ../a*, will poll again: ") == 2
     assert log.count("watching for new files of in/ on connection 'sftp_backend_default'") == 1
+    assert log.count("the files seen so far are kept in memory") == 2, "once for each watch"
     assert log.count("must not contain '..'") == 1
 
 
