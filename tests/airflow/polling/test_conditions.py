@@ -218,7 +218,7 @@ def test_an_invalid_done_file_is_refused(template: Any) -> None:
 )
 def test_an_invalid_number_is_refused(argument: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(ValueError, match=f"^{argument} is a .*, not {re.escape(repr(value))}$"):
+        with pytest.raises(ValueError, match=f"^{argument} must be a .*, not {re.escape(repr(value))}$"):
             FileCondition(patterns=("in/*",), **{argument: value})
 
 
@@ -237,9 +237,9 @@ def test_an_empty_newer_than_sets_no_limit(nothing: str | None) -> None:
         (1_700_000_000, "not int: 1700000000"),
         (1.5, "not float: 1.5"),
         (("x",), "not tuple: ('x',)"),
-        ("None", "'None'; expected one such as 2026-01-31T06:00:00+01:00"),
+        ("None", "'None'; expected a time such as 2026-01-31T06:00:00+01:00"),
         (" ", "' '; expected"),
-        ("yesterday", "renders to '' with {{ ... or '' }}"),
+        ("yesterday", "write {{ ... or '' }}"),
         ("2026-01-31", "2026-01-31T00:00:00 has none"),
         (datetime(2026, 1, 31), "needs a time zone"),
     ],
@@ -303,7 +303,7 @@ def test_a_name_that_is_not_utf8_is_skipped_with_a_warning() -> None:
     odd, odder = file("in/caf\udce9"), file("in/\udcff/x")
     verdict = judged([file("in/a"), odd, file("in/é😀")])
     assert names(verdict) == ["in/a", "in/é😀"]
-    assert r"in/caf\udce9; have them renamed" in verdict.warning
+    assert r"in/caf\udce9; rename the files" in verdict.warning
     assert "UTF-8" in verdict.warning
     assert r"in/caf\udce9 and 1 more" in judged([odd, odder], stable_for=3).warning
     json.dumps([verdict.files, verdict.stability, verdict.warning], ensure_ascii=False).encode()

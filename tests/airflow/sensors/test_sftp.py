@@ -199,7 +199,7 @@ NON_RETRYABLE_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "an empty path": ({"path": [" "]}, {}, "path is empty"),
     "a time without zone": ({"newer_than": "2026-01-31T06:00:00"}, {}, "needs a time zone"),
     "no time at all": ({"newer_than": "yesterday"}, {}, "yesterday"),
-    "a template that had no time": ({"newer_than": "None"}, {}, "renders to '' with"),
+    "a template that had no time": ({"newer_than": "None"}, {}, "write {{ ... or '' }}"),
     "a done file elsewhere": (
         {"path": None, "pattern": "in/*", "done_file": "../done/{name}"},
         {},
