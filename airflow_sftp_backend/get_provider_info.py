@@ -1,5 +1,7 @@
-"""What Airflow is told of this package: pure data. Every Airflow process reads it, so that nothing of Airflow, paramiko
-or azure is imported here."""
+"""Describe this package to Airflow as pure data.
+
+Every Airflow process reads the data, so this module imports neither Airflow nor paramiko nor azure.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ _INTEGRATION = "SFTP Backend"
 
 
 def get_provider_info() -> dict[str, object]:
-    """The provider's info, in the terms of Airflow's ``provider.yaml.schema.json``."""
+    """Return the provider's info in the terms of Airflow's ``provider.yaml.schema.json``."""
     return {
         "package-name": "airflow-sftp-backend",
         "name": "SFTP Backend",

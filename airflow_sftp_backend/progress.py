@@ -1,4 +1,4 @@
-"""How far a transfer is, told at a human pace: lines in a log, or a bar in a terminal."""
+"""Report the progress of a transfer: lines in a log, or a bar in a terminal."""
 
 from __future__ import annotations
 
@@ -16,32 +16,36 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LOG_INTERVAL: Final = 10.0
-"""Seconds between two lines."""
+"""Minimum of the seconds between two log lines."""
 
 _ACTIVE_BAR = threading.Lock()
-"""Held by the one bar that moves."""
+"""Held by the bar that is drawn; only one bar is drawn at a time."""
 
 
 class Log(Protocol):
-    """Where lines go: Airflow's task log, or any logger."""
+    """Accept log lines: Airflow's task log, or any logger."""
 
     def info(self, message: str, /) -> object:
-        """One line."""
+        """Log a line.
+
+        :param message: the line
+        :returns: not used
+        """
 
 
 class ProgressLog:
-    """A progress callback that logs a line now and then: bytes, share, rate and time left.
+    """Log bytes, share, rate and remaining time of a transfer at intervals.
 
-    Rate and time left are of this attempt: bytes that an earlier attempt has transferred do not count.
+    Rate and remaining time count only the bytes of this attempt, not those of earlier attempts.
 
-    :param log: where the lines go
+    :param log: the log to write to
     :param total: bytes of all files, None if unknown
-    :param clock: gives seconds
+    :param clock: returns seconds
     """
 
     def __init__(self, log: Log, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self.done = 0
-        """Bytes that are transferred, by earlier attempts too."""
+        """Transferred bytes, including those of earlier attempts."""
         self._transferred = self._verified = 0
         self._log = log
         self._total = total
@@ -50,9 +54,9 @@ class ProgressLog:
         self._verifying_since: float | None = None
 
     def __call__(self, gained: int, /) -> None:
-        """Note bytes that were transferred.
+        """Note transferred bytes.
 
-        :param gained: bytes since the last call; negative if the transfer had to go back
+        :param gained: bytes since the last call; negative if the transfer had to repeat a part
         """
         self.done += gained
         self._transferred += gained
@@ -61,7 +65,7 @@ class ProgressLog:
             self._log.info(_line(self.done, self._total, self.rate))
 
     def resumed(self, count: int, /) -> None:
-        """Note bytes that an earlier attempt has transferred.
+        """Note bytes of an earlier attempt.
 
         :param count: bytes
         """
@@ -88,7 +92,7 @@ class ProgressLog:
 
     @property
     def rate(self) -> float:
-        """Bytes a second that this attempt has transferred, until the last of them; 0 if unknown."""
+        """Bytes per second of this attempt, until its last transferred byte; 0 if unknown."""
         seconds = self._last_gain - self._started
         return max(0, self._transferred) / seconds if seconds > 0 else 0
 
@@ -108,18 +112,21 @@ def _line(done: int, total: int | None, rate: float) -> str:
 
 
 class ProgressBar:
-    """A bar in a terminal, to be given to a transfer as ``progress``; elsewhere one line at the end.
+    """Draw a progress bar in a terminal, as the ``progress`` of a transfer; elsewhere write one line at the end.
 
-    Use as a context manager. ``title`` says what is moved, ``total`` its bytes, None if unknown; ``stream`` is standard
-    error unless another is given. What is printed meanwhile to the same terminal appears above the bar. One bar moves
-    at a time: another gets its line. A stream that takes no more, as of a terminal that was closed, raises nothing.
+    Use the bar as a context manager. Other output to the same terminal appears above the bar. Only one bar is drawn at
+    a time; another bar writes one line at its end. Errors of the stream, such as a closed terminal, are ignored.
+
+    :param title: description of the transfer
+    :param total: bytes of all files, None if unknown
+    :param stream: the stream to write to; standard error by default
     """
 
     def __init__(self, title: str, total: int | None, stream: TextIO | None = None) -> None:
         self.done = 0
-        """Bytes so far."""
+        """Transferred bytes, including those of earlier attempts."""
         self._transferred = 0
-        self._title = escaped(title)  # nothing moves the cursor
+        self._title = escaped(title)  # control characters of a file name must not move the cursor
         self._total = total
         self._stream = sys.stderr if stream is None else stream
         self._started = 0.0
@@ -127,17 +134,20 @@ class ProgressBar:
         self._bar: Progress | None = None
 
     def __call__(self, gained: int, /) -> None:
-        """Notes ``gained`` bytes; fewer than none where a transfer had to go back."""
+        """Note transferred bytes.
+
+        :param gained: bytes since the last call; negative if the transfer had to repeat a part
+        """
         with self._lock:
             self.done += gained
             self._transferred += gained
             if self._bar is not None:
                 if gained < 0:
-                    self._bar.tasks[0].finished_time = None  # it was at its end, perhaps
+                    self._bar.tasks[0].finished_time = None  # rich may have marked the task as finished
                 self._bar.update(self._bar.task_ids[0], completed=self.done)
 
     def resumed(self, count: int, /) -> None:
-        """Note bytes that an earlier attempt has transferred: they do not count for the rate.
+        """Note bytes of an earlier attempt; they do not count for the rate.
 
         :param count: bytes
         """
@@ -147,7 +157,7 @@ class ProgressBar:
                 self._bar.reset(self._bar.task_ids[0], completed=self.done)
 
     def verified(self, count: int, /) -> None:
-        """Note bytes that were read back for verification: they have a bar of their own.
+        """Note bytes that were read back for verification; they have a separate bar.
 
         :param count: bytes since the last call
         """
@@ -181,35 +191,35 @@ class ProgressBar:
             return
         elapsed = time.monotonic() - self._started
         rate = f", {format_size(max(0, self._transferred) / elapsed)}/s" if elapsed > 0 else ""
-        state = "" if kind is None else ", not to its end"
+        state = "" if kind is None else ", incomplete"
         _SafeStream(self._stream).write(
             f"{self._title}: {format_size(self.done)} in {format_duration(elapsed)}{rate}{state}\n"
         )
 
 
 class _SafeStream:
-    """A stream to which writing never fails: what cannot be written is not."""
+    """Write to a stream and ignore its errors."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        """Writes and flushes; the number of characters taken."""
-        with suppress(OSError, ValueError):  # ValueError: it is closed, or has no such characters
+        """Write and flush a text; return the number of its characters."""
+        with suppress(OSError, ValueError):  # ValueError: a closed stream, or characters outside its encoding
             if self._stream is not None:
                 self._stream.write(text)
                 self._stream.flush()
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `write` has flushed."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
 def _can_draw(stream: TextIO | None) -> bool:
-    """True for a terminal that can draw and on which nothing else is being drawn."""
+    """Tell whether a stream is a terminal that can draw a bar, without another active drawing."""
     refused = os.environ.get("TTY_COMPATIBLE") == "0" or os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
     if refused or not _is_terminal(stream):
         return False
@@ -225,19 +235,19 @@ def _is_terminal(stream: TextIO | None) -> bool:
 
 
 def _bar(stream: TextIO) -> Progress:
-    from rich import progress  # here, because operators that draw no bar should not load it
+    from rich import progress  # late import, because operators draw no bar and should not load rich
     from rich.console import Console
     from rich.text import Text
 
     class Rate(progress.ProgressColumn):
-        """In the units that the log lines have."""
+        """Show the rate in the units of the log lines."""
 
         def render(self, task: progress.Task) -> Text:
-            """Bytes a second, nothing before they are known."""
+            """Return bytes per second; no text while the rate is unknown."""
             speed = task.finished_speed or task.speed
             return Text("" if speed is None else f"{format_size(speed)}/s")
 
-    is_standard_stream = stream in (sys.stdout, sys.stderr)  # then what else goes to this terminal is put above the bar
+    is_standard_stream = stream in (sys.stdout, sys.stderr)  # if so, rich prints other output above the bar
     return progress.Progress(
         progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
@@ -252,7 +262,11 @@ def _bar(stream: TextIO) -> Progress:
 
 
 def format_size(count: float) -> str:
-    """Bytes as people say them: ``512 B``, ``4.0 KiB``, ``1.5 GiB``."""
+    """Format bytes for people: ``512 B``, ``4.0 KiB``, ``1.5 GiB``.
+
+    :param count: bytes
+    :returns: the text
+    """
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
@@ -261,12 +275,20 @@ def format_size(count: float) -> str:
 
 
 def pluralize_files(files: int) -> str:
-    """``1 file``, ``4 files``."""
+    """Format a number of files: ``1 file``, ``4 files``.
+
+    :param files: the number
+    :returns: the text
+    """
     return f"{files} file" if files == 1 else f"{files} files"
 
 
 def format_duration(seconds: float) -> str:
-    """A time as people say it: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``."""
+    """Format a duration for people: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``.
+
+    :param seconds: the duration
+    :returns: the text
+    """
     whole_seconds = max(0, round(seconds))
     if seconds < 10:
         return f"{max(0.0, seconds):.1f} s"

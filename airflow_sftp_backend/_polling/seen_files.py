@@ -1,7 +1,7 @@
-"""Decide which files are new to a watch, from the files it has seen.
+"""Decide which files are new to a watch, from the files seen earlier.
 
-They are kept as plain JSON in the asset's state store and outlive the triggerer. So is a batch that may not have
-reached Airflow: it is sent again under its id, by which `assets.new_files` recognises it.
+The asset's state store keeps the seen files as plain JSON, also after the triggerer stops. The store also keeps each
+batch that may not have reached Airflow. The batch is sent again under its id, and `assets.new_files` recognises the id.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import JsonValue
 
 _MAX_BATCH_FILES: Final = 500
-"""Files in one batch: Airflow keeps an event with all its files, and shows it to every task of its run."""
+"""Files in one batch: Airflow keeps an event with all its files, and passes the event to every task of its run."""
 _EMPTY_DIRECTORY_SECONDS: Final = 24 * 3600.0
 """Seconds for which the files of an empty directory stay known: a mount may be offline for a while."""
 _ACKNOWLEDGE_SECONDS: Final = 30.0
@@ -36,7 +36,7 @@ _Hashes = dict[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class NewFilesBatch:
-    """New files, under an id that no other batch has."""
+    """Hold new files under a unique id."""
 
     files: list[FoundFile]
     batch_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
@@ -44,10 +44,11 @@ class NewFilesBatch:
 
 @dataclass(frozen=True, slots=True)
 class _SeenDirectory:
-    """The sent files of a directory: a hash of each name -> a hash of its size and time.
+    """Hold the sent files of a directory: a hash of each name, mapped to a hash of size and time.
 
-    ``present`` files were there at the last poll; ``missing`` ones were not at some poll, and have not been ready
-    since. ``empty_since`` is when (epoch seconds) the directory was first found without files.
+    :ivar present: files that existed at the last poll
+    :ivar missing: files that were missing at some poll, and have not been ready since
+    :ivar empty_since: epoch seconds of the first poll that found the directory empty; None if not empty
     """
 
     present: _Hashes = field(default_factory=dict)
@@ -55,9 +56,10 @@ class _SeenDirectory:
     empty_since: float | None = None
 
     def after_poll(self, names: Collection[bytes], now: float) -> _SeenDirectory | None:
-        """Return what is known once these names are present, None if nothing is known any more.
+        """Return the directory with the records of files that a poll found; None without records.
 
-        Records of deleted files are dropped. If the directory is empty all are kept for a day: a mount may be offline.
+        Records of deleted files are dropped. An empty directory keeps all records for a day, because a mount may be
+        offline.
         """
         if names:
             return _SeenDirectory(
@@ -70,23 +72,20 @@ class _SeenDirectory:
         )
 
     def is_new(self, name: bytes, content: bytes, *, changed: bool) -> bool:
-        """Tell whether a file is new.
-
-        That is a file with an unknown name, one that has come back with other content, or with ``changed`` one with
-        other content.
-        """
-        known = self.missing.get(name)
-        if known is not None:
-            return known != content
-        known = self.present.get(name)
-        return known is None or (changed and known != content)
+        """Tell whether a file is new: unknown, back with other content, or, with ``changed``, with other content."""
+        missing_content = self.missing.get(name)
+        if missing_content is not None:
+            return missing_content != content
+        present_content = self.present.get(name)
+        return present_content is None or (changed and present_content != content)
 
 
 @dataclass(frozen=True, slots=True)
 class SeenFiles:
-    """The files that a watch has seen, by directory.
+    """Hold the files that a watch has seen.
 
-    ``unacknowledged`` are the batches that may not have reached Airflow, the oldest first.
+    :ivar directories: the seen files by directory
+    :ivar unacknowledged: batches that may not have reached Airflow, oldest first
     """
 
     directories: Mapping[str, _SeenDirectory] = field(default_factory=dict)
@@ -95,15 +94,15 @@ class SeenFiles:
     def updated_with(
         self, ready: Iterable[FoundFile], present: Iterable[str], now: float, *, changed: bool
     ) -> SeenFiles:
-        """Return what is known after a poll; up to 500 new files are another batch.
+        """Update the seen files after a poll, and add a batch of at most 500 new files.
 
-        A file is new if its path is not known, or if it was missing and has come back with another size or time.
+        A file is new if its path is unknown, or if it was missing and is back with another size or time.
 
-        :param ready: the files that may be sent.
-        :param present: the paths of all files on the server.
-        :param now: epoch seconds.
-        :param changed: a file with another size or time is new, too.
-        :returns: the new state.
+        :param ready: files that may be sent
+        :param present: paths of all files on the server
+        :param now: time of the poll in epoch seconds
+        :param changed: treat a known file with another size or time as new
+        :returns: the updated files
         """
         names: dict[str, set[bytes]] = {}
         for path in present:
@@ -133,7 +132,7 @@ class SeenFiles:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON for `from_json`: 16 characters a file, and the unacknowledged batches."""
+        """Return plain JSON for `from_json`: 16 characters for each file, and the unacknowledged batches."""
         return {
             "directories": {
                 directory: [_pack(seen.present), _pack(seen.missing), seen.empty_since]
@@ -144,7 +143,11 @@ class SeenFiles:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SeenFiles:
-        """Return the state that `as_json` has serialized."""
+        """Restore the seen files from the JSON of `as_json`.
+
+        :param values: the JSON object
+        :returns: the seen files
+        """
         directories = {
             directory: _SeenDirectory(_unpack(present), _unpack(missing), empty_since)
             for directory, (present, missing, empty_since) in values["directories"].items()
@@ -169,12 +172,12 @@ def _unpack(text: str) -> _Hashes:
 
 
 class SeenFilesStore:
-    """Keep the seen files of one watch: in the asset's state store if there is one, and in memory.
+    """Keep the seen files of one watch in memory, and in the asset's state store if available.
 
-    :param watch: what is watched, since an asset may have several watches.
-    :param store: the asset's state store; None before Airflow 3.3.
-    :param warn: logs a warning.
-    :param clock: returns seconds.
+    :param watch: description of the watch; an asset may have several watches
+    :param store: the asset's state store; None before Airflow 3.3
+    :param warn: logs a warning
+    :param clock: returns seconds
     """
 
     def __init__(
@@ -193,9 +196,10 @@ class SeenFilesStore:
         self._sent_at: dict[str, float] = {}
 
     async def load(self) -> SeenFiles:
-        """Return the seen files, without batches that must have reached Airflow by now.
+        """Return the seen files, without batches that Airflow must have stored by now.
 
-        :raises AirflowRuntimeError: if Airflow cannot read its store.
+        :returns: the seen files
+        :raises AirflowRuntimeError: if Airflow cannot return the stored files
         """
         if self._current is None:
             self._current = self._stored = await self._read_store()
@@ -211,12 +215,12 @@ class SeenFilesStore:
         if self._store is not None:
             try:
                 stored = await self._store.aget(self._key)
-            except ValidationError:  # of an answer; a ValueError as well
+            except ValidationError:  # a malformed response; this is a ValueError too
                 raise
-            except ValueError:  # of which asset?
+            except ValueError:  # the store cannot choose among several assets
                 self._warn(
-                    "several assets have this watch, so that Airflow keeps nothing for it: when the triggerer"
-                    " starts again, all files that are there are reported again; give each asset its own watch"
+                    "several assets share this watch, so Airflow cannot store its files: each start of the triggerer"
+                    " reports all existing files again; give each asset its own watch"
                 )
                 self._store = None
             else:
@@ -227,13 +231,14 @@ class SeenFilesStore:
         try:
             return SeenFiles.from_json(stored)
         except (LookupError, TypeError, ValueError, AttributeError):
-            self._warn("what Airflow keeps for this watch is not what it wrote: all files that are there are reported")
+            self._warn("the stored files of this watch are not valid: all existing files are reported again")
             return SeenFiles()
 
     async def save(self, seen_files: SeenFiles) -> None:
-        """Save the seen files, unless another triggerer has saved others meanwhile: then load those.
+        """Save the seen files. If another triggerer saved other files meanwhile, load those instead.
 
-        :raises AirflowRuntimeError: if Airflow cannot write its store; then nothing has changed.
+        :param seen_files: the seen files
+        :raises AirflowRuntimeError: if Airflow cannot store the files; then nothing has changed
         """
         if self._store is not None and seen_files != self._stored:
             stored = await self._read_store()
@@ -250,10 +255,13 @@ class SeenFilesStore:
         }
 
     def next_unsent(self) -> NewFilesBatch | None:
-        """Return the oldest saved batch that this watch has not sent, None if there is none."""
+        """Return the oldest saved batch that this watch has not sent; None without such a batch."""
         batches = () if self._current is None else self._current.unacknowledged
         return next((batch for batch in batches if batch.batch_id not in self._sent_at), None)
 
     def mark_sent(self, batch: NewFilesBatch) -> None:
-        """Note that a batch is on its way to Airflow."""
+        """Note the time at which a batch was sent to Airflow.
+
+        :param batch: the batch
+        """
         self._sent_at[batch.batch_id] = self._clock()

@@ -27,25 +27,30 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BATCH_WINDOW = 0.05
-"""Seconds that a batch waits for other waits that wake at the same time."""
+"""Seconds by which a batch waits for other requests."""
 _MAX_BACKOFF = 300.0
-"""Seconds between two attempts to reach a server that is away, at most."""
+"""Maximum of the seconds between two attempts to reach the server."""
 
 _MAX_LOST_CONNECTIONS = 3
-"""Directories that may cost a connection each in one batch; the others are polled in the next."""
+"""Directories that may cost a connection each in one batch; the next batch polls the others."""
 _DEDICATED_IDLE_SECONDS = 3600.0
 """Seconds after which an unused dedicated connection is closed."""
 _MOVED_TO_DEDICATED = object()
-"""The answer to a request whose directories have a dedicated connection by now."""
+"""Answer to a request whose directories now have a dedicated connection."""
 
 T = TypeVar("T")
 _PollError = SFTPBackendError | ValueError | TypeError
 _Outcomes = list[object]
-"""What was decided for each request of a batch, or the `_PollError` in its place."""
+"""Decision for each request of a batch, or a `_PollError`."""
 
 
 class PollRequest(NamedTuple):
-    """A wait's request to the next batch: what to poll for, how to decide, and where the answer goes."""
+    """Describe a wait's request to the next batch.
+
+    :ivar condition: the condition to poll for
+    :ivar decide: decides from the snapshot of the poll
+    :ivar answer: receives the decision or an error
+    """
 
     condition: FileCondition
     decide: Callable[[PollSnapshot], object]
@@ -53,12 +58,14 @@ class PollRequest(NamedTuple):
 
 
 class SharedConnection:
-    """Poll for all waits on a connection id, in one thread; closed by the last release.
+    """Poll for all waits on a connection id, in one thread. The last release closes the connection.
 
     The first poll connects. A lost connection is replaced in the same batch, with the current values of the Airflow
-    connection; while that fails, batches back off. A wait for directories over which the server hangs or disconnects
-    polls on a dedicated connection until a poll there is answered. Only polls and their decisions run outside the event
-    loop.
+    connection. While reconnecting fails, batches back off. If the server hangs or disconnects during a poll of certain
+    directories, these directories are polled on a dedicated connection until a poll succeeds there. Only polls and
+    decisions run outside the event loop.
+
+    :param key: the event loop, and the id of the Airflow connection
     """
 
     _instances: ClassVar[dict[tuple[asyncio.AbstractEventLoop, str], SharedConnection]] = {}
@@ -84,8 +91,8 @@ class SharedConnection:
     def acquire(cls, sftp_conn_id: str) -> SharedConnection:
         """Return the connection of an id in the running loop, and count one more user.
 
-        :param sftp_conn_id: the Airflow connection.
-        :returns: the connection; the caller releases it.
+        :param sftp_conn_id: id of the Airflow connection
+        :returns: the connection; the caller must release it
         """
         key = (asyncio.get_running_loop(), sftp_conn_id)
         shared = cls._instances.get(key)
@@ -95,7 +102,7 @@ class SharedConnection:
         return shared
 
     def release(self) -> None:
-        """Count one user less; the last one ends the connection, whatever it is doing."""
+        """Count one user less. The last user's release aborts the connection, even during a poll."""
         self._user_count -= 1
         if not self._user_count:
             if self._instances.get(self._key) is self:
@@ -113,7 +120,7 @@ class SharedConnection:
     async def sleep_until_next_poll(self, interval: float) -> None:
         """Sleep until all waits with the same interval wake together.
 
-        :param interval: seconds between two polls; the sleep is not longer.
+        :param interval: seconds between two polls, the maximum of the sleep
         """
         if interval <= 0:
             return
@@ -123,11 +130,11 @@ class SharedConnection:
     async def poll(self, condition: FileCondition, decide: Callable[[PollSnapshot], T]) -> T:
         """Poll with the next batch, and decide from the snapshot.
 
-        :param condition: the condition to poll for.
-        :param decide: called with the snapshot in the connection's thread.
-        :returns: what ``decide`` returns.
-        :raises BackendUnavailable: if the server could not be polled.
-        :raises SFTPBackendError: what the poll or ``decide`` raised; ValueError and TypeError too.
+        :param condition: the condition to poll for
+        :param decide: called with the snapshot in the connection's thread
+        :returns: the result of ``decide``
+        :raises BackendUnavailable: if the server cannot be polled
+        :raises SFTPBackendError: if the poll or ``decide`` fails; ValueError and TypeError of ``decide`` pass too
         """
         while True:
             if self._dedicated and (dedicated := self._dedicated.get(condition.watched_dirs)) is not None:
@@ -145,7 +152,7 @@ class SharedConnection:
     async def _poll_dedicated(
         self, dedicated: SharedConnection, condition: FileCondition, decide: Callable[[PollSnapshot], T]
     ) -> T:
-        """Poll on a dedicated connection; once it is answered, the next polls are made with all others again."""
+        """Poll on a dedicated connection. After an answer, later polls join the batches again."""
         dedicated._user_count += 1
         dedicated._last_used = self._loop.time()
         has_answer = False
@@ -165,9 +172,9 @@ class SharedConnection:
         self._dedicated.pop(directories).release()
 
     def _split_off_dedicated(self, requests: Sequence[PollRequest]) -> list[PollRequest]:
-        """Return the requests for this connection, and pass the others on to their dedicated ones.
+        """Return the requests for this connection; redirect the others to dedicated connections.
 
-        Dedicated connections that have been idle for long are closed.
+        Close dedicated connections that were idle for an hour.
         """
         for directories, dedicated in list(self._dedicated.items()):
             if dedicated._user_count == 1 and self._loop.time() - dedicated._last_used > _DEDICATED_IDLE_SECONDS:
@@ -181,7 +188,7 @@ class SharedConnection:
         return remaining
 
     def _end_batch(self, requests: list[PollRequest], batch: asyncio.Task[None]) -> None:
-        """Give the error of a batch to all requests that have no answer."""
+        """Pass the error of a batch to all requests without an answer."""
         self._batches.discard(batch)
         if self._next_batch is batch:  # before its turn came
             self._next_batch = None
@@ -193,7 +200,7 @@ class SharedConnection:
                 request.answer.set_exception(error)
 
     async def _run_batch(self, requests: list[PollRequest]) -> None:
-        """Answer all requests that are made before the batch starts."""
+        """Answer all requests that arrive before the batch starts."""
         await asyncio.sleep(_BATCH_WINDOW)
         async with self._batch_lock:
             await asyncio.sleep(max(0.0, self._backoff_until - self._loop.time()))
@@ -209,9 +216,9 @@ class SharedConnection:
             self._failures = 0
 
     async def _poll_requests(self, requests: Sequence[PollRequest]) -> None:
-        """Poll for all requests together, reconnecting if need be.
+        """Poll for all requests together, and reconnect if necessary.
 
-        If the new connection is lost over the poll too, poll one directory after the other.
+        If a poll also ends the new connection, poll one directory after the other.
         """
         if self._backend is not None:
             try:
@@ -242,7 +249,7 @@ class SharedConnection:
                 request.answer.set_result(outcome)
 
     async def _poll_by_directories(self, by_directories: Mapping[frozenset[str], Sequence[PollRequest]]) -> None:
-        """Give a dedicated connection to the directories that cost a connection, if others are answered."""
+        """Give dedicated connections to directories that cost a connection, if other directories are answered."""
         lost: dict[frozenset[str], BackendUnavailable] = {}
         any_answered = False
         try:

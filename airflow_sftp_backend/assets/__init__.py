@@ -1,4 +1,4 @@
-"""Files on SFTP servers as Airflow assets, and the files that an asset event names."""
+"""Represent files on SFTP servers as Airflow assets, and return the files of asset events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hand each batch of new files to one run of a DAG."""
+"""Return the files that started a DAG run; each batch of a watch belongs to one run."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ log = logging.getLogger(__name__)
 _CLAIMS_KEY: Final = "sftp new files claimed by {}"
 _MAX_CLAIMS: Final = 400
 _MAX_EVENTS: Final = 100
-"""Events that are searched for unclaimed batches: each carries its files."""
+"""Events to search for unclaimed batches; each event carries its files."""
 _CLAIM_SETTLE_SECONDS: Final = 1.0
-"""Seconds after which no other run overwrites a claim that it has not read."""
+"""Seconds after which no other run overwrites an unread claim."""
 
 
 def new_files(context: Context) -> list[FoundFile]:
     """Return the files for which a DAG run was started.
 
-    These are the batches of `SFTPNewFilesTrigger` in the asset events that triggered the run, unless another run of the
-    DAG has claimed them; and batches for which Airflow has started no run, if they were sent before this run began.
+    The files are the batches of `SFTPNewFilesTrigger` in the run's asset events, except batches claimed by another run
+    of the DAG. Unclaimed batches for which Airflow started no run are included too, if they were sent before this run
+    began. A path in several batches appears once, with the data of the latest batch.
 
-    For a task of a DAG whose schedule is the watched asset. Name that asset among the task's ``inlets``: its state
-    store records which run has claimed which of the last 400 batches, from Airflow 3.3. Without that, or in an older
-    Airflow, only the events that triggered the run count, and a batch that was sent twice around a restart of the
-    triggerer is handed out twice. A retry gets the same files, and unclaimed ones since. A path in several batches is
-    returned once, as the latest batch has it.
+    Call the function in a task of a DAG that is scheduled by the watched asset, and name the asset among the task's
+    ``inlets``. From Airflow 3.3, the asset's state store records the claims of the last 400 batches. Without the inlet,
+    or in earlier versions, only the events that triggered the run count, and a batch that was sent twice around a
+    restart of the triggerer is returned to two runs. A retry returns the same files, and later unclaimed batches.
 
-    :param context: the context of the task.
-    :returns: a row for each file.
-    :raises AirflowRuntimeError: if Airflow cannot tell which batches an earlier attempt has claimed.
+    :param context: the context of the task
+    :returns: a row for each file
+    :raises AirflowRuntimeError: if Airflow cannot return the batches that an earlier attempt claimed
     """
     files: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():
@@ -54,15 +54,15 @@ def new_files(context: Context) -> list[FoundFile]:
 
 
 class _Event(Protocol):
-    """An asset event."""
+    """Describe an asset event."""
 
     @property
     def timestamp(self) -> datetime:
-        """When it was written down."""
+        """Time at which Airflow stored the event."""
 
     @property
     def extra(self) -> dict[str, Any] | None:
-        """What it carries; of a trigger's, its ``payload``."""
+        """Data of the event; a trigger's data is under ``payload``."""
 
 
 def _payload(event: _Event) -> dict[str, Any]:
@@ -75,10 +75,10 @@ def _by_batch(events: Iterable[_Event]) -> dict[str, _Event]:
 
 
 def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Event]) -> dict[str, _Event]:
-    """Claim batches for this run in the asset's ``store``; ``own`` have started it.
+    """Claim batches for this run in the asset's ``store``; the batches in ``own`` started the run.
 
-    Other runs may claim the same batches, and the store has no compare-and-set: write the claim, wait, read it again,
-    and keep only the claims that are still this run's.
+    Other runs may claim the same batches, and the store has no compare-and-set. So write the claims, wait, read the
+    claims again, and keep only this run's.
     """
     run_id, key = context["ti"].run_id, _CLAIMS_KEY.format(context["ti"].dag_id)
     claims = _load_claims(store, key)
@@ -112,7 +112,7 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
 
 
 def _load_claims(store: Any, key: str) -> dict[str, list[str]]:
-    """Return for each batch the run that has claimed it and when it was sent, the oldest first."""
+    """Return the claiming run and the event time of each batch, oldest first."""
     return cast("dict[str, list[str]]", store.get(key) or {})
 
 
@@ -121,10 +121,8 @@ def _unclaimed_events(
 ) -> dict[str, _Event]:
     """Return the batches for which no run was started, and the ``earlier`` claims of this run.
 
-    Only batches count that were sent before this run began.
-
-    Airflow starts one run for all events that come before it starts it, and shows that run only the first. It shows the
-    others to the next run, if there is one.
+    Only batches sent before this run began count. Airflow starts one run for all events until the start of the run, but
+    passes only the first event to that run. The other events are passed to the next run, if any.
     """
     dag_id, run_started = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
     since = min([*earlier.values(), *(_format_time(event.timestamp) for event in own.values())])
@@ -134,10 +132,10 @@ def _unclaimed_events(
             has_run = any(run.dag_id == dag_id for run in event.created_dagruns)
             if _payload(event).get("batch") in earlier or (not has_run and event.timestamp < run_started):
                 unclaimed.append(event)
-    except AirflowRuntimeError as error:  # 3.3.2 has no answer while a run of one of these events is only queued
+    except AirflowRuntimeError as error:  # Airflow 3.3.2 fails while a run of one of these events is only queued
         if earlier:
             raise
-        log.warning("Airflow does not tell which batches are unclaimed; they go to the next run: %s", error)
+        log.warning("cannot find unclaimed batches, the next run will: %s", error)
     return {batch_id: event for batch_id, event in _by_batch(unclaimed).items() if batch_id not in own}
 
 
@@ -148,10 +146,10 @@ def _format_time(time_: datetime) -> str:
 def _asset_store(context: Context, asset: Any) -> tuple[Any, Any] | None:
     """Return the state store and the events of an asset.
 
-    :returns: None without a store, or if the asset is not among the task's inlets.
+    :returns: the store and the events; None without a store, or if the asset is not among the task's inlets
     """
     stores = asset_state_stores(context)
     try:
         return None if stores is None else (stores[asset], context["inlet_events"][asset])
-    except (KeyError, TypeError):  # an alias
+    except (KeyError, TypeError):  # not an inlet, or an alias
         return None

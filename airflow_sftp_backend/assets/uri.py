@@ -1,9 +1,9 @@
-"""A file on a server as an Asset URI and as an OpenLineage dataset: one spelling of each, whoever writes it down.
+"""Define the asset URI and the OpenLineage dataset of a file on a server.
 
-The URI is ``sftp://host:port/path``: host in lower case, port always there, no user, the path absolute and
-percent-encoded as UTF-8 (RFC 3986 section 3.3). A path that starts at the login folder is spelled ``/~/path``. The
-dataset is ``/path`` in the namespace ``file://host:port``, OpenLineage's name for a remote file system.
-No name is ever looked up, in DNS or on the server.
+The URI is ``sftp://host:port/path``: host in lower case, port always present, no user, absolute path, percent-encoded
+as UTF-8 (RFC 3986 section 3.3). A path relative to the login directory is written ``/~/path``. The dataset is ``/path``
+in the namespace ``file://host:port``, OpenLineage's naming of remote file systems. No function looks up a name, in DNS
+or on the server.
 """
 
 from __future__ import annotations
@@ -21,11 +21,17 @@ if TYPE_CHECKING:
 
 SCHEME = "sftp"
 _LITERAL = "/!$&'()*+,;=:@"
-"""What stands in a path as it is, beside letters, digits and ``-._~``."""
+"""Characters of a path that are not percent-encoded, beside letters, digits and ``-._~``."""
 
 
 def file_uri(config: BackendConfig, key: str) -> str:
-    """The URI of the file a backend of that config calls ``key``. Raises InvalidPath."""
+    """Return the URI of a file.
+
+    :param config: configuration of the backend
+    :param key: path of the file, relative to the base path
+    :returns: the URI
+    :raises InvalidPath: if the key leads out of the base path
+    """
     native_path = Jail(config.base_path).resolve(key).native
     path = native_path if native_path.startswith("/") else f"/~/{native_path}"
     return _uri(config.host, config.port, path)
@@ -34,28 +40,51 @@ def file_uri(config: BackendConfig, key: str) -> str:
 def create_asset(
     *, host: str, path: str, port: int = BackendConfig.port, extra: dict[str, JsonValue] | None = None
 ) -> Asset:
-    """The Asset of a file; ``path`` is the one on the server, not percent-encoded. ValueError for ``..`` in it."""
+    """Create the asset of a file on a server.
+
+    :param host: name or address of the server
+    :param path: path on the server, not percent-encoded
+    :param port: port of the SSH server
+    :param extra: the asset's ``extra``
+    :returns: the asset
+    :raises ValueError: if the path contains ``..``
+    """
     from airflow.sdk import Asset
 
     return Asset(uri=_uri(host, port, path), extra=extra)
 
 
 def sanitize_uri(uri: SplitResult) -> SplitResult:
-    """The one spelling of an ``sftp`` URI. ValueError without a host, with a wrong port, or with ``..`` in the path."""
+    """Return an ``sftp`` URI in its only spelling.
+
+    :param uri: the parts of the URI
+    :returns: the parts of the URI in its only spelling
+    :raises ValueError: for a missing host, a wrong port, or ``..`` in the path
+    """
     if not uri.hostname:
-        raise ValueError("an sftp URI names a host: sftp://sftp.example.com/outbox/report.csv")
+        raise ValueError("the sftp URI has no host; expected a URI such as sftp://sftp.example.com/outbox/report.csv")
     port = BackendConfig.port if uri.port is None else uri.port
     path = unquote(uri.path, errors="surrogateescape")
     return urlsplit(_uri(uri.hostname, port, path))._replace(query=uri.query)
 
 
 def convert_asset_to_openlineage(asset: Asset, lineage_context: object) -> Dataset:  # noqa: ARG001
-    """The dataset of an Asset; called by Airflow's OpenLineage provider."""
+    """Return the dataset of an asset. Airflow's OpenLineage provider calls this function.
+
+    :param asset: the asset
+    :param lineage_context: not used
+    :returns: the dataset
+    """
     return dataset(asset.uri)
 
 
 def dataset(uri: str) -> Dataset:
-    """The OpenLineage dataset of an ``sftp`` URI. Needs the OpenLineage client."""
+    """Return the OpenLineage dataset of an ``sftp`` URI. Needs the OpenLineage client.
+
+    :param uri: the URI
+    :returns: the dataset
+    :raises ValueError: as `sanitize_uri`
+    """
     from airflow.providers.common.compat.openlineage.facet import Dataset
 
     parts = sanitize_uri(urlsplit(uri))
