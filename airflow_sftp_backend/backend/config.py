@@ -1,4 +1,4 @@
-"""Values that go in: what a backend is told. Plain data, checked where it is made; nothing here connects."""
+"""Configuration of a backend: plain data, checked at creation, without a connection."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import NoReturn, TypeGuard
 
 DEFAULT_PORT = 22
-MAX_CHANNELS = 10  # the channels OpenSSH allows a connection by itself (sshd_config: MaxSessions)
+MAX_CHANNELS = 10  # OpenSSH's default limit for a connection (sshd_config: MaxSessions)
 DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
 NAMES_PORT = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]+):([0-9]+)/?")
-"""A host with its port, the port as its group; an IPv6 address without brackets has more than one colon."""
+"""Host with a port, which is the group. An IPv6 address without brackets does not match: it has several colons."""
 DEFAULT_MAX_ENTRIES = 10_000_000
 DEFAULT_MAX_LISTING_BYTES = 4 << 30
 DEFAULT_MAX_FILE_BYTES = 1 << 40
@@ -25,24 +25,27 @@ CONFIG_KEYS = frozenset(
         "max_listing_bytes", "max_file_bytes", "reconnect_timeout",
     }
 )  # fmt: skip
-"""Names that the ``config`` argument of SFTPBackend may hold."""
+"""Names allowed in the ``config`` argument of SFTPBackend."""
 
 
 class HostKeyPolicy(enum.Enum):
-    """What to do with a server key that no known_hosts entry vouches for."""
+    """Policy for a server key without a known_hosts entry."""
 
     STRICT = "strict"
-    """Unknown or changed: refused."""
+    """Refuse unknown and changed keys."""
     TRUST_ON_FIRST_USE = "tofu"
-    """Unknown: remembered in the known_hosts file. Changed: refused."""
+    """Add unknown keys to the known_hosts file. Refuse changed keys."""
     AUTO_ADD = "auto"
-    """Unknown: accepted with a warning, not remembered."""
+    """Accept unknown keys with a warning, without adding them."""
 
     @classmethod
     def parse(cls, value: HostKeyPolicy | str) -> HostKeyPolicy:
-        """The policy of that value (``"strict"``) or name (``"TRUST_ON_FIRST_USE"``), in any case.
+        """Parse a policy by value (``"strict"``) or name (``"TRUST_ON_FIRST_USE"``), in any case.
 
-        Raises ValueError for any other text, TypeError for another type.
+        :param value: the policy or its text
+        :returns: the policy
+        :raises ValueError: for an unknown text
+        :raises TypeError: if ``value`` is neither a policy nor a str
         """
         if isinstance(value, cls):
             return value
@@ -57,9 +60,10 @@ class HostKeyPolicy(enum.Enum):
 
 
 class Secret:
-    """A text that never shows itself: ``repr`` and ``str`` give ``***``. Pickles with its value.
+    """Text hidden from logs: ``repr`` and ``str`` return ``***``. Pickles with its value.
 
-    Raises TypeError for anything but a str.
+    :param value: the text
+    :raises TypeError: if ``value`` is not a str
     """
 
     __slots__ = ("_value",)
@@ -72,11 +76,15 @@ class Secret:
 
     @classmethod
     def of(cls, value: Secret | str) -> Secret:
-        """The secret itself, or one made of a str."""
+        """Return a secret unchanged, or wrap a str.
+
+        :param value: the secret or its text
+        :returns: the secret
+        """
         return value if isinstance(value, Secret) else cls(value)
 
     def reveal(self) -> str:
-        """The text."""
+        """Return the text."""
         return self._value
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
@@ -106,10 +114,15 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how patiently connecting is tried. StatusError logins and host keys are never tried again.
+    """Number and intervals of connection attempts. A refused login or host key is not retried.
 
-    The pause before try n+1 is ``min(backoff_max, backoff_base * 2**(n-1))`` seconds plus up to ``jitter``
-    seconds drawn at random; ``timeout`` bounds all tries together, in seconds.
+    The pause after attempt n is ``min(backoff_max, backoff_base * 2**(n-1))`` seconds plus a random time.
+
+    :param max_attempts: number of attempts, at least 1
+    :param backoff_base: seconds of the first pause
+    :param backoff_max: maximum seconds of a pause, without the random time
+    :param jitter: maximum seconds of the random time
+    :param timeout: maximum seconds of all attempts together; None for no limit
     """
 
     max_attempts: int = 3
@@ -130,25 +143,34 @@ class RetryPolicy:
 
     @classmethod
     def disabled(cls) -> RetryPolicy:
-        """One try, no second."""
+        """Return a policy with a single attempt."""
         return cls(max_attempts=1)
 
     def pause(self, attempt: int, random: float) -> float:
-        """Seconds to wait after failed try ``attempt`` (from 1); ``random`` lies in [0, 1)."""
+        """Return the seconds to wait after a failed attempt.
+
+        :param attempt: number of the failed attempt, from 1
+        :param random: random number in [0, 1)
+        :returns: seconds
+        """
         return min(self.backoff_max, self.backoff_base * 2.0 ** min(attempt - 1, 1000)) + self.jitter * random
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendConfig:
-    """Everything a backend is told, checked: ValueError names the argument that is wrong.
+    """Checked configuration of a backend. Raises ValueError with the name of an invalid argument.
 
-    ``pkey`` is a ``paramiko.PKey``; ``private_key`` the text of one (any form `load_private_key` takes),
-    ``key_file`` the path of one. Times are in seconds. ``jump`` is the server to go through, by an SSH connection of
-    its own. A transfer that lost its connection tries to connect again for ``reconnect_timeout``; 0 is one attempt.
-    ``max_entries`` and ``max_listing_bytes`` bound one listing, search or recursive deletion;
-    ``max_file_bytes`` bounds a file whose size is not trusted. ``refresh`` gives the configuration with the secrets of
-    now, None where they are not to be had: it is asked once when a login or a host key is refused. ``notes`` are what
-    a person who checks the configuration should know, one text each.
+    Times are in seconds.
+
+    * ``pkey`` is a ``paramiko.PKey``, ``private_key`` the text of a key in any form accepted by `load_private_key`, and
+      ``key_file`` its path.
+    * ``jump`` is the configuration of a jump host, with its own SSH connection.
+    * ``reconnect_timeout`` limits reconnecting after a transfer has lost its connection; 0 means a single attempt.
+    * ``max_entries`` and ``max_listing_bytes`` limit a listing, search or recursive deletion.
+    * ``max_file_bytes`` limits a file of untrusted size.
+    * ``refresh`` returns the configuration with current secrets, or None if they are unavailable. A refused login or
+      host key causes a single call.
+    * ``notes`` are texts for a person who checks the configuration.
     """
 
     host: str
@@ -189,9 +211,15 @@ class BackendConfig:
         object.__setattr__(self, "connect_kwargs", hidden_arguments(self.connect_kwargs))
         if isinstance(self.pkey, str):
             object.__setattr__(self, "pkey", Secret(self.pkey))
+        self._check_address()
+        self._check_numbers()
+        self._check_alternatives()
+
+    def _check_address(self) -> None:
+        """Check host, port and base path, and remove the brackets of an IPv6 address."""
         if not isinstance(self.host, str) or not self.host.strip():
             raise ValueError("host must not be blank")
-        if bracketed := re.fullmatch(r"\[([^\[\]]*)\]", self.host):  # how URLs write an IPv6 address (RFC 3986)
+        if bracketed := re.fullmatch(r"\[([^\[\]]*)\]", self.host):  # an IPv6 address as in a URL (RFC 3986)
             object.__setattr__(self, "host", bracketed[1])
         if named := NAMES_PORT.fullmatch(self.host):
             raise ValueError(f"host must not name a port; pass port={named[1]}")
@@ -201,6 +229,9 @@ class BackendConfig:
             raise ValueError(f"port must be a whole number from 1 to 65535, not {self.port!r}")
         if "\0" in self.base_path:
             raise ValueError("base_path must not contain NUL")
+
+    def _check_numbers(self) -> None:
+        """Check the times and limits."""
         check_seconds("timeout", self.timeout)
         for name in ("banner_timeout", "auth_timeout", "io_timeout"):
             if (value := getattr(self, name)) is not None:
@@ -211,26 +242,29 @@ class BackendConfig:
         check_channels("max_channels", self.max_channels)
         for name in ("max_entries", "max_listing_bytes", "max_file_bytes"):
             check_count(name, getattr(self, name))
+
+    def _check_alternatives(self) -> None:
+        """Check that arguments that exclude each other are not set together."""
         if self.jump is not None and not isinstance(self.jump, BackendConfig):
             raise ValueError(f"jump must be a BackendConfig, not {type(self.jump).__name__}")
         if self.jump is not None and self.proxy_command is not None:
-            raise ValueError("one way is enough: jump and proxy_command were given")
-        sources = [n for n in ("pkey", "private_key", "key_file") if getattr(self, n) is not None]
+            raise ValueError("set either jump or proxy_command, not both")
+        sources = [name for name in ("pkey", "private_key", "key_file") if getattr(self, name) is not None]
         if len(sources) > 1:
-            raise ValueError(f"one private key is enough: {' and '.join(sources)} were given")
+            raise ValueError(f"set only one private key, not {' and '.join(sources)}")
 
     @property
     def address(self) -> str:
-        """``sftp://host:port``, the server as errors and logs name it."""
+        """Address of the server in errors and logs: ``sftp://host:port``."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"sftp://{host}:{self.port}"
 
 
 def hidden_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Wraps passwords and key texts among arguments, so that no local variable shows them.
+    """Wrap passwords and key texts among arguments, so that no local variable shows them.
 
-    :param arguments: Arguments of `paramiko.SSHClient.connect`.
-    :returns: The same arguments, their secret texts as `Secret`.
+    :param arguments: arguments of `paramiko.SSHClient.connect`
+    :returns: the arguments, with secret texts as `Secret`
     """
     secrets = {"password", "passphrase", "pkey"}
     return {
@@ -240,7 +274,12 @@ def hidden_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
 
 
 def check_channels(name: str, value: object) -> None:
-    """ValueError unless ``value`` is a number of channels a connection may have."""
+    """Check that ``value`` is a number of channels from 1 to `MAX_CHANNELS`.
+
+    :param name: name of the argument, for the error
+    :param value: its value
+    :raises ValueError: if ``value`` is anything else
+    """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CHANNELS:
         raise ValueError(f"{name} must be a whole number from 1 to {MAX_CHANNELS}, not {value!r}")
 
@@ -248,14 +287,21 @@ def check_channels(name: str, value: object) -> None:
 def check_count(name: str, value: object) -> None:
     """Check that ``value`` is a positive whole number.
 
-    :raises ValueError: if ``value`` is anything else.
+    :param name: name of the argument, for the error
+    :param value: its value
+    :raises ValueError: if ``value`` is anything else
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number from 1, not {value!r}")
 
 
 def check_seconds(name: str, value: object) -> None:
-    """ValueError unless ``value`` is a positive, finite number."""
+    """Check that ``value`` is a positive, finite number of seconds.
+
+    :param name: name of the argument, for the error
+    :param value: its value
+    :raises ValueError: if ``value`` is anything else
+    """
     if not _is_number(value) or not value > 0:
         raise ValueError(f"{name} must be a positive number of seconds, not {value!r}")
 

@@ -1,7 +1,7 @@
-"""Deletion of one file, one link or one empty folder.
+"""Delete a file, a link or an empty directory.
 
-Where the server is not known to check the type, what has the name is looked at first: some servers remove folders by
-REMOVE and files by RMDIR, follow links in RMDIR, or remove a folder with all it holds.
+Unless the server is known to check the type, the attributes of the path are requested first: some servers remove
+directories by REMOVE and files by RMDIR, follow links in RMDIR, or remove a directory with all its entries.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def delete(
 ) -> Operation[None]:
     """Remove a file, or a link and not its target.
 
-    :param path: what to remove
-    :param missing_ok: whether nothing under the name is no error
-    :param is_listed: whether a listing has just shown that it is no folder
-    :param before_removal: run once it is known to be no folder, before anything is removed
-    :raises InvalidPath: if it is a folder
-    :raises NotFound: if nothing has the name
+    :param path: the path to remove
+    :param missing_ok: whether to ignore a missing file
+    :param is_listed: whether a listing has just shown that the path is not a directory
+    :param before_removal: runs after the check of the type, before the removal
+    :raises InvalidPath: for a directory
+    :raises NotFound: if the path does not exist
     """
     if not is_listed and not (yield from server_traits()).checks_type_at_removal:
         existing = yield from _own_attributes(path)
@@ -54,63 +54,65 @@ def delete(
 
 
 def delete_folder(path: RemotePath, *, missing_ok: bool) -> Operation[None]:
-    """Remove an empty folder, or a link and not its target.
+    """Remove an empty directory, or a link and not its target.
 
-    :param path: what to remove
-    :param missing_ok: whether nothing under the name is no error
-    :raises InvalidPath: if it is a file
-    :raises DirectoryNotEmpty: if it holds something
-    :raises NotFound: if nothing has the name
+    :param path: the path to remove
+    :param missing_ok: whether to ignore a missing directory
+    :raises InvalidPath: for a file
+    :raises DirectoryNotEmpty: if the directory has entries
+    :raises NotFound: if the path does not exist
     """
     if not (yield from server_traits()).checks_type_at_removal:
         existing = yield from _own_attributes(path)
-        if isinstance(existing, Attributes):
-            if (yield from _delete_link(path, existing, missing_ok=missing_ok)):
-                return
-            if (yield from _has_entries(path)):
-                raise _not_empty_error(path)
+        if isinstance(existing, Attributes) and (yield from _delete_if_link(path, existing, missing_ok=missing_ok)):
+            return
     try:
         yield from request(RemoveDir(path.native))
-    except StatusError as refused:
-        existing = yield from _own_attributes(path)
-        if isinstance(existing, Attributes):
-            if (yield from _delete_link(path, existing, missing_ok=missing_ok)):
-                return
-            if (yield from _has_entries(path)):
-                raise _not_empty_error(path) from None
-        elif (yield from is_missing(path, existing)):
-            if not missing_ok:
-                raise NotFound("cannot delete the folder: no such folder", path=path.key) from None
+    except StatusError as error:
+        refused = error
+    else:
+        return
+    existing = yield from _own_attributes(path)
+    if isinstance(existing, Attributes):
+        if (yield from _delete_if_link(path, existing, missing_ok=missing_ok)):
             return
-        raise from_status(refused, "cannot delete the folder", path.key) from None
+    elif (yield from is_missing(path, existing)):
+        if missing_ok:
+            return
+        raise NotFound("cannot delete the folder: no such folder", path=path.key)
+    raise from_status(refused, "cannot delete the folder", path.key)
 
 
 def _own_attributes(path: RemotePath) -> Operation[Attributes | StatusError]:
-    """What has the name, a link as a link; why nothing is shown if it is refused."""
+    """Return the attributes of a path without following a link, or the refusal."""
     attributes, _ = yield from get_own_attributes(path)
     return attributes if isinstance(attributes, StatusError) else (yield from with_file_type(path, attributes))
 
 
-def _delete_link(path: RemotePath, attributes: Attributes, *, missing_ok: bool) -> Operation[bool]:
-    """Delete what was found if it is a link. Raises InvalidPath for a file."""
+def _delete_if_link(path: RemotePath, attributes: Attributes, *, missing_ok: bool) -> Operation[bool]:
+    """Delete a link and return True, or return False for an empty directory.
+
+    :raises InvalidPath: for a file
+    :raises DirectoryNotEmpty: for a directory with entries
+    """
     if attributes.is_link:
         yield from delete(path, missing_ok=missing_ok, is_listed=True)
-    elif attributes.is_file:
-        raise InvalidPath("cannot delete the folder: it is a file; use delete", path=path.key)
-    return attributes.is_link
+        return True
+    if attributes.is_file:
+        raise InvalidPath("cannot delete the folder: the path is a file. Use delete", path=path.key)
+    if (yield from _has_entries(path)):
+        raise DirectoryNotEmpty(
+            "the folder is not empty. Pass recursive=True to delete its content as well", path=path.key
+        )
+    return False
 
 
 def _is_directory_error(path: RemotePath) -> InvalidPath:
-    return InvalidPath("cannot delete: it is a folder; use delete_folder", path=path.key)
-
-
-def _not_empty_error(path: RemotePath) -> DirectoryNotEmpty:
-    return DirectoryNotEmpty(
-        "the folder is not empty; pass recursive=True to delete what it holds as well", path=path.key
-    )
+    return InvalidPath("cannot delete: the path is a folder. Use delete_folder", path=path.key)
 
 
 def _has_entries(path: RemotePath) -> Operation[bool]:
+    """Return whether a directory is known to have entries; False if the server refuses to list it."""
     try:
         handle = yield from request(OpenDir(path.native))
     except StatusError:

@@ -1,6 +1,6 @@
-"""Matches patterns against the files below a directory. One search serves several callers.
+"""Match patterns against the files below a directory. A single search serves several callers.
 
-All directories of one level are listed side by side. A directory is listed once, and only if it can hold a match.
+All directories of a level are listed side by side. A directory is listed once, and only if it can contain a match.
 """
 
 from __future__ import annotations
@@ -24,22 +24,27 @@ from .tree import SessionCall, TreeEntry, list_directory, run_listings, stat_man
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """A glob over keys: ``*``, ``?`` and ``[...]`` within a segment, ``**`` as a segment for any number of folders.
+    """Glob over keys.
 
-    ``[*]``, ``[?]`` and ``[[]``, as `glob.escape` writes them, are those characters.
-    Raises InvalidPath for ``..``, NUL and what is no Unicode text.
+    ``*``, ``?`` and ``[...]`` match within a segment; ``**`` as a segment matches any number of directories. ``[*]``,
+    ``[?]`` and ``[[]``, as written by `glob.escape`, match the character itself.
     """
 
     segments: tuple[str, ...]
 
     @classmethod
     def of(cls, pattern: str | FileInfo) -> Pattern:
-        """Return the pattern of a text, or the one that matches the path of a file and nothing else."""
+        """Return the pattern of a text, or a pattern that matches only the path of a file."""
         return cls.parse(glob.escape(pattern.path) if isinstance(pattern, FileInfo) else pattern)
 
     @classmethod
     def parse(cls, text: str) -> Pattern:
-        """The pattern of a text; leading and doubled slashes and ``.`` segments fall away."""
+        """Parse a pattern. Ignores leading and repeated slashes and ``.`` segments.
+
+        :param text: the pattern
+        :returns: the parsed pattern
+        :raises InvalidPath: for ``..``, NUL or invalid Unicode
+        """
         check_text(text, "a pattern")
         segments = [segment for segment in text.split("/") if segment not in ("", ".")]
         if ".." in segments:
@@ -47,7 +52,7 @@ class Pattern:
         return cls(tuple(segments))
 
     def matches(self, key: str) -> bool:
-        """True if the whole key fits."""
+        """Return whether the pattern matches the whole key."""
         states = {self.segments}
         *folders, name = key.split("/")
         for folder in folders:
@@ -56,11 +61,11 @@ class Pattern:
 
 
 RemainingSegments = tuple[str, ...]
-"""What of a pattern is still to be matched below a folder."""
+"""Segments of a pattern that remain to be matched below a directory."""
 
 
 def _descend(segments: RemainingSegments, folder: str) -> Iterator[RemainingSegments]:
-    """What is left of it in that subfolder; several ways, or none."""
+    """Yield the remaining segments below a subdirectory: none without a match, several with ``**``."""
     if len(segments) > 1 and segments[0] == "**":
         yield segments
         yield from _descend(segments[1:], folder)
@@ -71,19 +76,20 @@ def _descend(segments: RemainingSegments, folder: str) -> Iterator[RemainingSegm
 
 
 def _completes(segments: RemainingSegments, name: str) -> bool:
-    """True if a file of that name in this folder completes it."""
+    """Return whether a file name in the directory completes the match."""
     while len(segments) > 1 and segments[0] == "**":
         segments = segments[1:]
     return len(segments) == 1 and (segments[0] == "**" or _segment_matches(segments[0], name))
 
 
 def _segment_matches(segment: str, name: str) -> bool:
+    """Return whether a segment matches a name."""
     literal = literal_name(segment)
     return literal == name if literal is not None else name_matcher(segment)(name) is not None
 
 
 class _Search:
-    """What one asks of a search that is made for several: the files found for it, or why it failed."""
+    """Files of a caller in a shared search, or its error."""
 
     __slots__ = ("error", "matches", "tally")
 
@@ -91,23 +97,27 @@ class _Search:
         self.matches: dict[str, FileInfo] = {}
         self.error: SFTPBackendError | OSError | None = None
         self.tally = ListingTally(root.key)
-        """What is listed for it, whoever else wants it."""
+        """Counts the replies of all directories listed for this caller, even if listed for others too."""
 
     @property
     def outcome(self) -> list[FileInfo] | SFTPBackendError | OSError:
-        """Its files, sorted by key, or its failure."""
+        """The files sorted by key, or the error."""
         return self.error or [self.matches[key] for key in sorted(self.matches)]
 
 
 _SearchesBySegments = dict[RemainingSegments, set[_Search]]
-"""What is still to be matched below a folder, and for whom."""
+"""Segments that remain to be matched below a directory, with the searches of each."""
 
 
 def find(call: SessionCall, root: RemotePath, patterns: Iterable[Pattern]) -> list[FileInfo]:
-    """The files that fit any of the patterns, sorted by key.
+    """Return the files that match any of the patterns, sorted by key.
 
-    Lists each folder once, and only those that can hold a match; a name without wildcards is asked for without a
-    listing.
+    Each directory is listed once, and only if it can contain a match. A name without wildcards needs no listing.
+
+    :param call: the session
+    :param root: the directory of the search
+    :param patterns: the patterns
+    :returns: the files
     """
     search = _Search(root)
     _run_searches(call, root, [(search, patterns)])
@@ -117,9 +127,13 @@ def find(call: SessionCall, root: RemotePath, patterns: Iterable[Pattern]) -> li
 def find_each(
     call: SessionCall, root: RemotePath, pattern_groups: Sequence[Sequence[str | FileInfo]]
 ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
-    """What `find` gives or raises for each group of patterns, with one search for all of them.
+    """Search for several groups of patterns together.
 
-    Raises BackendUnavailable.
+    :param call: the session
+    :param root: the directory of the search
+    :param pattern_groups: the patterns of each group
+    :returns: for each group, the result or error of `find`
+    :raises BackendUnavailable: if the connection is lost
     """
     searches: list[tuple[_Search, list[Pattern]]] = []
     for texts in pattern_groups:
@@ -134,6 +148,7 @@ def find_each(
 
 
 def _run_searches(call: SessionCall, root: RemotePath, searches: Iterable[tuple[_Search, Iterable[Pattern]]]) -> None:
+    """Run searches together, level by level."""
     level: dict[RemotePath, _SearchesBySegments] = {root: {}}
     for search, patterns in searches:
         for pattern in patterns:
@@ -147,7 +162,7 @@ def _run_searches(call: SessionCall, root: RemotePath, searches: Iterable[tuple[
             level = _search_level(call, log, level)
         except BackendUnavailable:
             raise
-        except SFTPBackendError as error:  # too deep, for all who search on
+        except SFTPBackendError as error:  # too deep: fails all searches that continue
             _fail_searches(
                 {search for wanted in level.values() for groups in wanted.values() for search in groups}, error
             )
@@ -156,7 +171,7 @@ def _run_searches(call: SessionCall, root: RemotePath, searches: Iterable[tuple[
 
 
 def _without_failed(level: dict[RemotePath, _SearchesBySegments]) -> dict[RemotePath, _SearchesBySegments]:
-    """Without what only those want whose search has failed."""
+    """Remove the segments needed only by failed searches."""
     remaining: dict[RemotePath, _SearchesBySegments] = {}
     for folder, wanted in level.items():
         for segments, searches in wanted.items():
@@ -166,6 +181,7 @@ def _without_failed(level: dict[RemotePath, _SearchesBySegments]) -> dict[Remote
 
 
 def _fail_searches(searches: Iterable[_Search], error: SFTPBackendError | OSError) -> None:
+    """Set the error of searches without an error."""
     for search in searches:
         search.error = search.error or error
 
@@ -173,8 +189,25 @@ def _fail_searches(searches: Iterable[_Search], error: SFTPBackendError | OSErro
 def _search_level(
     call: SessionCall, log: ListingTally, level: dict[RemotePath, _SearchesBySegments]
 ) -> dict[RemotePath, _SearchesBySegments]:
-    """Looks into all folders of a level: what is to be looked into next."""
+    """Search the directories of a level, and return the directories of the next level."""
     below: dict[RemotePath, _SearchesBySegments] = {}
+    literal_paths, to_list = _plan_level(level, below)
+    _match_literal_paths(call, literal_paths)
+    outcomes = _list_for_searches(call, log, to_list) if to_list else []
+    for (folder, wanted), outcome in zip(to_list.items(), outcomes, strict=True):
+        _match_listing(folder, wanted, outcome, below)
+    return below
+
+
+def _plan_level(
+    level: dict[RemotePath, _SearchesBySegments], below: dict[RemotePath, _SearchesBySegments]
+) -> tuple[dict[RemotePath, set[_Search]], dict[RemotePath, _SearchesBySegments]]:
+    """Determine which directories must be listed, because of a segment with wildcards.
+
+    :param level: the directories of the level
+    :param below: extended by subdirectories that need no listing
+    :returns: the complete paths without wildcards, and the directories to list
+    """
     literal_paths: dict[RemotePath, set[_Search]] = {}
     to_list: dict[RemotePath, _SearchesBySegments] = {}
     for folder, wanted in level.items():
@@ -188,34 +221,46 @@ def _search_level(
                 literal_paths[path] = searches
             else:
                 below.setdefault(path, {})[segments[1:]] = searches
-    for (path, searches), stat_outcome in zip(
-        literal_paths.items(), stat_many(call, list(literal_paths)) if literal_paths else [], strict=True
-    ):
-        if isinstance(stat_outcome, SFTPBackendError | OSError):
-            _fail_searches(searches, stat_outcome)
-        elif stat_outcome is not None and stat_outcome.is_file:
-            for search in searches:
-                search.matches[path.key] = to_file_info(path, stat_outcome)
-    outcomes = _list_for_searches(call, log, to_list) if to_list else []
-    for (folder, wanted), outcome in zip(to_list.items(), outcomes, strict=True):
-        if isinstance(outcome, NotFound | InvalidPath):
-            continue
+    return literal_paths, to_list
+
+
+def _match_literal_paths(call: SessionCall, literal_paths: dict[RemotePath, set[_Search]]) -> None:
+    """Add the existing files among paths without wildcards to their searches. One round trip."""
+    if not literal_paths:
+        return
+    outcomes = stat_many(call, list(literal_paths))
+    for (path, searches), outcome in zip(literal_paths.items(), outcomes, strict=True):
         if isinstance(outcome, SFTPBackendError | OSError):
-            for segments, searches in wanted.items():
-                if literal_name(segments[0]) is not None:  # can be asked for without a listing
-                    below.setdefault(folder, {})[segments] = searches
-                else:
-                    _fail_searches(searches, outcome)
-            continue
+            _fail_searches(searches, outcome)
+        elif outcome is not None and outcome.is_file:
+            for search in searches:
+                search.matches[path.key] = to_file_info(path, outcome)
+
+
+def _match_listing(
+    folder: RemotePath,
+    wanted: _SearchesBySegments,
+    outcome: list[TreeEntry] | SFTPBackendError | OSError,
+    below: dict[RemotePath, _SearchesBySegments],
+) -> None:
+    """Match the entries of a listed directory, or fail the searches that need the listing."""
+    if isinstance(outcome, NotFound | InvalidPath):
+        return
+    if not isinstance(outcome, SFTPBackendError | OSError):
         for entry in outcome:
             _match(entry, wanted, below)
-    return below
+        return
+    for segments, searches in wanted.items():
+        if literal_name(segments[0]) is not None:  # can be requested without a listing
+            below.setdefault(folder, {})[segments] = searches
+        else:
+            _fail_searches(searches, outcome)
 
 
 def _list_for_searches(
     call: SessionCall, log: ListingTally, to_list: dict[RemotePath, _SearchesBySegments]
 ) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
-    """List folders side by side. Each group has bounds of its own, and fails alone where it exceeds one."""
+    """List directories side by side. Each search has its own bounds, and fails alone if it exceeds them."""
     searches_by_directory = {
         folder: list({search for some in wanted.values() for search in some}) for folder, wanted in to_list.items()
     }
@@ -233,12 +278,12 @@ def _list_for_searches(
 
 
 def _descends_anywhere(wanted: _SearchesBySegments) -> bool:
-    """True if a pattern leads on into folders that it does not name."""
+    """Return whether a pattern matches subdirectories by wildcards."""
     return any(segments[0] == "**" or (len(segments) > 1 and literal_name(segments[0]) is None) for segments in wanted)
 
 
 def _match(entry: TreeEntry, wanted: _SearchesBySegments, below: dict[RemotePath, _SearchesBySegments]) -> None:
-    """Sorts one entry of a folder, below which that is wanted, into results and folders to enter."""
+    """Add an entry of a directory to the matching searches, and a subdirectory to the next level."""
     name = entry.path.name
     if entry.is_file and not is_temp_name(name):
         info = None

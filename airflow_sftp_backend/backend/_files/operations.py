@@ -1,7 +1,7 @@
-"""What each promise is on the wire: generators that yield requests (see `_protocol.scheduler`) and know no socket.
+"""Operations on files and directories: generators of requests without a socket (see `_protocol.scheduler`).
 
-Servers report most refusals as a bare failure. So an operation tries first and, only when refused, looks at the names
-concerned to say why; it never asks beforehand what the attempt itself answers.
+Servers report most refusals as a bare failure. So an operation sends its request first, and explains a refusal with
+further requests afterwards. It never checks in advance a condition that the request itself reports.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ logger = logging.getLogger(__name__)
 
 
 def stat_or_none(path: RemotePath) -> Operation[Attributes | None]:
-    """What a path leads to, links followed; None if nothing, or if a file stands where the path has a folder."""
+    """Return the attributes of a path. Follows links.
+
+    :param path: the path
+    :returns: None if the path does not exist, or if a parent is a file
+    :raises SFTPBackendError: if the server refuses the request for another reason
+    """
     checks_parent = not (yield from server_traits()).finds_nothing_below_files and not path.parent.is_root
     answer, *parent_answers = yield from request_all(
         [Stat(each.native) for each in (path, *([path.parent] if checks_parent else []))]
@@ -77,20 +82,20 @@ def stat_or_none(path: RemotePath) -> Operation[Attributes | None]:
     if isinstance(answer, StatusError):
         if (yield from is_missing(path, answer)):
             return None
-        error = from_status(answer, "cannot look at it", path.key)
+        error = from_status(answer, "cannot get attributes", path.key)
         if answer.code == StatusCode.FAILURE and not (yield from server_traits()).reports_no_such_file:
-            error.message += "; the server does not say whether the name is missing, and lists nothing to find it out"
+            error.message += "; the server does not say whether the path exists, and does not list the folder above"
         raise error from None
     return (yield from with_file_type(path, answer))
 
 
 def is_parent_a_file(answer: Attributes | StatusError | None = None) -> bool:
-    """Tell whether the answer to a STAT of the folder above is that of a file, below which nothing can be."""
+    """Return whether a reply to STAT of the parent is that of a file, which has no entries."""
     return isinstance(answer, Attributes) and answer.mode is not None and not answer.is_folder
 
 
 def try_stat(path: RemotePath, *, follow: bool = False) -> Operation[Attributes | StatusError]:
-    """What stands under a path (with ``follow``: what it leads to), or why it is not shown."""
+    """Return the attributes of a path or the refusal. Follows links only with ``follow``."""
     (answer,) = yield from request_all([Stat(path.native) if follow else LStat(path.native)])
     if not follow:
         answer = yield from fall_back_to_stat(path, answer)
@@ -98,10 +103,11 @@ def try_stat(path: RemotePath, *, follow: bool = False) -> Operation[Attributes 
 
 
 def fall_back_to_stat(path: RemotePath, answer: Attributes | StatusError) -> Operation[Attributes | StatusError]:
-    """Fall back to STAT where LSTAT is refused: some servers forbid it, and some do not know it.
+    """Fall back to STAT if LSTAT is refused: some servers forbid or do not support LSTAT.
 
-    :param answer: the answer to an LSTAT of ``place``
-    :returns: that answer, or the answer to a STAT if only this tells what is there
+    :param path: the path
+    :param answer: the reply to LSTAT of ``path``
+    :returns: the reply, or the reply to STAT if only STAT finds the path or reports it missing
     """
     if isinstance(answer, Attributes) or answer.missing:
         return answer
@@ -110,11 +116,13 @@ def fall_back_to_stat(path: RemotePath, answer: Attributes | StatusError) -> Ope
 
 
 def is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
-    """Find out whether STAT or LSTAT of a path was refused because nothing is there.
+    """Determine whether STAT or LSTAT was refused because the path does not exist.
 
-    Where the server says FAILURE and may mean that, the folders above are listed.
+    If the status is FAILURE on a server that may use it for missing files, the parents are listed.
 
-    :returns: False if something is there, or if the server does not tell
+    :param path: the path
+    :param refused: the refusal
+    :returns: False if the path exists, or if the server does not report it
     """
     if refused.missing or (yield from _blocking_file(path)) is not None:
         return True
@@ -133,7 +141,7 @@ def is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
 
 
 def parent_is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
-    """Find out whether a request for ``place`` may have been refused because the folder above is missing."""
+    """Determine whether a request for ``path`` may have been refused because the parent is missing."""
     if refused.missing:
         return True
     if refused.code != StatusCode.FAILURE or (yield from server_traits()).reports_no_such_file:
@@ -142,13 +150,13 @@ def parent_is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]
 
 
 def with_file_type(path: RemotePath, attributes: Attributes) -> Operation[Attributes]:
-    """The attributes; from a server that sends no type, what can be listed is a folder."""
+    """Add the file type. If the server sends none, a path that can be listed is a directory."""
     if attributes.mode is not None:
         return attributes
     try:
         handle = yield from request(OpenDir(path.native))
         try:
-            yield from request(ReadDir(handle))  # some servers open a file for listing and refuse only here
+            yield from request(ReadDir(handle))  # some servers accept OPENDIR for a file and refuse only READDIR
         finally:
             yield from close_quietly(handle)
     except StatusError:
@@ -157,7 +165,7 @@ def with_file_type(path: RemotePath, attributes: Attributes) -> Operation[Attrib
 
 
 def get_file_info(path: RemotePath) -> Operation[FileInfo]:
-    """The FileInfo of a file. NotFound, InvalidPath for a folder."""
+    """Return the FileInfo of a file. Raises NotFound, or InvalidPath for a directory."""
     outcome = file_info_or_error(path, (yield from stat_or_none(path)))
     if isinstance(outcome, SFTPBackendError):
         raise outcome
@@ -165,31 +173,31 @@ def get_file_info(path: RemotePath) -> Operation[FileInfo]:
 
 
 def file_info_or_error(path: RemotePath, attributes: Attributes | None) -> FileInfo | NotFound | InvalidPath:
-    """What `stat_or_none` has found, where a file is expected."""
+    """Convert the result of `stat_or_none` for a file, or return the error."""
     if attributes is None:
         return NotFound("no such file", path=path.key)
     if not attributes.is_file:
-        return InvalidPath("it is a folder, not a file", path=path.key)
+        return InvalidPath("the path is a folder, not a file", path=path.key)
     return to_file_info(path, attributes)
 
 
 def to_file_info(path: RemotePath, attributes: Attributes) -> FileInfo:
-    """Attributes in the caller's terms."""
+    """Convert attributes to a FileInfo."""
     mode = None if attributes.mode is None else attributes.mode & 0o7777
     return FileInfo(path.key, path.name, attributes.size or 0, utc(attributes.mtime), mode)
 
 
 def check_folder(path: RemotePath) -> Operation[None]:
-    """One round trip. NotFound if nothing is there, InvalidPath if a file is."""
+    """Check that a path is a directory. One round trip. Raises NotFound, or InvalidPath for a file."""
     attributes = yield from stat_or_none(path)
     if attributes is None:
         raise NotFound("no such folder", path=path.key)
     if attributes.mode is not None and not attributes.is_folder:
-        raise InvalidPath("it is a file, not a folder", path=path.key)
+        raise InvalidPath("the path is a file, not a folder", path=path.key)
 
 
 def _blocking_file(path: RemotePath) -> Operation[RemotePath | None]:
-    """The file that stands where the path has a folder, if one does."""
+    """Return the nearest parent of the path that is a file, or None."""
     ancestors = list(_ancestors(path))
     for ancestor, attributes in zip(
         ancestors, (yield from request_all([Stat(a.native) for a in ancestors])), strict=True
@@ -200,7 +208,7 @@ def _blocking_file(path: RemotePath) -> Operation[RemotePath | None]:
 
 
 def _ancestors(path: RemotePath) -> Iterator[RemotePath]:
-    """The folders above, the nearest first, the root left out."""
+    """Yield the parents of a path, the nearest first, without the root."""
     while not (path := path.parent).is_root:
         yield path
 
@@ -212,11 +220,17 @@ Listing = list[tuple[RemotePath, Attributes]]
 
 
 def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
-    """Every entry of a folder with the attributes that READDIR gives, temporary names too.
+    """Return the entries of a directory, including temporary files, with their attributes from READDIR.
 
-    ``depth`` is how many requests for the next entries go out at first; a server gives some 100 names to each.
-    Raises NotFound, InvalidPath for a file, BoundExceeded. Names that are no plain names are left out; ``tally`` warns
-    of them, and counts the replies.
+    Entries with unsafe names are omitted, with a warning of ``tally``.
+
+    :param path: the directory
+    :param tally: counts the replies
+    :param depth: number of READDIR requests sent at first; a reply has about 100 names
+    :returns: the entries
+    :raises NotFound: if the directory does not exist
+    :raises InvalidPath: for a file
+    :raises BoundExceeded: if the listing exceeds the bounds of ``tally``
     """
     return (yield from _list_entries(path, tally, depth))[0]
 
@@ -224,9 +238,9 @@ def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operat
 def list_and_recheck(
     path: RemotePath, tally: ListingTally, depth: int = 2
 ) -> Operation[tuple[Listing, Attributes | StatusError]]:
-    """List a folder, and look (LSTAT) at what has its name when the last entries are requested.
+    """List a directory, and request LSTAT of its path together with the last entries.
 
-    :returns: the entries as `list_folder` gives them, and what the folder was by then: it may have become a link
+    :returns: the entries as of `list_folder`, and the attributes of the path: by then it may be a link
     """
     entries, recheck_reply = yield from _list_entries(path, tally, depth, recheck=True)
     assert recheck_reply is not None
@@ -239,17 +253,17 @@ def list_and_recheck(
 def _list_entries(
     path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
 ) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
-    """List a folder; with ``recheck``, the LSTAT too that was sent along with the READDIR that ended the list."""
+    """List a directory. With ``recheck``, return the reply to the LSTAT sent with the last READDIR too."""
     tally.check()
     for is_last in (False, False, True):
         try:
             entries, recheck_reply = yield from _read_entries(path, tally, depth, recheck=recheck)
         except StatusError as refused:
-            # a folder that is there though something was missing has just been made, or a file in it was renamed while
-            # it was listed, or its listing follows a dangling link
+            # the directory exists despite NO_SUCH_FILE: it was created just now, a file was renamed during the
+            # listing, or the server follows a dangling link
             followed = yield from try_stat(path, follow=True)
             if is_last or not refused.missing or isinstance(followed, StatusError):
-                raise (yield from _explain_list_failure(path, refused, followed, "cannot list it")) from None
+                raise (yield from _explain_list_failure(path, refused, followed, "cannot list")) from None
         else:
             return (yield from _with_file_types(entries)), recheck_reply
     raise AssertionError("the last refusal is raised")
@@ -258,7 +272,7 @@ def _list_entries(
 def _read_entries(
     path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
 ) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
-    """As `_list_entries`, the attributes as READDIR gives them. Raises StatusError."""
+    """List a directory with the attributes from READDIR. Raises StatusError."""
     handle = yield from request(OpenDir(path.native))
     entries: Listing = []
     names = ListedNames(path.key)
@@ -286,7 +300,7 @@ def _read_entries(
 def _send_read_dirs(
     path: RemotePath, request: ReadDir, count: int, *, recheck: bool
 ) -> Operation[list[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]]]:
-    """Post ``count`` READDIRs and, with ``recheck``, an LSTAT after them: each with that LSTAT."""
+    """Send ``count`` READDIR requests and, with ``recheck``, an LSTAT; return each READDIR with the LSTAT."""
     entries_replies: list[Pending[list[DirEntry]]] = []
     while len(entries_replies) < count:
         entries_replies.append((yield from send(request)))
@@ -304,7 +318,7 @@ def _add_entries(entries: Listing, path: RemotePath, batch: list[DirEntry], tall
 
 
 def _with_file_types(entries: Listing) -> Operation[Listing]:
-    """The entries, asking again for those whose type the listing left out."""
+    """Request the attributes of entries whose type is missing in the listing."""
     unknown = [index for index, (_, attributes) in enumerate(entries) if attributes.mode is None]
     answers = yield from request_all([LStat(entries[index][0].native) for index in unknown])
     for index, answer in zip(unknown, answers, strict=True):
@@ -314,7 +328,7 @@ def _with_file_types(entries: Listing) -> Operation[Listing]:
 
 
 def stat_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None]]:
-    """What the links among the entries lead to: None for a link to nothing."""
+    """Return the attributes of the targets of links; None for a dangling link."""
     links = [path for path, attributes in entries if attributes.is_link]
     answers = yield from request_all([Stat(path.native) for path in links])
     return {
@@ -323,25 +337,25 @@ def stat_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None
 
 
 def close_quietly(handle: bytes) -> Operation[None]:
-    """Closes a handle that was only read, without waiting: nothing depends on the answer."""
+    """Close a handle that was only read, without waiting: the reply does not matter."""
     try:
         yield from send(Close(handle))
-    except SFTPBackendError:  # the line is gone, and the handle with it
+    except SFTPBackendError:  # the handle ends with the connection
         logger.debug("the connection ended before a handle was closed")
 
 
 def _explain_list_failure(
     path: RemotePath, refused: StatusError, followed: Attributes | StatusError, action: str
 ) -> Operation[SFTPBackendError]:
-    """Explain a refusal by what was found there afterwards; a folder may be made at any moment in between."""
+    """Explain a refusal by the attributes found afterwards. The directory may have been created meanwhile."""
     if isinstance(followed, Attributes) and followed.mode is not None and not followed.is_folder:
-        return InvalidPath(f"{action}: it is a file, not a folder", path=path.key)
+        return InvalidPath(f"{action}: the path is a file, not a folder", path=path.key)
     if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
         return NotFound(f"{action}: no such folder", path=path.key)
     if isinstance(followed, Attributes) and refused.missing:
         return SFTPBackendError(
-            f"{action}: the folder is there, but the server says that something in it is missing. A link to nothing in"
-            " the folder is the usual cause on servers that follow links in a listing; delete the link by its name",
+            f"{action}: the folder exists, but the server reports a missing file in it. The usual cause is a dangling"
+            " link, on servers that follow links in listings. Delete the link by its name",
             path=path.key,
         )
     return from_status(refused, action, path.key)
@@ -351,7 +365,7 @@ def _explain_list_failure(
 
 
 def open_for_reading(path: RemotePath) -> Operation[bytes]:
-    """A handle. Raises NotFound, InvalidPath for a folder (some servers say so only at the first read)."""
+    """Open a file for reading. Raises NotFound, or InvalidPath for a directory (on some servers at the first read)."""
     try:
         return (yield from request(Open(path.native, OpenFlag.READ)))
     except StatusError as refused:
@@ -361,10 +375,13 @@ def open_for_reading(path: RemotePath) -> Operation[bytes]:
 def read_into(
     scheduler: SFTPScheduler, path: RemotePath, sink: Callable[[memoryview], object], *, max_bytes: int | None = None
 ) -> Operation[None]:
-    """Read a file to its end into ``sink``, which is called with each piece in order.
+    """Read a file to its end. Two round trips for a small file.
 
-    Two round trips for a small file. Raises TransferCorrupted if the file ends before the size that the server says,
-    as a part must not be taken for the whole, or has more than ``max_bytes`` bytes.
+    :param scheduler: the scheduler of the connection
+    :param path: the file
+    :param sink: called with each block in order
+    :param max_bytes: maximum size of the file
+    :raises TransferCorrupted: if the file ends before the stated size or exceeds ``max_bytes``
     """
     handle = yield from open_for_reading(path)
     try:
@@ -382,12 +399,13 @@ def read_into(
 
 
 def explain_read_failure(path: RemotePath, refused: StatusError) -> Operation[SFTPBackendError]:
+    """Determine why a read was refused, and create the error."""
     if not refused.missing:
         followed = yield from try_stat(path, follow=True)
         if isinstance(followed, Attributes) and followed.is_folder:
-            return InvalidPath("cannot read: it is a folder, not a file", path=path.key)
+            return InvalidPath("cannot read: the path is a folder, not a file", path=path.key)
         if (yield from _blocking_file(path)) is not None:
-            return NotFound("cannot read: a file stands where the path has a folder", path=path.key)
+            return NotFound("cannot read: a parent of the path is a file", path=path.key)
         if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
             return NotFound("cannot read: no such file", path=path.key)
     return from_status(refused, "cannot read", path.key)
@@ -397,14 +415,15 @@ def explain_read_failure(path: RemotePath, refused: StatusError) -> Operation[SF
 
 
 def make_folders(path: RemotePath) -> Operation[None]:
-    """Makes the folder and those above it, base_path too.
+    """Create a directory and its missing parents, including ``base_path``.
 
-    Existing ones are no error; InvalidPath if a file is in the way.
+    :param path: the directory
+    :raises InvalidPath: if the path or a parent is a file
     """
     chain = [*reversed([path, *_ancestors(path)])]
     answers = yield from request_all([MakeDir(folder.native) for folder in chain])
     if isinstance(answers[-1], StatusError) and (yield from parent_is_missing(path, answers[-1])):
-        # base_path itself is missing, or the server did not keep to the order of the requests: one by one
+        # base_path is missing, or the server did not keep the order of the requests: create one by one
         for folder in [*_base_path_ancestors(path), *chain]:
             answers = yield from request_all([MakeDir(folder.native)])
     refused = answers[-1]
@@ -415,14 +434,14 @@ def make_folders(path: RemotePath) -> Operation[None]:
         return
     blocking_file = path if isinstance(existing, Attributes) else (yield from _blocking_file(path))
     if blocking_file is not None:
-        raise InvalidPath("cannot make the folder: a file has its name", path=blocking_file.key)
+        raise InvalidPath("cannot make the folder: the path is a file", path=blocking_file.key)
     if StatusCode.FAILURE == refused.code == getattr(existing, "code", None):
-        return  # it may be there, and the server does not show it: the request that needs it tells
+        return  # the directory may exist although the server does not show it; the next request in it tells
     raise from_status(refused, "cannot make the folder", path.key)
 
 
 def _base_path_ancestors(path: RemotePath) -> list[RemotePath]:
-    """base_path and the folders above it, from the top."""
+    """Return ``base_path`` and its parents, from the top."""
     while not path.is_root:
         path = path.parent
     parts = [part for part in path.native.split("/") if part not in ("", ".")]
@@ -433,12 +452,17 @@ def _base_path_ancestors(path: RemotePath) -> list[RemotePath]:
 def open_new(
     path: RemotePath, target: RemotePath, flags: OpenFlag, create_parents: bool, *, may_exist: bool = True
 ) -> Operation[tuple[bytes, Attributes | None]]:
-    """Open ``place`` for writing, and look at ``target`` along with it. One round trip if the folder is there.
+    """Open ``path`` for writing, and request the attributes of ``target`` with it.
 
-    With EXCLUSIVE, a server that is not known to honour it is asked first whether ``place`` is there, unless
-    ``may_exist`` is False: one round trip more. Two writers can then race.
+    One round trip if the parent exists. With EXCLUSIVE and ``may_exist``, a server not known to honour EXCLUSIVE is
+    queried first: one more round trip, and two writers can race.
 
-    :returns: the handle, and what ``target`` leads to; None if nothing, or if it is ``place``
+    :param path: the file to open
+    :param target: the final path of the file
+    :param flags: flags of OPEN
+    :param create_parents: whether to create missing parents
+    :param may_exist: whether ``path`` may exist
+    :returns: the handle, and the attributes of ``target``; None if it does not exist or is ``path``
     """
     traits = yield from server_traits()
     checks_first = OpenFlag.EXCLUSIVE in flags and may_exist and not traits.honours_exclusive
@@ -463,7 +487,7 @@ def open_new(
 
 
 def _exists_or_is_restored(path: RemotePath) -> Operation[bool]:
-    """True if something has the name, or a backup that an interrupted replacement left, which is restored."""
+    """Return whether the path exists. Restores the backup of an interrupted replacement."""
     backup_reply = yield from send(LStat(path.backup.native))
     existing = yield from try_stat(path)
     try:
@@ -479,10 +503,10 @@ def _exists_or_is_restored(path: RemotePath) -> Operation[bool]:
 def _handle_or_none(
     path: RemotePath, target: RemotePath, open_reply: Pending[bytes], create_parents: bool
 ) -> Operation[bytes | None]:
-    """Wait for the handle of a file that is being opened; None if the folder is missing and ``create_parents``.
+    """Wait for the handle of a file; return None if the parent is missing and ``create_parents`` is set.
 
-    Some servers know no exclusive OPEN without TRUNCATE. With TRUNCATE it is tried once more if nothing is there, as
-    then it does no harm.
+    Some servers support exclusive OPEN only with TRUNCATE. If the path does not exist, TRUNCATE is harmless, and the
+    request is repeated with it.
 
     :raises SFTPBackendError: for the first refusal
     """
@@ -512,6 +536,7 @@ def _handle_or_none(
 def explain_write_failure(
     path: RemotePath, target: RemotePath, refused: StatusError, *, exclusive: bool
 ) -> Operation[SFTPBackendError]:
+    """Determine why a write was refused, and create the error."""
     existing = yield from try_stat(target)
     if isinstance(existing, Attributes) and existing.is_folder:
         return is_directory_error(target)
@@ -522,15 +547,17 @@ def explain_write_failure(
         if exclusive:
             return already_exists(target)
     if (blocking_file := (yield from _blocking_file(target))) is not None:
-        return InvalidPath("cannot write: a file stands where the path has a folder", path=blocking_file.key)
+        return InvalidPath("cannot write: a parent of the path is a file", path=blocking_file.key)
     return from_status(refused, "cannot write", target.key)
 
 
 def is_directory_error(path: RemotePath) -> InvalidPath:
-    return InvalidPath("cannot write: it is a folder, not a file", path=path.key)
+    """Create the error for writing to a directory."""
+    return InvalidPath("cannot write: the path is a folder, not a file", path=path.key)
 
 
 def already_exists(path: RemotePath) -> AlreadyExists:
+    """Create the error for an existing target."""
     return AlreadyExists("the name is taken", path=path.key, hint="pass overwrite=True to replace it")
 
 
@@ -542,12 +569,17 @@ def write(
     overwrite: bool,
     progress: Progress | None = None,
 ) -> Operation[int | None]:
-    """Writes straight to the final name: two round trips for a small file in an existing folder.
+    """Write directly to the final name. Two round trips for a small file in an existing directory.
 
-    ``overwrite=False`` opens exclusively: where the server is known to honour that, it cannot overwrite whatever
-    happens; elsewhere it looks first, and two writers can race. What fails half-way is removed.
+    Without ``overwrite``, the file is opened exclusively. Only on a server known to honour EXCLUSIVE, an existing file
+    is never overwritten; on others two writers can race. An incomplete file is removed.
 
-    :returns: the time of the file on the server, in seconds since 1970, if the server tells
+    :param scheduler: the scheduler of the connection
+    :param path: the file
+    :param source: the content
+    :param overwrite: whether to replace an existing file
+    :param progress: called with acknowledged bytes
+    :returns: the file's time on the server in seconds since 1970, or None if unknown
     """
     flags = OpenFlag.WRITE | OpenFlag.CREATE | (OpenFlag.TRUNCATE if overwrite else OpenFlag.EXCLUSIVE)
     handle, _ = yield from open_new(path, path, flags, create_parents=True)
@@ -573,7 +605,7 @@ def write(
 
 
 def reply_or_none(pending: Pending[R]) -> Operation[R | None]:
-    """Wait for a reply that is of use but not needed: None for a refusal."""
+    """Wait for an optional reply; return None for a refusal."""
     try:
         return (yield from reply(pending))
     except StatusError:
@@ -581,7 +613,7 @@ def reply_or_none(pending: Pending[R]) -> Operation[R | None]:
 
 
 def remove_quietly(path: RemotePath, handle: bytes | None = None) -> Operation[None]:
-    """Closes and removes, whatever the server says to it: clean-up must not hide the reason for it."""
+    """Close and remove a file, and log failures: an error of the clean-up must not hide its cause."""
     requests: list[Request[None]] = [] if handle is None else [Close(handle)]
     try:
         for answer in (yield from request_all([*requests, Remove(path.native)]))[-1:]:
@@ -591,5 +623,5 @@ def remove_quietly(path: RemotePath, handle: bytes | None = None) -> Operation[N
                     path.native,
                     printable(answer.text) or answer.code,
                 )
-    except SFTPBackendError:  # the line is gone: the caller hears of that from the operation itself
+    except SFTPBackendError:  # the operation itself reports the lost connection
         logger.debug("the connection ended before %r could be removed", path.native)

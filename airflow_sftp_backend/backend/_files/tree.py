@@ -1,7 +1,7 @@
-"""Walks directory trees level by level, sums them up, and deletes them from the bottom up.
+"""Walk directory trees level by level, compute their totals, and delete them from the bottom up.
 
-All directories of one level are listed side by side, so that a walk is as many round trips deep as the tree has levels.
-Links found on the way are never entered.
+All directories of a level are listed side by side, so a walk takes as many round trips as the tree has levels. Links
+are never entered.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ T = TypeVar("T")
 
 
 class SessionCall(Protocol):
-    """How a walk reaches the server: ``Session.call``, one call a level, so that other threads get their turn."""
+    """Interface of ``Session.call``. A walk calls it for each level, so that other threads can use the connection."""
 
     def __call__(self, use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
-        """Runs ``use`` on the wire."""
+        """Run ``use`` with the scheduler of the connection."""
 
 
 @dataclass(slots=True)
 class TreeEntry:
-    """An entry met on a walk: its own attributes and, for a link, those of what it leads to (None: nothing)."""
+    """Entry found on a walk, with its own attributes and, for a link, those of its target (None if dangling)."""
 
     path: RemotePath
     attributes: Attributes
@@ -51,20 +51,21 @@ class TreeEntry:
 
     @property
     def is_file(self) -> bool:
-        """A file, or a link to one."""
+        """True for a file or a link to a file."""
         return self.target_attributes is not None and self.target_attributes.is_file
 
     @property
     def is_folder(self) -> bool:
-        """A folder, or a link to one."""
+        """True for a directory or a link to a directory."""
         return self.target_attributes is not None and self.target_attributes.is_folder
 
     def to_file_info(self) -> FileInfo:
-        """The entry as a file."""
+        """Convert the entry to a FileInfo."""
         return to_file_info(self.path, self.target_attributes or self.attributes)
 
 
 def list_directory(path: RemotePath, tally: ListingTally, depth: int, *, descends: bool) -> Operation[list[TreeEntry]]:
+    """List a directory with the targets of its links. With ``descends``, distinguish links from directories."""
     entries = yield from list_folder(path, tally, depth)
     if descends:
         entries = yield from with_links_detected(entries)
@@ -77,9 +78,9 @@ def list_directory(path: RemotePath, tally: ListingTally, depth: int, *, descend
 def _list_all(
     call: SessionCall, tally: ListingTally, folders: Sequence[RemotePath], descend_into: Collection[RemotePath]
 ) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
-    """List folders side by side; in those of ``descend_into``, whose subfolders are to be entered, links are told.
+    """List directories side by side, and detect links in those of ``descend_into``.
 
-    Raises BoundExceeded.
+    :raises BoundExceeded: if the listings exceed the bounds of ``tally``
     """
     return _raise_if_bound_exceeded(
         run_listings(
@@ -97,12 +98,19 @@ def run_listings(
     folders: Sequence[RemotePath],
     operation: Callable[[RemotePath, int], Operation[T]],
 ) -> list[T | SFTPBackendError | OSError]:
-    """Run an operation that lists for each folder, side by side; ``tallies`` count for them."""
+    """Run a listing operation for each directory, side by side.
+
+    :param call: the session
+    :param tallies: tallies of the operations; reset when the call is repeated on another connection
+    :param folders: the directories
+    :param operation: called with a directory and the number of requests to send at first
+    :returns: the results or errors, in the order of the directories
+    """
     marks = [tally.mark() for tally in tallies]
 
     def use(scheduler: SFTPScheduler) -> list[T | SFTPBackendError | OSError]:
         for tally, mark in zip(tallies, marks, strict=True):
-            tally.rewind(mark)  # what an earlier connection sent is sent again
+            tally.rewind(mark)  # replies of a lost connection are received again
             tally.bounds = scheduler.bounds
         depth = _initial_read_ahead(scheduler, folders)
         return _raise_if_unavailable(scheduler.run_many(operation(folder, depth) for folder in folders))
@@ -111,13 +119,15 @@ def run_listings(
 
 
 def _initial_read_ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath]) -> int:
-    """How many requests for entries go out at first: three for each millisecond of the round trip, so that a large
-    folder far away takes few round trips."""
+    """Return the number of READDIR requests to send at first.
+
+    Three for each millisecond of the round trip: a large directory on a far server then takes few round trips.
+    """
     return int(max(2, min(128, scheduler.round_trip * 3000 / max(1, len(folders)))))
 
 
 def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """The outcomes, unless the connection was lost: that is raised, for the whole call to be made again."""
+    """Return the outcomes, or raise BackendUnavailable so that the whole call is repeated."""
     for outcome in outcomes:
         if isinstance(outcome, BackendUnavailable):
             raise outcome
@@ -125,7 +135,7 @@ def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> lis
 
 
 def _raise_if_bound_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """Return the outcomes. Raises BoundExceeded if one is that: the bounds are those of a call as a whole."""
+    """Return the outcomes, or raise BoundExceeded: the bounds apply to the call as a whole."""
     for outcome in outcomes:
         if isinstance(outcome, BoundExceeded):
             raise outcome
@@ -133,7 +143,7 @@ def _raise_if_bound_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> 
 
 
 def list_children(call: SessionCall, folder: RemotePath) -> Iterator[TreeEntry]:
-    """What a folder holds, temporary names left out; nothing where there is no such folder."""
+    """Yield the entries of a directory without temporary files; none if the directory does not exist."""
     tally = ListingTally(folder.key)
     (outcome,) = _list_all(call, tally, [folder], descend_into=())
     tally.finish()
@@ -142,6 +152,7 @@ def list_children(call: SessionCall, folder: RemotePath) -> Iterator[TreeEntry]:
 
 
 def unwrap(outcome: T | SFTPBackendError | OSError) -> T:
+    """Return a result, or raise the error in its place."""
     if isinstance(outcome, SFTPBackendError | OSError):
         raise outcome
     return outcome
@@ -155,11 +166,19 @@ def walk(
     must_exist: bool = False,
     with_temps: bool = False,
 ) -> Iterator[TreeEntry]:
-    """Every entry below ``root``, one level after the other; ``max_depth`` 0 is the root's own entries. Temporary files
-    only ``with_temps``.
+    """Yield the entries below ``root``, level by level.
 
-    Nothing where there is no such folder, unless it ``must_exist``: NotFound, InvalidPath for a file. A folder below
-    that is gone by the time it is listed is passed over. Raises BoundExceeded.
+    A directory removed before it is listed is skipped.
+
+    :param call: the session
+    :param root: the directory
+    :param max_depth: 0 for the entries of the root only; None for all levels
+    :param must_exist: whether a missing root is an error; otherwise nothing is yielded
+    :param with_temps: whether to include temporary files
+    :returns: the entries
+    :raises NotFound: if ``must_exist`` and the root does not exist
+    :raises InvalidPath: if ``must_exist`` and the root is a file
+    :raises BoundExceeded: if the listings exceed the bounds of the connection
     """
     tally = ListingTally(root.key)
     level = [root]
@@ -184,7 +203,7 @@ def walk(
 
 
 def get_file_infos(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileInfo | SFTPBackendError | OSError]:
-    """The files of many paths in one round trip: NotFound, InvalidPath for a folder, or why it is not shown."""
+    """Return the files at many paths in a single round trip, or their errors: NotFound, InvalidPath for a directory."""
     return [
         outcome if isinstance(outcome, SFTPBackendError | OSError) else file_info_or_error(path, outcome)
         for path, outcome in zip(paths, stat_many(call, paths), strict=True)
@@ -192,7 +211,7 @@ def get_file_infos(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileI
 
 
 def stat_many(call: SessionCall, paths: Sequence[RemotePath]) -> list[Attributes | SFTPBackendError | OSError | None]:
-    """What `look` finds for each, or raises. One round trip where the answers leave nothing open."""
+    """Return the results or errors of `stat_or_none` for many paths. One round trip if all replies are clear."""
 
     def use(scheduler: SFTPScheduler) -> list[Attributes | SFTPBackendError | OSError | None]:
         parents = () if scheduler.traits.finds_nothing_below_files else {path.parent: None for path in paths}
@@ -221,7 +240,7 @@ def stat_many(call: SessionCall, paths: Sequence[RemotePath]) -> list[Attributes
 
 
 def folder_info(call: SessionCall, folder: RemotePath) -> FolderInfo:
-    """Sums over all files below. Raises NotFound, InvalidPath for a file."""
+    """Compute the totals of all files in a directory. Raises NotFound, or InvalidPath for a file."""
     count = size = 0
     latest = None
     for entry in walk(call, folder, must_exist=True):
@@ -237,20 +256,25 @@ def folder_info(call: SessionCall, folder: RemotePath) -> FolderInfo:
 
 
 def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> None:
-    """Deletes a folder with all it holds, temporary names too; links are removed, never entered.
+    """Delete a directory with all entries, including temporary files. Removes links and never enters them.
 
-    Each folder is looked at before it is listed, by its parent's listing or by LSTAT, and once more, along with the end
-    of its listing, before anything in it is removed. One race remains, as SFTP 3 cannot delete by a handle:
-    if somebody replaces a folder by a link between that second look and the removals, files behind the link are removed
-    that have the names of files in the folder.
+    The type of each directory is checked before its listing, by the parent's listing or by LSTAT, and again by an LSTAT
+    sent with its last READDIR, before any of its entries are removed. A race remains, because SFTP 3 cannot delete by
+    handle. If a directory is replaced by a link between the second check and the removals, files in the link's target
+    are removed if their names are those of files in the directory.
 
-    Raises NotFound, InvalidPath for a file; else the first refusal, after everything that can be deleted is.
+    :param call: the session
+    :param root: the directory
+    :param missing_ok: whether to ignore a missing directory
+    :raises NotFound: if the root does not exist
+    :raises InvalidPath: for a file
+    :raises SFTPBackendError: the first refusal, after all other entries are deleted
     """
     attributes, is_link_excluded = call(lambda scheduler: scheduler.run(get_own_attributes(root)), idempotent=True)
     if isinstance(attributes, Attributes) and attributes.is_folder and not is_link_excluded:
         raise ambiguous_link_error(root)
     if isinstance(attributes, StatusError) or not attributes.is_folder:
-        # a link, a file, nothing: says so
+        # for a link, delete_folder removes the link; for a file or a missing path, it raises the error
         call(lambda scheduler: scheduler.run(delete_folder(root, missing_ok=missing_ok)))
         return
     tally = ListingTally(root.key)
@@ -263,7 +287,7 @@ def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> Non
 
 
 def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTally) -> list[SFTPBackendError]:
-    """Delete what the levels hold, from the top, then the folders: the failures. Raises BoundExceeded."""
+    """Delete the entries of each level from the top, then the directories. Return the errors. Raises BoundExceeded."""
     folders: list[RemotePath] = []
     failures: list[SFTPBackendError] = []
     level = [root]
@@ -272,7 +296,7 @@ def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTa
         tally.check_depth(depth)
         outcomes = _list_for_removal(call, tally, level)
         directories, level = level, []
-        non_directories: list[tuple[RemotePath, bool]] = []  # with whether a listing has told the type
+        non_directories: list[tuple[RemotePath, bool]] = []  # with whether the listing contained the type
         for folder, outcome in zip(directories, outcomes, strict=True):
             if isinstance(outcome, NotFound):
                 continue
@@ -294,36 +318,41 @@ def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTa
 
 
 class _BecameLink(SFTPBackendError):
-    """There is a link now where a folder was when it was looked at."""
+    """A directory was replaced by a link after its type was checked."""
 
 
 def _list_for_removal(
     call: SessionCall, tally: ListingTally, folders: Sequence[RemotePath]
 ) -> list[Listing | SFTPBackendError | OSError]:
+    """List directories side by side and check that they are not links. Raises BoundExceeded."""
     return _raise_if_bound_exceeded(
         run_listings(call, [tally], folders, lambda folder, depth: _list_one_for_removal(folder, tally, depth))
     )
 
 
 def _list_one_for_removal(path: RemotePath, tally: ListingTally, depth: int) -> Operation[Listing]:
-    """The entries of a folder that is still one, links as links. Raises _BecameLink, InvalidPath."""
+    """List a directory with links detected, and check its type again. Raises _BecameLink, InvalidPath."""
     entries, rechecked = yield from list_and_recheck(path, tally, depth)
     if isinstance(rechecked, Attributes) and not rechecked.is_folder:
         error_class = _BecameLink if rechecked.is_link else InvalidPath
-        raise error_class("cannot delete the folder: something else has its name by now", path=path.key)
+        raise error_class("cannot delete the folder: the path is no longer a folder", path=path.key)
     if isinstance(rechecked, StatusError) and not (yield from server_traits()).lists_links_as_links:
         raise ambiguous_link_error(path)
     return (yield from with_links_detected(entries))
 
 
 def _delete_entries(call: SessionCall, paths: Sequence[tuple[RemotePath, bool]]) -> list[SFTPBackendError]:
+    """Delete files and links, and return the errors."""
     deletions = (delete(path, missing_ok=True, is_listed=is_listed) for path, is_listed in paths)
     outcomes = call(lambda scheduler: _raise_if_unavailable(scheduler.run_many(deletions, limit=256)))
     return [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError)]
 
 
 def _remove_directories(call: SessionCall, folders: Sequence[RemotePath]) -> list[SFTPBackendError]:
-    """All at once, the deepest first; once more level by level where a server did not keep to that order."""
+    """Remove empty directories together, the deepest first, and return the errors.
+
+    A refused removal is repeated: the server may not have kept the order.
+    """
     deepest_first = sorted(folders, key=lambda folder: folder.key.count("/"), reverse=True)
     answers = call(lambda scheduler: scheduler.run(request_all([RemoveDir(folder.native) for folder in deepest_first])))
     failures: list[SFTPBackendError] = []
@@ -334,6 +363,7 @@ def _remove_directories(call: SessionCall, folders: Sequence[RemotePath]) -> lis
 
 
 def _remove_directory(call: SessionCall, folder: RemotePath) -> list[SFTPBackendError]:
+    """Remove a directory after a refusal, and return the error if any."""
     try:
         call(lambda scheduler: scheduler.run(delete_folder(folder, missing_ok=True)))
     except BackendUnavailable:

@@ -351,9 +351,7 @@ class SFTPScheduler:
                     run, current = current, None
                     self._handle_yielded(run, yielded)
                 elif group.active:
-                    self._resend_deferred()
-                    if not ready:
-                        self._await_replies()
+                    self._wake_waiting(ready)
                 else:
                     break
             except StopIteration as end:
@@ -369,6 +367,12 @@ class SFTPScheduler:
         if group.interrupted_by is not None:
             raise group.interrupted_by
         return cast("list[T | SFTPBackendError | OSError]", group.outcomes)
+
+    def _wake_waiting(self, ready: deque[RunningOperation[T]]) -> None:
+        """Repeat refused opens; if no operation is ready then, wait for replies."""
+        self._resend_deferred()
+        if not ready:
+            self._await_replies()
 
     def _start_operations(self, group: _OperationGroup[T]) -> None:
         """Start operations of a group up to its limit, and up to the server's limit on open files."""

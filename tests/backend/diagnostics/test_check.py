@@ -324,7 +324,7 @@ def test_a_server_without_the_sftp_subsystem_is_named() -> None:
 def test_a_base_path_that_is_missing_or_a_file_is_explained(openssh: OpenSSHServer) -> None:
     folder = openssh.fresh()
     (folder.path / "file").write_bytes(b"")
-    for name, said in [("none", "no such folder"), ("file", "it is a file, not a folder")]:
+    for name, said in [("none", "no such folder"), ("file", "the path is a file, not a folder")]:
         path = f"{folder.base_path}/{name}"
         found = found_at(openssh, base_path=path)
         assert failure(found) == ("Base path", f"{said} ({path!r} on sftp://127.0.0.1:{openssh.port})")

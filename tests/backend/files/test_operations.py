@@ -172,7 +172,7 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         lambda server: listing("in/a"),
         InvalidPath,
         "in/a",
-        "cannot list it: it is a file",
+        "cannot list: the path is a file",
     ),
     "list nothing": (
         lambda server: listing("no"),
@@ -190,7 +190,7 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         lambda server: operations.open_for_reading(AT("in")),
         InvalidPath,
         "in",
-        "cannot read: it is a folder",
+        "cannot read: the path is a folder",
     ),
     "read below a file": (
         lambda server: operations.open_for_reading(AT("in/a/x")),
@@ -202,32 +202,32 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         lambda server: operations.write(server, AT("in"), UploadSource(b""), overwrite=True),
         InvalidPath,
         "in",
-        "cannot write: it is a folder",
+        "cannot write: the path is a folder",
     ),
     "write below a file": (
         lambda server: operations.write(server, AT("in/a/x"), UploadSource(b""), overwrite=True),
         InvalidPath,
         "in/a",
-        ": a file ",
+        " is a file",
     ),
     "make a folder of a file's name": (
         lambda server: operations.make_folders(AT("in/a")),
         InvalidPath,
         "in/a",
-        "a file has its name",
+        "cannot make the folder: the path is a file",
     ),
     "delete a folder": (
         lambda server: deletion.delete(AT("in"), missing_ok=True),
         InvalidPath,
         "in",
-        "use delete_folder",
+        "Use delete_folder",
     ),
     "delete nothing": (lambda server: deletion.delete(AT("no"), missing_ok=False), NotFound, "no", "no such file"),
     "delete a file as a folder": (
         lambda server: deletion.delete_folder(AT("in/a"), missing_ok=True),
         InvalidPath,
         "in/a",
-        "it is a file; use delete",
+        "the path is a file. Use delete",
     ),
     "delete a full folder": (
         lambda server: deletion.delete_folder(AT("in"), missing_ok=False),
@@ -236,7 +236,12 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         "recursive=True",
     ),
     "a folder's info": (lambda server: operations.get_file_info(AT("in")), InvalidPath, "in", "a folder, not a file"),
-    "a file as the root": (lambda server: operations.check_folder(AT("in/a")), InvalidPath, "in/a", "it is a file"),
+    "a file as the root": (
+        lambda server: operations.check_folder(AT("in/a")),
+        InvalidPath,
+        "in/a",
+        "the path is a file",
+    ),
 }
 
 

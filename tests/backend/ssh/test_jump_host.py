@@ -244,7 +244,7 @@ def test_an_unreachable_jump_host_is_named(openssh: OpenSSHServer, bastion: Open
     ("changes", "said"),
     [
         ({"jump": "bastion"}, "jump must be a BackendConfig, not str"),
-        ({"jump": BackendConfig(host="b"), "proxy_command": "nc"}, "one way is enough: jump and proxy_command"),
+        ({"jump": BackendConfig(host="b"), "proxy_command": "nc"}, "set either jump or proxy_command, not both"),
     ],
 )
 def test_an_invalid_jump_configuration_is_refused(changes: dict[str, Any], said: str) -> None:
