@@ -1,6 +1,6 @@
-"""How a file arrives under its name: whole and proven, or not at all.
+"""Write files atomically: a file appears under its name complete and verified, or not at all.
 
-New content is written under a temporary name beside its target, proven, and renamed.
+New content is written to a temporary file beside the target, verified, and renamed.
 """
 
 from __future__ import annotations
@@ -54,10 +54,15 @@ def write_atomic(
     progress: Progress | None = None,
     resume_state: ResumeState | None = None,
 ) -> Operation[int | None]:
-    """Writes ``source`` to where it lands: three round trips for a small file in an existing folder.
+    """Write ``source`` to its target. Three round trips for a small file in an existing directory.
 
-    With ``resume_state`` of a try that lost its connection it goes on after what was acknowledged then. The server's
-    time (seconds since 1970) at the end, where it tells.
+    :param scheduler: the connection
+    :param write_target: the target and its temporary file
+    :param source: the content
+    :param progress: called with acknowledged bytes
+    :param resume_state: state of an interrupted attempt; the write resumes after the acknowledged bytes
+    :returns: the file's time on the server in seconds since 1970, or None if unknown
+    :raises SFTPBackendError: AlreadyExists, InvalidPath, TransferCorrupted and others
     """
     resume_state = ResumeState() if resume_state is None else resume_state
     supports_striping = scheduler.traits.allows_parallel_writers
@@ -97,7 +102,7 @@ def write_atomic(
     except StatusError as refused:
         raise _write_error(scheduler, write_target, temp_file, refused) from None
     except BaseException as error:
-        # by no fault of the file
+        # the cause is not the file
         interrupted = isinstance(error, BackendUnavailable) or not isinstance(error, Exception)
         worth_keeping = write_target.fresh_temp is not None and resume_state.acknowledged > MAX_UNACKED_BYTES
         resume_state.is_kept = interrupted and worth_keeping and not temp_file.renaming
@@ -117,9 +122,9 @@ def write_atomic(
 def _write_error(
     scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, refused: StatusError
 ) -> SFTPBackendError:
-    """The error for a refusal. ContentLost, for another attempt, if the server may not let a file be continued."""
+    """Create the error for a refusal: ContentLost, for another attempt, if the server may refuse to resume files."""
     if temp_file.resumed and not temp_file.renaming and not scheduler.traits.keeps_content_at_open:
-        error = from_status(refused, "the file cannot be continued", write_target.path.key)
+        error = from_status(refused, "cannot resume the file", write_target.path.key)
         return ContentLost(error.message, path=error.path)
     return from_status(refused, "cannot write", write_target.path.key)
 
@@ -131,7 +136,7 @@ def _open_temp_file(
     resume_state: ResumeState,
     progress: Progress | None,
 ) -> Operation[OpenTempFile]:
-    """Open the temporary file: a new one, that of an earlier attempt, or the same again after a lost connection."""
+    """Open a new temporary file, that of an earlier attempt, or the current one after a lost connection."""
     current_target = resume_state.with_current_temp(write_target)
     starts_over = resume_state.started and (resume_state.must_open_once or write_target.fresh_temp is None)
     resume_state.resumable = False
@@ -139,7 +144,7 @@ def _open_temp_file(
         if resume_state.temp_file is not None:
             temp_file = yield from reopen(scheduler, current_target, source, resume_state, progress)
         elif starts_over:
-            yield from remove_quietly(current_target.temp)  # it may have been made over the connection that was lost
+            yield from remove_quietly(current_target.temp)  # the lost connection may have created it
             restart(current_target, resume_state, progress)
             temp_file = yield from open_temp(resume_state.with_current_temp(write_target))
         else:
@@ -163,12 +168,20 @@ def commit(
     source: UploadSource | None,
     progress: Progress | None = None,
 ) -> Operation[int | None]:
-    """Closes the temporary file, proves it and gives it its final name.
+    """Close the temporary file, verify it and rename it to its target.
 
-    Raises TransferCorrupted, AlreadyExists, StatusError.
+    Mode bits of a replaced file are kept if the server allows it.
 
-    ``source`` is what was sent, for ``verify="sha256"`` and for files that were opened more than once. Mode bits of a
-    replaced file are kept, where the server lets them be set. The server's time, where it tells.
+    :param scheduler: the connection
+    :param write_target: the target
+    :param temp_file: the open temporary file
+    :param writer: the writer of the file
+    :param source: the content sent, for ``verify="sha256"`` and to verify files opened more than once
+    :param progress: called with bytes read back
+    :returns: the file's time on the server in seconds since 1970, or None if unknown
+    :raises TransferCorrupted: if the file on the server is not the content sent
+    :raises AlreadyExists: if the target exists and must not be replaced
+    :raises StatusError: if the server refuses a request
     """
     yield from writer.merge_channels()
     mode_reply = yield from send_mode(scheduler, temp_file)
@@ -191,7 +204,7 @@ def commit(
         digest = None if source is None else source.digest
         prepared = PreparedFile(write_target.path.key, write_target.temp.name, writer.offset, written.mtime, digest)
         yield from write_target.group_commit.wait_until_recorded(prepared, scheduler)
-        # the wait was long enough for others
+        # another writer may have created the target during the wait
         checks_again = not write_target.overwrite and not scheduler.traits.rename_refuses_existing
         if checks_again and isinstance((yield from try_stat(write_target.path)), Attributes):
             raise already_exists(write_target.path)
@@ -203,12 +216,12 @@ def commit(
     except StatusError as refused:
         if write_target.verify != "none" or not (yield from is_missing(write_target.temp, refused)):
             raise
-        logger.warning("%r: the server took the file away before it had its name", write_target.path.key)
+        logger.warning("%r: the server removed the file before it was renamed", write_target.path.key)
     return written.mtime
 
 
 def _attributes(stat_reply: Pending[Attributes]) -> Operation[Attributes]:
-    """The reply, or empty attributes for a refusal."""
+    """Return the reply, or empty attributes for a refusal."""
     try:
         return (yield from reply(stat_reply))
     except StatusError:
@@ -216,17 +229,18 @@ def _attributes(stat_reply: Pending[Attributes]) -> Operation[Attributes]:
 
 
 def _verify_size(write_target: WriteTarget, sent: int, size: int | None) -> Operation[None]:
+    """Compare the size of the temporary file with the bytes sent. Raises TransferCorrupted."""
     if size == sent:
         return
-    # some servers answer FSTAT wrongly or not at all
+    # some servers return a wrong reply to FSTAT, or none
     (answer,) = yield from request_all([Stat(write_target.temp.native)])
     size = answer.size if isinstance(answer, Attributes) else size
     if size is None:
-        logger.warning("%r: the server does not tell its size, which is therefore not verified", write_target.path.key)
+        logger.warning("%r: the server does not report the size, so the size is not verified", write_target.path.key)
     elif size != sent:
         raise TransferCorrupted(
-            f"{sent} bytes were sent and the server holds {size}; the target was left as it was. A server that converts"
-            ' text (line ends, character sets) gives another size: turn that off, or pass verify="none"',
+            f"{sent} bytes were sent, but the server stored {size}; the target is unchanged. A server that converts"
+            ' text (line ends, character sets) changes the size: turn the conversion off, or pass verify="none"',
             path=write_target.path.key,
         )
 
@@ -234,6 +248,7 @@ def _verify_size(write_target: WriteTarget, sent: int, size: int | None) -> Oper
 def _verify_digest(
     scheduler: SFTPScheduler, write_target: WriteTarget, sent: str | None, size: int, progress: Progress | None
 ) -> Operation[None]:
+    """Read the temporary file back and compare its SHA-256. Raises TransferCorrupted."""
     digest = hashlib.sha256()
 
     def update(data: memoryview) -> None:
@@ -243,8 +258,8 @@ def _verify_digest(
     try:
         yield from read_into(scheduler, write_target.temp, update, max_bytes=size)
     except SFTPBackendError as error:
-        raise type(error)(f"what was sent cannot be verified: {error.message}", path=write_target.path.key) from None
+        raise type(error)(f"cannot verify the file: {error.message}", path=write_target.path.key) from None
     if (stored := f"sha256:{digest.hexdigest()}") != sent:
         raise TransferCorrupted(
-            f"{sent} was sent and the server holds {stored}; the target was left as it was", path=write_target.path.key
+            f"{sent} was sent, but the server stored {stored}; the target is unchanged", path=write_target.path.key
         )

@@ -1,18 +1,18 @@
-"""Backups: the old content of a file while two plain renames replace it, and for as long as nobody has restored it.
+"""Back up the old content of a file during a replacement by two plain renames.
 
-A server without a rename that replaces needs two: the target is renamed to its backup name, then the new file to the
-target's name. A process that dies in between leaves the target's name empty and the whole old content under the backup
-name. Each target has one backup name, so that a later call finds it without a listing:
+On a server without an atomic rename, the target is renamed to its backup name, then the new file to the target's name.
+If the process dies in between, the target is missing, and its old content is complete under the backup name. A target
+has only a single backup name, so a later call finds the backup without a listing:
 
-* A call that finds the name missing (read, download, copy, move, delete, get_file_info) restores the backup and
+* A call that finds the target missing (read, download, copy, move, delete, get_file_info) restores the backup and
   continues.
 * A call that must not overwrite restores the backup and raises AlreadyExists.
-* A call that has given the name new content removes the backup.
-* A call that deletes the file or moves it away removes the backup first, so that no later call restores it.
+* A call that has replaced the target removes the backup.
+* A call that deletes or moves the target removes the backup first, so no later call restores the backup.
 
-Removal of a backup takes three steps. It is renamed to a name that nobody else uses; the target is looked at; then the
-backup is removed if the target exists, else restored. So a backup that another writer makes in the meantime, whose
-target is missing, is never removed.
+Removal of a backup takes three steps. The backup is renamed to a unique name, and the target is checked. If the target
+exists, the backup is removed; otherwise the backup is restored. So a backup created meanwhile by another writer, with a
+missing target, is never removed.
 """
 
 from __future__ import annotations
@@ -36,45 +36,46 @@ logger = logging.getLogger(__name__)
 
 
 def may_have_backups(scheduler: SFTPScheduler) -> bool:
-    """Tell whether files on a server may be replaced by two renames.
+    """Return whether files on a server may be replaced by two renames.
 
     :param scheduler: the connection
-    :returns: False where posix-rename is offered and known to replace
+    :returns: False if the server offers posix-rename and is known to replace files by it
     """
     return not (scheduler.traits.posix_rename_replaces and scheduler.supports(PosixRename))
 
 
 def restore(scheduler: SFTPScheduler, target: RemotePath) -> Operation[bool]:
-    """Rename the backup of a file to the file's own name, which is missing. One round trip.
+    """Rename the backup of a missing file to the file's name. One round trip.
 
     :param scheduler: the connection
     :param target: the file
-    :returns: True if the file is there again
+    :returns: True if the file was restored
     """
     if not may_have_backups(scheduler):
         return False
     (answer,) = yield from request_all([Rename(target.backup.native, target.native)])
     if isinstance(answer, StatusError):
         return False
-    logger.warning("%r: restored the content that an interrupted replacement had renamed", target.key)
+    logger.warning("%r: restored the old content after an interrupted replacement", target.key)
     return True
 
 
 def with_backup_restored(
     scheduler: SFTPScheduler, path: RemotePath, operation: Callable[[], Operation[T]]
 ) -> Operation[T]:
-    """Run an operation; where it finds the file missing and there is a backup, restore that and run it again.
+    """Run an operation; if its file is missing, restore the backup and run the operation again.
 
     :param scheduler: the connection
-    :param path: the file that the operation needs
-    :param operation: makes the operation
-    :returns: what the operation returns
+    :param path: the file of the operation
+    :param operation: creates the operation
+    :returns: the result of the operation
     :raises SFTPBackendError: as the operation
     """
     return _restoring(scheduler, path, operation) if may_have_backups(scheduler) else operation()
 
 
 def _restoring(scheduler: SFTPScheduler, path: RemotePath, operation: Callable[[], Operation[T]]) -> Operation[T]:
+    """Run an operation as described by `with_backup_restored`."""
     try:
         return (yield from operation())
     except NotFound as missing:
@@ -84,11 +85,11 @@ def _restoring(scheduler: SFTPScheduler, path: RemotePath, operation: Callable[[
 
 
 def delete_with_backup(scheduler: SFTPScheduler, path: RemotePath, *, missing_ok: bool) -> Operation[None]:
-    """Delete a file and its backup, which would else get the file's name. No round trip more than for the file.
+    """Delete a file and its backup, so that the backup is not restored. No additional round trips without a backup.
 
     :param scheduler: the connection
     :param path: the file
-    :param missing_ok: a missing file is no error
+    :param missing_ok: whether to ignore a missing file
     :raises SFTPBackendError: NotFound, InvalidPath for a directory, and others
     """
     try:
@@ -106,7 +107,7 @@ def delete_with_backup(scheduler: SFTPScheduler, path: RemotePath, *, missing_ok
 
 
 def _remove_if_present(backup_reply: Pending[Attributes], path: RemotePath) -> Operation[None]:
-    """Wait for the LSTAT of a backup, and remove the backup; if the file is missing, it is restored."""
+    """Wait for the LSTAT of a backup. Remove the backup, or restore a missing file from it."""
     try:
         yield from reply(backup_reply)
     except StatusError:
@@ -115,22 +116,22 @@ def _remove_if_present(backup_reply: Pending[Attributes], path: RemotePath) -> O
 
 
 def remove_backup(target: RemotePath, unique_backup: RemotePath | None = None) -> Operation[None]:
-    """Remove the backup of a file that has new content. Three round trips.
+    """Remove the backup of a file with new content. Three round trips.
 
     :param target: the file
-    :param unique_backup: a backup name of the file that nobody else uses
+    :param unique_backup: a unique backup name of the file
     """
     unique_backup = unique_backup or target.unique_backup(secrets.token_hex(6))
     (answer,) = yield from request_all([Rename(target.backup.native, unique_backup.native)])
-    if not isinstance(answer, StatusError):  # else another has restored or removed it
+    if not isinstance(answer, StatusError):  # otherwise another call has restored or removed the backup
         yield from resolve_backup(target, unique_backup)
 
 
 def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
-    """Remove the backup of a file that has just been replaced. That succeeded: a connection lost now is no error.
+    """Remove the backup of a replaced file. Ignores a lost connection, as the replacement is complete.
 
     :param target: the file
-    :param unique_backup: a backup name of the file that nobody else uses
+    :param unique_backup: a unique backup name of the file
     """
     try:
         yield from remove_backup(target, unique_backup)
@@ -139,10 +140,10 @@ def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Oper
 
 
 def resolve_backup(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
-    """Remove a backup under a name of its own if the file exists; restore it if the file is missing.
+    """Remove a backup with a unique name, or restore a missing file from it.
 
     :param target: the file
-    :param unique_backup: where its backup is
+    :param unique_backup: the path of its backup
     """
     existing = yield from try_stat(target)
     if isinstance(existing, Attributes):
@@ -154,11 +155,11 @@ def resolve_backup(target: RemotePath, unique_backup: RemotePath) -> Operation[N
 
 
 def move_to_backup(target: RemotePath, unique_backup: RemotePath) -> Operation[bool]:
-    """Rename a file to its backup name. A backup that is there already is removed first.
+    """Rename a file to its backup name. An existing backup is removed first.
 
     :param target: the file
-    :param unique_backup: a backup name of the file that nobody else uses
-    :returns: False if the file is missing by now
+    :param unique_backup: a unique backup name of the file
+    :returns: False if the file is missing
     :raises StatusError: if the server refuses
     """
     (answer,) = yield from request_all([Rename(target.native, target.backup.native)])

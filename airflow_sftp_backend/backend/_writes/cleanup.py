@@ -1,4 +1,4 @@
-"""Removal of temporary files that interrupted writes left behind, and restoring of backups."""
+"""Remove temporary files of interrupted writes, and restore backups."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 
 def roll_back(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[None]:
-    """Clean up after a write, move or copy whose connection was lost.
+    """Clean up after a write, move or copy with a lost connection.
 
-    A replaced file gets its name back unless another has the name by now. The temporary file is removed.
+    Removes the temporary file. A backup is restored unless its target exists, and otherwise removed.
 
     :param scheduler: a new connection
-    :param write_target: the names of the target, of the temporary file and of the backup
-    :raises BackendUnavailable: if the new connection is lost as well
+    :param write_target: the names of the target, the temporary file and the backup
+    :raises BackendUnavailable: if the new connection is lost too
     """
     removal_reply = yield from send(Remove(write_target.temp.native))
     if may_have_backups(scheduler):
@@ -46,14 +46,17 @@ def roll_back(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[
 
 
 def list_temps(folder: RemotePath, bounds: Bounds) -> Operation[list[tuple[RemotePath, int]]]:
-    """The temporary files in a folder, with the times (seconds since 1970) they were last written; none where it
-    cannot be listed.
+    """Return the temporary files in a directory with their times in seconds since 1970.
+
+    :param folder: the directory
+    :param bounds: the bounds of the connection
+    :returns: the paths and times; empty if the directory cannot be listed
     """
     tally = ListingTally(folder.key, bounds)
     try:
         entries = yield from list_folder(folder, tally)
     except BoundExceeded as error:
-        logger.warning("temporary files that others left behind stay for now: %s", error)
+        logger.warning("temporary files of other writers are not removed: %s", error)
         return []
     except SFTPBackendError:
         return []
@@ -63,8 +66,7 @@ def list_temps(folder: RemotePath, bounds: Bounds) -> Operation[list[tuple[Remot
 
 
 def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePath]]:
-    """Look again at temporary files, and return those that nobody has written to for `STALE_SECONDS` seconds. One round
-    trip if there are any."""
+    """Return the temporary files still unchanged for `STALE_SECONDS` seconds. One round trip if there are any."""
     answers = yield from request_all([LStat(path.native) for path in paths])
     old: list[RemotePath] = []
     for path, answer in zip(paths, answers, strict=True):
@@ -81,9 +83,15 @@ def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePa
 def remove_stale_temps(
     target: RemotePath, temps: list[tuple[RemotePath, int]], now: int, writer: RemotePath | None = None
 ) -> Operation[None]:
-    """Removes those temporary files of ``target`` that nobody has written to for `STALE_SECONDS` seconds before
-    ``now``, the server's time; those of the writer that has just landed, by its temporary name ``writer``, at once.
-    Backups of ``target`` are removed if it exists, else restored.
+    """Remove abandoned temporary files of a target, and remove or restore its backups.
+
+    A temporary file is abandoned after `STALE_SECONDS` seconds without a change; that of ``writer``, at once.
+    Backups are removed if the target exists, and otherwise restored.
+
+    :param target: the target
+    :param temps: temporary files and their times, as of `list_temps`
+    :param now: the time of the server in seconds since 1970
+    :param writer: temporary file of the writer that has just finished
     """
     stale: list[RemotePath] = []
     maybe_stale: list[RemotePath] = []
@@ -94,7 +102,7 @@ def remove_stale_temps(
             stale.append(path)
         elif mtime < now - STALE_SECONDS:
             maybe_stale.append(path)
-    # ``temps`` may be hours old, and a writer that lives has gone on
+    # ``temps`` may be hours old, and an active writer has changed its file since
     stale += yield from _recheck_stale(maybe_stale, now)
     for path in (path for path, _ in temps if target.owns_backup(path.name)):
         if path == target.backup:
@@ -103,4 +111,4 @@ def remove_stale_temps(
             yield from resolve_backup(target, path)
     for path, answer in zip(stale, (yield from request_all([Remove(path.native) for path in stale])), strict=True):
         if not isinstance(answer, StatusError):
-            logger.info("removed %r, left behind by a writer that ended", path.key)
+            logger.info("removed %r, abandoned by another writer", path.key)

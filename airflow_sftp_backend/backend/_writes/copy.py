@@ -1,7 +1,7 @@
-"""Moves and copies of files.
+"""Move and copy files on the server.
 
-A move is a rename. If no rename can make it (two file systems), it is a copy that arrives as an atomic write does, then
-a delete.
+A move is a rename. If the server cannot rename the file (to another file system), the file is copied atomically, then
+deleted.
 """
 
 from __future__ import annotations
@@ -46,15 +46,21 @@ from .rename import rename
 from .resume import restart
 from .write_target import OpenTempFile, ResumeState, WriteTarget, open_temp
 
-_COPY_CHUNK: Final = 64 << 20  # bytes a server copies per request: it answers only when it is done
+_COPY_CHUNK: Final = 64 << 20  # bytes per copy request: the server is silent until it has copied them
 _CopyResult = tuple[Attributes | StatusError, int | None]
-"""What the server says of the source, and its time (seconds since 1970) after the copy, where it tells."""
+"""Attributes of the source or their refusal, and the time of the copy in seconds since 1970 (None if unknown)."""
 
 
 def move(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[int | None]:
-    """Moves a file, or a link as a link: two round trips. Raises NotFound, AlreadyExists, InvalidPath for folders.
+    """Move a file, or a link itself. Two round trips.
 
-    The server's time (seconds since 1970) where the file was copied, which may have been tried before; else None.
+    :param scheduler: the connection
+    :param source: the file or link
+    :param write_target: the new path
+    :returns: for a copied file, its time on the server in seconds since 1970; otherwise None
+    :raises NotFound: if the source does not exist
+    :raises AlreadyExists: if the target exists and must not be replaced
+    :raises InvalidPath: for a directory
     """
     return (yield from with_backup_restored(scheduler, source, lambda: _move(scheduler, source, write_target)))
 
@@ -76,9 +82,9 @@ def _move(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarge
         and source_attributes.is_link
         and not (yield from renames_links(source))
     ):
-        raise InvalidPath("cannot move: it is a link, and the server would move what it leads to", path=source.key)
+        raise InvalidPath("cannot move: the path is a link, and the server would move its target", path=source.key)
     yield from _check_target(scheduler, write_target, existing, has_backup=has_backup)
-    if source_has_backup:  # else it would get the name that the source leaves
+    if source_has_backup:  # otherwise a later call would restore it at the source's path
         yield from remove_backup(source)
     try:
         try:
@@ -94,16 +100,17 @@ def _move(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarge
     except StatusError as refused:
         if refused.missing or refused.code == StatusCode.PERMISSION_DENIED:
             raise from_status(refused, "cannot move", source.key) from None
-        yield from make_folders(target.parent)  # a file in the way is the commonest reason, and this names it
+        yield from make_folders(target.parent)  # raises InvalidPath if a parent is a file, the most common cause
         return (yield from _move_by_copy(scheduler, source, write_target))
 
 
 def _check_target(
     scheduler: SFTPScheduler, write_target: WriteTarget, existing: Attributes | StatusError, *, has_backup: bool
 ) -> Operation[None]:
+    """Check that the target may be created or replaced. Restores a backup that must not be overwritten."""
     target = write_target.path
     if isinstance(existing, Attributes) and existing.is_folder:
-        raise InvalidPath("cannot move: a folder has this name", path=target.key)
+        raise InvalidPath("cannot move: the target is a folder", path=target.key)
     if write_target.overwrite:
         return
     if isinstance(existing, Attributes) or (has_backup and (yield from restore(scheduler, target))):
@@ -111,16 +118,17 @@ def _check_target(
 
 
 def _check_source(source: RemotePath, attributes: Attributes | StatusError, action: str) -> Operation[None]:
+    """Check that the source exists and is not a directory. Raises NotFound, InvalidPath."""
     if isinstance(attributes, StatusError):
         if (yield from is_missing(source, attributes)):
             raise NotFound(f"{action}: no such file", path=source.key)
         raise from_status(attributes, action, source.key)
     if attributes.is_folder:
-        raise InvalidPath(f"{action}: it is a folder, not a file", path=source.key)
+        raise InvalidPath(f"{action}: the path is a folder, not a file", path=source.key)
 
 
 def _move_by_copy(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[int | None]:
-    """The last rung: two file systems, or a server without a rename that serves."""
+    """Copy the file and delete the source, if the server cannot rename across file systems."""
     copied_attributes, mtime = yield from _copy(scheduler, source, write_target, ResumeState())
     (current,) = yield from request_all([Stat(source.native)])
     _check_unchanged(
@@ -137,14 +145,17 @@ def _move_by_copy(scheduler: SFTPScheduler, source: RemotePath, write_target: Wr
 def copy(
     scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget, resume_state: ResumeState | None = None
 ) -> Operation[int | None]:
-    """Copies on the server where it has ``copy-data``, else through this process, and lands the copy (``verify`` is
-    "size"). The server's time (seconds since 1970), where it tells.
+    """Copy a file by ``copy-data`` on the server if supported, otherwise through this process.
 
-    Where the server lets only one file be open at once, the content waits in a temporary file of this machine.
+    The copy is written atomically and verified by size. If the server allows a single open file only, the content is
+    stored in a local temporary file meanwhile. After a lost connection, the copy starts over in a new temporary file.
 
-    With ``resume_state`` of a try that lost its connection it starts over, in a new temporary file.
-
-    Raises TransferCorrupted if the source changes meanwhile.
+    :param scheduler: the connection
+    :param source: the file
+    :param write_target: the path of the copy
+    :param resume_state: state of an earlier attempt that lost its connection
+    :returns: the time of the copy on the server in seconds since 1970, or None if unknown
+    :raises TransferCorrupted: if the source changes meanwhile
     """
     resume_state = ResumeState() if resume_state is None else resume_state
     if resume_state.started:
@@ -167,7 +178,7 @@ def copy(
 def _copy(
     scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget, resume_state: ResumeState
 ) -> Operation[_CopyResult]:
-    """Copies; also what the server says of the source."""
+    """Copy a file, and return the attributes of the source too."""
     if scheduler.handles.limit == 1:
         return (yield from _copy_via_local_file(scheduler, source, write_target, resume_state))
     handle = yield from open_for_reading(source)
@@ -188,7 +199,7 @@ def _copy(
             )
     finally:
         yield from close_quietly(handle)
-    # What is refused now, with the source closed, is refused for another reason.
+    # A refusal with the source closed is not caused by the limit on open files.
     temp_file = yield from open_temp(write_target)
     yield from remove_quietly(write_target.temp, temp_file.open_handle)
     scheduler.handles.lower_limit(1)
@@ -196,7 +207,7 @@ def _copy(
 
 
 def _may_exceed_open_file_limit(scheduler: SFTPScheduler, error: SFTPBackendError) -> bool:
-    """True if the target may have been refused because the source is open."""
+    """Return whether the target may have been refused because the source is open."""
     has_other_cause = isinstance(
         error, BackendUnavailable | AlreadyExists | InvalidPath | NotFound | CapabilityNotSupported
     )
@@ -204,9 +215,10 @@ def _may_exceed_open_file_limit(scheduler: SFTPScheduler, error: SFTPBackendErro
 
 
 def _source_attributes(handle: bytes, source: RemotePath) -> Operation[Attributes | StatusError]:
+    """Return the attributes of the open source or the refusal. Raises InvalidPath for a directory."""
     (attributes,) = yield from request_all([FStat(handle)])
     if isinstance(attributes, Attributes) and attributes.is_folder:
-        raise InvalidPath("cannot copy: it is a folder, not a file", path=source.key)
+        raise InvalidPath("cannot copy: the path is a folder, not a file", path=source.key)
     return attributes
 
 
@@ -217,7 +229,7 @@ def _copy_to(
     write_target: WriteTarget,
     temp_file: OpenTempFile,
 ) -> Operation[int | None]:
-    """Copy from the open source to the open temporary file, and commit it."""
+    """Copy from the open source to the open temporary file, then commit the copy."""
     handle, source = opened_source
     size = None if isinstance(source_attributes, StatusError) else source_attributes.size
     committed = False
@@ -247,7 +259,7 @@ def _copy_to(
 def _copy_via_local_file(
     scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget, resume_state: ResumeState
 ) -> Operation[_CopyResult]:
-    """Copy with one file open at a time: first to a temporary file of this machine, then to the target."""
+    """Copy with a single open file at a time: to a local temporary file, then to the target."""
     with tempfile.TemporaryFile() as local:
         handle = yield from open_for_reading(source)
         try:
@@ -274,16 +286,17 @@ def _copy_via_local_file(
 def _check_unchanged(
     source: RemotePath, before: Attributes | StatusError, after: Attributes | StatusError, problem: str
 ) -> None:
+    """Compare size and time of the source. Raises TransferCorrupted with the text ``problem``."""
     if isinstance(before, Attributes) and isinstance(after, Attributes):
-        then, today = (before.size, before.mtime), (after.size, after.mtime)
-        if then != today:
-            raise TransferCorrupted(f"{problem}; wait until it is stable", path=source.key)
+        size_and_time, current = (before.size, before.mtime), (after.size, after.mtime)
+        if size_and_time != current:
+            raise TransferCorrupted(f"{problem}. Wait until the source is stable", path=source.key)
 
 
 def _copy_on_server(handle: bytes, size: int, writer: PipelinedWriter) -> Operation[None]:
-    """Piece by piece, so that the server is not silent for longer than one piece takes."""
+    """Copy in chunks, so that the server answers before `io_timeout`."""
     for start in range(0, size, _COPY_CHUNK):
         last = start + _COPY_CHUNK >= size
-        # 0 means to the end of the file: the size that the server says may be too small
+        # 0 copies to the end of the file: the stated size may be too small
         yield from request(CopyData(handle, start, 0 if last else _COPY_CHUNK, writer.handle, start))
         writer.offset = min(start + _COPY_CHUNK, size)

@@ -1,7 +1,7 @@
-"""Lets a caller record which files are about to get their names, once for many files.
+"""Record complete files before their renames, once for a group of files.
 
-A transfer waits with its complete temporary file until the record is made. The record is made when every transfer
-under way waits, or when the first has waited for a second and another transfer makes progress.
+A transfer waits with its complete temporary file until the group is recorded: as soon as all active transfers wait, or
+after the first has waited for a second and another transfer makes progress.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, SFTPBackendE
 from airflow_sftp_backend.backend.models import BeforeRename, PreparedFile, Progress
 
 _MAX_WAIT_SECONDS: Final = 1.0
-"""Seconds a complete file waits for others of its group while these make progress."""
+"""Seconds that a complete file waits for its group while other transfers make progress."""
 _NOT_RECORDED: Final = "not renamed: before_rename raised an exception"
-_NEVER_SENT: Final = LimitsRequest()  # a Pending has a request; nobody sends this one
+_NEVER_SENT: Final = LimitsRequest()  # a Pending needs a request; this request is not sent
 
 
 class GroupCommit:
-    """Groups the transfers of one call before their renames.
+    """Group the transfers of a call before their renames.
 
-    :param record: called with the files of a group before any of them is renamed.
-    :param clock: seconds.
+    :param record: called with the files of a group before any is renamed
+    :param clock: returns seconds
     """
 
     def __init__(self, record: BeforeRename, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,21 +41,21 @@ class GroupCommit:
 
     @contextmanager
     def participant(self) -> Iterator[None]:
-        """Count a transfer among those to wait for, from its first step to its last."""
+        """Count a transfer as active in the block."""
         self._participants += 1
         try:
             yield
         except Exception:
             raise
         except BaseException:
-            self._closed = True  # the others are interrupted next and rename nothing
+            self._closed = True  # the other transfers are interrupted next and must not rename
             raise
         finally:
             self._participants -= 1
             self._flush_if_all_wait()
 
     def reporting(self, progress: Progress | None) -> Progress:
-        """Return a progress callback that calls ``progress`` and releases a group that has waited long enough."""
+        """Wrap a progress callback to record the group when its first file has waited long enough."""
 
         return _Reporting(self, progress)
 
@@ -67,10 +67,10 @@ class GroupCommit:
     def wait_until_recorded(self, prepared: PreparedFile, scheduler: SFTPScheduler | None = None) -> Operation[None]:
         """Wait until the file is recorded.
 
-        :param prepared: the file.
-        :param scheduler: the connection that the file is renamed over; None for a local file.
-        :raises BackendUnavailable: if the connection is lost meanwhile.
-        :raises SFTPBackendError: if an earlier record failed.
+        :param prepared: the file
+        :param scheduler: the connection of the rename; None for a local file
+        :raises BackendUnavailable: if the connection is lost meanwhile
+        :raises SFTPBackendError: if an earlier record failed
         """
         pending = Pending[object](_NEVER_SENT)
         entry = (prepared, pending)
@@ -101,12 +101,12 @@ class GroupCommit:
         finally:
             error = None if recorded else SFTPBackendError(_NOT_RECORDED)
             self._closed = self._closed or not recorded
-            for _, pending in group:  # which would wait for ever otherwise
+            for _, pending in group:  # also after an error, so that no transfer waits forever
                 pending.set_result(None, error)
 
 
 class _Reporting:
-    """A progress callback that passes all reports on, and releases a group that has waited long enough."""
+    """Forward progress reports, and record a group whose first file has waited long enough."""
 
     def __init__(self, group: GroupCommit, progress: Progress | None) -> None:
         self._group = group
@@ -128,10 +128,10 @@ class _Reporting:
 
 
 def group_commit_for(before_rename: BeforeRename | None) -> GroupCommit | None:
-    """Return the group of one call, None if its caller records nothing."""
+    """Create the group of a call; None without a callback."""
     return None if before_rename is None else GroupCommit(before_rename)
 
 
 def participation(group_commit: GroupCommit | None) -> AbstractContextManager[None]:
-    """Count a transfer among those to wait for, where there is a group."""
+    """Count a transfer as active in its group, if any."""
     return nullcontext() if group_commit is None else group_commit.participant()

@@ -1,6 +1,6 @@
-"""The mode of a replaced file, set on the file that replaces it.
+"""Set the mode of a replaced file on its replacement.
 
-FSETSTAT goes out with the other requests at the end of a write. Some servers refuse it and take SETSTAT of a path.
+FSETSTAT is sent with the last requests of a write. Some servers refuse FSETSTAT but accept SETSTAT by path.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ logger = logging.getLogger(__name__)
 def send_mode(scheduler: SFTPScheduler, temp_file: OpenTempFile) -> Operation[Pending[None] | None]:
     """Request the mode of the replaced file for the open temporary file, without waiting.
 
-    :param temp_file: the temporary file, and what was found of the file that it replaces
-    :returns: the request, for `await_mode`; None if there is no mode to keep, or the server is known to set none
+    :param scheduler: the connection
+    :param temp_file: the temporary file, with the attributes of the file to replace
+    :returns: the request, for `await_mode`; None if no file is replaced, or if the server cannot set modes
     """
     if temp_file.existing is None or temp_file.existing.mode is None or not scheduler.can_set_modes:
         return None
@@ -32,11 +33,14 @@ def send_mode(scheduler: SFTPScheduler, temp_file: OpenTempFile) -> Operation[Pe
 def await_mode(
     scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, mode_reply: Pending[None] | None
 ) -> Operation[None]:
-    """Set the mode by path, before the rename, if the server refused to set it on the open file.
+    """Wait for FSETSTAT. If the server refuses it, set the mode by path before the rename.
 
-    A server that refuses this too is named in one warning for each connection; the write goes on.
+    If the server refuses both, a warning is logged once for each connection, and the write continues.
 
-    :param mode_reply: what `send_mode` returned
+    :param scheduler: the connection
+    :param write_target: the target
+    :param temp_file: the temporary file
+    :param mode_reply: the result of `send_mode`
     """
     if mode_reply is None or temp_file.existing is None or temp_file.existing.mode is None:
         return
@@ -51,14 +55,14 @@ def await_mode(
 
 
 def _warn_once(scheduler: SFTPScheduler, write_target: WriteTarget, mode: int, refused: StatusError) -> None:
-    """Warn once for each connection. A server that does not know the request is not sent it again."""
-    if refused.missing:  # the server has taken the file away, and its mode is the server's business
+    """Warn once for each connection. An unsupported request is not sent again."""
+    if refused.missing:  # the server has taken the file for processing, and sets its mode itself
         return
     if not scheduler.mode_warning_logged:
         scheduler.mode_warning_logged = True
         logger.warning(
-            "%r: cannot keep mode %03o of the replaced file: %s. Files that are replaced over this connection may get"
-            " the mode that the server gives to new files",
+            "%r: cannot keep mode %03o of the replaced file: %s. Files replaced over this connection may get the"
+            " server's default mode for new files",
             write_target.path.key,
             mode,
             refused,

@@ -1,11 +1,11 @@
-"""Renames: replace a target in one step where the server can, else by way of its backup name.
+"""Rename files to their targets: atomically if the server can, otherwise via the backup name.
 
-``posix-rename@openssh.com`` replaces in one step. Plain rename needs the old target set aside first, and the old target
-is put back if the second rename fails. At no moment is the old content without a name; see `backups`.
+``posix-rename@openssh.com`` replaces a file in one step. With plain renames, the old target is first renamed to its
+backup, and restored if the second rename fails. The old content always has a name; see `backups`.
 
-``overwrite=False`` uses plain rename, which refuses an occupied name on OpenSSH and most servers (filexfer-02 section
-6.5), after a look sent along with an earlier request. On a server whose plain rename replaces, two writers can race
-between look and rename.
+``overwrite=False`` uses plain rename after a check sent along with an earlier request. Plain rename refuses an existing
+target on OpenSSH and most servers (filexfer-02 section 6.5). If the server's plain rename replaces files, two writers
+can race between check and rename.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ from airflow_sftp_backend.backend.errors import InvalidPath, SFTPBackendError, S
 from .backups import may_have_backups, move_to_backup, remove_backup_quietly, restore
 from .write_target import WriteTarget
 
-_MAX_REPLACE_ATTEMPTS: Final = 3  # of a replacement, where others replace or restore the same file at the same time
+_MAX_REPLACE_ATTEMPTS: Final = 3  # while others replace or restore the same file at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class TargetChecks:
-    """What was asked about a target before it is written: its own attributes and those of its backup."""
+    """Pending attributes of a target and its backup, requested before the rename."""
 
     target: Pending[Attributes] | None
     backup: Pending[Attributes] | None
 
 
 def send_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[TargetChecks]:
-    """Ask whether the name is taken, and whether an interrupted replacement has left a backup. Does not wait.
+    """Request the attributes of the target and of a backup left by an interrupted replacement, without waiting.
 
     :param scheduler: the connection
     :param write_target: the target
-    :returns: for `await_target_checks`
+    :returns: the requests, for `await_target_checks`
     """
     target = None if write_target.overwrite else (yield from send(LStat(write_target.path.native)))
     backup = (yield from send(LStat(write_target.path.backup.native))) if may_have_backups(scheduler) else None
@@ -61,13 +61,13 @@ def send_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget) -> O
 
 
 def await_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget, checks: TargetChecks) -> Operation[bool]:
-    """Wait for the answers, and restore a backup that must not be overwritten.
+    """Wait for the checks, and restore a backup that must not be overwritten.
 
     :param scheduler: the connection
     :param write_target: the target
-    :param checks: what `send_target_checks` returned
-    :returns: True if there is a backup, to be removed once the target has new content
-    :raises AlreadyExists: if the name is taken and ``write_target.overwrite`` is False
+    :param checks: the result of `send_target_checks`
+    :returns: True if a backup exists, to be removed after the replacement
+    :raises AlreadyExists: if the target exists and ``write_target.overwrite`` is False
     """
     exists = checks.target is not None and (yield from _exists(checks.target, write_target.path))
     has_backup = checks.backup is not None and (yield from _exists(checks.backup))
@@ -77,7 +77,7 @@ def await_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget, che
 
 
 def _exists(stat_reply: Pending[Attributes], path: RemotePath | None = None) -> Operation[bool]:
-    """True if LSTAT, or else STAT of ``place``, says that something is there."""
+    """Return whether LSTAT, or else STAT of ``path``, finds a file."""
     try:
         yield from reply(stat_reply)
     except StatusError as refused:
@@ -86,9 +86,14 @@ def _exists(stat_reply: Pending[Attributes], path: RemotePath | None = None) -> 
 
 
 def rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[None]:
-    """The best rename the server has: one round trip where it has ``posix-rename`` or the target is free.
+    """Rename a file by the best method of the server. One round trip with ``posix-rename`` or a missing target.
 
-    Raises AlreadyExists, InvalidPath for a folder under the target's name, StatusError if there is no way.
+    :param scheduler: the connection
+    :param source: the file
+    :param write_target: the new path
+    :raises AlreadyExists: if the target exists and must not be replaced
+    :raises InvalidPath: if the target is a directory
+    :raises StatusError: if the server refuses all methods
     """
     if (
         write_target.overwrite
@@ -104,7 +109,8 @@ def rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarg
         if isinstance(existing, StatusError):
             if refused.missing or not may_have_backups(scheduler):
                 raise refused from None
-            yield from request(Rename(source.native, target.native))  # another writer may just have set it aside
+            # another writer may have renamed the target to its backup just now
+            yield from request(Rename(source.native, target.native))
             return
         if existing.is_folder:
             raise is_directory_error(target) from None
@@ -114,7 +120,7 @@ def rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarg
 
 
 def _try_posix_rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[bool]:
-    """False where posix-rename is refused and two renames may do. Raises StatusError, InvalidPath for a folder."""
+    """Return False if posix-rename is refused and two renames may succeed. Raises StatusError, InvalidPath."""
     try:
         yield from request(PosixRename(source.native, write_target.path.native))
         return True
@@ -123,17 +129,18 @@ def _try_posix_rename(scheduler: SFTPScheduler, source: RemotePath, write_target
             raise
         if may_have_backups(scheduler):
             return False
-        # what this rename cannot do, two renames cannot do either
+        # a server whose posix-rename replaces files refuses two plain renames for the same reason
         existing = yield from try_stat(write_target.path)
         raise is_directory_error(write_target.path) if _is_folder(existing) else refused from None
 
 
 def _is_folder(answer: Attributes | StatusError) -> bool:
+    """Return whether a reply is that of a directory."""
     return isinstance(answer, Attributes) and answer.is_folder
 
 
 def _replace_via_backup(source: RemotePath, write_target: WriteTarget) -> Operation[None]:
-    """Replaces the target on a server whose renames never replace: the old file steps aside, and back on failure."""
+    """Replace the target by two renames on a server whose renames never replace, and restore it on failure."""
     target = write_target.path
     for is_last_attempt in (*[False] * (_MAX_REPLACE_ATTEMPTS - 1), True):
         is_backed_up = yield from move_to_backup(target, write_target.unique_backup)
@@ -147,8 +154,10 @@ def _replace_via_backup(source: RemotePath, write_target: WriteTarget) -> Operat
             has_backup, is_backed_up = is_backed_up, False
             is_back = has_backup and (yield from _restore_backup(target))
             if source_moved_too and is_back and isinstance((yield from try_stat(source)), Attributes):
-                # A copy in place of the rename would replace the file by its copy, and then remove that.
-                raise InvalidPath(f"cannot move: it is the same file as {target.key!r}", path=source.key) from None
+                # A copy in place of the rename would replace the file by its copy, then delete the copy as the source.
+                raise InvalidPath(
+                    f"cannot move: source and target are the same file, {target.key!r}", path=source.key
+                ) from None
             if is_back or is_last_attempt:
                 raise
         finally:
@@ -161,8 +170,8 @@ def _replace_via_backup(source: RemotePath, write_target: WriteTarget) -> Operat
 
 
 def _restore_backup(target: RemotePath) -> Operation[bool]:
-    """Gives a file its name back; False if another has restored it, or has given the name new content."""
-    location = f"its old content is kept as {target.backup.native!r}"
+    """Rename the backup to its target; return False if the target exists again."""
+    location = f"the old content is kept as {target.backup.native!r}"
     try:
         (answer,) = yield from request_all([Rename(target.backup.native, target.native)])
     except SFTPBackendError as error:
@@ -171,4 +180,4 @@ def _restore_backup(target: RemotePath) -> Operation[bool]:
         return True
     if isinstance((yield from try_stat(target)), Attributes):
         return False
-    raise from_status(answer, f"cannot put the replaced file back, {location}", target.key)
+    raise from_status(answer, f"cannot restore the replaced file, {location}", target.key)

@@ -1,12 +1,11 @@
-"""Reopening of a temporary file: after a lost connection, or by the next attempt of the same writer.
+"""Reopen a temporary file after a lost connection, or in the next attempt of the same writer.
 
-A temporary name says whose it is and which source it was made from (`_paths.resume_token`). Its content is trusted only
-where samples of it, and the bytes before the point to resume at, are those of the source. All that was in flight when
-an attempt ended lies within `MAX_UNACKED_BYTES` of the end and is sent again. With ``verify="sha256"`` the whole file
-is read back in the end.
+A temporary name identifies its writer and its source (`_paths.resume_token`). The content is trusted only if samples,
+and the bytes before the resume point, match the source. Bytes in flight at the interruption lie within
+`MAX_UNACKED_BYTES` of the end and are sent again. With ``verify="sha256"`` the whole file is read back in the end.
 
-Some servers empty a file that is opened for writing, whatever the flags say. So the content is compared after the file
-is open, and on servers that are not known to keep it also before, because another writer may still be at work on it.
+Some servers empty a file opened for writing, whatever the flags. So the content is compared after the file is opened.
+Unless the server is known to keep the content, it is compared before as well, because another writer may still use it.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from .write_target import OpenTempFile, ResumeState, WriteTarget, check_existing
 logger = logging.getLogger(__name__)
 
 SAMPLE_SIZE: Final = Limits().read
-"""Bytes of one piece that is compared: what every server gives at once."""
-_SAMPLE_COUNT: Final = 32  # all over the file, and as many at its end
+"""Bytes of a sample: every server returns as many in a single reply."""
+_SAMPLE_COUNT: Final = 32  # samples across the file, and as many at its end
 
 
 def sample_ranges(size: int) -> list[tuple[int, int]]:
-    """Offset and length, in bytes, of what is compared of the first ``size`` bytes: spread over them, and the end."""
+    """Return offsets and lengths of the samples of ``size`` bytes: across the file and at its end."""
     ends = [size - index * SAMPLE_SIZE for index in range(_SAMPLE_COUNT)]
     evenly_spaced = [(size - SAMPLE_SIZE) * index // _SAMPLE_COUNT for index in range(_SAMPLE_COUNT)]
     starts = {max(0, start) for start in [*evenly_spaced, *(end - SAMPLE_SIZE for end in ends)]}
@@ -45,8 +44,12 @@ def sample_ranges(size: int) -> list[tuple[int, int]]:
 def samples_match(
     handle: bytes, size: int, expected: Callable[[int, int], bytes | memoryview | None]
 ) -> Operation[bool]:
-    """True if the first ``size`` bytes of a file on the server are, where they are compared, those that ``index`` gives
-    for an offset and a length. One round trip.
+    """Compare samples of the first ``size`` bytes of a file on the server. One round trip.
+
+    :param handle: the handle of the file
+    :param size: bytes to sample
+    :param expected: returns the expected bytes for an offset and a length
+    :returns: True if all samples match
     """
     ranges = sample_ranges(size)
     answers = yield from request_all([Read(handle, start, length) for start, length in ranges])
@@ -59,18 +62,18 @@ def samples_match(
 def open_or_resume(
     scheduler: SFTPScheduler, write_target: WriteTarget, source: UploadSource, resume_state: ResumeState
 ) -> Operation[OpenTempFile]:
-    """Open a new temporary file, or the one that an earlier attempt of the same writer left.
+    """Open a new temporary file, or that of an earlier attempt of the same writer.
 
     :param scheduler: the connection
-    :param write_target: names of the target and of the temporary file; without ``fresh_temp`` nothing is resumed
-    :param source: the source
-    :param resume_state: how far the write is; ``acknowledged`` is set to the bytes that are there already
+    :param write_target: the target and its temporary file; resumes only with ``fresh_temp``
+    :param source: the content
+    :param resume_state: the state of the write; ``acknowledged`` is set to the size of the resumed content
     :returns: the open temporary file
     :raises SFTPBackendError: AlreadyExists, InvalidPath and others, as `open_temp`
     """
     resume_state.acknowledged = 0
     if write_target.fresh_temp is not None:
-        # it may have been made over the connection that was lost
+        # the lost connection may have created it
         if resume_state.temp not in (None, write_target.temp):
             resume_state.abandoned_temps.append(resume_state.temp)
         resume_state.temp = write_target.temp
@@ -93,7 +96,7 @@ def open_or_resume(
         resume_state.abandoned_temps.append(write_target.temp)
         resume_state.temp = write_target.fresh_temp
         return (yield from open_temp(resume_state.with_current_temp(write_target)))
-    logger.info("%r: resuming after %d bytes that an earlier attempt has sent", write_target.temp.key, size)
+    logger.info("%r: resuming after %d bytes of an earlier attempt", write_target.temp.key, size)
     resume_state.acknowledged = size
     existing = yield from try_stat(write_target.path, follow=True)
     attributes = None if isinstance(existing, StatusError) else existing
@@ -101,12 +104,12 @@ def open_or_resume(
 
 
 def _resumable_size(temp: RemotePath, leftover: Attributes | StatusError, source: UploadSource) -> int | None:
-    """The bytes of an abandoned temporary file that can be resumed after; None if there are too few or too many."""
+    """Return the bytes of an abandoned temporary file after which to resume; None if too few or too many."""
     if isinstance(leftover, StatusError) or not leftover.is_file:
         return None
     size = (leftover.size or 0) - MAX_UNACKED_BYTES
     if size <= 0 or (leftover.size or 0) > (source.expected_size or 0):
-        logger.info("%r: an earlier attempt left %s bytes: starting over", temp.key, leftover.size)
+        logger.info("%r: restarting after an earlier attempt with %s bytes", temp.key, leftover.size)
         return None
     return size
 
@@ -118,13 +121,13 @@ def reopen(
     resume_state: ResumeState,
     progress: Progress | None,
 ) -> Operation[OpenTempFile]:
-    """Open the temporary file once more after a lost connection, or a new one if its content is not the source's.
+    """Reopen the temporary file after a lost connection, or open a new file if its content is wrong.
 
     :param scheduler: the new connection
-    :param write_target: names of the target and of the temporary file in use
-    :param source: the source
-    :param resume_state: how far the write is; ``acknowledged`` becomes 0 and ``temp`` another name for a new file
-    :param progress: told of the bytes that have to be sent again
+    :param write_target: the target and the current temporary file
+    :param source: the content
+    :param resume_state: the state of the write; for a new file, ``acknowledged`` becomes 0 and ``temp`` changes
+    :param progress: called with the negative number of bytes to send again
     :returns: the open temporary file
     :raises SFTPBackendError: as `open_temp`
     """
@@ -134,19 +137,19 @@ def reopen(
         handle = yield from _open_if_content_matches(scheduler, write_target.temp, source, resume_state.acknowledged)
         if handle is not None:
             return OpenTempFile(handle, previous.existing, open_handle=handle, resumed=True)
-        logger.warning("%r does not hold what was sent to it: starting over", write_target.temp.key)
+        logger.warning("%r: restarting, because the server did not keep the content", write_target.temp.key)
     yield from remove_quietly(write_target.temp)
     restart(write_target, resume_state, progress)
     return (yield from open_temp(resume_state.with_current_temp(write_target)))
 
 
 def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: ResumeState) -> Operation[bool]:
-    """Find out whether a rename was carried out whose reply was lost with the connection.
+    """Determine whether the rename succeeded although its reply was lost.
 
-    :param write_target: names of the target and of the temporary file in use
-    :param source: the source, not read yet; it is read to its end if the target has it
-    :param resume_state: prepared for another attempt if the target does not have the content
-    :returns: True if the target has the content of the source where they are compared
+    :param write_target: the target and the current temporary file
+    :param source: the unread content; read to its end if the target has it
+    :param resume_state: the state of the write, prepared for another attempt if the target has other content
+    :returns: True if samples of the target match the source
     """
     (temp_answer,) = yield from request_all([LStat(write_target.temp.native)])
     if isinstance(temp_answer, StatusError):
@@ -167,13 +170,13 @@ def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: R
 
 
 def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Progress | None) -> None:
-    """Forget what was sent, and use another temporary name.
+    """Restart from the first byte with another temporary name.
 
-    A server may still be carrying out what it was sent over the old connection, and that must not reach the new file.
+    The server may still execute requests of the old connection; these must not reach the new file.
 
-    :param write_target: names of the target and of the temporary file in use
-    :param resume_state: what is changed
-    :param progress: told of the bytes that have to be sent again
+    :param write_target: the target and the current temporary file
+    :param resume_state: the state to change
+    :param progress: called with the negative number of bytes to send again
     """
     if progress is not None and resume_state.acknowledged:
         progress(-resume_state.acknowledged)
@@ -186,9 +189,9 @@ def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Prog
 def _open_if_content_matches(
     scheduler: SFTPScheduler, temp: RemotePath, source: UploadSource, size: int
 ) -> Operation[bytes | None]:
-    """A handle for writing if the first ``size`` bytes of the file are those of ``source``, else None."""
+    """Open a file for writing if its first ``size`` bytes match the source; otherwise return None."""
     if scheduler.handles.limit == 1 and not scheduler.traits.keeps_content_at_open:
-        return None  # the file cannot be read beside the handle for writing
+        return None  # the content must be read while the handle for writing is open
     if scheduler.traits.keeps_content_at_open:
         handle = yield from _try_open(temp, OpenFlag.READ | OpenFlag.WRITE)
         same = handle is not None and (yield from _content_matches(handle, handle, source, size))
@@ -212,6 +215,7 @@ def _open_if_content_matches(
 
 
 def _try_open(temp: RemotePath, flags: OpenFlag) -> Operation[bytes | None]:
+    """Open a file; return None if the server refuses."""
     try:
         return (yield from request(Open(temp.native, flags)))
     except StatusError as refused:
@@ -220,12 +224,12 @@ def _try_open(temp: RemotePath, flags: OpenFlag) -> Operation[bytes | None]:
 
 
 def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: int) -> Operation[bool]:
-    """True if the open file has at least ``size`` bytes, no more than the source, and the source's where compared."""
+    """Return whether samples of the open file match, and its size is between ``size`` and that of the source."""
     stat_reply = yield from send(FStat(writer))
     same = not size or (yield from samples_match(reader, size, source.read_at))
     try:
         stated_size = (yield from reply(stat_reply)).size
-    except StatusError:  # some servers have no FSTAT; the last bytes were read
+    except StatusError:  # some servers do not support FSTAT; the samples include the last bytes
         stated_size = None
     return same and (stated_size is None or size <= stated_size <= (source.expected_size or 0))
 
@@ -233,13 +237,13 @@ def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: i
 def verify_reopened(
     scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, source: UploadSource
 ) -> Operation[None]:
-    """Compare a file that was opened more than once with its source, after its close and before its rename.
+    """Compare a file opened more than once with its source, between its close and its rename.
 
     :param scheduler: the connection
-    :param write_target: names of the target and of the temporary file
-    :param temp_file: how often the file was opened
-    :param source: the source, all of which was sent
-    :raises ContentLost: the server did not keep what was sent
+    :param write_target: the target and its temporary file
+    :param temp_file: the record of its opens
+    :param source: the content, completely sent
+    :raises ContentLost: if the server did not keep the content
     """
     if not source.rereadable or not source.size or scheduler.traits.keeps_content_at_open:
         return
@@ -249,13 +253,13 @@ def verify_reopened(
     handle = yield from _try_open(write_target.temp, OpenFlag.READ)
     if handle is None:
         if write_target.verify == "none" or not (temp_file.resumed or temp_file.was_striped):
-            return  # not to be read, so nobody else can have resumed it
-        raise ContentLost("the server does not let the resumed file be compared", path=write_target.path.key)
+            return  # the file cannot be read, so no other writer can have resumed it
+        raise ContentLost("cannot compare the resumed file: the server refuses to open it", path=write_target.path.key)
     try:
         same = yield from samples_match(handle, source.size, source.read_at)
     finally:
         yield from close_quietly(handle)
     if not same:
         raise ContentLost(
-            "the server did not keep what was sent before the file was opened again", path=write_target.path.key
+            "the server did not keep the content sent before the file was opened again", path=write_target.path.key
         )

@@ -1,4 +1,4 @@
-"""The temporary file of an atomic write: its names, its handle, and how far the write is."""
+"""Name and open the temporary file of an atomic write, and track the state of the write."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ _NEW: Final = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 
 @dataclass(frozen=True, slots=True)
 class WriteTarget:
-    """Where and how a file is to arrive.
+    """Path and options of a file to write.
 
-    ``temp`` and ``unique_backup`` are names nobody else uses: for the new content, and for a backup that is to be
-    removed.
+    ``temp`` is the unique path of the new content, and ``unique_backup`` that of a backup to remove.
     """
 
     path: RemotePath
@@ -32,74 +31,78 @@ class WriteTarget:
     verify: Verify = "size"
     create_parents: bool = True
     group_commit: GroupCommit | None = None
-    """Records what is about to be renamed, where the caller wants that."""
+    """Records files before their renames; None if not requested."""
     channels: int | None = None
-    """How many channels the content may be sent over; None: as many as it is worth."""
+    """Number of channels; None chooses by size."""
     fresh_temp: RemotePath | None = None
-    """Where ``temp`` is the name that an earlier try of the same writer gave to the same source: the name to use if
-    what is there cannot be gone on with.
+    """Temporary path to use if ``temp`` cannot be resumed.
+
+    Set only if ``temp`` is the path of an earlier attempt by the same writer for the same source.
     """
 
 
 @dataclass(slots=True)
 class OpenTempFile:
-    """A temporary file: its handle, what stood under the final name when it was made, and the handle again until its
-    close is sent. To close it twice could close somebody else's: servers give a handle that is free to the next file.
+    """Open temporary file, with the attributes of an existing target.
+
+    ``open_handle`` is the handle until CLOSE is sent, then None. A second CLOSE could close the file of another
+    operation, because servers reuse closed handles.
     """
 
     handle: bytes
     existing: Attributes | None
     open_handle: bytes | None
     renaming: bool = False
-    """The temporary file may have its final name by now."""
+    """Whether the temporary file may already have its final name."""
     resumed: bool = False
-    """The file was there before it was opened."""
+    """Whether the file existed before it was opened."""
     was_striped: bool = False
-    """The file was opened on several channels."""
+    """Whether the file was opened on several channels."""
 
 
 @dataclass(slots=True)
 class ResumeState:
-    """How far a write is that may go on over another connection: ``acknowledged`` bytes from the start are written."""
+    """State of a write that may resume over another connection; ``acknowledged`` is in bytes from the start."""
 
     acknowledged: int = 0
     temp_file: OpenTempFile | None = None
     resumable: bool = False
-    """The connection was lost while bytes were sent, and the temporary file is still there."""
+    """Whether the connection was lost during the transfer, with the temporary file still on the server."""
     temp: RemotePath | None = None
-    """The temporary file that the next try finds again, or the one in its place."""
+    """Temporary file for the next attempt; None for that of the target."""
     is_kept: bool = False
-    """The temporary file was left for the next try."""
+    """Whether the temporary file was kept for the next attempt."""
     started: bool = False
-    """The temporary file may have been made."""
+    """Whether the temporary file may have been created."""
     must_open_once: bool = False
-    """The file may be opened only once: the server did not keep its content, or gave its handle to another file too."""
+    """Whether the file must be opened only once: the server emptied it, or returned its handle for another file."""
 
     @property
     def renaming(self) -> bool:
-        """True if the temporary file may have its final name by now."""
+        """True if the temporary file may already have its final name."""
         return self.temp_file is not None and self.temp_file.renaming
 
     abandoned_temps: list[RemotePath] = field(default_factory=list)
-    """Temporary files that were replaced by others. Their removal may have been lost with a connection."""
+    """Replaced temporary files. Their removal may have been lost with a connection."""
 
     def with_current_temp(self, write_target: WriteTarget) -> WriteTarget:
-        """Return the target with the temporary file in use."""
+        """Return the target with the current temporary file."""
         if self.temp is None or self.temp == write_target.temp:
             return write_target
-        return replace(write_target, temp=self.temp, fresh_temp=None)  # under that name nobody finds it again
+        return replace(write_target, temp=self.temp, fresh_temp=None)  # a random name, which no later attempt finds
 
 
 def open_temp(write_target: WriteTarget) -> Operation[OpenTempFile]:
-    """Opens the temporary file. Raises AlreadyExists, InvalidPath for a folder under the final name."""
+    """Open the temporary file. Raises AlreadyExists, or InvalidPath if the target is a directory."""
     handle, existing = yield from open_new(
         write_target.temp, write_target.path, _NEW, create_parents=write_target.create_parents,
-        may_exist=write_target.fresh_temp is not None,  # else it has 12 random digits
+        may_exist=write_target.fresh_temp is not None,  # otherwise the name has 12 random digits
     )  # fmt: skip
     return (yield from check_existing(write_target, OpenTempFile(handle, existing, open_handle=handle)))
 
 
 def check_existing(write_target: WriteTarget, temp_file: OpenTempFile) -> Operation[OpenTempFile]:
+    """Remove the temporary file and raise an error if the target must not be replaced."""
     existing = temp_file.existing
     if existing is not None and (existing.is_folder or not write_target.overwrite):
         yield from remove_quietly(write_target.temp, temp_file.handle)

@@ -385,7 +385,7 @@ def _written(kind: type[MemoryServer], verify: Verify) -> MemoryServer:
 
 def test_a_file_of_unexpected_size_is_not_committed() -> None:
     server = _SwallowsABlock({"/in": None, "/in/target": OLD})
-    with pytest.raises(TransferCorrupted, match="13 bytes were sent and the server holds 9") as caught:
+    with pytest.raises(TransferCorrupted, match="13 bytes were sent, but the server stored 9") as caught:
         server.run(write_atomic(server, write_target(overwrite=True), UploadSource(b"0123456789abc")))
     assert caught.value.path == TARGET.key
     assert server.content() == {"/in/target": OLD}

@@ -82,7 +82,7 @@ UNSUPPORTED: Mapping[str, tuple[Unsupported, ...]] = {
     "proftpd": (
         Unsupported(
             "ProFTPD renames what a link leads to. So the move of a link is refused, with an error that says so",
-            r"InvalidPath: cannot move: it is a link, and the server would move what it leads to",
+            r"InvalidPath: cannot move: the path is a link, and the server would move its target",
             ("move_of_a_link_moves_the_link",),
         ),
         Unsupported(
