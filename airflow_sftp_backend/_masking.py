@@ -150,7 +150,7 @@ _SEPARATOR_ENDS: Final = ("\n", " ", "n", '"', "'", "A", "0", "+")
 """Last characters between two lines: also of ``\\n``, of quotes in a list, and of ``%0A`` and ``%20``."""
 _VISIBLE_COST: Final = 0.1
 """Of a visible character, in masks: of two ways with as many masks the one that shows less is taken."""
-_REPEAT_LENGTH: Final = 3 * (_MAX_VISIBLE + 1)
+_MIN_REPEAT_LENGTH: Final = 3 * (_MAX_VISIBLE + 1)
 """Characters of a text that stands twice from which on its blocks are the same at both positions."""
 _MAX_PASSES: Final = 8
 """Times that the blocks are chosen anew because one of them matches where another one begins."""
@@ -185,13 +185,13 @@ def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
         lengths, limit = range(min_length, 2 * max(min_length, _MAX_VISIBLE)), len(layout.body)
         cuts = _fewest_masks(layout, lengths, limit)
     for _ in range(_MAX_PASSES):
-        if not layout.learn(cuts):
+        if not layout.learn_from(cuts):
             break
         cuts = _fewest_masks(layout, lengths, limit)
     return {form for start, end in cuts for form in layout.masks(start, end)}
 
 
-class _Need(NamedTuple):
+class _MaskingCost(NamedTuple):
     """What a block costs, and what of it shows in lines that end in it."""
 
     masks: float
@@ -199,7 +199,7 @@ class _Need(NamedTuple):
     """Most characters at the end of a line, before the part that has a mask of its own."""
     last: int = 0
     """Most characters at the start of a line, behind the part that has a mask of its own."""
-    whole: bool = False
+    shows_whole: bool = False
     """Whether a line may end in it where neither part has one, so that all of it shows."""
 
 
@@ -211,24 +211,24 @@ class _Layout:
         self.secret = len(body.rstrip("="))
         self._min_length = min_length
         self._starts = _positions_of(body, min_length)
-        self._twins = twins = _twins(body)
-        given = {*accumulate(map(len, lines)), *range(_PEM_WIDTH, self.secret, _PEM_WIDTH)}
-        usual = {end for width in _LINE_WIDTHS for end in range(width, self.secret, width)}
+        self._repeats = repeats = _repeats(body)
+        given_ends = {*accumulate(map(len, lines)), *range(_PEM_WIDTH, self.secret, _PEM_WIDTH)}
+        usual_ends = {end for width in _LINE_WIDTHS for end in range(width, self.secret, width)}
         self._line_ends = sorted(
-            position for end in given if end < self.secret for position in (end, *twins.get(end, ()))
+            position for end in given_ends if end < self.secret for position in (end, *repeats.get(end, ()))
         )
         self._usual_ends = sorted(
-            {position for end in usual for position in (end, *twins.get(end, ()))}.difference(self._line_ends)
+            {position for end in usual_ends for position in (end, *repeats.get(end, ()))}.difference(self._line_ends)
         )
-        ends = {*self._line_ends, *self._usual_ends}
-        self._break_counts = [*accumulate((position in ends for position in range(len(body) + 1)), initial=0)]
-        marks = {*self._line_ends}
-        self._end_counts = [*accumulate((position in marks for position in range(len(body))), initial=0)]
+        all_ends = {*self._line_ends, *self._usual_ends}
+        self._break_counts = [*accumulate((position in all_ends for position in range(len(body) + 1)), initial=0)]
+        line_ends = {*self._line_ends}
+        self._end_counts = [*accumulate((position in line_ends for position in range(len(body))), initial=0)]
         self._quoted_counts = [*accumulate((not char.isalnum() for char in body), initial=0)]
-        self._first: dict[str, int] = {}
+        self._first_positions: dict[str, int] = {}
         self._avoided: dict[tuple[int, int], int] = {}
 
-    def learn(self, cuts: Sequence[tuple[int, int]]) -> bool:
+    def learn_from(self, cuts: Sequence[tuple[int, int]]) -> bool:
         """Learns from an earlier cut which blocks to take again or avoid.
 
         An OpenSSH key holds its public key twice: the second time, the blocks of the first cost nothing. A block
@@ -236,28 +236,30 @@ class _Layout:
 
         :returns: Whether another cut may be better.
         """
-        new = not self._first
-        self._first = {self.body[start:end]: start for start, end in cuts if start in self._all(start, end)[:1]}
-        own = {start: self.masks(start, end) for start, end in cuts}
-        clashes = [
-            max((start, end), (position, after))
+        is_first_cut = not self._first_positions
+        self._first_positions = {
+            self.body[start:end]: start for start, end in cuts if start in self._occurrences(start, end)[:1]
+        }
+        masks_by_start = {start: self.masks(start, end) for start, end in cuts}
+        conflicts = [
+            max((start, end), (position, other_end))
             for start, end in cuts
-            for mask in own[start]
-            for position, after in self._fits(mask, dict(cuts))
-            if mask not in own[position]
+            for mask in masks_by_start[start]
+            for position, other_end in self._blocks_starting_with(mask, dict(cuts))
+            if mask not in masks_by_start[position]
         ]
-        if not new:
-            for block in clashes:
+        if not is_first_cut:
+            for block in conflicts:
                 self._avoided[block] = self._avoided.get(block, 0) + _AVOID_COST
-        return bool(clashes)
+        return bool(conflicts)
 
-    def _fits(self, mask: str, cuts: dict[int, int]) -> Iterator[tuple[int, int]]:
+    def _blocks_starting_with(self, mask: str, cuts: dict[int, int]) -> Iterator[tuple[int, int]]:
         """Yields the blocks at whose start a mask matches."""
         for position in self._starts.get(mask[: self._min_length], ()):
             if position in cuts and self.body.startswith(mask, position):
                 yield position, cuts[position]
 
-    def _all(self, start: int, end: int) -> list[int]:
+    def _occurrences(self, start: int, end: int) -> list[int]:
         """Returns the positions where the text of a block stands."""
         block = self.body[start:end]
         return [
@@ -283,12 +285,12 @@ class _Layout:
         if end - start < self._min_length - 1:  # a last line: what is before it has another mask besides
             return _url_variants(self.body[start - self._min_length : start])
         if end - start < self._min_length:
-            before = (self.body[end - _MAX_VISIBLE - 1 : start], *_SEPARATOR_ENDS)
-            return {mark + line for mark in before for line in _url_variants(self.body[start:end])}
-        parts = ((first, last) for _, first, last in self._parts(start, end) if first < last)
+            prefixes = (self.body[end - _MAX_VISIBLE - 1 : start], *_SEPARATOR_ENDS)
+            return {prefix + line for prefix in prefixes for line in _url_variants(self.body[start:end])}
+        parts = ((first, last) for _, first, last in self._masks_at_line_ends(start, end) if first < last)
         return {form for first, last in ((start, end), *parts) for form in _url_variants(self.body[first:last])}
 
-    def _parts(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    def _masks_at_line_ends(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
         """Yields each line end in a block, and the text masked for it.
 
         The text is given by its start and end, which are the same if none is long enough.
@@ -306,20 +308,20 @@ class _Layout:
                 if position + size <= self.secret:
                     yield position, position, position + size
 
-    def need(self, start: int, end: int) -> _Need:
+    def masking_cost(self, start: int, end: int) -> _MaskingCost:
         """Returns what it takes to hide a block of the body."""
-        alone = (
+        is_unique = (
             len(self._starts[self.body[start : start + self._min_length]]) == 1 and (start, end) not in self._avoided
         )
         if (
-            alone
+            is_unique
             and self._quoted_counts[end] == self._quoted_counts[start]
             and self._break_counts[end] == self._break_counts[start + 1]
         ):
-            return _Need(1)
-        parts = [*self._parts(start, end)]
+            return _MaskingCost(1)
+        parts = [*self._masks_at_line_ends(start, end)]
         broken = [position for position, first, last in parts if first == last]
-        return _Need(
+        return _MaskingCost(
             self._cost(start, end) + _AVOID_COST**2 * len(broken),
             max((position - start for position, _, last in parts if last == end), default=0),
             max((end - position for position, first, last in parts if first < last < end), default=0),
@@ -328,20 +330,20 @@ class _Layout:
 
     def _cost(self, start: int, end: int) -> float:
         """Counts the masks of a block, and more if it can match elsewhere."""
-        positions = self._all(start, end)
+        positions = self._occurrences(start, end)
         avoided = self._avoided.get((start, end), 0)
         if len(positions) == 1:
             return len(self.masks(start, end)) + avoided
-        first = self._first.get(self.body[start:end])
+        first = self._first_positions.get(self.body[start:end])
         if first not in {None, start}:
             return avoided
-        twins = self._twins.get(start + 1, ())
+        repeats = self._repeats.get(start + 1, ())
         cost = len(self.masks(start, end))
         if first is None and (
-            self._first or any(position != start and position + 1 not in twins for position in positions)
+            self._first_positions or any(position != start and position + 1 not in repeats for position in positions)
         ):
             return cost + _AVOID_COST + avoided
-        return cost - _VISIBLE_COST * bool(self._first) + avoided
+        return cost - _VISIBLE_COST * bool(self._first_positions) + avoided
 
 
 def _url_variants(block: str) -> set[str]:
@@ -356,24 +358,26 @@ def _positions_of(body: str, size: int) -> dict[str, list[int]]:
     return positions
 
 
-def _twins(body: str) -> dict[int, set[int]]:
+def _repeats(body: str) -> dict[int, set[int]]:
     """Maps positions in a repeated text to those elsewhere, except in rows."""
-    twins: dict[int, set[int]] = {}
-    for positions in _positions_of(body, _REPEAT_LENGTH).values():
-        if len(positions) > 1 and all(after - before > _REPEAT_LENGTH for before, after in pairwise(positions)):
-            for one, other in permutations(positions, 2):
-                for inside in range(1, _REPEAT_LENGTH):
-                    twins.setdefault(one + inside, set()).add(other + inside)
-    return twins
+    repeats: dict[int, set[int]] = {}
+    for positions in _positions_of(body, _MIN_REPEAT_LENGTH).values():
+        if len(positions) > 1 and all(
+            following - previous > _MIN_REPEAT_LENGTH for previous, following in pairwise(positions)
+        ):
+            for first, second in permutations(positions, 2):
+                for offset in range(1, _MIN_REPEAT_LENGTH):
+                    repeats.setdefault(first + offset, set()).add(second + offset)
+    return repeats
 
 
 class _State(NamedTuple):
     """Where the next block starts, and what may be visible beside it."""
 
     position: int
-    room: int
+    max_length: int
     """Most characters of the next block."""
-    slack: int
+    max_tail: int
     """Most characters of the next block that may show after the last one."""
 
 
@@ -381,13 +385,13 @@ class _Block(NamedTuple):
     """A block that may be taken."""
 
     end: int
-    need: _Need
+    masking_cost: _MaskingCost
     is_before_quoted: bool
 
     @classmethod
     def of(cls, layout: _Layout, start: int, end: int) -> _Block:
         """Looks at a part of the body."""
-        return cls(end, layout.need(start, end), layout.is_quoted(end))
+        return cls(end, layout.masking_cost(start, end), layout.is_quoted(end))
 
 
 def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int, int]]:
@@ -402,12 +406,12 @@ def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int
         best[1][_State(1, limit - 1, limit - 1)] = (_VISIBLE_COST, None, 0)
     for position, states in enumerate(best[: layout.secret]):
         blocks = [_Block.of(layout, position, position + length) for length in lengths if position + length < len(best)]
-        for state, (before, _, _) in states.items():
+        for state, (cost_before, _, _) in states.items():
             for target, cost, end in _next_blocks(layout, blocks, state, limit):
-                known = best[target.position]
-                if target not in known or before + cost < known[target][0]:
-                    known[target] = (before + cost, state, end)
-    ends = [(found[0], state) for states in best[layout.secret :] for state, found in states.items()]
+                routes = best[target.position]
+                if target not in routes or cost_before + cost < routes[target][0]:
+                    routes[target] = (cost_before + cost, state, end)
+    ends = [(routes[0], state) for states in best[layout.secret :] for state, routes in states.items()]
     if not ends:
         return []
     cuts: list[tuple[int, int]] = []
@@ -424,15 +428,19 @@ def _next_blocks(
     layout: _Layout, blocks: Iterable[_Block], state: _State, limit: int
 ) -> Iterator[tuple[_State, float, int]]:
     """Yields the state behind each possible block, its cost and its end."""
-    start, room, slack = state
-    most = limit - layout.is_quoted(start)  # a URL can be cut in what a character is quoted as
-    for end, need, is_before_quoted in blocks:
-        if end - start > room or need.first > slack:
+    start, max_length, max_tail = state
+    max_size = limit - layout.is_quoted(start)  # a URL can be cut in what a character is quoted as
+    for end, cost, is_before_quoted in blocks:
+        if end - start > max_length or cost.first > max_tail:
             continue
-        for after in (0, 1) if is_before_quoted else (0,):
-            size = end - start + after
-            if size <= most and not (need.whole and limit - room + size >= limit):
-                behind = limit - size if layout.is_near_end(end + after) else 0
-                yield _State(end + after, limit - after - need.last, behind), need.masks + after * _VISIBLE_COST, end
+        for visible_after in (0, 1) if is_before_quoted else (0,):
+            size = end - start + visible_after
+            if size <= max_size and not (cost.shows_whole and limit - max_length + size >= limit):
+                next_tail = limit - size if layout.is_near_end(end + visible_after) else 0
+                yield (
+                    _State(end + visible_after, limit - visible_after - cost.last, next_tail),
+                    cost.masks + visible_after * _VISIBLE_COST,
+                    end,
+                )
     if layout.is_short_line(start):
         yield _State(layout.secret, limit, 0), len(layout.masks(start, layout.secret)), layout.secret
