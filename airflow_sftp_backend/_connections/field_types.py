@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy
-from airflow_sftp_backend.backend.config import NAMES_PORT
+from airflow_sftp_backend.backend.config import HOST_WITH_PORT
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _parse_line(value: object) -> str:
 
 def _parse_host(value: object) -> str:
     text = _parse_line(value)
-    if match := NAMES_PORT.fullmatch(text):
+    if match := HOST_WITH_PORT.fullmatch(text):
         raise InvalidFieldValue(f"put {match[1]} into Port")
     return BackendConfig(host=text).host
 

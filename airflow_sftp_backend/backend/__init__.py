@@ -71,15 +71,15 @@ __all__ = [
     "WriteResult",
 ]
 
-_LATE = {"SFTPBackend": ".sync", "SFTPUtils": ".utils", "SyncBackendAdapter": ".aio"}
+_LAZY_MODULES = {"SFTPBackend": ".sync", "SFTPUtils": ".utils", "SyncBackendAdapter": ".aio"}
 
 
 def __getattr__(name: str) -> object:
-    if name not in _LATE:
+    if name not in _LAZY_MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(import_module(_LATE[name], __name__), name)
-    globals()[name] = found
-    return found
+    value: object = getattr(import_module(_LAZY_MODULES[name], __name__), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

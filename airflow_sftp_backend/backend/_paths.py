@@ -155,19 +155,19 @@ def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:
             error.native_path = jail.resolve(error.path).native
 
 
-def check_text(text: str, what: str) -> None:
+def check_text(text: str, noun: str) -> None:
     """Check that a text can be sent to a server. Raises InvalidPath for NUL and surrogates without a byte value."""
     if "\0" in text:
-        raise InvalidPath(f"{what} must not contain NUL", path=text)
+        raise InvalidPath(f"{noun} must not contain NUL", path=text)
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise InvalidPath(f"{what} must not contain half of a character ({error.reason})", path=text) from None
+        raise InvalidPath(f"{noun} must not contain half of a character ({error.reason})", path=text) from None
 
 
-def temp_name(name: str, token: str, kind: Literal["part", "backup"] = "part") -> str:
+def temp_name(name: str, token: str, suffix: Literal["part", "backup"] = "part") -> str:
     """Return a name of at most 255 bytes for a temporary file or backup of ``name``; ``token`` is 12 hex digits."""
-    affix = f".{name_digest(name)}-{token}.{kind}"
+    affix = f".{name_digest(name)}-{token}.{suffix}"
     stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
 

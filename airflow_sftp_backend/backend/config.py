@@ -13,7 +13,7 @@ from typing import NoReturn, TypeGuard
 DEFAULT_PORT = 22
 MAX_CHANNELS = 10  # OpenSSH's default limit for a connection (sshd_config: MaxSessions)
 DEFAULT_HOST_KEYS_PATH = "~/.ssh/known_hosts"
-NAMES_PORT = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]+):([0-9]+)/?")
+HOST_WITH_PORT = re.compile(r"(?:\[[^\[\]]*\]|[^:\[\]]+):([0-9]+)/?")
 """Host with a port, which is the group. An IPv6 address without brackets does not match: it has several colons."""
 DEFAULT_MAX_ENTRIES = 10_000_000
 DEFAULT_MAX_LISTING_BYTES = 4 << 30
@@ -208,7 +208,7 @@ class BackendConfig:
     refresh: Callable[[], BackendConfig | None] | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "connect_kwargs", hidden_arguments(self.connect_kwargs))
+        object.__setattr__(self, "connect_kwargs", wrap_secrets(self.connect_kwargs))
         if isinstance(self.pkey, str):
             object.__setattr__(self, "pkey", Secret(self.pkey))
         self._check_address()
@@ -221,7 +221,7 @@ class BackendConfig:
             raise ValueError("host must not be blank")
         if bracketed := re.fullmatch(r"\[([^\[\]]*)\]", self.host):  # an IPv6 address as in a URL (RFC 3986)
             object.__setattr__(self, "host", bracketed[1])
-        if named := NAMES_PORT.fullmatch(self.host):
+        if named := HOST_WITH_PORT.fullmatch(self.host):
             raise ValueError(f"host must not name a port; pass port={named[1]}")
         if self.host != self.host.strip() or any(ord(c) < 33 or c == "/" for c in self.host):
             raise ValueError(f"host must be a bare name or address, not {self.host!r}")
@@ -260,7 +260,7 @@ class BackendConfig:
         return f"sftp://{host}:{self.port}"
 
 
-def hidden_arguments(arguments: Mapping[str, object]) -> dict[str, object]:
+def wrap_secrets(arguments: Mapping[str, object]) -> dict[str, object]:
     """Wrap passwords and key texts among arguments, so that no local variable shows them.
 
     :param arguments: arguments of `paramiko.SSHClient.connect`

@@ -135,9 +135,9 @@ class HostKeyRejected(BackendUnavailable):
 
 
 def _rebuild(
-    kind: type[SFTPBackendError], message: str, path: str | None, server: str | None, native_path: str | None
+    error_class: type[SFTPBackendError], message: str, path: str | None, server: str | None, native_path: str | None
 ) -> SFTPBackendError:
-    error = kind(message, path=path, server=server)
+    error = error_class(message, path=path, server=server)
     error.native_path = native_path
     return error
 

@@ -34,7 +34,7 @@ from ._files import deletion, operations, tree
 from ._paths import Jail
 from ._ssh import private_keys
 from ._writes import atomic_write, copy
-from .config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, hidden_arguments
+from .config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, wrap_secrets
 from .errors import CapabilityNotSupported, SFTPBackendError
 from .models import (
     BeforeRename,
@@ -104,8 +104,8 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         # From here on no local variable shows a secret, whichever argument is refused.
         password = None if password is None else Secret.of(password)
         pkey = Secret(pkey) if isinstance(pkey, str) else pkey
-        connect_kwargs = hidden_arguments(connect_kwargs or {})
-        config = extras = hidden_arguments(config or {})
+        connect_kwargs = wrap_secrets(connect_kwargs or {})
+        config = extras = wrap_secrets(config or {})
         if unknown := sorted(extras.keys() - CONFIG_KEYS):
             raise ValueError(
                 f"unknown names in config: {', '.join(unknown)}; it may hold {', '.join(sorted(CONFIG_KEYS))}"
@@ -396,9 +396,9 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         :raises ExceptionGroup: of all failures
         :raises ValueError: if two pairs share a key; nothing is moved
         """
-        door = self._resolver
+        resolver = self._resolver
         moves, errors = split_invalid(
-            pairs, lambda pair: (door.resolve_writable(pair[0]), door.write_target(pair[1], overwrite, "size"))
+            pairs, lambda pair: (resolver.resolve_writable(pair[0]), resolver.write_target(pair[1], overwrite, "size"))
         )
         keys = (key for source, write_target in moves for key in {source.key, write_target.path.key})
         check_distinct(keys, "two pairs have a file in common")

@@ -215,10 +215,10 @@ def _failed_step(error: SFTPBackendError, info: ConnectionInfo | None) -> str:
 def _check_sftp(backend: SFTPBackend) -> CheckResult:
     """What the server can do."""
 
-    def look(scheduler: SFTPScheduler) -> tuple[Limits, dict[str, str]]:
+    def query(scheduler: SFTPScheduler) -> tuple[Limits, dict[str, str]]:
         return scheduler.run(scheduler.limits()), dict(scheduler.extensions)
 
-    limits, extensions = backend._session.call(look, idempotent=True)
+    limits, extensions = backend._session.call(query, idempotent=True)
     return CheckResult(
         "SFTP",
         True,

@@ -56,7 +56,7 @@ class Pattern:
         states = {self.segments}
         *folders, name = key.split("/")
         for folder in folders:
-            states = {after for segments in states for after in _descend(segments, folder)}
+            states = {next_segments for segments in states for next_segments in _descend(segments, folder)}
         return any(_completes(segments, name) for segments in states)
 
 
@@ -262,9 +262,10 @@ def _list_for_searches(
 ) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
     """List directories side by side. Each search has its own bounds, and fails alone if it exceeds them."""
     searches_by_directory = {
-        folder: list({search for some in wanted.values() for search in some}) for folder, wanted in to_list.items()
+        folder: list({search for wanted_searches in wanted.values() for search in wanted_searches})
+        for folder, wanted in to_list.items()
     }
-    all_searches = {search for some in searches_by_directory.values() for search in some}
+    all_searches = {search for wanted_searches in searches_by_directory.values() for search in wanted_searches}
 
     def operation(folder: RemotePath, depth: int) -> Operation[list[TreeEntry]]:
         tally = SharedTally(folder.key, [search.tally for search in searches_by_directory[folder]], log)

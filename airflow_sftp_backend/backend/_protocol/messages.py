@@ -468,13 +468,13 @@ class LimitsRequest(_ExtendedRequest[Limits]):
     def decode(self, cursor: PacketReader) -> Limits:
         """Return the sizes for reads and writes. A limit of 0 means no limit."""
         packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
-        most = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
-        return Limits(_block_size(read or Limits().read, most), _block_size(write or Limits().write, most))
+        maximum = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
+        return Limits(_block_size(read or Limits().read, maximum), _block_size(write or Limits().write, maximum))
 
 
-def _block_size(stated: int, most: int) -> int:
+def _block_size(stated: int, maximum: int) -> int:
     """Return the block size to use, at least `MIN_BLOCK`: a server must not force blocks of a byte."""
-    return max(MIN_BLOCK, min(stated, most, 1 << 20))
+    return max(MIN_BLOCK, min(stated, maximum, 1 << 20))
 
 
 def encode_init() -> bytes:

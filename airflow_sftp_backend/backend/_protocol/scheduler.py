@@ -137,9 +137,9 @@ class RunningOperation(Generic[T]):
 
     __slots__ = ("_ready", "awaiting", "error", "index", "operation", "queued", "value")
 
-    def __init__(self, operation: Operation[T], place: int, ready: deque[RunningOperation[T]]) -> None:
+    def __init__(self, operation: Operation[T], index: int, ready: deque[RunningOperation[T]]) -> None:
         self.operation = operation
-        self.index = place
+        self.index = index
         self.value: object = None
         self.error: BaseException | None = None
         self.queued: Request[Any] | None = None
@@ -531,9 +531,9 @@ class SFTPScheduler:
             self.close_later(outcome)
         if earlier is not None:
             self.handles.lower_limit(earlier.limit)
-        kind = pending.request.packet_type
+        open_type = pending.request.packet_type
         # so many open files were no problem, so their number did not cause these refusals
-        while self._deferred_opens and self.handles.count_of(kind) > self._deferred_opens[0].limit:
+        while self._deferred_opens and self.handles.count_of(open_type) > self._deferred_opens[0].limit:
             self._fail_first_deferred()
         return True
 

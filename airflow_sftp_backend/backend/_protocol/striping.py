@@ -120,17 +120,17 @@ class StripedFile:
         :raises ContentLost: if the server emptied the file when it was opened again
         """
         transfer = TransferSize(max(sent, self._size), self._max_channels)
-        wanted = transfer.channel_count(
+        channel_count = transfer.channel_count(
             self._scheduler.round_trip, supports_striping=self._scheduler.traits.allows_parallel_writers
         )
         if self._scheduler.handles.limit is not None:  # other files need the handles
-            wanted = 1
-        self._is_striped = wanted > 1
+            channel_count = 1
+        self._is_striped = channel_count > 1
         if not self._is_striped:
             return
-        self._scheduler.request_channels(wanted)
-        used = {way.channel for way in self._handles} | self._opening.keys()
-        channels = [channel for channel in self._scheduler.channels[:wanted] if channel not in used]
+        self._scheduler.request_channels(channel_count)
+        used = {channel_handle.channel for channel_handle in self._handles} | self._opening.keys()
+        channels = [channel for channel in self._scheduler.channels[:channel_count] if channel not in used]
         if channels and not self._scheduler.traits.keeps_content_at_open:
             yield from drain()
             yield from self._open_checked(channels, sent)
@@ -165,7 +165,11 @@ class StripedFile:
     @property
     def least_loaded(self) -> ChannelHandle:
         """Handle on the channel with the fewest bytes in flight."""
-        return min(self._handles, key=lambda way: way.channel.in_flight) if self._is_striped else self._handles[0]
+        return (
+            min(self._handles, key=lambda channel_handle: channel_handle.channel.in_flight)
+            if self._is_striped
+            else self._handles[0]
+        )
 
     def has_room(self, count: int) -> bool:
         """Return whether the least loaded channel accepts ``count`` bytes without a long wait."""

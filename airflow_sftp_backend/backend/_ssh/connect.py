@@ -24,7 +24,7 @@ from airflow_sftp_backend.backend._limits import Bounds
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import is_openssh_banner
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
-from airflow_sftp_backend.backend.config import BackendConfig, Secret, hidden_arguments
+from airflow_sftp_backend.backend.config import BackendConfig, Secret, wrap_secrets
 from airflow_sftp_backend.backend.errors import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -132,7 +132,7 @@ class ConnectSettings:
     def of(cls, config: BackendConfig) -> ConnectSettings:
         """ValueError for what ``connect_kwargs`` may not hold."""
         arguments: dict[str, Any] = {
-            name: value for name, value in hidden_arguments(config.connect_kwargs).items() if value is not None
+            name: value for name, value in wrap_secrets(config.connect_kwargs).items() if value is not None
         }
         if reserved := sorted(arguments.keys() & _RESERVED_ARGUMENTS):
             raise ValueError(

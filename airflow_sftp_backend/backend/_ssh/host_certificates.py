@@ -96,13 +96,13 @@ class HostCertificate:
             cursor.view()  # nonce
             key = [plain.encode(), *(bytes(cursor.view()) for _ in range(KEY_FIELDS[plain]))]
             cursor.uint64()  # serial number
-            kind = cursor.uint32()
+            certificate_type = cursor.uint32()
             cursor.view()  # key id
             names = PacketReader(cursor.view())
             principals = []
             while names.remaining:
                 principals.append(names.text())
-            after, before = cursor.uint64(), cursor.uint64()
+            valid_after, valid_before = cursor.uint64(), cursor.uint64()
             options = bytes(cursor.view())
             cursor.view()  # extensions
             cursor.view()  # reserved
@@ -113,7 +113,17 @@ class HostCertificate:
         if key_type(authority).endswith(CERTIFICATE_SUFFIX):
             raise ValueError("a certificate signed with another certificate")
         key_blob = b"".join(len(field).to_bytes(4, "big") + field for field in key)
-        return cls(blob, key_blob, kind, tuple(principals), after, before, options, authority, signature_type)
+        return cls(
+            blob,
+            key_blob,
+            certificate_type,
+            tuple(principals),
+            valid_after,
+            valid_before,
+            options,
+            authority,
+            signature_type,
+        )
 
     def rejection_reason(self, host: str, now: float) -> str | None:
         """Why it does not prove that its key is ``host``'s at ``now`` (seconds since 1970); None where it does."""

@@ -50,8 +50,8 @@ class HostKeyChecker:
         They are algorithms, not key types: an RSA key stands for ``rsa-sha2-512``, ``rsa-sha2-256`` and, where the
         configuration allows it, ``ssh-rsa``, a certificate likewise. HostKeyRejected if the file cannot be read.
         """
-        for known in self._sources():
-            if types := known.known_types(self._config.host, self._config.port):
+        for known_hosts in self._sources():
+            if types := known_hosts.known_types(self._config.host, self._config.port):
                 return tuple(name for kind in types for name in self._algorithms(kind))
         return ()
 
@@ -72,9 +72,9 @@ class HostKeyChecker:
             raise self._cannot_check(f"what the server sent as its key is {error}") from None
         searched: list[KnownHosts] = []
         decision = HostKeyDecision(HostKeyStatus.UNKNOWN, "")
-        for known in self._sources():
-            searched.append(known)
-            decision = self._decide(known, blob)
+        for known_hosts in self._sources():
+            searched.append(known_hosts)
+            decision = self._decide(known_hosts, blob)
             if decision.status is not HostKeyStatus.UNKNOWN:
                 break
         policy = self._config.host_key_policy
@@ -96,24 +96,24 @@ class HostKeyChecker:
             yield self._warn_of_problems(self._inline)
         if self._inline is None or self._config.host_key_policy is not HostKeyPolicy.STRICT:
             try:
-                known = self._parse_file(Path(self._path).read_bytes())
+                known_hosts = self._parse_file(Path(self._path).read_bytes())
             except FileNotFoundError:
-                known = KnownHosts(self._path, missing=True)
+                known_hosts = KnownHosts(self._path, missing=True)
             except OSError as error:
                 raise self._cannot_check(f"{self._path} cannot be read: {error.strerror}") from None
-            yield self._warn_of_problems(known)
+            yield self._warn_of_problems(known_hosts)
 
     def _parse_file(self, content: bytes) -> KnownHosts:
         return KnownHosts.parse(content.decode("utf-8", "replace"), source=self._path)
 
-    def _warn_of_problems(self, known: KnownHosts) -> KnownHosts:
-        for problem in (p for p in known.problems if p not in self._warned):
+    def _warn_of_problems(self, known_hosts: KnownHosts) -> KnownHosts:
+        for problem in (p for p in known_hosts.problems if p not in self._warned):
             log.warning("%s; the line does not count", problem)
-        self._warned.update(known.problems)
-        return known
+        self._warned.update(known_hosts.problems)
+        return known_hosts
 
-    def _decide(self, known: KnownHosts, blob: bytes) -> HostKeyDecision:
-        return known.decide(self._config.host, self._config.port, blob, self._now())
+    def _decide(self, known_hosts: KnownHosts, blob: bytes) -> HostKeyDecision:
+        return known_hosts.decide(self._config.host, self._config.port, blob, self._now())
 
     def _known_hosts_line(self, blob: bytes) -> str:
         return known_hosts_line(self._config.host, self._config.port, blob)
@@ -123,7 +123,7 @@ class HostKeyChecker:
 
     def _rejection(self, blob: bytes, decision: HostKeyDecision, searched: list[KnownHosts]) -> HostKeyRejected:
         offered = f"the server shows {key_type(blob)} {fingerprint(blob)}"
-        problems = [problem for known in searched for problem in known.problems]
+        problems = [problem for known_hosts in searched for problem in known_hosts.problems]
         unread = f". Lines that do not count: {'; '.join(problems[:MAX_LISTED])}" if problems else ""
         if decision.status is HostKeyStatus.REVOKED:
             text = f"revoked host key: {offered}, and {decision.reason}. Do not connect before its owner has a new key"
@@ -137,7 +137,7 @@ class HostKeyChecker:
             )
         else:
             name = host_pattern(self._config.host, self._config.port)
-            nothing_known = "".join(f"{known.no_entry_text(name)}; " for known in searched[:-1])
+            nothing_known = "".join(f"{known_hosts.no_entry_text(name)}; " for known_hosts in searched[:-1])
             text = (
                 f"unknown host key: {offered}, and {nothing_known}{decision.reason}{unread}. Ask the server's owner"
                 f" whether the fingerprint is right; if it is, {add}"
@@ -151,8 +151,8 @@ class HostKeyChecker:
             with _open_locked(self._path, self._config.timeout) as descriptor:
                 with open(descriptor, "rb", closefd=False) as file:
                     content = file.read()
-                known = self._parse_file(content)
-                decision = self._decide(known, blob)
+                known_hosts = self._parse_file(content)
+                decision = self._decide(known_hosts, blob)
                 if decision.status is HostKeyStatus.UNKNOWN:
                     _append(descriptor, content, f"{self._known_hosts_line(blob)}\n".encode())
         except OSError as error:
@@ -164,7 +164,7 @@ class HostKeyChecker:
         if decision.status is HostKeyStatus.TRUSTED:
             return decision.reason
         if decision.status is not HostKeyStatus.UNKNOWN:
-            raise self._rejection(blob, decision, [*searched[:-1], known])
+            raise self._rejection(blob, decision, [*searched[:-1], known_hosts])
         log.info("%s: first use, host key %s added to %s", self._config.address, fingerprint(blob), self._path)
         return f"first use; added to {self._path}"
 

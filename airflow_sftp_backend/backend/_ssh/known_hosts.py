@@ -226,8 +226,8 @@ class KnownHosts:
             host.lower(), _REVOKED
         ):
             if entry.fingerprint in (key_fingerprint, authority_fingerprint):
-                what = "the key" if entry.fingerprint == key_fingerprint else "the authority of the certificate"
-                return HostKeyDecision(HostKeyStatus.REVOKED, f"{what} is revoked by {entry.location}")
+                subject = "the key" if entry.fingerprint == key_fingerprint else "the authority of the certificate"
+                return HostKeyDecision(HostKeyStatus.REVOKED, f"{subject} is revoked by {entry.location}")
         authorities, keys = self._entries_for(host, port, _AUTHORITY), self._entries_for(host, port, "")
         remark = ""
         authority = next((entry for entry in authorities if entry.fingerprint == authority_fingerprint), None)

@@ -103,8 +103,8 @@ def remove_keys(text: str) -> str:
 
     :returns: The rest without blanks around it; empty for a key in any form that `repair_pem` takes.
     """
-    rest = CERTIFICATE_LINE.sub("", BLOCK.sub("", strip_wrapping(text)))
-    return rest.strip()
+    remaining = CERTIFICATE_LINE.sub("", BLOCK.sub("", strip_wrapping(text)))
+    return remaining.strip()
 
 
 def _is_private(label: str) -> bool:

@@ -189,11 +189,13 @@ def _openssh_cipher(data: bytes) -> bytes:
     return cipher
 
 
-def _load(load: Callable[[bytes, bytes | None], object], block: bytes, passphrase: bytes, *, encrypted: bool) -> object:
+def _load(
+    loader: Callable[[bytes, bytes | None], object], block: bytes, passphrase: bytes, *, encrypted: bool
+) -> object:
     if encrypted and not passphrase:
         raise _UnusableKey(_IS_ENCRYPTED)
     try:
-        return load(block, passphrase if encrypted else None)
+        return loader(block, passphrase if encrypted else None)
     except UnsupportedAlgorithm:
         raise _UnusableKey(_UNSUPPORTED_TYPE) from None
     except (ValueError, TypeError, InvalidTag, NotImplementedError):

@@ -37,10 +37,10 @@ def ssh_config_entry(host: str, path: str = SSH_CONFIG_PATH) -> SSHConfigEntry |
     import paramiko  # here, because only hosts of a machine with such a file need it
 
     try:
-        found = paramiko.SSHConfig.from_path(file).lookup(host)
+        options = paramiko.SSHConfig.from_path(file).lookup(host)
     except (paramiko.SSHException, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    keywords = {name: value for name, value in found.items() if name != "hostname" or value != host}
+    keywords = {name: value for name, value in options.items() if name != "hostname" or value != host}
     if not keywords:
         return None
     files = keywords.pop("identityfile", None)

@@ -491,7 +491,7 @@ if child:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     session.call(look)
     assert sftp.listdir(".") == sftp.listdir(".")
-    assert session.generation == 1
+    assert session.connection_count == 1
     session.close()
 """
 

@@ -99,7 +99,7 @@ def test_a_long_wait_wakes_rarely_unless_a_deadline_is_set(line: Pair) -> None:
     assert stream.recv(1) == b"x"
 
 
-@pytest.mark.parametrize("ends", [lambda stream: stream.limit(0.1), lambda stream: stream.abort_within(0.1)])
+@pytest.mark.parametrize("ends", [lambda stream: stream.set_deadline(0.1), lambda stream: stream.abort_within(0.1)])
 def test_a_deadline_set_during_a_long_wait_applies(line: Pair, ends: Callable[[SocketStream], None]) -> None:
     stream, _ = line
     ended = threading.Event()

@@ -257,32 +257,32 @@ class ModelChannel:
 
 
 class _ExtraChannels:
-    """Opens the further channels of a connection at once, up to ``most`` in all."""
+    """Opens the extra channels of a connection at once, up to ``maximum`` in all."""
 
-    def __init__(self, connection: Connection, most: int, clock: Clock) -> None:
+    def __init__(self, connection: Connection, maximum: int, clock: Clock) -> None:
         self._connection = connection
-        self._most = most
+        self._maximum = maximum
         self._clock = clock
         self._opened: list[SFTPChannel] = []
 
     def request(self, count: int) -> None:
         """Opens them."""
-        while len(self._connection.channels) < min(count, self._most):
+        while len(self._connection.channels) < min(count, self._maximum):
             model_channel = self._connection.network.channel(self._connection)
             channel = SFTPChannel(model_channel, io_timeout=IO_TIMEOUT, clock=self._clock)
             model_channel.in_background = True
             try:
                 channel.handshake()
             except BackendUnavailable:  # as `extra_channels` takes it
-                self._most = 0
+                self._maximum = 0
             else:
                 self._opened.append(channel)
             model_channel.in_background = False
 
     def take_opened(self) -> list[SFTPChannel]:
         """Those that were opened since it was last asked."""
-        arrived, self._opened = self._opened, []
-        return arrived
+        opened, self._opened = self._opened, []
+        return opened
 
 
 class Network:
@@ -385,10 +385,10 @@ class Network:
     def backend(self, **arguments: Any) -> Iterator[SFTPBackend]:
         """A backend whose session connects over this network, as in a process of its own; closed at the end."""
         session = partial(Session, clock=self.clock, sleep=self.clock.sleep, random=lambda: 0.0)
-        opening = partial(_ModelOpening, self)
+        attempt = partial(_ModelConnectAttempt, self)
         with (
             mock.patch.object(sync, "Session", session),
-            mock.patch.object(session_module, "ConnectAttempt", opening),
+            mock.patch.object(session_module, "ConnectAttempt", attempt),
             mock.patch.object(connect_module, "SFTPScheduler", partial(SFTPScheduler, clock=self.clock)),
         ):
             defaults: dict[str, Any] = {"base_path": "/data", "io_timeout": IO_TIMEOUT, "timeout": CONNECT_TIMEOUT}
@@ -414,14 +414,14 @@ class _ModelStream:
         """Why the connection is of no more use."""
         return self._connection.failure
 
-    def limit(self, seconds: float | None, *, then: float = 0.0) -> None:
+    def set_deadline(self, seconds: float | None, *, after_first_bytes: float = 0.0) -> None:
         """Sets how long the client waits for the next step of connecting."""
         self._connection.seconds = seconds
 
     def abort_within(self, seconds: float) -> None:
         """Never ends it."""
 
-    def hang_up(self, why: str | None = None) -> None:
+    def abort(self, reason: str | None = None) -> None:
         """Leaves it to `_ModelTransport.stop`."""
 
     def release(self) -> None:
@@ -456,19 +456,19 @@ class _ModelTransport:
         return True
 
 
-class _ModelOpening(ConnectAttempt):
+class _ModelConnectAttempt(ConnectAttempt):
     """Opens connections to the model: the steps from the first channel on are those of every connection."""
 
     def __init__(
         self,
         network: Network,
         hop: Hop,
-        left: Callable[[], float],
-        load: TransferSize | None = None,
+        remaining_time: Callable[[], float],
+        transfer_size: TransferSize | None = None,
         *,
-        curious: bool = False,
+        query_auth_methods: bool = False,
     ) -> None:
-        super().__init__(hop, left, load, query_auth_methods=curious)
+        super().__init__(hop, remaining_time, transfer_size, query_auth_methods=query_auth_methods)
         self._network = network
 
     def _connect_and_authenticate(self) -> tuple[paramiko.SSHClient, SSHTransport, SocketStream]:
@@ -484,10 +484,10 @@ class _ModelOpening(ConnectAttempt):
         return scheduler
 
     def _extra_channels(self, transport: paramiko.Transport) -> ExtraChannels:
-        further = _ExtraChannels(self._connection, self._settings.config.max_channels, self._network.clock)
-        return cast("ExtraChannels", further)
+        extra_channels = _ExtraChannels(self._connection, self._settings.config.max_channels, self._network.clock)
+        return cast("ExtraChannels", extra_channels)
 
     def info(self) -> ConnectionInfo:
         """What logs say of it."""
-        names = ("username", "server_version", "host_key_fingerprint", "trust", "cipher")
+        names = ("username", "server_version", "host_key_fingerprint", "trust_reason", "cipher")
         return cast("ConnectionInfo", SimpleNamespace(**dict.fromkeys(names, "a model")))
