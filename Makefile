@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 WORKERS ?= 4
 # System tests start browsers and whole Airflows, each of which computes with all processors.
 SYSTEM_WORKERS ?= 2
-PYTEST := $(BIN)/python -m pytest --dist worksteal
+PYTEST = $(BIN)/python -m pytest --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
