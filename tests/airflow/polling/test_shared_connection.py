@@ -19,7 +19,7 @@ from airflow_sftp_backend._polling.conditions import FileCondition, PollSnapshot
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.support.airflow.connections import Connect
-from tests.support.airflow.triggers import RemoteMatch, event, run, start, trigger, until, waiting_threads
+from tests.support.airflow.triggers import FindOutcomes, event, run, start, trigger, until, waiting_threads
 from tests.support.files import write_files
 from tests.support.key_vault import Vault
 from tests.support.servers import (
@@ -343,7 +343,7 @@ def test_the_polls_of_one_batch_are_sent_together(
     rounds: list[tuple[int, int]] = []
     together = SFTPBackend.find_each
 
-    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
+    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> FindOutcomes:
         before = server.requests.total()
         found = together(backend, groups, return_exceptions=return_exceptions)
         rounds.append((len(groups), server.requests.total() - before))
@@ -469,7 +469,7 @@ def test_a_bad_pattern_or_denied_directory_does_not_fail_the_batch(
         connect(server, base_path=folder.base_path)
         write_files(folder.path, {"in/other": b"", "denied/a": b""})
 
-        def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
+        def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> FindOutcomes:
             before = server.requests.total()
             found = together(backend, groups, return_exceptions=return_exceptions)
             rounds.append((len(groups), server.requests.total() - before))
@@ -502,7 +502,7 @@ def test_twenty_waits_on_a_large_directory_do_not_block_the_loop(
     rounds: list[int] = []
     together = SFTPBackend.find_each
 
-    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
+    def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> FindOutcomes:
         found = together(backend, groups, return_exceptions=return_exceptions)
         rounds.append(len(groups))
         return found

@@ -17,7 +17,7 @@ from airflow_sftp_backend import SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.triggers import SFTPFileTrigger
 from tests.support.airflow.arguments import condition_for
 from tests.support.airflow.connections import Connect
-from tests.support.airflow.triggers import RemoteMatch, event, run, start, trigger, until
+from tests.support.airflow.triggers import FindOutcomes, event, run, start, trigger, until
 from tests.support.files import write_files
 from tests.support.servers import AsyncsshServer, SilentSFTP
 from tests.support.sessions import assert_nothing_left
@@ -104,7 +104,7 @@ def test_an_unknown_poll_error_ends_the_wait_unless_it_is_to_be_ignored(
     together, failures = SFTPBackend.find_each, [SFTPBackendError("it will not say why")] * 2
     write_files(remote, {"a": b""})
 
-    def fails(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> RemoteMatch:
+    def fails(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> FindOutcomes:
         return [failures.pop()] if failures else together(backend, groups, return_exceptions=return_exceptions)
 
     monkeypatch.setattr(SFTPBackend, "find_each", fails)

@@ -65,4 +65,4 @@ async def until(condition: Callable[[], bool], longest: float = 20) -> None:
     await asyncio.to_thread(wait_until, condition, "it to be so", timeout=longest)
 
 
-RemoteMatch = list[list[FileInfo] | SFTPBackendError | OSError]
+FindOutcomes = list[list[FileInfo] | SFTPBackendError | OSError]
