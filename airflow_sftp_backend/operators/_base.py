@@ -35,7 +35,7 @@ from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_
 from ._object_storage import FileState, Outcome, Verify, is_up_to_date, sha256_if_equal
 from ._planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
 from ._retry_state import RetryState
-from ._transfer_records import Version, unproven_target_error
+from ._transfer_records import FileVersion, unproven_target_error
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -231,7 +231,7 @@ class TransferPlan:
     skipped: list[FileResult]
     failures: Failures
     occupied: Set[str]
-    versions: Mapping[TransferItem, Version | None]
+    versions: Mapping[TransferItem, FileVersion | None]
 
 
 class TransferOperator(FileOperator[TransferPlan]):

@@ -13,7 +13,7 @@ from airflow_sftp_backend.backend import BackendUnavailable, FileInfo
 from airflow_sftp_backend.version_compat import task_state_store
 
 from ._planning import RemoteMatch, TransferItem
-from ._transfer_records import TransferRecords, Version, remote_version
+from ._transfer_records import FileVersion, TransferRecords, remote_version
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -166,7 +166,7 @@ class RetryState:
         ]
 
 
-def _version(info: FileInfo | None) -> Version:
+def _version(info: FileInfo | None) -> FileVersion:
     return [None, None] if info is None else remote_version(info)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Version = list[Any]
+FileVersion = list[Any]
 """Version of a source as plain JSON: for a local file the size in bytes and the time in ns."""
 
 _READING_LOG: Final = "reading %s (%s) to compare it with %s"
@@ -39,7 +39,7 @@ _CLOCK_TOLERANCE: Final = 5.0
 """Difference in seconds that is accepted between the clocks of a worker and of Airflow's other machines."""
 
 
-def local_version(path: str) -> Version | None:
+def local_version(path: str) -> FileVersion | None:
     """Return the version of a local file.
 
     :param path: local path or URL
@@ -54,7 +54,7 @@ def local_version(path: str) -> Version | None:
     return [state.st_size, state.st_mtime_ns]
 
 
-def remote_version(info: FileInfo) -> Version:
+def remote_version(info: FileInfo) -> FileVersion:
     """Return the version of a file on the server.
 
     :param info: the file
@@ -76,7 +76,7 @@ class TransferRecord:
     """
 
     size: int
-    version: Version | None
+    version: FileVersion | None
     sha256: str | None
     temp: str
     modified: int | None
@@ -115,7 +115,7 @@ class TransferRecords:
         values = self._table.get((item.source, item.target))
         return None if values is None else TransferRecord(*values)
 
-    def recorder(self, versions: Mapping[TransferItem, Version | None]) -> BeforeRename | None:
+    def recorder(self, versions: Mapping[TransferItem, FileVersion | None]) -> BeforeRename | None:
         """Return the ``before_rename`` callback that records each group of files with one write.
 
         :param versions: the files to transfer, with the current versions of their sources
@@ -138,7 +138,7 @@ class TransferRecords:
 
     def record_completed(
         self,
-        versions: Mapping[TransferItem, Version | None],
+        versions: Mapping[TransferItem, FileVersion | None],
         results: Mapping[TransferItem, FileResult],
         refused: Iterable[TransferItem],
     ) -> None:
@@ -163,7 +163,7 @@ class TransferRecords:
 
 
 def uploaded_earlier(
-    records: TransferRecords, backend: SFTPBackend, versions: Mapping[TransferItem, Version | None]
+    records: TransferRecords, backend: SFTPBackend, versions: Mapping[TransferItem, FileVersion | None]
 ) -> dict[TransferItem, FileResult]:
     """Return the files that an earlier attempt uploaded.
 
@@ -202,7 +202,7 @@ def _is_recorded_file(record: TransferRecord, info: FileInfo) -> bool:
     return 0 <= info.modified_at.timestamp() - record.modified <= _CLOSE_DELAY
 
 
-def _is_source_unchanged(item: TransferItem, version: Version | None, record: TransferRecord) -> bool:
+def _is_source_unchanged(item: TransferItem, version: FileVersion | None, record: TransferRecord) -> bool:
     """Tell whether a source is unchanged: a local file by its version, an object by its digest."""
     if not is_url(item.source):
         return version is not None and version == record.version
@@ -212,7 +212,7 @@ def _is_source_unchanged(item: TransferItem, version: Version | None, record: Tr
 def _items_with_equal_content(
     backend: SFTPBackend,
     present: Mapping[TransferItem, TransferRecord],
-    versions: Mapping[TransferItem, Version | None],
+    versions: Mapping[TransferItem, FileVersion | None],
 ) -> list[TransferItem]:
     """Return the files whose source has the content of the file on the server.
 
@@ -256,7 +256,7 @@ def _sha256_or_none(source: str) -> str | None:
 
 
 def downloaded_earlier(
-    records: TransferRecords, versions: Mapping[TransferItem, Version | None]
+    records: TransferRecords, versions: Mapping[TransferItem, FileVersion | None]
 ) -> dict[TransferItem, FileResult]:
     """Return the files that an earlier attempt downloaded and that are still at their targets.
 
