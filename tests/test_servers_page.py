@@ -20,7 +20,7 @@ PAGE = TOP / "docs" / "servers.md"
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 CONTRACT = sorted((TOP / "tests" / "backend").glob("test_contract_*.py"))
 TESTS = {name for path in CONTRACT for name in re.findall(r"^def test_(\w+)", path.read_text(), re.MULTILINE)}
-READ_ALL = "Every byte is read, from any place in the file"
+READ_ALL = "Every byte is read, from any offset of the file"
 DECLARED = Unsupported("it has no such thing", r"NotFound: .*no such", ("a_test",))
 
 

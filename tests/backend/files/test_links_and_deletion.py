@@ -144,7 +144,7 @@ def test_a_link_is_not_moved_where_the_server_would_move_its_target(follows: Ser
 
 
 class _FailsWithoutExtensions(FailsForMissing):
-    """Says FAILURE for what is missing, and has plain rename only, which refuses a taken name."""
+    """Says FAILURE for what is missing, and has plain rename only, which refuses an existing target."""
 
     offered = frozenset()
 

@@ -125,57 +125,57 @@ def _versions() -> Iterator[str]:
     yield f"* asyncssh {asyncssh.__version__}"
 
 
-_HEAD = """# Which server keeps which promise
+_HEAD = """# Promises by server
 
-This page is written by `make servers`. That starts each server below on loopback, runs the contract suite against it
-(`tests/backend/test_contract_*.py`, through the public methods of `SFTPBackend`), and turns the outcomes into the
-tables. To reproduce it, run `make servers` in a clone: it installs the servers with apt where it runs as root, and
-skips those that are not installed.
+`make servers` writes this page. The command starts each server below on loopback, runs the contract suite against it
+(`tests/backend/test_contract_*.py`, through the public methods of `SFTPBackend`), and turns the results into the
+tables. To reproduce the page, run `make servers` in a clone. As root, the command installs the servers with apt;
+servers that are not installed are skipped.
 
 * **yes**: every test of this promise passed.
-* **in part** and **no**: the server makes some or all of it impossible. The number leads to the reason. Such a test is
-  run too, and must fail in the way that is declared in `tests/support/contract/unsupported.py`.
+* **in part** and **no**: the server makes the promise impossible, in part or as a whole. The number refers to the
+  reason. These tests run too, and must fail as declared in `tests/support/contract/unsupported.py`.
 * **not run**: the server was not installed.
-* **fails**: the promise is broken there. The committed page has none of these; `make test` checks that.
+* **fails**: the promise is broken on this server. `make test` checks that the committed page has no such cell.
 
 Written on {day}, with Python {python} on Linux, against these versions:
 """
 
 _SIMULATED = """## Simulated: what servers refuse that cannot run here
 
-Each column is asyncssh's server with the refusals that the documents of another server name, and nothing else of it.
-It proves that these refusals do no harm. It does not prove that the package works on that service.
+Each column is asyncssh's server with the refusals that another server documents, and nothing else of that server. The
+column proves that these refusals do no harm, not that the package works on that service.
 
-* no-posix-rename: plain rename only, which refuses a taken name.
+* no-posix-rename: plain rename only, which refuses an existing target.
 * no-extensions: SFTP version 3 without any extension.
 * one-channel: refuses a second channel on a connection.
-* azure-like, after Azure Blob Storage: posix-rename refuses a taken name; no other extension; no symbolic links; no
-  file is opened for reading and writing at once. (The tests make links behind its back: the rows on links say nothing
-  about a service that has none.)
+* azure-like, after Azure Blob Storage: posix-rename refuses an existing target; no other extension; no symbolic
+  links; no file is opened for reading and writing at once. (The tests create links outside the server: the rows on
+  links do not apply to a service without links.)
 * aws-like, after AWS Transfer Family: modes and times are refused (SETSTAT, FSETSTAT); a file is written from its start
   and in order; no extensions.
 """
 
-_NOT_TESTED = """Two more are simulated in tests of their own, because they refuse what most of the suite needs:
+_NOT_TESTED = """Two more servers are simulated in separate tests, because they refuse requests that most tests need:
 
-* A mailbox, after IBM Sterling File Gateway: a file is opened once, and neither opened nor described afterwards.
+* A mailbox, after IBM Sterling File Gateway: a file can be opened once, and neither opened nor examined afterwards.
   `write`, `write_atomic`, `upload` and `download` work there, each file once
   (`tests/backend/transfers/test_mailbox.py`).
-* A drop box: it takes files, and refuses to describe, list and give back. `write` and `write_atomic` work there
+* A drop box: it accepts files, and refuses to examine, list and return them. `write` and `write_atomic` work there
   (`tests/backend/test_contract_moving_and_deleting.py`).
 
 ## Not tested
 
-Nobody has run the package against these servers. If you do, please tell us what `airflow-sftp-backend check` says.
+Nobody has run the package against these servers. If you do, please send us the output of `airflow-sftp-backend check`.
 
-| server | what stands in for it |
+| server | simulation |
 |---|---|
 | Azure Blob Storage (SFTP) | azure-like, above |
 | AWS Transfer Family | aws-like, above |
 | IBM Sterling File Gateway | the mailbox, above |
-| OpenSSH for Windows | nothing: it is treated as an unknown server |
-| SFTPGo, GoAnywhere MFT, MOVEit, Globalscape EFT, Cerberus, CrushFTP, Serv-U, WS_FTP, Bitvise, VShell | nothing |
+| OpenSSH for Windows | none: it is treated as an unknown server |
+| SFTPGo, GoAnywhere MFT, MOVEit, Globalscape EFT, Cerberus, CrushFTP, Serv-U, WS_FTP, Bitvise, VShell | none |
 
-Of an unknown server nothing is assumed: the package asks before it writes, and looks again afterwards. That takes more
-requests than on OpenSSH.
+Nothing is assumed of an unknown server: the package examines a name before it writes and again afterwards. This takes
+more requests than on OpenSSH.
 """

@@ -27,12 +27,12 @@ class Unsupported:
 
 _RCLONE_LINKS = (
     "rclone does not show symbolic links unless it is started with `--links` or `--copy-links`: reading, moving and"
-    " deleting one is NotFound, a directory that holds one cannot be deleted, and writing to its name replaces it or"
-    " what it leads to"
+    " deleting a link is NotFound, a directory with a link cannot be deleted, and writing to its name replaces the"
+    " link or its target"
 )
 _RCLONE_PIPES = (
-    "rclone shows files and directories only: a pipe or a device is missing for its clients, and a directory that holds"
-    " one cannot be deleted"
+    "rclone shows files and directories only: a pipe or a device is invisible, and a directory with one cannot be"
+    " deleted"
 )
 _RCLONE = (
     Unsupported(
@@ -68,7 +68,7 @@ _RCLONE = (
     Unsupported(_RCLONE_PIPES, r"directory not empty", ("delete_folder_deletes_special_files",)),
     Unsupported(_RCLONE_PIPES, r"exists\('pipe'\)", ("special_files_are_not_listed",)),
     Unsupported(
-        "rclone stores no modes: it shows every file with the same mode, and takes a change of mode without making it",
+        "rclone stores no modes: every file has the same mode, and a change of mode is accepted without effect",
         r"assert 420 == (384|416)",
         (
             "copy_keeps_the_mode_of_what_it_replaces",
@@ -81,12 +81,12 @@ _RCLONE = (
 UNSUPPORTED: Mapping[str, tuple[Unsupported, ...]] = {
     "proftpd": (
         Unsupported(
-            "ProFTPD renames what a link leads to. So the move of a link is refused, with an error that says so",
+            "ProFTPD renames the target of a link. Moving a link is therefore refused with this reason",
             r"InvalidPath: cannot move: the path is a link, and the server would move its target",
             ("move_of_a_link_moves_the_link",),
         ),
         Unsupported(
-            "ProFTPD replaces what a link leads to, not the link, when another file is renamed to its name",
+            "ProFTPD replaces the target of a link, not the link, when another file is renamed to the link's name",
             r"precious",
             ("a_replaced_link_is_replaced_itself",),
         ),
@@ -94,14 +94,14 @@ UNSUPPORTED: Mapping[str, tuple[Unsupported, ...]] = {
     "rclone": _RCLONE,
     "conch": (
         Unsupported(
-            "Twisted Conch takes names as ASCII: it lists other names, and refuses every request for one",
+            "Twisted Conch decodes names as ASCII: it lists other names, and refuses every request for them",
             r"SFTPBackendError: cannot write: .*open failed",
             ("names_beyond_ascii_are_stored_listed_and_deleted",),
         ),
     ),
     "aws-like": (
         Unsupported(
-            "it refuses modes (SETSTAT and FSETSTAT): a replaced file has the mode that the server gives it",
+            "it refuses modes (SETSTAT and FSETSTAT): a replaced file gets the server's default mode",
             r"assert \d+ == \d+",
             ("copy_keeps_the_mode_of_what_it_replaces", "mode_bits_of_a_replaced_file_are_kept"),
         ),

@@ -23,15 +23,15 @@ BEGIN, END = "<!-- faults: written by make reliability -->", "<!-- faults: end -
 FAULTS: Final = {
     "cut": "the connection is cut",
     "stall": "the server stalls for ever",
-    "late": "the server stalls, and goes on once the client has connected anew",
-    "twice": "the connection is cut, and cut again during what follows",
+    "late": "the server stalls, and continues after the client has reconnected",
+    "twice": "the connection is cut, and cut again during the clean-up or the resumed transfer",
     "kill": "the process is killed",
 }
 FAULTS_AT_START: Final[Mapping[Kind, str]] = {
-    "cut": "the connection is cut before the server has named its SFTP version",
-    "stall": "the server stalls before it has named its SFTP version",
+    "cut": "the connection is cut before the server's VERSION reply",
+    "stall": "the server stalls before its VERSION reply",
 }
-AT_START: Final = "any operation, while its first connection is opened"
+AT_START: Final = "any operation, while its first connection opens"
 HEAD: Final = ("fault", "server", "bound", "error", "state after")
 
 

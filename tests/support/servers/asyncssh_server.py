@@ -264,7 +264,7 @@ _ALL = frozenset(name for name, _ in SFTPServerHandler._extensions)
 
 
 class WithoutPosixRename(AsyncsshServer):
-    """Has plain rename only, which refuses a taken name."""
+    """Has plain rename only, which refuses an existing target."""
 
     kind = "no-posix-rename"
     offered = _ALL - {b"posix-rename@openssh.com"}

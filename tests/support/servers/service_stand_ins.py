@@ -28,8 +28,8 @@ class _AzureFiles(Files):
 
 
 class AzureBlobLike(AsyncsshServer):
-    """Azure Blob Storage's SFTP as documented: posix-rename refuses a taken name; no other extension, no links, no
-    opening for reading and writing at once."""
+    """Azure Blob Storage's SFTP as documented: posix-rename refuses an existing target; no other extension, no
+    links, no opening for reading and writing at once."""
 
     kind = "azure-like"
     files = _AzureFiles
