@@ -131,7 +131,7 @@ class HostKeyRejected(BackendUnavailable):
         self.status = status
 
     def __reduce__(self) -> tuple[object, ...]:
-        return *super().__reduce__(), {"verdict": self.status}
+        return *super().__reduce__(), {"status": self.status}
 
 
 def _rebuild(

@@ -294,8 +294,9 @@ def _failure(error: SFTPBackendError, diagnosis: Diagnosis) -> str:
 
 def _success(config: BackendConfig, diagnosis: Diagnosis) -> str:
     server = diagnosis.server.removeprefix("sftp://")
-    key = next(step.data for step in diagnosis.steps if step.title == "Host key")
+    connection = diagnosis.connection
+    assert connection is not None
     return (
-        f"Connected to {diagnosis.username}@{server}, base path {config.base_path}; host key {key['fingerprint']}:"
-        f" {key['trust']}"
+        f"Connected to {diagnosis.username}@{server}, base path {config.base_path}; host key"
+        f" {connection.host_key_fingerprint}: {connection.trust_reason}"
     ) + "".join(f"\nNote: {note}" for note in config.notes)

@@ -374,7 +374,7 @@ def test_a_line_marks_an_incomplete_transfer() -> None:
         bar(1 << 20)
         raise KeyboardInterrupt
     assert stream.getvalue().startswith("big.bin: 1.0 MiB in ")
-    assert stream.getvalue().endswith(", not to its end\n")
+    assert stream.getvalue().endswith(", incomplete\n")
 
 
 def test_several_threads_may_update_a_bar(capsys: pytest.CaptureFixture[str]) -> None:

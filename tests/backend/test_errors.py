@@ -56,6 +56,11 @@ def test_an_error_survives_pickling_with_all_attributes(kind: type[SFTPBackendEr
     assert str(error) == "it broke ('in/a' on sftp://h:22)"
 
 
+def test_a_rejected_host_key_keeps_its_status_when_pickled() -> None:
+    error = pickle.loads(pickle.dumps(HostKeyRejected("it broke", status="changed")))
+    assert error.status == "changed"
+
+
 @pytest.mark.parametrize(
     ("path", "server", "text"),
     [(None, None, "x"), ("a", None, "x ('a')"), (None, "sftp://h:22", "x (on sftp://h:22)"), ("", None, "x ('')")],

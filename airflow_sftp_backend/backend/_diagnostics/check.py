@@ -62,15 +62,13 @@ class Diagnosis:
     advice: tuple[str, ...] = ()
     failed_connection: ConnectionInfo | None = None
     """The facts of the server that connecting ended at: of the jump server, unless that has let us in."""
+    connection: ConnectionInfo | None = None
+    """Facts of the connection to the server; None unless all steps passed."""
 
     @property
     def ok(self) -> bool:
         """Everything is as it should be."""
         return self.error is None
-
-    def first_line(self, title: str) -> str:
-        """The first line of a step; blank where it was not come to."""
-        return next((step.lines[0] for step in self.steps if step.title == title and step.lines), "")
 
 
 Probe = Callable[[SFTPBackend], CheckResult]
@@ -110,7 +108,8 @@ def diagnose(config: BackendConfig, probes: Mapping[str, Probe] | None = None) -
             return Diagnosis(
                 backend.address, _username(config, info), tuple(steps), error, advice, _failed_connection(info)
             )
-        return Diagnosis(backend.address, _username(config, session.last_attempt_info), tuple(steps))
+        connection = session.last_attempt_info
+        return Diagnosis(backend.address, _username(config, connection), tuple(steps), connection=connection)
 
 
 def _username(config: BackendConfig, info: ConnectionInfo | None) -> str:

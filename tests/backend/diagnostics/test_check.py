@@ -72,7 +72,7 @@ def test_every_step_is_reported(openssh: OpenSSHServer) -> None:
     ]  # fmt: skip
     key = openssh.host_keys[0]
     assert step(found, "Name").data == {"addresses": ["127.0.0.1"]}
-    assert found.first_line("Server").startswith("SSH-2.0-OpenSSH")
+    assert step(found, "Server").lines[0].startswith("SSH-2.0-OpenSSH")
     assert step(found, "Encryption").data == {
         "key_exchange": "curve25519-sha256@libssh.org",
         "cipher": "aes128-gcm@openssh.com",
@@ -94,7 +94,7 @@ def test_every_step_is_reported(openssh: OpenSSHServer) -> None:
     assert isinstance(sftp["extensions"], dict)
     assert sftp["extensions"]["posix-rename@openssh.com"] == "1"
     assert step(found, "Base path").data == {"path": folder.base_path, "real_path": folder.base_path, "entries": 1}
-    assert found.first_line("Round trip").endswith("ms (the median of 7)")
+    assert step(found, "Round trip").lines[0].endswith("ms (the median of 7)")
 
 
 def test_the_reported_algorithms_are_those_negotiated() -> None:
@@ -107,7 +107,7 @@ def test_the_reported_algorithms_are_those_negotiated() -> None:
 
 def test_a_relative_base_path_is_shown_with_its_absolute_path(openssh: OpenSSHServer) -> None:
     found = found_at(openssh, base_path=".")
-    assert found.first_line("Base path") == f"., which is {openssh.root}"
+    assert step(found, "Base path").lines[0] == f"., which is {openssh.root}"
 
 
 class CountingLogin(Login):
@@ -143,11 +143,11 @@ def test_auth_methods_are_queried_and_a_wrong_password_is_sent_once() -> None:
 
 def test_the_jump_host_is_reported_too(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     found = found_at(openssh, jump=config_of(bastion))
-    assert found.first_line("Name") == "127.0.0.1 is for the jump server to find"
+    assert step(found, "Name").lines[0] == "127.0.0.1 is for the jump server to find"
     lines = step(found, "Jump server").lines
     assert lines[0] == f"sftp://127.0.0.1:{bastion.port} as {bastion.username}"
     assert f"ssh-ed25519 {bastion.host_keys[0].get_fingerprint()}" in lines
-    assert found.first_line("Host key").endswith(openssh.host_keys[0].get_fingerprint())
+    assert step(found, "Host key").lines[0].endswith(openssh.host_keys[0].get_fingerprint())
 
 
 # -- where it stops: on the way
@@ -346,8 +346,8 @@ def test_the_probes_report_what_they_did_and_leave_nothing(openssh: OpenSSHServe
     folder = openssh.fresh()
     found = found_at(openssh, ALL_PROBES, base_path=folder.base_path)
     assert found.ok
-    assert found.first_line("Writing") == "a file was written, renamed, read and removed"
-    assert "MB/s, down" in found.first_line("Speed")
+    assert step(found, "Writing").lines[0] == "a file was written, renamed, read and removed"
+    assert "MB/s, down" in step(found, "Speed").lines[0]
     assert step(found, "Speed").data["bytes"] in {1 << 20, 8 << 20, 64 << 20}
     told = step(found, "All host keys").data["keys"]
     assert isinstance(told, list)
