@@ -493,8 +493,8 @@ def test_moves_on_a_lost_connection_keep_each_file_in_one_place(make_backend: Ma
             assert {type(outcome) for outcome in outcomes} <= {type(None), BackendUnavailable}
             assert BackendUnavailable in {type(outcome) for outcome in outcomes}
             for name, outcome in zip(names, outcomes, strict=True):
-                places = [place for place in (folder.path / name, folder.path / "to" / name) if place.exists()]
-                assert [place.read_bytes() for place in places] == [name.encode()]
+                places = [path for path in (folder.path / name, folder.path / "to" / name) if path.exists()]
+                assert [path.read_bytes() for path in places] == [name.encode()]
                 assert outcome is not None or places[0].parent.name == "to"
 
 

@@ -28,10 +28,10 @@ def test_any_path_stays_inside_or_is_refused(base: str, path: str) -> None:
             jail.resolve(path)
         assert caught.value.path == path
         return
-    place = jail.resolve(path)
+    remote = jail.resolve(path)
     inside = posixpath.normpath(posixpath.join("/home", jail.base_path))
-    assert posixpath.commonpath([inside, posixpath.normpath(posixpath.join("/home", place.native))]) == inside
-    assert jail.to_key(place.native) == place.key
+    assert posixpath.commonpath([inside, posixpath.normpath(posixpath.join("/home", remote.native))]) == inside
+    assert jail.to_key(remote.native) == remote.key
 
 
 @given(BASES, KEYS)
@@ -44,10 +44,10 @@ def test_key_and_native_path_are_inverse(base: str, key: str) -> None:
 @given(BASES, KEYS, SEGMENT)
 def test_a_child_lies_in_its_parent(base: str, key: str, name: str) -> None:
     jail = Jail(base)
-    place = jail.resolve(f"{key}/{name}")
-    assert place.parent == jail.resolve(key)
-    assert place.name == name
-    assert place.parent._entry(name) == place
+    path = jail.resolve(f"{key}/{name}")
+    assert path.parent == jail.resolve(key)
+    assert path.name == name
+    assert path.parent._entry(name) == path
 
 
 @pytest.mark.parametrize(
@@ -118,8 +118,8 @@ def test_a_temporary_name_is_recognised_by_its_target_alone(name: str, other: st
     made = temp_name(name, token)
     assert is_temp_name(made)
     assert len(made.encode("utf-8", "surrogateescape")) <= 255
-    place = Jail("/").resolve(f"in/{name}") if name not in (".", "..") else Jail("/").resolve("in/x")
-    assert place.owns_temp(made) == (place.name == name)
+    path = Jail("/").resolve(f"in/{name}") if name not in (".", "..") else Jail("/").resolve("in/x")
+    assert path.owns_temp(made) == (path.name == name)
     if other not in (".", "..", name):
         assert not Jail("/").resolve(f"in/{other}").owns_temp(made)
 
@@ -131,8 +131,8 @@ def test_ordinary_file_names_are_not_temporary_names(name: str) -> None:
 
 
 def test_a_temporary_file_is_in_the_directory_of_its_target() -> None:
-    place = Jail("/data").resolve("in/a.csv")
-    temp = place.temp("0123456789ab")
-    assert temp.parent == place.parent
+    path = Jail("/data").resolve("in/a.csv")
+    temp = path.temp("0123456789ab")
+    assert temp.parent == path.parent
     assert temp.name.startswith(".a.csv.")
     assert temp.name.endswith("-0123456789ab.part")

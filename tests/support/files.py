@@ -24,12 +24,12 @@ def read_files(folder: Path) -> dict[str, bytes]:
 def tree(folder: Path) -> dict[str, bytes | None]:
     """All below ``folder``, hidden and temporary names too: the content of files, None for folders, links as text."""
     held: dict[str, bytes | None] = {}
-    for place in sorted(folder.rglob("*")):
-        name = place.relative_to(folder).as_posix()
-        if place.is_symlink():
-            held[name] = os.fsencode(f"-> {place.readlink()}")
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            held[name] = os.fsencode(f"-> {path.readlink()}")
         else:
-            held[name] = None if place.is_dir() else place.read_bytes()
+            held[name] = None if path.is_dir() else path.read_bytes()
     return held
 
 

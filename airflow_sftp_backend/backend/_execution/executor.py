@@ -35,8 +35,9 @@ _MAX_FRUITLESS_CONNECTIONS: Final = 3  # new connections in turn that are lost w
 
 @dataclass(frozen=True, slots=True)
 class WriteJob(Generic[T]):
-    """What is to land, and the operation that does it: its result, and the server's time (seconds since 1970) where
-    it tells.
+    """A write: its target, and its operation, which returns a result and the server's time.
+
+    The time is in seconds since 1970, None if the server does not tell it.
     """
 
     target: WriteTarget
@@ -170,7 +171,7 @@ class WriteExecutor:
             return outcomes
         finally:
             if any(scheduler.broken is not None for scheduler in schedulers):
-                # where files are replaced by two renames, a backup may be left though the file has landed
+                # where files are replaced by two renames, a backup may be left though the file has its name
                 all_jobs = not completed or may_have_backups(schedulers[0])
                 lost = [all_jobs or isinstance(outcome, BackendUnavailable) for outcome in outcomes or jobs]
                 to_roll_back = [

@@ -201,9 +201,12 @@ class AtomicLocalFile:
 
 
 def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], timestamp: float) -> None:
-    """Removes what dead writers left of files that have landed now: what earlier tries with the same resume key left,
-    which stands beside each file, at once; what others left after `STALE_SECONDS` seconds. ``timestamp`` in seconds
-    since 1970.
+    """Remove temporary files that ended writers left beside finished downloads.
+
+    Files of the same resume key are removed at once, others after `STALE_SECONDS` without a change.
+
+    :param resume_keys: path of each finished download, and its resume key
+    :param timestamp: the time now, in seconds since 1970
     """
     names: dict[str, dict[str, str | None]] = {}
     for path, resume_key in resume_keys.items():

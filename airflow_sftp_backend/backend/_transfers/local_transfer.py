@@ -104,7 +104,7 @@ class LocalFileSource(UploadSource):
 
 @dataclass(slots=True)
 class Upload:
-    """A local file on its way to where it lands, over one connection or, where that is lost, over several.
+    """Uploads a local file over one connection or, if the connection is lost, over several.
 
     With a ``resume_key`` it goes on with what an earlier try with that key left of the same file.
     """
@@ -155,7 +155,7 @@ class Upload:
             return WriteResult(path.key, source.size, digest=source.digest, last_modified=utc(mtime)), mtime
 
     def _with_resumable_temp(self, source: os.stat_result) -> WriteTarget:
-        """Where it lands: under a temporary name that the next try finds again, if there is a resume key."""
+        """The target, with a temporary name that the next attempt finds again if there is a resume key."""
         target = self.target
         if self.resume_key is None:
             return target
@@ -168,7 +168,7 @@ class Upload:
 
 @dataclass(slots=True)
 class Download:
-    """A file on its way to where it lands on this machine, over one connection or, where that is lost, over several.
+    """Downloads a file over one connection or, if the connection is lost, over several.
 
     Use as a context manager: without success nothing stays. But with a ``resume_key`` it goes on with what an earlier
     try with that key left of the same file, and leaves that itself where it is interrupted or its connection is lost.
@@ -381,7 +381,7 @@ class Download:
 def remove_abandoned_files(
     downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError], timestamp: float
 ) -> None:
-    """Removes what dead writers left of what has landed now; ``status`` in seconds since 1970."""
+    """Remove abandoned temporary files of finished downloads; ``timestamp`` in seconds since 1970."""
     finished = zip(downloads, outcomes, strict=True)
     remove_abandoned(
         {download.local: download.resume_key for download, outcome in finished if isinstance(outcome, WriteResult)},

@@ -83,8 +83,8 @@ def test_a_download_killed_at_a_local_step_leaves_old_or_new_content(case: Case,
             assert isinstance(result.error, Killed)
             set_local(local, steps.held)
         assert state_of(result) in ("old", "new"), number
-        for place in local.iterdir():
-            os.utime(place, (1_600_000_000, 1_600_000_000))  # more than an hour later
+        for path in local.iterdir():
+            os.utime(path, (1_600_000_000, 1_600_000_000))  # more than an hour later
         again = run(case, world.copied())
         assert state_of(again) == "new"
         assert not leftovers(again.world, case) or again.error is not None

@@ -38,10 +38,10 @@ class Victim:
         (local / "source").write_bytes(NEW)
         (local / "target").write_bytes(OLD)
         for path, content in self.operation.before.items():
-            place = self.folder.path / path
-            place.parent.mkdir(exist_ok=True)
+            file = self.folder.path / path
+            file.parent.mkdir(exist_ok=True)
             assert content is not None
-            place.write_bytes(content)
+            file.write_bytes(content)
         (self.folder.path / "in").mkdir(exist_ok=True)
         self.kill_at, self.after = chance.randint(1, self.operation.sends), chance.random() < 0.5
         connection = {
@@ -74,11 +74,11 @@ class Victim:
     def leftovers(self) -> list[Path]:
         """Temporary files on the server and on this machine."""
         found = [*(self.folder.path / "in").iterdir(), *self.local.iterdir()]
-        return [place for place in found if is_temp_name(place.name)]
+        return [path for path in found if is_temp_name(path.name)]
 
 
-def _content(place: Path) -> bytes | None:
-    return place.read_bytes() if place.exists() else None
+def _content(path: Path) -> bytes | None:
+    return path.read_bytes() if path.exists() else None
 
 
 def _no_sessions(server: OpenSSHServer) -> bool:
@@ -109,8 +109,8 @@ def test_killed_processes_leave_old_or_new_content_and_retries_clean_up(
             if victim.name == "download":
                 assert (victim.local / "target").read_bytes() == NEW
             hours_ago = time.time() - STALE_SECONDS - 60
-            for place in victim.leftovers():  # which may be those of a writer that lives, until nobody has written
-                os.utime(place, (hours_ago, hours_ago))
+            for path in victim.leftovers():  # which may be those of a writer that lives, until nobody has written
+                os.utime(path, (hours_ago, hours_ago))
             backend.close()
             again = make_backend(server, base_path=victim.folder.base_path)
             again.write_atomic("in/target", NEW, overwrite=True)

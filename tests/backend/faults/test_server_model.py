@@ -175,15 +175,15 @@ def test_the_model_answers_as_openssh_does(real: SftpServer, tmp_path: Path, see
         assert meaning(ours) == meaning(theirs), "\n".join(said[-12:])
         if theirs[0] == server_model.HANDLE:
             known.append(Fields(theirs[5:]).string())
-    listed = {str(place.relative_to(tmp_path)) for place in tmp_path.rglob("*")}
+    listed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
     assert listed == {name.removeprefix(f"{base}/") for name in server.nodes if name.startswith(f"{base}/")}
     real_files = {name: (tmp_path / name).read_bytes() for name in listed if stat_is_file(tmp_path / name)}
     assert {f"{base}/{name}": content for name, content in real_files.items()} == server.files()
 
 
-def stat_is_file(place: Path) -> bool:
+def stat_is_file(path: Path) -> bool:
     """True for a file that is no link."""
-    return place.is_file() and not place.is_symlink()
+    return path.is_file() and not path.is_symlink()
 
 
 def test_the_comparison_covers_every_kind_of_reply(real: SftpServer, tmp_path: Path) -> None:

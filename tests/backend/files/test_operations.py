@@ -338,5 +338,5 @@ def test_a_directory_created_while_it_is_listed_is_listed(traits: ServerTraits) 
             server.files["/data/new/a"] = File(bytearray(NEW))
 
     server = MemoryServer(dict(FILES), after=after, traits=traits)
-    assert [place.key for place, _ in server.run(listing("new"))] == ["new/a"]
+    assert [path.key for path, _ in server.run(listing("new"))] == ["new/a"]
     assert not server.open

@@ -40,12 +40,12 @@ def channels(draw: st.DrawFn) -> Callable[[ScriptedFile], ScriptedChannel]:
     return lambda file: ScriptedChannel(file, order=lambda waiting: random.randrange(waiting))
 
 
-def outgoing(
+def writer_to(
     scheduler: SFTPScheduler, block: int, *, offset: int = 0, progress: Progress | None = None
 ) -> PipelinedWriter:
     """Over one channel."""
-    spread = StripedFile(scheduler, Jail("/").resolve("in/a"), H, size=None, channels=1)
-    return PipelinedWriter(spread, block, offset=offset, progress=progress)
+    striped_file = StripedFile(scheduler, Jail("/").resolve("in/a"), H, size=None, channels=1)
+    return PipelinedWriter(striped_file, block, offset=offset, progress=progress)
 
 
 def sending(content: UploadSource, out: PipelinedWriter) -> Operation[None]:
@@ -55,12 +55,12 @@ def sending(content: UploadSource, out: PipelinedWriter) -> Operation[None]:
 
 
 def received(scheduler: SFTPScheduler, block: int, *, to_end: bool = False) -> Operation[tuple[bytes, PipelinedReader]]:
-    incoming = PipelinedReader(scheduler, H, block, "in/a", to_end=to_end)
+    reader = PipelinedReader(scheduler, H, block, "in/a", to_end=to_end)
     whole = b""
-    while data := (yield from incoming.read_next()):
+    while data := (yield from reader.read_next()):
         whole += data
-    assert not (yield from incoming.read_next())  # the end stays the end
-    return whole, incoming
+    assert not (yield from reader.read_next())  # the end stays the end
+    return whole, reader
 
 
 def receive(channel: ScriptedChannel, block: int, *, to_end: bool = False) -> tuple[bytes, PipelinedReader]:
@@ -78,7 +78,7 @@ def test_every_sent_byte_is_stored_and_acknowledged(
     file = ScriptedFile(bytes(offset))
     progress: list[int] = []
     scheduler = connected(channel(file))
-    out = outgoing(scheduler, block, offset=offset, progress=progress.append)
+    out = writer_to(scheduler, block, offset=offset, progress=progress.append)
     scheduler.run(sending(UploadSource(data), out))
     assert bytes(file.content) == bytes(offset) + data
     assert (sum(progress), out.offset, file.written) == (len(data), offset + len(data), len(data))
@@ -92,7 +92,7 @@ def test_a_block_that_is_refused_is_always_noticed(
     file = ScriptedFile(refused=frozenset([draw.draw(st.integers(0, count - 1))]))
     scheduler = connected(channel(file))
     with pytest.raises(StatusError, match="told to fail"):
-        scheduler.run(sending(UploadSource(data), outgoing(scheduler, block)))
+        scheduler.run(sending(UploadSource(data), writer_to(scheduler, block)))
 
 
 @given(channels(), st.integers(1, 400), st.integers(0, 399))
@@ -102,7 +102,7 @@ def test_all_bytes_before_the_last_window_are_acknowledged(
     file = ScriptedFile(refused=frozenset([failing]))
     progress: list[int] = []
     scheduler = connected(channel(file))
-    out = outgoing(scheduler, 1, progress=progress.append)
+    out = writer_to(scheduler, 1, progress=progress.append)
     try:
         scheduler.run(sending(UploadSource(b"x" * count), out))
     except StatusError:
@@ -126,7 +126,7 @@ def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) ->
             in_flight.append(len(channel.replies))
             return bytes(size) if len(in_flight) <= count else b""
 
-    scheduler.run(sending(UploadSource(Source()), outgoing(scheduler, block)))
+    scheduler.run(sending(UploadSource(Source()), writer_to(scheduler, block)))
     assert max(in_flight) <= max(1, min(64, (8 << 20) // block))
     assert len(channel.requests) == count
 
@@ -141,9 +141,9 @@ def test_a_read_gives_the_content_of_the_file(
     random = draw.draw(st.randoms(use_true_random=False))
     told = {"told": len(content), "refused": None}[size]
     file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
-    whole, incoming = receive(channel(file), block)
+    whole, reader = receive(channel(file), block)
     assert whole == content
-    assert incoming.size == len(content)
+    assert reader.size == len(content)
 
 
 @given(channels(), st.integers(0, 60), st.integers(0, 60), BLOCKS, st.data())
@@ -153,9 +153,9 @@ def test_a_file_of_unexpected_size_is_read_to_its_end_on_request(
     random = draw.draw(st.randoms(use_true_random=False))
     content = bytes(range(held))
     file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
-    whole, incoming = receive(channel(file), block, to_end=True)
+    whole, reader = receive(channel(file), block, to_end=True)
     assert whole == content
-    assert incoming.attributes.size == told
+    assert reader.attributes.size == told
 
 
 @given(channels(), st.integers(0, 60), st.integers(0, 60), BLOCKS, st.data())

@@ -31,7 +31,7 @@ from tests.support.files import tree
 from tests.support.scripted_channel import Packet, ScriptedChannel, contents, encode_string, packet_reply, status
 from tests.support.servers import AsyncsshServer, OneChannel, OpenSSHServer, StallsOnFurtherChannels
 
-PLACE = Jail("/").resolve("in/a")
+PATH = Jail("/").resolve("in/a")
 MiB = 1 << 20
 
 
@@ -131,7 +131,7 @@ class FakeChannelSource:
         return []
 
 
-def sending(content: bytes, out: PipelinedWriter, spread: StripedFile) -> Operation[None]:
+def sending(content: bytes, out: PipelinedWriter, striped_file: StripedFile) -> Operation[None]:
     whole = False
     try:
         yield from write_source(UploadSource(content), out)
@@ -140,7 +140,7 @@ def sending(content: bytes, out: PipelinedWriter, spread: StripedFile) -> Operat
         whole = True
     finally:
         if not whole:
-            yield from spread.close_quietly()
+            yield from striped_file.close_quietly()
 
 
 @st.composite
@@ -172,10 +172,10 @@ def test_data_sent_over_channels_is_stored_or_refused_and_handles_closed(
     world: tuple[SharedFile, SFTPScheduler, int], content: bytes, block: int
 ) -> None:
     file, scheduler, channels = world
-    spread = StripedFile(scheduler, PLACE, b"first", size=len(content), channels=channels)
-    out = PipelinedWriter(spread, block)
+    striped_file = StripedFile(scheduler, PATH, b"first", size=len(content), channels=channels)
+    out = PipelinedWriter(striped_file, block)
     try:
-        scheduler.run(sending(content, out, spread))
+        scheduler.run(sending(content, out, striped_file))
     except StatusError as refused:
         assert refused.text == "told to fail"
     else:
@@ -190,7 +190,7 @@ def test_the_bytes_in_flight_stay_within_the_bound_on_all_channels(
     world: tuple[SharedFile, SFTPScheduler, int], content: bytes, block: int
 ) -> None:
     file, scheduler, channels = world
-    spread = StripedFile(scheduler, PLACE, b"first", size=len(content), channels=channels)
+    striped_file = StripedFile(scheduler, PATH, b"first", size=len(content), channels=channels)
     acknowledged = 0
 
     def progress(gained: int) -> None:
@@ -205,10 +205,10 @@ def test_the_bytes_in_flight_stay_within_the_bound_on_all_channels(
             yield from out.merge_channels()
             yield from out.drain()
         finally:
-            yield from spread.close_quietly()
+            yield from striped_file.close_quietly()
 
     with patch.object(pipelining, "MAX_UNACKED_BYTES", 20):
-        out = PipelinedWriter(spread, block, progress=progress)
+        out = PipelinedWriter(striped_file, block, progress=progress)
         with suppress(StatusError):
             scheduler.run(sent())
             assert bytes(file.content) == content
@@ -243,8 +243,8 @@ def test_blocks_are_distributed_within_the_window_of_each_channel() -> None:
         yield from write_source(UploadSource(Source()), out)
         yield from out.merge_channels()
 
-    spread = StripedFile(scheduler, PLACE, b"first", size=None, channels=4)
-    out = PipelinedWriter(spread, MiB // 4)
+    striped_file = StripedFile(scheduler, PATH, b"first", size=None, channels=4)
+    out = PipelinedWriter(striped_file, MiB // 4)
     scheduler.run(sending_all())
     written = [sum(packet.kind == PacketType.WRITE for packet in channel.requests) for channel in channels]
     assert sum(written) == 256

@@ -79,18 +79,18 @@ def test_a_known_key_is_trusted_and_its_line_named(policy: HostKeyPolicy, checke
 
 @pytest.mark.parametrize("policy", HostKeyPolicy)
 @pytest.mark.parametrize("other", [("ssh-ed25519", 1), ("ssh-rsa", 0)])
-@pytest.mark.parametrize("place", ["inline", "env", "file"])
+@pytest.mark.parametrize("where", ["inline", "env", "file"])
 def test_a_changed_key_is_refused_by_every_policy(
-    place: str, other: tuple[str, int], policy: HostKeyPolicy, checker: Make, file: Path
+    where: str, other: tuple[str, int], policy: HostKeyPolicy, checker: Make, file: Path
 ) -> None:
     line = f"{NAME} {text()}"
-    write(file, line if place == "file" else "")
-    message = rejection(checker(policy, **({} if place == "file" else {place: line})), blob(*other))
-    source = {"inline": "known_host_keys", "env": "SFTP_KNOWN_HOST_KEYS", "file": str(file)}[place]
+    write(file, line if where == "file" else "")
+    message = rejection(checker(policy, **({} if where == "file" else {where: line})), blob(*other))
+    source = {"inline": "known_host_keys", "env": "SFTP_KNOWN_HOST_KEYS", "file": str(file)}[where]
     assert message.startswith(f"wrong host key: the server shows {other[0]} {fingerprint(blob(*other))}")
     assert f"ssh-ed25519 {fingerprint(blob())} ({source} line 1)" in message
     assert f"\n{NAME} {text(*other)}\n" in message
-    assert file.read_text() == (line if place == "file" else "")
+    assert file.read_text() == (line if where == "file" else "")
 
 
 @pytest.mark.parametrize("policy", HostKeyPolicy)

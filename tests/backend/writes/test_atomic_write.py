@@ -190,8 +190,8 @@ def test_whichever_request_fails_the_target_is_complete(
             assert NEW in held.values(), server.requests[-1]
 
         server = world(renames=renames, copies=copies, fail_at=(at,), failure=failure, after=keep)
-        place = write_target(overwrite=True)
-        failed = outcome(server, OPERATIONS[name](server, place))
+        remote = write_target(overwrite=True)
+        failed = outcome(server, OPERATIONS[name](server, remote))
         raised = failed is not None
         if failed is None:
             assert server.content()["/in/target"] == NEW
@@ -201,7 +201,7 @@ def test_whichever_request_fails_the_target_is_complete(
         over = len(server.requests) < at
         if server.broken is not None:
             server.reconnect()
-            server.run(roll_back(server, place))
+            server.run(roll_back(server, remote))
         held = server.content()
         if "/in/target" not in held:  # the put-back itself was refused: the error says where the old content is
             assert TARGET.backup.native in str(failed)
@@ -233,15 +233,15 @@ def test_whichever_request_fails_no_partial_file_is_committed(name: str, renames
             assert NEW in server.content().values()
 
         server = world(target=None, renames=renames, fail_at=(at,), failure=failure, after=whole)
-        place = write_target(overwrite=False)
-        failed = outcome(server, OPERATIONS[name](server, place))
+        path = write_target(overwrite=False)
+        failed = outcome(server, OPERATIONS[name](server, path))
         assert not isinstance(failed, AlreadyExists)
         if failed is None:
             assert server.content()["/in/target"] == NEW
         over = len(server.requests) < at
         if server.broken is not None:
             server.reconnect()
-            server.run(roll_back(server, place))
+            server.run(roll_back(server, path))
         refused_removal = len(server.requests) >= at and isinstance(server.requests[at - 1], Remove)
         if not (refused_removal and not failure.startswith("lost")):
             assert not temps(server)
@@ -281,9 +281,9 @@ def test_a_concurrent_writers_file_is_not_overwritten(name: str, renames: Rename
 def _exchange(fail_at: tuple[int, ...], failure: Failure = "failure") -> tuple[MemoryServer, Exception | None]:
     """The rename of a server whose renames never replace: refused, a look, aside, in its place, the old one removed."""
     server = world(renames=Renames("no", "refuses"), fail_at=fail_at, failure=failure)
-    place = write_target(overwrite=True)
+    path = write_target(overwrite=True)
     try:
-        server.run(rename(server, SOURCE, place))
+        server.run(rename(server, SOURCE, path))
     except (StatusError, SFTPBackendError) as error:
         return server, error
     return server, None
@@ -323,18 +323,18 @@ def test_a_backup_of_a_lost_connection_is_restored_on_the_next_one() -> None:
 
 @pytest.mark.parametrize("parked", [False, True])
 def test_recovery_never_touches_a_newer_file_of_the_name(parked: bool) -> None:
-    place = write_target(overwrite=True)
-    backup = place.unique_backup.native if parked else TARGET.backup.native
-    files = {"/in": None, "/in/target": THEIRS, backup: OLD, place.temp.native: b"half"}
+    path = write_target(overwrite=True)
+    backup = path.unique_backup.native if parked else TARGET.backup.native
+    files = {"/in": None, "/in/target": THEIRS, backup: OLD, path.temp.native: b"half"}
     server = MemoryServer(files, renames=Renames("no", "refuses"))
-    server.run(roll_back(server, place))
+    server.run(roll_back(server, path))
     assert server.content() == {"/in/target": THEIRS}
     for failure in FAILURES:
         for at in range(1, 8):
             renames = Renames("no", "refuses")
             server = MemoryServer({"/in": None, backup: OLD}, renames=renames, fail_at=(at,), failure=failure)
             try:
-                server.run(roll_back(server, place))
+                server.run(roll_back(server, path))
             except BackendUnavailable:
                 assert failure.startswith("lost")
             assert OLD in server.content().values()

@@ -249,7 +249,7 @@ class World:
 
 def local_files(folder: Path) -> dict[str, bytes]:
     """The content of the files in a local directory."""
-    return {place.name: place.read_bytes() for place in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def set_local(folder: Path, held: Mapping[str, bytes]) -> None:

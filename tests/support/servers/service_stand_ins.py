@@ -77,8 +77,8 @@ class AWSTransferLike(AsyncsshServer):
 class _MailboxFiles(Files):
     def _refuse_used(self, path: bytes) -> None:
         assert isinstance(self.server, SterlingLike)
-        place = self.map_path(path)
-        if os.path.exists(place) and os.stat(place).st_ino in self.server.used:
+        remote = self.map_path(path)
+        if os.path.exists(remote) and os.stat(remote).st_ino in self.server.used:
             raise asyncssh.SFTPFailure("the message has been extracted")
 
     def open(self, path: bytes, pflags: int, attrs: asyncssh.SFTPAttrs) -> Any:
