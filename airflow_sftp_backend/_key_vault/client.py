@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import random
 import threading
 import time
@@ -19,6 +18,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 from airflow_sftp_backend.backend import RetryPolicy, Secret
+from airflow_sftp_backend.backend._forks import ForkAware
 
 from .errors import RETRIED, KeyVaultError, Reason
 from .identity import AzureIdentity, client_options, create_credential
@@ -63,7 +63,7 @@ class _ProcessState:
     in_flight: dict[_Key, Future[Secret]] = field(default_factory=dict)
 
 
-class KeyVaultClient:
+class KeyVaultClient(ForkAware):
     """Fetches secrets. Safe for several threads; a forked process opens connections of its own.
 
     :param timeout: longest time in seconds to connect, and for each read
@@ -88,7 +88,9 @@ class KeyVaultClient:
         self._clock = clock
         self._sleep = sleep
         self._chance = chance
-        self._processes: dict[int, _ProcessState] = {}
+        self._state = _ProcessState()
+        self._inherited: list[_ProcessState] = []
+        super().__init__()
 
     def fetch(
         self, reference: SecretReference, identity: AzureIdentity = _DEFAULT, *, max_age: float = MAX_AGE
@@ -100,7 +102,7 @@ class KeyVaultClient:
         :param max_age: largest age of a cached secret, in seconds
         :raises KeyVaultError: if the secret cannot be fetched
         """
-        state, key = self._process_state(), (identity, reference)
+        state, key = self._state, (identity, reference)
         while True:
             with state.lock:
                 entry = state.cache.get(key)
@@ -126,7 +128,7 @@ class KeyVaultClient:
 
     def close(self) -> None:
         """Close the connections and clear the cache. The next fetch opens new connections."""
-        state = self._process_state()
+        state = self._state
         with state.lock:
             clients = list(state.clients.values())
             state.clients.clear()
@@ -135,16 +137,11 @@ class KeyVaultClient:
             client.close()
             credential.close()
 
-    def _process_state(self) -> _ProcessState:
-        """Return the state of this process."""
-        pid = os.getpid()
-        state = self._processes.get(pid)
-        if state is None:
-            state = self._processes.setdefault(pid, _ProcessState())
-            # Drop the state inherited by a fork: its locks and connections belong to the parent process.
-            for other_pid in self._processes.keys() - {pid}:
-                self._processes.pop(other_pid, None)
-        return state
+    def abandon_after_fork(self) -> None:
+        """Start without secrets and connections in a forked child."""
+        # Kept: collecting a pool of connections takes its lock, which a thread of the parent may have held.
+        self._inherited.append(self._state)
+        self._state = _ProcessState()
 
     def _request_with_retries(
         self, state: _ProcessState, reference: SecretReference, identity: AzureIdentity

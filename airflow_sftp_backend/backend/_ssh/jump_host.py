@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable
 from typing import Final, cast
@@ -87,7 +86,6 @@ class _ChannelSocket:
         self._channel = channel
         self._jump_host = jump_host
         self._target = target
-        self._process_id = os.getpid()
         self._closed = False
 
     def settimeout(self, seconds: float | None) -> None:
@@ -109,10 +107,8 @@ class _ChannelSocket:
         self._jump_host.abort()
 
     def close(self) -> None:
-        """Nothing here, as the way is ended with the stream; in a forked child its copy of the descriptor."""
+        """Mark as closed. The connection to the jump host ends with the stream."""
         self._closed = True
-        if os.getpid() != self._process_id:
-            self._jump_host.stream.abandon_after_fork()
 
     def fileno(self) -> int:
         """-1 once it is closed; no descriptor to wait on otherwise."""

@@ -9,13 +9,13 @@ import random
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
 
 import paramiko
 
+from airflow_sftp_backend.backend._forks import ForkAware
 from airflow_sftp_backend.backend._paths import Jail, add_location
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
@@ -139,7 +139,7 @@ class _Deadline:
     at = math.inf
 
 
-class Session:
+class Session(ForkAware):
     """One connection at a time, opened when it is first needed and again when it was lost; with ``reconnects=False``
     once: every call after its loss raises BackendUnavailable.
 
@@ -179,7 +179,7 @@ class Session:
         """What the last try to connect has found, whether it succeeded or not."""
         self.connection_count = 0
         """Connections made so far."""
-        _SESSIONS.add(self)
+        super().__init__()
 
     def _apply_config(self, config: BackendConfig) -> None:
         self._original_config = config
@@ -451,15 +451,3 @@ def _refreshed_config(config: BackendConfig) -> BackendConfig | None:
     if config.jump is not None and (jump := _refreshed_config(config.jump)) is not None:
         refreshed = replace(refreshed, jump=jump)
     return refreshed if refreshed != config else None
-
-
-_SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for session in list(_SESSIONS):
-        session.abandon_after_fork()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

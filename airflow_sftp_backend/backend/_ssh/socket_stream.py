@@ -16,6 +16,7 @@ import time
 from contextlib import suppress
 from typing import IO, Final, Protocol
 
+from airflow_sftp_backend.backend._forks import ForkAware
 from airflow_sftp_backend.backend.errors import BackendUnavailable, printable
 
 from ._paramiko_compat import SocketLike
@@ -40,7 +41,7 @@ class Tunnel(Protocol):
         """Ends it."""
 
 
-class SocketStream(SocketLike):
+class SocketStream(ForkAware, SocketLike):
     """A connected socket. One thread reads it, others write; anyone may end it.
 
     Reads come out of a large buffer: one system call for many packets. What ends it shows as EOFError, and ``failure``
@@ -63,7 +64,6 @@ class SocketStream(SocketLike):
         self._reader: int | None = None
         self._uses_quickack = _QUICKACK is not None and connected.family in (socket.AF_INET, socket.AF_INET6)
         self._writing = threading.Lock()
-        self._process_id = os.getpid()
         self._ended = False
         self.greeting = b""
         """The first bytes that came, no more than a line or two."""
@@ -71,6 +71,7 @@ class SocketStream(SocketLike):
         """Why it ended, if not because this side closed it."""
         self.timed_out = False
         """It ended because a limit was over."""
+        super().__init__()
 
     def set_deadline(self, seconds: float | None, *, after_first_bytes: float = 0.0) -> None:
         """Ends the conversation in that many seconds, unless called again before; None: no more.
@@ -179,7 +180,7 @@ class SocketStream(SocketLike):
         Takes no lock: fit for a signal handler and the collector.
         """
         self.failure = self.failure or reason
-        if os.getpid() == self._process_id:
+        if not self.is_inherited:
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
 

@@ -480,16 +480,16 @@ FORKING = """
 import os, sys
 from airflow_sftp_backend.backend import BackendConfig
 from airflow_sftp_backend.backend._ssh.session import Session
-from tests.support.sessions import look
+from tests.support.sessions import round_trip
 
 host, port, user, key, known = sys.argv[1:]
 session = Session(BackendConfig(host=host, port=int(port), username=user, key_file=key, known_host_keys=known))
-session.call(look)
+session.call(round_trip)
 sftp = session.sftp_client()
 child = os.fork()
 if child:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    session.call(look)
+    session.call(round_trip)
     assert sftp.listdir(".") == sftp.listdir(".")
     assert session.connection_count == 1
     session.close()
