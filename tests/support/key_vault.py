@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import datetime
-import ipaddress
 import json
 import secrets
 import socket
@@ -30,11 +28,11 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
+import trustme
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 
 HOST: Final = "127.0.0.1"
 PATIENCE: Final = 30.0
@@ -101,7 +99,6 @@ class Vault:
     def __init__(self, folder: Path) -> None:
         self.tenant = TENANT
         self.ca_file = folder / "ca.pem"
-        self._chain = folder / "server.pem"
         self.counts: Counter[str] = Counter()
         self.applications: list[Application] = []
         self.managed_identities: dict[str, str] = {}
@@ -115,8 +112,9 @@ class Vault:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        _certify(self.ca_file, self._chain)
-        self._server = _Server(self, self._chain)
+        authority = trustme.CA()
+        authority.cert_pem.write_to_path(self.ca_file)
+        self._server = _Server(self, authority.issue_cert(HOST))
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="vault")
         self._thread.start()
@@ -208,10 +206,10 @@ class _Server(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     daemon_threads = False  # so that server_close waits for all of them
 
-    def __init__(self, vault: Vault, chain: Path) -> None:
+    def __init__(self, vault: Vault, certificate: trustme.LeafCert) -> None:
         self.vault = vault
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(chain)
+        certificate.configure_cert(self._context)
         self._open: set[socket.socket] = set()
         super().__init__((HOST, 0), _Handler)
 
@@ -378,48 +376,8 @@ def _decoded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
-
-
-def _builder(subject: str, issuer: str, key: Any) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
-        x509.CertificateBuilder()
-        .subject_name(_name(subject))
-        .issuer_name(_name(issuer))
-        .public_key(key)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=2))
-    )
-
-
-def _pem(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
-    return key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
-def _certify(ca_file: Path, chain: Path) -> None:
-    """Makes an authority, and a certificate by it for 127.0.0.1 with its key."""
-    authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    root = (
-        _builder("loopback authority", "loopback authority", authority.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(authority, hashes.SHA256())
-    )
-    leaf = (
-        _builder(HOST, "loopback authority", server.public_key())
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))]), critical=False)
-        .sign(authority, hashes.SHA256())
-    )
-    ca_file.write_bytes(root.public_bytes(serialization.Encoding.PEM))
-    chain.write_bytes(leaf.public_bytes(serialization.Encoding.PEM) + _pem(server))
-
-
 def client_certificate() -> tuple[x509.Certificate, str]:
-    """A self-signed certificate to log in with, and the PEM text of it and its key."""
-    key = rsa.generate_private_key(65537, 2048)
-    made = _builder("client", "client", key.public_key()).sign(key, hashes.SHA256())
-    return made, (_pem(key) + made.public_bytes(serialization.Encoding.PEM)).decode()
+    """Return a self-signed certificate for logins, and the PEM text of its key and of itself."""
+    made = trustme.CA(key_type=trustme.KeyType.RSA)  # logins by certificate are signed with RSA
+    certificate = made.cert_pem.bytes()
+    return x509.load_pem_x509_certificate(certificate), (made.private_key_pem.bytes() + certificate).decode()
