@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Final
 
 from airflow_sftp_backend.backend import RetryPolicy, Secret
@@ -146,6 +145,8 @@ class KeyVaultClient(ForkAware):
     def _request_with_retries(
         self, state: _ProcessState, reference: SecretReference, identity: AzureIdentity
     ) -> Secret:
+        # Not by azure-core's RetryPolicy: it waits for any time that Retry-After names, retries at once after the first
+        # failure, and does not retry if the login is throttled.
         attempt = 0
         while True:
             attempt += 1
@@ -188,7 +189,7 @@ class KeyVaultClient(ForkAware):
             if isinstance(error, ClientAuthenticationError):  # MSAL caches the refusal: use a new client
                 with state.lock:
                     state.clients.pop((identity, reference.url), None)
-            pause = _retry_after(error, self._clock()) if isinstance(error, HttpResponseError) else None
+            pause = _retry_after(error) if isinstance(error, HttpResponseError) else None
             if pause is not None and pause > MAX_PAUSE:
                 message = f"{message} The requested pause is {pause:.0f} s."
             return KeyVaultError(reason, message, reference.described), pause
@@ -240,13 +241,15 @@ def _format_date(seconds: float) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _retry_after(error: HttpResponseError, now: float) -> float | None:
+def _retry_after(error: HttpResponseError) -> float | None:
     """Parse the Retry-After header, seconds or a date, as seconds (RFC 9110 section 10.2.3)."""
+    from azure.core.pipeline import policies
+
     # Not every response type of the SDK declares headers.
     headers: Mapping[str, str] = getattr(error.response, "headers", None) or {}
     if not (value := headers.get("Retry-After")):
         return None
     try:
-        return max(0.0, float(value) if value.strip().isdecimal() else parsedate_to_datetime(value).timestamp() - now)
+        return policies.RetryPolicy().parse_retry_after(value)
     except ValueError:
         return None

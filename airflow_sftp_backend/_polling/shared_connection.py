@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 
 _BATCH_WINDOW = 0.05
 """Seconds by which a batch waits for other requests."""
-_MAX_BACKOFF = 300.0
-"""Maximum of the seconds between two attempts to reach the server."""
+_BACKOFF = RetryPolicy(backoff_base=2.0, backoff_max=300.0, jitter=0)
+"""Longest pauses between two attempts to reach the server."""
 
 _MAX_LOST_CONNECTIONS = 3
 """Directories that may cost a connection each in one batch; the next batch polls the others."""
@@ -210,8 +210,8 @@ class SharedConnection:
                     await self._poll_requests(remaining)
             except BackendUnavailable:
                 self._failures += 1
-                backoff = min(_MAX_BACKOFF, 2.0 ** min(self._failures, 10))
-                self._backoff_until = self._loop.time() + backoff * random.uniform(0.5, 1.0)  # noqa: S311
+                pause = _BACKOFF.pause(self._failures, 0.0) * random.uniform(0.5, 1.0)  # noqa: S311
+                self._backoff_until = self._loop.time() + pause
                 raise
             self._failures = 0
 

@@ -22,6 +22,7 @@ from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups
 from airflow_sftp_backend.backend._writes.cleanup import list_temps, remove_stale_temps, roll_back
 from airflow_sftp_backend.backend._writes.write_target import ResumeState, WriteTarget
+from airflow_sftp_backend.backend.config import RetryPolicy
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, SFTPBackendError
 
 from .path_resolver import with_path_in_errors
@@ -31,6 +32,7 @@ S = TypeVar("S")
 logger = logging.getLogger(__name__)
 
 _MAX_FRUITLESS_CONNECTIONS: Final = 3  # new connections in turn that are lost without progress
+_FRUITLESS_BACKOFF: Final = RetryPolicy(jitter=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,7 @@ def resume_lost(
         first_failure = outcomes[lost_indexes[0]]
         logger.warning("%s; resuming over a new connection after %d bytes", first_failure, transferred)
         if fruitless:  # the server accepts connections and drops them, as while it shuts down
-            session.pause(2.0 ** (fruitless - 1))
+            session.pause(_FRUITLESS_BACKOFF.pause(fruitless, 0.0))
         try:
             retried = session.call(partial(retry, [items[index] for index in lost_indexes]), reconnecting=True)
         except BackendUnavailable as error:
