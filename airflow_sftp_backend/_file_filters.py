@@ -1,4 +1,4 @@
-"""Decide which of the files that a directory or a pattern finds are meant: ``include`` and ``exclude``."""
+"""Filter the files of a directory or pattern with ``include`` and ``exclude``."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from ._arguments import InvalidArgument
 from .backend._patterns import name_matcher
 
 TEMPORARY_NAMES = (".*", "*.part", "*.partial", "*.filepart", "*.tmp", "*.temp", "*.crdownload")
-"""Names that programs give to files while they write them."""
+"""Names that programs give to unfinished files."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileFilters:
-    """Globs of names, not of paths.
+    """Filter files by globs of names, not of paths.
 
-    :param include: a file counts only if its name matches one of these; empty: any file.
-    :param exclude: a file does not count if its name matches one of these, or that of a directory which a wildcard of
-        the pattern leads into.
+    :ivar include: globs of file names that count; empty: all files count
+    :ivar exclude: globs of names that do not count, of files and of directories that a wildcard matched
     """
 
     include: tuple[str, ...] = ()
@@ -28,9 +27,13 @@ class FileFilters:
         return bool(self.include or self.exclude)
 
     def accepting(self, patterns: Iterable[str]) -> Callable[[str], bool]:
-        """Return the predicate for paths that ``patterns`` found.
+        """Return the predicate for the files of patterns.
 
-        A directory that a pattern names is not excluded: ``.spool/*`` finds files although ``.*`` is excluded.
+        A directory that a pattern names literally is not excluded: ``.spool/*`` finds files although ``.*`` is
+        excluded.
+
+        :param patterns: the patterns that found the files
+        :returns: the predicate for paths
         """
         included = name_matcher(*self.include) if self.include else None
         excluded = name_matcher(*self.exclude)
@@ -51,9 +54,12 @@ class FileFilters:
 
 
 def parse_globs(value: object, argument: str) -> tuple[str, ...]:
-    """Parse the value of ``include`` or ``exclude``: a text, a list of texts, or None.
+    """Parse the value of ``include`` or ``exclude``.
 
-    :raises InvalidArgument: for anything else, for an empty text, and for a path: filters match names.
+    :param value: a text, a list of texts, or None
+    :param argument: name of the argument
+    :returns: the globs
+    :raises InvalidArgument: for other types, an empty text, and a path, because filters match names
     """
     globs: Sequence[object]
     if value is None:
@@ -63,12 +69,12 @@ def parse_globs(value: object, argument: str) -> tuple[str, ...]:
     elif isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
         globs = value
     else:
-        raise InvalidArgument(f"{argument} is of type {type(value).__name__}; expected a glob, or a list of globs")
+        raise InvalidArgument(f"{argument} has type {type(value).__name__}; expected a glob or a list of globs")
     for item in globs:
         if not isinstance(item, str):
-            raise InvalidArgument(f"{argument} has a {type(item).__name__} in it; expected a glob, or a list of globs")
-        if not item or "/" in item:
             raise InvalidArgument(
-                f"{argument} has {item!r} in it; expected a glob of names, such as *.tmp, without '/'"
+                f"{argument} contains type {type(item).__name__}; expected a glob, or a list of globs"
             )
+        if not item or "/" in item:
+            raise InvalidArgument(f"{argument} contains {item!r}; expected a glob of names, such as *.tmp, without '/'")
     return tuple(str(item) for item in globs)

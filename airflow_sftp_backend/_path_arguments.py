@@ -1,7 +1,7 @@
-"""Parse the arguments that select files: names, always literal, or patterns. Text in, values out, no I/O.
+"""Parse the arguments that select files: literal names, or patterns. No I/O.
 
-A name is a text, a `FileInfo`, a row of another task (a mapping with ``path``), a list of these, or a text that is a
-JSON list of rows. The argument alone decides what is meant, never what exists at the other end.
+A name is a text, a `FileInfo`, a row of another task (a mapping with ``path``), a list of these, or a text with a JSON
+list of rows. The argument alone decides its meaning, never the existing files.
 """
 
 from __future__ import annotations
@@ -33,21 +33,25 @@ End: TypeAlias = Literal["server", "local"]
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _OBJECT_AS_TEXT = re.compile(r"<.* object .*at 0x[0-9a-f]+>|Lazy\w+\(.*\)", re.DOTALL)
 PLACEHOLDER = re.compile(r"\{(\w*)\}")
-"""A word in braces, which stands for something else."""
+"""A word in braces, to be replaced."""
 _EXPECTED = "a text, a row (a mapping with 'path'), or a list of these"
 _REMEDY = (
-    "Pass a task's output as it is, source=wait.output; in a template write {{ ... | tojson }}, or give the DAG"
-    " render_template_as_native_obj=True. A file of such a name is passed as a row, {'path': ...}"
+    "Pass a task's output unchanged, as source=wait.output; in a template write {{ ... | tojson }}, or set"
+    " render_template_as_native_obj=True for the DAG. Pass a file with such a name as a row, {'path': ...}"
 )
 _NATIVE_REMEDY = (
-    "Native rendering of templates makes numbers, lists and sets of texts. Pass a task's output as it is,"
+    "Native rendering of templates converts texts to numbers, lists and sets. Pass a task's output unchanged, as"
     " source=wait.output, or a row, {'path': ...}"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """One path, literal. ``is_directory`` means what the directory holds: a text that ended with ``/``."""
+    """Hold one literal path.
+
+    :ivar path: the path
+    :ivar is_directory: True for a text that ended with ``/``, which selects the files below the directory
+    """
 
     path: str
     is_directory: bool = False
@@ -55,9 +59,11 @@ class Name:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The files that a task is to work on: ``names``, or ``patterns``.
+    """Hold the names or patterns that select a task's files.
 
-    ``is_single`` is True for one name that was not in a list and is no directory.
+    :ivar names: literal names
+    :ivar patterns: globs
+    :ivar is_single: True for one file name outside a list
     """
 
     names: tuple[Name, ...] = ()
@@ -71,44 +77,51 @@ class Selection:
 
     @property
     def searches(self) -> bool:
-        """Return True if a directory or a pattern is among them, so that filters have something to filter."""
+        """True if the selection has a directory or a pattern, so that filters apply."""
         return bool(self.patterns) or any(name.is_directory for name in self.names)
 
 
 def require_one(names: object, patterns: object, argument: str) -> None:
-    """Check, where the DAG is written, that either names or patterns are specified.
+    """Check that either names or patterns are specified, when the DAG is parsed.
 
-    :param argument: what the names are called: ``source`` or ``path``.
-    :raises InvalidArgument: if both are given, or neither. None counts as not given.
+    :param names: the value of the argument for names; None means not specified
+    :param patterns: the value of ``pattern``; None means not specified
+    :param argument: name of the argument for names, ``source`` or ``path``
+    :raises InvalidArgument: if both or neither are specified
     """
     if (names is None) == (patterns is None):
-        state = "neither was" if names is None else "both were"
+        state = "neither" if names is None else "both"
         raise InvalidArgument(
-            f"specify exactly one of {argument} and pattern: {state} given. {argument} takes names, always literally;"
-            " pattern takes globs"
+            f"specify exactly one of {argument} and pattern, not {state}: {argument} takes literal names, pattern takes"
+            " globs"
         )
 
 
 def parse_names(value: object, argument: str, *, end: End = "server", none_ok: bool = False) -> Selection:
-    """Parse names, once the templates are rendered.
+    """Parse names after the templates are rendered.
 
-    :param argument: what the names are called: ``source`` or ``path``.
-    :param end: ``local`` if the names are of this machine or URLs: of a download's row its ``target`` is meant then.
-    :param none_ok: an empty list is no error.
-    :raises InvalidArgument: for what is empty or None, for a list that a template made a text of, and for what is
-        neither text nor row nor list.
+    :param value: the value of the argument
+    :param argument: name of the argument, ``source`` or ``path``
+    :param end: ``local`` for local paths and URLs; the row of a download then stands for its ``target``
+    :param none_ok: accept an empty list
+    :returns: the names
+    :raises InvalidArgument: for an empty value or None, for a list that a template converted to text, and for other
+        types
     """
     names = list(_iter_names(value, argument, end))
     if not names and not none_ok:
-        raise InvalidArgument(f"{argument} is empty: a list without a name. {_empty_hint(argument)}")
+        raise InvalidArgument(f"{argument} is an empty list. {_empty_hint(argument)}")
     is_single = _is_single(value) and len(names) == 1 and not names[0].is_directory
     return Selection(names=tuple(dict.fromkeys(names)), is_single=is_single)
 
 
 def parse_patterns(value: object, argument: str = "pattern") -> Selection:
-    """Parse globs: a text, or a list of texts, once the templates are rendered.
+    """Parse globs after the templates are rendered.
 
-    :raises InvalidArgument: for what is empty or no text, for NUL, and for a pattern that ends with ``/``.
+    :param value: a text, or a list of texts
+    :param argument: name of the argument
+    :returns: the patterns
+    :raises InvalidArgument: for an empty value, a value other than text, NUL, and a pattern that ends with ``/``
     """
     with shield_from_kill():
         items = [value] if not _is_list(value) else list(_iterate(value))
@@ -118,20 +131,23 @@ def parse_patterns(value: object, argument: str = "pattern") -> Selection:
             _refuse_nul(item, argument)
             if item.endswith("/"):
                 raise InvalidArgument(
-                    f"{argument} {item!r} matches directories, not files; for the files in them write {item + '**'!r}"
+                    f"{argument} {item!r} matches directories, not files; to match their files, write {item + '**'!r}"
                 )
         else:
             raise _type_error(item, argument, "a text or a list of texts")
     if not items:
-        raise InvalidArgument(f"{argument} is empty: a list without a pattern. {_empty_hint(argument)}")
+        raise InvalidArgument(f"{argument} is an empty list. {_empty_hint(argument)}")
     return Selection(patterns=tuple(dict.fromkeys(str(item) for item in items)))
 
 
 def parse_target(value: object, argument: str = "target", *, end: End = "server") -> str:
-    """Parse the one path that a task writes to, literally; a text that ends with ``/`` is a directory.
+    """Parse the literal path of a target; a text that ends with ``/`` is a directory.
 
-    :param end: ``local`` if the path is of this machine, which ``file://`` may begin, or a URL.
-    :raises InvalidArgument: for what is empty or no text, and for NUL.
+    :param value: the value of the argument
+    :param argument: name of the argument
+    :param end: ``local`` for a local path, with or without ``file://``, or a URL
+    :returns: the path
+    :raises InvalidArgument: for an empty value, a value other than text, and NUL
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
@@ -143,10 +159,12 @@ def parse_target(value: object, argument: str = "target", *, end: End = "server"
 
 
 def check_relative(path: str, base_path: str, argument: str) -> None:
-    """Refuse a path that begins with ``/`` and the base path: it may be meant below the base path or below the root.
+    """Refuse a path that repeats the base path after ``/``: it may be meant below the base path or below the root.
 
-    :param base_path: the connection's, as the server is sent it.
-    :raises InvalidPath: names both readings.
+    :param path: the path
+    :param base_path: the connection's base path, as sent to the server
+    :param argument: name of the argument
+    :raises InvalidPath: for an ambiguous path; the text names both spellings
     """
     base = base_path.strip("/")
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
@@ -160,21 +178,28 @@ def check_relative(path: str, base_path: str, argument: str) -> None:
         return
     from_root, relative = "/".join(segments), "/".join(segments[len(base_segments) :])
     raise InvalidPath(
-        f"{argument} begins with the base path of the connection, {base_path}, and is relative to it: write"
-        f" {relative or '/'!r} for /{from_root}, or {from_root!r} for {base_path}/{from_root}",
+        f"{argument} begins with the base path of the connection, {base_path}, but paths are relative to the base path:"
+        f" write {relative or '/'!r} for /{from_root}, or {from_root!r} for {base_path}/{from_root}",
         path=path,
     )
 
 
 def literal_hint(path: str) -> str:
-    """Return the hint for a name that does not exist: ``pattern=``, if its characters suggest a pattern."""
-    return "; names are literal: a glob is passed as pattern=" if has_wildcard(path) else ""
+    """Return a hint at ``pattern=`` for a missing name with wildcard characters; "" for other names.
+
+    :param path: the missing name
+    :returns: the hint
+    """
+    return "; names are literal, pass globs as pattern=" if has_wildcard(path) else ""
 
 
 def split_pattern(pattern: str) -> tuple[str, str]:
-    """Split a pattern into the directory before its first wildcard, as a name, and the pattern below that directory.
+    """Split a pattern into the literal directory before the first wildcard, and the pattern below the directory.
 
-    A segment that `glob.escape` wrote has no wildcard.
+    A segment written by `glob.escape` has no wildcard.
+
+    :param pattern: the pattern
+    :returns: the directory as a name, and the remaining pattern
     """
     *directories, _ = segments = pattern.split("/")
     literal: list[str] = []
@@ -187,7 +212,11 @@ def split_pattern(pattern: str) -> tuple[str, str]:
 
 
 def everything_in(directory: str) -> str:
-    """Return the pattern of all files below a directory, at any depth; ``""`` and ``/`` are the base path."""
+    """Return the pattern of all files below a directory, at any depth.
+
+    :param directory: the directory; ``""`` and ``/`` are the base path
+    :returns: the pattern
+    """
     return f"{glob.escape(directory.rstrip('/'))}/**"
 
 
@@ -200,7 +229,7 @@ def _iter_names(value: object, argument: str, end: End) -> Iterator[Name]:
     if not _is_list(value):
         yield _name(value, argument, end)
         return
-    with shield_from_kill():  # each item of a mapped task's output is a request to Airflow
+    with shield_from_kill():  # iterating over a mapped task's output sends requests to Airflow
         items = list(_flattened(value))
     for item in items:
         yield _name(item, argument, end)
@@ -221,7 +250,7 @@ def _iterate(value: object) -> Iterator[object]:
 
 
 def _is_list(value: object) -> bool:
-    # a set is no list: native Jinja makes one of a text in braces
+    # A set does not count as a list: native Jinja converts a text in braces to a set.
     return isinstance(value, Sequence | Iterator) and not isinstance(value, str | bytes | bytearray | memoryview)
 
 
@@ -245,32 +274,32 @@ def _name(value: object, argument: str, end: End) -> Name:
 
 
 def _path_of_row(row: Mapping[object, object], argument: str, end: End) -> str:
-    # the row of a download: what is local is its target
+    # In the row of a download, "path" is on the server, and "target" is the local file.
     path = row.get("path")
     if end == "local" and "action" in row and isinstance(row.get("target"), str):
         path = row["target"]
     if not isinstance(path, str) or not path:
-        raise InvalidArgument(f"{argument} has a mapping without a text as 'path'. Expected {_EXPECTED}")
+        raise InvalidArgument(f"{argument} contains a mapping without a text 'path'; expected {_EXPECTED}")
     return _join_surrogates(path)
 
 
 def _check_rendered(text: str, argument: str) -> None:
-    """Refuse what a template renders to that found nothing, or that was meant to be a list."""
+    """Refuse the texts that a template renders for a missing value, or for a list without ``tojson``."""
     if not text.strip():
         raise InvalidArgument(f"{argument} is empty. {_empty_hint(argument)}")
     if text == "None":
         raise InvalidArgument(f"{argument} is the text 'None'. {_empty_hint(argument)}")
     if _OBJECT_AS_TEXT.fullmatch(text):
-        raise InvalidArgument(f"{argument} is an object that a template made a text of: {_shorten(text)}. {_REMEDY}")
+        raise InvalidArgument(f"{argument} is an object that a template converted to text: {_shorten(text)}. {_REMEDY}")
 
 
 def _refuse_nul(text: str, argument: str) -> None:
     if "\0" in text:
-        raise InvalidArgument(f"{argument} has a NUL character in it: {text!r}")
+        raise InvalidArgument(f"{argument} contains a NUL character: {text!r}")
 
 
 def _empty_hint(argument: str) -> str:
-    return f"If {argument} is a template or a task's output, that is what it rendered to: check what the task returned"
+    return f"If {argument} is a template or a task's output, check the task's result"
 
 
 def _type_error(value: object, argument: str, expected: str) -> InvalidArgument:
@@ -288,7 +317,7 @@ def _shorten(value: object) -> str:
 
 
 def _join_surrogates(text: str) -> str:
-    """Join the halves of a character: native Jinja reads the JSON escape of an emoji as two."""
+    """Join surrogate pairs: native Jinja reads the JSON escape of an emoji as two characters."""
     if text.isascii():
         return text
     return _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
@@ -298,18 +327,18 @@ def _join_surrogates(text: str) -> str:
 
 
 def _rows_from_json(text: str, argument: str) -> list[object] | None:
-    """Return the rows of a text that is a JSON list of rows; None for a name.
+    """Return the rows of a text with a JSON list of rows; None for a name.
 
-    :raises InvalidArgument: for a list of anything else: taken for a name, it would name no file.
+    :raises InvalidArgument: for any other list, because no file has such a name
     """
     rows = _parse_json_rows(text)
     if rows is None and _is_python_list(text):
-        raise InvalidArgument(f"{argument} is a list that a template made a text of: {_shorten(text)}. {_REMEDY}")
+        raise InvalidArgument(f"{argument} is a list that a template converted to text: {_shorten(text)}. {_REMEDY}")
     return rows
 
 
 def _parse_json_rows(text: str) -> list[object] | None:
-    """Return the rows of a JSON list of rows, which may be empty."""
+    """Return the rows of a text with a JSON list of rows, possibly empty; None for other texts."""
     if not text.lstrip().startswith("["):
         return None
     try:
@@ -320,14 +349,14 @@ def _parse_json_rows(text: str) -> list[object] | None:
 
 
 def _is_rows(items: list[object]) -> bool:
-    """Return True for a list of rows, or of such lists: the output of a mapped task."""
+    """Tell whether all items are rows, or lists of rows as from a mapped task."""
     return all(
         _is_rows(item) if isinstance(item, list) else isinstance(item, dict) and "path" in item for item in items
     )
 
 
 def _is_python_list(text: str) -> bool:
-    """Return True for a text that stands for a list of texts or mappings, or for one mapping."""
+    """Tell whether a text represents a list of texts or mappings, or one row."""
     if text.strip()[:1] not in ("[", "(", "{"):
         return False
     try:
@@ -347,8 +376,13 @@ def _is_python_list(text: str) -> bool:
 
 
 def directory_error(path: str, cause: InvalidPath | None = None) -> InvalidPath:
-    """Return the failure for a name that is a directory's; ``cause`` is what the server's look at it raised."""
-    error = InvalidPath("it is a directory; end its name with '/' if what it holds is meant", path=path)
+    """Return the error for a file name that belongs to a directory.
+
+    :param path: the name
+    :param cause: the error of the server, None for a local directory
+    :returns: the error
+    """
+    error = InvalidPath("the path is a directory; to select its files, end the path with '/'", path=path)
     if cause is not None:
         error.server, error.native_path = cause.server, cause.native_path
     return error

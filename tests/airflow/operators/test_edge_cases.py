@@ -56,7 +56,7 @@ def test_a_pattern_ending_with_a_slash_matches_no_files(remote: Path) -> None:
 @pytest.mark.parametrize("operator", [delete("deep", missing_ok=True), move("deep", "there", missing_ok=True)])
 def test_a_directory_without_a_trailing_slash_is_not_reported_missing(remote: Path, operator: BaseOperator) -> None:
     write_files(remote, {"deep/a": b"1"})
-    with pytest.raises(AirflowFailException, match="it is a directory; end its name with '/'"):
+    with pytest.raises(AirflowFailException, match="the path is a directory; to select its files"):
         run(operator)
     assert sorted(read_files(remote)) == ["deep/a"]
 
@@ -281,7 +281,7 @@ def test_one_failed_move_or_deletion_does_not_stop_two_hundred_others(remote: Pa
     assert [type(error) for error in file_errors(caught.value)] == [AlreadyExists]
     assert read_files(remote) == {f"done/{name}": b"1" for name in names} | {"100.csv": b"1", "done/100.csv": b"old"}
     (remote / "folder").mkdir()
-    with pytest.raises(AirflowFailException, match="1 of 201 files failed:\n- it is a directory"):
+    with pytest.raises(AirflowFailException, match="1 of 201 files failed:\n- the path is a directory"):
         run(delete(["done/", "folder"]))
     assert read_files(remote) == {"100.csv": b"1"}
 

@@ -108,7 +108,7 @@ def test_a_text_is_a_literal_name_and_never_a_pattern(remote: Path, name: str) -
 @pytest.mark.parametrize("make", [delete, lambda name: move(name, "out/"), lambda name: download(name, "/nowhere/")])
 def test_a_name_that_does_not_exist_is_missing_with_a_hint(remote: Path, name: str, make: Any) -> None:
     write_files(remote, {"report1.csv": b"", "x": b""})
-    with pytest.raises(NotFound, match="no such file; names are literal: a glob is passed as pattern="):
+    with pytest.raises(NotFound, match="no such file; names are literal, pass globs as pattern="):
         run(make(name))
     assert sorted(read_files(remote)) == ["report1.csv", "x"]
 
@@ -212,7 +212,7 @@ def test_rows_mean_the_same_however_a_template_renders_them(remote: Path, templa
     operator = rendered(template, native=native, values=values)
     became_text = not native and isinstance(template, str) and "tojson" not in template and "text" not in template
     if became_text:
-        with pytest.raises(AirflowFailException, match=r"source is (a list|an object) that a template made a text of"):
+        with pytest.raises(AirflowFailException, match=r"source is (a list|an object) that a template converted"):
             run(operator)
         assert sorted(read_files(remote)) == sorted([*PATHS, "in/report1.csv"])
     else:

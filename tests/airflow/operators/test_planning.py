@@ -126,9 +126,9 @@ def test_local_names_are_always_literal(tmp_path: Path) -> None:
     assert sent(f"{tmp_path}/[a]", "t") == [TransferItem(f"{tmp_path}/[a]", "t", 0)]
     assert [step.target for step in sent(f"{tmp_path}/x[y]/", "t/")] == ["t/b"]
     for name in ("[ab]", "?", "*", "[x]", "x*/"):
-        with pytest.raises(FileNotFoundError, match="a glob is passed as pattern="):
+        with pytest.raises(FileNotFoundError, match="pass globs as pattern="):
             sent(f"{tmp_path}/{name}", "t")
-    with pytest.raises(InvalidPath, match="it is a directory; end its name with '/'"):
+    with pytest.raises(InvalidPath, match="the path is a directory; to select its files"):
         sent(f"{tmp_path}/xy", "t")
 
 

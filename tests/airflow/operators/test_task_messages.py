@@ -95,7 +95,7 @@ def test_an_expected_failure_has_no_traceback_into_the_backend(remote: Path, tmp
 @pytest.mark.parametrize("make", [lambda name: download(name, "/nowhere/"), lambda name: move(name, "t/"), delete])
 def test_a_missing_trailing_slash_is_explained_and_not_retried(remote: Path, make: Any) -> None:
     write_files(remote, {"inbox/a": b""})
-    with pytest.raises(AirflowFailException, match="it is a directory; end its name with '/' if what it holds is"):
+    with pytest.raises(AirflowFailException, match="the path is a directory; to select its files, end the path"):
         run(make("inbox"))
     assert read_files(remote) == {"inbox/a": b""}
 

@@ -438,7 +438,7 @@ def test_a_refusal_in_a_batch_reaches_only_its_own_poll(openssh: OpenSSHServer, 
     assert [event["status"] for event in (a_folder, plain, pattern, bad, same)] == [
         "failed", "found", "found", "failed", "found",
     ]  # fmt: skip
-    assert "it is a directory" in a_folder["message"]
+    assert "the path is a directory" in a_folder["message"]
     assert "'..'" in bad["message"]
     assert plain["files"] == pattern["files"] == same["files"]
 

@@ -194,7 +194,7 @@ NON_RETRYABLE_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "wrong host key": ({}, {"known_host_keys": "SHA256:" + "A" * 43}, "SHA256:"),
     "wrong extra": ({}, {"io_timeout": "soon"}, "io_timeout"),
-    "a folder": ({"path": "folder"}, {}, "it is a directory; end its name with '/'"),
+    "a folder": ({"path": "folder"}, {}, "the path is a directory; to select its files"),
     "a path that climbs": ({"path": None, "pattern": "../*"}, {}, "must not contain"),
     "an empty path": ({"path": [" "]}, {}, "path is empty"),
     "a time without zone": ({"newer_than": "2026-01-31T06:00:00"}, {}, "needs a time zone"),
@@ -255,7 +255,7 @@ def _refuses_login(server: Denies, _: Path) -> None:
 
 
 LATER: dict[str, tuple[Callable[[Denies, Path], object], str]] = {
-    "a folder": (lambda _, folder: (folder / "a").mkdir(), "it is a directory"),
+    "a folder": (lambda _, folder: (folder / "a").mkdir(), "the path is a directory"),
     "denied": (lambda server, _: setattr(server, "denies", True), "denied"),
     "login refused": (_refuses_login, "does not let 'tester' in"),
 }
