@@ -1,4 +1,4 @@
-"""Stop a task that Airflow kills: which blocks may be interrupted, and what finishes first."""
+"""Stop a task that Airflow kills: interrupt some blocks, and let others finish first."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from contextlib import contextmanager
 from typing import Final, Protocol
 
 _KILL_GRACE_SECONDS: Final = 1.5
-"""Seconds a task that is killed has to end its conversation with the server."""
+"""Seconds in which a killed task must end its conversation with the server."""
 
 
 class TaskKilled(BaseException):
-    """The task was killed in the middle of its work.
+    """Report that the task was killed during its work.
 
-    Not an Exception, as KeyboardInterrupt is not: no handler may take it for a failure and retry.
+    Like KeyboardInterrupt, the class is not an Exception, so that no handler treats a kill as a failure and retries.
     """
 
 
 class Abortable(Protocol):
-    """An object that talks to a server, such as the hook."""
+    """Abort a conversation with a server; the hook is an example."""
 
     def abort_within(self, seconds: float) -> None:
-        """End the conversation with the server within a time. Takes no lock.
+        """Abort the conversation after a grace period, without taking a lock.
 
-        :param seconds: the time.
+        :param seconds: time for the calls in progress to clean up
         """
 
 
 class CancellableTask:
-    """Stop a task at once when Airflow kills it; a mixin of operators and sensors."""
+    """Stop a task at once when Airflow kills the task; a mixin of operators and sensors."""
 
     _is_cancellable = False
     _killed = False
@@ -37,10 +37,10 @@ class CancellableTask:
 
     @contextmanager
     def cancellable(self, abortable: Abortable) -> Iterator[None]:
-        """Let `on_kill` interrupt a block: the hook's requests to a key vault and to the server.
+        """Let `on_kill` interrupt a block with requests to a key vault and to the server.
 
-        :param abortable: the hook.
-        :raises TaskKilled: in the block, when the task is killed.
+        :param abortable: the object to abort
+        :raises TaskKilled: if the task is killed in the block
         """
         try:
             self._abortable, _current.task = abortable, self
@@ -53,7 +53,7 @@ class CancellableTask:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Finish a block within `cancellable` before the task is interrupted, see `shield_from_kill`."""
+        """Delay an interruption until the end of a block within `cancellable`, see `shield_from_kill`."""
         was_cancellable, self._is_cancellable = self._is_cancellable, False
         try:
             yield
@@ -63,11 +63,11 @@ class CancellableTask:
                 self._raise_if_killed()
 
     def on_kill(self) -> None:
-        """Interrupt the work, within 1.5 s even if the server is silent.
+        """Interrupt the work within 1.5 s, even if the server is silent.
 
-        In this time the task leaves what the next attempt can resume, removes other partial files, and disconnects.
+        In this time the task keeps partial files that the next attempt can resume, removes others, and disconnects.
         """
-        if self._killed:  # a second signal would break off what the first one began
+        if self._killed:  # a second signal must not interrupt the cleanup of the first one
             return
         self._killed = True
         if self._abortable is not None:
@@ -81,7 +81,7 @@ class CancellableTask:
 
 
 class _CurrentTask(threading.local):
-    """The task of this thread: signals are handled in the task's thread only."""
+    """Hold the cancellable task of this thread; Python handles signals in the task's thread only."""
 
     task: CancellableTask | None = None
 
@@ -91,9 +91,9 @@ _current: Final = _CurrentTask()
 
 @contextmanager
 def shield_from_kill() -> Iterator[None]:
-    """Delay the interruption of the thread's task until this block ends.
+    """Delay the interruption of the thread's task until the end of this block.
 
-    For requests to Airflow: half a message would stay on its socket.
+    Use the block for requests to Airflow, so that no half-written message stays on Airflow's socket.
     """
     task = _current.task
     if task is None:

@@ -1,6 +1,6 @@
-"""Reads and writes the state store of a task instance, which Airflow has from 3.3.
+"""Read and write the state store of a task instance (Airflow 3.3 or later).
 
-`RowTable` keeps rows of any number in pieces: the store is made for small values (64 KiB).
+The store is made for small values (64 KiB). `RowTable` splits any number of rows into chunks of that size.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ log = logging.getLogger(__name__)
 Endpoints = tuple[str, str]
 """Source and target of a file."""
 _ROWS_PER_CHUNK: Final = 200
-"""Rows in one value of the store: some 40 KiB."""
+"""Rows in one value of the store, about 40 KiB."""
 _MAX_CHUNKS: Final = 100
 
 
 def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
-    """Return the value of a key: a JSON object, empty if there is none.
+    """Return the JSON object under a key; an empty object if the key is missing.
 
-    :param store: that of `task_state_store`.
-    :param key: its key.
-    :returns: the object; anything else was not written by this package, and counts as empty.
-    :raises Exception: whatever Airflow, or the deployment's own state store backend, raises.
+    :param store: the store of `task_state_store`
+    :param key: the key
+    :returns: the object; other values were not written by this package and count as empty
+    :raises Exception: any error of Airflow or of the deployment's state store backend
     """
     with shield_from_kill():
         value = store.get(key)
@@ -39,12 +39,12 @@ def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
 
 
 def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> dict[str, Any] | None:
-    """Return the value of a key as `load` does; None, with a warning, if Airflow does not return it.
+    """Return the object under a key as `load` does, or log why Airflow cannot return it.
 
-    :param store: that of `task_state_store`.
-    :param key: its key.
-    :param purpose: what the task cannot do without it, for the log.
-    :returns: the object.
+    :param store: the store of `task_state_store`
+    :param key: the key
+    :param purpose: verb phrase for the log: "the task cannot <purpose>"
+    :returns: the object; None after an error
     """
     try:
         return load(store, key)
@@ -54,32 +54,32 @@ def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> d
 
 
 def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str) -> bool:
-    """Write the value of a key, or log why Airflow did not keep it.
+    """Write the object under a key, or log why Airflow cannot store it.
 
-    :param store: that of `task_state_store`.
-    :param key: its key.
-    :param value: plain JSON: lists, not tuples, which the SDK's message refuses.
-    :param purpose: what the next attempt cannot do without it, for the log.
-    :returns: True if Airflow has it.
+    :param store: the store of `task_state_store`
+    :param key: the key
+    :param value: plain JSON: lists, not tuples, because the SDK's message refuses tuples
+    :param purpose: verb phrase for the log: "the task cannot <purpose>"
+    :returns: True if Airflow stored the object
     """
     try:
         with shield_from_kill():
             store.set(key, value)
     except Exception as error:
-        # Whatever is raised here must not replace the outcome of the task, whose files are already transferred.
+        # An error must not replace the outcome of the task: the files are already transferred.
         log.warning("cannot write %r to the task's state store, so the next attempt cannot %s: %s", key, purpose, error)
         return False
     return True
 
 
 class RowTable:
-    """Rows that the next attempt of the task instance finds again, one for a source and a target.
+    """Keep rows for the next attempt of the task instance, one row for each source and target.
 
-    :param store: that of `task_state_store`; None before Airflow 3.3, where nothing is kept.
-    :param name: the first word of the store's keys.
-    :param scope: rows that were written under another scope do not count.
-    :param purpose: what the next attempt cannot do without the rows, for the log.
-    :param read: whether an earlier attempt may have written rows.
+    :param store: the store of `task_state_store`; None before Airflow 3.3, then nothing is kept
+    :param name: first word of the store's keys
+    :param scope: name of the server or upload; rows of another scope do not count
+    :param purpose: verb phrase for the log: "the next attempt cannot <purpose>"
+    :param read: whether an earlier attempt may have written rows
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class RowTable:
 
     @property
     def is_persistent(self) -> bool:
-        """True if there is a store to keep the rows in."""
+        """True if a store keeps the rows."""
         return self._store is not None
 
     @cached_property
@@ -109,22 +109,27 @@ class RowTable:
 
     @property
     def rows(self) -> dict[Endpoints, list[Any]]:
-        """Return the values of each row. Raises what `load` raises."""
+        """All rows by source and target; reading raises the errors of `load`."""
         return {endpoints: values for chunk in self._chunks for endpoints, values in chunk.items()}
 
     def get(self, endpoints: Endpoints) -> list[Any] | None:
-        """Return the values of a row, None if there is none."""
+        """Return the values of a row.
+
+        :param endpoints: source and target
+        :returns: the values; None if there is no row
+        :raises Exception: the errors of `load`
+        """
         return next((chunk[endpoints] for chunk in self._chunks if endpoints in chunk), None)
 
     def put(
         self, rows: Mapping[Endpoints, list[Any]], removed: Iterable[Endpoints] = (), *, insist: bool = True
     ) -> None:
-        """Write rows and remove others, with one write for some hundred rows.
+        """Write and remove rows, with one request for each changed chunk.
 
-        :param rows: plain JSON values; a row that exists is replaced.
-        :param removed: rows to remove.
-        :param insist: False writes nothing if an earlier write has failed: an API server that is away would hold up
-            the transfer again and again.
+        :param rows: plain JSON values; existing rows are replaced
+        :param removed: rows to remove
+        :param insist: False writes nothing after a failed write, because an unreachable API server would delay each
+            later group of files
         """
         changed = {
             number for endpoints in removed for number, chunk in enumerate(self._chunks) if chunk.pop(endpoints, None)
@@ -134,7 +139,7 @@ class RowTable:
             if number is None:
                 if not self._chunks or len(self._chunks[-1]) >= _ROWS_PER_CHUNK:
                     if len(self._chunks) == _MAX_CHUNKS:
-                        continue
+                        continue  # further files are not recognised, but the task works
                     self._chunks.append({})
                 number = len(self._chunks) - 1
             self._chunks[number][endpoints] = values
