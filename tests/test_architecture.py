@@ -108,10 +108,11 @@ def raw_file_names(node: ast.AST) -> list[str]:
 
 
 def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the name of each function of a source file, and its length in lines."""
+    """Yield the name of each function of a source file, and its length in lines without the docstring."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name, (node.end_lineno or node.lineno) - node.lineno + 1
+            docstring = ast.get_docstring(node, clean=False) or ""
+            yield node.name, (node.end_lineno or node.lineno) - node.lineno - docstring.count("\n")
 
 
 def imported_test_modules(path: Path) -> list[str]:

@@ -30,7 +30,7 @@ from airflow_sftp_backend.backend._writes.backups import delete_with_backup, may
 from airflow_sftp_backend.backend._writes.group_commit import group_commit_for
 from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
 
-from ._files import deletion, operations, tree
+from ._files import deletion, reading, tree, writing
 from ._paths import Jail
 from ._ssh import private_keys
 from ._writes import atomic_write, copy
@@ -254,8 +254,8 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
 
         def use(scheduler: SFTPScheduler) -> bytes:
             blocks: list[memoryview] = []
-            reading = partial(operations.read_into, scheduler, remote, blocks.append)
-            scheduler.run(with_path_in_errors(remote, with_backup_restored(scheduler, remote, reading)))
+            read = partial(reading.read_into, scheduler, remote, blocks.append)
+            scheduler.run(with_path_in_errors(remote, with_backup_restored(scheduler, remote, read)))
             return b"".join(blocks)
 
         return self._session.call(use, idempotent=True)
@@ -282,7 +282,7 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         """
         remote, source = self._resolver.resolve_new(path), self._upload_source(path, content, metadata)
         mtime = self._session.call(
-            lambda scheduler: scheduler.run(operations.write(scheduler, remote, source, overwrite=overwrite))
+            lambda scheduler: scheduler.run(writing.write(scheduler, remote, source, overwrite=overwrite))
         )
         return WriteResult(remote.key, source.size, last_modified=utc(mtime))
 

@@ -67,7 +67,7 @@ def threads() -> list[threading.Thread]:
 
 def round_trip(scheduler: SFTPScheduler) -> bool:
     """A round trip over the wire: True if the login folder is there."""
-    from airflow_sftp_backend.backend._files.operations import check_folder
+    from airflow_sftp_backend.backend._files.file_info import check_folder
     from airflow_sftp_backend.backend._paths import Jail
 
     scheduler.run(check_folder(Jail("/").root))

@@ -11,13 +11,10 @@ import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from airflow_sftp_backend.backend._files.operations import (
-    close_quietly,
-    explain_read_failure,
-    open_for_reading,
-    remove_quietly,
-)
+from airflow_sftp_backend.backend._files.attributes import close_quietly
 from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter
+from airflow_sftp_backend.backend._files.reading import explain_read_failure, open_for_reading
+from airflow_sftp_backend.backend._files.writing import remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes

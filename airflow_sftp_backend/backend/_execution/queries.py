@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
-from airflow_sftp_backend.backend._files import glob, operations, tree
+from airflow_sftp_backend.backend._files import file_info, glob, tree
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
@@ -67,7 +67,7 @@ class Queries:
         """
         remote = self._resolver.resolve(path)
         return self._run_read(
-            remote, lambda scheduler: with_backup_restored(scheduler, remote, lambda: operations.get_file_info(remote))
+            remote, lambda scheduler: with_backup_restored(scheduler, remote, lambda: file_info.get_file_info(remote))
         )
 
     def get_file_info_many(
@@ -103,7 +103,7 @@ class Queries:
         :raises NotFound: if ``base_path`` does not exist
         :raises InvalidPath: if ``base_path`` is a file
         """
-        self._run_read(self._resolver.jail.root, lambda _: operations.check_folder(self._resolver.jail.root))
+        self._run_read(self._resolver.jail.root, lambda _: file_info.check_folder(self._resolver.jail.root))
 
     def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> Iterator[FileInfo]:
         """List the files in a directory. Yields nothing if the directory does not exist.
@@ -181,7 +181,7 @@ class Queries:
         return iter(self.find(pattern))
 
     def _stat_or_none(self, remote: RemotePath) -> Attributes | None:
-        return self._run_read(remote, lambda _: operations.stat_or_none(remote))
+        return self._run_read(remote, lambda _: file_info.stat_or_none(remote))
 
     def _run_read(self, remote: RemotePath, operation: Callable[[SFTPScheduler], Operation[T]]) -> T:
         return self._session.call(

@@ -15,8 +15,9 @@ from airflow_sftp_backend.backend._protocol.messages import OpenDir, ReadDir, Re
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, server_traits
 from airflow_sftp_backend.backend.errors import DirectoryNotEmpty, InvalidPath, NotFound, StatusError, from_status
 
+from .attributes import close_quietly, with_file_type
 from .links import get_own_attributes
-from .operations import close_quietly, is_missing, with_file_type
+from .listing import is_missing
 
 
 def delete(

@@ -16,9 +16,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend.models import FileInfo
 
-from .operations import (
-    to_file_info,
-)
+from .file_info import to_file_info
 from .tree import SessionCall, TreeEntry, list_directory, run_listings, stat_many, unwrap
 
 

@@ -17,7 +17,8 @@ from airflow_sftp_backend.backend._protocol.messages import LStat, ReadLink, Req
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, request_all, server_traits
 from airflow_sftp_backend.backend.errors import SFTPBackendError, StatusError
 
-from .operations import Listing, fall_back_to_stat, is_missing, list_folder
+from .attributes import fall_back_to_stat
+from .listing import Listing, is_missing, list_folder
 
 _LINK: Final = stat.S_IFLNK | 0o777
 

@@ -19,17 +19,9 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath,
 from airflow_sftp_backend.backend.models import FileInfo, FolderInfo
 
 from .deletion import delete, delete_folder
+from .file_info import file_info_or_error, is_parent_a_file, stat_or_none, to_file_info
 from .links import ambiguous_link_error, get_own_attributes, with_links_detected
-from .operations import (
-    Listing,
-    file_info_or_error,
-    is_parent_a_file,
-    list_and_recheck,
-    list_folder,
-    stat_links,
-    stat_or_none,
-    to_file_info,
-)
+from .listing import Listing, list_and_recheck, list_folder, stat_links
 
 T = TypeVar("T")
 

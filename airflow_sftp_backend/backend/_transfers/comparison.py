@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 
-from airflow_sftp_backend.backend._files.operations import close_quietly, open_for_reading
+from airflow_sftp_backend.backend._files.attributes import close_quietly
+from airflow_sftp_backend.backend._files.reading import open_for_reading
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Open, Remove, Stat

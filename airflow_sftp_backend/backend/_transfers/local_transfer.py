@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from airflow_sftp_backend.backend._files.operations import close_quietly, explain_read_failure, open_for_reading
+from airflow_sftp_backend.backend._files.attributes import close_quietly
 from airflow_sftp_backend.backend._files.pipelining import PipelinedReader, UploadSource
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
+from airflow_sftp_backend.backend._files.reading import explain_read_failure, open_for_reading
 from airflow_sftp_backend.backend._limits import Bounds
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, resume_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes

@@ -17,7 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
-from airflow_sftp_backend.backend._files.operations import is_missing, try_stat
+from airflow_sftp_backend.backend._files.attributes import try_stat
+from airflow_sftp_backend.backend._files.listing import is_missing
 from airflow_sftp_backend.backend._files.tree import SessionCall, TreeEntry, walk
 from airflow_sftp_backend.backend._paths import (
     STALE_SECONDS,

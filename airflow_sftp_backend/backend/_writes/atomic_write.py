@@ -8,14 +8,8 @@ from __future__ import annotations
 import hashlib
 import logging
 
-from airflow_sftp_backend.backend._files.operations import (
-    already_exists,
-    close_quietly,
-    is_missing,
-    read_into,
-    remove_quietly,
-    try_stat,
-)
+from airflow_sftp_backend.backend._files.attributes import close_quietly, try_stat
+from airflow_sftp_backend.backend._files.listing import is_missing
 from airflow_sftp_backend.backend._files.pipelining import (
     MAX_UNACKED_BYTES,
     PipelinedWriter,
@@ -23,6 +17,8 @@ from airflow_sftp_backend.backend._files.pipelining import (
     write_source,
 )
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
+from airflow_sftp_backend.backend._files.reading import read_into
+from airflow_sftp_backend.backend._files.writing import already_exists, remove_quietly
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Stat

@@ -23,7 +23,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from airflow_sftp_backend.backend._files import deletion
-from airflow_sftp_backend.backend._files.operations import is_missing, try_stat
+from airflow_sftp_backend.backend._files.attributes import try_stat
+from airflow_sftp_backend.backend._files.listing import is_missing
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes

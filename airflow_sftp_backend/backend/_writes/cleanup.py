@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from airflow_sftp_backend.backend._files.operations import fall_back_to_stat, list_folder
+from airflow_sftp_backend.backend._files.attributes import fall_back_to_stat
+from airflow_sftp_backend.backend._files.listing import list_folder
 from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds, ListingTally
 from airflow_sftp_backend.backend._paths import STALE_SECONDS, RemotePath, is_temp_name, same_writer, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes

@@ -9,19 +9,17 @@ from __future__ import annotations
 import tempfile
 from typing import Final
 
-from airflow_sftp_backend.backend._files.links import lstat_all, renames_links
-from airflow_sftp_backend.backend._files.operations import (
-    already_exists,
+from airflow_sftp_backend.backend._files.attributes import (
     close_quietly,
     fall_back_to_stat,
-    is_missing,
-    make_folders,
-    open_for_reading,
     parent_is_missing,
-    remove_quietly,
     with_file_type,
 )
+from airflow_sftp_backend.backend._files.links import lstat_all, renames_links
+from airflow_sftp_backend.backend._files.listing import is_missing
 from airflow_sftp_backend.backend._files.pipelining import PipelinedReader, PipelinedWriter, UploadSource
+from airflow_sftp_backend.backend._files.reading import open_for_reading
+from airflow_sftp_backend.backend._files.writing import already_exists, make_folders, remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import CopyData, FStat, Remove, Stat

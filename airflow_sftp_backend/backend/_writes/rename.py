@@ -13,12 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from airflow_sftp_backend.backend._files.operations import (
-    already_exists,
-    fall_back_to_stat,
-    is_directory_error,
-    try_stat,
-)
+from airflow_sftp_backend.backend._files.attributes import fall_back_to_stat, try_stat
+from airflow_sftp_backend.backend._files.writing import already_exists, is_directory_error
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes

@@ -15,8 +15,9 @@ import secrets
 from collections.abc import Callable
 from typing import Final
 
-from airflow_sftp_backend.backend._files.operations import close_quietly, remove_quietly, try_stat
+from airflow_sftp_backend.backend._files.attributes import close_quietly, try_stat
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
+from airflow_sftp_backend.backend._files.writing import remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes, Limits, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import FStat, LStat, Open, Read

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
-from airflow_sftp_backend.backend._files.operations import already_exists, is_directory_error, open_new, remove_quietly
+from airflow_sftp_backend.backend._files.writing import already_exists, is_directory_error, open_new, remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.scheduler import Operation

@@ -9,7 +9,7 @@ import pytest
 
 from airflow_sftp_backend import BackendUnavailable, DirectoryNotEmpty, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend._files import deletion as deletion
-from airflow_sftp_backend.backend._files import operations as operations
+from airflow_sftp_backend.backend._files import file_info, listing, reading, writing
 from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._limits import ListingTally
 from airflow_sftp_backend.backend._paths import Jail
@@ -43,26 +43,26 @@ FILES: dict[str, bytes | None] = {
 Make = Callable[[MemoryServer], Operation[Any]]
 
 
-def reading(server: MemoryServer) -> Operation[bytes]:
+def read_whole(server: MemoryServer) -> Operation[bytes]:
     content = bytearray()
-    yield from operations.read_into(server, AT("in/a"), content.extend)
+    yield from reading.read_into(server, AT("in/a"), content.extend)
     return bytes(content)
 
 
-def listing(key: str) -> Operation[operations.Listing]:
-    return operations.list_folder(AT(key), ListingTally(key))
+def list_entries(key: str) -> Operation[listing.Listing]:
+    return listing.list_folder(AT(key), ListingTally(key))
 
 
 OPERATIONS: dict[str, tuple[str, Make]] = {
-    "look": ("in/a", lambda server: operations.stat_or_none(AT("in/a"))),
-    "info": ("in/a", lambda server: operations.get_file_info(AT("in/a"))),
-    "check_folder": ("in", lambda server: operations.check_folder(AT("in"))),
-    "list_folder": ("in", lambda server: listing("in")),
-    "read_into": ("in/a", reading),
-    "make_folders": ("new/er", lambda server: operations.make_folders(AT("new/er"))),
-    "write": ("in/n", lambda server: operations.write(server, AT("in/n"), UploadSource(NEW), overwrite=False)),
-    "write over": ("in/a", lambda server: operations.write(server, AT("in/a"), UploadSource(NEW), overwrite=True)),
-    "write deep": ("x/y/n", lambda server: operations.write(server, AT("x/y/n"), UploadSource(NEW), overwrite=False)),
+    "look": ("in/a", lambda server: file_info.stat_or_none(AT("in/a"))),
+    "info": ("in/a", lambda server: file_info.get_file_info(AT("in/a"))),
+    "check_folder": ("in", lambda server: file_info.check_folder(AT("in"))),
+    "list_folder": ("in", lambda server: list_entries("in")),
+    "read_into": ("in/a", read_whole),
+    "make_folders": ("new/er", lambda server: writing.make_folders(AT("new/er"))),
+    "write": ("in/n", lambda server: writing.write(server, AT("in/n"), UploadSource(NEW), overwrite=False)),
+    "write over": ("in/a", lambda server: writing.write(server, AT("in/a"), UploadSource(NEW), overwrite=True)),
+    "write deep": ("x/y/n", lambda server: writing.write(server, AT("x/y/n"), UploadSource(NEW), overwrite=False)),
     "delete": ("in/a", lambda server: deletion.delete(AT("in/a"), missing_ok=False)),
     "delete_folder": ("empty", lambda server: deletion.delete_folder(AT("empty"), missing_ok=False)),
 }
@@ -102,7 +102,7 @@ def test_a_handle_is_closed_when_the_caller_abandons_the_operation() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        server.run(operations.read_into(server, AT("in/a"), sink))
+        server.run(reading.read_into(server, AT("in/a"), sink))
     assert not server.open
 
 
@@ -133,14 +133,14 @@ class Untyped(MemoryServer):
 
 def test_an_entry_without_type_is_a_directory_if_it_can_be_listed() -> None:
     server = Untyped(dict(FILES))
-    folder, file = server.run(operations.stat_or_none(AT("in"))), server.run(operations.stat_or_none(AT("in/a")))
+    folder, file = server.run(file_info.stat_or_none(AT("in"))), server.run(file_info.stat_or_none(AT("in/a")))
     assert folder is not None
     assert file is not None
     assert (folder.is_folder, file.is_folder) == (True, False)
     assert not server.open
     with pytest.raises(InvalidPath, match="a folder, not a file"):
-        server.run(operations.get_file_info(AT("in")))
-    assert server.run(operations.get_file_info(AT("in/a"))).size == len(OLD)
+        server.run(file_info.get_file_info(AT("in")))
+    assert server.run(file_info.get_file_info(AT("in/a"))).size == len(OLD)
 
 
 class Strict(MemoryServer):
@@ -169,49 +169,49 @@ class Curt(MemoryServer):
 
 CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
     "list a file": (
-        lambda server: listing("in/a"),
+        lambda server: list_entries("in/a"),
         InvalidPath,
         "in/a",
         "cannot list: the path is a file",
     ),
     "list nothing": (
-        lambda server: listing("no"),
+        lambda server: list_entries("no"),
         NotFound,
         "no",
         "no such folder",
     ),
     "list below a file": (
-        lambda server: listing("in/a/x"),
+        lambda server: list_entries("in/a/x"),
         NotFound,
         "in/a/x",
         "no such folder",
     ),
     "read a folder": (
-        lambda server: operations.open_for_reading(AT("in")),
+        lambda server: reading.open_for_reading(AT("in")),
         InvalidPath,
         "in",
         "cannot read: the path is a folder",
     ),
     "read below a file": (
-        lambda server: operations.open_for_reading(AT("in/a/x")),
+        lambda server: reading.open_for_reading(AT("in/a/x")),
         NotFound,
         "in/a/x",
         "cannot read: ",
     ),
     "write on a folder": (
-        lambda server: operations.write(server, AT("in"), UploadSource(b""), overwrite=True),
+        lambda server: writing.write(server, AT("in"), UploadSource(b""), overwrite=True),
         InvalidPath,
         "in",
         "cannot write: the path is a folder",
     ),
     "write below a file": (
-        lambda server: operations.write(server, AT("in/a/x"), UploadSource(b""), overwrite=True),
+        lambda server: writing.write(server, AT("in/a/x"), UploadSource(b""), overwrite=True),
         InvalidPath,
         "in/a",
         " is a file",
     ),
     "make a folder of a file's name": (
-        lambda server: operations.make_folders(AT("in/a")),
+        lambda server: writing.make_folders(AT("in/a")),
         InvalidPath,
         "in/a",
         "cannot make the folder: the path is a file",
@@ -235,9 +235,9 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         "in",
         "recursive=True",
     ),
-    "a folder's info": (lambda server: operations.get_file_info(AT("in")), InvalidPath, "in", "a folder, not a file"),
+    "a folder's info": (lambda server: file_info.get_file_info(AT("in")), InvalidPath, "in", "a folder, not a file"),
     "a file as the root": (
-        lambda server: operations.check_folder(AT("in/a")),
+        lambda server: file_info.check_folder(AT("in/a")),
         InvalidPath,
         "in/a",
         "the path is a file",
@@ -299,7 +299,7 @@ def test_missing_parents_are_created_from_the_first_missing_level(
             break
         files[folder] = None
     server = kind_of_server(files, traits=traits)
-    server.run(operations.make_folders(AT("x/y")))
+    server.run(writing.make_folders(AT("x/y")))
     assert sorted(server.files) == ["/", "/data", "/data/x", "/data/x/y"]
 
 
@@ -312,14 +312,14 @@ def test_two_concurrent_makers_of_a_directory_both_succeed() -> None:
 
     racing = MemoryServer({"/data": None}, after=after)
     for world in (server, racing):
-        world.run(operations.write(world, AT("x/a"), UploadSource(NEW), overwrite=False))
+        world.run(writing.write(world, AT("x/a"), UploadSource(NEW), overwrite=False))
         assert world.content() == {"/data/x/a": NEW}
 
 
 def test_no_parents_are_created_without_create_parents() -> None:
     server = MemoryServer(dict(FILES))
     with pytest.raises(NotFound):
-        server.run(operations.open_new(AT("x/a"), AT("x/a"), OpenFlag.CREATE, create_parents=False))
+        server.run(writing.open_new(AT("x/a"), AT("x/a"), OpenFlag.CREATE, create_parents=False))
     assert not any(isinstance(request, MakeDir) for request in server.requests)
 
 
@@ -338,5 +338,5 @@ def test_a_directory_created_while_it_is_listed_is_listed(traits: ServerTraits) 
             server.files["/data/new/a"] = File(bytearray(NEW))
 
     server = MemoryServer(dict(FILES), after=after, traits=traits)
-    assert [path.key for path, _ in server.run(listing("new"))] == ["new/a"]
+    assert [path.key for path, _ in server.run(list_entries("new"))] == ["new/a"]
     assert not server.open

@@ -1,0 +1,200 @@
+"""Listings of directories."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from airflow_sftp_backend.backend._limits import (
+    MAX_NAMES_AHEAD,
+    BoundExceeded,
+    ListedNames,
+    ListingTally,
+)
+from airflow_sftp_backend.backend._paths import RemotePath
+from airflow_sftp_backend.backend._protocol.channel import Pending
+from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry
+from airflow_sftp_backend.backend._protocol.messages import (
+    LStat,
+    OpenDir,
+    ReadDir,
+    Stat,
+)
+from airflow_sftp_backend.backend._protocol.scheduler import (
+    Operation,
+    reply,
+    request,
+    request_all,
+    send,
+    server_traits,
+)
+from airflow_sftp_backend.backend.errors import (
+    InvalidPath,
+    NotFound,
+    SFTPBackendError,
+    StatusCode,
+    StatusError,
+    from_status,
+)
+
+from .attributes import close_quietly, find_blocking_file, try_stat
+
+Listing = list[tuple[RemotePath, Attributes]]
+
+
+def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
+    """Return the entries of a directory, including temporary files, with their attributes from READDIR.
+
+    Entries with unsafe names are omitted, with a warning of ``tally``.
+
+    :param path: the directory
+    :param tally: counts the replies
+    :param depth: number of READDIR requests sent at first; a reply has about 100 names
+    :returns: the entries
+    :raises NotFound: if the directory does not exist
+    :raises InvalidPath: for a file
+    :raises BoundExceeded: if the listing exceeds the bounds of ``tally``
+    """
+    return (yield from _list_entries(path, tally, depth))[0]
+
+
+def list_and_recheck(
+    path: RemotePath, tally: ListingTally, depth: int = 2
+) -> Operation[tuple[Listing, Attributes | StatusError]]:
+    """List a directory, and request LSTAT of its path together with the last entries.
+
+    :returns: the entries as of `list_folder`, and the attributes of the path: by then it may be a link
+    """
+    entries, recheck_reply = yield from _list_entries(path, tally, depth, recheck=True)
+    assert recheck_reply is not None
+    try:
+        return entries, (yield from reply(recheck_reply))
+    except StatusError as refused:
+        return entries, refused
+
+
+def _list_entries(
+    path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
+) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
+    """List a directory. With ``recheck``, return the reply to the LSTAT sent with the last READDIR too."""
+    tally.check()
+    for is_last in (False, False, True):
+        try:
+            entries, recheck_reply = yield from _read_entries(path, tally, depth, recheck=recheck)
+        except StatusError as refused:
+            # the directory exists despite NO_SUCH_FILE: it was created just now, a file was renamed during the
+            # listing, or the server follows a dangling link
+            followed = yield from try_stat(path, follow=True)
+            if is_last or not refused.missing or isinstance(followed, StatusError):
+                raise (yield from _explain_list_failure(path, refused, followed, "cannot list")) from None
+        else:
+            return (yield from _with_file_types(entries)), recheck_reply
+    raise AssertionError("the last refusal is raised")
+
+
+def _read_entries(
+    path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
+) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
+    """List a directory with the attributes from READDIR. Raises StatusError."""
+    handle = yield from request(OpenDir(path.native))
+    entries: Listing = []
+    names = ListedNames(path.key)
+    pending_replies: deque[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]] = deque()
+    try:
+        while True:
+            sending = _send_read_dirs(path, ReadDir(handle, tally), depth - len(pending_replies), recheck=recheck)
+            pending_replies.extend((yield from sending))
+            entries_reply, recheck_reply = pending_replies.popleft()
+            batch = yield from reply(entries_reply)
+            if not batch:
+                break
+            names.add(entry.name for entry in batch)
+            _add_entries(entries, path, batch, tally)
+            depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // len(batch)))
+        return entries, recheck_reply
+    except BoundExceeded as error:
+        error.path = path.key if error.path is None else error.path
+        tally.exceeded = error.message
+        raise
+    finally:
+        yield from close_quietly(handle)
+
+
+def _send_read_dirs(
+    path: RemotePath, request: ReadDir, count: int, *, recheck: bool
+) -> Operation[list[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]]]:
+    """Send ``count`` READDIR requests and, with ``recheck``, an LSTAT; return each READDIR with the LSTAT."""
+    entries_replies: list[Pending[list[DirEntry]]] = []
+    while len(entries_replies) < count:
+        entries_replies.append((yield from send(request)))
+    recheck_reply = (yield from send(LStat(path.native))) if recheck and entries_replies else None
+    return [(entries_reply, recheck_reply) for entries_reply in entries_replies]
+
+
+def _add_entries(entries: Listing, path: RemotePath, batch: list[DirEntry], tally: ListingTally) -> None:
+    for entry in batch:
+        if entry.name not in (".", ".."):
+            try:
+                entries.append((path.child(entry.name), entry.attributes))
+            except InvalidPath as error:
+                tally.add_unsafe_name(error)
+
+
+def _with_file_types(entries: Listing) -> Operation[Listing]:
+    """Request the attributes of entries whose type is missing in the listing."""
+    unknown = [index for index, (_, attributes) in enumerate(entries) if attributes.mode is None]
+    answers = yield from request_all([LStat(entries[index][0].native) for index in unknown])
+    for index, answer in zip(unknown, answers, strict=True):
+        if isinstance(answer, Attributes):
+            entries[index] = (entries[index][0], answer)
+    return entries
+
+
+def stat_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None]]:
+    """Return the attributes of the targets of links; None for a dangling link."""
+    links = [path for path, attributes in entries if attributes.is_link]
+    answers = yield from request_all([Stat(path.native) for path in links])
+    return {
+        path: None if isinstance(answer, StatusError) else answer for path, answer in zip(links, answers, strict=True)
+    }
+
+
+def _explain_list_failure(
+    path: RemotePath, refused: StatusError, followed: Attributes | StatusError, action: str
+) -> Operation[SFTPBackendError]:
+    """Explain a refusal by the attributes found afterwards. The directory may have been created meanwhile."""
+    if isinstance(followed, Attributes) and followed.mode is not None and not followed.is_folder:
+        return InvalidPath(f"{action}: the path is a file, not a folder", path=path.key)
+    if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
+        return NotFound(f"{action}: no such folder", path=path.key)
+    if isinstance(followed, Attributes) and refused.missing:
+        return SFTPBackendError(
+            f"{action}: the folder exists, but the server reports a missing file in it. The usual cause is a dangling"
+            " link, on servers that follow links in listings. Delete the link by its name",
+            path=path.key,
+        )
+    return from_status(refused, action, path.key)
+
+
+def is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
+    """Determine whether STAT or LSTAT was refused because the path does not exist.
+
+    If the status is FAILURE on a server that may use it for missing files, the parents are listed.
+
+    :param path: the path
+    :param refused: the refusal
+    :returns: False if the path exists, or if the server does not report it
+    """
+    if refused.missing or (yield from find_blocking_file(path)) is not None:
+        return True
+    if refused.code != StatusCode.FAILURE or (yield from server_traits()).reports_no_such_file:
+        return False
+    while not path.is_root:
+        try:
+            entries, _ = yield from _read_entries(path.parent, ListingTally(path.parent.key), 2)
+        except StatusError:
+            if isinstance((yield from try_stat(path.parent, follow=True)), Attributes):
+                return False
+            path = path.parent
+        else:
+            return path not in {entry for entry, _ in entries}
+    return False
