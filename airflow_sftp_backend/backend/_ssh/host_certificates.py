@@ -1,8 +1,9 @@
-"""Public keys of servers, and the certificates that vouch for them.
+"""Parse public keys of servers, and validate host certificates.
 
-Keys are SSH wire-format blobs (RFC 4253 section 6.6, RFC 5656, RFC 8709; certificates: OpenSSH's PROTOCOL.certkeys).
-Certificates are judged as OpenSSH's client does (sshconnect.c), except that a certificate without principals is good
-for no host, and principals may be patterns; older releases take the former for every host and know no patterns.
+Keys are blobs in SSH wire format (RFC 4253 section 6.6, RFC 5656, RFC 8709; certificates: OpenSSH's PROTOCOL.certkeys).
+The rules for certificates are those of a recent OpenSSH client (sshconnect.c): a certificate without principals is
+valid for no host, and principals may be patterns. Older releases accept the former for every host and support no
+patterns.
 """
 
 from __future__ import annotations
@@ -21,18 +22,21 @@ SHA256_PREFIX: Final = "SHA256:"
 KEY_FIELDS: Final = {"ssh-rsa": 2, "ssh-dss": 4, "ssh-ed25519": 1} | {
     f"ecdsa-sha2-nistp{n}": 2 for n in (256, 384, 521)
 }
-"""Fields of a public key after its type; a certificate has the same after its nonce."""
+"""Number of fields of a public key after its type. A certificate has the same fields after its nonce."""
 KEY_TYPE: Final = re.compile(r"(?:ssh|ecdsa|sk)-[a-z0-9.@-]+")
 _HOST_CERTIFICATE: Final = 2
 
 
 def key_type(blob: bytes) -> str:
-    """The type a public key blob begins with, as ``ssh-ed25519``. ValueError if it is no public key."""
+    """Return the type of a public key, such as ``ssh-ed25519``.
+
+    :raises ValueError: if the blob is not a public key
+    """
     return _fields(blob)[0].decode("ascii")
 
 
 def _fields(blob: bytes) -> list[bytes]:
-    """The strings a plain key consists of (multiple precision integers are strings too); a certificate's type only."""
+    """Return the fields of a plain key, or the type of a certificate. Multiple precision integers are strings too."""
     cursor = PacketReader(memoryview(blob))
     try:
         fields = [bytes(cursor.view())]
@@ -49,31 +53,39 @@ def _fields(blob: bytes) -> list[bytes]:
 
 
 def plain_key(blob: bytes) -> bytes:
-    """The public key itself: the one inside a certificate, else the blob. ValueError if it is neither."""
+    """Return the key inside a certificate, or a plain key unchanged.
+
+    :raises ValueError: if the blob is neither
+    """
     return HostCertificate.parse(blob).key if key_type(blob).endswith(CERTIFICATE_SUFFIX) else blob
 
 
 def fingerprint(blob: bytes) -> str:
-    """``SHA256:`` and the digest of the key, or of a certificate's, in unpadded base64. ValueError if it is neither."""
+    """Return ``SHA256:`` and the digest of the plain key in unpadded base64.
+
+    :raises ValueError: if the blob is neither a public key nor a certificate
+    """
     return SHA256_PREFIX + base64.b64encode(hashlib.sha256(plain_key(blob)).digest()).decode().rstrip("=")
 
 
 def matches_host(pattern: str, host: str) -> bool:
-    """Return True if a host pattern matches a host: ``*`` and ``?`` stand for characters.
+    """Return whether a host pattern with the wildcards ``*`` and ``?`` matches a host.
 
     :param pattern: a pattern of a known_hosts line, or a principal of a certificate
     :param host: host name, or ``[host]:port``
     """
-    if not ("*" in pattern or "?" in pattern):  # nearly all lines of a long known_hosts file: compile nothing for them
+    if not ("*" in pattern or "?" in pattern):  # most lines of a long known_hosts file need no matcher
         return pattern == host
-    # sshd(8) knows no [...]: a bracket is part of the name.
+    # Unlike in a glob, a bracket is part of the name (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT).
     return name_matcher(pattern.replace("[", "[[]"))(host) is not None
 
 
 @dataclass(frozen=True)
 class HostCertificate:
-    """What a certificate says (PROTOCOL.certkeys); whether it is true, `rejection_reason` finds out. Times are in
-    seconds."""
+    """Fields of a certificate (PROTOCOL.certkeys), not validated. Times are in seconds since 1970."""
+
+    # Not cryptography's SSHCertificate: that verifies the signature, but publishes neither the algorithm of the
+    # signature, which is needed to refuse SHA-1, nor the bytes of the key as sent.
 
     blob: bytes
     key: bytes
@@ -87,7 +99,10 @@ class HostCertificate:
 
     @classmethod
     def parse(cls, blob: bytes) -> Self:
-        """ValueError if the blob is no certificate of a type known here."""
+        """Parse a certificate.
+
+        :raises ValueError: if the blob is not a certificate of a supported type
+        """
         cursor = PacketReader(memoryview(blob))
         try:
             plain = bytes(cursor.view()).decode("ascii").removesuffix(CERTIFICATE_SUFFIX)
@@ -126,7 +141,11 @@ class HostCertificate:
         )
 
     def rejection_reason(self, host: str, now: float) -> str | None:
-        """Why it does not prove that its key is ``host``'s at ``now`` (seconds since 1970); None where it does."""
+        """Return the reason why the certificate is not valid for a host; None if it is valid.
+
+        :param host: name of the server, without port
+        :param now: seconds since 1970
+        """
         if self.certificate_type != _HOST_CERTIFICATE:
             return "it is not a host certificate"
         if now < self.valid_after:
@@ -134,9 +153,10 @@ class HostCertificate:
         if now >= self.valid_before:
             return "it has expired"
         if not any(matches_host(name.lower(), host.lower()) for name in self.principals):
-            return f"it is made out for {', '.join(map(repr, self.principals)) or 'no host'}"
+            names = ", ".join(map(repr, self.principals))
+            return f"it is valid for {names} only" if names else "it is valid for no host"
         if self.critical_options:
-            return "it has critical options, which no host certificate may have"
+            return "it has critical options, which are not allowed in host certificates"
         if self.signature_type == "ssh-rsa":
             return "it is signed with SHA-1"
         return None if self._is_signed() else "its signature is wrong"

@@ -1,6 +1,6 @@
-"""Decides whether a server's host key is trusted: where known keys come from, and the policy for unknown keys.
+"""Check a server's host key against the known keys, and apply the policy for unknown keys.
 
-The only input and output is the known_hosts file.
+The only I/O is that of the known_hosts file.
 """
 
 from __future__ import annotations
@@ -27,10 +27,14 @@ ENVIRONMENT_VARIABLE: Final = "SFTP_KNOWN_HOST_KEYS"
 
 
 class HostKeyChecker:
-    """Decides whether a server's key is to be trusted, as its configuration says.
+    """Checks the host key of one server.
 
-    Keys come from ``config.known_host_keys``, else from the environment, else from the known_hosts file. The policies
-    other than STRICT look into the file too where the first two know nothing of the host.
+    Known keys are those of ``config.known_host_keys``, else of the environment variable, else of the known_hosts file.
+    With a policy other than STRICT, the file is also read if the first two have no line for the host.
+
+    :param config: configuration of the server
+    :param environ: environment variables
+    :param now: returns seconds since 1970
     """
 
     def __init__(self, config: BackendConfig, environ: Mapping[str, str], now: Callable[[], float] = time.time) -> None:
@@ -45,10 +49,13 @@ class HostKeyChecker:
             self._inline = KnownHosts.parse(_restore_line_ends(inline), source=ENVIRONMENT_VARIABLE)
 
     def preferred_types(self) -> tuple[str, ...]:
-        """Host key algorithms that lead to a key somebody vouches for, to be negotiated first; empty if none is known.
+        """Return the host key algorithms of the known keys, to be negotiated first.
 
-        They are algorithms, not key types: an RSA key stands for ``rsa-sha2-512``, ``rsa-sha2-256`` and, where the
-        configuration allows it, ``ssh-rsa``, a certificate likewise. HostKeyRejected if the file cannot be read.
+        The key type ``ssh-rsa`` becomes the algorithms ``rsa-sha2-512``, ``rsa-sha2-256`` and, if allowed, ``ssh-rsa``
+        (RFC 8332 section 3).
+
+        :returns: algorithms, best first; empty if no key is known
+        :raises HostKeyRejected: if the known_hosts file cannot be read
         """
         for known_hosts in self._sources():
             if types := known_hosts.known_types(self._config.host, self._config.port):
@@ -62,14 +69,16 @@ class HostKeyChecker:
         return [f"rsa-sha2-512{suffix}", f"rsa-sha2-256{suffix}", *([kind] if self._config.allow_ssh_rsa_sha1 else [])]
 
     def check(self, blob: bytes) -> str:
-        """Why the key is trusted. ``blob`` is what the server sent: its key, or its certificate.
+        """Check a host key, and with the policy TRUST_ON_FIRST_USE store an unknown key in the file.
 
-        Raises HostKeyRejected, whose text shows the key, what is known, where it was looked for and what to do.
+        :param blob: the server's key or certificate
+        :returns: the reason why the key is trusted
+        :raises HostKeyRejected: with the key, the known keys, their source and the remedy
         """
         try:
             plain_key(blob)
         except ValueError as error:
-            raise self._cannot_check(f"what the server sent as its key is {error}") from None
+            raise self._cannot_check(f"the server sent {error}") from None
         searched: list[KnownHosts] = []
         decision = HostKeyDecision(HostKeyStatus.UNKNOWN, "")
         for known_hosts in self._sources():
@@ -85,7 +94,7 @@ class HostKeyChecker:
         if policy is HostKeyPolicy.TRUST_ON_FIRST_USE:
             return self._remember(blob, searched)
         log.warning(
-            "the host key of %s is accepted unchecked, as host_key_policy 'auto' says: %s %s. To pin it, set"
+            "accepting the host key of %s unchecked (host_key_policy 'auto'): %s %s. To pin the key, set"
             " known_host_keys to this line: %s",
             self._config.address, key_type(blob), fingerprint(blob), self._known_hosts_line(blob),
         )  # fmt: skip
@@ -108,7 +117,7 @@ class HostKeyChecker:
 
     def _warn_of_problems(self, known_hosts: KnownHosts) -> KnownHosts:
         for problem in (p for p in known_hosts.problems if p not in self._warned):
-            log.warning("%s; the line does not count", problem)
+            log.warning("ignoring a line: %s", problem)
         self._warned.update(known_hosts.problems)
         return known_hosts
 
@@ -122,30 +131,30 @@ class HostKeyChecker:
         return HostKeyRejected(f"the host key cannot be checked: {reason}", server=self._config.address)
 
     def _rejection(self, blob: bytes, decision: HostKeyDecision, searched: list[KnownHosts]) -> HostKeyRejected:
-        offered = f"the server shows {key_type(blob)} {fingerprint(blob)}"
+        offered = f"the server's key is {key_type(blob)} {fingerprint(blob)}"
         problems = [problem for known_hosts in searched for problem in known_hosts.problems]
-        unread = f". Lines that do not count: {'; '.join(problems[:MAX_LISTED])}" if problems else ""
+        ignored = f". Ignored lines: {'; '.join(problems[:MAX_LISTED])}" if problems else ""
         if decision.status is HostKeyStatus.REVOKED:
-            text = f"revoked host key: {offered}, and {decision.reason}. Do not connect before its owner has a new key"
-            return HostKeyRejected(text + unread, server=self._config.address, status="revoked")
+            text = f"revoked host key: {offered}, and {decision.reason}. Do not connect until the server has a new key"
+            return HostKeyRejected(text + ignored, server=self._config.address, status=decision.status.value)
         add = f"add this line to {searched[0].source}:\n{self._known_hosts_line(blob)}\n"
         if decision.status is HostKeyStatus.CHANGED:
             text = (
-                f"wrong host key: {offered}, but {decision.reason}{unread}. Either the server has another key now, or"
-                f" somebody in between poses as it. If its owner confirms the new fingerprint, {add}"
-                "and remove the lines of keys that are gone"
+                f"wrong host key: {offered}, but {decision.reason}{ignored}. Either the server has a new key, or an"
+                f" attacker poses as the server. If the server's owner confirms the new fingerprint, {add}"
+                "and remove the lines of replaced keys"
             )
         else:
             name = host_pattern(self._config.host, self._config.port)
             nothing_known = "".join(f"{known_hosts.no_entry_text(name)}; " for known_hosts in searched[:-1])
             text = (
-                f"unknown host key: {offered}, and {nothing_known}{decision.reason}{unread}. Ask the server's owner"
-                f" whether the fingerprint is right; if it is, {add}"
+                f"unknown host key: {offered}, and {nothing_known}{decision.reason}{ignored}. Compare the"
+                f" fingerprint with that of the server's owner; if they are equal, {add}"
             )
         return HostKeyRejected(text, server=self._config.address, status=decision.status.value)
 
     def _remember(self, blob: bytes, searched: list[KnownHosts]) -> str:
-        """Appends the key to the file unless it, or another key of the host, has come to stand there meanwhile."""
+        """Append the key to the file, unless another process has added a key of the host meanwhile."""
         try:
             os.makedirs(os.path.dirname(self._path) or ".", mode=0o700, exist_ok=True)
             with _open_locked(self._path, self._config.timeout) as descriptor:
@@ -157,9 +166,9 @@ class HostKeyChecker:
                     _append(descriptor, content, f"{self._known_hosts_line(blob)}\n".encode())
         except OSError as error:
             raise self._cannot_check(
-                f"nothing is known of the server yet, and its key {key_type(blob)} {fingerprint(blob)} cannot be"
-                f" remembered in {self._path}: {error.strerror or error}. Name a file that can be written in"
-                f" host_keys_path, or set known_host_keys to this line:\n{self._known_hosts_line(blob)}\n"
+                f"no key of the server is known, and its key {key_type(blob)} {fingerprint(blob)} cannot be stored in"
+                f" {self._path}: {error.strerror or error}. Set host_keys_path to a writable file, or known_host_keys"
+                f" to this line:\n{self._known_hosts_line(blob)}\n"
             ) from None
         if decision.status is HostKeyStatus.TRUSTED:
             return decision.reason
@@ -174,15 +183,17 @@ _JOINED_ENTRIES: Final = re.compile(rf"((?:AAAA|SHA256:)\S+)([^\n]*?)[ \t]+{_ENT
 
 
 def _restore_line_ends(text: str) -> str:
-    """The line ends that a form or a variable has turned to a literal ``\\n`` or to blanks, put back."""
+    """Restore line ends that a form or a variable has replaced by a literal ``\\n`` or by blanks."""
     return _JOINED_ENTRIES.sub(r"\1\2\n", re.sub(r"\\+r\\+n|\\+[rn]", "\n", text))
 
 
 @contextmanager
 def _open_locked(path: str, timeout: float) -> Iterator[int]:
-    """A descriptor of the file, made (mode 0600) where it is missing, that this process alone holds locked.
+    """Open a file, created with mode 0600 if it is missing, and hold an exclusive lock on it.
 
-    OSError if it cannot be opened, TimeoutError if others hold the lock for longer than ``timeout`` seconds.
+    :param timeout: longest time in seconds to wait for the lock
+    :raises TimeoutError: if another process holds the lock for longer
+    :raises OSError: if the file cannot be opened
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -193,9 +204,9 @@ def _open_locked(path: str, timeout: float) -> Iterator[int]:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 if time.monotonic() > deadline:
-                    raise TimeoutError("another process holds its lock")
+                    raise TimeoutError("another process holds the lock")
                 time.sleep(0.01)
-            # `ssh-keygen -R` replaces the file.
+            # `ssh-keygen -R` replaces the file: if the locked file is not the current one any more, open it again.
             if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
                 yield descriptor
                 return
@@ -204,7 +215,7 @@ def _open_locked(path: str, timeout: float) -> Iterator[int]:
 
 
 def _append(descriptor: int, content: bytes, line: bytes) -> None:
-    """Adds the line after ``content``, which is what the file holds; leaves that as it was if the disk is full."""
+    """Append a line to a file with the given content. If the disk is full, leave the file unchanged."""
     remaining = line if not content or content.endswith(b"\n") else b"\n" + line
     try:
         while remaining:

@@ -1,12 +1,12 @@
-"""Reads known_hosts lines, and tells whether they vouch for a host key.
+"""Parse known_hosts lines, and decide whether a host key is trusted by them.
 
-Lines are those of sshd(8), SSH_KNOWN_HOSTS FILE FORMAT, and fingerprints beside: ``SHA256:...`` in place of a key.
-Lines are matched as OpenSSH's client does (hostfile.c, sshconnect.c), except that
+The format is that of sshd(8), SSH_KNOWN_HOSTS FILE FORMAT, but a fingerprint, ``SHA256:...``, may replace a key.
+The rules are those of OpenSSH's client (hostfile.c, sshconnect.c) with these exceptions:
 
-* a key that is not listed for a host that has other lines is a changed one, whatever its type: a server in between
-  could else offer a type of which no key is known;
-* the same holds where an authority is listed for the host and no valid certificate of it was offered;
-* ``@revoked`` counts for all ports of a host.
+* If a host has lines and its key is not among them, the key is changed, whatever its type. Otherwise an attacker could
+  offer a key of a type without a known key.
+* If an authority is listed for a host, a key without a valid certificate of the authority is changed too.
+* ``@revoked`` applies to all ports of a host.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ _AUTHORITY: Final = "@cert-authority"
 _REVOKED: Final = "@revoked"
 _FINGERPRINT_PREFIXES: Final = (SHA256_PREFIX, "MD5:")
 _SEPARATOR: Final = r"[ \t]+"
-"""Separates the fields of a line for ssh(1) (OpenSSH's hostfile.c): no other white space does."""
+"""Separator of the fields of a line: no other white space, as in OpenSSH's hostfile.c."""
 _TYPES_BY_LABEL: Final = {
     "(ED25519)": ("ssh-ed25519",),
     "(RSA)": ("ssh-rsa",),
     "(ECDSA)": ("ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521"),
 }
-"""How ``ssh-keygen -l`` names key types at the end of a line."""
+"""Key types by their name at the end of a line of ``ssh-keygen -l``."""
 _CERTIFICATE_TYPES: Final = tuple(
     f"{kind}{CERTIFICATE_SUFFIX}" for kind in ("ssh-ed25519", *_TYPES_BY_LABEL["(ECDSA)"], "ssh-rsa")
 )
 MAX_LISTED: Final = 6
-"""Most known keys named in one error."""
+"""Largest number of known keys in one error."""
 
 
 def host_pattern(host: str, port: int) -> str:
-    """How known_hosts names a server: ``host``, or ``[host]:port`` where the port is not 22."""
+    """Return a server's name in known_hosts: ``host``, or ``[host]:port`` if the port is not 22."""
     return host.lower() if port == DEFAULT_PORT else f"[{host.lower()}]:{port}"
 
 
 def known_hosts_line(host: str, port: int, blob: bytes) -> str:
-    """The line that vouches for the key, without a newline; of a certificate, for the key in it."""
+    """Return the known_hosts line for a key, or for the key in a certificate, without a newline."""
     key = plain_key(blob)
     return f"{host_pattern(host, port)} {key_type(key)} {base64.b64encode(key).decode()}"
 
 
 def _names_host(names: str, host: str) -> bool:
-    """True if the first field of a line means ``host`` (as `host_pattern` spells it)."""
+    """Return whether the first field of a line matches a host in the form of `host_pattern`."""
     if names.startswith("|"):
         _, _, salt, expected = names.split("|")
         digest_of_host = hmac.digest(base64.b64decode(salt), host.encode(), "sha1")
@@ -76,8 +76,12 @@ def _names_host(names: str, host: str) -> bool:
 
 @dataclass(frozen=True)
 class KnownHostsEntry:
-    """One line that could be read. ``names`` is None where it counts for any host; ``types`` is empty for a fingerprint
-    that does not tell its key's type."""
+    """Valid line of known_hosts.
+
+    :ivar location: source and line number
+    :ivar names: first field; None if the line applies to any host
+    :ivar types: types of the key; empty for a fingerprint without a type
+    """
 
     location: str
     marker: str
@@ -87,28 +91,31 @@ class KnownHostsEntry:
 
     @classmethod
     def parse(cls, text: str, location: str, *, pinned: bool) -> Self:
-        """ValueError says why it cannot be read."""
+        """Parse a line.
+
+        :raises ValueError: with the reason, if the line is invalid
+        """
         fields = re.split(_SEPARATOR, text)
         marker = fields.pop(0) if fields[0].startswith("@") else ""
         if marker not in ("", _AUTHORITY, _REVOKED):
-            raise ValueError(f"unknown marker {marker[:20]!r}; there are {_AUTHORITY} and {_REVOKED}")
+            raise ValueError(f"unknown marker {marker[:20]!r}; expected {_AUTHORITY} or {_REVOKED}")
         if len(fields) > 1 and fields[0].isdigit() and fields[1].startswith(_FINGERPRINT_PREFIXES):
             del fields[0]  # the key's bits, as `ssh-keygen -l` prints them
         if _has_no_host_name(fields):
             if not pinned:
-                raise ValueError("a key or fingerprint without a host name in front of it")
+                raise ValueError("a key or fingerprint without a host name before it")
             names = None
         else:
             names = _check_host_names(fields.pop(0)) if fields else ""
         if not fields:
-            raise ValueError("no key; a line is: host key-type base64, or host SHA256:fingerprint")
+            raise ValueError("no key; expected: host key-type base64, or host SHA256:fingerprint")
         types, digest = _parse_key(fields)
         if types and types[0].endswith(CERTIFICATE_SUFFIX) and marker != _REVOKED:
             raise ValueError(f"a certificate; list its authority instead, with {_AUTHORITY}")
         return cls(location, marker, names, types, digest)
 
     def names_host(self, host: str) -> bool:
-        """True if it counts for ``host``, as `host_pattern` spells it."""
+        """Return whether the line applies to a host in the form of `host_pattern`."""
         return self.names is None or _names_host(self.names, host)
 
     def __str__(self) -> str:
@@ -117,7 +124,7 @@ class KnownHostsEntry:
 
 
 def _has_no_host_name(fields: list[str]) -> bool:
-    """True for a key or a fingerprint with no host name before it."""
+    """Return whether a line starts with a key or a fingerprint instead of a host name."""
     kind, key = (*fields, "", "")[:2]
     return kind.startswith(_FINGERPRINT_PREFIXES) or (key.startswith("AAAA") and KEY_TYPE.fullmatch(kind) is not None)
 
@@ -131,7 +138,7 @@ def _check_host_names(names: str) -> str:
 
 
 def _decode_base64(text: str) -> bytes:
-    """The bytes of base64; none if it is damaged."""
+    """Decode base64; empty if the text is invalid."""
     try:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error):
@@ -139,10 +146,10 @@ def _decode_base64(text: str) -> bytes:
 
 
 def _parse_key(fields: list[str]) -> tuple[tuple[str, ...], str]:
-    """Key types and fingerprint of ``key-type base64 [comment]`` or ``SHA256:... [comment] [(TYPE)]``."""
+    """Parse ``key-type base64 [comment]`` or ``SHA256:... [comment] [(TYPE)]`` into key types and fingerprint."""
     kind = fields[0]
     if kind.startswith("MD5:"):
-        raise ValueError("an MD5 fingerprint, which proves nothing; use the SHA256 one")
+        raise ValueError("an MD5 fingerprint, which is not secure; use the SHA256 fingerprint")
     if kind.startswith(SHA256_PREFIX):
         digest = kind.rstrip("=")
         if len(_decode_base64(digest.removeprefix(SHA256_PREFIX) + "=")) != hashlib.sha256().digest_size:
@@ -160,22 +167,22 @@ def _parse_key(fields: list[str]) -> tuple[tuple[str, ...], str]:
     except ValueError:
         raise ValueError(f"the {kind} key is damaged or cut off") from None
     if actual_type != kind:
-        raise ValueError(f"the line says {kind}, the key in it is {actual_type}")
+        raise ValueError(f"the type is {kind}, but the key is of type {actual_type}")
     return (kind,), digest
 
 
 class HostKeyStatus(enum.Enum):
-    """What the lines say of a key."""
+    """Trust in a host key."""
 
     TRUSTED = "trusted"
-    UNKNOWN = "unknown"  # nothing is known of the host
-    CHANGED = "changed"  # other keys are known of the host
+    UNKNOWN = "unknown"  # no line applies to the host
+    CHANGED = "changed"  # only other keys are known of the host
     REVOKED = "revoked"
 
 
 @dataclass(frozen=True)
 class HostKeyDecision:
-    """``reason`` says which line vouches, or what contradicts."""
+    """Decision on a host key. ``reason`` names the line with the key, or the contradiction."""
 
     status: HostKeyStatus
     reason: str
@@ -183,22 +190,29 @@ class HostKeyDecision:
 
 @dataclass(frozen=True)
 class KnownHosts:
-    """The lines of one source that could be read, and a text for each that could not."""
+    """Lines of one source, and a text for each invalid line.
+
+    :ivar pinned: True if the lines were configured for one server
+    :ivar missing: True if the source is a file that does not exist
+    """
 
     source: str
     entries: tuple[KnownHostsEntry, ...] = ()
     problems: tuple[str, ...] = ()
-    pinned: bool = False  # the lines were given for one server
-    missing: bool = False  # the source is a file that does not exist
+    pinned: bool = False
+    missing: bool = False
 
     @classmethod
     def parse(cls, text: str, source: str = "known_host_keys", pinned: bool = False) -> Self:
-        """Reads known_hosts lines; a bad one becomes one of ``problems``, which name source, line number and reason.
+        """Parse known_hosts lines.
 
-        ``pinned``: the text was given for one server, so a key or a fingerprint may stand alone, and a line without
-        port contradicts another key on any port.
+        :param text: the lines
+        :param source: name of the source for messages
+        :param pinned: the lines are for one server: keys and fingerprints may lack a host name, and a line without a
+            port contradicts another key on any port
+        :returns: the valid lines; each invalid line is one of ``problems``, with source, line number and reason
         """
-        lines: list[KnownHostsEntry] = []
+        entries: list[KnownHostsEntry] = []
         problems: list[str] = []
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
             stripped = line.removesuffix("\r").strip("\0 \t")
@@ -206,19 +220,26 @@ class KnownHosts:
                 continue
             location = f"{source} line {number}"
             try:
-                lines.append(KnownHostsEntry.parse(stripped, location, pinned=pinned))
+                entries.append(KnownHostsEntry.parse(stripped, location, pinned=pinned))
             except ValueError as error:
                 problems.append(f"{location}: {error}")
-        return cls(source, tuple(lines), tuple(problems), pinned)
+        return cls(source, tuple(entries), tuple(problems), pinned)
 
     def known_types(self, host: str, port: int) -> tuple[str, ...]:
-        """Types of the keys known of the host, certificate types first where an authority is. Best negotiated first."""
+        """Return the types of the keys known of a host, in the order to negotiate: certificate types first."""
         types = list(_CERTIFICATE_TYPES) if self._entries_for(host, port, _AUTHORITY) else []
         types += [kind for entry in self._entries_for(host, port, "") for kind in entry.types]
         return tuple(dict.fromkeys(types))
 
     def decide(self, host: str, port: int, blob: bytes, now: float) -> HostKeyDecision:
-        """What they say of ``blob`` as that server's key at ``now`` (seconds since 1970). ValueError if it is none."""
+        """Decide on the key or certificate of a server.
+
+        :param host: name or address of the server
+        :param port: port of the server
+        :param blob: the key or the certificate
+        :param now: seconds since 1970
+        :raises ValueError: if the blob is neither a key nor a certificate
+        """
         certificate = HostCertificate.parse(blob) if key_type(blob).endswith(CERTIFICATE_SUFFIX) else None
         key_fingerprint = fingerprint(blob)
         authority_fingerprint = fingerprint(certificate.authority) if certificate else ""
@@ -235,7 +256,7 @@ class KnownHosts:
             rejection_reason = certificate.rejection_reason(host, now)
             if rejection_reason is None:
                 return HostKeyDecision(HostKeyStatus.TRUSTED, f"certified by the authority of {authority.location}")
-            remark = f"; the certificate by the authority of {authority.location} does not count: {rejection_reason}"
+            remark = f"; the certificate by the authority of {authority.location} is not valid: {rejection_reason}"
         for entry in keys:
             if entry.fingerprint == key_fingerprint:
                 return HostKeyDecision(HostKeyStatus.TRUSTED, entry.location)
@@ -247,33 +268,31 @@ class KnownHosts:
             )
         if not all(entry.types for entry in contradicting):
             remark += (
-                "; where a fingerprint is that of a key of another type, end its line with that type, as (RSA) or"
-                " (ED25519), so that this key is asked for"
+                "; if a fingerprint belongs to a key of another type, end its line with the type, as (RSA) or"
+                " (ED25519), so that the server is asked for this key"
             )
-        return HostKeyDecision(
-            HostKeyStatus.CHANGED, f"{_format_entries(contradicting)} is what is known of {name}{remark}"
-        )
+        return HostKeyDecision(HostKeyStatus.CHANGED, f"known for {name}: {_format_entries(contradicting)}{remark}")
 
     def _entries_naming(self, name: str, marker: str) -> list[KnownHostsEntry]:
-        return [line for line in self.entries if line.marker == marker and line.names_host(name)]
+        return [entry for entry in self.entries if entry.marker == marker and entry.names_host(name)]
 
     def _entries_for(self, host: str, port: int, marker: str) -> list[KnownHostsEntry]:
-        """The lines with that marker that name the host with its port; if there are none, those without port."""
+        """Return the lines with a marker for host and port, or without such lines, those for the host alone."""
         return self._entries_naming(host_pattern(host, port), marker) or self._entries_naming(host.lower(), marker)
 
     def no_entry_text(self, name: str) -> str:
-        """That no line names the host, in words; ``name`` as `host_pattern` spells it."""
+        """Return a text for a host without a line; ``name`` has the form of `host_pattern`."""
         if self.missing:
             return f"{self.source} does not exist"
         return f"no line of {self.source} names {name}" if self.entries else f"{self.source} holds no usable line"
 
     def _other_names(self, key_fingerprint: str) -> str:
-        """Where else the key is known: a server may go by several names."""
-        same = [line for line in self.entries if not line.marker and line.fingerprint == key_fingerprint]
+        """Return a text with other hosts that have the key: a server may have several names."""
+        same = [entry for entry in self.entries if not entry.marker and entry.fingerprint == key_fingerprint]
         names = (
-            "a hashed name" if (line.names or "").startswith("|") else repr(line.names) for line in same[:MAX_LISTED]
+            "a hashed name" if (entry.names or "").startswith("|") else repr(entry.names) for entry in same[:MAX_LISTED]
         )
-        return f", though the same key is known as that of {', '.join(names)} ({same[0].location})" if same else ""
+        return f", but the same key is known for {', '.join(names)} ({same[0].location})" if same else ""
 
 
 def _format_entries(lines: list[KnownHostsEntry]) -> str:

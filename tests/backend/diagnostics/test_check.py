@@ -222,7 +222,7 @@ def test_a_revoked_key_comes_without_advice_to_trust_it(openssh: OpenSSHServer) 
     found = found_at(openssh, known_host_keys=f"@revoked {openssh.known_hosts.splitlines()[0]}")
     title, text = failure(found)
     assert title == "Host key"
-    assert "Do not connect before its owner has a new key" in text
+    assert "Do not connect until the server has a new key" in text
     assert found.advice == ()
 
 

@@ -87,7 +87,7 @@ def test_a_changed_key_is_refused_by_every_policy(
     write(file, line if where == "file" else "")
     message = rejection(checker(policy, **({} if where == "file" else {where: line})), blob(*other))
     source = {"inline": "known_host_keys", "env": "SFTP_KNOWN_HOST_KEYS", "file": str(file)}[where]
-    assert message.startswith(f"wrong host key: the server shows {other[0]} {fingerprint(blob(*other))}")
+    assert message.startswith(f"wrong host key: the server's key is {other[0]} {fingerprint(blob(*other))}")
     assert f"ssh-ed25519 {fingerprint(blob())} ({source} line 1)" in message
     assert f"\n{NAME} {text(*other)}\n" in message
     assert file.read_text() == (line if where == "file" else "")
@@ -104,7 +104,7 @@ def test_a_revoked_key_is_refused_by_every_policy(policy: HostKeyPolicy, checker
 def test_an_unknown_key_is_refused_with_a_hint(checker: Make, file: Path) -> None:
     write(file, f"other {text(number=1)}\n")
     message = rejection(checker(), blob())
-    assert message.startswith(f"unknown host key: the server shows ssh-ed25519 {fingerprint(blob())}")
+    assert message.startswith(f"unknown host key: the server's key is ssh-ed25519 {fingerprint(blob())}")
     assert f"no line of {file} names {NAME}" in message
     assert f"add this line to {file}:\n{NAME} {text()}\n" in message
     assert checker(inline=message.splitlines()[1]).check(blob())
@@ -341,7 +341,7 @@ def test_the_wait_for_a_held_lock_is_bounded(checker: Make, file: Path) -> None:
     with file.open() as holder:
         fcntl.flock(holder, fcntl.LOCK_EX)
         message = rejection(checker(TOFU, timeout=0.05), blob())
-    assert "another process holds its lock" in message
+    assert "another process holds the lock" in message
     assert file.read_text() == ""
 
 

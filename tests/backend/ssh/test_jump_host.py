@@ -192,7 +192,7 @@ def test_a_forked_child_leaves_the_parents_jump_host_alone(bastion: OpenSSHServe
 
 def test_an_unknown_host_key_of_the_jump_host_is_refused(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     error = failure_of(openssh, config_of(bastion, known_host_keys=openssh.known_hosts))
-    assert str(error).startswith("jump server: unknown host key: the server shows ssh-ed25519 SHA256:")
+    assert str(error).startswith("jump server: unknown host key: the server's key is ssh-ed25519 SHA256:")
     assert bastion.known_hosts.split()[2] in str(error)
     assert error.server == f"sftp://{bastion.host}:{bastion.port}"
 

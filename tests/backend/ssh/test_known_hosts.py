@@ -208,7 +208,7 @@ def test_a_configured_key_or_fingerprint_needs_no_host(line: str) -> None:
 @pytest.mark.parametrize("line", [text(), fingerprint(blob()), f"256 {fingerprint(blob())} root@host (ED25519)"])
 def test_in_a_file_a_key_or_fingerprint_needs_a_host(line: str) -> None:
     known = KnownHosts.parse(line, source="/file")
-    assert known.problems == ("/file line 1: a key or fingerprint without a host name in front of it",)
+    assert known.problems == ("/file line 1: a key or fingerprint without a host name before it",)
     assert known.decide(HOST, PORT, blob(), NOW).status is HostKeyStatus.UNKNOWN
     assert trust(f"{NAME} {fingerprint(blob())}", blob()) is HostKeyStatus.TRUSTED
 
@@ -309,8 +309,8 @@ def with_wrong_signature() -> bytes:
 BAD: dict[str, tuple[Callable[[], bytes], str]] = {
     "expired": (lambda: certificate(HOST, valid_before=int(NOW)), "it has expired"),
     "not valid yet": (lambda: certificate(HOST, valid_after=int(NOW) + 1), "it is not valid yet"),
-    "another host": (lambda: certificate("sftp.example.org"), "it is made out for 'sftp.example.org'"),
-    "no principals": (lambda: certificate(), "it is made out for no host"),
+    "another host": (lambda: certificate("sftp.example.org"), "it is valid for 'sftp.example.org' only"),
+    "no principals": (lambda: certificate(), "it is valid for no host"),
     "a user's": (
         lambda: new_key(number=9).generate_user_certificate(new_key(), "id", principals=[HOST]).public_data,
         "it is not a host certificate",
@@ -328,7 +328,7 @@ def test_a_bad_certificate_proves_nothing(case: str) -> None:
     make, why = BAD[case]
     found, reason = verdict_of(AUTHORITY, make())
     assert found is HostKeyStatus.CHANGED
-    assert f"the certificate by the authority of known_host_keys line 1 does not count: {why}" in reason
+    assert f"the certificate by the authority of known_host_keys line 1 is not valid: {why}" in reason
 
 
 @pytest.mark.parametrize("case", [case for case in BAD if case != "another key inside"])
