@@ -533,7 +533,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         if phase == _WAITING_FOR_BANNER and transport is not None and transport.server_version:
             phase = "exchanging keys"
         if transport is not None and transport.disconnect_message is not None:
-            return phase, f"the server hung up, saying {printable(transport.disconnect_message)!r}"
+            return phase, f"the server disconnected: {printable(transport.disconnect_message)!r}"
         failure = self._stream.failure if self._stream is not None else None
         if failure == SERVER_CLOSED and phase == _WAITING_FOR_BANNER:
             failure += "; too many connections at once, an address ban or a firewall are usual causes"

@@ -1,7 +1,7 @@
-"""Private keys as text: taken out of what forms, variables and vaults put around them, and given their frame back.
+"""Repair the text of private keys: restore line ends and BEGIN and END lines, and decode base64 around a key.
 
-Formats: PEM (RFC 7468, RFC 1421 headers), with its line ends or without, base64 of it, and binary keys in base64
-without a frame (DER: ITU-T X.690; OpenSSH: PROTOCOL.key; PKCS#12: RFC 7292). Nothing is decrypted or parsed here.
+Formats: PEM (RFC 7468, RFC 1421 headers) with or without line ends, base64 of PEM, and base64 of binary keys (DER:
+ITU-T X.690; OpenSSH: PROTOCOL.key; PKCS#12: RFC 7292). This module neither decrypts nor parses keys.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .host_certificates import CERTIFICATE_SUFFIX
 
 OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
 PKCS12: Final = "PKCS12"
-"""Label of a frame made here for PKCS#12, which has none of its own."""
+"""Label for PKCS#12, which has no label of its own."""
 PRIVATE: Final = ("OPENSSH PRIVATE KEY", "RSA PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "PRIVATE KEY")
 _LABELS: Final = (
     *PRIVATE, "DSA PRIVATE KEY", "EC PARAMETERS", "CERTIFICATE", "TRUSTED CERTIFICATE", "CERTIFICATE REQUEST",
@@ -25,6 +25,8 @@ _LABEL_BY_COMPACT_LABEL: Final = {label.replace(" ", ""): label for label in _LA
 
 _INVISIBLE: Final = re.compile("[\0\u200b-\u200d\u2060\ufeff]")
 _SURROUNDING_CHARACTERS: Final = " \t\n\"'`"
+_MAX_LAYERS: Final = 4
+"""Most texts to inspect in nested base64, so that hostile input cannot cause unbounded work."""
 BEGIN: Final = re.compile(r"-\s*BEGIN")
 BLOCK: Final = re.compile(r"-{4,5}\s*BEGIN\s*([A-Z0-9 \n]+?)\s*-{4,5}(.*?)-{4,5}\s*END\s*\1\s*-{4,5}", re.DOTALL)
 _FRAME: Final = re.compile(r"-{1,5}\s*(?:BEGIN|END)[A-Z0-9 ]*-{0,5}")
@@ -36,7 +38,7 @@ _ENCRYPTION: Final = re.compile(
     re.IGNORECASE,
 )
 _PASSWORD_BASED: Final = re.compile(rb"\x30.{1,3}?\x06.\x2a\x86\x48\x86\xf7\x0d\x01[\x05\x0c]", re.DOTALL)
-"""An AlgorithmIdentifier of PKCS#5 or PKCS#12 encryption."""
+"""Start of an AlgorithmIdentifier of PKCS#5 or PKCS#12 encryption."""
 _DER_LABELS: Final = {
     b"\x02\x01\x00\x30": "PRIVATE KEY",
     b"\x02\x01\x01\x30": "PRIVATE KEY",
@@ -44,18 +46,20 @@ _DER_LABELS: Final = {
     b"\x02\x01\x01\x04": "EC PRIVATE KEY",
     b"\x02\x01\x03\x30": PKCS12,
 }
-"""By version number and the tag after it."""
+"""Labels by version number and the tag after the number."""
 CERTIFICATE_LINE: Final = re.compile(
     rf"((?:ssh|ecdsa|sk)-[a-z0-9@.-]*?{re.escape(CERTIFICATE_SUFFIX)})\s+([A-Za-z0-9+/=]+)"
 )
 
 
 def repair_pem(text: str) -> str:
-    """A private key as it was before forms, variables and vaults had their way with it.
+    """Restore the text of a private key after changes by forms, variables and vaults.
 
-    Puts right: line ends turned to blanks, to a literal ``\\n`` or removed; CRLF; base64 of the whole; a missing
-    frame; quotes, blanks and a byte order mark around it; a missing final newline. Keeps all framed blocks, and
-    OpenSSH certificate lines after them. Text without any block is returned as it is.
+    Repaired are: line ends replaced by blanks or a literal ``\\n``, or removed; CRLF; base64 of the whole; missing
+    BEGIN and END lines; quotes, blanks and a byte order mark around the key; a missing final newline.
+
+    :param text: the key
+    :returns: all PEM blocks of the text, and the OpenSSH certificate lines after them; a text without a block unchanged
     """
     plain = strip_wrapping(text)
     frames = [_add_frame(match[1], match[2]) for match in BLOCK.finditer(plain)]
@@ -64,15 +68,15 @@ def repair_pem(text: str) -> str:
 
 
 def strip_wrapping(text: str) -> str:
-    """Takes off what was put around a key; line ends become ``\n``."""
+    """Decode base64 around a key, and remove blanks and quotes. Line ends become ``\n``."""
     return _decode_layers(text)[-1]
 
 
 def _decode_layers(text: str) -> list[str]:
-    """The text, then what it is the base64 of, and so on; line ends become ``\n``."""
+    """Return the text, the text decoded from its base64, and so on. Line ends become ``\n``."""
     layers: list[str] = []
     unpacked: str | None = text
-    while unpacked is not None and len(layers) < 4:
+    while unpacked is not None and len(layers) < _MAX_LAYERS:
         text = re.sub(r"\\+r\\+n|\\+[nr]|\r\n?", "\n", _INVISIBLE.sub("", unpacked)).strip(_SURROUNDING_CHARACTERS)
         layers.append(text)
         unpacked = None if BEGIN.search(text) else _decode_base64_text(text)
@@ -80,15 +84,15 @@ def _decode_layers(text: str) -> list[str]:
 
 
 def key_bodies(text: str) -> list[list[str]]:
-    """Finds the base64 of every private key in a text, and base64 around a key.
+    """Find the base64 of every private key in a text, and base64 around a key.
 
-    :param text: A private key in any form that `repair_pem` takes, a PuTTY key, or a text with keys in it.
-    :returns: For each base64 text its lines as they are in ``text``; none if there is no private key.
+    :param text: private key in any form supported by `repair_pem`, PuTTY key, or text with keys
+    :returns: for each base64 text its lines, unchanged; empty if there is no private key
     """
     layers = _decode_layers(text)
     if BEGIN.search(layers[-1]):
         private_bodies = [_base64_lines(match[2]) for match in BLOCK.finditer(layers[-1]) if _is_private(match[1])]
-        if not BLOCK.search(layers[-1]):  # cut off, or its frame is damaged: any line may be the key's
+        if not BLOCK.search(layers[-1]):  # cut off, or damaged BEGIN and END lines: any line may belong to the key
             private_bodies = [_base64_lines(_FRAME.sub("\n", layers[-1]))]
     elif putty := _PUTTY.search(layers[-1]):
         private_bodies = [_base64_lines(putty[1])]
@@ -99,9 +103,9 @@ def key_bodies(text: str) -> list[list[str]]:
 
 
 def remove_keys(text: str) -> str:
-    """Removes private keys, certificates and base64 around them from a text.
+    """Remove private keys, certificates and base64 around them from a text.
 
-    :returns: The rest without blanks around it; empty for a key in any form that `repair_pem` takes.
+    :returns: the rest, stripped; empty for a key in any form supported by `repair_pem`
     """
     remaining = CERTIFICATE_LINE.sub("", BLOCK.sub("", strip_wrapping(text)))
     return remaining.strip()
@@ -113,12 +117,12 @@ def _is_private(label: str) -> bool:
 
 
 def _base64_lines(body: str) -> list[str]:
-    """The lines of base64 of a block, without its headers."""
+    """Return the base64 lines of a block, without headers."""
     return [word for word in _split_headers(body)[1].split() if _BASE64.fullmatch(word)]
 
 
 def _add_frame(label: str, body: str) -> str:
-    """One block in its canonical form, 64 characters a line (RFC 7468 section 2)."""
+    """Return a PEM block with 64 characters per line (RFC 7468 section 2)."""
     compact_label = "".join(label.split())
     label = _LABEL_BY_COMPACT_LABEL.get(compact_label, " ".join(label.split()))
     headers, body = _split_headers(body)
@@ -128,24 +132,24 @@ def _add_frame(label: str, body: str) -> str:
 
 
 def _split_headers(body: str) -> tuple[str, str]:
-    """Splits a block's body into the headers that say how it is encrypted, and its base64."""
+    """Split the body of a block into its encryption headers and its base64."""
     if match := _ENCRYPTION.match(body):
         headers = f"Proc-Type: 4,ENCRYPTED\nDEK-Info: {match[1].upper()},{match[2].upper()}\n\n"
         return headers, body[match.end() :]
-    if ":" in body:  # other headers are of no use to anybody here
+    if ":" in body:  # other headers have no meaning for a key
         body = re.sub(r"(?m)^[^\n:]*:[^\n]*$", "", body)
     return "", body
 
 
 def _decode_base64_text(text: str) -> str | None:
-    """The text that ``text`` is the base64 of, with a frame if it is a bare key; None if it is no base64 of text."""
+    """Decode base64 of a text or of a binary key, the latter as a PEM block; None if it is neither."""
     data = decode_base64(text)
     unpacked = as_text(data) if data else None
     return unpacked if unpacked and (unpacked.isascii() or BEGIN.search(unpacked)) else None
 
 
 def decode_base64(text: str) -> bytes:
-    """The bytes of base64 in either alphabet, with or without padding and blanks; none if it is damaged."""
+    """Decode base64 in either alphabet, with or without padding and blanks; empty if the text is invalid."""
     packed = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
@@ -154,7 +158,7 @@ def decode_base64(text: str) -> bytes:
 
 
 def as_text(data: bytes) -> str | None:
-    """A key's bytes as text: binary ones in a frame, others decoded. None if they are neither."""
+    """Convert the content of a key file to text, a binary key to a PEM block; None if it is neither."""
     if label := _label_of(data):
         return _add_frame(label, base64.b64encode(data).decode())
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le" if data[1:2] == b"\0" else "utf-8"
@@ -165,7 +169,7 @@ def as_text(data: bytes) -> str | None:
 
 
 def _label_of(data: bytes) -> str | None:
-    """The frame that bytes of a private key belong in, by their first fields (DER: ITU-T X.690)."""
+    """Return the PEM label of a binary private key by its first fields (DER: ITU-T X.690); None for other content."""
     if data.startswith(OPENSSH_MAGIC):
         return "OPENSSH PRIVATE KEY"
     if len(data) < 32 or data[0] != 0x30:

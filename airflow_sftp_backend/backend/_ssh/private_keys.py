@@ -1,8 +1,8 @@
-"""Private keys: repaired, parsed, handed to paramiko. The text of a key is in no message and in no exception chain.
+"""Load private keys for paramiko. No message and no exception chain contains the text of a key.
 
 Formats: OpenSSH (PROTOCOL.key), PKCS#1, SEC1 and PKCS#8 (RFC 8017, 5915, 5958), encrypted or not, in PEM (RFC 7468, RFC
-1421 headers) or without its frame; PKCS#12 (RFC 7292) in base64, as Key Vault hands out certificates. Types: RSA, ECDSA
-on the three NIST curves, Ed25519.
+1421 headers) or as base64 without BEGIN and END lines; PKCS#12 (RFC 7292) in base64, as exported by Key Vault.
+Types: RSA, ECDSA on the three NIST curves, Ed25519.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ from .pem import (
 log = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES: Final = 1 << 20
-"""Bytes of a file that are read at most: no key is as long."""
+"""Most bytes to read from a key file. Keys are shorter."""
 _PUBLIC_LINE: Final = re.compile(r"(?:(?:ssh|ecdsa|sk)-[a-z0-9@.-]+\s+)?AAAA[A-Z]")
 
 _CURVES: Final = ("secp256r1", "secp384r1", "secp521r1")
-_SUPPORTED: Final = "there are RSA, ECDSA (nistp256, nistp384, nistp521) and Ed25519"
-_UNSUPPORTED_TYPE: Final = f"is of a type, or encrypted in a way, that is not supported; {_SUPPORTED}"
-_DSA_KEY: Final = "is a DSA key, which SSH servers no longer take; make a new one with `ssh-keygen -t ed25519`"
-_DAMAGED: Final = "is damaged or cut off; copy it again from its file"
-_IS_ENCRYPTED: Final = "is encrypted, and no passphrase was given; set the passphrase"
-_CANNOT_DECRYPT: Final = "cannot be opened with the passphrase given: it is wrong, or the key is damaged"
+_SUPPORTED: Final = "supported are RSA, ECDSA (nistp256, nistp384, nistp521) and Ed25519"
+_UNSUPPORTED_TYPE: Final = f"has an unsupported type or encryption; {_SUPPORTED}"
+_DSA_KEY: Final = "is a DSA key, refused by SSH servers; create another key with `ssh-keygen -t ed25519`"
+_DAMAGED: Final = "is damaged or cut off; copy the key again from its file"
+_IS_ENCRYPTED: Final = "is encrypted; set the passphrase"
+_CANNOT_DECRYPT: Final = "cannot be decrypted: the passphrase is wrong, or the key is damaged"
 
 
 class _UnusableKey(Exception):
-    """Why a key cannot be used, in words that show nothing of it: "is a public key; ..."."""
+    """Report an unusable key, without its content. The text continues a name: "is a public key; ..."."""
 
 
 # -- parsing ----------------------------------------------------------------------------------------------------------
@@ -69,10 +69,16 @@ class _UnusableKey(Exception):
 def load_private_key(
     source: str | bytes | Secret | os.PathLike[str], from_file: bool = False, passphrase: str | Secret | None = None
 ) -> paramiko.PKey:
-    """The key in a text or, with ``from_file`` or a path object, in a file; ``passphrase`` is ignored if it has none.
+    """Load a private key, with its certificate if it has one.
 
-    A certificate counts with its key: an OpenSSH certificate line after the key's text, or the file ``<file>-cert.pub``
-    where it belongs to the key. Raises AuthenticationFailed, whose text says what is wrong and what to do.
+    The certificate is an OpenSSH certificate line after the key's text, or the file ``<file>-cert.pub`` if it belongs
+    to the key.
+
+    :param source: text of the key, or path of its file
+    :param from_file: ``source`` is a path, also if it is a str or bytes
+    :param passphrase: passphrase of the key; ignored if the key is not encrypted
+    :returns: the key
+    :raises AuthenticationFailed: with cause and remedy, if the key cannot be used
     """
     if isinstance(source, Secret):
         source = source.reveal()
@@ -93,7 +99,8 @@ def load_private_key(
         return pkey
     except _UnusableKey as error:
         problem = str(error)
-    # Raised outside of the handler: the chain of exceptions may quote the key, as local variables would.
+    # Raised outside the handler and after clearing the variables: a traceback would show exceptions and variables that
+    # contain the key.
     source = secret = text = ""
     passphrase = None
     raise AuthenticationFailed(f"{name} {problem}")
@@ -108,11 +115,11 @@ def _read_file(path: Path) -> str:
     except PermissionError:
         raise _UnusableKey(f"may not be read by user id {os.geteuid()}; check its owner and mode") from None
     except IsADirectoryError:
-        raise _UnusableKey("is a folder; name the file in it") from None
+        raise _UnusableKey("is a directory; set the path of the file") from None
     except OSError as error:
         raise _UnusableKey(f"cannot be read: {error.strerror}") from None
     except ValueError:
-        raise _UnusableKey("has a NUL in its name") from None
+        raise _UnusableKey("has a NUL character in its name") from None
     return _text_of(data)
 
 
@@ -122,15 +129,15 @@ def _text_of(source: str | bytes | os.PathLike[str]) -> str:
     if isinstance(source, (bytes, bytearray)):
         text = as_text(bytes(source))
         if text is None and source:
-            raise _UnusableKey("is not a private key: it is neither text nor a known binary form")
+            raise _UnusableKey("is not a private key: neither text nor a known binary format")
         return text or ""
-    raise TypeError(f"a private key is a str, bytes or Secret, not {type(source).__name__}")
+    raise TypeError(f"a private key must be a str, bytes or Secret, not {type(source).__name__}")
 
 
 def _parse(text: str, passphrase: bytes) -> tuple[object, bytes | None]:
-    """The key of a text, and the certificate that follows it."""
+    """Parse the private key in a text, and the certificate after the key."""
     text = repair_pem(text)
-    blocks = {match[1]: match for match in reversed(list(BLOCK.finditer(text)))}
+    blocks = {match[1]: match for match in reversed(list(BLOCK.finditer(text)))}  # the first of each label
     label = next((label for label in (*PRIVATE, PKCS12) if label in blocks), None)
     if label is None:
         raise _UnusableKey(_describe_other_content(strip_wrapping(text), set(blocks)))
@@ -147,7 +154,7 @@ def _parse(text: str, passphrase: bytes) -> tuple[object, bytes | None]:
 
 
 def _describe_other_content(text: str, labels: set[str]) -> str:
-    """What a text without a private key is instead, and what to do."""
+    """Describe a text without a private key, with a hint."""
     if not text:
         return "is empty"
     if text.startswith("PuTTY-User-Key-File-"):
@@ -160,18 +167,18 @@ def _describe_other_content(text: str, labels: set[str]) -> str:
     if "SSH2 ENCRYPTED PRIVATE KEY" in labels:
         return "has the format of ssh.com; convert it with `ssh-keygen -i -f KEY`"
     if CERTIFICATE_LINE.match(text) or "CERTIFICATE" in labels:
-        return "is a certificate only; the private key that belongs to it is needed, before it or in its place"
+        return "is a certificate only; set its private key, alone or before the certificate"
     if _PUBLIC_LINE.match(text) or any("PUBLIC KEY" in label for label in labels):
-        return "is a public key; the private one is needed: the file of the same name without .pub"
+        return "is a public key; set the private key: the file of the same name without .pub"
     if BEGIN.search(text):
-        return "is cut off or mixed up: no block with a BEGIN line and its END line holds a private key"
+        return "is cut off or mixed up: no pair of BEGIN and END lines encloses a private key"
     if text.startswith(("/", "~", "./", "../")) and "\n" not in text:
-        return "is not a private key; if it is the path of one, give it as key_file, or with from_file=True"
-    return "is not a private key; one begins with -----BEGIN OPENSSH PRIVATE KEY----- or the like"
+        return "is not a private key; for the path of a key use key_file, or from_file=True"
+    return "is not a private key; expected a text such as -----BEGIN OPENSSH PRIVATE KEY-----"
 
 
 def _openssh_cipher(data: bytes) -> bytes:
-    """What encrypts a key of OpenSSH's format: ``none`` if nothing does. Its type is in the clear, and refused here."""
+    """Return the cipher of a key in OpenSSH's format, ``none`` without encryption. Refuse unsupported types."""
     cursor = PacketReader(memoryview(data.removeprefix(OPENSSH_MAGIC)))
     try:
         cipher = bytes(cursor.view())
@@ -181,7 +188,7 @@ def _openssh_cipher(data: bytes) -> bytes:
         raise _UnusableKey(_DAMAGED) from None
     if public_key_type.startswith(b"sk-"):
         raise _UnusableKey(
-            "belongs to a hardware token (sk-...), which has to be touched for each login; make one without with"
+            "belongs to a hardware token (sk-...), which must be touched for each login; create another key with"
             " `ssh-keygen -t ed25519`"
         )
     if public_key_type == b"ssh-dss":
@@ -203,7 +210,9 @@ def _load(
 
 
 def _load_pkcs12(data: bytes, passphrase: bytes) -> object:
-    """A vault's export has no passphrase, spelled in one of two ways; the one given may be meant for something else."""
+    """Return the private key of a PKCS#12 file."""
+    # Key Vault exports without a password, which is None or empty in the file. The configured passphrase may belong to
+    # something else.
     for password in (passphrase or None, None, b""):
         try:
             key = pkcs12.load_pkcs12(data, password).key
@@ -222,18 +231,18 @@ def _to_pkey(key: object) -> paramiko.PKey:
     if not isinstance(key, RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey):
         raise _UnusableKey(_DSA_KEY if isinstance(key, DSAPrivateKey) else _UNSUPPORTED_TYPE)
     if isinstance(key, EllipticCurvePrivateKey) and key.curve.name not in _CURVES:
-        raise _UnusableKey(f"is on the elliptic curve {key.curve.name}, which SSH does not know; {_SUPPORTED}")
+        raise _UnusableKey(f"is on the elliptic curve {key.curve.name}, not supported by SSH; {_SUPPORTED}")
     return to_paramiko(key)
 
 
 def _attach_certificate(key: paramiko.PKey, certificate: bytes) -> None:
-    """Makes ``key`` log in with the certificate."""
+    """Attach a certificate to its key for the login."""
     try:
         matches = key_type(certificate).endswith(CERTIFICATE_SUFFIX) and plain_key(certificate) == key.asbytes()
     except ValueError:
-        raise _UnusableKey("comes with a certificate that is damaged or cut off") from None
+        raise _UnusableKey("has a certificate that is damaged or cut off") from None
     if not matches:
-        raise _UnusableKey("comes with a certificate of another key")
+        raise _UnusableKey("has a certificate of another key")
     key.load_certificate(paramiko.Message(certificate))
 
 
@@ -244,13 +253,16 @@ def _attach_certificate_file(key: paramiko.PKey, path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        log.warning("%s cannot be read and does not count: %s", path, error.strerror)
+        log.warning("ignoring %s: cannot be read: %s", path, error.strerror)
     except _UnusableKey as unusable:
-        log.warning("%s does not count: the key %s", path, unusable)
+        log.warning("ignoring %s: the key %s", path, unusable)
 
 
 def config_key(config: BackendConfig) -> paramiko.PKey | None:
-    """The private key a backend is to log in with; None if it has none. AuthenticationFailed if it cannot be used."""
+    """Load the private key of a configuration; None if it has none.
+
+    :raises AuthenticationFailed: if the key cannot be used
+    """
     if isinstance(config.pkey, paramiko.PKey):
         return config.pkey
     source = config.pkey if isinstance(config.pkey, str | bytes | Secret) else config.private_key or config.key_file
@@ -266,10 +278,15 @@ def config_key(config: BackendConfig) -> paramiko.PKey | None:
 
 
 def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramiko.PKey:
-    """The key that is, or is in the text of, ``value``. ValueError if there is none or it cannot sign."""
+    """Load the argument ``pkey``, a key or the text of a key.
+
+    :param value: the argument
+    :param passphrase: passphrase of the text
+    :raises ValueError: if there is no key, or the key cannot sign
+    """
     if isinstance(value, paramiko.PKey):
         if isinstance(value, paramiko.RSAKey | paramiko.ECDSAKey | paramiko.Ed25519Key) and not value.can_sign():
-            raise ValueError("pkey is a public key; logging in needs the private one")
+            raise ValueError("pkey is a public key; expected the private key")
         return value
     if not isinstance(value, str | bytes | Secret):
         raise ValueError(f"pkey must be a paramiko.PKey or the text of a private key, not {type(value).__name__}")
@@ -278,18 +295,18 @@ def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramik
         return load_private_key(value, passphrase=passphrase)
     except AuthenticationFailed as error:
         problem = error.message
-    value = passphrase = None  # a local variable would show them
+    value = passphrase = None  # a traceback with local variables would show them
     raise ValueError(f"pkey: {problem}")
 
 
 def export_private_key(pkey: paramiko.PKey) -> Secret:
-    """The key as unencrypted OpenSSH text, its certificate after it; `load_private_key` makes the same key of it.
+    """Write a key as unencrypted OpenSSH text for `load_private_key`, with its certificate after the key.
 
-    TypeError for a key that cannot leave where it is, as one of an SSH agent.
+    :raises TypeError: if the private part is not accessible, as with keys of an SSH agent
     """
     key = to_cryptography(pkey)
     if key is None:
-        raise TypeError(f"a {type(pkey).__name__} cannot be copied; give the key as text or as key_file instead")
+        raise TypeError(f"a {type(pkey).__name__} cannot be copied; set the key as text or as key_file instead")
     text = openssh_text(key)
     certificate = certificate_of(pkey)
     if certificate is not None and certificate[0].endswith(CERTIFICATE_SUFFIX):
@@ -298,7 +315,10 @@ def export_private_key(pkey: paramiko.PKey) -> Secret:
 
 
 def picklable_config(config: BackendConfig) -> BackendConfig:
-    """The same configuration as plain values, which can be pickled. TypeError if its key cannot be copied."""
+    """Return the configuration with keys as text, so that it can be pickled.
+
+    :raises TypeError: if a key cannot be copied
+    """
     if config.jump is not None:
         config = replace(config, jump=picklable_config(config.jump))
     if not isinstance(config.pkey, paramiko.PKey):

@@ -1,4 +1,4 @@
-"""Asking a server who it is and what it speaks, without logging in."""
+"""Read the host keys and algorithms of a server, without a login."""
 
 from __future__ import annotations
 
@@ -26,12 +26,17 @@ _KEY_TYPE_BY_ALGORITHM: Final = {
     **{name: name for name in ("ssh-ed25519", *(f"ecdsa-sha2-nistp{bits}" for bits in (256, 384, 521)))},
     **dict.fromkeys(("rsa-sha2-512", "rsa-sha2-256", SHA1_RSA), "ssh-rsa"),
 }
-"""The type of key behind each host key algorithm that can be asked for; SHA-1 last (RFC 8332 section 3)."""
+"""Key type of each supported host key algorithm, SHA-1 last (RFC 8332 section 3)."""
 
 
 @dataclass(frozen=True)
 class HostKey:
-    """A key of a server. ``str()`` is its known_hosts line; ``blob`` the key in SSH wire format."""
+    """Host key of a server. ``str()`` is its known_hosts line.
+
+    :param host: name or address of the server
+    :param port: port of the server
+    :param blob: the key in SSH wire format (RFC 4253 section 6.6)
+    """
 
     host: str
     port: int
@@ -39,12 +44,12 @@ class HostKey:
 
     @property
     def type(self) -> str:
-        """As ``ssh-ed25519``."""
+        """Type of the key, such as ``ssh-ed25519``."""
         return key_type(self.blob)
 
     @property
     def fingerprint(self) -> str:
-        """``SHA256:`` and base64, as ``ssh-keygen -l`` prints it."""
+        """Fingerprint as printed by ``ssh-keygen -l``: ``SHA256:`` and base64."""
         return fingerprint(self.blob)
 
     def __str__(self) -> str:
@@ -53,7 +58,10 @@ class HostKey:
 
 @dataclass(frozen=True, kw_only=True)
 class HostAlgorithms:
-    """What a server offers, in its order. Of ciphers, MACs and compression: what it offers in both directions."""
+    """Algorithms offered by a server, in its order.
+
+    Ciphers, MACs and compression methods are those offered in both directions.
+    """
 
     key_exchange: tuple[str, ...]
     host_keys: tuple[str, ...]
@@ -63,7 +71,10 @@ class HostAlgorithms:
 
 
 def parse_kexinit(payload: bytes) -> HostAlgorithms:
-    """Reads an SSH_MSG_KEXINIT payload (RFC 4253 section 7.1). ValueError if it is none."""
+    """Parse the payload of an SSH_MSG_KEXINIT message (RFC 4253 section 7.1).
+
+    :raises ValueError: if the payload is invalid
+    """
     if payload[:1] != bytes([_KEXINIT]):
         raise ValueError("not a KEXINIT message")
     cursor = PacketReader(memoryview(payload)[17:])  # after the cookie
@@ -86,13 +97,17 @@ def _parse_names(text: bytes) -> tuple[str, ...]:
 
 
 def scan_host_algorithms(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> HostAlgorithms:
-    """What the server at ``host`` offers, read from its own announcement. ``timeout`` is in seconds, for connecting and
-    for the answer each.
+    """Read the algorithms offered by a server from its first messages. Opens one connection without a login.
 
-    ValueError for an impossible host or port, BackendUnavailable if no SSH server answers.
+    :param host: name or address of the server
+    :param port: port of the server
+    :param timeout: longest time in seconds to connect, and again for the reply
+    :returns: the algorithms
+    :raises ValueError: if host or port are invalid
+    :raises BackendUnavailable: if no SSH server answers
     """
     address = BackendConfig(host=host, port=port, timeout=timeout).address
-    with translate_connection_errors(lambda: ("asking what the server offers", None), address):
+    with translate_connection_errors(lambda: ("reading the server's algorithms", None), address):
         stream = connect_tcp(host, port, timeout=timeout, io_timeout=timeout)
         try:
             return _read_algorithms(_UnencryptedReader(stream, timeout))
@@ -110,18 +125,19 @@ def _not_ssh_error(greeting: bytes) -> BackendUnavailable:
 
 
 def _read_algorithms(reader: _UnencryptedReader) -> HostAlgorithms:
-    reader.stream.send(_IDENTIFICATION)  # at once: a server of another kind waits for its client to speak first
-    if not any(reader.line().startswith(b"SSH-") for _ in range(_MOST_LINES)):  # others may come first (section 4.2)
+    reader.stream.send(_IDENTIFICATION)  # first: a server of another protocol may wait for its client
+    # Other lines may precede the identification (RFC 4253 section 4.2).
+    if not any(reader.line().startswith(b"SSH-") for _ in range(_MOST_LINES)):
         raise _not_ssh_error(reader.stream.greeting)
     while (message := reader.packet())[:1] in (bytes([_IGNORE]), bytes([_DEBUG])):
         pass
     if message[:1] == bytes([_DISCONNECT]):
-        raise BackendUnavailable(f"the server hung up, saying {printable(message[9:].decode('utf-8', 'replace'))!r}")
+        raise BackendUnavailable(f"the server disconnected: {printable(message[9:].decode('utf-8', 'replace'))!r}")
     return parse_kexinit(message)
 
 
 class _UnencryptedReader:
-    """Reads lines and packets of a conversation that is not encrypted yet, all within ``timeout`` seconds."""
+    """Reads lines and packets before encryption starts, all within ``timeout`` seconds."""
 
     def __init__(self, stream: SocketStream, timeout: float) -> None:
         self.stream = stream
@@ -129,7 +145,10 @@ class _UnencryptedReader:
         self._buffer = b""
 
     def line(self) -> bytes:
-        """Up to and without the line feed. BackendUnavailable if it is too long."""
+        """Read a line, without its line feed.
+
+        :raises BackendUnavailable: if the line is too long
+        """
         while b"\n" not in self._buffer:
             if len(self._buffer) > _MAX_LINE_BYTES:
                 raise _not_ssh_error(self.stream.greeting)
@@ -138,11 +157,11 @@ class _UnencryptedReader:
         return line
 
     def packet(self) -> bytes:
-        """The payload of a packet (RFC 4253 section 6)."""
+        """Read the payload of a packet (RFC 4253 section 6)."""
         head = self._read_exactly(5)
         length, padding = int.from_bytes(head[:4], "big"), head[4]
         if not padding + 1 < length <= _MAX_PACKET_BYTES:
-            raise BackendUnavailable("the server does not speak SSH as it should: a packet of an impossible length")
+            raise BackendUnavailable("the server violates the SSH protocol: invalid packet length")
         return self._read_exactly(length - 1)[: length - 1 - padding]
 
     def _read_exactly(self, count: int) -> bytes:
@@ -162,11 +181,16 @@ class _UnencryptedReader:
 
 
 def scan_host_keys(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> list[HostKey]:
-    """The keys the server at ``host`` has, one of each type, as it proves to own them; their ``str()`` are known_hosts
-    lines. They are what the server at that address shows now: whether it is the right one, somebody else must say.
+    """Read the host keys of a server, one of each supported type. Opens one connection, and one for each type.
 
-    Connects once and once more for each type; ``timeout`` is in seconds, for each step. A type that is not known here
-    is left out. ValueError for an impossible host or port, BackendUnavailable if no SSH server answers.
+    The server proves possession of each key. The caller must verify that the keys belong to the right server.
+
+    :param host: name or address of the server
+    :param port: port of the server
+    :param timeout: longest time in seconds for each step
+    :returns: the keys; their ``str()`` are known_hosts lines
+    :raises ValueError: if host or port are invalid
+    :raises BackendUnavailable: if no SSH server answers
     """
     offered = scan_host_algorithms(host, port, timeout).host_keys
     chosen: dict[str, str] = {}
@@ -177,12 +201,12 @@ def scan_host_keys(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> 
 
 
 def _fetch_host_key(host: str, port: int, timeout: float, algorithm: str) -> bytes:
-    """The key the server shows where only ``algorithm`` is asked for."""
+    """Return the server's key in a key exchange with one host key algorithm."""
     address = BackendConfig(host=host, port=port).address
     stream: SocketStream | None = None
     transport: SSHTransport | None = None
     with translate_connection_errors(
-        lambda: (f"asking for the {algorithm} key", stream.failure if stream else None), address
+        lambda: (f"requesting the {algorithm} key", stream.failure if stream else None), address
     ):
         stream = connect_tcp(host, port, timeout=timeout, io_timeout=timeout)
         try:
@@ -196,7 +220,7 @@ def _fetch_host_key(host: str, port: int, timeout: float, algorithm: str) -> byt
 
 
 class SFTPUtils:
-    """What goes with a backend: host key policies, private keys, and looking at a server from outside."""
+    """Collects the utilities for a backend: host key policies, private keys, and scans of a server."""
 
     HostKeyPolicy = HostKeyPolicy
     load_private_key = staticmethod(load_private_key)

@@ -298,7 +298,7 @@ def test_a_missing_or_wrong_passphrase_is_explained(openssh: OpenSSHServer) -> N
     key = Secret(
         openssh.login_key.export_private_key("openssh", passphrase="right", rounds=1, ignore_few_rounds=True).decode()
     )
-    for given, said in [(None, "no passphrase was given"), (Secret("Wr0ng"), "it is wrong")]:
+    for given, said in [(None, "set the passphrase"), (Secret("Wr0ng"), "the passphrase is wrong")]:
         title, text = failure(found_at(openssh, key_file=None, private_key=key, passphrase=given))
         assert title == "Login"
         assert said in text

@@ -403,7 +403,7 @@ def test_a_disconnect_message_is_quoted(tmp_path: Path) -> None:
         given = {"key_filename": list(map(str, files))}
         text = failure_of(server, AuthenticationFailed, key_file=None, connect_kwargs=given)
     assert "it refuses the ssh-ed25519 key SHA256:" in text
-    assert "then the server hung up, saying 'Too many authentication failures" in text
+    assert "then the server disconnected: 'Too many authentication failures" in text
 
 
 class _HangsUp(Login):
