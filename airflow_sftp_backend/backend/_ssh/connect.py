@@ -1,8 +1,8 @@
-"""One try to connect: TCP, key exchange, host key, login, SFTP; each step within its time.
+"""Attempt to connect: TCP, key exchange, host key, login, SFTP; each step with a time limit.
 
 Host certificates: paramiko negotiates ``...-cert-v01@openssh.com`` host key algorithms and verifies the server's
-signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py); whether the certificate is
-worth anything, `host_key_policy` decides. They are asked for first where an authority for the host is known.
+signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py). `host_key_policy` validates
+the certificate itself. If an authority for the host is known, these algorithms are proposed first.
 """
 
 from __future__ import annotations
@@ -48,69 +48,71 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHANNEL_WINDOW: Final = 32 << 20
-"""Bytes the server may send before the channel is read."""
+"""Receive window of the SFTP channel, in bytes (RFC 4254 section 5.2)."""
 _MAX_PACKET_SIZE: Final = 32 << 10
 _PREFERRED_CIPHER: Final = "aes128-gcm@openssh.com"
 _RESERVED_ARGUMENTS: Final = frozenset({"hostname", "port", "sock", "transport_factory"})
-"""Arguments of ``SSHClient.connect`` that are not the caller's to give."""
+"""Arguments of ``SSHClient.connect`` set by the backend itself."""
 CLOSED_DURING_CONNECT: Final = "the session was closed meanwhile"
 _WAITING_FOR_BANNER: Final = "waiting for the SSH banner"
 _LOGGING_IN: Final = "logging in"
 _MAX_STARTUPS_REPLY: Final = b"Exceeded MaxStartups"
 _PENALTY_REPLY: Final = b"Not allowed at this time"
-"""Both are sent by OpenSSH in place of its banner (sshd.c): while too many connections are not logged in yet, and to an
-address that it refuses for a while (PerSourcePenalties)."""
+"""Replies of OpenSSH in place of its banner (sshd.c): too many connections before their login (MaxStartups), and an
+address with penalties (PerSourcePenalties)."""
 _TEXT_BEFORE_SFTP: Final = (
-    "the server lets {!r} in but sends text before SFTP starts: {!r}. If a login script prints it, have the script"
-    " print in terminals only; if it says why SFTP is refused, have the account enabled there"
+    "the server accepts the login of {!r} but sends text before SFTP starts: {!r}. If a login script prints the text,"
+    " have the script print in terminals only; if the text refuses SFTP, have SFTP enabled for the account"
 )
 _EXTRA_SECONDS: Final = 60.0
-"""Seconds by which paramiko's own time limits lie after those kept here."""
+"""Margin of paramiko's own time limits over the limits of this module, in seconds, so that the latter apply first."""
 _THREAD_EXIT_SECONDS: Final = 5.0
-"""Seconds a transport's thread has to end."""
+"""Longest time in seconds to wait for the end of a transport's thread."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionInfo:
-    """What a connection turned out to be, or a try to make one as far as it came, for logs and diagnosis; blank is what
-    it did not come to."""
+    """Properties of a connection, or of a failed attempt as far as it came. Unknown values are blank.
+
+    :ivar server_version: identification of the server, such as ``SSH-2.0-OpenSSH_9.2``
+    :ivar key_exchange: key exchange algorithm, such as ``curve25519-sha256@libssh.org``
+    :ivar host_key_type: type of the host key, such as ``ssh-ed25519``
+    :ivar host_key_fingerprint: ``SHA256:`` and base64
+    :ivar host_key_line: known_hosts line for the host key
+    :ivar trust_reason: reason why the host key is trusted
+    :ivar mac: blank if the cipher authenticates by itself
+    :ivar strict_key_exchange: True if the countermeasure to Terrapin (CVE-2023-48795) is in effect
+    :ivar login_methods: authentication methods of the server, if it has listed them
+    :ivar login_refused: refused credentials, such as ``the password``
+    :ivar login_accepted: accepted credentials
+    :ivar proposed: proposed algorithms by the field names of `HostAlgorithms`
+    :ivar incompatible: True if the attempt failed because there is no algorithm in common
+    :ivar jump: properties of the connection to the jump server
+    """
 
     username: str
     server_version: str
-    """As ``SSH-2.0-OpenSSH_9.2``."""
     key_exchange: str
-    """As ``curve25519-sha256@libssh.org``."""
     host_key_type: str
-    """As ``ssh-ed25519``."""
     host_key_fingerprint: str
-    """``SHA256:`` and base64."""
     host_key_line: str
-    """The known_hosts line that vouches for it."""
     trust_reason: str
-    """Why the host key is trusted."""
     cipher: str
     mac: str
-    """Blank where the cipher authenticates by itself."""
     compression: str
     strict_key_exchange: bool
-    """The countermeasure to Terrapin (CVE-2023-48795) is in effect."""
     login_methods: tuple[str, ...]
-    """What the server said it takes, if it was asked."""
     login_refused: tuple[str, ...]
     login_accepted: tuple[str, ...]
-    """What it took, as ``the password``."""
     logged_in: bool
     proposed: Mapping[str, tuple[str, ...]]
-    """The algorithms asked for, by the names of `HostAlgorithms`."""
     incompatible: bool
-    """It failed because the server knows none of them."""
     jump: ConnectionInfo | None
-    """Of the connection to the jump server it goes through."""
 
 
 @dataclass(frozen=True)
 class EstablishedConnection:
-    """A connection with SFTP on it. Whoever has it ends it, with `end_transport`."""
+    """SSH connection with an SFTP channel. The owner ends it with `end_transport`."""
 
     client: paramiko.SSHClient
     transport: SSHTransport
@@ -121,7 +123,12 @@ class EstablishedConnection:
 
 @dataclass(frozen=True)
 class ConnectSettings:
-    """The configuration with ``connect_kwargs`` worked in, and what only those can say."""
+    """Configuration with ``connect_kwargs`` applied, and settings without a field in the configuration.
+
+    :ivar config: the configuration
+    :ivar channel_timeout: longest time in seconds to open the channel
+    :ivar strategy: authentication strategy of the caller, in place of `Authenticator`
+    """
 
     config: BackendConfig
     key_sources: KeySources
@@ -130,7 +137,10 @@ class ConnectSettings:
 
     @classmethod
     def of(cls, config: BackendConfig) -> ConnectSettings:
-        """ValueError for what ``connect_kwargs`` may not hold."""
+        """Apply ``connect_kwargs`` to a configuration.
+
+        :raises ValueError: if ``connect_kwargs`` holds a reserved or unknown argument
+        """
         arguments: dict[str, Any] = {
             name: value for name, value in wrap_secrets(config.connect_kwargs).items() if value is not None
         }
@@ -162,24 +172,27 @@ class ConnectSettings:
 
     @property
     def banner_timeout(self) -> float:
-        """Seconds until the server says something."""
+        """Longest time in seconds until the server sends its banner."""
         return self.config.banner_timeout or self.config.timeout
 
     @property
     def auth_timeout(self) -> float:
-        """Seconds until the server answers a question of the login."""
+        """Longest time in seconds until the server answers an authentication request."""
         return self.config.auth_timeout or self.config.timeout
 
     @property
     def slowest(self) -> float:
-        """The longest of the time limits, in seconds."""
+        """Longest of the time limits, in seconds."""
         return max(self.config.timeout, self.banner_timeout, self.auth_timeout, self.channel_timeout)
 
 
 @dataclass(frozen=True)
 class Hop:
-    """A server to log in to. ``password`` is that of the settings as they are now; ``checker`` judges its host key;
-    ``jump`` is the jump server it is reached through.
+    """Server on the way to the target, or the target itself.
+
+    :ivar password: current password of the settings
+    :ivar checker: checker of the server's host key
+    :ivar jump: jump server before this server
     """
 
     settings: ConnectSettings
@@ -192,8 +205,11 @@ class Hop:
 
 
 def make_transport(stream: SocketStream, slowest: float, *, legacy: bool, **options: Any) -> SSHTransport:
-    """A transport over ``stream``. ``slowest`` is the longest time limit of the stream, in seconds; the transport's own
-    lie well behind. ``legacy`` takes SHA-1 ``ssh-rsa`` too.
+    """Create a transport over a stream.
+
+    :param slowest: longest time limit of the stream in seconds; the limits of the transport are longer
+    :param legacy: also accept ``ssh-rsa`` with SHA-1
+    :param options: arguments of ``paramiko.Transport``
     """
     factory = legacy_transport if legacy else SSHTransport
     transport = factory(cast("socket.socket", stream), **options)
@@ -202,10 +218,10 @@ def make_transport(stream: SocketStream, slowest: float, *, legacy: bool, **opti
 
 
 def end_transport(transport: SSHTransport | None, stream: SocketStream) -> None:
-    """Ends a conversation at once, its threads with it."""
+    """End a connection at once, with its threads."""
     stream.abort()
     if transport is not None and not transport.end(_THREAD_EXIT_SECONDS):
-        log.warning("a thread of paramiko does not end: %r", transport)
+        log.warning("thread of paramiko still running: %r", transport)
         return
     stream.release()
 
@@ -214,11 +230,14 @@ def end_transport(transport: SSHTransport | None, stream: SocketStream) -> None:
 
 
 class ConnectAttempt(paramiko.MissingHostKeyPolicy):
-    """One try to connect, and paramiko's way of asking about the host key meanwhile.
+    """One attempt to connect, and paramiko's callback for the host key.
 
-    ``remaining_time()`` gives the seconds left for all steps together; ``transfer_size`` is what is to be sent first,
-    so that the channels for it are opened beside the first one. With ``query_auth_methods`` the server is asked which
-    login methods it takes.
+    :param hop: the server, with its jump servers
+    :param remaining_time: returns the time in seconds for all remaining steps
+    :param transfer_size: size of the first upload; its extra channels are opened together with the first channel
+    :param query_auth_methods: ask the server for its authentication methods before the login
+    :ivar is_permanent: True if another attempt would fail in the same way
+    :ivar is_server_busy: True if the server has too many connections before their login; a later attempt may succeed
     """
 
     def __init__(
@@ -253,12 +272,13 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         self._incompatible = self._logged_in = False
         self._aborted = False
         self.is_permanent = False
-        """Another try would end the same way."""
         self.is_server_busy = False
-        """The server has too many connections that are not logged in yet; another try soon may succeed."""
 
     def run(self) -> EstablishedConnection:
-        """Connects, logs in and starts SFTP. Raises BackendUnavailable; nothing of the try is left then."""
+        """Connect, log in and start SFTP.
+
+        :raises BackendUnavailable: if a step fails; the connection is closed then
+        """
         try:
             with translate_connection_errors(self._failure_context, self._config.address):
                 client, transport, stream = self._connect_and_authenticate()
@@ -269,10 +289,13 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 end_transport(self._transport, self._stream)
             raise
         finally:
-            self._authenticator = None  # which refers back to this
+            self._authenticator = None  # breaks a reference cycle
 
     def _open_jump_host(self) -> JumpHost:
-        """Connects and logs in, for a way through. Raises BackendUnavailable; nothing of the try is left then."""
+        """Connect and log in to a jump server.
+
+        :raises BackendUnavailable: if a step fails; the connection is closed then
+        """
         address = self._config.address
         try:
             with translate_connection_errors(self._failure_context, address):
@@ -288,7 +311,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             self._authenticator = None
 
     def abort(self) -> None:
-        """Makes `run` fail soon. Takes no lock: fit for a signal handler."""
+        """Make `run` fail soon. Takes no lock, so that a signal handler may call it."""
         self._aborted = self.is_permanent = True
         if self._jump is not None:
             self._jump.abort()
@@ -311,7 +334,9 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         transport = self._transport
         assert transport is not None
         if not transport.is_authenticated():
-            raise AuthenticationFailed(f"the login as {self._username!r} is not complete: the server wants more")
+            raise AuthenticationFailed(
+                f"the login as {self._username!r} is incomplete: the server wants another method"
+            )
         self._logged_in = True
         transport.set_keepalive(config.keepalive_interval)
         self._stream.set_deadline(None)
@@ -334,7 +359,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         )
 
     def _open_stream_through(self, jump: ConnectAttempt) -> SocketStream:
-        """The line through the jump server."""
+        """Open a stream to the server through the jump server."""
         config = self._config
         try:
             jump_host = jump._open_jump_host()
@@ -372,7 +397,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise self._translate(error, stream) from error
         finally:
-            client.set_missing_host_key_policy(paramiko.RejectPolicy())  # which knows nothing of this try
+            client.set_missing_host_key_policy(paramiko.RejectPolicy())  # breaks a reference cycle
         return client
 
     def _make_transport(self, sock: object, /, **options: Any) -> SSHTransport:
@@ -384,7 +409,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         supported = security.ciphers
         if unknown := [name for name in config.ciphers if name not in supported]:
             self.is_permanent = True
-            raise BackendUnavailable(f"unknown ciphers: {', '.join(unknown)}; known are {', '.join(supported)}")
+            raise BackendUnavailable(f"unknown ciphers: {', '.join(unknown)}; supported are {', '.join(supported)}")
         security.ciphers = config.ciphers or tuple(dict.fromkeys((_PREFERRED_CIPHER, *supported)))
         possible = {*transport.proposed_algorithms()["host_keys"]}
         preferred = [name for name in self._preferred_host_keys if name in possible]
@@ -392,32 +417,32 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         return transport
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        """Asks the checker, as paramiko itself is told of no host keys. Raises HostKeyRejected."""
+        """Check the host key. paramiko calls this for every server, because it has no host keys of its own.
+
+        :raises HostKeyRejected: if the key is not trusted
+        """
         assert self._stream is not None
         self._phase = "checking the host key"
         self._stream.set_deadline(None)
         certificate = certificate_of(key)
         blob = key.asbytes() if certificate is None else certificate[1]
-        with suppress(ValueError):  # which the checker says better
+        with suppress(ValueError):  # an invalid key is reported by the checker below
             plain_key(blob)
             self._host_key = blob
         self._trust_reason = self._checker.check(blob)
         self._set_auth_deadline()
 
     def _set_auth_deadline(self) -> None:
-        """Each question to the server has its own time."""
+        """Set the deadline of the next authentication request."""
         assert self._stream is not None
         self._phase = _LOGGING_IN
         self._stream.set_deadline(self._clamp(self._settings.auth_timeout))
 
     def _translate(self, error: Exception, stream: SocketStream) -> Exception:
-        """What to raise for a failure of paramiko's: a refused login, or the failure itself.
-
-        Who closes the connection during the login may mean to refuse it, so that is not tried again.
-        """
+        """Return the error to raise for an exception of paramiko, and set whether it is permanent."""
         reason = self._failure_context()[1]
         if self._authenticator is not None and (self._auth_record.refused or self._auth_record.prompts):
-            return self._authenticator.failure(f"then {reason or 'it closed the connection'}")
+            return self._authenticator.failure(f"then {reason or 'the server closed the connection'}")
         if reason is None and isinstance(error, paramiko.AuthenticationException):
             return AuthenticationFailed(f"the login as {self._username!r} is refused: {printable(str(error))}")
         assert self._transport is not None
@@ -426,15 +451,16 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             if stream.greeting.startswith(_MAX_STARTUPS_REPLY):
                 self.is_server_busy = True
                 return BackendUnavailable(
-                    f"too many connections at once: the server says {server_text!r}; have fewer tasks connect at the"
-                    " same time (an Airflow pool), or have MaxStartups raised there"
+                    f"too many connections at once: the server says {server_text!r}; limit the number of concurrent"
+                    " tasks (an Airflow pool), or have MaxStartups raised on the server"
                 )
             if stream.greeting.startswith(_PENALTY_REPLY):
                 return BackendUnavailable(
-                    f"the server refuses this address for a while: it says {server_text!r}; too many failed logins or"
-                    " connections are usual causes (PerSourcePenalties of OpenSSH)"
+                    f"the server refuses this address for a while: {server_text!r}; usual causes are too many failed"
+                    " logins or connections (PerSourcePenalties of OpenSSH)"
                 )
             return BackendUnavailable(f"the server does not speak SSH but says {server_text!r}; check the port")
+        # A server that closes the connection during the login may refuse the login in this way.
         self.is_permanent = self.is_permanent or (self._phase == _LOGGING_IN and not stream.timed_out)
         self._incompatible = isinstance(error, paramiko.ssh_exception.IncompatiblePeer)
         self.is_permanent = self.is_permanent or self._incompatible
@@ -462,7 +488,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 raise
             self.is_permanent = True
             raise BackendUnavailable(
-                "the server has no SFTP subsystem, or not for this user; have it enabled there (in OpenSSH's"
+                "the server has no SFTP subsystem, or not for this user; have SFTP enabled on the server (in OpenSSH's"
                 " sshd_config: Subsystem sftp internal-sftp)"
             ) from None
         self._phase = "agreeing on the SFTP version"
@@ -500,7 +526,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         )
 
     def info(self) -> ConnectionInfo:
-        """What has been found so far."""
+        """Return the properties of the connection, as far as they are known."""
         transport, key = self._transport, self._host_key
         agreed = AgreedAlgorithms() if transport is None else transport.agreed_algorithms()
         return ConnectionInfo(
@@ -528,7 +554,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         return max(0.01, min(seconds, self._remaining_time()))
 
     def _failure_context(self) -> tuple[str, str | None]:
-        """What is being done, and why the line broke if it did."""
+        """Return the current phase, and the reason for the end of the connection if it has ended."""
         phase, transport = self._phase, self._transport
         if phase == _WAITING_FOR_BANNER and transport is not None and transport.server_version:
             phase = "exchanging keys"
@@ -543,5 +569,5 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
 def _local_user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError, ImportError):  # which of them depends on the version of Python
-        raise AuthenticationFailed("no user name is given, and the local user has none; set username") from None
+    except (KeyError, OSError, ImportError):  # depends on the version of Python
+        raise AuthenticationFailed("no user name is set, and the local user has no name; set username") from None

@@ -1,4 +1,4 @@
-"""Further channels of a connection, opened in the background for channels beside the first: no new login."""
+"""Open additional SFTP channels of a connection in the background, without another login."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from ._paramiko_compat import buffer_channel
 log = logging.getLogger(__name__)
 
 EXTRA_CHANNEL_WINDOW: Final = 2 << 20
-"""Bytes the server may send before the channel is read: further channels carry writes, whose replies are short."""
+"""Receive window of an additional channel, in bytes. These channels carry writes, and replies to writes are short."""
 
 
 class ExtraChannels:
-    """Opens up to ``maximum`` channels in all; fewer once the server refuses one, which is remembered.
+    """Opens channels until the maximum is reached or the server refuses a channel.
 
-    ``timeout`` bounds the opening of one, ``io_timeout`` a channel's silence, both in seconds.
+    :param maximum: number of channels of the connection, with the first
+    :param timeout: longest time in seconds to open a channel
+    :param io_timeout: longest silence of a channel in seconds while a reply is outstanding
     """
 
     def __init__(
@@ -37,13 +39,13 @@ class ExtraChannels:
         self._opened_channels: deque[SFTPChannel] = deque()
 
     def request(self, count: int) -> None:
-        """Has that many opened in all, as far as the server bears them, without waiting."""
+        """Start opening channels up to a number of channels in total. Returns at once."""
         while self._requested < min(count, self._maximum):
             self._requested += 1
             threading.Thread(target=self._open, name="sftp channel", daemon=True).start()
 
     def take_opened(self) -> list[SFTPChannel]:
-        """Those that have been opened since it was last asked."""
+        """Return the channels opened since the last call."""
         return [self._opened_channels.popleft() for _ in range(len(self._opened_channels))]
 
     def _open(self) -> None:
@@ -58,9 +60,7 @@ class ExtraChannels:
         except (paramiko.SSHException, BackendUnavailable, OSError, EOFError) as error:
             self._maximum = self._requested = self._open_count
             if self._transport.is_active():
-                log.info(
-                    "the server bears no further channel (%s): going on with those there are", printable(str(error))
-                )
+                log.info("the server refuses another channel, using %d: %s", self._open_count, printable(str(error)))
             if ssh_channel is not None:
                 ssh_channel.close()
         else:

@@ -1,4 +1,4 @@
-"""The way through another server: a ``direct-tcpip`` channel (RFC 4254 section 7.2) of a connection, as a socket."""
+"""Connect through a jump server: a ``direct-tcpip`` channel of its connection (RFC 4254 section 7.2), as a socket."""
 
 from __future__ import annotations
 
@@ -16,16 +16,22 @@ _PROHIBITED: Final = 1
 """SSH_OPEN_ADMINISTRATIVELY_PROHIBITED (RFC 4254 section 5.1)."""
 _ORIGIN: Final = ("127.0.0.1", 0)
 _WINDOW: Final = 32 << 20
-"""Bytes the jump server may send on before the channel is read."""
+"""Receive window of the channel, in bytes."""
 _MAX_PACKET_SIZE: Final = 32 << 10
 
 
 class ForwardingDenied(BackendUnavailable):
-    """The jump server forwards nothing there: another try would end the same way."""
+    """The jump server refuses to forward to the target. Another attempt would fail in the same way."""
 
 
 class JumpHost:
-    """A connection to a jump server, for one channel through it. ``end`` ends it for good, its threads with it."""
+    """Connection to a jump server, for one channel to the target.
+
+    :param transport: the SSH connection
+    :param stream: the stream under the SSH connection
+    :param address: the jump server as ``sftp://host:port``
+    :param end: ends the connection with its threads
+    """
 
     def __init__(
         self, transport: paramiko.Transport, stream: SocketStream, address: str, end: Callable[[], None]
@@ -37,20 +43,26 @@ class JumpHost:
         self._failure_reason: str | None = None
 
     def failure_reason(self) -> str:
-        """Why the jump server was gone before the way was left, if it was."""
+        """Return the reason for the end of the connection, unless `abort` ended it; blank without a reason."""
         if self._failure_reason is None:
             failure = self.stream.failure
             self._failure_reason = f"the jump server {self._address}: {failure}" if failure else ""
         return self._failure_reason
 
     def abort(self) -> None:
-        """Leaves the way. Takes no lock."""
-        self.failure_reason()  # what follows is of this side's making
+        """End the connection. Takes no lock."""
+        self.failure_reason()  # stored before the abort itself becomes the reason
         self.stream.abort()
 
     def open_stream(self, host: str, port: int, *, timeout: float, io_timeout: float | None) -> SocketStream:
-        """The line to a server behind. Raises BackendUnavailable if the jump server does not get there, Forbidden if it
-        may not.
+        """Open a ``direct-tcpip`` channel to a server (RFC 4254 section 7.2).
+
+        :param host: name or address of the server
+        :param port: port of the server
+        :param timeout: longest time in seconds to open the channel
+        :param io_timeout: longest time in seconds in which nothing can be sent
+        :raises ForwardingDenied: if the jump server may not connect to the server
+        :raises BackendUnavailable: if the jump server cannot connect to the server
         """
         try:
             channel = self._transport.open_channel(
@@ -65,20 +77,20 @@ class JumpHost:
             server_text = printable(error.text).lower()
             if error.code == _PROHIBITED:
                 raise ForwardingDenied(
-                    f"the jump server {self._address} does not forward to {host}:{port} ({server_text}); have it"
-                    " allowed there (in OpenSSH's sshd_config: AllowTcpForwarding yes, and"
-                    f" {host}:{port} in PermitOpen if it is set)"
+                    f"the jump server {self._address} does not forward to {host}:{port} ({server_text}); have the"
+                    " forwarding allowed (in OpenSSH's sshd_config: AllowTcpForwarding yes, and"
+                    f" {host}:{port} in PermitOpen if PermitOpen is set)"
                 ) from None
             raise BackendUnavailable(
-                f"the jump server {self._address} does not reach {host}:{port} ({server_text}); check host and port"
-                " as they are seen from there, and the firewalls between"
+                f"the jump server {self._address} cannot reach {host}:{port} ({server_text}); check host and port"
+                " as seen from the jump server, and the firewalls between"
             ) from None
         channel_socket = cast("socket.socket", _ChannelSocket(channel, self, (host, port)))
         return SocketStream(channel_socket, io_timeout=io_timeout, tunnel=self)
 
 
 class _ChannelSocket:
-    """A channel, as `SocketStream` uses a socket."""
+    """Adapts a channel to the socket methods used by `SocketStream`."""
 
     family = socket.AF_UNSPEC
 
@@ -89,21 +101,21 @@ class _ChannelSocket:
         self._closed = False
 
     def settimeout(self, seconds: float | None) -> None:
-        """How long one read or write may block."""
+        """Set the longest time in seconds for one read or write."""
         self._channel.settimeout(seconds)
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Reads into the buffer; the number of bytes, 0 at the end."""
+        """Read into the buffer. Returns the number of bytes, 0 at the end."""
         data = self._channel.recv(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def send(self, data: bytes) -> int:
-        """Writes some of it; the number of bytes written."""
+        """Write a part of the data. Returns the number of bytes written."""
         return self._channel.send(data)
 
-    def shutdown(self, how: int) -> None:  # noqa: ARG002 - the way has no other use
-        """Leaves the way. Takes no lock."""
+    def shutdown(self, how: int) -> None:  # noqa: ARG002 - the connection has no other use
+        """End the connection to the jump server. Takes no lock."""
         self._jump_host.abort()
 
     def close(self) -> None:
@@ -111,9 +123,9 @@ class _ChannelSocket:
         self._closed = True
 
     def fileno(self) -> int:
-        """-1 once it is closed; no descriptor to wait on otherwise."""
+        """Return -1 after `close`, else 0, which is not a usable descriptor."""
         return -1 if self._closed else 0
 
     def getpeername(self) -> tuple[str, int]:
-        """The server behind."""
+        """Return host and port of the target."""
         return self._target

@@ -261,4 +261,4 @@ def test_a_login_succeeds_once_sshd_accepts_connections_again() -> None:
 def test_a_temporarily_blocked_address_is_reported() -> None:
     with Listener(b"Not allowed at this time\r\n", hangs_up=True) as listener:
         text = refusal(listener, BackendUnavailable)
-    assert text.startswith("the server refuses this address for a while: it says 'Not allowed at this time'")
+    assert text.startswith("the server refuses this address for a while: 'Not allowed at this time'")

@@ -477,7 +477,7 @@ def test_configured_ciphers_are_used(openssh: OpenSSHServer) -> None:
 
 def test_an_unknown_cipher_is_an_error_that_lists_the_known_ones(openssh: OpenSSHServer) -> None:
     text = failure_of(openssh, ciphers=("aes128-ctr", "rot13"))
-    assert text.startswith("unknown ciphers: rot13; known are ")
+    assert text.startswith("unknown ciphers: rot13; supported are ")
     assert "aes128-gcm@openssh.com" in text
 
 

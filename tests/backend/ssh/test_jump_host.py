@@ -219,8 +219,8 @@ def test_a_jump_host_that_refuses_forwarding_says_what_to_allow(sshd: str, opens
         target = f"{openssh.host}:{openssh.port}"
         assert str(error) == (
             f"the jump server sftp://{bastion.host}:{bastion.port} does not forward to {target} (administratively"
-            " prohibited); have it allowed there (in OpenSSH's sshd_config: AllowTcpForwarding yes, and"
-            f" {target} in PermitOpen if it is set) (on sftp://{target})"
+            " prohibited); have the forwarding allowed (in OpenSSH's sshd_config: AllowTcpForwarding yes, and"
+            f" {target} in PermitOpen if PermitOpen is set) (on sftp://{target})"
         )
         assert bastion.connections() == 1
 
@@ -229,7 +229,7 @@ def test_a_target_the_jump_host_cannot_reach_is_named(bastion: OpenSSHServer, op
     port = free_port()
     error = failure_of(openssh, config_of(bastion), port=port)
     assert str(error).startswith(
-        f"the jump server sftp://{bastion.host}:{bastion.port} does not reach {openssh.host}:{port} (connect"
+        f"the jump server sftp://{bastion.host}:{bastion.port} cannot reach {openssh.host}:{port} (connect"
     )
 
 

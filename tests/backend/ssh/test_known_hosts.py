@@ -167,7 +167,7 @@ def test_a_configured_line_without_port_applies_to_all_ports() -> None:
 def test_a_key_known_under_another_name_is_named() -> None:
     found, reason = verdict_of(f"10.0.0.1 {text()}", blob())
     assert found is HostKeyStatus.UNKNOWN
-    assert "known as that of '10.0.0.1' (known_host_keys line 1)" in reason
+    assert "known for '10.0.0.1' (known_host_keys line 1)" in reason
 
 
 @pytest.mark.parametrize("pinned", [False, True])
@@ -218,7 +218,7 @@ def test_a_fingerprint_may_name_its_key_type() -> None:
     assert known.known_types(HOST, PORT) == ("ssh-rsa",)
     found, reason = verdict_of(f"{NAME} {fingerprint(blob('ssh-rsa'))}", blob())
     assert found is HostKeyStatus.CHANGED
-    assert "end its line with that type" in reason
+    assert "end its line with the type" in reason
 
 
 # ---- lines that cannot be read
@@ -235,7 +235,10 @@ def test_a_fingerprint_may_name_its_key_type() -> None:
         (f"{NAME} {text()[:-9]}", "damaged or cut off"),
         (f"{NAME} {text()}AAAA", "damaged or cut off"),
         (f"{NAME} ssh-ed25519 !!!!", "damaged or cut off"),
-        (f"{NAME} {text().replace('ssh-ed25519', 'ssh-rsa')}", "says ssh-rsa, the key in it is ssh-ed25519"),
+        (
+            f"{NAME} {text().replace('ssh-ed25519', 'ssh-rsa')}",
+            "the type is ssh-rsa, but the key is of type ssh-ed25519",
+        ),
         (f"{NAME} {text().split()[1]}", "unknown key type"),
         (f"{NAME} 1024 35 1234567890", "SSH version 1"),
         (f"{NAME} MD5:{':'.join(['ab'] * 16)}", "MD5"),
