@@ -229,7 +229,7 @@ def test_a_refused_login_is_not_retried(server: AsyncsshServer, connect: Connect
     tasks, log = ended(process, tmp_path)
     assert process.returncode == 1
     assert [task["state"] for task in tasks.get("given", [])] == ["failed"], log
-    assert "it refuses the password" in log
+    assert "refused: the password" in log
     assert "hunter2-secret" not in log
     assert server.connections() == before + 1
 

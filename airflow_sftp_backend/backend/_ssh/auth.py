@@ -1,4 +1,4 @@
-"""Logging in: showing a server what there is, each thing at most once, until it is satisfied."""
+"""Log in with keys and passwords: each credential at most once, until the server accepts the login."""
 
 from __future__ import annotations
 
@@ -24,39 +24,50 @@ log = logging.getLogger(__name__)
 
 _INTERACTIVE = "keyboard-interactive"
 _MAX_PROMPTS = 8
-"""Prompts that are kept: a server may ask without end."""
+"""Most prompts to record: a server may send prompts without end."""
 
 
 @dataclass(frozen=True)
 class KeySources:
-    """Where to find keys beside those of the configuration."""
+    """Sources of private keys besides the fields of the configuration.
+
+    :ivar files: paths of key files
+    :ivar use_agent: use the keys of the SSH agent
+    :ivar use_home_directory: use the keys in ``~/.ssh`` with the default names of ssh-keygen
+    """
 
     files: tuple[str, ...]
     use_agent: bool
     use_home_directory: bool
-    """``~/.ssh``, under the names ssh-keygen gives."""
 
 
 @dataclass
 class AuthRecord:
-    """How a login went, as it goes on: what the server said it takes, what it refused, and what it took."""
+    """Progress of a login.
+
+    :ivar offered: authentication methods of the server
+    :ivar refused: names of the refused credentials
+    :ivar accepted: names of the accepted credentials
+    :ivar prompts: texts and prompts of keyboard-interactive (RFC 4256)
+    """
 
     offered: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     accepted: list[str] = field(default_factory=list)
     prompts: list[str] = field(default_factory=list)
-    """Texts and prompts of keyboard-interactive, in the server's words."""
     password_refused: bool = False
     keys_refused: int = 0
 
 
 @dataclass(frozen=True)
 class _Credential:
-    """One thing to log in with.
+    """Key or password for the login.
 
-    ``attempt`` sends it to a server that wants one of the given methods next (None: not known yet). It returns the
-    methods wanted besides, none once the user is logged in. It raises AuthenticationException if the server refuses it,
-    _UnusableKey if it cannot be sent.
+    :ivar name: name in messages
+    :ivar methods: authentication methods for this credential
+    :ivar attempt: sends the credential. The arguments are the transport and the methods that the server wants next,
+        None if unknown. The result is the methods that the server wants besides, empty once the user is logged in.
+        Raises AuthenticationException if the server refuses, _SigningFailed if the credential cannot be used.
     """
 
     name: str
@@ -65,17 +76,23 @@ class _Credential:
 
 
 class _SigningFailed(Exception):
-    """The holder of a private key does not sign with it."""
+    """Report a private key that cannot sign, such as a key of an agent without a confirmation."""
 
 
 class Authenticator(AuthStrategy):
-    """Logs in with what is configured, keys first, then with the keys that are found in other places, and goes on where
-    the server wants several things (RFC 4252 section 5.1). ``password`` is also the answer to the first prompt of
+    """Logs in with configured keys, then the password, then other keys, with several methods if the server wants them.
+
+    A server may require several methods (RFC 4252 section 5.1). The password is also the answer to the first prompt of
     keyboard-interactive (RFC 4256).
 
-    ``before_request`` is called before each question to the server; with ``query_auth_methods`` the first of them is
-    which methods it takes, as ssh(1) has it. AuthenticationFailed for a key of the configuration that cannot be used;
-    keys found elsewhere are then left out.
+    :param config: the configuration
+    :param key_sources: other sources of keys; unusable keys from the agent and the home directory are skipped
+    :param username: name to log in with
+    :param password: the password; None if there is none
+    :param before_request: called before each request to the server
+    :param record: receives the progress of the login
+    :param query_auth_methods: first ask the server for its methods, as ssh(1) does
+    :raises AuthenticationFailed: if a key of the configuration cannot be used
     """
 
     def __init__(
@@ -102,19 +119,24 @@ class Authenticator(AuthStrategy):
         self._passwords = [] if password is None else [self._password_credential(password)]
 
     def get_sources(self) -> Iterator[AuthSource]:
-        """None of paramiko's: `authenticate` does without."""
+        """Return no sources: `authenticate` is overridden and does not use them."""
         return iter(())
 
     def authenticate(self, transport: paramiko.Transport) -> list[SourceResult]:
-        """Logs in. Raises AuthenticationFailed, or what paramiko raises if the connection is lost meanwhile."""
+        """Log in.
+
+        :param transport: the connection
+        :raises AuthenticationFailed: if the server refuses the login
+        :raises paramiko.SSHException: or another exception of paramiko, if the connection is lost
+        """
         if self._asks_methods_first:
             self._record.offered = self._query_methods(transport)
             if transport.is_authenticated():
-                self._record.accepted.append("nothing: the server asks for no proof")
+                self._record.accepted.append("no credential, as the server requires none")
                 return []
         agent = self._agent()
         try:
-            # A server counts attempts: keys that happen to be found must not use up those of what is configured.
+            # Configured credentials first: a server limits the attempts (OpenSSH: MaxAuthTries).
             remaining = [*self._configured_keys_tried, *self._passwords, *self._agent_keys(agent), *self._home_keys()]
             remaining = remaining or [self._none_credential()]
             wanted: list[str] | None = None
@@ -127,23 +149,25 @@ class Authenticator(AuthStrategy):
             if agent is not None:
                 agent.close()
         if wanted:
-            raise self.failure(f"the server wants {' and '.join(wanted)} as well, and nothing is left to show")
+            raise self.failure(f"the server also requires {' and '.join(wanted)}, and no other credential is set")
         offered = self._record.offered = self._record.offered or self._query_methods(transport)
-        takes = f"the server takes {', '.join(offered)}" if offered else "the server does not say what it takes"
-        raise self.failure(f"{takes}; {self._hint(offered)}")
+        methods = f"accepted methods: {', '.join(offered)}" if offered else "the server does not list its methods"
+        raise self.failure(f"{methods}; {self._hint(offered)}")
 
     def failure(self, reason: str) -> AuthenticationFailed:
-        """The error for a login that came to nothing; it lists what was tried."""
+        """Return the error for a refused login, with refused credentials, prompts and skipped keys."""
         record = self._record
-        tried = f"it refuses {', '.join(record.refused)}; " if record.refused else ""
-        prompts = f"it asks {', '.join(map(repr, record.prompts))}; " if record.prompts else ""
+        tried = f"refused: {', '.join(record.refused)}; " if record.refused else ""
+        prompts = f"prompts: {', '.join(map(repr, record.prompts))}; " if record.prompts else ""
         skipped = f" (not tried: {'; '.join(self._skipped)})" if self._skipped else ""
-        return AuthenticationFailed(f"the server does not let {self._username!r} in: {tried}{prompts}{reason}{skipped}")
+        return AuthenticationFailed(
+            f"the server refuses the login of {self._username!r}: {tried}{prompts}{reason}{skipped}"
+        )
 
     def _try_credentials(
         self, transport: paramiko.Transport, credentials: list[_Credential], wanted: list[str] | None
     ) -> tuple[_Credential, list[str]] | None:
-        """The first credential the server takes, and what it wants beside it."""
+        """Return the first accepted credential, and the methods that the server wants besides; None without one."""
         for credential in credentials:
             if wanted is not None and not credential.methods & set(wanted):
                 continue
@@ -153,8 +177,8 @@ class Authenticator(AuthStrategy):
                 self._skipped.append(f"{credential.name}: {error}")
             except PasswordExpired as error:
                 raise self.failure(
-                    f"it takes {credential.name} only together with a new one ({printable(error.prompt)!r}); change the"
-                    " password there, for example with sftp or ssh, then set the new one here"
+                    f"{credential.name} has expired ({printable(error.prompt)!r}); change the password on the server,"
+                    " for example with sftp or ssh, then set the new password in the connection"
                 ) from None
             except paramiko.AuthenticationException as error:
                 if not transport.is_active():
@@ -169,7 +193,7 @@ class Authenticator(AuthStrategy):
                 return credential, still_wanted
         return None
 
-    # -- what there is
+    # -- credentials
 
     def _configured_keys(self) -> Iterator[_Credential]:
         configured = config_key(self._config)
@@ -222,7 +246,7 @@ class Authenticator(AuthStrategy):
         return _Credential(name, frozenset({"publickey"}), attempt)
 
     def _password_credential(self, password: Secret) -> _Credential:
-        passwords = [password]  # given once: a second question is for something else, or means that it was wrong
+        passwords = [password]  # sent once: a second prompt is for something else, or the password was wrong
 
         def answer_prompts(title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
             texts = (title, instructions, *(prompt for prompt, _ in prompts))
@@ -253,7 +277,7 @@ class Authenticator(AuthStrategy):
         return _Credential("a login without password and key", frozenset({"none"}), attempt)
 
     def _new_request(self, transport: paramiko.Transport) -> AuthRequestHandler:
-        """A handler for the next request to the server; the first one requests the service."""
+        """Return a handler for the next request. Request the service before the first one."""
         self._before_request()
         handler = AuthRequestHandler.attach(transport)
         if not self._service_requested:
@@ -261,16 +285,16 @@ class Authenticator(AuthStrategy):
             handler.request_service()
         return handler
 
-    # -- why it failed
+    # -- hints
 
     def _query_methods(self, transport: paramiko.Transport) -> list[str]:
-        """What the server takes: it says so when asked for a login with nothing (RFC 4252 section 5.2)."""
+        """Request the list of methods with the method ``none`` (RFC 4252 section 5.2)."""
         try:
             self._new_request(transport).auth_none(self._username)
         except paramiko.BadAuthenticationType as error:
             return error.allowed_types
         except (paramiko.SSHException, EOFError, OSError) as error:
-            log.debug("the server does not list its login methods: %s", error)
+            log.debug("server does not list its authentication methods: %s", error)
         return []
 
     def _hint(self, offered: list[str]) -> str:
@@ -278,16 +302,16 @@ class Authenticator(AuthStrategy):
         if not by_password and not by_key:
             return "set a password or a private key"
         if offered and not by_key and not {"password", _INTERACTIVE} & set(offered):
-            return "set a private key, it takes no password"
+            return "set a private key, as passwords are not accepted"
         if offered and not by_password and "publickey" not in offered:
-            return "set a password, it takes no keys"
+            return "set a password, as keys are not accepted"
         checks = ["check the user name"]
         checks += ["the password"] if by_password else []
         checks += ["that the key is among the user's authorized keys on the server"] if by_key else []
         hint = " and ".join(checks)
         if self._record.prompts:
             hint += (
-                "; only the password is given in answer to a prompt: if the server asks for a one-time code or a new"
-                " password, have it take a key of this user instead"
+                "; prompts are answered with the password only: if the server prompts for a one-time code or a new"
+                " password, use a key"
             )
         return hint

@@ -71,7 +71,7 @@ def test_a_connection_is_added_reopened_and_tested_in_the_page(form: ConnectionF
         form.fill(password="wrong horse")
         form.save()
         said = form.test("partner")
-        assert f"the server does not let '{server.username}' in: it refuses the password" in said
+        assert f"the server refuses the login of '{server.username}': refused: the password" in said
         assert "check the user name and the password" in said
         assert "wrong horse" not in said
 

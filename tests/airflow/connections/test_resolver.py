@@ -267,7 +267,7 @@ def test_an_unreachable_vault_leaves_the_login_error_unchanged(
     vault.put("password", "wrong")
     with changing(vault, server, monkeypatch, "password") as backend:
         vault.fail(SECRET, Fault.error(403, "Forbidden"))
-        with pytest.raises(AuthenticationFailed, match="the server does not let"):
+        with pytest.raises(AuthenticationFailed, match="the server refuses the login of"):
             backend.check_health()
     assert "not retrying with the current secrets: connection 'partner'" in caplog.text
 

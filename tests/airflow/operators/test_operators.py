@@ -383,7 +383,7 @@ def test_a_refused_login_fails_without_a_retry_and_shows_no_secret(
     connect(server, columns={"password": "hunter2-secret"}, private_key=None)
     with (
         caplog.at_level(logging.DEBUG),
-        pytest.raises(AirflowFailException, match="does not let 'tester' in") as caught,
+        pytest.raises(AirflowFailException, match="the server refuses the login of 'tester'") as caught,
     ):
         run(operator)
     assert "hunter2" not in f"{caught.value!s}{caught.value.__cause__!r}{caplog.text}"

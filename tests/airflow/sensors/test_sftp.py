@@ -190,7 +190,7 @@ NON_RETRYABLE_ERRORS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "wrong password": (
         {},
         {"columns": {"password": "hunter2-secret"}, "private_key": None},
-        "does not let 'tester' in",
+        "the server refuses the login of 'tester'",
     ),
     "wrong host key": ({}, {"known_host_keys": "SHA256:" + "A" * 43}, "SHA256:"),
     "wrong extra": ({}, {"io_timeout": "soon"}, "io_timeout"),
@@ -257,7 +257,7 @@ def _refuses_login(server: Denies, _: Path) -> None:
 LATER: dict[str, tuple[Callable[[Denies, Path], object], str]] = {
     "a folder": (lambda _, folder: (folder / "a").mkdir(), "the path is a directory"),
     "denied": (lambda server, _: setattr(server, "denies", True), "denied"),
-    "login refused": (_refuses_login, "does not let 'tester' in"),
+    "login refused": (_refuses_login, "the server refuses the login of 'tester'"),
 }
 
 

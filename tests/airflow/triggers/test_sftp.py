@@ -34,7 +34,7 @@ def test_a_trigger_serializes_without_secrets(remote: Path) -> None:
 @pytest.mark.parametrize(
     ("extra", "columns", "text"),
     [
-        ({"private_key": None}, {"password": "hunter2-secret"}, "it refuses the password"),
+        ({"private_key": None}, {"password": "hunter2-secret"}, "refused: the password"),
         ({"known_host_keys": "SHA256:" + "A" * 43}, {}, "SHA256:"),
         ({"io_timeout": "soon"}, {}, "io_timeout"),
     ],

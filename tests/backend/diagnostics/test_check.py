@@ -136,7 +136,7 @@ def test_auth_methods_are_queried_and_a_wrong_password_is_sent_once() -> None:
         assert CountingLogin.shown == [server.password, "wrong horse"]
     title, text = failure(found)
     assert title == "Login"
-    assert "it refuses the password; the server takes publickey, keyboard-interactive, password" in text
+    assert "refused: the password; accepted methods: publickey, keyboard-interactive, password" in text
     assert "check the user name and the password" in text
     assert "wrong horse" not in repr(found)
 

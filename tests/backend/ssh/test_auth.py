@@ -97,7 +97,7 @@ class NewPasswordServer(AsyncsshServer):
 def test_a_one_time_code_prompt_is_quoted() -> None:
     with CodeServer() as server:
         text = refusal(server, AuthenticationFailed, password=server.password)
-    assert "it asks 'Password:', 'Verification code:'" in text
+    assert "prompts: 'Password:', 'Verification code:'" in text
     assert "a one-time code or a new password" in text
 
 

@@ -137,7 +137,7 @@ def test_a_password_logs_in(asyncssh_plain: AsyncsshServer) -> None:
 
 def test_a_wrong_password_is_refused_with_a_hint(asyncssh_plain: AsyncsshServer) -> None:
     text = failure_of(asyncssh_plain, AuthenticationFailed, password="not the right one")
-    assert text.startswith("the server does not let 'tester' in: it refuses the password; the server takes ")
+    assert text.startswith("the server refuses the login of 'tester': refused: the password; accepted methods: ")
     assert {"password", "publickey", "keyboard-interactive"} == set(text.split("takes ")[1].split(";")[0].split(", "))
     assert text.endswith("; check the user name and the password")
     assert "not the right one" not in text
@@ -147,13 +147,13 @@ def test_a_wrong_key_is_refused_with_a_hint(openssh: OpenSSHServer) -> None:
     key = asyncssh.generate_private_key("ssh-ed25519")
     pkey = load_private_key(key.export_private_key())
     text = failure_of(openssh, AuthenticationFailed, key_file=None, pkey=pkey)
-    assert f"it refuses the ssh-ed25519 key {key.get_fingerprint()}; the server takes publickey; " in text
+    assert f"refused: the ssh-ed25519 key {key.get_fingerprint()}; accepted methods: publickey; " in text
     assert text.endswith("check the user name and that the key is among the user's authorized keys on the server")
 
 
 def test_a_password_is_refused_where_only_keys_are_accepted(openssh: OpenSSHServer) -> None:
     text = failure_of(openssh, AuthenticationFailed, password="any")
-    assert text.endswith("the server takes publickey; set a private key, it takes no password")
+    assert text.endswith("accepted methods: publickey; set a private key, as passwords are not accepted")
 
 
 def test_a_key_that_cannot_be_used_is_an_error_before_anything_is_sent(openssh: OpenSSHServer) -> None:
@@ -217,7 +217,7 @@ def test_the_password_answers_only_one_prompt() -> None:
     with _InsistingServer() as server:
         text = failure_of(server, AuthenticationFailed, password=server.password)
     assert _Questions.replies == [[server.password], ["", ""], ["", ""]]
-    assert "it refuses the password" in text
+    assert "refused: the password" in text
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_a_server_that_requires_two_methods_gets_both(two_keys: OpenSSHServer, t
 
 def test_a_method_that_is_missing_is_named(two_keys: OpenSSHServer) -> None:
     text = failure_of(two_keys, AuthenticationFailed)
-    assert text.endswith("the server wants publickey as well, and nothing is left to show")
+    assert text.endswith("the server also requires publickey, and no other credential is set")
 
 
 def test_default_keys_are_tried_if_no_login_is_configured(
@@ -402,7 +402,7 @@ def test_a_disconnect_message_is_quoted(tmp_path: Path) -> None:
     with OpenSSHServer({"MaxAuthTries": "2"}) as server:
         given = {"key_filename": list(map(str, files))}
         text = failure_of(server, AuthenticationFailed, key_file=None, connect_kwargs=given)
-    assert "it refuses the ssh-ed25519 key SHA256:" in text
+    assert "refused: the ssh-ed25519 key SHA256:" in text
     assert "then the server disconnected: 'Too many authentication failures" in text
 
 

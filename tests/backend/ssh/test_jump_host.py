@@ -207,7 +207,7 @@ def test_the_jump_host_has_its_own_host_key_policy(bastion: OpenSSHServer, opens
 def test_a_login_refused_by_the_jump_host_is_not_retried(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     connections = bastion.connections()
     error = failure_of(openssh, config_of(bastion, username="nobody-at-all"), retry=BackendConfig(host="h").retry)
-    assert str(error).startswith("jump server: the server does not let 'nobody-at-all' in: it refuses the ssh-")
+    assert str(error).startswith("jump server: the server refuses the login of 'nobody-at-all': refused: the ssh-")
     assert error.server == f"sftp://{bastion.host}:{bastion.port}"
     assert bastion.connections() == connections + 1
 
