@@ -1,4 +1,4 @@
-"""SHA-1 ``ssh-rsa`` (RFC 4253 section 6.6) for one connection, to servers that know nothing better."""
+"""Support SHA-1 ``ssh-rsa`` (RFC 4253 section 6.6) in one connection, for servers without SHA-2 signatures."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from ._paramiko_compat import SHA1_RSA, Sha1RSAKey, Sha1Transport
 
 
 class LegacyTransport(Sha1Transport):
-    """A transport that takes ``ssh-rsa`` where the server has nothing stronger, for its host key and for the login."""
+    """Transport that accepts ``ssh-rsa`` for host key and login if the server supports nothing stronger."""
 
     _refused_stronger = False
 
     def order_login_algorithms(self, names: Sequence[str]) -> Sequence[str]:
-        """Put ``ssh-rsa`` before the other RSA algorithms if the server would refuse those.
+        """Put ``ssh-rsa`` before the other RSA algorithms if the server would refuse the others.
 
-        A server names those it takes (``server-sig-algs``, RFC 8308 section 3.1). One that does not is older than SHA-2
-        signatures, unless it has just made one with its host key. One that does may still refuse them: OpenSSH 9.2
-        names all it knows, whatever its PubkeyAcceptedAlgorithms.
+        A server lists its algorithms in ``server-sig-algs`` (RFC 8308 section 3.1). A server without the list is older
+        than SHA-2 signatures, unless its host key has just made such a signature. The list may contain refused
+        algorithms: OpenSSH 9.2 ignores its PubkeyAcceptedAlgorithms in the list.
 
-        :param names: those that are enabled, ``ssh-rsa`` last.
-        :returns: the same names, best first.
+        :param names: the enabled algorithms, ``ssh-rsa`` last
+        :returns: the same names, best first
         """
         takes_stronger = bool(self.server_login_algorithms) or self.host_key_algorithm.startswith("rsa-sha2-")
         if SHA1_RSA not in names or (takes_stronger and not self._refused_stronger):
@@ -33,7 +33,10 @@ class LegacyTransport(Sha1Transport):
         return (SHA1_RSA, *(name for name in names if name != SHA1_RSA))
 
     def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> list[str]:
-        """As in paramiko; an RSA key signs once more, with SHA-1, if the server refuses its stronger signature."""
+        """Log in with a key. If the server refuses an RSA key's SHA-2 signature, sign again with SHA-1.
+
+        See `paramiko.Transport.auth_publickey`.
+        """
         if not isinstance(key, paramiko.RSAKey):
             return super().auth_publickey(username, key, event)
         twin = Sha1RSAKey.of(key)
@@ -51,5 +54,9 @@ class LegacyTransport(Sha1Transport):
 
 
 def legacy_transport(sock: socket.socket, **options: Any) -> LegacyTransport:
-    """A transport for ``SSHClient.connect(transport_factory=...)``; ``options`` are those of ``paramiko.Transport``."""
+    """Create a transport for ``SSHClient.connect(transport_factory=...)``.
+
+    :param sock: the connected socket
+    :param options: arguments of ``paramiko.Transport``
+    """
     return LegacyTransport(sock, **options)

@@ -1,4 +1,4 @@
-"""The SSH connection: sole owner of it. Opens, closes, tries again, and notices a fork."""
+"""Own the SSH connection of a backend: open and close it, reconnect, retry, and handle a fork."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ __all__ = ["CHANNEL_WINDOW", "ConnectionInfo", "Session"]
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_SLEEP_STEP: Final = 0.2  # seconds of sleep at a time
-_RECONNECT_PAUSE: Final = (0.5, 5.0)  # least and most seconds between two attempts to connect again
+_SLEEP_STEP: Final = 0.2
+"""Seconds between two checks for the end of a pause."""
+_RECONNECT_PAUSE: Final = (0.5, 5.0)
+"""Shortest and longest pause between two attempts to reconnect, in seconds."""
 
 
 class _Connection:
-    """A connection in use."""
+    """Open connection with its resources."""
 
     def __init__(self, opened: EstablishedConnection, config: BackendConfig) -> None:
         self.client = opened.client
@@ -65,16 +67,16 @@ class _Connection:
 
     @property
     def alive(self) -> bool:
-        """False once it is of no more use."""
+        """True until the connection is closed or lost."""
         return not self._closed and self.scheduler.broken is None and self._transport.is_active()
 
     @property
     def failure(self) -> str | None:
-        """Why the line broke, where that is known."""
+        """Reason for the end of the connection; None if unknown."""
         return self._stream.failure
 
     def sftp_client(self) -> paramiko.SFTPClient:
-        """paramiko's own client, on a channel of its own."""
+        """Return paramiko's SFTP client on a second channel."""
         if self._sftp is None:
             with translate_connection_errors(lambda: ("opening a second channel", self.failure), self._config.address):
                 self._sftp = self._open_sftp_client()
@@ -93,16 +95,16 @@ class _Connection:
             self._stream.set_deadline(None)
 
     def abort_within(self, seconds: float) -> None:
-        """Ends it in that many seconds at the latest. Takes no lock."""
+        """Abort the connection after some seconds. Takes no lock."""
         self._stream.abort_within(seconds)
 
     def abort(self) -> None:
-        """Makes everything that waits on it fail. Takes no lock: fit for a signal handler and the collector."""
+        """Make all pending operations fail. Takes no lock: signal handlers and the garbage collector may call this."""
         self._stream.abort(CLOSED_DURING_CONNECT)
         self._transport.stop()
 
     def close(self) -> None:
-        """Ends it and its threads. Idempotent."""
+        """Close the connection and end its threads. Idempotent."""
         if not self._closed:
             self._closed = True
             end_transport(self._transport, self._stream)
@@ -110,9 +112,9 @@ class _Connection:
             self.scheduler.close()
 
     def abandon_after_fork(self) -> None:
-        """Gives it up in a forked child, silently: it is the parent's."""
+        """Drop the connection in a forked child without ending the parent's connection."""
         self._closed = True
-        self.scheduler.broken = "the connection belongs to the process that was forked"
+        self.scheduler.broken = "the connection belongs to the parent process"
         self._stream.abandon_after_fork()
         self._transport.stop()
         _NEVER_COLLECTED.append(self)
@@ -129,23 +131,32 @@ class _Connection:
 
 
 _NEVER_COLLECTED: Final[list[_Connection]] = []
-"""Connections whose channels must not be collected: a channel of paramiko then takes a lock, which a thread that does
-not exist in a forked child, or the very thread that collects, may hold."""
+"""Connections with channels that must never be garbage collected. A collected channel of paramiko takes a lock. In a
+forked child, the lock may be held by a thread that no longer exists; in a transport's thread, by the thread itself."""
 
 
 class _Deadline:
-    """When all is to be over, by the session's clock."""
+    """End of all calls of a session, by the session's clock."""
 
     at = math.inf
 
 
 class Session(ForkAware):
-    """One connection at a time, opened when it is first needed and again when it was lost; with ``reconnects=False``
-    once: every call after its loss raises BackendUnavailable.
+    """Runs calls on one connection, which is opened on first use and reopened after a loss.
 
-    Calls from several threads take turns. What ``config.connect_kwargs`` says wins over the rest of ``config``; it may
-    hold the arguments of ``paramiko.SSHClient.connect``, but not ``hostname``, ``port``, ``sock`` and
-    ``transport_factory`` (ValueError). ``clock``, ``sleep`` and ``random`` are for trying again.
+    Calls from several threads run one after the other.
+
+    :param config: the configuration; ``connect_kwargs`` takes precedence over the other fields
+    :param reconnects: False to connect only once: after a loss every call raises BackendUnavailable
+    :param environ: environment variables
+    :param clock: returns monotonic time in seconds
+    :param sleep: waits for a number of seconds between attempts
+    :param random: returns a random number from 0 to 1 for the pauses
+    :raises ValueError: if ``connect_kwargs`` holds ``hostname``, ``port``, ``sock``, ``transport_factory``, or a name
+        that is not an argument of ``paramiko.SSHClient.connect``
+    :ivar query_auth_methods: True to ask the server for its authentication methods before each login
+    :ivar last_attempt_info: properties of the last attempt to connect, successful or not
+    :ivar connection_count: number of connections opened so far
     """
 
     def __init__(
@@ -174,11 +185,8 @@ class Session(ForkAware):
         self._deadline = _Deadline()
         self._handles = HandleTable()
         self.query_auth_methods = False
-        """A login begins with the question which methods the server takes."""
         self.last_attempt_info: ConnectionInfo | None = None
-        """What the last try to connect has found, whether it succeeded or not."""
         self.connection_count = 0
-        """Connections made so far."""
         super().__init__()
 
     def _apply_config(self, config: BackendConfig) -> None:
@@ -189,13 +197,13 @@ class Session(ForkAware):
 
     @property
     def is_connected(self) -> bool:
-        """True while there is a connection that is not known to be lost."""
+        """True if there is a connection that is not known to be lost."""
         connection = self._connection
         return connection is not None and connection.alive
 
     @property
     def info(self) -> ConnectionInfo | None:
-        """What the connection is; None while there is none."""
+        """Properties of the connection; None without a connection."""
         connection = self._connection
         return connection.info if connection is not None and connection.alive else None
 
@@ -209,18 +217,24 @@ class Session(ForkAware):
         cleanup: bool = False,
         reconnecting: bool = False,
     ) -> T:
-        """Runs ``use`` on the connection, which is opened first if need be. Raises what it raises, BackendUnavailable.
+        """Run a function on the connection, opened first if necessary.
 
-        An idempotent call that loses the connection is made once more on a new one, if there may be one. ``attempts``
-        bounds the tries of connecting in place of the retry policy; ``transfer_size`` is what will be sent. ``cleanup``
-        calls are made even after `interrupt`. With ``reconnecting`` connecting is tried for `reconnect_timeout`,
-        whatever the retry policy. A call made from within ``use`` gets the same connection, even if it is lost.
+        A call made within ``use`` runs on the same connection, even if the connection is lost.
+
+        :param use: the function; its exceptions pass unchanged
+        :param idempotent: repeat the call once on a new connection if the connection is lost
+        :param attempts: number of attempts to connect, in place of the retry policy
+        :param transfer_size: size of the following upload, for additional channels
+        :param cleanup: run the call also after `interrupt`
+        :param reconnecting: retry connecting for `reconnect_timeout`, in place of the retry policy
+        :returns: the result of ``use``
+        :raises BackendUnavailable: if there is no connection, or the connection is lost
         """
         with self._lock:
             if self._in_use is not None:
                 return self._run(use, self._in_use)
             if self._clock() >= self._deadline.at:
-                raise BackendUnavailable("it was told to end", server=self._config.address)
+                raise BackendUnavailable("the session was aborted", server=self._config.address)
             if self._interruption.is_set() and not cleanup:
                 raise BackendUnavailable("the call was cancelled", server=self._config.address)
             connection = self._get_connection(attempts, transfer_size, self.reconnect_timeout if reconnecting else 0)
@@ -228,22 +242,26 @@ class Session(ForkAware):
             try:
                 return self._run_exclusively(use, connection)
             except BackendUnavailable as error:
-                found_shared = self._handles.shares_handles and not known_shared  # it is not lost: this side ends it
+                found_shared = self._handles.shares_handles and not known_shared  # closed by this side, not lost
                 retries = idempotent and (self.reconnects or found_shared) and self._clock() < self._deadline.at
                 if not retries or self._interruption.is_set() or connection.scheduler.broken is None:
                     raise
-                log.info("%s; asking again on a new connection", error)
+                log.info("%s; repeating the call on a new connection", error)
             return self._run_exclusively(use, self._get_connection(attempts, even_if_single=found_shared))
 
     def _run_exclusively(self, use: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
         self._in_use = connection
         try:
             return self._run(use, connection)
+        except BackendUnavailable as error:
+            if connection.scheduler.broken is not None and connection.failure is not None:
+                error.message += f": {connection.failure}"
+            raise
         finally:
             self._in_use = None
             if not connection.alive:
                 if connection.scheduler.stalled_multichannel:
-                    log.warning("%s stalled with several channels: it gets one from now on", self._config.address)
+                    log.warning("%s stalled with several channels: using one channel from now on", self._config.address)
                     self._settings = replace(self._settings, config=replace(self._settings.config, max_channels=1))
                 self._drop(connection)
 
@@ -252,25 +270,22 @@ class Session(ForkAware):
             return use(connection.scheduler)
         except SFTPBackendError as error:
             add_location(error, self._config.address, Jail(self._config.base_path))
-            failure = connection.failure if connection.scheduler.broken is not None else None
-            if isinstance(error, BackendUnavailable) and failure is not None and failure not in error.message:
-                error.message += f": {failure}"
             raise
 
     def ssh_client(self) -> paramiko.SSHClient:
-        """The open client of the connection, which stays its owner."""
+        """Return paramiko's SSH client of the connection. The session remains its owner."""
         with self._lock:
             return (self._in_use or self._get_connection(None)).client
 
     def sftp_client(self) -> paramiko.SFTPClient:
-        """paramiko's SFTP client on the same connection, opened once and closed with it."""
+        """Return paramiko's SFTP client on the same connection, opened once and closed with the connection."""
         with self._lock:
             return (self._in_use or self._get_connection(None)).sftp_client()
 
     def close(self) -> None:
-        """Closes the connection, after the calls of other threads; from within a call, which then fails, at once.
+        """Close the connection after the calls of other threads, or, from within a call, at once.
 
-        Idempotent. The next call connects again, unless the session connects but once.
+        A call that closes its own connection fails. Idempotent. The next call reconnects, if the session may reconnect.
         """
         with self._lock:
             self._aborted = True
@@ -282,8 +297,10 @@ class Session(ForkAware):
                 self._drop(self._connection)
 
     def abort_within(self, seconds: float) -> None:
-        """Gives the call under way and all that follow that many seconds together; a try to connect has none left if
-        there are none. Takes no lock: fit for a signal handler."""
+        """Limit the time for the current call and all later calls. Takes no lock: signal handlers may call this.
+
+        :param seconds: time for all calls together; 0 also aborts an attempt to connect
+        """
         self._deadline.at = self._clock() + seconds
         attempt = self._attempt
         if attempt is not None and seconds <= 0:
@@ -293,11 +310,11 @@ class Session(ForkAware):
                 connection.abort_within(seconds)
 
     def interrupt(self, seconds: float) -> None:
-        """End the call that another thread makes: its connection at once, its cleanup after some seconds.
+        """Abort the connection of another thread's call, and limit the time for its cleanup.
 
-        Until `end_interruption`, calls are refused but for those that clean up. Takes no lock.
+        Until `end_interruption`, only cleanup calls are accepted. Takes no lock.
 
-        :param seconds: time for the cleanup, over a connection of its own.
+        :param seconds: time for the cleanup, which uses another connection
         """
         self._deadline_before = self._deadline.at
         self._deadline.at = min(self._deadline.at, self._clock() + seconds)
@@ -327,18 +344,20 @@ class Session(ForkAware):
         even_if_single: bool = False,
     ) -> _Connection:
         if self._connection is not None and not self._connection.alive:
-            log.info("the connection to %s was lost since it was last used", self._config.address)
+            log.info("the connection to %s was lost since its last use", self._config.address)
             self._drop(self._connection)
         if self._connection is None:
             if self.connection_count and not self.reconnects and not even_if_single:
-                raise BackendUnavailable("the connection was lost and is not made again", server=self._config.address)
+                raise BackendUnavailable(
+                    "the connection was lost, and reconnecting is off", server=self._config.address
+                )
             max_attempts = self._config.retry.max_attempts if attempts is None else attempts
             try:
                 self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
             except (AuthenticationFailed, HostKeyRejected) as error:
                 if (refreshed := _refreshed_config(self._original_config)) is None or self._aborted:
                     raise
-                log.warning("%s; trying once more with the secrets as they are now", error)
+                log.warning("%s; retrying with the current secrets", error)
                 self._apply_config(refreshed)
                 self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
             handles = HandleTable(limit=self._handles.limit, shares_handles=self._handles.shares_handles)
@@ -359,7 +378,7 @@ class Session(ForkAware):
         deadline = clock() + retry_seconds if retry_seconds else deadline
         busy_until = clock() + (_BUSY_RETRY_SECONDS if policy.timeout is None else policy.timeout)
 
-        end = self._deadline  # not self, which what lives as long as the connection must not hold
+        end = self._deadline  # not self: the connection keeps this closure, and must not keep the session alive
 
         def remaining_time() -> float:
             return min(deadline, end.at) - clock()
@@ -377,7 +396,7 @@ class Session(ForkAware):
             except BackendUnavailable as error:
                 add_location(error, self._config.address, Jail(self._config.base_path))
                 refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or attempt.is_permanent
-                # A server that is busy soon has room: the number of attempts bounds other failures only.
+                # A busy server accepts connections again soon: the number of attempts limits other failures only.
                 busy = attempt.is_server_busy and attempts > 1 and clock() < busy_until
                 pause = policy.pause(min(attempt_number, attempts - 1) if busy else attempt_number, self._random())
                 if retry_seconds:
@@ -389,9 +408,9 @@ class Session(ForkAware):
                         error.message += f"; tried {attempt_number} times"
                     raise
                 if busy or retry_seconds:
-                    log.warning("%s; attempt %d follows in %.1f s", error, attempt_number + 1, pause)
+                    log.warning("%s; retrying in %.1f s (attempt %d)", error, pause, attempt_number + 1)
                 else:
-                    log.warning("%s; try %d of %d follows in %.1f s", error, attempt_number + 1, attempts, pause)
+                    log.warning("%s; retrying in %.1f s (attempt %d of %d)", error, pause, attempt_number + 1, attempts)
                 failure = error
             finally:
                 self._attempt = None
@@ -402,13 +421,13 @@ class Session(ForkAware):
 
     @property
     def reconnect_timeout(self) -> float:
-        """Seconds for which a transfer that lost its connection tries to connect again."""
+        """Time in seconds for which a transfer with a lost connection reconnects."""
         return self._config.reconnect_timeout
 
     def pause(self, seconds: float) -> None:
-        """Sleep until the time is over or `close`, `interrupt` or `abort_within` is called.
+        """Sleep for some seconds, or until `close`, `interrupt` or `abort_within` is called.
 
-        :param seconds: how long
+        :param seconds: longest time to sleep
         """
         if self._sleep is not None:
             self._sleep(seconds)
@@ -420,7 +439,7 @@ class Session(ForkAware):
             seconds -= step
 
     def _jump_hop(self, jump: BackendConfig | None) -> Hop | None:
-        """The jump server, and those before it."""
+        """Return the jump server with the jump servers before it."""
         if jump is None:
             return None
         settings = ConnectSettings.of(jump)
@@ -428,7 +447,7 @@ class Session(ForkAware):
         return Hop(settings, settings.config.password, checker, self._jump_hop(jump.jump))
 
     def abandon_after_fork(self) -> None:
-        """In a forked child: forgets the parent's connection, and whoever held the lock there."""
+        """Drop the parent's connection and locks in a forked child."""
         connection, self._connection = self._connection, None
         self._lock = threading.RLock()
         self._interruption = threading.Event()
@@ -438,13 +457,12 @@ class Session(ForkAware):
 
 
 _BUSY_RETRY_SECONDS: Final = 60.0
-"""Seconds for which connecting to a server with too many connections is retried, unless the retry policy has a time."""
+"""Seconds for which connecting to a busy server is retried, unless the retry policy has a timeout."""
 _REFRESHED_FIELDS: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")
 
 
 def _refreshed_config(config: BackendConfig) -> BackendConfig | None:
-    """The same with the login and the known keys of now, its own and those of the server it goes through; None if
-    nothing has changed."""
+    """Return the configuration with current secrets, also of the jump servers; None if no secret has changed."""
     refreshed = config
     if config.refresh is not None and (current := config.refresh()) is not None:
         refreshed = replace(config, **{name: getattr(current, name) for name in _REFRESHED_FIELDS})

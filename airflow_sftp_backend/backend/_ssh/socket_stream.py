@@ -1,4 +1,4 @@
-"""The line under SSH: a connected socket, or what carries it instead, as paramiko wants to read and write it."""
+"""Connect by TCP, or through a proxy command, and adapt the socket to paramiko."""
 
 from __future__ import annotations
 
@@ -25,28 +25,34 @@ SERVER_CLOSED: Final = "the server closed the connection"
 _BUFFER_SIZE: Final = 256 << 10
 _QUICKACK: Final[int | None] = getattr(socket, "TCP_QUICKACK", None)  # Linux only
 _IDLE_TIMEOUT: Final = 0.5
-"""Seconds for which a read waits where nothing has come of late: to look up ten times a second costs more than an idle
-connection may, and what is set meanwhile must still be seen in time."""
+"""Longest time in seconds for one read of an idle connection. paramiko's ten reads per second would cost too much CPU
+time for an idle connection; a deadline set during a read must still be noticed in time."""
 _PROXY_EXIT_SECONDS: Final = 1.0
-"""Seconds a proxy command has to end by itself."""
+"""Seconds to wait for the exit of a proxy command before it is killed."""
 
 
 class Tunnel(Protocol):
-    """What a line goes through, if not straight to the server."""
+    """Carries a connection that does not go straight to the server."""
 
     def failure_reason(self) -> str:
-        """Why it has failed, as far as it says; blank where it does not."""
+        """Return the reason for a failure of the tunnel; blank if unknown."""
 
     def end(self) -> None:
-        """Ends it."""
+        """End the tunnel."""
 
 
 class SocketStream(ForkAware, SocketLike):
-    """A connected socket. One thread reads it, others write; anyone may end it.
+    """Adapts a connected socket to paramiko. One thread reads, others write, and any thread may end the stream.
 
-    Reads come out of a large buffer: one system call for many packets. What ends it shows as EOFError, and ``failure``
-    says why, since paramiko waits for ever on TimeoutError and forgets most other reasons. ``io_timeout`` bounds, in
-    seconds, the time in which nothing can be written.
+    Reads use a large buffer: one system call for many packets. The end of the stream is an EOFError with the reason in
+    ``failure``, because paramiko ignores TimeoutError and drops most other reasons.
+
+    :param connected: the socket
+    :param io_timeout: longest time in seconds in which nothing can be written
+    :param tunnel: tunnel to end together with the stream
+    :ivar greeting: first bytes received, at most 200
+    :ivar failure: reason for the end of the stream; None if this side closed it
+    :ivar timed_out: True if the stream ended at a deadline
     """
 
     def __init__(self, connected: socket.socket, *, io_timeout: float | None, tunnel: Tunnel | None = None) -> None:
@@ -66,17 +72,15 @@ class SocketStream(ForkAware, SocketLike):
         self._writing = threading.Lock()
         self._ended = False
         self.greeting = b""
-        """The first bytes that came, no more than a line or two."""
         self.failure: str | None = None
-        """Why it ended, if not because this side closed it."""
         self.timed_out = False
-        """It ended because a limit was over."""
         super().__init__()
 
     def set_deadline(self, seconds: float | None, *, after_first_bytes: float = 0.0) -> None:
-        """Ends the conversation in that many seconds, unless called again before; None: no more.
+        """Set the end of the stream, in place of the last deadline.
 
-        With ``after_first_bytes``, the first bytes that come set the limit to that many seconds from there.
+        :param seconds: time until the end; None for no deadline
+        :param after_first_bytes: set a new deadline of that many seconds with the first bytes received; 0 for none
         """
         now = time.monotonic()
         self._deadline = None
@@ -84,17 +88,21 @@ class SocketStream(ForkAware, SocketLike):
         self._deadline = None if seconds is None else now + seconds
 
     def abort_within(self, seconds: float) -> None:
-        """Ends the conversation in that many seconds, whatever `set_deadline` says. Takes no lock."""
+        """End the stream after some seconds, independent of `set_deadline`. Takes no lock."""
         self._abort_at = time.monotonic() + seconds
 
     def settimeout(self, seconds: float | None) -> None:
-        """How long one read or write may block, in seconds, until it raises TimeoutError; up to `_IDLE_TIMEOUT` where
-        nothing has come in that time and no limit is set."""
+        """Set the longest time for one read or write, which then raises TimeoutError.
+
+        Reads of an idle stream without a deadline block for up to `_IDLE_TIMEOUT`.
+
+        :param seconds: the time; None for no limit
+        """
         self._timeout, self._idle = seconds, False
         self._socket.settimeout(seconds)
 
     def recv(self, count: int) -> bytes:
-        """Up to ``count`` bytes; none at the end."""
+        """Read up to ``count`` bytes; empty at the end of the stream."""
         self._reader = threading.get_ident()
         if self._start == self._end:
             self._fill()
@@ -124,20 +132,21 @@ class SocketStream(ForkAware, SocketLike):
         if idle == self._idle or self._timeout is None:
             return
         self._idle = idle
-        with suppress(OSError):  # the line is ending, which the next read or write says better
+        with suppress(OSError):  # the stream has ended: the next read or write reports the reason
             self._socket.settimeout(max(self._timeout, _IDLE_TIMEOUT) if idle else self._timeout)
 
     def _set_quickack(self) -> None:
-        """Has the next bytes acknowledged at once: sshd keeps small packets back until those before are (Nagle), which
-        costs 40 ms where our side waits as long to acknowledge (tcp(7): TCP_QUICKACK is not permanent)."""
+        """Acknowledge the next bytes without delay."""
+        # sshd delays small packets until earlier packets are acknowledged (Nagle's algorithm). With a delayed
+        # acknowledgement on this side, each such packet takes 40 ms. TCP_QUICKACK is not permanent (tcp(7)).
         assert _QUICKACK is not None
         try:
             self._socket.setsockopt(socket.IPPROTO_TCP, _QUICKACK, 1)
-        except OSError:  # the line is ending, which the next read or write says better
+        except OSError:  # the stream has ended: the next read or write reports the reason
             self._uses_quickack = False
 
     def send(self, data: bytes) -> int:
-        """Writes some of it; the number of bytes written."""
+        """Write a part of the data. Returns the number of bytes written."""
         with self._writing:
             try:
                 sent = self._socket.send(data)
@@ -153,7 +162,7 @@ class SocketStream(ForkAware, SocketLike):
     def _check_limit(self) -> None:
         now = time.monotonic()
         if now >= self._abort_at:
-            raise self._fail("it was told to end")
+            raise self._fail("the connection was aborted")
         if self._deadline is not None and now >= self._deadline:
             self.timed_out = True
             raise self._fail(f"no answer within {self._seconds:g} s")
@@ -163,7 +172,7 @@ class SocketStream(ForkAware, SocketLike):
         if self._stalled_since is None:
             self._stalled_since = now
         elif self._io_timeout is not None and now - self._stalled_since >= self._io_timeout:
-            raise self._fail(f"nothing could be sent for {self._io_timeout:g} s: the server or the line has stalled")
+            raise self._fail(f"nothing could be sent for {self._io_timeout:g} s: the server or the network has stalled")
 
     def _fail(self, reason: str) -> EOFError:
         first, tunnel = self.failure is None and not self._ended, self._tunnel
@@ -175,9 +184,11 @@ class SocketStream(ForkAware, SocketLike):
         return EOFError(reason)
 
     def abort(self, reason: str | None = None) -> None:
-        """Ends the conversation, both ways and at once; ``reason`` becomes the reason, if there is none yet.
+        """End the stream at once in both directions.
 
-        Takes no lock: fit for a signal handler and the collector.
+        Takes no lock: signal handlers and the garbage collector may call this.
+
+        :param reason: reason for the end, unless there is an earlier one
         """
         self.failure = self.failure or reason
         if not self.is_inherited:
@@ -185,16 +196,16 @@ class SocketStream(ForkAware, SocketLike):
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Ends the conversation. The descriptor is given back by the reading thread, or here where there is none:
-        it would else be another connection's while that thread still waits on its number.
-        """
+        """End the stream."""
         self._ended = True
         self.abort()
+        # The descriptor is closed by the reading thread, or here without one. Otherwise another connection could get
+        # the same descriptor while the thread still reads from it.
         if self._reader in (None, threading.get_ident()):
             self.release()
 
     def release(self) -> None:
-        """Gives the descriptor back and ends what carries the line. For when nobody reads any more."""
+        """Close the descriptor and end the tunnel. No thread may read any more."""
         with self._writing:
             self._socket.close()
         tunnel, self._tunnel = self._tunnel, None
@@ -202,35 +213,40 @@ class SocketStream(ForkAware, SocketLike):
             tunnel.end()
 
     def abandon_after_fork(self) -> None:
-        """Gives up a forked child's copy of the descriptor; the parent's connection goes on."""
+        """Close a forked child's copy of the descriptor. The parent's connection stays open."""
         self._socket.close()
 
     def is_closed(self) -> bool:
-        """Return True once the socket is closed."""
+        """Return whether the socket is closed."""
         return self._socket.fileno() == -1
 
     def getpeername(self) -> object:
-        """The other side's address, as the socket says it."""
+        """Return the address of the peer, in the format of the socket."""
         return self._socket.getpeername()
 
 
 def _is_timeout(error: OSError) -> bool:
-    """True if the socket's timeout has passed, and not the one of TCP, after which the connection is gone."""
+    """Return whether the error is the timeout of the socket, not TCP's own (ETIMEDOUT), which ends the connection."""
     return isinstance(error, TimeoutError | BlockingIOError) and error.errno != errno.ETIMEDOUT
 
 
 def _failure_reason(error: OSError) -> str:
     if isinstance(error, TimeoutError):
-        return "the line is dead: nothing that is sent arrives any more"
+        return "the network is interrupted: the server acknowledges no data"
     if isinstance(error, ConnectionError):
         return SERVER_CLOSED
     return f"the connection broke: {error.strerror or error}"
 
 
 def connect_tcp(host: str, port: int, *, timeout: float, io_timeout: float | None) -> SocketStream:
-    """Connects by TCP to the first of the host's addresses that answers; all are tried within ``timeout`` seconds.
+    """Connect by TCP to the first address of a host that accepts the connection.
 
-    Resolving the name is bounded by the system's resolver alone. Raises OSError, UnicodeError for an impossible name.
+    :param host: name or address of the server
+    :param port: port of the server
+    :param timeout: longest time in seconds for all addresses together, without the name resolution
+    :param io_timeout: longest time in seconds in which nothing can be written
+    :raises OSError: if the name cannot be resolved, or no address accepts the connection
+    :raises UnicodeError: if the name is invalid
     """
     deadline = time.monotonic() + timeout
     addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -256,18 +272,18 @@ def _set_socket_options(connected: socket.socket, io_timeout: float | None) -> N
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if io_timeout is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
         milliseconds = min(int(io_timeout * 1000) + 1, 0x7FFFFFFF)
-        with suppress(OSError):  # a kernel may not have it
+        with suppress(OSError):  # not supported by every kernel
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
 
 
 class ProxyCommand:
-    """A command that carries the connection over its standard input and output. It runs in a session of its own."""
+    """Runs a command that carries the connection over standard input and output, in a process group of its own."""
 
     def __init__(self, words: list[str], connection: socket.socket) -> None:
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `deadline` closes it
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
         descriptor = connection.fileno()
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - to run it is what the configuration asks for
+            self._process = subprocess.Popen(  # noqa: S603 - the command is part of the configuration
                 words, stdin=descriptor, stdout=descriptor, stderr=self._errors, start_new_session=True
             )
         except BaseException:
@@ -275,16 +291,16 @@ class ProxyCommand:
             raise
 
     def failure_reason(self) -> str:
-        """What it has written to standard error, cut short."""
+        """Return the start of the command's standard error."""
         if self._errors.closed:
             return ""
         with suppress(subprocess.TimeoutExpired):
-            self._process.wait(_PROXY_EXIT_SECONDS)  # the last words come after the end of the line
+            self._process.wait(_PROXY_EXIT_SECONDS)  # the command may write its last error after closing its output
         output = printable(os.pread(self._errors.fileno(), 1000, 0).decode("utf-8", "replace"))
         return f"the proxy command says: {output}" if output else ""
 
     def end(self) -> None:
-        """Ends it and all it has started, by force if need be."""
+        """Terminate the command and its children, and kill them if they do not exit."""
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal_number)
@@ -295,10 +311,15 @@ class ProxyCommand:
 
 
 def connect_command(command: str, *, host: str, port: int, username: str, io_timeout: float | None) -> SocketStream:
-    """Connects through a proxy command. It is split into words as a shell does and run without one; ``%h``, ``%p``
-    and ``%r`` in a word stand for host, port and user, ``%%`` for a percent sign.
+    """Connect through a proxy command.
 
-    Raises BackendUnavailable if it cannot be started.
+    :param command: the command, split into words like in a shell, but run without a shell; the tokens ``%h``, ``%p``,
+        ``%r`` and ``%%`` stand for host, port, user and a percent sign (ssh_config(5))
+    :param host: name or address of the server
+    :param port: port of the server
+    :param username: name to log in with
+    :param io_timeout: longest time in seconds in which nothing can be written
+    :raises BackendUnavailable: if the command cannot be started
     """
     tokens = {"h": host, "p": str(port), "r": username, "%": "%"}
     local_end, remote_end = socket.socketpair()

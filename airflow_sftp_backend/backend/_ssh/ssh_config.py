@@ -1,4 +1,4 @@
-"""Reads what ``~/.ssh/config`` says of one host (ssh_config(5))."""
+"""Look up a host in ``~/.ssh/config`` (ssh_config(5))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SSH_CONFIG_PATH: Final = "~/.ssh/config"
 
 @dataclass(frozen=True)
 class SSHConfigEntry:
-    """The keywords that apply to a host.
+    """Keywords that apply to a host.
 
     :ivar proxy_command: command that leads to the host, its tokens expanded; None if there is none.
     :ivar identity_file: path of the first private key; None if there is none.
@@ -34,7 +34,7 @@ def ssh_config_entry(host: str, path: str = SSH_CONFIG_PATH) -> SSHConfigEntry |
     file = os.path.expanduser(path)
     if not os.path.isfile(file):
         return None
-    import paramiko  # here, because only hosts of a machine with such a file need it
+    import paramiko  # imported here: many machines have no such file
 
     try:
         options = paramiko.SSHConfig.from_path(file).lookup(host)

@@ -278,7 +278,7 @@ def test_an_unreadable_certificate_file_is_ignored(tmp_path: Path, caplog: pytes
     (tmp_path / "key").write_text(written("ssh-ed25519", "openssh"))
     (tmp_path / "key-cert.pub").mkdir()
     assert certificate_of(load_private_key(tmp_path / "key")) is None
-    assert f"{tmp_path / 'key-cert.pub'} cannot be read" in caplog.text
+    assert f"{tmp_path / 'key-cert.pub'}: cannot be read" in caplog.text
 
 
 def test_a_certificate_of_another_key_after_the_key_is_refused() -> None:
@@ -371,7 +371,7 @@ OTHERS: dict[str, tuple[Callable[[], str], str]] = {
     "its end is missing": (
         lambda: re.sub(r"(.{80})-----END", "-----END", written("ssh-rsa", "pkcs8"), flags=re.DOTALL), "is damaged",
     ),
-    "a path": (lambda: "/home/somebody/.ssh/id_rsa", "give it as key_file"),
+    "a path": (lambda: "/home/somebody/.ssh/id_rsa", "use key_file"),
     "a password": (lambda: "hunter2hunter2hunter2", "is not a private key"),
     "nonsense": (lambda: "-----BEGIN nothing", "is cut off or mixed up"),
 }  # fmt: skip
@@ -395,7 +395,7 @@ def test_unknown_binary_data_is_refused() -> None:
 
 def test_an_unreadable_key_file_is_refused(tmp_path: Path) -> None:
     assert f"{str(tmp_path / 'none')!r} does not exist" in refusal(tmp_path / "none")
-    assert "is a folder" in refusal(tmp_path)
+    assert "is a directory" in refusal(tmp_path)
     assert "cannot be read: Not a directory" in refusal(Path("/dev/null/key"))
     assert "does not exist" in refusal("~nobody-by-this-name/key", from_file=True)
     assert "NUL character in its name" in refusal("a\0b", from_file=True)

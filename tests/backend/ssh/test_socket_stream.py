@@ -172,7 +172,7 @@ def test_a_blocked_write_times_out() -> None:
     stream, far = pair(io_timeout=0.1)
     with far, pytest.raises(EOFError):
         write_until_it_ends(stream)
-    assert stream.failure == "nothing could be sent for 0.1 s: the server or the line has stalled"
+    assert stream.failure == "nothing could be sent for 0.1 s: the server or the network has stalled"
     stream.close()
 
 
