@@ -184,15 +184,15 @@ def _check(args: argparse.Namespace) -> int:
 
 def _diagnose(config: BackendConfig, args: argparse.Namespace) -> Diagnosis:
     from .backend._diagnostics import probes  # here, because it loads paramiko
-    from .backend._diagnostics.check import diagnose
+    from .backend._diagnostics.check import CheckTitle, diagnose
 
-    selected_probes = {"Writing": probes.writing} if args.write else {}
-    selected_probes |= {"Speed": probes.speed} if args.speed else {}
+    selected_probes = {CheckTitle.WRITING: probes.writing} if args.write else {}
+    selected_probes |= {CheckTitle.SPEED: probes.speed} if args.speed else {}
     log = logging.getLogger("airflow_sftp_backend")
     level = log.level
     log.setLevel(logging.WARNING)
     try:
-        return diagnose(config, {**selected_probes, "All host keys": probes.host_keys})
+        return diagnose(config, {**selected_probes, CheckTitle.ALL_HOST_KEYS: probes.host_keys})
     finally:
         log.setLevel(level)
 

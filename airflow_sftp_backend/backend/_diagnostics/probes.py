@@ -1,4 +1,4 @@
-"""What a diagnosis looks at only where it is asked to: all host keys, writing, and speed."""
+"""Provide optional steps of a diagnosis: all host keys, writing, and speed."""
 
 from __future__ import annotations
 
@@ -18,31 +18,32 @@ from airflow_sftp_backend.backend.config import HostKeyPolicy
 from airflow_sftp_backend.backend.errors import BackendUnavailable, HostKeyRejected, SFTPBackendError, TransferCorrupted
 from airflow_sftp_backend.backend.sync import SFTPBackend
 
-from .check import CheckResult
+from .check import CheckResult, CheckTitle
 
 _SIZES: Final = (1 << 20, 8 << 20, 64 << 20)
-"""Bytes sent and fetched, one after the other while it goes quickly."""
+"""File sizes in bytes, measured in order until one takes longer than `_MAX_STEP_SECONDS`."""
 _MAX_STEP_SECONDS: Final = 1.0
-"""Seconds."""
 _BLOCK: Final = 1 << 20
 
 
 def host_keys(backend: SFTPBackend) -> CheckResult:
-    """The server's keys of every type, and which of them are known. Nothing is remembered of it."""
+    """List the server's host keys of all types, and their trust. Stores no key."""
     config = backend.config
     if config.jump is not None or config.proxy_command is not None:
-        return CheckResult("All host keys", True, ("are asked for only where nothing is in between",))
+        return CheckResult(
+            CheckTitle.ALL_HOST_KEYS, True, ("can be read only without a jump server and a proxy command",)
+        )
     checker = HostKeyChecker(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
     try:
         keys = scan_host_keys(config.host, config.port, config.timeout)
     except BackendUnavailable as error:
-        return CheckResult("All host keys", True, (f"could not be asked for: {error}",))
+        return CheckResult(CheckTitle.ALL_HOST_KEYS, True, (f"could not be read: {error}",))
     keys_with_trust = [(key, _trust_reason(checker, key)) for key in keys]
     return CheckResult(
-        "All host keys",
+        CheckTitle.ALL_HOST_KEYS,
         True,
         tuple(
-            f"{key.type} {key.fingerprint} {f'({trust})' if trust else '(not among the known ones)'}"
+            f"{key.type} {key.fingerprint} {f'({trust})' if trust else '(not among the known keys)'}"
             for key, trust in keys_with_trust
         ),
         {
@@ -62,17 +63,17 @@ def _trust_reason(checker: HostKeyChecker, key: HostKey) -> str | None:
 
 
 def writing(backend: SFTPBackend) -> CheckResult:
-    """Whether a file can be written to the base path, renamed, read and removed."""
+    """Write, rename, read and remove a file in the base path."""
     content = secrets.token_bytes(1000)
     with _probe_file(backend) as name:
         backend.write_atomic(name, content)
         if backend.read_bytes(name) != content:
-            raise TransferCorrupted("what was written is not what is read", path=name)
-    return CheckResult("Writing", True, ("a file was written, renamed, read and removed",), {"name": name})
+            raise TransferCorrupted("the content read differs from the content written", path=name)
+    return CheckResult(CheckTitle.WRITING, True, ("a file was written, renamed, read and removed",), {"name": name})
 
 
 def speed(backend: SFTPBackend) -> CheckResult:
-    """How fast a file of random bytes goes up and comes down."""
+    """Measure upload and download of a file of random bytes."""
     size = 0
     up = down = 0.0
     with tempfile.TemporaryDirectory(prefix="airflow-sftp-backend-") as folder, _probe_file(backend) as name:
@@ -85,7 +86,7 @@ def speed(backend: SFTPBackend) -> CheckResult:
                 break
     rates = size / up / 1e6, size / down / 1e6
     return CheckResult(
-        "Speed",
+        CheckTitle.SPEED,
         True,
         (f"up {rates[0]:.1f} MB/s, down {rates[1]:.1f} MB/s (a file of {size >> 20} MiB)",),
         {"bytes": size, "up_seconds": up, "down_seconds": down},
@@ -106,7 +107,8 @@ def _fill(file: Path, size: int) -> None:
 
 @contextmanager
 def _probe_file(backend: SFTPBackend) -> Iterator[str]:
-    """A name that no sensor and no partner takes for a file of theirs; nothing has it afterwards."""
+    """Provide the name of a temporary file, and delete the file afterwards."""
+    # Sensors and partners ignore hidden names and names that end in .part.
     name = f".airflow-sftp-backend-check-{secrets.token_hex(6)}.part"
     try:
         yield name
@@ -119,5 +121,5 @@ def _probe_file(backend: SFTPBackend) -> Iterator[str]:
     try:
         backend.delete(name)
     except SFTPBackendError as error:
-        error.message += "; the file that was written to see whether that works is left there"
+        error.add_note(f"{backend.native_path(name)} is left on the server")
         raise

@@ -15,7 +15,7 @@ import pytest
 from airflow_sftp_backend import HostKeyPolicy, Secret, SFTPBackend
 from airflow_sftp_backend.backend import BackendConfig
 from airflow_sftp_backend.backend._diagnostics import probes
-from airflow_sftp_backend.backend._diagnostics.check import CheckResult, Diagnosis, Probe, diagnose
+from airflow_sftp_backend.backend._diagnostics.check import CheckResult, CheckTitle, Diagnosis, Probe, diagnose
 from tests.support.servers import (
     AsyncsshServer,
     DeniesEverything,
@@ -30,14 +30,14 @@ from tests.support.servers import (
 )
 from tests.support.sessions import Address, assert_nothing_left, config_of
 
-ALL_PROBES: Mapping[str, Probe] = {
-    "Writing": probes.writing,
-    "Speed": probes.speed,
-    "All host keys": probes.host_keys,
+ALL_PROBES: Mapping[CheckTitle, Probe] = {
+    CheckTitle.WRITING: probes.writing,
+    CheckTitle.SPEED: probes.speed,
+    CheckTitle.ALL_HOST_KEYS: probes.host_keys,
 }
 
 
-def found_at(server: Address, probes: Mapping[str, Probe] | None = None, **changes: Any) -> Diagnosis:
+def found_at(server: Address, probes: Mapping[CheckTitle, Probe] | None = None, **changes: Any) -> Diagnosis:
     """The diagnosis of a server, of which nothing is left behind."""
     config = config_of(server, **changes)
     found = diagnose(config, probes)
@@ -88,7 +88,7 @@ def test_every_step_is_reported(openssh: OpenSSHServer) -> None:
     }
     login = step(found, "Login").data
     assert login["methods"] == ["publickey"]
-    assert login["taken"] == [f"the ssh-ed25519 key {openssh.login_key.get_fingerprint()}"]
+    assert login["accepted"] == [f"the ssh-ed25519 key {openssh.login_key.get_fingerprint()}"]
     sftp = step(found, "SFTP").data
     assert sftp["limits"] == {"read": 261120, "write": 261120}
     assert isinstance(sftp["extensions"], dict)
@@ -143,7 +143,7 @@ def test_auth_methods_are_queried_and_a_wrong_password_is_sent_once() -> None:
 
 def test_the_jump_host_is_reported_too(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     found = found_at(openssh, jump=config_of(bastion))
-    assert step(found, "Name").lines[0] == "127.0.0.1 is for the jump server to find"
+    assert step(found, "Name").lines[0] == "127.0.0.1 is resolved by the jump server"
     lines = step(found, "Jump server").lines
     assert lines[0] == f"sftp://127.0.0.1:{bastion.port} as {bastion.username}"
     assert f"ssh-ed25519 {bastion.host_keys[0].get_fingerprint()}" in lines
@@ -252,26 +252,28 @@ def widening(options: dict[str, str], host_keys: tuple[str, ...] = ("ssh-ed25519
 
 def test_a_missing_common_cipher_is_explained() -> None:
     advice = widening({"Ciphers": "chacha20-poly1305@openssh.com"})
-    assert "ciphers in common: none; the server takes chacha20-poly1305@openssh.com" in advice
-    assert "no setting here helps: the server has to allow one of aes128-gcm@openssh.com, aes128-ctr" in advice
+    assert "ciphers in common: none; the server offers chacha20-poly1305@openssh.com" in advice
+    assert "no setting helps: the server must allow one of aes128-gcm@openssh.com, aes128-ctr" in advice
 
 
 def test_a_too_narrow_cipher_list_is_explained() -> None:
     advice = widening({"Ciphers": "aes256-ctr"}, ciphers=("aes128-ctr",))
-    assert "the server takes aes256-ctr\nciphers allows none of these: leave it out, or add one of them" in advice
+    assert (
+        "the server offers aes256-ctr\nciphers allows none of these: remove the setting, or add one of these" in advice
+    )
 
 
 def test_a_disabled_algorithm_is_explained() -> None:
     advice = widening(
         {"KexAlgorithms": "ecdh-sha2-nistp256"}, disabled_algorithms={"kex": ("ecdh-sha2-nistp256", "other")}
     )
-    assert "key exchange algorithms in common: none; the server takes ecdh-sha2-nistp256" in advice
-    assert advice.endswith("take ecdh-sha2-nistp256 out of disabled_algorithms (kex)")
+    assert "key exchange algorithms in common: none; the server offers ecdh-sha2-nistp256" in advice
+    assert advice.endswith("remove ecdh-sha2-nistp256 from disabled_algorithms (kex)")
 
 
 def test_a_missing_common_mac_is_explained() -> None:
     advice = widening({"Ciphers": "aes128-ctr", "MACs": "umac-64@openssh.com"})
-    assert "MACs in common: none; the server takes umac-64@openssh.com" in advice
+    assert "MACs in common: none; the server offers umac-64@openssh.com" in advice
 
 
 def test_a_server_that_signs_only_with_sha1_is_explained() -> None:
@@ -328,7 +330,7 @@ def test_a_base_path_that_is_missing_or_a_file_is_explained(openssh: OpenSSHServ
         path = f"{folder.base_path}/{name}"
         found = found_at(openssh, base_path=path)
         assert failure(found) == ("Base path", f"{said} ({path!r} on sftp://127.0.0.1:{openssh.port})")
-        assert found.advice[0].startswith("base_path is a folder on the server: absolute, or relative to")
+        assert found.advice[0].startswith("base_path is a directory on the server: absolute, or relative to")
 
 
 def test_a_denied_base_path_is_explained() -> None:
@@ -362,18 +364,18 @@ def test_unknown_keys_are_shown_and_not_stored(openssh: OpenSSHServer, tmp_path:
     file.write_text(first)
     found = found_at(
         openssh,
-        {"All host keys": probes.host_keys},
+        {CheckTitle.ALL_HOST_KEYS: probes.host_keys},
         known_host_keys=None, host_keys_path=str(file), host_key_policy=HostKeyPolicy.TRUST_ON_FIRST_USE,
     )  # fmt: skip
     lines = step(found, "All host keys").lines
-    assert [line.endswith("(not among the known ones)") for line in lines] == [False, True, True]
+    assert [line.endswith("(not among the known keys)") for line in lines] == [False, True, True]
     assert file.read_text() == first
 
 
 def test_a_directory_that_is_not_writable_is_explained() -> None:
     with OpenSSHServer({"Subsystem": "sftp internal-sftp -R"}) as server:
         folder = server.fresh()
-        title, text = failure(found_at(server, {"Writing": probes.writing}, base_path=folder.base_path))
+        title, text = failure(found_at(server, {CheckTitle.WRITING: probes.writing}, base_path=folder.base_path))
     assert title == "Writing"
     assert "permission denied; check the rights of the login user on the server" in text
 
