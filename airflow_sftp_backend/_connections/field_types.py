@@ -18,7 +18,7 @@ class FieldType:
     """Describe the values of a field, and parse them.
 
     :ivar expected: description for error messages.
-    :ivar parse: converts a configured value to the argument of `BackendConfig`; raises ValueError if it cannot.
+    :ivar parse: converts a configured value to the argument of `BackendConfig`, or raises ValueError.
     :ivar schema: JSON Schema for the connection form.
     """
 

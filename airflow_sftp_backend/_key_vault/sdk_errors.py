@@ -1,7 +1,7 @@
 """Classify the errors of the Azure SDKs.
 
 The SDKs publish most causes only in the text of an exception. Messages for users contain only codes, names and ids
-from these texts, never other parts: they may hold tokens.
+from these texts: other parts may hold tokens.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _classify_login_failure(text: str, reference: SecretReference, identity: Azu
 
 
 def _classify_network_failure(text: str, reference: SecretReference) -> tuple[Reason, str] | None:
-    """Classify a network failure from the text of the HTTP client's exception; None if it is not one."""
+    """Classify a network failure by the text of the HTTP client's exception; None for other failures."""
     match = re.search(r"host='([^']+)'", text)
     host = match[1] if match else reference.vault
     if "CERTIFICATE_VERIFY_FAILED" in text or "CA certificate bundle" in text:

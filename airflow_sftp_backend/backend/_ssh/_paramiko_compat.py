@@ -1,7 +1,7 @@
-"""Uses what paramiko does not publish. No other module does.
+"""Use the unpublished parts of paramiko, in no other module.
 
-Read in the sources of paramiko 5.0 and 5.1. pyproject.toml limits the version, and the tests of this module name the
-part that a later version lacks or has changed.
+The facts come from the sources of paramiko 5.0 and 5.1. pyproject.toml limits the version, and the tests of this module
+name a part that is missing or changed in a later version.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 class SocketLike:
-    """Base of an object that a transport takes in place of a socket."""
+    """Base of an object to pass to a transport in place of a socket."""
 
     @property
     def _closed(self) -> bool:
-        # ``Transport.stop_thread`` reads the private attribute of sockets.
+        # ``Transport.stop_thread`` reads this private attribute of a socket.
         return self.is_closed()
 
     def is_closed(self) -> bool:
@@ -60,7 +60,7 @@ class SocketLike:
 
 
 class _DebugLog(logging.LoggerAdapter[logging.Logger]):
-    """Lower records to level DEBUG: paramiko logs each failure, with a traceback, before it raises it."""
+    """Lower records to level DEBUG: paramiko logs each failure, with a traceback, before raising."""
 
     def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
         """Pass a record on, at level DEBUG at most."""
@@ -69,7 +69,7 @@ class _DebugLog(logging.LoggerAdapter[logging.Logger]):
 
 @dataclass(frozen=True)
 class AgreedAlgorithms:
-    """The algorithms that client and server agreed on; blank before they did.
+    """Algorithms agreed on by client and server; blank before the agreement.
 
     :ivar mac: blank if the cipher authenticates by itself.
     :ivar strict_key_exchange: True if the countermeasure to Terrapin (CVE-2023-48795) is in effect.
@@ -83,10 +83,10 @@ class AgreedAlgorithms:
 
 
 class SSHTransport(paramiko.Transport):
-    """A transport that keeps what paramiko only logs. Its own log records have level DEBUG.
+    """Transport that keeps facts which paramiko only logs. Its own log records have level DEBUG.
 
-    :ivar disconnect_message: the server's reason for the end of the connection (RFC 4253 section 11.1), as it was
-        sent; None if the server gave none.
+    :ivar disconnect_message: the server's reason for the end of the connection (RFC 4253 section 11.1), unchanged;
+        None without a reason
     """
 
     disconnect_message: str | None = None
@@ -130,7 +130,7 @@ class SSHTransport(paramiko.Transport):
         )
 
     def proposed_algorithms(self) -> dict[str, tuple[str, ...]]:
-        """Return the algorithms that are proposed to the server.
+        """Return the algorithms proposed to the server.
 
         :returns: algorithm names, best first, by the field names of `HostAlgorithms`.
         """
@@ -150,11 +150,11 @@ class SSHTransport(paramiko.Transport):
         self.auth_timeout = self.channel_timeout = seconds
 
     def stop(self) -> None:
-        """End the transport's thread soon. Takes no lock: fit for a signal handler and the garbage collector."""
+        """End the transport's thread soon. Takes no lock: signal handlers and the garbage collector may call this."""
         self.stop_thread()
 
     def end(self, seconds: float) -> bool:
-        """End the transport's threads and wait for it.
+        """End the threads of the transport and wait for them.
 
         :param seconds: longest time to wait.
         :returns: False if the thread still runs.
@@ -162,15 +162,15 @@ class SSHTransport(paramiko.Transport):
         self.stop_thread()
         if self.is_alive():
             self.join(seconds)
-        self.packetizer.complete_handshake()  # ends the thread of a timer
+        self.packetizer.complete_handshake()  # ends the timer's thread
         return not self.is_alive()
 
 
 def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
-    """Return a channel as one whose ``send`` takes any buffer, which the published signature does not say.
+    """Return the same channel with a type for any buffer in ``send``. The published signature is narrower.
 
-    :param channel: the channel.
-    :returns: the same object.
+    :param channel: the channel
+    :returns: the same object
     """
     return cast("SSHChannel", channel)
 
@@ -179,7 +179,7 @@ def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
 
 
 class Sha1RSAKey(paramiko.RSAKey):
-    """An RSA key that makes and verifies SHA-1 signatures as well."""
+    """RSA key that also makes and verifies SHA-1 signatures."""
 
     # The stub says Final; paramiko reads it through self.
     HASHES = {  # type: ignore[misc] # noqa: RUF012
@@ -201,13 +201,13 @@ class Sha1RSAKey(paramiko.RSAKey):
 
 
 class Sha1Transport(SSHTransport):
-    """A transport that also knows SHA-1 ``ssh-rsa``, as its last choice, for host keys and for the login.
+    """Transport with SHA-1 ``ssh-rsa`` as last choice for host keys and for the login.
 
     paramiko 5.0 removed these signatures. Only this subclass restores them, so every other connection of the process
     still refuses them.
     """
 
-    # The algorithms proposed, in order, and the class that verifies the signatures of each.
+    # The proposed algorithms in order, and the class for the signatures of each.
     _preferred_keys = (*_INHERITED["_preferred_keys"], SHA1_RSA)
     _preferred_pubkeys = (*_INHERITED["_preferred_pubkeys"], SHA1_RSA)
     _key_info = {  # noqa: RUF012
@@ -263,8 +263,8 @@ class PasswordExpired(paramiko.AuthenticationException):
 class AuthRequestHandler(AuthOnlyHandler):
     """Sends one authentication request and waits for its reply.
 
-    paramiko's own handlers request the service again with each request, which makes some servers hang up, or miss a
-    reply that is quick, or take a request for a new password for a broken connection.
+    paramiko's own handlers request the service again with each request, and some servers then disconnect. They can
+    miss a quick reply, and mistake a request for a new password for a broken connection.
     """
 
     @classmethod
@@ -286,7 +286,7 @@ class AuthRequestHandler(AuthOnlyHandler):
         self._accepted.set()
 
     def request_service(self) -> None:
-        """Request the service that all authentication requests belong to (RFC 4252 section 4).
+        """Request the service of all authentication requests (RFC 4252 section 4).
 
         :raises EOFError: if the connection ends before the reply.
         """
@@ -318,7 +318,7 @@ class AuthRequestHandler(AuthOnlyHandler):
         :param username: the name to log in with.
         :param method: the authentication method, as ``publickey``.
         :param finish_message: adds the fields of the method.
-        :returns: the methods that the server wants next; empty once the user is logged in.
+        :returns: the methods wanted next by the server; empty once the user is logged in.
         :raises paramiko.AuthenticationException: if the server refuses the request.
         """
         self.auth_method = method
@@ -340,7 +340,7 @@ class AuthRequestHandler(AuthOnlyHandler):
 def to_paramiko(key: PrivateKey) -> paramiko.PKey:
     """Convert a private key of cryptography.
 
-    :param key: the key; an elliptic curve is one that SSH knows.
+    :param key: the key; only elliptic curves of SSH are supported.
     :returns: the same key.
     """
     if isinstance(key, RSAPrivateKey):
@@ -376,10 +376,10 @@ def openssh_text(key: PrivateKey) -> str:
 
 
 def certificate_of(pkey: paramiko.PKey) -> tuple[str, bytes] | None:
-    """Return the certificate that a key was loaded with or that a server sent.
+    """Return the certificate of a private key or of a server's host key.
 
     :param pkey: the key.
     :returns: its type, as ``ssh-ed25519-cert-v01@openssh.com``, and its content in wire format; None if there is none.
     """
-    blob = getattr(pkey, "public_blob", None)  # a class of keys of the caller's own may lack it
+    blob = getattr(pkey, "public_blob", None)  # keys of a caller's own class may lack the attribute
     return None if blob is None else (blob.key_type, blob.key_blob)

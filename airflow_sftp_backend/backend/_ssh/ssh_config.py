@@ -13,9 +13,9 @@ SSH_CONFIG_PATH: Final = "~/.ssh/config"
 class SSHConfigEntry:
     """Keywords that apply to a host.
 
-    :ivar proxy_command: command that leads to the host, its tokens expanded; None if there is none.
-    :ivar identity_file: path of the first private key; None if there is none.
-    :ivar others: names of the other keywords, in lower case.
+    :ivar proxy_command: command to connect to the host, with expanded tokens; None without a command
+    :ivar identity_file: path of the first private key; None without a key
+    :ivar others: names of the other keywords, in lower case
     """
 
     proxy_command: str | None
@@ -26,10 +26,10 @@ class SSHConfigEntry:
 def ssh_config_entry(host: str, path: str = SSH_CONFIG_PATH) -> SSHConfigEntry | None:
     """Look up a host in an OpenSSH client configuration.
 
-    :param host: the name as it was configured; the file may match it by patterns.
-    :param path: the file; ``~`` is the home directory.
-    :returns: the entry; None if the file does not exist or no keyword in it applies to the host.
-    :raises ValueError: if the file cannot be read or understood.
+    :param host: the configured name; the file may contain patterns
+    :param path: the file; ``~`` is the home directory
+    :returns: the entry; None without the file or without keywords for the host
+    :raises ValueError: if the file cannot be read or is invalid
     """
     file = os.path.expanduser(path)
     if not os.path.isfile(file):
