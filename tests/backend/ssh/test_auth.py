@@ -49,7 +49,7 @@ def test_an_expired_password_is_reported_in_the_servers_words(legacy: bool) -> N
         text = refusal(server, AuthenticationFailed, slept, password=server.password, allow_ssh_rsa_sha1=legacy)
         assert (slept, server.connections()) == ([], 1)
     assert "'Your password has expired, choose a new one:'" in text
-    assert "change the password there" in text
+    assert "change the password on the server" in text
 
 
 class _AsksForCode(Login):
