@@ -138,7 +138,9 @@ def test_a_password_logs_in(asyncssh_plain: AsyncsshServer) -> None:
 def test_a_wrong_password_is_refused_with_a_hint(asyncssh_plain: AsyncsshServer) -> None:
     text = failure_of(asyncssh_plain, AuthenticationFailed, password="not the right one")
     assert text.startswith("the server refuses the login of 'tester': refused: the password; accepted methods: ")
-    assert {"password", "publickey", "keyboard-interactive"} == set(text.split("accepted methods: ")[1].split(";")[0].split(", "))
+    assert {"password", "publickey", "keyboard-interactive"} == set(
+        text.split("accepted methods: ")[1].split(";")[0].split(", ")
+    )
     assert text.endswith("; check the user name and the password")
     assert "not the right one" not in text
 
