@@ -249,7 +249,7 @@ def connection_error(error: BaseException, action: str, server: str, reason: str
     """Translate an exception of a socket or of paramiko.
 
     :param error: the exception
-    :param action: the phase that failed, such as ``"translate_connection_errors"`` or ``"exchanging keys"``
+    :param action: the phase that failed, such as ``"connecting"`` or ``"exchanging keys"``
     :param server: the server as ``sftp://host:port``
     :param reason: the cause, if it is known better than from the exception
     :returns: the error to raise
@@ -289,6 +289,7 @@ def translate_connection_errors(failure_context: Callable[[], tuple[str, str | N
 
     :param failure_context: returns the current phase and, if known, the cause; called after a failure only
     :param server: the server as ``sftp://host:port``
+    :returns: a context manager without a value
     :raises BackendUnavailable: if the block raises any exception; a `SFTPBackendError` passes unchanged
     """
     try:
