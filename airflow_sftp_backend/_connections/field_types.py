@@ -1,4 +1,4 @@
-"""The types of connection fields: what each expects, and how its values are parsed."""
+"""Define the types of connection fields: their expected values, and how to parse them."""
 
 from __future__ import annotations
 

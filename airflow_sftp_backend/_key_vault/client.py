@@ -1,6 +1,6 @@
 """Fetch secrets from Azure Key Vault. Importing this module does not import the Azure SDKs.
 
-`default_client` keeps one credential and one SDK client per vault and identity, and caches secrets for a short time.
+`default_client` keeps a credential and an SDK client for each vault and identity, and caches secrets for a short time.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ class KeyVaultClient(ForkAware):
     ) -> tuple[_CacheEntry | KeyVaultError, float | None]:
         """Send one request. Return the secret or the error, and the pause in seconds that the vault requested.
 
-        Exceptions of the SDK hold tokens and replies. None of them becomes the cause or context of ours.
+        Exceptions of the SDK hold tokens and replies, so our errors have no SDK exception as cause or context.
         """
         from azure.core.exceptions import AzureError, ClientAuthenticationError, HttpResponseError
 

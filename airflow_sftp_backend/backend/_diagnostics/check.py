@@ -82,7 +82,7 @@ class Diagnosis:
     :ivar server: the server as ``sftp://host:port``
     :ivar username: name of the login; blank if unknown
     :ivar error: error of the failed step; None if all steps succeeded
-    :ivar advice: remedies in addition to those in the text of the error
+    :ivar advice: remedies beyond the text of the error
     :ivar connection: properties of the connection; None unless all steps succeeded
     :ivar failed_connection: properties of the connection that failed: to the jump server, unless its login succeeded
     """
@@ -106,11 +106,11 @@ Probe = Callable[[SFTPBackend], CheckResult]
 
 
 def diagnose(config: BackendConfig, probes: Mapping[CheckTitle, Probe] | None = None) -> Diagnosis:
-    """Connect once with one login, check server and base path, then run the probes.
+    """Connect with a single login, check server and base path, then run the probes.
 
     :param config: the configuration; its retry policy is ignored
     :param probes: additional steps by title
-    :returns: the results, also those of a failed attempt to connect
+    :returns: the results, also of a failed attempt to connect
     :raises ValueError: if the configuration is invalid
     """
     config = replace(config, retry=RetryPolicy.disabled())
@@ -177,7 +177,7 @@ def _check_name(config: BackendConfig) -> CheckResult:
 
 
 def _connection_results(config: BackendConfig, info: ConnectionInfo, seconds: float | None) -> Iterator[CheckResult]:
-    """Yield the results of connecting, as far as it came. ``seconds`` is the duration if it succeeded."""
+    """Yield the results of an attempt to connect. ``seconds`` is the duration of a successful attempt."""
     if config.jump is not None and info.jump is not None:
         jump_results = list(_connection_results(config.jump, info.jump, None))
         lines = [f"{config.jump.address} as {info.jump.username}"] + [
@@ -240,7 +240,7 @@ def _login_data(info: ConnectionInfo) -> dict[str, object]:
 
 
 def _failed_title(error: SFTPBackendError, info: ConnectionInfo | None) -> CheckTitle:
-    """Return the title of the step at which connecting failed."""
+    """Return the title of the failed step of connecting."""
     if info is None or (info.jump is not None and not info.jump.logged_in):
         return CheckTitle.CONNECTION if info is None else CheckTitle.JUMP_SERVER
     if isinstance(error, HostKeyRejected):
@@ -317,7 +317,7 @@ def _check_round_trip(backend: SFTPBackend) -> CheckResult:
 def _advice(
     config: BackendConfig, error: SFTPBackendError, info: ConnectionInfo | None, title: CheckTitle | None
 ) -> Iterator[str]:
-    """Yield remedies in addition to those in the text of the error."""
+    """Yield remedies beyond the text of the error."""
     if (failed := _failed_connection(info)) is not info:
         assert config.jump is not None
         config, info = config.jump, failed
@@ -330,7 +330,7 @@ def _advice(
 
 
 def _failed_connection(info: ConnectionInfo | None) -> ConnectionInfo | None:
-    """Return the connection that failed: to the jump server, unless its login succeeded."""
+    """Return the failed connection: to the jump server, unless its login succeeded."""
     if info is not None and info.jump is not None and not info.jump.logged_in:
         return info.jump
     return info
@@ -343,7 +343,7 @@ def _advise_pinning(info: ConnectionInfo) -> Iterator[str]:
 
 
 def _advise_algorithms(config: BackendConfig, info: ConnectionInfo) -> Iterator[str]:
-    """Yield the algorithms of the server, and the settings that allow one of them."""
+    """Yield the algorithms of the server, and settings to allow them."""
     if config.proxy_command is not None or config.jump is not None:
         yield "the server's algorithms can be read only without a jump server and a proxy command"
         return

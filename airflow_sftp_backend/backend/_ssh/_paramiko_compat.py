@@ -190,7 +190,7 @@ class Sha1RSAKey(paramiko.RSAKey):
 
     @classmethod
     def of(cls, key: paramiko.RSAKey) -> Sha1RSAKey:
-        """Copy a key, with its certificate if it has one.
+        """Copy a key with its certificate.
 
         :param key: any RSA key.
         :returns: the same key, with SHA-1.
@@ -379,7 +379,7 @@ def certificate_of(pkey: paramiko.PKey) -> tuple[str, bytes] | None:
     """Return the certificate of a private key or of a server's host key.
 
     :param pkey: the key.
-    :returns: its type, as ``ssh-ed25519-cert-v01@openssh.com``, and its content in wire format; None if there is none.
+    :returns: type, as ``ssh-ed25519-cert-v01@openssh.com``, and content in wire format; None without a certificate.
     """
     blob = getattr(pkey, "public_blob", None)  # keys of a caller's own class may lack the attribute
     return None if blob is None else (blob.key_type, blob.key_blob)

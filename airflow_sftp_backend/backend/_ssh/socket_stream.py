@@ -32,7 +32,7 @@ _PROXY_EXIT_SECONDS: Final = 1.0
 
 
 class Tunnel(Protocol):
-    """Carries a connection that does not go straight to the server."""
+    """Carries a connection to a server, such as through a jump server or a proxy command."""
 
     def failure_reason(self) -> str:
         """Return the reason for a failure of the tunnel; blank if unknown."""
@@ -42,10 +42,10 @@ class Tunnel(Protocol):
 
 
 class SocketStream(ForkAware, SocketLike):
-    """Adapts a connected socket to paramiko. One thread reads, others write, and any thread may end the stream.
+    """Adapts a connected socket to paramiko. A single thread reads, others write, and any thread may end the stream.
 
-    Reads use a large buffer: one system call for many packets. The end of the stream is an EOFError with the reason in
-    ``failure``, because paramiko ignores TimeoutError and drops most other reasons.
+    Reads use a large buffer: a system call reads many packets. The end of the stream is an EOFError with the reason in
+    ``failure``, because paramiko waits forever after TimeoutError and drops most other reasons.
 
     :param connected: the socket
     :param io_timeout: longest time in seconds in which nothing can be written
@@ -239,7 +239,7 @@ def _failure_reason(error: OSError) -> str:
 
 
 def connect_tcp(host: str, port: int, *, timeout: float, io_timeout: float | None) -> SocketStream:
-    """Connect by TCP to the first address of a host that accepts the connection.
+    """Connect by TCP to the first reachable address of a host.
 
     :param host: name or address of the server
     :param port: port of the server
@@ -277,7 +277,7 @@ def _set_socket_options(connected: socket.socket, io_timeout: float | None) -> N
 
 
 class ProxyCommand:
-    """Runs a command that carries the connection over standard input and output, in a process group of its own."""
+    """Runs a command in a process group of its own, with the connection on standard input and output."""
 
     def __init__(self, words: list[str], connection: socket.socket) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
