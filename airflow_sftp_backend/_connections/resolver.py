@@ -154,6 +154,7 @@ class ConfigResolver:
         """Fetch the secrets of the fields and return the configuration. Raises as `resolve` does."""
         problems: list[str] = []
         references = self._references(connection, problems)
+        # All fields with a value are validated before the first request to a vault.
         problems += connection.validate(excluding=references)
         if problems:
             raise InvalidConnection(connection.conn_id, problems)
@@ -203,6 +204,7 @@ class ConfigResolver:
 
     def _fetch(self, field_name: str, reference: SecretReference, problems: list[str], *, fresh: bool) -> str | None:
         """Fetch the text of a secret, without a newline at its end."""
+        # The text of a pinned version never changes.
         max_age = math.inf if reference.pinned else 0.0 if fresh else MAX_AGE
         try:
             secret = default_client.fetch(reference, self.identity, max_age=max_age)

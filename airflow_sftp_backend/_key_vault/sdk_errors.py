@@ -33,6 +33,7 @@ def classify_sdk_error(error: Exception, reference: SecretReference, identity: A
     text = str(error)
     if isinstance(error, HttpResponseError) and not isinstance(error, DecodeError):
         code = error.error.code if error.error is not None else None
+        # The SDKs raise ClientAuthenticationError for a failed login and also for a refused token, which has this code.
         if isinstance(error, ClientAuthenticationError) and code != "Unauthorized":
             return _classify_login_failure(text, reference, identity)
         inner_code: object = (error.error.innererror or {}).get("code") if error.error is not None else None
@@ -59,6 +60,7 @@ def _classify_refusal(status: int, code: str, text: str, reference: SecretRefere
         hint = "add this network to the vault's firewall, or use its private endpoint"
         return Reason.FIREWALL, f"the vault is closed to this network ({code}); {hint}."
     if status == 403:
+        # The text names the object id of the identity, which the role assignment needs.
         match = re.search(r"\boid=([0-9a-fA-F-]{36})", text)
         assignee = match[1] if match else "<object id>"
         command = (

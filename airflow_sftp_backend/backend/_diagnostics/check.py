@@ -113,7 +113,7 @@ def diagnose(config: BackendConfig, probes: Mapping[CheckTitle, Probe] | None = 
     :returns: the results, also of a failed attempt to connect
     :raises ValueError: if the configuration is invalid
     """
-    config = replace(config, retry=RetryPolicy.disabled())
+    config = replace(config, retry=RetryPolicy.disabled())  # a diagnosis reports the first failure
     steps = [CheckResult(CheckTitle.SETTINGS, True, config.notes)] if config.notes else []
     checks: dict[CheckTitle, Probe] = {
         CheckTitle.SFTP: _check_sftp,

@@ -181,7 +181,7 @@ class Authenticator(AuthStrategy):
                     " for example with sftp or ssh, then set the new password in the connection"
                 ) from None
             except paramiko.AuthenticationException as error:
-                if not transport.is_active():
+                if not transport.is_active():  # the connection has ended, so the credential is not known to be refused
                     raise
                 if isinstance(error, paramiko.BadAuthenticationType):
                     self._record.offered = error.allowed_types
@@ -253,6 +253,7 @@ class Authenticator(AuthStrategy):
             self._record.prompts += [shown for text in texts if (shown := printable(text))][
                 : _MAX_PROMPTS - len(self._record.prompts)
             ]
+            # Passwords are prompted for without echo. A single prompt is taken for the password in any case.
             return [
                 passwords.pop().reveal() if passwords and (len(prompts) == 1 or not echo) else "" for _, echo in prompts
             ]

@@ -511,7 +511,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 ) from None
             if self._failure_context()[1] is None:
                 raise
-            raise EOFError(error.message) from error
+            raise EOFError(error.message) from error  # `run` translates it, with the reason of `_failure_context`
         stream.set_deadline(None)
         ssh_channel.settimeout(config.io_timeout)
         return scheduler

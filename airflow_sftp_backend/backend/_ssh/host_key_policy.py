@@ -216,6 +216,7 @@ def _open_locked(path: str, timeout: float) -> Iterator[int]:
 
 def _append(descriptor: int, content: bytes, line: bytes) -> None:
     """Append a line to a file with the given content. If the disk is full, leave the file unchanged."""
+    # The last line of a file edited by hand may lack its newline.
     remaining = line if not content or content.endswith(b"\n") else b"\n" + line
     try:
         while remaining:

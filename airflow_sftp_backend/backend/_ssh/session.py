@@ -242,7 +242,9 @@ class Session(ForkAware):
             try:
                 return self._run_exclusively(use, connection)
             except BackendUnavailable as error:
-                found_shared = self._handles.shares_handles and not known_shared  # closed by this side, not lost
+                # The call has found that the server gives several files one handle: the connection was closed by this
+                # side, not lost, so the call is repeated even by a session that does not reconnect.
+                found_shared = self._handles.shares_handles and not known_shared
                 retries = idempotent and (self.reconnects or found_shared) and self._clock() < self._deadline.at
                 if not retries or self._interruption.is_set() or connection.scheduler.broken is None:
                     raise
@@ -254,6 +256,7 @@ class Session(ForkAware):
         try:
             return self._run(use, connection)
         except BackendUnavailable as error:
+            # Here and not in `_run`, so that nested calls add the reason only once.
             if connection.scheduler.broken is not None and connection.failure is not None:
                 error.message += f": {connection.failure}"
             raise
@@ -355,6 +358,7 @@ class Session(ForkAware):
             try:
                 self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
             except (AuthenticationFailed, HostKeyRejected) as error:
+                # The secrets may have been rotated since they were fetched.
                 if (refreshed := _refreshed_config(self._original_config)) is None or self._aborted:
                     raise
                 log.warning("%s; retrying with the current secrets", error)
