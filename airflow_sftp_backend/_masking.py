@@ -1,8 +1,8 @@
-"""Hides secrets from the logs of this process and of its supervisor, in every form that a log may show.
+"""Mask secrets in the logs of this process and of its supervisor, in every spelling that a log may show.
 
-Airflow joins all masks into one pattern, in the order of a set: where two masks fit at one place, either may win. So
-nothing here depends on that order. A private key is masked in blocks that follow each other without overlap; of any
-other secret that begins another one, what the longer one has more is masked too.
+Airflow joins all masks into one pattern, in the order of a set. If two masks match at one position, either may win, so
+nothing here depends on that order. A private key is masked in consecutive blocks without overlap. For any other secret
+that begins another secret, the remainder of the longer secret is masked too.
 """
 
 from __future__ import annotations
@@ -20,28 +20,29 @@ from .backend._ssh.pem import key_bodies, remove_keys
 from .version_compat import conf, mask_secret, pattern_masker
 
 _MASKS_PER_CALL: Final = 32
-"""Masks that are handed to Airflow at once. It compiles the pattern anew for each, and a kill waits for a batch."""
+"""Masks in one call of Airflow. Airflow compiles the pattern anew for each mask, and a kill waits for the whole call.
+"""
 _TRACEBACK_CHARS: Final = 80
-"""Characters of a text that a traceback with locals shows (rich, structlog)."""
+"""Characters of a text in a traceback with locals (rich, structlog)."""
 _LONG_TEXT_CHARS: Final = 256
-"""Characters of a text from which on it is masked in fewer spellings: no password is as long."""
+"""Length from which a text is masked in fewer spellings, because no password is as long."""
 
 _known_masks: Final[dict[str, None]] = {}
-"""Every mask of this process that is no block of a key, as one secret may begin another's."""
+"""All masks of this process except the blocks of keys, because one secret may begin another."""
 
 
 def mask_secrets(secrets: Iterable[str]) -> None:
-    """Masks secrets in the logs of this process and of the task.
+    """Mask secrets in the logs of this process and of the task.
 
     A kill of the task takes effect between two batches of masks.
 
-    :param secrets: Passwords, passphrases, private keys and other secret texts. Airflow ignores those below 5
-        characters.
+    :param secrets: passwords, passphrases, private keys and other secret texts; Airflow ignores texts below 5
+        characters
     """
     try:
         _mask_all(secrets)
-    except BaseException as error:  # noqa: BLE001 - it is raised again
-        # A timeout or a kill: the frames hold texts that are not masked yet.
+    except BaseException as error:  # noqa: BLE001 - raised again below
+        # After a timeout or a kill, the frames of the traceback hold texts without masks.
         del secrets
         error.__context__ = None
         raise error.with_traceback(None) from None
@@ -59,7 +60,7 @@ def _mask_all(secrets: Iterable[str]) -> None:
     _known_masks.update(dict.fromkeys(texts))
     _mask_here(blocks)
     masks = blocks | texts | _remainders(texts, min_length)
-    # The longest come last: each mask costs the time to compile all before it.
+    # Long masks come last, because Airflow compiles all earlier masks again for each mask.
     ordered = sorted(masks, key=lambda mask: (len(mask), mask))
     for start in range(0, len(ordered), _MASKS_PER_CALL):
         with shield_from_kill():
@@ -67,10 +68,10 @@ def _mask_all(secrets: Iterable[str]) -> None:
 
 
 def _mask_here(masks: set[str]) -> None:
-    """Masks texts in this process alone, and compiles the pattern once. `mask_secret` compiles it for each mask."""
+    """Mask texts in this process only, and compile the pattern once; `mask_secret` compiles it for each mask."""
     masker = pattern_masker()
     if masker is None:
-        return  # `mask_secret` does it
+        return  # `mask_secret` masks them in this process too
     new = {re.escape(mask) for mask in masks}
     if new <= masker.patterns:
         return
@@ -78,12 +79,12 @@ def _mask_here(masks: set[str]) -> None:
         known = masker.patterns | new
         masker.replacer = re.compile("|".join(known))
         masker.patterns.update(known)
-        if masker.patterns == known:  # else another thread has added some meanwhile
+        if masker.patterns == known:  # otherwise another thread has added masks meanwhile
             return
 
 
 def _min_mask_length() -> int:
-    """Returns the length from which on Airflow masks a text."""
+    """Return the minimum length of a text that Airflow masks."""
     return int(conf.getint("logging", "min_length_masked_secret", fallback=5))
 
 
@@ -105,9 +106,9 @@ _URL_QUOTERS: Final[Sequence[Callable[[str], str]]] = (
 
 
 def _log_variants(secret: str, min_length: int, *, by_line: bool) -> set[str]:
-    """Returns the forms of a text in logs: as it is, by line, and quoted, up to JSON in JSON in a repr."""
+    """Return the spellings of a text in logs: unchanged, by line, and quoted, up to JSON in JSON in a repr."""
     plain = {secret, secret.strip(), secret.strip()[:_TRACEBACK_CHARS]}
-    if by_line:  # what is printed goes into a log line by line
+    if by_line:  # printed texts are logged line by line
         plain.update(map(str.strip, secret.splitlines()))
     spelled = {text for text in plain if len(text) >= min_length}
     if len(secret) >= _LONG_TEXT_CHARS:
@@ -119,7 +120,7 @@ def _log_variants(secret: str, min_length: int, *, by_line: bool) -> set[str]:
 
 
 def _remainders(texts: set[str], min_length: int) -> set[str]:
-    """Returns what texts have more than others that begin them, or others more than they, and that in turn."""
+    """Return the remainders of texts after other texts that begin them, and the remainders of remainders."""
     remainders: set[str] = set()
     new = texts
     while new:
@@ -141,47 +142,48 @@ def _after_prefixes(ordered: Sequence[str], new: set[str]) -> Iterator[str]:
 # ---- private keys --------------------------------------------------------------------------------------------------
 
 _MAX_VISIBLE: Final = 7
-"""Characters of a key's base64 in a row that a log may show at most."""
+"""Maximum of the consecutive base64 characters of a key that a log may show."""
 _PEM_WIDTH: Final = 64
-"""Line length of PEM (RFC 7468), to which `repair_pem` brings every key."""
+"""Line length of PEM (RFC 7468); `repair_pem` rewraps every key to this length."""
 _LINE_WIDTHS: Final = (64, 70, 76)
-"""Line lengths of base64 in use: PEM, OpenSSH, MIME (RFC 2045)."""
+"""Common line lengths of base64: PEM, OpenSSH, MIME (RFC 2045)."""
 _SEPARATOR_ENDS: Final = ("\n", " ", "n", '"', "'", "A", "0", "+")
-"""Last characters between two lines: also of ``\\n``, of quotes in a list, and of ``%0A`` and ``%20``."""
+"""Last characters of the separators between two lines, also of ``\\n``, quotes in a list, ``%0A`` and ``%20``."""
 _VISIBLE_COST: Final = 0.1
-"""Of a visible character, in masks: of two ways with as many masks the one that shows less is taken."""
+"""Cost of a visible character, in masks: among cuts with equal masks, the cut with fewer visible characters wins."""
 _MIN_REPEAT_LENGTH: Final = 3 * (_MAX_VISIBLE + 1)
-"""Characters of a text that stands twice from which on its blocks are the same at both positions."""
+"""Minimum length of a repeated text whose blocks are cut alike at both positions."""
 _MAX_PASSES: Final = 8
-"""Times that the blocks are chosen anew because one of them matches where another one begins."""
+"""Maximum number of cuts, if a block matches at the start of another block."""
 _AVOID_COST: Final = 10
-"""Masks that may be spent to avoid a block."""
+"""Cost of an avoided block, in masks."""
 
 
 def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
-    """Cuts the base64 of a key into the fewest masks that hide it.
+    """Cut the base64 of a key into the fewest masks that hide the key.
 
-    The blocks follow each other; at most one character that a URL quotes (``+`` or ``/``) stays visible between two,
-    so that most blocks look the same in a URL. A block and what is visible on either side of it have at most 8
-    characters: where a text is cut in a block, at most 7 show in a row.
+    The blocks are consecutive. At most one character that a URL quotes (``+`` or ``/``) stays visible between two
+    blocks, so that most blocks are spelled alike in a URL. A block and the visible characters on either side have at
+    most 8 characters. If a text is cut within a block, at most 7 consecutive characters show.
 
-    Where a line ends in a block, another mask hides the longer part of it: its end if the characters before that may
-    stay visible, else its start. This holds for the lines the key was given in and for lines of 64 characters, and
-    where text stands twice in the key, for the line ends at both positions.
+    If a line ends within a block, another mask hides the longer part of the block: the end if the characters before the
+    part may stay visible, otherwise the start. The masks cover the lines of the given key, lines of 64 characters, and,
+    for a text that occurs twice in the key, the line ends at both positions.
 
-    A piece below 15 characters that is cut out of a line at both ends can lie in two blocks and hold none: it shows. To
-    hide it, every 8 characters in a row would have to hold a mask. Then masks of 5 characters begin every 4, twice as
-    many as here: Airflow compiles them in three times the time, beyond the second that RSA-4096 may take. And they
-    overlap: Airflow takes one, and 3 of every 8 characters of the whole key show, from which RSA keys can be computed.
+    A piece below 15 characters that is cut out of a line at both ends can lie in two blocks without containing a block,
+    and then shows. To hide such a piece, every 8 consecutive characters would have to contain a mask. That takes masks
+    of 5 characters at every 4th position, twice as many masks as here. Airflow compiles these in three times the time,
+    beyond the second that RSA-4096 may take. These masks also overlap: Airflow applies one of them, and 3 of every 8
+    characters of the whole key show, enough to compute an RSA key.
 
-    :param lines: The base64 of the key, by line as it was given.
-    :param min_length: Length of the shortest mask that Airflow takes.
-    :returns: The masks; those that a URL quotes in that form too.
+    :param lines: the base64 of the key, in its given lines
+    :param min_length: minimum length of a mask in Airflow
+    :returns: the masks, also in the spelling of a URL
     """
     layout = _Layout(lines, min_length)
     lengths, limit = range(min_length, _MAX_VISIBLE + 2), _MAX_VISIBLE + 1
     cuts = _fewest_masks(layout, lengths, limit)
-    if not cuts:  # too short a body, or Airflow is told to take long masks only
+    if not cuts:  # the body is too short, or Airflow is configured to accept only long masks
         lengths, limit = range(min_length, 2 * max(min_length, _MAX_VISIBLE)), len(layout.body)
         cuts = _fewest_masks(layout, lengths, limit)
     for _ in range(_MAX_PASSES):
@@ -192,19 +194,19 @@ def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
 
 
 class _MaskingCost(NamedTuple):
-    """What a block costs, and what of it shows in lines that end in it."""
+    """Hold the cost of a block, and the characters of the block that show in lines ending within it."""
 
     masks: float
     first: int = 0
-    """Most characters at the end of a line, before the part that has a mask of its own."""
+    """Maximum of visible characters at the end of a line, before the part with another mask."""
     last: int = 0
-    """Most characters at the start of a line, behind the part that has a mask of its own."""
+    """Maximum of visible characters at the start of a line, after the part with another mask."""
     shows_whole: bool = False
-    """Whether a line may end in it where neither part has one, so that all of it shows."""
+    """True if a line may end where neither part has a mask, so that the whole block shows."""
 
 
 class _Layout:
-    """The base64 of a key with the positions where its lines end, or may end in a log."""
+    """Hold the base64 of a key, with the positions of line ends in the key or in a log."""
 
     def __init__(self, lines: Sequence[str], min_length: int) -> None:
         self.body = body = "".join(lines)
@@ -229,12 +231,12 @@ class _Layout:
         self._avoided: dict[tuple[int, int], int] = {}
 
     def learn_from(self, cuts: Sequence[tuple[int, int]]) -> bool:
-        """Learns from an earlier cut which blocks to take again or avoid.
+        """Learn from an earlier cut which blocks to repeat or avoid.
 
-        An OpenSSH key holds its public key twice: the second time, the blocks of the first cost nothing. A block
-        that matches where another one begins is avoided.
+        An OpenSSH key holds its public key twice: the second time, the blocks of the first cost nothing. A block that
+        matches at the start of another block is avoided.
 
-        :returns: Whether another cut may be better.
+        :returns: whether another cut may be better
         """
         is_first_cut = not self._first_positions
         self._first_positions = {
@@ -254,13 +256,13 @@ class _Layout:
         return bool(conflicts)
 
     def _blocks_starting_with(self, mask: str, cuts: dict[int, int]) -> Iterator[tuple[int, int]]:
-        """Yields the blocks at whose start a mask matches."""
+        """Yield the blocks that start with a mask."""
         for position in self._starts.get(mask[: self._min_length], ()):
             if position in cuts and self.body.startswith(mask, position):
                 yield position, cuts[position]
 
     def _occurrences(self, start: int, end: int) -> list[int]:
-        """Returns the positions where the text of a block stands."""
+        """Return the positions of a block's text."""
         block = self.body[start:end]
         return [
             position
@@ -269,20 +271,20 @@ class _Layout:
         ]
 
     def is_quoted(self, position: int) -> bool:
-        """Whether there is a character at that position, and a URL quotes it."""
+        """Tell whether a URL quotes the character at a position."""
         return position < len(self.body) and not self.body[position].isalnum()
 
     def is_near_end(self, position: int) -> bool:
-        """Whether a line ends in the characters from there on that a mask can leave visible."""
+        """Tell whether a line ends within the characters that a mask can leave visible after a position."""
         return self._end_counts[min(position + _MAX_VISIBLE, len(self.body))] > self._end_counts[position]
 
     def is_short_line(self, position: int) -> bool:
-        """Whether a last line begins there that is too short for a mask."""
+        """Tell whether the last line begins at a position and is too short for a mask."""
         return 0 < self.secret - position < self._min_length <= position and position in self._line_ends
 
     def masks(self, start: int, end: int) -> set[str]:
-        """Returns the masks of a block and of its parts."""
-        if end - start < self._min_length - 1:  # a last line: what is before it has another mask besides
+        """Return the masks of a block and of its parts."""
+        if end - start < self._min_length - 1:  # the last line: add a mask for the characters before it
             return _url_variants(self.body[start - self._min_length : start])
         if end - start < self._min_length:
             prefixes = (self.body[end - _MAX_VISIBLE - 1 : start], *_SEPARATOR_ENDS)
@@ -291,9 +293,9 @@ class _Layout:
         return {form for first, last in ((start, end), *parts) for form in _url_variants(self.body[first:last])}
 
     def _masks_at_line_ends(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yields each line end in a block, and the text masked for it.
+        """Yield each line end in a block, with start and end of the text masked for it.
 
-        The text is given by its start and end, which are the same if none is long enough.
+        Start and end are equal if neither part of the block is long enough for a mask.
         """
         for position in self._line_ends[bisect_right(self._line_ends, start) : bisect_left(self._line_ends, end)]:
             if end - position >= self._min_length:
@@ -309,7 +311,7 @@ class _Layout:
                     yield position, position, position + size
 
     def masking_cost(self, start: int, end: int) -> _MaskingCost:
-        """Returns what it takes to hide a block of the body."""
+        """Return the cost of hiding a block of the body."""
         is_unique = (
             len(self._starts[self.body[start : start + self._min_length]]) == 1 and (start, end) not in self._avoided
         )
@@ -329,7 +331,7 @@ class _Layout:
         )
 
     def _cost(self, start: int, end: int) -> float:
-        """Counts the masks of a block, and more if it can match elsewhere."""
+        """Count the masks of a block; add a cost if the block can match elsewhere."""
         positions = self._occurrences(start, end)
         avoided = self._avoided.get((start, end), 0)
         if len(positions) == 1:
@@ -351,7 +353,7 @@ def _url_variants(block: str) -> set[str]:
 
 
 def _positions_of(body: str, size: int) -> dict[str, list[int]]:
-    """Finds where each text of a size stands in a body."""
+    """Return the positions of each text of a size in a body."""
     positions: dict[str, list[int]] = {}
     for position in range(len(body) - size + 1):
         positions.setdefault(body[position : position + size], []).append(position)
@@ -359,7 +361,7 @@ def _positions_of(body: str, size: int) -> dict[str, list[int]]:
 
 
 def _repeats(body: str) -> dict[int, set[int]]:
-    """Maps positions in a repeated text to those elsewhere, except in rows."""
+    """Map positions in a repeated text to the corresponding positions, except in runs of repeats."""
     repeats: dict[int, set[int]] = {}
     for positions in _positions_of(body, _MIN_REPEAT_LENGTH).values():
         if len(positions) > 1 and all(
@@ -372,17 +374,17 @@ def _repeats(body: str) -> dict[int, set[int]]:
 
 
 class _State(NamedTuple):
-    """Where the next block starts, and what may be visible beside it."""
+    """Hold the start of the next block, and the characters that may be visible beside it."""
 
     position: int
     max_length: int
-    """Most characters of the next block."""
+    """Maximum length of the next block."""
     max_tail: int
-    """Most characters of the next block that may show after the last one."""
+    """Maximum of the next block's characters that may show after the last block."""
 
 
 class _Block(NamedTuple):
-    """A block that may be taken."""
+    """Describe a candidate block."""
 
     end: int
     masking_cost: _MaskingCost
@@ -390,15 +392,17 @@ class _Block(NamedTuple):
 
     @classmethod
     def of(cls, layout: _Layout, start: int, end: int) -> _Block:
-        """Looks at a part of the body."""
+        """Evaluate a part of the body as a block."""
         return cls(end, layout.masking_cost(start, end), layout.is_quoted(end))
 
 
 def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int, int]]:
-    """Finds the blocks of these lengths that take the fewest masks, by dynamic programming.
+    """Find the blocks that take the fewest masks, by dynamic programming.
 
-    :param limit: Characters of a block with what is visible on either side; one less where all of it can show.
-    :returns: Start and end of each block; none if there is no way to cover the body.
+    :param lengths: permitted lengths of a block
+    :param limit: maximum characters of a block and the visible ones on either side; one less if the whole block can
+        show
+    :returns: start and end of each block; no blocks if they cannot cover the body
     """
     best: list[dict[_State, tuple[float, _State | None, int]]] = [{} for _ in range(len(layout.body) + 1)]
     best[0][_State(0, limit, limit)] = (0, None, 0)
@@ -427,9 +431,9 @@ def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int
 def _next_blocks(
     layout: _Layout, blocks: Iterable[_Block], state: _State, limit: int
 ) -> Iterator[tuple[_State, float, int]]:
-    """Yields the state behind each possible block, its cost and its end."""
+    """Yield the state after each possible block, its cost and its end."""
     start, max_length, max_tail = state
-    max_size = limit - layout.is_quoted(start)  # a URL can be cut in what a character is quoted as
+    max_size = limit - layout.is_quoted(start)  # a URL can be cut within a quoted character
     for end, cost, is_before_quoted in blocks:
         if end - start > max_length or cost.first > max_tail:
             continue
