@@ -194,7 +194,7 @@ def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
 
 
 class _MaskingCost(NamedTuple):
-    """Hold the cost of a block, and the characters of the block that show in lines ending within it."""
+    """Hold the cost of a block, and the visible characters of lines ending within the block."""
 
     masks: float
     first: int = 0
@@ -374,7 +374,7 @@ def _repeats(body: str) -> dict[int, set[int]]:
 
 
 class _State(NamedTuple):
-    """Hold the start of the next block, and the characters that may be visible beside it."""
+    """Hold the start of the next block, and the limits of its length and visible characters."""
 
     position: int
     max_length: int

@@ -27,20 +27,20 @@ _CLAIM_SETTLE_SECONDS: Final = 1.0
 
 
 def new_files(context: Context) -> list[FoundFile]:
-    """Return the files for which a DAG run was started.
+    """Return the new files of the asset events that started a DAG run.
 
     The files are the batches of `SFTPNewFilesTrigger` in the run's asset events, except batches claimed by another run
-    of the DAG. Unclaimed batches for which Airflow started no run are included too, if they were sent before this run
-    began. A path in several batches appears once, with the data of the latest batch.
+    of the DAG. Batches without any run are included too, if sent before the start of the current run. A path in several
+    batches appears once, with the data of the latest batch.
 
-    Call the function in a task of a DAG that is scheduled by the watched asset, and name the asset among the task's
-    ``inlets``. From Airflow 3.3, the asset's state store records the claims of the last 400 batches. Without the inlet,
-    or in earlier versions, only the events that triggered the run count, and a batch that was sent twice around a
-    restart of the triggerer is returned to two runs. A retry returns the same files, and later unclaimed batches.
+    Call the function in a task of a DAG scheduled by the watched asset, and name the asset among the task's ``inlets``.
+    From Airflow 3.3, the asset's state store records the claims of the last 400 batches. Without the inlet, or in
+    earlier versions, only the run's own events count, and two runs get a batch that was sent twice around a restart of
+    the triggerer. A retry returns the same files, and later unclaimed batches.
 
     :param context: the context of the task
     :returns: a row for each file
-    :raises AirflowRuntimeError: if Airflow cannot return the batches that an earlier attempt claimed
+    :raises AirflowRuntimeError: if Airflow cannot return the batches claimed by an earlier attempt
     """
     files: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():
@@ -58,7 +58,7 @@ class _Event(Protocol):
 
     @property
     def timestamp(self) -> datetime:
-        """Time at which Airflow stored the event."""
+        """Time of storage in Airflow."""
 
     @property
     def extra(self) -> dict[str, Any] | None:
@@ -119,10 +119,10 @@ def _load_claims(store: Any, key: str) -> dict[str, list[str]]:
 def _unclaimed_events(
     context: Context, inlet_events: Any, own: Mapping[str, _Event], earlier: Mapping[str, str]
 ) -> dict[str, _Event]:
-    """Return the batches for which no run was started, and the ``earlier`` claims of this run.
+    """Return the batches without any run, and the ``earlier`` claims of the current run.
 
-    Only batches sent before this run began count. Airflow starts one run for all events until the start of the run, but
-    passes only the first event to that run. The other events are passed to the next run, if any.
+    Only batches sent before the start of the run count. Airflow starts one run for all events until the start of the
+    run, but passes only the first event to the run. The next run, if any, gets the other events.
     """
     dag_id, run_started = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
     since = min([*earlier.values(), *(_format_time(event.timestamp) for event in own.values())])
