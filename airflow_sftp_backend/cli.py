@@ -1,4 +1,7 @@
-"""``airflow-sftp-backend``: checks servers and connections, removes partial files. Without Airflow, given a URL."""
+"""Provide the command ``airflow-sftp-backend``: check servers and connections, remove partial files, print host keys.
+
+With a URL, the command needs no Airflow.
+"""
 
 from __future__ import annotations
 
@@ -25,24 +28,31 @@ if TYPE_CHECKING:
 
 _WIDTH: Final = 100
 _INDENT: Final = 17
+_KEY_BLOB_START: Final = "AAAA"
+"""Start of every public key in base64: its first field has a length below 65536 (RFC 4253 section 6.6)."""
 _UNITS: Final = {
     "m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1),
 }  # fmt: skip
 
 
 class UsageError(Exception):
-    """The arguments of the command cannot be used."""
+    """Report wrong arguments of the command."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. 0 if all is well, 1 if something is wrong with the server, 2 with the command or connection."""
+    """Run the command.
+
+    :param arguments: the command's arguments; by default, those of the process
+    :returns: exit status: 0 for success, 1 for a failure of the server, 2 for wrong arguments or a wrong connection,
+        130 after an interrupt
+    """
     args = _parser().parse_args(arguments)
     try:
         return {"check": _check, "clean": _clean, "scan-host-keys": _scan}[args.command](args)
     except (UsageError, ValueError) as error:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 2
-    except (SFTPBackendError, OSError) as error:  # a key vault that does not answer, this machine's disk
+    except (SFTPBackendError, OSError) as error:  # OSError: an unreachable key vault, a local file
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -51,13 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="airflow-sftp-backend", description="Looks at SFTP servers and connections.")
+    parser = argparse.ArgumentParser(prog="airflow-sftp-backend", description="Check SFTP servers and connections.")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
         "check",
-        help="connect as a task would, and tell what was found or what to do",
-        description="Connects as a task would, with one login, and tells what was found or what to do.",
-        epilog="Exit status: 0 all is well, 1 something failed, 2 the command or the connection is wrong.",
+        help="connect as a task would, and print the results and remedies",
+        description="Connect as a task would, with one login, and print the result of each step, or the remedy.",
+        epilog="Exit status: 0 success, 1 a step failed, 2 wrong arguments or a wrong connection.",
     )
     check.add_argument(
         "target",
@@ -70,20 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     _add_url_options(check)
     clean = commands.add_parser(
         "clean",
-        help="remove partial files that interrupted transfers left",
-        description="Removes partial files that interrupted transfers left and nobody came back for, below a directory"
-        " of the server and, with --local, of this machine. Only files that this package made, by their names; no link"
-        " is followed. A backup whose file is missing gets the file's name back.",
-        epilog="Exit status: 0 all is clean, 1 something failed or was left, 2 the command or the connection is wrong.",
+        help="remove the partial files of interrupted transfers",
+        description="Remove the partial files of interrupted transfers that no retry has resumed, below a directory of"
+        " the server and, with --local, of this machine. Only files with names of this package are removed; symbolic"
+        " links are not followed. A backup whose file is missing is renamed to that file.",
+        epilog="Exit status: 0 success, 1 a file was not removed or the server failed, 2 wrong arguments or a wrong"
+        " connection.",
     )
     _add_clean(clean)
     scan = commands.add_parser(
         "scan-host-keys",
         help="print a server's host keys as known_hosts lines",
-        description="Prints a server's host keys, one of each type, as known_hosts lines; their fingerprints go to"
-        " standard error. They are what answers at that address now: compare them with what its owner says.",
+        description="Print a server's host keys, one of each type, as known_hosts lines, and their fingerprints on"
+        " standard error. The keys are not verified: compare the fingerprints with those of the server's owner.",
     )
-    scan.add_argument("host", metavar="HOST", help="name or address; HOST:PORT and [ADDRESS]:PORT too")
+    scan.add_argument("host", metavar="HOST", help="name or address, also as HOST:PORT or [ADDRESS]:PORT")
     scan.add_argument("--port", type=int, help="default: 22")
     scan.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each step; default: 10")
     scan.add_argument("--json", action="store_true", help="print a JSON array")
@@ -92,8 +103,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_url_options(parser: argparse.ArgumentParser) -> None:
     url = parser.add_argument_group("for a URL")
-    url.add_argument("--ask-password", action="store_true", help="ask for the password, which also opens the key file")
-    url.add_argument("--key-file", metavar="FILE", help="private key, which the password opens if it is encrypted")
+    url.add_argument("--ask-password", action="store_true", help="ask for the password, also used for the key file")
+    url.add_argument("--key-file", metavar="FILE", help="private key; if encrypted, the password decrypts the key")
     url.add_argument("--known-hosts", metavar="FILE", help="known_hosts file (default: ~/.ssh/known_hosts)")
     policies = [policy.value for policy in HostKeyPolicy]
     url.add_argument("--host-key-policy", choices=policies, help="default: strict")
@@ -105,16 +116,16 @@ def _add_clean(parser: argparse.ArgumentParser) -> None:
         metavar="CONNECTION",
         help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login folder)",
     )
-    parser.add_argument("path", metavar="PATH", help="directory on the server, relative to the base path; / is that")
+    parser.add_argument("path", metavar="PATH", help="directory on the server, relative to the base path; / for all")
     parser.add_argument(
         "--older-than",
         type=_age,
         default=timedelta(days=1),
         metavar="AGE",
-        help="files that nobody has written to for so long: 90m, 12h, 1d or 2w, from 1h on; default: 1d",
+        help="minimum time since the last write: 90m, 12h, 1d or 2w, at least 1h; default: 1d",
     )
-    parser.add_argument("--local", metavar="DIR", help="also a directory of this machine, where downloads go")
-    parser.add_argument("--dry-run", action="store_true", help="remove and restore nothing, print what would be done")
+    parser.add_argument("--local", metavar="DIR", help="also clean a local directory of downloads")
+    parser.add_argument("--dry-run", action="store_true", help="only print the planned actions")
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     _add_url_options(parser)
 
@@ -127,10 +138,10 @@ def _age(text: str) -> timedelta:
 
 
 def _config(args: argparse.Namespace) -> BackendConfig:
-    """Return the configuration that the URL, or the Airflow connection, stands for."""
+    """Return the configuration of a URL or of an Airflow connection."""
     is_url = "://" in args.target
-    if not is_url and "@" in args.target:  # no connection id has one; the text may hold a password, so it is not shown
-        raise UsageError("neither a connection id nor a URL: a URL begins with sftp://, as sftp://user@host:22/folder")
+    if not is_url and "@" in args.target:  # not a connection id; the error omits the text, which may hold a password
+        raise UsageError("neither a connection id nor a URL; expected a URL such as sftp://user@host:22/directory")
     if not is_url and (args.ask_password or args.key_file or args.known_hosts or args.host_key_policy):
         raise UsageError(
             "--ask-password, --key-file, --known-hosts and --host-key-policy apply to a URL only; set them in the"
@@ -143,9 +154,9 @@ def _config(args: argparse.Namespace) -> BackendConfig:
 
 
 def _clean(args: argparse.Namespace) -> int:
-    with redirect_stdout(sys.stderr):  # where Airflow is to log
+    with redirect_stdout(sys.stderr):  # Airflow logs to standard output, which is for the result
         config = _config(args)
-        from .backend import SFTPBackend  # here, because it loads paramiko
+        from .backend import SFTPBackend  # late import, because it loads paramiko
         from .backend._transfers.partial_files import check_age, clean_local
 
         check_age(args.older_than)
@@ -176,14 +187,14 @@ def _format_time(time: datetime | None) -> str | None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    with redirect_stdout(sys.stderr):  # where Airflow is to log
+    with redirect_stdout(sys.stderr):  # Airflow logs to standard output, which is for the result
         diagnosis = _diagnose(_config(args), args)
     print(_format_json(diagnosis) if args.json else "\n".join(_format_text(diagnosis)))
     return 0 if diagnosis.ok else 1
 
 
 def _diagnose(config: BackendConfig, args: argparse.Namespace) -> Diagnosis:
-    from .backend._diagnostics import probes  # here, because it loads paramiko
+    from .backend._diagnostics import probes  # late import, because it loads paramiko
     from .backend._diagnostics.check import CheckTitle, diagnose
 
     selected_probes = {CheckTitle.WRITING: probes.writing} if args.write else {}
@@ -198,16 +209,22 @@ def _diagnose(config: BackendConfig, args: argparse.Namespace) -> Diagnosis:
 
 
 def _config_from_url(args: argparse.Namespace) -> BackendConfig:
-    """ValueError, which does not show the password, for a URL that is none."""
+    """Return the configuration of a URL.
+
+    :raises UsageError: for an invalid URL; the text does not show the password
+    """
     try:
         parts = urlsplit(args.target)
         host, port = parts.hostname, parts.port or 22
-    except ValueError:  # whose text may hold a part of the password
+    except ValueError:  # its text may hold a part of the password
         raise UsageError(
-            "not a URL such as sftp://user@host:22/folder; in user and password, write / as %2F and @ as %40"
+            "invalid URL; expected a URL such as sftp://user@host:22/directory; in user and password, write / as %2F"
+            " and @ as %40"
         ) from None
     if parts.scheme != "sftp" or not host or parts.query or parts.fragment:
-        raise UsageError("a URL is sftp://user@host:port/folder; in user and folder, write ? as %3F and # as %23")
+        raise UsageError(
+            "invalid URL; expected sftp://user@host:port/directory; in user and directory, write ? as %3F and # as %23"
+        )
     path = unquote(parts.path)
     password = unquote(parts.password) if parts.password else None
     if args.ask_password:
@@ -226,7 +243,7 @@ def _config_from_url(args: argparse.Namespace) -> BackendConfig:
 
 
 def _config_from_connection(conn_id: str) -> BackendConfig:
-    """What Airflow knows by that id, wherever it keeps connections."""
+    """Return the configuration of an Airflow connection, from any of Airflow's secrets backends."""
     from airflow.models.connection import Connection
 
     from ._connections.resolver import resolve
@@ -236,7 +253,7 @@ def _config_from_connection(conn_id: str) -> BackendConfig:
         return resolve(Connection.get_connection_from_secrets(conn_id), Connection.get_connection_from_secrets)
     except AirflowNotFoundException as error:
         raise UsageError(
-            f"{error}. `airflow connections list` shows those there are; a URL does without: sftp://user@host/folder"
+            f"{error}. `airflow connections list` lists the connections; a URL works too: sftp://user@host/directory"
         ) from None
 
 
@@ -257,7 +274,7 @@ def _format_json(diagnosis: Diagnosis) -> str:
 
 
 def _escaped_json(value: object) -> str:
-    """JSON in which only what a terminal can show stands unescaped."""
+    """Return JSON with escapes for all characters that a terminal cannot show."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
@@ -270,7 +287,7 @@ def _format_text(diagnosis: Diagnosis) -> list[str]:
     if diagnosis.advice:
         lines += ["", "What to do:"]
         lines += [line for advice in diagnosis.advice for line in _wrap(f"  {escaped(advice)}", "  ")]
-    return [*lines, "", "All is well." if diagnosis.ok else f"Failed: {diagnosis.steps[-1].title}."]
+    return [*lines, "", "All checks passed." if diagnosis.ok else f"Failed: {diagnosis.steps[-1].title}."]
 
 
 def _format_step(step: CheckResult) -> list[str]:
@@ -284,8 +301,8 @@ def _format_step(step: CheckResult) -> list[str]:
 
 
 def _wrap(text: str, indent: str) -> list[str]:
-    """Broken at blanks; what is to be copied, a key, stays on one line."""
-    if "AAAA" in text:
+    """Wrap a text at blanks. A line with a public key stays whole, so that it can be copied."""
+    if _KEY_BLOB_START in text:
         return [text]
     return textwrap.wrap(
         text, _WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
@@ -313,7 +330,7 @@ def _scan(args: argparse.Namespace) -> int:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 1
     if not keys:
-        print(f"airflow-sftp-backend: {host} has no host key of a type known here", file=sys.stderr)
+        print(f"airflow-sftp-backend: {host} has no host key of a supported type", file=sys.stderr)
         return 1
     if args.json:
         rows = [{"type": key.type, "fingerprint": key.fingerprint, "known_hosts": str(key)} for key in keys]
@@ -326,13 +343,15 @@ def _scan(args: argparse.Namespace) -> int:
 
 
 def _host_and_port(text: str, port: int | None) -> tuple[str, int]:
-    """Split ``HOST``, ``HOST:PORT``, ``[ADDRESS]`` or ``[ADDRESS]:PORT``; an address without brackets has no port.
+    """Split ``HOST``, ``HOST:PORT``, ``[ADDRESS]`` or ``[ADDRESS]:PORT``.
 
-    :param port: what ``--port`` says, or None.
-    :raises _Wrong: if the port is not a number, or is not that of ``--port``.
+    An address without brackets has no port.
+
+    :param port: the value of ``--port``, or None
+    :raises UsageError: if the port is not a number, or differs from ``--port``
     """
-    if "@" in text:  # not shown: a password may stand before it
-        raise UsageError("HOST is a name or address, without user and password; a scan logs in to nothing")
+    if "@" in text:  # the error omits the text, which may hold a password
+        raise UsageError("HOST must be a name or address, without user and password; a scan does not log in")
     host, port_text = text, ""
     if text.startswith("[") and "]" in text:
         host, _, after_address = text[1:].partition("]")
@@ -342,7 +361,7 @@ def _host_and_port(text: str, port: int | None) -> tuple[str, int]:
     if not port_text:
         return host, port or DEFAULT_PORT
     if not (port_text.isascii() and port_text.isdigit()) or port not in (None, int(port_text)):
-        raise UsageError(f"{port_text!r} in {text!r} is not the port; pass one port, as HOST:PORT or with --port")
+        raise UsageError(f"invalid port {port_text!r} in {text!r}; pass one port, as HOST:PORT or with --port")
     return host, int(port_text)
 
 

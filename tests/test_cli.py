@@ -56,7 +56,7 @@ def test_a_check_reads_from_top_to_bottom(
         "Name", "Server", "Encryption", "Host key", "Login", "SFTP", "Base path", "Round trip", "Writing", "Speed",
         "All host keys",
     ]  # fmt: skip
-    assert lines[-1] == "All is well."
+    assert lines[-1] == "All checks passed."
     long_words = (str(folder.path), str(known_hosts))  # paths are not broken
     assert all(len(line) <= 100 for line in lines if not any(word in line for word in long_words))
     assert os.listdir(folder.path) == []
@@ -117,7 +117,7 @@ def test_checking_a_url_neither_needs_nor_creates_an_airflow_home(
         [sys.executable, "-c", code, *with_key(openssh, known_hosts)],
         capture_output=True, text=True, check=False, cwd=TOP, env=environment,
     )  # fmt: skip
-    assert done.stdout.splitlines()[-2:] == ["All is well.", "False"], done.stderr
+    assert done.stdout.splitlines()[-2:] == ["All checks passed.", "False"], done.stderr
     assert not (tmp_path / "airflow").exists()
 
 
@@ -153,14 +153,14 @@ def test_a_password_is_taken_and_never_shown(
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("http://host/", "a URL is sftp://user@host:port/folder"),
-        ("sftp://user:S3cret@:22/", "a URL is sftp://user@host:port/folder"),
-        ("sftp://user:S3cret@host:notaport/", "not a URL such as sftp://user@host:22/folder"),
+        ("http://host/", "expected sftp://user@host:port/directory"),
+        ("sftp://user:S3cret@:22/", "expected sftp://user@host:port/directory"),
+        ("sftp://user:S3cret@host:notaport/", "expected a URL such as sftp://user@host:22/directory"),
         ("sftp://user:S3cret/more@host/", "in user and password, write / as %2F and @ as %40"),
-        ("sftp://user:S3cret@host/a#b", "in user and folder, write ? as %3F and # as %23"),
+        ("sftp://user:S3cret@host/a#b", "in user and directory, write ? as %3F and # as %23"),
         ("sftp://host/../x", "base_path must not contain '..'"),
-        ("user:S3cret@host", "a URL begins with sftp://"),
-        ("sftp:user:S3cret@host/x", "a URL begins with sftp://"),
+        ("user:S3cret@host", "expected a URL such as sftp://"),
+        ("sftp:user:S3cret@host/x", "expected a URL such as sftp://"),
     ],
 )
 def test_an_invalid_url_is_a_usage_error(target: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,12 +188,12 @@ def test_a_missing_connection_is_reported(tmp_path: Path) -> None:
     done = run("check", "nowhere", **airflow_home(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert "nowhere" in done.stderr
-    assert "`airflow connections list` shows those there are" in done.stderr
+    assert "`airflow connections list` lists the connections" in done.stderr
 
 
 def test_url_options_are_refused_with_a_connection(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", "partner", "--ask-password"]) == 2
-    assert "which says it itself" in capsys.readouterr().err
+    assert "apply to a URL only" in capsys.readouterr().err
 
 
 def test_a_terminal_without_check_marks_gets_words(openssh: OpenSSHServer, known_hosts: Path) -> None:
