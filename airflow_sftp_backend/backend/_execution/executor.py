@@ -1,8 +1,8 @@
-"""Runs writes on the session, one or many side by side, and cleans up after writes that lost their connection.
+"""Run writes on the session, and clean up after lost connections.
 
-An operation removes its own temporary file while its connection works. If the connection breaks, the file is removed
-over a new one. Temporary files that writers of other processes abandoned are found by one listing of the directory,
-sent along with the first write into it.
+An operation removes its temporary file itself while its connection works; otherwise the file is removed over a new
+connection. Temporary files abandoned by writers of other processes are found by a single listing of the directory, sent
+with the first write into it.
 """
 
 from __future__ import annotations
@@ -31,46 +31,47 @@ T = TypeVar("T")
 S = TypeVar("S")
 logger = logging.getLogger(__name__)
 
-_MAX_FRUITLESS_CONNECTIONS: Final = 3  # new connections in turn that are lost without progress
+_MAX_FRUITLESS_CONNECTIONS: Final = 3  # successive new connections lost without progress
 _FRUITLESS_BACKOFF: Final = RetryPolicy(jitter=0)
 
 
 @dataclass(frozen=True, slots=True)
 class WriteJob(Generic[T]):
-    """A write: its target, and its operation, which returns a result and the server's time.
+    """Target of a write, with its operation.
 
-    The time is in seconds since 1970, None if the server does not tell it.
+    The operation returns its result, and the server's time in seconds since 1970 (None if unknown).
     """
 
     target: WriteTarget
     operation: Callable[[SFTPScheduler], Operation[tuple[T, int | None]]]
     cleans_directory: bool = True
-    """Whether the directory of the target is listed along with the job, for what others left there. It is listed
-    afterwards where the job tells the server's time.
+    """Whether to list the directory of the target together with the job, for abandoned temporary files.
+
+    Without it, the directory is listed after the job if the operation returns the server's time.
     """
     transfer_size: TransferSize | None = None
-    """What it is to send, where that is known beforehand."""
+    """Size of the transfer, if known in advance."""
     resume_state: ResumeState | None = None
-    """Where the operation can go on over another connection, how far it is."""
+    """State of an operation that can resume over another connection."""
 
     @property
     def resumable(self) -> bool:
-        """True if it lost its connection and can go on."""
+        """True if the operation lost its connection and can resume."""
         return self.resume_state is not None and self.resume_state.resumable
 
     @property
     def keeps_temp(self) -> bool:
-        """True if its temporary file was left for the next try."""
+        """True if the temporary file was kept for the next attempt."""
         return self.resume_state is not None and self.resume_state.is_kept
 
     @property
     def current_target(self) -> WriteTarget:
-        """The target with the temporary file in use."""
+        """The target with the current temporary file."""
         return self.target if self.resume_state is None else self.resume_state.with_current_temp(self.target)
 
     @property
     def abandoned_targets(self) -> list[WriteTarget]:
-        """The target with each temporary file that was replaced by another."""
+        """The target with each replaced temporary file."""
         return (
             []
             if self.resume_state is None
@@ -79,28 +80,28 @@ class WriteJob(Generic[T]):
 
     @property
     def transferred_bytes(self) -> int:
-        """Bytes that are done."""
+        """Bytes acknowledged so far."""
         return 0 if self.resume_state is None else self.resume_state.acknowledged
 
     def mark_unresumable(self) -> None:
-        """Note that no new connection can be had."""
+        """Record that no new connection is available."""
         if self.resume_state is not None:
             self.resume_state.resumable = False
 
 
 class Resumable(Protocol):
-    """What may go on over another connection."""
+    """Interface of a transfer that may resume over another connection."""
 
     @property
     def resumable(self) -> bool:
-        """True if it lost its connection and can go on."""
+        """True if the transfer lost its connection and can resume."""
 
     @property
     def transferred_bytes(self) -> int:
-        """Bytes that are done."""
+        """Bytes transferred so far."""
 
     def mark_unresumable(self) -> None:
-        """Note that no new connection can be had."""
+        """Record that no new connection is available."""
 
 
 W = TypeVar("W", bound=Resumable)
@@ -112,15 +113,15 @@ def resume_lost(
     outcomes: list[T | SFTPBackendError | OSError],
     retry: Callable[[list[W], SFTPScheduler], list[T | SFTPBackendError | OSError]],
 ) -> None:
-    """Resume, over new connections, what lost its connection, as long as that brings it forward.
+    """Resume interrupted transfers over new connections while each attempt makes progress.
 
-    Connecting is tried for the session's ``reconnect_timeout`` each time. If several new connections in turn are lost
-    without progress, the last loss stands.
+    Each attempt to connect takes up to the session's ``reconnect_timeout``. After several successive connections
+    without progress, the last errors remain.
 
-    :param session: where new connections come from
-    :param items: what is done
-    :param outcomes: the outcomes of ``items``, which become those of the last attempt
-    :param retry: does part of the work once more over a connection
+    :param session: opens the new connections
+    :param items: the transfers
+    :param outcomes: their outcomes, replaced by those of the last attempt
+    :param retry: resumes some of the transfers over a connection
     """
     best, fruitless = -1, 0
     while lost_indexes := [index for index, item in enumerate(items) if item.resumable]:
@@ -130,7 +131,7 @@ def resume_lost(
             return
         first_failure = outcomes[lost_indexes[0]]
         logger.warning("%s; resuming over a new connection after %d bytes", first_failure, transferred)
-        if fruitless:  # the server accepts connections and drops them, as while it shuts down
+        if fruitless:  # the server accepts connections and closes them, for example during a shutdown
             session.pause(_FRUITLESS_BACKOFF.pause(fruitless, 0.0))
         try:
             retried = session.call(partial(retry, [items[index] for index in lost_indexes]), reconnecting=True)
@@ -145,11 +146,15 @@ def resume_lost(
 
 
 def _text_of(outcome: object) -> str:
+    """Return the text of an error."""
     return outcome.message if isinstance(outcome, SFTPBackendError) else str(outcome)
 
 
 class WriteExecutor:
-    """Runs the writes of one backend, and cleans up after them."""
+    """Run the writes of a backend, and clean up after them.
+
+    :param session: the session of the backend
+    """
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -157,7 +162,11 @@ class WriteExecutor:
         self._to_roll_back: list[WriteTarget] = []
 
     def run(self, jobs: Sequence[WriteJob[T]]) -> list[T | SFTPBackendError | OSError]:
-        """Does the jobs side by side; the result or failure of each, in order."""
+        """Run jobs side by side.
+
+        :param jobs: the jobs
+        :returns: their results or errors, in the order of the jobs
+        """
         schedulers: list[SFTPScheduler] = []
         outcomes: list[T | SFTPBackendError | OSError] = []
         completed = False
@@ -173,7 +182,7 @@ class WriteExecutor:
             return outcomes
         finally:
             if any(scheduler.broken is not None for scheduler in schedulers):
-                # where files are replaced by two renames, a backup may be left though the file has its name
+                # with replacement by two renames, a backup may remain after a complete write
                 all_jobs = not completed or may_have_backups(schedulers[0])
                 lost = [all_jobs or isinstance(outcome, BackendUnavailable) for outcome in outcomes or jobs]
                 to_roll_back = [
@@ -184,7 +193,7 @@ class WriteExecutor:
                 self.roll_back([*to_roll_back, *chain.from_iterable(job.abandoned_targets for job in jobs)])
 
     def roll_back(self, write_targets: Sequence[WriteTarget]) -> None:
-        """Tidies up over a new connection, if there is one to be had at the first try; else with the next write."""
+        """Clean up over a new connection, with a single attempt to connect; on failure, with the next write."""
         self._to_roll_back += write_targets
         if not self._to_roll_back:
             return
@@ -193,10 +202,11 @@ class WriteExecutor:
         except BackendUnavailable as error:
             names = ", ".join(repr(write_target.temp.native) for write_target in self._to_roll_back)
             logger.warning(
-                "temporary files may be left on the server (%s), the next write to them clears them: %s", names, error
+                "temporary files may remain on the server (%s) until the next write to their targets: %s", names, error
             )
 
     def _roll_back_on(self, scheduler: SFTPScheduler) -> None:
+        """Clean up over a connection; keep the targets not reached before the connection is lost."""
         outcomes = scheduler.run_many(roll_back(scheduler, write_target) for write_target in self._to_roll_back)
         lost = [isinstance(outcome, BackendUnavailable) for outcome in outcomes]
         self._to_roll_back = [
@@ -204,7 +214,11 @@ class WriteExecutor:
         ]
 
     def clean_up(self, target: RemotePath, mtime: int) -> None:
-        """Clears what others left behind for a target that has just been written; ``mtime`` is the server's time."""
+        """Remove abandoned temporary files of a written target.
+
+        :param target: the target
+        :param mtime: the server's time in seconds since 1970
+        """
 
         def use(scheduler: SFTPScheduler) -> None:
             if target.parent not in self._temps_by_directory:
@@ -214,15 +228,16 @@ class WriteExecutor:
         try:
             self._session.call(use, attempts=1)
         except BackendUnavailable as error:
-            logger.warning("temporary files that others left behind for %r stay for now: %s", target.key, error)
+            logger.warning("abandoned temporary files of %r are not removed: %s", target.key, error)
 
     def clear_cache(self) -> None:
-        """Forgets what was seen in the folders."""
+        """Discard the listings of directories."""
         self._temps_by_directory.clear()
 
     def _run_jobs(
         self, schedulers: list[SFTPScheduler], jobs: Sequence[WriteJob[T]], scheduler: SFTPScheduler
     ) -> list[T | SFTPBackendError | OSError]:
+        """Run jobs on a connection, with listings of their directories, then remove abandoned temporary files."""
         schedulers.append(scheduler)
         if self._to_roll_back:
             self._roll_back_on(scheduler)
@@ -244,10 +259,12 @@ class WriteExecutor:
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
     def _list_temps(self, folder: RemotePath, bounds: Bounds) -> Operation[None]:
+        """List the temporary files of a directory and store them."""
         self._temps_by_directory[folder] = yield from list_temps(folder, bounds)
 
 
 def _run_job(job: WriteJob[T], scheduler: SFTPScheduler, written: list[tuple[WriteJob[T], int]]) -> Operation[T]:
+    """Run a job, and add it to ``written`` if the server's time is known."""
     result, mtime = yield from with_path_in_errors(job.target.path, job.operation(scheduler))
     if mtime is not None:
         written.append((job, mtime))
@@ -257,7 +274,7 @@ def _run_job(job: WriteJob[T], scheduler: SFTPScheduler, written: list[tuple[Wri
 def without_result(
     operation: Callable[[SFTPScheduler], Operation[int | None]], scheduler: SFTPScheduler
 ) -> Operation[tuple[None, int | None]]:
-    """The operation of a job that has no result but the server's time, where that is known."""
+    """Run the operation of a job without a result; return the server's time, if known."""
     return None, (yield from operation(scheduler))
 
 
@@ -265,7 +282,7 @@ def without_result(
 
 
 def check_distinct(names: Iterable[str], reason: str = "two pairs have the same target") -> None:
-    """ValueError, for the reason ``reason``, if a name is there twice."""
+    """Check that no name occurs twice. Raises ValueError with the text ``reason``."""
     known: set[str] = set()
     for name in names:
         if name in known:
@@ -274,15 +291,19 @@ def check_distinct(names: Iterable[str], reason: str = "two pairs have the same 
 
 
 def unwrap(outcome: T | SFTPBackendError | OSError) -> T:
-    """The result; a failure is raised."""
+    """Return a result, or raise the error in its place."""
     if isinstance(outcome, SFTPBackendError | OSError):
         raise outcome
     return outcome
 
 
 def split_invalid(items: Iterable[S], convert: Callable[[S], T]) -> tuple[list[T], list[InvalidPath | None]]:
-    """What ``convert`` makes of the items, without those whose path is none; and for each item None or what is
-    wrong."""
+    """Convert items, and separate those with an invalid path.
+
+    :param items: the items
+    :param convert: raises InvalidPath for an invalid item
+    :returns: the converted valid items; for each item the error or None
+    """
     valid: list[T] = []
     errors: list[InvalidPath | None] = []
     for item in items:
@@ -297,7 +318,7 @@ def split_invalid(items: Iterable[S], convert: Callable[[S], T]) -> tuple[list[T
 def merge_outcomes(
     outcomes: list[T | SFTPBackendError | OSError], errors: list[InvalidPath | None]
 ) -> list[T | SFTPBackendError | OSError]:
-    """The outcomes, with those that were sorted out in their places."""
+    """Insert the errors of `split_invalid` between the outcomes of the valid items."""
     remaining = iter(outcomes)
     return [next(remaining) if error is None else error for error in errors]
 
@@ -305,7 +326,7 @@ def merge_outcomes(
 def raise_or_return(
     outcomes: list[T | SFTPBackendError | OSError], noun: str, return_exceptions: bool
 ) -> list[T | SFTPBackendError | OSError]:
-    """The outcomes; with failures among them, an ExceptionGroup unless those are to be returned."""
+    """Return the outcomes, or raise their errors as an ExceptionGroup unless ``return_exceptions``."""
     failures = [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError | OSError)]
     if failures and not return_exceptions:
         raise ExceptionGroup(f"{len(failures)} of {len(outcomes)} {noun} failed", failures)

@@ -1,7 +1,7 @@
-"""Files that stay open between calls: a seekable reader that reads ahead, and the writer of `open_atomic`.
+"""Files that stay open between calls: a seekable reader with read-ahead, and the writer of `open_atomic`.
 
-Each belongs to the connection it was opened on. Once that is lost they raise BackendUnavailable; never is content
-short or mixed.
+A file belongs to the connection it was opened on. If the connection is lost, its methods raise BackendUnavailable;
+content is never incomplete or mixed.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 READ_AHEAD: Final = 4 << 20
-"""Most bytes an open reader has asked for ahead of its caller."""
+"""Maximum bytes requested by an open reader before its caller reads them."""
 _BUFFER: Final = 128 << 10
 _MAX_SIZE: Final = 1 << 62
-"""Largest size, in bytes, that is believed: offsets near the end of such a file still fit in 64 bits with a sign."""
+"""Maximum size accepted from a server, in bytes: offsets near the end fit in signed 64-bit integers."""
 
 
 class RemoteFile(io.BufferedReader):
-    """A file open for reading: seekable, buffered, reading ahead. Closing it closes the server's handle."""
+    """File open for reading: seekable, buffered, with read-ahead. Closing it closes the server's handle."""
 
     _raw_file: _RawRemoteFile | None = None
 
@@ -63,22 +63,22 @@ class RemoteFile(io.BufferedReader):
 
     @property
     def size_at_open(self) -> int | None:
-        """The size, in bytes, that the server gave when the file was opened; None if it gave none."""
+        """Size of the file in bytes when it was opened; None if unknown."""
         return None if self._raw_file is None else self._raw_file.size_at_open
 
     @property
     def modified_at_open(self) -> datetime | None:
-        """The time (UTC) that the server gave when the file was opened; None if it gave none."""
+        """Time of the file (UTC) when it was opened; None if unknown."""
         return None if self._raw_file is None else self._raw_file.modified_at_open
 
     def close(self) -> None:
-        """Closes it; a lost connection is no error here."""
+        """Close the file. Ignores a lost connection."""
         if self._raw_file is not None and not self.closed:
             self._raw_file.close_handle()
         super().close()
 
     def __del__(self) -> None:
-        # Nothing may be sent from here: the collector can run in the middle of a conversation.
+        # No request may be sent here: the garbage collector can run in the middle of a conversation.
         if self._raw_file is not None and not self.closed:
             self._raw_file.abandon()
             warnings.warn(f"unclosed {self._raw_file!r}", ResourceWarning, source=self, stacklevel=2)
@@ -86,7 +86,7 @@ class RemoteFile(io.BufferedReader):
 
 
 class _RawRemoteFile(io.RawIOBase):
-    """The blocks of an open file, a few of them asked for before they are wanted."""
+    """Blocks of an open file, some of them requested in advance."""
 
     def __init__(self, session: Session, path: RemotePath) -> None:
         self._session = session
@@ -102,26 +102,30 @@ class _RawRemoteFile(io.RawIOBase):
         session.call(self._open, idempotent=True)
 
     def __repr__(self) -> str:
-        path: RemotePath | None = getattr(self, "_path", None)  # none yet while it is being set up
+        path: RemotePath | None = getattr(self, "_path", None)  # missing until __init__ has set it
         return f"<remote file {'not open yet' if path is None else repr(path.key)}>"
 
     def readable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def seekable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Bytes from the start."""
+        """Return the position in bytes from the start."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Moves to an offset in bytes; the end is where the server says it is now.
+        """Set the position. The end of the file is requested from the server.
 
-        Raises ValueError for a negative position, as files do; CapabilityNotSupported if the server does not say where
-        the end is, SFTPBackendError if no file can have one there.
+        :param offset: bytes, relative to ``whence``
+        :param whence: as of `io.IOBase.seek`
+        :returns: the position in bytes from the start
+        :raises ValueError: for a negative position
+        :raises CapabilityNotSupported: if the server does not report the size of the file
+        :raises SFTPBackendError: if the reported size is impossible
         """
         if whence == io.SEEK_CUR:
             offset += self._position
@@ -142,7 +146,7 @@ class _RawRemoteFile(io.RawIOBase):
         return offset
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
-        """Fills some of ``buffer``; 0 at the end."""
+        """Read into a part of ``buffer``; return 0 at the end."""
         if not self._current:
             self._current = self._run(self._next_block())
         view = memoryview(buffer).cast("B")
@@ -153,28 +157,30 @@ class _RawRemoteFile(io.RawIOBase):
         return count
 
     def close_handle(self) -> None:
-        """Closes the handle, if its connection is still there."""
+        """Close the handle unless its connection is lost."""
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None and scheduler.broken is None:
             try:
                 self._session.call(
                     lambda current: current.run(close_quietly(self._handle)) if current is scheduler else None
                 )
-            except BackendUnavailable:  # the handle went with the connection
+            except BackendUnavailable:  # the handle ended with the connection
                 return
 
     def abandon(self) -> None:
-        """Leaves the handle to be closed with the next thing sent."""
+        """Let the scheduler close the handle with its next request."""
         scheduler, self._scheduler = self._scheduler, None
         if scheduler is not None:
             scheduler.close_later(self._handle)
 
     def _open(self, scheduler: SFTPScheduler) -> None:
+        """Open the file, after restoring its backup if necessary."""
         opening = with_backup_restored(scheduler, self._path, lambda: self._open_on(scheduler))
         self._handle = scheduler.run(with_path_in_errors(self._path, opening))
         self._scheduler = scheduler
 
     def _open_on(self, scheduler: SFTPScheduler) -> Operation[bytes]:
+        """Open the file, with its attributes and its first block. Two round trips."""
         handle = yield from open_for_reading(self._path)
         opened = False
         try:
@@ -183,11 +189,11 @@ class _RawRemoteFile(io.RawIOBase):
             first_reply = yield from send(request)
             try:
                 attributes = yield from reply(stat_reply)
-            except StatusError:  # some servers have no FSTAT; a folder refuses the first read
+            except StatusError:  # some servers do not support FSTAT; for a directory, they refuse the first read
                 attributes = Attributes()
                 yield from reply(first_reply)
             if attributes.is_folder:
-                raise InvalidPath("cannot read: it is a folder, not a file", path=self._path.key)
+                raise InvalidPath("cannot read: the path is a folder, not a file", path=self._path.key)
             self.size_at_open, self.modified_at_open = attributes.size, utc(attributes.mtime)
             self._queue.clear()
             self._queue.append((request, first_reply))
@@ -200,25 +206,28 @@ class _RawRemoteFile(io.RawIOBase):
         return handle
 
     def _run(self, operation: Operation[_T]) -> _T:
+        """Run an operation on the connection of the file."""
         return _run_on(self._session, self._scheduler, operation, self._path)
 
     def _stat_size(self) -> Operation[int]:
+        """Request the size of the file in bytes."""
         try:
             size = (yield from request(FStat(self._handle))).size
         except StatusError as refused:
-            raise from_status(refused, "cannot find its end", self._path.key) from None
+            raise from_status(refused, "cannot find the end of the file", self._path.key) from None
         if size is None:
             raise CapabilityNotSupported(
-                "cannot find its end: the server does not tell the size of the file", path=self._path.key
+                "cannot find the end of the file: the server does not report its size", path=self._path.key
             )
         if size > _MAX_SIZE:
             raise SFTPBackendError(
-                f"cannot find its end: the server says that the file has {size} bytes, more than a file can have",
+                f"cannot find the end of the file: the server reports an impossible size of {size} bytes",
                 path=self._path.key,
             )
         return size
 
     def _next_block(self) -> Operation[memoryview]:
+        """Send reads in advance, and return the next block; empty at the end."""
         assert self._scheduler is not None
         block = (yield from self._scheduler.limits()).read
         max_blocks = max(2, min(64, READ_AHEAD // block))
@@ -243,9 +252,12 @@ class _RawRemoteFile(io.RawIOBase):
 
 
 class AtomicWriter(io.RawIOBase):
-    """A file being written under a temporary name; `commit` gives it its own, `abort` removes it.
+    """Write a file under a temporary name. `commit` renames it to its target, `abort` removes it.
 
-    Nothing is sent before `open`.
+    No request is sent before `open`.
+
+    :param session: the session
+    :param target: the target and its temporary file
     """
 
     def __init__(self, session: Session, target: WriteTarget) -> None:
@@ -254,16 +266,17 @@ class AtomicWriter(io.RawIOBase):
         self._buffer = bytearray()
         self._temp_file: OpenTempFile | None = None
         self.scheduler: SFTPScheduler | None = None
-        """The connection it is open on, or was being opened on."""
+        """Connection on which the file was opened, or should have been opened."""
 
     def open(self) -> None:
-        """Make the temporary file.
+        """Create the temporary file.
 
-        :raises SFTPBackendError: AlreadyExists, InvalidPath for a directory or a file in the way, and others
+        :raises SFTPBackendError: AlreadyExists, InvalidPath for a directory or a file as parent, and others
         """
         self._session.call(self._open)
 
     def _open(self, scheduler: SFTPScheduler) -> None:
+        """Create the temporary file on a connection."""
         self.scheduler = scheduler
 
         def open_temp_file() -> Operation[None]:
@@ -274,15 +287,15 @@ class AtomicWriter(io.RawIOBase):
         scheduler.run(with_path_in_errors(self._target.path, open_temp_file()))
 
     def writable(self) -> bool:
-        """True."""
+        """Return True."""
         return True
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Return the bytes written so far."""
         return self._writer.offset + len(self._buffer)
 
     def write(self, data: ReadableBuffer, /) -> int:
-        """Takes all of ``data``; it is on its way, not yet acknowledged, when this returns."""
+        """Buffer or send all of ``data``, without waiting for acknowledgement."""
         if self.closed:
             raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
@@ -294,24 +307,27 @@ class AtomicWriter(io.RawIOBase):
         return len(view)
 
     def commit(self) -> int | None:
-        """Lands the file. The server's time, where it tells."""
+        """Commit the file, and return the server's time in seconds since 1970 (None if unknown)."""
         return self._run(self._commit())
 
     def abort(self) -> None:
-        """Removes the temporary file, if the connection is still there."""
+        """Remove the temporary file unless the connection is lost."""
         if self._temp_file is not None and self.scheduler is not None and self.scheduler.broken is None:
             self._run(remove_quietly(self._target.temp, self._temp_file.open_handle))
 
     def _commit(self) -> Operation[int | None]:
+        """Send the buffer and commit the file."""
         assert self.scheduler is not None
         assert self._temp_file is not None
         yield from self._writer.write(memoryview(self._buffer))
         return (yield from commit(self.scheduler, self._target, self._temp_file, self._writer, None))
 
     def _run(self, operation: Operation[_T]) -> _T:
+        """Run an operation on the connection of the file."""
         return _run_on(self._session, self.scheduler, self._with_status_errors(operation), self._target.path)
 
     def _with_status_errors(self, operation: Operation[_T]) -> Operation[_T]:
+        """Run an operation, and convert its StatusError."""
         try:
             return (yield from operation)
         except StatusError as refused:
@@ -319,12 +335,12 @@ class AtomicWriter(io.RawIOBase):
 
 
 def _run_on(session: Session, scheduler: SFTPScheduler | None, operation: Operation[_T], path: RemotePath) -> _T:
-    """Runs it on that very connection: a handle means nothing to another."""
+    """Run an operation on the connection of its handle. Raises BackendUnavailable on any other connection."""
 
     def use(current: SFTPScheduler) -> _T:
         if current is not scheduler:
             operation.close()
-            raise BackendUnavailable("the connection this file was opened on is gone; open it again", path=path.key)
+            raise BackendUnavailable("the connection of the open file was lost. Open the file again", path=path.key)
         return current.run(with_path_in_errors(path, operation))
 
     return session.call(use)

@@ -1,4 +1,4 @@
-"""Resolves the caller's paths inside ``base_path``, and adds the server's name to errors."""
+"""Resolve paths of callers inside ``base_path``, and add the server name to errors."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 def with_path_in_errors(path: RemotePath, operation: Operation[T]) -> Operation[T]:
-    """Run an operation; the error of a lost connection names the path that the operation is about.
+    """Run an operation, and add its path to the error of a lost connection.
 
     :param path: the path
-    :param operation: what to run
-    :returns: what the operation returns
+    :param operation: the operation
+    :returns: the result of the operation
     :raises SFTPBackendError: as the operation
     """
     try:
@@ -32,45 +32,49 @@ def with_path_in_errors(path: RemotePath, operation: Operation[T]) -> Operation[
 
 
 class PathResolver:
-    """Resolves paths inside ``jail``, on the server at ``address`` (``sftp://host:port``)."""
+    """Resolve paths, and add the server's address to errors.
+
+    :param jail: the base path
+    :param address: the server, ``sftp://host:port``
+    """
 
     def __init__(self, jail: Jail, address: str) -> None:
         self.jail = jail
         self._address = address
 
     def resolve(self, path: str) -> RemotePath:
-        """The place of a path. InvalidPath if it has none."""
+        """Resolve a path. Raises InvalidPath."""
         with self.annotate_errors():
             return self.jail.resolve(path)
 
     def resolve_writable(self, path: str) -> RemotePath:
-        """The place of what is to be changed. InvalidPath also for the root."""
+        """Resolve a path to change. Raises InvalidPath also for the root."""
         remote = self.resolve(path)
         if remote.is_root:
-            raise InvalidPath("base_path itself is not written, moved or deleted", path=path, server=self._address)
+            raise InvalidPath("cannot write, move or delete base_path itself", path=path, server=self._address)
         return remote
 
     def resolve_new(self, path: str) -> RemotePath:
-        """The place of what is to be made. InvalidPath also for names that no listing would show."""
+        """Resolve a path to create. Raises InvalidPath also for names omitted from listings."""
         remote = self.resolve_writable(path)
         if has_control_character(remote.key):
-            raise self.with_server(InvalidPath("a name with control characters would not be listed again", path=path))
+            raise self.with_server(InvalidPath("listings omit names with control characters", path=path))
         return remote
 
     def write_target(self, path: str, overwrite: bool, verify: Verify) -> WriteTarget:
-        """Where a file is to arrive, with temporary names that nobody else uses."""
+        """Resolve the target of a write, and choose unique temporary names."""
         target = self.resolve_new(path)
         temp, unique_backup = target.temp(secrets.token_hex(6)), target.unique_backup(secrets.token_hex(6))
         return WriteTarget(target, temp, unique_backup, overwrite, verify)
 
     def annotate_each(self, items: Iterable[T]) -> Iterator[T]:
-        """The items; errors on the way to them name this server."""
+        """Yield the items, and add the server to errors of their iterator."""
         with self.annotate_errors():
             yield from items
 
     @contextmanager
     def annotate_errors(self, path: RemotePath | None = None) -> Iterator[None]:
-        """Errors of the block name this server, and those of a lost connection the path ``path``."""
+        """Add the server to errors of the block, and ``path`` to those of a lost connection."""
         try:
             yield
         except SFTPBackendError as error:
@@ -80,7 +84,7 @@ class PathResolver:
             raise
 
     def with_server(self, outcome: T) -> T:
-        """The outcome; if it is an error, it names this server and the path there."""
+        """Return the outcome. An error gets the server's address and the native path."""
         if isinstance(outcome, SFTPBackendError):
             add_location(outcome, self._address, self.jail)
         return outcome

@@ -1,8 +1,8 @@
-"""How a file arrives on this machine: under its name only when it is whole, as safely as on a server.
+"""Write local files atomically: a download appears under its name only when complete.
 
-A temporary file stands beside the target, made anew (never through a link) and readable by its owner only until it
-gets its name. While its writer lives it is locked (flock), so that what a writer left that was killed can be told,
-taken over by the next try with the same resume key, or removed.
+A temporary file is created beside the target (never through a link), readable only by its owner until the rename. Its
+writer holds a lock (flock). So an abandoned file is recognised, and is resumed by the next attempt with the same resume
+key, or removed.
 """
 
 from __future__ import annotations
@@ -34,16 +34,23 @@ from airflow_sftp_backend.backend.errors import AlreadyExists
 from .local_files import NamingBothEnds, NewFileModes, check_replaceable, set_mode
 
 MIN_RESUME_SIZE: Final = 1 << 20
-"""Bytes from which on a part is worth going on with."""
-_READ_SIZE: Final = 1 << 20  # bytes read at once of what is verified
-_OPEN_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe under such a name must not be waited for
+"""Minimum bytes of a partial file worth resuming."""
+_READ_SIZE: Final = 1 << 20  # bytes per read for verification
+_OPEN_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK  # opening a FIFO with such a name must not wait
 
 
 class AtomicLocalFile:
-    """A local file that appears under its name only when it is whole.
+    """Write a local file that appears under its name only when complete.
 
-    Use as a context manager: without `commit` nothing stays, unless it ``keep_on_exit``. ``source`` is where it comes
-    from, for errors. ``resume_key`` is the resume key, if there is one; ``modes`` are shared by the files of one call.
+    Use as a context manager: without `commit` the temporary file is removed, unless ``keep_on_exit`` is set.
+
+    :param local: path of the local file
+    :param source: the file on the server, for errors
+    :param overwrite: whether to replace an existing file
+    :param resume_key: key of a resumable download, or None
+    :param modes: modes of new files, shared by the files of a call
+    :raises AlreadyExists: if the file exists and must not be replaced
+    :raises OSError: if the temporary file cannot be created
     """
 
     def __init__(
@@ -57,7 +64,7 @@ class AtomicLocalFile:
     ) -> None:
         self.path = _text_of(local)
         self.keep_on_exit = False
-        """What there is stays for the next try."""
+        """Whether to keep the temporary file for the next attempt."""
         self._key = source.key
         self._ends = NamingBothEnds(self.path, f"downloading {source.native!r}")
         self._overwrite = overwrite
@@ -80,14 +87,20 @@ class AtomicLocalFile:
         _try_lock(self._descriptor)
 
     def adopt_partial(self, token: str, max_size: int) -> int:
-        """Goes on in the file of that token if an earlier try left one of up to ``max_size`` bytes; how many it holds.
+        """Continue the partial file of an earlier attempt, if it has up to ``max_size`` bytes.
 
-        Otherwise the temporary file is given that token, for the next try. A living writer's is left alone.
+        Otherwise the temporary file gets the name of ``token``, for the next attempt. Does not touch the file of a live
+        writer.
+
+        :param token: the token of the resumable download
+        :param max_size: maximum bytes of the partial file
+        :returns: bytes of the partial file; 0 if there is none
         """
         with self._ends:
             return self._adopt_partial(token, max_size)
 
     def _adopt_partial(self, token: str, max_size: int) -> int:
+        """Continue a partial file as described by `adopt_partial`."""
         partial = self._temp_path(token)
         descriptor = open_abandoned(partial)
         if descriptor is None:
@@ -95,7 +108,7 @@ class AtomicLocalFile:
             return 0
         status = os.fstat(descriptor)
         size = status.st_size
-        # what has another name as well is not written to
+        # a file with a second hard link is not written to
         if status.st_nlink != 1 or not MIN_RESUME_SIZE <= size <= max_size:
             os.unlink(partial)
             os.close(descriptor)
@@ -108,17 +121,17 @@ class AtomicLocalFile:
         return size
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Bytes of what has been written so far."""
+        """Return bytes written so far."""
         assert self._descriptor is not None
         with self._ends:
             return os.pread(self._descriptor, count, offset)
 
     def digest(self, progress: Callable[[int], None]) -> str:
-        """Read what the disk holds.
+        """Read the file back from the disk.
 
         :param progress: called with the bytes read since the last call
         :returns: ``sha256:<hex>``
-        :raises OSError: what this machine refuses
+        :raises OSError: if the file cannot be read
         """
         digest = hashlib.sha256()
         with self._ends, open(self.temp, "rb", buffering=0) as file:
@@ -128,22 +141,24 @@ class AtomicLocalFile:
         return f"sha256:{digest.hexdigest()}"
 
     def truncate(self) -> None:
-        """Starts anew."""
+        """Discard the bytes written so far."""
         assert self._descriptor is not None
         with self._ends:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
 
     def write(self, data: memoryview) -> None:
-        """Appends all of ``data``."""
+        """Append all of ``data``."""
         assert self._descriptor is not None
         with self._ends:
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
     def commit(self) -> None:
-        """Gives the file its name and its mode. AlreadyExists if the name was taken meanwhile and ``overwrite`` is
-        False."""
+        """Set the mode of the file and rename it to its target.
+
+        :raises AlreadyExists: if the target was created meanwhile and ``overwrite`` is False
+        """
         assert self._descriptor is not None
         with self._ends:
             existing = check_replaceable(self.path) if self._overwrite else None
@@ -151,6 +166,7 @@ class AtomicLocalFile:
             self._give_name()
 
     def _give_name(self) -> None:
+        """Rename the temporary file, without replacing a file unless ``overwrite``."""
         if self._overwrite:
             self._replace()
             return
@@ -158,17 +174,18 @@ class AtomicLocalFile:
             os.link(self.temp, self.path)
         except FileExistsError:
             raise self._already_exists() from None
-        except OSError:  # a file system without hard links: looked at, then renamed
+        except OSError:  # without hard links on the file system: check, then rename
             if os.path.lexists(self.path):
                 raise self._already_exists() from None
             self._replace()
 
     def _replace(self) -> None:
+        """Rename the temporary file to its target."""
         os.replace(self.temp, self.path)
         self._has_temp = False
 
     def _rename(self, temp: str) -> None:
-        """Another name for the temporary file, unless that is taken or the file system has no hard links."""
+        """Rename the temporary file, unless the name exists or the file system does not support hard links."""
         try:
             os.link(self.temp, temp)
         except OSError:
@@ -177,14 +194,17 @@ class AtomicLocalFile:
         self.temp = temp
 
     def _temp_path(self, token: str) -> str:
+        """Return the path of the temporary file with a token."""
         folder, slash, name = self.path.rpartition("/")
         return f"{folder}{slash}{temp_name(name, token)}"
 
     def _already_exists(self) -> AlreadyExists:
+        """Create the error for an existing target."""
         message = f"the local file {self.path!r} exists"
         return AlreadyExists(message, path=self._key, hint="pass overwrite=True to replace it")
 
     def _close(self) -> None:
+        """Close the file, which releases its lock."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
@@ -197,16 +217,16 @@ class AtomicLocalFile:
             with contextlib.suppress(FileNotFoundError), self._ends:
                 os.unlink(self.temp)
         self._has_temp = False
-        self._close()  # and with it the lock, under which alone the name was ours
+        self._close()  # last, because the lock protects the name of the temporary file
 
 
 def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], timestamp: float) -> None:
-    """Remove temporary files that ended writers left beside finished downloads.
+    """Remove temporary files that other writers abandoned beside downloaded files.
 
-    Files of the same resume key are removed at once, others after `STALE_SECONDS` without a change.
+    Those of earlier attempts with the same resume key are removed at once, others after `STALE_SECONDS` seconds.
 
-    :param resume_keys: path of each finished download, and its resume key
-    :param timestamp: the time now, in seconds since 1970
+    :param resume_keys: the resume key of each downloaded file, or None
+    :param timestamp: the current time in seconds since 1970
     """
     names: dict[str, dict[str, str | None]] = {}
     for path, resume_key in resume_keys.items():
@@ -225,12 +245,12 @@ def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], t
 
 
 def _text_of(local: str | os.PathLike[str]) -> str:
-    """A path as text, without the slashes at its end."""
+    """Return a path as text without trailing slashes."""
     return os.fspath(local if isinstance(local, PurePath) else Path(local))
 
 
 def _remove(temp: str, before: float | None) -> None:
-    """Removes it unless its writer lives, or it was written to since ``before``."""
+    """Remove a temporary file unless its writer is alive, or it was changed after ``before``."""
     descriptor = open_abandoned(temp)
     if descriptor is None:
         return
@@ -241,6 +261,7 @@ def _remove(temp: str, before: float | None) -> None:
 
 
 def _list_temps(folder: str) -> Iterator[os.DirEntry[str]]:
+    """Yield the temporary files in a directory; none if it cannot be read."""
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if temp_name_token(entry.name):
@@ -248,7 +269,7 @@ def _list_temps(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def open_abandoned(temp: str | os.PathLike[str]) -> int | None:
-    """A descriptor of a file of this user, locked; None if there is none, or its writer lives."""
+    """Open and lock a file of this user; return None if it is missing or its writer is alive."""
     try:
         descriptor = os.open(temp, _OPEN_FLAGS)
     except OSError:
@@ -258,13 +279,14 @@ def open_abandoned(temp: str | os.PathLike[str]) -> int | None:
     try:
         if is_own and _try_lock(descriptor) and os.path.samestat(os.lstat(temp), status):
             return descriptor
-    except FileNotFoundError:  # its writer has just ended it
+    except FileNotFoundError:  # the writer has just renamed or removed the file
         pass
     os.close(descriptor)
     return None
 
 
 def _try_lock(descriptor: int) -> bool:
+    """Lock a file without waiting; return False if another process holds the lock."""
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)
     except OSError:

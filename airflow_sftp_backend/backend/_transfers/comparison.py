@@ -1,4 +1,4 @@
-"""Compares files on the server with local ones, and the server's clock with ours."""
+"""Compare files on the server with local files, and read the server's clock."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _NEW = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 
 
 def same_samples(path: RemotePath, local: str | os.PathLike[str]) -> Operation[bool]:
-    """Tell whether a file on the server has the size of a local one and the same bytes in up to 64 places.
+    """Compare the size of a file on the server and up to 64 samples with a local file.
 
-    :param path: the file on the server.
-    :param local: the local file.
-    :returns: True if no difference was found; a file of up to 2 MiB is compared as a whole.
-    :raises SFTPBackendError: if the server refuses to read it.
-    :raises OSError: if the local file cannot be read.
+    :param path: the file on the server
+    :param local: the local file
+    :returns: True without a difference; a file of up to 2 MiB is compared as a whole
+    :raises SFTPBackendError: if the server refuses to read the file
+    :raises OSError: if the local file cannot be read
     """
     descriptor = open_regular(local)
     try:
@@ -47,17 +47,17 @@ def same_samples(path: RemotePath, local: str | os.PathLike[str]) -> Operation[b
 
 
 def server_time(folder: RemotePath) -> Operation[int | None]:
-    """Ask for the server's time by making an empty temporary file and removing it.
+    """Get the server's time. Creates and removes an empty temporary file.
 
-    :param folder: an existing directory to make the file in.
-    :returns: seconds since 1970, rounded down; None if the server does not tell the times of files.
-    :raises SFTPBackendError: if the file cannot be made.
+    :param folder: an existing directory for the temporary file
+    :returns: seconds since 1970, rounded down; None if the server does not report the times of files
+    :raises SFTPBackendError: if the file cannot be created
     """
     probe = folder.child("clock").temp(secrets.token_hex(6))
     try:
         handle = yield from request(Open(probe.native, _NEW, Attributes()))
     except StatusError as refused:
-        raise from_status(refused, "cannot make a file to read the server's clock", folder.key) from None
+        raise from_status(refused, "cannot create a file to read the server's clock", folder.key) from None
     opened, _, named, _ = yield from request_all(
         [FStat(handle), Close(handle), Stat(probe.native), Remove(probe.native)]
     )

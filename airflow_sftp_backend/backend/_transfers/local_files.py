@@ -1,4 +1,4 @@
-"""Local files that are opened, replaced and given their mode: regular files only, and errors that name both ends."""
+"""Open local files, set their modes, and name both paths in errors. Regular files only."""
 
 from __future__ import annotations
 
@@ -27,18 +27,17 @@ _PERMISSIONS = 0o777
 def open_regular(path: str | os.PathLike[str]) -> int:
     """Open a regular file, or a link to one, for reading.
 
-    A FIFO is not waited for, and a device is not opened.
+    Does not wait for a FIFO, and does not open a device.
 
-    :param path: the local file.
-    :returns: a file descriptor.
-    :raises OSError: if the file cannot be opened; IsADirectoryError for a directory; EINVAL for anything else that is
-        not a regular file.
+    :param path: the local file
+    :returns: a file descriptor
+    :raises OSError: if the file cannot be opened; IsADirectoryError for a directory; EINVAL for any other type
     """
-    # before it is opened: opening a device may do something, opening a FIFO waits
+    # before the file is opened: opening a device may have an effect, and opening a FIFO waits
     _check_file_type(path, os.stat(path))
     descriptor = os.open(path, _OPEN_FLAGS)
     try:
-        _check_file_type(path, os.fstat(descriptor))  # another file may have taken the name meanwhile
+        _check_file_type(path, os.fstat(descriptor))  # the file may have been replaced meanwhile
         os.set_blocking(descriptor, True)
     except BaseException:
         os.close(descriptor)
@@ -47,26 +46,27 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """Check that a path may become a file: nothing, a regular file, or a link to one has that name.
+    """Check that a path is missing, a regular file, or a link to one.
 
-    :param path: the local target.
-    :returns: what ``os.stat`` says of the file that has the name; None if nothing has.
-    :raises OSError: IsADirectoryError for a directory; EINVAL for anything else, a link to nothing too.
+    :param path: the local target
+    :returns: the ``os.stat`` result of the existing file; None if the path is missing
+    :raises OSError: IsADirectoryError for a directory; EINVAL for any other type, including a dangling link
     """
     try:
-        status = os.lstat(path)  # asks once where nothing has the name, which is the usual case
+        status = os.lstat(path)  # the only system call for a missing path, the usual case
     except FileNotFoundError:
         return None
     if stat.S_ISLNK(status.st_mode):
         try:
             status = os.stat(path)
         except FileNotFoundError:
-            raise _not_regular(path, "a link to nothing") from None
+            raise _not_regular(path, "a dangling link") from None
     _check_file_type(path, status)
     return status
 
 
 def _check_file_type(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    """Check that a file is a regular file. Raises OSError."""
     if stat.S_ISREG(status.st_mode):
         return
     if stat.S_ISDIR(status.st_mode):
@@ -77,13 +77,14 @@ def _check_file_type(path: str | os.PathLike[str], status: os.stat_result) -> No
 
 
 def _not_regular(path: str | os.PathLike[str], file_type: str) -> OSError:
+    """Create the error for a file of another type."""
     return OSError(errno.EINVAL, f"{file_type}, not a regular file", os.fspath(path))
 
 
 class NewFileModes:
-    """Finds out the mode of new files, ``0666 & ~umask``, once for each directory.
+    """Determine the mode of new files, ``0666 & ~umask``, once for each directory.
 
-    os.umask() cannot read the umask without setting it, for all threads of the process.
+    os.umask() cannot read the umask without changing it for all threads of the process.
     """
 
     __slots__ = ("_modes",)
@@ -99,14 +100,14 @@ class NewFileModes:
 
 
 def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes: NewFileModes) -> None:
-    """Give a temporary file the mode of the file it becomes: that of the file it replaces, else what the umask leaves.
+    """Set the mode of a temporary file: that of the file to replace, or the mode of a new file.
 
-    A file system that refuses is left alone, with a warning.
+    If the file system refuses, a warning is logged.
 
-    :param descriptor: the open temporary file.
-    :param temp: its path.
-    :param existing: the file that it replaces; None if it is a new one.
-    :param modes: the modes of new files.
+    :param descriptor: the open temporary file
+    :param temp: its path
+    :param existing: the file to replace; None for a new file
+    :param modes: the modes of new files
     """
     mode = modes.of(os.path.dirname(temp)) if existing is None else existing.st_mode & _PERMISSIONS
     try:
@@ -116,17 +117,19 @@ def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes:
 
 
 def _new_file_mode(directory: Path) -> int:
+    """Read the umask of the process, and return the mode of a new file."""
     try:
         with open(_STATUS, "rb") as status:
             for line in status:
                 if line.startswith(b"Umask:"):
                     return _NEW_FILE & ~int(line.split()[1], 8)
-    except OSError:  # no Linux, or no /proc here
+    except OSError:  # not on Linux, or without /proc
         pass
     return _mode_of_probe_file(directory)
 
 
 def _mode_of_probe_file(directory: Path) -> int:
+    """Create a file, return its mode and remove it."""
     probe = directory / f".umask-{secrets.token_hex(8)}"
     descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NEW_FILE)
     try:
@@ -137,10 +140,10 @@ def _mode_of_probe_file(directory: Path) -> int:
 
 
 class NamingBothEnds:
-    """Names both ends of a transfer in every OSError of a block; a context manager for any number of blocks.
+    """Add both paths of a transfer to every OSError of a block. Reusable context manager.
 
-    :param local: the local file or URL; it becomes the error's ``filename``.
-    :param doing: what the block does to which path on the server, as "downloading '/in/a'".
+    :param local: the local file or URL; becomes the error's ``filename``
+    :param doing: the action with the path on the server, such as ``downloading '/in/a'``
     """
 
     __slots__ = ("_doing", "_local")
@@ -150,16 +153,22 @@ class NamingBothEnds:
         self._doing = doing
 
     def __enter__(self) -> None:
-        """Begin a block."""
+        """Start a block."""
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Name the ends in the error that ends the block, if one does."""
+        """Add the paths to an OSError of the block."""
         if isinstance(error, OSError):
             add_both_paths(error, self._local, self._doing)
 
 
 def add_both_paths(error: OSError, local: str | os.PathLike[str], action: str) -> OSError:
-    """Put both ends of a transfer into an OSError, once. Parameters as of `NamingBothEnds`. Returns the error."""
+    """Add both paths of a transfer to an OSError, once.
+
+    :param error: the error
+    :param local: the local file or URL; becomes the error's ``filename``
+    :param action: the action with the path on the server, such as ``downloading '/in/a'``
+    :returns: ``error``
+    """
     cause = error.strerror or str(error) or type(error).__name__
     if action in cause:
         return error
@@ -167,6 +176,6 @@ def add_both_paths(error: OSError, local: str | os.PathLike[str], action: str) -
     error.strerror = f"{cause} ({action})"
     error.filename = os.fspath(local)
     if error.filename2 is not None:
-        del error.filename2  # as None it would be part of the text
+        del error.filename2  # None would appear in the text
     error.args = (error.errno, error.strerror, error.filename)
     return error

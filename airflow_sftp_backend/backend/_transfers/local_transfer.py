@@ -1,4 +1,4 @@
-"""Uploads and downloads: a file on its way to or from this machine, over as many connections as it takes."""
+"""Upload and download local files, over several connections if connections are lost."""
 
 from __future__ import annotations
 
@@ -37,14 +37,17 @@ from .local_files import NamingBothEnds, NewFileModes, open_regular
 
 logger = logging.getLogger(__name__)
 
-_READ_SIZE: Final = 1 << 20  # bytes read at once of what is there already
+_READ_SIZE: Final = 1 << 20  # bytes per read of a partial file
 
 
 class LocalFileSource(UploadSource):
-    """A local file as content. TransferCorrupted if it has changed by the time it is read to its end.
+    """Read a local file as the content of an upload. Use as a context manager.
 
-    Raises OSError at once if it cannot be opened or is no regular file. ``path`` is where it goes, for errors. Use as
-    a context manager.
+    :param local: the local file
+    :param target: the path on the server, for errors
+    :param with_digest: whether to compute the SHA-256
+    :param initial_status: status of the file in an earlier attempt
+    :raises OSError: if the file cannot be opened or is not a regular file
     """
 
     def __init__(
@@ -61,36 +64,36 @@ class LocalFileSource(UploadSource):
         with self._ends:
             self._file = open(open_regular(self._local), "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self.initial_status = initial_status or os.fstat(self._file.fileno())
-        """What the file was when it was first opened, by an earlier try if there was one."""
+        """Status of the file when it was first opened, possibly by an earlier attempt."""
         super().__init__(self._file, with_digest=with_digest)
         self.expected_size = self.initial_status.st_size
 
     def read_block(self, count: int) -> bytes | memoryview:
-        """The next bytes; none at the end."""
+        """Return the next bytes; empty at the end. Raises TransferCorrupted if the file has changed."""
         with self._ends:
             data = super().read_block(count)
         if not data:
             status = os.fstat(self._file.fileno())
             if (status.st_size, status.st_mtime_ns) != (self.initial_status.st_size, self.initial_status.st_mtime_ns):
                 raise TransferCorrupted(
-                    f"the local file {self._local!r} changed while it was read ({self.initial_status.st_size} bytes"
-                    f" then, {status.st_size} now); the target was left as it was",
+                    f"the local file {self._local!r} changed while it was read, from {self.initial_status.st_size} to"
+                    f" {status.st_size} bytes; the target is unchanged",
                     path=self._key,
                 )
         return data
 
     @property
     def rereadable(self) -> bool:
-        """True."""
+        """True: a local file supports `read_at`."""
         return True
 
     def read_at(self, offset: int, count: int) -> bytes:
-        """Bytes anywhere in the file, untaken."""
+        """Return bytes at an offset without moving the position."""
         with self._ends:
             return os.pread(self._file.fileno(), count, offset)
 
     def skip(self, count: int) -> None:
-        """Goes on after the first ``count`` bytes; they are read only if they are hashed."""
+        """Skip the first ``count`` bytes; they are read only for the SHA-256."""
         if self._hash is not None:
             super().skip(count)
         else:
@@ -105,9 +108,9 @@ class LocalFileSource(UploadSource):
 
 @dataclass(slots=True)
 class Upload:
-    """Uploads a local file over one connection or, if the connection is lost, over several.
+    """Upload a local file, over several connections if a connection is lost.
 
-    With a ``resume_key`` it goes on with what an earlier try with that key left of the same file.
+    With a ``resume_key``, the upload resumes the partial file of an earlier attempt with this key for the same file.
     """
 
     target: WriteTarget
@@ -115,20 +118,20 @@ class Upload:
     progress: Progress | None = None
     resume_key: str | None = None
     with_digest: bool = False
-    """What is sent has its SHA-256 taken, whatever the proof is."""
+    """Whether to compute the SHA-256 even if ``verify`` does not need it."""
     resume_state: ResumeState = field(default_factory=ResumeState)
     _initial_status: os.stat_result | None = None
 
     @property
     def transfer_size(self) -> TransferSize | None:
-        """What is to be sent; None where there is no such file."""
+        """Size and channels of the upload; None if the file cannot be read."""
         try:
             return TransferSize(os.stat(self.local).st_size, self.target.channels)
         except OSError:
             return None
 
     def __call__(self, scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
-        """Sends what is not sent yet; also the server's time, where it tells."""
+        """Send the remaining bytes. Also returns the server's time in seconds since 1970, or None if unknown."""
         try:
             return (yield from self._send(scheduler))
         except ContentLost as error:
@@ -140,6 +143,7 @@ class Upload:
         return (yield from self._send(scheduler))
 
     def _send(self, scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
+        """Send the remaining bytes once."""
         path, with_digest = self.target.path, self.with_digest or self.target.verify == "sha256"
         group_commit = self.target.group_commit
         progress = self.progress if group_commit is None else group_commit.reporting(self.progress)
@@ -156,7 +160,7 @@ class Upload:
             return WriteResult(path.key, source.size, digest=source.digest, last_modified=utc(mtime)), mtime
 
     def _with_resumable_temp(self, source: os.stat_result) -> WriteTarget:
-        """The target, with a temporary name that the next attempt finds again if there is a resume key."""
+        """Return the target; with a resume key, with a temporary name that the next attempt finds."""
         target = self.target
         if self.resume_key is None:
             return target
@@ -169,10 +173,10 @@ class Upload:
 
 @dataclass(slots=True)
 class Download:
-    """Downloads a file over one connection or, if the connection is lost, over several.
+    """Download a file, over several connections if a connection is lost. Use as a context manager.
 
-    Use as a context manager: without success nothing stays. But with a ``resume_key`` it goes on with what an earlier
-    try with that key left of the same file, and leaves that itself where it is interrupted or its connection is lost.
+    Without success the partial file is removed. With a ``resume_key``, the download resumes the partial file of an
+    earlier attempt with this key for the same file, and keeps its own after an interruption or a lost connection.
     """
 
     remote: RemotePath
@@ -182,34 +186,38 @@ class Download:
     progress: Progress | None = None
     resume_key: str | None = None
     with_digest: bool = False
-    """What comes has its SHA-256 taken, whatever the proof is."""
+    """Whether to compute the SHA-256 even if ``verify`` does not need it."""
     group_commit: GroupCommit | None = None
-    """Records what is about to be renamed, where the caller wants that."""
+    """Records files before their renames; None if not requested."""
     modes: NewFileModes | None = None
-    """Modes of new local files, shared by the downloads of one call."""
+    """Modes of new local files, shared by the downloads of a call."""
     transferred_bytes: int = 0
-    """Bytes that have come."""
+    """Bytes received so far."""
     resumable: bool = False
-    """The connection was lost while they came."""
+    """Whether the connection was lost during the transfer."""
     _is_handle_shared: bool = False
-    """The server gave the handle of the file to another one too."""
+    """Whether the server returned the same handle for another file."""
     _local_file: AtomicLocalFile | None = None
     _source: Attributes | None = None
     _digest: hashlib._Hash | None = None
 
     def __call__(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
-        """Fetches what has not come yet.
+        """Receive the remaining bytes and rename the file.
 
-        Raises TransferCorrupted if the file has another size than the server says or changes meanwhile (with
-        ``verify="none"`` it is read to its end), or if with ``"sha256"`` the disk does not hold what came.
+        :param scheduler: the connection
+        :returns: the result of the download
+        :raises TransferCorrupted: if the size is not the stated size or the file changes meanwhile (not with
+            ``verify="none"``), or if with ``"sha256"`` the disk does not contain the received bytes
         """
         return self._fetch(scheduler) if self.group_commit is None else self._grouped(self.group_commit, scheduler)
 
     def _grouped(self, commits: GroupCommit, scheduler: SFTPScheduler) -> Operation[WriteResult]:
+        """Receive the file as a participant of a group."""
         with commits.participant():
             return (yield from self._fetch(scheduler))
 
     def _fetch(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
+        """Receive the remaining bytes, and rename or clean up."""
         if self.resumable and (self._is_handle_shared or self._source is None or self._source.size is None):
             self._restart()
         self.resumable = False
@@ -227,6 +235,7 @@ class Download:
                 self.__exit__()
 
     def _receive(self, scheduler: SFTPScheduler) -> Operation[None]:
+        """Receive the remaining bytes into the temporary file."""
         if self._local_file is None:
             writer = self.resume_key
             self._local_file = AtomicLocalFile(
@@ -255,7 +264,7 @@ class Download:
         except StatusError as refused:
             raise (yield from explain_read_failure(self.remote, refused)) from None
         finally:
-            # not what an earlier attempt left, unread yet
+            # a partial file of an earlier attempt is not known before the first reply
             is_known = self._source is not None or not self.transferred_bytes
             self.resumable = not complete and is_known and scheduler.broken is not None
             self._is_handle_shared = scheduler.handles.shares_handles
@@ -263,7 +272,7 @@ class Download:
                 yield from close_quietly(handle)
 
     def _restart(self) -> None:
-        """Forget what has come: it cannot be told whether it is of this file."""
+        """Discard the received bytes, which may be of another file."""
         if self._local_file is not None:
             self._local_file.truncate()
         if self.progress is not None and self.transferred_bytes:
@@ -273,22 +282,23 @@ class Download:
         self._digest = None if self._digest is None else hashlib.sha256()
 
     def _new_reader(self, scheduler: SFTPScheduler, handle: bytes, block: int) -> PipelinedReader:
+        """Create a reader for the remaining bytes."""
         to_end = self.verify == "none"
         return PipelinedReader(scheduler, handle, block, self.remote.key, offset=self.transferred_bytes, to_end=to_end)
 
     def _check_disk_space(self, size: int | None, bounds: Bounds) -> None:
-        """Refuse a size that is over the bound of an untrusted one and that no disk here could hold."""
+        """Refuse a stated size above the bound that exceeds the free disk space."""
         if size is None or size <= bounds.max_file_bytes or self.verify == "none":
             return
         disk = os.statvfs(Path(self.local).parent)
         if size > disk.f_bavail * disk.f_frsize:
             raise TransferCorrupted(
-                f"cannot download: the server says that the file has {size} bytes, more than the local disk can hold",
+                f"cannot download: the stated size is {size} bytes, more than the free space of the local disk",
                 path=self.remote.key,
             )
 
     def _try_resume(self, handle: bytes, source: Attributes) -> Operation[bool]:
-        """True if an earlier try has left a part of this very file, which is taken over."""
+        """Continue the partial file of an earlier attempt for the same file; return False if there is none."""
         local_file = self._local_file
         assert local_file is not None
         if self.resume_key is None or source.size is None or source.mtime is None:
@@ -296,13 +306,13 @@ class Download:
         size = local_file.adopt_partial(resume_token(self.resume_key, source.size, source.mtime), source.size)
         if not size:
             return False
-        self.transferred_bytes = size  # which it keeps if the connection is lost now
+        self.transferred_bytes = size  # kept if the connection is lost during the comparison
         if not (yield from samples_match(handle, size, local_file.read_at)):
-            logger.warning("%r: an earlier try left %d bytes of other content: starting anew", self.remote.key, size)
+            logger.warning("%r: restarting, because the %d bytes of an earlier attempt differ", self.remote.key, size)
             local_file.truncate()
             self.transferred_bytes = 0
             return False
-        logger.info("%r: going on after %d bytes that an earlier try has fetched", self.remote.key, size)
+        logger.info("%r: resuming after %d bytes of an earlier attempt", self.remote.key, size)
         if self._digest is not None:
             for start in range(0, size, _READ_SIZE):
                 self._digest.update(local_file.read_at(start, min(_READ_SIZE, size - start)))
@@ -311,16 +321,16 @@ class Download:
         return True
 
     def _check_same(self, source: Attributes) -> None:
-        """TransferCorrupted if the file is not the one of the earlier try."""
+        """Check that the file is that of the earlier connection. Raises TransferCorrupted."""
         if self._source is None:
             self._source = source
         elif (source.size, source.mtime) != (self._source.size, self._source.mtime):
             raise self._changed_error()
 
     def _check_prefix(self, handle: bytes) -> Operation[None]:
-        """TransferCorrupted if the file that is open again does not begin with what has come of it.
+        """Compare samples of the received bytes with the reopened file. Raises TransferCorrupted.
 
-        Its time may be the same: many servers tell whole seconds.
+        The time alone proves nothing: many servers report whole seconds.
         """
         assert self._local_file is not None
         if self._source is not None and not (
@@ -329,12 +339,14 @@ class Download:
             raise self._changed_error()
 
     def _changed_error(self) -> TransferCorrupted:
+        """Create the error for a file changed between two connections."""
         return TransferCorrupted(
-            "the file changed while it was read, over a connection that was lost; wait until it is stable",
+            "the file changed while it was read over a lost connection. Wait until the file is stable",
             path=self.remote.key,
         )
 
     def _write(self, data: memoryview) -> None:
+        """Write received bytes and report them."""
         assert self._local_file is not None
         self._local_file.write(data)
         self.transferred_bytes += len(data)
@@ -346,6 +358,7 @@ class Download:
             self.progress(len(data))
 
     def _commit(self) -> Operation[WriteResult]:
+        """Verify the temporary file and rename it."""
         local_file = self._local_file
         assert local_file is not None
         received_digest = None if self._digest is None else f"sha256:{self._digest.hexdigest()}"
@@ -354,7 +367,7 @@ class Download:
             and (stored_digest := local_file.digest(partial(report_verified, self.progress))) != received_digest
         ):
             raise TransferCorrupted(
-                f"{received_digest} came and {local_file.temp!r} holds {stored_digest}", path=self.remote.key
+                f"received {received_digest}, but {local_file.temp!r} contains {stored_digest}", path=self.remote.key
             )
         if self.group_commit is not None:
             modified = os.stat(local_file.temp).st_mtime_ns
@@ -367,7 +380,7 @@ class Download:
         return WriteResult(self.remote.key, self.transferred_bytes, digest=received_digest, last_modified=mtime)
 
     def mark_unresumable(self) -> None:
-        """Note that no new connection can be had."""
+        """Record that no new connection is available."""
         self.resumable = False
 
     def __enter__(self) -> Download:
@@ -382,7 +395,12 @@ class Download:
 def remove_abandoned_files(
     downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError], timestamp: float
 ) -> None:
-    """Remove abandoned temporary files of finished downloads; ``timestamp`` in seconds since 1970."""
+    """Remove files that other writers abandoned beside successful downloads.
+
+    :param downloads: the downloads
+    :param outcomes: their results or errors
+    :param timestamp: the current time in seconds since 1970
+    """
     finished = zip(downloads, outcomes, strict=True)
     remove_abandoned(
         {download.local: download.resume_key for download, outcome in finished if isinstance(outcome, WriteResult)},

@@ -1,9 +1,9 @@
-"""Finds temporary files and backups that nobody came back for, on the server and on this machine.
+"""Find abandoned temporary files and backups on the server and on the local machine.
 
-Only files whose names prove that this package made them are touched (`_paths.is_temp_name`), and no link is followed. A
-temporary file is removed if nobody has written to it for long enough: by the server's clock on the server; on this
-machine also if no living process has it locked. A backup holds the only copy of an old content while its file is
-missing: then it gets the file's name back. It is removed only while the file exists.
+Only files with the names of this package are changed (`_paths.is_temp_name`), and links are not followed. A temporary
+file is removed if it has not changed for long enough: by the server's clock on the server; locally also only
+without the lock of a live process. A backup is removed if its file exists. Otherwise the backup is the only copy of the
+old content, and is restored.
 """
 
 from __future__ import annotations
@@ -40,39 +40,41 @@ from .atomic_local_file import open_abandoned
 from .comparison import server_time
 
 _RECHECK_DELAY: Final = 3.0
-"""Seconds between two looks at a file that is missing beside its backup: a living writer makes its second rename."""
+"""Seconds between two checks for a file missing beside its backup: a live writer completes its second rename."""
 
 
 def check_age(older_than: timedelta) -> None:
-    """Raise ValueError for an age in which a living writer may well not have written anything."""
+    """Check that an age exceeds the pauses of live writers. Raises ValueError."""
     if older_than < timedelta(seconds=STALE_SECONDS):
-        raise ValueError(f"older_than is at least one hour, not {older_than}: a living writer may pause for as long")
+        raise ValueError(f"older_than must be at least one hour, not {older_than}: a live writer may pause as long")
 
 
 # -- on the server ----------------------------------------------------------------------------------------------------
 
 
 def clean_server(call: SessionCall, folder: RemotePath, older_than: timedelta, *, dry_run: bool) -> list[PartialFile]:
-    """Remove what nobody came back for below a directory.
+    """Remove abandoned temporary files and backups below a directory.
 
-    :param call: runs operations on the connection.
-    :param folder: the directory; a link is refused.
-    :param older_than: how long nobody may have written to a temporary file.
-    :param dry_run: remove and restore nothing.
-    :returns: what was found, with what was done.
-    :raises CapabilityNotSupported: if the server does not tell the times of files.
-    :raises SFTPBackendError: for a missing directory, for a file, and for what the server refuses.
+    :param call: the session
+    :param folder: the directory; a link is refused
+    :param older_than: minimum time since the last change of a temporary file
+    :param dry_run: whether to only report
+    :returns: the files, with the action for each
+    :raises CapabilityNotSupported: if the server does not report the times of files
+    :raises SFTPBackendError: for a missing directory, for a file, and for a refusal of the server
     """
     if not folder.is_root:
         attributes = call(lambda scheduler: scheduler.run(try_stat(folder)), idempotent=True)
         if isinstance(attributes, Attributes) and attributes.is_link:
-            raise InvalidPath("it is a link, which is not followed; name the directory itself", path=folder.key)
+            raise InvalidPath(
+                "the path is a link, and links are not followed. Name the directory itself", path=folder.key
+            )
     entries = [entry for entry in walk(call, folder, must_exist=True, with_temps=True) if _is_ours(entry)]
     if not entries:
         return []
     now = call(lambda scheduler: scheduler.run(server_time(folder)))
     if now is None:
-        raise CapabilityNotSupported("the server tells no times of files: which are old is unknown", path=folder.key)
+        raise CapabilityNotSupported("cannot determine the age of files: the server reports no times", path=folder.key)
     limit = now - older_than.total_seconds()
     temps = [entry for entry in entries if not is_backup_name(entry.path.name)]
     backups = [entry for entry in entries if is_backup_name(entry.path.name)]
@@ -80,10 +82,12 @@ def clean_server(call: SessionCall, folder: RemotePath, older_than: timedelta, *
 
 
 def _is_ours(entry: TreeEntry) -> bool:
+    """Return whether an entry is a file with a temporary name."""
     return is_temp_name(entry.path.name) and entry.attributes.is_file and not entry.attributes.is_link
 
 
 def _clean_temps(call: SessionCall, entries: list[TreeEntry], limit: float, *, dry_run: bool) -> list[PartialFile]:
+    """Remove temporary files unchanged since ``limit``, in seconds since 1970."""
     old = [entry for entry in entries if entry.attributes.mtime is not None and entry.attributes.mtime < limit]
     if dry_run:
         return [_to_partial_file(entry, "would remove") for entry in old]
@@ -95,7 +99,7 @@ def _clean_temps(call: SessionCall, entries: list[TreeEntry], limit: float, *, d
 
 
 def _remove_unchanged(entry: TreeEntry) -> Operation[bool]:
-    """Remove a temporary file unless its writer came back since it was listed. SFTP cannot do both in one step."""
+    """Remove a temporary file unless it has changed since the listing. SFTP cannot do both in one step."""
     (attributes,) = yield from request_all([LStat(entry.path.native)])
     if not isinstance(attributes, Attributes) or (attributes.size, attributes.mtime) != (
         entry.attributes.size,
@@ -104,18 +108,19 @@ def _remove_unchanged(entry: TreeEntry) -> Operation[bool]:
         return False
     (answer,) = yield from request_all([Remove(entry.path.native)])
     if isinstance(answer, StatusError):
-        raise SFTPBackendError(f"the server refuses to remove it: {answer.text or answer.code}", path=entry.path.key)
+        raise SFTPBackendError(f"the server refuses the removal: {answer.text or answer.code}", path=entry.path.key)
     return True
 
 
 def _reason(outcome: object) -> str:
-    return outcome.message if isinstance(outcome, SFTPBackendError) else "its writer came back"
+    """Return the reason why a file was not removed."""
+    return outcome.message if isinstance(outcome, SFTPBackendError) else "its writer is active again"
 
 
 def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool) -> list[PartialFile]:
-    """Remove backups whose files exist, and restore those whose files are missing.
+    """Remove backups of existing files, and restore missing files from their backups.
 
-    A backup has the time of the file that it was, so that its age says nothing.
+    The age of a backup is not checked, because a backup keeps the time of its file.
     """
     cleaned: list[PartialFile] = []
     waited = False
@@ -123,7 +128,7 @@ def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool
         target = _original_path(entry.path)
         if target is None:
             cleaned.append(
-                _to_partial_file(entry, "left", "a backup whose name is too long to tell the name of its file")
+                _to_partial_file(entry, "left", "a backup whose name is too long to contain the name of its file")
             )
             continue
         missing = _is_missing(call, target)
@@ -139,8 +144,10 @@ def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool
 
 
 def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, missing: bool) -> PartialFile:
+    """Remove or restore a backup, and report the result."""
+
     def use(scheduler: SFTPScheduler) -> None:
-        # both look once more, and rename the backup first where another writer may make one of the same name
+        # both check again; the shared name is renamed first, because another writer may create a backup with it
         if backup.path == target.backup and not missing:
             scheduler.run(remove_backup(target))
         else:
@@ -149,16 +156,18 @@ def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, m
     call(use)
     if _is_missing(call, backup.path):
         return _to_partial_file(backup, "restored" if missing else "removed")
-    return _to_partial_file(backup, "left", "a backup that the server does not let this user rename or remove")
+    return _to_partial_file(backup, "left", "the server refuses to rename or remove the backup")
 
 
 def _original_path(backup: RemotePath) -> RemotePath | None:
-    """The file that a backup belongs to; None where its name was cut off."""
+    """Return the file of a backup; None if the backup's name does not contain the whole name."""
     stem = original_stem(backup.name)
     return backup.parent.child(stem) if stem and name_digest(stem) == temp_or_backup_digest(backup.name) else None
 
 
 def _is_missing(call: SessionCall, path: RemotePath) -> bool:
+    """Return whether a file is known to be missing."""
+
     def operation() -> Operation[bool]:
         answer = yield from try_stat(path)
         return isinstance(answer, StatusError) and (yield from is_missing(path, answer))
@@ -167,6 +176,7 @@ def _is_missing(call: SessionCall, path: RemotePath) -> bool:
 
 
 def _to_partial_file(entry: TreeEntry, action: PartialAction, reason: str = "") -> PartialFile:
+    """Convert an entry to a PartialFile."""
     modified = None if entry.attributes.mtime is None else datetime.fromtimestamp(entry.attributes.mtime, UTC)
     return PartialFile(entry.path.key, entry.attributes.size or 0, modified, action, reason)
 
@@ -175,14 +185,14 @@ def _to_partial_file(entry: TreeEntry, action: PartialAction, reason: str = "") 
 
 
 def clean_local(folder: str | os.PathLike[str], older_than: timedelta, *, dry_run: bool = False) -> list[PartialFile]:
-    """Remove partial downloads that nobody came back for below a local directory.
+    """Remove abandoned partial downloads below a local directory.
 
-    :param folder: the directory; links below it are not followed.
-    :param older_than: how long nobody may have written to a file; at least one hour.
-    :param dry_run: remove nothing.
-    :returns: what was found, with what was done; a file that a living process has locked is not among it.
-    :raises ValueError: for an age below one hour.
-    :raises OSError: if the directory cannot be read.
+    :param folder: the directory; links below it are not followed
+    :param older_than: minimum time since the last change of a file; at least one hour
+    :param dry_run: whether to only report
+    :returns: the files, with the action for each; without files locked by a live process
+    :raises ValueError: for an age below one hour
+    :raises OSError: if the directory cannot be read
     """
     check_age(older_than)
     limit = time.time() - older_than.total_seconds()
@@ -192,19 +202,23 @@ def clean_local(folder: str | os.PathLike[str], older_than: timedelta, *, dry_ru
 
 
 def _local_temps(folder: Path) -> Iterator[Path]:
+    """Yield the temporary files below a local directory."""
+
     def fail(error: OSError) -> None:
         if error.filename == os.fspath(folder):
             raise error
 
     if folder.is_symlink():
-        raise NotADirectoryError(f"{os.fspath(folder)!r} is a link, which is not followed; name the directory itself")
-    for directory, folders, names in os.walk(folder, onerror=fail):  # enters no links
+        raise NotADirectoryError(
+            f"{os.fspath(folder)!r} is a link, and links are not followed. Name the directory itself"
+        )
+    for directory, folders, names in os.walk(folder, onerror=fail):  # does not follow links
         folders.sort()
         yield from (Path(directory, name) for name in sorted(names) if is_temp_name(name) and not is_backup_name(name))
 
 
 def _clean_local_file(path: Path, limit: float, *, dry_run: bool) -> PartialFile | None:
-    """Remove a file unless its writer lives; None if it is locked, a link, another user's, or not old enough."""
+    """Remove an abandoned file; return None if it is locked, a link, another user's, or too new."""
     descriptor = open_abandoned(path)
     if descriptor is None:
         return None

@@ -55,7 +55,7 @@ class GroupCommit:
             self._flush_if_all_wait()
 
     def reporting(self, progress: Progress | None) -> Progress:
-        """Wrap a progress callback to record the group when its first file has waited long enough."""
+        """Wrap a progress callback to call `made_progress`."""
 
         return _Reporting(self, progress)
 

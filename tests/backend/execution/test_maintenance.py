@@ -163,7 +163,7 @@ def test_a_file_whose_writer_resumes_is_kept(openssh: OpenSSHServer, make_backen
     calls: list[None] = []
     backend._session.call = resumed  # type: ignore[method-assign,assignment]  # watches from within
     (found,) = backend.clean_partials("", DAY)
-    assert (found.action, found.reason) == ("left", "its writer came back")
+    assert (found.action, found.reason) == ("left", "its writer is active again")
     assert tree(folder.path) == {TEMP: b"part and more"}
 
 

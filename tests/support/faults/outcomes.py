@@ -107,7 +107,7 @@ def check_outcome(run: Run, faults: list[Fault]) -> None:
     if run.error is None:
         assert state_of(run) == "new"
         return
-    gone = ("the connection this file was opened on is gone",)  # of `open_atomic`, noticed at the next step
+    gone = ("the connection of the open file was lost",)  # of `open_atomic`, noticed at the next step
     for error in errors_in(run.error):
         assert type(error) is BackendUnavailable, repr(error)
         assert error.path in run.case.paths, f"{error.path!r} is named"
