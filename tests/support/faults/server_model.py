@@ -224,27 +224,34 @@ class ModelServer:
         if kind == OPEN:
             return self._open(fields, handles)
         path = fields.path()
+        if kind == OPENDIR:
+            return _handle(handles.new(OpenFile(self._directory(path), is_directory=True, path=path)))
+        if kind in (STAT, LSTAT, REALPATH, READLINK):
+            return self._described(kind, path)
+        if kind in (RENAME, SETSTAT, MKDIR, REMOVE, RMDIR):
+            self._change(kind, path, fields)
+            return _status(_OK)
+        return _status(_UNSUPPORTED)
+
+    def _described(self, kind: int, path: str) -> tuple[int, bytes]:
+        """The attributes of a path, or a name for it."""
+        if kind in (STAT, LSTAT):
+            return ATTRS, self._resolved(path, follow=kind == STAT)[1].attributes()
+        name = path if kind == REALPATH else self._read_link(path)
+        return NAME, struct.pack(">I", 1) + encode_string(name.encode()) * 2 + struct.pack(">I", 0)
+
+    def _change(self, kind: int, path: str, fields: Fields) -> None:
+        """Carries out a request that changes the tree."""
         if kind == RENAME:
             self._rename(path, fields.path())
-        elif kind == OPENDIR:
-            return _handle(handles.new(OpenFile(self._directory(path), is_directory=True, path=path)))
-        elif kind in (STAT, LSTAT):
-            return ATTRS, self._resolved(path, follow=kind == STAT)[1].attributes()
         elif kind == SETSTAT:
             mode, mtime = fields.mode_and_mtime()
             if (mode, mtime) != (None, None):
                 _set(self._resolved(path)[1], mode, mtime)
-        elif kind == REALPATH:
-            return NAME, struct.pack(">I", 1) + encode_string(path.encode()) * 2 + struct.pack(">I", 0)
-        elif kind == READLINK:
-            return NAME, struct.pack(">I", 1) + encode_string(self._read_link(path).encode()) * 2 + struct.pack(">I", 0)
         elif kind == MKDIR:
             self._make_directory(path, fields)
-        elif kind in (REMOVE, RMDIR):
-            self._remove(path, directory=kind == RMDIR)
         else:
-            return _status(_UNSUPPORTED)
-        return _status(_OK)
+            self._remove(path, directory=kind == RMDIR)
 
     # -- paths --------------------------------------------------------------------------------------------------------
 
