@@ -1,8 +1,9 @@
-"""Mask secrets in the logs of this process and of its supervisor, in every spelling that a log may show.
+"""Mask secrets in the logs of this process and of its supervisor.
 
-Airflow joins all masks into one pattern, in the order of a set. If two masks match at one position, either may win, so
-nothing here depends on that order. A private key is masked in consecutive blocks without overlap. For any other secret
-that begins another secret, the remainder of the longer secret is masked too.
+A log may show a secret in several spellings, and each has a mask. Airflow joins all masks into one pattern, in the
+order of a set. If two masks match at one position, either may win, so nothing here depends on the order. A private key
+is masked in consecutive blocks without overlap. For any other secret that begins another secret, the remainder of the
+longer secret is masked too.
 """
 
 from __future__ import annotations
@@ -68,7 +69,10 @@ def _mask_all(secrets: Iterable[str]) -> None:
 
 
 def _mask_here(masks: set[str]) -> None:
-    """Mask texts in this process only, and compile the pattern once; `mask_secret` compiles it for each mask."""
+    """Mask texts in this process only, and compile the pattern once.
+
+    `mask_secret` compiles the pattern for each mask.
+    """
     masker = pattern_masker()
     if masker is None:
         return  # `mask_secret` masks them in this process too
@@ -106,7 +110,10 @@ _URL_QUOTERS: Final[Sequence[Callable[[str], str]]] = (
 
 
 def _log_variants(secret: str, min_length: int, *, by_line: bool) -> set[str]:
-    """Return the spellings of a text in logs: unchanged, by line, and quoted, up to JSON in JSON in a repr."""
+    """Return the spellings of a text in logs.
+
+    Logs show a text unchanged, by line, and quoted, up to JSON in JSON in a repr.
+    """
     plain = {secret, secret.strip(), secret.strip()[:_TRACEBACK_CHARS]}
     if by_line:  # printed texts are logged line by line
         plain.update(map(str.strip, secret.splitlines()))

@@ -159,7 +159,9 @@ def parse_target(value: object, argument: str = "target", *, end: End = "server"
 
 
 def check_relative(path: str, base_path: str, argument: str) -> None:
-    """Refuse a path that repeats the base path after ``/``: it may be meant below the base path or below the root.
+    """Refuse a path that repeats the base path after ``/``.
+
+    Such a path is ambiguous: it may be meant below the base path or below the root.
 
     :param path: the path
     :param base_path: the connection's base path, as sent to the server
@@ -194,9 +196,10 @@ def literal_hint(path: str) -> str:
 
 
 def split_pattern(pattern: str) -> tuple[str, str]:
-    """Split a pattern into the literal directory before the first wildcard, and the pattern below the directory.
+    """Split a pattern into its literal directory and the pattern below the directory.
 
-    A segment written by `glob.escape` has no wildcard.
+    The literal directory ends before the first segment with a wildcard. A segment written by `glob.escape` has no
+    wildcard.
 
     :param pattern: the pattern
     :returns: the directory as a name, and the remaining pattern
@@ -338,7 +341,7 @@ def _rows_from_json(text: str, argument: str) -> list[object] | None:
 
 
 def _parse_json_rows(text: str) -> list[object] | None:
-    """Return the rows of a text with a JSON list of rows, possibly empty; None for other texts."""
+    """Return the rows of a JSON list of rows, possibly empty; None for other texts."""
     if not text.lstrip().startswith("["):
         return None
     try:

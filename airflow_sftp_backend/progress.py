@@ -112,10 +112,11 @@ def _line(done: int, total: int | None, rate: float) -> str:
 
 
 class ProgressBar:
-    """Draw a progress bar in a terminal, as the ``progress`` of a transfer; elsewhere write one line at the end.
+    """Draw a progress bar in a terminal; elsewhere write one line at the end.
 
-    Use the bar as a context manager. Other output to the same terminal appears above the bar. Only one bar is drawn at
-    a time; another bar writes one line at its end. Errors of the stream, such as a closed terminal, are ignored.
+    Pass the bar as the ``progress`` of a transfer, and use it as a context manager. Other output to the same terminal
+    appears above the bar. Only one bar is drawn at a time; another bar writes one line at its end. Errors of the
+    stream, such as a closed terminal, are ignored.
 
     :param title: description of the transfer
     :param total: bytes of all files, None if unknown

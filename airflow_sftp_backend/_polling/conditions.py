@@ -1,4 +1,7 @@
-"""Poll for the files of a condition and decide whether a wait is over, alike in worker and triggerer."""
+"""Poll for the files of a condition, and decide whether a wait is over.
+
+The decision is the same in the worker and in the triggerer.
+"""
 
 from __future__ import annotations
 
@@ -410,7 +413,7 @@ _REASONS_SHOWN: Final = 3
 
 
 class _IneligibleFiles:
-    """Collect the files that do not count: a reason for the first ones, and a count for each reason."""
+    """Collect the files that do not count, by reason, with details of the first ones."""
 
     def __init__(self, condition: FileCondition) -> None:
         self._condition = condition
@@ -472,7 +475,10 @@ def _normalize(path: str) -> str:
 
 
 def _newer_than_predicate(condition: FileCondition) -> Callable[[datetime | None], bool]:
-    """Return the predicate for times of files. SFTP has times in whole seconds: a fraction of the limit is cut off."""
+    """Return the predicate for times of files.
+
+    SFTP has times in whole seconds, so a fraction of the limit is cut off, and the whole second counts.
+    """
     if condition.newer_than is None:
         return lambda _time: True
     limit = datetime.fromisoformat(condition.newer_than)

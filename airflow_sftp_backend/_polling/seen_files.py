@@ -44,9 +44,9 @@ class NewFilesBatch:
 
 @dataclass(frozen=True, slots=True)
 class _SeenDirectory:
-    """Hold the sent files of a directory: a hash of each name, mapped to a hash of size and time.
+    """Hold the sent files of a directory, as hashes of names, sizes and times.
 
-    :ivar present: files that existed at the last poll
+    :ivar present: files that existed at the last poll, content hash by name hash
     :ivar missing: files that were missing at some poll, and have not been ready since
     :ivar empty_since: epoch seconds of the first poll that found the directory empty; None if not empty
     """
@@ -72,7 +72,11 @@ class _SeenDirectory:
         )
 
     def is_new(self, name: bytes, content: bytes, *, changed: bool) -> bool:
-        """Tell whether a file is new: unknown, back with other content, or, with ``changed``, with other content."""
+        """Tell whether a file is new.
+
+        A file is new if its name is unknown, if it is back with other content, or, with ``changed``, if it has other
+        content.
+        """
         missing_content = self.missing.get(name)
         if missing_content is not None:
             return missing_content != content

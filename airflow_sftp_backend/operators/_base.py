@@ -1,4 +1,4 @@
-"""Define the base of all file operators: plan with one backend, execute the plan, report results and failures."""
+"""Define the base of all file operators: plan, execute the plan, report results and failures."""
 
 from __future__ import annotations
 
@@ -78,6 +78,7 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     ) -> None:
         super().__init__(**kwargs)
         self.pattern = pattern
+        # Remembered, because a template may render to None.
         self._by_pattern = pattern is not None
         self.include = include
         self.exclude = exclude
@@ -180,10 +181,11 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     def _raise_failures(self, failures: Failures, file_count: int) -> None:
         for failure in failures:
             if isinstance(failure, AlreadyExists):
+                # The backend's hint names its argument ``overwrite``.
                 failure.hint = "if_exists='replace' replaces it"
             _drop_tracebacks(failure)
         if len(failures) == 1 and file_count == 1:
-            raise failures[0]
+            raise failures[0]  # a plain error reads better than a group of one
         if failures:
             for failure in failures:
                 self.log.error("%s", failure)
@@ -341,7 +343,7 @@ class TransferOperator(FileOperator[TransferPlan]):
 
 
 def _drop_tracebacks(failure: BaseException) -> None:
-    """Remove the tracebacks of a failure and its causes: the texts alone explain errors of the server or of files."""
+    """Remove the tracebacks of a failure and its causes: their texts alone explain the failure."""
     error: BaseException | None = failure
     while error is not None:
         error.__traceback__ = None

@@ -122,7 +122,10 @@ def update_outlet_events(context: Context, outlets: Sequence[object], events: Se
 
 
 def _outlet_includes(uri: str, target: str) -> bool:
-    """Tell whether an outlet includes a file: by the file's URI, a parent directory, or without any location."""
+    """Tell whether an outlet includes a file.
+
+    An outlet includes the file with its URI, all files below its URI, or, without any location, all files.
+    """
     outlet_location, file_location = _location(uri), _location(target)
     if outlet_location is None or file_location is None:
         return outlet_location is None
@@ -230,7 +233,7 @@ def _dataset_of(uri: str) -> Dataset:
 
 
 def _output_dataset(event: FileEvent) -> OutputDataset:
-    """Return the dataset of the target with its size, and with the lifecycle change of a move or deletion."""
+    """Return the dataset of the target, with its size or lifecycle change."""
     from airflow.providers.common.compat.openlineage.facet import (
         LifecycleStateChange,
         LifecycleStateChangeDatasetFacet,

@@ -1,4 +1,4 @@
-"""Read and write the local end of a transfer: a local path, or the URL of any `ObjectStoragePath`."""
+"""Read and write the local end of a transfer, a path or the URL of an object."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def remove_object(path: ObjectStoragePath) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """Hold the size of a file in bytes, and its time in epoch seconds; None if unknown."""
+    """Hold the size of a file in bytes and its time in epoch seconds; None if unknown."""
 
     size: int | None
     modified: float | None

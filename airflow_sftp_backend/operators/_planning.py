@@ -181,6 +181,7 @@ def _walk_local(top: str) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
+    # os.walk follows a link to a parent directory without end, so each directory is compared with its ancestors.
     ancestors: dict[str, frozenset[str]] = {top: frozenset()}
     for directory, directories, names in os.walk(top, onerror=fail, followlinks=True):
         real, parents = os.path.realpath(directory), ancestors.pop(directory)
@@ -271,6 +272,7 @@ def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilter
         elif isinstance(outcome, SFTPBackendError | OSError):
             matches.failures.append(outcome)
         elif isinstance(outcome, FileInfo):
+            # The first selector wins, so a file that several selectors match has one target.
             files.setdefault(outcome.path, RemoteMatch(outcome, outcome.name, _text_of(selector)))
         else:
             matched = _matches_below(backend, selector, patterns[selector], outcome, filters)
@@ -291,7 +293,7 @@ def _pattern_of(selector: Name | str) -> str:
 
 
 def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[Name | str]:
-    """Return the names and patterns that are valid paths; add a failure to ``matches`` for each other."""
+    """Return the valid names and patterns; add a failure to ``matches`` for each other."""
     resolvable: list[Name | str] = []
     for selector in selection:
         try:
@@ -352,10 +354,10 @@ def missing_error(backend: SFTPBackend, selection: Selection, selector: str) -> 
 
 
 def target_is_directory(selection: Selection, target: str) -> bool:
-    """Tell whether the target is a directory: it ends with ``/``, or the selection is not one file name.
+    """Tell whether the target is a directory.
 
-    The arguments decide, not the number of matched files: otherwise one more file would change the meaning of the
-    target.
+    A target that ends with ``/`` is a directory, and any target unless the selection is one file name. The arguments
+    decide, not the number of matched files: otherwise one more file would change the meaning of the target.
 
     :param selection: the selected files
     :param target: the target

@@ -65,7 +65,10 @@ class RetryState:
 
     @property
     def date(self) -> str:
-        """Date of the run in UTC, equal in all attempts: the logical date, or else the time when the run was due."""
+        """Date of the run in UTC, equal in all attempts.
+
+        The date of the logical date or, without one, of the time when the run was due.
+        """
         time = self._context.get("logical_date") or self._context["dag_run"].run_after
         return time.astimezone(UTC).date().isoformat()
 
@@ -171,7 +174,7 @@ def _version(info: FileInfo | None) -> FileVersion:
 
 
 def _is_moved(planned: list[Any], replaced: list[Any], source: FileInfo | None, target: FileInfo | None) -> bool:
-    """Tell whether a move was completed: the target is the planned file, and the source is not.
+    """Tell whether a move was completed: the planned file is at the target only.
 
     :param planned: size and time of the source before the move
     :param replaced: size and time of the target before the move, None each if the target did not exist

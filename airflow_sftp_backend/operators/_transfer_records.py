@@ -1,4 +1,4 @@
-"""Record the files that a task instance is about to rename to their targets, for recognition in its next attempt.
+"""Record files before their rename to the targets, for recognition in the task's next attempt.
 
 A retry accepts an existing target only if an earlier attempt of the same task instance recorded the file before the
 rename, and if the file is unchanged: equal size, equal time, equal source. Any other file at the target belongs to
@@ -203,7 +203,7 @@ def _is_recorded_file(record: TransferRecord, info: FileInfo) -> bool:
 
 
 def _is_source_unchanged(item: TransferItem, version: FileVersion | None, record: TransferRecord) -> bool:
-    """Tell whether a source is unchanged: a local file by its version, an object by its digest."""
+    """Tell whether a source is unchanged, by a local file's version or an object's digest."""
     if not is_url(item.source):
         return version is not None and version == record.version
     return _sha256_or_none(item.source) == record.sha256 is not None
@@ -223,7 +223,7 @@ def _items_with_equal_content(
     if local:
         log.info("comparing samples of %d files with the uploads of an earlier attempt", len(local))
     outcomes = backend.same_samples_many([(item.source, item.target) for item in local], return_exceptions=True)
-    same = [item for item in unchanged if is_url(item.source)]
+    same = [item for item in unchanged if is_url(item.source)]  # their digests were compared
     # If the server refuses to read uploaded files, equal size and time must suffice.
     same += [item for item, is_equal in zip(local, outcomes, strict=True) if is_equal is True or _is_refusal(is_equal)]
     for item, record in present.items():
@@ -286,7 +286,9 @@ def _is_recorded_target(target: str, record: TransferRecord) -> bool:
 
 
 def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: datetime | None) -> str | None:
-    """Return the digest of an uploaded file if the server's times prove that it was written since a time.
+    """Return the digest of a file that was provably uploaded since the start of the run.
+
+    The proof are the server's times, for use without a state store.
 
     :param backend: the backend of the task
     :param item: the file
@@ -317,7 +319,9 @@ def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: dateti
 
 
 def downloaded_since(backend: SFTPBackend, item: TransferItem, run_started: datetime | None) -> str | None:
-    """Return the digest of a downloaded file if its change time proves that it was renamed since a time.
+    """Return the digest of a file that was provably downloaded since the start of the run.
+
+    The proof is the local change time, for use without a state store.
 
     :param backend: the backend of the task
     :param item: the file

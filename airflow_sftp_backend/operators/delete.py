@@ -136,7 +136,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
 
 
 def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
-    """Move symbolic links to directories, and dangling links, from the missing and failed names to the result."""
+    """Take symbolic links to directories, and dangling links, out of the missing and failed names."""
     refused = [failure.path for failure in matches.failures if isinstance(failure, InvalidPath)]
     from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
 

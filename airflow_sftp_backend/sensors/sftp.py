@@ -280,7 +280,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return result
 
     def _warn_of_missing_directories(self, backend: SFTPBackend, condition: FileCondition) -> None:
-        """Warn of missing directories once in a process: they may appear later, but a misspelled name never does."""
+        """Warn of missing directories once in a process: a misspelled directory never appears."""
         self._missing_warned = True
         for name in condition.names_with_wildcards:
             self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)

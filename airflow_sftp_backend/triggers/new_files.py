@@ -126,7 +126,9 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         return [*names, *self.condition.directories] or None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll until cancelled. A batch is saved before its event is sent, and kept until Airflow has stored the event.
+        """Poll until cancelled, and yield an event for each batch of new files.
+
+        A batch is saved before its event is sent, and kept until Airflow has stored the event.
 
         :returns: the events
         """
@@ -151,7 +153,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
                 try:
                     await self._poll(store, connection)
                 except _RECOVERABLE_ERRORS as error:
-                    if str(error) != last_error:
+                    if str(error) != last_error:  # an error that repeats at every poll is logged once
                         self.log.warning("cannot poll for new files of %s, will poll again: %s", description, error)
                     last_error = str(error)
                     continue
