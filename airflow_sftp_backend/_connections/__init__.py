@@ -1,1 +1,1 @@
-"""The fields of an Airflow connection: declared, parsed, and resolved to a `BackendConfig`."""
+"""Declare, parse and resolve the fields of an Airflow connection."""

@@ -1,4 +1,4 @@
-"""Define the types of connection fields: their expected values, and how to parse them."""
+"""Define the types of connection fields."""
 
 from __future__ import annotations
 

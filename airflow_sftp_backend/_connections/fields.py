@@ -1,4 +1,7 @@
-"""Declare every field of a connection once: the form, the parser, the documented table and the tests read `FIELDS`."""
+"""Declare every field of a connection once.
+
+The form, the parser, the documented table and the tests read `FIELDS`.
+"""
 
 from __future__ import annotations
 
@@ -301,7 +304,7 @@ FIELDS: Final[tuple[Field, ...]] = (
 
 
 def conn_fields() -> dict[str, dict[str, object]]:
-    """Return the form's extra fields, in the format of ``conn-fields`` in the provider info."""
+    """Return the form's extra fields, as ``conn-fields`` of the provider info."""
     return {
         field.name: {
             "label": field.label,
@@ -318,7 +321,10 @@ def conn_fields() -> dict[str, dict[str, object]]:
 
 
 def field_behaviour() -> dict[str, Any]:
-    """Return labels and placeholders of the form's columns, in the format of a hook's ``get_ui_field_behaviour``."""
+    """Return labels and placeholders of the form's columns.
+
+    The format is that of a hook's ``get_ui_field_behaviour``.
+    """
     columns = [field for field in FIELDS if field.column]
     return {
         "hidden_fields": ["schema"],

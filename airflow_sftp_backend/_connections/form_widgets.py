@@ -1,4 +1,7 @@
-"""The connection form of Airflow 3.0 and 3.1, which read the fields from the hook instead of the provider info."""
+"""Build the connection form of Airflow 3.0 and 3.1.
+
+These versions read the fields from the hook instead of the provider info.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Parse Airflow connections of the types ``sftp_backend``, ``sftp`` and ``ssh`` into a `BackendConfig`, by `FIELDS`."""
+"""Parse Airflow connections into a `BackendConfig`, by `FIELDS`.
+
+The supported types are ``sftp_backend``, ``sftp`` and ``ssh``.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,9 @@ class AirflowConnection(Protocol):
 
 
 class InvalidConnection(ValueError):
-    """Report invalid fields of a connection. A retry cannot succeed: the connection must be corrected.
+    """Report invalid fields of a connection.
+
+    A retry cannot succeed: the connection must be corrected.
 
     :param conn_id: id of the connection
     :param problems: one text for each problem, with the labels of the connection form
@@ -116,7 +121,9 @@ class FieldValue:
 
 @dataclass(frozen=True)
 class ConnectionValues:
-    """Configured values of a connection by field name, before validation. Null and blank values are not set.
+    """Configured values of a connection by field name, before validation.
+
+    Null and blank values are not set.
 
     :ivar unknown: names in Extra that do not belong to a field.
     """
@@ -151,11 +158,13 @@ class ConnectionValues:
         return cls(conn.conn_id, conn.conn_type, fields, tuple(problems), frozenset(extra.keys() - known))
 
     def text(self, name: str) -> str:
-        """Return the text of a field; blank if the field is not set."""
+        """Return the text of a field; blank if not set."""
         return self.fields[name].text if name in self.fields else ""
 
     def with_fallback(self, fallback: ConnectionValues) -> ConnectionValues:
-        """Fill missing fields from another connection, and take its type if that is ``sftp`` or ``ssh``.
+        """Fill missing fields from another connection.
+
+        The type of the other connection is taken if it is ``sftp`` or ``ssh``.
 
         A field and its ``_secret`` field count as one: setting either ignores both of ``fallback``.
         """
@@ -235,7 +244,10 @@ class ConnectionValues:
 def _apply_uri_path(
     conn: AirflowConnection, fields: dict[str, FieldValue], problems: list[str], origin: str | None
 ) -> None:
-    """Use the path of a connection URI as base path. Airflow stores the path as schema."""
+    """Use the path of a connection URI as base path.
+
+    Airflow stores the path as schema.
+    """
     schema = conn.schema or ""
     if not conn.conn_type and not conn.host and schema.startswith(CONN_TYPE[1:]):
         # urlsplit() knows no scheme with an underscore (RFC 3986 section 3.1), and Airflow cuts the first character.
@@ -249,7 +261,7 @@ def _apply_uri_path(
 
 
 def _misspelt_names(unknown: frozenset[str]) -> Iterator[str]:
-    """Yield a warning for each name in Extra that resembles a known name."""
+    """Yield a warning for each probably misspelt name in Extra."""
     from difflib import get_close_matches  # imported here: few connections have unknown names
 
     known = {name for field in FIELDS for name in field.names}
@@ -266,7 +278,7 @@ def _entry_of(host: str) -> SSHConfigEntry | None:
 
 
 def _apply_ssh_config(parsed: dict[str, Any], problems: list[str]) -> None:
-    """Add the values that the ssh provider's hook reads from ``~/.ssh/config`` of the worker.
+    """Add the values that the ssh provider's hook reads from ``~/.ssh/config``.
 
     These are the proxy command and, without a password and a key file, the first identity file (ssh provider 7.0,
     ``SSHHook.__init__``). A missing identity file is ignored, as in that hook.
@@ -289,7 +301,7 @@ def _apply_ssh_config(parsed: dict[str, Any], problems: list[str]) -> None:
 
 
 def _ssh_config_notes(conn_type: str | None, parsed: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a note with the keywords used from the host's entry in ``~/.ssh/config``."""
+    """Yield a note with the used keywords of ``~/.ssh/config``."""
     entry = _entry_of(parsed["host"])
     if entry is None:
         return
@@ -303,7 +315,9 @@ def _ssh_config_notes(conn_type: str | None, parsed: Mapping[str, Any]) -> Itera
 
 
 def parse(conn: AirflowConnection) -> BackendConfig:
-    """Parse a connection without Key Vault references and other connections. Opens no connection.
+    """Parse a connection without Key Vault references and other connections.
+
+    Opens no connection.
 
     :raises InvalidConnection: with all problems
     """
@@ -320,13 +334,13 @@ def secret_texts(conn: AirflowConnection) -> Iterator[str]:
 
 
 def _field_and_secret_names(field: Field, fields: Mapping[str, FieldValue]) -> set[str]:
-    """Return the names of the field and of its ``_secret`` field if either is set, else nothing."""
+    """Return the names of field and ``_secret`` field if either is set."""
     names = {field.name, f"{field.name}_secret"}
     return names if names & fields.keys() else set()
 
 
 def extra_of(conn: AirflowConnection) -> dict[str, object]:
-    """Parse the Extra of a connection; empty if it is not a JSON object."""
+    """Parse Extra; empty if it is not a JSON object."""
     return _parse_extra(conn, [])
 
 
@@ -381,7 +395,10 @@ def _contradictions(fields: Mapping[str, FieldValue], parsed: Mapping[str, Any])
 
 
 def _config(conn_id: str, parsed: Mapping[str, Any], *, explicit: bool) -> BackendConfig:
-    """Convert parsed fields to a configuration. ``explicit``: ``host_key_policy`` is set in the connection."""
+    """Convert parsed fields to a configuration.
+
+    ``explicit``: ``host_key_policy`` is set in the connection.
+    """
     values: dict[str, Any] = {}
     for field in FIELDS:
         if field.argument is not None and field.name in parsed:

@@ -1,4 +1,4 @@
-"""Resolve the references of a connection to Key Vault secrets and to other connections.
+"""Resolve a connection's references to secrets and to other connections.
 
 Every fetched secret is masked in the log before its first use.
 """
@@ -72,7 +72,7 @@ def _resolve(
 
 
 def _azure_identity(connection: ConnectionValues, get: Callable[[str], AirflowConnection]) -> AzureIdentity:
-    """Return the identity for the login to the vault, from the connection and its azure connection."""
+    """Return the identity for the login to the vault."""
     fields = {
         field.name: connection.fields[field.name].value
         for field in FIELDS
@@ -110,9 +110,9 @@ _SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certific
 
 @dataclass(frozen=True)
 class ConfigResolver:
-    """Builds the configuration of a connection, and again with the current secrets when called.
+    """Builds the configuration of a connection.
 
-    A call returns None if the current secrets cannot be fetched.
+    A call builds the configuration with the current secrets, and returns None if the secrets cannot be fetched.
     """
 
     record: ConnectionRecord
@@ -127,7 +127,7 @@ class ConfigResolver:
             return None
 
     def connection(self, *, fresh: bool) -> ConnectionValues:
-        """Return the values of the connection, completed from ``connection_secret`` if it is set.
+        """Return the values of the connection, completed from ``connection_secret``.
 
         :param fresh: do not use a cached secret
         """
@@ -151,7 +151,10 @@ class ConfigResolver:
         return connection.with_fallback(ConnectionValues.of(stored, origin=reference.described))
 
     def config(self, connection: ConnectionValues, *, fresh: bool) -> BackendConfig:
-        """Fetch the secrets of the fields and return the configuration. Raises as `resolve` does."""
+        """Fetch the secrets of the fields and return the configuration.
+
+        Raises as `resolve` does.
+        """
         problems: list[str] = []
         references = self._references(connection, problems)
         # All fields with a value are validated before the first request to a vault.
@@ -186,7 +189,7 @@ class ConfigResolver:
         return references
 
     def _reference(self, connection: ConnectionValues, field_name: str, problems: list[str]) -> SecretReference | None:
-        """Parse the reference in a field: a complete reference, or a name in the connection's vault."""
+        """Parse a complete reference, or a name in the connection's vault."""
         text, vault = connection.text(field_name), connection.text(_VAULT_URL)
         try:
             if is_reference(text) or is_secret_url(text):

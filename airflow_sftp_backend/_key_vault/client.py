@@ -1,4 +1,6 @@
-"""Fetch secrets from Azure Key Vault. Importing this module does not import the Azure SDKs.
+"""Fetch secrets from Azure Key Vault.
+
+Importing this module does not import the Azure SDKs.
 
 `default_client` keeps a credential and an SDK client for each vault and identity, and caches secrets for a short time.
 """
@@ -54,7 +56,10 @@ class _CacheEntry:
 
 @dataclass
 class _ProcessState:
-    """Clients and caches of one process. ``lock`` guards the tables and is never held during network I/O."""
+    """Clients and caches of one process.
+
+    ``lock`` guards the tables and is never held during network I/O.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     clients: dict[tuple[AzureIdentity, str], tuple[SecretClient, Credential]] = field(default_factory=dict)
@@ -63,7 +68,9 @@ class _ProcessState:
 
 
 class KeyVaultClient(ForkAware):
-    """Fetches secrets. Safe for several threads; a forked process opens connections of its own.
+    """Fetches secrets.
+
+    Safe for several threads; a forked process opens connections of its own.
 
     :param timeout: longest time in seconds to connect, and for each read
     :param retry: attempts and pauses if a vault throttles, fails or cannot be reached; a Retry-After header replaces
@@ -94,7 +101,9 @@ class KeyVaultClient(ForkAware):
     def fetch(
         self, reference: SecretReference, identity: AzureIdentity = _DEFAULT, *, max_age: float = MAX_AGE
     ) -> Secret:
-        """Return a secret, from the cache or by one request for all threads that wait for the same secret.
+        """Return a secret, from the cache or by a request.
+
+        Threads that fetch the same secret wait for a single request.
 
         :param reference: the secret
         :param identity: the identity for the login
@@ -126,7 +135,10 @@ class KeyVaultClient(ForkAware):
         return secret
 
     def close(self) -> None:
-        """Close the connections and clear the cache. The next fetch opens new connections."""
+        """Close the connections and clear the cache.
+
+        The next fetch opens new connections.
+        """
         state = self._state
         with state.lock:
             clients = list(state.clients.values())
@@ -172,7 +184,9 @@ class KeyVaultClient(ForkAware):
     def _request(
         self, state: _ProcessState, reference: SecretReference, identity: AzureIdentity
     ) -> tuple[_CacheEntry | KeyVaultError, float | None]:
-        """Send one request. Return the secret or the error, and the pause in seconds that the vault requested.
+        """Send one request.
+
+        Return the secret or the error, and the pause in seconds that the vault requested.
 
         Exceptions of the SDK hold tokens and replies, so our errors have no SDK exception as cause or context.
         """
@@ -212,7 +226,7 @@ default_client: Final = KeyVaultClient()
 
 
 def _check_validity(response: KeyVaultSecret, reference: SecretReference, now: float) -> _CacheEntry | KeyVaultError:
-    """Return the cache entry of a secret, or the error if the secret must not be used now."""
+    """Return the cache entry of a valid secret, else the error."""
     properties = response.properties  # checked here: a vault returns expired and not yet valid secrets
     command = set_attributes_command(reference)
     not_before, expires_on = (
@@ -242,7 +256,7 @@ def _format_date(seconds: float) -> str:
 
 
 def _retry_after(error: HttpResponseError) -> float | None:
-    """Parse the Retry-After header, seconds or a date, as seconds (RFC 9110 section 10.2.3)."""
+    """Parse the Retry-After header as seconds (RFC 9110 section 10.2.3)."""
     from azure.core.pipeline import policies
 
     # Not every response type of the SDK declares headers.

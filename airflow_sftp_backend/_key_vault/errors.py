@@ -39,7 +39,9 @@ _TRANSIENT: Final = RETRIED | {Reason.NO_IDENTITY}
 
 
 class KeyVaultError(Exception):
-    """Report a failed fetch. ``str()`` names secret, vault, cause and remedy, and never a secret's value.
+    """Report a failed fetch.
+
+    ``str()`` names secret, vault, cause and remedy, and never a secret's value.
 
     :param reason: the cause, for code
     :param message: cause and remedy, for users
@@ -54,7 +56,7 @@ class KeyVaultError(Exception):
 
     @property
     def retryable(self) -> bool:
-        """True if a later attempt may succeed; False if the cause must be corrected first."""
+        """True if a later attempt may succeed without a correction."""
         return self.reason in _TRANSIENT
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Parse the fields of a connection into an `AzureIdentity`, and create its credential of azure-identity.
+"""Parse fields into an `AzureIdentity`, and create its credential.
 
 Importing this module does not import the Azure SDKs. The SDKs read AZURE_AUTHORITY_HOST (the login service),
 REQUESTS_CA_BUNDLE (trusted certificates), HTTPS_PROXY, NO_PROXY and the variables of DefaultAzureCredential from the
@@ -53,7 +53,7 @@ if _http_log.level == logging.NOTSET:
 
 
 class Cloud(NamedTuple):
-    """Domain of the vaults and host of the login service of a cloud."""
+    """Domain of a cloud's vaults, and host of its login service."""
 
     vaults: str
     authority: str
@@ -121,7 +121,7 @@ class AzureIdentity:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> AzureIdentity:
-        """Parse fields with the names of Airflow's azure connection and of its AzureKeyVaultBackend's arguments.
+        """Parse fields with the names of Airflow's azure connection and AzureKeyVaultBackend.
 
         These are ``login`` or ``client_id``; ``password`` or ``client_secret``; ``tenantId`` or ``tenant_id``;
         ``managed_identity_client_id``; ``workload_identity_tenant_id``; ``cloud_environment``. Additional names are
@@ -173,7 +173,7 @@ class AzureIdentity:
         return identity
 
     def authority_for(self, vault_url: str) -> str | None:
-        """Return the login service for a vault; None for that of the public cloud.
+        """Return the login service for a vault; None for the public cloud.
 
         The order is ``authority``, ``cloud``, the sovereign cloud of the vault's URL, AZURE_AUTHORITY_HOST.
         """
@@ -246,7 +246,7 @@ def _authority(value: str | None, problems: list[str]) -> str | None:
 
 
 def _missing_fields(identity: AzureIdentity) -> list[str]:
-    """Return the fields that the credential type requires and that are not set."""
+    """Return the missing fields of the credential type."""
     required: dict[str, object] = {}
     if identity.credential_type in (CredentialType.CLIENT_SECRET, CredentialType.CERTIFICATE):
         required = {"a client id (login)": identity.client_id, "a tenant id (tenantId)": identity.tenant_id}
@@ -261,12 +261,14 @@ def _missing_fields(identity: AzureIdentity) -> list[str]:
 
 
 def client_options(timeout: float) -> dict[str, Any]:
-    """Return the arguments of every SDK client: time limits in seconds, and the logger."""
+    """Return the arguments of every SDK client: time limits and logger."""
     return {"connection_timeout": timeout, "read_timeout": timeout, "logger": _http_log}
 
 
 def create_credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Credential:
-    """Create a credential for a vault. Opens no connection; the caller closes the credential.
+    """Create a credential for a vault.
+
+    Opens no connection; the caller closes the credential.
 
     The credential does not retry, except that a managed identity keeps the SDK's retries.
 

@@ -78,7 +78,10 @@ class SecretReference:
 
     @classmethod
     def of(cls, vault: str, name: str, version: str | None = None, *, cloud: str | None = None) -> SecretReference:
-        """Return the reference to a secret of a vault in ``cloud``. A blank version means the current version."""
+        """Return the reference to a secret of a vault in ``cloud``.
+
+        A blank version means the current version.
+        """
         with contextlib.suppress(ValueError):  # the constructor reports all problems together
             vault = _vault_host(vault, cloud or PUBLIC)
         return cls(vault, name.strip(), (version or "").strip() or None)
@@ -90,7 +93,7 @@ class SecretReference:
 
     @property
     def pinned(self) -> bool:
-        """True if the reference has a version, so that the secret never changes."""
+        """True if the reference has a version: the secret never changes."""
         return self.version is not None
 
     @property

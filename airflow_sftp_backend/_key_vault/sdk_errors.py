@@ -48,7 +48,10 @@ def classify_sdk_error(error: Exception, reference: SecretReference, identity: A
 
 
 def _classify_refusal(status: int, code: str, text: str, reference: SecretReference) -> tuple[Reason, str]:
-    """Classify an error reply of the vault. ``code`` is its innermost error code."""
+    """Classify an error reply of the vault.
+
+    ``code`` is its innermost error code.
+    """
     vault = reference.vault.partition(".")[0]
     if status == 404:
         missing = "no such version" if reference.pinned else "no such secret"
@@ -140,7 +143,7 @@ def _classify_login_failure(text: str, reference: SecretReference, identity: Azu
 
 
 def _classify_network_failure(text: str, reference: SecretReference) -> tuple[Reason, str] | None:
-    """Classify a network failure by the text of the HTTP client's exception; None for other failures."""
+    """Classify a network failure by text; None for other failures."""
     match = re.search(r"host='([^']+)'", text)
     host = match[1] if match else reference.vault
     if "CERTIFICATE_VERIFY_FAILED" in text or "CA certificate bundle" in text:
@@ -168,7 +171,7 @@ def credential_problem(error: Exception, identity: AzureIdentity) -> str:
 
 
 def set_attributes_command(reference: SecretReference) -> str:
-    """Return the start of a command that changes the attributes of a secret."""
+    """Return the start of a command to change a secret's attributes."""
     version = f" --version {reference.version}" if reference.version else ""
     name = f"--vault-name {reference.vault.partition('.')[0]} --name {reference.name}"
     return f"az keyvault secret set-attributes {name}{version}"

@@ -1,4 +1,4 @@
-"""Check a connection and its server step by step, and advise on the failed step."""
+"""Check a connection and its server step by step."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Results of all steps, in order. A failed step is the last one.
+    """Results of all steps, in order.
+
+    A failed step is the last one.
 
     :ivar server: the server as ``sftp://host:port``
     :ivar username: name of the login; blank if unknown
@@ -106,7 +108,7 @@ Probe = Callable[[SFTPBackend], CheckResult]
 
 
 def diagnose(config: BackendConfig, probes: Mapping[CheckTitle, Probe] | None = None) -> Diagnosis:
-    """Connect with a single login, check server and base path, then run the probes.
+    """Connect once, check server and base path, and run probes.
 
     :param config: the configuration; its retry policy is ignored
     :param probes: additional steps by title
@@ -177,7 +179,10 @@ def _check_name(config: BackendConfig) -> CheckResult:
 
 
 def _connection_results(config: BackendConfig, info: ConnectionInfo, seconds: float | None) -> Iterator[CheckResult]:
-    """Yield the results of an attempt to connect. ``seconds`` is the duration of a successful attempt."""
+    """Yield the results of an attempt to connect.
+
+    ``seconds`` is the duration of a successful attempt.
+    """
     if config.jump is not None and info.jump is not None:
         jump_results = list(_connection_results(config.jump, info.jump, None))
         lines = [f"{config.jump.address} as {info.jump.username}"] + [

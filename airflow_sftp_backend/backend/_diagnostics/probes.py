@@ -27,7 +27,10 @@ _BLOCK: Final = 1 << 20
 
 
 def host_keys(backend: SFTPBackend) -> CheckResult:
-    """List the server's host keys of all types, and their trust. Stores no key."""
+    """List the server's host keys of all types, and their trust.
+
+    Stores no key.
+    """
     config = backend.config
     if config.jump is not None or config.proxy_command is not None:
         return CheckResult(

@@ -44,7 +44,7 @@ PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey
 
 
 class SocketLike:
-    """Base of an object to pass to a transport in place of a socket."""
+    """Base of a substitute for a transport's socket."""
 
     @property
     def _closed(self) -> bool:
@@ -60,7 +60,10 @@ class SocketLike:
 
 
 class _DebugLog(logging.LoggerAdapter[logging.Logger]):
-    """Lower records to level DEBUG: paramiko logs each failure, with a traceback, before raising."""
+    """Lowers records to level DEBUG.
+
+    paramiko logs each failure, with a traceback, before raising.
+    """
 
     def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
         """Pass a record on, at level DEBUG at most."""
@@ -83,7 +86,9 @@ class AgreedAlgorithms:
 
 
 class SSHTransport(paramiko.Transport):
-    """Transport that keeps facts which paramiko only logs. Its own log records have level DEBUG.
+    """Transport that keeps facts which paramiko only logs.
+
+    Its own log records have level DEBUG.
 
     :ivar disconnect_message: the server's reason for the end of the connection (RFC 4253 section 11.1), unchanged;
         None without a reason
@@ -150,7 +155,10 @@ class SSHTransport(paramiko.Transport):
         self.auth_timeout = self.channel_timeout = seconds
 
     def stop(self) -> None:
-        """End the transport's thread soon. Takes no lock: signal handlers and the garbage collector may call this."""
+        """End the transport's thread soon.
+
+        Takes no lock: signal handlers and the garbage collector may call this.
+        """
         self.stop_thread()
 
     def end(self, seconds: float) -> bool:
@@ -167,7 +175,9 @@ class SSHTransport(paramiko.Transport):
 
 
 def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
-    """Return the same channel with a type for any buffer in ``send``. The published signature is narrower.
+    """Return the same channel with a type for any buffer in ``send``.
+
+    The published signature is narrower.
 
     :param channel: the channel
     :returns: the same object
@@ -201,7 +211,7 @@ class Sha1RSAKey(paramiko.RSAKey):
 
 
 class Sha1Transport(SSHTransport):
-    """Transport with SHA-1 ``ssh-rsa`` as last choice for host keys and for the login.
+    """Transport with SHA-1 ``ssh-rsa`` as last choice for host key and login.
 
     paramiko 5.0 removed these signatures. Only this subclass restores them, so every other connection of the process
     still refuses them.
@@ -218,7 +228,10 @@ class Sha1Transport(SSHTransport):
 
     @property
     def preferred_pubkeys(self) -> Sequence[str]:
-        """Login algorithms, best first: the authentication handler takes the algorithm of an RSA key from here."""
+        """Login algorithms, best first.
+
+        The authentication handler takes the algorithm of an RSA key from here.
+        """
         return self.order_login_algorithms(super().preferred_pubkeys)
 
     def order_login_algorithms(self, names: Sequence[str]) -> Sequence[str]:
@@ -236,12 +249,15 @@ class Sha1Transport(SSHTransport):
 
     @property
     def host_key_algorithm(self) -> str:
-        """The agreed algorithm of the host key, as ``rsa-sha2-512``; blank before the agreement."""
+        """Agreed algorithm of the host key; blank before the agreement."""
         return self.host_key_type or ""
 
     @property
     def server_login_algorithms(self) -> list[str]:
-        """The algorithms in the server's ``server-sig-algs`` (RFC 8308 section 3.1); empty if it sent none."""
+        """Algorithms of the server's ``server-sig-algs`` (RFC 8308 section 3.1).
+
+        Empty if the server sent none.
+        """
         extensions: dict[str, bytes] = self.server_extensions  # type: ignore[attr-defined] # the stub leaves it out
         return [name for name in extensions.get("server-sig-algs", b"").decode("ascii", "replace").split(",") if name]
 
@@ -376,7 +392,7 @@ def openssh_text(key: PrivateKey) -> str:
 
 
 def certificate_of(pkey: paramiko.PKey) -> tuple[str, bytes] | None:
-    """Return the certificate of a private key or of a server's host key.
+    """Return the certificate of a private key or a host key.
 
     :param pkey: the key.
     :returns: type, as ``ssh-ed25519-cert-v01@openssh.com``, and content in wire format; None without a certificate.

@@ -1,4 +1,4 @@
-"""Log in with keys and passwords: each credential at most once, until the server accepts the login."""
+"""Log in with keys and passwords, each at most once."""
 
 from __future__ import annotations
 
@@ -76,11 +76,14 @@ class _Credential:
 
 
 class _SigningFailed(Exception):
-    """Report a private key that cannot sign, such as a key of an agent without a confirmation."""
+    """Report a private key that cannot sign.
+
+    An example is an agent's key without its confirmation.
+    """
 
 
 class Authenticator(AuthStrategy):
-    """Logs in with configured keys, then the password, then other keys, with several methods if the server wants them.
+    """Logs in with configured keys, the password, then other keys.
 
     A server may require several methods (RFC 4252 section 5.1). The password is also the answer to the first prompt of
     keyboard-interactive (RFC 4256).
@@ -155,7 +158,7 @@ class Authenticator(AuthStrategy):
         raise self.failure(f"{methods}; {self._hint(offered)}")
 
     def failure(self, reason: str) -> AuthenticationFailed:
-        """Return the error for a refused login, with refused credentials, prompts and skipped keys."""
+        """Return the error for a refused login, with all attempts."""
         record = self._record
         tried = f"refused: {', '.join(record.refused)}; " if record.refused else ""
         prompts = f"prompts: {', '.join(map(repr, record.prompts))}; " if record.prompts else ""
@@ -167,7 +170,10 @@ class Authenticator(AuthStrategy):
     def _try_credentials(
         self, transport: paramiko.Transport, credentials: list[_Credential], wanted: list[str] | None
     ) -> tuple[_Credential, list[str]] | None:
-        """Return the first accepted credential, and the methods that the server wants besides; None without one."""
+        """Return the first accepted credential and the methods still wanted.
+
+        None without an accepted credential.
+        """
         for credential in credentials:
             if wanted is not None and not credential.methods & set(wanted):
                 continue
@@ -278,7 +284,10 @@ class Authenticator(AuthStrategy):
         return _Credential("a login without password and key", frozenset({"none"}), attempt)
 
     def _new_request(self, transport: paramiko.Transport) -> AuthRequestHandler:
-        """Return a handler for the next request. Request the service before the first one."""
+        """Return a handler for the next request.
+
+        Request the service before the first one.
+        """
         self._before_request()
         handler = AuthRequestHandler.attach(transport)
         if not self._service_requested:
@@ -289,7 +298,7 @@ class Authenticator(AuthStrategy):
     # -- hints
 
     def _query_methods(self, transport: paramiko.Transport) -> list[str]:
-        """Request the list of methods with the method ``none`` (RFC 4252 section 5.2)."""
+        """Request the methods with ``none`` (RFC 4252 section 5.2)."""
         try:
             self._new_request(transport).auth_none(self._username)
         except paramiko.BadAuthenticationType as error:

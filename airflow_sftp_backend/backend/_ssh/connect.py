@@ -1,4 +1,6 @@
-"""Attempt to connect: TCP, key exchange, host key, login, SFTP; each step with a time limit.
+"""Attempt to connect: TCP, key exchange, host key, login, SFTP.
+
+Each step has a time limit.
 
 Host certificates: paramiko negotiates ``...-cert-v01@openssh.com`` host key algorithms and verifies the server's
 signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py). `host_key_policy` validates
@@ -72,7 +74,9 @@ _THREAD_EXIT_SECONDS: Final = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class ConnectionInfo:
-    """Properties of a connection, or of a failed attempt as far as it came. Unknown values are blank.
+    """Properties of a connection or of a failed attempt.
+
+    Unknown values are blank.
 
     :ivar server_version: identification of the server, such as ``SSH-2.0-OpenSSH_9.2``
     :ivar key_exchange: key exchange algorithm, such as ``curve25519-sha256@libssh.org``
@@ -311,7 +315,10 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             self._authenticator = None
 
     def abort(self) -> None:
-        """Make `run` fail soon. Takes no lock, so that a signal handler may call it."""
+        """Make `run` fail soon.
+
+        Takes no lock, so that a signal handler may call it.
+        """
         self._aborted = self.is_permanent = True
         if self._jump is not None:
             self._jump.abort()
@@ -417,7 +424,9 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         return transport
 
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
-        """Check the host key. paramiko calls this for every server, because it has no host keys of its own.
+        """Check the host key.
+
+        paramiko calls this method for every server, because its own list of host keys is empty.
 
         :raises HostKeyRejected: if the key is not trusted
         """
@@ -439,7 +448,10 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         self._stream.set_deadline(self._clamp(self._settings.auth_timeout))
 
     def _translate(self, error: Exception, stream: SocketStream) -> Exception:
-        """Return the error to raise for an exception of paramiko, and set whether it is permanent."""
+        """Return the error for an exception of paramiko.
+
+        Sets `is_permanent` and `is_server_busy`.
+        """
         reason = self._failure_context()[1]
         if self._authenticator is not None and (self._auth_record.refused or self._auth_record.prompts):
             return self._authenticator.failure(f"then {reason or 'the server closed the connection'}")
@@ -554,7 +566,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         return max(0.01, min(seconds, self._remaining_time()))
 
     def _failure_context(self) -> tuple[str, str | None]:
-        """Return the current phase, and the reason for the end of the connection if it has ended."""
+        """Return the current phase, and the reason for a lost connection."""
         phase, transport = self._phase, self._transport
         if phase == _WAITING_FOR_BANNER and transport is not None and transport.server_version:
             phase = "exchanging keys"

@@ -1,4 +1,4 @@
-"""Open additional SFTP channels of a connection in the background, without another login."""
+"""Open additional SFTP channels in the background, without another login."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXTRA_CHANNEL_WINDOW: Final = 2 << 20
 
 
 class ExtraChannels:
-    """Opens channels until the maximum is reached or the server refuses a channel.
+    """Opens channels up to a maximum, or until the server refuses.
 
     :param maximum: number of channels of the connection, with the first
     :param timeout: longest time in seconds to open a channel
@@ -39,7 +39,10 @@ class ExtraChannels:
         self._opened_channels: deque[SFTPChannel] = deque()
 
     def request(self, count: int) -> None:
-        """Start opening channels up to a number of channels in total. Returns at once."""
+        """Start opening channels up to a number of channels in total.
+
+        Returns at once.
+        """
         while self._requested < min(count, self._maximum):
             self._requested += 1
             threading.Thread(target=self._open, name="sftp channel", daemon=True).start()

@@ -36,7 +36,8 @@ def key_type(blob: bytes) -> str:
 
 
 def _fields(blob: bytes) -> list[bytes]:
-    """Return the fields of a plain key, or the type of a certificate. Multiple precision integers are strings too."""
+    """Return the fields of a plain key, or the type of a certificate."""
+    # Multiple precision integers are read as strings: both start with their length (RFC 4251 section 5).
     cursor = PacketReader(memoryview(blob))
     try:
         fields = [bytes(cursor.view())]
@@ -69,7 +70,7 @@ def fingerprint(blob: bytes) -> str:
 
 
 def matches_host(pattern: str, host: str) -> bool:
-    """Return whether a host pattern with the wildcards ``*`` and ``?`` matches a host.
+    """Return whether a pattern with ``*`` and ``?`` matches a host.
 
     :param pattern: a pattern of a known_hosts line, or a principal of a certificate
     :param host: host name, or ``[host]:port``
@@ -82,7 +83,10 @@ def matches_host(pattern: str, host: str) -> bool:
 
 @dataclass(frozen=True)
 class HostCertificate:
-    """Fields of a certificate (PROTOCOL.certkeys), not validated. Times are in seconds since 1970."""
+    """Fields of a certificate (PROTOCOL.certkeys), not validated.
+
+    Times are in seconds since 1970.
+    """
 
     # Not cryptography's SSHCertificate: that verifies the signature, but publishes neither the algorithm of the
     # signature, which is needed to refuse SHA-1, nor the bytes of the key as sent.
@@ -141,7 +145,7 @@ class HostCertificate:
         )
 
     def rejection_reason(self, host: str, now: float) -> str | None:
-        """Return the reason why the certificate is not valid for a host; None if it is valid.
+        """Return why the certificate is invalid for a host, else None.
 
         :param host: name of the server, without port
         :param now: seconds since 1970

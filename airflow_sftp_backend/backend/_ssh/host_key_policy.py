@@ -1,4 +1,4 @@
-"""Check a server's host key against the known keys, and apply the policy for unknown keys.
+"""Check host keys, and apply the policy for unknown keys.
 
 The only I/O is that of the known_hosts file.
 """
@@ -49,7 +49,7 @@ class HostKeyChecker:
             self._inline = KnownHosts.parse(_restore_line_ends(inline), source=ENVIRONMENT_VARIABLE)
 
     def preferred_types(self) -> tuple[str, ...]:
-        """Return the host key algorithms of the known keys, to be negotiated first.
+        """Return the algorithms of the known keys, to propose first.
 
         The key type ``ssh-rsa`` becomes the algorithms ``rsa-sha2-512``, ``rsa-sha2-256`` and, if allowed, ``ssh-rsa``
         (RFC 8332 section 3).
@@ -69,7 +69,9 @@ class HostKeyChecker:
         return [f"rsa-sha2-512{suffix}", f"rsa-sha2-256{suffix}", *([kind] if self._config.allow_ssh_rsa_sha1 else [])]
 
     def check(self, blob: bytes) -> str:
-        """Check a host key, and with the policy TRUST_ON_FIRST_USE store an unknown key in the file.
+        """Check a host key.
+
+        With the policy TRUST_ON_FIRST_USE, an unknown key is stored in the file.
 
         :param blob: the server's key or certificate
         :returns: the reason why the key is trusted
@@ -154,7 +156,10 @@ class HostKeyChecker:
         return HostKeyRejected(text, server=self._config.address, status=decision.status.value)
 
     def _remember(self, blob: bytes, searched: list[KnownHosts]) -> str:
-        """Append the key to the file, unless another process has added a key of the host meanwhile."""
+        """Append the key to the file.
+
+        If another process has added a key of the host meanwhile, that key decides.
+        """
         try:
             os.makedirs(os.path.dirname(self._path) or ".", mode=0o700, exist_ok=True)
             with _open_locked(self._path, self._config.timeout) as descriptor:
@@ -183,13 +188,15 @@ _JOINED_ENTRIES: Final = re.compile(rf"((?:AAAA|SHA256:)\S+)([^\n]*?)[ \t]+{_ENT
 
 
 def _restore_line_ends(text: str) -> str:
-    """Restore line ends that a form or a variable has replaced by a literal ``\\n`` or by blanks."""
+    """Restore line ends replaced by a literal ``\\n`` or by blanks."""
     return _JOINED_ENTRIES.sub(r"\1\2\n", re.sub(r"\\+r\\+n|\\+[rn]", "\n", text))
 
 
 @contextmanager
 def _open_locked(path: str, timeout: float) -> Iterator[int]:
-    """Open a file, created with mode 0600 if it is missing, and hold an exclusive lock on it.
+    """Open a file with an exclusive lock.
+
+    A missing file is created with mode 0600.
 
     :param timeout: longest time in seconds to wait for the lock
     :raises TimeoutError: if another process holds the lock for longer
@@ -215,7 +222,10 @@ def _open_locked(path: str, timeout: float) -> Iterator[int]:
 
 
 def _append(descriptor: int, content: bytes, line: bytes) -> None:
-    """Append a line to a file with the given content. If the disk is full, leave the file unchanged."""
+    """Append a line to a file with the given content.
+
+    If the disk is full, leave the file unchanged.
+    """
     # The last line of a file edited by hand may lack its newline.
     remaining = line if not content or content.endswith(b"\n") else b"\n" + line
     try:

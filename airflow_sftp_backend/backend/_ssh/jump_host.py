@@ -1,4 +1,7 @@
-"""Connect through a jump server: a ``direct-tcpip`` channel of its connection (RFC 4254 section 7.2), as a socket."""
+"""Connect through a jump server.
+
+The socket is a ``direct-tcpip`` channel of the jump server's connection (RFC 4254 section 7.2).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,10 @@ _MAX_PACKET_SIZE: Final = 32 << 10
 
 
 class ForwardingDenied(BackendUnavailable):
-    """The jump server refuses to forward to the target. Another attempt would fail in the same way."""
+    """The jump server refuses to forward to the target.
+
+    Another attempt would fail in the same way.
+    """
 
 
 class JumpHost:
@@ -43,7 +49,10 @@ class JumpHost:
         self._failure_reason: str | None = None
 
     def failure_reason(self) -> str:
-        """Return the reason for the end of the connection, unless `abort` ended it; blank without a reason."""
+        """Return the reason for a lost connection.
+
+        Blank without a reason, or if `abort` ended the connection.
+        """
         if self._failure_reason is None:
             failure = self.stream.failure
             self._failure_reason = f"the jump server {self._address}: {failure}" if failure else ""
@@ -105,7 +114,10 @@ class _ChannelSocket:
         self._channel.settimeout(seconds)
 
     def recv_into(self, buffer: memoryview) -> int:
-        """Read into the buffer. Returns the number of bytes, 0 at the end."""
+        """Read into the buffer.
+
+        Returns the number of bytes, 0 at the end.
+        """
         data = self._channel.recv(len(buffer))
         buffer[: len(data)] = data
         return len(data)
@@ -119,7 +131,10 @@ class _ChannelSocket:
         self._jump_host.abort()
 
     def close(self) -> None:
-        """Mark as closed. The connection to the jump host ends with the stream."""
+        """Mark as closed.
+
+        The connection to the jump host ends with the stream.
+        """
         self._closed = True
 
     def fileno(self) -> int:

@@ -1,4 +1,4 @@
-"""Parse known_hosts lines, and decide whether a host key is trusted by them.
+"""Parse known_hosts lines, and decide whether they trust a host key.
 
 The format is that of sshd(8), SSH_KNOWN_HOSTS FILE FORMAT, but a fingerprint, ``SHA256:...``, may replace a key.
 The rules are those of OpenSSH's client (hostfile.c, sshconnect.c) with these exceptions:
@@ -52,18 +52,18 @@ MAX_LISTED: Final = 6
 
 
 def host_pattern(host: str, port: int) -> str:
-    """Return a server's name in known_hosts: ``host``, or ``[host]:port`` if the port is not 22."""
+    """Return ``host``, or ``[host]:port`` if the port is not 22."""
     return host.lower() if port == DEFAULT_PORT else f"[{host.lower()}]:{port}"
 
 
 def known_hosts_line(host: str, port: int, blob: bytes) -> str:
-    """Return the known_hosts line for a key, or for the key in a certificate, without a newline."""
+    """Return the known_hosts line, without newline, for a key or certificate."""
     key = plain_key(blob)
     return f"{host_pattern(host, port)} {key_type(key)} {base64.b64encode(key).decode()}"
 
 
 def _names_host(names: str, host: str) -> bool:
-    """Return whether the first field of a line matches a host in the form of `host_pattern`."""
+    """Return whether the first field matches a `host_pattern`."""
     if names.startswith("|"):
         _, _, salt, expected = names.split("|")
         digest_of_host = hmac.digest(base64.b64decode(salt), host.encode(), "sha1")
@@ -115,7 +115,7 @@ class KnownHostsEntry:
         return cls(location, marker, names, types, digest)
 
     def names_host(self, host: str) -> bool:
-        """Return whether the line applies to a host in the form of `host_pattern`."""
+        """Return whether the line applies to a `host_pattern`."""
         return self.names is None or _names_host(self.names, host)
 
     def __str__(self) -> str:
@@ -124,7 +124,7 @@ class KnownHostsEntry:
 
 
 def _has_no_host_name(fields: list[str]) -> bool:
-    """Return whether a line starts with a key or a fingerprint instead of a host name."""
+    """Return whether a line lacks a host name."""
     kind, key = (*fields, "", "")[:2]
     return kind.startswith(_FINGERPRINT_PREFIXES) or (key.startswith("AAAA") and KEY_TYPE.fullmatch(kind) is not None)
 
@@ -146,7 +146,10 @@ def _decode_base64(text: str) -> bytes:
 
 
 def _parse_key(fields: list[str]) -> tuple[tuple[str, ...], str]:
-    """Parse ``key-type base64 [comment]`` or ``SHA256:... [comment] [(TYPE)]`` into key types and fingerprint."""
+    """Parse key types and fingerprint.
+
+    The fields are ``key-type base64 [comment]`` or ``SHA256:... [comment] [(TYPE)]``.
+    """
     kind = fields[0]
     if kind.startswith("MD5:"):
         raise ValueError("an MD5 fingerprint, which is not secure; use the SHA256 fingerprint")
@@ -182,7 +185,10 @@ class HostKeyStatus(enum.Enum):
 
 @dataclass(frozen=True)
 class HostKeyDecision:
-    """Decision on a host key. ``reason`` names the line with the key, or the contradiction."""
+    """Decision on a host key.
+
+    ``reason`` names the line with the key, or the contradiction.
+    """
 
     status: HostKeyStatus
     reason: str
@@ -226,7 +232,7 @@ class KnownHosts:
         return cls(source, tuple(entries), tuple(problems), pinned)
 
     def known_types(self, host: str, port: int) -> tuple[str, ...]:
-        """Return the types of the keys known of a host, in the order to negotiate: certificate types first."""
+        """Return the types of a host's known keys, certificates first."""
         types = list(_CERTIFICATE_TYPES) if self._entries_for(host, port, _AUTHORITY) else []
         types += [kind for entry in self._entries_for(host, port, "") for kind in entry.types]
         return tuple(dict.fromkeys(types))
@@ -277,17 +283,17 @@ class KnownHosts:
         return [entry for entry in self.entries if entry.marker == marker and entry.names_host(name)]
 
     def _entries_for(self, host: str, port: int, marker: str) -> list[KnownHostsEntry]:
-        """Return the lines with a marker for host and port, or without such lines, those for the host alone."""
+        """Return the lines for host and port, else for the host."""
         return self._entries_naming(host_pattern(host, port), marker) or self._entries_naming(host.lower(), marker)
 
     def no_entry_text(self, name: str) -> str:
-        """Return a text for a host without a line; ``name`` has the form of `host_pattern`."""
+        """Return a text for a `host_pattern` without a line."""
         if self.missing:
             return f"{self.source} does not exist"
         return f"no line of {self.source} names {name}" if self.entries else f"{self.source} holds no usable line"
 
     def _other_names(self, key_fingerprint: str) -> str:
-        """Return a text with other hosts that have the key: a server may have several names."""
+        """Return a text with other names of the same key."""
         same = [entry for entry in self.entries if not entry.marker and entry.fingerprint == key_fingerprint]
         names = (
             "a hashed name" if (entry.names or "").startswith("|") else repr(entry.names) for entry in same[:MAX_LISTED]

@@ -1,4 +1,4 @@
-"""Support SHA-1 ``ssh-rsa`` (RFC 4253 section 6.6) in one connection, for servers without SHA-2 signatures."""
+"""Support SHA-1 ``ssh-rsa`` for old servers (RFC 4253 section 6.6)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ._paramiko_compat import SHA1_RSA, Sha1RSAKey, Sha1Transport
 
 
 class LegacyTransport(Sha1Transport):
-    """Transport that accepts ``ssh-rsa`` for host key and login if the server supports nothing stronger."""
+    """Transport with ``ssh-rsa`` if the server supports nothing stronger."""
 
     _refused_stronger = False
 
     def order_login_algorithms(self, names: Sequence[str]) -> Sequence[str]:
-        """Put ``ssh-rsa`` before the other RSA algorithms if the server would refuse the others.
+        """Put ``ssh-rsa`` first if the server would refuse other RSA algorithms.
 
         A server lists its algorithms in ``server-sig-algs`` (RFC 8308 section 3.1). A server without the list is older
         than SHA-2 signatures, unless its host key has just made such a signature. The list may contain refused
@@ -33,7 +33,9 @@ class LegacyTransport(Sha1Transport):
         return (SHA1_RSA, *(name for name in names if name != SHA1_RSA))
 
     def auth_publickey(self, username: str, key: paramiko.PKey, event: threading.Event | None = None) -> list[str]:
-        """Log in with a key. If the server refuses an RSA key's SHA-2 signature, sign again with SHA-1.
+        """Log in with a key.
+
+        If the server refuses an RSA key's SHA-2 signature, sign again with SHA-1.
 
         See `paramiko.Transport.auth_publickey`.
         """

@@ -1,4 +1,6 @@
-"""Repair the text of private keys: restore line ends and BEGIN and END lines, and decode base64 around a key.
+"""Repair the text of private keys.
+
+Line ends and BEGIN and END lines are restored, and base64 around a key is decoded.
 
 Formats: PEM (RFC 7468, RFC 1421 headers) with or without line ends, base64 of PEM, and base64 of binary keys (DER:
 ITU-T X.690; OpenSSH: PROTOCOL.key; PKCS#12: RFC 7292). This module neither decrypts nor parses keys.
@@ -53,7 +55,7 @@ CERTIFICATE_LINE: Final = re.compile(
 
 
 def repair_pem(text: str) -> str:
-    """Restore the text of a private key after changes by forms, variables and vaults.
+    """Restore a private key changed by forms, variables or vaults.
 
     Repaired are: line ends replaced by blanks or a literal ``\\n``, or removed; CRLF; base64 of the whole; missing
     BEGIN and END lines; quotes, blanks and a byte order mark around the key; a missing final newline.
@@ -68,12 +70,18 @@ def repair_pem(text: str) -> str:
 
 
 def strip_wrapping(text: str) -> str:
-    """Decode base64 around a key, and remove blanks and quotes. Line ends become ``\n``."""
+    """Decode base64 around a key, and remove blanks and quotes.
+
+    Line ends become ``\n``.
+    """
     return _decode_layers(text)[-1]
 
 
 def _decode_layers(text: str) -> list[str]:
-    """Return the text, the text decoded from its base64, and so on. Line ends become ``\n``."""
+    """Return the text, the text decoded from its base64, and so on.
+
+    Line ends become ``\n``.
+    """
     layers: list[str] = []
     unpacked: str | None = text
     while unpacked is not None and len(layers) < _MAX_LAYERS:
@@ -84,7 +92,7 @@ def _decode_layers(text: str) -> list[str]:
 
 
 def key_bodies(text: str) -> list[list[str]]:
-    """Find the base64 of every private key in a text, and base64 around a key.
+    """Find the base64 of and around private keys in a text.
 
     :param text: private key in any form supported by `repair_pem`, PuTTY key, or text with keys
     :returns: for each base64 text its lines, unchanged; empty if there is no private key
@@ -122,7 +130,7 @@ def _base64_lines(body: str) -> list[str]:
 
 
 def _add_frame(label: str, body: str) -> str:
-    """Return a PEM block with 64 characters per line (RFC 7468 section 2)."""
+    """Return a PEM block with lines of 64 characters (RFC 7468 section 2)."""
     compact_label = "".join(label.split())
     label = _LABEL_BY_COMPACT_LABEL.get(compact_label, " ".join(label.split()))
     headers, body = _split_headers(body)
@@ -132,7 +140,7 @@ def _add_frame(label: str, body: str) -> str:
 
 
 def _split_headers(body: str) -> tuple[str, str]:
-    """Split the body of a block into its encryption headers and its base64."""
+    """Split the body of a block into encryption headers and base64."""
     if match := _ENCRYPTION.match(body):
         headers = f"Proc-Type: 4,ENCRYPTED\nDEK-Info: {match[1].upper()},{match[2].upper()}\n\n"
         return headers, body[match.end() :]
@@ -142,14 +150,20 @@ def _split_headers(body: str) -> tuple[str, str]:
 
 
 def _decode_base64_text(text: str) -> str | None:
-    """Decode base64 of a text or of a binary key, the latter as a PEM block; None if it is neither."""
+    """Decode base64 of a text or a binary key.
+
+    A binary key becomes a PEM block. Returns None for other content.
+    """
     data = decode_base64(text)
     unpacked = as_text(data) if data else None
     return unpacked if unpacked and (unpacked.isascii() or BEGIN.search(unpacked)) else None
 
 
 def decode_base64(text: str) -> bytes:
-    """Decode base64 in either alphabet, with or without padding and blanks; empty if the text is invalid."""
+    """Decode base64 in either alphabet; empty if the text is invalid.
+
+    Padding is optional, and blanks are ignored.
+    """
     packed = "".join(text.split()).replace("-", "+").replace("_", "/").rstrip("=")
     try:
         return base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True)
@@ -158,7 +172,10 @@ def decode_base64(text: str) -> bytes:
 
 
 def as_text(data: bytes) -> str | None:
-    """Convert the content of a key file to text, a binary key to a PEM block; None if it is neither."""
+    """Convert the content of a key file to text.
+
+    A binary key becomes a PEM block. Returns None for other content.
+    """
     if label := _label_of(data):
         return _add_frame(label, base64.b64encode(data).decode())
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-16-le" if data[1:2] == b"\0" else "utf-8"
@@ -169,7 +186,10 @@ def as_text(data: bytes) -> str | None:
 
 
 def _label_of(data: bytes) -> str | None:
-    """Return the PEM label of a binary private key by its first fields (DER: ITU-T X.690); None for other content."""
+    """Return the PEM label of a binary private key, else None.
+
+    The first fields decide (DER: ITU-T X.690).
+    """
     if data.startswith(OPENSSH_MAGIC):
         return "OPENSSH PRIVATE KEY"
     if len(data) < 32 or data[0] != 0x30:

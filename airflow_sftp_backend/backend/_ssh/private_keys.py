@@ -1,4 +1,6 @@
-"""Load private keys for paramiko. No message and no exception chain contains the text of a key.
+"""Load private keys for paramiko.
+
+No message and no exception chain contains the text of a key.
 
 Formats: OpenSSH (PROTOCOL.key), PKCS#1, SEC1 and PKCS#8 (RFC 8017, 5915, 5958), encrypted or not, in PEM (RFC 7468, RFC
 1421 headers) or as base64 without BEGIN and END lines; PKCS#12 (RFC 7292) in base64, as exported by Key Vault.
@@ -60,7 +62,10 @@ _CANNOT_DECRYPT: Final = "cannot be decrypted: the passphrase is wrong, or the k
 
 
 class _UnusableKey(Exception):
-    """Report an unusable key, without its content. The text continues a name: "is a public key; ..."."""
+    """Report an unusable key, without its content.
+
+    The text continues a name: "is a public key; ...".
+    """
 
 
 # -- parsing ----------------------------------------------------------------------------------------------------------
@@ -135,7 +140,7 @@ def _text_of(source: str | bytes | os.PathLike[str]) -> str:
 
 
 def _parse(text: str, passphrase: bytes) -> tuple[object, bytes | None]:
-    """Parse the private key in a text, and the certificate after the key."""
+    """Parse the private key in a text, and its certificate."""
     text = repair_pem(text)
     blocks = {match[1]: match for match in reversed(list(BLOCK.finditer(text)))}  # the first of each label
     label = next((label for label in (*PRIVATE, PKCS12) if label in blocks), None)
@@ -178,7 +183,10 @@ def _describe_other_content(text: str, labels: set[str]) -> str:
 
 
 def _openssh_cipher(data: bytes) -> bytes:
-    """Return the cipher of a key in OpenSSH's format, ``none`` without encryption. Refuse unsupported types."""
+    """Return the cipher of an OpenSSH key; ``none`` without encryption.
+
+    Refuses unsupported types.
+    """
     cursor = PacketReader(memoryview(data.removeprefix(OPENSSH_MAGIC)))
     try:
         cipher = bytes(cursor.view())
@@ -300,7 +308,7 @@ def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramik
 
 
 def export_private_key(pkey: paramiko.PKey) -> Secret:
-    """Write a key as unencrypted OpenSSH text for `load_private_key`, with its certificate after the key.
+    """Write a key and its certificate as unencrypted OpenSSH text.
 
     :raises TypeError: if the private part is not accessible, as with keys of an SSH agent
     """
@@ -315,7 +323,7 @@ def export_private_key(pkey: paramiko.PKey) -> Secret:
 
 
 def picklable_config(config: BackendConfig) -> BackendConfig:
-    """Return the configuration with keys as text, so that it can be pickled.
+    """Return the configuration with keys as text, for pickling.
 
     :raises TypeError: if a key cannot be copied
     """

@@ -97,7 +97,9 @@ def _parse_names(text: bytes) -> tuple[str, ...]:
 
 
 def scan_host_algorithms(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> HostAlgorithms:
-    """Read the algorithms offered by a server from its first messages. Opens one connection without a login.
+    """Read the algorithms offered by a server from its first messages.
+
+    Opens one connection without a login.
 
     :param host: name or address of the server
     :param port: port of the server
@@ -181,7 +183,9 @@ class _UnencryptedReader:
 
 
 def scan_host_keys(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> list[HostKey]:
-    """Read the host keys of a server, one of each supported type. Opens one connection, and one for each type.
+    """Read the host keys of a server, one of each supported type.
+
+    Opens one connection, and one for each type.
 
     The server proves possession of each key. The caller must verify that the keys belong to the right server.
 
@@ -201,7 +205,7 @@ def scan_host_keys(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> 
 
 
 def _fetch_host_key(host: str, port: int, timeout: float, algorithm: str) -> bytes:
-    """Return the server's key in a key exchange with one host key algorithm."""
+    """Return the server's key for one host key algorithm."""
     address = BackendConfig(host=host, port=port).address
     stream: SocketStream | None = None
     transport: SSHTransport | None = None
@@ -220,7 +224,7 @@ def _fetch_host_key(host: str, port: int, timeout: float, algorithm: str) -> byt
 
 
 class SFTPUtils:
-    """Collects the utilities for a backend: host key policies, private keys, and scans of a server."""
+    """Collects utilities: host key policies, private keys, scans of a server."""
 
     HostKeyPolicy = HostKeyPolicy
     load_private_key = staticmethod(load_private_key)

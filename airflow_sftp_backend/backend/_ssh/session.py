@@ -1,4 +1,7 @@
-"""Own the SSH connection of a backend: open and close it, reconnect, retry, and handle a fork."""
+"""Own the SSH connection of a backend.
+
+A session opens and closes the connection, reconnects, retries, and handles a fork.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,10 @@ class _Connection:
         self._stream.abort_within(seconds)
 
     def abort(self) -> None:
-        """Make all pending operations fail. Takes no lock: signal handlers and the garbage collector may call this."""
+        """Make all pending operations fail.
+
+        Takes no lock: signal handlers and the garbage collector may call this.
+        """
         self._stream.abort(CLOSED_DURING_CONNECT)
         self._transport.stop()
 
@@ -142,7 +148,9 @@ class _Deadline:
 
 
 class Session(ForkAware):
-    """Runs calls on one connection, which is opened on first use and reopened after a loss.
+    """Runs calls on a connection, reopened after a loss.
+
+    The first call opens the connection.
 
     Calls from several threads run one after the other.
 
@@ -197,7 +205,7 @@ class Session(ForkAware):
 
     @property
     def is_connected(self) -> bool:
-        """True if there is a connection that is not known to be lost."""
+        """True if there is a connection without a known loss."""
         connection = self._connection
         return connection is not None and connection.alive
 
@@ -281,12 +289,17 @@ class Session(ForkAware):
             return (self._in_use or self._get_connection(None)).client
 
     def sftp_client(self) -> paramiko.SFTPClient:
-        """Return paramiko's SFTP client on the same connection, opened once and closed with the connection."""
+        """Return paramiko's SFTP client on the same connection.
+
+        The client is opened once, and closed with the connection.
+        """
         with self._lock:
             return (self._in_use or self._get_connection(None)).sftp_client()
 
     def close(self) -> None:
-        """Close the connection after the calls of other threads, or, from within a call, at once.
+        """Close the connection after the calls of other threads.
+
+        From within a call, the connection is closed at once.
 
         A call that closes its own connection fails. Idempotent. The next call reconnects, if the session may reconnect.
         """
@@ -300,7 +313,9 @@ class Session(ForkAware):
                 self._drop(self._connection)
 
     def abort_within(self, seconds: float) -> None:
-        """Limit the time for the current call and all later calls. Takes no lock: signal handlers may call this.
+        """Limit the time for the current call and all later calls.
+
+        Takes no lock: signal handlers may call this.
 
         :param seconds: time for all calls together; 0 also aborts an attempt to connect
         """
@@ -313,7 +328,7 @@ class Session(ForkAware):
                 connection.abort_within(seconds)
 
     def interrupt(self, seconds: float) -> None:
-        """Abort the connection of another thread's call, and limit the time for its cleanup.
+        """Abort another thread's call, and limit its cleanup.
 
         Until `end_interruption`, only cleanup calls are accepted. Takes no lock.
 
@@ -466,7 +481,10 @@ _REFRESHED_FIELDS: Final = ("username", "password", "private_key", "key_file", "
 
 
 def _refreshed_config(config: BackendConfig) -> BackendConfig | None:
-    """Return the configuration with current secrets, also of the jump servers; None if no secret has changed."""
+    """Return the configuration with current secrets; None if unchanged.
+
+    The secrets of the jump servers are included.
+    """
     refreshed = config
     if config.refresh is not None and (current := config.refresh()) is not None:
         refreshed = replace(config, **{name: getattr(current, name) for name in _REFRESHED_FIELDS})

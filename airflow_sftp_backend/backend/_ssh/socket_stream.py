@@ -1,4 +1,4 @@
-"""Connect by TCP, or through a proxy command, and adapt the socket to paramiko."""
+"""Connect by TCP or a proxy command, for paramiko."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PROXY_EXIT_SECONDS: Final = 1.0
 
 
 class Tunnel(Protocol):
-    """Carries a connection to a server, such as through a jump server or a proxy command."""
+    """Carries a connection through a jump server or a proxy command."""
 
     def failure_reason(self) -> str:
         """Return the reason for a failure of the tunnel; blank if unknown."""
@@ -42,7 +42,9 @@ class Tunnel(Protocol):
 
 
 class SocketStream(ForkAware, SocketLike):
-    """Adapts a connected socket to paramiko. A single thread reads, others write, and any thread may end the stream.
+    """Adapts a connected socket to paramiko.
+
+    A single thread reads, others write, and any thread may end the stream.
 
     Reads use a large buffer: a system call reads many packets. The end of the stream is an EOFError with the reason in
     ``failure``, because paramiko waits forever after TimeoutError and drops most other reasons.
@@ -92,7 +94,7 @@ class SocketStream(ForkAware, SocketLike):
         self._abort_at = time.monotonic() + seconds
 
     def settimeout(self, seconds: float | None) -> None:
-        """Set the longest time for one read or write, which then raises TimeoutError.
+        """Set the time after which a read or write raises TimeoutError.
 
         Reads of an idle stream without a deadline block for up to `_IDLE_TIMEOUT`.
 
@@ -205,7 +207,10 @@ class SocketStream(ForkAware, SocketLike):
             self.release()
 
     def release(self) -> None:
-        """Close the descriptor and end the tunnel. No thread may read any more."""
+        """Close the descriptor and end the tunnel.
+
+        No thread may read any more.
+        """
         with self._writing:
             self._socket.close()
         tunnel, self._tunnel = self._tunnel, None
@@ -213,7 +218,10 @@ class SocketStream(ForkAware, SocketLike):
             tunnel.end()
 
     def abandon_after_fork(self) -> None:
-        """Close a forked child's copy of the descriptor. The parent's connection stays open."""
+        """Close a forked child's copy of the descriptor.
+
+        The parent's connection stays open.
+        """
         self._socket.close()
 
     def is_closed(self) -> bool:
@@ -226,7 +234,10 @@ class SocketStream(ForkAware, SocketLike):
 
 
 def _is_timeout(error: OSError) -> bool:
-    """Return whether the error is the timeout of the socket, not TCP's own (ETIMEDOUT), which ends the connection."""
+    """Return whether the error is the timeout of the socket.
+
+    TCP's own timeout (ETIMEDOUT) ends the connection.
+    """
     return isinstance(error, TimeoutError | BlockingIOError) and error.errno != errno.ETIMEDOUT
 
 
@@ -277,7 +288,10 @@ def _set_socket_options(connected: socket.socket, io_timeout: float | None) -> N
 
 
 class ProxyCommand:
-    """Runs a command in a process group of its own, with the connection on standard input and output."""
+    """Runs a command with the connection on standard input and output.
+
+    The command has a process group of its own.
+    """
 
     def __init__(self, words: list[str], connection: socket.socket) -> None:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
@@ -300,7 +314,7 @@ class ProxyCommand:
         return f"the proxy command says: {output}" if output else ""
 
     def end(self) -> None:
-        """Terminate the command and its children, and kill them if they do not exit."""
+        """Terminate the command and its children, if necessary by force."""
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal_number)
