@@ -47,11 +47,12 @@ servers: $(VENV)/.dev openssh sftpservers ## run the contract suite on every ser
 	@$(BIN)/python -m pytest -n 2 --servers all --servers-page docs/servers.md $(wildcard tests/backend/test_contract_*.py) $(ARGS)
 
 .PHONY: lint
-lint: $(VENV)/.dev ## check style, layers and types
+lint: $(VENV)/.dev ## check style, layers, docstrings and types
 	@failed=0; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/ruff format --check . || failed=1; \
 	$(BIN)/lint-imports --no-logo || failed=1; \
+	$(BIN)/python scripts/check_prose.py || failed=1; \
 	$(BIN)/mypy || failed=1; \
 	exit $$failed
 
