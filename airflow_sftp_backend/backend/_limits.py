@@ -225,9 +225,9 @@ def size_mismatch(stated_size: int, bytes_read: int, path: str, *, reached_end: 
     :returns: the error to raise
     """
     return TransferCorrupted(
-        f"the server says that the file has {stated_size} bytes, and sends"
-        f" {bytes_read if reached_end else f'more than {bytes_read}'}: it may convert"
-        " text on the way (line ends, character sets), or the file is still being written. Wait until the file"
+        f"the stated size of the file is {stated_size} bytes, but the server sends"
+        f" {bytes_read if reached_end else f'more than {bytes_read}'}. The server may convert"
+        " text (line ends, character sets), or the file is still being written. Wait until the file"
         ' is stable, turn the conversion off on the server, or download with verify="none"',
         path=path,
     )

@@ -169,6 +169,7 @@ def temp_name(name: str, token: str, suffix: Literal["part", "backup"] = "part")
     """Return a name of at most 255 bytes for a temporary file or backup of ``name``; ``token`` is 12 hex digits."""
     affix = f".{name_digest(name)}-{token}.{suffix}"
     stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
+    # the cut may have split the last character
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
 
 
@@ -236,6 +237,7 @@ def check_server_name(name: str, folder: str) -> None:
     A backslash is an ordinary character on a POSIX server. A Windows server treats it as a slash, so ``..`` between
     backslashes could leave the directory.
     """
+    # the usual case, with a single search
     if _UNUSUAL.search(name) is None and name not in ("", ".", ".."):
         return
     if name in ("", ".") or "/" in name or ".." in name.split("\\") or has_control_character(name):

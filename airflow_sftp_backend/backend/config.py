@@ -103,6 +103,7 @@ class Secret:
         if not isinstance(other, Secret):
             return NotImplemented
         mine, theirs = (s._value.encode("utf-8", "surrogatepass") for s in (self, other))
+        # in constant time, so that the time reveals no common prefix
         return hmac.compare_digest(mine, theirs)
 
     def __hash__(self) -> int:

@@ -241,6 +241,7 @@ class WriteExecutor:
         schedulers.append(scheduler)
         if self._to_roll_back:
             self._roll_back_on(scheduler)
+        # a directory is listed only once until `clear_cache`
         folders = {job.target.path.parent for job in jobs if job.cleans_directory} - self._temps_by_directory.keys()
         written: list[tuple[WriteJob[T], int]] = []
         listings = (self._list_temps(folder, scheduler.bounds) for folder in folders)

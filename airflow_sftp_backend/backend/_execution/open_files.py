@@ -137,6 +137,7 @@ class _RawRemoteFile(io.RawIOBase):
             raise ValueError(f"negative seek position {offset}")
         distance = offset - self._position
         if 0 <= distance <= len(self._current):
+            # within the current block: requested blocks stay in flight
             self._current = self._current[distance:]
         else:
             self._current = memoryview(b"")

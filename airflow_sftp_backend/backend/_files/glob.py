@@ -294,6 +294,7 @@ def _match(entry: TreeEntry, wanted: _SearchesBySegments, below: dict[RemotePath
     if not entry.is_folder:
         return
     for segments, searches in wanted.items():
+        # a link to a directory is entered only if the pattern names it
         if entry.attributes.is_folder or literal_name(segments[0]) is not None:
             for remaining in _descend(segments, name):
                 below.setdefault(entry.path, {}).setdefault(remaining, set()).update(searches)

@@ -34,6 +34,7 @@ def get_own_attributes(path: RemotePath) -> Operation[tuple[Attributes | StatusE
     if isinstance(own_answer, Attributes) or isinstance(answer, StatusError) or not answer.is_folder:
         return answer, True
     if (yield from server_traits()).lists_links_as_links:
+        # LSTAT was refused, but the listing of the parent describes links
         for entry, attributes in (yield from list_folder(path.parent, ListingTally(path.parent.key))):
             if entry == path:
                 return attributes, True

@@ -109,6 +109,7 @@ def _read_entries(
                 break
             names.add(entry.name for entry in batch)
             _add_entries(entries, path, batch, tally)
+            # a large directory gets more requests in flight, up to the bound on names requested ahead
             depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // len(batch)))
         return entries, recheck_reply
     except BoundExceeded as error:

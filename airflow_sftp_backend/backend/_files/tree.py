@@ -182,6 +182,7 @@ def walk(
             outcomes = _list_all(call, tally, level, descend_into)
             level = []
             for outcome in outcomes:
+                # removed or replaced since its parent was listed
                 if isinstance(outcome, NotFound | InvalidPath) and not (must_exist and depth == 0):
                     continue
                 for entry in unwrap(outcome):

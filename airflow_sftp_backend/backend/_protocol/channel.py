@@ -173,6 +173,7 @@ class SFTPChannel:
         self._outbox_size += len(self._outbox[0])
         started = self._clock()
         self.flush()
+        # the first packet may arrive in several parts
         while not (frames := self._packets()):
             pass
         self.round_trip = self._clock() - started
@@ -186,6 +187,7 @@ class SFTPChannel:
     @property
     def oldest_outstanding(self) -> float:
         """Number of the oldest request without a reply; infinite if all replies have arrived."""
+        # a dict keeps the order of insertion: the first request is the oldest
         for pending in self._outstanding.values():
             return pending.sequence_number
         return float("inf")
@@ -205,6 +207,7 @@ class SFTPChannel:
         self.in_flight += pending.request.payload_size
         self._outbox.append(frame)
         self._outbox_size += len(frame)
+        # the round trip is measured for a single request at a time
         if self._round_trip_probe is None:
             self._round_trip_probe = request_id, self._clock()
         return pending
@@ -279,6 +282,7 @@ class SFTPChannel:
                 raise EOFError
         if self._inbox:
             self._inbox += received
+        # without an incomplete packet, the received bytes are parsed without a copy
         data = self._inbox or received
         packets, view, offset, end = [], memoryview(data), 0, len(data)
         while end - offset >= 4:
@@ -293,6 +297,7 @@ class SFTPChannel:
         if offset or data is not self._inbox:
             self._inbox = bytearray(view[offset:])  # a new buffer: the packets are views into the old buffer
         else:
+            # a bytearray with an exported view could not grow
             view.release()
         return packets
 
@@ -360,4 +365,5 @@ def _as_text(start: bytes) -> str:
     plain = re.sub(rb"\x1b\[[0-?]*[ -/]*[@-~]", b"", start)  # ECMA-48 section 5.4: control sequences
     text = plain.decode("utf-8", "replace").split("\0")[0].rstrip("\ufffd")  # the last character may be cut
     shown = printable(text)
+    # a first byte of 0 starts the length of a packet, not text
     return shown if shown and "\ufffd" not in shown and start[0] else ""

@@ -125,6 +125,7 @@ def request_all(requests: Sequence[Request[R]]) -> Operation[list[R | StatusErro
 
 def _reply_or_error(pending: Pending[R]) -> Operation[R | StatusError]:
     if pending.done:
+        # without a yield, which costs a pass through the loop
         return pending.reply_or_error
     try:
         return (yield from reply(pending))
@@ -348,6 +349,7 @@ class SFTPScheduler:
                 if ready:
                     current = ready.popleft()
                     yielded = current.advance()
+                    # an error from here on is the scheduler's, not the operation's
                     run, current = current, None
                     self._handle_yielded(run, yielded)
                 elif group.active:
@@ -468,6 +470,7 @@ class SFTPScheduler:
         channel.send(pending)
         if channel.has_batch:
             with self._fail_all_on_error():
+                # with several channels, waiting for a full channel would delay the others
                 if len(self.channels) == 1:
                     channel.flush()
                 else:
@@ -528,6 +531,7 @@ class SFTPScheduler:
         if not self.handles.open_succeeded(channel, outcome, pending.sequence_number, pending.request.packet_type):
             raise ProtocolError("the same handle for several open files")
         if pending.abandoned:
+            # no operation received the handle
             self.close_later(outcome)
         if earlier is not None:
             self.handles.lower_limit(earlier.limit)

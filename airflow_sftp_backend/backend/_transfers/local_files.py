@@ -38,6 +38,7 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     descriptor = os.open(path, _OPEN_FLAGS)
     try:
         _check_file_type(path, os.fstat(descriptor))  # the file may have been replaced meanwhile
+        # O_NONBLOCK was needed to open the file only
         os.set_blocking(descriptor, True)
     except BaseException:
         os.close(descriptor)

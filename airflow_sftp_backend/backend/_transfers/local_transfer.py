@@ -218,6 +218,7 @@ class Download:
 
     def _fetch(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
         """Receive the remaining bytes, and rename or clean up."""
+        # with a shared handle or without a stated size, received bytes may be those of another file
         if self.resumable and (self._is_handle_shared or self._source is None or self._source.size is None):
             self._restart()
         self.resumable = False

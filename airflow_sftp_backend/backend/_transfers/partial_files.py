@@ -134,6 +134,7 @@ def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool
         missing = _is_missing(call, target)
         if missing and not waited:
             time.sleep(_RECHECK_DELAY)
+            # a single wait serves all backups, which were listed before it
             waited = True
         missing = missing and _is_missing(call, target)
         if dry_run:

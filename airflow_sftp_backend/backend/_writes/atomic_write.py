@@ -63,11 +63,13 @@ def write_atomic(
     resume_state = ResumeState() if resume_state is None else resume_state
     supports_striping = scheduler.traits.allows_parallel_writers
     channels = 1 if resume_state.must_open_once else write_target.channels
+    # requested early, because opening channels takes round trips
     scheduler.request_channels(
         TransferSize(source.expected_size or 0, channels).channel_count(
             scheduler.round_trip, supports_striping=supports_striping
         )
     )
+    # the reply to the rename was lost with the connection, so the rename may have succeeded
     if resume_state.renaming and (
         yield from was_renamed(resume_state.with_current_temp(write_target), source, resume_state)
     ):
@@ -105,6 +107,7 @@ def write_atomic(
         raise
     finally:
         if not committed:
+            # after a rename without a reply, the write can resume only if the target can be compared
             comparable = write_target.verify != "none" and source.rereadable
             resume_state.resumable = scheduler.broken is not None and (comparable or not temp_file.renaming)
             resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
@@ -184,6 +187,7 @@ def commit(
     stat_reply = (yield from send(FStat(temp_file.handle))) if write_target.verify != "none" else None
     close_reply = yield from send(Close(temp_file.handle))
     temp_file.open_handle = None
+    # sent before waiting for the data, so that the checks need no additional round trip
     target_checks = yield from send_target_checks(scheduler, write_target)
     yield from writer.drain()
     written = Attributes() if stat_reply is None else (yield from _attributes(stat_reply))

@@ -45,6 +45,7 @@ class GroupCommit:
         self._participants += 1
         try:
             yield
+        # the error of a file does not stop its group
         except Exception:
             raise
         except BaseException:

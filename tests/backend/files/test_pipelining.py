@@ -165,7 +165,9 @@ def test_a_file_of_unexpected_size_is_never_complete(
     assume(held != told)
     random = draw.draw(st.randoms(use_true_random=False))
     file = ScriptedFile(bytes(held), told=told, short=lambda count: random.randint(1, count))
-    with pytest.raises(TransferCorrupted, match=f"has {told} bytes, and sends {held}: it may convert") as caught:
+    with pytest.raises(
+        TransferCorrupted, match=f"is {told} bytes, but the server sends {held}. The server may convert"
+    ) as caught:
         receive(channel(file), block)
     assert caught.value.path == "in/a"
 
