@@ -152,7 +152,6 @@ def _parse_host_key(value: object) -> str:
 _STRING: Final = {"type": ["string", "null"]}
 _SECONDS_SCHEMA: Final = {"type": ["number", "null"], "minimum": 0}
 
-TEXT = FieldType("text", _parse_text, _STRING)
 LINE = FieldType("one line of text", _parse_line, _STRING)
 HOST = FieldType("the bare name or address of the server", _parse_host, _STRING)
 DIRECTORY = FieldType("a directory on the server without '..'", _parse_directory, _STRING)

@@ -163,10 +163,6 @@ class Vault:
         """The next requests of a kind are answered by these, one each."""
         self._faults[kind].extend(faults)
 
-    def mend(self) -> None:
-        """Forgets the faults not met yet."""
-        self._faults.clear()
-
     def tokens(self) -> list[str]:
         """All tokens given out."""
         return list(self._tokens)

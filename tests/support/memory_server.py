@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
@@ -327,7 +327,6 @@ class _Ticket:
 
     value: object = None
     error: BaseException | None = None
-    waits_for: object = field(default=None)
 
     def wake(self, value: object = None, error: BaseException | None = None) -> None:
         """Notes it."""

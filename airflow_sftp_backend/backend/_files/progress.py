@@ -2,31 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from airflow_sftp_backend.backend.models import Progress
-
-
-class TransferProgress(Protocol):
-    """Progress callback that distinguishes transferred bytes from resumed and verified ones."""
-
-    def __call__(self, gained: int, /) -> None:
-        """Report transferred bytes.
-
-        :param gained: bytes since the last call; negative if the transfer restarted at an earlier position
-        """
-
-    def resumed(self, count: int, /) -> None:
-        """Report bytes transferred by an earlier attempt.
-
-        :param count: bytes
-        """
-
-    def verified(self, count: int, /) -> None:
-        """Report bytes read back for verification.
-
-        :param count: bytes since the last call
-        """
 
 
 def report_resumed(progress: Progress | None, count: int) -> None:

@@ -15,12 +15,10 @@ class SSHConfigEntry:
 
     :ivar proxy_command: command to connect to the host, with expanded tokens; None without a command
     :ivar identity_file: path of the first private key; None without a key
-    :ivar others: names of the other keywords, in lower case
     """
 
     proxy_command: str | None
     identity_file: str | None
-    others: tuple[str, ...]
 
 
 def ssh_config_entry(host: str, path: str = SSH_CONFIG_PATH) -> SSHConfigEntry | None:
@@ -43,6 +41,5 @@ def ssh_config_entry(host: str, path: str = SSH_CONFIG_PATH) -> SSHConfigEntry |
     keywords = {name: value for name, value in options.items() if name != "hostname" or value != host}
     if not keywords:
         return None
-    files = keywords.pop("identityfile", None)
-    command = keywords.pop("proxycommand", None)
-    return SSHConfigEntry(command or None, files[0] if files else None, tuple(sorted(keywords)))
+    files = keywords.get("identityfile")
+    return SSHConfigEntry(keywords.get("proxycommand") or None, files[0] if files else None)

@@ -119,11 +119,11 @@ class _Reporting:
             self._progress(gained)
 
     def resumed(self, count: int, /) -> None:
-        """See `TransferProgress`."""
+        """Report bytes transferred by an earlier attempt."""
         report_resumed(self._progress, count)
 
     def verified(self, count: int, /) -> None:
-        """See `TransferProgress`."""
+        """Report bytes read back for verification."""
         self._group.made_progress()
         report_verified(self._progress, count)
 

@@ -75,7 +75,6 @@ class SharedFile:
     def __init__(self, refused: frozenset[int] = frozenset(), refused_opens: frozenset[int] = frozenset()) -> None:
         self.content = bytearray()
         self.open = {b"first"}
-        self.in_flight_by_channel: list[int] = []
         self._refused = refused
         self._refused_opens = refused_opens
         self._writes = self._opens = 0

@@ -165,13 +165,6 @@ def test_a_server_with_copy_data_copies_itself(renames: Renames) -> None:
 # -- every request fails once -----------------------------------------------------------------------------------------
 
 
-def _keeps(content: bytes) -> Callable[[MemoryServer], None]:
-    def check(server: MemoryServer) -> None:
-        assert content in server.content().values(), f"nothing holds it after {server.requests[-1]}"
-
-    return check
-
-
 @pytest.mark.parametrize("failure", FAILURES)
 @pytest.mark.parametrize("copies", [False, True])
 def test_whichever_request_fails_the_target_is_complete(
