@@ -82,7 +82,7 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {
 
 @dataclass(frozen=True)
 class ConnectionRecord:
-    """Copy of an Airflow connection as plain values."""
+    """Connection that no store of Airflow holds."""
 
     conn_id: str
     conn_type: str | None = CONN_TYPE
@@ -92,13 +92,6 @@ class ConnectionRecord:
     password: str | None = dataclasses.field(default=None, repr=False)
     extra: str | None = dataclasses.field(default=None, repr=False)
     schema: str | None = dataclasses.field(default=None, repr=False)
-
-    @classmethod
-    def of(cls, conn: AirflowConnection) -> ConnectionRecord:
-        """Copy a connection of Airflow."""
-        return cls(
-            conn.conn_id, conn.conn_type, conn.host, conn.port, conn.login, conn.password, conn.extra, conn.schema
-        )
 
 
 @dataclass(frozen=True)
@@ -126,13 +119,15 @@ class ConnectionValues:
     Null and blank values are not set.
 
     :ivar unknown: names in Extra that do not belong to a field.
+    :ivar secrets: texts of all secret fields, under any of their names, without Key Vault references.
     """
 
     conn_id: str
     conn_type: str | None
-    fields: Mapping[str, FieldValue]
+    fields: Mapping[str, FieldValue] = dataclasses.field(repr=False)
     problems: tuple[str, ...] = ()
     unknown: frozenset[str] = frozenset()
+    secrets: tuple[str, ...] = dataclasses.field(default=(), repr=False)
 
     @classmethod
     def of(cls, conn: AirflowConnection, *, origin: str | None = None) -> ConnectionValues:
@@ -147,15 +142,18 @@ class ConnectionValues:
         extra = _parse_extra(conn, problems)
         known = {name for field in FIELDS if not field.column for name in field.names}
         fields: dict[str, FieldValue] = {}
+        secrets: list[str] = []
         for field in FIELDS:
             for name, raw in _raw_values(field, conn, extra):
-                if raw is not None and not (isinstance(raw, str) and not raw.strip()):
-                    value_origin = origin or ("" if field.column else f'Extra "{name}"')
-                    fields.setdefault(
-                        field.name, FieldValue(raw, value_origin, hidden=field.secret or origin is not None)
-                    )
+                if raw is None or (isinstance(raw, str) and not raw.strip()):
+                    continue
+                value_origin = origin or ("" if field.column else f'Extra "{name}"')
+                fields.setdefault(field.name, FieldValue(raw, value_origin, hidden=field.secret or origin is not None))
+                if field.secret and isinstance(raw, str) and not is_reference(raw):
+                    secrets.append(raw)
         _apply_uri_path(conn, fields, problems, origin)
-        return cls(conn.conn_id, conn.conn_type, fields, tuple(problems), frozenset(extra.keys() - known))
+        unknown = frozenset(extra.keys() - known)
+        return cls(conn.conn_id, conn.conn_type, fields, tuple(problems), unknown, tuple(secrets))
 
     def text(self, name: str) -> str:
         """Return the text of a field; blank if not set."""
@@ -322,15 +320,6 @@ def parse(conn: AirflowConnection) -> BackendConfig:
     :raises InvalidConnection: with all problems
     """
     return ConnectionValues.of(conn).config()
-
-
-def secret_texts(conn: AirflowConnection) -> Iterator[str]:
-    """Yield the secret texts of a connection, without Key Vault references."""
-    extra = extra_of(conn)
-    for field in FIELDS:
-        if field.secret:
-            texts = (raw for _, raw in _raw_values(field, conn, extra))
-            yield from (text for text in texts if isinstance(text, str) and text.strip() and not is_reference(text))
 
 
 def _field_and_secret_names(field: Field, fields: Mapping[str, FieldValue]) -> set[str]:

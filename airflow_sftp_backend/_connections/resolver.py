@@ -23,12 +23,10 @@ from airflow_sftp_backend.version_compat import connection_from_text
 from .fields import FIELDS
 from .parser import (
     AirflowConnection,
-    ConnectionRecord,
     ConnectionValues,
     FieldValue,
     InvalidConnection,
     extra_of,
-    secret_texts,
 )
 
 if TYPE_CHECKING:
@@ -58,16 +56,16 @@ def resolve(conn: AirflowConnection, get: Callable[[str], AirflowConnection]) ->
 def _resolve(
     conn: AirflowConnection, get: Callable[[str], AirflowConnection], visited: tuple[str, ...]
 ) -> BackendConfig:
-    record = ConnectionRecord.of(conn)
-    mask_secrets(secret_texts(record))
-    resolver = ConfigResolver(record, _azure_identity(ConnectionValues.of(record), get))
+    values = ConnectionValues.of(conn)
+    mask_secrets(values.secrets)
+    resolver = ConfigResolver(values, _azure_identity(values, get))
     connection = resolver.connection(fresh=False)
     jump_id = connection.text("jump_conn_id")
     if jump_id:
-        if jump_id in (*visited, record.conn_id):
-            chain = " -> ".join([*visited, record.conn_id, jump_id])
-            raise InvalidConnection(record.conn_id, [f"{_LABELS['jump_conn_id']}: circular chain: {chain}"])
-        resolver = replace(resolver, jump=_resolve(get(jump_id), get, (*visited, record.conn_id)))
+        if jump_id in (*visited, values.conn_id):
+            chain = " -> ".join([*visited, values.conn_id, jump_id])
+            raise InvalidConnection(values.conn_id, [f"{_LABELS['jump_conn_id']}: circular chain: {chain}"])
+        resolver = replace(resolver, jump=_resolve(get(jump_id), get, (*visited, values.conn_id)))
     return resolver.config(connection, fresh=False)
 
 
@@ -115,7 +113,7 @@ class ConfigResolver:
     A call builds the configuration with the current secrets, and returns None if the secrets cannot be fetched.
     """
 
-    record: ConnectionRecord
+    values: ConnectionValues
     identity: AzureIdentity
     jump: BackendConfig | None = dataclasses.field(default=None, repr=False)
 
@@ -131,7 +129,7 @@ class ConfigResolver:
 
         :param fresh: do not use a cached secret
         """
-        connection = ConnectionValues.of(self.record)
+        connection = self.values
         if _WHOLE_CONNECTION not in connection.fields:
             return connection
         problems: list[str] = []
@@ -147,8 +145,9 @@ class ConfigResolver:
             raise InvalidConnection(
                 connection.conn_id, [f"{_LABELS[_WHOLE_CONNECTION]}: {reference.described}: {expected}"]
             )
-        mask_secrets(secret_texts(stored))
-        return connection.with_fallback(ConnectionValues.of(stored, origin=reference.described))
+        stored_values = ConnectionValues.of(stored, origin=reference.described)
+        mask_secrets(stored_values.secrets)
+        return connection.with_fallback(stored_values)
 
     def config(self, connection: ConnectionValues, *, fresh: bool) -> BackendConfig:
         """Fetch the secrets of the fields and return the configuration.
@@ -214,7 +213,7 @@ class ConfigResolver:
         except KeyVaultError as error:
             if error.retryable:
                 raise BackendUnavailable(
-                    f"{_LABELS[field_name]} of connection {self.record.conn_id!r}: {error}"
+                    f"{_LABELS[field_name]} of connection {self.values.conn_id!r}: {error}"
                 ) from error
             problems.append(f"{_LABELS[field_name]}: {error}")
             return None

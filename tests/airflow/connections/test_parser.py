@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import HostKeyPolicy, Secret
 from airflow_sftp_backend._connections.fields import FIELDS, Field, conn_fields, field_behaviour
-from airflow_sftp_backend._connections.parser import InvalidConnection, parse, secret_texts
+from airflow_sftp_backend._connections.parser import ConnectionValues, InvalidConnection, parse
 from airflow_sftp_backend.backend import BackendConfig
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -416,13 +416,14 @@ SECRETS = [with_secret(field, name) for field in FIELDS if field.secret for name
 
 @pytest.mark.parametrize("said", SECRETS, ids=lambda said: said.secret)
 def test_a_secret_is_recognised_under_each_of_its_names(said: Said) -> None:
-    assert list(secret_texts(said.connection)) == [said.secret]
+    assert ConnectionValues.of(said.connection).secrets == (said.secret,)
     assert said.secret not in repr(parse(said.connection))
 
 
 def test_secrets_are_found_in_an_invalid_connection() -> None:
-    assert list(secret_texts(make({"passphrase": "open sesame", "private_key": 5}, host=None))) == ["open sesame"]
-    assert list(secret_texts(make("{", password="swordfish"))) == ["swordfish"]
+    connection = make({"passphrase": "open sesame", "private_key": 5}, host=None)
+    assert ConnectionValues.of(connection).secrets == ("open sesame",)
+    assert ConnectionValues.of(make("{", password="swordfish")).secrets == ("swordfish",)
 
 
 # ---- the table
