@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "target",
         metavar="CONNECTION",
-        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login folder)",
+        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login directory)",
     )
     check.add_argument("--write", action="store_true", help="also write a small file to the base path and remove it")
     check.add_argument("--speed", action="store_true", help="also send and fetch up to 64 MiB, removed afterwards")
@@ -114,7 +114,7 @@ def _add_clean(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="CONNECTION",
-        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login folder)",
+        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login directory)",
     )
     parser.add_argument("path", metavar="PATH", help="directory on the server, relative to the base path; / for all")
     parser.add_argument(

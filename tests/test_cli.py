@@ -88,7 +88,7 @@ def test_json_output_is_one_object_with_every_result(
     assert main([*with_key(openssh, known_hosts, "/no/such"), "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["steps"][-1]["ok"]) == (False, False)
-    assert found["error"].startswith("no such folder")
+    assert found["error"].startswith("no such directory")
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -197,17 +197,17 @@ class StatusError(Exception):
 
 
 _ERROR_BY_STATUS: dict[int, tuple[type[SFTPBackendError], str]] = {
-    StatusCode.NO_SUCH_FILE: (NotFound, "no such file or folder"),
-    StatusCode.NO_SUCH_PATH: (NotFound, "no such file or folder"),
+    StatusCode.NO_SUCH_FILE: (NotFound, "no such file or directory"),
+    StatusCode.NO_SUCH_PATH: (NotFound, "no such file or directory"),
     StatusCode.PERMISSION_DENIED: (
         PermissionDenied,
         "permission denied; check the rights of the login user on the server",
     ),
     StatusCode.WRITE_PROTECT: (PermissionDenied, "the file system is write-protected"),
     StatusCode.FILE_ALREADY_EXISTS: (AlreadyExists, "the name is taken"),
-    StatusCode.DIR_NOT_EMPTY: (DirectoryNotEmpty, "the folder is not empty"),
-    StatusCode.NOT_A_DIRECTORY: (InvalidPath, "not a folder"),
-    StatusCode.FILE_IS_A_DIRECTORY: (InvalidPath, "a folder, not a file"),
+    StatusCode.DIR_NOT_EMPTY: (DirectoryNotEmpty, "the directory is not empty"),
+    StatusCode.NOT_A_DIRECTORY: (InvalidPath, "not a directory"),
+    StatusCode.FILE_IS_A_DIRECTORY: (InvalidPath, "a directory, not a file"),
     StatusCode.INVALID_FILENAME: (InvalidPath, "the server does not take this name"),
     StatusCode.OP_UNSUPPORTED: (CapabilityNotSupported, "the server does not support this operation"),
     StatusCode.FAILURE: (

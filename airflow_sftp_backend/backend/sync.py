@@ -535,11 +535,10 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
     def _run_moves(
         self,
         operations: Sequence[tuple[WriteTarget, Callable[[SFTPScheduler], Operation[int | None]]]],
-        sweeps: bool = False,
     ) -> list[SFTPBackendError | OSError | None]:
         return self._run_jobs(
             [
-                WriteJob(write_target, partial(without_result, operation), sweeps)
+                WriteJob(write_target, partial(without_result, operation), cleans_directory=False)
                 for write_target, operation in operations
             ]
         )

@@ -145,7 +145,7 @@ def test_get_file_info_many_gives_each_file_or_why_there_is_none(backend: SFTPBa
     assert [type(one) for one in found[1:4]] == [InvalidPath, NotFound, InvalidPath]
     assert isinstance(found[2], NotFound)
     assert (found[2].path, found[2].server) == ("missing", backend.address)
-    with pytest.raises(ExceptionGroup, match="1 of 2 looks failed"):
+    with pytest.raises(ExceptionGroup, match="1 of 2 queries failed"):
         backend.get_file_info_many(["sub/file", "missing"])
     assert backend.get_file_info_many([]) == []
 

@@ -78,13 +78,13 @@ def test_refused_logins_and_host_keys_are_backend_unavailable() -> None:
 @pytest.mark.parametrize(
     ("code", "kind", "cause"),
     [
-        (StatusCode.NO_SUCH_FILE, NotFound, "no such file or folder"),
-        (StatusCode.NO_SUCH_PATH, NotFound, "no such file or folder"),
+        (StatusCode.NO_SUCH_FILE, NotFound, "no such file or directory"),
+        (StatusCode.NO_SUCH_PATH, NotFound, "no such file or directory"),
         (StatusCode.PERMISSION_DENIED, PermissionDenied, "check the rights of the login user"),
         (StatusCode.WRITE_PROTECT, PermissionDenied, "write-protected"),
         (StatusCode.FILE_ALREADY_EXISTS, AlreadyExists, "taken"),
         (StatusCode.DIR_NOT_EMPTY, DirectoryNotEmpty, "not empty"),
-        (StatusCode.NOT_A_DIRECTORY, InvalidPath, "not a folder"),
+        (StatusCode.NOT_A_DIRECTORY, InvalidPath, "not a directory"),
         (StatusCode.FILE_IS_A_DIRECTORY, InvalidPath, "not a file"),
         (StatusCode.INVALID_FILENAME, InvalidPath, "does not take this name"),
         (StatusCode.OP_UNSUPPORTED, CapabilityNotSupported, "does not support"),

@@ -86,7 +86,7 @@ class Diagnosis:
     :ivar error: error of the failed step; None if all steps succeeded
     :ivar advice: remedies beyond the text of the error
     :ivar connection: properties of the connection; None unless all steps succeeded
-    :ivar failed_connection: properties of the connection that failed: to the jump server, unless its login succeeded
+    :ivar failed_connection: properties of the connection that failed: to the jump host, unless its login succeeded
     """
 
     server: str
@@ -167,7 +167,7 @@ def _username(config: BackendConfig, info: ConnectionInfo | None) -> str:
 def _check_name(config: BackendConfig) -> CheckResult:
     """Resolve the host name."""
     if config.jump is not None or config.proxy_command is not None:
-        resolver = "the jump server" if config.jump is not None else "the proxy command"
+        resolver = "the jump host" if config.jump is not None else "the proxy command"
         return CheckResult(CheckTitle.NAME, True, (f"{config.host} is resolved by {resolver}",))
     try:
         results = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)
@@ -335,7 +335,7 @@ def _advice(
 
 
 def _failed_connection(info: ConnectionInfo | None) -> ConnectionInfo | None:
-    """Return the failed connection: to the jump server, unless its login succeeded."""
+    """Return the failed connection: to the jump host, unless its login succeeded."""
     if info is not None and info.jump is not None and not info.jump.logged_in:
         return info.jump
     return info
@@ -350,7 +350,7 @@ def _advise_pinning(info: ConnectionInfo) -> Iterator[str]:
 def _advise_algorithms(config: BackendConfig, info: ConnectionInfo) -> Iterator[str]:
     """Yield the algorithms of the server, and settings to allow them."""
     if config.proxy_command is not None or config.jump is not None:
-        yield "the server's algorithms can be read only without a jump server and a proxy command"
+        yield "the server's algorithms can be read only without a jump host and a proxy command"
         return
     try:
         server_algorithms = scan_host_algorithms(config.host, config.port, config.timeout)

@@ -34,7 +34,7 @@ def host_keys(backend: SFTPBackend) -> CheckResult:
     config = backend.config
     if config.jump is not None or config.proxy_command is not None:
         return CheckResult(
-            CheckTitle.ALL_HOST_KEYS, True, ("can be read only without a jump server and a proxy command",)
+            CheckTitle.ALL_HOST_KEYS, True, ("can be read only without a jump host and a proxy command",)
         )
     checker = HostKeyChecker(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
     try:

@@ -194,7 +194,7 @@ class _RawRemoteFile(io.RawIOBase):
                 attributes = Attributes()
                 yield from reply(first_reply)
             if attributes.is_folder:
-                raise InvalidPath("cannot read: the path is a folder, not a file", path=self._path.key)
+                raise InvalidPath("cannot read: the path is a directory, not a file", path=self._path.key)
             self.size_at_open, self.modified_at_open = attributes.size, utc(attributes.mtime)
             self._queue.clear()
             self._queue.append((request, first_reply))

@@ -83,7 +83,7 @@ class Queries:
         remotes, errors = split_invalid(paths, self._resolver.resolve)
         outcomes = tree.get_file_infos(self._session.call, remotes) if remotes else []
         annotated = [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
-        return raise_or_return(annotated, "looks", return_exceptions)
+        return raise_or_return(annotated, "queries", return_exceptions)
 
     def get_folder_info(self, path: str) -> FolderInfo:
         """Return the totals of a directory at any depth. One round trip for each level.

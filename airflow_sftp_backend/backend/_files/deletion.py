@@ -80,8 +80,8 @@ def delete_folder(path: RemotePath, *, missing_ok: bool) -> Operation[None]:
     elif (yield from is_missing(path, existing)):
         if missing_ok:
             return
-        raise NotFound("cannot delete the folder: no such folder", path=path.key)
-    raise from_status(refused, "cannot delete the folder", path.key)
+        raise NotFound("cannot delete the directory: no such directory", path=path.key)
+    raise from_status(refused, "cannot delete the directory", path.key)
 
 
 def _own_attributes(path: RemotePath) -> Operation[Attributes | StatusError]:
@@ -100,16 +100,16 @@ def _delete_if_link(path: RemotePath, attributes: Attributes, *, missing_ok: boo
         yield from delete(path, missing_ok=missing_ok, is_listed=True)
         return True
     if attributes.is_file:
-        raise InvalidPath("cannot delete the folder: the path is a file. Use delete", path=path.key)
+        raise InvalidPath("cannot delete the directory: the path is a file. Use delete", path=path.key)
     if (yield from _has_entries(path)):
         raise DirectoryNotEmpty(
-            "the folder is not empty. Pass recursive=True to delete its content as well", path=path.key
+            "the directory is not empty. Pass recursive=True to delete its content as well", path=path.key
         )
     return False
 
 
 def _is_directory_error(path: RemotePath) -> InvalidPath:
-    return InvalidPath("cannot delete: the path is a folder. Use delete_folder", path=path.key)
+    return InvalidPath("cannot delete: the path is a directory. Use delete_folder", path=path.key)
 
 
 def _has_entries(path: RemotePath) -> Operation[bool]:

@@ -44,7 +44,7 @@ def stat_or_none(path: RemotePath) -> Operation[Attributes | None]:
             return None
         error = from_status(answer, "cannot get attributes", path.key)
         if answer.code == StatusCode.FAILURE and not (yield from server_traits()).reports_no_such_file:
-            error.message += "; the server does not say whether the path exists, and does not list the folder above"
+            error.message += "; the server does not say whether the path exists, and does not list its parent directory"
         raise error from None
     return (yield from with_file_type(path, answer))
 
@@ -62,7 +62,7 @@ def file_info_or_error(path: RemotePath, attributes: Attributes | None) -> FileI
     if attributes is None:
         return NotFound("no such file", path=path.key)
     if not attributes.is_file:
-        return InvalidPath("the path is a folder, not a file", path=path.key)
+        return InvalidPath("the path is a directory, not a file", path=path.key)
     return to_file_info(path, attributes)
 
 
@@ -76,9 +76,9 @@ def check_folder(path: RemotePath) -> Operation[None]:
     """Check that a path is a directory. One round trip. Raises NotFound, or InvalidPath for a file."""
     attributes = yield from stat_or_none(path)
     if attributes is None:
-        raise NotFound("no such folder", path=path.key)
+        raise NotFound("no such directory", path=path.key)
     if attributes.mode is not None and not attributes.is_folder:
-        raise InvalidPath("the path is a file, not a folder", path=path.key)
+        raise InvalidPath("the path is a file, not a directory", path=path.key)
 
 
 def is_parent_a_file(answer: Attributes | StatusError | None = None) -> bool:

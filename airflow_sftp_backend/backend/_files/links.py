@@ -103,7 +103,7 @@ def with_links_detected(entries: Listing) -> Operation[Listing]:
 def ambiguous_link_error(path: RemotePath) -> SFTPBackendError:
     """Create the error for a directory that may be a link: the caller neither enters nor empties it."""
     return SFTPBackendError(
-        "cannot determine whether this folder is a link: the server refuses LSTAT. The folder is neither searched nor"
-        " emptied. Allow LSTAT on the server, or use a call without recursion",
+        "cannot determine whether this directory is a link: the server refuses LSTAT. The directory is neither searched"
+        " nor emptied. Allow LSTAT on the server, or use a call without recursion",
         path=path.key,
     )

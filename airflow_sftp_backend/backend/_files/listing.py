@@ -164,13 +164,13 @@ def _explain_list_failure(
 ) -> Operation[SFTPBackendError]:
     """Explain a refusal by the attributes found afterwards. The directory may have been created meanwhile."""
     if isinstance(followed, Attributes) and followed.mode is not None and not followed.is_folder:
-        return InvalidPath(f"{action}: the path is a file, not a folder", path=path.key)
+        return InvalidPath(f"{action}: the path is a file, not a directory", path=path.key)
     if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
-        return NotFound(f"{action}: no such folder", path=path.key)
+        return NotFound(f"{action}: no such directory", path=path.key)
     if isinstance(followed, Attributes) and refused.missing:
         return SFTPBackendError(
-            f"{action}: the folder exists, but the server reports a missing file in it. The usual cause is a dangling"
-            " link, on servers that follow links in listings. Delete the link by its name",
+            f"{action}: the directory exists, but the server reports a missing file in it. The usual cause is a"
+            " dangling link, on servers that follow links in listings. Delete the link by its name",
             path=path.key,
         )
     return from_status(refused, action, path.key)

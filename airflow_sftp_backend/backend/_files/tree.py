@@ -328,7 +328,7 @@ def _list_one_for_removal(path: RemotePath, tally: ListingTally, depth: int) -> 
     entries, rechecked = yield from list_and_recheck(path, tally, depth)
     if isinstance(rechecked, Attributes) and not rechecked.is_folder:
         error_class = _BecameLink if rechecked.is_link else InvalidPath
-        raise error_class("cannot delete the folder: the path is no longer a folder", path=path.key)
+        raise error_class("cannot delete the directory: the path is no longer a directory", path=path.key)
     if isinstance(rechecked, StatusError) and not (yield from server_traits()).lists_links_as_links:
         raise ambiguous_link_error(path)
     return (yield from with_links_detected(entries))

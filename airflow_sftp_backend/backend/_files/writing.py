@@ -68,10 +68,10 @@ def make_folders(path: RemotePath) -> Operation[None]:
         return
     blocking_file = path if isinstance(existing, Attributes) else (yield from find_blocking_file(path))
     if blocking_file is not None:
-        raise InvalidPath("cannot make the folder: the path is a file", path=blocking_file.key)
+        raise InvalidPath("cannot create the directory: the path is a file", path=blocking_file.key)
     if StatusCode.FAILURE == refused.code == getattr(existing, "code", None):
         return  # the directory may exist although the server does not show it; the next request in it tells
-    raise from_status(refused, "cannot make the folder", path.key)
+    raise from_status(refused, "cannot create the directory", path.key)
 
 
 def _base_path_ancestors(path: RemotePath) -> list[RemotePath]:
@@ -187,7 +187,7 @@ def explain_write_failure(
 
 def is_directory_error(path: RemotePath) -> InvalidPath:
     """Create the error for writing to a directory."""
-    return InvalidPath("cannot write: the path is a folder, not a file", path=path.key)
+    return InvalidPath("cannot write: the path is a directory, not a file", path=path.key)
 
 
 def already_exists(path: RemotePath) -> AlreadyExists:

@@ -91,7 +91,7 @@ class ConnectionInfo:
     :ivar login_accepted: accepted credentials
     :ivar proposed: proposed algorithms by the field names of `HostAlgorithms`
     :ivar incompatible: True if the attempt failed because there is no algorithm in common
-    :ivar jump: properties of the connection to the jump server
+    :ivar jump: properties of the connection to the jump host
     """
 
     username: str
@@ -196,7 +196,7 @@ class Hop:
 
     :ivar password: current password of the settings
     :ivar checker: checker of the server's host key
-    :ivar jump: jump server before this server
+    :ivar jump: jump host before this server
     """
 
     settings: ConnectSettings
@@ -236,7 +236,7 @@ def end_transport(transport: SSHTransport | None, stream: SocketStream) -> None:
 class ConnectAttempt(paramiko.MissingHostKeyPolicy):
     """One attempt to connect, and paramiko's callback for the host key.
 
-    :param hop: the server, with its jump servers
+    :param hop: the server, with its jump hosts
     :param remaining_time: returns the time in seconds for all remaining steps
     :param transfer_size: size of the first upload; its extra channels are opened together with the first channel
     :param query_auth_methods: ask the server for its authentication methods before the login
@@ -296,7 +296,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             self._authenticator = None  # breaks a reference cycle
 
     def _open_jump_host(self) -> JumpHost:
-        """Connect and log in to a jump server.
+        """Connect and log in to a jump host.
 
         :raises BackendUnavailable: if a step fails; the connection is closed then
         """
@@ -309,7 +309,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             if self._stream is not None:
                 end_transport(self._transport, self._stream)
             if isinstance(error, BackendUnavailable):
-                error.message = f"jump server: {error.message}"
+                error.message = f"jump host: {error.message}"
             raise
         finally:
             self._authenticator = None
@@ -366,7 +366,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         )
 
     def _open_stream_through(self, jump: ConnectAttempt) -> SocketStream:
-        """Open a stream to the server through the jump server."""
+        """Open a stream to the server through the jump host."""
         config = self._config
         try:
             jump_host = jump._open_jump_host()

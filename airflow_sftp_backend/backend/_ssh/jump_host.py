@@ -1,6 +1,6 @@
-"""Connect through a jump server.
+"""Connect through a jump host.
 
-The socket is a ``direct-tcpip`` channel of the jump server's connection (RFC 4254 section 7.2).
+The socket is a ``direct-tcpip`` channel of the jump host's connection (RFC 4254 section 7.2).
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ _MAX_PACKET_SIZE: Final = 32 << 10
 
 
 class ForwardingDenied(BackendUnavailable):
-    """The jump server refuses to forward to the target.
+    """The jump host refuses to forward to the target.
 
     Another attempt would fail in the same way.
     """
 
 
 class JumpHost:
-    """Connection to a jump server, for one channel to the target.
+    """Connection to a jump host, for one channel to the target.
 
     :param transport: the SSH connection
     :param stream: the stream under the SSH connection
-    :param address: the jump server as ``sftp://host:port``
+    :param address: the jump host as ``sftp://host:port``
     :param end: ends the connection with its threads
     """
 
@@ -55,7 +55,7 @@ class JumpHost:
         """
         if self._failure_reason is None:
             failure = self.stream.failure
-            self._failure_reason = f"the jump server {self._address}: {failure}" if failure else ""
+            self._failure_reason = f"the jump host {self._address}: {failure}" if failure else ""
         return self._failure_reason
 
     def abort(self) -> None:
@@ -70,8 +70,8 @@ class JumpHost:
         :param port: port of the server
         :param timeout: longest time in seconds to open the channel
         :param io_timeout: longest time in seconds in which nothing can be sent
-        :raises ForwardingDenied: if the jump server may not connect to the server
-        :raises BackendUnavailable: if the jump server cannot connect to the server
+        :raises ForwardingDenied: if the jump host may not connect to the server
+        :raises BackendUnavailable: if the jump host cannot connect to the server
         """
         try:
             channel = self._transport.open_channel(
@@ -86,13 +86,13 @@ class JumpHost:
             server_text = printable(error.text).lower()
             if error.code == _PROHIBITED:
                 raise ForwardingDenied(
-                    f"the jump server {self._address} does not forward to {host}:{port} ({server_text}); have the"
+                    f"the jump host {self._address} does not forward to {host}:{port} ({server_text}); have the"
                     " forwarding allowed (in OpenSSH's sshd_config: AllowTcpForwarding yes, and"
                     f" {host}:{port} in PermitOpen if PermitOpen is set)"
                 ) from None
             raise BackendUnavailable(
-                f"the jump server {self._address} cannot reach {host}:{port} ({server_text}); check host and port"
-                " as seen from the jump server, and the firewalls between"
+                f"the jump host {self._address} cannot reach {host}:{port} ({server_text}); check host and port"
+                " as seen from the jump host, and the firewalls between"
             ) from None
         channel_socket = cast("socket.socket", _ChannelSocket(channel, self, (host, port)))
         return SocketStream(channel_socket, io_timeout=io_timeout, tunnel=self)
@@ -127,7 +127,7 @@ class _ChannelSocket:
         return self._channel.send(data)
 
     def shutdown(self, how: int) -> None:  # noqa: ARG002 - the connection has no other use
-        """End the connection to the jump server. Takes no lock."""
+        """End the connection to the jump host. Takes no lock."""
         self._jump_host.abort()
 
     def close(self) -> None:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
-from airflow_sftp_backend.backend.config import DEFAULT_PORT, BackendConfig, HostKeyPolicy
+from airflow_sftp_backend.backend.config import DEFAULT_PORT, BackendConfig
 from airflow_sftp_backend.backend.errors import BackendUnavailable, printable, translate_connection_errors
 
 from ._paramiko_compat import SHA1_RSA, SSHTransport
 from .connect import end_transport, make_transport
 from .host_certificates import fingerprint, key_type
 from .known_hosts import known_hosts_line
-from .private_keys import load_private_key
 from .socket_stream import SocketStream, connect_tcp
 
 _IDENTIFICATION: Final = b"SSH-2.0-airflow_sftp_backend\r\n"
@@ -221,12 +220,3 @@ def _fetch_host_key(host: str, port: int, timeout: float, algorithm: str) -> byt
             return transport.get_remote_server_key().asbytes()
         finally:
             end_transport(transport, stream)
-
-
-class SFTPUtils:
-    """Collects utilities: host key policies, private keys, scans of a server."""
-
-    HostKeyPolicy = HostKeyPolicy
-    load_private_key = staticmethod(load_private_key)
-    scan_host_keys = staticmethod(scan_host_keys)
-    scan_host_algorithms = staticmethod(scan_host_algorithms)

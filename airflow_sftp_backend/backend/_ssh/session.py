@@ -458,7 +458,7 @@ class Session(ForkAware):
             seconds -= step
 
     def _jump_hop(self, jump: BackendConfig | None) -> Hop | None:
-        """Return the jump server with the jump servers before it."""
+        """Return the jump host with the jump hosts before it."""
         if jump is None:
             return None
         settings = ConnectSettings.of(jump)
@@ -483,7 +483,7 @@ _REFRESHED_FIELDS: Final = ("username", "password", "private_key", "key_file", "
 def _refreshed_config(config: BackendConfig) -> BackendConfig | None:
     """Return the configuration with current secrets; None if unchanged.
 
-    The secrets of the jump servers are included.
+    The secrets of the jump hosts are included.
     """
     refreshed = config
     if config.refresh is not None and (current := config.refresh()) is not None:

@@ -32,7 +32,7 @@ _PROXY_EXIT_SECONDS: Final = 1.0
 
 
 class Tunnel(Protocol):
-    """Carries a connection through a jump server or a proxy command."""
+    """Carries a connection through a jump host or a proxy command."""
 
     def failure_reason(self) -> str:
         """Return the reason for a failure of the tunnel; blank if unknown."""

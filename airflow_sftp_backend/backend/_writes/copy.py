@@ -108,7 +108,7 @@ def _check_target(
     """Check that the target may be created or replaced. Restores a backup that must not be overwritten."""
     target = write_target.path
     if isinstance(existing, Attributes) and existing.is_folder:
-        raise InvalidPath("cannot move: the target is a folder", path=target.key)
+        raise InvalidPath("cannot move: the target is a directory", path=target.key)
     if write_target.overwrite:
         return
     if isinstance(existing, Attributes) or (has_backup and (yield from restore(scheduler, target))):
@@ -122,7 +122,7 @@ def _check_source(source: RemotePath, attributes: Attributes | StatusError, acti
             raise NotFound(f"{action}: no such file", path=source.key)
         raise from_status(attributes, action, source.key)
     if attributes.is_folder:
-        raise InvalidPath(f"{action}: the path is a folder, not a file", path=source.key)
+        raise InvalidPath(f"{action}: the path is a directory, not a file", path=source.key)
 
 
 def _move_by_copy(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[int | None]:
@@ -216,7 +216,7 @@ def _source_attributes(handle: bytes, source: RemotePath) -> Operation[Attribute
     """Return the attributes of the open source or the refusal. Raises InvalidPath for a directory."""
     (attributes,) = yield from request_all([FStat(handle)])
     if isinstance(attributes, Attributes) and attributes.is_folder:
-        raise InvalidPath("cannot copy: the path is a folder, not a file", path=source.key)
+        raise InvalidPath("cannot copy: the path is a directory, not a file", path=source.key)
     return attributes
 
 

@@ -421,7 +421,7 @@ def test_another_connection_may_be_the_jump_host(
     hook = SFTPBackendHook(connect(openssh, jump_conn_id="bastion"))
     with hook.backend() as backend:
         backend.check_health()
-    wait_until(lambda: bastion.logins() == logins + 1, "a login at the jump server")
+    wait_until(lambda: bastion.logins() == logins + 1, "a login at the jump host")
 
 
 def test_the_jump_hosts_secrets_may_come_from_a_vault_and_change(

@@ -293,7 +293,7 @@ def test_one_bad_file_does_not_stop_the_others(remote: Path, local: Path, capsys
     write_files(remote, {"in/a.csv/folder": b""})
     with pytest.raises(AirflowFailException, match="1 of 2 files failed") as caught:
         run(upload(Glob(f"{local}/*.csv"), "in/"))
-    assert "cannot write: the path is a folder, not a file ('in/a.csv' on sftp://" in str(caught.value)
+    assert "cannot write: the path is a directory, not a file ('in/a.csv' on sftp://" in str(caught.value)
     assert "in/a.csv" in capsys.readouterr().out
     assert (remote / "in/b.csv").read_bytes() == b"two!"
 

@@ -143,7 +143,7 @@ def test_auth_methods_are_queried_and_a_wrong_password_is_sent_once() -> None:
 
 def test_the_jump_host_is_reported_too(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     found = found_at(openssh, jump=config_of(bastion))
-    assert step(found, "Name").lines[0] == "127.0.0.1 is resolved by the jump server"
+    assert step(found, "Name").lines[0] == "127.0.0.1 is resolved by the jump host"
     lines = step(found, "Jump server").lines
     assert lines[0] == f"sftp://127.0.0.1:{bastion.port} as {bastion.username}"
     assert f"ssh-ed25519 {bastion.host_keys[0].get_fingerprint()}" in lines
@@ -326,7 +326,7 @@ def test_a_server_without_the_sftp_subsystem_is_named() -> None:
 def test_a_base_path_that_is_missing_or_a_file_is_explained(openssh: OpenSSHServer) -> None:
     folder = openssh.fresh()
     (folder.path / "file").write_bytes(b"")
-    for name, said in [("none", "no such folder"), ("file", "the path is a file, not a folder")]:
+    for name, said in [("none", "no such directory"), ("file", "the path is a file, not a directory")]:
         path = f"{folder.base_path}/{name}"
         found = found_at(openssh, base_path=path)
         assert failure(found) == ("Base path", f"{said} ({path!r} on sftp://127.0.0.1:{openssh.port})")

@@ -138,7 +138,7 @@ def test_an_entry_without_type_is_a_directory_if_it_can_be_listed() -> None:
     assert file is not None
     assert (folder.is_folder, file.is_folder) == (True, False)
     assert not server.open
-    with pytest.raises(InvalidPath, match="a folder, not a file"):
+    with pytest.raises(InvalidPath, match="a directory, not a file"):
         server.run(file_info.get_file_info(AT("in")))
     assert server.run(file_info.get_file_info(AT("in/a"))).size == len(OLD)
 
@@ -178,19 +178,19 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         lambda server: list_entries("no"),
         NotFound,
         "no",
-        "no such folder",
+        "no such directory",
     ),
     "list below a file": (
         lambda server: list_entries("in/a/x"),
         NotFound,
         "in/a/x",
-        "no such folder",
+        "no such directory",
     ),
     "read a folder": (
         lambda server: reading.open_for_reading(AT("in")),
         InvalidPath,
         "in",
-        "cannot read: the path is a folder",
+        "cannot read: the path is a directory",
     ),
     "read below a file": (
         lambda server: reading.open_for_reading(AT("in/a/x")),
@@ -202,7 +202,7 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         lambda server: writing.write(server, AT("in"), UploadSource(b""), overwrite=True),
         InvalidPath,
         "in",
-        "cannot write: the path is a folder",
+        "cannot write: the path is a directory",
     ),
     "write below a file": (
         lambda server: writing.write(server, AT("in/a/x"), UploadSource(b""), overwrite=True),
@@ -214,7 +214,7 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         lambda server: writing.make_folders(AT("in/a")),
         InvalidPath,
         "in/a",
-        "cannot make the folder: the path is a file",
+        "cannot create the directory: the path is a file",
     ),
     "delete a folder": (
         lambda server: deletion.delete(AT("in"), missing_ok=True),
@@ -235,7 +235,7 @@ CAUSES: dict[str, tuple[Make, type[SFTPBackendError], str, str]] = {
         "in",
         "recursive=True",
     ),
-    "a folder's info": (lambda server: file_info.get_file_info(AT("in")), InvalidPath, "in", "a folder, not a file"),
+    "a folder's info": (lambda server: file_info.get_file_info(AT("in")), InvalidPath, "in", "a directory, not a file"),
     "a file as the root": (
         lambda server: file_info.check_folder(AT("in/a")),
         InvalidPath,

@@ -199,7 +199,7 @@ def test_a_read_that_is_refused_is_raised(
 
 
 def test_a_folder_opened_by_a_lax_server_is_refused() -> None:
-    with pytest.raises(InvalidPath, match="a folder, not a file"):
+    with pytest.raises(InvalidPath, match="a directory, not a file"):
         receive(ScriptedChannel(ScriptedFile(mode=0o040755, told=4096)), 4)
 
 

@@ -102,7 +102,7 @@ def test_a_copy_uses_the_same_jump_host(bastion: OpenSSHServer, openssh: OpenSSH
             with twin:
                 logins = bastion.logins()
                 twin.check_health()
-                wait_until(lambda: bastion.logins() == logins + 1, "a login at the jump server")  # noqa: B023 - at once
+                wait_until(lambda: bastion.logins() == logins + 1, "a login at the jump host")  # noqa: B023 - at once
 
 
 # -- how it ends
@@ -118,14 +118,14 @@ def test_a_lost_jump_host_is_named_and_reconnected(sshd: str, openssh: OpenSSHSe
 
         with pytest.raises(BackendUnavailable) as caught:
             backend._session.call(lose)
-        assert f"(the jump server sftp://{bastion.host}:{bastion.port}: the server closed" in str(caught.value)
+        assert f"(the jump host sftp://{bastion.host}:{bastion.port}: the server closed" in str(caught.value)
         backend.check_health()
 
 
 def test_a_silent_jump_host_times_out_on_its_own_timeout(openssh: OpenSSHServer) -> None:
     with mute_listener() as silent:
         error = failure_of(openssh, config_of(silent, banner_timeout=0.3))
-        assert error.message == "jump server: waiting for the SSH banner: no answer within 0.3 s"
+        assert error.message == "jump host: waiting for the SSH banner: no answer within 0.3 s"
         assert error.server == f"sftp://{silent.host}:{silent.port}"
 
 
@@ -155,7 +155,7 @@ def test_closing_while_the_jump_host_is_silent_ends_the_attempt(openssh: OpenSSH
         opening.abort()
         thread.join(10)
         assert [error.message for error in failures] == [
-            "jump server: waiting for the SSH banner: the session was closed meanwhile"
+            "jump host: waiting for the SSH banner: the session was closed meanwhile"
         ]
 
 
@@ -192,7 +192,7 @@ def test_a_forked_child_leaves_the_parents_jump_host_alone(bastion: OpenSSHServe
 
 def test_an_unknown_host_key_of_the_jump_host_is_refused(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     error = failure_of(openssh, config_of(bastion, known_host_keys=openssh.known_hosts))
-    assert str(error).startswith("jump server: unknown host key: the server's key is ssh-ed25519 SHA256:")
+    assert str(error).startswith("jump host: unknown host key: the server's key is ssh-ed25519 SHA256:")
     assert bastion.known_hosts.split()[2] in str(error)
     assert error.server == f"sftp://{bastion.host}:{bastion.port}"
 
@@ -207,7 +207,7 @@ def test_the_jump_host_has_its_own_host_key_policy(bastion: OpenSSHServer, opens
 def test_a_login_refused_by_the_jump_host_is_not_retried(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     connections = bastion.connections()
     error = failure_of(openssh, config_of(bastion, username="nobody-at-all"), retry=BackendConfig(host="h").retry)
-    assert str(error).startswith("jump server: the server refuses the login of 'nobody-at-all': refused: the ssh-")
+    assert str(error).startswith("jump host: the server refuses the login of 'nobody-at-all': refused: the ssh-")
     assert error.server == f"sftp://{bastion.host}:{bastion.port}"
     assert bastion.connections() == connections + 1
 
@@ -218,7 +218,7 @@ def test_a_jump_host_that_refuses_forwarding_says_what_to_allow(sshd: str, opens
         error = failure_of(openssh, config_of(bastion), retry=BackendConfig(host="h").retry)
         target = f"{openssh.host}:{openssh.port}"
         assert str(error) == (
-            f"the jump server sftp://{bastion.host}:{bastion.port} does not forward to {target} (administratively"
+            f"the jump host sftp://{bastion.host}:{bastion.port} does not forward to {target} (administratively"
             " prohibited); have the forwarding allowed (in OpenSSH's sshd_config: AllowTcpForwarding yes, and"
             f" {target} in PermitOpen if PermitOpen is set) (on sftp://{target})"
         )
@@ -229,14 +229,14 @@ def test_a_target_the_jump_host_cannot_reach_is_named(bastion: OpenSSHServer, op
     port = free_port()
     error = failure_of(openssh, config_of(bastion), port=port)
     assert str(error).startswith(
-        f"the jump server sftp://{bastion.host}:{bastion.port} cannot reach {openssh.host}:{port} (connect"
+        f"the jump host sftp://{bastion.host}:{bastion.port} cannot reach {openssh.host}:{port} (connect"
     )
 
 
 def test_an_unreachable_jump_host_is_named(openssh: OpenSSHServer, bastion: OpenSSHServer) -> None:
     nowhere = config_of(bastion, port=free_port())
     error = failure_of(openssh, nowhere)
-    assert str(error).startswith("jump server: connecting: the server refuses connections")
+    assert str(error).startswith("jump host: connecting: the server refuses connections")
     assert error.server == nowhere.address
 
 

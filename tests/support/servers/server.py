@@ -47,7 +47,7 @@ class Server:
 
     @property
     def root(self) -> Path:
-        """The folder where relative paths start; the login folder as far as SFTP is concerned."""
+        """The folder where relative paths start; the login directory as far as SFTP is concerned."""
         return self._home / "files"
 
     @property
