@@ -182,7 +182,7 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         for failure in failures:
             if isinstance(failure, AlreadyExists):
                 # The backend's hint names its argument ``overwrite``.
-                failure.hint = "if_exists='replace' replaces it"
+                failure.hint = "set if_exists='replace' to replace the file"
             _drop_tracebacks(failure)
         if len(failures) == 1 and file_count == 1:
             raise failures[0]  # a plain error reads better than a group of one

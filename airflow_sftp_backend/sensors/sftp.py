@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -38,7 +38,7 @@ from airflow_sftp_backend.backend import AuthenticationFailed, BackendUnavailabl
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import pluralize_files
-from airflow_sftp_backend.triggers.sftp import SFTPFileTrigger
+from airflow_sftp_backend.triggers.sftp import FilesFound, SFTPFileTrigger, WaitFailed
 from airflow_sftp_backend.version_compat import AirflowFailException, AirflowSkipException, conf, task_state_store
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
             result = self._poll(context, self._condition(context))
         return PokeReturnValue(result.done, result.files if result.done else None)
 
-    def execute_complete(self, context: Context, event: Mapping[str, Any]) -> list[FoundFile]:  # noqa: ARG002
+    def execute_complete(self, context: Context, event: FilesFound | WaitFailed) -> list[FoundFile]:  # noqa: ARG002
         """Return the files that the trigger found.
 
         :param context: the context of the task
@@ -209,7 +209,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         :raises AirflowSkipException: if the trigger failed and ``soft_fail`` or ``never_fail`` skips the task
         """
         if event["status"] == "found":
-            files: list[FoundFile] = event["files"]
+            files = event["files"]
             self.log.info("found %s", pluralize_files(len(files)))
             return files
         reason, may_retry = event["message"], event["status"] == "broken"

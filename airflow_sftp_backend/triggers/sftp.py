@@ -9,10 +9,11 @@ import math
 import time
 from collections.abc import AsyncIterator
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend._polling.conditions import FileCondition, PollResult, StabilityState, evaluate
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import BackendUnavailable, SFTPBackendError
@@ -23,11 +24,27 @@ _LOG_SECONDS: Final = 600.0
 """Seconds between two log lines of a wait without changes."""
 
 
+class FilesFound(TypedDict):
+    """Describe the event of a wait that has ended with files."""
+
+    status: Literal["found"]
+    files: list[FoundFile]
+
+
+class WaitFailed(TypedDict):
+    """Describe the event of a failed wait.
+
+    The status is ``broken`` if a retry of the task may help, and ``failed`` if neither waiting nor a retry can help.
+    """
+
+    status: Literal["failed", "broken"]
+    message: str
+
+
 class SFTPFileTrigger(BaseTrigger):
     """Fire once the files of a condition exist, or once the wait has failed.
 
-    The event is ``{"status": "found", "files": [...]}``; or ``{"status": "failed", "message": ...}`` if neither waiting
-    nor a retry of the task can help; or ``{"status": "broken", "message": ...}`` if a retry may help.
+    The payload of the event is `FilesFound` or `WaitFailed`.
 
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``
     :param condition: the condition, as from `FileCondition.as_json`
@@ -76,14 +93,14 @@ class SFTPFileTrigger(BaseTrigger):
                 try:
                     result = await self._poll(connection)
                 except NON_RETRYABLE_ERRORS as error:
-                    yield _event(status="failed", message=str(error))
+                    yield _event({"status": "failed", "message": str(error)})
                     return
                 except BackendUnavailable as error:
                     self.log.warning("cannot poll, will poll again: %s", error)
                     continue
                 except SFTPBackendError as error:
                     if not self.silent_fail:
-                        yield _event(status="broken", message=str(error))
+                        yield _event({"status": "broken", "message": str(error)})
                         return
                     self.log.error("the poll failed, will poll again: %s", error)
                     continue
@@ -92,7 +109,7 @@ class SFTPFileTrigger(BaseTrigger):
                     self.log.warning("%s", escaped(result.warning))
                 warning = result.warning
                 if result.done:
-                    yield _event(status="found", files=result.files)
+                    yield _event({"status": "found", "files": result.files})
                     return
                 # ``missing`` may change at every poll, for example with the size of a growing file.
                 if result.counts != counts or time.monotonic() >= logged_at + _LOG_SECONDS:
@@ -110,5 +127,5 @@ class SFTPFileTrigger(BaseTrigger):
         return await connection.poll(condition, lambda snapshot: evaluate(condition, *snapshot, observed, time.time()))
 
 
-def _event(**payload: object) -> TriggerEvent:
+def _event(payload: FilesFound | WaitFailed) -> TriggerEvent:
     return TriggerEvent(payload)  # type: ignore[no-untyped-call] # Airflow leaves it untyped

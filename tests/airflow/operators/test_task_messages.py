@@ -35,7 +35,7 @@ def test_an_existing_target_is_explained_with_operator_arguments(
     }
     if what == "download object":
         run(make[what]())
-    with pytest.raises(AlreadyExists, match="; if_exists='replace' replaces it") as caught:
+    with pytest.raises(AlreadyExists, match="; set if_exists='replace' to replace the file") as caught:
         run(make[what]())
     assert "overwrite" not in str(caught.value)
 

@@ -18,7 +18,7 @@ from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferred
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend.sensors import SFTPFileSensor
-from airflow_sftp_backend.triggers import SFTPFileTrigger
+from airflow_sftp_backend.triggers.sftp import FilesFound, SFTPFileTrigger, WaitFailed
 from tests.support.airflow.context import State, context
 
 Mode = Literal["poke", "reschedule", "reschedule without memory", "deferred"]
@@ -53,7 +53,7 @@ def wait(mode: Mode, *, run: Any = None, **arguments: Any) -> list[FoundFile]:
     return rows
 
 
-def first_event(deferred: TaskDeferred) -> dict[str, Any]:
+def first_event(deferred: TaskDeferred) -> FilesFound | WaitFailed:
     """What the triggerer hands back: the trigger travels as JSON, and so does its event."""
     path, arguments = deferred.trigger.serialize()
     module, _, name = path.rpartition(".")
@@ -67,7 +67,7 @@ def first_event(deferred: TaskDeferred) -> dict[str, Any]:
             await cast("Any", events).aclose()
 
     event = asyncio.run(asyncio.wait_for(first(), 30))
-    return cast("dict[str, Any]", json.loads(json.dumps(event)))
+    return cast("FilesFound | WaitFailed", json.loads(json.dumps(event)))
 
 
 @contextmanager
