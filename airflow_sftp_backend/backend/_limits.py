@@ -120,7 +120,7 @@ class ListingTally:
         """Log the number of entries with unsafe names beyond the logged ones."""
         if self._unsafe > _MAX_LOGGED_NAMES:
             logger.warning(
-                "%d more entries with unsafe names are left out below %r", self._unsafe - _MAX_LOGGED_NAMES, self.path
+                "%d more entries with unsafe names are omitted below %r", self._unsafe - _MAX_LOGGED_NAMES, self.path
             )
 
     def mark(self) -> tuple[int, int, int]:

@@ -197,7 +197,7 @@ def test_many_unsafe_names_are_logged_as_a_few_lines_and_a_count(
         use(reach(wire_to(server)))
     lines = [record.getMessage() for record in caplog.records if "unsafe" in record.getMessage()]
     assert lines[:10] == [line for line in lines if "unsafe name '../" in line]
-    assert lines[10:] == [f"{many - 10} more entries with unsafe names are left out below 'in'"]
+    assert lines[10:] == [f"{many - 10} more entries with unsafe names are omitted below 'in'"]
 
 
 def test_unsafe_names_without_end_are_bounded_too(caplog: pytest.LogCaptureFixture) -> None:

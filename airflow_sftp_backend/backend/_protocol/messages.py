@@ -466,7 +466,7 @@ class LimitsRequest(_ExtendedRequest[Limits]):
         return b""
 
     def decode(self, cursor: PacketReader) -> Limits:
-        """Return the sizes for reads and writes. A limit of 0 means no limit."""
+        """Return the sizes for reads and writes. The default replaces a limit of 0, which is not stated."""
         packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
         maximum = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
         return Limits(_block_size(read or Limits().read, maximum), _block_size(write or Limits().write, maximum))
