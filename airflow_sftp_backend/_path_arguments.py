@@ -110,7 +110,7 @@ def parse_names(value: object, argument: str, *, end: End = "server", none_ok: b
     """
     names = list(_iter_names(value, argument, end))
     if not names and not none_ok:
-        raise InvalidArgument(f"{argument} is an empty list. {_empty_hint(argument)}")
+        raise InvalidArgument(f"{argument} is empty: expected at least one name. {_empty_hint(argument)}")
     is_single = _is_single(value) and len(names) == 1 and not names[0].is_directory
     return Selection(names=tuple(dict.fromkeys(names)), is_single=is_single)
 
@@ -136,7 +136,7 @@ def parse_patterns(value: object, argument: str = "pattern") -> Selection:
         else:
             raise _type_error(item, argument, "a text or a list of texts")
     if not items:
-        raise InvalidArgument(f"{argument} is an empty list. {_empty_hint(argument)}")
+        raise InvalidArgument(f"{argument} is empty: expected at least one pattern. {_empty_hint(argument)}")
     return Selection(patterns=tuple(dict.fromkeys(str(item) for item in items)))
 
 

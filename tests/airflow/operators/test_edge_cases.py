@@ -314,7 +314,7 @@ def test_an_object_store_that_loses_bytes_is_detected(
         return opened(self, path, mode, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "open", damaging)
-    with pytest.raises(TransferCorrupted, match="does not hold the bytes"):
+    with pytest.raises(TransferCorrupted, match="does not have the SHA-256 of the received bytes"):
         run(download("a", f"{store}/a", verify="sha256"))
     assert not ObjectStoragePath(f"{store}/a").exists()
 
@@ -329,7 +329,7 @@ def test_a_source_that_ends_early_is_not_committed(remote: Path, store: str, mon
         return opened(self, path, mode, **options)
 
     monkeypatch.setattr(MemoryFileSystem, "open", cut)
-    with pytest.raises(TransferCorrupted, match="gave 2 bytes, and has 10"):
+    with pytest.raises(TransferCorrupted, match="read 2 bytes from the source, expected 10"):
         run(upload(f"{store}/a", "a"))
     assert read_files(remote) == {}
 

@@ -320,7 +320,7 @@ def test_two_files_with_one_target_are_refused_before_anything_is_sent(remote: P
     ids=lambda operator: operator.task_id,
 )
 def test_an_empty_argument_fails_without_a_retry(remote: Path, operator: BaseOperator) -> None:
-    with pytest.raises(AirflowFailException, match=r"is empty.*that is what it rendered to"):
+    with pytest.raises(AirflowFailException, match=r"is empty.*check the task's result"):
         run(operator)
 
 
