@@ -12,6 +12,7 @@ Kind: TypeAlias = Literal["uploaded", "downloaded", "moved", "deleted"]
 EarlierAction: TypeAlias = Literal[
     "uploaded by an earlier attempt", "downloaded by an earlier attempt", "moved by an earlier attempt"
 ]
+"""Completed actions of an earlier attempt, as a retry reports them."""
 PlannedAction: TypeAlias = Literal["would upload", "would download", "would move", "would delete", "would fail"]
 """Actions of a dry run."""
 Action: TypeAlias = Literal[Kind, EarlierAction, PlannedAction, "skipped"]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _WIDTH: Final = 100
 _INDENT: Final = 17
 _KEY_BLOB_START: Final = "AAAA"
-"""Start of every public key in base64: its first field has a length below 65536 (RFC 4253 section 6.6)."""
+"""Start of every public key in base64: its first field is shorter than 256 bytes (RFC 4253 section 6.6)."""
 _UNITS: Final = {
     "m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1),
 }  # fmt: skip

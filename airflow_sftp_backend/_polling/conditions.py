@@ -492,5 +492,5 @@ def _utf8_warning(paths: Sequence[str]) -> str:
     if not paths:
         return ""
     first = paths[0].encode("utf-8", "backslashreplace").decode()
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"left out, because XCom carries only UTF-8 names: {first}{more}; rename the files on the server"
+    others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return f"left out, because XCom carries only UTF-8 names: {first}{others}; rename the files on the server"

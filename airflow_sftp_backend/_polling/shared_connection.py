@@ -161,6 +161,7 @@ class SharedConnection:
             has_answer = True
             return answer
         except (SFTPBackendError, ValueError, TypeError) as error:
+            # Any other error is an answer of the server or of ``decide``: the directories no longer hang.
             has_answer = not isinstance(error, BackendUnavailable)
             raise
         finally:
@@ -190,12 +191,12 @@ class SharedConnection:
     def _end_batch(self, requests: list[PollRequest], batch: asyncio.Task[None]) -> None:
         """Pass the error of a batch to all requests without an answer."""
         self._batches.discard(batch)
-        if self._next_batch is batch:  # before its turn came
+        if self._next_batch is batch:  # cancelled before its start
             self._next_batch = None
         error = None if batch.cancelled() else batch.exception()
         for request in requests:
             if error is None:
-                request.answer.cancel()
+                request.answer.cancel()  # no effect on an answer that is done
             elif not request.answer.done():
                 request.answer.set_exception(error)
 
