@@ -453,7 +453,7 @@ def test_a_reader_ends_with_its_connection(backend: SFTPBackend, folder: Folder)
     (folder.path / "file").write_bytes(BIG)
     file = backend.read("file")
     backend.close()
-    with pytest.raises(BackendUnavailable, match="open it again"):
+    with pytest.raises(BackendUnavailable, match="Open the file again"):
         file.read()
     file.close()
     assert backend.read_bytes("file") == BIG
