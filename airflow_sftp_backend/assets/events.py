@@ -135,7 +135,7 @@ def _unclaimed_events(
     except AirflowRuntimeError as error:  # Airflow 3.3.2 fails while a run of one of these events is only queued
         if earlier:
             raise
-        log.warning("cannot find unclaimed batches, the next run will: %s", error)
+        log.warning("cannot find unclaimed batches, left to the next run: %s", error)
     return {batch_id: event for batch_id, event in _by_batch(unclaimed).items() if batch_id not in own}
 
 

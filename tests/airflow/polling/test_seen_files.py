@@ -293,7 +293,7 @@ def test_a_stored_value_of_unknown_format_is_logged_and_replaced(kept: Any) -> N
         assert (await memory(store).load()).directories == seen("a").directories
 
     asyncio.run(start())
-    assert any("not what it wrote" in warning for warning in warnings)
+    assert any("are not valid" in warning for warning in warnings)
 
 
 def test_a_temporarily_unreadable_store_is_not_overwritten() -> None:
