@@ -25,7 +25,7 @@ TASK = textwrap.dedent("""
 
             hook = SFTPBackendHook("partner")
             config = hook.config()
-            renewed = config.renew()
+            renewed = config.refresh()
             secrets = [config.private_key, config.password, config.passphrase, renewed.password]
             for secret in [one.reveal() for one in secrets]:
                 for text in (secret, json.dumps(secret), json.dumps({"a": secret}, ensure_ascii=False), repr(secret),

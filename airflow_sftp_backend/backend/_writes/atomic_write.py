@@ -61,14 +61,8 @@ def write_atomic(
     :raises SFTPBackendError: AlreadyExists, InvalidPath, TransferCorrupted and others
     """
     resume_state = ResumeState() if resume_state is None else resume_state
-    supports_striping = scheduler.traits.allows_parallel_writers
     channels = 1 if resume_state.must_open_once else write_target.channels
-    # requested early, because opening channels takes round trips
-    scheduler.request_channels(
-        TransferSize(source.expected_size or 0, channels).channel_count(
-            scheduler.round_trip, supports_striping=supports_striping
-        )
-    )
+    _request_channels(scheduler, source, channels)
     # the reply to the rename was lost with the connection, so the rename may have succeeded
     if resume_state.renaming and (
         yield from was_renamed(resume_state.with_current_temp(write_target), source, resume_state)
@@ -112,10 +106,22 @@ def write_atomic(
             resume_state.resumable = scheduler.broken is not None and (comparable or not temp_file.renaming)
             resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
             yield from striped_file.close_quietly()
-            if not resume_state.is_kept:
-                yield from remove_quietly(write_target.temp, temp_file.open_handle)
-            elif temp_file.open_handle is not None:
-                yield from close_quietly(temp_file.open_handle)
+            yield from _close_or_remove(write_target, temp_file, keep=resume_state.is_kept)
+
+
+def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: int | None) -> None:
+    """Request the channels for a transfer before it starts, because opening channels takes round trips."""
+    size = TransferSize(source.expected_size or 0, channels)
+    supports_striping = scheduler.traits.allows_parallel_writers
+    scheduler.request_channels(size.channel_count(scheduler.round_trip, supports_striping=supports_striping))
+
+
+def _close_or_remove(write_target: WriteTarget, temp_file: OpenTempFile, *, keep: bool) -> Operation[None]:
+    """Remove the temporary file of an interrupted write, or only close it."""
+    if not keep:
+        yield from remove_quietly(write_target.temp, temp_file.open_handle)
+    elif temp_file.open_handle is not None:
+        yield from close_quietly(temp_file.open_handle)
 
 
 def _write_error(
