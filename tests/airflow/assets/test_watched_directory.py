@@ -157,7 +157,7 @@ class Database:
         """The reports that the watch keeps."""
         query = f"select s.value from asset_state_store s join asset a on a.id = s.asset_id where a.name = '{asset}'"  # noqa: S608
         values = [json.loads(value) for (value,) in self.rows(query)]
-        return {name for value in values for _, name in value.get("unsettled", [])}
+        return {name for value in values for _, name in value.get("unacknowledged", [])}
 
     def on_its_way(self, asset: str) -> bool:
         """True if there is a report that is kept and has not reached Airflow."""
@@ -169,12 +169,13 @@ def test_each_file_starts_a_dag_once_while_the_triggerer_is_restarted(
 ) -> None:
     noted, dags, home = tmp_path / "noted", tmp_path / "dags", tmp_path / "airflow"
     noted.touch()
-    readme = re.findall(r"```python\n(.*?)```", (TOP / "README.md").read_text(), re.DOTALL)[1]
-    write_files(dags, {"noting.py": NOTING.format(noted=str(noted)).encode(), "readme.py": readme.encode()})
+    guide = (TOP / "docs/tasks.md").read_text()
+    (example,) = (code for code in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "AssetWatcher" in code)
+    write_files(dags, {"noting.py": NOTING.format(noted=str(noted)).encode(), "example.py": example.encode()})
     shutil.copy(TOP / "example_dags" / "watch_inbox.py", dags)
     partner = server.fresh()
     connect(server, "partner", base_path=partner.base_path)
-    write_files(partner.path, {"inbox/readme.csv": b""})
+    write_files(partner.path, {"inbox/example.csv": b""})
     home.mkdir()
     database = Database(home)
 
@@ -211,7 +212,7 @@ def test_each_file_starts_a_dag_once_while_the_triggerer_is_restarted(
         wait_until(lambda: bool(database.rows(taken)), "the README's DAG to run", timeout=120)
         time.sleep(5)  # for what would come twice
         events = database.events("bursts")
-        assert "inbox/readme.csv" in str(database.rows(taken))
+        assert "inbox/example.csv" in str(database.rows(taken))
     for one in started:
         one.wait()
     assert sorted(reported()) == names
