@@ -1,4 +1,4 @@
-"""What a large transfer adds to the memory of the process, measured in a process of its own.
+"""Measure the memory that a large transfer adds to its process, in a process of its own.
 
 Called as ``python -m benchmarks.memory up|down SITE_AS_JSON LOCAL REMOTE``; prints bytes.
 """

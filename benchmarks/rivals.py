@@ -1,4 +1,4 @@
-"""Who is measured: we, and what a user would pick instead. For each piece of work a client connects and closes.
+"""The clients that are measured: this package and its alternatives. For each piece of work a client connects and closes.
 
 A client that has no way to do a piece of work leaves it out.
 """
@@ -45,7 +45,7 @@ class Rival:
     connect: Work | None = None
 
     def work(self, name: str) -> Work | None:
-        """How it does that piece of work, if it can."""
+        """Return the function for a piece of work, or None."""
         found: Work | None = getattr(self, name)
         return found
 
@@ -341,7 +341,7 @@ RCLONE = Rival(
 
 
 def rivals() -> list[Rival]:
-    """Those that are on this machine; we first, then what all are compared with."""
+    """Return the clients on this machine: this package, the reference, then the others."""
     found = [OURS, SFTP, CAT, ASYNCSSH, PARAMIKO]
     if find_spec("airflow.providers") is not None and find_spec("airflow.providers.sftp") is not None:
         found.append(HOOK)

@@ -1,4 +1,4 @@
-"""Where the benchmarks run: OpenSSH's sshd on a loopback port, files in memory where the machine allows it."""
+"""Start OpenSSH's sshd on a loopback port, with files in memory if the machine allows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from tests.support.servers import OpenSSHServer
 
 CIPHER = "aes128-gcm@openssh.com"
-"""What every client is told to use, so that clients are compared and not ciphers."""
+"""Cipher of every client, so that clients are compared and not ciphers."""
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
 _ROOM = 6 << 30  # bytes wanted free
 

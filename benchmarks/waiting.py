@@ -1,4 +1,4 @@
-"""What it costs to wait: many triggers in one process, beside those of Airflow's sftp provider on the same sshd.
+"""Measure the cost of waiting: many triggers in one process, beside those of Airflow's sftp provider on the same sshd.
 
 ``make waiting`` prints a table for each number of triggers and exits with 0 if the targets are met.
 Each trigger waits for a file of its own in one folder, which never comes.
@@ -35,7 +35,7 @@ INTERVAL: Final = 5.0
 BEGINNING: Final = 10.0
 """Seconds in which triggers begin to wait, before the use of the processor is measured."""
 CPU_TARGET: Final = 20.0
-"""How many times less of the processor a look of ours is to use, at `AT` triggers."""
+"""Factor by which a poll must use less CPU, at `AT` triggers."""
 AT: Final = 200
 
 console = Console(highlight=False, soft_wrap=True, width=120)
@@ -119,7 +119,7 @@ def _triggers(whose: str, paths: Sequence[str]) -> list[Any]:  # BaseTrigger, wh
 
 
 def _now(requests: str) -> tuple[int, float]:
-    """How much of the requests is written down, and seconds of the processor used."""
+    """Return the size of the log of requests in bytes, and the CPU seconds of this process."""
     return os.path.getsize(requests), time.process_time()
 
 

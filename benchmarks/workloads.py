@@ -80,7 +80,7 @@ class Result:
 
 
 class Bench:
-    """What is moved, and where, at a site."""
+    """Files to transfer, and their places at a site."""
 
     def __init__(self, site: Site, size: int) -> None:
         self.site = site

@@ -56,12 +56,12 @@ class Place:
 
     @property
     def orders(self) -> Path:
-        """What is sent."""
+        """Return the directory of the files to upload."""
         return self.top / "orders"
 
     @property
     def fetched(self) -> Path:
-        """What is fetched."""
+        """Return the directory of the downloaded files."""
         return self.top / "fetched"
 
     @property
@@ -166,7 +166,7 @@ def _run_dags(params: Mapping[str, str], place: Place, environment: Mapping[str,
 
 
 _SUMMARY = re.compile(r"\] (\d+ files?, \S+ \S+ in .+?)\s+\[airflow\.task")
-"""What a transfer says of itself at its end. A task's own time has Airflow's start-up in it as well."""
+"""The summary of a transfer in the log. The time of the task includes Airflow's start-up."""
 
 
 def _show_task(task: dict[str, Any], speeds: Iterator[str]) -> None:
@@ -267,7 +267,7 @@ def _check(place: Place, there: Partner, tasks: list[str]) -> None:
 
 
 def _transfer(place: Place, there: Partner) -> None:
-    """What the operators do, done by hand: one large file there and back, with a bar where there is a terminal."""
+    """Upload and download one large file through `SFTPBackend`, with a progress bar in a terminal."""
     console.print("\n[bold]The same from Python[/]: SFTPBackend.upload and .download")
     big, back = place.top / "big.bin", place.top / "back.bin"
     big.write_bytes(os.urandom(_BIG))

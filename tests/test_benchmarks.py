@@ -117,7 +117,7 @@ def test_a_thousand_triggers_wait_on_one_login(sshd: str) -> None:
 
 
 def cost(**changes: float) -> waiting.Cost:
-    """What waiting costs, if all goes well."""
+    """Build a measurement of waiting without failures."""
     good: dict[str, Any] = {
         "logins": 1, "logins_a_minute": 1, "looks": 2400, "punctual": 200, "requests": 2400, "processor": 1,
         "memory": 1 << 20, "gave_up": 0,

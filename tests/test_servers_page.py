@@ -25,7 +25,7 @@ DECLARED = Unsupported("it has no such thing", r"NotFound: .*no such", ("a_test"
 
 
 def report(test: str, server: str, outcome: str, *, reason: str | None = None, when: str = "call") -> pytest.TestReport:
-    """What pytest reports of one test on one server."""
+    """Build the report of pytest for one test on one server."""
     made = pytest.TestReport(
         nodeid=f"tests/backend/test_contract_x.py::test_{test}[{server}]",
         location=("", 0, ""),

@@ -37,7 +37,7 @@ def airflow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Start(Protocol):
-    """What the fixture `start` is."""
+    """Type of the fixture `start`."""
 
     def __call__(self, *dags: Path, **params: object) -> subprocess.Popen[str]: ...
 
@@ -68,7 +68,7 @@ def start(airflow_home: Path, tmp_path: Path) -> Iterator[Start]:
 
 
 def ended(process: subprocess.Popen[str], tmp_path: Path) -> tuple[dict[str, list[Task]], str]:
-    """What the tasks of each DAG came to, and the log."""
+    """Return the states of the tasks of each DAG, and the log."""
     log, _ = process.communicate(timeout=150)
     return {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results").glob("*.json")}, log
 

@@ -1,4 +1,4 @@
-"""What a log shows of a secret, whatever the order in which Airflow joins its masks: computed over all orders.
+"""Compute the visible parts of a secret in a log, over all orders of Airflow's masks.
 
 `longest_run` follows every choice that a pattern of alternatives could make at any place of a text. It knows of nothing
 but the masks, so that no result here depends on the hash seed of a process.
@@ -80,12 +80,12 @@ class Masks:
 
     @classmethod
     def of_airflow(cls, *more: str) -> Masks:
-        """Those that Airflow has in this process."""
+        """Return the masks of this process."""
         masks = [re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL) for pattern in _secrets_masker().patterns]
         return cls([*masks, *more])
 
     def ends(self, text: str, place: int) -> list[int]:
-        """Where each mask that fits at a place of a text ends."""
+        """Return the end of each mask that matches at a position of a text."""
         fitting = self._by_start.get(text[place : place + 5], ())
         return [place + len(mask) for mask in fitting if text.startswith(mask, place)]
 
@@ -517,10 +517,10 @@ def test_a_key_is_added_to_the_mask_pattern_once(monkeypatch: pytest.MonkeyPatch
 
 def test_a_kill_waits_for_at_most_a_few_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     class Task(CancellableTask):
-        """What a kill of Airflow's reaches."""
+        """A task that Airflow can kill."""
 
     class Hook:
-        """What the task ends first."""
+        """A hook that the killed task aborts."""
 
         def abort_within(self, seconds: float) -> None:
             """Has nothing open."""

@@ -176,7 +176,7 @@ def test_files_are_counted() -> None:
 def on_a_terminal(
     program: str, printed: list[str] | None = None, *, raw: bool = False, env: Mapping[str, str] | None = None
 ) -> str:
-    """What a program writes to a terminal that is its standard error; what it prints is added to ``printed``.
+    """Return the output of a program on a terminal as standard error; add its standard output to ``printed``.
 
     ``raw`` keeps the control sequences; ``env`` is added to its environment.
     """

@@ -1,4 +1,4 @@
-"""What depends on Airflow's version is found, whatever the version, and in one module."""
+"""Version-dependent names exist on every version, and are in one module."""
 
 from __future__ import annotations
 

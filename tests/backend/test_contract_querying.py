@@ -151,7 +151,7 @@ def test_get_file_info_many_gives_each_file_or_why_there_is_none(backend: SFTPBa
 
 
 def alone(backend: SFTPBackend, path: str) -> FileInfo | tuple[type[SFTPBackendError], str]:
-    """What `get_file_info` gives, or what it raises."""
+    """Return the result of `get_file_info`, or its error."""
     try:
         return backend.get_file_info(path)
     except SFTPBackendError as error:

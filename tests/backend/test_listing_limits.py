@@ -99,7 +99,7 @@ def long_names() -> Iterator[Batch]:
 
 
 def reach(scheduler: SFTPScheduler) -> Any:
-    """What walks call: every call on this wire."""
+    """Return a session call that uses this scheduler."""
 
     def call(use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
         assert idempotent in (True, False)

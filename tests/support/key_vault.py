@@ -82,7 +82,7 @@ class Fault:
 
 @dataclass
 class Application:
-    """Who may log in at the token endpoint: by ``secret``, by ``certificate`` or by ``federated_token``."""
+    """Credentials that the token endpoint accepts: by ``secret``, by ``certificate`` or by ``federated_token``."""
 
     client_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     secret: str | None = None

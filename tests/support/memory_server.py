@@ -53,7 +53,7 @@ class File:
 
 @dataclass(frozen=True)
 class Renames:
-    """What a server's renames do: ``posix`` and ``plain`` with a taken name ("no": there is no posix-rename), and
+    """Behaviour of a server's renames: ``posix`` and ``plain`` with a taken name ("no": there is no posix-rename), and
     whether they work between the folders of the top level."""
 
     posix: Literal["replaces", "refuses", "no"] = "replaces"
@@ -114,7 +114,7 @@ class MemoryServer(SFTPScheduler):
         self._fault: AssertionError | None = None
 
     def content(self) -> dict[str, bytes]:
-        """What the files hold."""
+        """Return the content of the files."""
         return {path: bytes(file.content) for path, file in self.files.items() if file is not None}
 
     def reconnect(self) -> None:
@@ -323,7 +323,7 @@ class MemoryServer(SFTPScheduler):
 
 @dataclass
 class _Ticket:
-    """What an operation is to be sent next."""
+    """Value or error for the next step of an operation."""
 
     value: object = None
     error: BaseException | None = None

@@ -80,10 +80,10 @@ class ScriptedChannel:
         lost: bool = False,
     ) -> None:
         self.requests: list[Packet] = []
-        """What was asked, INIT left out."""
+        """Requests, without INIT."""
         self.closed = False
         self.replies: list[bytes] = []
-        """What is still to be delivered."""
+        """Replies that are not delivered yet."""
         self._answer = answer
         self._hello = version() if hello is None else hello
         self._order = order

@@ -17,14 +17,14 @@ from tests.support.servers import Server, wait_until
 
 
 class Address(Protocol):
-    """Where something listens."""
+    """Address of a listener."""
 
     host: str
     port: int
 
 
 def config_of(server: Address, **changes: Any) -> BackendConfig:
-    """How to reach ``server``, with its client key and host keys if it has some; connecting is tried once."""
+    """Return the configuration for ``server``, with its keys if it has some, and one connection attempt."""
     values: dict[str, Any] = {"host": server.host, "port": server.port, "retry": RetryPolicy.disabled()}
     values |= {"username": "tester", "known_host_keys": "SHA256:" + "A" * 43}
     if isinstance(server, Server):

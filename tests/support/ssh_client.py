@@ -23,7 +23,7 @@ def connect(server: Server, **options: object) -> AbstractAsyncContextManager[as
 
 
 def talk(server: Server, conversation: Talk[T]) -> T:
-    """What ``conversation`` with the server's SFTP returns."""
+    """Run ``conversation`` on the server's SFTP, and return its result."""
 
     async def run() -> T:
         async with connect(server) as connection, connection.start_sftp_client() as sftp:

@@ -26,7 +26,7 @@ def shown_by(error: BaseException) -> Iterator[str]:
 
 
 def _locals_of(traceback: TracebackType | None) -> Iterator[str]:
-    """What the frames hold, as repr."""
+    """Return the local variables of the frames, as repr."""
     while traceback is not None:
         code = traceback.tb_frame.f_code
         if not code.co_filename.startswith(_TESTS):

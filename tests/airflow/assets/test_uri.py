@@ -26,7 +26,7 @@ def uri_of(key: str, **config: Any) -> str:
 
 
 def sanitized(uri: str) -> str:
-    """What Airflow is told an URI should be."""
+    """Return the URI as Airflow normalizes it."""
     return sanitize_uri(urlsplit(uri)).geturl()
 
 

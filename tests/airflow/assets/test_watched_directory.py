@@ -136,13 +136,13 @@ def arrive(folder: Path, names: list[str]) -> threading.Thread:
 
 
 class Database:
-    """What that Airflow has written down."""
+    """Read the database of the running Airflow."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """What there is, as soon as it is to be read."""
+        """Return the rows as soon as the database can be read."""
         while True:
             with suppress(sqlite3.OperationalError), closing(sqlite3.connect(f"{self._home}/airflow.db")) as database:
                 return database.execute(query).fetchall()

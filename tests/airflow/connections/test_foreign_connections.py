@@ -40,7 +40,7 @@ def adopted(connect: Connect, server: Server, conn_type: str, **extra: Any) -> S
 
 
 def facts_of(hook: SFTPBackendHook) -> ConnectionInfo:
-    """What its connection turns out to be."""
+    """Connect, and return the properties of the connection."""
     backend = hook.get_conn()
     try:
         backend.check_health()
@@ -51,7 +51,7 @@ def facts_of(hook: SFTPBackendHook) -> ConnectionInfo:
 
 
 def refusal(hook: SFTPBackendHook) -> BackendUnavailable:
-    """What connecting ends with."""
+    """Connect, and return the error."""
     with pytest.raises(BackendUnavailable) as caught:
         facts_of(hook)
     return caught.value

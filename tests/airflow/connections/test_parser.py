@@ -38,7 +38,7 @@ def make(extra: object = None, conn_type: str | None = "sftp_backend", **columns
 
 
 def faults(connection: Connection) -> tuple[str, ...]:
-    """What is wrong with it."""
+    """Return the problems of a connection."""
     with pytest.raises(InvalidConnection) as caught:
         parse(connection)
     assert all(fault in str(caught.value) for fault in caught.value.problems)

@@ -28,7 +28,7 @@ def give(monkeypatch: pytest.MonkeyPatch, conn_id: str = "partner", **values: ob
 
 
 def revealed(config: BackendConfig) -> dict[str, str | None]:
-    """What of a configuration may come from a vault."""
+    """Return the values of a configuration that can come from a vault."""
     secrets = {name: getattr(config, name) for name in ("password", "private_key", "passphrase")}
     plain: dict[str, str | None] = {name: secret and secret.reveal() for name, secret in secrets.items()}
     return plain | {"host": config.host, "username": config.username, "known_host_keys": config.known_host_keys}

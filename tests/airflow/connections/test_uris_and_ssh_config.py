@@ -24,7 +24,7 @@ def make(extra: dict[str, object] | None = None, conn_type: str = "sftp_backend"
 
 
 def faults(connection: Connection) -> tuple[str, ...]:
-    """What is wrong with it."""
+    """Return the problems of a connection."""
     with pytest.raises(InvalidConnection) as caught:
         parse(connection)
     return caught.value.problems

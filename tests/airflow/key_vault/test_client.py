@@ -60,7 +60,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def vaults(clock: Clock) -> Iterator[KeyVaultClient]:
-    """What is tested."""
+    """Build the client under test."""
     made = KeyVaultClient(timeout=5, clock=clock, sleep=clock.sleep, chance=lambda: 0.0)
     yield made
     made.close()
@@ -72,7 +72,7 @@ def reference(vault: Vault, name: str = "password", version: str | None = None) 
 
 
 def failure(vaults: KeyVaultClient, wanted: SecretReference, identity: AzureIdentity | None = None) -> KeyVaultError:
-    """What fetching ends with: an error without a cause, as that would hold requests with tokens."""
+    """Return the error of a fetch, without a cause, because a cause would hold requests with tokens."""
     with pytest.raises(KeyVaultError) as caught:
         vaults.fetch(wanted, identity or AzureIdentity())
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
@@ -495,7 +495,7 @@ def test_a_server_that_is_not_a_vault_is_reported(vault: Vault, vaults: KeyVault
 
 
 class Interrupted(BaseException):
-    """What ends a task: a timeout of Airflow's, a kill, Ctrl+C."""
+    """Stand for a timeout, a kill or Ctrl+C."""
 
 
 def interrupt(*_: object) -> None:

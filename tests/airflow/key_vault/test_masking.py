@@ -35,7 +35,7 @@ def connect(
 
 
 def readable(error: BaseException, *secrets: str) -> list[str]:
-    """What a log shows of an error, if any secret is in it."""
+    """Return the masked texts of an error in which a secret is readable."""
     shown = [redact(text) for text in shown_by(error)]
     assert len(shown) > 5
     return [text for text in shown if any(secret in text for secret in secrets)]
@@ -88,7 +88,7 @@ def test_a_refused_secret_shows_no_secret_in_any_frame(
 
 
 class Interrupted(BaseException):
-    """What ends a task."""
+    """Stand for a kill of the task."""
 
 
 def test_an_interruption_while_a_value_is_masked_does_not_show_it(

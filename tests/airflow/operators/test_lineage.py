@@ -56,7 +56,7 @@ def lineage(operator: Any) -> tuple[Names, Names]:
 
 
 def converted(*uris: str) -> Names:
-    """What Airflow's converters make of assets with these URIs."""
+    """Return the datasets of Airflow's converters for assets with these URIs."""
     found = [translate_airflow_asset(Asset(uri=one), None) for one in uris]
     return [(one.namespace, one.name) for one in found if one is not None]
 

@@ -57,7 +57,7 @@ def matched_by(name: str) -> list[str]:
 
 
 def rows_of(operator: BaseOperator, **options: Any) -> list[Row]:
-    """What the task returns, as the next one gets it."""
+    """Return the result of the task as the next task receives it."""
     return cast("list[Row]", json.loads(json.dumps(run(operator, **options))))
 
 
@@ -168,7 +168,7 @@ ROWS: list[dict[str, Any]] = [{"path": path, "size": 1, "modified_at": None} for
 
 
 class Lazily(Sequence[Any]):
-    """What Airflow gives for the output of a mapped task: a sequence that is no list."""
+    """Stand for the output of a mapped task: a sequence, but not a list."""
 
     def __init__(self, items: list[Any]) -> None:
         self._items = items

@@ -42,7 +42,7 @@ def found(path: str, below: str | None = None, size: int = 1) -> RemoteMatch:
 
 
 def selection(wanted: Any) -> Selection:
-    """What an argument selects: names of this machine, or a `Glob`."""
+    """Parse an argument: local names, or a `Glob`."""
     if isinstance(wanted, Glob):
         return parse_patterns(list(wanted.patterns))
     return parse_names(wanted, "source", end="local")

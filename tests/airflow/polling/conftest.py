@@ -13,7 +13,7 @@ from tests.support.servers import wait_until
 
 @pytest.fixture(autouse=True)
 def nobody_waits_at_the_end() -> Iterator[None]:
-    """Whoever has waited leaves no connection and no thread."""
+    """Check that no wait leaves a connection or a thread."""
     yield
     assert SharedConnection._instances == {}
     wait_until(lambda: not waiting_threads(), "threads to end")

@@ -42,7 +42,7 @@ class HangsInAFolder(AsyncsshServer):
 
 
 class HangingUpFiles(Files):
-    """Whoever wants to list one folder loses the connection, unless it is told to go on."""
+    """Close the connection of a client that lists one directory, unless told to continue."""
 
     goes_on: ClassVar[threading.Event]
 

@@ -184,7 +184,7 @@ def memory(
 
 
 def seen(*paths: str, before: SeenFiles | None = None) -> SeenFiles:
-    """What is known after a look at these."""
+    """Return the seen files after a poll of these."""
     return (before or SeenFiles()).updated_with([row(path) for path in paths], paths, 0, changed=False)
 
 

@@ -23,7 +23,7 @@ from tests.support.sessions import session_to
 
 TIMEOUT: Final = 30.0
 HASTE: Final = 100
-"""How many times faster the client's clock goes once the connection has stalled."""
+"""Factor by which the client's clock runs faster after the connection has stalled."""
 STEPS: Final = (
     "waiting for the SSH banner", "exchanging keys", "logging in", "opening a channel", "starting SFTP",
     "agreeing on the SFTP version",

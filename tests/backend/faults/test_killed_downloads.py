@@ -62,7 +62,7 @@ class KilledAt:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """What is logged of each run is of no use."""
+    """Disable the log, which is useless for so many runs."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)

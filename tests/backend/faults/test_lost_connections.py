@@ -207,7 +207,7 @@ def _expect_taken(call: Callable[[], object]) -> None:
 
 
 def check_restored(result: Run) -> None:
-    """Where the name is empty, the next call that names it finds the old content under it, and no other is lost."""
+    """Check that the next call on an empty name restores the old content, and that no other file is lost."""
     for name, act in READS.items():
         world = result.world.copied()
         world.server.add("/data/out/moving", NEW)

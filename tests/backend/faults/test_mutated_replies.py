@@ -75,7 +75,7 @@ class FuzzedNetwork(Network):
         return super().next_number()
 
     def delivered(self, number: int, frame: bytes) -> bytes:
-        """What the client gets in place of ``frame``."""
+        """Return the bytes that the client receives in place of ``frame``."""
         if number in self._chosen:
             name, mutate = self._chance.choice(MUTATIONS)
             self.mutations[name] += 1
@@ -220,7 +220,7 @@ WRITTEN: Final = {
     "open atomically": "/data/in/new",
     "upload": "/data/in/a",
 }
-"""What a scenario that succeeds has written."""
+"""Content that a successful scenario writes."""
 KEEPS: Final = {*SCENARIOS} - {"delete", "delete a tree"}
 """The scenarios that must not lose what /data/in/a held, or must have replaced it as a whole."""
 
@@ -248,7 +248,7 @@ class Case:
 
     seed: int
     messages: dict[str, int]
-    """How many messages each scenario takes where nothing is mutated."""
+    """Count the messages of each scenario without a mutation."""
 
     def run(self, tmp_path: Path) -> Counter[str]:
         """The mutations made."""
@@ -279,7 +279,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def messages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
-    """How many messages each scenario takes."""
+    """Count the messages of each scenario."""
     found = {}
     for name, scenario in SCENARIOS.items():
         clock = Clock()

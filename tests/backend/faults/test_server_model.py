@@ -114,7 +114,7 @@ def is_unusual_copy(asked: bytes, handles: Handles) -> bool:
 
 
 def meaning(packet_reply: bytes) -> tuple[object, ...]:
-    """What a reply says, without texts, owners, access times and the sizes of directories and links."""
+    """Reduce a reply: drop texts, owners, access times, and sizes of directories and links."""
     kind, fields = packet_reply[0], Fields(packet_reply[5:])
     if kind == server_model.STATUS:
         return kind, fields.uint32()

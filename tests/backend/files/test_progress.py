@@ -18,7 +18,7 @@ SIZE = 48 * MiB + 12345
 
 
 class Interrupted(BaseException):
-    """What a signal handler raises."""
+    """Stand for the exception of a signal handler."""
 
 
 class Reports:

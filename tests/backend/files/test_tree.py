@@ -86,7 +86,7 @@ def keys_of(server: MemoryServer, *, temps: bool = False) -> list[str]:
 
 
 def regex(pattern: list[str]) -> str:
-    """What a pattern means, said in another way."""
+    """Translate a pattern into a regular expression, independently of the package."""
     text = "".join("(?:[^/]+/)*" if segment == "**" else f"{SEGMENTS[segment]}/" for segment in pattern[:-1])
     return text + ("(?:[^/]+/)*[^/]+" if pattern[-1] == "**" else SEGMENTS[pattern[-1]])
 

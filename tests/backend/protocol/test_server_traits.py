@@ -72,7 +72,7 @@ def test_dropbear_with_openssh_sftp_server_is_known_and_gets_one_channel() -> No
 
 
 def traits_seen(backend: SFTPBackend) -> ServerTraits:
-    """What the backend holds of the server it is connected to."""
+    """Return the traits of the connected server."""
     return backend._session.call(lambda scheduler: scheduler.traits)
 
 

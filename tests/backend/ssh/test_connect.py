@@ -50,7 +50,7 @@ from tests.support.sessions import Address, assert_nothing_left, config_of, roun
 
 
 def facts_of(server: Address, **changes: Any) -> ConnectionInfo:
-    """What a connection with these settings turns out to be."""
+    """Connect with these settings, and return the properties of the connection."""
     with session_to(server, **changes) as session:
         assert session.call(round_trip)
         assert session.info is not None

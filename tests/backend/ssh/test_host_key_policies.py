@@ -28,7 +28,7 @@ from tests.support.servers import OpenSSHServer, small_disk, wait_until
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Where known_hosts is."""
+    """Return the path of known_hosts."""
     return tmp_path / "ssh" / "known_hosts"
 
 
@@ -390,7 +390,7 @@ def certified(sshd: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[O
 
 
 def shown_by(server: OpenSSHServer, algorithm: str) -> bytes:
-    """What the server sends as its key, verified by paramiko."""
+    """Return the host key that the server sends, verified by paramiko."""
     transport = paramiko.Transport((server.host, server.port))
     try:
         transport.get_security_options().key_types = [algorithm]

@@ -34,7 +34,7 @@ def behind(target: Server, jump: BackendConfig, **changes: Any) -> Iterator[SFTP
 
 
 def failure_of(target: Server, jump: BackendConfig, **changes: Any) -> BackendUnavailable:
-    """What connecting ends with."""
+    """Connect, and return the error."""
     with behind(target, jump, **changes) as backend, pytest.raises(BackendUnavailable) as caught:
         backend.check_health()
     return caught.value

@@ -28,7 +28,7 @@ TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha
 def verdict_of(
     lines: str, key: bytes, host: str = HOST, port: int = PORT, **arguments: Any
 ) -> tuple[HostKeyStatus, str]:
-    """What ``lines`` say of ``key``."""
+    """Return the decision that known_hosts ``lines`` give for ``key``."""
     found = KnownHosts.parse(lines, **arguments).decide(host, port, key, NOW)
     return found.status, found.reason
 

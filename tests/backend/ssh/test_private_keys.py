@@ -291,7 +291,7 @@ def test_a_certificate_of_another_key_after_the_key_is_refused() -> None:
 
 
 def refusal(source: str | bytes | os.PathLike[str], **arguments: object) -> str:
-    """What is said of a key that cannot be used, after a look for the key in it."""
+    """Return the message for an unusable key, and check that it shows no key."""
     with pytest.raises(AuthenticationFailed) as caught:
         load_private_key(source, **arguments)  # type: ignore[arg-type] # the callers' arguments fit
     assert caught.value.__cause__ is None

@@ -76,7 +76,7 @@ def test_a_pause_is_not_an_end_of_file(line: Pair) -> None:
 
 
 def pauses(stream: SocketStream, seconds: float) -> int:
-    """How often a read that waits that long looks up."""
+    """Count the wake-ups of a read that waits for that long."""
     end = time.monotonic() + seconds
     count = 0
     while time.monotonic() < end:

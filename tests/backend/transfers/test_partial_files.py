@@ -53,7 +53,7 @@ def big(tmp_path: Path, content: bytes) -> Path:
 
 
 class Interrupted(BaseException):
-    """What a signal handler raises."""
+    """Stand for the exception of a signal handler."""
 
 
 class Stop:

@@ -76,7 +76,7 @@ def temps(server: MemoryServer) -> list[str]:
 
 
 def outcome(server: MemoryServer, operation: Operation[object]) -> SFTPBackendError | None:
-    """What it raised, if anything."""
+    """Return the error, or None."""
     try:
         server.run(operation)
     except SFTPBackendError as error:

@@ -23,7 +23,7 @@ LARGE = 40 * MiB + 12345
 
 
 class Interrupted(BaseException):
-    """What a signal handler raises."""
+    """Stand for the exception of a signal handler."""
 
 
 class Cuts:

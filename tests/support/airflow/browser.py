@@ -27,7 +27,7 @@ PATIENCE = 60.0
 
 
 def chromium() -> tuple[str, str] | None:
-    """Where Chromium and its driver are; None if either is missing."""
+    """Return the paths of Chromium and its driver; None if one is missing."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
 
@@ -128,7 +128,7 @@ class ConnectionForm:
             self._browser.execute_cdp_cmd("Input.insertText", {"text": value})
 
     def choices(self, label: str) -> list[str]:
-        """What a field with a choice offers."""
+        """Return the choices of a field."""
         row = f"//*[@role='dialog']//*[@role='group'][.//label[contains(., '{label}')]]"
         chooser = self._one(f"{row}//input[@role='combobox']")
         chooser.send_keys(Keys.ARROW_DOWN)
@@ -172,7 +172,7 @@ class ConnectionForm:
         return found
 
     def _until(self, look: Callable[[], object], what: str) -> object:
-        """What ``poll`` finds once it finds something, on a page that may be drawn anew meanwhile."""
+        """Return the first result of ``poll``, on a page that may be redrawn meanwhile."""
         moving = (StaleElementReferenceException, ElementClickInterceptedException)
         wait = WebDriverWait(self._browser, PATIENCE, ignored_exceptions=moving)
         return wait.until(lambda _: look(), f"the page does not come to show: {what}")

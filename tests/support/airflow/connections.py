@@ -8,7 +8,7 @@ from tests.support.servers import Server
 
 
 class Connect(Protocol):
-    """What the fixture `connect` is."""
+    """Type of the fixture `connect`."""
 
     def __call__(
         self,

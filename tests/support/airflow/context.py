@@ -61,7 +61,7 @@ def context(
     run_type: str = "manual",
     logical_date: datetime | None = None,
 ) -> Context:
-    """What a task is run with, as far as operators and sensors look at it; ``cleared`` after as many tries."""
+    """Build the context of a task, with the parts that operators and sensors read; ``cleared`` after as many tries."""
     started = datetime.now(UTC)
     instance = SimpleNamespace(
         dag_id="dag", task_id="task", run_id="run", map_index=-1,

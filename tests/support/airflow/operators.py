@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 def run(operator: BaseOperator, *, try_number: int = 1, state: State | None = None) -> list[Row]:
-    """What the task returns: plain JSON."""
+    """Run the operator, and return its result, which must be plain JSON."""
     rows = operator.execute(context(try_number, state))
     assert json.loads(json.dumps(rows)) == rows
     return rows  # type: ignore[no-any-return]  # Airflow leaves it untyped

@@ -54,7 +54,7 @@ def wait(mode: Mode, *, run: Any = None, **arguments: Any) -> list[FoundFile]:
 
 
 def first_event(deferred: TaskDeferred) -> FilesFound | WaitFailed:
-    """What the triggerer hands back: the trigger travels as JSON, and so does its event."""
+    """Return the event of the triggerer: trigger and event are passed as JSON."""
     path, arguments = deferred.trigger.serialize()
     module, _, name = path.rpartition(".")
     trigger: SFTPFileTrigger = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))

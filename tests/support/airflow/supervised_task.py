@@ -37,7 +37,7 @@ def run(
 
 
 def messages_to_airflow(log: Path) -> list[object]:
-    """What that task has told Airflow, in order."""
+    """Return the messages of the task to Airflow, in order."""
     return [json.loads(line) for line in log.with_suffix(".told").read_text().splitlines()]
 
 

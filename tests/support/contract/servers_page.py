@@ -110,7 +110,7 @@ class Matrix:
 
 
 def _title(server: str) -> str:
-    """What the page calls a server."""
+    """Return the name of a server on the page."""
     if server in REAL_SERVERS:
         return REAL_SERVERS[server].title
     return {OPENSSH: "OpenSSH", ASYNCSSH: "asyncssh"}.get(server, server)

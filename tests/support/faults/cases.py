@@ -47,7 +47,7 @@ class Case:
     several: bool = False
     """Each file is changed by itself: some may be old and others new."""
     paths: tuple[str, ...] = ("in/target",)
-    """What an error may name."""
+    """Paths that an error may name."""
     traits: Traits = OPENSSH
 
     def on(self, traits: Traits) -> Case:
@@ -273,7 +273,7 @@ class Run:
     network: Network
     error: BaseException | None = None
     seconds: float = 0.0
-    """What the call has taken, by the injected clock."""
+    """Return the duration of the call by the injected clock."""
     before_next: World | None = None
     """The world before the next call, if there was one."""
     handles: int = 0

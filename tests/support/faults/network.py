@@ -51,7 +51,7 @@ MOMENTS: Final[tuple[Moment, ...]] = ("before request", "after request", "before
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the message with ``number``.
+    """Define the fault at the message with ``number``.
 
     ``kind``: the connection is ``cut``, or ``stalls`` for ever; ``late`` is a stall after which the server carries out
     what it was sent as soon as the client has connected anew, ``later`` one that ends with `Network.wake`; ``kill``
@@ -112,7 +112,7 @@ class Connection:
     channels: list[ModelChannel] = field(default_factory=list)
     queue: deque[Message] = field(default_factory=deque)
     seconds: float | None = None
-    """How long the client waits for the step of connecting that it is at; None once it is connected."""
+    """Timeout of the current connecting step; None once connected."""
     timed_out: bool = False
     """That step has taken too long."""
     breaks_with: Fault | None = None
@@ -121,7 +121,7 @@ class Connection:
 
     @property
     def failure(self) -> str | None:
-        """Why it is of no more use, as the client sees it; None while it may be."""
+        """Return the cause of the failure as the client sees it; None while the connection works."""
         if self.timed_out:
             return f"no answer within {CONNECT_TIMEOUT:g} s"
         return SERVER_CLOSED if self.state == "cut" else None
@@ -280,7 +280,7 @@ class _ExtraChannels:
             model_channel.in_background = False
 
     def take_opened(self) -> list[SFTPChannel]:
-        """Those that were opened since it was last asked."""
+        """Return the channels opened since the previous call."""
         opened, self._opened = self._opened, []
         return opened
 
@@ -296,7 +296,7 @@ class Network:
         self.clock = clock
         self.connections: list[Connection] = []
         self.log: list[str] = []
-        """What the server has carried out."""
+        """Messages that the server has processed."""
         self.sent = 0
         """Messages sent so far."""
         self.sent_to_connect = 0
@@ -411,7 +411,7 @@ class _ModelStream:
 
     @property
     def failure(self) -> str | None:
-        """Why the connection is of no more use."""
+        """Return the cause of the connection's failure."""
         return self._connection.failure
 
     def set_deadline(self, seconds: float | None, *, after_first_bytes: float = 0.0) -> None:
@@ -488,6 +488,6 @@ class _ModelConnectAttempt(ConnectAttempt):
         return cast("ExtraChannels", extra_channels)
 
     def info(self) -> ConnectionInfo:
-        """What logs say of it."""
+        """Return properties that stand for those of an SSH connection."""
         names = ("username", "server_version", "host_key_fingerprint", "trust_reason", "cipher")
         return cast("ConnectionInfo", SimpleNamespace(**dict.fromkeys(names, "a model")))

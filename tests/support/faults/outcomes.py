@@ -21,7 +21,7 @@ CAUSES: Final = {
 
 
 def state_of(run: Run) -> str:
-    """What the names hold that the operation is about: old, new, partly new, or empty with a backup."""
+    """Content of the operation's names: old, new, partly new, or empty with a backup."""
     held = _held(run.world_after)
     before, after = _names(run.case, before=True), _names(run.case, before=False)
     changed = [path for path in before if before[path] != after[path]]

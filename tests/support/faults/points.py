@@ -41,7 +41,7 @@ SUBJECTS: Final = [
 
 
 def messages(case: Case, local: Path) -> int:
-    """How many messages the operation takes without a fault; it must succeed."""
+    """Count the messages of the operation without a fault; the operation must succeed."""
     return _undisturbed(case, local).sent
 
 
@@ -80,7 +80,7 @@ def lost(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
 
 
 _UNTIL_CONNECTED: Final = MOMENTS[:3]
-"""What is lost after the last reply is lost before the first request of the operation: `lost` has that."""
+"""A loss after the last reply equals a loss before the first request, which `lost` covers."""
 
 
 def lost_at_start(case: Case, local: Path, kind: Kind) -> Iterator[Run]:

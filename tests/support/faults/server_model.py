@@ -32,7 +32,7 @@ _FLAG_READ, _FLAG_WRITE, _FLAG_CREATE, _FLAG_TRUNCATE, _FLAG_EXCLUSIVE = 0x01, 0
 
 @dataclass(frozen=True)
 class Traits:
-    """What the modelled server supports and how its renames treat a name that is taken."""
+    """Properties of the modelled server: its extensions, and its renames onto an existing name."""
 
     posix_rename: Literal["replaces", "refuses", "absent"] = "replaces"
     plain_rename: Literal["refuses", "replaces"] = "refuses"
@@ -403,7 +403,7 @@ class ModelServer:
         return _names(opened)
 
     def _entries(self, opened: OpenFile) -> list[tuple[str, Node]]:
-        """What a directory holds; none where its path means another one by now (process_readdir: lstat)."""
+        """Return the entries of a directory; none if its path means another directory now (process_readdir: lstat)."""
         try:
             real, node = self._resolved(opened.path)
         except OSError:

@@ -37,7 +37,7 @@ HEAD: Final = ("fault", "server", "bound", "error", "state after")
 
 @dataclass(frozen=True)
 class Row:
-    """What one kind of fault leaves of one operation on one server, over all points."""
+    """Results of one kind of fault for one operation on one server, over all points."""
 
     subject: Subject
     fault: str

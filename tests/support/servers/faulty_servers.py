@@ -122,7 +122,7 @@ class MovesAway(AsyncsshServer):
 
     @property
     def taken(self) -> Path:
-        """Where the files go."""
+        """Return the directory that accepted files are moved to."""
         folder = self._home / "taken"
         folder.mkdir(exist_ok=True)
         return folder

@@ -17,7 +17,7 @@ from tests.support.servers.server import Server, free_port, kill, wait_until
 
 
 def sshd_path() -> str | None:
-    """Where sshd is, or None."""
+    """Return the path of sshd, or None."""
     return shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/sbin")
 
 
@@ -30,7 +30,7 @@ def sshd_version() -> str:
 
 
 def sftp_server_path() -> Path:
-    """Where OpenSSH's sftp-server program is."""
+    """Return the path of OpenSSH's sftp-server."""
     folders = ("/usr/lib/openssh", "/usr/libexec/openssh", "/usr/lib/ssh", "/usr/libexec")
     return next(file for folder in folders if (file := Path(folder) / "sftp-server").exists())
 
@@ -60,7 +60,7 @@ class OpenSSHServer(Server):
 
     @property
     def log(self) -> str:
-        """What sshd has logged so far."""
+        """Return sshd's log so far."""
         return (self._home / "log").read_text(errors="replace")
 
     def logins(self) -> int:

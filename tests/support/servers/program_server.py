@@ -32,7 +32,7 @@ class ProgramServer(Server):
     """
 
     title: ClassVar[str]
-    """What strangers know it as."""
+    """Public name of the server."""
     login_line: ClassVar[str]
     """Regular expression of the log line for one accepted login."""
     username = "tester"
@@ -54,7 +54,7 @@ class ProgramServer(Server):
 
     @property
     def log(self) -> str:
-        """What the server has logged so far."""
+        """Return the server's log so far."""
         return self._log_file.read_text(errors="replace")
 
     @property
@@ -144,6 +144,6 @@ def _is_open(port: int) -> bool:
 
 
 def output(*command: str) -> str:
-    """What a command prints, on both streams."""
+    """Return the output of a command on both streams."""
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     return done.stdout

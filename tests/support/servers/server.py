@@ -33,7 +33,7 @@ class Folder:
 
 
 class Server:
-    """What all SSH servers here have in common. Attributes from ``port`` on are there once it is started."""
+    """Base of all SSH servers of the tests. Attributes from ``port`` on exist after the start."""
 
     kind: ClassVar[str]
     host = HOST
