@@ -1,4 +1,4 @@
-"""The clients that are measured: this package and its alternatives. For each piece of work a client connects and closes.
+"""The clients that are measured: this package and others. For each piece of work a client connects and closes.
 
 A client that has no way to do a piece of work leaves it out.
 """

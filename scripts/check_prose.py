@@ -1,6 +1,7 @@
-"""Check the language of docstrings in the package: ``python scripts/check_prose.py [--worst N]``.
+"""Check the language of docstrings: ``python scripts/check_prose.py [--worst N]``.
 
-Count pronouns per 100 words. Find docstrings with a wrong first word, and public callables without their fields.
+Count pronouns per 100 words in the package. Find docstrings with a wrong first word, in tests and tools too, and public
+callables without their fields.
 The limits are those that well-kept Python projects reach. The exit status is 1 if a limit is exceeded.
 """
 
@@ -16,7 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeAlias
 
-PACKAGE: Final = Path(__file__).parents[1] / "airflow_sftp_backend"
+TOP: Final = Path(__file__).parents[1]
+PACKAGE: Final = TOP / "airflow_sftp_backend"
+OTHER_SOURCES: Final = ("benchmarks", "demo", "example_dags", "examples", "scripts", "tests")
 PRIVATE_MODULES_WITH_PUBLIC_METHODS: Final = {
     "backend/_execution/file_transfers.py",
     "backend/_execution/maintenance.py",
@@ -94,6 +97,13 @@ def has_decorator(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -
     return any(name in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
+def wrong_starts(tree: ast.Module) -> Iterator[str]:
+    """Yield the place of each docstring that does not begin with a verb."""
+    for node in ast.walk(tree):
+        if isinstance(node, Documented) and WRONG_START.match(docstring := ast.get_docstring(node) or ""):
+            yield f"{node_place(node)}: begin with a verb: {docstring.splitlines()[0]!r}"
+
+
 def examine(path: Path) -> Report:
     """Measure one module."""
     tree = ast.parse(path.read_text())
@@ -101,8 +111,7 @@ def examine(path: Path) -> Report:
     for node in ast.walk(tree):
         if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
             report.words.update(words_of(docstring))
-            if WRONG_START.match(docstring):
-                report.problems.append(f"{node_place(node)}: begin with a verb: {docstring.splitlines()[0]!r}")
+    report.problems.extend(wrong_starts(tree))
     is_private = any(part.startswith("_") and part != "__init__.py" for part in Path(report.name).parts)
     if not is_private or report.name in PRIVATE_MODULES_WITH_PUBLIC_METHODS:
         for function, docstring in public_functions(tree):
@@ -126,6 +135,8 @@ def main() -> int:
     for report in sorted(reports, key=lambda report: -report.rate(RELATIVE | VAGUE))[: arguments.worst]:
         print(f"{report.rate(RELATIVE):5.1f} {report.rate(VAGUE):5.1f}  {report.name}")
     problems = [f"{report.name}:{problem}" for report in reports for problem in report.problems]
+    for path in (path for name in OTHER_SOURCES for path in sorted((TOP / name).rglob("*.py"))):
+        problems += [f"{path.relative_to(TOP)}:{problem}" for problem in wrong_starts(ast.parse(path.read_text()))]
     for pronouns, limit, kind in ((RELATIVE, MAX_RELATIVE, "relative"), (VAGUE, MAX_VAGUE, "vague")):
         print(f"{kind} pronouns per 100 words: {total.rate(pronouns):.1f} (at most {limit})")
         if total.rate(pronouns) > limit:
