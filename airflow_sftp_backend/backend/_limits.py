@@ -26,13 +26,13 @@ MIN_BLOCK: Final = 4 << 10
 """Minimum block size in bytes accepted from ``limits@openssh.com``."""
 
 
-class BoundExceeded(SFTPBackendError):
-    """The server sends more data than a bound allows."""
+class LimitExceeded(SFTPBackendError):
+    """The server sends more data than a limit allows."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """Bounds set by a connection: entries and bytes of a listing, bytes of a file of untrusted size."""
+class ReceiveLimits:
+    """Limits set by a connection: entries and bytes of a listing, bytes of a file of untrusted size."""
 
     max_entries: int = DEFAULT_MAX_ENTRIES
     max_listing_bytes: int = DEFAULT_MAX_LISTING_BYTES
@@ -43,33 +43,33 @@ class Bounds:
 
         :param size: bytes read so far
         :param path: key of the file, for the error
-        :raises BoundExceeded: if ``size`` is more than `max_file_bytes`
+        :raises LimitExceeded: if ``size`` is more than `max_file_bytes`
         """
         if size > self.max_file_bytes:
-            raise BoundExceeded(
+            raise LimitExceeded(
                 f"cannot read: the server sends more than {self.max_file_bytes} bytes (max_file_bytes)."
                 " Raise max_file_bytes if the file is that large",
                 path=path,
             )
 
 
-DEFAULT_BOUNDS: Final = Bounds()
-"""Bounds of a connection without settings."""
+DEFAULT_RECEIVE_LIMITS: Final = ReceiveLimits()
+"""Limits of a connection without settings."""
 
 
 class ListingTally:
     """Count the data of a listing, search or recursive deletion as a whole.
 
     :param path: key of the listed directory, for errors
-    :param bounds: the bounds of the connection
+    :param limits: the limits of the connection
     """
 
-    __slots__ = ("_entries", "_size", "_unsafe", "bounds", "exceeded", "path")
+    __slots__ = ("_entries", "_size", "_unsafe", "exceeded", "limits", "path")
 
-    def __init__(self, path: str, bounds: Bounds = DEFAULT_BOUNDS) -> None:
-        self.bounds = bounds
+    def __init__(self, path: str, limits: ReceiveLimits = DEFAULT_RECEIVE_LIMITS) -> None:
+        self.limits = limits
         self.exceeded: str | None = None
-        """Message of the exceeded bound, after which no further directory is listed; otherwise None."""
+        """Message of the exceeded limit, after which no further directory is listed; otherwise None."""
         self._entries = 0
         self.path = path
         self._size = 0
@@ -80,32 +80,32 @@ class ListingTally:
 
         :param entries: number of entries in the reply
         :param size: length of the reply in bytes
-        :raises BoundExceeded: if the sums of all replies exceed the bounds
+        :raises LimitExceeded: if the sums of all replies exceed the limits
         """
         self._entries += entries
         self._size += size
-        if self._entries > self.bounds.max_entries:
-            self._exceed(f"{self.bounds.max_entries} entries (max_entries)", "max_entries")
-        elif self._size > self.bounds.max_listing_bytes:
-            self._exceed(f"{self.bounds.max_listing_bytes} bytes of replies (max_listing_bytes)", "max_listing_bytes")
+        if self._entries > self.limits.max_entries:
+            self._exceed(f"{self.limits.max_entries} entries (max_entries)", "max_entries")
+        elif self._size > self.limits.max_listing_bytes:
+            self._exceed(f"{self.limits.max_listing_bytes} bytes of replies (max_listing_bytes)", "max_listing_bytes")
         self.check()
 
     def check(self) -> None:
-        """Check that no bound has been exceeded so far.
+        """Check that no limit has been exceeded so far.
 
-        :raises BoundExceeded: if a bound was exceeded
+        :raises LimitExceeded: if a limit was exceeded
         """
         if self.exceeded is not None:
-            raise BoundExceeded(self.exceeded, path=self.path)
+            raise LimitExceeded(self.exceeded, path=self.path)
 
     def check_depth(self, depth: int) -> None:
         """Check the number of levels below the path.
 
         :param depth: levels of directories
-        :raises BoundExceeded: if ``depth`` is more than `MAX_DEPTH`
+        :raises LimitExceeded: if ``depth`` is more than `MAX_DEPTH`
         """
         if depth > MAX_DEPTH:
-            raise BoundExceeded(
+            raise LimitExceeded(
                 f"cannot list: directories are nested more than {MAX_DEPTH} deep. List a directory further down",
                 path=self.path,
             )
@@ -132,16 +132,16 @@ class ListingTally:
         self.exceeded = None
         self._entries, self._size, self._unsafe = mark
 
-    def _exceed(self, bound: str, setting: str) -> None:
+    def _exceed(self, limit: str, setting: str) -> None:
         self.exceeded = (
-            f"cannot list: the server sends more than {bound}. List a directory further down, or raise {setting}"
+            f"cannot list: the server sends more than {limit}. List a directory further down, or raise {setting}"
         )
 
 
 class SharedTally(ListingTally):
     """Count the replies of a directory listed once for several searches.
 
-    The listing continues while any of the searches is within its bounds.
+    The listing continues while any of the searches is within its limits.
 
     :param path: key of the directory
     :param shares: the tallies of the searches
@@ -156,17 +156,17 @@ class SharedTally(ListingTally):
         self._log = log
 
     def add_reply(self, entries: int, size: int) -> None:
-        """Count a reply for each search within its bounds."""
+        """Count a reply for each search within its limits."""
         for share in self._shares:
             if share.exceeded is None:
-                with suppress(BoundExceeded):
+                with suppress(LimitExceeded):
                     share.add_reply(entries, size)
         self.check()
 
     def check(self) -> None:
-        """Check that any of the searches is within its bounds.
+        """Check that any of the searches is within its limits.
 
-        :raises BoundExceeded: if all searches have exceeded a bound
+        :raises LimitExceeded: if all searches have exceeded a limit
         """
         if all(share.exceeded is not None for share in self._shares):
             self.exceeded = self._shares[0].exceeded
@@ -194,13 +194,13 @@ class ListedNames:
         """Add the names of a reply.
 
         :param names: the names
-        :raises BoundExceeded: if `MAX_IDLE_BATCHES` successive replies contained no new name
+        :raises LimitExceeded: if `MAX_IDLE_BATCHES` successive replies contained no new name
         """
         before = len(self._names)
         self._names.update(names)
         self._idle = 0 if len(self._names) > before else self._idle + 1
         if self._idle >= MAX_IDLE_BATCHES:
-            raise BoundExceeded(
+            raise LimitExceeded(
                 f"cannot list: {MAX_IDLE_BATCHES} successive replies of the server bring no new name", path=self.path
             )
 
@@ -209,10 +209,10 @@ def check_name_bytes(size: int) -> None:
     """Check the length of a listed name.
 
     :param size: bytes of the name
-    :raises BoundExceeded: if ``size`` is more than `MAX_NAME_BYTES`
+    :raises LimitExceeded: if ``size`` is more than `MAX_NAME_BYTES`
     """
     if size > MAX_NAME_BYTES:
-        raise BoundExceeded(f"cannot list: the server sends a name of {size} bytes (at most {MAX_NAME_BYTES})")
+        raise LimitExceeded(f"cannot list: the server sends a name of {size} bytes (at most {MAX_NAME_BYTES})")
 
 
 def size_mismatch(stated_size: int, bytes_read: int, path: str, *, reached_end: bool = True) -> TransferCorrupted:

@@ -1,4 +1,4 @@
-"""Hostile listings are bounded in time, memory and log lines."""
+"""Hostile listings are limited in time, memory and log lines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendErro
 from airflow_sftp_backend.backend._files.deletion import delete_folder
 from airflow_sftp_backend.backend._files.glob import Pattern, find, find_each
 from airflow_sftp_backend.backend._files.tree import delete_tree, folder_info, list_children, walk
-from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
+from airflow_sftp_backend.backend._limits import LimitExceeded, ReceiveLimits
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketType
 from airflow_sftp_backend.backend._protocol.messages import OpenDir, Stat
@@ -117,9 +117,9 @@ LISTS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def wire_to(server: HostileDirectories, *, last_first: bool = False, **bounds: int) -> SFTPScheduler:
+def wire_to(server: HostileDirectories, *, last_first: bool = False, **limits: int) -> SFTPScheduler:
     channel = ScriptedChannel(server, order=(lambda waiting: waiting - 1) if last_first else (lambda waiting: 0))
-    scheduler = SFTPScheduler(channel, io_timeout=7, bounds=Bounds(**bounds))
+    scheduler = SFTPScheduler(channel, io_timeout=7, receive_limits=ReceiveLimits(**limits))
     scheduler.handshake()
     scheduler.traits = OPENSSH
     return scheduler
@@ -228,12 +228,12 @@ def test_searches_made_together_have_bounds_of_their_own() -> None:
     files = {f"/{folder}/{number}": b"" for folder in ("few", "many") for number in range(30)}
     files |= {f"/many/more-{number}": b"" for number in range(30)}
     server = MemoryServer({"/few": None, "/many": None, **files})
-    server.bounds = Bounds(max_entries=50)
+    server.receive_limits = ReceiveLimits(max_entries=50)
     call = reach(server)
     groups = [["few/*"], ["many/*"], ["few/1*"], ["many/*", "few/2"], ["few/*", "few/**"]]
     outcomes = find_each(call, Jail("/").root, groups)
     assert [len(outcome) if isinstance(outcome, list) else type(outcome) for outcome in outcomes] == [
-        30, BoundExceeded, 11, BoundExceeded, 30,
+        30, LimitExceeded, 11, LimitExceeded, 30,
     ]  # fmt: skip
     listed = Counter(request.path for request in server.requests if isinstance(request, OpenDir))
     assert listed == {"/few": 1, "/many": 1}

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
-from airflow_sftp_backend.backend._limits import BoundExceeded
+from airflow_sftp_backend.backend._limits import LimitExceeded
 from airflow_sftp_backend.backend._protocol.channel import Pending
-from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, Limits, OpenFlag
+from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, OpenFlag, ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import (
     Close,
     CopyData,
@@ -124,10 +124,10 @@ class MemoryServer(SFTPScheduler):
 
     # -- the wire -----------------------------------------------------------------------------------------------------
 
-    def limits(self) -> Operation[Limits]:
+    def server_limits(self) -> Operation[ServerLimits]:
         """``block`` bytes both ways."""
         yield from ()
-        return Limits(self._block, self._block)
+        return ServerLimits(self._block, self._block)
 
     def supports(self, request: type[Request[Any]]) -> bool:
         """posix-rename and copy-data, as set."""
@@ -184,7 +184,7 @@ class MemoryServer(SFTPScheduler):
                 pending.set_result(None, BackendUnavailable(self.broken))
             else:
                 pending.set_result(answer, None)
-        except (StatusError, BoundExceeded) as refused:
+        except (StatusError, LimitExceeded) as refused:
             pending.set_result(None, refused)
         if self._after is not None:
             try:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final
 
 from airflow_sftp_backend.backend._files import tree
-from airflow_sftp_backend.backend._protocol.codec import Limits
+from airflow_sftp_backend.backend._protocol.codec import ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import RealPath
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request
 from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus
@@ -263,8 +263,8 @@ def _failed_title(error: SFTPBackendError, info: ConnectionInfo | None) -> Check
 def _check_sftp(backend: SFTPBackend) -> CheckResult:
     """Read the limits and extensions of the server."""
 
-    def query(scheduler: SFTPScheduler) -> tuple[Limits, dict[str, str]]:
-        return scheduler.run(scheduler.limits()), dict(scheduler.extensions)
+    def query(scheduler: SFTPScheduler) -> tuple[ServerLimits, dict[str, str]]:
+        return scheduler.run(scheduler.server_limits()), dict(scheduler.extensions)
 
     limits, extensions = backend._session.call(query, idempotent=True)
     return CheckResult(

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar, cast
 
-from airflow_sftp_backend.backend._limits import Bounds
+from airflow_sftp_backend.backend._limits import ReceiveLimits
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
@@ -222,7 +222,7 @@ class WriteExecutor:
 
         def use(scheduler: SFTPScheduler) -> None:
             if target.parent not in self._temps_by_directory:
-                scheduler.run(self._list_temps(target.parent, scheduler.bounds))
+                scheduler.run(self._list_temps(target.parent, scheduler.receive_limits))
             scheduler.run(remove_stale_temps(target, self._temps_by_directory[target.parent], mtime))
 
         try:
@@ -244,12 +244,12 @@ class WriteExecutor:
         # a directory is listed only once until `clear_cache`
         folders = {job.target.path.parent for job in jobs if job.cleans_directory} - self._temps_by_directory.keys()
         written: list[tuple[WriteJob[T], int]] = []
-        listings = (self._list_temps(folder, scheduler.bounds) for folder in folders)
+        listings = (self._list_temps(folder, scheduler.receive_limits) for folder in folders)
         writes = (_run_job(job, scheduler, written) for job in jobs)
         outcomes = scheduler.run_many(chain[Operation[T] | Operation[None]](listings, writes))[len(folders) :]
         if scheduler.broken is None:
             unlisted = {job.target.path.parent for job, _ in written} - self._temps_by_directory.keys()
-            scheduler.run_many(self._list_temps(folder, scheduler.bounds) for folder in unlisted)
+            scheduler.run_many(self._list_temps(folder, scheduler.receive_limits) for folder in unlisted)
             scheduler.run_many(
                 remove_stale_temps(
                     job.target.path, temps, mtime, job.resume_state.temp if job.resume_state is not None else None
@@ -259,9 +259,9 @@ class WriteExecutor:
             )
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 
-    def _list_temps(self, folder: RemotePath, bounds: Bounds) -> Operation[None]:
+    def _list_temps(self, folder: RemotePath, limits: ReceiveLimits) -> Operation[None]:
         """List the temporary files of a directory and store them."""
-        self._temps_by_directory[folder] = yield from list_temps(folder, bounds)
+        self._temps_by_directory[folder] = yield from list_temps(folder, limits)
 
 
 def _run_job(job: WriteJob[T], scheduler: SFTPScheduler, written: list[tuple[WriteJob[T], int]]) -> Operation[T]:

@@ -186,7 +186,7 @@ class _RawRemoteFile(io.RawIOBase):
         opened = False
         try:
             stat_reply = yield from send(FStat(handle))
-            request = Read(handle, 0, (yield from scheduler.limits()).read)
+            request = Read(handle, 0, (yield from scheduler.server_limits()).read)
             first_reply = yield from send(request)
             try:
                 attributes = yield from reply(stat_reply)
@@ -230,7 +230,7 @@ class _RawRemoteFile(io.RawIOBase):
     def _next_block(self) -> Operation[memoryview]:
         """Send reads in advance, and return the next block; empty at the end."""
         assert self._scheduler is not None
-        block = (yield from self._scheduler.limits()).read
+        block = (yield from self._scheduler.server_limits()).read
         max_blocks = max(2, min(64, READ_AHEAD // block))
         offset = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
         while len(self._queue) < self._blocks_ahead:
@@ -243,7 +243,7 @@ class _RawRemoteFile(io.RawIOBase):
             data = yield from reply(pending)
         except StatusError as refused:
             raise (yield from explain_read_failure(self._path, refused)) from None
-        self._scheduler.bounds.check_file_bytes(request.offset + len(data), self._path.key)
+        self._scheduler.receive_limits.check_file_bytes(request.offset + len(data), self._path.key)
         if not data:
             self._queue.clear()
         elif len(data) < request.length:
@@ -283,7 +283,7 @@ class AtomicWriter(io.RawIOBase):
         def open_temp_file() -> Operation[None]:
             self._temp_file = yield from open_temp(self._target)
             striped_file = StripedFile(scheduler, self._target.temp, self._temp_file.handle, size=None, channels=1)
-            self._writer = PipelinedWriter(striped_file, (yield from scheduler.limits()).write)
+            self._writer = PipelinedWriter(striped_file, (yield from scheduler.server_limits()).write)
 
         scheduler.run(with_path_in_errors(self._target.path, open_temp_file()))
 

@@ -123,7 +123,7 @@ def _has_entries(path: RemotePath) -> Operation[bool]:
         while batch := (yield from request(ReadDir(handle))):
             if any(entry.name not in (".", "..") for entry in batch):
                 return True
-            # raises BoundExceeded if the server repeats '.' and '..' without end
+            # raises LimitExceeded if the server repeats '.' and '..' without end
             names.add(entry.name for entry in batch)
         return False
     except StatusError:

@@ -9,7 +9,7 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from airflow_sftp_backend.backend._limits import BoundExceeded, ListingTally, SharedTally
+from airflow_sftp_backend.backend._limits import LimitExceeded, ListingTally, SharedTally
 from airflow_sftp_backend.backend._paths import RemotePath, check_text, is_temp_name
 from airflow_sftp_backend.backend._patterns import literal_name, name_matcher
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
@@ -258,7 +258,7 @@ def _match_listing(
 def _list_for_searches(
     call: SessionCall, log: ListingTally, to_list: dict[RemotePath, _SearchesBySegments]
 ) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
-    """List directories side by side. Each search has its own bounds, and fails alone if it exceeds them."""
+    """List directories side by side. Each search has its own limits, and fails alone if it exceeds them."""
     searches_by_directory = {
         folder: list({search for wanted_searches in wanted.values() for search in wanted_searches})
         for folder, wanted in to_list.items()
@@ -272,7 +272,7 @@ def _list_for_searches(
     outcomes = run_listings(call, [log, *(search.tally for search in all_searches)], list(to_list), operation)
     for search in all_searches:
         if search.tally.exceeded is not None:
-            _fail_searches([search], BoundExceeded(search.tally.exceeded, path=log.path))
+            _fail_searches([search], LimitExceeded(search.tally.exceeded, path=log.path))
     return outcomes
 
 

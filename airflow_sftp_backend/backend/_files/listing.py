@@ -6,7 +6,7 @@ from collections import deque
 
 from airflow_sftp_backend.backend._limits import (
     MAX_NAMES_AHEAD,
-    BoundExceeded,
+    LimitExceeded,
     ListedNames,
     ListingTally,
 )
@@ -52,7 +52,7 @@ def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operat
     :returns: the entries
     :raises NotFound: if the directory does not exist
     :raises InvalidPath: for a file
-    :raises BoundExceeded: if the listing exceeds the bounds of ``tally``
+    :raises LimitExceeded: if the listing exceeds the limits of ``tally``
     """
     return (yield from _list_entries(path, tally, depth))[0]
 
@@ -109,10 +109,10 @@ def _read_entries(
                 break
             names.add(entry.name for entry in batch)
             _add_entries(entries, path, batch, tally)
-            # a large directory gets more requests in flight, up to the bound on names requested ahead
+            # a large directory gets more requests in flight, up to the limit of names requested ahead
             depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // len(batch)))
         return entries, recheck_reply
-    except BoundExceeded as error:
+    except LimitExceeded as error:
         error.path = path.key if error.path is None else error.path
         tally.exceeded = error.message
         raise

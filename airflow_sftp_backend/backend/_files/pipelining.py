@@ -15,7 +15,7 @@ from typing import Final, Protocol
 
 from airflow_sftp_backend.backend._limits import size_mismatch
 from airflow_sftp_backend.backend._protocol.channel import Pending
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Limits
+from airflow_sftp_backend.backend._protocol.codec import Attributes, ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import FStat, Read, Write
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
 from airflow_sftp_backend.backend._protocol.striping import StripedFile, window_size
@@ -188,7 +188,7 @@ class PipelinedReader:
 
     FSTAT is sent together with the first two reads, so that a small file takes a single round trip; after a file
     smaller than a block, together with the first read only. The file must have the stated size, unless ``to_end`` is
-    set or the server states none: then the file is read to its end, up to `Bounds.max_file_bytes`.
+    set or the server states none: then the file is read to its end, up to `ReceiveLimits.max_file_bytes`.
 
     :param scheduler: the scheduler of the connection
     :param handle: the handle of the file
@@ -246,7 +246,7 @@ class PipelinedReader:
         """Return the next bytes; empty at the end.
 
         :raises TransferCorrupted: if the size of the file is not the stated size (unless ``to_end``)
-        :raises SFTPBackendError: if the file has more than `Bounds.max_file_bytes`
+        :raises SFTPBackendError: if the file has more than `ReceiveLimits.max_file_bytes`
         :raises InvalidPath: for a directory
         :raises StatusError: if the server refuses a read
         """
@@ -260,7 +260,7 @@ class PipelinedReader:
         data: memoryview = yield pending
         size = self.size + len(data)
         if self._to_end or self._expected_size is None:
-            self._scheduler.bounds.check_file_bytes(size, self._path)
+            self._scheduler.receive_limits.check_file_bytes(size, self._path)
         if self._expected_size is not None and (
             size > self._expected_size or (not data and size < self._expected_size)
         ):
@@ -293,7 +293,7 @@ class PipelinedReader:
         rest_reader = PipelinedReader(
             self._scheduler, self._handle, self._block_size, self._path, offset=size, to_end=True
         )
-        max_size = min(size + _MAX_EXCESS_COUNTED, self._scheduler.bounds.max_file_bytes)
+        max_size = min(size + _MAX_EXCESS_COUNTED, self._scheduler.receive_limits.max_file_bytes)
         while not reached_end and rest_reader.size < max_size:
             try:
                 reached_end = not (yield from rest_reader.read_next())
@@ -304,7 +304,7 @@ class PipelinedReader:
     @property
     def _max_blocks(self) -> int:
         """Size of the window in blocks."""
-        if self._block_size <= Limits().read:
+        if self._block_size <= ServerLimits().read:
             return _MAX_SMALL_BLOCKS
         return max(
             _INITIAL_READS,

@@ -51,7 +51,7 @@ def read_into(
     """
     handle = yield from open_for_reading(path)
     try:
-        reader = PipelinedReader(scheduler, handle, (yield from scheduler.limits()).read, path.key, to_end=True)
+        reader = PipelinedReader(scheduler, handle, (yield from scheduler.server_limits()).read, path.key, to_end=True)
         while data := (yield from reader.read_next()):
             if max_bytes is not None and reader.size > max_bytes:
                 raise size_mismatch(max_bytes, reader.size, path.key, reached_end=False)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from airflow_sftp_backend.backend._limits import BoundExceeded, ListingTally
+from airflow_sftp_backend.backend._limits import LimitExceeded, ListingTally
 from airflow_sftp_backend.backend._paths import RemotePath, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import RemoveDir, Stat
@@ -72,9 +72,9 @@ def _list_all(
 ) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
     """List directories side by side, and detect links in those of ``descend_into``.
 
-    :raises BoundExceeded: if the listings exceed the bounds of ``tally``
+    :raises LimitExceeded: if the listings exceed the limits of ``tally``
     """
-    return _raise_if_bound_exceeded(
+    return _raise_if_limit_exceeded(
         run_listings(
             call,
             [tally],
@@ -103,7 +103,7 @@ def run_listings(
     def use(scheduler: SFTPScheduler) -> list[T | SFTPBackendError | OSError]:
         for tally, mark in zip(tallies, marks, strict=True):
             tally.rewind(mark)  # replies of a lost connection are received again
-            tally.bounds = scheduler.bounds
+            tally.limits = scheduler.receive_limits
         depth = _initial_read_ahead(scheduler, folders)
         return _raise_if_unavailable(scheduler.run_many(operation(folder, depth) for folder in folders))
 
@@ -126,10 +126,10 @@ def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> lis
     return outcomes
 
 
-def _raise_if_bound_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """Return the outcomes, or raise BoundExceeded: the bounds apply to the call as a whole."""
+def _raise_if_limit_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
+    """Return the outcomes, or raise LimitExceeded: the limits apply to the call as a whole."""
     for outcome in outcomes:
-        if isinstance(outcome, BoundExceeded):
+        if isinstance(outcome, LimitExceeded):
             raise outcome
     return outcomes
 
@@ -170,7 +170,7 @@ def walk(
     :returns: the entries
     :raises NotFound: if ``must_exist`` and the root does not exist
     :raises InvalidPath: if ``must_exist`` and the root is a file
-    :raises BoundExceeded: if the listings exceed the bounds of the connection
+    :raises LimitExceeded: if the listings exceed the limits of the connection
     """
     tally = ListingTally(root.key)
     level = [root]
@@ -280,7 +280,7 @@ def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> Non
 
 
 def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTally) -> list[SFTPBackendError]:
-    """Delete the entries of each level from the top, then the directories. Return the errors. Raises BoundExceeded."""
+    """Delete the entries of each level from the top, then the directories. Return the errors. Raises LimitExceeded."""
     folders: list[RemotePath] = []
     failures: list[SFTPBackendError] = []
     level = [root]
@@ -317,8 +317,8 @@ class _BecameLink(SFTPBackendError):
 def _list_for_removal(
     call: SessionCall, tally: ListingTally, folders: Sequence[RemotePath]
 ) -> list[Listing | SFTPBackendError | OSError]:
-    """List directories side by side and check that they are not links. Raises BoundExceeded."""
-    return _raise_if_bound_exceeded(
+    """List directories side by side and check that they are not links. Raises LimitExceeded."""
+    return _raise_if_limit_exceeded(
         run_listings(call, [tally], folders, lambda folder, depth: _list_one_for_removal(folder, tally, depth))
     )
 

@@ -221,7 +221,7 @@ def write(
     complete = False
     try:
         striped_file = StripedFile(scheduler, path, handle, size=None, channels=1)
-        writer = PipelinedWriter(striped_file, (yield from scheduler.limits()).write, progress=progress)
+        writer = PipelinedWriter(striped_file, (yield from scheduler.server_limits()).write, progress=progress)
         yield from write_source(source, writer)
         stat_reply = yield from send(FStat(handle))
         close_reply = yield from send(Close(handle))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from airflow_sftp_backend.backend._limits import BoundExceeded
+from airflow_sftp_backend.backend._limits import LimitExceeded
 from airflow_sftp_backend.backend.errors import BackendUnavailable, StatusError, printable
 
 from .codec import MAX_FRAME, UINT32, PacketReader, ProtocolError
@@ -313,7 +313,7 @@ class SFTPChannel:
         request = pending.request
         try:
             outcome = request.decode_reply(packet_type, PacketReader(packet, _REPLY_START.size))
-        except (StatusError, BoundExceeded) as refused:
+        except (StatusError, LimitExceeded) as refused:
             # the traceback references this frame, which references the pending request and so the error: a cycle
             error = refused.with_traceback(None)
         observe = self.on_handle_reply if request.tracked else None

@@ -1,6 +1,6 @@
 """Encode and decode the parts of SFTP version 3 packets (draft-ietf-secsh-filexfer-02 sections 3 to 5).
 
-Bounds are checked before memory is allocated, because the server is not trusted.
+Limits are checked before memory is allocated, because the server is not trusted.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ class DirEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """Maximum bytes of a read and a write (``limits@openssh.com``).
 
     The defaults apply to limits that the server does not announce: every server accepts 32 KiB (filexfer-02 section 3).

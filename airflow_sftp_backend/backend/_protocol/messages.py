@@ -21,11 +21,11 @@ from .codec import (
     VERSION,
     Attributes,
     DirEntry,
-    Limits,
     OpenFlag,
     PacketReader,
     PacketType,
     ProtocolError,
+    ServerLimits,
     encode_name,
     encode_string,
 )
@@ -301,7 +301,7 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
     def decode(self, cursor: PacketReader) -> list[DirEntry]:
         """Return the entries. A missing mode is derived from the first letter of the entry's ``ls -l`` line.
 
-        :raises BoundExceeded: if the listing exceeds the bounds of ``tally``
+        :raises LimitExceeded: if the listing exceeds the limits of ``tally``
         """
         entries = []
         size = cursor.remaining + _REPLY_HEADER_BYTES
@@ -455,7 +455,7 @@ class CopyData(_ExtendedRequest[None], _StatusReply):
 
 
 @dataclass(frozen=True, slots=True)
-class LimitsRequest(_ExtendedRequest[Limits]):
+class LimitsRequest(_ExtendedRequest[ServerLimits]):
     """Request the maximum sizes of requests (``limits@openssh.com``, OpenSSH PROTOCOL section 4.8)."""
 
     extension = "limits@openssh.com"
@@ -465,11 +465,12 @@ class LimitsRequest(_ExtendedRequest[Limits]):
         """Encode no arguments."""
         return b""
 
-    def decode(self, cursor: PacketReader) -> Limits:
+    def decode(self, cursor: PacketReader) -> ServerLimits:
         """Return the sizes for reads and writes. The default replaces a limit of 0, which is not stated."""
         packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
-        maximum = max(packet - 1024, 0) or Limits().read  # handle, offset and headers take less than 1 KiB
-        return Limits(_block_size(read or Limits().read, maximum), _block_size(write or Limits().write, maximum))
+        default = ServerLimits()
+        maximum = max(packet - 1024, 0) or default.read  # handle, offset and headers take less than 1 KiB
+        return ServerLimits(_block_size(read or default.read, maximum), _block_size(write or default.write, maximum))
 
 
 def _block_size(stated: int, maximum: int) -> int:

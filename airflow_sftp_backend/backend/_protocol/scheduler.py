@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from airflow_sftp_backend.backend._limits import DEFAULT_BOUNDS, Bounds
+from airflow_sftp_backend.backend._limits import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     CapabilityNotSupported,
@@ -32,7 +32,7 @@ from airflow_sftp_backend.backend.errors import (
 )
 
 from .channel import Pending, SFTPChannel, SSHChannel, Waiter
-from .codec import Limits, ProtocolError
+from .codec import ProtocolError, ServerLimits
 from .handle_table import HandleTable
 from .messages import Close, LimitsRequest, Request
 from .server_traits import UNKNOWN, ServerTraits, detect_traits
@@ -200,7 +200,7 @@ class SFTPScheduler:
     :param io_timeout: the channel's timeout in seconds, for error texts
     :param channel_source: source of further channels, or None
     :param banner: the server's identification, such as ``SSH-2.0-OpenSSH_9.2``
-    :param bounds: limits on the data sent by the server
+    :param receive_limits: limits on the data sent by the server
     :param clock: returns seconds, to measure the round trip
     """
 
@@ -211,14 +211,14 @@ class SFTPScheduler:
         io_timeout: float | None,
         channel_source: ChannelSource | None = None,
         banner: str = "",
-        bounds: Bounds = DEFAULT_BOUNDS,
+        receive_limits: ReceiveLimits = DEFAULT_RECEIVE_LIMITS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._main_channel = SFTPChannel(ssh_channel, io_timeout=io_timeout, clock=clock)
         self.channels = [self._main_channel]
         """The open channels, all of the same connection; the main channel is the first."""
         self._banner = banner
-        self.bounds = bounds
+        self.receive_limits = receive_limits
         self.traits = UNKNOWN
         """Known traits of the server; defaults until `handshake`."""
         self.can_set_modes = True
@@ -232,7 +232,7 @@ class SFTPScheduler:
         """Whether a warning was logged that modes cannot be set."""
         self._channel_source = channel_source
         self._requests_sent = 0
-        self._limits: Pending[Limits] = Pending(LimitsRequest())
+        self._server_limits: Pending[ServerLimits] = Pending(LimitsRequest())
         self._handles_to_close: deque[bytes] = deque()
         self.broken: str | None = None
         """Reason why requests can no longer be sent, or None."""
@@ -253,9 +253,9 @@ class SFTPScheduler:
             self._main_channel.handshake()
         self.traits = detect_traits(self._banner, self.extensions)
         if LimitsRequest.extension in self.extensions:
-            self._send(self._main_channel, self._limits)
+            self._send(self._main_channel, self._server_limits)
         else:
-            self._limits.set_result(Limits(), None)
+            self._server_limits.set_result(ServerLimits(), None)
 
     @property
     def io_timeout(self) -> float | None:
@@ -291,10 +291,10 @@ class SFTPScheduler:
                 channel.on_handle_reply = self._on_handle_reply
             self.channels += opened
 
-    def limits(self) -> Operation[Limits]:
+    def server_limits(self) -> Operation[ServerLimits]:
         """Return the maximum sizes of reads and writes, in bytes."""
-        answer = yield from _reply_or_error(self._limits)
-        return Limits() if isinstance(answer, StatusError) else answer
+        answer = yield from _reply_or_error(self._server_limits)
+        return ServerLimits() if isinstance(answer, StatusError) else answer
 
     def supports(self, request: type[Request[Any]]) -> bool:
         """Return whether the server announced the extension of a request type."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import paramiko
 from paramiko.auth_strategy import AuthStrategy
 
-from airflow_sftp_backend.backend._limits import Bounds
+from airflow_sftp_backend.backend._limits import ReceiveLimits
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import is_openssh_banner
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
@@ -506,13 +506,13 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         self._phase = "agreeing on the SFTP version"
         stream.set_deadline(self._clamp(config.timeout))
         ssh_channel.settimeout(config.timeout + _EXTRA_SECONDS)
-        bounds = Bounds(config.max_entries, config.max_listing_bytes, config.max_file_bytes)
+        receive_limits = ReceiveLimits(config.max_entries, config.max_listing_bytes, config.max_file_bytes)
         scheduler = SFTPScheduler(
             buffer_channel(ssh_channel),
             io_timeout=config.io_timeout,
             channel_source=extra_channels,
             banner=banner,
-            bounds=bounds,
+            receive_limits=receive_limits,
         )
         try:
             scheduler.handshake()

@@ -14,7 +14,7 @@ from airflow_sftp_backend.backend._files.attributes import close_quietly
 from airflow_sftp_backend.backend._files.pipelining import PipelinedReader, UploadSource
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
 from airflow_sftp_backend.backend._files.reading import explain_read_failure, open_for_reading
-from airflow_sftp_backend.backend._limits import Bounds
+from airflow_sftp_backend.backend._limits import ReceiveLimits
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, resume_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
@@ -249,11 +249,11 @@ class Download:
             handle = yield from open_for_reading(self.remote)
             if self.transferred_bytes:
                 yield from self._check_prefix(handle)
-            block = (yield from scheduler.limits()).read
+            block = (yield from scheduler.server_limits()).read
             reader = self._new_reader(scheduler, handle, block)
             while data := (yield from reader.read_next()):
                 if self._source is None:
-                    self._check_disk_space(reader.attributes.size, scheduler.bounds)
+                    self._check_disk_space(reader.attributes.size, scheduler.receive_limits)
                     if self.resume_key is not None and (yield from self._try_resume(handle, reader.attributes)):
                         reader = self._new_reader(scheduler, handle, block)
                         continue
@@ -287,9 +287,9 @@ class Download:
         to_end = self.verify == "none"
         return PipelinedReader(scheduler, handle, block, self.remote.key, offset=self.transferred_bytes, to_end=to_end)
 
-    def _check_disk_space(self, size: int | None, bounds: Bounds) -> None:
-        """Refuse a stated size above the bound that exceeds the free disk space."""
-        if size is None or size <= bounds.max_file_bytes or self.verify == "none":
+    def _check_disk_space(self, size: int | None, limits: ReceiveLimits) -> None:
+        """Refuse a stated size above the limit that exceeds the free disk space."""
+        if size is None or size <= limits.max_file_bytes or self.verify == "none":
             return
         disk = os.statvfs(Path(self.local).parent)
         if size > disk.f_bavail * disk.f_frsize:

@@ -84,7 +84,7 @@ def write_atomic(
     committed = False
     try:
         source.skip(resume_state.acknowledged)
-        block = (yield from scheduler.limits()).write
+        block = (yield from scheduler.server_limits()).write
         writer = PipelinedWriter(striped_file, block, offset=resume_state.acknowledged, progress=acknowledged)
         yield from write_source(source, writer)
         temp_file.was_striped = striped_file.was_striped

@@ -6,7 +6,7 @@ import logging
 
 from airflow_sftp_backend.backend._files.attributes import fall_back_to_stat
 from airflow_sftp_backend.backend._files.listing import list_folder
-from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds, ListingTally
+from airflow_sftp_backend.backend._limits import LimitExceeded, ListingTally, ReceiveLimits
 from airflow_sftp_backend.backend._paths import STALE_SECONDS, RemotePath, is_temp_name, same_writer, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
@@ -46,17 +46,17 @@ def roll_back(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[
             logger.warning("the temporary file %r could not be removed: %s", write_target.temp.native, refused)
 
 
-def list_temps(folder: RemotePath, bounds: Bounds) -> Operation[list[tuple[RemotePath, int]]]:
+def list_temps(folder: RemotePath, limits: ReceiveLimits) -> Operation[list[tuple[RemotePath, int]]]:
     """Return the temporary files in a directory with their times in seconds since 1970.
 
     :param folder: the directory
-    :param bounds: the bounds of the connection
+    :param limits: the limits of the connection
     :returns: the paths and times; empty if the directory cannot be listed
     """
-    tally = ListingTally(folder.key, bounds)
+    tally = ListingTally(folder.key, limits)
     try:
         entries = yield from list_folder(folder, tally)
-    except BoundExceeded as error:
+    except LimitExceeded as error:
         logger.warning("temporary files of other writers are not removed: %s", error)
         return []
     except SFTPBackendError:

@@ -232,7 +232,7 @@ def _copy_to(
     size = None if isinstance(source_attributes, StatusError) else source_attributes.size
     committed = False
     try:
-        limits = yield from scheduler.limits()
+        limits = yield from scheduler.server_limits()
         writer = PipelinedWriter(
             StripedFile(scheduler, write_target.temp, temp_file.handle, size=None, channels=1), limits.write
         )
@@ -262,7 +262,7 @@ def _copy_via_local_file(
         handle = yield from open_for_reading(source)
         try:
             source_attributes = yield from _source_attributes(handle, source)
-            reader = PipelinedReader(scheduler, handle, (yield from scheduler.limits()).read, source.key)
+            reader = PipelinedReader(scheduler, handle, (yield from scheduler.server_limits()).read, source.key)
             while data := (yield from reader.read_next()):
                 local.write(data)
             (current,) = yield from request_all([FStat(handle)])

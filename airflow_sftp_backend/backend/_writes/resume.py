@@ -19,7 +19,7 @@ from airflow_sftp_backend.backend._files.attributes import close_quietly, try_st
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
 from airflow_sftp_backend.backend._files.writing import remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, temp_name_token
-from airflow_sftp_backend.backend._protocol.codec import Attributes, Limits, OpenFlag
+from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag, ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import FStat, LStat, Open, Read
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, request_all, send
 from airflow_sftp_backend.backend.errors import BackendUnavailable, ContentLost, SFTPBackendError, StatusError
@@ -29,7 +29,7 @@ from .write_target import OpenTempFile, ResumeState, WriteTarget, check_existing
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SIZE: Final = Limits().read
+SAMPLE_SIZE: Final = ServerLimits().read
 """Bytes of a sample: every server returns as many in a single reply."""
 _SAMPLE_COUNT: Final = 32  # samples across the file, and as many at its end
 

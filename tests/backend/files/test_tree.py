@@ -28,7 +28,7 @@ from airflow_sftp_backend.backend._files.tree import (
     list_children,
     walk,
 )
-from airflow_sftp_backend.backend._limits import BoundExceeded, Bounds
+from airflow_sftp_backend.backend._limits import LimitExceeded, ReceiveLimits
 from airflow_sftp_backend.backend._paths import Jail, temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry
 from airflow_sftp_backend.backend._protocol.messages import LStat, OpenDir, ReadDir, Remove, Request
@@ -178,7 +178,7 @@ def test_invalid_patterns_are_refused_without_a_request() -> None:
 
 def test_an_endless_tree_fails_only_the_searches_that_descend_into_it() -> None:
     outcomes = find_each(reach(Endless({})), ROOT, [["deeper/*"], ["**/x"]])
-    assert [paths_of(outcome) for outcome in outcomes] == [[], BoundExceeded]
+    assert [paths_of(outcome) for outcome in outcomes] == [[], LimitExceeded]
 
 
 @given(PATTERNS, st.lists(st.sampled_from(["a", "b", "ab", "c.csv"]), min_size=1, max_size=5).map("/".join))
@@ -274,7 +274,7 @@ def test_an_endlessly_deep_tree_ends_the_walk(use: Callable[[SessionCall], objec
 
 def test_an_endless_listing_fills_no_memory() -> None:
     server = server_of(dict.fromkeys("abcd", b""))
-    server.bounds = Bounds(max_entries=3)
+    server.receive_limits = ReceiveLimits(max_entries=3)
     call = reach(server)
     for use in (lambda: list(walk(call, ROOT)), lambda: find(call, ROOT, [Pattern.parse("*")])):
         with pytest.raises(SFTPBackendError, match=r"more than 3 entries \(max_entries\)"):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from airflow_sftp_backend.backend._protocol.codec import (
     Attributes,
     DirEntry,
-    Limits,
     OpenFlag,
     PacketReader,
     PacketType,
     ProtocolError,
+    ServerLimits,
 )
 from airflow_sftp_backend.backend._protocol.messages import (
     Close,
@@ -200,13 +200,13 @@ def test_a_real_path_is_one_name() -> None:
 @pytest.mark.parametrize(
     ("packet", "read", "write", "expected"),
     [
-        (262144, 261120, 261120, Limits(261120, 261120)),
-        (0, 0, 0, Limits(32768, 32768)),  # nothing stated
-        (34000, 100000, 0, Limits(32976, 32768)),  # no more than fits a packet
-        (1 << 40, 1 << 40, 1 << 40, Limits(1 << 20, 1 << 20)),  # no more than we accept
+        (262144, 261120, 261120, ServerLimits(261120, 261120)),
+        (0, 0, 0, ServerLimits(32768, 32768)),  # nothing stated
+        (34000, 100000, 0, ServerLimits(32976, 32768)),  # no more than fits a packet
+        (1 << 40, 1 << 40, 1 << 40, ServerLimits(1 << 20, 1 << 20)),  # no more than we accept
     ],
 )
-def test_the_servers_limits_are_clamped_to_ours(packet: int, read: int, write: int, expected: Limits) -> None:
+def test_the_servers_limits_are_clamped_to_ours(packet: int, read: int, write: int, expected: ServerLimits) -> None:
     body = struct.pack(">QQQQ", packet, read, write, 0)
     assert answered(LimitsRequest(), PacketType.EXTENDED_REPLY, body) == expected
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import BackendUnavailable, NotFound, SFTPBackendError
-from airflow_sftp_backend.backend._protocol.codec import MAX_FRAME, Attributes, Limits, PacketType
+from airflow_sftp_backend.backend._protocol.codec import MAX_FRAME, Attributes, PacketType, ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import Close, CopyData, PosixRename, Read, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import (
     MAX_BYTES_IN_FLIGHT,
@@ -233,7 +233,7 @@ def test_limits_are_requested_only_if_the_server_announces_them() -> None:
         False,
         False,
     )
-    assert scheduler.run(scheduler.limits()) == Limits(32768, 32768)
+    assert scheduler.run(scheduler.server_limits()) == ServerLimits(32768, 32768)
     assert channel.requests == []
 
 
@@ -251,7 +251,7 @@ def test_limits_are_requested_along_with_the_first_request(refused: bool) -> Non
     assert channel.requests == []  # nothing is sent for them alone
     assert scheduler.run(size_of("4")) == 4
     assert [packet.kind for packet in channel.requests] == [PacketType.EXTENDED, PacketType.STAT]
-    assert scheduler.run(scheduler.limits()) == (Limits() if refused else Limits(10_000, 20_000))
+    assert scheduler.run(scheduler.server_limits()) == (ServerLimits() if refused else ServerLimits(10_000, 20_000))
     assert len(channel.requests) == 2
 
 
@@ -268,13 +268,13 @@ def test_several_operations_wait_for_the_limits(answered: bool) -> None:
     channel = ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"}), order=lambda waiting: waiting - 1)
     scheduler = connected(channel)
 
-    def operation(number: int) -> Operation[Limits]:
+    def operation(number: int) -> Operation[ServerLimits]:
         yield from size_of(f"{number}")
-        return (yield from scheduler.limits())
+        return (yield from scheduler.server_limits())
 
     outcomes = scheduler.run_many(operation(number) for number in range(5))
     if answered:
-        assert outcomes == [Limits(10_000, 20_000)] * 5
+        assert outcomes == [ServerLimits(10_000, 20_000)] * 5
     else:
         assert [type(outcome) for outcome in outcomes] == [BackendUnavailable] * 5
 
@@ -288,7 +288,7 @@ def test_a_block_length_below_4_kib_counts_as_4_kib(stated: int, packet_length: 
         return packet_reply(packet, PacketType.EXTENDED_REPLY, struct.pack(">QQQQ", packet_length, stated, stated, 0))
 
     scheduler = connected(ScriptedChannel(answer, hello=version({"limits@openssh.com": "1"})))
-    assert scheduler.run(scheduler.limits()) == Limits(4096, 4096)
+    assert scheduler.run(scheduler.server_limits()) == ServerLimits(4096, 4096)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import SFTPBackend, TransferCorrupted
-from airflow_sftp_backend.backend._limits import BoundExceeded
+from airflow_sftp_backend.backend._limits import LimitExceeded
 from tests.support.assertions import refused
 from tests.support.files import tree
 from tests.support.servers import SaysOtherSizes, ShortReads
@@ -167,7 +167,7 @@ def test_max_file_bytes_bounds_endless_data_without_verification(
         if said is None:
             attempts.append(lambda: backend.download("file", tmp_path / "local"))
         for attempt in attempts:
-            with refused(BoundExceeded, backend, "file") as error:
+            with refused(LimitExceeded, backend, "file") as error:
                 attempt()
             assert f"more than {most} bytes (max_file_bytes)" in error.message
         assert sum(received) <= most

@@ -32,7 +32,7 @@ FAULTS_AT_START: Final[Mapping[Kind, str]] = {
     "stall": "the server stalls before its VERSION reply",
 }
 AT_START: Final = "any operation, while its first connection opens"
-HEAD: Final = ("fault", "server", "bound", "error", "state after")
+HEAD: Final = ("fault", "server", "time limit", "error", "state after")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Row:
     subject: Subject
     fault: str
     points: int
-    bound: str
+    time_limit: str
     errors: str
     states: str
 
@@ -57,25 +57,25 @@ class Row:
             errors |= {type(error).__name__ for error in errors_in(result.error)} or {"none"}
         if fault == "kill":
             return cls(subject, fault, points, "–", "–", _listed(states))
-        return cls(subject, fault, points, _bound(waited), _listed(errors), _listed(states))
+        return cls(subject, fault, points, _time_limit(waited), _listed(errors), _listed(states))
 
     @classmethod
     def at_start(cls, subject: Subject, kind: Kind, local: Path) -> str:
         """The row for a fault while the first connection is opened: the same, whatever the operation and the server."""
         row = cls.of(subject, kind, lost_at_start(subject.case, local, kind))
         assert row.points > 0
-        return _cells(FAULTS_AT_START[kind], "any", row.bound, row.errors, row.states)
+        return _cells(FAULTS_AT_START[kind], "any", row.time_limit, row.errors, row.states)
 
     def __str__(self) -> str:
         # without the number of points: it changes with every request that is saved
-        return _cells(FAULTS[self.fault], self.subject.server, self.bound, self.errors, self.states)
+        return _cells(FAULTS[self.fault], self.subject.server, self.time_limit, self.errors, self.states)
 
 
 def _cells(*texts: str) -> str:
     return f"| {' | '.join(texts)} |"
 
 
-def _bound(seconds: float) -> str:
+def _time_limit(seconds: float) -> str:
     if not seconds:
         return "at once"
     if seconds == CONNECT_TIMEOUT:
