@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NotRequired, TypeAlias, TypedDict
 if TYPE_CHECKING:
     from .backend import FileInfo
 
-Kind: TypeAlias = Literal["uploaded", "downloaded", "moved", "deleted"]
+CompletedAction: TypeAlias = Literal["uploaded", "downloaded", "moved", "deleted"]
 """Completed actions of the operators."""
 EarlierAction: TypeAlias = Literal[
     "uploaded by an earlier attempt", "downloaded by an earlier attempt", "moved by an earlier attempt"
@@ -15,7 +15,7 @@ EarlierAction: TypeAlias = Literal[
 """Completed actions of an earlier attempt, as a retry reports them."""
 PlannedAction: TypeAlias = Literal["would upload", "would download", "would move", "would delete", "would fail"]
 """Actions of a dry run."""
-Action: TypeAlias = Literal[Kind, EarlierAction, PlannedAction, "skipped"]
+Action: TypeAlias = Literal[CompletedAction, EarlierAction, PlannedAction, "skipped"]
 
 
 class FileResult(TypedDict):

@@ -46,7 +46,7 @@ _NATIVE_REMEDY = (
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class NamedPath:
     """Hold one literal path.
 
     :ivar path: the path
@@ -66,11 +66,11 @@ class Selection:
     :ivar is_single: True for one file name outside a list
     """
 
-    names: tuple[Name, ...] = ()
+    names: tuple[NamedPath, ...] = ()
     patterns: tuple[str, ...] = ()
     is_single: bool = False
 
-    def __iter__(self) -> Iterator[Name | str]:
+    def __iter__(self) -> Iterator[NamedPath | str]:
         """Yield each name and each pattern."""
         yield from self.names
         yield from self.patterns
@@ -81,7 +81,7 @@ class Selection:
         return bool(self.patterns) or any(name.is_directory for name in self.names)
 
 
-def require_one(names: object, patterns: object, argument: str) -> None:
+def check_names_or_patterns(names: object, patterns: object, argument: str) -> None:
     """Check that either names or patterns are specified, when the DAG is parsed.
 
     :param names: the value of the argument for names; None means not specified
@@ -128,7 +128,7 @@ def parse_patterns(value: object, argument: str = "pattern") -> Selection:
     for item in items:
         if isinstance(item, str):
             _check_rendered(item, argument)
-            _refuse_nul(item, argument)
+            _check_no_nul(item, argument)
             if item.endswith("/"):
                 raise InvalidArgument(
                     f"{argument} {item!r} matches directories, not files; to match their files, write {item + '**'!r}"
@@ -153,7 +153,7 @@ def parse_target(value: object, argument: str = "target", *, end: End = "server"
     if not isinstance(text, str):
         raise _type_error(value, argument, "one path, a text")
     _check_rendered(text, argument)
-    _refuse_nul(text, argument)
+    _check_no_nul(text, argument)
     text = _join_surrogates(text)
     return text.removeprefix("file://") if end == "local" else text
 
@@ -226,7 +226,7 @@ def everything_in(directory: str) -> str:
 # -- names ------------------------------------------------------------------------------------------------------------
 
 
-def _iter_names(value: object, argument: str, end: End) -> Iterator[Name]:
+def _iter_names(value: object, argument: str, end: End) -> Iterator[NamedPath]:
     if isinstance(value, str) and (rows := _rows_from_json(value, argument)) is not None:
         value = rows
     if not _is_list(value):
@@ -261,11 +261,11 @@ def _is_single(value: object) -> bool:
     return not _is_list(value) and not (isinstance(value, str) and _parse_json_rows(value) is not None)
 
 
-def _name(value: object, argument: str, end: End) -> Name:
+def _name(value: object, argument: str, end: End) -> NamedPath:
     if isinstance(value, FileInfo):
-        return Name(value.path)
+        return NamedPath(value.path)
     if isinstance(value, Mapping):
-        return Name(_path_of_row(value, argument, end))
+        return NamedPath(_path_of_row(value, argument, end))
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str):
         raise _type_error(value, argument, _EXPECTED)
@@ -273,7 +273,7 @@ def _name(value: object, argument: str, end: End) -> Name:
     text = _join_surrogates(text)
     if end == "local":
         text = text.removeprefix("file://")
-    return Name(text, text.endswith("/"))
+    return NamedPath(text, text.endswith("/"))
 
 
 def _path_of_row(row: Mapping[object, object], argument: str, end: End) -> str:
@@ -296,7 +296,7 @@ def _check_rendered(text: str, argument: str) -> None:
         raise InvalidArgument(f"{argument} is an object that a template converted to text: {_shorten(text)}. {_REMEDY}")
 
 
-def _refuse_nul(text: str, argument: str) -> None:
+def _check_no_nul(text: str, argument: str) -> None:
     if "\0" in text:
         raise InvalidArgument(f"{argument} contains a NUL character: {text!r}")
 

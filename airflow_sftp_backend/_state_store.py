@@ -122,14 +122,14 @@ class RowTable:
         return next((chunk[endpoints] for chunk in self._chunks if endpoints in chunk), None)
 
     def put(
-        self, rows: Mapping[Endpoints, list[Any]], removed: Iterable[Endpoints] = (), *, insist: bool = True
+        self, rows: Mapping[Endpoints, list[Any]], removed: Iterable[Endpoints] = (), *, even_after_failure: bool = True
     ) -> None:
         """Write and remove rows, with one request for each changed chunk.
 
         :param rows: plain JSON values; existing rows are replaced
         :param removed: rows to remove
-        :param insist: False writes nothing after a failed write, because an unreachable API server would delay each
-            later group of files
+        :param even_after_failure: False writes nothing after a failed write, because an unreachable API server would
+            delay each later group of files
         """
         changed = {
             number for endpoints in removed for number, chunk in enumerate(self._chunks) if chunk.pop(endpoints, None)
@@ -144,7 +144,7 @@ class RowTable:
                 number = len(self._chunks) - 1
             self._chunks[number][endpoints] = values
             changed.add(number)
-        if self._store is None or (self._failed and not insist):
+        if self._store is None or (self._failed and not even_after_failure):
             return
         for number in sorted(changed):
             stored = [[*endpoints, *values] for endpoints, values in self._chunks[number].items()]

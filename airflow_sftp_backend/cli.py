@@ -246,11 +246,11 @@ def _config_from_connection(conn_id: str) -> BackendConfig:
     """Return the configuration of an Airflow connection, from any of Airflow's secrets backends."""
     from airflow.models.connection import Connection
 
-    from ._connections.resolver import resolve
+    from ._connections.config_loader import load_config
     from .version_compat import AirflowNotFoundException
 
     try:
-        return resolve(Connection.get_connection_from_secrets(conn_id), Connection.get_connection_from_secrets)
+        return load_config(Connection.get_connection_from_secrets(conn_id), Connection.get_connection_from_secrets)
     except AirflowNotFoundException as error:
         raise UsageError(
             f"{error}. `airflow connections list` lists the connections; a URL works too: sftp://user@host/directory"

@@ -1,1 +1,1 @@
-"""Declare, parse and resolve the fields of an Airflow connection."""
+"""Declare, parse and load the fields of an Airflow connection."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Final
 from airflow_sftp_backend.backend import RetryPolicy, Secret
 from airflow_sftp_backend.backend._forks import ForkAware
 
-from .errors import RETRIED, KeyVaultError, Reason
+from .errors import RETRIED, FailureReason, KeyVaultError
 from .identity import AzureIdentity, client_options, create_credential
 from .references import SecretReference
 from .sdk_errors import classify_sdk_error, credential_problem, set_attributes_command
@@ -195,7 +195,9 @@ class KeyVaultClient(ForkAware):
         try:
             client = self._sdk_client(state, reference.url, identity)
         except (ValueError, OSError) as error:
-            return KeyVaultError(Reason.BAD_SETTING, credential_problem(error, identity), reference.described), None
+            return KeyVaultError(
+                FailureReason.BAD_SETTING, credential_problem(error, identity), reference.described
+            ), None
         try:
             response = client.get_secret(reference.name, reference.version)
         except (AzureError, ValueError, OSError) as error:
@@ -207,7 +209,7 @@ class KeyVaultClient(ForkAware):
             if pause is not None and pause > MAX_PAUSE:
                 message = f"{message} The requested pause is {pause:.0f} s."
             return KeyVaultError(reason, message, reference.described), pause
-        return _check_validity(response, reference, self._clock()), None
+        return _cache_entry_or_error(response, reference, self._clock()), None
 
     def _sdk_client(self, state: _ProcessState, url: str, identity: AzureIdentity) -> SecretClient:
         from azure.keyvault.secrets import SecretClient
@@ -225,7 +227,9 @@ default_client: Final = KeyVaultClient()
 """Client of this process."""
 
 
-def _check_validity(response: KeyVaultSecret, reference: SecretReference, now: float) -> _CacheEntry | KeyVaultError:
+def _cache_entry_or_error(
+    response: KeyVaultSecret, reference: SecretReference, now: float
+) -> _CacheEntry | KeyVaultError:
     """Return the cache entry of a valid secret, else the error."""
     properties = response.properties  # checked here: a vault returns expired and not yet valid secrets
     command = set_attributes_command(reference)
@@ -234,20 +238,22 @@ def _check_validity(response: KeyVaultSecret, reference: SecretReference, now: f
     )
     if properties.enabled is False:
         return KeyVaultError(
-            Reason.DISABLED, f"disabled; enable the secret: {command} --enabled true", reference.described
+            FailureReason.DISABLED, f"disabled; enable the secret: {command} --enabled true", reference.described
         )
     if expires_on is not None and expires_on <= now:
         hint = f"set a new version, or change the date: {command} --expires {_format_date(now + 31_536_000)}"
-        return KeyVaultError(Reason.EXPIRED, f"expired on {_format_date(expires_on)}; {hint}", reference.described)
+        return KeyVaultError(
+            FailureReason.EXPIRED, f"expired on {_format_date(expires_on)}; {hint}", reference.described
+        )
     if not_before is not None and now < not_before:
         hint = f"wait, or change the date: {command} --not-before {_format_date(now)}"
         return KeyVaultError(
-            Reason.NOT_YET_VALID,
+            FailureReason.NOT_YET_VALID,
             f"not valid before {_format_date(not_before)}; {hint}",
             reference.described,
         )
     if response.value is None:
-        return KeyVaultError(Reason.UNEXPECTED, "the reply holds no value", reference.described)
+        return KeyVaultError(FailureReason.UNEXPECTED, "the reply holds no value", reference.described)
     return _CacheEntry(Secret(response.value), now, expires_on)
 
 

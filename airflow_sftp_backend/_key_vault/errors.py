@@ -6,7 +6,7 @@ import enum
 from typing import Final
 
 
-class Reason(enum.Enum):
+class FailureReason(enum.Enum):
     """Reason of a failed fetch."""
 
     BAD_SETTING = "bad setting"
@@ -33,9 +33,9 @@ class Reason(enum.Enum):
     """The reply is not that of a key vault."""
 
 
-RETRIED: Final = frozenset({Reason.THROTTLED, Reason.UNREACHABLE, Reason.UNAVAILABLE})
+RETRIED: Final = frozenset({FailureReason.THROTTLED, FailureReason.UNREACHABLE, FailureReason.UNAVAILABLE})
 """Reasons for an immediate retry of the request."""
-_TRANSIENT: Final = RETRIED | {Reason.NO_IDENTITY}
+_TRANSIENT: Final = RETRIED | {FailureReason.NO_IDENTITY}
 
 
 class KeyVaultError(Exception):
@@ -48,7 +48,7 @@ class KeyVaultError(Exception):
     :param secret: secret and vault, as in `SecretReference.described`
     """
 
-    def __init__(self, reason: Reason, message: str, secret: str | None = None) -> None:
+    def __init__(self, reason: FailureReason, message: str, secret: str | None = None) -> None:
         super().__init__(reason, message, secret)
         self.reason = reason
         self.message = message
@@ -70,7 +70,7 @@ class InvalidReference(KeyVaultError, ValueError):
     """
 
     def __init__(self, *problems: str) -> None:
-        super().__init__(Reason.BAD_SETTING, f"Key Vault reference: {'; '.join(problems)}")
+        super().__init__(FailureReason.BAD_SETTING, f"Key Vault reference: {'; '.join(problems)}")
         self.problems = problems
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -11,9 +11,9 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import shield_from_kill
+from airflow_sftp_backend._connections.config_loader import load_config
 from airflow_sftp_backend._connections.fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
 from airflow_sftp_backend._connections.parser import ConnectionRecord, InvalidConnection
-from airflow_sftp_backend._connections.resolver import resolve
 from airflow_sftp_backend._file_rows import FoundFile, found_file
 from airflow_sftp_backend.backend import (
     AuthenticationFailed,
@@ -127,7 +127,7 @@ class SFTPBackendHook(BaseHook):
             with shield_from_kill():
                 return self.get_connection(conn_id)
 
-        return resolve(self._record or get_connection(self.sftp_conn_id), get_connection)
+        return load_config(self._record or get_connection(self.sftp_conn_id), get_connection)
 
     async def aconfig(self, executor: ThreadPoolExecutor | None = None) -> BackendConfig:
         """Read the connection as `config` does, without blocking the triggerer's event loop.

@@ -13,7 +13,7 @@ from airflow.sdk import BaseOperator
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import FileFilters, parse_globs
-from airflow_sftp_backend._file_rows import Action, EarlierAction, FileResult, Kind, PlannedAction
+from airflow_sftp_backend._file_rows import Action, CompletedAction, EarlierAction, FileResult, PlannedAction
 from airflow_sftp_backend._path_arguments import (
     End,
     Globs,
@@ -21,10 +21,10 @@ from airflow_sftp_backend._path_arguments import (
     Patterns,
     Selection,
     Target,
+    check_names_or_patterns,
     check_relative,
     parse_names,
     parse_patterns,
-    require_one,
 )
 from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, SFTPBackendError, WriteResult
 from airflow_sftp_backend.backend.errors import escaped
@@ -61,7 +61,7 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     """
 
     ui_color = "#dbe9f6"
-    _action: ClassVar[Kind]
+    _action: ClassVar[CompletedAction]
 
     _names: ClassVar[str] = "source"
     """Name of the argument that takes names of files; ``pattern`` takes globs."""
@@ -268,7 +268,7 @@ class TransferOperator(FileOperator[TransferPlan]):
         self.if_exists = if_exists
         self.create_parents = create_parents
         self.verify = verify
-        require_one(source, self.pattern, "source")
+        check_names_or_patterns(source, self.pattern, "source")
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
-from airflow_sftp_backend._file_rows import FileResult, Kind
+from airflow_sftp_backend._file_rows import CompletedAction, FileResult
 from airflow_sftp_backend.assets.uri import SCHEME, dataset, file_uri, sanitize_uri
 from airflow_sftp_backend.version_compat import operator_lineage
 
@@ -43,13 +43,13 @@ _UNQUOTED = "".join(map(chr, {*range(32, 127)} - {*b"#?%"}))
 class FileEvent:
     """Describe a file that was written to ``target`` from ``source``, or deleted at ``target``.
 
-    :ivar kind: the completed action
+    :ivar action: the completed action
     :ivar source: URI of the source, None for a deletion
     :ivar target: URI of the target
     :ivar result: the operator's result for the file
     """
 
-    kind: Kind
+    action: CompletedAction
     source: str | None
     target: str
     result: FileResult
@@ -112,7 +112,7 @@ def update_outlet_events(context: Context, outlets: Sequence[object], events: Se
                 try:
                     asset = Asset(uri=event.target)
                 except ValueError as error:
-                    log.warning("cannot make an asset of %r, which was %s: %s", event.target, event.kind, error)
+                    log.warning("cannot make an asset of %r, which was %s: %s", event.target, event.action, error)
                 else:
                     outlet_events[outlet].add(asset, extra=_event_extra(event))
         elif isinstance(outlet, Asset):
@@ -162,7 +162,7 @@ def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:
 
 
 def _event_extra(event: FileEvent) -> dict[str, Any]:
-    extra: dict[str, Any] = {"uri": event.target, "action": event.kind, "size": event.result["size"]}
+    extra: dict[str, Any] = {"uri": event.target, "action": event.action, "size": event.result["size"]}
     return extra | ({"sha256": event.result["sha256"]} if "sha256" in event.result else {})
 
 
@@ -199,7 +199,7 @@ def _directory_events(events: Sequence[FileEvent]) -> list[FileEvent]:
 
     return [
         FileEvent(
-            event.kind,
+            event.action,
             None if event.source is None else directory(event.source),
             directory(event.target),
             {"path": directory(event.result["path"]), "size": None, "action": event.result["action"]},
@@ -245,11 +245,11 @@ def _output_dataset(event: FileEvent) -> OutputDataset:
     target = _dataset_of(event.target)
     dataset_facets: dict[str, DatasetFacet] = {}
     output_facets: dict[str, OutputDatasetFacet] = {}
-    if event.kind == "deleted":
+    if event.action == "deleted":
         dataset_facets["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(LifecycleStateChange.DROP)
     elif event.result["size"] is not None:
         output_facets["outputStatistics"] = OutputStatisticsOutputDatasetFacet(size=event.result["size"])
-    if event.kind == "moved" and event.source is not None:
+    if event.action == "moved" and event.source is not None:
         previous = _dataset_of(event.source)
         dataset_facets["lifecycleStateChange"] = LifecycleStateChangeDatasetFacet(
             LifecycleStateChange.RENAME, PreviousIdentifier(name=previous.name, namespace=previous.namespace)

@@ -21,7 +21,7 @@ from airflow_sftp_backend._file_filters import FileFilters
 from airflow_sftp_backend._file_rows import Action, FileResult
 from airflow_sftp_backend._path_arguments import (
     PLACEHOLDER,
-    Name,
+    NamedPath,
     Selection,
     directory_error,
     everything_in,
@@ -80,7 +80,7 @@ def utf8_error(*names: str) -> InvalidPath | None:
     return None
 
 
-def require_unique_targets(items: list[TransferItem]) -> list[TransferItem]:
+def check_unique_targets(items: list[TransferItem]) -> list[TransferItem]:
     """Check that no two files have the same target.
 
     :param items: the files
@@ -115,7 +115,9 @@ def plan_uploads(selection: Selection, target: str, filters: FileFilters) -> tup
     files: list[_LocalFile] = []
     failures: list[Failure] = []
     for selector in selection:
-        find_files = _find_objects if is_url(selector.path if isinstance(selector, Name) else selector) else _find_local
+        find_files = (
+            _find_objects if is_url(selector.path if isinstance(selector, NamedPath) else selector) else _find_local
+        )
         try:
             files += find_files(selector, filters)
         except (OSError, InvalidPath) as error:
@@ -126,20 +128,20 @@ def plan_uploads(selection: Selection, target: str, filters: FileFilters) -> tup
         TransferItem(path, f"{directory}/{relative}" if into_directory else target, size)
         for path, relative, size in files
     ]
-    return require_unique_targets(items), failures
+    return check_unique_targets(items), failures
 
 
-def _find_local(selector: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
-    if isinstance(selector, Name) and not os.path.lexists(selector.path):
+def _find_local(selector: NamedPath | str, filters: FileFilters) -> Iterator[_LocalFile]:
+    if isinstance(selector, NamedPath) and not os.path.lexists(selector.path):
         kind = "directory" if selector.is_directory else "file"
         raise FileNotFoundError(errno.ENOENT, f"no such {kind}{literal_hint(selector.path)}", selector.path)
-    if isinstance(selector, Name) and not selector.is_directory:
+    if isinstance(selector, NamedPath) and not selector.is_directory:
         path = selector.path
         if os.path.isdir(path):
             raise directory_error(path)
         yield path, os.path.basename(path), os.stat(path).st_size
         return
-    if isinstance(selector, Name):
+    if isinstance(selector, NamedPath):
         top, pattern = selector.path, "**"
         paths = sorted(_walk_local(top))
     else:
@@ -149,7 +151,7 @@ def _find_local(selector: Name | str, filters: FileFilters) -> Iterator[_LocalFi
         ]
     accepts = filters.accepting([pattern])
     files = [(path, Path(os.path.relpath(path, top or ".")).as_posix()) for path in paths]
-    yield from _require_files(
+    yield from _check_any_file(
         selector,
         [
             (path, relative, os.stat(path).st_size)
@@ -159,10 +161,10 @@ def _find_local(selector: Name | str, filters: FileFilters) -> Iterator[_LocalFi
     )
 
 
-def _require_files(selector: Name | str, files: list[_LocalFile]) -> list[_LocalFile]:
+def _check_any_file(selector: NamedPath | str, files: list[_LocalFile]) -> list[_LocalFile]:
     if files:
         return files
-    if isinstance(selector, Name):
+    if isinstance(selector, NamedPath):
         raise FileNotFoundError(errno.ENOENT, "no file of the directory matches the filters", selector.path)
     raise FileNotFoundError(errno.ENOENT, "no file matches the pattern", selector)
 
@@ -191,8 +193,8 @@ def _walk_local(top: str) -> Iterator[str]:
         yield from (os.path.join(directory, name) for name in names)
 
 
-def _find_objects(selector: Name | str, filters: FileFilters) -> Iterator[_LocalFile]:
-    if isinstance(selector, Name) and not selector.is_directory:
+def _find_objects(selector: NamedPath | str, filters: FileFilters) -> Iterator[_LocalFile]:
+    if isinstance(selector, NamedPath) and not selector.is_directory:
         obj = object_path(selector.path)
         if obj.is_file():
             yield selector.path, obj.name, obj.stat().st_size
@@ -201,11 +203,11 @@ def _find_objects(selector: Name | str, filters: FileFilters) -> Iterator[_Local
         else:
             raise FileNotFoundError(errno.ENOENT, f"no such object{literal_hint(selector.path)}", selector.path)
         return
-    top, pattern = (selector.path.rstrip("/"), "**") if isinstance(selector, Name) else split_pattern(selector)
+    top, pattern = (selector.path.rstrip("/"), "**") if isinstance(selector, NamedPath) else split_pattern(selector)
     start = object_path(top)
     root = start.path.rstrip("/")
     # ObjectStoragePath.glob and rglob would treat wildcards in the directory's own name as wildcards.
-    if isinstance(selector, Name):
+    if isinstance(selector, NamedPath):
         details = cast("dict[str, dict[str, Any]]", start.fs.find(root, detail=True))
     else:
         details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{pattern}", detail=True))
@@ -215,7 +217,7 @@ def _find_objects(selector: Name | str, filters: FileFilters) -> Iterator[_Local
         relative = path.removeprefix(root).lstrip("/")
         if info["type"] == "file" and relative and _is_complete_file(relative) and accepts(relative):
             files.append((f"{top}/{relative}", relative, info.get("size")))
-    yield from _require_files(selector, files)
+    yield from _check_any_file(selector, files)
 
 
 # -- files on the server, and downloads -------------------------------------------------------------------------------
@@ -256,9 +258,9 @@ def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilter
     files: dict[str, RemoteMatch] = {}
     matches = Matches()
     selectors = _split_resolvable(backend, selection, matches)
-    names = [name for name in selectors if isinstance(name, Name) and not name.is_directory]
+    names = [name for name in selectors if isinstance(name, NamedPath) and not name.is_directory]
     infos = backend.get_file_info_many([name.path for name in names], return_exceptions=True) if names else []
-    outcome_of: dict[Name | str, FileInfo | list[FileInfo] | Failure] = dict(zip(names, infos, strict=True))
+    outcome_of: dict[NamedPath | str, FileInfo | list[FileInfo] | Failure] = dict(zip(names, infos, strict=True))
     patterns = {selector: _pattern_of(selector) for selector in selectors if selector not in outcome_of}
     if patterns:
         groups = [[pattern] for pattern in patterns.values()]
@@ -284,17 +286,17 @@ def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilter
     return matches
 
 
-def _text_of(selector: Name | str) -> str:
-    return selector.path if isinstance(selector, Name) else selector
+def _text_of(selector: NamedPath | str) -> str:
+    return selector.path if isinstance(selector, NamedPath) else selector
 
 
-def _pattern_of(selector: Name | str) -> str:
-    return everything_in(selector.path) if isinstance(selector, Name) else selector
+def _pattern_of(selector: NamedPath | str) -> str:
+    return everything_in(selector.path) if isinstance(selector, NamedPath) else selector
 
 
-def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[Name | str]:
+def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[NamedPath | str]:
     """Return the valid names and patterns; add a failure to ``matches`` for each other."""
-    resolvable: list[Name | str] = []
+    resolvable: list[NamedPath | str] = []
     for selector in selection:
         try:
             backend.resolve(_text_of(selector))
@@ -306,7 +308,7 @@ def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Match
 
 
 def _matches_below(
-    backend: SFTPBackend, selector: Name | str, pattern: str, infos: Iterable[FileInfo], filters: FileFilters
+    backend: SFTPBackend, selector: NamedPath | str, pattern: str, infos: Iterable[FileInfo], filters: FileFilters
 ) -> list[RemoteMatch]:
     directory, pattern_below = split_pattern(pattern)
     top = backend.resolve(directory).key
@@ -376,7 +378,7 @@ def plan_downloads(files: Sequence[RemoteMatch], selection: Selection, target: s
     :raises InvalidArgument: if two files have the same target, or if a name is not valid for a local file
     """
     into_directory = target_is_directory(selection, target)
-    return require_unique_targets(
+    return check_unique_targets(
         [
             TransferItem(
                 file.info.path,

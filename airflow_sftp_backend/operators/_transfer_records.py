@@ -132,7 +132,7 @@ class TransferRecords:
                 digest = None if file.digest is None else file.digest.removeprefix("sha256:")
                 rows[item.source, item.target] = [file.size, versions[item], digest, file.temp, file.modified, False]
             self._recorded.update(rows)
-            self._table.put(rows, insist=False)
+            self._table.put(rows, even_after_failure=False)
 
         return record
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_rows import Action, FileResult
-from airflow_sftp_backend._path_arguments import Names, Selection, require_one
+from airflow_sftp_backend._path_arguments import Names, Selection, check_names_or_patterns
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
 
@@ -64,13 +64,13 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
 
     def __init__(self, *, path: Names | None = None, missing_ok: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        require_one(path, self.pattern, "path")
+        check_names_or_patterns(path, self.pattern, "path")
         self.path = path
         self.missing_ok = missing_ok
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> DeletePlan:
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
-        _refuse_base_path(backend, selection)
+        _check_not_base_path(backend, selection)
         selection, links = self._without_links(backend, selection)
         matches = match_remote(backend, selection, self._filters)
         links += _extract_links(backend, matches)
@@ -178,7 +178,7 @@ def _delete_directories(backend: SFTPBackend, names: Sequence[str], kept: Set[st
     return failures
 
 
-def _refuse_base_path(backend: SFTPBackend, selection: Selection) -> None:
+def _check_not_base_path(backend: SFTPBackend, selection: Selection) -> None:
     for name in selection.names:
         with suppress(InvalidPath):  # match_remote reports this failure
             if name.is_directory and backend.resolve(name.path).key == "":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow_sftp_backend._file_rows import Action, FileResult
-from airflow_sftp_backend._path_arguments import Names, Target, parse_target, require_one
+from airflow_sftp_backend._path_arguments import Names, Target, check_names_or_patterns, parse_target
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BackendUnavailable,
@@ -27,13 +27,13 @@ from ._planning import (
     TransferItem,
     assign_numbers,
     check_rename,
+    check_unique_targets,
     conflicting_targets,
     existing_files,
     match_remote,
     missing_error,
     numbered_pattern,
     plan_moves,
-    require_unique_targets,
 )
 from ._retry_state import RetryState
 
@@ -107,7 +107,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         self.rename = rename
         self.if_exists = if_exists
         self.missing_ok = missing_ok
-        require_one(source, self.pattern, "source")
+        check_names_or_patterns(source, self.pattern, "source")
         if isinstance(rename, str) and not {"{{", "{%"} & {rename[index : index + 2] for index in range(len(rename))}:
             check_rename(rename)  # a Jinja template is checked after rendering
         check_choice("if_exists", if_exists, [*get_args(IfExists), "number"])
@@ -121,7 +121,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         matches = match_remote(backend, selection, self._filters)
         files, not_utf8 = drop_non_utf8(matches.files, lambda file: (file.info.path,))
         unnumbered = plan_moves(files, selection, target, self.rename, retry_state.date)
-        items, existing = self._resolve_targets(backend, unnumbered)
+        items, existing = self._final_targets(backend, unnumbered)
         moved_earlier = retry_state.moved_earlier(backend)
         moved = {result["source"] for result in moved_earlier}
         for item in items:
@@ -185,9 +185,9 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
                 return results, failures
             retries -= 1
             unnumbered = [item for item in plan.unnumbered if item.source in conflicts]
-            pending, existing = self._resolve_targets(backend, unnumbered, occupied)
+            pending, existing = self._final_targets(backend, unnumbered, occupied)
 
-    def _resolve_targets(
+    def _final_targets(
         self, backend: SFTPBackend, items: Sequence[TransferItem], occupied: Set[str] = frozenset()
     ) -> tuple[list[TransferItem], Mapping[str, FileInfo]]:
         """Return the items with resolved targets, numbered if ``if_exists`` is ``number``, and the existing targets.
@@ -196,7 +196,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         """
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         if self.if_exists != "number":
-            items = require_unique_targets(items)
+            items = check_unique_targets(items)
         existing = existing_files(backend, [item.target for item in items])
         if self.if_exists == "number":
             taken = existing.keys() | occupied

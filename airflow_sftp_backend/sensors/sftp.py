@@ -20,9 +20,9 @@ from airflow_sftp_backend._path_arguments import (
     Names,
     Patterns,
     Selection,
+    check_names_or_patterns,
     parse_names,
     parse_patterns,
-    require_one,
 )
 from airflow_sftp_backend._polling.conditions import (
     FileCondition,
@@ -105,7 +105,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        require_one(path, pattern, "path")
+        check_names_or_patterns(path, pattern, "path")
         self.path = path
         self.pattern = pattern
         self._by_pattern = pattern is not None

@@ -12,7 +12,14 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, parse_globs
-from airflow_sftp_backend._path_arguments import Globs, Names, Patterns, parse_names, parse_patterns, require_one
+from airflow_sftp_backend._path_arguments import (
+    Globs,
+    Names,
+    Patterns,
+    check_names_or_patterns,
+    parse_names,
+    parse_patterns,
+)
 from airflow_sftp_backend._polling.conditions import (
     FileCondition,
     PollResult,
@@ -93,7 +100,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         self.changed = changed
         self._observed: StabilityState = {}
         self._warning = ""
-        require_one(path, pattern, "path")
+        check_names_or_patterns(path, pattern, "path")
         self.condition = FileCondition(
             **condition_paths(parse_names(path, "path") if pattern is None else parse_patterns(pattern)),
             min_size=min_size,

@@ -17,7 +17,7 @@ import pytest
 
 from airflow_sftp_backend import RetryPolicy
 from airflow_sftp_backend._key_vault.client import KeyVaultClient
-from airflow_sftp_backend._key_vault.errors import InvalidReference, KeyVaultError, Reason
+from airflow_sftp_backend._key_vault.errors import FailureReason, InvalidReference, KeyVaultError
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType, InvalidIdentity
 from airflow_sftp_backend._key_vault.references import SecretReference
 from tests.support.key_vault import (
@@ -221,7 +221,7 @@ def test_a_secret_is_not_cached_beyond_its_expiry(vault: Vault, vaults: KeyVault
     vault.put("password", VALUE, expires=clock.now + 30)
     assert vaults.fetch(reference(vault)).reveal() == VALUE
     clock.now += 40
-    assert failure(vaults, reference(vault)).reason is Reason.EXPIRED
+    assert failure(vaults, reference(vault)).reason is FailureReason.EXPIRED
 
 
 def test_a_pinned_version_is_cached_for_good(vault: Vault, vaults: KeyVaultClient) -> None:
@@ -264,7 +264,7 @@ def test_a_throttling_vault_is_retried_as_its_headers_say(
     assert clock.pauses == pauses
     vault.fail(SECRET, fault, fault, fault)
     error = failure(vaults, reference(vault, "throttled"))
-    assert (error.reason, error.retryable) == (Reason.THROTTLED, True)
+    assert (error.reason, error.retryable) == (FailureReason.THROTTLED, True)
     assert "the vault throttles: too many requests; let fewer tasks start at once." in str(error)
 
 
@@ -277,10 +277,10 @@ def test_a_too_long_retry_delay_is_reported(vault: Vault, vaults: KeyVaultClient
 # -- what is wrong with the secret
 
 DAY = 86400.0
-WRONG_SECRETS: dict[str, tuple[dict[str, Any], Reason, list[str]]] = {
+WRONG_SECRETS: dict[str, tuple[dict[str, Any], FailureReason, list[str]]] = {
     "expired": (
         {"expires": time.time() - DAY},
-        Reason.EXPIRED,
+        FailureReason.EXPIRED,
         [
             "expired on 20",
             "set a new version, or change the date: az keyvault secret set-attributes",
@@ -289,12 +289,12 @@ WRONG_SECRETS: dict[str, tuple[dict[str, Any], Reason, list[str]]] = {
     ),
     "not yet": (
         {"not_before": time.time() + DAY},
-        Reason.NOT_YET_VALID,
+        FailureReason.NOT_YET_VALID,
         ["not valid before 20", "wait, or change the date: az keyvault secret set-attributes", "--not-before"],
     ),
     "disabled": (
         {"enabled": False},
-        Reason.DISABLED,
+        FailureReason.DISABLED,
         ["disabled; enable the secret: az keyvault secret set-attributes --vault-name", "--enabled true"],
     ),
 }
@@ -314,7 +314,7 @@ def test_a_disabled_or_expired_secret_is_explained_with_a_hint(vault: Vault, vau
 
 def test_a_missing_secret_or_version_is_reported(vault: Vault, vaults: KeyVaultClient) -> None:
     error = failure(vaults, reference(vault, "nothing"))
-    assert error.reason is Reason.MISSING
+    assert error.reason is FailureReason.MISSING
     assert "the vault has no such secret; see `az keyvault secret list --vault-name 127`" in str(error)
     vault.put("password", VALUE)
     error = failure(vaults, reference(vault, version="b" * 32))
@@ -327,10 +327,10 @@ def test_a_missing_secret_or_version_is_reported(vault: Vault, vaults: KeyVaultC
 
 OBJECT = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
 FORBIDDEN = Fault.error(403, "Forbidden", "ForbiddenByRbac", f"Caller is not authorized. Caller: appid=x;oid={OBJECT};")
-FAULTS: dict[str, tuple[Fault, Reason, list[str]]] = {
+FAULTS: dict[str, tuple[Fault, FailureReason, list[str]]] = {
     "forbidden": (
         FORBIDDEN,
-        Reason.FORBIDDEN,
+        FailureReason.FORBIDDEN,
         [
             "the identity may not read the secret. Grant the role Key Vault Secrets User, effective",
             f'az role assignment create --role "Key Vault Secrets User" --assignee {OBJECT}',
@@ -338,12 +338,12 @@ FAULTS: dict[str, tuple[Fault, Reason, list[str]]] = {
     ),
     "firewall": (
         Fault.error(403, "Forbidden", "ForbiddenByFirewall", "Client address is not authorized"),
-        Reason.FIREWALL,
+        FailureReason.FIREWALL,
         ["the vault is closed to this network (ForbiddenByFirewall); add this network to the vault's firewall"],
     ),
     "odd": (
         Fault(418, {"error": {"code": "Teapot"}}),
-        Reason.UNEXPECTED,
+        FailureReason.UNEXPECTED,
         ["unexpected status 418 of the vault (Teapot)."],
     ),
 }
@@ -371,20 +371,20 @@ def principal(vault: Vault, **changes: str) -> AzureIdentity:
     [
         (
             {"client_secret": "Wr0ng secret"},
-            Reason.LOGIN_REFUSED,
+            FailureReason.LOGIN_REFUSED,
             "the client secret is wrong; set the secret's value, not its id (AADSTS7000215",
         ),
         (
             {"client_id": OBJECT},
-            Reason.LOGIN_REFUSED,
+            FailureReason.LOGIN_REFUSED,
             "the tenant has no application with the client id; check both ids (AADSTS700016",
         ),
-        ({"tenant_id": OBJECT}, Reason.WRONG_TENANT, "tenant"),
+        ({"tenant_id": OBJECT}, FailureReason.WRONG_TENANT, "tenant"),
     ],
     ids=["secret", "client", "tenant"],
 )
 def test_a_refused_azure_login_is_explained(
-    vault: Vault, vaults: KeyVaultClient, changes: dict[str, str], reason: Reason, said: str
+    vault: Vault, vaults: KeyVaultClient, changes: dict[str, str], reason: FailureReason, said: str
 ) -> None:
     vault.put("password", VALUE)
     error = failure(vaults, reference(vault), principal(vault, **changes))
@@ -404,14 +404,14 @@ def test_an_identity_of_another_tenant_is_explained(vault: Vault, vaults: KeyVau
     vault.managed_identities[""] = OBJECT  # a token of that tenant
     identity = AzureIdentity.from_fields({"credential": "managed_identity"})
     error = failure(vaults, reference(vault), identity)
-    assert error.reason is Reason.WRONG_TENANT
+    assert error.reason is FailureReason.WRONG_TENANT
     assert "the identity is not of the vault's tenant; use an identity of that tenant." in str(error)
 
 
 def test_a_machine_without_an_identity_is_explained(vault: Vault, vaults: KeyVaultClient) -> None:
     identity = AzureIdentity.from_fields({"managed_identity_client_id": OBJECT})
     error = failure(vaults, reference(vault), identity)
-    assert (error.reason, error.retryable) == (Reason.NO_IDENTITY, True)
+    assert (error.reason, error.retryable) == (FailureReason.NO_IDENTITY, True)
     assert f"this machine has no managed identity {OBJECT}, or its identity service does not answer." in str(error)
 
 
@@ -436,7 +436,7 @@ def test_an_invalid_identity_is_explained(
     vault: Vault, vaults: KeyVaultClient, fields: dict[str, object], said: str
 ) -> None:
     error = failure(vaults, reference(vault), AzureIdentity.from_fields(fields))
-    assert error.reason is Reason.BAD_SETTING
+    assert error.reason is FailureReason.BAD_SETTING
     assert said in str(error)
 
 
@@ -445,7 +445,7 @@ def test_an_invalid_identity_is_explained(
 
 def test_an_unreachable_vault_is_reported(vaults: KeyVaultClient, vault: Vault, clock: Clock) -> None:
     error = failure(vaults, SecretReference(f"127.0.0.1:{free_port()}", "password"))
-    assert (error.reason, error.retryable) == (Reason.UNREACHABLE, True)
+    assert (error.reason, error.retryable) == (FailureReason.UNREACHABLE, True)
     assert "127.0.0.1 cannot be reached; check network, firewall and HTTPS_PROXY." in str(error)
     assert clock.pauses == [1.0, 2.0]
 
@@ -455,14 +455,14 @@ def test_a_silent_vault_times_out(vault: Vault) -> None:
     vault.put("password", VALUE)
     vault.fail(SECRET, Fault(silent=True))
     try:
-        assert failure(hasty, reference(vault)).reason is Reason.UNREACHABLE
+        assert failure(hasty, reference(vault)).reason is FailureReason.UNREACHABLE
     finally:
         hasty.close()
 
 
 def test_an_invalid_vault_name_is_refused(vaults: KeyVaultClient, vault: Vault) -> None:
     error = failure(vaults, SecretReference("my-vault.vault.invalid", "password"))
-    assert error.reason is Reason.UNREACHABLE
+    assert error.reason is FailureReason.UNREACHABLE
     assert "the name my-vault.vault.invalid cannot be resolved; check the vault's name and cloud, and DNS" in str(error)
 
 
@@ -471,7 +471,7 @@ def test_an_untrusted_certificate_is_reported(
 ) -> None:
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     error = failure(vaults, reference(vault))
-    assert (error.reason, error.retryable) == (Reason.UNTRUSTED, False)
+    assert (error.reason, error.retryable) == (FailureReason.UNTRUSTED, False)
     assert "is not trusted; REQUESTS_CA_BUNDLE names the file" in str(error)
 
 
@@ -480,14 +480,14 @@ def test_a_failing_vault_is_retried_and_reported(vault: Vault, vaults: KeyVaultC
     fault = Fault.error(status, "InternalServerError")
     vault.fail(SECRET, fault, fault, fault)
     error = failure(vaults, reference(vault))
-    assert (error.reason, error.retryable) == (Reason.UNAVAILABLE, True)
+    assert (error.reason, error.retryable) == (FailureReason.UNAVAILABLE, True)
     assert f"the vault fails with status {status}; retry later." in str(error)
 
 
 def test_a_server_that_is_not_a_vault_is_reported(vault: Vault, vaults: KeyVaultClient) -> None:
     vault.fail(SECRET, Fault(200, b"<html>a proxy says hello</html>"))
     error = failure(vaults, reference(vault))
-    assert error.reason is Reason.UNEXPECTED
+    assert error.reason is FailureReason.UNEXPECTED
     assert "does not reply like a key vault; check the vault's name or URL." in str(error)
 
 

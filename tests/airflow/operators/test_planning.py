@@ -21,12 +21,12 @@ from airflow_sftp_backend.operators._planning import (
     TransferItem,
     assign_numbers,
     check_rename,
+    check_unique_targets,
     conflicting_targets,
     numbered_pattern,
     plan_downloads,
     plan_moves,
     plan_uploads,
-    require_unique_targets,
     target_is_directory,
     utf8_error,
 )
@@ -176,9 +176,9 @@ def test_a_name_that_is_not_utf_8_is_shown_with_its_bytes() -> None:
 
 
 def test_conflicting_targets_are_refused_and_repeated_sources_sent_once() -> None:
-    assert require_unique_targets([TransferItem("a", "t/a"), TransferItem("a", "t/a")]) == [TransferItem("a", "t/a")]
+    assert check_unique_targets([TransferItem("a", "t/a"), TransferItem("a", "t/a")]) == [TransferItem("a", "t/a")]
     with pytest.raises(ValueError, match="'x/a' and 'y/a' have the same target, 't/a'"):
-        require_unique_targets([TransferItem("x/a", "t/a"), TransferItem("y/a", "t/a")])
+        check_unique_targets([TransferItem("x/a", "t/a"), TransferItem("y/a", "t/a")])
 
 
 # -- downloads and moves ----------------------------------------------------------------------------------------------

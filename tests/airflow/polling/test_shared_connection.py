@@ -202,7 +202,7 @@ def test_a_hanging_vault_holds_up_only_the_waits_that_need_it(
         answers.wait(20)
         raise BackendUnavailable("the vault says nothing")
 
-    monkeypatch.setattr("airflow_sftp_backend._connections.resolver.ConfigResolver._fetch", hang)
+    monkeypatch.setattr("airflow_sftp_backend._connections.config_loader.ConfigLoader._fetch", hang)
 
     async def wait() -> None:
         hanging = await start(trigger("a", "hanging"))

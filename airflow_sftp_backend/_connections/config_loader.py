@@ -41,7 +41,7 @@ _CLOUD_FIELDS: Final = {"cloud_environment", "authority"}
 _LABELS: Final = {field.name: field.label for field in FIELDS}
 
 
-def resolve(conn: AirflowConnection, get: Callable[[str], AirflowConnection]) -> BackendConfig:
+def load_config(conn: AirflowConnection, get: Callable[[str], AirflowConnection]) -> BackendConfig:
     """Return the configuration of a connection, with its secrets and jump hosts.
 
     :param conn: the connection
@@ -50,23 +50,23 @@ def resolve(conn: AirflowConnection, get: Callable[[str], AirflowConnection]) ->
     :raises InvalidConnection: with all problems
     :raises BackendUnavailable: if a vault cannot be reached or throttles
     """
-    return _resolve(conn, get, ())
+    return _load_config(conn, get, ())
 
 
-def _resolve(
+def _load_config(
     conn: AirflowConnection, get: Callable[[str], AirflowConnection], visited: tuple[str, ...]
 ) -> BackendConfig:
     values = ConnectionValues.of(conn)
     mask_secrets(values.secrets)
-    resolver = ConfigResolver(values, _azure_identity(values, get))
-    connection = resolver.connection(fresh=False)
+    loader = ConfigLoader(values, _azure_identity(values, get))
+    connection = loader.connection(fresh=False)
     jump_id = connection.text("jump_conn_id")
     if jump_id:
         if jump_id in (*visited, values.conn_id):
             chain = " -> ".join([*visited, values.conn_id, jump_id])
             raise InvalidConnection(values.conn_id, [f"{_LABELS['jump_conn_id']}: circular chain: {chain}"])
-        resolver = replace(resolver, jump=_resolve(get(jump_id), get, (*visited, values.conn_id)))
-    return resolver.config(connection, fresh=False)
+        loader = replace(loader, jump=_load_config(get(jump_id), get, (*visited, values.conn_id)))
+    return loader.config(connection, fresh=False)
 
 
 def _azure_identity(connection: ConnectionValues, get: Callable[[str], AirflowConnection]) -> AzureIdentity:
@@ -107,7 +107,7 @@ _SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certific
 
 
 @dataclass(frozen=True)
-class ConfigResolver:
+class ConfigLoader:
     """Builds the configuration of a connection.
 
     A call builds the configuration with the current secrets, and returns None if the secrets cannot be fetched.
@@ -152,7 +152,7 @@ class ConfigResolver:
     def config(self, connection: ConnectionValues, *, fresh: bool) -> BackendConfig:
         """Fetch the secrets of the fields and return the configuration.
 
-        Raises as `resolve` does.
+        Raises as `load_config` does.
         """
         problems: list[str] = []
         references = self._references(connection, problems)
