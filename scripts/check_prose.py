@@ -21,6 +21,7 @@ TOP: Final = Path(__file__).parents[1]
 PACKAGE: Final = TOP / "airflow_sftp_backend"
 OTHER_SOURCES: Final = ("benchmarks", "demo", "example_dags", "examples", "scripts", "tests")
 PRIVATE_MODULES_WITH_PUBLIC_METHODS: Final = {
+    "backend/_execution/changes.py",
     "backend/_execution/file_transfers.py",
     "backend/_execution/maintenance.py",
     "backend/_execution/queries.py",

@@ -188,6 +188,10 @@ class SyncBackendAdapter:
         """See `SFTPBackend.read_bytes`."""
         return await self._call(self._backend.read_bytes, path)
 
+    async def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """See `SFTPBackend.read_text`."""
+        return await self._call(self._backend.read_text, path, encoding, errors)
+
     async def write(
         self, path: str, content: object, overwrite: bool = False, metadata: Mapping[str, str] | None = None
     ) -> WriteResult:
@@ -209,6 +213,12 @@ class SyncBackendAdapter:
         """See `SFTPBackend.write_atomic`; ``progress`` is called on the adapter's thread."""
         call = partial(self._backend.write_atomic, create_parents=create_parents, before_rename=before_rename)
         return await self._call(call, path, content, overwrite, metadata, verify=verify, progress=progress)
+
+    async def write_text(
+        self, path: str, text: str, overwrite: bool = False, *, encoding: str = "utf-8", errors: str = "strict"
+    ) -> WriteResult:
+        """See `SFTPBackend.write_text`."""
+        return await self._call(self._backend.write_text, path, text, overwrite, encoding=encoding, errors=errors)
 
     async def upload(
         self,
@@ -319,6 +329,18 @@ class SyncBackendAdapter:
     async def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
         """See `SFTPBackend.copy`."""
         await self._call(self._backend.copy, src, dst, overwrite)
+
+    async def make_folder(self, path: str, exist_ok: bool = True) -> None:
+        """See `SFTPBackend.make_folder`."""
+        await self._call(self._backend.make_folder, path, exist_ok)
+
+    async def set_mode(self, path: str, mode: int) -> None:
+        """See `SFTPBackend.set_mode`."""
+        await self._call(self._backend.set_mode, path, mode)
+
+    async def set_times(self, path: str, modified_at: datetime, accessed_at: datetime | None = None) -> None:
+        """See `SFTPBackend.set_times`."""
+        await self._call(self._backend.set_times, path, modified_at, accessed_at)
 
     async def delete(self, path: str, missing_ok: bool = False) -> None:
         """See `SFTPBackend.delete`."""

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NoReturn, TypeGuard
 
 DEFAULT_PORT = 22
@@ -283,6 +284,33 @@ def check_channels(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CHANNELS:
         raise ValueError(f"{name} must be a whole number from 1 to {MAX_CHANNELS}, not {value!r}")
+
+
+def check_mode(mode: object) -> None:
+    """Check that ``mode`` has permission bits only.
+
+    :param mode: the value
+    :raises ValueError: if ``mode`` is not a whole number from 0 to 0o7777
+    """
+    if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o7777:
+        shown = f"{mode} (0o{mode:o})" if isinstance(mode, int) and mode >= 0 else repr(mode)
+        raise ValueError(f"mode must be a number from 0 to 0o7777, such as 0o640, not {shown}")
+
+
+def check_time(name: str, time: object) -> int:
+    """Check that SFTP 3 can carry a time.
+
+    :param name: name of the argument, for the error
+    :param time: the value
+    :returns: seconds since 1970, rounded down
+    :raises ValueError: if ``time`` is not a datetime with a time zone, or is not in the years 1970 to 2106
+    """
+    if not isinstance(time, datetime) or time.tzinfo is None:
+        raise ValueError(f"{name} must be a datetime with a time zone, not {time!r}")
+    seconds = math.floor(time.timestamp())
+    if not 0 <= seconds < 1 << 32:  # uint32, filexfer-02 section 5
+        raise ValueError(f"{name} must be from 1970 to 2106, because SFTP has no other times; it is {time.isoformat()}")
+    return seconds
 
 
 def check_count(name: str, value: object) -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
+from airflow_sftp_backend.backend._execution.changes import Changes
 from airflow_sftp_backend.backend._execution.executor import (
     WriteExecutor,
     WriteJob,
@@ -26,11 +27,11 @@ from airflow_sftp_backend.backend._execution.queries import Queries
 from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
-from airflow_sftp_backend.backend._writes.backups import delete_with_backup, may_have_backups, with_backup_restored
+from airflow_sftp_backend.backend._writes.backups import may_have_backups, with_backup_restored
 from airflow_sftp_backend.backend._writes.group_commit import group_commit_for
 from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
 
-from ._files import deletion, reading, tree, writing
+from ._files import reading, writing
 from ._paths import Jail
 from ._ssh import private_keys
 from ._writes import atomic_write, copy
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class SFTPBackend(Queries, FileTransfers, Maintenance):
+class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     """Store files on any SSH/SFTP server, over one connection that opens with the first call.
 
     Keys are paths relative to ``base_path``. Several threads can use a backend; their calls run one after the other. A
@@ -260,6 +261,24 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
 
         return self._session.call(use, idempotent=True)
 
+    def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Read a whole file as text. Line ends stay unchanged.
+
+        :param path: the key of the file
+        :param encoding: encoding of the content
+        :param errors: treatment of bytes that are not valid in the encoding, as for ``bytes.decode``
+        :returns: the text
+        :raises NotFound: if the file does not exist
+        :raises InvalidPath: if the key is a directory
+        :raises UnicodeDecodeError: if the content is not valid in the encoding
+        """
+        content = self.read_bytes(path)
+        try:
+            return content.decode(encoding, errors)
+        except UnicodeDecodeError as error:
+            error.add_note(f"while reading {self._resolver.resolve(path).key!r} on {self.address}")
+            raise
+
     # -- writing ------------------------------------------------------------------------------------------------------
 
     def write(
@@ -332,6 +351,26 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
 
         return unwrap(self._run_jobs([WriteJob(write_target, operation, cleans_directory=verify != "none")])[0])
 
+    def write_text(
+        self, path: str, text: str, overwrite: bool = False, *, encoding: str = "utf-8", errors: str = "strict"
+    ) -> WriteResult:
+        """Write a text as `write_atomic` does. Line ends stay unchanged.
+
+        :param path: the key of the file
+        :param text: the content
+        :param overwrite: replace an existing file
+        :param encoding: encoding of the content
+        :param errors: treatment of characters that the encoding lacks, as for ``str.encode``
+        :returns: key, size and time of the file
+        :raises AlreadyExists: if the name is taken
+        :raises InvalidPath: if the key is a directory, or a parent is a file
+        :raises TypeError: if ``text`` is not a text
+        :raises UnicodeEncodeError: if the encoding lacks a character; nothing is written
+        """
+        if not isinstance(text, str):
+            raise TypeError(f"write_text takes a text, not {type(text).__name__}; write_atomic takes bytes")
+        return self.write_atomic(path, text.encode(encoding, errors), overwrite)
+
     @contextmanager
     def open_atomic(self, path: str, overwrite: bool = False) -> Iterator[BinaryIO]:
         """Open a file for atomic writing, as a context manager.
@@ -366,7 +405,7 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
                 self._executor.roll_back([write_target])
             writer.close()
 
-    # -- moves, copies and deletions ----------------------------------------------------------------------------------
+    # -- moves and copies ---------------------------------------------------------------------------------------------
 
     def move(self, src: str, dst: str, overwrite: bool = False) -> None:
         """Move a file, or a link itself, and create the parents of ``dst``. Two round trips.
@@ -426,65 +465,6 @@ class SFTPBackend(Queries, FileTransfers, Maintenance):
         unwrap(
             self._run_jobs([WriteJob(write_target, partial(without_result, operation), resume_state=resume_state)])[0]
         )
-
-    def delete(self, path: str, missing_ok: bool = False) -> None:
-        """Remove a file, or a link itself. One round trip.
-
-        :param path: the key of the file
-        :param missing_ok: accept a missing file
-        :raises NotFound: if the file does not exist
-        :raises InvalidPath: if the key is a directory
-        """
-        remote = self._resolver.resolve_writable(path)
-        self._session.call(
-            lambda scheduler: scheduler.run(
-                with_path_in_errors(remote, delete_with_backup(scheduler, remote, missing_ok=missing_ok))
-            )
-        )
-
-    def delete_many(
-        self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
-    ) -> list[SFTPBackendError | OSError | None]:
-        """Remove several files concurrently, each as `delete` does. Tries all of them.
-
-        :param paths: the keys of the files
-        :param missing_ok: accept missing files
-        :param return_exceptions: put failures into the result instead of raising them
-        :returns: None for each removed file, in order
-        :raises ExceptionGroup: of all failures
-        """
-        remotes, errors = split_invalid(paths, self._resolver.resolve_writable)
-
-        def use(scheduler: SFTPScheduler) -> list[SFTPBackendError | OSError | None]:
-            return scheduler.run_many(
-                with_path_in_errors(remote, delete_with_backup(scheduler, remote, missing_ok=missing_ok))
-                for remote in remotes
-            )
-
-        outcomes = self._session.call(use) if remotes else []
-        outcomes = [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
-        return raise_or_return(outcomes, "deletions", return_exceptions)
-
-    def delete_folder(self, path: str, recursive: bool = False, missing_ok: bool = False) -> None:
-        """Remove a directory. Links in the directory are removed, never entered.
-
-        :param path: the key of the directory
-        :param recursive: remove the contents first; otherwise the directory must be empty
-        :param missing_ok: accept a missing directory
-        :raises NotFound: if the directory does not exist
-        :raises DirectoryNotEmpty: if the directory has entries
-        :raises InvalidPath: if the key is a file
-        """
-        remote = self._resolver.resolve_writable(path)
-        if recursive:
-            with self._resolver.annotate_errors(remote):
-                tree.delete_tree(self._session.call, remote, missing_ok=missing_ok)
-        else:
-            self._session.call(
-                lambda scheduler: scheduler.run(
-                    with_path_in_errors(remote, deletion.delete_folder(remote, missing_ok=missing_ok))
-                )
-            )
 
     # -- the connection -----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import inspect
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,13 @@ def test_each_awaited_call_does_what_the_sync_call_does(
             assert (await sftp.get_folder_info("")).file_count == 5
             with await sftp.read("in/a") as reader:
                 assert await asyncio.to_thread(reader.read) == b"one"
+            await sftp.make_folder("in/new")
+            assert (await sftp.write_text("in/new/text", "é", encoding="latin-1")).size == 1
+            assert await sftp.read_text("in/new/text", "latin-1") == "é"
+            await sftp.set_mode("in/new/text", 0o640)
+            await sftp.set_times("in/new/text", datetime(2020, 1, 1, tzinfo=UTC))
+            info = await sftp.get_file_info("in/new/text")
+            assert (info.mode, info.modified_at) == (0o640, datetime(2020, 1, 1, tzinfo=UTC))
             await sftp.move("in/a", "out/a")
             await sftp.copy("out/a", "out/b")
             assert (await sftp.is_file("out/a"), await sftp.is_folder("out"), await sftp.exists("in/a")) == (

@@ -48,10 +48,29 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 
-def make_folders(path: RemotePath) -> Operation[None]:
+def make_folder(path: RemotePath, *, exist_ok: bool) -> Operation[None]:
+    """Create a directory and its missing parents. One round trip, two without ``exist_ok``.
+
+    :param path: the directory
+    :param exist_ok: accept an existing directory
+    :raises AlreadyExists: if the directory exists and ``exist_ok`` is False
+    :raises InvalidPath: if the path or a parent is a file
+    """
+    exists = False
+    if not exist_ok:  # asked first, because some servers accept MKDIR of an existing directory
+        existing = yield from try_stat(path, follow=True)
+        exists = isinstance(existing, Attributes) and existing.is_folder
+    if not exists:
+        exists = not (yield from make_folders(path))
+    if exists and not exist_ok:
+        raise AlreadyExists("cannot create the directory: the directory exists", path=path.key)
+
+
+def make_folders(path: RemotePath) -> Operation[bool]:
     """Create a directory and its missing parents, including ``base_path``.
 
     :param path: the directory
+    :returns: False if the directory exists
     :raises InvalidPath: if the path or a parent is a file
     """
     chain = [*reversed([path, *ancestors_of(path)])]
@@ -62,15 +81,15 @@ def make_folders(path: RemotePath) -> Operation[None]:
             answers = yield from request_all([MakeDir(folder.native)])
     refused = answers[-1]
     if not isinstance(refused, StatusError):
-        return
+        return True
     existing = yield from try_stat(path, follow=True)
     if isinstance(existing, Attributes) and (existing.is_folder or existing.mode is None):
-        return
+        return False
     blocking_file = path if isinstance(existing, Attributes) else (yield from find_blocking_file(path))
     if blocking_file is not None:
         raise InvalidPath("cannot create the directory: the path is a file", path=blocking_file.key)
     if StatusCode.FAILURE == refused.code == getattr(existing, "code", None):
-        return  # the directory may exist although the server does not show it; the next request in it tells
+        return False  # the directory may exist although the server does not show it; the next request in it tells
     raise from_status(refused, "cannot create the directory", path.key)
 
 

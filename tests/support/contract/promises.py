@@ -126,6 +126,20 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
         "delete_folder_deletes_a_tree_from_the_bottom_up",
         "delete_folder_deletes_special_files",
     ),
+    # -- directories, modes, times and texts
+    "A directory is created with its parents": (
+        "make_folder_creates_the_directory_and_its_parents", "make_folder_can_refuse_an_existing_directory",
+        "make_folder_onto_or_below_a_file_is_invalid_path",
+    ),
+    "Mode and times of a file or directory are set": (
+        "set_mode_sets_the_mode_of_a_file_and_of_a_directory",
+        "set_times_sets_the_times_of_a_file_and_of_a_directory", "set_times_takes_a_time_of_the_last_read",
+        "modes_and_times_of_missing_names_are_not_found",
+    ),
+    "A text is written and read without changes": (
+        "texts_are_written_and_read_with_their_line_ends", "write_text_onto_an_existing_file_needs_overwrite",
+        "text_that_does_not_fit_the_encoding_names_the_file",
+    ),
     # -- links
     "Links are followed if a path names them": (
         "exists_is_file_is_folder_follow_links", "a_link_that_the_caller_names_is_followed", "read_follows_a_link",

@@ -76,6 +76,19 @@ _RCLONE = (
             "mode_bits_of_a_replaced_file_are_kept",
         ),
     ),
+    Unsupported(
+        "rclone stores no modes: every file has the same mode, and a change of mode is accepted without effect",
+        r"CapabilityNotSupported: the server accepted the change without effect: the mode is 644, not 640",
+        ("set_mode_sets_the_mode_of_a_file_and_of_a_directory",),
+    ),
+    Unsupported(
+        "rclone accepts times of directories and of the last read, and does not store them",
+        r"assert .*1583020798\.0",
+        (
+            "set_times_sets_the_times_of_a_file_and_of_a_directory",
+            "set_times_takes_a_time_of_the_last_read",
+        ),
+    ),
 )
 
 UNSUPPORTED: Mapping[str, tuple[Unsupported, ...]] = {
@@ -104,6 +117,15 @@ UNSUPPORTED: Mapping[str, tuple[Unsupported, ...]] = {
             "it refuses modes (SETSTAT and FSETSTAT): a replaced file gets the server's default mode",
             r"assert \d+ == \d+",
             ("copy_keeps_the_mode_of_what_it_replaces", "mode_bits_of_a_replaced_file_are_kept"),
+        ),
+        Unsupported(
+            "it refuses modes and times (SETSTAT and FSETSTAT)",
+            r"CapabilityNotSupported: cannot set (mode 640|the time 2020-02-29T23:59:58\+00:00): .* not support",
+            (
+                "set_mode_sets_the_mode_of_a_file_and_of_a_directory",
+                "set_times_sets_the_times_of_a_file_and_of_a_directory",
+                "set_times_takes_a_time_of_the_last_read",
+            ),
         ),
     ),
 }
