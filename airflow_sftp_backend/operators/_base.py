@@ -1,4 +1,4 @@
-"""Define the base of all file operators: plan, execute the plan, report results and failures."""
+"""Define the bases of all operators: plan, execute the plan, report results and failures."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ from ._object_storage import FileState, Outcome, Verify, is_up_to_date, sha256_i
 from ._planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
 from ._retry_state import RetryState
 from ._transfer_records import FileVersion, unproven_target_error
+from ._transfers import TransferOptions
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -49,10 +50,9 @@ PlanT = TypeVar("PlanT")
 Failures = list[SFTPBackendError | OSError]
 
 
-class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
+class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     """Plan, execute and report a task, with one backend for the task instance.
 
-    :param pattern: globs that select files, in place of names: a text or a list. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
@@ -63,13 +63,9 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     ui_color = "#dbe9f6"
     _action: ClassVar[CompletedAction]
 
-    _names: ClassVar[str] = "source"
-    """Name of the argument that takes names of files; ``pattern`` takes globs."""
-
     def __init__(
         self,
         *,
-        pattern: Patterns | None = None,
         include: Globs | None = None,
         exclude: Globs | None = None,
         sftp_conn_id: str = SFTPBackendHook.default_conn_name,
@@ -77,9 +73,6 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.pattern = pattern
-        # Remembered, because a template may render to None.
-        self._by_pattern = pattern is not None
         self.include = include
         self.exclude = exclude
         self.sftp_conn_id = sftp_conn_id
@@ -88,11 +81,11 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         self._file_events: Sequence[FileEvent] = ()
         self._progress: ProgressLog | None = None
 
-    def execute(self, context: Context) -> list[FileResult]:
-        """Plan and execute the task.
+    def _run_plan(self, context: Context) -> tuple[PlanT, list[FileResult]]:
+        """Plan and execute the task, and report its files.
 
         :param context: the context of the task
-        :returns: a row for each completed or skipped file; with ``dry_run``, a row for each planned file
+        :returns: the plan, and a row for each completed or skipped file; with ``dry_run``, for each planned file
         :raises AirflowFailException: if a retry cannot help
         :raises SFTPBackendError: if the only file failed, and a retry may help
         :raises FilesFailed: if some of several files failed, and a retry may help
@@ -113,7 +106,7 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
             finally:
                 hook.close()
             self._report(context, backend.config, results, failures, time.monotonic() - started)
-        return results
+        return plan, results
 
     @abstractmethod
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> PlanT:
@@ -150,29 +143,6 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         :returns: the datasets, also of a task that failed for some files; None without the OpenLineage provider
         """
         return openlineage_facets(self._file_events)
-
-    def _parse_selection(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
-        """Parse the arguments that select files, after their templates are rendered.
-
-        :raises InvalidArgument: if a value is empty or has a wrong type, or if ``include`` or ``exclude`` apply to
-            names
-        :raises InvalidPath: if a path on the server repeats the base path
-        """
-        if self._by_pattern:
-            selection = parse_patterns(self.pattern)
-        else:
-            selection = parse_names(getattr(self, self._names), self._names, end=end, none_ok=none_ok)
-        if self._filters and not selection.searches and selection.names:
-            raise InvalidArgument(
-                "include and exclude filter the files of a directory or pattern;"
-                f" {self._names} names files, and names are not filtered"
-            )
-        if end == "server":
-            for name in selection.names:
-                self._check_relative(backend, name.path, self._names)
-            for pattern in selection.patterns:
-                self._check_relative(backend, pattern, "pattern")
-        return selection
 
     @staticmethod
     def _check_relative(backend: SFTPBackend, path: str, argument: str) -> None:
@@ -216,6 +186,57 @@ class FileOperator(CancellableTask, BaseOperator, Generic[PlanT]):
             format_duration(seconds),
             rate,
         )
+
+
+class FileOperator(PlanningOperator[PlanT]):
+    """Return a row for each file that the arguments select.
+
+    :param pattern: globs that select files, in place of names: a text or a list. (templated)
+    :param kwargs: arguments of `PlanningOperator` and ``BaseOperator``
+    """
+
+    _names: ClassVar[str] = "source"
+    """Name of the argument that takes names of files; ``pattern`` takes globs."""
+
+    def __init__(self, *, pattern: Patterns | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pattern = pattern
+        # Remembered, because a template may render to None.
+        self._by_pattern = pattern is not None
+
+    def execute(self, context: Context) -> list[FileResult]:
+        """Plan and execute the task.
+
+        :param context: the context of the task
+        :returns: a row for each completed or skipped file; with ``dry_run``, a row for each planned file
+        :raises AirflowFailException: if a retry cannot help
+        :raises SFTPBackendError: if the only file failed, and a retry may help
+        :raises FilesFailed: if some of several files failed, and a retry may help
+        """
+        return self._run_plan(context)[1]
+
+    def _parse_selection(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
+        """Parse the arguments that select files, after their templates are rendered.
+
+        :raises InvalidArgument: if a value is empty or has a wrong type, or if ``include`` or ``exclude`` apply to
+            names
+        :raises InvalidPath: if a path on the server repeats the base path
+        """
+        if self._by_pattern:
+            selection = parse_patterns(self.pattern)
+        else:
+            selection = parse_names(getattr(self, self._names), self._names, end=end, none_ok=none_ok)
+        if self._filters and not selection.searches and selection.names:
+            raise InvalidArgument(
+                "include and exclude filter the files of a directory or pattern;"
+                f" {self._names} names files, and names are not filtered"
+            )
+        if end == "server":
+            for name in selection.names:
+                self._check_relative(backend, name.path, self._names)
+            for pattern in selection.patterns:
+                self._check_relative(backend, pattern, "pattern")
+        return selection
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +299,17 @@ class TransferOperator(FileOperator[TransferPlan]):
             fails = self.if_exists == "fail" and item.target in plan.occupied
             results.append(self._result(item, item.size, "would fail" if fails else self._planned_action))
         return results, plan.failures
+
+    def _transfer_options(self, retry_state: RetryState, plan: TransferPlan, progress: ProgressLog) -> TransferOptions:
+        return TransferOptions(
+            overwrite=self.if_exists in ("replace", "skip_same"),
+            verify=self.verify,
+            create_parents=self.create_parents,
+            resume_key=retry_state.resume_key,
+            digest=bool(self.outlets),
+            progress=progress,
+            before_rename=retry_state.transfers.recorder(plan.versions),
+        )
 
     def _result(self, item: TransferItem, size: int | None, action: Action) -> FileResult:
         return make_result(item, self._local_end, size, action)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
-from airflow_sftp_backend.backend import BeforeRename
-from airflow_sftp_backend.backend._transfers.local_files import add_both_paths
 from airflow_sftp_backend.progress import ProgressLog
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
-from ._object_storage import FileState, Outcome, download_object, is_url, local_state
-from ._planning import TransferItem, match_remote, missing_error, plan_downloads
+from ._object_storage import FileState, local_state
+from ._planning import match_remote, missing_error, plan_downloads
 from ._retry_state import RetryState
 from ._transfer_records import downloaded_earlier, downloaded_since, remote_version
+from ._transfers import download_items
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -70,9 +67,9 @@ class SFTPDownloadOperator(TransferOperator):
         completed = downloaded_earlier(retry_state.transfers, plan.versions)
         pending = [item for item in plan.items if item not in completed]
         progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
-        record = retry_state.transfers.recorder(plan.versions)
+        options = self._transfer_options(retry_state, plan, progress)
         failures = [*plan.failures]
-        for item, outcome in zip(pending, self._fetch(backend, pending, retry_state, progress, record), strict=True):
+        for item, outcome in zip(pending, download_items(backend, pending, options), strict=True):
             find_earlier_digest = partial(downloaded_since, backend, item, retry_state.run_started)
             result = self._result_of(item, outcome, retry_state, find_earlier_digest)
             if isinstance(result, dict):
@@ -80,59 +77,3 @@ class SFTPDownloadOperator(TransferOperator):
             else:
                 failures.append(result)
         return [*plan.skipped, *completed.values()], failures
-
-    def _fetch(
-        self,
-        backend: SFTPBackend,
-        items: Sequence[TransferItem],
-        retry_state: RetryState,
-        progress: ProgressLog,
-        record: BeforeRename | None,
-    ) -> list[Outcome]:
-        """Download files; return the outcome of each."""
-        overwrite = self.if_exists in ("replace", "skip_same")
-        local = [item for item in items if not is_url(item.target)]
-        results: dict[TransferItem, Outcome] = {}
-        if self.create_parents:
-            local, results = _make_parents(backend, local)
-        outcomes = backend.download_many(
-            [(item.source, item.target) for item in local],
-            overwrite=overwrite,
-            verify=self.verify,
-            progress=progress,
-            resume_key=retry_state.resume_key,
-            digest=bool(self.outlets),
-            return_exceptions=True,
-            before_rename=record,
-        )
-        results |= zip(local, outcomes, strict=True)
-        for item in items:
-            if is_url(item.target):
-                results[item] = download_object(
-                    backend,
-                    item.source,
-                    item.target,
-                    overwrite=overwrite,
-                    verify=self.verify,
-                    progress=progress,
-                    before_rename=record,
-                )
-        return [results[item] for item in items]
-
-
-def _make_parents(
-    backend: SFTPBackend, items: Sequence[TransferItem]
-) -> tuple[list[TransferItem], dict[TransferItem, Outcome]]:
-    """Create the parent directories of local targets.
-
-    :returns: the items with a directory, and a failure for each other item
-    """
-    ready: list[TransferItem] = []
-    failed: dict[TransferItem, Outcome] = {}
-    for item in items:
-        try:
-            os.makedirs(os.path.dirname(item.target) or ".", exist_ok=True)
-            ready.append(item)
-        except OSError as error:
-            failed[item] = add_both_paths(error, item.target, f"downloading {backend.native_path(item.source)!r}")
-    return ready, failed

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
-from airflow_sftp_backend.backend import BackendUnavailable, BeforeRename
+from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.progress import ProgressLog
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
-from ._object_storage import FileState, Outcome, is_url, local_state, upload_object
+from ._object_storage import FileState, local_state
 from ._planning import TransferItem, existing_files, plan_uploads
 from ._retry_state import RetryState
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
+from ._transfers import upload_items
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -75,10 +75,10 @@ class SFTPUploadOperator(TransferOperator):
         completed = uploaded_earlier(retry_state.transfers, backend, plan.versions)
         pending = [item for item in plan.items if item not in completed]
         progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
-        record = retry_state.transfers.recorder(plan.versions)
+        options = self._transfer_options(retry_state, plan, progress)
         failures = [*plan.failures]
         declined: list[TransferItem] = []
-        for item, outcome in zip(pending, self._send(backend, pending, retry_state, progress, record), strict=True):
+        for item, outcome in zip(pending, upload_items(backend, pending, options), strict=True):
             find_earlier_digest = partial(uploaded_since, backend, item, retry_state.run_started)
             result = self._result_of(item, outcome, retry_state, find_earlier_digest)
             if isinstance(result, dict):
@@ -90,41 +90,3 @@ class SFTPUploadOperator(TransferOperator):
             done = {item: plan.versions[item] for item in completed}
             retry_state.transfers.record_completed(done, completed, declined)
         return [*plan.skipped, *completed.values()], failures
-
-    def _send(
-        self,
-        backend: SFTPBackend,
-        items: Sequence[TransferItem],
-        retry_state: RetryState,
-        progress: ProgressLog,
-        record: BeforeRename | None,
-    ) -> list[Outcome]:
-        """Upload files; return the outcome of each."""
-        overwrite = self.if_exists in ("replace", "skip_same")
-        local = [item for item in items if not is_url(item.source)]
-        outcomes = backend.upload_many(
-            [(item.source, item.target) for item in local],
-            overwrite=overwrite,
-            verify=self.verify,
-            progress=progress,
-            create_parents=self.create_parents,
-            resume_key=retry_state.resume_key,
-            digest=bool(self.outlets),
-            return_exceptions=True,
-            before_rename=record,
-        )
-        results: dict[TransferItem, Outcome] = dict(zip(local, outcomes, strict=True))
-        for item in items:
-            if is_url(item.source):
-                results[item] = upload_object(
-                    backend,
-                    item.source,
-                    item.target,
-                    item.size,
-                    overwrite=overwrite,
-                    verify=self.verify,
-                    create_parents=self.create_parents,
-                    progress=progress,
-                    before_rename=record,
-                )
-        return [results[item] for item in items]

@@ -1,0 +1,131 @@
+"""Transfer planned files: local files side by side, objects one after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from airflow_sftp_backend.backend import BeforeRename
+from airflow_sftp_backend.backend._transfers.local_files import add_both_paths
+
+from ._object_storage import Outcome, Verify, download_object, is_url, upload_object
+from ._planning import TransferItem
+
+if TYPE_CHECKING:
+    from airflow_sftp_backend.backend import Progress, SFTPBackend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransferOptions:
+    """Hold the options of all transfers of a task.
+
+    :ivar overwrite: replace existing targets
+    :ivar verify: verification after a transfer
+    :ivar create_parents: create missing parent directories of the targets
+    :ivar resume_key: name of the task instance, for the resumption of interrupted transfers
+    :ivar digest: compute the SHA-256 of each file
+    :ivar progress: receives the transferred bytes
+    :ivar before_rename: receives complete files before they are renamed; None without a state store
+    """
+
+    overwrite: bool
+    verify: Verify
+    create_parents: bool
+    resume_key: str
+    digest: bool
+    progress: Progress
+    before_rename: BeforeRename | None
+
+
+def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
+    """Upload files.
+
+    :param backend: the backend of the task
+    :param items: the files
+    :param options: the options
+    :returns: the outcome of each file, in order
+    """
+    local = [item for item in items if not is_url(item.source)]
+    outcomes = backend.upload_many(
+        [(item.source, item.target) for item in local],
+        overwrite=options.overwrite,
+        verify=options.verify,
+        progress=options.progress,
+        create_parents=options.create_parents,
+        resume_key=options.resume_key,
+        digest=options.digest,
+        return_exceptions=True,
+        before_rename=options.before_rename,
+    )
+    results: dict[TransferItem, Outcome] = dict(zip(local, outcomes, strict=True))
+    for item in items:
+        if is_url(item.source):
+            results[item] = upload_object(
+                backend,
+                item.source,
+                item.target,
+                item.size,
+                overwrite=options.overwrite,
+                verify=options.verify,
+                create_parents=options.create_parents,
+                progress=options.progress,
+                before_rename=options.before_rename,
+            )
+    return [results[item] for item in items]
+
+
+def download_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
+    """Download files.
+
+    :param backend: the backend of the task
+    :param items: the files
+    :param options: the options
+    :returns: the outcome of each file, in order
+    """
+    local = [item for item in items if not is_url(item.target)]
+    results: dict[TransferItem, Outcome] = {}
+    if options.create_parents:
+        local, results = _make_parents(backend, local)
+    outcomes = backend.download_many(
+        [(item.source, item.target) for item in local],
+        overwrite=options.overwrite,
+        verify=options.verify,
+        progress=options.progress,
+        resume_key=options.resume_key,
+        digest=options.digest,
+        return_exceptions=True,
+        before_rename=options.before_rename,
+    )
+    results |= zip(local, outcomes, strict=True)
+    for item in items:
+        if is_url(item.target):
+            results[item] = download_object(
+                backend,
+                item.source,
+                item.target,
+                overwrite=options.overwrite,
+                verify=options.verify,
+                progress=options.progress,
+                before_rename=options.before_rename,
+            )
+    return [results[item] for item in items]
+
+
+def _make_parents(
+    backend: SFTPBackend, items: Sequence[TransferItem]
+) -> tuple[list[TransferItem], dict[TransferItem, Outcome]]:
+    """Create the parent directories of local targets.
+
+    :returns: the items with a directory, and a failure for each other item
+    """
+    ready: list[TransferItem] = []
+    failed: dict[TransferItem, Outcome] = {}
+    for item in items:
+        try:
+            os.makedirs(os.path.dirname(item.target) or ".", exist_ok=True)
+            ready.append(item)
+        except OSError as error:
+            failed[item] = add_both_paths(error, item.target, f"downloading {backend.native_path(item.source)!r}")
+    return ready, failed
