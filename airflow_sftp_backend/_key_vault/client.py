@@ -23,6 +23,7 @@ from airflow_sftp_backend.backend._forks import ForkAware
 
 from .errors import RETRIED, FailureReason, KeyVaultError
 from .identity import AzureIdentity, client_options, create_credential
+from .login_record import recorded
 from .references import SecretReference
 from .sdk_errors import classify_sdk_error, credential_problem, set_attributes_command
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from azure.core.exceptions import HttpResponseError
     from azure.keyvault.secrets import KeyVaultSecret, SecretClient
 
-    from .identity import Credential
+    from .login_record import RecordedCredential
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class _ProcessState:
     """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
-    clients: dict[tuple[AzureIdentity, str], tuple[SecretClient, Credential]] = field(default_factory=dict)
+    clients: dict[tuple[AzureIdentity, str], tuple[SecretClient, RecordedCredential]] = field(default_factory=dict)
     cache: dict[_Key, _CacheEntry] = field(default_factory=dict)
     in_flight: dict[_Key, Future[Secret]] = field(default_factory=dict)
 
@@ -199,9 +200,10 @@ class KeyVaultClient(ForkAware):
                 FailureReason.BAD_SETTING, credential_problem(error, identity), reference.described
             ), None
         try:
-            response = client.get_secret(reference.name, reference.version)
+            with recorded() as record:
+                response = client.get_secret(reference.name, reference.version)
         except (AzureError, ValueError, OSError) as error:
-            reason, message = classify_sdk_error(error, reference, identity)
+            reason, message = classify_sdk_error(error, record, reference, identity)
             if isinstance(error, ClientAuthenticationError):  # MSAL caches the refusal: use a new client
                 with state.lock:
                     state.clients.pop((identity, reference.url), None)

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 from airflow_sftp_backend.backend import Secret
 
+from .login_record import RecordedCredential, record_login_reply, record_request
+
 if TYPE_CHECKING:
     from azure.identity import (
         CertificateCredential,
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
         WorkloadIdentityCredential,
     )
 
-    Credential: TypeAlias = (
+    _Credential: TypeAlias = (
         CertificateCredential
         | ClientSecretCredential
         | DefaultAzureCredential
@@ -261,11 +263,16 @@ def _missing_fields(identity: AzureIdentity) -> list[str]:
 
 
 def client_options(timeout: float) -> dict[str, Any]:
-    """Return the arguments of every SDK client: time limits and logger."""
-    return {"connection_timeout": timeout, "read_timeout": timeout, "logger": _http_log}
+    """Return the arguments of every SDK client: time limits, logger and hook."""
+    return {
+        "connection_timeout": timeout,
+        "read_timeout": timeout,
+        "logger": _http_log,
+        "raw_request_hook": record_request,
+    }
 
 
-def create_credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> Credential:
+def create_credential(identity: AzureIdentity, vault_url: str, *, timeout: float) -> RecordedCredential:
     """Create a credential for a vault.
 
     Opens no connection; the caller closes the credential.
@@ -278,9 +285,18 @@ def create_credential(identity: AzureIdentity, vault_url: str, *, timeout: float
     :raises ValueError: if a value is invalid
     :raises OSError: if a file cannot be read
     """
+    from azure.identity import DefaultAzureCredential
+
+    credential = _create_sdk_credential(identity, vault_url, timeout)
+    if isinstance(credential, DefaultAzureCredential):
+        credential.credentials = tuple(RecordedCredential(member) for member in credential.credentials)
+    return RecordedCredential(credential)
+
+
+def _create_sdk_credential(identity: AzureIdentity, vault_url: str, timeout: float) -> _Credential:
     from azure import identity as azure
 
-    client_kwargs = client_options(timeout)
+    client_kwargs = client_options(timeout) | {"raw_response_hook": record_login_reply}
     authority = identity.authority_for(vault_url)
     if authority is not None:
         client_kwargs["authority"] = authority

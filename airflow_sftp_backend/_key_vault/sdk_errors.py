@@ -1,52 +1,45 @@
-"""Classify the errors of the Azure SDKs.
+"""Classify the errors of the Azure SDKs by types, statuses and codes.
 
-The SDKs publish most causes only in the text of an exception. Messages for users contain only codes, names and ids
-from these texts: other parts may hold tokens.
+The vault publishes some details only in a text. They select the hint, never whether a retry helps. Messages for users
+contain only codes, names and ids from these texts: other parts may hold tokens.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
-from typing import Final
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final
 
 from .errors import FailureReason
 from .identity import AzureIdentity, CredentialType
+from .login_record import LoginRecord, LoginRefusal
 from .references import SecretReference
+
+if TYPE_CHECKING:
+    from azure.core.exceptions import HttpResponseError
 
 
 def classify_sdk_error(
-    error: Exception, reference: SecretReference, identity: AzureIdentity
+    error: Exception, record: LoginRecord, reference: SecretReference, identity: AzureIdentity
 ) -> tuple[FailureReason, str]:
     """Return the reason of an SDK's exception and a message for users.
 
     :param error: the exception
+    :param record: the record of the fetch
     :param reference: the requested secret
     :param identity: the identity of the login
     """
-    from azure.core.exceptions import (
-        ClientAuthenticationError,
-        DecodeError,
-        HttpResponseError,
-        ServiceRequestError,
-        ServiceResponseError,
-    )
+    from azure.core.exceptions import DecodeError, HttpResponseError
 
-    text = str(error)
+    if record.error is not None:
+        return _classify_login_failure(record.error, record, identity)
     if isinstance(error, HttpResponseError) and not isinstance(error, DecodeError):
-        code = error.error.code if error.error is not None else None
-        # The SDKs raise ClientAuthenticationError for a failed login and also for a refused token, which has this code.
-        if isinstance(error, ClientAuthenticationError) and code != "Unauthorized":
-            return _classify_login_failure(text, reference, identity)
-        inner_code: object = (error.error.innererror or {}).get("code") if error.error is not None else None
-        return _classify_refusal(error.status_code or 0, str(inner_code or code or ""), text, reference)
-    if (network := _classify_network_failure(text, reference)) is not None:
+        return _classify_refusal(error, reference)
+    if (network := _classify_network_failure(error, record.host or reference.vault)) is not None:
         return network
-    if isinstance(error, ServiceRequestError | ServiceResponseError):
-        return (
-            FailureReason.UNREACHABLE,
-            f"{reference.vault} cannot be reached; check network, firewall and HTTPS_PROXY.",
-        )
     if isinstance(error, OSError):
         return (
             FailureReason.BAD_SETTING,
@@ -58,11 +51,14 @@ def classify_sdk_error(
     )
 
 
-def _classify_refusal(status: int, code: str, text: str, reference: SecretReference) -> tuple[FailureReason, str]:
-    """Classify an error reply of the vault.
-
-    ``code`` is its innermost error code.
-    """
+def _classify_refusal(error: HttpResponseError, reference: SecretReference) -> tuple[FailureReason, str]:
+    """Classify an error reply of the vault."""
+    status = error.status_code or 0
+    code, text = "", ""
+    if error.error is not None:
+        # The inner code is the precise one, such as ForbiddenByRbac inside Forbidden.
+        code = str((error.error.innererror or {}).get("code") or error.error.code or "")
+        text = error.error.message or ""
     vault = reference.vault.partition(".")[0]
     if status == 404:
         missing = "no such version" if reference.pinned else "no such secret"
@@ -73,11 +69,11 @@ def _classify_refusal(status: int, code: str, text: str, reference: SecretRefere
             FailureReason.DISABLED,
             f"disabled; enable the secret: {set_attributes_command(reference)} --enabled true",
         )
-    if status == 403 and (code in _FIREWALL_CODES or "Client address is not authorized" in text):
+    if status == 403 and code in _FIREWALL_CODES:
         hint = "add this network to the vault's firewall, or use its private endpoint"
         return FailureReason.FIREWALL, f"the vault is closed to this network ({code}); {hint}."
     if status == 403:
-        # The text names the object id of the identity, which the role assignment needs.
+        # Only the text names the object id of the identity, which the command needs.
         match = re.search(r"\boid=([0-9a-fA-F-]{36})", text)
         assignee = match[1] if match else "<object id>"
         command = (
@@ -88,7 +84,8 @@ def _classify_refusal(status: int, code: str, text: str, reference: SecretRefere
             "the identity may not read the secret. Grant the role Key Vault Secrets User, effective within minutes"
             f" (or, for a vault with access policies, the secret permission Get): {command}"
         )
-    if status == 401 and "AKV10032" in text:
+    # Key Vault has one code for all refused tokens; only the text tells a token of another tenant (AKV10032).
+    if status == 401 and text.startswith("AKV10032"):
         return (
             FailureReason.WRONG_TENANT,
             "the identity is not of the vault's tenant; use an identity of that tenant.",
@@ -126,54 +123,106 @@ _LOGIN_CODES: Final[Mapping[str, tuple[FailureReason, str]]] = {
 """Reasons and causes by error code of Microsoft Entra (AADSTS…)."""
 
 
+_TEMPORARY_OAUTH_ERRORS: Final = frozenset({"temporarily_unavailable", "server_error"})
+
+
 def _classify_login_failure(
-    text: str, reference: SecretReference, identity: AzureIdentity
+    error: Exception, record: LoginRecord, identity: AzureIdentity
 ) -> tuple[FailureReason, str]:
-    """Classify a failed login, from the text of the exception."""
+    """Classify a failed login."""
+    from azure.identity import CredentialUnavailableError
+
     client = f" {identity.client_id}" if identity.client_id else ""
     login = f"the login ({identity.credential_type.label}{client}) failed"
-    if match := re.search(r"acquire tokens for tenant ([0-9A-Za-z.-]*[0-9A-Za-z])", text):
-        own_tenant = f"tenant {identity.tenant_id}" if identity.tenant_id else "another tenant"
-        return (
-            FailureReason.WRONG_TENANT,
-            f"the vault belongs to tenant {match[1]}, the identity to {own_tenant}; use one of the vault's tenant.",
-        )
-    if "Unable to get authority configuration" in text:
-        hint = "check tenant id and cloud"
-        return (
-            FailureReason.WRONG_TENANT,
-            f"{login}: the login service does not know the tenant {identity.tenant_id or 'of the login'}; {hint}.",
-        )
-    if match := re.search(r"AADSTS([0-9]+)", text):
-        reason, cause = _LOGIN_CODES.get(match[1], (FailureReason.LOGIN_REFUSED, "refused by Microsoft Entra"))
-        return reason, f"{login}: {cause} (AADSTS{match[1]}, https://login.microsoftonline.com/error?code={match[1]})."
-    if (network := _classify_network_failure(text, reference)) is not None:
-        return network[0], f"{login}: {network[1]}"
-    if "authentication unavailable" not in text:
-        return FailureReason.UNAVAILABLE, f"{login}: the login service sent neither a token nor a reason; retry later."
+    # A managed identity has no other secret or setting that could be wrong.
     if identity.credential_type is CredentialType.MANAGED_IDENTITY:
-        missing = f"has no managed identity {identity.client_id}" if identity.client_id else "has no managed identity"
+        missing = f"has no managed identity{client}"
         return FailureReason.NO_IDENTITY, f"{login}: this machine {missing}, or its identity service does not answer."
-    hint = (
-        "assign a managed or workload identity to this machine, set AZURE_CLIENT_ID, AZURE_TENANT_ID and"
-        " AZURE_CLIENT_SECRET, or set the identity in the connection"
+    if isinstance(error, CredentialUnavailableError):
+        hint = (
+            "assign a managed or workload identity to this machine, set AZURE_CLIENT_ID, AZURE_TENANT_ID and"
+            " AZURE_CLIENT_SECRET, or set the identity in the connection"
+        )
+        return FailureReason.NO_IDENTITY, f"{login}: no Azure credential is available; {hint}."
+    if (network := _classify_network_failure(error, record.host or "the login service")) is not None:
+        return network[0], f"{login}: {network[1]}"
+    own_tenant = identity.tenant_id or os.environ.get("AZURE_TENANT_ID")
+    if record.refusal is not None:
+        reason, cause = _classify_login_refusal(record.refusal, own_tenant or "of the login")
+        return reason, f"{login}: {cause}."
+    if own_tenant and record.vault_tenant not in (None, own_tenant):  # the SDK refuses this without a request
+        tenants = f"the vault belongs to tenant {record.vault_tenant}, the identity to tenant {own_tenant}"
+        return FailureReason.WRONG_TENANT, f"{tenants}; use one of the vault's tenant."
+    # MSAL repeats a refusal from its cache, as text only, to a thread that logs in at the same time. The next attempt
+    # has a new client and gets a reply, so the text changes the hint only.
+    repeated = re.search(r"AADSTS([0-9]+)", str(error))
+    hint = f"the last reply was {_aadsts(repeated[1])}" if repeated else "retry later"
+    return FailureReason.UNAVAILABLE, f"{login}: the login service sent neither a token nor a reason; {hint}."
+
+
+def _classify_login_refusal(refusal: LoginRefusal, tenant: str) -> tuple[FailureReason, str]:
+    """Classify an error reply of the login service."""
+    known = [code for code in refusal.codes if code in _LOGIN_CODES]
+    if known:
+        reason, cause = _LOGIN_CODES[known[0]]
+        return reason, f"{cause} ({_aadsts(known[0])})"
+    if refusal.status == 429:
+        return FailureReason.THROTTLED, "the login service throttles: too many requests"
+    if refusal.status >= 500 or refusal.error in _TEMPORARY_OAUTH_ERRORS:
+        return FailureReason.UNAVAILABLE, f"the login service fails with status {refusal.status}; retry later"
+    if refusal.of_discovery:
+        return (
+            FailureReason.WRONG_TENANT,
+            f"the login service does not know the tenant {tenant}; check tenant id and cloud",
+        )
+    if refusal.codes:
+        return FailureReason.LOGIN_REFUSED, f"refused by Microsoft Entra ({_aadsts(refusal.codes[0])})"
+    if refusal.error:
+        return FailureReason.LOGIN_REFUSED, f"refused by the login service ({refusal.error})"
+    return (
+        FailureReason.UNAVAILABLE,
+        f"the login service replies with status {refusal.status} and no reason; retry later",
     )
-    return FailureReason.NO_IDENTITY, f"{login}: no Azure credential is available; {hint}."
 
 
-def _classify_network_failure(text: str, reference: SecretReference) -> tuple[FailureReason, str] | None:
-    """Classify a network failure by text; None for other failures."""
-    match = re.search(r"host='([^']+)'", text)
-    host = match[1] if match else reference.vault
-    if "CERTIFICATE_VERIFY_FAILED" in text or "CA certificate bundle" in text:
-        hint = "REQUESTS_CA_BUNDLE names the file of trusted certificates, such as those of a TLS-inspecting proxy"
-        return FailureReason.UNTRUSTED, f"the certificate of {host} is not trusted; {hint}."
-    if "Failed to resolve" in text:
+def _aadsts(code: str) -> str:
+    return f"AADSTS{code}, https://login.microsoftonline.com/error?code={code}"
+
+
+def _classify_network_failure(error: Exception, host: str) -> tuple[FailureReason, str] | None:
+    """Classify a network failure by the exceptions behind ``error``; None for other failures."""
+    from azure.core.exceptions import ServiceRequestError, ServiceResponseError
+
+    causes = [*_causes(error)]
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return FailureReason.UNTRUSTED, f"the certificate of {host} is not trusted; {_CA_BUNDLE_HINT}."
+    # requests raises a bare OSError without an error number for a missing file of certificates.
+    if any(type(cause) is OSError and cause.errno is None for cause in causes):
+        return FailureReason.UNTRUSTED, f"the certificate of {host} cannot be verified; {_CA_BUNDLE_HINT}."
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
         hint = "check the vault's name and cloud, and DNS (a private endpoint needs its private zone)"
         return FailureReason.UNREACHABLE, f"the name {host} cannot be resolved; {hint}."
-    if re.search(r"Failed to establish a new connection|timed out|Connection (aborted|refused|broken)|proxy", text):
+    if any(isinstance(cause, ServiceRequestError | ServiceResponseError) for cause in causes):
         return FailureReason.UNREACHABLE, f"{host} cannot be reached; check network, firewall and HTTPS_PROXY."
     return None
+
+
+_CA_BUNDLE_HINT: Final = (
+    "REQUESTS_CA_BUNDLE names the file of trusted certificates, such as those of a TLS-inspecting proxy"
+)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and all exceptions behind it."""
+    pending: list[object] = [error]
+    known: set[int] = set()
+    while pending:
+        cause = pending.pop()
+        if isinstance(cause, BaseException) and id(cause) not in known:
+            known.add(id(cause))
+            yield cause
+            # urllib3 and requests wrap an exception as an argument, azure-core as `inner_exception`.
+            pending += [cause.__cause__, cause.__context__, getattr(cause, "inner_exception", None), *cause.args]
 
 
 def credential_problem(error: Exception, identity: AzureIdentity) -> str:

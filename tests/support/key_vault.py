@@ -283,7 +283,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._failed(DISCOVERY):
             return
         if tenant != vault.tenant:
-            self._refuse("invalid_tenant", f"AADSTS90002: Tenant '{tenant}' not found.")
+            self._refuse("invalid_tenant", 90002, f"Tenant '{tenant}' not found.")
             return
         base = f"{vault.url}/{tenant}"
         endpoints = {"token_endpoint": f"{base}/oauth2/v2.0/token", "authorization_endpoint": f"{base}/authorize"}
@@ -303,13 +303,13 @@ class _Handler(BaseHTTPRequestHandler):
         if self._failed(kind):
             return
         if tenant != vault.tenant:
-            self._refuse("invalid_tenant", f"AADSTS90002: Tenant '{tenant}' not found.")
+            self._refuse("invalid_tenant", 90002, f"Tenant '{tenant}' not found.")
         elif not known:
-            self._refuse("unauthorized_client", "AADSTS700016: Application was not found in the directory.")
+            self._refuse("unauthorized_client", 700016, "Application was not found in the directory.")
         elif not right and kind == CLIENT_SECRET:
-            self._refuse("invalid_client", "AADSTS7000215: Invalid client secret provided.", HTTPStatus.UNAUTHORIZED)
+            self._refuse("invalid_client", 7000215, "Invalid client secret provided.", HTTPStatus.UNAUTHORIZED)
         elif not right:
-            self._refuse("invalid_client", "AADSTS700027: The assertion failed validation.", HTTPStatus.UNAUTHORIZED)
+            self._refuse("invalid_client", 700027, "The assertion failed validation.", HTTPStatus.UNAUTHORIZED)
         else:
             self._answer(HTTPStatus.OK, vault.issue(tenant))
 
@@ -320,7 +320,9 @@ class _Handler(BaseHTTPRequestHandler):
         if client_id in vault.managed_identities:
             self._answer(HTTPStatus.OK, vault.issue(vault.managed_identities[client_id]))
         else:
-            self._refuse("invalid_request", "Identity not found")
+            self._answer(
+                HTTPStatus.BAD_REQUEST, {"error": "invalid_request", "error_description": "Identity not found"}
+            )
 
     def _failed(self, kind: str) -> bool:
         fault = self.server.vault.count(kind)
@@ -335,8 +337,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(fault.status, fault.body, fault.headers)
 
-    def _refuse(self, error: str, description: str, status: int = HTTPStatus.BAD_REQUEST) -> None:
-        self._answer(status, {"error": error, "error_description": description})
+    def _refuse(self, error: str, code: int, description: str, status: int = HTTPStatus.BAD_REQUEST) -> None:
+        """Answer as Microsoft Entra does, with the AADSTS code in the text and in a list."""
+        text = f"AADSTS{code}: {description}"
+        self._answer(status, {"error": error, "error_description": text, "error_codes": [code]})
 
     def _answer(
         self, status: int, body: Mapping[str, object] | bytes, headers: Mapping[str, str] | None = None

@@ -14,18 +14,22 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
+from azure.core.exceptions import ClientAuthenticationError
 
 from airflow_sftp_backend import RetryPolicy
 from airflow_sftp_backend._key_vault.client import KeyVaultClient
 from airflow_sftp_backend._key_vault.errors import FailureReason, InvalidReference, KeyVaultError
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType, InvalidIdentity
+from airflow_sftp_backend._key_vault.login_record import LoginRecord
 from airflow_sftp_backend._key_vault.references import SecretReference
+from airflow_sftp_backend._key_vault.sdk_errors import classify_sdk_error
 from tests.support.key_vault import (
     CHALLENGE,
     CLIENT_SECRET,
     DISCOVERY,
     MANAGED_IDENTITY,
     SECRET,
+    TENANT,
     Fault,
     Vault,
     client_certificate,
@@ -379,7 +383,11 @@ def principal(vault: Vault, **changes: str) -> AzureIdentity:
             FailureReason.LOGIN_REFUSED,
             "the tenant has no application with the client id; check both ids (AADSTS700016",
         ),
-        ({"tenant_id": OBJECT}, FailureReason.WRONG_TENANT, "tenant"),
+        (
+            {"tenant_id": OBJECT},
+            FailureReason.WRONG_TENANT,
+            f"the vault belongs to tenant {TENANT}, the identity to tenant {OBJECT};",
+        ),
     ],
     ids=["secret", "client", "tenant"],
 )
@@ -398,6 +406,84 @@ def test_a_login_service_that_fails_once_is_asked_again(vault: Vault, vaults: Ke
     vault.put("password", VALUE)
     vault.fail(CLIENT_SECRET, Fault(503, b'{"error": "temporarily_unavailable"}'))
     assert vaults.fetch(reference(vault), principal(vault)).reveal() == VALUE
+
+
+def test_a_refused_login_of_the_environment_is_explained(
+    vault: Vault, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_CLIENT_SECRET", "Wr0ng secret")
+    error = failure(vaults, reference(vault))
+    assert (error.reason, error.retryable) == (FailureReason.LOGIN_REFUSED, False)
+    assert "the login (default) failed: the client secret is wrong; set the secret's value" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "reason", "text"),
+    [
+        (
+            CLIENT_SECRET,
+            Fault(503, b""),
+            FailureReason.UNAVAILABLE,
+            "the login service fails with status 503; retry later.",
+        ),
+        (CLIENT_SECRET, Fault(429, b""), FailureReason.THROTTLED, "the login service throttles: too many requests."),
+        (
+            CLIENT_SECRET,
+            Fault(400, {"error_codes": [90033]}),
+            FailureReason.UNAVAILABLE,
+            "temporarily unavailable (AADSTS90033",
+        ),
+        (
+            CLIENT_SECRET,
+            Fault(400, {"error_codes": [53003]}),
+            FailureReason.LOGIN_REFUSED,
+            "Microsoft Entra (AADSTS53003",
+        ),
+        (
+            CLIENT_SECRET,
+            Fault(400, {"error": "invalid_scope"}),
+            FailureReason.LOGIN_REFUSED,
+            "login service (invalid_scope).",
+        ),
+        (
+            CLIENT_SECRET,
+            Fault(400, b"no"),
+            FailureReason.UNAVAILABLE,
+            "replies with status 400 and no reason; retry later.",
+        ),
+        (
+            DISCOVERY,
+            Fault(400, {"error": "x"}),
+            FailureReason.WRONG_TENANT,
+            "the login service does not know the tenant",
+        ),
+    ],
+)
+def test_a_login_error_is_classified_by_status_and_code(
+    vault: Vault, vaults: KeyVaultClient, kind: str, fault: Fault, reason: FailureReason, text: str
+) -> None:
+    vault.fail(kind, fault, fault, fault)
+    error = failure(vaults, reference(vault), principal(vault))
+    assert error.reason is reason
+    assert text in str(error)
+
+
+@pytest.mark.parametrize("default", [True, False])
+def test_an_unreachable_login_service_is_reported(
+    vault: Vault, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch, default: bool
+) -> None:
+    monkeypatch.setenv("AZURE_AUTHORITY_HOST", f"https://localhost:{free_port()}")
+    error = failure(vaults, reference(vault), AzureIdentity() if default else principal(vault))
+    assert (error.reason, error.retryable) == (FailureReason.UNREACHABLE, True)
+    assert "failed: localhost cannot be reached; check network, firewall and HTTPS_PROXY." in str(error)
+
+
+def test_a_refusal_known_only_by_its_text_changes_the_hint_only() -> None:
+    record = LoginRecord(error=ClientAuthenticationError("Authentication failed: AADSTS7000215: Invalid secret."))
+    assert record.error is not None
+    wanted = SecretReference("vault", "password")
+    reason, message = classify_sdk_error(record.error, record, wanted, AzureIdentity())
+    assert (reason, "the last reply was AADSTS7000215, https://" in message) == (FailureReason.UNAVAILABLE, True)
 
 
 def test_an_identity_of_another_tenant_is_explained(vault: Vault, vaults: KeyVaultClient) -> None:
@@ -473,6 +559,15 @@ def test_an_untrusted_certificate_is_reported(
     error = failure(vaults, reference(vault))
     assert (error.reason, error.retryable) == (FailureReason.UNTRUSTED, False)
     assert "is not trusted; REQUESTS_CA_BUNDLE names the file" in str(error)
+
+
+def test_a_missing_file_of_certificates_is_reported(
+    vault: Vault, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/file")
+    error = failure(vaults, reference(vault))
+    assert (error.reason, error.retryable) == (FailureReason.UNTRUSTED, False)
+    assert "the certificate of 127.0.0.1 cannot be verified; REQUESTS_CA_BUNDLE names the file" in str(error)
 
 
 @pytest.mark.parametrize("status", [500, 503])
