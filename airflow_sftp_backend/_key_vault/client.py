@@ -23,7 +23,7 @@ from airflow_sftp_backend.backend._forks import ForkAware
 
 from .errors import RETRIED, FailureReason, KeyVaultError
 from .identity import AzureIdentity, client_options, create_credential
-from .login_record import recorded
+from .login_record import recorded_login
 from .references import SecretReference
 from .sdk_errors import classify_sdk_error, credential_problem, set_attributes_command
 
@@ -199,18 +199,18 @@ class KeyVaultClient(ForkAware):
             return KeyVaultError(
                 FailureReason.BAD_SETTING, credential_problem(error, identity), reference.described
             ), None
-        try:
-            with recorded() as record:
+        with recorded_login() as record:
+            try:
                 response = client.get_secret(reference.name, reference.version)
-        except (AzureError, ValueError, OSError) as error:
-            reason, message = classify_sdk_error(error, record, reference, identity)
-            if isinstance(error, ClientAuthenticationError):  # MSAL caches the refusal: use a new client
-                with state.lock:
-                    state.clients.pop((identity, reference.url), None)
-            pause = _retry_after(error) if isinstance(error, HttpResponseError) else None
-            if pause is not None and pause > MAX_PAUSE:
-                message = f"{message} The requested pause is {pause:.0f} s."
-            return KeyVaultError(reason, message, reference.described), pause
+            except (AzureError, ValueError, OSError) as error:
+                reason, message = classify_sdk_error(error, record, reference, identity)
+                if isinstance(error, ClientAuthenticationError):  # MSAL caches the refusal: use a new client
+                    with state.lock:
+                        state.clients.pop((identity, reference.url), None)
+                pause = _retry_after(error) if isinstance(error, HttpResponseError) else None
+                if pause is not None and pause > MAX_PAUSE:
+                    message = f"{message} The requested pause is {pause:.0f} s."
+                return KeyVaultError(reason, message, reference.described), pause
         return _cache_entry_or_error(response, reference, self._clock()), None
 
     def _sdk_client(self, state: _ProcessState, url: str, identity: AzureIdentity) -> SecretClient:

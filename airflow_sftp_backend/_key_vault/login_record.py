@@ -57,8 +57,8 @@ _current: Final[ContextVar[LoginRecord | None]] = ContextVar("login_record", def
 
 
 @contextmanager
-def recorded() -> Iterator[LoginRecord]:
-    """Record the logins in the block."""
+def recorded_login() -> Iterator[LoginRecord]:
+    """Record the logins of this thread in the block."""
     record = LoginRecord()
     token = _current.set(record)
     try:
