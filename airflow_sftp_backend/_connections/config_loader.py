@@ -1,4 +1,4 @@
-"""Resolve a connection's references to secrets and to other connections.
+"""Load a connection with its secrets from Key Vault and its other connections.
 
 Every fetched secret is masked in the log before its first use.
 """

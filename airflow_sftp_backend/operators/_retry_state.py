@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Set
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from airflow_sftp_backend._file_rows import FileResult
-from airflow_sftp_backend._state_store import RowTable
+from airflow_sftp_backend._state_store import Endpoints, RowTable
 from airflow_sftp_backend.backend import BackendUnavailable, FileInfo
 from airflow_sftp_backend.version_compat import task_state_store
 
@@ -22,6 +22,28 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
+
+_NO_VERSION: Final[FileVersion] = [None, None]
+"""Version of a missing file."""
+
+
+class _PlannedChange(NamedTuple):
+    """Hold the record of a move or deletion, as stored in Airflow's state store."""
+
+    argument: str
+    """The argument that selected the file."""
+    version: FileVersion
+    """Version of the file before the change; `_NO_VERSION` for a directory or link."""
+    replaced_version: FileVersion
+    """Version of the file at the target before a move; `_NO_VERSION` without one."""
+    cleared_after: int
+    """Number of attempts before the task was last cleared."""
+
+    @property
+    def size(self) -> int | None:
+        """Size of the file before the change, in bytes; None for a directory or link."""
+        size: int | None = self.version[0]
+        return size
 
 
 class RetryState:
@@ -57,7 +79,7 @@ class RetryState:
                 " files of an earlier attempt by their times and content only"
             )
         purpose = "recognise the files of this one"
-        self._moves = RowTable(self._store, "moves", server_id, purpose, read=self.is_retry)
+        self._planned = RowTable(self._store, "moves", server_id, purpose, read=self.is_retry)
         upload_scope = f"{self._cleared_after} {server_id}"
         self.transfers = TransferRecords(
             RowTable(self._store, "transfers", upload_scope, purpose, read=self.is_retry_since_cleared)
@@ -90,17 +112,13 @@ class RetryState:
         :param items: the files, each with the argument that selected it
         :param existing: the existing files at the targets, by path
         """
-        rows = {
-            (item.source, item.target): [
-                file.source,
-                *_version(file.info),
-                *_version(existing.get(item.target)),
-                self._cleared_after,
-            ]
+        changes = {
+            (item.source, item.target): _PlannedChange(
+                file.source, _version(file.info), _version(existing.get(item.target)), self._cleared_after
+            )
             for item, file in items.items()
         }
-        if rows:
-            self._moves.put(rows)
+        self._record_planned(changes)
 
     def record_planned_deletions(self, files: Iterable[RemoteMatch], directories: Iterable[str]) -> None:
         """Record deletions before their execution.
@@ -108,12 +126,18 @@ class RetryState:
         :param files: the files, each with the argument that selected it
         :param directories: the arguments that name directories or links
         """
-        rows = {(name, ""): [name, None, None, None, None, self._cleared_after] for name in directories}
-        rows |= {
-            (file.info.path, ""): [file.source, *_version(file.info), None, None, self._cleared_after] for file in files
+        changes = {
+            (name, ""): _PlannedChange(name, _NO_VERSION, _NO_VERSION, self._cleared_after) for name in directories
         }
-        if rows:
-            self._moves.put(rows)
+        changes |= {
+            (file.info.path, ""): _PlannedChange(file.source, _version(file.info), _NO_VERSION, self._cleared_after)
+            for file in files
+        }
+        self._record_planned(changes)
+
+    def _record_planned(self, changes: Mapping[Endpoints, _PlannedChange]) -> None:
+        if changes:
+            self._planned.put({endpoints: list(change) for endpoints, change in changes.items()})
 
     def was_redelivered(self, info: FileInfo) -> bool:
         """Tell whether a file arrived after an earlier attempt deleted, or planned to delete, its predecessor.
@@ -121,19 +145,18 @@ class RetryState:
         :param info: the file
         :returns: True for a new delivery
         """
-        record = self._moves.get((info.path, "")) if self.is_retry_since_cleared else None
-        return (
-            record is not None
-            and record[5] == self._cleared_after
-            and record[1:3] not in (_version(info), [None, None])
-        )
+        values = self._planned.get((info.path, "")) if self.is_retry_since_cleared else None
+        if values is None:
+            return False
+        deletion = _PlannedChange(*values)
+        return deletion.cleared_after == self._cleared_after and deletion.version not in (_version(info), _NO_VERSION)
 
     def discard_planned(self, items: Iterable[TransferItem]) -> None:
         """Remove the records of moves that the server refused.
 
         :param items: the files
         """
-        self._moves.put({}, [(item.source, item.target) for item in items])
+        self._planned.put({}, [(item.source, item.target) for item in items])
 
     def arguments_naming(self, sources: Set[str] | None) -> set[str]:
         """Return the arguments that selected files in an earlier attempt.
@@ -141,7 +164,11 @@ class RetryState:
         :param sources: paths of the files; None for all files
         :returns: the arguments
         """
-        return {values[0] for (source, _), values in self._moves.rows.items() if sources is None or source in sources}
+        return {
+            _PlannedChange(*values).argument
+            for (source, _), values in self._planned.rows.items()
+            if sources is None or source in sources
+        }
 
     def moved_earlier(self, backend: SFTPBackend) -> list[FileResult]:
         """Return the files that an earlier attempt moved.
@@ -153,35 +180,35 @@ class RetryState:
         :returns: a row for each file
         :raises BackendUnavailable: if the server does not answer
         """
-        if not self.is_retry or not (rows := self._moves.rows):
+        if not self.is_retry or not (rows := self._planned.rows):
             return []
-        paths = sorted({path for source, target in rows if target for path in (source, target)})
+        moves = {endpoints: _PlannedChange(*values) for endpoints, values in rows.items() if endpoints[1]}
+        paths = sorted({path for endpoints in moves for path in endpoints})
         infos = backend.get_file_info_many(paths, return_exceptions=True)
         current = {path: info for path, info in zip(paths, infos, strict=True) if isinstance(info, FileInfo)}
         for info in infos:
             if isinstance(info, BackendUnavailable):
                 raise info
         return [
-            {"path": target, "size": values[1], "action": "moved by an earlier attempt", "source": source}
-            for (source, target), values in rows.items()
-            if target and _is_moved(values[1:3], values[3:5], current.get(source), current.get(target))
-            if source not in current or values[5] == self._cleared_after
+            {"path": target, "size": move.size, "action": "moved by an earlier attempt", "source": source}
+            for (source, target), move in moves.items()
+            if _is_moved(move, current.get(source), current.get(target))
+            if source not in current or move.cleared_after == self._cleared_after
         ]
 
 
 def _version(info: FileInfo | None) -> FileVersion:
-    return [None, None] if info is None else remote_version(info)
+    return _NO_VERSION if info is None else remote_version(info)
 
 
-def _is_moved(planned: list[Any], replaced: list[Any], source: FileInfo | None, target: FileInfo | None) -> bool:
+def _is_moved(move: _PlannedChange, source: FileInfo | None, target: FileInfo | None) -> bool:
     """Tell whether a move was completed: the planned file is at the target only.
 
-    :param planned: size and time of the source before the move
-    :param replaced: size and time of the target before the move, None each if the target did not exist
+    :param move: the planned move
     :param source: the file at the source now
     :param target: the file at the target now
     """
-    if target is None or target.size != planned[0] or (source is not None and _version(source) == planned):
+    if target is None or target.size != move.size or (source is not None and _version(source) == move.version):
         return False
     # A rename keeps the time. A copy, if the server cannot rename, sets a new time.
-    return _version(target) == planned or _version(target) != replaced
+    return _version(target) == move.version or _version(target) != move.replaced_version

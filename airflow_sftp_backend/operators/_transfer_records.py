@@ -7,6 +7,7 @@ another program, even if the content is equal.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -82,6 +83,10 @@ class TransferRecord:
     modified: int | None
     done: bool
 
+    def as_row(self) -> list[Any]:
+        """Return the values for a `RowTable`, as plain JSON."""
+        return list(dataclasses.astuple(self))
+
     def result(self, item: TransferItem, local_end: LocalEnd, action: Action) -> FileResult:
         """Return the file's result for the task.
 
@@ -125,16 +130,17 @@ class TransferRecords:
             return None
         items = {item.target: item for item in versions}
 
-        def record(files: Sequence[PreparedFile]) -> None:
+        def record_group(files: Sequence[PreparedFile]) -> None:
             rows: dict[tuple[str, str], list[Any]] = {}
             for file in files:
                 item = items[file.path]
                 digest = None if file.digest is None else file.digest.removeprefix("sha256:")
-                rows[item.source, item.target] = [file.size, versions[item], digest, file.temp, file.modified, False]
+                record = TransferRecord(file.size, versions[item], digest, file.temp, file.modified, done=False)
+                rows[item.source, item.target] = record.as_row()
             self._recorded.update(rows)
             self._table.put(rows, even_after_failure=False)
 
-        return record
+        return record_group
 
     def record_completed(
         self,
@@ -150,10 +156,12 @@ class TransferRecords:
         """
         rows: dict[tuple[str, str], list[Any]] = {}
         for item, version in versions.items():
-            values = self._table.get((item.source, item.target))
-            temp, modified = (values[3], values[4]) if values is not None else ("", None)
+            planned = self.find(item)
+            temp, modified = ("", None) if planned is None else (planned.temp, planned.modified)
             result = results[item]
-            rows[item.source, item.target] = [result["size"], version, result.get("sha256"), temp, modified, True]
+            assert result["size"] is not None  # known for every completed transfer
+            record = TransferRecord(result["size"], version, result.get("sha256"), temp, modified, done=True)
+            rows[item.source, item.target] = record.as_row()
         self._table.put(
             rows, [endpoints for item in refused if (endpoints := (item.source, item.target)) in self._recorded]
         )

@@ -212,10 +212,10 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
             files = event["files"]
             self.log.info("found %s", pluralize_files(len(files)))
             return files
-        reason, may_retry = event["message"], event["status"] == "broken"
-        if self.never_fail or (self.soft_fail and not may_retry):
+        reason, retryable = event["message"], event["retryable"]
+        if self.never_fail or (self.soft_fail and not retryable):
             raise AirflowSkipException(reason)
-        raise SFTPBackendError(reason) if may_retry else AirflowFailException(reason)
+        raise SFTPBackendError(reason) if retryable else AirflowFailException(reason)
 
     def _condition(self, context: Context) -> FileCondition:
         selection = parse_patterns(self.pattern) if self._by_pattern else parse_names(self.path, "path")

@@ -32,13 +32,12 @@ class FilesFound(TypedDict):
 
 
 class WaitFailed(TypedDict):
-    """Describe the event of a failed wait.
+    """Describe the event of a failed wait."""
 
-    The status is ``broken`` if a retry of the task may help, and ``failed`` if neither waiting nor a retry can help.
-    """
-
-    status: Literal["failed", "broken"]
+    status: Literal["failed"]
     message: str
+    retryable: bool
+    """True if a retry of the task may help."""
 
 
 class SFTPFileTrigger(BaseTrigger):
@@ -50,7 +49,7 @@ class SFTPFileTrigger(BaseTrigger):
     :param condition: the condition, as from `FileCondition.as_json`
     :param poke_interval: seconds between two polls
     :param stability: the sensor's observations so far
-    :param silent_fail: poll again instead of an event with status ``broken``
+    :param silent_fail: poll again after an error that a retry of the task may fix
     """
 
     def __init__(
@@ -93,14 +92,14 @@ class SFTPFileTrigger(BaseTrigger):
                 try:
                     result = await self._poll(connection)
                 except NON_RETRYABLE_ERRORS as error:
-                    yield _event({"status": "failed", "message": str(error)})
+                    yield _event({"status": "failed", "message": str(error), "retryable": False})
                     return
                 except BackendUnavailable as error:
                     self.log.warning("cannot poll, will poll again: %s", error)
                     continue
                 except SFTPBackendError as error:
                     if not self.silent_fail:
-                        yield _event({"status": "broken", "message": str(error)})
+                        yield _event({"status": "failed", "message": str(error), "retryable": True})
                         return
                     self.log.error("the poll failed, will poll again: %s", error)
                     continue

@@ -447,14 +447,18 @@ def test_a_wait_without_a_store_blocks_only_for_stability(
     assert polled_twice == (not min_size)
 
 
-def test_a_broken_trigger_lets_the_task_retry() -> None:
+def test_a_retryable_failure_of_the_trigger_lets_the_task_retry() -> None:
     with pytest.raises(SFTPBackendError, match="nested too deep"):
-        sensor("deferred", path="a").execute_complete(context(), {"status": "broken", "message": "nested too deep"})
+        sensor("deferred", path="a").execute_complete(
+            context(), {"status": "failed", "message": "nested too deep", "retryable": True}
+        )
 
 
 def test_a_failed_trigger_fails_the_task_with_its_reason() -> None:
     with pytest.raises(AirflowFailException, match="no way in"):
-        sensor("deferred", path="a").execute_complete(context(), {"status": "failed", "message": "no way in"})
+        sensor("deferred", path="a").execute_complete(
+            context(), {"status": "failed", "message": "no way in", "retryable": False}
+        )
 
 
 def test_deferrable_defaults_to_airflows_setting(monkeypatch: pytest.MonkeyPatch) -> None:

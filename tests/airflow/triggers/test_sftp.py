@@ -44,7 +44,7 @@ def test_a_non_retryable_error_is_an_event_with_its_cause(
 ) -> None:
     connect(server, columns=columns, **extra)
     found = run(event(trigger("a")))
-    assert found["status"] == "failed"
+    assert (found["status"], found["retryable"]) == ("failed", False)
     assert text in found["message"]
     assert "hunter2" not in found["message"]
     assert_nothing_left(server.port)
@@ -113,7 +113,7 @@ def test_an_unknown_poll_error_ends_the_wait_unless_it_is_to_be_ignored(
     ).serialize()
     assert path.endswith(".SFTPFileTrigger")
     found = run(event(SFTPFileTrigger(**json.loads(json.dumps(arguments)))))
-    assert found["status"] == ("found" if silent else "broken")
+    assert (found["status"], found.get("retryable")) == (("found", None) if silent else ("failed", True))
     assert capsys.readouterr().out.count("the poll failed, will poll again: it will not say why") == 2 * silent
 
 
