@@ -28,7 +28,7 @@ from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups, with_backup_restored
-from airflow_sftp_backend.backend._writes.group_commit import group_commit_for
+from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
 from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
 
 from ._files import reading, writing
@@ -119,7 +119,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
             "port": port,
             "username": username,
             "password": password,
-            "pkey": None if pkey is None else private_keys.check_pkey(pkey),
+            "pkey": None if pkey is None else private_keys.load_pkey_argument(pkey),
             "base_path": base_path,
             "host_key_policy": HostKeyPolicy.parse(host_key_policy),
             "known_host_keys": inline,
@@ -340,7 +340,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         source = self._upload_source(path, content, metadata, hashed=verify == "sha256")
         write_target = replace(
             self._resolver.write_target(path, overwrite, verify),
-            create_parents=create_parents, group_commit=group_commit_for(before_rename),
+            create_parents=create_parents, rename_group=create_rename_group(before_rename),
         )  # fmt: skip
 
         def operation(scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:

@@ -16,7 +16,7 @@ from airflow_sftp_backend.backend._transfers import local_transfer
 from airflow_sftp_backend.backend._transfers.comparison import same_samples
 from airflow_sftp_backend.backend._transfers.local_files import NewFileModes
 from airflow_sftp_backend.backend._writes.backups import with_backup_restored
-from airflow_sftp_backend.backend._writes.group_commit import GroupCommit, group_commit_for
+from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, create_rename_group
 from airflow_sftp_backend.backend._writes.write_target import Verify
 from airflow_sftp_backend.backend.config import check_channels
 from airflow_sftp_backend.backend.errors import SFTPBackendError
@@ -105,7 +105,7 @@ class FileTransfers:
         :raises ValueError: if two pairs have the same target; nothing is downloaded
         """
         outcomes = self._download(
-            list(pairs), overwrite, verify, progress, resume_key, digest, group_commit_for(before_rename)
+            list(pairs), overwrite, verify, progress, resume_key, digest, create_rename_group(before_rename)
         )
         return raise_or_return(outcomes, "downloads", return_exceptions)
 
@@ -117,11 +117,11 @@ class FileTransfers:
         progress: Progress | None,
         resume_key: str | None,
         digest: bool,
-        group_commit: GroupCommit | None = None,
+        rename_group: RenameGroup | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         check_verify(verify)
         check_distinct([os.path.abspath(local) for _, local in pairs])
-        options = (overwrite, verify, progress, resume_key, digest, group_commit, NewFileModes())
+        options = (overwrite, verify, progress, resume_key, digest, rename_group, NewFileModes())
         downloads, errors = split_invalid(
             pairs, lambda pair: local_transfer.Download(self._resolver.resolve(pair[0]), pair[1], *options)
         )
@@ -215,14 +215,14 @@ class FileTransfers:
         :raises ValueError: if two pairs have the same target; nothing is uploaded
         """
         check_verify(verify)
-        group_commit = group_commit_for(before_rename)
+        rename_group = create_rename_group(before_rename)
         if channels is not None:
             check_channels("channels", channels)
 
         def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
             write_target = self._resolver.write_target(pair[1], overwrite, verify)
             write_target = replace(
-                write_target, create_parents=create_parents, channels=channels, group_commit=group_commit
+                write_target, create_parents=create_parents, channels=channels, rename_group=rename_group
             )
             upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest)
             return WriteJob(write_target, upload, verify != "none", upload.transfer_size, upload.resume_state)

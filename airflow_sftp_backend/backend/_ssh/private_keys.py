@@ -285,7 +285,7 @@ def config_key(config: BackendConfig) -> paramiko.PKey | None:
     raise AuthenticationFailed(problem, server=config.address)
 
 
-def check_pkey(value: object, passphrase: str | Secret | None = None) -> paramiko.PKey:
+def load_pkey_argument(value: object, passphrase: str | Secret | None = None) -> paramiko.PKey:
     """Load the argument ``pkey``, a key or the text of a key.
 
     :param value: the argument

@@ -112,7 +112,7 @@ class SocketStream(ForkAware, SocketLike):
         return bytes(self._buffer[start : self._start])
 
     def _fill(self) -> None:
-        self._check_limit()
+        self._check_deadlines()
         try:
             self._start, self._end = 0, self._socket.recv_into(self._buffer)
         except OSError as error:
@@ -155,13 +155,13 @@ class SocketStream(ForkAware, SocketLike):
             except OSError as error:
                 if not _is_timeout(error):
                     raise self._fail(_failure_reason(error)) from None
-                self._check_limit()
+                self._check_deadlines()
                 self._check_stall()
                 raise
             self._stalled_since = None
             return sent
 
-    def _check_limit(self) -> None:
+    def _check_deadlines(self) -> None:
         now = time.monotonic()
         if now >= self._abort_at:
             raise self._fail("the connection was aborted")

@@ -20,7 +20,7 @@ from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
-from airflow_sftp_backend.backend._writes.group_commit import GroupCommit, participation
+from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, participation
 from airflow_sftp_backend.backend._writes.resume import restart, samples_match
 from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
 from airflow_sftp_backend.backend.errors import (
@@ -145,10 +145,10 @@ class Upload:
     def _send(self, scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
         """Send the remaining bytes once."""
         path, with_digest = self.target.path, self.with_digest or self.target.verify == "sha256"
-        group_commit = self.target.group_commit
-        progress = self.progress if group_commit is None else group_commit.reporting(self.progress)
+        rename_group = self.target.rename_group
+        progress = self.progress if rename_group is None else rename_group.reporting(self.progress)
         with (
-            participation(group_commit),
+            participation(rename_group),
             LocalFileSource(
                 self.local, target=path, with_digest=with_digest, initial_status=self._initial_status
             ) as source,
@@ -187,7 +187,7 @@ class Download:
     resume_key: str | None = None
     with_digest: bool = False
     """Whether to compute the SHA-256 even if ``verify`` does not need it."""
-    group_commit: GroupCommit | None = None
+    rename_group: RenameGroup | None = None
     """Records files before their renames; None if not requested."""
     modes: NewFileModes | None = None
     """Modes of new local files, shared by the downloads of a call."""
@@ -209,11 +209,11 @@ class Download:
         :raises TransferCorrupted: if the size is not the stated size or the file changes meanwhile (not with
             ``verify="none"``), or if with ``"sha256"`` the disk does not contain the received bytes
         """
-        return self._fetch(scheduler) if self.group_commit is None else self._grouped(self.group_commit, scheduler)
+        return self._fetch(scheduler) if self.rename_group is None else self._grouped(self.rename_group, scheduler)
 
-    def _grouped(self, commits: GroupCommit, scheduler: SFTPScheduler) -> Operation[WriteResult]:
+    def _grouped(self, group: RenameGroup, scheduler: SFTPScheduler) -> Operation[WriteResult]:
         """Receive the file as a participant of a group."""
-        with commits.participant():
+        with group.participant():
             return (yield from self._fetch(scheduler))
 
     def _fetch(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
@@ -248,7 +248,7 @@ class Download:
         try:
             handle = yield from open_for_reading(self.remote)
             if self.transferred_bytes:
-                yield from self._check_prefix(handle)
+                yield from self._verify_prefix(handle)
             block = (yield from scheduler.server_limits()).read
             reader = self._new_reader(scheduler, handle, block)
             while data := (yield from reader.read_next()):
@@ -328,7 +328,7 @@ class Download:
         elif (source.size, source.mtime) != (self._source.size, self._source.mtime):
             raise self._changed_error()
 
-    def _check_prefix(self, handle: bytes) -> Operation[None]:
+    def _verify_prefix(self, handle: bytes) -> Operation[None]:
         """Compare samples of the received bytes with the reopened file. Raises TransferCorrupted.
 
         The time alone proves nothing: many servers report whole seconds.
@@ -351,8 +351,8 @@ class Download:
         assert self._local_file is not None
         self._local_file.write(data)
         self.transferred_bytes += len(data)
-        if self.group_commit is not None:
-            self.group_commit.made_progress()
+        if self.rename_group is not None:
+            self.rename_group.made_progress()
         if self._digest is not None:
             self._digest.update(data)
         if self.progress is not None:
@@ -370,10 +370,10 @@ class Download:
             raise TransferCorrupted(
                 f"received {received_digest}, but {local_file.temp!r} contains {stored_digest}", path=self.remote.key
             )
-        if self.group_commit is not None:
+        if self.rename_group is not None:
             modified = os.stat(local_file.temp).st_mtime_ns
             temp = os.path.basename(local_file.temp)
-            yield from self.group_commit.wait_until_recorded(
+            yield from self.rename_group.wait_until_recorded(
                 PreparedFile(os.fspath(self.local), temp, self.transferred_bytes, modified, received_digest)
             )
         local_file.commit()

@@ -32,7 +32,7 @@ from airflow_sftp_backend.backend._paths import (
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request_all
-from airflow_sftp_backend.backend._writes.backups import remove_backup, resolve_backup
+from airflow_sftp_backend.backend._writes.backups import remove_backup, remove_or_restore_backup
 from airflow_sftp_backend.backend.errors import CapabilityNotSupported, InvalidPath, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import PartialAction, PartialFile
 
@@ -152,7 +152,7 @@ def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, m
         if backup.path == target.backup and not missing:
             scheduler.run(remove_backup(target))
         else:
-            scheduler.run(resolve_backup(target, backup.path))
+            scheduler.run(remove_or_restore_backup(target, backup.path))
 
     call(use)
     if _is_missing(call, backup.path):

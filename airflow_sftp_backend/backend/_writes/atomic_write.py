@@ -206,10 +206,10 @@ def commit(
     if write_target.verify == "sha256" and source is not None:
         yield from _verify_digest(scheduler, write_target, source.digest, writer.offset, progress)
     has_backup = yield from await_target_checks(scheduler, write_target, target_checks)
-    if write_target.group_commit is not None:
+    if write_target.rename_group is not None:
         digest = None if source is None else source.digest
         prepared = PreparedFile(write_target.path.key, write_target.temp.name, writer.offset, written.mtime, digest)
-        yield from write_target.group_commit.wait_until_recorded(prepared, scheduler)
+        yield from write_target.rename_group.wait_until_recorded(prepared, scheduler)
         # another writer may have created the target during the wait
         checks_again = not write_target.overwrite and not scheduler.traits.rename_refuses_existing
         if checks_again and isinstance((yield from try_stat(write_target.path)), Attributes):

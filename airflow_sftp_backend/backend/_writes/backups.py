@@ -125,7 +125,7 @@ def remove_backup(target: RemotePath, unique_backup: RemotePath | None = None) -
     unique_backup = unique_backup or target.unique_backup(secrets.token_hex(6))
     (answer,) = yield from request_all([Rename(target.backup.native, unique_backup.native)])
     if not isinstance(answer, StatusError):  # otherwise another call has restored or removed the backup
-        yield from resolve_backup(target, unique_backup)
+        yield from remove_or_restore_backup(target, unique_backup)
 
 
 def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
@@ -140,7 +140,7 @@ def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Oper
         logger.debug("the connection ended before the backup of %r could be removed", target.key)
 
 
-def resolve_backup(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
+def remove_or_restore_backup(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
     """Remove a backup with a unique name, or restore a missing file from it.
 
     :param target: the file

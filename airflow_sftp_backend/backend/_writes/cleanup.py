@@ -13,7 +13,7 @@ from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
 from airflow_sftp_backend.backend.errors import SFTPBackendError, StatusError
 
-from .backups import may_have_backups, remove_backup, resolve_backup, restore
+from .backups import may_have_backups, remove_backup, remove_or_restore_backup, restore
 from .write_target import WriteTarget
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def roll_back(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[
         elif isinstance(backup, Attributes):
             yield from restore(scheduler, target)
         if isinstance(unique_backup, Attributes):
-            yield from resolve_backup(target, write_target.unique_backup)
+            yield from remove_or_restore_backup(target, write_target.unique_backup)
     try:
         yield from reply(removal_reply)
     except StatusError as refused:
@@ -109,7 +109,7 @@ def remove_stale_temps(
         if path == target.backup:
             yield from remove_backup(target)
         else:
-            yield from resolve_backup(target, path)
+            yield from remove_or_restore_backup(target, path)
     for path, answer in zip(stale, (yield from request_all([Remove(path.native) for path in stale])), strict=True):
         if not isinstance(answer, StatusError):
             logger.info("removed %r, abandoned by another writer", path.key)

@@ -10,7 +10,7 @@ from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 
-from .group_commit import GroupCommit
+from .rename_group import RenameGroup
 
 Verify = Literal["size", "sha256", "none"]
 
@@ -30,7 +30,7 @@ class WriteTarget:
     overwrite: bool
     verify: Verify = "size"
     create_parents: bool = True
-    group_commit: GroupCommit | None = None
+    rename_group: RenameGroup | None = None
     """Records files before their renames; None if not requested."""
     channels: int | None = None
     """Number of channels; None chooses by size."""

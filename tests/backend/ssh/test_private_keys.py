@@ -27,9 +27,9 @@ from hypothesis import strategies as st
 from airflow_sftp_backend.backend import AuthenticationFailed, BackendConfig, Secret
 from airflow_sftp_backend.backend._ssh.pem import repair_pem
 from airflow_sftp_backend.backend._ssh.private_keys import (
-    check_pkey,
     config_key,
     export_private_key,
+    load_pkey_argument,
     load_private_key,
     picklable_config,
 )
@@ -441,15 +441,15 @@ def test_a_key_that_cannot_be_used_names_the_server(tmp_path: Path) -> None:
 def test_pkey_may_be_a_key_or_its_text() -> None:
     text = written("ecdsa-sha2-nistp256", "pkcs8")
     pkey = load_private_key(text)
-    assert check_pkey(pkey) is pkey
-    assert check_pkey(text) == check_pkey(Secret(text)) == pkey
-    assert check_pkey(written("ecdsa-sha2-nistp256", "openssh, bcrypt"), PASSPHRASE) == pkey
+    assert load_pkey_argument(pkey) is pkey
+    assert load_pkey_argument(text) == load_pkey_argument(Secret(text)) == pkey
+    assert load_pkey_argument(written("ecdsa-sha2-nistp256", "openssh, bcrypt"), PASSPHRASE) == pkey
 
 
 @pytest.mark.parametrize("value", ["", "nonsense", Secret("nonsense"), 1, object()])
 def test_an_unreadable_pkey_is_a_value_error(value: object) -> None:
     with pytest.raises(ValueError, match="pkey") as caught:
-        check_pkey(value)
+        load_pkey_argument(value)
     assert caught.value.__context__ is None
 
 
@@ -457,7 +457,7 @@ def test_an_unreadable_pkey_is_a_value_error(value: object) -> None:
 def test_pkey_must_be_able_to_sign(kind: str) -> None:
     public = paramiko.PKey.from_type_string(kind, new_key(kind).public_data)
     with pytest.raises(ValueError, match="public key"):
-        check_pkey(public)
+        load_pkey_argument(public)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -481,7 +481,7 @@ def test_an_agent_key_is_not_exported() -> None:
     agent_key = paramiko.AgentKey(agent, new_key("ssh-ed25519").public_data)
     with pytest.raises(TypeError, match="AgentKey cannot be copied"):
         export_private_key(agent_key)
-    assert check_pkey(agent_key) is agent_key
+    assert load_pkey_argument(agent_key) is agent_key
 
 
 def test_picklable_settings_can_be_copied() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_sftp_backend import AlreadyExists, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend import PreparedFile
-from airflow_sftp_backend.backend._writes.group_commit import GroupCommit
+from airflow_sftp_backend.backend._writes.rename_group import RenameGroup
 from tests.support.files import tree
 from tests.support.servers import DropsAfter, OpenSSHServer, RenameReplaces, StallsAfter, wait_until
 
@@ -93,7 +93,7 @@ def test_write_atomic_is_recorded_before_its_rename(openssh: OpenSSHServer, make
 def test_a_small_file_waits_for_a_large_one_at_most_a_second() -> None:
     now = [0.0]
     heard: list[list[str]] = []
-    group = GroupCommit(lambda files: heard.append([file.path for file in files]), lambda: now[0])
+    group = RenameGroup(lambda files: heard.append([file.path for file in files]), lambda: now[0])
     with group.participant(), group.participant():
         waiting = group.wait_until_recorded(PreparedFile("small", "t", 1, None, None))
         next(waiting)

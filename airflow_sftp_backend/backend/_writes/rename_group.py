@@ -1,4 +1,4 @@
-"""Record complete files before their renames, once for a group of files.
+"""Let complete files wait for `before_rename`, which is called once for a group of files.
 
 A transfer waits with its complete temporary file until the group is recorded: as soon as all active transfers wait, or
 after the first has waited for a second and another transfer makes progress.
@@ -24,7 +24,7 @@ _NOT_RECORDED: Final = "not renamed: before_rename raised an exception"
 _NEVER_SENT: Final = LimitsRequest()  # a Pending needs a request; this request is not sent
 
 
-class GroupCommit:
+class RenameGroup:
     """Group the transfers of a call before their renames.
 
     :param record: called with the files of a group before any is renamed
@@ -109,7 +109,7 @@ class GroupCommit:
 class _Reporting:
     """Forward progress reports, and record a group whose first file has waited long enough."""
 
-    def __init__(self, group: GroupCommit, progress: Progress | None) -> None:
+    def __init__(self, group: RenameGroup, progress: Progress | None) -> None:
         self._group = group
         self._progress = progress
 
@@ -128,11 +128,11 @@ class _Reporting:
         report_verified(self._progress, count)
 
 
-def group_commit_for(before_rename: BeforeRename | None) -> GroupCommit | None:
+def create_rename_group(before_rename: BeforeRename | None) -> RenameGroup | None:
     """Create the group of a call; None without a callback."""
-    return None if before_rename is None else GroupCommit(before_rename)
+    return None if before_rename is None else RenameGroup(before_rename)
 
 
-def participation(group_commit: GroupCommit | None) -> AbstractContextManager[None]:
+def participation(rename_group: RenameGroup | None) -> AbstractContextManager[None]:
     """Count a transfer as active in its group, if any."""
-    return nullcontext() if group_commit is None else group_commit.participant()
+    return nullcontext() if rename_group is None else rename_group.participant()
