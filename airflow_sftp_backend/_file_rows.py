@@ -43,7 +43,7 @@ class FoundFile(TypedDict):
     size: int
     """Size in bytes."""
     modified_at: str | None
-    """Time of the last change as ISO 8601 in UTC; None if the server reports no time."""
+    """Modification time as ISO 8601 in UTC; None if the server reports no time."""
 
 
 def found_file(info: FileInfo) -> FoundFile:
@@ -52,5 +52,5 @@ def found_file(info: FileInfo) -> FoundFile:
     :param info: the file; the path must be UTF-8, because XCom carries no other text
     :returns: the row
     """
-    modified = None if info.modified_at is None else info.modified_at.isoformat()
-    return FoundFile(path=info.path, size=info.size, modified_at=modified)
+    modified_at = None if info.modified_at is None else info.modified_at.isoformat()
+    return FoundFile(path=info.path, size=info.size, modified_at=modified_at)

@@ -122,7 +122,7 @@ def _add_clean(parser: argparse.ArgumentParser) -> None:
         type=_age,
         default=timedelta(days=1),
         metavar="AGE",
-        help="minimum time since the last write: 90m, 12h, 1d or 2w, at least 1h; default: 1d",
+        help="minimum time since the last modification: 90m, 12h, 1d or 2w, at least 1h; default: 1d",
     )
     parser.add_argument("--local", metavar="DIR", help="also clean a local directory of downloads")
     parser.add_argument("--dry-run", action="store_true", help="only print the planned actions")
@@ -172,8 +172,8 @@ def _clean(args: argparse.Namespace) -> int:
     else:
         for partial, location in zip(partials, locations, strict=True):
             reason = f": {partial.reason}" if partial.reason else ""
-            written = f"last written {_format_time(partial.modified_at)}"
-            text = f"{partial.action} {partial.path} ({partial.size} bytes, {written}, {location}){reason}"
+            modified = f"modified {_format_time(partial.modified_at)}"
+            text = f"{partial.action} {partial.path} ({partial.size} bytes, {modified}, {location}){reason}"
             print(escaped(text))
         print(f"{len(partials)} partial files found" if partials else "No partial files found.")
     return 1 if any(partial.action == "left" for partial in partials) else 0

@@ -384,12 +384,13 @@ def evaluate(
         if not is_new(info.modified_at):
             reasons.too_old(info)
             continue
-        modified = None if info.modified_at is None else info.modified_at.isoformat()
+        modified_at = None if info.modified_at is None else info.modified_at.isoformat()
         stable_seconds = 0.0
         if condition.stable_for:
             size, time, since = previous.get(info.path, [None, None, now])
-            since = min(since, now) if (size, time) == (info.size, modified) else now  # clocks differ, and are set back
-            stability[info.path] = [info.size, modified, since]
+            # min, because clocks differ and are set back
+            since = min(since, now) if (size, time) == (info.size, modified_at) else now
+            stability[info.path] = [info.size, modified_at, since]
             stable_seconds = now - since
         if (
             condition.done_file is not None
@@ -431,7 +432,7 @@ class _IneligibleFiles:
         if info.modified_at is None:
             self._note(_TIME, info, f"the server reports no time, so newer_than ({limit}) cannot be decided")
         else:
-            self._note(_TIME, info, f"changed {info.modified_at.isoformat()}, not after {limit}")
+            self._note(_TIME, info, f"modified {info.modified_at.isoformat()}, not after {limit}")
 
     def without_done_file(self, info: FileInfo, expected: str) -> None:
         """Note a file whose done file is missing."""

@@ -178,7 +178,7 @@ def resume_token(key: str, size: int, mtime: int) -> str:
 
     :param key: the key of the writer
     :param size: size of the source in bytes
-    :param mtime: time of the source's last change, by any clock
+    :param mtime: modification time of the source, by any clock
     :returns: 12 hex digits
     """
     return _token_half(key) + _token_half(f"{size} {mtime}")

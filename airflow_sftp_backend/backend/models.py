@@ -21,7 +21,7 @@ class PreparedFile:
     :param path: the key; the local path of a download
     :param temp: the name of the temporary file
     :param size: bytes
-    :param modified: modification time, which a rename keeps: seconds since 1970, or nanoseconds for a download; None if
+    :param mtime: modification time, which a rename keeps: seconds since 1970, or nanoseconds for a download; None if
         the server reports none
     :param digest: ``"sha256:<hex>"`` if computed
     """
@@ -29,7 +29,7 @@ class PreparedFile:
     path: str
     temp: str
     size: int
-    modified: int | None
+    mtime: int | None
     digest: str | None
 
 
@@ -86,7 +86,7 @@ class PartialFile:
 
     :param path: the key; the path of a local file
     :param size: bytes
-    :param modified_at: time of the last write in UTC; None if the server reports none
+    :param modified_at: modification time in UTC; None if the server reports none
     :param action: ``"removed"``, ``"restored"`` (a backup got the name of its missing file back), ``"left"``,
         or, in a dry run, the action that would be taken
     :param reason: why the file was left

@@ -110,7 +110,7 @@ class FileState:
     """Hold the size of a file in bytes and its time in epoch seconds; None if unknown."""
 
     size: int | None
-    modified: float | None
+    mtime: float | None
 
     @classmethod
     def of_remote(cls, info: FileInfo) -> FileState:
@@ -149,9 +149,9 @@ def is_up_to_date(source: FileState | None, target: FileState) -> bool:
     """
     if source is None or source.size != target.size:
         return False
-    if source.modified is None or target.modified is None:
+    if source.mtime is None or target.mtime is None:
         return True
-    return int(source.modified) <= int(target.modified)  # SFTP has times in whole seconds
+    return int(source.mtime) <= int(target.mtime)  # SFTP has times in whole seconds
 
 
 @contextmanager

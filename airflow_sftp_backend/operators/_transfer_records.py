@@ -72,7 +72,7 @@ class TransferRecord:
     :ivar version: version of the source
     :ivar sha256: hexadecimal digest of the content, if known
     :ivar temp: name of the temporary file
-    :ivar modified: time of the temporary file, which a rename keeps, in the unit of `PreparedFile`
+    :ivar mtime: time of the temporary file, which a rename keeps, in the unit of `PreparedFile`
     :ivar done: True after the transfer has succeeded
     """
 
@@ -80,7 +80,7 @@ class TransferRecord:
     version: FileVersion | None
     sha256: str | None
     temp: str
-    modified: int | None
+    mtime: int | None
     done: bool
 
     def as_row(self) -> list[Any]:
@@ -135,7 +135,7 @@ class TransferRecords:
             for file in files:
                 item = items[file.path]
                 digest = None if file.digest is None else file.digest.removeprefix("sha256:")
-                record = TransferRecord(file.size, versions[item], digest, file.temp, file.modified, done=False)
+                record = TransferRecord(file.size, versions[item], digest, file.temp, file.mtime, done=False)
                 rows[item.source, item.target] = record.as_row()
             self._recorded.update(rows)
             self._table.put(rows, even_after_failure=False)
@@ -157,10 +157,10 @@ class TransferRecords:
         rows: dict[tuple[str, str], list[Any]] = {}
         for item, version in versions.items():
             planned = self.find(item)
-            temp, modified = ("", None) if planned is None else (planned.temp, planned.modified)
+            temp, mtime = ("", None) if planned is None else (planned.temp, planned.mtime)
             result = results[item]
             assert result["size"] is not None  # known for every completed transfer
-            record = TransferRecord(result["size"], version, result.get("sha256"), temp, modified, done=True)
+            record = TransferRecord(result["size"], version, result.get("sha256"), temp, mtime, done=True)
             rows[item.source, item.target] = record.as_row()
         self._table.put(
             rows, [endpoints for item in refused if (endpoints := (item.source, item.target)) in self._recorded]
@@ -205,9 +205,9 @@ def _is_recorded_file(record: TransferRecord, info: FileInfo) -> bool:
     """Tell whether a file on the server is the recorded file."""
     if info.size != record.size:
         return False
-    if record.modified is None or info.modified_at is None:
+    if record.mtime is None or info.modified_at is None:
         return True
-    return 0 <= info.modified_at.timestamp() - record.modified <= _CLOSE_DELAY
+    return 0 <= info.modified_at.timestamp() - record.mtime <= _CLOSE_DELAY
 
 
 def _is_source_unchanged(item: TransferItem, version: FileVersion | None, record: TransferRecord) -> bool:
@@ -287,7 +287,7 @@ def _is_recorded_target(target: str, record: TransferRecord) -> bool:
         state = os.lstat(target)
     except OSError:
         return False
-    return (state.st_size, state.st_mtime_ns) == (record.size, record.modified)
+    return (state.st_size, state.st_mtime_ns) == (record.size, record.mtime)
 
 
 # -- without a state store --------------------------------------------------------------------------------------------

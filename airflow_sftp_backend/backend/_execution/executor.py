@@ -213,17 +213,17 @@ class WriteExecutor:
             write_target for write_target, is_lost in zip(self._to_roll_back, lost, strict=True) if is_lost
         ]
 
-    def clean_up(self, target: RemotePath, mtime: int) -> None:
+    def clean_up(self, target: RemotePath, now: int) -> None:
         """Remove abandoned temporary files of a written target.
 
         :param target: the target
-        :param mtime: the server's time in seconds since 1970
+        :param now: the server's time in seconds since 1970
         """
 
         def use(scheduler: SFTPScheduler) -> None:
             if target.parent not in self._temps_by_directory:
                 scheduler.run(self._list_temps(target.parent, scheduler.receive_limits))
-            scheduler.run(remove_stale_temps(target, self._temps_by_directory[target.parent], mtime))
+            scheduler.run(remove_stale_temps(target, self._temps_by_directory[target.parent], now))
 
         try:
             self._session.call(use, attempts=1)

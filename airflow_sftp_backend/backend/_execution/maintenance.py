@@ -26,8 +26,8 @@ class Maintenance:
         server's clock. To read the clock, an empty temporary file is created in the directory, in a dry run too.
 
         :param path: the key of the directory
-        :param older_than: minimum time since the last write; at least one hour, because a server does not show whether
-            a writer lives
+        :param older_than: minimum time since the last modification; at least one hour, because a server does not show
+            whether a writer lives
         :param dry_run: remove and restore nothing
         :returns: the files and the action for each
         :raises ValueError: if ``older_than`` is less than one hour

@@ -220,13 +220,13 @@ class AtomicLocalFile:
         self._close()  # last, because the lock protects the name of the temporary file
 
 
-def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], timestamp: float) -> None:
+def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], now: float) -> None:
     """Remove temporary files that other writers abandoned beside downloaded files.
 
     Those of earlier attempts with the same resume key are removed at once, others after `STALE_SECONDS` seconds.
 
     :param resume_keys: the resume key of each downloaded file, or None
-    :param timestamp: the current time in seconds since 1970
+    :param now: the current time in seconds since 1970
     """
     names: dict[str, dict[str, str | None]] = {}
     for path, resume_key in resume_keys.items():
@@ -241,7 +241,7 @@ def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], t
                 is_own = resume_key is not None and same_writer(
                     temp_name_token(temp.name), resume_token(resume_key, 0, 0)
                 )
-                _remove(temp.path, None if is_own else timestamp - STALE_SECONDS)
+                _remove(temp.path, None if is_own else now - STALE_SECONDS)
 
 
 def _text_of(local: str | os.PathLike[str]) -> str:

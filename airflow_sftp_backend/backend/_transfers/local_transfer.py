@@ -371,14 +371,14 @@ class Download:
                 f"received {received_digest}, but {local_file.temp!r} contains {stored_digest}", path=self.remote.key
             )
         if self.rename_group is not None:
-            modified = os.stat(local_file.temp).st_mtime_ns
+            mtime = os.stat(local_file.temp).st_mtime_ns
             temp = os.path.basename(local_file.temp)
             yield from self.rename_group.wait_until_recorded(
-                PreparedFile(os.fspath(self.local), temp, self.transferred_bytes, modified, received_digest)
+                PreparedFile(os.fspath(self.local), temp, self.transferred_bytes, mtime, received_digest)
             )
         local_file.commit()
-        mtime = None if self._source is None else utc(self._source.mtime)
-        return WriteResult(self.remote.key, self.transferred_bytes, digest=received_digest, last_modified=mtime)
+        last_modified = None if self._source is None else utc(self._source.mtime)
+        return WriteResult(self.remote.key, self.transferred_bytes, digest=received_digest, last_modified=last_modified)
 
     def mark_unresumable(self) -> None:
         """Record that no new connection is available."""
@@ -394,16 +394,16 @@ class Download:
 
 
 def remove_abandoned_files(
-    downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError], timestamp: float
+    downloads: list[Download], outcomes: list[WriteResult | SFTPBackendError | OSError], now: float
 ) -> None:
     """Remove files that other writers abandoned beside successful downloads.
 
     :param downloads: the downloads
     :param outcomes: their results or errors
-    :param timestamp: the current time in seconds since 1970
+    :param now: the current time in seconds since 1970
     """
     finished = zip(downloads, outcomes, strict=True)
     remove_abandoned(
         {download.local: download.resume_key for download, outcome in finished if isinstance(outcome, WriteResult)},
-        timestamp,
+        now,
     )

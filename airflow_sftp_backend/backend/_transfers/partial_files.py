@@ -57,7 +57,7 @@ def clean_server(call: SessionCall, folder: RemotePath, older_than: timedelta, *
 
     :param call: the session
     :param folder: the directory; a link is refused
-    :param older_than: minimum time since the last change of a temporary file
+    :param older_than: minimum time since the last modification of a temporary file
     :param dry_run: whether to only report
     :returns: the files, with the action for each
     :raises CapabilityNotSupported: if the server does not report the times of files
@@ -178,8 +178,8 @@ def _is_missing(call: SessionCall, path: RemotePath) -> bool:
 
 def _to_partial_file(entry: TreeEntry, action: PartialAction, reason: str = "") -> PartialFile:
     """Convert an entry to a PartialFile."""
-    modified = None if entry.attributes.mtime is None else datetime.fromtimestamp(entry.attributes.mtime, UTC)
-    return PartialFile(entry.path.key, entry.attributes.size or 0, modified, action, reason)
+    modified_at = None if entry.attributes.mtime is None else datetime.fromtimestamp(entry.attributes.mtime, UTC)
+    return PartialFile(entry.path.key, entry.attributes.size or 0, modified_at, action, reason)
 
 
 # -- on this machine --------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def clean_local(folder: str | os.PathLike[str], older_than: timedelta, *, dry_ru
     """Remove abandoned partial downloads below a local directory.
 
     :param folder: the directory; links below it are not followed
-    :param older_than: minimum time since the last change of a file; at least one hour
+    :param older_than: minimum time since the last modification of a file; at least one hour
     :param dry_run: whether to only report
     :returns: the files, with the action for each; without files locked by a live process
     :raises ValueError: for an age below one hour
@@ -227,14 +227,14 @@ def _clean_local_file(path: Path, limit: float, *, dry_run: bool) -> PartialFile
         state = os.fstat(descriptor)
         if not stat.S_ISREG(state.st_mode) or state.st_mtime >= limit:
             return None
-        modified = datetime.fromtimestamp(state.st_mtime, UTC)
+        modified_at = datetime.fromtimestamp(state.st_mtime, UTC)
         if dry_run:
-            return PartialFile(os.fspath(path), state.st_size, modified, "would remove")
+            return PartialFile(os.fspath(path), state.st_size, modified_at, "would remove")
         try:
             with suppress(FileNotFoundError):
                 os.unlink(path)
         except OSError as error:
-            return PartialFile(os.fspath(path), state.st_size, modified, "left", str(error))
-        return PartialFile(os.fspath(path), state.st_size, modified, "removed")
+            return PartialFile(os.fspath(path), state.st_size, modified_at, "left", str(error))
+        return PartialFile(os.fspath(path), state.st_size, modified_at, "removed")
     finally:
         os.close(descriptor)

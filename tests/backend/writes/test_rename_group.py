@@ -62,7 +62,7 @@ def test_many_uploads_are_recorded_together_before_their_renames(
     assert record.named[0] == set()
     for name, file in record.files.items():
         stat = (folder.path / name).stat()
-        assert (file.size, file.modified) == (stat.st_size, int(stat.st_mtime))
+        assert (file.size, file.mtime) == (stat.st_size, int(stat.st_mtime))
         assert file.digest is not None
     for group, named in zip(record.groups, record.named, strict=True):
         assert not named & {file.path for file in group}
@@ -80,7 +80,7 @@ def test_a_download_of_many_files_is_recorded_before_they_get_their_names(
     assert sorted(record.files) == sorted(os.listdir(tmp_path / "out")) == [path.name for path in remote]
     assert len(record.groups) <= 4
     for name, file in record.files.items():
-        assert file.modified == (tmp_path / "out" / name).stat().st_mtime_ns
+        assert file.mtime == (tmp_path / "out" / name).stat().st_mtime_ns
 
 
 def test_write_atomic_is_recorded_before_its_rename(openssh: OpenSSHServer, make_backend: MakeBackend) -> None:
