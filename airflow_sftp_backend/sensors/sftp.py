@@ -69,8 +69,8 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param min_files: number of files that must satisfy all conditions
     :param min_size: size that a file must have at least, in bytes
-    :param newer_than: time after which a file must have been modified, by the server's clock: a datetime with a time zone,
-        or ISO 8601 text. SFTP has times in whole seconds, so a fraction is cut off, and files of that second count too. A
+    :param newer_than: time after which a file must be modified by the server's clock: a datetime with a time zone, or
+        ISO 8601 text. SFTP has times in whole seconds, so a fraction is cut off, and files of that second count too. A
         template that may render no time is written ``{{ prev_start_date_success or '' }}``: the first scheduled run
         then has no limit. A run without a logical date (started by an asset or the API) has no earlier success; an
         empty ``newer_than`` fails the task there. (templated)
