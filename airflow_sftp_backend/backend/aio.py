@@ -208,10 +208,16 @@ class SyncBackendAdapter:
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        modified_at: datetime | None = None,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.write_atomic`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.write_atomic, create_parents=create_parents, before_rename=before_rename)
+        call = partial(
+            self._backend.write_atomic,
+            create_parents=create_parents,
+            modified_at=modified_at,
+            before_rename=before_rename,
+        )
         return await self._call(call, path, content, overwrite, metadata, verify=verify, progress=progress)
 
     async def write_text(
@@ -232,10 +238,16 @@ class SyncBackendAdapter:
         channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
         call = partial(
-            self._backend.upload, create_parents=create_parents, channels=channels, resume_key=resume_key, digest=digest
+            self._backend.upload,
+            create_parents=create_parents,
+            channels=channels,
+            resume_key=resume_key,
+            digest=digest,
+            keep_times=keep_times,
         )
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
@@ -250,6 +262,7 @@ class SyncBackendAdapter:
         channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
@@ -260,6 +273,7 @@ class SyncBackendAdapter:
             channels=channels,
             resume_key=resume_key,
             digest=digest,
+            keep_times=keep_times,
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )
@@ -275,9 +289,10 @@ class SyncBackendAdapter:
         progress: Progress | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
     ) -> WriteResult:
         """See `SFTPBackend.download`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.download, resume_key=resume_key, digest=digest)
+        call = partial(self._backend.download, resume_key=resume_key, digest=digest, keep_times=keep_times)
         return await self._call(call, path, local, overwrite, verify=verify, progress=progress)
 
     async def download_many(
@@ -289,6 +304,7 @@ class SyncBackendAdapter:
         progress: Progress | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
@@ -297,6 +313,7 @@ class SyncBackendAdapter:
             self._backend.download_many,
             resume_key=resume_key,
             digest=digest,
+            keep_times=keep_times,
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )

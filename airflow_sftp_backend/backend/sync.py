@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
 
@@ -35,7 +36,16 @@ from ._files import reading, writing
 from ._paths import Jail
 from ._ssh import private_keys
 from ._writes import atomic_write, copy
-from .config import CONFIG_KEYS, DEFAULT_PORT, BackendConfig, HostKeyPolicy, RetryPolicy, Secret, wrap_secrets
+from .config import (
+    CONFIG_KEYS,
+    DEFAULT_PORT,
+    BackendConfig,
+    HostKeyPolicy,
+    RetryPolicy,
+    Secret,
+    check_time,
+    wrap_secrets,
+)
 from .errors import CapabilityNotSupported, SFTPBackendError
 from .models import (
     BeforeRename,
@@ -315,6 +325,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         verify: Verify = "size",
         progress: Progress | None = None,
         create_parents: bool = True,
+        modified_at: datetime | None = None,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """Write a file through a temporary file: the name has either the old content or all of the new content.
@@ -329,25 +340,29 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
             for servers that refuse to describe the file
         :param progress: receives the bytes gained
         :param create_parents: create missing parent directories
+        :param modified_at: time to set on the file, with a time zone, in whole seconds; None keeps the time of the
+            write. If the server refuses, a warning is logged once for each connection.
         :param before_rename: called when the temporary file is complete
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
         :raises TransferCorrupted: if the comparison fails
         :raises TypeError: for any other content
+        :raises ValueError: if ``modified_at`` has no time zone, or is not in the years 1970 to 2106
         """
         check_verify(verify)
         source = self._upload_source(path, content, metadata, hashed=verify == "sha256")
         write_target = replace(
             self._resolver.write_target(path, overwrite, verify),
             create_parents=create_parents, rename_group=create_rename_group(before_rename),
+            mtime=None if modified_at is None else check_time("modified_at", modified_at),
         )  # fmt: skip
 
         def operation(scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
-            mtime = yield from atomic_write.write_atomic(scheduler, write_target, source, progress)
-            return WriteResult(
-                write_target.path.key, source.size, digest=source.digest, last_modified=utc(mtime)
-            ), mtime
+            state = ResumeState()
+            mtime = yield from atomic_write.write_atomic(scheduler, write_target, source, progress, state)
+            modified = utc(mtime if state.kept_mtime is None else state.kept_mtime)
+            return WriteResult(write_target.path.key, source.size, digest=source.digest, last_modified=modified), mtime
 
         return unwrap(self._run_jobs([WriteJob(write_target, operation, cleans_directory=verify != "none")])[0])
 

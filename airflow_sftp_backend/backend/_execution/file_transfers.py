@@ -54,6 +54,7 @@ class FileTransfers:
         progress: Progress | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
     ) -> WriteResult:
         """Download a file. ``local`` appears only when it is complete and verified.
 
@@ -68,6 +69,7 @@ class FileTransfers:
         :param progress: receives the bytes gained
         :param resume_key: name of the writer; an interrupted download stays, and the next call with this key resumes it
         :param digest: compute the SHA-256 of the received bytes
+        :param keep_times: give the local file the time of the file on the server
         :returns: key, size, digest and time of the file
         :raises NotFound: if the file does not exist
         :raises InvalidPath: if the key is a directory
@@ -75,7 +77,7 @@ class FileTransfers:
         :raises TransferCorrupted: if the file changes during the download, or the comparison fails
         :raises OSError: for local failures, and if ``local`` is not a regular file
         """
-        (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest)
+        (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest, keep_times)
         return unwrap(outcome)
 
     def download_many(
@@ -87,6 +89,7 @@ class FileTransfers:
         progress: Progress | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
@@ -98,6 +101,7 @@ class FileTransfers:
         :param progress: receives the bytes gained
         :param resume_key: as for `download`
         :param digest: compute the SHA-256 of each file
+        :param keep_times: give each file the time of its source, as `download` does
         :param return_exceptions: put failures into the result instead of raising them
         :param before_rename: called with complete files before they are renamed, once for several files
         :returns: one result for each pair, in order
@@ -105,7 +109,7 @@ class FileTransfers:
         :raises ValueError: if two pairs have the same target; nothing is downloaded
         """
         outcomes = self._download(
-            list(pairs), overwrite, verify, progress, resume_key, digest, create_rename_group(before_rename)
+            list(pairs), overwrite, verify, progress, resume_key, digest, keep_times, create_rename_group(before_rename)
         )
         return raise_or_return(outcomes, "downloads", return_exceptions)
 
@@ -117,11 +121,12 @@ class FileTransfers:
         progress: Progress | None,
         resume_key: str | None,
         digest: bool,
+        keep_times: bool,
         rename_group: RenameGroup | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
         check_verify(verify)
         check_distinct([os.path.abspath(local) for _, local in pairs])
-        options = (overwrite, verify, progress, resume_key, digest, rename_group, NewFileModes())
+        options = (overwrite, verify, progress, resume_key, digest, rename_group, keep_times, NewFileModes())
         downloads, errors = split_invalid(
             pairs, lambda pair: local_transfer.Download(self._resolver.resolve(pair[0]), pair[1], *options)
         )
@@ -156,6 +161,7 @@ class FileTransfers:
         channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
     ) -> WriteResult:
         """Upload a file. The key appears only when the file is complete and verified.
 
@@ -171,6 +177,8 @@ class FileTransfers:
         :param resume_key: name of the writer; an interrupted upload of 32 MiB or more stays, and the next call with
             this key resumes it
         :param digest: compute the SHA-256 of the sent bytes
+        :param keep_times: give the file the time of the local file, in whole seconds. If the server refuses, a warning
+            is logged once for each connection.
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
@@ -179,7 +187,7 @@ class FileTransfers:
         """
         (outcome,) = self.upload_many(
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
-            channels=channels, resume_key=resume_key, digest=digest, return_exceptions=True,
+            channels=channels, resume_key=resume_key, digest=digest, keep_times=keep_times, return_exceptions=True,
         )  # fmt: skip
         return unwrap(outcome)
 
@@ -194,6 +202,7 @@ class FileTransfers:
         channels: int | None = None,
         resume_key: str | None = None,
         digest: bool = False,
+        keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]:
@@ -207,6 +216,7 @@ class FileTransfers:
         :param channels: as for `upload`
         :param resume_key: as for `upload`
         :param digest: compute the SHA-256 of each file
+        :param keep_times: give each file the time of its source, as `upload` does
         :param return_exceptions: put failures into the result instead of raising them
         :param before_rename: called with complete files before they are renamed, once for several files; an exception
             ends the call
@@ -224,7 +234,7 @@ class FileTransfers:
             write_target = replace(
                 write_target, create_parents=create_parents, channels=channels, rename_group=rename_group
             )
-            upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest)
+            upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest, keep_times)
             return WriteJob(write_target, upload, verify != "none", upload.transfer_size, upload.resume_state)
 
         jobs, errors = split_invalid(pairs, job)

@@ -230,6 +230,10 @@ class SFTPScheduler:
         """
         self.mode_warning_logged = False
         """Whether a warning was logged that modes cannot be set."""
+        self.can_set_times = True
+        """False after the server has refused to set a time."""
+        self.time_warning_logged = False
+        """Whether a warning was logged that times cannot be set."""
         self._channel_source = channel_source
         self._requests_sent = 0
         self._server_limits: Pending[ServerLimits] = Pending(LimitsRequest())

@@ -49,6 +49,8 @@ class ServerTraits:
     """A refused OPEN or OPENDIR is never caused by the number of open files."""
     reports_no_such_file: bool = False
     """A request for a missing file is refused with NO_SUCH_FILE, not with a bare FAILURE."""
+    handles_requests_in_order: bool = False
+    """Requests of one channel take effect in the order in which they were sent."""
     reads_whole_blocks: bool = False
     """READ returns fewer bytes than requested at the end of the file only (filexfer-02 section 6.4)."""
 
@@ -67,6 +69,7 @@ OPENSSH: Final = ServerTraits(
     opens_many_files=True,  # handle_new: limited only by the process's file descriptors
     allows_parallel_writers=True,  # an sftp-server process for each channel, with pwrite
     reports_no_such_file=True,  # errno_to_portable: ENOENT, ENOTDIR, ELOOP
+    handles_requests_in_order=True,  # process: a single loop, a request at a time
     reads_whole_blocks=True,  # process_read: pread into a buffer of the requested length
 )
 """OpenSSH's sftp-server on Unix, as of version 5.1."""

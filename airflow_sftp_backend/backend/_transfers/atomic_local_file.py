@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import logging
 import os
 import secrets
 import stat
@@ -32,6 +33,8 @@ from airflow_sftp_backend.backend._paths import (
 from airflow_sftp_backend.backend.errors import AlreadyExists
 
 from .local_files import NamingBothEnds, NewFileModes, check_replaceable, set_mode
+
+logger = logging.getLogger(__name__)
 
 MIN_RESUME_SIZE: Final = 1 << 20
 """Minimum bytes of a partial file worth resuming."""
@@ -153,6 +156,17 @@ class AtomicLocalFile:
         with self._ends:
             while data:
                 data = data[os.write(self._descriptor, data) :]
+
+    def set_time(self, seconds: int) -> None:
+        """Set the time of the file. If the file system refuses, a warning is logged.
+
+        :param seconds: seconds since 1970
+        """
+        assert self._descriptor is not None
+        try:
+            os.utime(self._descriptor, (seconds, seconds))
+        except OSError as error:
+            logger.warning("cannot keep the time of the source on %r: %s", self.path, error)
 
     def commit(self) -> None:
         """Set the mode of the file and rename it to its target.

@@ -22,6 +22,7 @@ from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, participation
 from airflow_sftp_backend.backend._writes.resume import restart, samples_match
+from airflow_sftp_backend.backend._writes.times import source_mtime
 from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
@@ -119,6 +120,8 @@ class Upload:
     resume_key: str | None = None
     with_digest: bool = False
     """Whether to compute the SHA-256 even if ``verify`` does not need it."""
+    keep_times: bool = False
+    """Whether the file on the server gets the time of the local file."""
     resume_state: ResumeState = field(default_factory=ResumeState)
     _initial_status: os.stat_result | None = None
 
@@ -157,11 +160,12 @@ class Upload:
             mtime = yield from write_atomic(
                 scheduler, self._with_resumable_temp(source.initial_status), source, progress, self.resume_state
             )
-            return WriteResult(path.key, source.size, digest=source.digest, last_modified=utc(mtime)), mtime
+            file_mtime = mtime if self.resume_state.kept_mtime is None else self.resume_state.kept_mtime
+            return WriteResult(path.key, source.size, digest=source.digest, last_modified=utc(file_mtime)), mtime
 
     def _with_resumable_temp(self, source: os.stat_result) -> WriteTarget:
         """Return the target; with a resume key, with a temporary name that the next attempt finds."""
-        target = self.target
+        target = replace(self.target, mtime=source_mtime(source) if self.keep_times else None)
         if self.resume_key is None:
             return target
         token = resume_token(self.resume_key, source.st_size, source.st_mtime_ns)
@@ -189,6 +193,8 @@ class Download:
     """Whether to compute the SHA-256 even if ``verify`` does not need it."""
     rename_group: RenameGroup | None = None
     """Records files before their renames; None if not requested."""
+    keep_times: bool = False
+    """Whether the local file gets the time of the file on the server."""
     modes: NewFileModes | None = None
     """Modes of new local files, shared by the downloads of a call."""
     transferred_bytes: int = 0
@@ -370,6 +376,8 @@ class Download:
             raise TransferCorrupted(
                 f"received {received_digest}, but {local_file.temp!r} contains {stored_digest}", path=self.remote.key
             )
+        if self.keep_times and self._source is not None and self._source.mtime is not None:
+            local_file.set_time(self._source.mtime)
         if self.rename_group is not None:
             mtime = os.stat(local_file.temp).st_mtime_ns
             temp = os.path.basename(local_file.temp)

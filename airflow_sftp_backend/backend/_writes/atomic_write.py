@@ -38,6 +38,7 @@ from .backups import remove_backup_quietly
 from .modes import await_mode, send_mode
 from .rename import await_target_checks, rename, send_target_checks
 from .resume import open_or_resume, reopen, restart, verify_reopened, was_renamed
+from .times import await_time, send_time
 from .write_target import OpenTempFile, ResumeState, WriteTarget, open_temp
 
 logger = logging.getLogger(__name__)
@@ -175,7 +176,7 @@ def commit(
 ) -> Operation[int | None]:
     """Close the temporary file, verify it and rename it to its target.
 
-    Mode bits of a replaced file are kept if the server allows it.
+    Mode bits of a replaced file, and the time of the target, are set if the server allows it.
 
     :param scheduler: the connection
     :param write_target: the target
@@ -193,12 +194,17 @@ def commit(
     stat_reply = (yield from send(FStat(temp_file.handle))) if write_target.verify != "none" else None
     close_reply = yield from send(Close(temp_file.handle))
     temp_file.open_handle = None
+    in_order = scheduler.traits.handles_requests_in_order
+    time_reply = (yield from send_time(scheduler, write_target)) if in_order else None
     # sent before waiting for the data, so that the checks need no additional round trip
     target_checks = yield from send_target_checks(scheduler, write_target)
     yield from writer.drain()
     written = Attributes() if stat_reply is None else (yield from _attributes(stat_reply))
     yield from reply(close_reply)
+    if not in_order:
+        time_reply = yield from send_time(scheduler, write_target)
     yield from await_mode(scheduler, write_target, temp_file, mode_reply)
+    yield from await_time(scheduler, write_target, temp_file, time_reply)
     if write_target.verify != "none":
         yield from _verify_size(write_target, writer.offset, written.size)
     if source is not None:
@@ -208,7 +214,8 @@ def commit(
     has_backup = yield from await_target_checks(scheduler, write_target, target_checks)
     if write_target.rename_group is not None:
         digest = None if source is None else source.digest
-        prepared = PreparedFile(write_target.path.key, write_target.temp.name, writer.offset, written.mtime, digest)
+        mtime = written.mtime if temp_file.kept_mtime is None else temp_file.kept_mtime
+        prepared = PreparedFile(write_target.path.key, write_target.temp.name, writer.offset, mtime, digest)
         yield from write_target.rename_group.wait_until_recorded(prepared, scheduler)
         # another writer may have created the target during the wait
         checks_again = not write_target.overwrite and not scheduler.traits.rename_refuses_existing

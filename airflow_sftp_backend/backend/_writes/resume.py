@@ -32,10 +32,17 @@ logger = logging.getLogger(__name__)
 SAMPLE_SIZE: Final = ServerLimits().read
 """Bytes of a sample: every server returns as many in a single reply."""
 _SAMPLE_COUNT: Final = 32  # samples across the file, and as many at its end
+WHOLE_SIZE: Final = 2 * _SAMPLE_COUNT * SAMPLE_SIZE
+"""Bytes of a file up to which samples compare the whole content."""
 
 
 def sample_ranges(size: int) -> list[tuple[int, int]]:
-    """Return offsets and lengths of the samples of ``size`` bytes: across the file and at its end."""
+    """Return offsets and lengths of the samples of ``size`` bytes: across the file and at its end.
+
+    Up to `WHOLE_SIZE` bytes, the samples are the whole file.
+    """
+    if size <= WHOLE_SIZE:
+        return [(start, min(SAMPLE_SIZE, size - start)) for start in range(0, size, SAMPLE_SIZE)]
     ends = [size - index * SAMPLE_SIZE for index in range(_SAMPLE_COUNT)]
     evenly_spaced = [(size - SAMPLE_SIZE) * index // _SAMPLE_COUNT for index in range(_SAMPLE_COUNT)]
     starts = {max(0, start) for start in [*evenly_spaced, *(end - SAMPLE_SIZE for end in ends)]}

@@ -34,6 +34,8 @@ class WriteTarget:
     """Records files before their renames; None if not requested."""
     channels: int | None = None
     """Number of channels; None chooses by size."""
+    mtime: int | None = None
+    """Time to set on the file, in seconds since 1970; None keeps the time of the transfer."""
     fresh_temp: RemotePath | None = None
     """Temporary path to use if ``temp`` cannot be resumed.
 
@@ -58,6 +60,8 @@ class OpenTempFile:
     """Whether the file existed before it was opened."""
     was_striped: bool = False
     """Whether the file was opened on several channels."""
+    kept_mtime: int | None = None
+    """Time of the source in seconds since 1970, after the server has set it."""
 
 
 @dataclass(slots=True)
@@ -81,6 +85,11 @@ class ResumeState:
     def renaming(self) -> bool:
         """True if the temporary file may already have its final name."""
         return self.temp_file is not None and self.temp_file.renaming
+
+    @property
+    def kept_mtime(self) -> int | None:
+        """Time of the source in seconds since 1970, if the server has set it."""
+        return None if self.temp_file is None else self.temp_file.kept_mtime
 
     abandoned_temps: list[RemotePath] = field(default_factory=list)
     """Replaced temporary files. Their removal may have been lost with a connection."""
