@@ -30,7 +30,8 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups, with_backup_restored
 from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
-from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
+from airflow_sftp_backend.backend._writes.write_state import ResumeState
+from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
 
 from ._files import reading, writing
 from ._paths import Jail

@@ -117,9 +117,9 @@ class MemoryServer(SFTPScheduler):
         """Return the content of the files."""
         return {path: bytes(file.content) for path, file in self.files.items() if file is not None}
 
-    def reconnect(self) -> None:
-        """Works again after a loss; fails no more."""
-        self.broken, self._fail_at = None, ()
+    def reconnect(self, fail_at: Collection[int] = ()) -> None:
+        """Works again after a loss; fails at the requests with these numbers only, counted from the first of all."""
+        self.broken, self._fail_at = None, fail_at
         self.open.clear()
 
     # -- the wire -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar, cast
@@ -21,7 +21,8 @@ from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups
 from airflow_sftp_backend.backend._writes.cleanup import list_temps, remove_stale_temps, roll_back
-from airflow_sftp_backend.backend._writes.write_target import ResumeState, WriteTarget
+from airflow_sftp_backend.backend._writes.write_state import ResumeState
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from airflow_sftp_backend.backend.config import RetryPolicy
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, SFTPBackendError
 
@@ -29,6 +30,7 @@ from .path_resolver import with_path_in_errors
 
 T = TypeVar("T")
 S = TypeVar("S")
+W = TypeVar("W")
 logger = logging.getLogger(__name__)
 
 _MAX_FRUITLESS_CONNECTIONS: Final = 3  # successive new connections lost without progress
@@ -51,46 +53,17 @@ class WriteJob(Generic[T]):
     """
     transfer_size: TransferSize | None = None
     """Size of the transfer, if known in advance."""
-    resume_state: ResumeState | None = None
-    """State of an operation that can resume over another connection."""
-
-    @property
-    def resumable(self) -> bool:
-        """True if the operation lost its connection and can resume."""
-        return self.resume_state is not None and self.resume_state.resumable
-
-    @property
-    def keeps_temp(self) -> bool:
-        """True if the temporary file was kept for the next attempt."""
-        return self.resume_state is not None and self.resume_state.is_kept
-
-    @property
-    def current_target(self) -> WriteTarget:
-        """The target with the current temporary file."""
-        return self.target if self.resume_state is None else self.resume_state.with_current_temp(self.target)
+    resume_state: ResumeState = field(default_factory=ResumeState)
+    """State of the write; stays NEW if the operation cannot resume over another connection."""
 
     @property
     def abandoned_targets(self) -> list[WriteTarget]:
         """The target with each replaced temporary file."""
-        return (
-            []
-            if self.resume_state is None
-            else [replace(self.target, temp=temp) for temp in self.resume_state.abandoned_temps]
-        )
-
-    @property
-    def transferred_bytes(self) -> int:
-        """Bytes acknowledged so far."""
-        return 0 if self.resume_state is None else self.resume_state.acknowledged
-
-    def mark_unresumable(self) -> None:
-        """Record that no new connection is available."""
-        if self.resume_state is not None:
-            self.resume_state.resumable = False
+        return [self.target.with_temp(temp) for temp in self.resume_state.abandoned_temps]
 
 
 class Resumable(Protocol):
-    """Interface of a transfer that may resume over another connection."""
+    """State of a transfer that may resume over another connection."""
 
     @property
     def resumable(self) -> bool:
@@ -104,12 +77,10 @@ class Resumable(Protocol):
         """Record that no new connection is available."""
 
 
-W = TypeVar("W", bound=Resumable)
-
-
 def resume_lost(
     session: Session,
     items: Sequence[W],
+    states: Sequence[Resumable],
     outcomes: list[T | SFTPBackendError | OSError],
     retry: Callable[[list[W], SFTPScheduler], list[T | SFTPBackendError | OSError]],
 ) -> None:
@@ -120,12 +91,13 @@ def resume_lost(
 
     :param session: opens the new connections
     :param items: the transfers
+    :param states: their states
     :param outcomes: their outcomes, replaced by those of the last attempt
     :param retry: resumes some of the transfers over a connection
     """
     best, fruitless = -1, 0
-    while lost_indexes := [index for index, item in enumerate(items) if item.resumable]:
-        transferred = sum(item.transferred_bytes for item in items)
+    while lost_indexes := [index for index, state in enumerate(states) if state.resumable]:
+        transferred = sum(state.transferred_bytes for state in states)
         best, fruitless = (transferred, 0) if transferred > best else (best, fruitless + 1)
         if fruitless and (fruitless > _MAX_FRUITLESS_CONNECTIONS or not session.reconnect_timeout):
             return
@@ -140,7 +112,7 @@ def resume_lost(
             error.message = f"{_text_of(first_failure)}; cannot connect again: {error.message}"
             retried = [error for _ in lost_indexes]
             for index in lost_indexes:
-                items[index].mark_unresumable()
+                states[index].mark_unresumable()
         for index, outcome in zip(lost_indexes, retried, strict=True):
             outcomes[index] = outcome
 
@@ -177,7 +149,8 @@ class WriteExecutor:
         )
         try:
             outcomes = self._session.call(partial(self._run_jobs, schedulers, jobs), transfer_size=transfer_size)
-            resume_lost(self._session, jobs, outcomes, partial(self._run_jobs, schedulers))
+            states = [job.resume_state for job in jobs]
+            resume_lost(self._session, jobs, states, outcomes, partial(self._run_jobs, schedulers))
             completed = True
             return outcomes
         finally:
@@ -186,9 +159,9 @@ class WriteExecutor:
                 all_jobs = not completed or may_have_backups(schedulers[0])
                 lost = [all_jobs or isinstance(outcome, BackendUnavailable) for outcome in outcomes or jobs]
                 to_roll_back = [
-                    job.current_target
+                    job.target.with_temp(job.resume_state.temp)
                     for job, is_lost in zip(jobs, lost, strict=True)
-                    if is_lost and not job.keeps_temp
+                    if is_lost and not job.resume_state.keeps_temp
                 ]
                 self.roll_back([*to_roll_back, *chain.from_iterable(job.abandoned_targets for job in jobs)])
 
@@ -251,9 +224,7 @@ class WriteExecutor:
             unlisted = {job.target.path.parent for job, _ in written} - self._temps_by_directory.keys()
             scheduler.run_many(self._list_temps(folder, scheduler.receive_limits) for folder in unlisted)
             scheduler.run_many(
-                remove_stale_temps(
-                    job.target.path, temps, mtime, job.resume_state.temp if job.resume_state is not None else None
-                )
+                remove_stale_temps(job.target.path, temps, mtime, job.resume_state.temp)
                 for job, mtime in written
                 if (temps := self._temps_by_directory.get(job.target.path.parent))
             )

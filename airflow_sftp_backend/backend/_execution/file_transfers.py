@@ -145,7 +145,7 @@ class FileTransfers:
             for download in downloads:
                 stack.enter_context(download)
             outcomes = self._session.call(partial(fetch, downloads)) if downloads else []
-            resume_lost(self._session, downloads, outcomes, fetch)
+            resume_lost(self._session, downloads, downloads, outcomes, fetch)
         local_transfer.remove_abandoned_files(downloads, outcomes, time.time())
         return [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
 

@@ -23,7 +23,8 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend._protocol.striping import StripedFile
 from airflow_sftp_backend.backend._writes.atomic_write import commit
 from airflow_sftp_backend.backend._writes.backups import with_backup_restored
-from airflow_sftp_backend.backend._writes.write_target import OpenTempFile, WriteTarget, open_temp
+from airflow_sftp_backend.backend._writes.write_state import ResumeState, WriteState
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget, open_temp
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     CapabilityNotSupported,
@@ -265,7 +266,7 @@ class AtomicWriter(io.RawIOBase):
         self._session = session
         self._target = target
         self._buffer = bytearray()
-        self._temp_file: OpenTempFile | None = None
+        self._state = ResumeState()
         self.scheduler: SFTPScheduler | None = None
         """Connection on which the file was opened, or should have been opened."""
 
@@ -281,8 +282,8 @@ class AtomicWriter(io.RawIOBase):
         self.scheduler = scheduler
 
         def open_temp_file() -> Operation[None]:
-            self._temp_file = yield from open_temp(self._target)
-            striped_file = StripedFile(scheduler, self._target.temp, self._temp_file.handle, size=None, channels=1)
+            yield from open_temp(self._target, self._state)
+            striped_file = StripedFile(scheduler, self._target.temp, self._state.handle, size=None, channels=1)
             self._writer = PipelinedWriter(striped_file, (yield from scheduler.server_limits()).write)
 
         scheduler.run(with_path_in_errors(self._target.path, open_temp_file()))
@@ -313,15 +314,17 @@ class AtomicWriter(io.RawIOBase):
 
     def abort(self) -> None:
         """Remove the temporary file unless the connection is lost."""
-        if self._temp_file is not None and self.scheduler is not None and self.scheduler.broken is None:
-            self._run(remove_quietly(self._target.temp, self._temp_file.open_handle))
+        is_opened = self._state.state not in {WriteState.NEW, WriteState.STARTED}
+        if is_opened and self.scheduler is not None and self.scheduler.broken is None:
+            handle = self._state.open_handle
+            self._state.advance(WriteState.ABANDONED)
+            self._run(remove_quietly(self._target.temp, handle))
 
     def _commit(self) -> Operation[int | None]:
         """Send the buffer and commit the file."""
         assert self.scheduler is not None
-        assert self._temp_file is not None
         yield from self._writer.write(memoryview(self._buffer))
-        return (yield from commit(self.scheduler, self._target, self._temp_file, self._writer, None))
+        return (yield from commit(self.scheduler, self._target, self._state, self._writer, None))
 
     def _run(self, operation: Operation[_T]) -> _T:
         """Run an operation on the connection of the file."""

@@ -23,7 +23,8 @@ from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, participation
 from airflow_sftp_backend.backend._writes.resume import restart, samples_match
 from airflow_sftp_backend.backend._writes.times import source_mtime
-from airflow_sftp_backend.backend._writes.write_target import ResumeState, Verify, WriteTarget
+from airflow_sftp_backend.backend._writes.write_state import ResumeState
+from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     ContentLost,
@@ -141,8 +142,8 @@ class Upload:
             if self.resume_state.must_open_once:
                 raise TransferCorrupted(error.message, path=error.path) from None
             logger.warning("%s; sending the file again, without opening it twice", error)
-        restart(self.resume_state.with_current_temp(self.target), self.resume_state, self.progress)
-        self.resume_state.temp_file, self.resume_state.must_open_once = None, True
+        restart(self.target.with_temp(self.resume_state.temp), self.resume_state, self.progress)
+        self.resume_state.must_open_once = True
         return (yield from self._send(scheduler))
 
     def _send(self, scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
@@ -157,22 +158,21 @@ class Upload:
             ) as source,
         ):
             self._initial_status = source.initial_status
-            mtime = yield from write_atomic(
-                scheduler, self._with_resumable_temp(source.initial_status), source, progress, self.resume_state
-            )
+            self._name_resumable_temp(source.initial_status)
+            target = self.target
+            if self.keep_times:
+                target = replace(target, mtime=source_mtime(source.initial_status))
+            mtime = yield from write_atomic(scheduler, target, source, progress, self.resume_state)
             file_mtime = mtime if self.resume_state.kept_mtime is None else self.resume_state.kept_mtime
             return WriteResult(path.key, source.size, digest=source.digest, last_modified=utc(file_mtime)), mtime
 
-    def _with_resumable_temp(self, source: os.stat_result) -> WriteTarget:
-        """Return the target; with a resume key, with a temporary name that the next attempt finds."""
-        target = replace(self.target, mtime=source_mtime(source) if self.keep_times else None)
-        if self.resume_key is None:
-            return target
-        token = resume_token(self.resume_key, source.st_size, source.st_mtime_ns)
-        fresh_temp = target.path.temp(fresh_token(token, temp_name_token(target.temp.name)))
-        target = replace(target, temp=target.path.temp(token), fresh_temp=fresh_temp)
-        self.resume_state.temp = self.resume_state.temp or target.temp
-        return target
+    def _name_resumable_temp(self, source: os.stat_result) -> None:
+        """Choose a temporary name that later calls with the resume key find, unless a name was chosen before."""
+        if self.resume_key is None or self.resume_state.temp is not None:
+            return
+        target, token = self.target, resume_token(self.resume_key, source.st_size, source.st_mtime_ns)
+        self.resume_state.temp = target.path.temp(token)
+        self.resume_state.fresh_temp = target.path.temp(fresh_token(token, temp_name_token(target.temp.name)))
 
 
 @dataclass(slots=True)

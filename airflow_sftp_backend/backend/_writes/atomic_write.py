@@ -10,12 +10,7 @@ import logging
 
 from airflow_sftp_backend.backend._files.attributes import close_quietly, try_stat
 from airflow_sftp_backend.backend._files.listing import is_missing
-from airflow_sftp_backend.backend._files.pipelining import (
-    MAX_UNACKED_BYTES,
-    PipelinedWriter,
-    UploadSource,
-    write_source,
-)
+from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter, UploadSource, write_source
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
 from airflow_sftp_backend.backend._files.reading import read_into
 from airflow_sftp_backend.backend._files.writing import already_exists, remove_quietly
@@ -25,7 +20,6 @@ from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
 from airflow_sftp_backend.backend._protocol.striping import StripedFile, TransferSize
 from airflow_sftp_backend.backend.errors import (
-    BackendUnavailable,
     ContentLost,
     SFTPBackendError,
     StatusError,
@@ -39,7 +33,8 @@ from .modes import await_mode, send_mode
 from .rename import await_target_checks, rename, send_target_checks
 from .resume import open_or_resume, reopen, restart, verify_reopened, was_renamed
 from .times import await_time, send_time
-from .write_target import OpenTempFile, ResumeState, WriteTarget, open_temp
+from .write_state import ResumeState, WriteState
+from .write_target import WriteTarget, open_temp
 
 logger = logging.getLogger(__name__)
 
@@ -64,50 +59,48 @@ def write_atomic(
     resume_state = ResumeState() if resume_state is None else resume_state
     channels = 1 if resume_state.must_open_once else write_target.channels
     _request_channels(scheduler, source, channels)
-    # the reply to the rename was lost with the connection, so the rename may have succeeded
-    if resume_state.renaming and (
-        yield from was_renamed(resume_state.with_current_temp(write_target), source, resume_state)
-    ):
-        resume_state.resumable = False
-        return None
-    temp_file = yield from _open_temp_file(scheduler, write_target, source, resume_state, progress)
-    write_target = resume_state.with_current_temp(write_target)
-    resume_state.is_kept = False
+    try:
+        # the reply to the rename was lost with the connection, so the rename may have succeeded
+        if resume_state.state is WriteState.RENAMING and (
+            yield from was_renamed(write_target.with_temp(resume_state.temp), source, resume_state)
+        ):
+            return None
+        yield from _open_temp_file(scheduler, write_target, source, resume_state, progress)
+    except BaseException as error:
+        _end_attempt(scheduler, resume_state, error)
+        raise
+    write_target = write_target.with_temp(resume_state.temp)
 
     def acknowledged(count: int) -> None:
-        resume_state.acknowledged += count
+        resume_state.transferred_bytes += count
         if progress is not None:
             progress(count)
 
     striped_file = StripedFile(
-        scheduler, write_target.temp, temp_file.handle, size=source.expected_size, channels=channels
+        scheduler, write_target.temp, resume_state.handle, size=source.expected_size, channels=channels
     )
-    committed = False
     try:
-        source.skip(resume_state.acknowledged)
+        source.skip(resume_state.transferred_bytes)
         block = (yield from scheduler.server_limits()).write
-        writer = PipelinedWriter(striped_file, block, offset=resume_state.acknowledged, progress=acknowledged)
+        writer = PipelinedWriter(striped_file, block, offset=resume_state.transferred_bytes, progress=acknowledged)
         yield from write_source(source, writer)
-        temp_file.was_striped = striped_file.was_striped
-        mtime = yield from commit(scheduler, write_target, temp_file, writer, source, progress)
-        committed = True
-        return mtime
-    except StatusError as refused:
-        raise _write_error(scheduler, write_target, temp_file, refused) from None
+        resume_state.was_striped = striped_file.was_striped
+        return (yield from commit(scheduler, write_target, resume_state, writer, source, progress))
     except BaseException as error:
-        # the cause is not the file
-        interrupted = isinstance(error, BackendUnavailable) or not isinstance(error, Exception)
-        worth_keeping = write_target.fresh_temp is not None and resume_state.acknowledged > MAX_UNACKED_BYTES
-        resume_state.is_kept = interrupted and worth_keeping and not temp_file.renaming
+        refusal = _write_error(scheduler, write_target, resume_state, error) if isinstance(error, StatusError) else None
+        handle = resume_state.open_handle
+        # after a rename without a reply, the write can resume only if the target can be compared
+        comparable = write_target.verify != "none" and source.rereadable
+        can_resume = comparable or resume_state.state is not WriteState.RENAMING
+        _end_attempt(scheduler, resume_state, error, can_resume=can_resume)
+        yield from striped_file.close_quietly()
+        if resume_state.state is WriteState.ABANDONED:
+            yield from remove_quietly(write_target.temp, handle)
+        elif handle is not None:
+            yield from close_quietly(handle)
+        if refusal is not None:
+            raise refusal from None
         raise
-    finally:
-        if not committed:
-            # after a rename without a reply, the write can resume only if the target can be compared
-            comparable = write_target.verify != "none" and source.rereadable
-            resume_state.resumable = scheduler.broken is not None and (comparable or not temp_file.renaming)
-            resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
-            yield from striped_file.close_quietly()
-            yield from _close_or_remove(write_target, temp_file, keep=resume_state.is_kept)
 
 
 def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: int | None) -> None:
@@ -117,19 +110,20 @@ def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: 
     scheduler.request_channels(size.channel_count(scheduler.round_trip, supports_striping=supports_striping))
 
 
-def _close_or_remove(write_target: WriteTarget, temp_file: OpenTempFile, *, keep: bool) -> Operation[None]:
-    """Remove the temporary file of an interrupted write, or only close it."""
-    if not keep:
-        yield from remove_quietly(write_target.temp, temp_file.open_handle)
-    elif temp_file.open_handle is not None:
-        yield from close_quietly(temp_file.open_handle)
+def _end_attempt(
+    scheduler: SFTPScheduler, resume_state: ResumeState, error: BaseException, *, can_resume: bool = True
+) -> None:
+    """Record that an attempt has failed. The write resumes only after a lost connection."""
+    resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
+    resume_state.end_attempt(error, resumable=can_resume and scheduler.broken is not None)
 
 
 def _write_error(
-    scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, refused: StatusError
+    scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, refused: StatusError
 ) -> SFTPBackendError:
     """Create the error for a refusal: ContentLost, for another attempt, if the server may refuse to resume files."""
-    if temp_file.resumed and not temp_file.renaming and not scheduler.traits.keeps_content_at_open:
+    may_rename = resume_state.state is WriteState.RENAMING
+    if resume_state.resumed and not may_rename and not scheduler.traits.keeps_content_at_open:
         error = from_status(refused, "cannot resume the file", write_target.path.key)
         return ContentLost(error.message, path=error.path)
     return from_status(refused, "cannot write", write_target.path.key)
@@ -141,35 +135,25 @@ def _open_temp_file(
     source: UploadSource,
     resume_state: ResumeState,
     progress: Progress | None,
-) -> Operation[OpenTempFile]:
+) -> Operation[None]:
     """Open a new temporary file, that of an earlier attempt, or the current one after a lost connection."""
-    current_target = resume_state.with_current_temp(write_target)
-    starts_over = resume_state.started and (resume_state.must_open_once or write_target.fresh_temp is None)
-    resume_state.resumable = False
-    try:
-        if resume_state.temp_file is not None:
-            temp_file = yield from reopen(scheduler, current_target, source, resume_state, progress)
-        elif starts_over:
-            yield from remove_quietly(current_target.temp)  # the lost connection may have created it
-            restart(current_target, resume_state, progress)
-            temp_file = yield from open_temp(resume_state.with_current_temp(write_target))
-        else:
-            resume_state.started = True
-            temp_file = yield from open_or_resume(scheduler, write_target, source, resume_state)
-            if resume_state.acknowledged:
-                report_resumed(progress, resume_state.acknowledged)
-    except BaseException:
-        resume_state.resumable = scheduler.broken is not None
-        resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
-        raise
-    resume_state.temp_file = temp_file
-    return temp_file
+    current_target = write_target.with_temp(resume_state.temp)
+    if resume_state.state in {WriteState.OPEN, WriteState.SENT}:
+        yield from reopen(scheduler, current_target, source, resume_state, progress)
+    elif resume_state.state is not WriteState.NEW and (resume_state.must_open_once or resume_state.fresh_temp is None):
+        yield from remove_quietly(current_target.temp)  # the lost connection may have created it
+        restart(current_target, resume_state, progress)
+        yield from open_temp(write_target.with_temp(resume_state.temp), resume_state)
+    else:
+        yield from open_or_resume(scheduler, current_target, source, resume_state)
+        if resume_state.transferred_bytes:
+            report_resumed(progress, resume_state.transferred_bytes)
 
 
 def commit(
     scheduler: SFTPScheduler,
     write_target: WriteTarget,
-    temp_file: OpenTempFile,
+    resume_state: ResumeState,
     writer: PipelinedWriter,
     source: UploadSource | None,
     progress: Progress | None = None,
@@ -180,7 +164,7 @@ def commit(
 
     :param scheduler: the connection
     :param write_target: the target
-    :param temp_file: the open temporary file
+    :param resume_state: the open temporary file
     :param writer: the writer of the file
     :param source: the content sent, for ``verify="sha256"`` and to verify files opened more than once
     :param progress: called with bytes read back
@@ -190,10 +174,10 @@ def commit(
     :raises StatusError: if the server refuses a request
     """
     yield from writer.merge_channels()
-    mode_reply = yield from send_mode(scheduler, temp_file)
-    stat_reply = (yield from send(FStat(temp_file.handle))) if write_target.verify != "none" else None
-    close_reply = yield from send(Close(temp_file.handle))
-    temp_file.open_handle = None
+    mode_reply = yield from send_mode(scheduler, resume_state)
+    stat_reply = (yield from send(FStat(resume_state.handle))) if write_target.verify != "none" else None
+    close_reply = yield from send(Close(resume_state.handle))
+    resume_state.advance(WriteState.SENT)
     in_order = scheduler.traits.handles_requests_in_order
     time_reply = (yield from send_time(scheduler, write_target)) if in_order else None
     # sent before waiting for the data, so that the checks need no additional round trip
@@ -203,25 +187,25 @@ def commit(
     yield from reply(close_reply)
     if not in_order:
         time_reply = yield from send_time(scheduler, write_target)
-    yield from await_mode(scheduler, write_target, temp_file, mode_reply)
-    yield from await_time(scheduler, write_target, temp_file, time_reply)
+    yield from await_mode(scheduler, write_target, resume_state.existing, mode_reply)
+    yield from await_time(scheduler, write_target, resume_state, time_reply)
     if write_target.verify != "none":
         yield from _verify_size(write_target, writer.offset, written.size)
     if source is not None:
-        yield from verify_reopened(scheduler, write_target, temp_file, source)
+        yield from verify_reopened(scheduler, write_target, resume_state, source)
     if write_target.verify == "sha256" and source is not None:
         yield from _verify_digest(scheduler, write_target, source.digest, writer.offset, progress)
     has_backup = yield from await_target_checks(scheduler, write_target, target_checks)
     if write_target.rename_group is not None:
         digest = None if source is None else source.digest
-        mtime = written.mtime if temp_file.kept_mtime is None else temp_file.kept_mtime
+        mtime = written.mtime if resume_state.kept_mtime is None else resume_state.kept_mtime
         prepared = PreparedFile(write_target.path.key, write_target.temp.name, writer.offset, mtime, digest)
         yield from write_target.rename_group.wait_until_recorded(prepared, scheduler)
         # another writer may have created the target during the wait
         checks_again = not write_target.overwrite and not scheduler.traits.rename_refuses_existing
         if checks_again and isinstance((yield from try_stat(write_target.path)), Attributes):
             raise already_exists(write_target.path)
-    temp_file.renaming = True
+    resume_state.advance(WriteState.RENAMING)
     try:
         yield from rename(scheduler, write_target.temp, write_target)
         if has_backup:
@@ -230,6 +214,7 @@ def commit(
         if write_target.verify != "none" or not (yield from is_missing(write_target.temp, refused)):
             raise
         logger.warning("%r: the server removed the file before it was renamed", write_target.path.key)
+    resume_state.advance(WriteState.DONE)
     return written.mtime
 
 

@@ -42,7 +42,8 @@ from .atomic_write import commit, write_atomic
 from .backups import may_have_backups, remove_backup, remove_backup_quietly, restore, with_backup_restored
 from .rename import rename
 from .resume import restart
-from .write_target import OpenTempFile, ResumeState, WriteTarget, open_temp
+from .write_state import ResumeState, WriteState
+from .write_target import WriteTarget, open_temp
 
 _COPY_CHUNK: Final = 64 << 20  # bytes per copy request: the server is silent until it has copied them
 _CopyResult = tuple[Attributes | StatusError, int | None]
@@ -156,20 +157,21 @@ def copy(
     :raises TransferCorrupted: if the source changes meanwhile
     """
     resume_state = ResumeState() if resume_state is None else resume_state
-    if resume_state.started:
-        previous_target = resume_state.with_current_temp(write_target)
+    if resume_state.state is not WriteState.NEW:
+        previous_target = write_target.with_temp(resume_state.temp)
         yield from remove_quietly(previous_target.temp)
         restart(previous_target, resume_state, None)
-    resume_state.started, resume_state.resumable, resume_state.temp_file = True, False, None
-    current_target = resume_state.with_current_temp(write_target)
+    current_target = write_target.with_temp(resume_state.temp)
     try:
         return (
             yield from with_backup_restored(
                 scheduler, source, lambda: _copy(scheduler, source, current_target, resume_state)
             )
         )[1]
-    except BaseException:
-        resume_state.resumable = scheduler.broken is not None and not resume_state.renaming
+    except BaseException as error:
+        resume_state.transferred_bytes = 0  # nothing is resumed: a copy starts over
+        resumable = scheduler.broken is not None and resume_state.state is not WriteState.RENAMING
+        resume_state.end_attempt(error, resumable=resumable)
         raise
 
 
@@ -177,29 +179,29 @@ def _copy(
     scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget, resume_state: ResumeState
 ) -> Operation[_CopyResult]:
     """Copy a file, and return the attributes of the source too."""
+    resume_state.advance(WriteState.STARTED)
     if scheduler.handles.limit == 1:
         return (yield from _copy_via_local_file(scheduler, source, write_target, resume_state))
     handle = yield from open_for_reading(source)
     try:
         source_attributes = yield from _source_attributes(handle, source)
         if source == write_target.path:
+            resume_state.advance(WriteState.ABANDONED)  # nothing to write
             return source_attributes, None
         try:
-            temp_file = yield from open_temp(write_target)
+            yield from open_temp(write_target, resume_state)
         except SFTPBackendError as error:
             if not _may_exceed_open_file_limit(scheduler, error):
                 raise
-            temp_file = None
-        resume_state.temp_file = temp_file
-        if temp_file is not None:
+        else:
             return source_attributes, (
-                yield from _copy_to(scheduler, (handle, source), source_attributes, write_target, temp_file)
+                yield from _copy_to(scheduler, (handle, source), source_attributes, write_target, resume_state)
             )
     finally:
         yield from close_quietly(handle)
     # A refusal with the source closed is not caused by the limit on open files.
-    temp_file = yield from open_temp(write_target)
-    yield from remove_quietly(write_target.temp, temp_file.open_handle)
+    yield from open_temp(write_target, resume_state)
+    yield from remove_quietly(write_target.temp, resume_state.open_handle)
     scheduler.handles.lower_limit(1)
     return (yield from _copy_via_local_file(scheduler, source, write_target, resume_state))
 
@@ -225,16 +227,15 @@ def _copy_to(
     opened_source: tuple[bytes, RemotePath],
     source_attributes: Attributes | StatusError,
     write_target: WriteTarget,
-    temp_file: OpenTempFile,
+    resume_state: ResumeState,
 ) -> Operation[int | None]:
     """Copy from the open source to the open temporary file, then commit the copy."""
     handle, source = opened_source
     size = None if isinstance(source_attributes, StatusError) else source_attributes.size
-    committed = False
     try:
         limits = yield from scheduler.server_limits()
         writer = PipelinedWriter(
-            StripedFile(scheduler, write_target.temp, temp_file.handle, size=None, channels=1), limits.write
+            StripedFile(scheduler, write_target.temp, resume_state.handle, size=None, channels=1), limits.write
         )
         if size and scheduler.supports(CopyData):
             yield from _copy_on_server(handle, size, writer)
@@ -244,14 +245,14 @@ def _copy_to(
                 yield from writer.write(data)
         (current,) = yield from request_all([FStat(handle)])
         _check_unchanged(source, source_attributes, current, "the source changed while it was copied")
-        mtime = yield from commit(scheduler, write_target, temp_file, writer, None)
-        committed = True
-        return mtime
+        return (yield from commit(scheduler, write_target, resume_state, writer, None))
     except StatusError as refused:
         raise from_status(refused, "cannot copy", source.key) from None
     finally:
-        if not committed:
-            yield from remove_quietly(write_target.temp, temp_file.open_handle)
+        if resume_state.state is not WriteState.DONE:
+            yield from remove_quietly(write_target.temp, resume_state.open_handle)
+            if scheduler.broken is None:
+                resume_state.advance(WriteState.ABANDONED)
 
 
 def _copy_via_local_file(
@@ -272,13 +273,10 @@ def _copy_via_local_file(
         finally:
             yield from close_quietly(handle)
         local.seek(0)
-        write_state = ResumeState()
-        try:
-            return source_attributes, (
-                yield from write_atomic(scheduler, write_target, UploadSource(local), None, write_state)
-            )
-        finally:
-            resume_state.temp_file = write_state.temp_file
+        resume_state.advance(WriteState.NEW)  # no temporary file exists
+        return source_attributes, (
+            yield from write_atomic(scheduler, write_target, UploadSource(local), None, resume_state)
+        )
 
 
 def _check_unchanged(

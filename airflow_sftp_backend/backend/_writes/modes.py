@@ -13,25 +13,27 @@ from airflow_sftp_backend.backend._protocol.messages import FSetStat, SetStat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
-from .write_target import OpenTempFile, WriteTarget
+from .write_state import ResumeState
+from .write_target import WriteTarget
 
 logger = logging.getLogger(__name__)
 
 
-def send_mode(scheduler: SFTPScheduler, temp_file: OpenTempFile) -> Operation[Pending[None] | None]:
+def send_mode(scheduler: SFTPScheduler, resume_state: ResumeState) -> Operation[Pending[None] | None]:
     """Request the mode of the replaced file for the open temporary file, without waiting.
 
     :param scheduler: the connection
-    :param temp_file: the temporary file, with the attributes of the file to replace
+    :param resume_state: the open temporary file, with the attributes of the file to replace
     :returns: the request, for `await_mode`; None if no file is replaced, or if the server cannot set modes
     """
-    if temp_file.existing is None or temp_file.existing.mode is None or not scheduler.can_set_modes:
+    existing = resume_state.existing
+    if existing is None or existing.mode is None or not scheduler.can_set_modes:
         return None
-    return (yield from send(FSetStat(temp_file.handle, Attributes(mode=temp_file.existing.mode & 0o777))))
+    return (yield from send(FSetStat(resume_state.handle, Attributes(mode=existing.mode & 0o777))))
 
 
 def await_mode(
-    scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, mode_reply: Pending[None] | None
+    scheduler: SFTPScheduler, write_target: WriteTarget, existing: Attributes | None, mode_reply: Pending[None] | None
 ) -> Operation[None]:
     """Wait for FSETSTAT. If the server refuses it, set the mode by path before the rename.
 
@@ -39,12 +41,12 @@ def await_mode(
 
     :param scheduler: the connection
     :param write_target: the target
-    :param temp_file: the temporary file
+    :param existing: the attributes of the file to replace
     :param mode_reply: the result of `send_mode`
     """
-    if mode_reply is None or temp_file.existing is None or temp_file.existing.mode is None:
+    if mode_reply is None or existing is None or existing.mode is None:
         return
-    mode = temp_file.existing.mode & 0o777
+    mode = existing.mode & 0o777
     try:
         yield from reply(mode_reply)
     except StatusError:

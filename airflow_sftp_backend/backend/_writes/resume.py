@@ -25,7 +25,8 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend.errors import BackendUnavailable, ContentLost, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import Progress
 
-from .write_target import OpenTempFile, ResumeState, WriteTarget, check_existing, open_temp
+from .write_state import ResumeState, WriteState
+from .write_target import WriteTarget, check_existing, open_temp
 
 logger = logging.getLogger(__name__)
 
@@ -69,46 +70,42 @@ def samples_match(
 
 def open_or_resume(
     scheduler: SFTPScheduler, write_target: WriteTarget, source: UploadSource, resume_state: ResumeState
-) -> Operation[OpenTempFile]:
+) -> Operation[None]:
     """Open a new temporary file, or that of an earlier attempt of the same writer.
 
     :param scheduler: the connection
-    :param write_target: the target and its temporary file; resumes only with ``fresh_temp``
+    :param write_target: the target and its current temporary file
     :param source: the content
-    :param resume_state: the state of the write; ``acknowledged`` is set to the size of the resumed content
-    :returns: the open temporary file
+    :param resume_state: the state of the write; ``transferred_bytes`` is set to the size of the resumed content
     :raises SFTPBackendError: AlreadyExists, InvalidPath and others, as `open_temp`
     """
-    resume_state.acknowledged = 0
-    if write_target.fresh_temp is not None:
-        # the lost connection may have created it
-        if resume_state.temp not in (None, write_target.temp):
-            resume_state.abandoned_temps.append(resume_state.temp)
-        resume_state.temp = write_target.temp
     try:
-        return (yield from open_temp(write_target))
+        yield from open_temp(write_target, resume_state)
+        return
     except BackendUnavailable:
         raise
     except SFTPBackendError:
-        if write_target.fresh_temp is None:
+        if resume_state.fresh_temp is None:
             raise
         leftover = yield from try_stat(write_target.temp)
         if isinstance(leftover, StatusError) and leftover.missing:
             raise
-    resume_state.is_kept = True
+    resume_state.advance(WriteState.COMPARING)
     size = _resumable_size(write_target.temp, leftover, source)
     handle = None if size is None else (yield from _open_if_content_matches(scheduler, write_target.temp, source, size))
     if size is None or handle is None:
-        resume_state.is_kept = False
+        resume_state.advance(WriteState.STARTED)
         yield from remove_quietly(write_target.temp)
         resume_state.abandoned_temps.append(write_target.temp)
-        resume_state.temp = write_target.fresh_temp
-        return (yield from open_temp(resume_state.with_current_temp(write_target)))
+        resume_state.temp, resume_state.fresh_temp = resume_state.fresh_temp, None
+        yield from open_temp(write_target.with_temp(resume_state.temp), resume_state)
+        return
     logger.info("%r: resuming after %d bytes of an earlier attempt", write_target.temp.key, size)
-    resume_state.acknowledged = size
     existing = yield from try_stat(write_target.path, follow=True)
     attributes = None if isinstance(existing, StatusError) else existing
-    return (yield from check_existing(write_target, OpenTempFile(handle, attributes, open_handle=handle, resumed=True)))
+    yield from check_existing(write_target, handle, attributes)
+    resume_state.opened(handle, attributes, resumed=True)
+    resume_state.transferred_bytes = size
 
 
 def _resumable_size(temp: RemotePath, leftover: Attributes | StatusError, source: UploadSource) -> int | None:
@@ -128,27 +125,27 @@ def reopen(
     source: UploadSource,
     resume_state: ResumeState,
     progress: Progress | None,
-) -> Operation[OpenTempFile]:
+) -> Operation[None]:
     """Reopen the temporary file after a lost connection, or open a new file if its content is wrong.
 
     :param scheduler: the new connection
     :param write_target: the target and the current temporary file
     :param source: the content
-    :param resume_state: the state of the write; for a new file, ``acknowledged`` becomes 0 and ``temp`` changes
+    :param resume_state: the state of the write; for a new file, ``transferred_bytes`` becomes 0 and ``temp`` changes
     :param progress: called with the negative number of bytes to send again
-    :returns: the open temporary file
     :raises SFTPBackendError: as `open_temp`
     """
-    previous = resume_state.temp_file
-    assert previous is not None
-    if resume_state.acknowledged and not resume_state.must_open_once:
-        handle = yield from _open_if_content_matches(scheduler, write_target.temp, source, resume_state.acknowledged)
+    if resume_state.transferred_bytes and not resume_state.must_open_once:
+        handle = yield from _open_if_content_matches(
+            scheduler, write_target.temp, source, resume_state.transferred_bytes
+        )
         if handle is not None:
-            return OpenTempFile(handle, previous.existing, open_handle=handle, resumed=True)
+            resume_state.opened(handle, resume_state.existing, resumed=True)
+            return
         logger.warning("%r: restarting, because the server did not keep the content", write_target.temp.key)
     yield from remove_quietly(write_target.temp)
     restart(write_target, resume_state, progress)
-    return (yield from open_temp(resume_state.with_current_temp(write_target)))
+    yield from open_temp(write_target.with_temp(resume_state.temp), resume_state)
 
 
 def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: ResumeState) -> Operation[bool]:
@@ -156,7 +153,7 @@ def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: R
 
     :param write_target: the target and the current temporary file
     :param source: the unread content; read to its end if the target has it
-    :param resume_state: the state of the write, prepared for another attempt if the target has other content
+    :param resume_state: the state of the write, which becomes DONE or SENT
     :returns: True if samples of the target match the source
     """
     (temp_answer,) = yield from request_all([LStat(write_target.temp.native)])
@@ -171,9 +168,9 @@ def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: R
             if same:
                 source.skip(size)
                 logger.info("%r was renamed before the connection was lost", write_target.path.key)
+                resume_state.advance(WriteState.DONE)
                 return True
-    assert resume_state.temp_file is not None
-    resume_state.temp_file.renaming = False
+    resume_state.advance(WriteState.SENT)
     return False
 
 
@@ -186,12 +183,13 @@ def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Prog
     :param resume_state: the state to change
     :param progress: called with the negative number of bytes to send again
     """
-    if progress is not None and resume_state.acknowledged:
-        progress(-resume_state.acknowledged)
-    resume_state.acknowledged = 0
+    if progress is not None and resume_state.transferred_bytes:
+        progress(-resume_state.transferred_bytes)
+    resume_state.advance(WriteState.NEW)
+    resume_state.transferred_bytes = 0
     resume_state.abandoned_temps.append(write_target.temp)
     token = fresh_token(temp_name_token(write_target.temp.name), secrets.token_hex(6))
-    resume_state.temp = write_target.path.temp(token)
+    resume_state.temp, resume_state.fresh_temp = write_target.path.temp(token), None
 
 
 def _open_if_content_matches(
@@ -243,24 +241,24 @@ def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: i
 
 
 def verify_reopened(
-    scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, source: UploadSource
+    scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, source: UploadSource
 ) -> Operation[None]:
     """Compare a file opened more than once with its source, between its close and its rename.
 
     :param scheduler: the connection
     :param write_target: the target and its temporary file
-    :param temp_file: the record of its opens
+    :param resume_state: the record of its opens
     :param source: the content, completely sent
     :raises ContentLost: if the server did not keep the content
     """
     if not source.rereadable or not source.size or scheduler.traits.keeps_content_at_open:
         return
-    findable = write_target.fresh_temp is not None and source.size > MAX_UNACKED_BYTES
-    if not (temp_file.resumed or temp_file.was_striped or findable):
+    findable = resume_state.fresh_temp is not None and source.size > MAX_UNACKED_BYTES
+    if not (resume_state.resumed or resume_state.was_striped or findable):
         return
     handle = yield from _try_open(write_target.temp, OpenFlag.READ)
     if handle is None:
-        if write_target.verify == "none" or not (temp_file.resumed or temp_file.was_striped):
+        if write_target.verify == "none" or not (resume_state.resumed or resume_state.was_striped):
             return  # the file cannot be read, so no other writer can have resumed it
         raise ContentLost("cannot compare the resumed file: the server refuses to open it", path=write_target.path.key)
     try:

@@ -15,7 +15,8 @@ from airflow_sftp_backend.backend._protocol.messages import SetStat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, send
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
-from .write_target import OpenTempFile, WriteTarget
+from .write_state import ResumeState
+from .write_target import WriteTarget
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +43,13 @@ def send_time(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[
 
 
 def await_time(
-    scheduler: SFTPScheduler, write_target: WriteTarget, temp_file: OpenTempFile, time_reply: Pending[None] | None
+    scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, time_reply: Pending[None] | None
 ) -> Operation[None]:
     """Wait for SETSTAT. If the server refuses it, a warning is logged once for each connection.
 
     :param scheduler: the connection
     :param write_target: the target with its time
-    :param temp_file: the temporary file; gets the time that was set
+    :param resume_state: the state of the write; gets the time that was set
     :param time_reply: the result of `send_time`
     """
     if time_reply is None:
@@ -58,7 +59,7 @@ def await_time(
     except StatusError as refused:
         _warn_once(scheduler, write_target, refused)
     else:
-        temp_file.kept_mtime = write_target.mtime
+        resume_state.kept_mtime = write_target.mtime
 
 
 def _warn_once(scheduler: SFTPScheduler, write_target: WriteTarget, refused: StatusError) -> None:

@@ -24,10 +24,11 @@ from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath,
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
 from airflow_sftp_backend.backend._paths import Jail, fresh_token, is_temp_name, resume_token, same_writer
 from airflow_sftp_backend.backend._protocol.messages import Write
-from airflow_sftp_backend.backend._writes import atomic_write, resume
+from airflow_sftp_backend.backend._writes import resume, write_state
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.resume import SAMPLE_SIZE, sample_ranges
-from airflow_sftp_backend.backend._writes.write_target import ResumeState, WriteTarget
+from airflow_sftp_backend.backend._writes.write_state import ResumeState
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from tests.support.files import tree
 from tests.support.memory_server import MemoryServer
 from tests.support.scripted_channel import contents
@@ -508,15 +509,15 @@ def test_writer_tokens_identify_the_writer(key: str, other: str, size: int, chan
     assert resume_token(key, size + 1, changed) != token
 
 
-def write_target(spare: int = 999999) -> WriteTarget:
+def write_target() -> WriteTarget:
     target = Jail("/").resolve("in/target")
-    return WriteTarget(
-        target,
-        target.temp("aaaaaa000000"),
-        target.temp("f" * 12),
-        overwrite=True,
-        fresh_temp=target.temp(f"aaaaaa{spare:06}"),
-    )
+    return WriteTarget(target, target.temp("aaaaaa000000"), target.temp("f" * 12), overwrite=True)
+
+
+def with_resume_key(spare: int = 999999) -> ResumeState:
+    """The state of a new write whose temporary file later calls find."""
+    target = write_target()
+    return ResumeState(temp=target.temp, fresh_temp=target.path.temp(f"aaaaaa{spare:06}"))
 
 
 @given(
@@ -531,13 +532,12 @@ def test_whatever_the_partial_file_holds_the_result_is_the_source(
 ) -> None:
     part = source[:keep] if whole else left
     server = MemoryServer({"/in": None, "/in/target": OLD, write_target().temp.native: part})
-    resume_state = ResumeState()
     with (
         patch.object(resume, "MAX_UNACKED_BYTES", 20),
-        patch.object(atomic_write, "MAX_UNACKED_BYTES", 20),
+        patch.object(write_state, "MAX_UNACKED_BYTES", 20),
         patch.object(resume, "SAMPLE_SIZE", piece),
     ):
-        server.run(write_atomic(server, write_target(), UploadSource(source), None, resume_state))
+        server.run(write_atomic(server, write_target(), UploadSource(source), None, with_resume_key()))
     # what is compared is a sample: of parts so small, all of it
     if whole or 32 * piece >= len(left) - 20:
         assert server.content() == {"/in/target": source}
@@ -550,11 +550,11 @@ def test_whatever_the_partial_file_holds_the_result_is_the_source(
 @given(source=contents(60, 300), lost=st.lists(st.integers(1, 90), min_size=1, max_size=4))
 def test_after_losses_at_any_requests_the_last_attempt_is_complete(source: bytes, lost: list[int]) -> None:
     held: dict[str, bytes] = {"/in/target": OLD}
-    with patch.object(resume, "MAX_UNACKED_BYTES", 20), patch.object(atomic_write, "MAX_UNACKED_BYTES", 20):
+    with patch.object(resume, "MAX_UNACKED_BYTES", 20), patch.object(write_state, "MAX_UNACKED_BYTES", 20):
         for times, number in enumerate([*lost, 0]):
             server = MemoryServer({"/in": None} | held, fail_at={number}, failure="lost before")
             try:
-                server.run(write_atomic(server, write_target(times + 1), UploadSource(source)))
+                server.run(write_atomic(server, write_target(), UploadSource(source), None, with_resume_key(times + 1)))
             except BackendUnavailable:
                 assert server.content()["/in/target"] in (OLD, source)
             held = server.content()

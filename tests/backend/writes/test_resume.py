@@ -16,7 +16,8 @@ from airflow_sftp_backend.backend._paths import Jail, is_temp_name
 from airflow_sftp_backend.backend._protocol.messages import Write
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.cleanup import roll_back
-from airflow_sftp_backend.backend._writes.write_target import ResumeState, WriteTarget
+from airflow_sftp_backend.backend._writes.write_state import ResumeState
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from tests.support.files import tree
 from tests.support.memory_server import MemoryServer
 from tests.support.servers import DropsAfter, OpenSSHServer, Server
@@ -304,7 +305,7 @@ def lost_in_the_middle() -> tuple[MemoryServer, ResumeState]:
         server.run(write_atomic(server, write_target(overwrite=False), UploadSource(LONG), None, resume_state))
     server.reconnect()
     assert resume_state.resumable
-    assert resume_state.acknowledged
+    assert resume_state.transferred_bytes
     return server, resume_state
 
 
