@@ -12,17 +12,15 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError, TransferCorrupted
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
-from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._writes import resume, write_state
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.copy import copy
 from airflow_sftp_backend.backend._writes.write_state import TRANSITIONS, ResumeState, WriteState
 from airflow_sftp_backend.backend._writes.write_target import WriteTarget
+from tests.support.atomic_writes import NEW, OLD, SOURCE, TARGET
 from tests.support.memory_server import FAILURES, Failure, MemoryServer, Renames
 
-OLD, NEW = b"the old content", b"the new content, which is rather longer"
-TARGET, SOURCE = Jail("/").resolve("in/target"), Jail("/").resolve("out/source")
 WRITE_TARGET = WriteTarget(TARGET, TARGET.temp("aaaaaa000000"), TARGET.unique_backup("f" * 12), overwrite=True)
 ENDS = {WriteState.DONE, WriteState.KEPT, WriteState.ABANDONED}
 ILLEGAL = [(old, new) for old, new in product(WriteState, WriteState) if new not in TRANSITIONS[old]]
