@@ -1,4 +1,4 @@
-"""Stop a task that Airflow kills: interrupt some blocks, and let others finish first."""
+"""Cancel the work of a task that Airflow kills: some blocks at once, others after their end."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Abortable(Protocol):
 
 
 class CancellableTask:
-    """Stop a task at once when Airflow kills the task; a mixin of operators and sensors."""
+    """Cancel the work of a task at once when Airflow kills the task; a mixin of operators and sensors."""
 
     _is_cancellable = False
     _killed = False
@@ -37,7 +37,7 @@ class CancellableTask:
 
     @contextmanager
     def cancellable(self, abortable: Abortable) -> Iterator[None]:
-        """Let `on_kill` interrupt a block with requests to a key vault and to the server.
+        """Let `on_kill` cancel a block with requests to a key vault and to the server.
 
         :param abortable: the object to abort
         :raises TaskKilled: if the task is killed in the block
@@ -53,7 +53,7 @@ class CancellableTask:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Delay an interruption until the end of a block within `cancellable`, see `shield_from_kill`."""
+        """Delay a cancellation until the end of a block within `cancellable`, see `shield_from_kill`."""
         was_cancellable, self._is_cancellable = self._is_cancellable, False
         try:
             yield
@@ -63,11 +63,11 @@ class CancellableTask:
                 self._raise_if_killed()
 
     def on_kill(self) -> None:
-        """Interrupt the work within 1.5 s, even if the server is silent.
+        """Cancel the work within 1.5 s, even if the server is silent.
 
         In this time the task keeps partial files that the next attempt can resume, removes others, and disconnects.
         """
-        if self._killed:  # a second signal must not interrupt the cleanup of the first one
+        if self._killed:  # a second signal must not cancel the cleanup of the first one
             return
         self._killed = True
         if self._abortable is not None:
@@ -91,7 +91,7 @@ _current: Final = _CurrentTask()
 
 @contextmanager
 def shield_from_kill() -> Iterator[None]:
-    """Delay the interruption of the thread's task until the end of this block.
+    """Delay the cancellation of the thread's task until the end of this block.
 
     Use the block for requests to Airflow, so that no half-written message stays on Airflow's socket.
     """

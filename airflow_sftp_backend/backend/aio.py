@@ -46,7 +46,7 @@ class SyncBackendAdapter:
     A call that is cancelled before its turn is not made. A call that is cancelled while it runs ends as if its process
     was killed: its connection is closed, and no file appears under its final name unless the rename was sent. Its
     temporary file is removed within 1.5 s or, with a ``resume_key``, kept for the next call. The next call connects
-    again. A name look-up and a blocking read of a local file cannot be interrupted: the call ends after them.
+    again. A name look-up and a blocking read of a local file cannot be cancelled: the call ends after them.
 
     :param backend: the backend, which must not be used elsewhere
     """
@@ -85,7 +85,7 @@ class SyncBackendAdapter:
             return
         self._thread.shutdown(wait=False)
         self._turn.cancel()
-        # If this task is cancelled or the thread cannot be interrupted, the thread closes the connection later.
+        # If this task is cancelled or the call cannot be cancelled, the thread closes the connection later.
         await asyncio.wait([closing], timeout=_CLOSING_SECONDS)
 
     @property
@@ -381,13 +381,13 @@ class _Call:
 
 
 class _Turn:
-    """The call that the adapter's thread makes at the moment, which other threads may interrupt."""
+    """The call that the adapter's thread makes at the moment, which other threads may cancel."""
 
     def __init__(self, backend: SFTPBackend) -> None:
         self._session = backend._session
         self._lock = threading.Lock()
         self._running: _Call | None = None
-        self._interrupted = False
+        self._cancels_running = False
 
     def take(self, call: _Call, function: Callable[[], T]) -> T:
         """Run ``function`` as ``call``.
@@ -403,15 +403,15 @@ class _Turn:
         finally:
             with self._lock:
                 self._running = None
-                if self._interrupted:
-                    self._interrupted = False
-                    self._session.end_interruption()
+                if self._cancels_running:
+                    self._cancels_running = False
+                    self._session.allow_calls()
 
     def cancel(self, call: _Call | None = None) -> None:
         """Cancel a call, or the one that runs."""
         with self._lock:
             if call is not None:
                 call.cancelled = True
-            if self._running is not None and call in (None, self._running) and not self._interrupted:
-                self._interrupted = True
-                self._session.interrupt(_CLEANUP_SECONDS)
+            if self._running is not None and call in (None, self._running) and not self._cancels_running:
+                self._cancels_running = True
+                self._session.cancel_call(_CLEANUP_SECONDS)

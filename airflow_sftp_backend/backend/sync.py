@@ -411,11 +411,11 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
                 self._executor.clean_up(write_target.path, mtime)
         finally:
             if not committed:
-                writer.abort()
+                writer.discard()
             scheduler = writer.scheduler
             if (
                 scheduler is not None
-                and scheduler.broken is not None
+                and scheduler.failure is not None
                 and (not committed or may_have_backups(scheduler))
             ):
                 self._executor.roll_back([write_target])

@@ -80,7 +80,7 @@ def pair() -> Iterator[Pair]:
     """A client and a server."""
     pair = Pair()
     yield pair
-    pair.client.end(5)
+    pair.client.stop_threads(5)
     pair.server.stop_thread()
     pair.server.join(5)
     for end in pair.sockets:
@@ -170,9 +170,9 @@ def test_failures_are_logged_at_level_debug(pair: Pair, caplog: pytest.LogCaptur
     assert levels == {logging.DEBUG}
 
 
-def test_a_transport_stops_while_its_lock_is_held(pair: Pair) -> None:
+def test_a_transport_is_aborted_while_its_lock_is_held(pair: Pair) -> None:
     with pair.client.lock:
-        stopping = threading.Thread(target=pair.client.stop, daemon=True)
+        stopping = threading.Thread(target=pair.client.abort, daemon=True)
         stopping.start()
         stopping.join(10)
         assert not stopping.is_alive()
@@ -190,7 +190,7 @@ def test_the_socket_is_asked_whether_it_is_closed(pair: Pair) -> None:
             """The transport's thread calls it."""
 
     pair.client.sock = Closed()  # type: ignore[assignment] # what stop_thread uses of it
-    pair.client.stop()
+    pair.client.abort()
     assert asked.is_set()
 
 

@@ -119,7 +119,7 @@ class MemoryServer(SFTPScheduler):
 
     def reconnect(self, fail_at: Collection[int] = ()) -> None:
         """Works again after a loss; fails at the requests with these numbers only, counted from the first of all."""
-        self.broken, self._fail_at = None, fail_at
+        self.failure, self._fail_at = None, fail_at
         self.open.clear()
 
     # -- the wire -----------------------------------------------------------------------------------------------------
@@ -164,8 +164,8 @@ class MemoryServer(SFTPScheduler):
                 step.add_waiter(cast(Any, ticket))
             elif isinstance(step, TraitsQuery):
                 ticket.value = self.traits
-            elif self.broken is not None:
-                ticket.error = BackendUnavailable(self.broken)
+            elif self.failure is not None:
+                ticket.error = BackendUnavailable(self.failure)
             else:
                 ticket.value = self._posted(step.request if isinstance(step, ChannelRequest) else step)
 
@@ -180,8 +180,8 @@ class MemoryServer(SFTPScheduler):
                 raise StatusError(_CODES[failure], "told to fail")
             answer = None if failure == "lost before" else self.carry_out(request)
             if failure is not None:
-                self.broken = "the connection was lost"
-                pending.set_result(None, BackendUnavailable(self.broken))
+                self.failure = "the connection was lost"
+                pending.set_result(None, BackendUnavailable(self.failure))
             else:
                 pending.set_result(answer, None)
         except (StatusError, LimitExceeded) as refused:

@@ -154,7 +154,7 @@ class WriteExecutor:
             completed = True
             return outcomes
         finally:
-            if any(scheduler.broken is not None for scheduler in schedulers):
+            if any(scheduler.failure is not None for scheduler in schedulers):
                 # with replacement by two renames, a backup may remain after a complete write
                 all_jobs = not completed or may_have_backups(schedulers[0])
                 lost = [all_jobs or isinstance(outcome, BackendUnavailable) for outcome in outcomes or jobs]
@@ -220,7 +220,7 @@ class WriteExecutor:
         listings = (self._list_temps(folder, scheduler.receive_limits) for folder in folders)
         writes = (_run_job(job, scheduler, written) for job in jobs)
         outcomes = scheduler.run_many(chain[Operation[T] | Operation[None]](listings, writes))[len(folders) :]
-        if scheduler.broken is None:
+        if scheduler.failure is None:
             unlisted = {job.target.path.parent for job, _ in written} - self._temps_by_directory.keys()
             scheduler.run_many(self._list_temps(folder, scheduler.receive_limits) for folder in unlisted)
             scheduler.run_many(

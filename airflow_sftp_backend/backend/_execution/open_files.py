@@ -161,7 +161,7 @@ class _RawRemoteFile(io.RawIOBase):
     def close_handle(self) -> None:
         """Close the handle unless its connection is lost."""
         scheduler, self._scheduler = self._scheduler, None
-        if scheduler is not None and scheduler.broken is None:
+        if scheduler is not None and scheduler.failure is None:
             try:
                 self._session.call(
                     lambda current: current.run(close_quietly(self._handle)) if current is scheduler else None
@@ -312,10 +312,10 @@ class AtomicWriter(io.RawIOBase):
         """Commit the file, and return the server's time in seconds since 1970 (None if unknown)."""
         return self._run(self._commit())
 
-    def abort(self) -> None:
+    def discard(self) -> None:
         """Remove the temporary file unless the connection is lost."""
         is_opened = self._state.state not in {WriteState.NEW, WriteState.STARTED}
-        if is_opened and self.scheduler is not None and self.scheduler.broken is None:
+        if is_opened and self.scheduler is not None and self.scheduler.failure is None:
             handle = self._state.open_handle
             self._state.advance(WriteState.ABANDONED)
             self._run(remove_quietly(self._target.temp, handle))

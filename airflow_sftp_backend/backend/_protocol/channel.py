@@ -156,7 +156,7 @@ class SFTPChannel:
         """Bytes of reads and writes without a reply."""
         self.round_trip = float("inf")
         """Seconds of the fastest reply so far."""
-        self.broken: str | None = None
+        self.failure: str | None = None
         """Reason why requests can no longer be sent, or None."""
         self.stalled = False
         """True if the channel failed because a reply timed out."""
@@ -194,7 +194,7 @@ class SFTPChannel:
 
     def close(self) -> None:
         """Close the channel and fail outstanding requests."""
-        if self.broken is None:
+        if self.failure is None:
             self.fail_all("the connection was closed")
         self._ssh_channel.close()
 
@@ -226,7 +226,7 @@ class SFTPChannel:
         self._write(self._ssh_channel.send_ready)
 
     def _write(self, can_write: Callable[[], bool]) -> None:
-        if self.broken is not None:
+        if self.failure is not None:
             return
         with self._break_on_error():
             while self._outbox and can_write():
@@ -259,12 +259,12 @@ class SFTPChannel:
 
     def receive_ready(self) -> None:
         """Process received packets without waiting. Raises BackendUnavailable."""
-        while self.broken is None and self._ssh_channel.recv_ready():
+        while self.failure is None and self._ssh_channel.recv_ready():
             self.receive()
 
     def fail_all(self, reason: str) -> BackendUnavailable:
         """Fail all outstanding and queued requests, and return the error."""
-        self.broken = self.broken or reason
+        self.failure = self.failure or reason
         outstanding, self._outstanding = self._outstanding, {}
         self.in_flight = 0
         for pending in outstanding.values():

@@ -238,7 +238,7 @@ class SFTPScheduler:
         self._requests_sent = 0
         self._server_limits: Pending[ServerLimits] = Pending(LimitsRequest())
         self._handles_to_close: deque[bytes] = deque()
-        self.broken: str | None = None
+        self.failure: str | None = None
         """Reason why requests can no longer be sent, or None."""
 
         self.handles = HandleTable()
@@ -306,7 +306,7 @@ class SFTPScheduler:
 
     def close(self) -> None:
         """Close all channels."""
-        if self.broken is None:
+        if self.failure is None:
             self._fail("the connection was closed")
         for channel in self.channels:
             channel.close()
@@ -343,7 +343,7 @@ class SFTPScheduler:
 
     def _run_group(self, group: _OperationGroup[T]) -> list[T | SFTPBackendError | OSError]:
         ready = group.ready
-        while self._handles_to_close and self.broken is None:
+        while self._handles_to_close and self.failure is None:
             self._send(self._main_channel, Pending(Close(self._handles_to_close.popleft())))
         while True:
             current: RunningOperation[T] | None = None
@@ -441,8 +441,8 @@ class SFTPScheduler:
 
     def _send_for(self, run: Waiter, channel: SFTPChannel, request: Request[Any]) -> None:
         try:
-            if self.broken is not None:
-                raise BackendUnavailable(self.broken)
+            if self.failure is not None:
+                raise BackendUnavailable(self.failure)
             if request.tracked and self.handles.shares_handles and not isinstance(request, Close):
                 self._check_no_open_handle()
             pending = self._send(channel, Pending(request))
@@ -585,11 +585,11 @@ class SFTPScheduler:
             raise
 
     def _fail(self, reason: str) -> None:
-        self.broken = self.broken or next(
-            (channel.broken for channel in self.channels if channel.broken is not None), reason
+        self.failure = self.failure or next(
+            (channel.failure for channel in self.channels if channel.failure is not None), reason
         )
         for channel in self.channels:
-            channel.fail_all(self.broken)
+            channel.fail_all(self.failure)
         while self._deferred_opens:
-            self._deferred_opens.popleft().pending.set_result(None, BackendUnavailable(self.broken))
+            self._deferred_opens.popleft().pending.set_result(None, BackendUnavailable(self.failure))
         self._resent_opens.clear()

@@ -154,15 +154,15 @@ class SSHTransport(paramiko.Transport):
         self.banner_timeout = self.handshake_timeout = seconds
         self.auth_timeout = self.channel_timeout = seconds
 
-    def stop(self) -> None:
-        """End the transport's thread soon.
+    def abort(self) -> None:
+        """Let the transport's thread end, without waiting.
 
         Takes no lock: signal handlers and the garbage collector may call this.
         """
         self.stop_thread()
 
-    def end(self, seconds: float) -> bool:
-        """End the threads of the transport and wait for them.
+    def stop_threads(self, seconds: float) -> bool:
+        """Stop the threads of the transport and wait for them.
 
         :param seconds: longest time to wait.
         :returns: False if the thread still runs.

@@ -116,7 +116,7 @@ class ConnectionInfo:
 
 @dataclass(frozen=True)
 class EstablishedConnection:
-    """SSH connection with an SFTP channel. The owner ends it with `end_transport`."""
+    """SSH connection with an SFTP channel. The owner ends it with `close_transport`."""
 
     client: paramiko.SSHClient
     transport: SSHTransport
@@ -221,13 +221,13 @@ def make_transport(stream: SocketStream, slowest: float, *, legacy: bool, **opti
     return transport
 
 
-def end_transport(transport: SSHTransport | None, stream: SocketStream) -> None:
+def close_transport(transport: SSHTransport | None, stream: SocketStream) -> None:
     """End a connection at once, with its threads."""
     stream.abort()
-    if transport is not None and not transport.end(_THREAD_EXIT_SECONDS):
+    if transport is not None and not transport.stop_threads(_THREAD_EXIT_SECONDS):
         log.warning("thread of paramiko still running: %r", transport)
         return
-    stream.release()
+    stream.close_descriptor()
 
 
 # -- step by step -----------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 return EstablishedConnection(client, transport, stream, scheduler, self.info())
         except BaseException:
             if self._stream is not None:
-                end_transport(self._transport, self._stream)
+                close_transport(self._transport, self._stream)
             raise
         finally:
             self._authenticator = None  # breaks a reference cycle
@@ -304,10 +304,10 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         try:
             with translate_connection_errors(self._failure_context, address):
                 _, transport, stream = self._connect_and_authenticate()
-                return JumpHost(transport, stream, address, lambda: end_transport(transport, stream))
+                return JumpHost(transport, stream, address, lambda: close_transport(transport, stream))
         except BaseException as error:
             if self._stream is not None:
-                end_transport(self._transport, self._stream)
+                close_transport(self._transport, self._stream)
             if isinstance(error, BackendUnavailable):
                 error.message = f"jump host: {error.message}"
             raise
@@ -379,7 +379,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             )
         except BaseException as error:
             self.is_permanent = self.is_permanent or isinstance(error, ForwardingDenied)
-            jump_host.end()
+            jump_host.close()
             raise
         finally:
             jump_host.stream.set_deadline(None)

@@ -36,14 +36,14 @@ class JumpHost:
     :param transport: the SSH connection
     :param stream: the stream under the SSH connection
     :param address: the jump host as ``sftp://host:port``
-    :param end: ends the connection with its threads
+    :param close: ends the connection with its threads
     """
 
     def __init__(
-        self, transport: paramiko.Transport, stream: SocketStream, address: str, end: Callable[[], None]
+        self, transport: paramiko.Transport, stream: SocketStream, address: str, close: Callable[[], None]
     ) -> None:
         self.stream = stream
-        self.end = end
+        self.close = close
         self._transport = transport
         self._address = address
         self._failure_reason: str | None = None

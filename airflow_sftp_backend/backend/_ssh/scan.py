@@ -11,7 +11,7 @@ from airflow_sftp_backend.backend.config import DEFAULT_PORT, BackendConfig
 from airflow_sftp_backend.backend.errors import BackendUnavailable, printable, translate_connection_errors
 
 from ._paramiko_compat import SHA1_RSA, SSHTransport
-from .connect import end_transport, make_transport
+from .connect import close_transport, make_transport
 from .host_certificates import fingerprint, key_type
 from .known_hosts import known_hosts_line
 from .socket_stream import SocketStream, connect_tcp
@@ -219,4 +219,4 @@ def _fetch_host_key(host: str, port: int, timeout: float, algorithm: str) -> byt
             transport.start_client()
             return transport.get_remote_server_key().asbytes()
         finally:
-            end_transport(transport, stream)
+            close_transport(transport, stream)

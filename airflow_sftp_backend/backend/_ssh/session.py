@@ -40,7 +40,7 @@ from .connect import (
     ConnectSettings,
     EstablishedConnection,
     Hop,
-    end_transport,
+    close_transport,
 )
 from .host_key_policy import HostKeyChecker
 
@@ -71,7 +71,7 @@ class _Connection:
     @property
     def alive(self) -> bool:
         """True until the connection is closed or lost."""
-        return not self._closed and self.scheduler.broken is None and self._transport.is_active()
+        return not self._closed and self.scheduler.failure is None and self._transport.is_active()
 
     @property
     def failure(self) -> str | None:
@@ -107,22 +107,22 @@ class _Connection:
         Takes no lock: signal handlers and the garbage collector may call this.
         """
         self._stream.abort(CLOSED_DURING_CONNECT)
-        self._transport.stop()
+        self._transport.abort()
 
     def close(self) -> None:
         """Close the connection and end its threads. Idempotent."""
         if not self._closed:
             self._closed = True
-            end_transport(self._transport, self._stream)
+            close_transport(self._transport, self._stream)
             self.client.close()
             self.scheduler.close()
 
     def abandon_after_fork(self) -> None:
         """Drop the connection in a forked child without ending the parent's connection."""
         self._closed = True
-        self.scheduler.broken = "the connection belongs to the parent process"
+        self.scheduler.failure = "the connection belongs to the parent process"
         self._stream.abandon_after_fork()
-        self._transport.stop()
+        self._transport.abort()
         _NEVER_COLLECTED.append(self)
 
     def __del__(self) -> None:
@@ -181,7 +181,7 @@ class Session(ForkAware):
         self._environ = environ
         self._apply_config(config)
         self._clock = clock
-        self._interruption = threading.Event()
+        self._cancelled = threading.Event()
         self._deadline_before = math.inf
         self._sleep = sleep
         self._random = random
@@ -189,7 +189,7 @@ class Session(ForkAware):
         self._connection: _Connection | None = None
         self._attempt: ConnectAttempt | None = None
         self._in_use: _Connection | None = None
-        self._aborted = False
+        self._close_requested = False
         self._deadline = _Deadline()
         self._handles = HandleTable()
         self.query_auth_methods = False
@@ -233,7 +233,7 @@ class Session(ForkAware):
         :param idempotent: repeat the call once on a new connection if the connection is lost
         :param attempts: number of attempts to connect, in place of the retry policy
         :param transfer_size: size of the following upload, for additional channels
-        :param cleanup: run the call also after `interrupt`
+        :param cleanup: run the call also after `cancel_call`
         :param reconnecting: retry connecting for `reconnect_timeout`, in place of the retry policy
         :returns: the result of ``use``
         :raises BackendUnavailable: if there is no connection, or the connection is lost
@@ -243,7 +243,7 @@ class Session(ForkAware):
                 return self._run(use, self._in_use)
             if self._clock() >= self._deadline.at:
                 raise BackendUnavailable("the session was aborted", server=self._config.address)
-            if self._interruption.is_set() and not cleanup:
+            if self._cancelled.is_set() and not cleanup:
                 raise BackendUnavailable("the call was cancelled", server=self._config.address)
             connection = self._get_connection(attempts, transfer_size, self.reconnect_timeout if reconnecting else 0)
             known_shared = self._handles.shares_handles
@@ -254,7 +254,7 @@ class Session(ForkAware):
                 # side, not lost, so the call is repeated even by a session that does not reconnect.
                 found_shared = self._handles.shares_handles and not known_shared
                 retries = idempotent and (self.reconnects or found_shared) and self._clock() < self._deadline.at
-                if not retries or self._interruption.is_set() or connection.scheduler.broken is None:
+                if not retries or self._cancelled.is_set() or connection.scheduler.failure is None:
                     raise
                 log.info("%s; repeating the call on a new connection", error)
             return self._run_exclusively(use, self._get_connection(attempts, even_if_single=found_shared))
@@ -265,7 +265,7 @@ class Session(ForkAware):
             return self._run(use, connection)
         except BackendUnavailable as error:
             # Here and not in `_run`, so that nested calls add the reason only once.
-            if connection.scheduler.broken is not None and connection.failure is not None:
+            if connection.scheduler.failure is not None and connection.failure is not None:
                 error.message += f": {connection.failure}"
             raise
         finally:
@@ -304,7 +304,7 @@ class Session(ForkAware):
         A call that closes its own connection fails. Idempotent. The next call reconnects, if the session may reconnect.
         """
         with self._lock:
-            self._aborted = True
+            self._close_requested = True
             if self._attempt is not None:
                 self._attempt.abort()
             elif self._in_use is not None:
@@ -327,26 +327,26 @@ class Session(ForkAware):
             if connection is not None:
                 connection.abort_within(seconds)
 
-    def interrupt(self, seconds: float) -> None:
-        """Abort another thread's call, and limit its cleanup.
+    def cancel_call(self, seconds: float) -> None:
+        """Cancel another thread's call, and limit its cleanup.
 
-        Until `end_interruption`, only cleanup calls are accepted. Takes no lock.
+        Until `allow_calls`, only cleanup calls are accepted. Takes no lock.
 
         :param seconds: time for the cleanup, which uses another connection
         """
         self._deadline_before = self._deadline.at
         self._deadline.at = min(self._deadline.at, self._clock() + seconds)
-        self._interruption.set()
+        self._cancelled.set()
         attempt, connection = self._attempt, self._in_use
         if attempt is not None:
             attempt.abort()
         if connection is not None:
             connection.abort()
 
-    def end_interruption(self) -> None:
-        """Allow calls again after `interrupt`."""
+    def allow_calls(self) -> None:
+        """Allow calls again after `cancel_call`."""
         self._deadline.at = self._deadline_before
-        self._interruption.clear()
+        self._cancelled.clear()
 
     def _drop(self, connection: _Connection) -> None:
         if self._connection is connection:
@@ -374,7 +374,7 @@ class Session(ForkAware):
                 self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
             except (AuthenticationFailed, HostKeyRejected) as error:
                 # The secrets may have been rotated since they were fetched.
-                if (refreshed := _refreshed_config(self._original_config)) is None or self._aborted:
+                if (refreshed := _refreshed_config(self._original_config)) is None or self._close_requested:
                     raise
                 log.warning("%s; retrying with the current secrets", error)
                 self._apply_config(refreshed)
@@ -403,7 +403,7 @@ class Session(ForkAware):
             return min(deadline, end.at) - clock()
 
         hop = Hop(self._settings, self._config.password, self._checker, self._jump_hop(self._original_config.jump))
-        self._aborted = False
+        self._close_requested = False
         attempt_number = 0
         while True:
             attempt_number += 1
@@ -421,7 +421,7 @@ class Session(ForkAware):
                 if retry_seconds:
                     pause = min(max(pause, _RECONNECT_PAUSE[0]), _RECONNECT_PAUSE[1])
                 is_last = attempt_number >= attempts and not busy and not retry_seconds
-                stopped = self._aborted or self._interruption.is_set()
+                stopped = self._close_requested or self._cancelled.is_set()
                 if refused or stopped or is_last or pause >= remaining_time():
                     if attempt_number > 1:
                         error.message += f"; tried {attempt_number} times"
@@ -435,7 +435,7 @@ class Session(ForkAware):
                 self._attempt = None
                 self.last_attempt_info = attempt.info()
             self.pause(pause)
-            if self._aborted or self._interruption.is_set():
+            if self._close_requested or self._cancelled.is_set():
                 raise failure
 
     @property
@@ -444,16 +444,16 @@ class Session(ForkAware):
         return self._config.reconnect_timeout
 
     def pause(self, seconds: float) -> None:
-        """Sleep for some seconds, or until `close`, `interrupt` or `abort_within` is called.
+        """Sleep for some seconds, or until `close`, `cancel_call` or `abort_within` is called.
 
         :param seconds: longest time to sleep
         """
         if self._sleep is not None:
             self._sleep(seconds)
             return
-        while seconds > 0 and not self._aborted and self._clock() < self._deadline.at:
+        while seconds > 0 and not self._close_requested and self._clock() < self._deadline.at:
             step = min(seconds, _SLEEP_STEP)
-            if self._interruption.wait(step):
+            if self._cancelled.wait(step):
                 return
             seconds -= step
 
@@ -469,7 +469,7 @@ class Session(ForkAware):
         """Drop the parent's connection and locks in a forked child."""
         connection, self._connection = self._connection, None
         self._lock = threading.RLock()
-        self._interruption = threading.Event()
+        self._cancelled = threading.Event()
         self._attempt = self._in_use = None
         if connection is not None:
             connection.abandon_after_fork()

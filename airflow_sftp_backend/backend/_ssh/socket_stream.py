@@ -37,7 +37,7 @@ class Tunnel(Protocol):
     def failure_reason(self) -> str:
         """Return the reason for a failure of the tunnel; blank if unknown."""
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the tunnel."""
 
 
@@ -204,9 +204,9 @@ class SocketStream(ForkAware, SocketLike):
         # The descriptor is closed by the reading thread, or here without one. Otherwise another connection could get
         # the same descriptor while the thread still reads from it.
         if self._reader in (None, threading.get_ident()):
-            self.release()
+            self.close_descriptor()
 
-    def release(self) -> None:
+    def close_descriptor(self) -> None:
         """Close the descriptor and end the tunnel.
 
         No thread may read any more.
@@ -215,7 +215,7 @@ class SocketStream(ForkAware, SocketLike):
             self._socket.close()
         tunnel, self._tunnel = self._tunnel, None
         if tunnel is not None:
-            tunnel.end()
+            tunnel.close()
 
     def abandon_after_fork(self) -> None:
         """Close a forked child's copy of the descriptor.
@@ -313,7 +313,7 @@ class ProxyCommand:
         output = printable(os.pread(self._errors.fileno(), 1000, 0).decode("utf-8", "replace"))
         return f"the proxy command says: {output}" if output else ""
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Terminate the command and its children, if necessary by force."""
         for signal_number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):

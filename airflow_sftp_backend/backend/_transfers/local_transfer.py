@@ -273,7 +273,7 @@ class Download:
         finally:
             # a partial file of an earlier attempt is not known before the first reply
             is_known = self._source is not None or not self.transferred_bytes
-            self.resumable = not complete and is_known and scheduler.broken is not None
+            self.resumable = not complete and is_known and scheduler.failure is not None
             self._is_handle_shared = scheduler.handles.shares_handles
             if handle is not None:
                 yield from close_quietly(handle)

@@ -115,7 +115,7 @@ def _end_attempt(
 ) -> None:
     """Record that an attempt has failed. The write resumes only after a lost connection."""
     resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
-    resume_state.end_attempt(error, resumable=can_resume and scheduler.broken is not None)
+    resume_state.end_attempt(error, resumable=can_resume and scheduler.failure is not None)
 
 
 def _write_error(

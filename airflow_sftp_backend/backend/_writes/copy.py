@@ -170,7 +170,7 @@ def copy(
         )[1]
     except BaseException as error:
         resume_state.transferred_bytes = 0  # nothing is resumed: a copy starts over
-        resumable = scheduler.broken is not None and resume_state.state is not WriteState.RENAMING
+        resumable = scheduler.failure is not None and resume_state.state is not WriteState.RENAMING
         resume_state.end_attempt(error, resumable=resumable)
         raise
 
@@ -251,7 +251,7 @@ def _copy_to(
     finally:
         if resume_state.state is not WriteState.DONE:
             yield from remove_quietly(write_target.temp, resume_state.open_handle)
-            if scheduler.broken is None:
+            if scheduler.failure is None:
                 resume_state.advance(WriteState.ABANDONED)
 
 

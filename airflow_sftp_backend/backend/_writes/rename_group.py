@@ -86,8 +86,8 @@ class RenameGroup:
         finally:
             if entry in self._waiting:
                 self._waiting.remove(entry)
-        if scheduler is not None and scheduler.broken is not None:
-            raise BackendUnavailable(scheduler.broken)
+        if scheduler is not None and scheduler.failure is not None:
+            raise BackendUnavailable(scheduler.failure)
 
     def _flush_if_all_wait(self) -> None:
         if self._waiting and len(self._waiting) >= self._participants and not self._closed:

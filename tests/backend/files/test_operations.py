@@ -90,7 +90,7 @@ def test_any_refusal_becomes_a_public_error_and_leaves_nothing_open(
             else:
                 assert error.path is not None, number
                 assert key.startswith(error.path), number
-        if server.broken is None:
+        if server.failure is None:
             assert not server.open, number
             assert all(held in (OLD, b"", NEW) for held in server.content().values()), number
 

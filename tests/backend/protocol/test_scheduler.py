@@ -81,7 +81,7 @@ def test_replies_in_any_order_and_pieces_reach_their_operation(
     scheduler = connected(channel)
     outcomes = scheduler.run_many((all_sizes([str(size) for size in sizes]) for sizes in wanted), limit)
     assert outcomes == wanted
-    assert scheduler.broken is None
+    assert scheduler.failure is None
     assert len({packet.request_id for packet in channel.requests}) == sum(map(len, wanted))
 
 
@@ -309,7 +309,7 @@ def test_a_server_that_does_not_speak_sftp_3_is_unavailable(hello: bytes, why: s
     scheduler = SFTPScheduler(ScriptedChannel(sized, hello=hello), io_timeout=7)
     with pytest.raises(BackendUnavailable, match=why):
         scheduler.handshake()
-    assert scheduler.broken is not None
+    assert scheduler.failure is not None
 
 
 # -- the end of the line ----------------------------------------------------------------------------------------------
@@ -458,7 +458,7 @@ def test_an_interruption_within_a_packet_ends_the_connection() -> None:
     with pytest.raises(KeyboardInterrupt):
         scheduler.run_many([closing(cleaned, "5"), closing(cleaned, "6")])
     assert cleaned == []  # it was tried, and there was no line any more
-    assert scheduler.broken == "interrupted in the middle of a packet"
+    assert scheduler.failure == "interrupted in the middle of a packet"
     assert [packet.kind for packet in channel.requests] == [PacketType.STAT, PacketType.STAT]
 
 
@@ -473,7 +473,7 @@ def test_an_interruption_inside_an_operation_keeps_the_connection() -> None:
     with pytest.raises(KeyboardInterrupt):
         scheduler.run_many([interrupted(), closing(cleaned, "hush")])
     assert cleaned == ["hush"]
-    assert scheduler.broken is None
+    assert scheduler.failure is None
 
 
 def test_queued_operations_fail_when_the_connection_is_lost() -> None:

@@ -180,7 +180,7 @@ def test_data_sent_over_channels_is_stored_or_refused_and_handles_closed(
     else:
         assert bytes(file.content) == content
     assert file.open == {b"first"}
-    assert scheduler.broken is None
+    assert scheduler.failure is None
     assert len(scheduler.channels) <= channels
 
 

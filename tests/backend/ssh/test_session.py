@@ -89,7 +89,7 @@ def test_a_closed_session_opens_again(server: Server) -> None:
             assert session.info is None
             assert_nothing_left(server.port)
         assert wires[0] is not wires[1]
-        assert all(scheduler.broken for scheduler in wires)
+        assert all(scheduler.failure for scheduler in wires)
         assert session.connection_count == 2
 
 
@@ -530,7 +530,7 @@ def test_a_child_forked_during_a_call_is_not_blocked(openssh: OpenSSHServer) -> 
 def test_a_child_forked_within_a_call_cannot_use_its_connection(openssh: OpenSSHServer) -> None:
     def use(scheduler: SFTPScheduler) -> bool:
         def work() -> None:
-            assert scheduler.broken is not None
+            assert scheduler.failure is not None
             assert session.call(lambda other: other is not scheduler)
             session.close()
 

@@ -33,7 +33,7 @@ def line() -> Iterator[Pair]:
     stream, far = pair()
     yield stream, far
     far.close()
-    stream.release()
+    stream.close_descriptor()
 
 
 @given(

@@ -107,7 +107,7 @@ def test_whichever_request_fails_the_target_is_complete(
             assert isinstance(failed, BackendUnavailable) == failure.startswith("lost")
             assert failed.path in (TARGET.key, TARGET.parent.key, SOURCE.key) or failure.startswith("lost")
         over = len(server.requests) < at
-        if server.broken is not None:
+        if server.failure is not None:
             server.reconnect()
             server.run(roll_back(server, remote))
         held = server.content()
@@ -147,7 +147,7 @@ def test_whichever_request_fails_no_partial_file_is_committed(name: str, renames
         if failed is None:
             assert server.content()["/in/target"] == NEW
         over = len(server.requests) < at
-        if server.broken is not None:
+        if server.failure is not None:
             server.reconnect()
             server.run(roll_back(server, path))
         refused_removal = len(server.requests) >= at and isinstance(server.requests[at - 1], Remove)
