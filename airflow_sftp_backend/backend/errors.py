@@ -38,10 +38,15 @@ class SFTPBackendError(Exception):
 
     def __init__(self, message: str, *, path: str | None = None, server: str | None = None) -> None:
         super().__init__(message)
-        self.message = message
+        self._message = message
         self.path = path
         self.server = server
         self.native_path: str | None = None
+
+    @property
+    def message(self) -> str:
+        """The failure, its cause and the remedy, without path and server."""
+        return self._message
 
     def __str__(self) -> str:
         where = [repr(self.path)] if self.path is not None else []
@@ -51,7 +56,7 @@ class SFTPBackendError(Exception):
         return f"{message} ({' '.join(where)})" if where else message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.message, self.path, self.server, self.native_path)
+        return type(self), (self._message,), vars(self)
 
 
 class NotFound(SFTPBackendError):
@@ -73,9 +78,6 @@ class AlreadyExists(SFTPBackendError):
 
     def __str__(self) -> str:
         return f"{super().__str__()}; {self.hint}" if self.hint else super().__str__()
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return *super().__reduce__(), {"hint": self.hint}
 
 
 class PermissionDenied(SFTPBackendError):
@@ -103,7 +105,28 @@ class ContentLost(TransferCorrupted):
 
 
 class BackendUnavailable(SFTPBackendError):
-    """No connection works: unreachable, refused, lost, silent, or not an SFTP server."""
+    """No connection works: unreachable, refused, lost, silent, or not an SFTP server.
+
+    :ivar hop: the hop that failed, such as ``jump host``; blank for the server itself
+    :ivar loss: the reason for a lost connection; blank if unknown, or part of the message already
+    :ivar attempts: number of attempts to connect
+    :ivar interrupted: the failure of a transfer that this connection was to resume; blank without such a transfer
+    """
+
+    hop: str = ""
+    loss: str = ""
+    attempts: int = 1
+    interrupted: str = ""
+
+    @property
+    def message(self) -> str:
+        """The failure, its cause and the remedy, without path and server."""
+        text = f"{self.hop}: {self._message}" if self.hop else self._message
+        if self.loss:
+            text = f"{text}: {self.loss}"
+        if self.attempts > 1:
+            text = f"{text}; tried {self.attempts} times"
+        return f"{self.interrupted}; cannot connect again: {text}" if self.interrupted else text
 
 
 class AuthenticationFailed(BackendUnavailable):
@@ -129,17 +152,6 @@ class HostKeyRejected(BackendUnavailable):
     ) -> None:
         super().__init__(message, path=path, server=server)
         self.status = status
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return *super().__reduce__(), {"status": self.status}
-
-
-def _rebuild(
-    error_class: type[SFTPBackendError], message: str, path: str | None, server: str | None, native_path: str | None
-) -> SFTPBackendError:
-    error = error_class(message, path=path, server=server)
-    error.native_path = native_path
-    return error
 
 
 class StatusCode(enum.IntEnum):
@@ -226,12 +238,13 @@ _UNINFORMATIVE_TEXTS: Final = ("", "failure", "failed", "general failure", "oper
 """Error messages without a cause, in lower case and without a full stop."""
 
 
-def from_status(error: StatusError, action: str, path: str) -> SFTPBackendError:
+def from_status(error: StatusError, action: str, path: str, *, remark: str = "") -> SFTPBackendError:
     """Translate a refused request.
 
     :param error: the server's status
     :param action: the failed operation, such as ``"cannot open for reading"``
     :param path: the key of the file
+    :param remark: a further fact for the message; may be blank
     :returns: the error to raise, with the server's own words
     """
     error_class, cause = _ERROR_BY_STATUS.get(
@@ -239,10 +252,12 @@ def from_status(error: StatusError, action: str, path: str) -> SFTPBackendError:
     )
     text = printable(error.text)
     if text.lower().rstrip(".! ") in (*_UNINFORMATIVE_TEXTS, cause):
-        return error_class(f"{action}: {cause}", path=path)
-    if error.code == StatusCode.FAILURE:  # stands for any cause, so only the text tells it
-        return error_class(f"{action}: the server says: {text}", path=path)
-    return error_class(f"{action}: {cause} (the server says: {text})", path=path)
+        message = f"{action}: {cause}"
+    elif error.code == StatusCode.FAILURE:  # stands for any cause, so only the text tells it
+        message = f"{action}: the server says: {text}"
+    else:
+        message = f"{action}: {cause} (the server says: {text})"
+    return error_class(f"{message}; {remark}" if remark else message, path=path)
 
 
 def connection_error(error: BaseException, action: str, server: str, reason: str | None = None) -> BackendUnavailable:
@@ -284,22 +299,29 @@ def connection_error(error: BaseException, action: str, server: str, reason: str
 
 
 @contextmanager
-def translate_connection_errors(failure_context: Callable[[], tuple[str, str | None]], server: str) -> Iterator[None]:
+def translate_connection_errors(
+    failure_context: Callable[[], tuple[str, str | None]], server: str, *, hop: str = ""
+) -> Iterator[None]:
     """Translate all exceptions that paramiko raises while connecting into `BackendUnavailable`.
 
     :param failure_context: returns the current phase and, if known, the cause; called after a failure only
     :param server: the server as ``sftp://host:port``
+    :param hop: kind of the server, such as ``jump host``; blank for the target
     :returns: a context manager without a value
-    :raises BackendUnavailable: if the block raises any exception; a `SFTPBackendError` passes unchanged
+    :raises BackendUnavailable: if the block raises any exception; a `SFTPBackendError` gets server and hop only
     """
     try:
         yield
     except SFTPBackendError as error:
         error.server = error.server or server
+        if isinstance(error, BackendUnavailable):
+            error.hop = error.hop or hop
         raise
     except Exception as error:
         action, reason = failure_context()
-        raise connection_error(error, action, server, reason) from error
+        failure = connection_error(error, action, server, reason)
+        failure.hop = hop
+        raise failure from error
 
 
 def escaped(text: str, keep: str = "") -> str:

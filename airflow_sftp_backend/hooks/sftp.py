@@ -270,7 +270,9 @@ def _mask_texts(error: Exception) -> None:
     while current is not None:
         current.args = tuple(redact(value) if isinstance(value, str) else value for value in current.args)
         if isinstance(current, SFTPBackendError):
-            current.message = redact(current.message)
+            vars(current).update(
+                {name: redact(value) for name, value in vars(current).items() if isinstance(value, str)}
+            )
         current = current.__cause__
 
 

@@ -56,6 +56,19 @@ def test_an_error_survives_pickling_with_all_attributes(kind: type[SFTPBackendEr
     assert str(error) == "it broke ('in/a' on sftp://h:22)"
 
 
+def test_a_lost_connection_keeps_its_facts_and_notes_when_pickled() -> None:
+    error = AuthenticationFailed("refused", server="sftp://h:22")
+    error.hop, error.loss, error.attempts, error.interrupted = "jump host", "the line broke", 3, "cannot read"
+    error.add_note("a note")
+    twin = pickle.loads(pickle.dumps(error))
+    assert (type(twin), twin.hop, twin.attempts, twin.__notes__) == (AuthenticationFailed, "jump host", 3, ["a note"])
+    assert (
+        str(twin)
+        == str(error)
+        == ("cannot read; cannot connect again: jump host: refused: the line broke; tried 3 times (on sftp://h:22)")
+    )
+
+
 def test_a_rejected_host_key_keeps_its_status_when_pickled() -> None:
     error = pickle.loads(pickle.dumps(HostKeyRejected("it broke", status="changed")))
     assert error.status == "changed"

@@ -109,7 +109,7 @@ def resume_lost(
             retried = session.call(partial(retry, [items[index] for index in lost_indexes]), reconnecting=True)
         except BackendUnavailable as error:
             logger.warning("cannot connect again: %s", error)
-            error.message = f"{_text_of(first_failure)}; cannot connect again: {error.message}"
+            error.interrupted = _text_of(first_failure)
             retried = [error for _ in lost_indexes]
             for index in lost_indexes:
                 states[index].mark_unresumable()

@@ -42,10 +42,9 @@ def stat_or_none(path: RemotePath) -> Operation[Attributes | None]:
     if isinstance(answer, StatusError):
         if (yield from is_missing(path, answer)):
             return None
-        error = from_status(answer, "cannot get attributes", path.key)
-        if answer.code == StatusCode.FAILURE and not (yield from server_traits()).reports_no_such_file:
-            error.message += "; the server does not say whether the path exists, and does not list its parent directory"
-        raise error from None
+        is_unclear = answer.code == StatusCode.FAILURE and not (yield from server_traits()).reports_no_such_file
+        remark = "the server does not say whether the path exists, and does not list its parent directory"
+        raise from_status(answer, "cannot get attributes", path.key, remark=remark if is_unclear else "") from None
     return (yield from with_file_type(path, answer))
 
 

@@ -9,6 +9,7 @@ the certificate itself. If an authority for the host is known, these algorithms 
 
 from __future__ import annotations
 
+import enum
 import getpass
 import inspect
 import logging
@@ -42,7 +43,7 @@ from .host_key_policy import HostKeyChecker
 from .jump_host import ForwardingDenied, JumpHost
 from .known_hosts import known_hosts_line
 from .legacy_rsa import legacy_transport
-from .socket_stream import SERVER_CLOSED, SocketStream, connect_command, connect_tcp
+from .socket_stream import SocketStream, connect_command, connect_tcp
 
 if TYPE_CHECKING:
     import socket
@@ -56,8 +57,6 @@ _PREFERRED_CIPHER: Final = "aes128-gcm@openssh.com"
 _RESERVED_ARGUMENTS: Final = frozenset({"hostname", "port", "sock", "transport_factory"})
 """Arguments of ``SSHClient.connect`` set by the backend itself."""
 CLOSED_DURING_CONNECT: Final = "the session was closed meanwhile"
-_WAITING_FOR_BANNER: Final = "waiting for the SSH banner"
-_LOGGING_IN: Final = "logging in"
 _MAX_STARTUPS_REPLY: Final = b"Exceeded MaxStartups"
 _PENALTY_REPLY: Final = b"Not allowed at this time"
 """Replies of OpenSSH in place of its banner (sshd.c): too many connections before their login (MaxStartups), and an
@@ -70,6 +69,19 @@ _EXTRA_SECONDS: Final = 60.0
 """Margin of paramiko's own time limits over the limits of this module, in seconds, so that the latter apply first."""
 _THREAD_EXIT_SECONDS: Final = 5.0
 """Longest time in seconds to wait for the end of a transport's thread."""
+
+
+class _Phase(enum.StrEnum):
+    """Phase of an attempt to connect, in the words of messages."""
+
+    CONNECTING = "connecting"
+    WAITING_FOR_BANNER = "waiting for the SSH banner"
+    EXCHANGING_KEYS = "exchanging keys"
+    CHECKING_HOST_KEY = "checking the host key"
+    LOGGING_IN = "logging in"
+    OPENING_CHANNEL = "opening a channel"
+    STARTING_SFTP = "starting SFTP"
+    AGREEING_ON_VERSION = "agreeing on the SFTP version"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +276,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             if hop.jump is None
             else ConnectAttempt(hop.jump, remaining_time, query_auth_methods=query_auth_methods)
         )
-        self._phase = "connecting"
+        self._phase = _Phase.CONNECTING
         self._preferred_host_keys: tuple[str, ...] = ()
         self._username = ""
         self._authenticator: Authenticator | None = None
@@ -302,14 +314,12 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         """
         address = self._config.address
         try:
-            with translate_connection_errors(self._failure_context, address):
+            with translate_connection_errors(self._failure_context, address, hop="jump host"):
                 _, transport, stream = self._connect_and_authenticate()
                 return JumpHost(transport, stream, address, lambda: close_transport(transport, stream))
-        except BaseException as error:
+        except BaseException:
             if self._stream is not None:
                 close_transport(self._transport, self._stream)
-            if isinstance(error, BackendUnavailable):
-                error.message = f"jump host: {error.message}"
             raise
         finally:
             self._authenticator = None
@@ -388,7 +398,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         config = self._config
         client = paramiko.SSHClient()
         client.set_missing_host_key_policy(self)
-        self._phase = _WAITING_FOR_BANNER
+        self._phase = _Phase.WAITING_FOR_BANNER
         stream.set_deadline(self._clamp(self._settings.banner_timeout), after_first_bytes=self._clamp(config.timeout))
         try:
             client.connect(
@@ -431,7 +441,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         :raises HostKeyRejected: if the key is not trusted
         """
         assert self._stream is not None
-        self._phase = "checking the host key"
+        self._phase = _Phase.CHECKING_HOST_KEY
         self._stream.set_deadline(None)
         certificate = certificate_of(key)
         blob = key.asbytes() if certificate is None else certificate[1]
@@ -444,7 +454,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
     def _set_auth_deadline(self) -> None:
         """Set the deadline of the next authentication request."""
         assert self._stream is not None
-        self._phase = _LOGGING_IN
+        self._phase = _Phase.LOGGING_IN
         self._stream.set_deadline(self._clamp(self._settings.auth_timeout))
 
     def _translate(self, error: Exception, stream: SocketStream) -> Exception:
@@ -473,14 +483,14 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 )
             return BackendUnavailable(f"the server does not speak SSH but says {server_text!r}; check the port")
         # A server that closes the connection during the login may refuse the login in this way.
-        self.is_permanent = self.is_permanent or (self._phase == _LOGGING_IN and not stream.timed_out)
+        self.is_permanent = self.is_permanent or (self._phase is _Phase.LOGGING_IN and not stream.timed_out)
         self._incompatible = isinstance(error, paramiko.ssh_exception.IncompatiblePeer)
         self.is_permanent = self.is_permanent or self._incompatible
         return error
 
     def _start_sftp(self, stream: SocketStream, transport: SSHTransport) -> SFTPScheduler:
         config = self._config
-        self._phase = "opening a channel"
+        self._phase = _Phase.OPENING_CHANNEL
         stream.set_deadline(self._clamp(self._settings.channel_timeout))
         started = time.perf_counter()
         ssh_channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_MAX_PACKET_SIZE)
@@ -491,7 +501,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             extra_channels.request(
                 self._transfer_size.channel_count(round_trip, supports_striping=is_openssh_banner(banner))
             )
-        self._phase = "starting SFTP"
+        self._phase = _Phase.STARTING_SFTP
         stream.set_deadline(self._clamp(config.timeout))
         try:
             ssh_channel.invoke_subsystem("sftp")
@@ -503,7 +513,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 "the server has no SFTP subsystem, or not for this user; have SFTP enabled on the server (in OpenSSH's"
                 " sshd_config: Subsystem sftp internal-sftp)"
             ) from None
-        self._phase = "agreeing on the SFTP version"
+        self._phase = _Phase.AGREEING_ON_VERSION
         stream.set_deadline(self._clamp(config.timeout))
         ssh_channel.settimeout(config.timeout + _EXTRA_SECONDS)
         receive_limits = ReceiveLimits(config.max_entries, config.max_listing_bytes, config.max_file_bytes)
@@ -521,9 +531,10 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 raise AuthenticationFailed(
                     _TEXT_BEFORE_SFTP.format(self._username, scheduler.unexpected_text)
                 ) from None
-            if self._failure_context()[1] is None:
+            phase, reason = self._failure_context()
+            if reason is None:
                 raise
-            raise EOFError(error.message) from error  # `run` translates it, with the reason of `_failure_context`
+            raise BackendUnavailable(f"{phase}: {reason}") from error
         stream.set_deadline(None)
         ssh_channel.settimeout(config.io_timeout)
         return scheduler
@@ -568,13 +579,14 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
     def _failure_context(self) -> tuple[str, str | None]:
         """Return the current phase, and the reason for a lost connection."""
         phase, transport = self._phase, self._transport
-        if phase == _WAITING_FOR_BANNER and transport is not None and transport.server_version:
-            phase = "exchanging keys"
+        if phase is _Phase.WAITING_FOR_BANNER and transport is not None and transport.server_version:
+            phase = _Phase.EXCHANGING_KEYS
         if transport is not None and transport.disconnect_message is not None:
             return phase, f"the server disconnected: {printable(transport.disconnect_message)!r}"
-        failure = self._stream.failure if self._stream is not None else None
-        if failure == SERVER_CLOSED and phase == _WAITING_FOR_BANNER:
-            failure += "; too many connections at once, an address ban or a firewall are usual causes"
+        stream = self._stream
+        failure = stream.failure if stream is not None else None
+        if stream is not None and stream.closed_by_server and phase is _Phase.WAITING_FOR_BANNER:
+            failure = f"{failure}; too many connections at once, an address ban or a firewall are usual causes"
         return phase, failure
 
 

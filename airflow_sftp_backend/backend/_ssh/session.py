@@ -264,9 +264,8 @@ class Session(ForkAware):
         try:
             return self._run(use, connection)
         except BackendUnavailable as error:
-            # Here and not in `_run`, so that nested calls add the reason only once.
             if connection.scheduler.failure is not None and connection.failure is not None:
-                error.message += f": {connection.failure}"
+                error.loss = connection.failure
             raise
         finally:
             self._in_use = None
@@ -423,8 +422,7 @@ class Session(ForkAware):
                 is_last = attempt_number >= attempts and not busy and not retry_seconds
                 stopped = self._close_requested or self._cancelled.is_set()
                 if refused or stopped or is_last or pause >= remaining_time():
-                    if attempt_number > 1:
-                        error.message += f"; tried {attempt_number} times"
+                    error.attempts = attempt_number
                     raise
                 if busy or retry_seconds:
                     log.warning("%s; retrying in %.1f s (attempt %d)", error, pause, attempt_number + 1)

@@ -54,6 +54,7 @@ class SocketStream(ForkAware, SocketLike):
     :param tunnel: tunnel to end together with the stream
     :ivar greeting: first bytes received, at most 200
     :ivar failure: reason for the end of the stream; None if this side closed it
+    :ivar closed_by_server: True if the server closed the connection, not a jump host or proxy command
     :ivar timed_out: True if the stream ended at a deadline
     """
 
@@ -75,6 +76,7 @@ class SocketStream(ForkAware, SocketLike):
         self._ended = False
         self.greeting = b""
         self.failure: str | None = None
+        self.closed_by_server = False
         self.timed_out = False
         super().__init__()
 
@@ -119,10 +121,10 @@ class SocketStream(ForkAware, SocketLike):
             if _is_timeout(error):
                 self._set_idle(self._deadline is None and self._abort_at == math.inf)
                 raise
-            raise self._fail(_failure_reason(error)) from None
+            raise self._fail_on(error) from None
         self._set_idle(False)
         if not self._end:
-            self._fail(SERVER_CLOSED)
+            self._fail(SERVER_CLOSED, by_server=True)
         elif self._uses_quickack:
             self._set_quickack()
         if not self.greeting:
@@ -154,7 +156,7 @@ class SocketStream(ForkAware, SocketLike):
                 sent = self._socket.send(data)
             except OSError as error:
                 if not _is_timeout(error):
-                    raise self._fail(_failure_reason(error)) from None
+                    raise self._fail_on(error) from None
                 self._check_deadlines()
                 self._check_stall()
                 raise
@@ -176,13 +178,20 @@ class SocketStream(ForkAware, SocketLike):
         elif self._io_timeout is not None and now - self._stalled_since >= self._io_timeout:
             raise self._fail(f"nothing could be sent for {self._io_timeout:g} s: the server or the network has stalled")
 
-    def _fail(self, reason: str) -> EOFError:
+    def _fail_on(self, error: OSError) -> EOFError:
+        if isinstance(error, TimeoutError):
+            return self._fail("the network is interrupted: the server acknowledges no data")
+        if isinstance(error, ConnectionError):
+            return self._fail(SERVER_CLOSED, by_server=True)
+        return self._fail(f"the connection broke: {error.strerror or error}")
+
+    def _fail(self, reason: str, *, by_server: bool = False) -> EOFError:
         first, tunnel = self.failure is None and not self._ended, self._tunnel
         if first:
-            self.failure = reason
+            self.failure, self.closed_by_server = reason, by_server
         self.abort()
         if first and tunnel is not None and (tunnel_reason := tunnel.failure_reason()):
-            self.failure = f"{reason} ({tunnel_reason})"
+            self.failure, self.closed_by_server = f"{reason} ({tunnel_reason})", False
         return EOFError(reason)
 
     def abort(self, reason: str | None = None) -> None:
@@ -239,14 +248,6 @@ def _is_timeout(error: OSError) -> bool:
     TCP's own timeout (ETIMEDOUT) ends the connection.
     """
     return isinstance(error, TimeoutError | BlockingIOError) and error.errno != errno.ETIMEDOUT
-
-
-def _failure_reason(error: OSError) -> str:
-    if isinstance(error, TimeoutError):
-        return "the network is interrupted: the server acknowledges no data"
-    if isinstance(error, ConnectionError):
-        return SERVER_CLOSED
-    return f"the connection broke: {error.strerror or error}"
 
 
 def connect_tcp(host: str, port: int, *, timeout: float, io_timeout: float | None) -> SocketStream:
