@@ -1,4 +1,7 @@
-"""Cancel the work of a task that Airflow kills: some blocks at once, others after their end."""
+"""Cancel the work of a task that Airflow kills.
+
+Some blocks end at once, others are completed first.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ class Abortable(Protocol):
 
 
 class CancellableTask:
-    """Cancel the work of a task at once when Airflow kills the task; a mixin of operators and sensors."""
+    """Cancel the work of a task when Airflow kills the task.
+
+    Mixin of operators and sensors.
+    """
 
     _is_cancellable = False
     _killed = False
@@ -37,7 +43,9 @@ class CancellableTask:
 
     @contextmanager
     def cancellable(self, abortable: Abortable) -> Iterator[None]:
-        """Let `on_kill` cancel a block with requests to a key vault and to the server.
+        """Let `on_kill` cancel a block.
+
+        The block sends requests to a key vault and to the server.
 
         :param abortable: the object to abort
         :raises TaskKilled: if the task is killed in the block
@@ -53,7 +61,10 @@ class CancellableTask:
 
     @contextmanager
     def shielded(self) -> Iterator[None]:
-        """Delay a cancellation until the end of a block within `cancellable`, see `shield_from_kill`."""
+        """Delay a cancellation until a block within `cancellable` ends.
+
+        See `shield_from_kill`.
+        """
         was_cancellable, self._is_cancellable = self._is_cancellable, False
         try:
             yield
@@ -81,7 +92,10 @@ class CancellableTask:
 
 
 class _CurrentTask(threading.local):
-    """Hold the cancellable task of this thread; Python handles signals in the task's thread only."""
+    """Hold the cancellable task of this thread.
+
+    Python handles signals in the task's thread only.
+    """
 
     task: CancellableTask | None = None
 
@@ -91,7 +105,7 @@ _current: Final = _CurrentTask()
 
 @contextmanager
 def shield_from_kill() -> Iterator[None]:
-    """Delay the cancellation of the thread's task until the end of this block.
+    """Delay the cancellation of the thread's task until the block ends.
 
     Use the block for requests to Airflow, so that no half-written message stays on Airflow's socket.
     """

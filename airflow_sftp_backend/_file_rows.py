@@ -1,4 +1,4 @@
-"""Define the JSON rows that stand for files in the results of tasks."""
+"""Define the JSON rows of files in the results of tasks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ Action: TypeAlias = Literal[CompletedAction, EarlierAction, PlannedAction, "skip
 
 
 class FileResult(TypedDict):
-    """Describe the result of an operator for one file, or the planned result of a dry run."""
+    """Describe the result of an operator for one file.
+
+    A dry run returns the planned result.
+    """
 
     path: str
     """Path on the server, relative to the connection's base path."""
@@ -36,7 +39,10 @@ class FileResult(TypedDict):
 
 
 class FoundFile(TypedDict):
-    """Describe a file on the server, as a sensor, a trigger or the hook reports it."""
+    """Describe a file on the server.
+
+    Sensors, triggers and the hook return such rows.
+    """
 
     path: str
     """Path on the server, relative to the connection's base path."""

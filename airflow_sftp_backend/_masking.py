@@ -127,7 +127,10 @@ def _log_variants(secret: str, min_length: int, *, by_line: bool) -> set[str]:
 
 
 def _remainders(texts: set[str], min_length: int) -> set[str]:
-    """Return the remainders of texts after other texts that begin them, and the remainders of remainders."""
+    """Return the remainders of texts that begin with another text.
+
+    Remainders of remainders are included.
+    """
     remainders: set[str] = set()
     new = texts
     while new:
@@ -167,7 +170,7 @@ _AVOID_COST: Final = 10
 
 
 def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
-    """Cut the base64 of a key into the fewest masks that hide the key.
+    """Cut the base64 of a key into the fewest masks.
 
     The blocks are consecutive. At most one character that a URL quotes (``+`` or ``/``) stays visible between two
     blocks, so that most blocks are spelled alike in a URL. A block and the visible characters on either side have at
@@ -201,7 +204,7 @@ def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
 
 
 class _MaskingCost(NamedTuple):
-    """Hold the cost of a block, and the visible characters of lines ending within the block."""
+    """Hold the cost and the visible line ends of a block."""
 
     masks: float
     first: int = 0
@@ -213,7 +216,10 @@ class _MaskingCost(NamedTuple):
 
 
 class _Layout:
-    """Hold the base64 of a key, with the positions of line ends in the key or in a log."""
+    """Hold the base64 of a key with its line ends.
+
+    The line ends are those of the key or of a log.
+    """
 
     def __init__(self, lines: Sequence[str], min_length: int) -> None:
         self.body = body = "".join(lines)
@@ -282,11 +288,15 @@ class _Layout:
         return position < len(self.body) and not self.body[position].isalnum()
 
     def is_near_end(self, position: int) -> bool:
-        """Tell whether a line ends within the characters that a mask can leave visible after a position."""
+        """Tell whether a line ends soon after a position.
+
+        A mask can leave the characters up to that end visible.
+        """
         return self._end_counts[min(position + _MAX_VISIBLE, len(self.body))] > self._end_counts[position]
 
     def is_short_line(self, position: int) -> bool:
-        """Tell whether the last line begins at a position and is too short for a mask."""
+        """Tell whether a position begins a last line without a mask."""
+        # Such a line is too short for a mask
         return 0 < self.secret - position < self._min_length <= position and position in self._line_ends
 
     def masks(self, start: int, end: int) -> set[str]:
@@ -300,7 +310,9 @@ class _Layout:
         return {form for first, last in ((start, end), *parts) for form in _url_variants(self.body[first:last])}
 
     def _masks_at_line_ends(self, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-        """Yield each line end in a block, with start and end of the text masked for it.
+        """Yield each line end in a block with its masked text.
+
+        The text is given by its start and end.
 
         Start and end are equal if neither part of the block is long enough for a mask.
         """
@@ -338,7 +350,10 @@ class _Layout:
         )
 
     def _cost(self, start: int, end: int) -> float:
-        """Count the masks of a block; add a cost if the block can match elsewhere."""
+        """Compute the cost of a block.
+
+        The cost is the number of masks, higher if the block can match elsewhere.
+        """
         positions = self._occurrences(start, end)
         avoided = self._avoided.get((start, end), 0)
         if len(positions) == 1:
@@ -368,7 +383,10 @@ def _positions_of(body: str, size: int) -> dict[str, list[int]]:
 
 
 def _repeats(body: str) -> dict[int, set[int]]:
-    """Map positions in a repeated text to the corresponding positions, except in runs of repeats."""
+    """Map positions in a repeated text to corresponding positions.
+
+    Runs of repeats are left out.
+    """
     repeats: dict[int, set[int]] = {}
     for positions in _positions_of(body, _MIN_REPEAT_LENGTH).values():
         if len(positions) > 1 and all(
@@ -381,7 +399,10 @@ def _repeats(body: str) -> dict[int, set[int]]:
 
 
 class _State(NamedTuple):
-    """Hold the start of the next block, and the limits of its length and visible characters."""
+    """Hold the start of the next block and its limits.
+
+    The limits are those of length and visible characters.
+    """
 
     position: int
     max_length: int

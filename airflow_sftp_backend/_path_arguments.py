@@ -77,12 +77,14 @@ class Selection:
 
     @property
     def searches(self) -> bool:
-        """True if the selection has a directory or a pattern, so that filters apply."""
+        """True if filters apply: to a directory or a pattern."""
         return bool(self.patterns) or any(name.is_directory for name in self.names)
 
 
 def check_names_or_patterns(names: object, patterns: object, argument: str) -> None:
-    """Check that either names or patterns are specified, when the DAG is parsed.
+    """Check that either names or patterns are set.
+
+    Called when the DAG is parsed.
 
     :param names: the value of the argument for names; None means not specified
     :param patterns: the value of ``pattern``; None means not specified
@@ -141,7 +143,9 @@ def parse_patterns(value: object, argument: str = "pattern") -> Selection:
 
 
 def parse_target(value: object, argument: str = "target", *, end: End = "server") -> str:
-    """Parse the literal path of a target; a text that ends with ``/`` is a directory.
+    """Parse the literal path of a target.
+
+    A text that ends with ``/`` is a directory.
 
     :param value: the value of the argument
     :param argument: name of the argument
@@ -187,7 +191,9 @@ def check_relative(path: str, base_path: str, argument: str) -> None:
 
 
 def literal_hint(path: str) -> str:
-    """Return a hint at ``pattern=`` for a missing name with wildcard characters; "" for other names.
+    """Return a hint at ``pattern=`` for a missing name with wildcards.
+
+    The hint is empty for other names.
 
     :param path: the missing name
     :returns: the hint
@@ -196,7 +202,7 @@ def literal_hint(path: str) -> str:
 
 
 def split_pattern(pattern: str) -> tuple[str, str]:
-    """Split a pattern into its literal directory and the pattern below the directory.
+    """Split a pattern into its literal directory and the rest.
 
     The literal directory ends before the first segment with a wildcard. A segment written by `glob.escape` has no
     wildcard.
@@ -239,7 +245,8 @@ def _iter_names(value: object, argument: str, end: End) -> Iterator[NamedPath]:
 
 
 def _flattened(value: object) -> Iterator[object]:
-    """Yield the items of nested lists: the output of a mapped task is a list of lists."""
+    """Yield the items of nested lists."""
+    # The output of a mapped task is a list of lists
     for item in _iterate(value):
         if _is_list(item):
             yield from _flattened(item)
@@ -287,7 +294,8 @@ def _path_of_row(row: Mapping[object, object], argument: str, end: End) -> str:
 
 
 def _check_rendered(text: str, argument: str) -> None:
-    """Refuse the texts that a template renders for a missing value, or for a list without ``tojson``."""
+    """Refuse the text of a missing value or of an object."""
+    # Templates render a list without ``tojson`` as such a text
     if not text.strip():
         raise InvalidArgument(f"{argument} is empty. {_empty_hint(argument)}")
     if text == "None":
@@ -320,7 +328,8 @@ def _shorten(value: object) -> str:
 
 
 def _join_surrogates(text: str) -> str:
-    """Join surrogate pairs: native Jinja reads the JSON escape of an emoji as two characters."""
+    """Join surrogate pairs."""
+    # Native Jinja reads the JSON escape of an emoji as two characters
     if text.isascii():
         return text
     return _SURROGATE_PAIR.sub(lambda pair: pair[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
@@ -330,7 +339,9 @@ def _join_surrogates(text: str) -> str:
 
 
 def _rows_from_json(text: str, argument: str) -> list[object] | None:
-    """Return the rows of a text with a JSON list of rows; None for a name.
+    """Return the rows of a JSON list of rows.
+
+    The result is None for a name.
 
     :raises InvalidArgument: for any other list, because no file has such a name
     """
@@ -341,7 +352,10 @@ def _rows_from_json(text: str, argument: str) -> list[object] | None:
 
 
 def _parse_json_rows(text: str) -> list[object] | None:
-    """Return the rows of a JSON list of rows, possibly empty; None for other texts."""
+    """Return the rows of a JSON list, which may be empty.
+
+    The result is None for other texts.
+    """
     if not text.lstrip().startswith("["):
         return None
     try:
@@ -352,14 +366,15 @@ def _parse_json_rows(text: str) -> list[object] | None:
 
 
 def _is_rows(items: list[object]) -> bool:
-    """Tell whether all items are rows, or lists of rows as from a mapped task."""
+    """Tell whether all items are rows or lists of rows."""
+    # A mapped task returns lists of rows
     return all(
         _is_rows(item) if isinstance(item, list) else isinstance(item, dict) and "path" in item for item in items
     )
 
 
 def _is_python_list(text: str) -> bool:
-    """Tell whether a text represents a list of texts or mappings, or one row."""
+    """Tell whether a text represents a list or a row."""
     if text.strip()[:1] not in ("[", "(", "{"):
         return False
     try:

@@ -1,4 +1,6 @@
-"""Read and write the state store of a task instance (Airflow 3.3 or later).
+"""Read and write the state store of a task instance.
+
+Airflow has the store from version 3.3 on.
 
 The store is made for small values (64 KiB). `RowTable` splits any number of rows into chunks of that size.
 """
@@ -26,7 +28,9 @@ _MAX_CHUNKS: Final = 100
 
 
 def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
-    """Return the JSON object under a key; an empty object if the key is missing.
+    """Return the JSON object under a key.
+
+    The object is empty if the key is missing.
 
     :param store: the store of `task_state_store`
     :param key: the key
@@ -39,7 +43,9 @@ def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
 
 
 def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> dict[str, Any] | None:
-    """Return the object under a key as `load` does, or log why Airflow cannot return it.
+    """Return the object under a key, or log a failure.
+
+    See `load`.
 
     :param store: the store of `task_state_store`
     :param key: the key
@@ -54,7 +60,7 @@ def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> d
 
 
 def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str) -> bool:
-    """Write the object under a key, or log why Airflow cannot store it.
+    """Write the object under a key, or log a failure.
 
     :param store: the store of `task_state_store`
     :param key: the key
@@ -73,7 +79,9 @@ def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str
 
 
 class RowTable:
-    """Keep rows for the next attempt of the task instance, one row for each source and target.
+    """Keep rows for the next attempt of the task instance.
+
+    Each pair of source and target has one row.
 
     :param store: the store of `task_state_store`; None before Airflow 3.3, then nothing is kept
     :param name: first word of the store's keys

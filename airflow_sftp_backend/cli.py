@@ -1,4 +1,6 @@
-"""Provide the command ``airflow-sftp-backend``: check servers and connections, remove partial files, print host keys.
+"""Provide the command ``airflow-sftp-backend``.
+
+It checks servers and connections, removes partial files, and prints host keys.
 
 With a URL, the command needs no Airflow.
 """
@@ -243,7 +245,10 @@ def _config_from_url(args: argparse.Namespace) -> BackendConfig:
 
 
 def _config_from_connection(conn_id: str) -> BackendConfig:
-    """Return the configuration of an Airflow connection, from any of Airflow's secrets backends."""
+    """Return the configuration of an Airflow connection.
+
+    Any secrets backend of Airflow may hold the connection.
+    """
     from airflow.models.connection import Connection
 
     from ._connections.config_loader import load_config
@@ -301,7 +306,10 @@ def _format_step(step: CheckResult) -> list[str]:
 
 
 def _wrap(text: str, indent: str) -> list[str]:
-    """Wrap a text at blanks. A line with a public key stays whole, so that it can be copied."""
+    """Wrap a text at blanks.
+
+    A line with a public key stays whole, so that it can be copied.
+    """
     if _KEY_BLOB_START in text:
         return [text]
     return textwrap.wrap(

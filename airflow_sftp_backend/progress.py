@@ -1,4 +1,7 @@
-"""Report the progress of a transfer: lines in a log, or a bar in a terminal."""
+"""Report the progress of a transfer.
+
+It is shown as lines in a log, or as a bar in a terminal.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +95,10 @@ class ProgressLog:
 
     @property
     def rate(self) -> float:
-        """Bytes per second of this attempt, until its last transferred byte; 0 if unknown."""
+        """Bytes per second of this attempt; 0 if unknown.
+
+        Measured until the last transferred byte.
+        """
         seconds = self._last_gain - self._started
         return max(0, self._transferred) / seconds if seconds > 0 else 0
 
@@ -112,7 +118,9 @@ def _line(done: int, total: int | None, rate: float) -> str:
 
 
 class ProgressBar:
-    """Draw a progress bar in a terminal; elsewhere write one line at the end.
+    """Draw a progress bar in a terminal.
+
+    Elsewhere one line is written at the end.
 
     Pass the bar as the ``progress`` of a transfer, and use it as a context manager. Other output to the same terminal
     appears above the bar. Only one bar is drawn at a time; another bar writes one line at its end. Errors of the
@@ -148,7 +156,9 @@ class ProgressBar:
                 self._bar.update(self._bar.task_ids[0], completed=self.done)
 
     def resumed(self, count: int, /) -> None:
-        """Note bytes of an earlier attempt; they do not count for the rate.
+        """Add bytes of an earlier attempt.
+
+        They do not count for the rate.
 
         :param count: bytes
         """
@@ -158,7 +168,9 @@ class ProgressBar:
                 self._bar.reset(self._bar.task_ids[0], completed=self.done)
 
     def verified(self, count: int, /) -> None:
-        """Note bytes that were read back for verification; they have a separate bar.
+        """Add bytes that were read back for verification.
+
+        They have a separate bar.
 
         :param count: bytes since the last call
         """
@@ -220,7 +232,10 @@ class _SafeStream:
 
 
 def _can_draw(stream: TextIO | None) -> bool:
-    """Tell whether a stream is a terminal that can draw a bar, without another active drawing."""
+    """Tell whether a bar can be drawn on a stream.
+
+    The stream must be a terminal without another active drawing.
+    """
     refused = os.environ.get("TTY_COMPATIBLE") == "0" or os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
     if refused or not _is_terminal(stream):
         return False
@@ -285,7 +300,9 @@ def pluralize_files(files: int) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Format a duration for people: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``.
+    """Format a duration for people.
+
+    Examples: ``0.4 s``, ``45 s``, ``2 min 5 s``, ``3 h 20 min``.
 
     :param seconds: the duration
     :returns: the text

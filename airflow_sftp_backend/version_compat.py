@@ -1,4 +1,6 @@
-"""Provide names and features of Airflow that depend on its version; no other module does.
+"""Provide the names and features that depend on Airflow's version.
+
+No other module depends on the version.
 
 * 3.0: no `BaseHook` in the SDK, and its `Connection` reads neither JSON nor a URI.
 * 3.0 and 3.1: exceptions and configuration belong to the core. The SDK has its own from 3.2.

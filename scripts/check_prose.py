@@ -1,7 +1,7 @@
 """Check the language of docstrings: ``python scripts/check_prose.py [--worst N]``.
 
-Count pronouns per 100 words in the package. Find docstrings with a wrong first word, in tests and tools too, and public
-callables without their fields.
+Count pronouns per 100 words in the package. Find docstrings with a wrong first word, in tests and tools too; in the
+package, first lines of more than 12 words and public callables without their fields.
 The limits are those that well-kept Python projects reach. The exit status is 1 if a limit is exceeded.
 """
 
@@ -30,6 +30,8 @@ PRIVATE_MODULES_WITH_PUBLIC_METHODS: Final = {
 RELATIVE: Final = {"what", "which", "who", "whose", "whom", "whoever", "whatever"}
 VAGUE: Final = {"it", "they", "them", "one", "ones", "this", "that", "those", "these"}
 WRONG_START: Final = re.compile(r"(What|Who|Why|Those|How|Where|Whose)\b")
+MAX_SUMMARY_WORDS: Final = 12
+"""Longest first line of a docstring in the package."""
 MAX_RELATIVE: Final = 0.8
 MAX_VAGUE: Final = 3.5
 """Pronouns per 100 words of all docstrings."""
@@ -51,7 +53,7 @@ class Report:
 
 
 def words_of(docstring: str) -> Iterator[str]:
-    """Yield the words of a docstring in lower case, without field names and code."""
+    """Yield the words of a docstring, without field names and code."""
     for word in re.findall(r"[A-Za-z']+", re.sub(r":\w+[^:\n]*:|``[^`]*``", " ", docstring)):
         yield word.lower()
 
@@ -99,10 +101,22 @@ def has_decorator(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -
 
 
 def wrong_starts(tree: ast.Module) -> Iterator[str]:
-    """Yield the place of each docstring that does not begin with a verb."""
+    """Yield the place of each docstring without a verb in front."""
     for node in ast.walk(tree):
         if isinstance(node, Documented) and WRONG_START.match(docstring := ast.get_docstring(node) or ""):
             yield f"{node_place(node)}: begin with a verb: {docstring.splitlines()[0]!r}"
+
+
+def long_summaries(tree: ast.Module) -> Iterator[str]:
+    """Yield the place of each docstring with a long or open first line."""
+    for node in ast.walk(tree):
+        if not isinstance(node, Documented) or not (docstring := ast.get_docstring(node)):
+            continue
+        summary = docstring.splitlines()[0]
+        if len(summary.split()) > MAX_SUMMARY_WORDS:
+            yield f"{node_place(node)}: at most {MAX_SUMMARY_WORDS} words in the first line: {summary!r}"
+        elif not summary.endswith((".", ":")):
+            yield f"{node_place(node)}: end the first line with a full stop: {summary!r}"
 
 
 def examine(path: Path) -> Report:
@@ -112,7 +126,7 @@ def examine(path: Path) -> Report:
     for node in ast.walk(tree):
         if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
             report.words.update(words_of(docstring))
-    report.problems.extend(wrong_starts(tree))
+    report.problems.extend([*wrong_starts(tree), *long_summaries(tree)])
     is_private = any(part.startswith("_") and part != "__init__.py" for part in Path(report.name).parts)
     if not is_private or report.name in PRIVATE_MODULES_WITH_PUBLIC_METHODS:
         for function, docstring in public_functions(tree):

@@ -1,4 +1,4 @@
-"""Load a connection with its secrets from Key Vault and its other connections.
+"""Load a connection with its secrets and the connections it names.
 
 Every fetched secret is masked in the log before its first use.
 """

@@ -1,4 +1,6 @@
-"""Record how a login failed: the SDKs raise exceptions whose only cause is a text.
+"""Record why a login failed.
+
+The exceptions of the SDKs tell the cause in a text only.
 
 Importing this module does not import the Azure SDKs.
 """
@@ -95,7 +97,7 @@ def record_login_reply(response: PipelineResponse[Any, Any]) -> None:
 
 
 class RecordedCredential:
-    """Pass token requests on to a credential, and record the tenant and the failure.
+    """Pass token requests to a credential; record tenant and failure.
 
     :param credential: the credential
     """

@@ -190,7 +190,10 @@ def _aadsts(code: str) -> str:
 
 
 def _classify_network_failure(error: Exception, host: str) -> tuple[FailureReason, str] | None:
-    """Classify a network failure by the exceptions behind ``error``; None for other failures."""
+    """Classify a network failure by the exceptions behind ``error``.
+
+    The result is None for other failures.
+    """
     from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 
     causes = [*_causes(error)]

@@ -1,4 +1,4 @@
-"""Poll for the files of a condition, and decide whether a wait is over.
+"""Poll for files, and decide whether a wait is over.
 
 The decision is the same in the worker and in the triggerer.
 """
@@ -115,7 +115,10 @@ class FileCondition:
 
     @property
     def parent_directories(self) -> list[str]:
-        """Directories in or below which a poll searches, each with a slash; "" is the base path."""
+        """Directories to search, each with a slash at its end.
+
+        An empty text is the base path.
+        """
         directories = [name.rpartition("/")[0] for name in self.names]
         directories += [split_pattern(pattern)[0] for pattern in self.searches]
         return sorted({f"{path}/" if (path := _normalize(directory)) else "" for directory in directories})
@@ -241,7 +244,9 @@ def poll(backend: SFTPBackend, condition: FileCondition) -> PollSnapshot:
 
 
 def poll_many(backend: SFTPBackend, conditions: Sequence[FileCondition]) -> list[PollSnapshot | SFTPBackendError]:
-    """Poll for several conditions: all names in one request, each directory listed once.
+    """Poll for several conditions.
+
+    All names are polled in one request, and each directory is listed once.
 
     :param backend: the backend
     :param conditions: the conditions
@@ -324,7 +329,10 @@ def _stat_many(backend: SFTPBackend, paths: Collection[str]) -> _Outcomes:
 
 
 def _existing_of(paths: Collection[str], outcomes: _Outcomes) -> set[str]:
-    """Return the existing files among paths; raise the error of a path that cannot be examined."""
+    """Return the existing files among paths.
+
+    The error of a path that cannot be examined is raised.
+    """
     for path in paths:
         outcome = outcomes[path]
         if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, NotFound | InvalidPath):
@@ -363,7 +371,9 @@ def evaluate(
     previous: StabilityState,
     now: float,
 ) -> PollResult:
-    """Decide whether a wait is over, from this poll and the state of the previous poll.
+    """Decide whether a wait is over.
+
+    The decision needs this poll and the state of the previous poll.
 
     :param condition: the condition
     :param files: the files that match the condition
@@ -414,7 +424,10 @@ _REASONS_SHOWN: Final = 3
 
 
 class _IneligibleFiles:
-    """Collect the files that do not count, by reason, with details of the first ones."""
+    """Collect the files that do not count, by reason.
+
+    The first files have details.
+    """
 
     def __init__(self, condition: FileCondition) -> None:
         self._condition = condition
@@ -455,7 +468,7 @@ class _IneligibleFiles:
 
 
 def _eligible_files(condition: FileCondition, files: Sequence[FileInfo]) -> tuple[list[FileInfo], list[str]]:
-    """Return the files that the condition selects, and the paths that are not UTF-8."""
+    """Return the selected files, and the paths that are not UTF-8."""
     names = {_normalize(name) for name in condition.names}
     done_files = {_normalize(path) for path in condition.done_files(files)}
     accepts = FileFilters(condition.include, condition.exclude).accepting(condition.searches)

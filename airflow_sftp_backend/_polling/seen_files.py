@@ -1,4 +1,4 @@
-"""Decide which files are new to a watch, from the files seen earlier.
+"""Decide which files are new to a watch.
 
 The asset's state store keeps the seen files as plain JSON, also after the triggerer stops. The store also keeps each
 batch that may not have reached Airflow. The batch is sent again under its id, and `assets.new_files` recognises the id.
@@ -44,7 +44,9 @@ class NewFilesBatch:
 
 @dataclass(frozen=True, slots=True)
 class _SeenDirectory:
-    """Hold the sent files of a directory, as hashes of names, sizes and times.
+    """Hold the sent files of a directory as hashes.
+
+    A hash is that of name, size and time.
 
     :ivar present: files that existed at the last poll, content hash by name hash
     :ivar missing: files that were missing at some poll, and have not been ready since
@@ -56,7 +58,9 @@ class _SeenDirectory:
     empty_since: float | None = None
 
     def after_poll(self, names: Collection[bytes], now: float) -> _SeenDirectory | None:
-        """Return the directory with the records of files that a poll found; None without records.
+        """Return the directory with the records of the polled files only.
+
+        The result is None without records.
 
         Records of deleted files are dropped. An empty directory keeps all records for a day, because a mount may be
         offline.
@@ -98,7 +102,9 @@ class SeenFiles:
     def updated_with(
         self, ready: Iterable[FoundFile], present: Iterable[str], now: float, *, changed: bool
     ) -> SeenFiles:
-        """Update the seen files after a poll, and add a batch of at most 500 new files.
+        """Update the seen files after a poll.
+
+        A batch of at most 500 new files is added.
 
         A file is new if its path is unknown, or if it was missing and is back with another size or time.
 
@@ -136,7 +142,10 @@ class SeenFiles:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain JSON for `from_json`: 16 characters for each file, and the unacknowledged batches."""
+        """Return plain JSON for `from_json`.
+
+        It has 16 characters for each file, and the unacknowledged batches.
+        """
         return {
             "directories": {
                 directory: [_pack(seen.present), _pack(seen.missing), seen.empty_since]
@@ -176,7 +185,9 @@ def _unpack(text: str) -> _Hashes:
 
 
 class SeenFilesStore:
-    """Keep the seen files of one watch in memory, and in the asset's state store if available.
+    """Keep the seen files of one watch.
+
+    They are kept in memory, and in the asset's state store if available.
 
     :param watch: description of the watch; an asset may have several watches
     :param store: the asset's state store; None before Airflow 3.3
@@ -200,7 +211,9 @@ class SeenFilesStore:
         self._sent_at: dict[str, float] = {}
 
     async def load(self) -> SeenFiles:
-        """Return the seen files, without batches that Airflow must have stored by now.
+        """Return the seen files without the acknowledged batches.
+
+        Airflow must have stored these by now.
 
         :returns: the seen files
         :raises AirflowRuntimeError: if Airflow cannot return the stored files
@@ -239,7 +252,9 @@ class SeenFilesStore:
             return SeenFiles()
 
     async def save(self, seen_files: SeenFiles) -> None:
-        """Save the seen files. If another triggerer saved other files meanwhile, load those instead.
+        """Save the seen files.
+
+        If another triggerer saved other files meanwhile, load those instead.
 
         :param seen_files: the seen files
         :raises AirflowRuntimeError: if Airflow cannot store the files; then nothing has changed
@@ -259,7 +274,10 @@ class SeenFilesStore:
         }
 
     def next_unsent(self) -> NewFilesBatch | None:
-        """Return the oldest saved batch that this watch has not sent; None without such a batch."""
+        """Return the oldest unsent batch that is saved.
+
+        The result is None without such a batch.
+        """
         batches = () if self._current is None else self._current.unacknowledged
         return next((batch for batch in batches if batch.batch_id not in self._sent_at), None)
 

@@ -1,4 +1,6 @@
-"""Share one SSH connection among all deferred waits on a connection id, and poll in batches.
+"""Share one SSH connection among all deferred waits on a connection.
+
+All waits that are due are polled in one batch.
 
 A batch lists each directory once and requests all plain paths in one round trip. Directories that hang the server get a
 dedicated connection.
@@ -58,7 +60,9 @@ class PollRequest(NamedTuple):
 
 
 class SharedConnection:
-    """Poll for all waits on a connection id, in one thread. The last release closes the connection.
+    """Poll for all waits on a connection id, in one thread.
+
+    The last release closes the connection.
 
     The first poll connects. A lost connection is replaced in the same batch, with the current values of the Airflow
     connection. While reconnecting fails, batches back off. If the server hangs or disconnects during a poll of certain
@@ -89,7 +93,9 @@ class SharedConnection:
 
     @classmethod
     def acquire(cls, sftp_conn_id: str) -> SharedConnection:
-        """Return the connection of an id in the running loop, and count one more user.
+        """Return the shared connection of an id, and count its user.
+
+        Each event loop has connections of its own.
 
         :param sftp_conn_id: id of the Airflow connection
         :returns: the connection; the caller must release it
@@ -102,7 +108,10 @@ class SharedConnection:
         return shared
 
     def release(self) -> None:
-        """Count one user less. The last user's release aborts the connection, even during a poll."""
+        """Count one user less.
+
+        The last user's release aborts the connection, even during a poll.
+        """
         self._user_count -= 1
         if not self._user_count:
             if self._instances.get(self._key) is self:
@@ -152,7 +161,10 @@ class SharedConnection:
     async def _poll_dedicated(
         self, dedicated: SharedConnection, condition: FileCondition, decide: Callable[[PollSnapshot], T]
     ) -> T:
-        """Poll on a dedicated connection. After an answer, later polls join the batches again."""
+        """Poll on a dedicated connection.
+
+        After an answer, later polls join the batches again.
+        """
         dedicated._user_count += 1
         dedicated._last_used = self._loop.time()
         has_answer = False
@@ -250,7 +262,8 @@ class SharedConnection:
                 request.answer.set_result(outcome)
 
     async def _poll_by_directories(self, by_directories: Mapping[frozenset[str], Sequence[PollRequest]]) -> None:
-        """Give dedicated connections to directories that cost a connection, if other directories are answered."""
+        """Give dedicated connections to directories that hang the server."""
+        # Other directories must have been answered meanwhile
         lost: dict[frozenset[str], BackendUnavailable] = {}
         any_answered = False
         try:

@@ -1,4 +1,4 @@
-"""Represent files on SFTP servers as Airflow assets, and return the files of asset events."""
+"""Represent files as assets, and return the files of events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Return the files that started a DAG run; each batch of a watch belongs to one run."""
+"""Return the files that started a DAG run.
+
+Each batch of a watch belongs to one run.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ _CLAIM_SETTLE_SECONDS: Final = 1.0
 
 
 def new_files(context: Context) -> list[FoundFile]:
-    """Return the new files of the asset events that started a DAG run.
+    """Return the new files that started a DAG run.
 
     The files are the batches of `SFTPNewFilesTrigger` in the run's asset events, except batches claimed by another run
     of the DAG. Batches without any run are included too, if sent before the start of the current run. A path in several
@@ -75,7 +78,9 @@ def _by_batch(events: Iterable[_Event]) -> dict[str, _Event]:
 
 
 def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Event]) -> dict[str, _Event]:
-    """Claim batches for this run in the asset's ``store``; the batches in ``own`` started the run.
+    """Claim batches for this run in the asset's ``store``.
+
+    The batches in ``own`` started the run.
 
     Other runs may claim the same batches, and the store has no compare-and-set. So write the claims, wait, read the
     claims again, and keep only this run's.
@@ -112,14 +117,14 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
 
 
 def _load_claims(store: Any, key: str) -> dict[str, list[str]]:
-    """Return the claiming run and the event time of each batch, oldest first."""
+    """Return the claim and event time of each batch, oldest first."""
     return cast("dict[str, list[str]]", store.get(key) or {})
 
 
 def _unclaimed_events(
     context: Context, inlet_events: Any, own: Mapping[str, _Event], earlier: Mapping[str, str]
 ) -> dict[str, _Event]:
-    """Return the batches without any run, and the ``earlier`` claims of the current run.
+    """Return unclaimed batches, and the ``earlier`` claims of the run.
 
     Only batches sent before the start of the run count. Airflow starts one run for all events until the start of the
     run, but passes only the first event to the run. The next run, if any, gets the other events.

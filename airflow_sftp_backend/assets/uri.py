@@ -1,4 +1,4 @@
-"""Define the asset URI and the OpenLineage dataset of a file on a server.
+"""Define the asset URI and OpenLineage dataset of a file.
 
 The URI is ``sftp://host:port/path``: host in lower case, port always present, no user, absolute path, percent-encoded
 as UTF-8 (RFC 3986 section 3.3). A path relative to the login directory is written ``/~/path``. The dataset is ``/path``

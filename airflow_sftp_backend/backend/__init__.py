@@ -1,4 +1,6 @@
-"""Files on any SSH/SFTP server: the backend, its values and its errors. Knows neither Airflow nor Azure.
+"""Store files on any SSH/SFTP server.
+
+The package has the backend, its values and its errors. It imports neither Airflow nor Azure.
 
 Values and errors are cheap to import; what speaks SSH is loaded when it is first asked for.
 """

@@ -1,4 +1,4 @@
-"""Keep a forked child process away from the connections and locks of its parent."""
+"""Keep a forked child away from its parent's connections and locks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Final
 
 
 class ForkAware(ABC):
-    """Base class of objects whose connections and locks belong to the process that created them."""
+    """Base class of objects that belong to one process.
+
+    Their connections and locks must not be used in a forked child.
+    """
 
     def __init__(self) -> None:
         """Register the object for `abandon_after_fork`, for which it must be complete."""

@@ -32,7 +32,10 @@ class LimitExceeded(SFTPBackendError):
 
 @dataclass(frozen=True, slots=True)
 class ReceiveLimits:
-    """Limits set by a connection: entries and bytes of a listing, bytes of a file of untrusted size."""
+    """Limits on the data of a server.
+
+    They are the entries and bytes of a listing, and the bytes of a file of untrusted size.
+    """
 
     max_entries: int = DEFAULT_MAX_ENTRIES
     max_listing_bytes: int = DEFAULT_MAX_LISTING_BYTES
@@ -58,7 +61,7 @@ DEFAULT_RECEIVE_LIMITS: Final = ReceiveLimits()
 
 
 class ListingTally:
-    """Count the data of a listing, search or recursive deletion as a whole.
+    """Count the data of a whole listing, search or deletion.
 
     :param path: key of the listed directory, for errors
     :param limits: the limits of the connection
@@ -124,7 +127,10 @@ class ListingTally:
             )
 
     def mark(self) -> tuple[int, int, int]:
-        """Return the current state for `rewind`, before requests that may be repeated on another connection."""
+        """Return the current state for `rewind`.
+
+        Called before requests that another connection may repeat.
+        """
         return self._entries, self._size, self._unsafe
 
     def rewind(self, mark: tuple[int, int, int]) -> None:
@@ -216,7 +222,7 @@ def check_name_bytes(size: int) -> None:
 
 
 def size_mismatch(stated_size: int, bytes_read: int, path: str, *, reached_end: bool = True) -> TransferCorrupted:
-    """Create the error for a file whose size differs from the size stated by the server.
+    """Create the error for a file that differs from its stated size.
 
     :param stated_size: the stated size in bytes
     :param bytes_read: bytes read

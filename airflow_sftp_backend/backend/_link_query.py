@@ -1,4 +1,4 @@
-"""Ask which paths are links, for callers that delete a link and never what it leads to."""
+"""Find links, for callers that must not delete their targets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 
 def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
-    """Find the links among some paths, those that lead nowhere too. One round trip.
+    """Find the links among some paths, those that lead nowhere too.
+
+    One round trip.
 
     :param backend: the server
     :param paths: relative to ``base_path``; a final ``/`` does not count, so that the link itself is meant

@@ -64,20 +64,29 @@ class RemotePath:
         return self._entry(name)
 
     def temp(self, token: str) -> RemotePath:
-        """Return the path of a temporary file beside the target, for the writer ``token`` (12 hex digits)."""
+        """Return the path of a temporary file beside the target.
+
+        ``token`` identifies the writer (12 hex digits).
+        """
         return self.parent._entry(temp_name(self.name, token))
 
     def owns_temp(self, name: str) -> bool:
-        """Return whether ``name`` is the name of a temporary file of this target."""
+        """Return whether ``name`` is a temporary file of this target."""
         return temp_name_digest(name) == name_digest(self.name)
 
     @property
     def backup(self) -> RemotePath:
-        """Path of the old content while two renames replace the target; the same for all writers."""
+        """Path of the old content while two renames replace the target.
+
+        All writers use the same path.
+        """
         return self.unique_backup(_SHARED_BACKUP_TOKEN)
 
     def unique_backup(self, token: str) -> RemotePath:
-        """Return the path of a backup to remove, used only by the writer ``token`` (12 hex digits)."""
+        """Return the path of a backup to remove.
+
+        Only the writer ``token`` (12 hex digits) uses it.
+        """
         return self.parent._entry(temp_name(self.name, token, "backup"))
 
     def owns_backup(self, name: str) -> bool:
@@ -148,7 +157,10 @@ class Jail:
 
 
 def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:
-    """Add the server and, if the base path is not the root, the native path to an error."""
+    """Add server and native path to an error.
+
+    The native path is added only if the base path is not the root.
+    """
     error.server = error.server or address
     if error.path is not None and error.native_path is None and jail.base_path != "/":
         with suppress(InvalidPath):  # the error may be about an invalid path
@@ -156,7 +168,10 @@ def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:
 
 
 def check_text(text: str, noun: str) -> None:
-    """Check that a text can be sent to a server. Raises InvalidPath for NUL and surrogates without a byte value."""
+    """Check that a text can be sent to a server.
+
+    Raises InvalidPath for NUL and surrogates without a byte value.
+    """
     if "\0" in text:
         raise InvalidPath(f"{noun} must not contain NUL", path=text)
     try:
@@ -166,7 +181,10 @@ def check_text(text: str, noun: str) -> None:
 
 
 def temp_name(name: str, token: str, suffix: Literal["part", "backup"] = "part") -> str:
-    """Return a name of at most 255 bytes for a temporary file or backup of ``name``; ``token`` is 12 hex digits."""
+    """Return the name of a temporary file or backup of ``name``.
+
+    It has at most 255 bytes; ``token`` is 12 hex digits.
+    """
     affix = f".{name_digest(name)}-{token}.{suffix}"
     stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
     # the cut may have split the last character
@@ -174,7 +192,9 @@ def temp_name(name: str, token: str, suffix: Literal["part", "backup"] = "part")
 
 
 def resume_token(key: str, size: int, mtime: int) -> str:
-    """Return the token of a resumable writer: half for the writer, half for its source.
+    """Return the token of a resumable writer.
+
+    One half identifies the writer, the other its source.
 
     :param key: the key of the writer
     :param size: size of the source in bytes
@@ -190,7 +210,10 @@ def same_writer(token: str, other: str) -> bool:
 
 
 def fresh_token(token: str, random: str) -> str:
-    """Return a token of the same writer without a source; ``random`` is 12 hex digits."""
+    """Return a token of the same writer without a source.
+
+    ``random`` is 12 hex digits.
+    """
     return token[:_TOKEN_HALF] + random[_TOKEN_HALF:]
 
 
@@ -207,7 +230,9 @@ def temp_name_token(name: str) -> str:
 
 
 def original_stem(name: str) -> str:
-    """Return the start of the original name from the name of a temporary file or backup; "" for any other name.
+    """Return the start of a temporary file's original name.
+
+    Backups have it too. It is empty for any other name.
 
     Only a name that was too long is cut.
     """
@@ -216,7 +241,10 @@ def original_stem(name: str) -> str:
 
 
 def temp_or_backup_digest(name: str) -> str:
-    """Return the `name_digest` in the name of a temporary file or backup; "" for any other name."""
+    """Return the `name_digest` in a temporary name or backup name.
+
+    It is empty for any other name.
+    """
     match = _TEMP_PATTERN.fullmatch(name) or _BACKUP_PATTERN.fullmatch(name)
     return "" if match is None else match["digest"]
 
@@ -227,12 +255,15 @@ def is_temp_name(name: str) -> bool:
 
 
 def is_backup_name(name: str) -> bool:
-    """Return whether a name is that of a backup, which must not be removed while its file is missing."""
+    """Return whether a name is that of a backup."""
+    # A backup must not be removed while its file is missing
     return name.endswith(".backup") and _BACKUP_PATTERN.fullmatch(name) is not None
 
 
 def check_server_name(name: str, folder: str) -> None:
-    """Check that a name in a listing names an entry of the directory ``folder`` (a key). Raises InvalidPath.
+    """Check that a listed name is an entry of ``folder``.
+
+    ``folder`` is a key. Raises InvalidPath.
 
     A backslash is an ordinary character on a POSIX server. A Windows server treats it as a slash, so ``..`` between
     backslashes could leave the directory.

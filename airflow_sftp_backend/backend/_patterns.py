@@ -18,7 +18,7 @@ _ESCAPED: Final = re.compile(r"\[([*?[])\]")
 
 
 def has_wildcard(text: str) -> bool:
-    """Return True if a text has a character that is a wildcard in patterns, escaped or not.
+    """Return whether a text has a wildcard character, escaped or not.
 
     :param text: a name, a path or a pattern
     """
@@ -37,7 +37,9 @@ def literal_name(segment: str) -> str | None:
 
 @lru_cache(maxsize=1 << 14)
 def name_matcher(*globs: str) -> Callable[[str], re.Match[str] | None]:
-    """Return the predicate for names that match one of several globs; without globs no name does.
+    """Return the predicate for names that match one of several globs.
+
+    Without globs no name matches.
 
     :param globs: globs without slashes; case matters
     """

@@ -1,4 +1,7 @@
-"""The backend for asyncio: makes all calls on one thread, so that `asyncio.gather` is safe."""
+"""Provide the backend for asyncio.
+
+All calls are made on one thread, so that `asyncio.gather` is safe.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,9 @@ _CLOSING_SECONDS: Final = 2.0
 
 
 class SyncBackendAdapter:
-    """Make the calls of a backend awaitable. The adapter owns the backend and the thread that makes all calls.
+    """Make the calls of a backend awaitable.
+
+    The adapter owns the backend and the thread that makes all calls.
 
     Each method has the results and errors of the backend's method of the same name; listings are lists. The thread has
     the context variables of the caller. Use the adapter as an async context manager, or await `close`.
@@ -75,7 +80,9 @@ class SyncBackendAdapter:
             raise
 
     async def close(self) -> None:
-        """Close the connection and end the thread, within 2 s. Cancels a call that still runs.
+        """Close the connection and end the thread, within 2 s.
+
+        Cancels a call that still runs.
 
         Idempotent. The adapter cannot be used afterwards.
         """
@@ -381,7 +388,10 @@ class _Call:
 
 
 class _Turn:
-    """The call that the adapter's thread makes at the moment, which other threads may cancel."""
+    """Current call of the adapter's thread.
+
+    Other threads may cancel it.
+    """
 
     def __init__(self, backend: SFTPBackend) -> None:
         self._session = backend._session

@@ -61,7 +61,9 @@ class HostKeyPolicy(enum.Enum):
 
 
 class Secret:
-    """Text hidden from logs: ``repr`` and ``str`` return ``***``. Pickles with its value.
+    """Text hidden from logs: ``repr`` and ``str`` return ``***``.
+
+    Pickles with its value.
 
     :param value: the text
     :raises TypeError: if ``value`` is not a str
@@ -116,7 +118,9 @@ class Secret:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """Number and intervals of connection attempts. A refused login or host key is not retried.
+    """Number and intervals of connection attempts.
+
+    A refused login or host key is not retried.
 
     The pause after attempt n is ``min(backoff_max, backoff_base * 2**(n-1))`` seconds plus a random time.
 
@@ -160,7 +164,9 @@ class RetryPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class BackendConfig:
-    """Checked configuration of a backend. Raises ValueError with the name of an invalid argument.
+    """Checked configuration of a backend.
+
+    Raises ValueError with the name of an invalid argument.
 
     Times are in seconds.
 
@@ -218,7 +224,10 @@ class BackendConfig:
         self._check_alternatives()
 
     def _check_address(self) -> None:
-        """Check host, port and base path, and remove the brackets of an IPv6 address."""
+        """Check host, port and base path.
+
+        The brackets of an IPv6 address are removed.
+        """
         if not isinstance(self.host, str) or not self.host.strip():
             raise ValueError("host must not be blank")
         if bracketed := re.fullmatch(r"\[([^\[\]]*)\]", self.host):  # an IPv6 address as in a URL (RFC 3986)
@@ -263,7 +272,9 @@ class BackendConfig:
 
 
 def wrap_secrets(arguments: Mapping[str, object]) -> dict[str, object]:
-    """Wrap passwords and key texts among arguments, so that no local variable shows them.
+    """Wrap passwords and key texts among arguments.
+
+    No local variable then shows them in a traceback.
 
     :param arguments: arguments of `paramiko.SSHClient.connect`
     :returns: the arguments, with secret texts as `Secret`

@@ -1,4 +1,6 @@
-"""Define the errors of the backend, and translate SFTP statuses and exceptions of paramiko into them.
+"""Define the errors of the backend.
+
+SFTP statuses and exceptions of paramiko are translated here.
 
 SFTPBackendError
 +-- NotFound                  the name does not exist
@@ -85,7 +87,10 @@ class PermissionDenied(SFTPBackendError):
 
 
 class InvalidPath(SFTPBackendError):
-    """The path is outside ``base_path``, or names a directory in place of a file, or the reverse."""
+    """The path is outside ``base_path`` or of the wrong type.
+
+    The wrong type is a directory in place of a file, or the reverse.
+    """
 
 
 class DirectoryNotEmpty(SFTPBackendError):
@@ -101,7 +106,10 @@ class TransferCorrupted(SFTPBackendError):
 
 
 class ContentLost(TransferCorrupted):
-    """The server lost content of a reopened file, or refuses to append to the file. Never reaches a caller."""
+    """The server cannot continue a reopened file.
+
+    It lost content, or refuses to append. This error never reaches a caller.
+    """
 
 
 class BackendUnavailable(SFTPBackendError):
@@ -199,7 +207,10 @@ class StatusError(Exception):
 
     @property
     def missing(self) -> bool:
-        """Tell whether the name does not exist, or a file stands in place of a parent directory."""
+        """Tell whether the name does not exist.
+
+        A file may stand in place of a parent directory.
+        """
         return self.code in (StatusCode.NO_SUCH_FILE, StatusCode.NO_SUCH_PATH)
 
     @property
@@ -325,7 +336,9 @@ def translate_connection_errors(
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Escape the characters that are not printable, such as terminal control sequences and bidirectional overrides.
+    """Escape the characters that are not printable.
+
+    Examples are terminal control sequences and bidirectional overrides.
 
     :param text: a name or text from a server or a file system
     :param keep: characters to leave unchanged, such as ``"\\n"``
@@ -337,7 +350,9 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 def printable(text: str, longest: int = 200) -> str:
-    """Prepare a text of a server for a message: one escaped line of at most ``longest`` characters.
+    """Prepare a text of a server for a message.
+
+    The result is one escaped line of at most ``longest`` characters.
 
     :param text: the text
     :param longest: number of characters to keep

@@ -38,7 +38,10 @@ BeforeRename = Callable[[Sequence[PreparedFile]], None]
 
 
 class _StaysInTask:
-    """Refuse to be the return value of a task: Airflow does not deserialize classes outside its allow list."""
+    """Refuse to be the return value of a task.
+
+    Airflow does not deserialize classes outside its allow list.
+    """
 
     __slots__ = ()
     __dataclass_fields__: ClassVar[dict[str, Field[object]]]
@@ -82,7 +85,9 @@ PartialAction = Literal["removed", "restored", "left", "would remove", "would re
 
 @dataclass(frozen=True, slots=True)
 class PartialFile:
-    """A temporary file or backup of an interrupted transfer, and the action taken.
+    """Temporary file or backup of an interrupted transfer.
+
+    It has the action that was taken.
 
     :param path: the key; the path of a local file
     :param size: bytes

@@ -1,4 +1,7 @@
-"""The backend: one short method per promise. Paths are confined to ``base_path`` here, and nowhere below."""
+"""Provide the backend: one short method for each promise.
+
+Paths are confined to ``base_path`` here, and nowhere below.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,9 @@ T = TypeVar("T")
 
 
 class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
-    """Store files on any SSH/SFTP server, over one connection that opens with the first call.
+    """Store files on any SSH/SFTP server.
+
+    The connection opens with the first call.
 
     Keys are paths relative to ``base_path``. Several threads can use a backend; their calls run one after the other. A
     forked process and a pickled copy open connections of their own. Use the backend as a context manager, or call
@@ -222,7 +227,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         return self._resolver.resolve(path).native
 
     def to_key(self, native_path: str) -> str:
-        """Return the key of a path on the server, the inverse of `native_path`. No I/O.
+        """Return the key of a path on the server.
+
+        The inverse of `native_path`. No I/O.
 
         :param native_path: the path on the server. A relative path is a key already, unless ``base_path`` is relative.
         :returns: the key
@@ -234,7 +241,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def read(self, path: str) -> BinaryIO:
-        """Open a file for reading: seekable, buffered, with read-ahead. The caller must close the file.
+        """Open a file for reading: seekable, buffered, with read-ahead.
+
+        The caller must close the file.
 
         :param path: the key of the file
         :returns: the open file. Reading raises an error, never a short read, if the connection is lost.
@@ -295,7 +304,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     def write(
         self, path: str, content: object, overwrite: bool = False, metadata: Mapping[str, str] | None = None
     ) -> WriteResult:
-        """Write a file under its own name and create its parents. Two round trips for a small file.
+        """Write a file under its own name and create its parents.
+
+        Two round trips for a small file.
 
         Other clients can see partial content; `write_atomic` prevents this. Without ``overwrite`` the file is created
         exclusively (SSH_FXF_EXCL). On a server that is not known to honour this flag, the name is examined first, and
@@ -329,7 +340,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         modified_at: datetime | None = None,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
-        """Write a file through a temporary file: the name has either the old content or all of the new content.
+        """Write a file through a temporary file.
+
+        The name has either the old content or all of the new content.
 
         Three round trips for a small file.
 
@@ -424,7 +437,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     # -- moves and copies ---------------------------------------------------------------------------------------------
 
     def move(self, src: str, dst: str, overwrite: bool = False) -> None:
-        """Move a file, or a link itself, and create the parents of ``dst``. Two round trips.
+        """Move a file, or a link itself.
+
+        The parents of ``dst`` are created. Two round trips.
 
         The move is a rename; between two file systems it is a copy and a delete. With ``overwrite=False`` on a server
         whose plain rename replaces files (OpenSSH's does not), two writers can race.
@@ -466,7 +481,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         return raise_or_return(merge_outcomes(outcomes, errors), "moves", return_exceptions)
 
     def copy(self, src: str, dst: str, overwrite: bool = False) -> None:
-        """Copy a file atomically: on the server (copy-data, OpenSSH PROTOCOL), else through this machine.
+        """Copy a file atomically.
+
+        The server copies if it can (copy-data, OpenSSH PROTOCOL), else the content passes this machine.
 
         :param src: the key of the file
         :param dst: the key of the copy; the same key changes nothing
@@ -485,7 +502,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     # -- the connection -----------------------------------------------------------------------------------------------
 
     def unwrap(self, kind: type[T]) -> T:
-        """Return the open paramiko client of the connection. The backend remains its owner.
+        """Return the open paramiko client of the connection.
+
+        The backend remains its owner.
 
         :param kind: ``paramiko.SSHClient`` or ``paramiko.SFTPClient``
         :returns: the client
@@ -505,7 +524,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         return cast(T, client)
 
     def abort_within(self, seconds: float) -> None:
-        """Abort the connection after a grace period for the current call, its clean-up and all later calls.
+        """Abort the connection after a grace period.
+
+        The period covers the current call, its clean-up and all later calls.
 
         Takes no lock, so that a signal handler can call it and then raise the exception that ends the call.
 

@@ -1,4 +1,7 @@
-"""`SFTPUtils`: host key policies, private keys, and scans of a server without a login."""
+"""Provide `SFTPUtils`.
+
+These are host key policies, private keys, and scans of a server without a login.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from .config import HostKeyPolicy
 
 
 class SFTPUtils:
-    """Collect host key policies, the private key loader, and scans of a server without a login."""
+    """Collect helpers for host keys, private keys and scans.
+
+    A scan needs no login.
+    """
 
     HostKeyPolicy = HostKeyPolicy
     load_private_key = staticmethod(load_private_key)

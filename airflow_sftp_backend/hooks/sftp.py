@@ -1,4 +1,7 @@
-"""The hook: builds a backend from an Airflow connection, and decides which errors a retry cannot fix."""
+"""Build a backend from an Airflow connection.
+
+The hook also decides which errors a retry cannot fix.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +118,9 @@ class SFTPBackendHook(BaseHook):
         return hook
 
     def config(self) -> BackendConfig:
-        """Read the connection and fetch its secrets from Key Vault. Masks all secrets in the log.
+        """Read the connection and fetch its secrets from Key Vault.
+
+        Masks all secrets in the log.
 
         :returns: the configuration of the backend
         :raises InvalidConnection: if fields are invalid; the text lists all problems
@@ -147,7 +152,9 @@ class SFTPBackendHook(BaseHook):
             raise BackendUnavailable(message) from error
 
     def get_conn(self) -> SFTPBackend:
-        """Return the backend, the same object until `close`. The caller must close the hook.
+        """Return the backend, the same object until `close`.
+
+        The caller must close the hook.
 
         :returns: the backend
         :raises InvalidConnection: and the other errors of `config`
@@ -173,7 +180,9 @@ class SFTPBackendHook(BaseHook):
                 self.close()
 
     def find(self, *patterns: str) -> list[FoundFile]:
-        """Find files by patterns. Returns rows, which a task can return. The caller must close the hook.
+        """Find files by patterns.
+
+        Returns rows, which a task can return. The caller must close the hook.
 
         :param patterns: globs, relative to the connection's base path (see `SFTPBackend.find`)
         :returns: a row for each file, sorted by path, as from `SFTPFileSensor`. A file whose name is not UTF-8 is left
@@ -192,13 +201,18 @@ class SFTPBackendHook(BaseHook):
         return rows
 
     def close(self) -> None:
-        """Close the backend. The next call reads the connection again. Safe to call from `on_kill`."""
+        """Close the backend.
+
+        The next call reads the connection again. Safe to call from `on_kill`.
+        """
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
 
     def abort_within(self, seconds: float) -> None:
-        """Abort the backend's connection after a grace period. Takes no lock, so `on_kill` can call it.
+        """Abort the backend's connection after a grace period.
+
+        Takes no lock, so `on_kill` can call it.
 
         :param seconds: time for the calls in progress to clean up
         """
@@ -241,7 +255,9 @@ class SFTPBackendHook(BaseHook):
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """Translate errors that a retry cannot fix into AirflowFailException, which fails the task at once.
+    """Translate errors that a retry cannot fix into AirflowFailException.
+
+    This exception fails the task at once.
 
     Such errors are a refused login, host key or operation, a path outside ``base_path`` or of the wrong type, a missing
     capability of the server, an invalid connection, and an invalid argument. All other errors pass unchanged, so that
@@ -265,7 +281,8 @@ def translate_errors() -> Iterator[None]:
 
 
 def _mask_texts(error: Exception) -> None:
-    """Mask secrets in an error and its causes, as Airflow does for errors outside groups."""
+    """Mask secrets in an error and its causes."""
+    # Airflow masks only errors outside groups
     current: BaseException | None = error
     while current is not None:
         current.args = tuple(redact(value) if isinstance(value, str) else value for value in current.args)
@@ -285,7 +302,8 @@ def _flatten(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 def _failure(error: SFTPBackendError, diagnosis: Diagnosis) -> str:
-    """Return the cause in few words, because the page shows the text for seconds only."""
+    """Return the cause in few words."""
+    # The page shows the text for seconds only
     text = str(error)
     server = diagnosis.failed_connection
     if isinstance(error, HostKeyRejected) and server is not None and error.status in _HOST_KEY_TEXTS:

@@ -1,4 +1,7 @@
-"""Define the bases of all operators: plan, execute the plan, report results and failures."""
+"""Define the base of all operators.
+
+An operator plans, executes the plan, and reports results and failures.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,9 @@ Failures = list[SFTPBackendError | OSError]
 
 
 class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
-    """Plan, execute and report a task, with one backend for the task instance.
+    """Plan, execute and report a task.
+
+    A task instance has one backend.
 
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
@@ -110,7 +115,10 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
 
     @abstractmethod
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> PlanT:
-        """Decide on the action for each file; change nothing on the server or on this machine."""
+        """Decide on the action for each file.
+
+        Changes nothing on the server or on this machine.
+        """
 
     @abstractmethod
     def _preview(self, plan: PlanT) -> tuple[list[FileResult], Failures]:
@@ -120,7 +128,7 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     def _execute_plan(
         self, backend: SFTPBackend, plan: PlanT, retry_state: RetryState
     ) -> tuple[list[FileResult], Failures]:
-        """Execute a plan; return a row for each completed file, and the failures."""
+        """Execute a plan; return rows of completed files, and failures."""
 
     def _report(
         self,
@@ -137,7 +145,9 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         self._raise_failures(failures, len(results) + len(failures))
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
-        """Return the datasets that the task read and wrote. Airflow's OpenLineage provider calls this method.
+        """Return the datasets that the task read and wrote.
+
+        Airflow's OpenLineage provider calls this method.
 
         :param task_instance: the task instance; not used
         :returns: the datasets, also of a task that failed for some files; None without the OpenLineage provider
@@ -353,7 +363,9 @@ class TransferOperator(FileOperator[TransferPlan]):
         retry_state: RetryState,
         find_earlier_digest: Callable[[], str | None],
     ) -> FileResult | SFTPBackendError | OSError:
-        """Return the result of a completed file, with its SHA-256 if known, or the failure.
+        """Return the result of a completed file, or the failure.
+
+        The result has the file's SHA-256 if known.
 
         :param find_earlier_digest: returns the digest of the target if the times prove that an earlier attempt wrote
             the target. Called only for a retry with an existing target and without a state store.
@@ -375,7 +387,8 @@ class TransferOperator(FileOperator[TransferPlan]):
 
 
 def _drop_tracebacks(failure: BaseException) -> None:
-    """Remove the tracebacks of a failure and its causes: their texts alone explain the failure."""
+    """Remove the tracebacks of a failure and its causes."""
+    # Their texts alone explain the failure
     error: BaseException | None = failure
     while error is not None:
         error.__traceback__ = None
@@ -395,7 +408,9 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 
 
 def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
-    """Separate items with UTF-8 names from items that Airflow cannot carry in XCom.
+    """Separate items with UTF-8 names from all others.
+
+    Airflow cannot carry the others in XCom.
 
     :param items: the items
     :param names: returns the names of an item
@@ -406,7 +421,7 @@ def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> 
 
 
 def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:
-    """Return the failures among outcomes, but only the first of a lost connection.
+    """Return the failures, with one for each lost connection.
 
     :param outcomes: a failure or None for each file
     :returns: the failures

@@ -1,4 +1,4 @@
-"""Report the files of an operator to Airflow's asset events and to OpenLineage.
+"""Report an operator's files to asset events and to OpenLineage.
 
 The module `assets.uri` defines the asset and the dataset of a file on a server. Airflow's own converters define the
 dataset of a local file or an object by its URL.
@@ -41,7 +41,9 @@ _UNQUOTED = "".join(map(chr, {*range(32, 127)} - {*b"#?%"}))
 
 @dataclass(frozen=True, slots=True)
 class FileEvent:
-    """Describe a file that was written to ``target`` from ``source``, or deleted at ``target``.
+    """Describe a file that was written or deleted at ``target``.
+
+    A written file has a ``source``.
 
     :ivar action: the completed action
     :ivar source: URI of the source, None for a deletion
@@ -56,7 +58,9 @@ class FileEvent:
 
 
 def file_events(config: BackendConfig, results: Iterable[FileResult]) -> Iterator[FileEvent]:
-    """Yield an event for each file that this or an earlier attempt wrote or deleted.
+    """Yield an event for each file that was written or deleted.
+
+    Files of earlier attempts are included.
 
     :param config: configuration of the task's backend
     :param results: the results of the task; skipped and planned files have no events
@@ -136,7 +140,10 @@ def _outlet_includes(uri: str, target: str) -> bool:
 
 
 def _location(uri: str) -> tuple[str, str] | None:
-    """Return scheme with host, and path, in one spelling; None for a URI without a location."""
+    """Return scheme with host, and path, in one spelling.
+
+    The result is None for a URI without a location.
+    """
     parts = urlsplit(uri)
     if parts.scheme == SCHEME:
         try:
@@ -150,7 +157,10 @@ def _location(uri: str) -> tuple[str, str] | None:
 
 
 def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:
-    """Return `_event_extra` for one file; for several, their number, total bytes, and the first files."""
+    """Return the extra of an event for its files.
+
+    For one file see `_event_extra`. For several there are number, total bytes, and the first files.
+    """
     if len(events) == 1:
         return _event_extra(events[0])
     size = sum(event.result["size"] or 0 for event in events)
@@ -209,7 +219,9 @@ def _directory_events(events: Sequence[FileEvent]) -> list[FileEvent]:
 
 
 def _dataset_of(uri: str) -> Dataset:
-    """Return the dataset of an asset with that URI, by Airflow's converter for the scheme.
+    """Return the dataset of an asset with that URI.
+
+    Airflow's converter for the scheme decides.
 
     For ``sftp``, Airflow's sftp provider registers its own converter. If installed, that converter applies here too.
     """

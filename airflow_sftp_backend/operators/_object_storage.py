@@ -1,4 +1,7 @@
-"""Read and write the local end of a transfer, a path or the URL of an object."""
+"""Read and write the local end of a transfer.
+
+The end is a path or the URL of an object.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +110,10 @@ def remove_object(path: ObjectStoragePath) -> None:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """Hold the size of a file in bytes and its time in epoch seconds; None if unknown."""
+    """Hold the size of a file in bytes and its time.
+
+    The time is in seconds since 1970. Unknown values are None.
+    """
 
     size: int | None
     mtime: float | None
@@ -141,7 +147,7 @@ def local_state(path: str) -> FileState | None:
 
 
 def is_up_to_date(source: FileState | None, target: FileState) -> bool:
-    """Tell whether a target has the size of its source and is not older.
+    """Tell whether a target has its source's size and is not older.
 
     :param source: state of the source; None if it does not exist
     :param target: state of the target
@@ -205,7 +211,9 @@ def sha256_if_equal(backend: SFTPBackend, key: str, local: str) -> str | None:
 
 
 class SizeCheckedStream:
-    """Read a stream and check its length against the size that the store reports.
+    """Read a stream and check its length.
+
+    The length must be the size that the store reports.
 
     :param stream: the stream to read
     :param size: expected bytes, None if unknown
@@ -294,7 +302,9 @@ def download_object(
     progress: Progress,
     before_rename: BeforeRename | None,
 ) -> Outcome:
-    """Download a file to an object. The object appears under its name only after verification.
+    """Download a file to an object.
+
+    The object appears under its name only after verification.
 
     :param backend: the backend of the task
     :param key: path on the server

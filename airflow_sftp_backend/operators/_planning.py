@@ -45,7 +45,10 @@ LocalEnd: TypeAlias = Literal["source", "target"]
 
 @dataclass(frozen=True, slots=True)
 class TransferItem:
-    """Describe the transfer of one file: source, target, and size in bytes if known."""
+    """Describe the transfer of one file.
+
+    The size is in bytes, if known.
+    """
 
     source: str
     target: str
@@ -67,7 +70,9 @@ def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, actio
 
 
 def utf8_error(*names: str) -> InvalidPath | None:
-    """Return the error for names that are not UTF-8, because XCom cannot carry such names.
+    """Return the error for names that are not UTF-8.
+
+    XCom cannot carry such names.
 
     :param names: the names of a file, with surrogates for bytes that are not UTF-8
     :returns: the error; None if all names are UTF-8
@@ -239,7 +244,10 @@ class RemoteMatch:
 
 @dataclass(slots=True)
 class Matches:
-    """Collect the files of a selection, the names and patterns without a file, and other failures."""
+    """Collect the files of a selection and its failures.
+
+    The failures are names and patterns without a file, and errors.
+    """
 
     files: list[RemoteMatch] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
@@ -247,7 +255,9 @@ class Matches:
 
 
 def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilters) -> Matches:
-    """Find the files of a selection: names in one round trip, directories and patterns in one search.
+    """Find the files of a selection.
+
+    Names take one round trip, directories and patterns one search.
 
     :param backend: the backend of the task
     :param selection: the names or patterns
@@ -295,7 +305,10 @@ def _pattern_of(selector: NamedPath | str) -> str:
 
 
 def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[NamedPath | str]:
-    """Return the valid names and patterns; add a failure to ``matches`` for each other."""
+    """Return the valid names and patterns.
+
+    A failure is added to ``matches`` for each other.
+    """
     resolvable: list[NamedPath | str] = []
     for selector in selection:
         try:
@@ -336,7 +349,7 @@ def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, File
 
 
 def missing_error(backend: SFTPBackend, selection: Selection, selector: str) -> NotFound:
-    """Return the error for a name or pattern without a file on the server.
+    """Return the error for a name or pattern without a file.
 
     :param backend: the backend of the task
     :param selection: the selection of the name or pattern
@@ -412,7 +425,9 @@ def _local_path_below(top: str, relative: str) -> str:
 def plan_moves(
     files: Sequence[RemoteMatch], selection: Selection, target: str, rename: str | None, date: str
 ) -> list[TransferItem]:
-    """Plan a move on the server. Two files may have the same target.
+    """Plan a move on the server.
+
+    Two files may have the same target.
 
     :param files: the matched files
     :param selection: the selection of the files
@@ -493,7 +508,7 @@ def numbered_pattern(target: str) -> str:
 
 
 def assign_numbers(items: Iterable[TransferItem], occupied: Iterable[str]) -> list[TransferItem]:
-    """Give each file a free target, with the next free number if necessary.
+    """Give each file a free target, numbered if necessary.
 
     :param items: the files
     :param occupied: paths that are not free

@@ -28,7 +28,10 @@ _NO_VERSION: Final[FileVersion] = [None, None]
 
 
 class _PlannedChange(NamedTuple):
-    """Hold the record of a move or deletion, as stored in Airflow's state store."""
+    """Hold the record of a move or deletion.
+
+    Airflow's state store keeps the record.
+    """
 
     argument: str
     """The argument that selected the file."""
@@ -41,13 +44,15 @@ class _PlannedChange(NamedTuple):
 
     @property
     def size(self) -> int | None:
-        """Size of the file before the change, in bytes; None for a directory or link."""
+        """Size before the change in bytes; None unless a file."""
         size: int | None = self.version[0]
         return size
 
 
 class RetryState:
-    """Hold the state that all attempts of one task instance share: planned moves and deletions, completed transfers.
+    """Hold the state that all attempts of one task instance share.
+
+    It has planned moves and deletions, and completed transfers.
 
     From Airflow 3.3, the state is in Airflow's task state store. State of another server does not count: the connection
     may have been corrected between attempts. Without a store, a retry of a move fails for missing files, a retry of a
@@ -140,7 +145,9 @@ class RetryState:
             self._planned.put({endpoints: list(change) for endpoints, change in changes.items()})
 
     def was_redelivered(self, info: FileInfo) -> bool:
-        """Tell whether a file arrived after an earlier attempt deleted, or planned to delete, its predecessor.
+        """Tell whether a file is new under the name of another.
+
+        An earlier attempt deleted, or planned to delete, the other file.
 
         :param info: the file
         :returns: True for a new delivery
@@ -202,7 +209,9 @@ def _version(info: FileInfo | None) -> FileVersion:
 
 
 def _is_moved(move: _PlannedChange, source: FileInfo | None, target: FileInfo | None) -> bool:
-    """Tell whether a move was completed: the planned file is at the target only.
+    """Tell whether a move was completed.
+
+    The planned file is then at the target only.
 
     :param move: the planned move
     :param source: the file at the source now

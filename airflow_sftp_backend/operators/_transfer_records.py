@@ -1,4 +1,6 @@
-"""Record files before their rename to the targets, for recognition in the task's next attempt.
+"""Record files before their rename to the targets.
+
+The task's next attempt recognizes its own files by the records.
 
 A retry accepts an existing target only if an earlier attempt of the same task instance recorded the file before the
 rename, and if the file is unchanged: equal size, equal time, equal source. Any other file at the target belongs to
@@ -121,7 +123,9 @@ class TransferRecords:
         return None if values is None else TransferRecord(*values)
 
     def recorder(self, versions: Mapping[TransferItem, FileVersion | None]) -> BeforeRename | None:
-        """Return the ``before_rename`` callback that records each group of files with one write.
+        """Return the ``before_rename`` callback that records files.
+
+        Each group of files takes one write.
 
         :param versions: the files to transfer, with the current versions of their sources
         :returns: the callback; None without a state store
@@ -148,7 +152,9 @@ class TransferRecords:
         results: Mapping[TransferItem, FileResult],
         refused: Iterable[TransferItem],
     ) -> None:
-        """Record the completed files of a failed attempt, and remove the records of refused files.
+        """Record the completed files of a failed attempt.
+
+        The records of refused files are removed.
 
         :param versions: the completed files, with the versions of their sources
         :param results: the results of the completed files
@@ -211,7 +217,10 @@ def _is_recorded_file(record: TransferRecord, info: FileInfo) -> bool:
 
 
 def _is_source_unchanged(item: TransferItem, version: FileVersion | None, record: TransferRecord) -> bool:
-    """Tell whether a source is unchanged, by a local file's version or an object's digest."""
+    """Tell whether a source is unchanged.
+
+    The version of a local file or the digest of an object decides.
+    """
     if not is_url(item.source):
         return version is not None and version == record.version
     return _sha256_or_none(item.source) == record.sha256 is not None
@@ -222,7 +231,7 @@ def _items_with_equal_content(
     present: Mapping[TransferItem, TransferRecord],
     versions: Mapping[TransferItem, FileVersion | None],
 ) -> list[TransferItem]:
-    """Return the files whose source has the content of the file on the server.
+    """Return the files whose source and target have equal content.
 
     Compare samples if the version of the source is unchanged, otherwise the whole content.
     """
@@ -266,7 +275,9 @@ def _sha256_or_none(source: str) -> str | None:
 def downloaded_earlier(
     records: TransferRecords, versions: Mapping[TransferItem, FileVersion | None]
 ) -> dict[TransferItem, FileResult]:
-    """Return the files that an earlier attempt downloaded and that are still at their targets.
+    """Return the files that an earlier attempt downloaded.
+
+    They must still be at their targets.
 
     :param records: the records of earlier attempts
     :param versions: the files to download, with the current versions of their sources
@@ -294,7 +305,9 @@ def _is_recorded_target(target: str, record: TransferRecord) -> bool:
 
 
 def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: datetime | None) -> str | None:
-    """Return the digest of a file that was provably uploaded since the start of the run.
+    """Return the digest of a file that this run uploaded.
+
+    The server's times prove that the file is not older than the run.
 
     The proof are the server's times, for use without a state store.
 
@@ -327,7 +340,9 @@ def uploaded_since(backend: SFTPBackend, item: TransferItem, run_started: dateti
 
 
 def downloaded_since(backend: SFTPBackend, item: TransferItem, run_started: datetime | None) -> str | None:
-    """Return the digest of a file that was provably downloaded since the start of the run.
+    """Return the digest of a file that this run downloaded.
+
+    The local times prove that the file is not older than the run.
 
     The proof is the local change time, for use without a state store.
 
@@ -349,7 +364,9 @@ def downloaded_since(backend: SFTPBackend, item: TransferItem, run_started: date
 
 
 def unproven_target_error(error: AlreadyExists) -> AlreadyExists:
-    """Return the error for an existing target without a record of an earlier attempt.
+    """Return the error for an existing target without a record.
+
+    A record proves that an earlier attempt wrote the file.
 
     :param error: the error of the transfer
     :returns: the error with a hint

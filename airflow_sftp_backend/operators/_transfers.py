@@ -1,4 +1,7 @@
-"""Transfer planned files: local files side by side, objects one after the other."""
+"""Transfer planned files.
+
+Local files are transferred side by side, objects one after the other.
+"""
 
 from __future__ import annotations
 

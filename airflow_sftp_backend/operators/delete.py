@@ -119,7 +119,9 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         return results, failures
 
     def _without_links(self, backend: SFTPBackend, selection: Selection) -> tuple[Selection, list[str]]:
-        """Separate directory names that are symbolic links: only the link is deleted, not its target.
+        """Separate directory names that are symbolic links.
+
+        Only the link is deleted, not its target.
 
         :raises InvalidPath: if ``include`` or ``exclude`` would filter the files behind a link
         """
@@ -136,7 +138,10 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
 
 
 def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
-    """Take symbolic links to directories, and dangling links, out of the missing and failed names."""
+    """Take symbolic links out of the missing and failed names.
+
+    They lead to directories, or nowhere.
+    """
     refused = [failure.path for failure in matches.failures if isinstance(failure, InvalidPath)]
     from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
 
@@ -150,7 +155,10 @@ def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
 def _deletions(
     backend: SFTPBackend, matches: Sequence[RemoteMatch], links: Sequence[str]
 ) -> list[tuple[str, int | None]]:
-    """Return the paths to remove one by one, each with its size if known."""
+    """Return the paths to remove one by one.
+
+    Each has its size if known.
+    """
     files: list[tuple[str, int | None]] = [(file.info.path, file.info.size) for file in matches]
     return files + [(backend.resolve(link).key, None) for link in links]
 

@@ -163,7 +163,10 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
     def _execute_plan(
         self, backend: SFTPBackend, plan: MovePlan, retry_state: RetryState
     ) -> tuple[list[FileResult], Failures]:
-        """Move the files. A file gets another number if its number is occupied by now."""
+        """Move the files.
+
+        A file gets another number if its number is occupied by now.
+        """
         results = plan.moved_earlier + [_skipped_result(item) for item in plan.items if item in plan.skipped]
         failures = [*plan.failures]
         pending, existing = [item for item in plan.items if item not in plan.skipped], plan.existing
@@ -190,7 +193,9 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
     def _final_targets(
         self, backend: SFTPBackend, items: Sequence[TransferItem], occupied: Set[str] = frozenset()
     ) -> tuple[list[TransferItem], Mapping[str, FileInfo]]:
-        """Return the items with resolved targets, numbered if ``if_exists`` is ``number``, and the existing targets.
+        """Return items with resolved targets, and the existing targets.
+
+        Targets are numbered if ``if_exists`` is ``number``.
 
         :param occupied: targets that a move found occupied
         """
@@ -212,7 +217,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         existing: Mapping[str, FileInfo],
         retry_state: RetryState,
     ) -> tuple[list[FileResult], list[tuple[TransferItem, SFTPBackendError | OSError]]]:
-        """Move files; return the results of moved files, and the other items with their errors."""
+        """Move files; return results, and failed items with their errors."""
         retry_state.record_planned_moves({item: matches[item.source] for item in items}, existing)
         overwrite = self.if_exists in ("replace", "skip_same")
         outcomes = backend.move_many(
@@ -245,5 +250,5 @@ def _is_same(source: FileInfo, target: FileInfo) -> bool:
 
 
 def _is_name_taken(item: TransferItem, error: SFTPBackendError | OSError) -> bool:
-    """Tell whether a file or directory already has the name of the target."""
+    """Tell whether the target exists already."""
     return isinstance(error, AlreadyExists) or (isinstance(error, InvalidPath) and error.path == item.target)

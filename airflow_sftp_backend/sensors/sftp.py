@@ -1,4 +1,7 @@
-"""Wait for files on an SFTP server, in the worker or deferred; `_polling.conditions` decides for both."""
+"""Wait for files on an SFTP server, in the worker or deferred.
+
+`_polling.conditions` decides for both.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,9 @@ _PURPOSE = "tell for how long a file has not changed"
 
 
 class SFTPFileSensor(CancellableTask, BaseSensorOperator):
-    """Wait for files on an SFTP server and return a list of ``path``, ``size`` and ``modified_at``.
+    """Wait for files on an SFTP server and return their rows.
+
+    A row has ``path``, ``size`` and ``modified_at``.
 
     The sensor also waits while a directory is missing. A refused login, host key or operation fails the task at once.
     After a lost connection, or while a key vault cannot be reached, the sensor logs the error and polls again, until
@@ -130,7 +135,9 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         self._start_logged = self._missing_warned = False
 
     def execute(self, context: Context) -> list[FoundFile]:
-        """Poll until the wait is over, with one connection for all polls in one process.
+        """Poll until the wait is over.
+
+        All polls in one process share one connection.
 
         :param context: the context of the task
         :returns: a row for each file
@@ -170,7 +177,10 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         )
 
     def _poll_before_deferring(self, context: Context, condition: FileCondition) -> PollResult:
-        """Poll once in the worker; treat a failure as the triggerer or Airflow's other sensors do."""
+        """Poll once in the worker.
+
+        Failures are treated as in the triggerer and in Airflow's other sensors.
+        """
         try:
             with translate_errors():
                 return self._poll(context, condition)
@@ -230,7 +240,10 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return replace(condition, newer_than=newer_than, done_file=self.done_file)
 
     def _static_condition(self, selection: Selection) -> FileCondition:
-        """Return the condition without templated values, to check the arguments when the DAG is parsed."""
+        """Return the condition without templated values.
+
+        It checks the arguments when the DAG is parsed.
+        """
         stable_for = self.stable_for
         return FileCondition(
             **condition_paths(selection),
@@ -242,7 +255,10 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         )
 
     def _poll(self, context: Context, condition: FileCondition) -> PollResult:
-        """Poll once. Poll again after ``stable_for`` if no state can be kept until the next poll."""
+        """Poll once.
+
+        Poll again after ``stable_for`` if no state can be kept until the next poll.
+        """
         needs_store = self.mode == "reschedule" and condition.stable_for > 0
         store = task_state_store(context) if needs_store else None
         if store is not None:
@@ -280,7 +296,8 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return result
 
     def _warn_of_missing_directories(self, backend: SFTPBackend, condition: FileCondition) -> None:
-        """Warn of missing directories once in a process: a misspelled directory never appears."""
+        """Warn of missing directories once in a process."""
+        # A misspelled directory never appears
         self._missing_warned = True
         for name in condition.names_with_wildcards:
             self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)

@@ -113,7 +113,10 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             raise InvalidArgument(f"poke_interval is a number of seconds above 0, not {poke_interval!r}")
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the import path of the class, and the arguments; no argument is a secret."""
+        """Return the import path of the class, and its arguments.
+
+        No argument is a secret.
+        """
         return f"{__name__}.{type(self).__name__}", {
             "path": self._path(),
             "pattern": list(self.condition.patterns) or None,
@@ -128,12 +131,13 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         }
 
     def _path(self) -> list[dict[str, str] | str] | None:
-        """Return an equivalent ``path`` argument: each name as a row, because a row is always literal."""
+        """Return an equivalent ``path`` argument with names as rows."""
+        # A row is always literal
         names = [{"path": name} for name in self.condition.names]
         return [*names, *self.condition.directories] or None
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll until cancelled, and yield an event for each batch of new files.
+        """Poll until cancelled; yield an event for each new batch.
 
         A batch is saved before its event is sent, and kept until Airflow has stored the event.
 
@@ -175,7 +179,10 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             connection.release()
 
     async def _poll(self, store: SeenFilesStore, connection: SharedConnection) -> None:
-        """Poll once and save the new files as a batch, unless an unsent batch exists."""
+        """Poll once and save the new files as a batch.
+
+        If an unsent batch exists, nothing is polled.
+        """
         await store.save(await store.load())  # drops the batches that Airflow has stored by now
         if store.next_unsent() is not None:
             return

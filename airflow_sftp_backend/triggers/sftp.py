@@ -41,7 +41,9 @@ class WaitFailed(TypedDict):
 
 
 class SFTPFileTrigger(BaseTrigger):
-    """Fire once the files of a condition exist, or once the wait has failed.
+    """Fire when the files of a condition exist.
+
+    Also fires when the wait has failed.
 
     The payload of the event is `FilesFound` or `WaitFailed`.
 
@@ -69,7 +71,10 @@ class SFTPFileTrigger(BaseTrigger):
         self.silent_fail = silent_fail
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the import path of the class, and the arguments; no argument is a secret."""
+        """Return the import path of the class, and its arguments.
+
+        No argument is a secret.
+        """
         return f"{__name__}.{type(self).__name__}", {
             "sftp_conn_id": self.sftp_conn_id,
             "condition": self.condition,
@@ -79,7 +84,9 @@ class SFTPFileTrigger(BaseTrigger):
         }
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Poll every ``poke_interval`` seconds, less often while the server is away; log only changes.
+        """Poll every ``poke_interval`` seconds, and log only changes.
+
+        Polls are less frequent while the server is away.
 
         :returns: one event
         """

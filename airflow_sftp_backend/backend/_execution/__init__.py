@@ -1,1 +1,4 @@
-"""Runs the operations of a call on the session: path resolution, retries and clean-up."""
+"""Run the operations of a call on the session.
+
+The package resolves paths, retries, and cleans up.
+"""

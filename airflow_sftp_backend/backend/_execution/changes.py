@@ -19,7 +19,7 @@ from .path_resolver import PathResolver, with_path_in_errors
 
 
 class Changes:
-    """Methods of `SFTPBackend` that delete files, and that change directories, modes and times."""
+    """Provide the methods that delete files and change attributes."""
 
     _resolver: PathResolver
     _session: Session
@@ -38,7 +38,9 @@ class Changes:
         )
 
     def set_mode(self, path: str, mode: int) -> None:
-        """Set the permission bits of a file or directory. Follows links. One round trip.
+        """Set the permission bits of a file or directory.
+
+        Follows links. One round trip.
 
         :param path: the key
         :param mode: the bits, such as ``0o640``
@@ -51,7 +53,9 @@ class Changes:
         self._set_attributes(self._resolver.resolve_writable(path), Attributes(mode=mode))
 
     def set_times(self, path: str, modified_at: datetime, accessed_at: datetime | None = None) -> None:
-        """Set the times of a file or directory. Follows links. One round trip.
+        """Set the times of a file or directory.
+
+        Follows links. One round trip.
 
         SFTP has whole seconds; fractions are cut off.
 

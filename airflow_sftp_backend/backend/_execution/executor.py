@@ -166,7 +166,10 @@ class WriteExecutor:
                 self.roll_back([*to_roll_back, *chain.from_iterable(job.abandoned_targets for job in jobs)])
 
     def roll_back(self, write_targets: Sequence[WriteTarget]) -> None:
-        """Clean up over a new connection, with a single attempt to connect; on failure, with the next write."""
+        """Clean up over a new connection.
+
+        There is one attempt to connect. After a failure, the next write cleans up.
+        """
         self._to_roll_back += write_targets
         if not self._to_roll_back:
             return
@@ -179,7 +182,10 @@ class WriteExecutor:
             )
 
     def _roll_back_on(self, scheduler: SFTPScheduler) -> None:
-        """Clean up over a connection; keep the targets not reached before the connection is lost."""
+        """Clean up over a connection.
+
+        Targets that are not reached before a loss of the connection are kept.
+        """
         outcomes = scheduler.run_many(roll_back(scheduler, write_target) for write_target in self._to_roll_back)
         lost = [isinstance(outcome, BackendUnavailable) for outcome in outcomes]
         self._to_roll_back = [
@@ -210,7 +216,10 @@ class WriteExecutor:
     def _run_jobs(
         self, schedulers: list[SFTPScheduler], jobs: Sequence[WriteJob[T]], scheduler: SFTPScheduler
     ) -> list[T | SFTPBackendError | OSError]:
-        """Run jobs on a connection, with listings of their directories, then remove abandoned temporary files."""
+        """Run jobs on a connection, then remove abandoned temporary files.
+
+        The directories are listed together with the jobs.
+        """
         schedulers.append(scheduler)
         if self._to_roll_back:
             self._roll_back_on(scheduler)
@@ -236,7 +245,10 @@ class WriteExecutor:
 
 
 def _run_job(job: WriteJob[T], scheduler: SFTPScheduler, written: list[tuple[WriteJob[T], int]]) -> Operation[T]:
-    """Run a job, and add it to ``written`` if the server's time is known."""
+    """Run a job, and record it in ``written``.
+
+    It is recorded only if the server's time is known.
+    """
     result, mtime = yield from with_path_in_errors(job.target.path, job.operation(scheduler))
     if mtime is not None:
         written.append((job, mtime))
@@ -246,7 +258,10 @@ def _run_job(job: WriteJob[T], scheduler: SFTPScheduler, written: list[tuple[Wri
 def without_result(
     operation: Callable[[SFTPScheduler], Operation[int | None]], scheduler: SFTPScheduler
 ) -> Operation[tuple[None, int | None]]:
-    """Run the operation of a job without a result; return the server's time, if known."""
+    """Run the operation of a job without a result.
+
+    The result is the server's time, if known.
+    """
     return None, (yield from operation(scheduler))
 
 

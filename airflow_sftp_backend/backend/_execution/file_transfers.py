@@ -163,7 +163,9 @@ class FileTransfers:
         digest: bool = False,
         keep_times: bool = False,
     ) -> WriteResult:
-        """Upload a file. The key appears only when the file is complete and verified.
+        """Upload a file.
+
+        The key appears only when the file is complete and verified.
 
         A lost connection is reopened and the upload resumes.
 
@@ -244,7 +246,9 @@ class FileTransfers:
     def same_samples_many(
         self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool = False
     ) -> list[bool | SFTPBackendError | OSError]:
-        """Compare local files with files on the server by their sizes and by samples of up to 2 MiB each.
+        """Compare local files with files on the server.
+
+        Sizes and samples of up to 2 MiB for each file are compared.
 
         :param pairs: local path and key of each comparison
         :param return_exceptions: put failures into the result instead of raising them

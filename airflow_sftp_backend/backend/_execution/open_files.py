@@ -1,4 +1,6 @@
-"""Files that stay open between calls: a seekable reader with read-ahead, and the writer of `open_atomic`.
+"""Provide files that stay open between calls.
+
+They are a seekable reader with read-ahead, and the writer of `open_atomic`.
 
 A file belongs to the connection it was opened on. If the connection is lost, its methods raise BackendUnavailable;
 content is never incomplete or mixed.
@@ -54,7 +56,10 @@ _MAX_SIZE: Final = 1 << 62
 
 
 class RemoteFile(io.BufferedReader):
-    """File open for reading: seekable, buffered, with read-ahead. Closing it closes the server's handle."""
+    """File open for reading: seekable, buffered, with read-ahead.
+
+    Closing it closes the server's handle.
+    """
 
     _raw_file: _RawRemoteFile | None = None
 
@@ -64,7 +69,7 @@ class RemoteFile(io.BufferedReader):
 
     @property
     def size_at_open(self) -> int | None:
-        """Size of the file in bytes when it was opened; None if unknown."""
+        """Size in bytes when the file was opened; None if unknown."""
         return None if self._raw_file is None else self._raw_file.size_at_open
 
     @property
@@ -119,7 +124,9 @@ class _RawRemoteFile(io.RawIOBase):
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        """Set the position. The end of the file is requested from the server.
+        """Set the position.
+
+        The end of the file is requested from the server.
 
         :param offset: bytes, relative to ``whence``
         :param whence: as of `io.IOBase.seek`
@@ -182,7 +189,10 @@ class _RawRemoteFile(io.RawIOBase):
         self._scheduler = scheduler
 
     def _open_on(self, scheduler: SFTPScheduler) -> Operation[bytes]:
-        """Open the file, with its attributes and its first block. Two round trips."""
+        """Open the file, with its attributes and its first block.
+
+        Two round trips.
+        """
         handle = yield from open_for_reading(self._path)
         opened = False
         try:
@@ -229,7 +239,10 @@ class _RawRemoteFile(io.RawIOBase):
         return size
 
     def _next_block(self) -> Operation[memoryview]:
-        """Send reads in advance, and return the next block; empty at the end."""
+        """Send reads in advance, and return the next block.
+
+        The block is empty at the end.
+        """
         assert self._scheduler is not None
         block = (yield from self._scheduler.server_limits()).read
         max_blocks = max(2, min(64, READ_AHEAD // block))
@@ -254,7 +267,9 @@ class _RawRemoteFile(io.RawIOBase):
 
 
 class AtomicWriter(io.RawIOBase):
-    """Write a file under a temporary name. `commit` renames it to its target, `abort` removes it.
+    """Write a file under a temporary name.
+
+    `commit` renames it to its target, `abort` removes it.
 
     No request is sent before `open`.
 
@@ -309,7 +324,10 @@ class AtomicWriter(io.RawIOBase):
         return len(view)
 
     def commit(self) -> int | None:
-        """Commit the file, and return the server's time in seconds since 1970 (None if unknown)."""
+        """Commit the file, and return the server's time.
+
+        The time is in seconds since 1970, None if unknown.
+        """
         return self._run(self._commit())
 
     def discard(self) -> None:
@@ -339,7 +357,10 @@ class AtomicWriter(io.RawIOBase):
 
 
 def _run_on(session: Session, scheduler: SFTPScheduler | None, operation: Operation[_T], path: RemotePath) -> _T:
-    """Run an operation on the connection of its handle. Raises BackendUnavailable on any other connection."""
+    """Run an operation on the connection of its handle.
+
+    Raises BackendUnavailable on any other connection.
+    """
 
     def use(current: SFTPScheduler) -> _T:
         if current is not scheduler:

@@ -1,4 +1,4 @@
-"""Resolve paths of callers inside ``base_path``, and add the server name to errors."""
+"""Resolve paths inside ``base_path``, and add the server to errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def with_path_in_errors(path: RemotePath, operation: Operation[T]) -> Operation[T]:
-    """Run an operation, and add its path to the error of a lost connection.
+    """Run an operation, and add its path to connection errors.
 
     :param path: the path
     :param operation: the operation
@@ -55,7 +55,10 @@ class PathResolver:
         return remote
 
     def resolve_new(self, path: str) -> RemotePath:
-        """Resolve a path to create. Raises InvalidPath also for names omitted from listings."""
+        """Resolve a path to create.
+
+        Raises InvalidPath also for names omitted from listings.
+        """
         remote = self.resolve_writable(path)
         if has_control_character(remote.key):
             raise self.with_server(InvalidPath("listings omit names with control characters", path=path))
@@ -74,7 +77,10 @@ class PathResolver:
 
     @contextmanager
     def annotate_errors(self, path: RemotePath | None = None) -> Iterator[None]:
-        """Add the server to errors of the block, and ``path`` to those of a lost connection."""
+        """Add the server to errors of the block.
+
+        Errors of a lost connection also get ``path``.
+        """
         try:
             yield
         except SFTPBackendError as error:
@@ -84,7 +90,10 @@ class PathResolver:
             raise
 
     def with_server(self, outcome: T) -> T:
-        """Return the outcome. An error gets the server's address and the native path."""
+        """Return the outcome.
+
+        An error gets the server's address and the native path.
+        """
         if isinstance(outcome, SFTPBackendError):
             add_location(outcome, self._address, self.jail)
         return outcome

@@ -27,7 +27,9 @@ class Queries:
     _session: Session
 
     def exists(self, path: str) -> bool:
-        """Tell whether a file or directory exists. Follows links. One round trip, none for the root.
+        """Tell whether a file or directory exists.
+
+        Follows links. One round trip, none for the root.
 
         :param path: the key
         :returns: True if the key exists
@@ -36,7 +38,9 @@ class Queries:
         return remote.is_root or self._stat_or_none(remote) is not None
 
     def is_file(self, path: str) -> bool:
-        """Tell whether a key is a file or a link to a file. One round trip.
+        """Tell whether a key is a file.
+
+        A link to a file counts. One round trip.
 
         :param path: the key
         :returns: True for a file
@@ -46,7 +50,9 @@ class Queries:
         return attributes is not None and attributes.is_file
 
     def is_folder(self, path: str) -> bool:
-        """Tell whether a key is a directory or a link to a directory. One round trip, none for the root.
+        """Tell whether a key is a directory.
+
+        A link to a directory counts. One round trip, none for the root.
 
         :param path: the key
         :returns: True for a directory
@@ -86,7 +92,9 @@ class Queries:
         return raise_or_return(annotated, "queries", return_exceptions)
 
     def get_folder_info(self, path: str) -> FolderInfo:
-        """Return the totals of a directory at any depth. One round trip for each level.
+        """Return the totals of a directory at any depth.
+
+        One round trip for each level.
 
         :param path: the key of the directory
         :returns: number of files, bytes and latest time
@@ -106,7 +114,9 @@ class Queries:
         self._run_read(self._resolver.jail.root, lambda _: file_info.check_folder(self._resolver.jail.root))
 
     def list_files(self, path: str, recursive: bool = False, max_depth: int | None = None) -> Iterator[FileInfo]:
-        """List the files in a directory. Yields nothing if the directory does not exist.
+        """List the files in a directory.
+
+        Yields nothing if the directory does not exist.
 
         A link to a file is listed as the file. Links to directories are not entered.
 
@@ -122,7 +132,9 @@ class Queries:
         return self._resolver.annotate_each(entry.to_file_info() for entry in walk if entry.is_file)
 
     def list_folders(self, path: str) -> Iterator[FolderEntry]:
-        """List the directories in a directory, and links to directories. Yields nothing if it does not exist.
+        """List the directories in a directory, and links to directories.
+
+        Yields nothing if it does not exist.
 
         :param path: the key of the directory
         :returns: an iterator over the directories
@@ -133,7 +145,9 @@ class Queries:
         )
 
     def iter_children(self, path: str) -> Iterator[FileInfo | FolderEntry]:
-        """List the files and directories in a directory. Yields nothing if the directory does not exist.
+        """List the files and directories in a directory.
+
+        Yields nothing if the directory does not exist.
 
         :param path: the key of the directory
         :returns: an iterator over the entries

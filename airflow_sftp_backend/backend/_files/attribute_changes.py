@@ -29,7 +29,9 @@ _TIME_RESOLUTION: Final = 2
 
 
 def set_attributes(path: RemotePath, wanted: Attributes) -> Operation[None]:
-    """Set the mode or the times of a path, and compare the attributes afterwards. Follows links. One round trip.
+    """Set mode or times of a path, and check the result.
+
+    Follows links. One round trip.
 
     :param path: the path
     :param wanted: the mode, or both times
@@ -76,7 +78,7 @@ def noun_of(attributes: Attributes) -> str:
 
 
 def difference(wanted: Attributes, attributes: Attributes) -> str | None:
-    """Describe the difference between the attributes that were set and the attributes of the file.
+    """Describe how the attributes of the file differ.
 
     :param wanted: the mode, or both times
     :param attributes: the attributes that the server reports

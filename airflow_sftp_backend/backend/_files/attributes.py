@@ -37,7 +37,10 @@ logger = logging.getLogger(__name__)
 
 
 def try_stat(path: RemotePath, *, follow: bool = False) -> Operation[Attributes | StatusError]:
-    """Return the attributes of a path or the refusal. Follows links only with ``follow``."""
+    """Return the attributes of a path or the refusal.
+
+    Follows links only with ``follow``.
+    """
     (answer,) = yield from request_all([Stat(path.native) if follow else LStat(path.native)])
     if not follow:
         answer = yield from fall_back_to_stat(path, answer)
@@ -45,7 +48,9 @@ def try_stat(path: RemotePath, *, follow: bool = False) -> Operation[Attributes 
 
 
 def fall_back_to_stat(path: RemotePath, answer: Attributes | StatusError) -> Operation[Attributes | StatusError]:
-    """Fall back to STAT if LSTAT is refused: some servers forbid or do not support LSTAT.
+    """Fall back to STAT if LSTAT is refused.
+
+    Some servers forbid or do not support LSTAT.
 
     :param path: the path
     :param answer: the reply to LSTAT of ``path``
@@ -58,7 +63,7 @@ def fall_back_to_stat(path: RemotePath, answer: Attributes | StatusError) -> Ope
 
 
 def parent_is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
-    """Determine whether a request for ``path`` may have been refused because the parent is missing."""
+    """Determine whether a missing parent may explain a refusal."""
     if refused.missing:
         return True
     if refused.code != StatusCode.FAILURE or (yield from server_traits()).reports_no_such_file:
@@ -67,7 +72,10 @@ def parent_is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]
 
 
 def with_file_type(path: RemotePath, attributes: Attributes) -> Operation[Attributes]:
-    """Add the file type. If the server sends none, a path that can be listed is a directory."""
+    """Add the file type.
+
+    If the server sends none, a path that can be listed is a directory.
+    """
     if attributes.mode is not None:
         return attributes
     try:
@@ -82,7 +90,7 @@ def with_file_type(path: RemotePath, attributes: Attributes) -> Operation[Attrib
 
 
 def find_blocking_file(path: RemotePath) -> Operation[RemotePath | None]:
-    """Return the nearest parent of the path that is a file, or None."""
+    """Return the nearest parent that is a file, or None."""
     ancestors = list(ancestors_of(path))
     for ancestor, attributes in zip(
         ancestors, (yield from request_all([Stat(a.native) for a in ancestors])), strict=True
@@ -99,7 +107,8 @@ def ancestors_of(path: RemotePath) -> Iterator[RemotePath]:
 
 
 def close_quietly(handle: bytes) -> Operation[None]:
-    """Close a handle that was only read, without waiting: the reply does not matter."""
+    """Close a handle that was only read, without waiting."""
+    # Its reply does not matter
     try:
         yield from send(Close(handle))
     except SFTPBackendError:  # the handle ends with the connection

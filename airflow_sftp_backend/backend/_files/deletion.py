@@ -85,13 +85,18 @@ def delete_folder(path: RemotePath, *, missing_ok: bool) -> Operation[None]:
 
 
 def _own_attributes(path: RemotePath) -> Operation[Attributes | StatusError]:
-    """Return the attributes of a path without following a link, or the refusal."""
+    """Return the attributes of a path itself, or the refusal.
+
+    Does not follow a link.
+    """
     attributes, _ = yield from get_own_attributes(path)
     return attributes if isinstance(attributes, StatusError) else (yield from with_file_type(path, attributes))
 
 
 def _delete_if_link(path: RemotePath, attributes: Attributes, *, missing_ok: bool) -> Operation[bool]:
-    """Delete a link and return True, or return False for an empty directory.
+    """Delete a link and return True; False for a directory.
+
+    The directory is known to be empty.
 
     :raises InvalidPath: for a file
     :raises DirectoryNotEmpty: for a directory with entries
@@ -113,7 +118,10 @@ def _is_directory_error(path: RemotePath) -> InvalidPath:
 
 
 def _has_entries(path: RemotePath) -> Operation[bool]:
-    """Return whether a directory is known to have entries; False if the server refuses to list it."""
+    """Return whether a directory is known to have entries.
+
+    The result is False if the server refuses to list it.
+    """
     try:
         handle = yield from request(OpenDir(path.native))
     except StatusError:

@@ -49,7 +49,10 @@ def stat_or_none(path: RemotePath) -> Operation[Attributes | None]:
 
 
 def get_file_info(path: RemotePath) -> Operation[FileInfo]:
-    """Return the FileInfo of a file. Raises NotFound, or InvalidPath for a directory."""
+    """Return the FileInfo of a file.
+
+    Raises NotFound, or InvalidPath for a directory.
+    """
     outcome = file_info_or_error(path, (yield from stat_or_none(path)))
     if isinstance(outcome, SFTPBackendError):
         raise outcome
@@ -72,7 +75,10 @@ def to_file_info(path: RemotePath, attributes: Attributes) -> FileInfo:
 
 
 def check_folder(path: RemotePath) -> Operation[None]:
-    """Check that a path is a directory. One round trip. Raises NotFound, or InvalidPath for a file."""
+    """Check that a path is a directory.
+
+    One round trip. Raises NotFound, or InvalidPath for a file.
+    """
     attributes = yield from stat_or_none(path)
     if attributes is None:
         raise NotFound("no such directory", path=path.key)
@@ -81,5 +87,5 @@ def check_folder(path: RemotePath) -> Operation[None]:
 
 
 def is_parent_a_file(answer: Attributes | StatusError | None = None) -> bool:
-    """Return whether a reply to STAT of the parent is that of a file, which has no entries."""
+    """Return whether a reply to STAT describes a file."""
     return isinstance(answer, Attributes) and answer.mode is not None and not answer.is_folder

@@ -1,4 +1,6 @@
-"""Match patterns against the files below a directory. A single search serves several callers.
+"""Match patterns against the files below a directory.
+
+A single search serves several callers.
 
 All directories of a level are listed side by side. A directory is listed once, and only if it can contain a match.
 """
@@ -32,7 +34,10 @@ class Pattern:
 
     @classmethod
     def of(cls, pattern: str | FileInfo) -> Pattern:
-        """Return the pattern of a text, or a pattern that matches only the path of a file."""
+        """Return the pattern of a text or of a file.
+
+        The pattern of a file matches its path only.
+        """
         return cls.parse(glob.escape(pattern.path) if isinstance(pattern, FileInfo) else pattern)
 
     @classmethod
@@ -63,7 +68,10 @@ RemainingSegments = tuple[str, ...]
 
 
 def _descend(segments: RemainingSegments, folder: str) -> Iterator[RemainingSegments]:
-    """Yield the remaining segments below a subdirectory: none without a match, several with ``**``."""
+    """Yield the remaining segments below a subdirectory.
+
+    There are none without a match, and several with ``**``.
+    """
     if len(segments) > 1 and segments[0] == "**":
         yield segments
         yield from _descend(segments[1:], folder)
@@ -187,7 +195,7 @@ def _fail_searches(searches: Iterable[_Search], error: SFTPBackendError | OSErro
 def _search_level(
     call: SessionCall, log: ListingTally, level: dict[RemotePath, _SearchesBySegments]
 ) -> dict[RemotePath, _SearchesBySegments]:
-    """Search the directories of a level, and return the directories of the next level."""
+    """Search the directories of a level; return the next level."""
     below: dict[RemotePath, _SearchesBySegments] = {}
     literal_paths, to_list = _plan_level(level, below)
     _match_literal_paths(call, literal_paths)
@@ -223,7 +231,10 @@ def _plan_level(
 
 
 def _match_literal_paths(call: SessionCall, literal_paths: dict[RemotePath, set[_Search]]) -> None:
-    """Add the existing files among paths without wildcards to their searches. One round trip."""
+    """Add existing files among literal paths to their searches.
+
+    One round trip.
+    """
     if not literal_paths:
         return
     outcomes = stat_many(call, list(literal_paths))
@@ -241,7 +252,10 @@ def _match_listing(
     outcome: list[TreeEntry] | SFTPBackendError | OSError,
     below: dict[RemotePath, _SearchesBySegments],
 ) -> None:
-    """Match the entries of a listed directory, or fail the searches that need the listing."""
+    """Match the entries of a listed directory.
+
+    If it cannot be listed, the searches that need the listing fail.
+    """
     if isinstance(outcome, NotFound | InvalidPath):
         return
     if not isinstance(outcome, SFTPBackendError | OSError):
@@ -258,7 +272,10 @@ def _match_listing(
 def _list_for_searches(
     call: SessionCall, log: ListingTally, to_list: dict[RemotePath, _SearchesBySegments]
 ) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
-    """List directories side by side. Each search has its own limits, and fails alone if it exceeds them."""
+    """List directories side by side.
+
+    Each search has its own limits, and fails alone if it exceeds them.
+    """
     searches_by_directory = {
         folder: list({search for wanted_searches in wanted.values() for search in wanted_searches})
         for folder, wanted in to_list.items()
@@ -282,7 +299,10 @@ def _descends_anywhere(wanted: _SearchesBySegments) -> bool:
 
 
 def _match(entry: TreeEntry, wanted: _SearchesBySegments, below: dict[RemotePath, _SearchesBySegments]) -> None:
-    """Add an entry of a directory to the matching searches, and a subdirectory to the next level."""
+    """Add an entry to the matching searches.
+
+    A subdirectory is also added to the next level.
+    """
     name = entry.path.name
     if entry.is_file and not is_temp_name(name):
         info = None

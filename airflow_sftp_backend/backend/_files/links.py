@@ -24,7 +24,9 @@ _LINK: Final = stat.S_IFLNK | 0o777
 
 
 def get_own_attributes(path: RemotePath) -> Operation[tuple[Attributes | StatusError, bool]]:
-    """Return the attributes of a path without following a link, even if LSTAT is refused or follows links.
+    """Return the attributes of a path without following a link.
+
+    The server may refuse LSTAT, or follow links in it.
 
     :param path: the path; its last segment is not followed
     :returns: its attributes or the refusal, and whether a link would have been distinguished from a directory
@@ -59,7 +61,9 @@ def lstat_all(paths: list[RemotePath]) -> Operation[list[Attributes | StatusErro
 
 
 def renames_links(path: RemotePath) -> Operation[bool]:
-    """Return whether the server renames a link itself. One round trip, none on a known server.
+    """Return whether the server renames a link itself.
+
+    One round trip, none on a known server.
 
     :param path: a link found by `lstat_all`
     :returns: False if LSTAT describes the link's target: such a server (ProFTPD) also renames the target
@@ -71,7 +75,8 @@ def renames_links(path: RemotePath) -> Operation[bool]:
 
 
 def _is_link_target(path: RemotePath, target: object) -> bool:
-    """Return whether a READLINK reply proves a link: for other files, some servers return the name itself."""
+    """Return whether a READLINK reply proves a link."""
+    # For other files, some servers return the name itself
     return isinstance(target, str) and target not in ("", path.native, path.name)
 
 
@@ -80,7 +85,9 @@ def _as_link(answer: Attributes | StatusError) -> Attributes:
 
 
 def with_links_detected(entries: Listing) -> Operation[Listing]:
-    """Request LSTAT for entries listed as directories if the server may list links as their targets.
+    """Request LSTAT for entries listed as directories.
+
+    Needed if the server may list links as their targets.
 
     :param entries: the entries of a listing
     :returns: the entries with their own attributes, without directories removed meanwhile
@@ -101,7 +108,10 @@ def with_links_detected(entries: Listing) -> Operation[Listing]:
 
 
 def ambiguous_link_error(path: RemotePath) -> SFTPBackendError:
-    """Create the error for a directory that may be a link: the caller neither enters nor empties it."""
+    """Create the error for a directory that may be a link.
+
+    The caller neither enters nor empties it.
+    """
     return SFTPBackendError(
         "cannot determine whether this directory is a link: the server refuses LSTAT. The directory is neither searched"
         " nor emptied. Allow LSTAT on the server, or use a call without recursion",

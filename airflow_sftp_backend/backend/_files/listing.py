@@ -42,7 +42,9 @@ Listing = list[tuple[RemotePath, Attributes]]
 
 
 def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
-    """Return the entries of a directory, including temporary files, with their attributes from READDIR.
+    """Return the entries of a directory with attributes from READDIR.
+
+    Temporary files are included.
 
     Entries with unsafe names are omitted, with a warning of ``tally``.
 
@@ -60,7 +62,9 @@ def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operat
 def list_and_recheck(
     path: RemotePath, tally: ListingTally, depth: int = 2
 ) -> Operation[tuple[Listing, Attributes | StatusError]]:
-    """List a directory, and request LSTAT of its path together with the last entries.
+    """List a directory, and check its path with the last entries.
+
+    The check is an LSTAT.
 
     :returns: the entries as of `list_folder`, and the attributes of the path: by then it may be a link
     """
@@ -75,7 +79,10 @@ def list_and_recheck(
 def _list_entries(
     path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
 ) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
-    """List a directory. With ``recheck``, return the reply to the LSTAT sent with the last READDIR too."""
+    """List a directory.
+
+    With ``recheck``, return the reply to the LSTAT sent with the last READDIR too.
+    """
     tally.check()
     for is_last in (False, False, True):
         try:
@@ -123,7 +130,10 @@ def _read_entries(
 def _send_read_dirs(
     path: RemotePath, request: ReadDir, count: int, *, recheck: bool
 ) -> Operation[list[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]]]:
-    """Send ``count`` READDIR requests and, with ``recheck``, an LSTAT; return each READDIR with the LSTAT."""
+    """Send ``count`` READDIR requests and, with ``recheck``, an LSTAT.
+
+    Each READDIR is returned with the LSTAT.
+    """
     entries_replies: list[Pending[list[DirEntry]]] = []
     while len(entries_replies) < count:
         entries_replies.append((yield from send(request)))
@@ -151,7 +161,10 @@ def _with_file_types(entries: Listing) -> Operation[Listing]:
 
 
 def stat_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None]]:
-    """Return the attributes of the targets of links; None for a dangling link."""
+    """Return the attributes of link targets.
+
+    They are None for a dangling link.
+    """
     links = [path for path, attributes in entries if attributes.is_link]
     answers = yield from request_all([Stat(path.native) for path in links])
     return {
@@ -162,7 +175,10 @@ def stat_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None
 def _explain_list_failure(
     path: RemotePath, refused: StatusError, followed: Attributes | StatusError, action: str
 ) -> Operation[SFTPBackendError]:
-    """Explain a refusal by the attributes found afterwards. The directory may have been created meanwhile."""
+    """Explain a refusal by the attributes found afterwards.
+
+    The directory may have been created meanwhile.
+    """
     if isinstance(followed, Attributes) and followed.mode is not None and not followed.is_folder:
         return InvalidPath(f"{action}: the path is a file, not a directory", path=path.key)
     if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
@@ -177,7 +193,7 @@ def _explain_list_failure(
 
 
 def is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
-    """Determine whether STAT or LSTAT was refused because the path does not exist.
+    """Determine whether a refused STAT means a missing path.
 
     If the status is FAILURE on a server that may use it for missing files, the parents are listed.
 

@@ -91,11 +91,14 @@ class UploadSource:
         return self._view is not None
 
     def read_at(self, offset: int, count: int) -> bytes | memoryview | None:
-        """Return bytes at an offset without moving the position; None if the content is read in order only."""
+        """Return bytes at an offset without moving the position.
+
+        The result is None if the content can be read in order only.
+        """
         return None if self._view is None else self._view[offset : offset + count]
 
     def skip(self, count: int) -> None:
-        """Read and discard the first ``count`` bytes, which are already on the server."""
+        """Skip the first ``count`` bytes, which the server already has."""
         while self.size < count:
             if not len(self.read_block(min(_SKIP_BLOCK, count - self.size))):
                 return
@@ -107,7 +110,9 @@ class UploadSource:
 
 
 class PipelinedWriter:
-    """Write to an open file with a window of blocks in flight, over one or more channels.
+    """Write to an open file with blocks in flight.
+
+    One or more channels carry the blocks.
 
     :param striped_file: the handles of the file
     :param block_size: bytes of a block
@@ -157,7 +162,10 @@ class PipelinedWriter:
             self.offset += len(chunk)
 
     def merge_channels(self) -> Operation[None]:
-        """Close all handles but the first, and wait for their data if there are any. Raises StatusError."""
+        """Close all handles but the first.
+
+        Waits for their data if there are any. Raises StatusError.
+        """
         close_replies = yield from self._striped_file.close()
         if close_replies:
             yield from self.drain()
@@ -178,7 +186,10 @@ class PipelinedWriter:
 
 
 def write_source(source: UploadSource, writer: PipelinedWriter) -> Operation[None]:
-    """Send all bytes of ``source``. The last blocks stay in flight until `PipelinedWriter.drain`."""
+    """Send all bytes of ``source``.
+
+    The last blocks stay in flight until `PipelinedWriter.drain`.
+    """
     while len(data := source.read_block(writer.block_size)):
         yield from writer.write(data)
 
@@ -225,7 +236,7 @@ class PipelinedReader:
         self._final_stat: Pending[Attributes] | None = None
 
     def check_unchanged(self) -> Operation[None]:
-        """Compare size and time of the file after the last read with the initial values.
+        """Compare size and time after the last read with before.
 
         FSTAT was sent with the last read. A file read by the first requests is not checked again.
 
@@ -280,7 +291,10 @@ class PipelinedReader:
         return data
 
     def _size_error(self, size: int, *, reached_end: bool) -> Operation[TransferCorrupted]:
-        """Determine why the size of the file is not the stated size, and count the bytes beyond it."""
+        """Determine why a file differs from its stated size.
+
+        Bytes beyond the stated size are counted.
+        """
         stated_size = self._expected_size
         assert stated_size is not None
         (current,) = yield from request_all([FStat(self._handle)])
@@ -327,7 +341,10 @@ class PipelinedReader:
             self._scheduler.reads_small_files = stated_size < self._block_size
 
     def _fill_window(self) -> Operation[None]:
-        """Send reads until the window is full. The last read of a known size includes the byte after the end."""
+        """Send reads until the window is full.
+
+        The last read of a known size includes the byte after the end.
+        """
         while len(self._queue) < self._window_blocks:
             length = self._block_size
             if self._expected_size is not None:  # the first reads are sent

@@ -31,7 +31,10 @@ from .pipelining import PipelinedReader
 
 
 def open_for_reading(path: RemotePath) -> Operation[bytes]:
-    """Open a file for reading. Raises NotFound, or InvalidPath for a directory (on some servers at the first read)."""
+    """Open a file for reading.
+
+    Raises NotFound, or InvalidPath for a directory (on some servers at the first read).
+    """
     try:
         return (yield from request(Open(path.native, OpenFlag.READ)))
     except StatusError as refused:
@@ -41,7 +44,9 @@ def open_for_reading(path: RemotePath) -> Operation[bytes]:
 def read_into(
     scheduler: SFTPScheduler, path: RemotePath, sink: Callable[[memoryview], object], *, max_bytes: int | None = None
 ) -> Operation[None]:
-    """Read a file to its end. Two round trips for a small file.
+    """Read a file to its end.
+
+    Two round trips for a small file.
 
     :param scheduler: the scheduler of the connection
     :param path: the file

@@ -1,4 +1,6 @@
-"""Walk directory trees level by level, compute their totals, and delete them from the bottom up.
+"""Walk directory trees level by level.
+
+Totals are computed, and trees deleted from the bottom up.
 
 All directories of a level are listed side by side, so a walk takes as many round trips as the tree has levels. Links
 are never entered.
@@ -27,7 +29,10 @@ T = TypeVar("T")
 
 
 class SessionCall(Protocol):
-    """Interface of ``Session.call``. A walk calls it for each level, so that other threads can use the connection."""
+    """Interface of ``Session.call``.
+
+    A walk calls it for each level, so that other threads can use the connection.
+    """
 
     def __call__(self, use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
         """Run ``use`` with the scheduler of the connection."""
@@ -35,7 +40,10 @@ class SessionCall(Protocol):
 
 @dataclass(slots=True)
 class TreeEntry:
-    """Entry found on a walk, with its own attributes and, for a link, those of its target (None if dangling)."""
+    """Entry found on a walk.
+
+    A link has its own attributes and those of its target (None if dangling).
+    """
 
     path: RemotePath
     attributes: Attributes
@@ -57,7 +65,10 @@ class TreeEntry:
 
 
 def list_directory(path: RemotePath, tally: ListingTally, depth: int, *, descends: bool) -> Operation[list[TreeEntry]]:
-    """List a directory with the targets of its links. With ``descends``, distinguish links from directories."""
+    """List a directory with the targets of its links.
+
+    With ``descends``, distinguish links from directories.
+    """
     entries = yield from list_folder(path, tally, depth)
     if descends:
         entries = yield from with_links_detected(entries)
@@ -119,7 +130,8 @@ def _initial_read_ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath])
 
 
 def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """Return the outcomes, or raise BackendUnavailable so that the whole call is repeated."""
+    """Return the outcomes, or raise BackendUnavailable."""
+    # The latter lets the session repeat the whole call
     for outcome in outcomes:
         if isinstance(outcome, BackendUnavailable):
             raise outcome
@@ -127,7 +139,8 @@ def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> lis
 
 
 def _raise_if_limit_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """Return the outcomes, or raise LimitExceeded: the limits apply to the call as a whole."""
+    """Return the outcomes, or raise LimitExceeded."""
+    # The limits apply to the call as a whole
     for outcome in outcomes:
         if isinstance(outcome, LimitExceeded):
             raise outcome
@@ -135,7 +148,10 @@ def _raise_if_limit_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> 
 
 
 def list_children(call: SessionCall, folder: RemotePath) -> Iterator[TreeEntry]:
-    """Yield the entries of a directory without temporary files; none if the directory does not exist."""
+    """Yield the entries of a directory without temporary files.
+
+    There are none if the directory does not exist.
+    """
     tally = ListingTally(folder.key)
     (outcome,) = _list_all(call, tally, [folder], descend_into=())
     tally.finish()
@@ -196,7 +212,10 @@ def walk(
 
 
 def get_file_infos(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileInfo | SFTPBackendError | OSError]:
-    """Return the files at many paths in a single round trip, or their errors: NotFound, InvalidPath for a directory."""
+    """Return the files at many paths, or their errors.
+
+    One round trip. The errors are NotFound, and InvalidPath for a directory.
+    """
     return [
         outcome if isinstance(outcome, SFTPBackendError | OSError) else file_info_or_error(path, outcome)
         for path, outcome in zip(paths, stat_many(call, paths), strict=True)
@@ -204,7 +223,10 @@ def get_file_infos(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileI
 
 
 def stat_many(call: SessionCall, paths: Sequence[RemotePath]) -> list[Attributes | SFTPBackendError | OSError | None]:
-    """Return the results or errors of `stat_or_none` for many paths. One round trip if all replies are clear."""
+    """Return the results of `stat_or_none` for many paths, or errors.
+
+    One round trip if all replies are clear.
+    """
 
     def use(scheduler: SFTPScheduler) -> list[Attributes | SFTPBackendError | OSError | None]:
         parents = () if scheduler.traits.finds_nothing_below_files else {path.parent: None for path in paths}
@@ -233,7 +255,10 @@ def stat_many(call: SessionCall, paths: Sequence[RemotePath]) -> list[Attributes
 
 
 def folder_info(call: SessionCall, folder: RemotePath) -> FolderInfo:
-    """Compute the totals of all files in a directory. Raises NotFound, or InvalidPath for a file."""
+    """Compute the totals of all files in a directory.
+
+    Raises NotFound, or InvalidPath for a file.
+    """
     count = size = 0
     latest = None
     for entry in walk(call, folder, must_exist=True):
@@ -249,7 +274,9 @@ def folder_info(call: SessionCall, folder: RemotePath) -> FolderInfo:
 
 
 def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> None:
-    """Delete a directory with all entries, including temporary files. Removes links and never enters them.
+    """Delete a directory with all entries, including temporary files.
+
+    Removes links and never enters them.
 
     The type of each directory is checked before its listing, by the parent's listing or by LSTAT, and again by an LSTAT
     sent with its last READDIR, before any of its entries are removed. A race remains, because SFTP 3 cannot delete by
@@ -280,7 +307,10 @@ def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> Non
 
 
 def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTally) -> list[SFTPBackendError]:
-    """Delete the entries of each level from the top, then the directories. Return the errors. Raises LimitExceeded."""
+    """Delete the entries of each level, then the directories.
+
+    The entries are deleted from the top down. Returns the errors. Raises LimitExceeded.
+    """
     folders: list[RemotePath] = []
     failures: list[SFTPBackendError] = []
     level = [root]
@@ -317,14 +347,20 @@ class _BecameLink(SFTPBackendError):
 def _list_for_removal(
     call: SessionCall, tally: ListingTally, folders: Sequence[RemotePath]
 ) -> list[Listing | SFTPBackendError | OSError]:
-    """List directories side by side and check that they are not links. Raises LimitExceeded."""
+    """List directories side by side, and refuse links.
+
+    Raises LimitExceeded.
+    """
     return _raise_if_limit_exceeded(
         run_listings(call, [tally], folders, lambda folder, depth: _list_one_for_removal(folder, tally, depth))
     )
 
 
 def _list_one_for_removal(path: RemotePath, tally: ListingTally, depth: int) -> Operation[Listing]:
-    """List a directory with links detected, and check its type again. Raises _BecameLink, InvalidPath."""
+    """List a directory with links detected; check its type again.
+
+    Raises _BecameLink, InvalidPath.
+    """
     entries, rechecked = yield from list_and_recheck(path, tally, depth)
     if isinstance(rechecked, Attributes) and not rechecked.is_folder:
         error_class = _BecameLink if rechecked.is_link else InvalidPath

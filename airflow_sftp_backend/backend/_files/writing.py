@@ -49,7 +49,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_folder(path: RemotePath, *, exist_ok: bool) -> Operation[None]:
-    """Create a directory and its missing parents. One round trip, two without ``exist_ok``.
+    """Create a directory and its missing parents.
+
+    One round trip, two without ``exist_ok``.
 
     :param path: the directory
     :param exist_ok: accept an existing directory
@@ -156,7 +158,9 @@ def _exists_or_is_restored(path: RemotePath) -> Operation[bool]:
 def _handle_or_none(
     path: RemotePath, target: RemotePath, open_reply: Pending[bytes], create_parents: bool
 ) -> Operation[bytes | None]:
-    """Wait for the handle of a file; return None if the parent is missing and ``create_parents`` is set.
+    """Wait for the handle of a file.
+
+    The result is None if the parent is missing and ``create_parents`` is set.
 
     Some servers support exclusive OPEN only with TRUNCATE. If the path does not exist, TRUNCATE is harmless, and the
     request is repeated with it.
@@ -222,7 +226,9 @@ def write(
     overwrite: bool,
     progress: Progress | None = None,
 ) -> Operation[int | None]:
-    """Write directly to the final name. Two round trips for a small file in an existing directory.
+    """Write directly to the final name.
+
+    Two round trips for a small file in an existing directory.
 
     Without ``overwrite``, the file is opened exclusively. Only on a server known to honour EXCLUSIVE, an existing file
     is never overwritten; on others two writers can race. An incomplete file is removed.
@@ -266,7 +272,8 @@ def reply_or_none(pending: Pending[R]) -> Operation[R | None]:
 
 
 def remove_quietly(path: RemotePath, handle: bytes | None = None) -> Operation[None]:
-    """Close and remove a file, and log failures: an error of the clean-up must not hide its cause."""
+    """Close and remove a file, and log failures."""
+    # An error of the clean-up must not hide its cause
     requests: list[Request[None]] = [] if handle is None else [Close(handle)]
     try:
         for answer in (yield from request_all([*requests, Remove(path.native)]))[-1:]:

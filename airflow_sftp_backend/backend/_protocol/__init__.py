@@ -1,1 +1,4 @@
-"""SFTP version 3 over one or several channels: packets, replies and the scheduler of operations."""
+"""Speak SFTP version 3 over one or several channels.
+
+The package has packets, replies and the scheduler of operations.
+"""

@@ -1,4 +1,6 @@
-"""Send and receive SFTP version 3 packets on a channel: framing, request ids and outstanding replies.
+"""Send and receive SFTP version 3 packets on a channel.
+
+A channel has framing, request ids and outstanding replies.
 
 An SFTP channel is an SFTP conversation over an SSH channel. Further channels of a connection make transfers faster:
 each SSH channel has its own receive window, which limits the bytes in flight to the server.
@@ -33,13 +35,18 @@ class SSHChannel(Protocol):
     """Subset of ``paramiko.Channel`` used by `SFTPChannel`."""
 
     def send(self, data: bytes | memoryview, /) -> int:
-        """Send a part of ``data`` and return its size in bytes; 0 if the channel is closed.
+        """Send a part of ``data`` and return its size in bytes.
+
+        The size is 0 if the channel is closed.
 
         :raises TimeoutError: after the channel's timeout
         """
 
     def recv(self, count: int, /) -> bytes:
-        """Receive up to ``count`` bytes; empty if the channel is closed. Raises TimeoutError after its timeout."""
+        """Receive up to ``count`` bytes; empty if the channel is closed.
+
+        Raises TimeoutError after its timeout.
+        """
 
     def send_ready(self) -> bool:
         """Return whether `send` would not wait."""
@@ -58,7 +65,7 @@ class Waiter(Protocol):
     awaiting: Pending[Any] | None
 
     def wake(self, value: object = None, error: BaseException | None = None) -> None:
-        """Schedule the next step of the operation with a value or an exception."""
+        """Schedule the operation's next step with a value or an exception."""
 
 
 class Pending(Generic[R]):
@@ -186,7 +193,10 @@ class SFTPChannel:
 
     @property
     def oldest_outstanding(self) -> float:
-        """Number of the oldest request without a reply; infinite if all replies have arrived."""
+        """Number of the oldest request without a reply.
+
+        The number is infinite if all replies have arrived.
+        """
         # a dict keeps the order of insertion: the first request is the oldest
         for pending in self._outstanding.values():
             return pending.sequence_number
@@ -222,7 +232,10 @@ class SFTPChannel:
         self._write(lambda: True)
 
     def flush_some(self) -> None:
-        """Send queued packets as long as the channel does not block. Raises BackendUnavailable."""
+        """Send queued packets while the channel does not block.
+
+        Raises BackendUnavailable.
+        """
         self._write(self._ssh_channel.send_ready)
 
     def _write(self, can_write: Callable[[], bool]) -> None:
@@ -329,7 +342,8 @@ class SFTPChannel:
 
     @contextmanager
     def _break_on_error(self) -> Iterator[None]:
-        """Fail the channel if the block is interrupted, because the position in the byte stream is then unknown."""
+        """Fail the channel if the block is interrupted."""
+        # The position in the byte stream is then unknown
         reason = "interrupted in the middle of a packet"
         try:
             yield
@@ -361,7 +375,10 @@ class SFTPChannel:
 
 
 def _as_text(start: bytes) -> str:
-    """Decode the output of a login script, without colours; return an empty string for binary data."""
+    """Decode the output of a login script, without colours.
+
+    The text is empty for binary data.
+    """
     plain = re.sub(rb"\x1b\[[0-?]*[ -/]*[@-~]", b"", start)  # ECMA-48 section 5.4: control sequences
     text = plain.decode("utf-8", "replace").split("\0")[0].rstrip("\ufffd")  # the last character may be cut
     shown = printable(text)

@@ -1,4 +1,6 @@
-"""Encode and decode the parts of SFTP version 3 packets (draft-ietf-secsh-filexfer-02 sections 3 to 5).
+"""Encode and decode the parts of SFTP version 3 packets.
+
+The source is draft-ietf-secsh-filexfer-02, sections 3 to 5.
 
 Limits are checked before memory is allocated, because the server is not trusted.
 """
@@ -23,7 +25,10 @@ _COMMON_FIELDS: Final = struct.Struct(">QIIIII")
 
 
 class ProtocolError(Exception):
-    """Invalid SFTP version 3 data from the server. The scheduler closes the connection."""
+    """Invalid SFTP version 3 data from the server.
+
+    The scheduler closes the connection.
+    """
 
 
 class PacketType(enum.IntEnum):
@@ -70,7 +75,9 @@ class OpenFlag(enum.IntFlag):
 
 @dataclass(slots=True, unsafe_hash=True)  # frozen creation takes three times as long, for each name of a listing
 class Attributes:
-    """Attributes of a file (filexfer-02 section 5). A field omitted by the server is None.
+    """Attributes of a file (filexfer-02 section 5).
+
+    A field omitted by the server is None.
 
     ``size`` is in bytes; ``atime`` and ``mtime`` in seconds since 1970 UTC; ``mode`` includes the file type bits.
     """
@@ -84,17 +91,17 @@ class Attributes:
 
     @property
     def is_folder(self) -> bool:
-        """True if the type bits of the mode are those of a directory."""
+        """True if the mode's type bits are those of a directory."""
         return self.mode is not None and stat.S_ISDIR(self.mode)
 
     @property
     def is_link(self) -> bool:
-        """True if the type bits of the mode are those of a symbolic link."""
+        """True if the mode's type bits are those of a symbolic link."""
         return self.mode is not None and stat.S_ISLNK(self.mode)
 
     @property
     def is_file(self) -> bool:
-        """True for a regular file, and if the mode has no type bits."""
+        """True for a regular file, or a mode without type bits."""
         return self.mode is None or stat.S_IFMT(self.mode) in (0, stat.S_IFREG)
 
     def encode(self) -> bytes:
@@ -116,7 +123,10 @@ NO_ATTRIBUTES: Final = Attributes()
 
 @dataclass(frozen=True, slots=True)
 class DirEntry:
-    """Name in a directory with its own attributes: for a link, not the target's."""
+    """Name in a directory with its own attributes.
+
+    A link does not have the attributes of its target.
+    """
 
     name: str
     attributes: Attributes
@@ -137,7 +147,9 @@ _TRUNCATED: Final = "a reply is truncated"
 
 
 class PacketReader:
-    """Read the fields of a packet in order. Every method raises ProtocolError beyond the end.
+    """Read the fields of a packet in order.
+
+    Every method raises ProtocolError beyond the end.
 
     :param data: the packet
     :param offset: offset of the first field, in bytes
@@ -179,7 +191,10 @@ class PacketReader:
         return int(number)
 
     def view(self) -> memoryview:
-        """Read a string with a length prefix, as a view into the packet."""
+        """Read a string with a length prefix.
+
+        The result is a view into the packet.
+        """
         offset = self._offset
         if offset + 4 > self._end:
             raise ProtocolError(_TRUNCATED)
@@ -209,7 +224,10 @@ class PacketReader:
         return Attributes(size, uid, gid, mode, atime, mtime)
 
     def count(self, smallest: int) -> int:
-        """Read a number of items, each at least ``smallest`` bytes, and check that the packet can hold them."""
+        """Read a number of items that the packet can hold.
+
+        An item has at least ``smallest`` bytes.
+        """
         count = self.uint32()
         if count * smallest > self.remaining:
             raise ProtocolError(f"a reply announces {count} items but is too short")
@@ -217,7 +235,10 @@ class PacketReader:
 
 
 def encode_name(name: str) -> bytes:
-    """Encode a path or name in UTF-8, and keep bytes of the server that are not UTF-8."""
+    """Encode a path or name in UTF-8.
+
+    Bytes of the server that are not UTF-8 are kept.
+    """
     return name.encode("utf-8", "surrogateescape")
 
 

@@ -1,4 +1,4 @@
-"""Track the open handles of a connection, and the server's limit on open files.
+"""Track the open handles and the limit of a connection.
 
 The table detects two deviations of servers:
 
@@ -68,11 +68,16 @@ class HandleTable:
 
     @property
     def count(self) -> int:
-        """Number of open files and directories. A handle counts until the reply to its CLOSE."""
+        """Number of open files and directories.
+
+        A handle counts until the reply to its CLOSE.
+        """
         return self._counts.total()
 
     def count_of(self, open_type: PacketType) -> int:
-        """Return the number of open files or directories. A handle counts until the reply to its CLOSE.
+        """Return the number of open files or directories.
+
+        A handle counts until the reply to its CLOSE.
 
         :param open_type: OPEN or OPENDIR
         :returns: the number of open handles
@@ -80,7 +85,9 @@ class HandleTable:
         return self._counts[open_type]
 
     def open_sent(self, number: int, open_type: PacketType) -> None:
-        """Record a sent request to open a file. Not needed for a server without a limit.
+        """Record a sent request to open a file.
+
+        Not needed for a server without a limit.
 
         :param number: number of the request
         :param open_type: OPEN or OPENDIR
@@ -92,7 +99,7 @@ class HandleTable:
         )
 
     def may_be_open_file_limit(self, number: int, refused: StatusError) -> bool:
-        """Record a refusal, and return whether the number of open files may be its cause.
+        """Record a refusal; return whether open files may explain it.
 
         A server may count directories as well as files, and may answer other requests in between.
 
@@ -150,7 +157,7 @@ class HandleTable:
             handles.closing[handle] = handles.open.pop(handle), number
 
     def close_answered(self, channel: Hashable, handle: bytes) -> None:
-        """Record a reply to a request to close a handle, with any status.
+        """Record a reply to CLOSE, with any status.
 
         :param channel: the channel of the request
         :param handle: the handle

@@ -85,7 +85,10 @@ class Request(ABC, Generic[R_co]):
         raise self._status_error(code, cursor)
 
     def _status_error(self, code: int, cursor: PacketReader) -> StatusError:
-        """Create the error of a STATUS reply. Raises ProtocolError if the status is OK."""
+        """Create the error of a STATUS reply.
+
+        Raises ProtocolError if the status is OK.
+        """
         if code == StatusCode.OK:
             raise ProtocolError(f"a {self.packet_type.name} was answered by a bare OK")
         # servers of protocol versions before 3 omit the text
@@ -152,7 +155,10 @@ class Stat(_PathRequest, _AttributesReply):
 
 
 class LStat(_PathRequest, _AttributesReply):
-    """Request the attributes of a path. Does not follow a link in its last segment."""
+    """Request the attributes of a path.
+
+    Does not follow a link in its last segment.
+    """
 
     __slots__ = ()
     packet_type = PacketType.LSTAT
@@ -199,7 +205,10 @@ class MakeDir(_PathRequest, _StatusReply):
 
 
 class Close(_HandleRequest, _StatusReply):
-    """Close a handle. The error of a delayed write may appear only here."""
+    """Close a handle.
+
+    The error of a delayed write may appear only here.
+    """
 
     __slots__ = ()
     packet_type = PacketType.CLOSE
@@ -244,7 +253,10 @@ class Read(Request[memoryview]):
         return encode_string(self.handle) + _OFFSET_AND_LENGTH.pack(self.offset, self.length)
 
     def decode(self, cursor: PacketReader) -> memoryview:
-        """Return the data. Raises ProtocolError for an empty reply or more than ``length`` bytes."""
+        """Return the data.
+
+        Raises ProtocolError for an empty reply or more than ``length`` bytes.
+        """
         data = cursor.view()
         if not 0 < len(data) <= self.length:
             raise ProtocolError(f"a read of {self.length} bytes was answered with {len(data)}")
@@ -288,7 +300,9 @@ class Write(_StatusReply):
 
 @dataclass(frozen=True, slots=True)
 class ReadDir(_HandleRequest, Request[list[DirEntry]]):
-    """Read the next entries of an open directory. The server sets their number; the last reply is empty.
+    """Read the next entries of an open directory.
+
+    The server sets their number; the last reply is empty.
 
     :param handle: the handle of the directory
     :param tally: counts each reply before it is decoded, in the order of arrival
@@ -299,7 +313,9 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
     tally: ListingTally | None = field(default=None, compare=False, repr=False)
 
     def decode(self, cursor: PacketReader) -> list[DirEntry]:
-        """Return the entries. A missing mode is derived from the first letter of the entry's ``ls -l`` line.
+        """Return the entries.
+
+        A missing mode is derived from the first letter of the entry's ``ls -l`` line.
 
         :raises LimitExceeded: if the listing exceeds the limits of ``tally``
         """
@@ -338,7 +354,10 @@ _TYPE_LETTERS: Final = {b"d": stat.S_IFDIR, b"l": stat.S_IFLNK, b"-": stat.S_IFR
 
 @dataclass(frozen=True, slots=True)
 class Rename(_StatusReply):
-    """Rename a file or directory. Most servers refuse an existing ``target`` (OpenSSH: always, for a file)."""
+    """Rename a file or directory.
+
+    Most servers refuse an existing ``target`` (OpenSSH: always, for a file).
+    """
 
     packet_type = PacketType.RENAME
     source: str
@@ -418,7 +437,10 @@ class _ExtendedRequest(Request[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class PosixRename(_ExtendedRequest[None], _StatusReply):
-    """Rename with ``rename(2)``, which replaces ``target`` in one step (OpenSSH PROTOCOL section 4.3)."""
+    """Rename and replace ``target`` in one step.
+
+    The server uses ``rename(2)`` (OpenSSH PROTOCOL section 4.3).
+    """
 
     extension = "posix-rename@openssh.com"
     source: str
@@ -431,7 +453,9 @@ class PosixRename(_ExtendedRequest[None], _StatusReply):
 
 @dataclass(frozen=True, slots=True)
 class CopyData(_ExtendedRequest[None], _StatusReply):
-    """Copy bytes between two open files on the server, up to the end if ``length`` is 0.
+    """Copy bytes between two open files on the server.
+
+    A ``length`` of 0 means up to the end.
 
     Source: draft-ietf-secsh-filexfer-extensions-00 section 7.
     """
@@ -444,7 +468,10 @@ class CopyData(_ExtendedRequest[None], _StatusReply):
     target_offset: int
 
     def arguments(self) -> bytes:
-        """Encode handle, offset and length of the source, then handle and offset of the target."""
+        """Encode the ranges of source and target.
+
+        These are handle, offset and length of the source, then handle and offset of the target.
+        """
         return (
             encode_string(self.source)
             + UINT64.pack(self.source_offset)
@@ -466,7 +493,10 @@ class LimitsRequest(_ExtendedRequest[ServerLimits]):
         return b""
 
     def decode(self, cursor: PacketReader) -> ServerLimits:
-        """Return the sizes for reads and writes. The default replaces a limit of 0, which is not stated."""
+        """Return the sizes for reads and writes.
+
+        The default replaces a limit of 0, which is not stated.
+        """
         packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
         default = ServerLimits()
         maximum = max(packet - 1024, 0) or default.read  # handle, offset and headers take less than 1 KiB
@@ -474,7 +504,8 @@ class LimitsRequest(_ExtendedRequest[ServerLimits]):
 
 
 def _block_size(stated: int, maximum: int) -> int:
-    """Return the block size to use, at least `MIN_BLOCK`: a server must not force blocks of a byte."""
+    """Return the block size to use, at least `MIN_BLOCK`."""
+    # A server must not force blocks of a byte
     return max(MIN_BLOCK, min(stated, maximum, 1 << 20))
 
 
@@ -484,7 +515,10 @@ def encode_init() -> bytes:
 
 
 def decode_version(frame: memoryview) -> dict[str, str]:
-    """Return the server's extensions by name. Raises ProtocolError unless the server uses version 3."""
+    """Return the server's extensions by name.
+
+    Raises ProtocolError unless the server uses version 3.
+    """
     cursor = PacketReader(frame[1:])
     if frame[0] != PacketType.VERSION:
         raise ProtocolError(f"the first packet is of type {frame[0]}, not VERSION")

@@ -79,7 +79,7 @@ Operation = Generator[Yielded, Any, T]  # each yield returns the value of the yi
 
 
 def send(request: Request[R], channel: SFTPChannel | None = None) -> Operation[Pending[R]]:
-    """Send a request without waiting for its reply. Waits only while too many bytes are in flight.
+    """Send a request; wait only while too many bytes are in flight.
 
     :param request: the request
     :param channel: its channel; None for the first
@@ -99,7 +99,7 @@ def server_traits() -> Operation[ServerTraits]:
 
 
 def request(request: Request[R]) -> Operation[R]:
-    """Send a request and wait for its reply: a single round trip. Raises StatusError."""
+    """Send a request and wait for its reply. Raises StatusError."""
     return cast(R, (yield (yield request)))
 
 
@@ -109,7 +109,6 @@ def request_all(requests: Sequence[Request[R]]) -> Operation[list[R | StatusErro
     Up to `MAX_PIPELINED` requests take a single round trip.
 
     :param requests: the requests
-
     :returns: the replies in the order of the requests; for a refused request, its StatusError
     """
     pendings: deque[Pending[R]] = deque()
@@ -134,7 +133,7 @@ def _reply_or_error(pending: Pending[R]) -> Operation[R | StatusError]:
 
 
 class RunningOperation(Generic[T]):
-    """State of a running operation: the input of its next step, or the awaited reply."""
+    """State of a running operation."""
 
     __slots__ = ("_ready", "awaiting", "error", "index", "operation", "queued", "value")
 
@@ -148,13 +147,14 @@ class RunningOperation(Generic[T]):
         self._ready = ready
 
     def wake(self, value: object = None, error: BaseException | None = None) -> None:
-        """Schedule the next step of the operation with a value or an exception."""
+        """Schedule the operation's next step with a value or an exception."""
         self.value, self.error = value, error
         self.queued = self.awaiting = None
         self._ready.append(self)
 
     def advance(self) -> Yielded:
-        """Run the operation up to its next yield. Raises StopIteration with its result, or its error."""
+        """Run the operation up to its next yield."""
+        # Raises StopIteration with the result of the operation, or the error of the operation
         value, error, self.value, self.error = self.value, self.error, None, None
         return self.operation.send(value) if error is None else self.operation.throw(error)
 
@@ -183,7 +183,7 @@ class _OperationGroup(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class _DeferredOpen:
-    """Refused request to open a file, which may succeed while fewer than ``limit`` files are open."""
+    """Refused open, which may succeed with fewer than ``limit`` open files."""
 
     channel: SFTPChannel
     pending: Pending[Any]
@@ -194,7 +194,7 @@ class _DeferredOpen:
 
 
 class SFTPScheduler:
-    """Schedule the operations of an SFTP conversation. Not thread-safe: `session` serializes the calls.
+    """Schedule the operations of a connection. Not thread-safe: `session` serializes.
 
     :param ssh_channel: the first channel; its timeout limits the silence of the server
     :param io_timeout: the channel's timeout in seconds, for error texts
@@ -224,10 +224,7 @@ class SFTPScheduler:
         self.can_set_modes = True
         """False after the server has refused to set a mode, both by handle and by path."""
         self.reads_small_files = False
-        """True if the last file opened for reading was smaller than a block.
-
-        The next file may be small too: a read that follows its first block waits until the size is known.
-        """
+        """True if the last file opened for reading was smaller than a block: the next file may be small too."""
         self.mode_warning_logged = False
         """Whether a warning was logged that modes cannot be set."""
         self.can_set_times = True
@@ -249,7 +246,7 @@ class SFTPScheduler:
         self._main_channel.on_handle_reply = self._on_handle_reply
 
     def handshake(self) -> None:
-        """Negotiate version 3 (filexfer-02 section 4), then request the server's limits without waiting.
+        """Negotiate version 3 (filexfer-02 section 4), and request the limits.
 
         Raises BackendUnavailable.
         """
@@ -273,12 +270,14 @@ class SFTPScheduler:
 
     @property
     def unexpected_text(self) -> str:
-        """Text received in place of a packet, such as the output of a login script; otherwise empty."""
+        """Text received in place of a packet; otherwise empty."""
+        # A login script with output is the usual source
         return self._main_channel.unexpected_text
 
     @property
     def stalled_multichannel(self) -> bool:
-        """True if a reply timed out with several open channels: the server may support only a single channel."""
+        """True if a reply timed out with several open channels."""
+        # The server may support only a single channel
         return len(self.channels) > 1 and any(channel.stalled for channel in self.channels)
 
     @property
@@ -287,7 +286,7 @@ class SFTPScheduler:
         return self._main_channel.round_trip
 
     def request_channels(self, count: int) -> None:
-        """Request channels from the channel source, up to ``count`` in all, and add opened channels."""
+        """Request channels up to ``count`` in all; add opened channels."""
         if self._channel_source is not None:
             self._channel_source.request(count)
             opened = self._channel_source.take_opened()
@@ -312,16 +311,19 @@ class SFTPScheduler:
             channel.close()
 
     def close_later(self, handle: bytes) -> None:
-        """Close a handle with the next request sent. Safe at any moment, also in the garbage collector."""
+        """Close a handle with the next request sent."""
+        # Safe at any moment, also in the garbage collector
         self._handles_to_close.append(handle)
 
     def run(self, operation: Operation[T]) -> T:
-        """Run an operation and return its result. Raises the error of the operation."""
+        """Run an operation; return its result or raise its error."""
         outcome = self._run_together([operation], 1, collect_errors=False)[0]
         return cast(T, outcome)
 
     def run_many(self, operations: Iterable[Operation[T]], limit: int = 64) -> list[T | SFTPBackendError | OSError]:
-        """Run operations side by side. An SFTPBackendError or OSError does not stop other operations.
+        """Run operations side by side.
+
+        An SFTPBackendError or OSError does not stop other operations.
 
         Any other exception interrupts all operations and is raised after their clean-up.
 
@@ -381,7 +383,8 @@ class SFTPScheduler:
             self._await_replies()
 
     def _start_operations(self, group: _OperationGroup[T]) -> None:
-        """Start operations of a group up to its limit, and up to the server's limit on open files."""
+        """Start operations of a group up to its limits."""
+        # One limit is that of the server on open files
         group.can_start = False
         limit = min(group.limit, self.handles.limit or group.limit)
         while (
@@ -397,7 +400,7 @@ class SFTPScheduler:
     def _handle_error(
         self, group: _OperationGroup[T], failed: RunningOperation[T] | None, error: BaseException
     ) -> bool:
-        """Store an error as the outcome of its operation, or interrupt the group.
+        """Store an error as its operation's outcome, or interrupt the group.
 
         :param group: the running operations
         :param failed: the operation that raised ``error``; None for the scheduler
@@ -419,7 +422,8 @@ class SFTPScheduler:
         return error is group.interrupted_by
 
     def _handle_yielded(self, run: RunningOperation[Any], yielded: Yielded) -> None:
-        """Perform a yielded step: wait for a reply, or send a request. A request beyond the limit is queued."""
+        """Perform a yielded step: wait for a reply or send a request."""
+        # A request beyond the limit is queued
         if isinstance(yielded, Pending):
             yielded.add_waiter(run)
             return
@@ -487,7 +491,8 @@ class SFTPScheduler:
                 channel.flush()
 
     def _await_replies(self) -> None:
-        """Wait on the channel with the oldest outstanding reply, then receive from the others without waiting."""
+        """Wait on the channel with the oldest outstanding reply."""
+        # Then receive from the others without waiting
         try:
             with self._fail_all_on_error():
                 waited_for = min(self.channels, key=lambda channel: channel.oldest_outstanding)
@@ -511,7 +516,7 @@ class SFTPScheduler:
     # -- limit on open files ------------------------------------------------------------------------------------------
 
     def _check_no_open_handle(self) -> None:
-        """Refuse to open a second file if the server returns the same handle for both."""
+        """Refuse a second file with the handle of another."""
         if self.handles.any_open:
             raise CapabilityNotSupported(
                 "another file is open on this connection, and the server returns the same handle for both."
@@ -521,7 +526,7 @@ class SFTPScheduler:
     def _on_handle_reply(
         self, channel: SFTPChannel, pending: Pending[Any], outcome: object, error: Exception | None
     ) -> bool:
-        """Count the reply to an open or a close; return False if its result is set later."""
+        """Count a reply to OPEN or CLOSE; False delays its result."""
         if isinstance(pending.request, Close):
             self.handles.close_answered(channel, pending.request.handle)
             return True
@@ -546,7 +551,8 @@ class SFTPScheduler:
         return True
 
     def _may_succeed_later(self, pending: Pending[Any], refused: StatusError, earlier: _DeferredOpen | None) -> bool:
-        """Return whether an open may have been refused because of files that other operations will close."""
+        """Return whether a refused open may succeed later."""
+        # Other operations may close files until then
         likely = self.handles.may_be_open_file_limit(pending.sequence_number, refused)
         others = sum(map(len, self._running)) > 1
         final = earlier is not None and earlier.is_last_attempt
@@ -557,10 +563,8 @@ class SFTPScheduler:
         deferred.pending.set_result(None, deferred.error)
 
     def _resend_deferred(self) -> None:
-        """Repeat refused opens if fewer files are open than at the refusal.
-
-        If no reply is outstanding, repeat the first too: no operation will close a file.
-        """
+        """Repeat refused opens if fewer files are open than at the refusal."""
+        # If no reply is outstanding, repeat the first too: no operation will close a file
         while self._deferred_opens:
             deferred = self._deferred_opens[0]
             if deferred.pending.abandoned:

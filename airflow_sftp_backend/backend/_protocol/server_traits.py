@@ -1,4 +1,6 @@
-"""Detect the known traits of a server; assume little of an unknown server.
+"""Detect the known traits of a server.
+
+Little is assumed of an unknown server.
 
 SFTP 3 leaves much to the server, and servers deviate from the rest. The defaults of `ServerTraits` assume nothing: the
 client queries first or checks afterwards. A trait is set only if the server's source code shows the behaviour and a

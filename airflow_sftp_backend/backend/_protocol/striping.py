@@ -1,4 +1,6 @@
-"""Choose the number of channels for a file, and hold its handles on them.
+"""Stripe a file over several channels.
+
+The module chooses their number and holds the handles.
 
 A server reads at most its receive window ahead on a channel: 2 MiB in OpenSSH. So a channel carries 2 MiB per round
 trip at any bandwidth, and several channels carry a multiple. For a near server, a single channel is enough.
@@ -32,7 +34,9 @@ _MIN_SIZE_PER_CHANNEL: Final = 4 << 20  # minimum bytes of a file per channel
 
 
 def window_size(round_trip: float, minimum: int, maximum: int) -> int:
-    """Return the bytes to keep in flight: no more than the round trip needs, as longer queues do not help.
+    """Return the bytes to keep in flight.
+
+    These are no more than the round trip needs, as longer queues do not help.
 
     :param round_trip: seconds
     :param minimum: lower limit in bytes
@@ -43,7 +47,10 @@ def window_size(round_trip: float, minimum: int, maximum: int) -> int:
 
 
 def channels_for(round_trip: float, size: int) -> int:
-    """Return the number of channels for ``size`` bytes at a round trip in seconds."""
+    """Return the number of channels for ``size`` bytes.
+
+    The round trip is in seconds.
+    """
     if size < _MIN_STRIPED_SIZE or math.isinf(round_trip):
         return 1
     return max(
@@ -61,13 +68,18 @@ class ChannelHandle:
 
 @dataclass(frozen=True, slots=True)
 class TransferSize:
-    """Size of a transfer in bytes, and its number of channels. None chooses the number by size and round trip."""
+    """Size of a transfer in bytes, and its number of channels.
+
+    None chooses the number by size and round trip.
+    """
 
     size: int
     channels: int | None = None
 
     def channel_count(self, round_trip: float, *, supports_striping: bool) -> int:
-        """Return the number of channels. Without an explicit number, only a known server gets several.
+        """Return the number of channels.
+
+        Without an explicit number, only a known server gets several.
 
         :param round_trip: seconds
         :param supports_striping: whether the server is known to support several channels
@@ -79,7 +91,9 @@ class TransferSize:
 
 
 class StripedFile:
-    """Handles of a file on the channels over which it is written: the first, and others as they are opened.
+    """Handles of a file on the channels over which it is written.
+
+    There is a first handle; others are added as they are opened.
 
     :param scheduler: the scheduler of the connection
     :param path: the path of the file
@@ -145,7 +159,8 @@ class StripedFile:
             self._opening[channel] = yield from send(Open(self._path.native, OpenFlag.WRITE), channel)
 
     def _open_checked(self, channels: list[SFTPChannel], sent: int) -> Operation[None]:
-        """Open the file on ``channels`` and compare its size before and after: some servers empty an opened file."""
+        """Open the file on ``channels``, and check its size."""
+        # Some servers empty a file when it is opened
         if (yield from self._stated_size()) != sent:
             # the server's sizes are unreliable, so lost content would not be detected: do not open the file again
             self._max_channels, self._is_striped = 1, False
@@ -172,14 +187,17 @@ class StripedFile:
         )
 
     def has_room(self, count: int) -> bool:
-        """Return whether the least loaded channel accepts ``count`` bytes without a long wait."""
+        """Return whether a channel accepts ``count`` bytes without a long wait."""
         in_flight = self.least_loaded.channel.in_flight
         return (
             not self._is_striped or not in_flight or in_flight + count <= OPENSSH_CHANNEL_WINDOW + _EXTRA_QUEUED_BYTES
         )
 
     def close(self) -> Operation[list[Pending[None]]]:
-        """Send CLOSE for the further handles, after their data, and return the pending replies."""
+        """Send CLOSE for the further handles; return the pending replies.
+
+        CLOSE is sent after the data.
+        """
         for channel in list(self._opening):
             yield from self._finish_open(channel)
         closing = []

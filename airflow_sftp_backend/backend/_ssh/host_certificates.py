@@ -36,7 +36,7 @@ def key_type(blob: bytes) -> str:
 
 
 def _fields(blob: bytes) -> list[bytes]:
-    """Return the fields of a plain key, or the type of a certificate."""
+    """Return the fields of a key, or a certificate's type."""
     # Multiple precision integers are read as strings: both start with their length (RFC 4251 section 5).
     cursor = PacketReader(memoryview(blob))
     try:

@@ -130,7 +130,10 @@ def _base64_lines(body: str) -> list[str]:
 
 
 def _add_frame(label: str, body: str) -> str:
-    """Return a PEM block with lines of 64 characters (RFC 7468 section 2)."""
+    """Return a PEM block with lines of 64 characters.
+
+    The source is RFC 7468, section 2.
+    """
     compact_label = "".join(label.split())
     label = _LABEL_BY_COMPACT_LABEL.get(compact_label, " ".join(label.split()))
     headers, body = _split_headers(body)

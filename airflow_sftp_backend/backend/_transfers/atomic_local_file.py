@@ -1,4 +1,6 @@
-"""Write local files atomically: a download appears under its name only when complete.
+"""Write local files atomically.
+
+A download appears under its name only when complete.
 
 A temporary file is created beside the target (never through a link), readable only by its owner until the rename. Its
 writer holds a lock (flock). So an abandoned file is recognised, and is resumed by the next attempt with the same resume
@@ -90,7 +92,9 @@ class AtomicLocalFile:
         _try_lock(self._descriptor)
 
     def adopt_partial(self, token: str, max_size: int) -> int:
-        """Continue the partial file of an earlier attempt, if it has up to ``max_size`` bytes.
+        """Continue the partial file of an earlier attempt.
+
+        It must have at most ``max_size`` bytes.
 
         Otherwise the temporary file gets the name of ``token``, for the next attempt. Does not touch the file of a live
         writer.
@@ -158,7 +162,9 @@ class AtomicLocalFile:
                 data = data[os.write(self._descriptor, data) :]
 
     def set_time(self, seconds: int) -> None:
-        """Set the time of the file. If the file system refuses, a warning is logged.
+        """Set the time of the file.
+
+        If the file system refuses, a warning is logged.
 
         :param seconds: seconds since 1970
         """
@@ -199,7 +205,10 @@ class AtomicLocalFile:
         self._has_temp = False
 
     def _rename(self, temp: str) -> None:
-        """Rename the temporary file, unless the name exists or the file system does not support hard links."""
+        """Rename the temporary file unless the name exists.
+
+        The result is False if the file system does not support hard links.
+        """
         try:
             os.link(self.temp, temp)
         except OSError:
@@ -264,7 +273,10 @@ def _text_of(local: str | os.PathLike[str]) -> str:
 
 
 def _remove(temp: str, before: float | None) -> None:
-    """Remove a temporary file unless its writer is alive, or it was changed after ``before``."""
+    """Remove a temporary file that is abandoned.
+
+    Its writer must not be alive, nor its last change be after ``before``.
+    """
     descriptor = open_abandoned(temp)
     if descriptor is None:
         return
@@ -275,7 +287,10 @@ def _remove(temp: str, before: float | None) -> None:
 
 
 def _list_temps(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield the temporary files in a directory; none if it cannot be read."""
+    """Yield the temporary files in a directory.
+
+    There are none if it cannot be read.
+    """
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if temp_name_token(entry.name):
@@ -283,7 +298,10 @@ def _list_temps(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def open_abandoned(temp: str | os.PathLike[str]) -> int | None:
-    """Open and lock a file of this user; return None if it is missing or its writer is alive."""
+    """Open and lock a file of this user.
+
+    The result is None if it is missing or its writer is alive.
+    """
     try:
         descriptor = os.open(temp, _OPEN_FLAGS)
     except OSError:
@@ -300,7 +318,10 @@ def open_abandoned(temp: str | os.PathLike[str]) -> int | None:
 
 
 def _try_lock(descriptor: int) -> bool:
-    """Lock a file without waiting; return False if another process holds the lock."""
+    """Lock a file without waiting.
+
+    The result is False if another process holds the lock.
+    """
     try:
         flock(descriptor, LOCK_EX | LOCK_NB)
     except OSError:

@@ -1,4 +1,4 @@
-"""Compare files on the server with local files, and read the server's clock."""
+"""Compare remote with local files, and read the server's clock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ _NEW = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 
 
 def same_samples(path: RemotePath, local: str | os.PathLike[str]) -> Operation[bool]:
-    """Compare the size of a file on the server and up to 64 samples with a local file.
+    """Compare a file on the server with a local file.
+
+    Size and up to 64 samples are compared.
 
     :param path: the file on the server
     :param local: the local file

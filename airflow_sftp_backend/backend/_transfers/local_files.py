@@ -1,4 +1,7 @@
-"""Open local files, set their modes, and name both paths in errors. Regular files only."""
+"""Open local files, set modes, and name paths in errors.
+
+Only regular files are accepted.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def check_replaceable(path: str | os.PathLike[str]) -> os.stat_result | None:
-    """Check that a path is missing, a regular file, or a link to one.
+    """Check that a path may be a target.
+
+    It must be missing, a regular file, or a link to a regular file.
 
     :param path: the local target
     :returns: the ``os.stat`` result of the existing file; None if the path is missing
@@ -83,7 +88,9 @@ def _not_regular(path: str | os.PathLike[str], file_type: str) -> OSError:
 
 
 class NewFileModes:
-    """Determine the mode of new files, ``0666 & ~umask``, once for each directory.
+    """Determine the mode of new files, ``0666 & ~umask``.
+
+    It is determined once for each directory.
 
     os.umask() cannot read the umask without changing it for all threads of the process.
     """
@@ -101,7 +108,9 @@ class NewFileModes:
 
 
 def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes: NewFileModes) -> None:
-    """Set the mode of a temporary file: that of the file to replace, or the mode of a new file.
+    """Set the mode of a temporary file.
+
+    It is that of the file to replace, or the mode of a new file.
 
     If the file system refuses, a warning is logged.
 
@@ -118,7 +127,7 @@ def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes:
 
 
 def _new_file_mode(directory: Path) -> int:
-    """Read the umask of the process, and return the mode of a new file."""
+    """Return the mode of a new file, from the umask."""
     try:
         with open(_STATUS, "rb") as status:
             for line in status:
@@ -141,7 +150,9 @@ def _mode_of_probe_file(directory: Path) -> int:
 
 
 class NamingBothEnds:
-    """Add both paths of a transfer to every OSError of a block. Reusable context manager.
+    """Add both paths of a transfer to every OSError of a block.
+
+    Reusable context manager.
 
     :param local: the local file or URL; becomes the error's ``filename``
     :param doing: the action with the path on the server, such as ``downloading '/in/a'``

@@ -43,7 +43,9 @@ _READ_SIZE: Final = 1 << 20  # bytes per read of a partial file
 
 
 class LocalFileSource(UploadSource):
-    """Read a local file as the content of an upload. Use as a context manager.
+    """Read a local file as the content of an upload.
+
+    Use as a context manager.
 
     :param local: the local file
     :param target: the path on the server, for errors
@@ -71,7 +73,10 @@ class LocalFileSource(UploadSource):
         self.expected_size = self.initial_status.st_size
 
     def read_block(self, count: int) -> bytes | memoryview:
-        """Return the next bytes; empty at the end. Raises TransferCorrupted if the file has changed."""
+        """Return the next bytes; empty at the end.
+
+        Raises TransferCorrupted if the file has changed.
+        """
         with self._ends:
             data = super().read_block(count)
         if not data:
@@ -128,14 +133,17 @@ class Upload:
 
     @property
     def transfer_size(self) -> TransferSize | None:
-        """Size and channels of the upload; None if the file cannot be read."""
+        """Size and channels of the upload; None if unreadable."""
         try:
             return TransferSize(os.stat(self.local).st_size, self.target.channels)
         except OSError:
             return None
 
     def __call__(self, scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
-        """Send the remaining bytes. Also returns the server's time in seconds since 1970, or None if unknown."""
+        """Send the remaining bytes.
+
+        Also returns the server's time in seconds since 1970, or None if unknown.
+        """
         try:
             return (yield from self._send(scheduler))
         except ContentLost as error:
@@ -167,7 +175,10 @@ class Upload:
             return WriteResult(path.key, source.size, digest=source.digest, last_modified=utc(file_mtime)), mtime
 
     def _name_resumable_temp(self, source: os.stat_result) -> None:
-        """Choose a temporary name that later calls with the resume key find, unless a name was chosen before."""
+        """Choose a temporary name that later calls can find.
+
+        They find it by the resume key. A name chosen before is kept.
+        """
         if self.resume_key is None or self.resume_state.temp is not None:
             return
         target, token = self.target, resume_token(self.resume_key, source.st_size, source.st_mtime_ns)
@@ -177,7 +188,9 @@ class Upload:
 
 @dataclass(slots=True)
 class Download:
-    """Download a file, over several connections if a connection is lost. Use as a context manager.
+    """Download a file, over several connections if a connection is lost.
+
+    Use as a context manager.
 
     Without success the partial file is removed. With a ``resume_key``, the download resumes the partial file of an
     earlier attempt with this key for the same file, and keeps its own after an interruption or a lost connection.
@@ -294,7 +307,7 @@ class Download:
         return PipelinedReader(scheduler, handle, block, self.remote.key, offset=self.transferred_bytes, to_end=to_end)
 
     def _check_disk_space(self, size: int | None, limits: ReceiveLimits) -> None:
-        """Refuse a stated size above the limit that exceeds the free disk space."""
+        """Refuse a stated size beyond the limit and the free space."""
         if size is None or size <= limits.max_file_bytes or self.verify == "none":
             return
         disk = os.statvfs(Path(self.local).parent)
@@ -305,7 +318,10 @@ class Download:
             )
 
     def _try_resume(self, handle: bytes, source: Attributes) -> Operation[bool]:
-        """Continue the partial file of an earlier attempt for the same file; return False if there is none."""
+        """Continue the partial file of an earlier attempt.
+
+        The result is False if there is none for the same file.
+        """
         local_file = self._local_file
         assert local_file is not None
         if self.resume_key is None or source.size is None or source.mtime is None:

@@ -1,4 +1,4 @@
-"""Find abandoned temporary files and backups on the server and on the local machine.
+"""Find abandoned temporary files and backups on both sides.
 
 Only files with the names of this package are changed (`_paths.is_temp_name`), and links are not followed. A temporary
 file is removed if it has not changed for long enough: by the server's clock on the server; locally also only
@@ -99,7 +99,10 @@ def _clean_temps(call: SessionCall, entries: list[TreeEntry], limit: float, *, d
 
 
 def _remove_unchanged(entry: TreeEntry) -> Operation[bool]:
-    """Remove a temporary file unless it has changed since the listing. SFTP cannot do both in one step."""
+    """Remove a temporary file unless it has changed since the listing.
+
+    SFTP cannot do both in one step.
+    """
     (attributes,) = yield from request_all([LStat(entry.path.native)])
     if not isinstance(attributes, Attributes) or (attributes.size, attributes.mtime) != (
         entry.attributes.size,
@@ -161,7 +164,10 @@ def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, m
 
 
 def _original_path(backup: RemotePath) -> RemotePath | None:
-    """Return the file of a backup; None if the backup's name does not contain the whole name."""
+    """Return the file of a backup.
+
+    The result is None if the backup's name does not contain the whole name.
+    """
     stem = original_stem(backup.name)
     return backup.parent.child(stem) if stem and name_digest(stem) == temp_or_backup_digest(backup.name) else None
 
@@ -219,7 +225,10 @@ def _local_temps(folder: Path) -> Iterator[Path]:
 
 
 def _clean_local_file(path: Path, limit: float, *, dry_run: bool) -> PartialFile | None:
-    """Remove an abandoned file; return None if it is locked, a link, another user's, or too new."""
+    """Remove an abandoned file.
+
+    The result is None if it is locked, a link, another user's, or too new.
+    """
     descriptor = open_abandoned(path)
     if descriptor is None:
         return None

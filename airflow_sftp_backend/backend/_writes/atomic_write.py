@@ -1,4 +1,6 @@
-"""Write files atomically: a file appears under its name complete and verified, or not at all.
+"""Write files atomically.
+
+A file appears under its name complete and verified, or not at all.
 
 New content is written to a temporary file beside the target, verified, and renamed.
 """
@@ -46,7 +48,9 @@ def write_atomic(
     progress: Progress | None = None,
     resume_state: ResumeState | None = None,
 ) -> Operation[int | None]:
-    """Write ``source`` to its target. Three round trips for a small file in an existing directory.
+    """Write ``source`` to its target.
+
+    Three round trips for a small file in an existing directory.
 
     :param scheduler: the connection
     :param write_target: the target and its temporary file
@@ -104,7 +108,8 @@ def write_atomic(
 
 
 def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: int | None) -> None:
-    """Request the channels for a transfer before it starts, because opening channels takes round trips."""
+    """Request the channels for a transfer before it starts."""
+    # Opening channels takes round trips
     size = TransferSize(source.expected_size or 0, channels)
     supports_striping = scheduler.traits.allows_parallel_writers
     scheduler.request_channels(size.channel_count(scheduler.round_trip, supports_striping=supports_striping))
@@ -113,7 +118,10 @@ def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: 
 def _end_attempt(
     scheduler: SFTPScheduler, resume_state: ResumeState, error: BaseException, *, can_resume: bool = True
 ) -> None:
-    """Record that an attempt has failed. The write resumes only after a lost connection."""
+    """Record that an attempt has failed.
+
+    The write resumes only after a lost connection.
+    """
     resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
     resume_state.end_attempt(error, resumable=can_resume and scheduler.failure is not None)
 
@@ -121,7 +129,10 @@ def _end_attempt(
 def _write_error(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, refused: StatusError
 ) -> SFTPBackendError:
-    """Create the error for a refusal: ContentLost, for another attempt, if the server may refuse to resume files."""
+    """Create the error for a refusal.
+
+    It is ContentLost, for another attempt, if the server may refuse to resume files.
+    """
     may_rename = resume_state.state is WriteState.RENAMING
     if resume_state.resumed and not may_rename and not scheduler.traits.keeps_content_at_open:
         error = from_status(refused, "cannot resume the file", write_target.path.key)
@@ -136,7 +147,10 @@ def _open_temp_file(
     resume_state: ResumeState,
     progress: Progress | None,
 ) -> Operation[None]:
-    """Open a new temporary file, that of an earlier attempt, or the current one after a lost connection."""
+    """Open the temporary file.
+
+    It is new, that of an earlier attempt, or the current file after a lost connection.
+    """
     current_target = write_target.with_temp(resume_state.temp)
     if resume_state.state in {WriteState.OPEN, WriteState.SENT}:
         yield from reopen(scheduler, current_target, source, resume_state, progress)
@@ -227,7 +241,10 @@ def _attributes(stat_reply: Pending[Attributes]) -> Operation[Attributes]:
 
 
 def _verify_size(write_target: WriteTarget, sent: int, size: int | None) -> Operation[None]:
-    """Compare the size of the temporary file with the bytes sent. Raises TransferCorrupted."""
+    """Compare the size of the temporary file with the bytes sent.
+
+    Raises TransferCorrupted.
+    """
     if size == sent:
         return
     # some servers return a wrong reply to FSTAT, or none

@@ -1,4 +1,4 @@
-"""Back up the old content of a file during a replacement by two plain renames.
+"""Back up a file during its replacement by two plain renames.
 
 On a server without an atomic rename, the target is renamed to its backup name, then the new file to the target's name.
 If the process dies in between, the target is missing, and its old content is complete under the backup name. A target
@@ -46,7 +46,9 @@ def may_have_backups(scheduler: SFTPScheduler) -> bool:
 
 
 def restore(scheduler: SFTPScheduler, target: RemotePath) -> Operation[bool]:
-    """Rename the backup of a missing file to the file's name. One round trip.
+    """Rename the backup of a missing file to the file's name.
+
+    One round trip.
 
     :param scheduler: the connection
     :param target: the file
@@ -64,7 +66,9 @@ def restore(scheduler: SFTPScheduler, target: RemotePath) -> Operation[bool]:
 def with_backup_restored(
     scheduler: SFTPScheduler, path: RemotePath, operation: Callable[[], Operation[T]]
 ) -> Operation[T]:
-    """Run an operation; if its file is missing, restore the backup and run the operation again.
+    """Run an operation, and again after restoring a backup.
+
+    The backup is restored if the file is missing.
 
     :param scheduler: the connection
     :param path: the file of the operation
@@ -86,7 +90,9 @@ def _restoring(scheduler: SFTPScheduler, path: RemotePath, operation: Callable[[
 
 
 def delete_with_backup(scheduler: SFTPScheduler, path: RemotePath, *, missing_ok: bool) -> Operation[None]:
-    """Delete a file and its backup, so that the backup is not restored. No additional round trips without a backup.
+    """Delete a file and its backup.
+
+    Otherwise the backup would be restored. No additional round trips without a backup.
 
     :param scheduler: the connection
     :param path: the file
@@ -108,7 +114,10 @@ def delete_with_backup(scheduler: SFTPScheduler, path: RemotePath, *, missing_ok
 
 
 def _remove_if_present(backup_reply: Pending[Attributes], path: RemotePath) -> Operation[None]:
-    """Wait for the LSTAT of a backup. Remove the backup, or restore a missing file from it."""
+    """Wait for the LSTAT of a backup.
+
+    Remove the backup, or restore a missing file from it.
+    """
     try:
         yield from reply(backup_reply)
     except StatusError:
@@ -129,7 +138,9 @@ def remove_backup(target: RemotePath, unique_backup: RemotePath | None = None) -
 
 
 def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
-    """Remove the backup of a replaced file. Ignores a lost connection, as the replacement is complete.
+    """Remove the backup of a replaced file.
+
+    Ignores a lost connection, as the replacement is complete.
 
     :param target: the file
     :param unique_backup: a unique backup name of the file
@@ -141,7 +152,9 @@ def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Oper
 
 
 def remove_or_restore_backup(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
-    """Remove a backup with a unique name, or restore a missing file from it.
+    """Remove a backup, or restore a missing file from it.
+
+    The name of the backup is unique.
 
     :param target: the file
     :param unique_backup: the path of its backup
@@ -156,7 +169,9 @@ def remove_or_restore_backup(target: RemotePath, unique_backup: RemotePath) -> O
 
 
 def move_to_backup(target: RemotePath, unique_backup: RemotePath) -> Operation[bool]:
-    """Rename a file to its backup name. An existing backup is removed first.
+    """Rename a file to its backup name.
+
+    An existing backup is removed first.
 
     :param target: the file
     :param unique_backup: a unique backup name of the file

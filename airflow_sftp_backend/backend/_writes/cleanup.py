@@ -47,7 +47,9 @@ def roll_back(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[
 
 
 def list_temps(folder: RemotePath, limits: ReceiveLimits) -> Operation[list[tuple[RemotePath, int]]]:
-    """Return the temporary files in a directory with their times in seconds since 1970.
+    """Return the temporary files in a directory with their times.
+
+    Times are in seconds since 1970.
 
     :param folder: the directory
     :param limits: the limits of the connection
@@ -67,7 +69,10 @@ def list_temps(folder: RemotePath, limits: ReceiveLimits) -> Operation[list[tupl
 
 
 def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePath]]:
-    """Return the temporary files still unchanged for `STALE_SECONDS` seconds. One round trip if there are any."""
+    """Return the temporary files unchanged for `STALE_SECONDS` seconds.
+
+    One round trip if there are any.
+    """
     answers = yield from request_all([LStat(path.native) for path in paths])
     old: list[RemotePath] = []
     for path, answer in zip(paths, answers, strict=True):
@@ -84,7 +89,9 @@ def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePa
 def remove_stale_temps(
     target: RemotePath, temps: list[tuple[RemotePath, int]], now: int, writer: RemotePath | None = None
 ) -> Operation[None]:
-    """Remove abandoned temporary files of a target, and remove or restore its backups.
+    """Remove a target's temporary files; remove or restore its backups.
+
+    Only abandoned files are removed.
 
     A temporary file is abandoned after `STALE_SECONDS` seconds without a change; that of ``writer``, at once.
     Backups are removed if the target exists, and otherwise restored.

@@ -106,7 +106,10 @@ def _move(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarge
 def _check_target(
     scheduler: SFTPScheduler, write_target: WriteTarget, existing: Attributes | StatusError, *, has_backup: bool
 ) -> Operation[None]:
-    """Check that the target may be created or replaced. Restores a backup that must not be overwritten."""
+    """Check that the target may be created or replaced.
+
+    Restores a backup that must not be overwritten.
+    """
     target = write_target.path
     if isinstance(existing, Attributes) and existing.is_folder:
         raise InvalidPath("cannot move: the target is a directory", path=target.key)
@@ -117,7 +120,10 @@ def _check_target(
 
 
 def _check_source(source: RemotePath, attributes: Attributes | StatusError, action: str) -> Operation[None]:
-    """Check that the source exists and is not a directory. Raises NotFound, InvalidPath."""
+    """Check that the source exists and is not a directory.
+
+    Raises NotFound, InvalidPath.
+    """
     if isinstance(attributes, StatusError):
         if (yield from is_missing(source, attributes)):
             raise NotFound(f"{action}: no such file", path=source.key)
@@ -127,7 +133,8 @@ def _check_source(source: RemotePath, attributes: Attributes | StatusError, acti
 
 
 def _move_by_copy(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[int | None]:
-    """Copy the file and delete the source, if the server cannot rename across file systems."""
+    """Copy the file and delete the source."""
+    # Needed if the server cannot rename across file systems
     copied_attributes, mtime = yield from _copy(scheduler, source, write_target, ResumeState())
     (current,) = yield from request_all([Stat(source.native)])
     _check_unchanged(
@@ -144,7 +151,9 @@ def _move_by_copy(scheduler: SFTPScheduler, source: RemotePath, write_target: Wr
 def copy(
     scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget, resume_state: ResumeState | None = None
 ) -> Operation[int | None]:
-    """Copy a file by ``copy-data`` on the server if supported, otherwise through this process.
+    """Copy a file on the server or through this process.
+
+    The server copies if it supports ``copy-data``.
 
     The copy is written atomically and verified by size. If the server allows a single open file only, the content is
     stored in a local temporary file meanwhile. After a lost connection, the copy starts over in a new temporary file.
@@ -207,7 +216,7 @@ def _copy(
 
 
 def _may_exceed_open_file_limit(scheduler: SFTPScheduler, error: SFTPBackendError) -> bool:
-    """Return whether the target may have been refused because the source is open."""
+    """Return whether the open source may explain a refused target."""
     has_other_cause = isinstance(
         error, BackendUnavailable | AlreadyExists | InvalidPath | NotFound | CapabilityNotSupported
     )
@@ -215,7 +224,10 @@ def _may_exceed_open_file_limit(scheduler: SFTPScheduler, error: SFTPBackendErro
 
 
 def _source_attributes(handle: bytes, source: RemotePath) -> Operation[Attributes | StatusError]:
-    """Return the attributes of the open source or the refusal. Raises InvalidPath for a directory."""
+    """Return the attributes of the open source or the refusal.
+
+    Raises InvalidPath for a directory.
+    """
     (attributes,) = yield from request_all([FStat(handle)])
     if isinstance(attributes, Attributes) and attributes.is_folder:
         raise InvalidPath("cannot copy: the path is a directory, not a file", path=source.key)
@@ -229,7 +241,7 @@ def _copy_to(
     write_target: WriteTarget,
     resume_state: ResumeState,
 ) -> Operation[int | None]:
-    """Copy from the open source to the open temporary file, then commit the copy."""
+    """Copy from source to temporary file, then commit the copy."""
     handle, source = opened_source
     size = None if isinstance(source_attributes, StatusError) else source_attributes.size
     try:
@@ -258,7 +270,10 @@ def _copy_to(
 def _copy_via_local_file(
     scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget, resume_state: ResumeState
 ) -> Operation[_CopyResult]:
-    """Copy with a single open file at a time: to a local temporary file, then to the target."""
+    """Copy with a single open file at a time.
+
+    The content goes through a local temporary file.
+    """
     with tempfile.TemporaryFile() as local:
         handle = yield from open_for_reading(source)
         try:
@@ -282,7 +297,10 @@ def _copy_via_local_file(
 def _check_unchanged(
     source: RemotePath, before: Attributes | StatusError, after: Attributes | StatusError, problem: str
 ) -> None:
-    """Compare size and time of the source. Raises TransferCorrupted with the text ``problem``."""
+    """Compare size and time of the source.
+
+    Raises TransferCorrupted with the text ``problem``.
+    """
     if isinstance(before, Attributes) and isinstance(after, Attributes):
         size_and_time, current = (before.size, before.mtime), (after.size, after.mtime)
         if size_and_time != current:

@@ -20,7 +20,9 @@ logger = logging.getLogger(__name__)
 
 
 def send_mode(scheduler: SFTPScheduler, resume_state: ResumeState) -> Operation[Pending[None] | None]:
-    """Request the mode of the replaced file for the open temporary file, without waiting.
+    """Set the replaced file's mode on the temporary file.
+
+    Does not wait for the reply.
 
     :param scheduler: the connection
     :param resume_state: the open temporary file, with the attributes of the file to replace
@@ -35,7 +37,9 @@ def send_mode(scheduler: SFTPScheduler, resume_state: ResumeState) -> Operation[
 def await_mode(
     scheduler: SFTPScheduler, write_target: WriteTarget, existing: Attributes | None, mode_reply: Pending[None] | None
 ) -> Operation[None]:
-    """Wait for FSETSTAT. If the server refuses it, set the mode by path before the rename.
+    """Wait for the reply to FSETSTAT.
+
+    If the server refuses it, the mode is set by path before the rename.
 
     If the server refuses both, a warning is logged once for each connection, and the write continues.
 

@@ -1,4 +1,6 @@
-"""Rename files to their targets: atomically if the server can, otherwise via the backup name.
+"""Rename files to their targets.
+
+The rename is atomic if the server can, otherwise via the backup name.
 
 ``posix-rename@openssh.com`` replaces a file in one step. With plain renames, the old target is first renamed to its
 backup, and restored if the second rename fails. The old content always has a name; see `backups`.
@@ -45,7 +47,9 @@ class TargetChecks:
 
 
 def send_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[TargetChecks]:
-    """Request the attributes of the target and of a backup left by an interrupted replacement, without waiting.
+    """Request the attributes of the target and of its backup.
+
+    An interrupted replacement leaves a backup. Does not wait.
 
     :param scheduler: the connection
     :param write_target: the target
@@ -57,7 +61,9 @@ def send_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget) -> O
 
 
 def await_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget, checks: TargetChecks) -> Operation[bool]:
-    """Wait for the checks, and restore a backup that must not be overwritten.
+    """Wait for the checks, and restore a needed backup.
+
+    It must not be overwritten.
 
     :param scheduler: the connection
     :param write_target: the target
@@ -82,7 +88,9 @@ def _exists(stat_reply: Pending[Attributes], path: RemotePath | None = None) -> 
 
 
 def rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[None]:
-    """Rename a file by the best method of the server. One round trip with ``posix-rename`` or a missing target.
+    """Rename a file by the best method of the server.
+
+    One round trip with ``posix-rename`` or a missing target.
 
     :param scheduler: the connection
     :param source: the file
@@ -116,7 +124,10 @@ def rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarg
 
 
 def _try_posix_rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[bool]:
-    """Return False if posix-rename is refused and two renames may succeed. Raises StatusError, InvalidPath."""
+    """Return False if two renames may succeed in place of posix-rename.
+
+    Raises StatusError, InvalidPath.
+    """
     try:
         yield from request(PosixRename(source.native, write_target.path.native))
         return True
@@ -136,7 +147,8 @@ def _is_folder(answer: Attributes | StatusError) -> bool:
 
 
 def _replace_via_backup(source: RemotePath, write_target: WriteTarget) -> Operation[None]:
-    """Replace the target by two renames on a server whose renames never replace, and restore it on failure."""
+    """Replace the target by two renames; restore it on failure."""
+    # Needed on a server whose renames never replace
     target = write_target.path
     for is_last_attempt in (*[False] * (_MAX_REPLACE_ATTEMPTS - 1), True):
         is_backed_up = yield from move_to_backup(target, write_target.unique_backup)
@@ -166,7 +178,10 @@ def _replace_via_backup(source: RemotePath, write_target: WriteTarget) -> Operat
 
 
 def _restore_backup(target: RemotePath) -> Operation[bool]:
-    """Rename the backup to its target; return False if the target exists again."""
+    """Rename the backup to its target.
+
+    The result is False if the target exists again.
+    """
     location = f"the old content is kept as {target.backup.native!r}"
     try:
         (answer,) = yield from request_all([Rename(target.backup.native, target.native)])

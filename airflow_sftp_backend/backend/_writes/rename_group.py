@@ -1,4 +1,6 @@
-"""Let complete files wait for `before_rename`, which is called once for a group of files.
+"""Let complete files wait for `before_rename`.
+
+It is called once for a group of files.
 
 A transfer waits with its complete temporary file until the group is recorded: as soon as all active transfers wait, or
 after the first has waited for a second and another transfer makes progress.
@@ -107,7 +109,10 @@ class RenameGroup:
 
 
 class _Reporting:
-    """Forward progress reports, and record a group whose first file has waited long enough."""
+    """Forward progress reports, and record a group in time.
+
+    A group is due when its first file has waited long enough.
+    """
 
     def __init__(self, group: RenameGroup, progress: Progress | None) -> None:
         self._group = group

@@ -1,4 +1,6 @@
-"""Reopen a temporary file after a lost connection, or in the next attempt of the same writer.
+"""Reopen a temporary file to resume a write.
+
+It resumes after a lost connection, or in the next attempt of the same writer.
 
 A temporary name identifies its writer and its source (`_paths.resume_token`). The content is trusted only if samples,
 and the bytes before the resume point, match the source. Bytes in flight at the interruption lie within
@@ -38,7 +40,9 @@ WHOLE_SIZE: Final = 2 * _SAMPLE_COUNT * SAMPLE_SIZE
 
 
 def sample_ranges(size: int) -> list[tuple[int, int]]:
-    """Return offsets and lengths of the samples of ``size`` bytes: across the file and at its end.
+    """Return offsets and lengths of the samples of ``size`` bytes.
+
+    Samples are spread over the file and at its end.
 
     Up to `WHOLE_SIZE` bytes, the samples are the whole file.
     """
@@ -53,7 +57,9 @@ def sample_ranges(size: int) -> list[tuple[int, int]]:
 def samples_match(
     handle: bytes, size: int, expected: Callable[[int, int], bytes | memoryview | None]
 ) -> Operation[bool]:
-    """Compare samples of the first ``size`` bytes of a file on the server. One round trip.
+    """Compare samples of a file on the server.
+
+    They are samples of the first ``size`` bytes. One round trip.
 
     :param handle: the handle of the file
     :param size: bytes to sample
@@ -71,7 +77,9 @@ def samples_match(
 def open_or_resume(
     scheduler: SFTPScheduler, write_target: WriteTarget, source: UploadSource, resume_state: ResumeState
 ) -> Operation[None]:
-    """Open a new temporary file, or that of an earlier attempt of the same writer.
+    """Open a new temporary file, or an earlier one.
+
+    The earlier file is that of the same writer.
 
     :param scheduler: the connection
     :param write_target: the target and its current temporary file
@@ -109,7 +117,10 @@ def open_or_resume(
 
 
 def _resumable_size(temp: RemotePath, leftover: Attributes | StatusError, source: UploadSource) -> int | None:
-    """Return the bytes of an abandoned temporary file after which to resume; None if too few or too many."""
+    """Return the bytes after which to resume a temporary file.
+
+    The result is None if they are too few or too many.
+    """
     if isinstance(leftover, StatusError) or not leftover.is_file:
         return None
     size = (leftover.size or 0) - MAX_UNACKED_BYTES
@@ -126,7 +137,9 @@ def reopen(
     resume_state: ResumeState,
     progress: Progress | None,
 ) -> Operation[None]:
-    """Reopen the temporary file after a lost connection, or open a new file if its content is wrong.
+    """Reopen the temporary file after a lost connection.
+
+    A new file is opened if the content is wrong.
 
     :param scheduler: the new connection
     :param write_target: the target and the current temporary file
@@ -195,7 +208,10 @@ def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Prog
 def _open_if_content_matches(
     scheduler: SFTPScheduler, temp: RemotePath, source: UploadSource, size: int
 ) -> Operation[bytes | None]:
-    """Open a file for writing if its first ``size`` bytes match the source; otherwise return None."""
+    """Open a file whose first ``size`` bytes match the source.
+
+    The result is None if they do not match.
+    """
     if scheduler.handles.limit == 1 and not scheduler.traits.keeps_content_at_open:
         return None  # the content must be read while the handle for writing is open
     if scheduler.traits.keeps_content_at_open:
@@ -230,7 +246,10 @@ def _try_open(temp: RemotePath, flags: OpenFlag) -> Operation[bytes | None]:
 
 
 def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: int) -> Operation[bool]:
-    """Return whether samples of the open file match, and its size is between ``size`` and that of the source."""
+    """Return whether the open file matches its source.
+
+    Samples must match, and its size be between ``size`` and that of the source.
+    """
     stat_reply = yield from send(FStat(writer))
     same = not size or (yield from samples_match(reader, size, source.read_at))
     try:
@@ -243,7 +262,9 @@ def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: i
 def verify_reopened(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, source: UploadSource
 ) -> Operation[None]:
-    """Compare a file opened more than once with its source, between its close and its rename.
+    """Compare a file opened more than once with its source.
+
+    Called between its close and its rename.
 
     :param scheduler: the connection
     :param write_target: the target and its temporary file

@@ -1,4 +1,6 @@
-"""Set the time of a source on its copy, by path between CLOSE and the rename.
+"""Set the time of a source on its copy.
+
+The time is set by path between CLOSE and the rename.
 
 Some servers change the time of a file once more when its handle is closed, and some refuse FSETSTAT only.
 """
@@ -24,7 +26,10 @@ _TIME_LIMIT: Final = 1 << 32  # times are uint32, filexfer-02 section 5
 
 
 def source_mtime(status: os.stat_result) -> int | None:
-    """Return the time of a local file in seconds since 1970; None for a time that SFTP 3 cannot carry."""
+    """Return the time of a local file in seconds since 1970.
+
+    The result is None for a time that SFTP 3 cannot carry.
+    """
     seconds = status.st_mtime_ns // 1_000_000_000
     return seconds if 0 <= seconds < _TIME_LIMIT else None
 
@@ -45,7 +50,9 @@ def send_time(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[
 def await_time(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, time_reply: Pending[None] | None
 ) -> Operation[None]:
-    """Wait for SETSTAT. If the server refuses it, a warning is logged once for each connection.
+    """Wait for the reply to SETSTAT.
+
+    If the server refuses it, a warning is logged once for each connection.
 
     :param scheduler: the connection
     :param write_target: the target with its time

@@ -1,4 +1,4 @@
-"""State of a file that is being written, and the transitions between its states.
+"""Define the states of a file that is being written.
 
 The state outlives a lost connection: it tells the next attempt, over a new connection, how to continue the write. After
 the last attempt, it tells whether the temporary file must be removed.
@@ -64,7 +64,10 @@ _RESUMABLE: Final = frozenset({_S.STARTED, _S.COMPARING, _S.OPEN, _S.SENT, _S.RE
 
 @dataclass(slots=True)
 class ResumeState:
-    """State of a write over all of its connections, and what another connection needs to resume it."""
+    """State of a write over all of its connections.
+
+    Another connection needs it to resume the write.
+    """
 
     state: WriteState = WriteState.NEW
     temp: RemotePath | None = None
@@ -117,12 +120,15 @@ class ResumeState:
 
     @property
     def resumable(self) -> bool:
-        """True after an attempt that lost its connection and can continue over another."""
+        """True if another connection can continue the write."""
         return self.state in _RESUMABLE
 
     @property
     def keeps_temp(self) -> bool:
-        """True if the temporary file is worth keeping for a later call, once no attempt follows."""
+        """True if a later call can use the temporary file.
+
+        Read once no attempt follows.
+        """
         if self.state in {WriteState.OPEN, WriteState.SENT}:
             return self.fresh_temp is not None and self.transferred_bytes > MAX_UNACKED_BYTES
         return self.state in {WriteState.COMPARING, WriteState.KEPT}

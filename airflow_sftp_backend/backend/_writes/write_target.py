@@ -44,7 +44,10 @@ class WriteTarget:
 
 
 def open_temp(write_target: WriteTarget, resume_state: ResumeState) -> Operation[None]:
-    """Open a new temporary file. Raises AlreadyExists, or InvalidPath if the target is a directory."""
+    """Open a new temporary file.
+
+    Raises AlreadyExists, or InvalidPath if the target is a directory.
+    """
     resume_state.advance(WriteState.STARTED)
     handle, existing = yield from open_new(
         write_target.temp, write_target.path, _NEW, create_parents=write_target.create_parents,
@@ -55,7 +58,10 @@ def open_temp(write_target: WriteTarget, resume_state: ResumeState) -> Operation
 
 
 def check_existing(write_target: WriteTarget, handle: bytes, existing: Attributes | None) -> Operation[None]:
-    """Remove the open temporary file and raise an error if the target must not be replaced."""
+    """Remove the temporary file of a target that must stay.
+
+    Raises the error of the target.
+    """
     if existing is not None and (existing.is_folder or not write_target.overwrite):
         yield from remove_quietly(write_target.temp, handle)
         raise is_directory_error(write_target.path) if existing.is_folder else already_exists(write_target.path)
