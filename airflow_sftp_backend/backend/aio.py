@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from datetime import datetime, timedelta
 from functools import partial
-from typing import BinaryIO, ClassVar, Final, ParamSpec, TypeVar
+from typing import BinaryIO, ClassVar, Final, Literal, ParamSpec, TypeVar, overload
 
 from airflow_sftp_backend.backend._writes.write_target import Verify
 
@@ -143,9 +143,19 @@ class SyncBackendAdapter:
         """See `SFTPBackend.get_file_info`."""
         return await self._call(self._backend.get_file_info, path)
 
+    @overload
+    async def get_file_info_many(
+        self, paths: Iterable[str], *, return_exceptions: Literal[False] = False
+    ) -> list[FileInfo]: ...
+
+    @overload
+    async def get_file_info_many(
+        self, paths: Iterable[str], *, return_exceptions: bool
+    ) -> list[FileInfo | SFTPBackendError | OSError]: ...
+
     async def get_file_info_many(
         self, paths: Iterable[str], *, return_exceptions: bool = False
-    ) -> list[FileInfo | SFTPBackendError | OSError]:
+    ) -> list[FileInfo] | list[FileInfo | SFTPBackendError | OSError]:
         """See `SFTPBackend.get_file_info_many`."""
         return await self._call(self._backend.get_file_info_many, paths, return_exceptions=return_exceptions)
 
@@ -173,9 +183,19 @@ class SyncBackendAdapter:
         """See `SFTPBackend.find`."""
         return await self._call(self._backend.find, *patterns)
 
+    @overload
+    async def find_each(
+        self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: Literal[False] = False
+    ) -> list[list[FileInfo]]: ...
+
+    @overload
+    async def find_each(
+        self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool
+    ) -> list[list[FileInfo] | SFTPBackendError | OSError]: ...
+
     async def find_each(
         self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool = False
-    ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
+    ) -> list[list[FileInfo]] | list[list[FileInfo] | SFTPBackendError | OSError]:
         """See `SFTPBackend.find_each`."""
         return await self._call(self._backend.find_each, groups, return_exceptions=return_exceptions)
 
@@ -258,6 +278,40 @@ class SyncBackendAdapter:
         )
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
+    @overload
+    async def upload_many(
+        self,
+        pairs: Iterable[tuple[str | os.PathLike[str], str]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+        channels: int | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: Literal[False] = False,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult]: ...
+
+    @overload
+    async def upload_many(
+        self,
+        pairs: Iterable[tuple[str | os.PathLike[str], str]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+        channels: int | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: bool,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult | SFTPBackendError | OSError]: ...
+
     async def upload_many(
         self,
         pairs: Iterable[tuple[str | os.PathLike[str], str]],
@@ -272,10 +326,14 @@ class SyncBackendAdapter:
         keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
+    ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.upload_many`; ``progress`` is called on the adapter's thread."""
-        call = partial(
+        return await self._call(
             self._backend.upload_many,
+            pairs,
+            overwrite,
+            verify=verify,
+            progress=progress,
             create_parents=create_parents,
             channels=channels,
             resume_key=resume_key,
@@ -284,7 +342,6 @@ class SyncBackendAdapter:
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )
-        return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
 
     async def download(
         self,
@@ -302,6 +359,36 @@ class SyncBackendAdapter:
         call = partial(self._backend.download, resume_key=resume_key, digest=digest, keep_times=keep_times)
         return await self._call(call, path, local, overwrite, verify=verify, progress=progress)
 
+    @overload
+    async def download_many(
+        self,
+        pairs: Iterable[tuple[str, str | os.PathLike[str]]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: Literal[False] = False,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult]: ...
+
+    @overload
+    async def download_many(
+        self,
+        pairs: Iterable[tuple[str, str | os.PathLike[str]]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: bool,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult | SFTPBackendError | OSError]: ...
+
     async def download_many(
         self,
         pairs: Iterable[tuple[str, str | os.PathLike[str]]],
@@ -314,21 +401,34 @@ class SyncBackendAdapter:
         keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
+    ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
         """See `SFTPBackend.download_many`; ``progress`` is called on the adapter's thread."""
-        call = partial(
+        return await self._call(
             self._backend.download_many,
+            pairs,
+            overwrite,
+            verify=verify,
+            progress=progress,
             resume_key=resume_key,
             digest=digest,
             keep_times=keep_times,
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )
-        return await self._call(call, pairs, overwrite, verify=verify, progress=progress)
+
+    @overload
+    async def same_samples_many(
+        self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: Literal[False] = False
+    ) -> list[bool]: ...
+
+    @overload
+    async def same_samples_many(
+        self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool
+    ) -> list[bool | SFTPBackendError | OSError]: ...
 
     async def same_samples_many(
         self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool = False
-    ) -> list[bool | SFTPBackendError | OSError]:
+    ) -> list[bool] | list[bool | SFTPBackendError | OSError]:
         """See `SFTPBackend.same_samples_many`."""
         return await self._call(self._backend.same_samples_many, pairs, return_exceptions=return_exceptions)
 
@@ -344,9 +444,19 @@ class SyncBackendAdapter:
         """See `SFTPBackend.move`."""
         await self._call(self._backend.move, src, dst, overwrite)
 
+    @overload
+    async def move_many(
+        self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: Literal[False] = False
+    ) -> list[None]: ...
+
+    @overload
+    async def move_many(
+        self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool
+    ) -> list[SFTPBackendError | OSError | None]: ...
+
     async def move_many(
         self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool = False
-    ) -> list[SFTPBackendError | OSError | None]:
+    ) -> list[None] | list[SFTPBackendError | OSError | None]:
         """See `SFTPBackend.move_many`."""
         return await self._call(self._backend.move_many, pairs, overwrite, return_exceptions=return_exceptions)
 
@@ -370,9 +480,19 @@ class SyncBackendAdapter:
         """See `SFTPBackend.delete`."""
         await self._call(self._backend.delete, path, missing_ok)
 
+    @overload
+    async def delete_many(
+        self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: Literal[False] = False
+    ) -> list[None]: ...
+
+    @overload
+    async def delete_many(
+        self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool
+    ) -> list[SFTPBackendError | OSError | None]: ...
+
     async def delete_many(
         self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
-    ) -> list[SFTPBackendError | OSError | None]:
+    ) -> list[None] | list[SFTPBackendError | OSError | None]:
         """See `SFTPBackend.delete_many`."""
         return await self._call(self._backend.delete_many, paths, missing_ok, return_exceptions=return_exceptions)
 

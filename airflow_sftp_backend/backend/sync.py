@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, TypeVar, cast, overload
 
 from airflow_sftp_backend.backend._execution.changes import Changes
 from airflow_sftp_backend.backend._execution.executor import (
@@ -454,9 +454,19 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         source, write_target = self._resolver.resolve_writable(src), self._resolver.write_target(dst, overwrite, "size")
         unwrap(self._run_moves([(write_target, partial(copy.move, source=source, write_target=write_target))])[0])
 
+    @overload
+    def move_many(
+        self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: Literal[False] = False
+    ) -> list[None]: ...
+
+    @overload
+    def move_many(
+        self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool
+    ) -> list[SFTPBackendError | OSError | None]: ...
+
     def move_many(
         self, pairs: Iterable[tuple[str, str]], overwrite: bool = False, *, return_exceptions: bool = False
-    ) -> list[SFTPBackendError | OSError | None]:
+    ) -> list[None] | list[SFTPBackendError | OSError | None]:
         """Move several files concurrently, each as `move` does. Tries all of them.
 
         :param pairs: source and target key of each file

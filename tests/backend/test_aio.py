@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import assert_type
 
 import pytest
 
@@ -94,7 +95,8 @@ def test_each_awaited_call_does_what_the_sync_call_does(
                 WriteResult("in/e", 5),
             ]
             assert (await sftp.download("in/c", tmp_path / "back", verify="sha256")).size == 5
-            assert len(await sftp.download_many([("in/a", tmp_path / "a"), ("in/b", tmp_path / "b")])) == 2
+            downloads = await sftp.download_many([("in/a", tmp_path / "a"), ("in/b", tmp_path / "b")])
+            assert [result.size for result in assert_type(downloads, list[WriteResult])] == [3, 3]
             assert sorted(info.name for info in await sftp.list_files("in")) == ["a", "b", "c", "d", "e"]
             assert [info.path for info in await sftp.find("in/[ab]", "in/e")] == ["in/a", "in/b", "in/e"]
             assert [info.path for info in await sftp.glob("**/c")] == ["in/c"]

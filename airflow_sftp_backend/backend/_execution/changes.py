@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Literal, overload
 
 from airflow_sftp_backend.backend._files import attribute_changes, deletion, tree, writing
 from airflow_sftp_backend.backend._paths import RemotePath
@@ -94,9 +95,19 @@ class Changes:
             )
         )
 
+    @overload
+    def delete_many(
+        self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: Literal[False] = False
+    ) -> list[None]: ...
+
+    @overload
+    def delete_many(
+        self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool
+    ) -> list[SFTPBackendError | OSError | None]: ...
+
     def delete_many(
         self, paths: Iterable[str], missing_ok: bool = False, *, return_exceptions: bool = False
-    ) -> list[SFTPBackendError | OSError | None]:
+    ) -> list[None] | list[SFTPBackendError | OSError | None]:
         """Remove several files concurrently, each as `delete` does. Tries all of them.
 
         :param paths: the keys of the files

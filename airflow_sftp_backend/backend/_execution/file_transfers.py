@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Literal, TypeVar, overload
 
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
@@ -80,6 +80,36 @@ class FileTransfers:
         (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest, keep_times)
         return unwrap(outcome)
 
+    @overload
+    def download_many(
+        self,
+        pairs: Iterable[tuple[str, str | os.PathLike[str]]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: Literal[False] = False,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult]: ...
+
+    @overload
+    def download_many(
+        self,
+        pairs: Iterable[tuple[str, str | os.PathLike[str]]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: bool,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult | SFTPBackendError | OSError]: ...
+
     def download_many(
         self,
         pairs: Iterable[tuple[str, str | os.PathLike[str]]],
@@ -92,7 +122,7 @@ class FileTransfers:
         keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
+    ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
         """Download several files concurrently, each as `download` does. Tries all of them.
 
         :param pairs: key and local path of each file
@@ -193,6 +223,40 @@ class FileTransfers:
         )  # fmt: skip
         return unwrap(outcome)
 
+    @overload
+    def upload_many(
+        self,
+        pairs: Iterable[tuple[str | os.PathLike[str], str]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+        channels: int | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: Literal[False] = False,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult]: ...
+
+    @overload
+    def upload_many(
+        self,
+        pairs: Iterable[tuple[str | os.PathLike[str], str]],
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        progress: Progress | None = None,
+        create_parents: bool = True,
+        channels: int | None = None,
+        resume_key: str | None = None,
+        digest: bool = False,
+        keep_times: bool = False,
+        return_exceptions: bool,
+        before_rename: BeforeRename | None = None,
+    ) -> list[WriteResult | SFTPBackendError | OSError]: ...
+
     def upload_many(
         self,
         pairs: Iterable[tuple[str | os.PathLike[str], str]],
@@ -207,7 +271,7 @@ class FileTransfers:
         keep_times: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
+    ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
         """Upload several files concurrently, each as `upload` does. Tries all of them.
 
         :param pairs: local path and key of each file
@@ -243,9 +307,19 @@ class FileTransfers:
         check_distinct([job.target.path.key for job in jobs])
         return raise_or_return(merge_outcomes(self._run_jobs(jobs), errors), "uploads", return_exceptions)
 
+    @overload
+    def same_samples_many(
+        self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: Literal[False] = False
+    ) -> list[bool]: ...
+
+    @overload
+    def same_samples_many(
+        self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool
+    ) -> list[bool | SFTPBackendError | OSError]: ...
+
     def same_samples_many(
         self, pairs: Iterable[tuple[str | os.PathLike[str], str]], *, return_exceptions: bool = False
-    ) -> list[bool | SFTPBackendError | OSError]:
+    ) -> list[bool] | list[bool | SFTPBackendError | OSError]:
         """Compare local files with files on the server.
 
         Sizes and samples of up to 2 MiB for each file are compared.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar, overload
 
 from airflow_sftp_backend.backend._files import file_info, glob, tree
 from airflow_sftp_backend.backend._paths import RemotePath
@@ -76,9 +76,19 @@ class Queries:
             remote, lambda scheduler: with_backup_restored(scheduler, remote, lambda: file_info.get_file_info(remote))
         )
 
+    @overload
+    def get_file_info_many(
+        self, paths: Iterable[str], *, return_exceptions: Literal[False] = False
+    ) -> list[FileInfo]: ...
+
+    @overload
+    def get_file_info_many(
+        self, paths: Iterable[str], *, return_exceptions: bool
+    ) -> list[FileInfo | SFTPBackendError | OSError]: ...
+
     def get_file_info_many(
         self, paths: Iterable[str], *, return_exceptions: bool = False
-    ) -> list[FileInfo | SFTPBackendError | OSError]:
+    ) -> list[FileInfo] | list[FileInfo | SFTPBackendError | OSError]:
         """Return the attributes of several files, in one round trip.
 
         :param paths: the keys of the files
@@ -170,9 +180,19 @@ class Queries:
         with self._resolver.annotate_errors():
             return glob.find(self._session.call, self._resolver.jail.root, map(glob.Pattern.of, patterns))
 
+    @overload
+    def find_each(
+        self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: Literal[False] = False
+    ) -> list[list[FileInfo]]: ...
+
+    @overload
+    def find_each(
+        self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool
+    ) -> list[list[FileInfo] | SFTPBackendError | OSError]: ...
+
     def find_each(
         self, groups: Sequence[Sequence[str | FileInfo]], *, return_exceptions: bool = False
-    ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
+    ) -> list[list[FileInfo]] | list[list[FileInfo] | SFTPBackendError | OSError]:
         """Find the files of several groups of patterns, in one search.
 
         :param groups: the arguments of one `find` each

@@ -10,6 +10,7 @@ import pytest
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES
+from airflow_sftp_backend.backend._writes.write_target import Verify
 from tests.support.servers import OpenSSHServer, Server
 
 MakeBackend = Callable[..., SFTPBackend]
@@ -45,7 +46,7 @@ class Reports:
 @pytest.mark.parametrize("verify", ["size", "sha256"])
 @pytest.mark.parametrize("record", [False, True])
 def test_a_resumed_upload_reports_earlier_bytes_separately(
-    openssh: OpenSSHServer, make_backend: MakeBackend, tmp_path: Path, verify: str, record: bool
+    openssh: OpenSSHServer, make_backend: MakeBackend, tmp_path: Path, verify: Verify, record: bool
 ) -> None:
     local = tmp_path / "here"
     local.write_bytes(random.Random(1).randbytes(SIZE))
@@ -56,7 +57,7 @@ def test_a_resumed_upload_reports_earlier_bytes_separately(
     backend.upload_many(
         [(local, "file")],
         resume_key="a",
-        verify=verify,  # type: ignore[arg-type]  # one of them
+        verify=verify,
         progress=reports,
         before_rename=(lambda files: None) if record else None,
     )

@@ -12,6 +12,7 @@ import pytest
 from airflow_sftp_backend import PermissionDenied, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._protocol.codec import PacketType
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
+from airflow_sftp_backend.backend._writes.write_target import Verify
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.support.files import tree
 from tests.support.servers import FAILURE, AsyncsshServer, LimitsOpenFiles, SharesHandles, wait_until
@@ -70,7 +71,7 @@ def test_twenty_uploads_end_with_the_bytes_of_each(
 @deviations
 @pytest.mark.parametrize("verify", ["size", "sha256", "none"])
 def test_twenty_downloads_end_with_the_bytes_of_each(
-    make_backend: MakeBackend, tmp_path: Path, make: Callable[[], AsyncsshServer], verify: str
+    make_backend: MakeBackend, tmp_path: Path, make: Callable[[], AsyncsshServer], verify: Verify
 ) -> None:
     files = contents(20)
     with make() as server:
@@ -80,7 +81,7 @@ def test_twenty_downloads_end_with_the_bytes_of_each(
         for name in ("first", "second"):
             (tmp_path / name).mkdir()
             pairs = [(file, tmp_path / name / file) for file in files]
-            outcomes = backend.download_many(pairs, verify=verify, return_exceptions=True)  # type: ignore[arg-type]  # one of them
+            outcomes = backend.download_many(pairs, verify=verify, return_exceptions=True)
             assert sizes(outcomes) == [len(content) for content in files.values()]
             assert tree(tmp_path / name) == files
 
