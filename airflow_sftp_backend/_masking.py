@@ -223,25 +223,29 @@ class _Layout:
 
     def __init__(self, lines: Sequence[str], min_length: int) -> None:
         self.body = body = "".join(lines)
-        self.secret = len(body.rstrip("="))
+        self.unpadded_size = len(body.rstrip("="))
+        """Characters of the base64 without its padding; only these are secret."""
         self._min_length = min_length
-        self._starts = _positions_of(body, min_length)
-        self._repeats = repeats = _repeats(body)
-        given_ends = {*accumulate(map(len, lines)), *range(_PEM_WIDTH, self.secret, _PEM_WIDTH)}
-        usual_ends = {end for width in _LINE_WIDTHS for end in range(width, self.secret, width)}
+        self._positions_by_prefix = _positions_of(body, min_length)
+        self._repeated_positions = repeats = _repeated_positions(body)
+        given_ends = {*accumulate(map(len, lines)), *range(_PEM_WIDTH, self.unpadded_size, _PEM_WIDTH)}
+        common_ends = {end for width in _LINE_WIDTHS for end in range(width, self.unpadded_size, width)}
         self._line_ends = sorted(
-            position for end in given_ends if end < self.secret for position in (end, *repeats.get(end, ()))
+            position for end in given_ends if end < self.unpadded_size for position in (end, *repeats.get(end, ()))
         )
-        self._usual_ends = sorted(
-            {position for end in usual_ends for position in (end, *repeats.get(end, ()))}.difference(self._line_ends)
+        self._common_line_ends = sorted(
+            {position for end in common_ends for position in (end, *repeats.get(end, ()))}.difference(self._line_ends)
         )
-        all_ends = {*self._line_ends, *self._usual_ends}
-        self._break_counts = [*accumulate((position in all_ends for position in range(len(body) + 1)), initial=0)]
+        all_ends = {*self._line_ends, *self._common_line_ends}
+        # sums up to each position: the difference of two sums is the number between two positions
+        self._all_ends_before = [*accumulate((position in all_ends for position in range(len(body) + 1)), initial=0)]
         line_ends = {*self._line_ends}
-        self._end_counts = [*accumulate((position in line_ends for position in range(len(body))), initial=0)]
-        self._quoted_counts = [*accumulate((not char.isalnum() for char in body), initial=0)]
-        self._first_positions: dict[str, int] = {}
-        self._avoided: dict[tuple[int, int], int] = {}
+        self._line_ends_before = [*accumulate((position in line_ends for position in range(len(body))), initial=0)]
+        self._quoted_before = [*accumulate((not char.isalnum() for char in body), initial=0)]
+        self._repeatable_blocks: dict[str, int] = {}
+        """Start of each block of the last cut, by text, if the text occurs there first."""
+        self._avoidance_costs: dict[tuple[int, int], int] = {}
+        """Costs of avoided blocks by start and end, in masks."""
 
     def learn_from(self, cuts: Sequence[tuple[int, int]]) -> bool:
         """Learn from an earlier cut which blocks to repeat or avoid.
@@ -251,8 +255,8 @@ class _Layout:
 
         :returns: whether another cut may be better
         """
-        is_first_cut = not self._first_positions
-        self._first_positions = {
+        is_first_cut = not self._repeatable_blocks
+        self._repeatable_blocks = {
             self.body[start:end]: start for start, end in cuts if start in self._occurrences(start, end)[:1]
         }
         masks_by_start = {start: self.masks(start, end) for start, end in cuts}
@@ -265,12 +269,12 @@ class _Layout:
         ]
         if not is_first_cut:
             for block in conflicts:
-                self._avoided[block] = self._avoided.get(block, 0) + _AVOID_COST
+                self._avoidance_costs[block] = self._avoidance_costs.get(block, 0) + _AVOID_COST
         return bool(conflicts)
 
     def _blocks_starting_with(self, mask: str, cuts: dict[int, int]) -> Iterator[tuple[int, int]]:
         """Yield the blocks that start with a mask."""
-        for position in self._starts.get(mask[: self._min_length], ()):
+        for position in self._positions_by_prefix.get(mask[: self._min_length], ()):
             if position in cuts and self.body.startswith(mask, position):
                 yield position, cuts[position]
 
@@ -279,7 +283,7 @@ class _Layout:
         block = self.body[start:end]
         return [
             position
-            for position in self._starts.get(block[: self._min_length], ())
+            for position in self._positions_by_prefix.get(block[: self._min_length], ())
             if self.body.startswith(block, position)
         ]
 
@@ -292,12 +296,12 @@ class _Layout:
 
         A mask can leave the characters up to that end visible.
         """
-        return self._end_counts[min(position + _MAX_VISIBLE, len(self.body))] > self._end_counts[position]
+        return self._line_ends_before[min(position + _MAX_VISIBLE, len(self.body))] > self._line_ends_before[position]
 
     def is_short_line(self, position: int) -> bool:
         """Tell whether a position begins a last line without a mask."""
         # Such a line is too short for a mask
-        return 0 < self.secret - position < self._min_length <= position and position in self._line_ends
+        return 0 < self.unpadded_size - position < self._min_length <= position and position in self._line_ends
 
     def masks(self, start: int, end: int) -> set[str]:
         """Return the masks of a block and of its parts."""
@@ -323,21 +327,22 @@ class _Layout:
                 yield position, start, position if position - start >= self._min_length else start
         size = max(_MAX_VISIBLE + 1, self._min_length)
         if end - start >= size:
-            for position in self._usual_ends[
-                bisect_right(self._usual_ends, start) : bisect_left(self._usual_ends, end)
+            for position in self._common_line_ends[
+                bisect_right(self._common_line_ends, start) : bisect_left(self._common_line_ends, end)
             ]:
-                if position + size <= self.secret:
+                if position + size <= self.unpadded_size:
                     yield position, position, position + size
 
     def masking_cost(self, start: int, end: int) -> _MaskingCost:
         """Return the cost of hiding a block of the body."""
         is_unique = (
-            len(self._starts[self.body[start : start + self._min_length]]) == 1 and (start, end) not in self._avoided
+            len(self._positions_by_prefix[self.body[start : start + self._min_length]]) == 1
+            and (start, end) not in self._avoidance_costs
         )
         if (
             is_unique
-            and self._quoted_counts[end] == self._quoted_counts[start]
-            and self._break_counts[end] == self._break_counts[start + 1]
+            and self._quoted_before[end] == self._quoted_before[start]
+            and self._all_ends_before[end] == self._all_ends_before[start + 1]
         ):
             return _MaskingCost(1)
         parts = [*self._masks_at_line_ends(start, end)]
@@ -346,7 +351,7 @@ class _Layout:
             self._cost(start, end) + _AVOID_COST**2 * len(broken),
             max((position - start for position, _, last in parts if last == end), default=0),
             max((end - position for position, first, last in parts if first < last < end), default=0),
-            bool(broken) or len(parts) < self._break_counts[end] - self._break_counts[start + 1],
+            bool(broken) or len(parts) < self._all_ends_before[end] - self._all_ends_before[start + 1],
         )
 
     def _cost(self, start: int, end: int) -> float:
@@ -355,19 +360,19 @@ class _Layout:
         The cost is the number of masks, higher if the block can match elsewhere.
         """
         positions = self._occurrences(start, end)
-        avoided = self._avoided.get((start, end), 0)
+        avoided = self._avoidance_costs.get((start, end), 0)
         if len(positions) == 1:
             return len(self.masks(start, end)) + avoided
-        first = self._first_positions.get(self.body[start:end])
+        first = self._repeatable_blocks.get(self.body[start:end])
         if first not in {None, start}:
             return avoided
-        repeats = self._repeats.get(start + 1, ())
+        repeats = self._repeated_positions.get(start + 1, ())
         cost = len(self.masks(start, end))
         if first is None and (
-            self._first_positions or any(position != start and position + 1 not in repeats for position in positions)
+            self._repeatable_blocks or any(position != start and position + 1 not in repeats for position in positions)
         ):
             return cost + _AVOID_COST + avoided
-        return cost - _VISIBLE_COST * bool(self._first_positions) + avoided
+        return cost - _VISIBLE_COST * bool(self._repeatable_blocks) + avoided
 
 
 def _url_variants(block: str) -> set[str]:
@@ -382,7 +387,7 @@ def _positions_of(body: str, size: int) -> dict[str, list[int]]:
     return positions
 
 
-def _repeats(body: str) -> dict[int, set[int]]:
+def _repeated_positions(body: str) -> dict[int, set[int]]:
     """Map positions in a repeated text to corresponding positions.
 
     Runs of repeats are left out.
@@ -436,14 +441,14 @@ def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int
     best[0][_State(0, limit, limit)] = (0, None, 0)
     if layout.is_quoted(0):
         best[1][_State(1, limit - 1, limit - 1)] = (_VISIBLE_COST, None, 0)
-    for position, states in enumerate(best[: layout.secret]):
+    for position, states in enumerate(best[: layout.unpadded_size]):
         blocks = [_Block.of(layout, position, position + length) for length in lengths if position + length < len(best)]
         for state, (cost_before, _, _) in states.items():
             for target, cost, end in _next_blocks(layout, blocks, state, limit):
                 routes = best[target.position]
                 if target not in routes or cost_before + cost < routes[target][0]:
                     routes[target] = (cost_before + cost, state, end)
-    ends = [(routes[0], state) for states in best[layout.secret :] for state, routes in states.items()]
+    ends = [(routes[0], state) for states in best[layout.unpadded_size :] for state, routes in states.items()]
     if not ends:
         return []
     cuts: list[tuple[int, int]] = []
@@ -475,4 +480,8 @@ def _next_blocks(
                     end,
                 )
     if layout.is_short_line(start):
-        yield _State(layout.secret, limit, 0), len(layout.masks(start, layout.secret)), layout.secret
+        yield (
+            _State(layout.unpadded_size, limit, 0),
+            len(layout.masks(start, layout.unpadded_size)),
+            layout.unpadded_size,
+        )

@@ -308,8 +308,8 @@ def check_mode(mode: object) -> None:
         raise ValueError(f"mode must be a number from 0 to 0o7777, such as 0o640, not {shown}")
 
 
-def check_time(name: str, time: object) -> int:
-    """Check that SFTP 3 can carry a time.
+def epoch_seconds(name: str, time: object) -> int:
+    """Convert a datetime to the seconds of SFTP 3.
 
     :param name: name of the argument, for the error
     :param time: the value

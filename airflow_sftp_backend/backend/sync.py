@@ -47,7 +47,7 @@ from .config import (
     HostKeyPolicy,
     RetryPolicy,
     Secret,
-    check_time,
+    epoch_seconds,
     wrap_secrets,
 )
 from .errors import CapabilityNotSupported, SFTPBackendError
@@ -369,7 +369,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         write_target = replace(
             self._resolver.write_target(path, overwrite, verify),
             create_parents=create_parents, rename_group=create_rename_group(before_rename),
-            mtime=None if modified_at is None else check_time("modified_at", modified_at),
+            mtime=None if modified_at is None else epoch_seconds("modified_at", modified_at),
         )  # fmt: skip
 
         def operation(scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:

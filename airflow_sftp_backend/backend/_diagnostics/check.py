@@ -118,9 +118,9 @@ def diagnose(config: BackendConfig, probes: Mapping[CheckTitle, Probe] | None = 
     config = replace(config, retry=RetryPolicy.disabled())  # a diagnosis reports the first failure
     steps = [CheckResult(CheckTitle.SETTINGS, True, config.notes)] if config.notes else []
     checks: dict[CheckTitle, Probe] = {
-        CheckTitle.SFTP: _check_sftp,
-        CheckTitle.BASE_PATH: _check_base_path,
-        CheckTitle.ROUND_TRIP: _check_round_trip,
+        CheckTitle.SFTP: _diagnose_sftp,
+        CheckTitle.BASE_PATH: _diagnose_base_path,
+        CheckTitle.ROUND_TRIP: _diagnose_round_trip,
         **(probes or {}),
     }
     with SFTPBackend.from_config(config) as backend:
@@ -128,7 +128,7 @@ def diagnose(config: BackendConfig, probes: Mapping[CheckTitle, Probe] | None = 
         session.query_auth_methods = True
         title: CheckTitle | None = CheckTitle.NAME  # of the current step; None while connecting
         try:
-            steps.append(_check_name(config))
+            steps.append(_diagnose_name(config))
             title = None
             started = time.perf_counter()
             session.call(lambda _: None)
@@ -164,7 +164,7 @@ def _username(config: BackendConfig, info: ConnectionInfo | None) -> str:
 # -- connection -------------------------------------------------------------------------------------------------------
 
 
-def _check_name(config: BackendConfig) -> CheckResult:
+def _diagnose_name(config: BackendConfig) -> CheckResult:
     """Resolve the host name."""
     if config.jump is not None or config.proxy_command is not None:
         resolver = "the jump host" if config.jump is not None else "the proxy command"
@@ -260,7 +260,7 @@ def _failed_title(error: SFTPBackendError, info: ConnectionInfo | None) -> Check
 # -- server -----------------------------------------------------------------------------------------------------------
 
 
-def _check_sftp(backend: SFTPBackend) -> CheckResult:
+def _diagnose_sftp(backend: SFTPBackend) -> CheckResult:
     """Read the limits and extensions of the server."""
 
     def query(scheduler: SFTPScheduler) -> tuple[ServerLimits, dict[str, str]]:
@@ -278,7 +278,7 @@ def _check_sftp(backend: SFTPBackend) -> CheckResult:
     )
 
 
-def _check_base_path(backend: SFTPBackend) -> CheckResult:
+def _diagnose_base_path(backend: SFTPBackend) -> CheckResult:
     """Resolve the base path, and count its entries."""
     root = backend._resolver.jail.root
     try:
@@ -303,7 +303,7 @@ def _real_path(path: str) -> Operation[str | None]:
         return None
 
 
-def _check_round_trip(backend: SFTPBackend) -> CheckResult:
+def _diagnose_round_trip(backend: SFTPBackend) -> CheckResult:
     """Measure the round trip of a small request."""
     durations = []
     for _ in range(_ROUND_TRIPS):

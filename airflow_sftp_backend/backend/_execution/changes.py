@@ -12,7 +12,7 @@ from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import delete_with_backup
-from airflow_sftp_backend.backend.config import check_mode, check_time
+from airflow_sftp_backend.backend.config import check_mode, epoch_seconds
 from airflow_sftp_backend.backend.errors import SFTPBackendError
 
 from .executor import merge_outcomes, raise_or_return, split_invalid
@@ -68,8 +68,8 @@ class Changes:
         :raises CapabilityNotSupported: if the server does not set times, or reports another time afterwards
         :raises ValueError: if a time has no time zone, or is not in the years 1970 to 2106
         """
-        mtime = check_time("modified_at", modified_at)
-        atime = mtime if accessed_at is None else check_time("accessed_at", accessed_at)
+        mtime = epoch_seconds("modified_at", modified_at)
+        atime = mtime if accessed_at is None else epoch_seconds("accessed_at", accessed_at)
         self._set_attributes(self._resolver.resolve_writable(path), Attributes(atime=atime, mtime=mtime))
 
     def _set_attributes(self, remote: RemotePath, attributes: Attributes) -> None:
