@@ -222,11 +222,15 @@ class SharedConnection:
                 if remaining := self._split_off_dedicated(requests) if self._dedicated else requests:
                     await self._poll_requests(remaining)
             except BackendUnavailable:
-                self._failures += 1
-                pause = _BACKOFF.pause(self._failures, 0.0) * random.uniform(0.5, 1.0)  # noqa: S311
-                self._backoff_until = self._loop.time() + pause
+                self._back_off()
                 raise
             self._failures = 0
+
+    def _back_off(self) -> None:
+        """Delay the next batch after a failed one, longer after each failure."""
+        self._failures += 1
+        pause = _BACKOFF.pause(self._failures, 0.0) * random.uniform(0.5, 1.0)  # noqa: S311
+        self._backoff_until = self._loop.time() + pause
 
     async def _poll_requests(self, requests: Sequence[PollRequest]) -> None:
         """Poll for all requests together, and reconnect if necessary.

@@ -39,7 +39,7 @@ from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarge
 from ._files import reading, writing
 from ._paths import Jail
 from ._ssh import private_keys
-from ._writes import atomic_write, copy
+from ._writes import atomic_write, copy, move
 from .config import (
     CONFIG_KEYS,
     DEFAULT_PORT,
@@ -452,7 +452,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         :raises InvalidPath: if a key is a directory
         """
         source, write_target = self._resolver.resolve_writable(src), self._resolver.write_target(dst, overwrite, "size")
-        unwrap(self._run_moves([(write_target, partial(copy.move, source=source, write_target=write_target))])[0])
+        unwrap(self._run_moves([(write_target, partial(move.move, source=source, write_target=write_target))])[0])
 
     @overload
     def move_many(
@@ -484,7 +484,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         check_distinct(keys, "two pairs have a file in common")
         outcomes = self._run_moves(
             [
-                (write_target, partial(copy.move, source=source, write_target=write_target))
+                (write_target, partial(move.move, source=source, write_target=write_target))
                 for source, write_target in moves
             ]
         )

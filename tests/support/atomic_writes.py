@@ -9,7 +9,8 @@ from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._paths import Jail, RemotePath, is_temp_name
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
-from airflow_sftp_backend.backend._writes.copy import copy, move
+from airflow_sftp_backend.backend._writes.copy import copy
+from airflow_sftp_backend.backend._writes.move import move
 from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
 from tests.support.memory_server import MemoryServer, Renames
 

@@ -91,7 +91,11 @@ def write_atomic(
         resume_state.was_striped = striped_file.was_striped
         return (yield from commit(scheduler, write_target, resume_state, writer, source, progress))
     except BaseException as error:
-        refusal = _write_error(scheduler, write_target, resume_state, error) if isinstance(error, StatusError) else None
+        refusal = (
+            _refused_write_error(scheduler, write_target, resume_state, error)
+            if isinstance(error, StatusError)
+            else None
+        )
         handle = resume_state.open_handle
         # after a rename without a reply, the write can resume only if the target can be compared
         comparable = write_target.verify != "none" and source.rereadable
@@ -126,7 +130,7 @@ def _end_attempt(
     resume_state.end_attempt(error, resumable=can_resume and scheduler.failure is not None)
 
 
-def _write_error(
+def _refused_write_error(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, refused: StatusError
 ) -> SFTPBackendError:
     """Create the error for a refusal.

@@ -1,4 +1,4 @@
-"""A copy has all bytes of its source or is not committed; a move removes only what it copied."""
+"""A copy has all bytes of its source or is not committed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from airflow_sftp_backend import NotFound, TransferCorrupted
 from airflow_sftp_backend.backend._protocol.messages import CopyData, Write
-from airflow_sftp_backend.backend._writes.copy import copy, move
+from airflow_sftp_backend.backend._writes.copy import copy
 from tests.support.atomic_writes import NEW, OLD, OPERATIONS, SOURCE, memory_server, temps, write_target
 from tests.support.memory_server import MemoryServer, Renames
 
@@ -33,19 +33,6 @@ def test_a_copy_whose_source_grows_is_not_committed() -> None:
         assert caught.value.path == SOURCE.key
         assert server.content()["/in/target"] == OLD
         assert not temps(server)
-
-
-def test_a_move_by_copy_never_removes_more_than_it_copied() -> None:
-    def grow(server: MemoryServer) -> None:
-        source = server.files["/out/source"]
-        if source is not None and Write in map(type, server.requests) and len(source.content) < 99:
-            source.content += b"."
-
-    server = memory_server(renames=Renames("replaces", "refuses", across=False), after=grow)
-    with pytest.raises(TransferCorrupted):
-        server.run(move(server, SOURCE, write_target(overwrite=True)))
-    assert server.content()["/out/source"].startswith(NEW + b".")
-    assert server.content()["/in/target"] == OLD
 
 
 def test_a_missing_source_is_not_found_and_leaves_nothing() -> None:
