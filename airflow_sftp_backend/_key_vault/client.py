@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from airflow_sftp_backend.backend import RetryPolicy, Secret
+from airflow_sftp_backend.backend._backoff import Backoff
 from airflow_sftp_backend.backend._forks import ForkAware
 
 from .errors import RETRIED, FailureReason, KeyVaultError
@@ -160,9 +161,8 @@ class KeyVaultClient(ForkAware):
     ) -> Secret:
         # Not by azure-core's RetryPolicy: it waits for any time that Retry-After names, retries at once after the first
         # failure, and does not retry if the login is throttled.
-        attempt = 0
+        backoff = Backoff(self._retry, self._chance)
         while True:
-            attempt += 1
             try:
                 outcome, pause = self._request(state, reference, identity)
             except BaseException as error:  # noqa: BLE001 - raised again
@@ -174,9 +174,10 @@ class KeyVaultClient(ForkAware):
                 with state.lock:
                     state.cache[identity, reference] = outcome
                 return outcome.secret
-            if outcome.reason not in RETRIED or attempt >= self._retry.max_attempts:
+            backoff_pause = backoff.fail()
+            if outcome.reason not in RETRIED or backoff.exhausted:
                 raise outcome
-            pause = self._retry.pause(attempt, self._chance()) if pause is None else pause
+            pause = backoff_pause if pause is None else pause
             if pause > MAX_PAUSE:
                 raise outcome
             log.info("%s; retrying in %.1f s", outcome, pause)

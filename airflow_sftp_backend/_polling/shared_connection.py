@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar, cast
 
 from airflow_sftp_backend.backend import BackendUnavailable, RetryPolicy, SFTPBackendError
+from airflow_sftp_backend.backend._backoff import Backoff
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook
 
@@ -30,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _BATCH_WINDOW = 0.05
 """Seconds by which a batch waits for other requests."""
-_BACKOFF = RetryPolicy(backoff_base=2.0, backoff_max=300.0, jitter=0)
+_RETRY = RetryPolicy(max_attempts=sys.maxsize, backoff_base=2.0, backoff_max=300.0, jitter=0)
 """Longest pauses between two attempts to reach the server."""
 
 _MAX_LOST_CONNECTIONS = 3
@@ -88,7 +90,7 @@ class SharedConnection:
         self._dedicated: dict[frozenset[str], SharedConnection] = {}
         self._last_used = 0.0
         self._lost_while_polling = False
-        self._failures = 0
+        self._backoff = Backoff(_RETRY)
         self._backoff_until = 0.0
 
     @classmethod
@@ -224,12 +226,11 @@ class SharedConnection:
             except BackendUnavailable:
                 self._back_off()
                 raise
-            self._failures = 0
+            self._backoff.reset()
 
     def _back_off(self) -> None:
         """Delay the next batch after a failed one, longer after each failure."""
-        self._failures += 1
-        pause = _BACKOFF.pause(self._failures, 0.0) * random.uniform(0.5, 1.0)  # noqa: S311
+        pause = self._backoff.fail() * random.uniform(0.5, 1.0)  # noqa: S311
         self._backoff_until = self._loop.time() + pause
 
     async def _poll_requests(self, requests: Sequence[PollRequest]) -> None:

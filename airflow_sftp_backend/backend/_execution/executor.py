@@ -14,6 +14,7 @@ from functools import partial
 from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar, cast
 
+from airflow_sftp_backend.backend._backoff import Backoff
 from airflow_sftp_backend.backend._limits import ReceiveLimits
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
@@ -33,8 +34,8 @@ S = TypeVar("S")
 W = TypeVar("W")
 logger = logging.getLogger(__name__)
 
-_MAX_FRUITLESS_CONNECTIONS: Final = 3  # successive new connections lost without progress
-_FRUITLESS_BACKOFF: Final = RetryPolicy(jitter=0)
+_FRUITLESS_CONNECTIONS: Final = RetryPolicy(max_attempts=4, jitter=0)
+"""Limit on successive new connections that are lost without progress, and the pauses between them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +96,21 @@ def resume_lost(
     :param outcomes: their outcomes, replaced by those of the last attempt
     :param retry: resumes some of the transfers over a connection
     """
-    best, fruitless = -1, 0
+    backoff, best = Backoff(_FRUITLESS_CONNECTIONS), -1
     while lost_indexes := [index for index, state in enumerate(states) if state.resumable]:
         transferred = sum(state.transferred_bytes for state in states)
-        best, fruitless = (transferred, 0) if transferred > best else (best, fruitless + 1)
-        if fruitless and (fruitless > _MAX_FRUITLESS_CONNECTIONS or not session.reconnect_timeout):
-            return
+        pause = 0.0
+        if transferred > best:
+            best = transferred
+            backoff.reset()
+        else:  # the server accepts connections and closes them, for example during a shutdown
+            pause = backoff.fail()
+            if backoff.exhausted or not session.reconnect_timeout:
+                return
         first_failure = outcomes[lost_indexes[0]]
         logger.warning("%s; resuming over a new connection after %d bytes", first_failure, transferred)
-        if fruitless:  # the server accepts connections and closes them, for example during a shutdown
-            session.pause(_FRUITLESS_BACKOFF.pause(fruitless, 0.0))
+        if pause:
+            session.pause(pause)
         try:
             retried = session.call(partial(retry, [items[index] for index in lost_indexes]), reconnecting=True)
         except BackendUnavailable as error:

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import random
+import sys
 import threading
 import time
 import warnings
@@ -18,6 +19,7 @@ from typing import Final, TypeVar
 
 import paramiko
 
+from airflow_sftp_backend.backend._backoff import Backoff
 from airflow_sftp_backend.backend._forks import ForkAware
 from airflow_sftp_backend.backend._paths import Jail, add_location
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
@@ -402,10 +404,9 @@ class Session(ForkAware):
             return min(deadline, end.at) - clock()
 
         hop = Hop(self._settings, self._config.password, self._checker, self._jump_hop(self._original_config.jump))
+        backoff = Backoff(replace(policy, max_attempts=sys.maxsize if retry_seconds else attempts), self._random)
         self._close_requested = False
-        attempt_number = 0
         while True:
-            attempt_number += 1
             attempt = self._attempt = ConnectAttempt(
                 hop, remaining_time, transfer_size, query_auth_methods=self.query_auth_methods
             )
@@ -416,18 +417,16 @@ class Session(ForkAware):
                 refused = isinstance(error, AuthenticationFailed | HostKeyRejected) or attempt.is_permanent
                 # A busy server accepts connections again soon: the number of attempts limits other failures only.
                 busy = attempt.is_server_busy and attempts > 1 and clock() < busy_until
-                pause = policy.pause(min(attempt_number, attempts - 1) if busy else attempt_number, self._random())
+                pause = backoff.fail()
                 if retry_seconds:
                     pause = min(max(pause, _RECONNECT_PAUSE[0]), _RECONNECT_PAUSE[1])
-                is_last = attempt_number >= attempts and not busy and not retry_seconds
+                is_last = backoff.exhausted and not busy
                 stopped = self._close_requested or self._cancelled.is_set()
                 if refused or stopped or is_last or pause >= remaining_time():
-                    error.attempts = attempt_number
+                    error.attempts = backoff.failures
                     raise
-                if busy or retry_seconds:
-                    log.warning("%s; retrying in %.1f s (attempt %d)", error, pause, attempt_number + 1)
-                else:
-                    log.warning("%s; retrying in %.1f s (attempt %d of %d)", error, pause, attempt_number + 1, attempts)
+                limit = "" if busy or retry_seconds else f" of {attempts}"
+                log.warning("%s; retrying in %.1f s (attempt %d%s)", error, pause, backoff.failures + 1, limit)
                 failure = error
             finally:
                 self._attempt = None
