@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise, product
 from unittest.mock import patch
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError, TransferCorrupted
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
+from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
 from airflow_sftp_backend.backend._writes import resume, write_state
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.copy import copy
@@ -148,42 +150,51 @@ def test_an_undisturbed_write_passes_each_state_once(name: str) -> None:
     ]  # fmt: skip
 
 
+def check_target(resume_state: ResumeState, server: MemoryServer) -> None:
+    """Check that the target has the content that the state implies."""
+    content = server.content()
+    if resume_state.state not in {WriteState.RENAMING, WriteState.DONE}:
+        assert content.get("/in/target", OLD) == OLD
+        assert OLD in content.values()  # under its backup name after a lost connection
+    if resume_state.state is WriteState.DONE:
+        assert content["/in/target"] == NEW
+
+
 @given(
     name=st.sampled_from(NAMES),
     failure=st.sampled_from(FAILURES),
     failed=st.lists(st.integers(1, 60), max_size=5, unique=True),
-    leftover=st.none() | st.integers(0, len(NEW)),
+    leftover=st.integers(0, len(NEW)).map(lambda size: {WRITE_TARGET.temp.native: NEW[:size]}) | st.just({}),
     renames=st.sampled_from([Renames(), Renames("no", "refuses"), Renames("refuses", "refuses")]),
+    traits=st.sampled_from([OPENSSH, UNKNOWN]),
+    max_open_files=st.sampled_from([1, 64]),
 )
 def test_the_target_changes_only_in_the_state_that_may_change_it(
-    name: str, failure: Failure, failed: list[int], leftover: int | None, renames: Renames
+    name: str,
+    failure: Failure,
+    failed: list[int],
+    leftover: dict[str, bytes],
+    renames: Renames,
+    traits: ServerTraits,
+    max_open_files: int,
 ) -> None:
     resume_state = initial_state(name)
-
-    def check(server: MemoryServer) -> None:
-        content = server.content()
-        if resume_state.state not in {WriteState.RENAMING, WriteState.DONE}:
-            assert content["/in/target"] == OLD
-        if resume_state.state is WriteState.DONE:
-            assert content["/in/target"] == NEW
-
-    files = {"/in": None, "/in/target": OLD, "/out": None, "/out/source": NEW}
-    if leftover is not None:
-        files[WRITE_TARGET.temp.native] = NEW[:leftover]
-    server = MemoryServer(files, renames=renames, fail_at=failed, failure=failure, after=check)
+    files = {"/in": None, "/in/target": OLD, "/out": None, "/out/source": NEW, **leftover}
+    check = partial(check_target, resume_state)
+    server = MemoryServer(files, renames=renames, fail_at=failed, failure=failure, after=check, traits=traits)
+    server.handles.lower_limit(max_open_files)
     with patch.object(resume, "MAX_UNACKED_BYTES", 9), patch.object(write_state, "MAX_UNACKED_BYTES", 9):
         for _ in range(len(failed) + 1):
+            server.reconnect(failed)
             try:
                 server.run(operation(name, server, resume_state))
-            except SFTPBackendError as error:
+            except SFTPBackendError:
                 assert resume_state.state is not WriteState.DONE
-                assert resume_state.resumable <= isinstance(error, BackendUnavailable)
+                assert resume_state.resumable <= (server.failure is not None)
             else:
                 assert resume_state.state is WriteState.DONE
             if not resume_state.resumable:
                 break
-            server.reconnect(failed)
-        else:
-            pytest.fail("a write must not remain resumable without a loss")
+    assert not resume_state.resumable
     if resume_state.state is WriteState.DONE:
-        assert server.content()["/in/target"] == NEW
+        check_target(resume_state, server)
