@@ -5,15 +5,21 @@ The decision is the same in the worker and in the triggerer.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, FileFilters
+from airflow_sftp_backend._file_filters import (
+    TEMPORARY_NAMES,
+    FileFilters,
+    FileLimits,
+    LimitName,
+    check_number,
+    take_oldest,
+)
 from airflow_sftp_backend._file_rows import FoundFile, found_file
 from airflow_sftp_backend._path_arguments import (
     PLACEHOLDER,
@@ -33,32 +39,6 @@ StabilityState = dict[str, list[Any]]
 """Plain JSON: for each path the size, ``modified_at``, and the start (epoch seconds) of the time without changes."""
 
 
-def parse_newer_than(newer_than: object) -> str | None:
-    """Parse the argument ``newer_than``.
-
-    :param newer_than: a datetime or ISO 8601 text with a time zone; None and "" mean no limit
-    :returns: ISO 8601 text for `FileCondition`; None for no limit
-    :raises InvalidArgument: for any other value
-    """
-    value = newer_than
-    if value is None or value == "":
-        return None
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise InvalidArgument(
-                f"newer_than is not a time: {value!r}; expected a time such as 2026-01-31T06:00:00+01:00. For a"
-                " template without a time, write {{ ... or '' }}"
-            ) from None
-    if not isinstance(value, datetime):
-        raise InvalidArgument(f"newer_than must be a datetime or ISO 8601 text, not {type(value).__name__}: {value!r}")
-    if value.tzinfo is None:
-        example = "2026-01-31T06:00:00+01:00"
-        raise InvalidArgument(f"newer_than needs a time zone, as in {example}; {value.isoformat()} has none")
-    return value.isoformat()
-
-
 @dataclass(frozen=True, slots=True)
 class FileCondition:
     """Describe the files to wait for.
@@ -68,7 +48,9 @@ class FileCondition:
     :ivar patterns: globs
     :ivar min_files: number of files that must satisfy all conditions
     :ivar min_size: size in bytes that a file must have at least
-    :ivar newer_than: limit of the files' times, as from `parse_newer_than`
+    :ivar newer_than: earliest time of a file, as ISO 8601 text
+    :ivar older_than: time before which a file must be modified, as ISO 8601 text
+    :ivar max_files: number of files to return, the oldest first; None for all
     :ivar stable_for: seconds without a change of size and time
     :ivar done_file: path of a file that must exist beside each file; ``{name}`` stands for the file's name, ``{stem}``
         for the name without its suffix
@@ -87,12 +69,24 @@ class FileCondition:
     done_file: str | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = TEMPORARY_NAMES
+    older_than: str | None = None
+    max_files: int | None = None
 
     def __post_init__(self) -> None:
-        _check_number("min_files", self.min_files, 1, is_whole=True)
-        _check_number("min_size", self.min_size, 0)
-        _check_number("stable_for", self.stable_for, 0)
+        check_number("min_files", self.min_files, 1, is_whole=True)
+        check_number("min_size", self.min_size, 0)
+        check_number("stable_for", self.stable_for, 0)
+        if self.max_files is not None and self.max_files < self.min_files:
+            raise InvalidArgument(f"max_files is {self.max_files}, less than min_files, {self.min_files}")
         _check_done_file(self.done_file)
+
+    @property
+    def limits(self) -> FileLimits:
+        """Limits of size, time and number."""
+        newest, oldest = (
+            None if text is None else datetime.fromisoformat(text) for text in (self.newer_than, self.older_than)
+        )
+        return FileLimits(newest, oldest, self.min_size, self.max_files)
 
     @property
     def is_single_name(self) -> bool:
@@ -177,12 +171,6 @@ def condition_paths(selection: Selection) -> ConditionPaths:
         "directories": tuple(name.path for name in selection.names if name.is_directory),
         "patterns": selection.patterns,
     }
-
-
-def _check_number(name: str, value: object, minimum: int, *, is_whole: bool = False) -> None:
-    has_type = isinstance(value, int if is_whole else int | float) and not isinstance(value, bool)
-    if not has_type or not isinstance(value, int | float) or not math.isfinite(value) or value < minimum:
-        raise InvalidArgument(f"{name} must be a {'whole ' if is_whole else ''}number from {minimum}, not {value!r}")
 
 
 def _check_done_file(template: object) -> None:
@@ -383,16 +371,13 @@ def evaluate(
     :returns: the result
     """
     stability: StabilityState = {}
-    ready: list[FoundFile] = []
+    ready: list[FileInfo] = []
     reasons = _IneligibleFiles(condition)
     eligible, not_utf8 = _eligible_files(condition, files)
-    is_new = _newer_than_predicate(condition)
+    limits = condition.limits
     for info in eligible:
-        if info.size < condition.min_size:
-            reasons.too_small(info)
-            continue
-        if not is_new(info.modified_at):
-            reasons.too_old(info)
+        if (limit := limits.violated_by(info.size, info.modified_at)) is not None:
+            reasons.outside_limit(info, limit)
             continue
         modified_at = None if info.modified_at is None else info.modified_at.isoformat()
         stable_seconds = 0.0
@@ -410,15 +395,24 @@ def evaluate(
         elif stable_seconds < condition.stable_for:
             reasons.not_stable(info)
         else:
-            ready.append(found_file(info))
+            ready.append(info)
     missing = f"{len(ready)} of {condition.min_files} files are ready{reasons}"
     is_done = len(ready) >= condition.min_files
     awaiting_stability = not is_done and len(ready) + reasons.counts[_STABILITY] >= condition.min_files
     counts = (len(ready), *reasons.counts.values())
-    return PollResult(is_done, ready, stability, missing, awaiting_stability, _utf8_warning(not_utf8), counts)
+    taken = take_oldest(ready, limits.max_files, lambda info: info)
+    return PollResult(
+        is_done,
+        [found_file(info) for info in taken],
+        stability,
+        missing,
+        awaiting_stability,
+        _utf8_warning(not_utf8),
+        counts,
+    )
 
 
-_SIZE, _TIME, _DONE_FILE, _STABILITY = "min_size", "newer_than", "done_file", "stable_for"
+_DONE_FILE, _STABILITY = "done_file", "stable_for"
 _REASONS_SHOWN: Final = 3
 """Number of files with a reason in a log line."""
 
@@ -432,20 +426,20 @@ class _IneligibleFiles:
     def __init__(self, condition: FileCondition) -> None:
         self._condition = condition
         self._texts: list[str] = []
-        self.counts = dict.fromkeys((_SIZE, _TIME, _DONE_FILE, _STABILITY), 0)
+        self.counts = dict.fromkeys(("min_size", "newer_than", "older_than", _DONE_FILE, _STABILITY), 0)
 
-    def too_small(self, info: FileInfo) -> None:
-        """Note a file with less than ``min_size`` bytes."""
-        unknown_size = ", or the server reports no size" if info.size == 0 else ""
-        self._note(_SIZE, info, f"{info.size} of {self._condition.min_size} bytes{unknown_size}")
-
-    def too_old(self, info: FileInfo) -> None:
-        """Note a file that is not newer than ``newer_than``."""
-        limit = self._condition.newer_than
-        if info.modified_at is None:
-            self._note(_TIME, info, f"the server reports no time, so newer_than ({limit}) cannot be decided")
+    def outside_limit(self, info: FileInfo, limit: LimitName) -> None:
+        """Note a file that does not satisfy a limit."""
+        if limit == "min_size":
+            unknown_size = ", or the server reports no size" if info.size == 0 else ""
+            text = f"{info.size} of {self._condition.min_size} bytes{unknown_size}"
         else:
-            self._note(_TIME, info, f"modified {info.modified_at.isoformat()}, not after {limit}")
+            time = self._condition.newer_than if limit == "newer_than" else self._condition.older_than
+            if info.modified_at is None:
+                text = f"the server reports no time, so {limit} ({time}) cannot be decided"
+            else:
+                text = f"modified {info.modified_at.isoformat()}, not {limit.replace('_', ' ')} {time}"
+        self._note(limit, info, text)
 
     def without_done_file(self, info: FileInfo, expected: str) -> None:
         """Note a file whose done file is missing."""
@@ -486,20 +480,6 @@ def _eligible_files(condition: FileCondition, files: Sequence[FileInfo]) -> tupl
 
 def _normalize(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
-
-
-def _newer_than_predicate(condition: FileCondition) -> Callable[[datetime | None], bool]:
-    """Return the predicate for times of files.
-
-    SFTP has times in whole seconds, so a fraction of the limit is cut off, and the whole second counts.
-    """
-    if condition.newer_than is None:
-        return lambda _time: True
-    limit = datetime.fromisoformat(condition.newer_than)
-    if limit.microsecond:
-        whole_second = limit.replace(microsecond=0)
-        return lambda time: time is not None and time >= whole_second
-    return lambda time: time is not None and time > limit
 
 
 def _utf8_warning(paths: Sequence[str]) -> str:

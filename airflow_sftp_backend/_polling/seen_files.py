@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow.sdk.execution_time.context import AssetStateStoreAccessors
     from pydantic import JsonValue
 
-_MAX_BATCH_FILES: Final = 500
+MAX_BATCH_FILES: Final = 500
 """Files in one batch: Airflow keeps an event with all its files, and passes the event to every task of its run."""
 _EMPTY_DIRECTORY_SECONDS: Final = 24 * 3600.0
 """Seconds for which the files of an empty directory stay known: a mount may be offline for a while."""
@@ -100,11 +100,15 @@ class SeenFiles:
     unacknowledged: tuple[NewFilesBatch, ...] = ()
 
     def updated_with(
-        self, ready: Iterable[FoundFile], present: Iterable[str], now: float, *, changed: bool
+        self,
+        ready: Iterable[FoundFile],
+        present: Iterable[str],
+        now: float,
+        *,
+        changed: bool,
+        max_files: int | None = None,
     ) -> SeenFiles:
-        """Update the seen files after a poll.
-
-        A batch of at most 500 new files is added.
+        """Update the seen files after a poll, and add a batch of new files.
 
         A file is new if its path is unknown, or if it was missing and is back with another size or time.
 
@@ -112,6 +116,7 @@ class SeenFiles:
         :param present: paths of all files on the server
         :param now: time of the poll in epoch seconds
         :param changed: treat a known file with another size or time as new
+        :param max_files: number of files in the batch, the oldest first; None for 500 files in their order
         :returns: the updated files
         """
         names: dict[str, set[bytes]] = {}
@@ -123,7 +128,7 @@ class SeenFiles:
             if (remaining := seen.after_poll(names.get(directory, ()), now)) is not None:
                 directories[directory] = remaining
         new: list[FoundFile] = []
-        for file in ready:
+        for file in ready if max_files is None else sorted(ready, key=_age):
             directory, _, name_text = file["path"].rpartition("/")
             name, content = (
                 _hash(name_text, _NAME_BYTES),
@@ -131,7 +136,7 @@ class SeenFiles:
             )
             seen = directories.setdefault(directory, _SeenDirectory())
             if seen.is_new(name, content, changed=changed):
-                if len(new) == _MAX_BATCH_FILES:
+                if len(new) == (MAX_BATCH_FILES if max_files is None else max_files):
                     continue
                 new.append(file)
             seen.missing.pop(name, None)
@@ -166,6 +171,11 @@ class SeenFiles:
             for directory, (present, missing, empty_since) in values["directories"].items()
         }
         return cls(directories, tuple(NewFilesBatch(*batch) for batch in values["unacknowledged"]))
+
+
+def _age(file: FoundFile) -> tuple[bool, str, str]:
+    """Return the sort key of a file: the oldest first, without a time last. All times are UTC in whole seconds."""
+    return file["modified_at"] is None, file["modified_at"] or "", file["path"]
 
 
 def _hash(text: str, size: int) -> bytes:

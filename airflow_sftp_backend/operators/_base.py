@@ -15,7 +15,17 @@ from airflow.sdk import BaseOperator
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import CancellableTask
-from airflow_sftp_backend._file_filters import FileFilters, parse_globs
+from airflow_sftp_backend._file_filters import (
+    FileFilters,
+    FileLimits,
+    LimitArguments,
+    LimitedFile,
+    LimitName,
+    TimeLimit,
+    parse_globs,
+    split_by_limits,
+    take_oldest,
+)
 from airflow_sftp_backend._file_rows import Action, CompletedAction, EarlierAction, FileResult, PlannedAction
 from airflow_sftp_backend._path_arguments import (
     End,
@@ -28,8 +38,15 @@ from airflow_sftp_backend._path_arguments import (
     check_relative,
     parse_names,
     parse_patterns,
+    split_pattern,
 )
-from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, SFTPBackendError, WriteResult
+from airflow_sftp_backend.backend import (
+    AlreadyExists,
+    BackendUnavailable,
+    CapabilityNotSupported,
+    SFTPBackendError,
+    WriteResult,
+)
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import ProgressLog, format_duration, format_size, pluralize_files
@@ -202,17 +219,36 @@ class FileOperator(PlanningOperator[PlanT]):
     """Return a row for each file that the arguments select.
 
     :param pattern: globs that select files, in place of names: a text or a list. (templated)
+    :param newer_than: earliest time of a file, see `_file_filters`. (templated)
+    :param older_than: time before which a file must be modified. (templated)
+    :param min_size: size that a file must have at least, in bytes
+    :param max_files: number of files to take, the oldest first
     :param kwargs: arguments of `PlanningOperator` and ``BaseOperator``
     """
 
     _names: ClassVar[str] = "source"
     """Name of the argument that takes names of files; ``pattern`` takes globs."""
 
-    def __init__(self, *, pattern: Patterns | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        pattern: Patterns | None = None,
+        newer_than: TimeLimit = None,
+        older_than: TimeLimit = None,
+        min_size: int = 0,
+        max_files: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.pattern = pattern
         # Remembered, because a template may render to None.
         self._by_pattern = pattern is not None
+        self.newer_than = newer_than
+        self.older_than = older_than
+        self.min_size = min_size
+        self.max_files = max_files
+        self._limit_arguments = LimitArguments.checked(newer_than, older_than, min_size, max_files)
+        self._limits = FileLimits()
 
     def execute(self, context: Context) -> list[FileResult]:
         """Plan and execute the task.
@@ -223,6 +259,13 @@ class FileOperator(PlanningOperator[PlanT]):
         :raises SFTPBackendError: if the only file failed, and a retry may help
         :raises FilesFailed: if some of several files failed, and a retry may help
         """
+        with translate_errors():
+            self._limits = self._limit_arguments.resolve(
+                self.newer_than,
+                self.older_than,
+                run_after=context["dag_run"].run_after,
+                is_scheduled=context.get("logical_date") is not None,
+            )
         return self._run_plan(context)[1]
 
     def _parse_selection(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
@@ -247,6 +290,43 @@ class FileOperator(PlanningOperator[PlanT]):
             for pattern in selection.patterns:
                 self._check_relative(backend, pattern, "pattern")
         return selection
+
+    def _within_limits(
+        self, files: Sequence[T], file_of: Callable[[T], LimitedFile]
+    ) -> tuple[list[T], list[CapabilityNotSupported]]:
+        """Return the files within the limits of time and size, and a failure for each file that cannot be decided."""
+        split = split_by_limits(files, self._limits, file_of)
+        for limit, number in split.left_out.items():
+            self.log.info("%s left out by %s", pluralize_files(number), limit)
+        return split.accepted, [_undecided_error(file_of(item), limit) for item, limit in split.undecided]
+
+    def _take_oldest(self, files: Sequence[T], file_of: Callable[[T], LimitedFile], retry_state: RetryState) -> list[T]:
+        """Return at most ``max_files`` files, and in a retry the files that the first attempt selected."""
+        if self._limits.max_files is None:
+            return list(files)
+        earlier = retry_state.selected_earlier
+        taken = take_oldest(files, self._limits.max_files, file_of, earlier)
+        if not self.is_dry_run:
+            retry_state.record_selected(path for item in taken if (path := file_of(item).path) not in earlier)
+        if len(taken) < len(files):
+            self.log.info("%s left to the next run by max_files", pluralize_files(len(files) - len(taken)))
+        return taken
+
+    def _without_empty_directories(
+        self, backend: SFTPBackend, selection: Selection, missing: Sequence[str]
+    ) -> list[str]:
+        """Return the names and patterns without a file, except empty directories if the limits have a time.
+
+        A retention or an incremental load often finds nothing. A directory that does not exist is still a mistake.
+        """
+        if not self._limits.has_time:
+            return list(missing)
+        literal = {name.path for name in selection.names if not name.is_directory}
+        return [
+            name
+            for name in missing
+            if name in literal or not backend.is_folder(name if selection.names else split_pattern(name)[0])
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,7 +358,7 @@ class TransferOperator(FileOperator[TransferPlan]):
     :param kwargs: arguments of `FileOperator` and ``BaseOperator``
     """
 
-    template_fields: Sequence[str] = ("source", "pattern", "target", "sftp_conn_id")
+    template_fields: Sequence[str] = ("source", "pattern", "target", "sftp_conn_id", "newer_than", "older_than")
     _planned_action: ClassVar[PlannedAction]
     _earlier_action: ClassVar[EarlierAction]
     _local_end: ClassVar[LocalEnd]
@@ -384,6 +464,12 @@ class TransferOperator(FileOperator[TransferPlan]):
         if digest is not None:
             result["sha256"] = digest.removeprefix("sha256:")
         return result
+
+
+def _undecided_error(file: LimitedFile, limit: LimitName) -> CapabilityNotSupported:
+    attribute = "size" if limit == "min_size" else "time"
+    message = f"the {attribute} of the file is unknown, so {limit} cannot be decided; the file is left unchanged"
+    return CapabilityNotSupported(message, path=file.path)
 
 
 def _drop_tracebacks(failure: BaseException) -> None:

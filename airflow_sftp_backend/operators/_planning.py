@@ -10,8 +10,10 @@ import errno
 import glob
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -101,42 +103,69 @@ def check_unique_targets(items: list[TransferItem]) -> list[TransferItem]:
 
 # -- uploads ----------------------------------------------------------------------------------------------------------
 
-_LocalFile: TypeAlias = tuple[str, str, int | None]
-"""A local file or object: path or URL, path below its selector's directory, size in bytes."""
+
+@dataclass(frozen=True, slots=True)
+class LocalFile:
+    """Describe a local file or object to upload.
+
+    :ivar path: local path or URL
+    :ivar relative_path: path below the directory of the name or pattern
+    :ivar size: size in bytes; None if unknown
+    :ivar modified_at: time of the last change; None if unknown
+    """
+
+    path: str
+    relative_path: str
+    size: int | None
+    modified_at: datetime | None = None
 
 
-def plan_uploads(selection: Selection, target: str, filters: FileFilters) -> tuple[list[TransferItem], list[Failure]]:
-    """Plan an upload.
+def find_local_files(
+    selection: Selection, filters: FileFilters, *, none_ok: bool = False
+) -> tuple[list[LocalFile], list[Failure]]:
+    """Find the local files and objects of a selection.
 
     Files of a directory keep their path below the directory. Files of a pattern keep their path below the directory
     before the first wildcard. Temporary files of unfinished downloads do not count in either.
 
     :param selection: the selected local paths or URLs
-    :param target: path on the server; a directory as in `target_is_directory`
     :param filters: the filters for files of directories and patterns
+    :param none_ok: accept an existing directory without files
     :returns: the files, and a failure for each name or pattern without a file
-    :raises InvalidArgument: if two files have the same target
     """
-    files: list[_LocalFile] = []
+    files: list[LocalFile] = []
     failures: list[Failure] = []
     for selector in selection:
         find_files = (
             _find_objects if is_url(selector.path if isinstance(selector, NamedPath) else selector) else _find_local
         )
         try:
-            files += find_files(selector, filters)
+            files += find_files(selector, filters, none_ok)
         except (OSError, InvalidPath) as error:
             failures.append(error)
+    return files, failures
+
+
+def plan_uploads(files: Sequence[LocalFile], selection: Selection, target: str) -> list[TransferItem]:
+    """Plan an upload.
+
+    :param files: the local files
+    :param selection: the selection of the files
+    :param target: path on the server; a directory as in `target_is_directory`
+    :returns: the files with their targets
+    :raises InvalidArgument: if two files have the same target
+    """
     into_directory = target_is_directory(selection, target)
     directory = target.rstrip("/")
-    items = [
-        TransferItem(path, f"{directory}/{relative}" if into_directory else target, size)
-        for path, relative, size in files
-    ]
-    return check_unique_targets(items), failures
+    return check_unique_targets(
+        [
+            TransferItem(file.path, f"{directory}/{file.relative_path}" if into_directory else target, file.size)
+            for file in files
+        ]
+    )
 
 
-def _find_local(selector: NamedPath | str, filters: FileFilters) -> Iterator[_LocalFile]:
+def _find_local(selector: NamedPath | str, filters: FileFilters, none_ok: bool) -> Iterator[LocalFile]:
     if isinstance(selector, NamedPath) and not os.path.lexists(selector.path):
         kind = "directory" if selector.is_directory else "file"
         raise FileNotFoundError(errno.ENOENT, f"no such {kind}{literal_hint(selector.path)}", selector.path)
@@ -144,7 +173,7 @@ def _find_local(selector: NamedPath | str, filters: FileFilters) -> Iterator[_Lo
         path = selector.path
         if os.path.isdir(path):
             raise directory_error(path)
-        yield path, os.path.basename(path), os.stat(path).st_size
+        yield _local_file(path, os.path.basename(path))
         return
     if isinstance(selector, NamedPath):
         top, pattern = selector.path, "**"
@@ -156,19 +185,22 @@ def _find_local(selector: NamedPath | str, filters: FileFilters) -> Iterator[_Lo
         ]
     accepts = filters.accepting([pattern])
     files = [(path, Path(os.path.relpath(path, top or ".")).as_posix()) for path in paths]
-    yield from _check_any_file(
-        selector,
-        [
-            (path, relative, os.stat(path).st_size)
-            for path, relative in files
-            if _is_complete_file(relative) and accepts(relative)
-        ],
-    )
+    matched = [
+        _local_file(path, relative) for path, relative in files if _is_complete_file(relative) and accepts(relative)
+    ]
+    if not (none_ok and os.path.isdir(top or ".")):
+        _check_any(selector, matched)
+    yield from matched
 
 
-def _check_any_file(selector: NamedPath | str, files: list[_LocalFile]) -> list[_LocalFile]:
+def _local_file(path: str, relative_path: str) -> LocalFile:
+    state = os.stat(path)
+    return LocalFile(path, relative_path, state.st_size, datetime.fromtimestamp(state.st_mtime, UTC))
+
+
+def _check_any(selector: NamedPath | str, files: list[LocalFile]) -> None:
     if files:
-        return files
+        return
     if isinstance(selector, NamedPath):
         raise FileNotFoundError(errno.ENOENT, "no file of the directory matches the filters", selector.path)
     raise FileNotFoundError(errno.ENOENT, "no file matches the pattern", selector)
@@ -198,11 +230,12 @@ def _walk_local(top: str) -> Iterator[str]:
         yield from (os.path.join(directory, name) for name in names)
 
 
-def _find_objects(selector: NamedPath | str, filters: FileFilters) -> Iterator[_LocalFile]:
+def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool) -> Iterator[LocalFile]:
     if isinstance(selector, NamedPath) and not selector.is_directory:
         obj = object_path(selector.path)
         if obj.is_file():
-            yield selector.path, obj.name, obj.stat().st_size
+            state = obj.stat()
+            yield LocalFile(selector.path, obj.name, state.st_size, _time_of_object(state))
         elif obj.exists():
             raise directory_error(selector.path)
         else:
@@ -217,12 +250,28 @@ def _find_objects(selector: NamedPath | str, filters: FileFilters) -> Iterator[_
     else:
         details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{pattern}", detail=True))
     accepts = filters.accepting([pattern])
-    files: list[_LocalFile] = []
+    files: list[LocalFile] = []
     for path, info in sorted(details.items()):
         relative = path.removeprefix(root).lstrip("/")
         if info["type"] == "file" and relative and _is_complete_file(relative) and accepts(relative):
-            files.append((f"{top}/{relative}", relative, info.get("size")))
-    yield from _check_any_file(selector, files)
+            files.append(LocalFile(f"{top}/{relative}", relative, info.get("size"), _time_of_object(info)))
+    if not (none_ok and start.exists()):
+        _check_any(selector, files)
+    yield from files
+
+
+def _time_of_object(info: Mapping[str, Any]) -> datetime | None:
+    """Return the time of an object from the details of its store, whose names for the time differ."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        time = info.get(name)
+        if isinstance(time, str):
+            with suppress(ValueError):
+                time = datetime.fromisoformat(time)
+        if isinstance(time, int | float):
+            return datetime.fromtimestamp(time, UTC)
+        if isinstance(time, datetime):
+            return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return None
 
 
 # -- files on the server, and downloads -------------------------------------------------------------------------------

@@ -85,9 +85,12 @@ class RetryState:
             )
         purpose = "recognise the files of this one"
         self._planned = RowTable(self._store, "moves", server_id, purpose, read=self.is_retry)
-        upload_scope = f"{self._cleared_after} {server_id}"
+        scope_since_cleared = f"{self._cleared_after} {server_id}"
         self.transfers = TransferRecords(
-            RowTable(self._store, "transfers", upload_scope, purpose, read=self.is_retry_since_cleared)
+            RowTable(self._store, "transfers", scope_since_cleared, purpose, read=self.is_retry_since_cleared)
+        )
+        self._selected = RowTable(
+            self._store, "selected", scope_since_cleared, "select the same files", read=self.is_retry_since_cleared
         )
 
     @property
@@ -108,6 +111,21 @@ class RetryState:
     def has_store(self) -> bool:
         """True if the results of earlier attempts are known."""
         return self._store is not None
+
+    # -- selections limited by max_files ------------------------------------------------------------------------------
+
+    @property
+    def selected_earlier(self) -> Set[str]:
+        """Paths that earlier attempts selected since the task was cleared; empty without a store."""
+        return {path for path, _ in self._selected.rows}
+
+    def record_selected(self, paths: Iterable[str]) -> None:
+        """Record selected files before the plan is executed.
+
+        :param paths: paths of the files, without those of earlier attempts
+        """
+        if rows := {(path, ""): list[str]() for path in paths}:
+            self._selected.put(rows)
 
     # -- moves and deletions ------------------------------------------------------------------------------------------
 

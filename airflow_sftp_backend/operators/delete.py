@@ -52,13 +52,18 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
     :param include: globs of file names; only matching files of a directory or pattern are deleted, and no directories
     :param exclude: globs of file and directory names; matching entries of a directory or pattern are not deleted, and
         no directories
+    :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
+        timedelta that counts back from the time when the run was due. Applies to names too. (templated)
+    :param older_than: time before which a file must be modified, in the same forms. (templated)
+    :param min_size: size that a file must have at least, in bytes
+    :param max_files: number of files to delete, the oldest first; the next run takes the others
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param missing_ok: accept missing files and an empty list
     :param dry_run: return the planned results, delete nothing
     :param kwargs: arguments of ``BaseOperator``
     """
 
-    template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id")
+    template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "older_than")
     _action = "deleted"
     _names = "path"
 
@@ -74,18 +79,25 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         selection, links = self._without_links(backend, selection)
         matches = match_remote(backend, selection, self._filters)
         links += _extract_links(backend, matches)
+        if links and self._limits:
+            message = "path is a symbolic link; limits of time, size and number apply to files only"
+            raise InvalidPath(message, path=links[0], server=backend.address)
         refused_paths = {failure.path for failure in matches.failures if isinstance(failure, InvalidPath)}
         named = [name.path for name in selection.names if name.is_directory and name.path not in refused_paths]
-        directories = [] if self._filters else named  # filters may keep some entries of a directory
-        matched, not_utf8 = drop_non_utf8(matches.files, lambda file: (file.info.path,))
+        # Filters and limits may keep some entries of a directory.
+        directories = [] if self._filters or self._limits else named
+        within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
+        matched, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
         files: list[RemoteMatch] = []
         for file in matched:
             if retry_state.was_redelivered(file.info):
                 self.log.info("skipping %s: delivered again, left to the next run", escaped(file.info.path))
             else:
                 files.append(file)
+        files = self._take_oldest(files, lambda file: file.info, retry_state)
         # An empty directory has no matching file, but can be deleted.
         missing = [name for name in matches.missing if name not in directories or not backend.is_folder(name)]
+        missing = self._without_empty_directories(backend, selection, missing)
         return DeletePlan(
             files=files,
             links=links,
@@ -93,7 +105,10 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
             existing_directories=[name for name in directories if name not in missing],
             deletions=_deletions(backend, files, links),
             kept={file.info.path for file in matches.files} - {file.info.path for file in files},
-            failures=matches.failures + not_utf8 + self._missing_errors(backend, selection, missing, retry_state),
+            failures=matches.failures
+            + undecided
+            + not_utf8
+            + self._missing_errors(backend, selection, missing, retry_state),
         )
 
     def _missing_errors(

@@ -32,6 +32,11 @@ class SFTPDownloadOperator(TransferOperator):
         if ``source`` is not a single file name. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
+    :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
+        timedelta that counts back from the time when the run was due. Applies to names too. (templated)
+    :param older_than: time before which a file must be modified, in the same forms. (templated)
+    :param min_size: size that a file must have at least, in bytes
+    :param max_files: number of files to transfer, the oldest first; the next run takes the others
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param if_exists: ``fail``, ``replace``, ``skip`` or ``skip_same`` for an existing target. ``skip_same`` replaces
         only files that differ in size or are older than their source; with ``verify="sha256"``, only files that differ
@@ -47,19 +52,22 @@ class SFTPDownloadOperator(TransferOperator):
     _earlier_action = "downloaded by an earlier attempt"
     _local_end = "target"
 
-    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base class
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
         target = parse_target(self.target, end="local")
         selection = self._parse_selection(backend)
         matches = match_remote(backend, selection, self._filters)
-        missing = [missing_error(backend, selection, name) for name in matches.missing]
-        planned = plan_downloads(matches.files, selection, target)
+        missing = self._without_empty_directories(backend, selection, matches.missing)
+        files, undecided = self._within_limits(matches.files, lambda file: file.info)
+        planned = plan_downloads(files, selection, target)
         items, not_utf8 = drop_non_utf8(planned, lambda item: (item.source, item.target))
-        infos = {file.info.path: file.info for file in matches.files}
+        infos = {file.info.path: file.info for file in files}
         targets = {item.target: state for item in items if (state := local_state(item.target)) is not None}
         states = {item: (FileState.of_remote(infos[item.source]), targets.get(item.target)) for item in items}
         pending, skipped = self._split_skipped(backend, states)
+        pending = self._take_oldest(pending, lambda item: infos[item.source], retry_state)
+        failures = [*matches.failures, *undecided, *(missing_error(backend, selection, name) for name in missing)]
         versions = {item: remote_version(infos[item.source]) for item in pending}
-        return TransferPlan(pending, skipped, [*matches.failures, *missing, *not_utf8], targets.keys(), versions)
+        return TransferPlan(pending, skipped, [*failures, *not_utf8], targets.keys(), versions)
 
     def _execute_plan(
         self, backend: SFTPBackend, plan: TransferPlan, retry_state: RetryState

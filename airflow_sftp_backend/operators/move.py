@@ -79,6 +79,11 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         as 2026-01-31, equal in all attempts. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
+    :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
+        timedelta that counts back from the time when the run was due. Applies to names too. (templated)
+    :param older_than: time before which a file must be modified, in the same forms. (templated)
+    :param min_size: size that a file must have at least, in bytes
+    :param max_files: number of files to move, the oldest first; the next run takes the others
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param if_exists: ``fail``, ``replace``, ``skip``, ``skip_same`` or ``number`` for an existing target. ``skip_same``
         replaces only files that differ in size or are older. ``number`` keeps both files: ``report.csv`` becomes
@@ -88,7 +93,15 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
     :param kwargs: arguments of ``BaseOperator``
     """
 
-    template_fields: Sequence[str] = ("source", "pattern", "target", "rename", "sftp_conn_id")
+    template_fields: Sequence[str] = (
+        "source",
+        "pattern",
+        "target",
+        "rename",
+        "sftp_conn_id",
+        "newer_than",
+        "older_than",
+    )
     _action = "moved"
 
     def __init__(
@@ -119,7 +132,11 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
             check_rename(self.rename)
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         matches = match_remote(backend, selection, self._filters)
-        files, not_utf8 = drop_non_utf8(matches.files, lambda file: (file.info.path,))
+        within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
+        files, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
+        can_skip = self.if_exists in ("skip", "skip_same")
+        if not can_skip:
+            files = self._take_oldest(files, lambda file: file.info, retry_state)
         unnumbered = plan_moves(files, selection, target, self.rename, retry_state.date)
         items, existing = self._final_targets(backend, unnumbered)
         moved_earlier = retry_state.moved_earlier(backend)
@@ -130,14 +147,20 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
                 self.log.info("skipping %s: delivered again, left to the next run", escaped(item.source))
         items = [item for item in items if item.source not in moved]
         by_path = {file.info.path: file for file in files}
-        failures = matches.failures + not_utf8
+        skipped = {item for item in items if self._is_skipped(by_path[item.source].info, existing.get(item.target))}
+        if can_skip:  # a skipped file does not count, otherwise every run would take the same files
+            pending = [item for item in items if item not in skipped]
+            taken = self._take_oldest(pending, lambda item: by_path[item.source].info, retry_state)
+            items = [item for item in items if item in skipped or item in taken]
+        failures = [*matches.failures, *undecided, *not_utf8]
         if not self.missing_ok:
             # An earlier attempt may have moved all files of a name that is missing now.
             completed = retry_state.arguments_naming(moved)
-            failures += [missing_error(backend, selection, name) for name in matches.missing if name not in completed]
+            missing = self._without_empty_directories(backend, selection, matches.missing)
+            failures += [missing_error(backend, selection, name) for name in missing if name not in completed]
         return MovePlan(
             items=items,
-            skipped={item for item in items if self._is_skipped(by_path[item.source].info, existing.get(item.target))},
+            skipped=skipped,
             unnumbered=[item for item in unnumbered if item.source not in moved],
             matches=by_path,
             existing=existing,

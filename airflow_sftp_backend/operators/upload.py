@@ -12,7 +12,7 @@ from airflow_sftp_backend.progress import ProgressLog
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, local_state
-from ._planning import TransferItem, existing_files, plan_uploads
+from ._planning import TransferItem, existing_files, find_local_files, plan_uploads
 from ._retry_state import RetryState
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
 from ._transfers import upload_items
@@ -34,6 +34,11 @@ class SFTPUploadOperator(TransferOperator):
         ``/`` or if ``source`` is not a single file name. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
+    :param newer_than: earliest time of a local file: a datetime with a time zone, ISO 8601 text, or a timedelta
+        that counts back from the time when the run was due. Applies to names too. (templated)
+    :param older_than: time before which a file must be modified, in the same forms. (templated)
+    :param min_size: size that a file must have at least, in bytes
+    :param max_files: number of files to transfer, the oldest first; the next run takes the others
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param if_exists: ``fail``, ``replace``, ``skip`` or ``skip_same`` for an existing target. ``skip_same`` replaces
         only files that differ in size or are older than their source; with ``verify="sha256"``, only files that differ
@@ -50,10 +55,14 @@ class SFTPUploadOperator(TransferOperator):
     _earlier_action = "uploaded by an earlier attempt"
     _local_end = "source"
 
-    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:  # noqa: ARG002 - of the base class
+    def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
-        items, failures = plan_uploads(self._parse_selection(backend, end="local"), target, self._filters)
+        selection = self._parse_selection(backend, end="local")
+        matched, failures = find_local_files(selection, self._filters, none_ok=self._limits.has_time)
+        files, undecided = self._within_limits(matched, lambda file: file)
+        by_path = {file.path: file for file in files}
+        items = plan_uploads(files, selection, target)
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         items, not_utf8 = drop_non_utf8(items, lambda item: (item.source, item.target))
         targets: dict[str, FileState] = {}
@@ -66,8 +75,9 @@ class SFTPUploadOperator(TransferOperator):
             for item in items
         }  # fmt: skip
         pending, skipped = self._split_skipped(backend, states)
+        pending = self._take_oldest(pending, lambda item: by_path[item.source], retry_state)
         versions = {item: local_version(item.source) for item in pending}
-        return TransferPlan(pending, skipped, failures + not_utf8, targets.keys(), versions)
+        return TransferPlan(pending, skipped, [*failures, *undecided, *not_utf8], targets.keys(), versions)
 
     def _execute_plan(
         self, backend: SFTPBackend, plan: TransferPlan, retry_state: RetryState

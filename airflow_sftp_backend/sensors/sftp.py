@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
-from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import CancellableTask
-from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, parse_globs
+from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, LimitArguments, TimeLimit, parse_globs
 from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend._path_arguments import (
     Globs,
@@ -33,7 +32,6 @@ from airflow_sftp_backend._polling.conditions import (
     StabilityState,
     condition_paths,
     evaluate,
-    parse_newer_than,
     poll,
 )
 from airflow_sftp_backend._state_store import load_if_possible, save
@@ -74,11 +72,14 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param min_files: number of files that must satisfy all conditions
     :param min_size: size that a file must have at least, in bytes
-    :param newer_than: time after which a file must be modified by the server's clock: a datetime with a time zone, or
-        ISO 8601 text. SFTP has times in whole seconds, so a fraction is cut off, and files of that second count too. A
-        template that may render no time is written ``{{ prev_start_date_success or '' }}``: the first scheduled run
-        then has no limit. A run without a logical date (started by an asset or the API) has no earlier success; an
-        empty ``newer_than`` fails the task there. (templated)
+    :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
+        timedelta that counts back from the time when the run was due (``dag_run.run_after``). SFTP has times in whole
+        seconds, so a fraction is cut off. A template that may render no time is written
+        ``{{ prev_start_date_success or '' }}``: the first scheduled run then has no limit. A run without a logical date
+        (started by an asset or the API) has no earlier success; an empty ``newer_than`` fails the task there.
+        (templated)
+    :param older_than: time before which a file must be modified, in the same forms; must not be empty. (templated)
+    :param max_files: number of files to return at most, the oldest first
     :param stable_for: seconds, or a timedelta, without a change of a file's size and time. A deferred sensor continues
         from the worker's observations, so the clocks of worker and triggerer must agree.
     :param done_file: name of a file that must exist beside each file, such as ``{name}.done``, or ``{stem}.done``
@@ -90,7 +91,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     :param kwargs: arguments of ``BaseSensorOperator``, such as ``poke_interval`` and ``timeout`` in seconds
     """
 
-    template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "done_file")
+    template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "older_than", "done_file")
     ui_color = "#dbe9f6"
 
     def __init__(
@@ -101,7 +102,9 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         sftp_conn_id: str = SFTPBackendHook.default_conn_name,
         min_files: int = 1,
         min_size: int = 0,
-        newer_than: datetime | str | None = None,
+        newer_than: TimeLimit = None,
+        older_than: TimeLimit = None,
+        max_files: int | None = None,
         stable_for: float | timedelta = 0,
         done_file: str | None = None,
         include: Globs | None = None,
@@ -118,7 +121,9 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         self.min_files = min_files
         self.min_size = min_size
         self.newer_than = newer_than
-        self._has_newer_than = newer_than is not None
+        self.older_than = older_than
+        self.max_files = max_files
+        self._limit_arguments = LimitArguments.checked(newer_than, older_than, min_size, max_files)
         self.stable_for = stable_for
         self.done_file = done_file
         self.include = include
@@ -126,8 +131,6 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         if deferrable is None:
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable
-        if isinstance(newer_than, date | int | float | list | tuple):  # anything else may be a template
-            parse_newer_than(newer_than)
         self._static_condition(Selection(patterns=("*",)))
         self._hook: SFTPBackendHook | None = None
         self._stability: StabilityState = {}
@@ -230,14 +233,18 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     def _condition(self, context: Context) -> FileCondition:
         selection = parse_patterns(self.pattern) if self._by_pattern else parse_names(self.path, "path")
         condition = self._static_condition(selection)
-        newer_than = parse_newer_than(self.newer_than)
-        if self._has_newer_than and newer_than is None and context.get("logical_date") is None:
-            raise InvalidArgument(
-                "newer_than is empty: this run has no logical date, so Airflow knows no earlier success. For runs that"
-                " assets or the API start, omit newer_than and move each file to an archive (SFTPMoveOperator) so that"
-                " no file is found twice"
-            )
-        return replace(condition, newer_than=newer_than, done_file=self.done_file)
+        limits = self._limit_arguments.resolve(
+            self.newer_than,
+            self.older_than,
+            run_after=context["dag_run"].run_after,
+            is_scheduled=context.get("logical_date") is not None,
+        )
+        return replace(
+            condition,
+            newer_than=None if limits.newer_than is None else limits.newer_than.isoformat(),
+            older_than=None if limits.older_than is None else limits.older_than.isoformat(),
+            done_file=self.done_file,
+        )
 
     def _static_condition(self, selection: Selection) -> FileCondition:
         """Return the condition without templated values.
@@ -249,6 +256,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
             **condition_paths(selection),
             min_files=self.min_files,
             min_size=self.min_size,
+            max_files=self.max_files,
             stable_for=stable_for.total_seconds() if isinstance(stable_for, timedelta) else stable_for,
             include=parse_globs(self.include, "include"),
             exclude=parse_globs(self.exclude, "exclude"),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, parse_globs
+from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, LimitArguments, parse_globs
 from airflow_sftp_backend._path_arguments import (
     Globs,
     Names,
@@ -28,7 +29,7 @@ from airflow_sftp_backend._polling.conditions import (
     condition_paths,
     evaluate,
 )
-from airflow_sftp_backend._polling.seen_files import SeenFiles, SeenFilesStore
+from airflow_sftp_backend._polling.seen_files import MAX_BATCH_FILES, SeenFiles, SeenFilesStore
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
@@ -72,6 +73,9 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     :param changed: also report a known file if its size or time changes. Without ``changed``, a known file is new again
         only if a poll found the file missing in between; set ``changed`` for names that are reused at once.
     :param min_size: size that a file must have at least, in bytes
+    :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, or ISO 8601 text
+    :param max_files: number of files in one event, from 1 to 500, the oldest first; the next poll reports the others.
+        By default 500 files, in the order of their paths.
     :param done_file: name of a file that must exist beside each file, such as ``{name}.done``, or ``{stem}.done``
         without the file's suffix
     :param include: globs of file names; only matching files of a directory or pattern count
@@ -93,6 +97,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         done_file: str | None = None,
         include: Globs | None = None,
         exclude: Globs | None = TEMPORARY_NAMES,
+        newer_than: datetime | str | None = None,
+        max_files: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
         self.sftp_conn_id = sftp_conn_id
@@ -101,9 +107,14 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         self._observed: StabilityState = {}
         self._warning = ""
         check_names_or_patterns(path, pattern, "path")
+        limits = LimitArguments.checked(None, None, min_size, max_files).resolve(newer_than, None, run_after=None)
+        if max_files is not None and max_files > MAX_BATCH_FILES:
+            raise InvalidArgument(f"max_files must be at most {MAX_BATCH_FILES}, not {max_files}")
+        self.max_files = max_files
         self.condition = FileCondition(
             **condition_paths(parse_names(path, "path") if pattern is None else parse_patterns(pattern)),
             min_size=min_size,
+            newer_than=None if limits.newer_than is None else limits.newer_than.isoformat(),
             stable_for=stable_for,
             done_file=done_file,
             include=parse_globs(include, "include"),
@@ -128,6 +139,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             "done_file": self.condition.done_file,
             "include": list(self.condition.include),
             "exclude": list(self.condition.exclude),
+            "newer_than": self.condition.newer_than,
+            "max_files": self.max_files,
         }
 
     def _path(self) -> list[dict[str, str] | str] | None:
@@ -193,7 +206,10 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             now = time.time()
             result = evaluate(self.condition, files, done_files, self._observed, now)
             present = (info.path for info in files)
-            return seen_files.updated_with(result.files, present, now, changed=self.changed), result
+            updated = seen_files.updated_with(
+                result.files, present, now, changed=self.changed, max_files=self.max_files
+            )
+            return updated, result
 
         updated, result = await connection.poll(self.condition, decide)
         self._observed = result.stability

@@ -23,6 +23,7 @@ from airflow_sftp_backend.operators._planning import (
     check_rename,
     check_unique_targets,
     conflicting_targets,
+    find_local_files,
     numbered_pattern,
     plan_downloads,
     plan_moves,
@@ -50,10 +51,10 @@ def selection(wanted: Any) -> Selection:
 
 def sent(wanted: Any, target: str, filters: FileFilters = ALL) -> list[TransferItem]:
     """The steps of an upload in which nothing is missing."""
-    steps, failures = plan_uploads(selection(wanted), target, filters)
+    files, failures = find_local_files(selection(wanted), filters)
     if failures:
         raise failures[0]
-    return steps
+    return plan_uploads(files, selection(wanted), target)
 
 
 @given(KEYS, KEYS)
@@ -134,8 +135,8 @@ def test_local_names_are_always_literal(tmp_path: Path) -> None:
 
 def test_missing_local_files_do_not_stop_the_others(tmp_path: Path) -> None:
     write_files(tmp_path, {"a": b"", "d/b": b""})
-    steps, failures = plan_uploads(selection([f"{tmp_path}/{name}" for name in ("no", "a", "d", "e/")]), "t/", ALL)
-    assert [step.target for step in steps] == ["t/a"]
+    files, failures = find_local_files(selection([f"{tmp_path}/{name}" for name in ("no", "a", "d", "e/")]), ALL)
+    assert [file.relative_path for file in files] == ["a"]
     assert [type(failure) for failure in failures] == [FileNotFoundError, InvalidPath, FileNotFoundError]
 
 

@@ -52,6 +52,16 @@ def test_a_file_is_reported_as_new_once() -> None:
     assert watch.poll(row("a"), row("b"), row("c")) == []
 
 
+def test_a_limited_batch_has_the_oldest_new_files() -> None:
+    files = [row(name, modified_at=f"2026-01-0{day}T00:00:00+00:00") for name, day in {"a": 3, "b": 1, "c": 2}.items()]
+    files.append(row("0", modified_at=None))
+    seen_files, batches = SeenFiles(), []
+    for _ in range(3):
+        seen_files = seen_files.updated_with(files, [file["path"] for file in files], 0, changed=False, max_files=2)
+        batches = [[file["path"] for file in batch.files] for batch in seen_files.unacknowledged]
+    assert batches == [["b", "c"], ["a", "0"]]
+
+
 @pytest.mark.parametrize("other", [row("a", size=2), row("a", modified_at="2026-01-02T00:00:00+00:00")])
 def test_a_changed_file_is_new_only_if_configured(other: FoundFile) -> None:
     for changed, reported in ((False, []), (True, ["a"])):

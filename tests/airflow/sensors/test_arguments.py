@@ -17,7 +17,14 @@ from tests.support.servers import AsyncsshServer
 
 
 def test_arguments_are_templated_and_every_one_is_documented() -> None:
-    assert set(SFTPFileSensor.template_fields) == {"path", "pattern", "sftp_conn_id", "newer_than", "done_file"}
+    assert set(SFTPFileSensor.template_fields) == {
+        "path",
+        "pattern",
+        "sftp_conn_id",
+        "newer_than",
+        "older_than",
+        "done_file",
+    }
     code = SFTPFileSensor.__init__.__code__
     for argument in code.co_varnames[1 : 1 + code.co_kwonlyargcount]:
         assert f":param {argument}:" in (SFTPFileSensor.__doc__ or "")

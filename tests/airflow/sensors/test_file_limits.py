@@ -61,5 +61,5 @@ def test_the_log_says_why_an_existing_file_is_not_eligible(
         waiting.execute(context())
     log = capsys.readouterr().out
     assert "'in/small.csv' does not count: 3 of 10 bytes" in log
-    assert "'in/old.csv' does not count: modified 2023-11-14T22:13:20+00:00, not after 2026-01-01" in log
+    assert "'in/old.csv' does not count: modified 2023-11-14T22:13:20+00:00, not newer than 2026-01-01" in log
     assert "\x1b" not in log

@@ -381,6 +381,17 @@ def test_newer_than_includes_the_second_of_the_given_time(remote: Path, mode: Mo
     assert len(wait(mode, pattern="*", newer_than="", run=SCHEDULED)) == 2
 
 
+def test_a_timedelta_counts_back_from_the_time_of_the_run(remote: Path, mode: Mode) -> None:
+    write_files(remote, {"young": b"", "exact": b"", "old": b""})
+    due = context()["dag_run"].run_after.timestamp()
+    for name, age in {"young": 3599, "exact": 3600, "old": 3601}.items():
+        os.utime(remote / name, (due - age, due - age))
+    hour = timedelta(hours=1)
+    assert names(wait(mode, pattern="*", newer_than=hour)) == ["exact", "young"]
+    assert names(wait(mode, pattern="*", older_than=hour)) == ["old"]
+    assert names(wait(mode, pattern="*", max_files=2)) == ["old", "exact"]
+
+
 def test_a_wait_ends_at_its_timeout(remote: Path, mode: Mode) -> None:
     if mode == "deferred":  # the triggerer ends it at the time it is given
         with pytest.raises(TaskDeferred) as caught:
@@ -481,7 +492,7 @@ def test_deferrable_defaults_to_airflows_setting(monkeypatch: pytest.MonkeyPatch
         ({"stable_for": "1"}, "stable_for must be a number from 0, not '1'"),
         ({"stable_for": timedelta(seconds=-1)}, "stable_for must be a number from 0"),
         ({"newer_than": datetime(2026, 1, 1)}, "needs a time zone"),
-        ({"newer_than": date(2026, 1, 1)}, "newer_than must be a datetime or ISO 8601 text, not date"),
+        ({"newer_than": date(2026, 1, 1)}, "newer_than must be a datetime, a timedelta or ISO 8601 text, not date"),
         ({"newer_than": 1_700_000_000}, "newer_than must be a datetime"),
         ({"newer_than": 1.5}, "newer_than must be a datetime"),
         ({"newer_than": ("x",)}, "newer_than must be a datetime"),

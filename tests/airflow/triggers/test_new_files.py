@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +91,33 @@ def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("airflow_sftp_backend._polling.seen_files._ACKNOWLEDGE_SECONDS", 0.2)
 
 
+def test_a_watch_takes_the_oldest_files_after_a_time_first(remote: Path) -> None:
+    write_files(remote, {f"in/{age}": b"" for age in range(1, 6)})
+    for age in range(1, 6):
+        os.utime(remote / f"in/{age}", (1_800_000_000 - age, 1_800_000_000 - age))
+    since = datetime.fromtimestamp(1_800_000_000 - 4, UTC)
+
+    async def watch() -> list[list[str]]:
+        async with watching(newer_than=since.isoformat(), max_files=3) as started:
+            return await started.reported(2)
+
+    assert asyncio.run(watch()) == [["in/2", "in/3", "in/4"], ["in/1"]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"newer_than": timedelta(days=1)}, "a watch has no run that a timedelta could count back from"),
+        ({"newer_than": "yesterday"}, "newer_than is not a time"),
+        ({"max_files": 501}, "max_files must be at most 500, not 501"),
+        ({"max_files": 0}, "max_files must be a whole number from 1, not 0"),
+    ],
+)
+def test_a_watch_refuses_limits_without_a_meaning(arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        SFTPNewFilesTrigger("in/", **arguments)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -100,6 +128,8 @@ def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_watch_survives_serialization(remote: Path, arguments: dict[str, Any]) -> None:
+    limits: dict[str, Any] = {"newer_than": datetime(2026, 1, 1, tzinfo=UTC), "max_files": 9}
+    arguments |= limits
     found = SFTPNewFilesTrigger(stable_for=3, changed=True, exclude="*.log", include=["*.csv", "*.txt"], **arguments)
     path, arguments = found.serialize()
     assert path == "airflow_sftp_backend.triggers.new_files.SFTPNewFilesTrigger"
