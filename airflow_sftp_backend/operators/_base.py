@@ -54,6 +54,7 @@ from airflow_sftp_backend.progress import ProgressLog, format_duration, format_s
 from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_events
 from ._object_storage import FileState, Outcome, Verify, is_up_to_date, sha256_if_equal
 from ._planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
+from ._rename_template import RenameTemplate, check_rename_early
 from ._retry_state import RetryState
 from ._transfer_records import FileVersion, unproven_target_error
 from ._transfers import TransferOptions
@@ -352,13 +353,22 @@ class TransferOperator(FileOperator[TransferPlan]):
 
     :param source: names of the files to transfer. (templated)
     :param target: path to write to. (templated)
+    :param rename: template for the path of each file below the target. (templated)
     :param if_exists: treatment of existing targets, see `IfExists`
     :param create_parents: create missing parent directories of the targets
     :param verify: verification after the transfer, see `Verify`
     :param kwargs: arguments of `FileOperator` and ``BaseOperator``
     """
 
-    template_fields: Sequence[str] = ("source", "pattern", "target", "sftp_conn_id", "newer_than", "older_than")
+    template_fields: Sequence[str] = (
+        "source",
+        "pattern",
+        "target",
+        "rename",
+        "sftp_conn_id",
+        "newer_than",
+        "older_than",
+    )
     _planned_action: ClassVar[PlannedAction]
     _earlier_action: ClassVar[EarlierAction]
     _local_end: ClassVar[LocalEnd]
@@ -368,6 +378,7 @@ class TransferOperator(FileOperator[TransferPlan]):
         *,
         source: Names | None = None,
         target: Target,
+        rename: str | None = None,
         if_exists: IfExists = "fail",
         create_parents: bool = True,
         verify: Verify = "size",
@@ -376,12 +387,17 @@ class TransferOperator(FileOperator[TransferPlan]):
         super().__init__(**kwargs)
         self.source = source
         self.target = target
+        self.rename = rename
         self.if_exists = if_exists
         self.create_parents = create_parents
         self.verify = verify
         check_names_or_patterns(source, self.pattern, "source")
+        check_rename_early(rename)
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
+
+    def _rename_template(self, retry_state: RetryState) -> RenameTemplate | None:
+        return RenameTemplate.parse(self.rename, retry_state.run_time)
 
     def _preview(self, plan: TransferPlan) -> tuple[list[FileResult], Failures]:
         results = [*plan.skipped]

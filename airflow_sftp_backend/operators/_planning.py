@@ -22,7 +22,6 @@ from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import FileFilters
 from airflow_sftp_backend._file_rows import Action, FileResult
 from airflow_sftp_backend._path_arguments import (
-    PLACEHOLDER,
     NamedPath,
     Selection,
     directory_error,
@@ -34,6 +33,7 @@ from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBa
 from airflow_sftp_backend.backend._paths import is_temp_name
 
 from ._object_storage import is_url, object_path
+from ._rename_template import RenameTemplate
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -146,20 +146,25 @@ def find_local_files(
     return files, failures
 
 
-def plan_uploads(files: Sequence[LocalFile], selection: Selection, target: str) -> list[TransferItem]:
+def plan_uploads(
+    files: Sequence[LocalFile], selection: Selection, target: str, rename: RenameTemplate | None = None
+) -> list[TransferItem]:
     """Plan an upload.
 
     :param files: the local files
     :param selection: the selection of the files
-    :param target: path on the server; a directory as in `target_is_directory`
+    :param target: path on the server; a directory as in `target_is_directory`, and with ``rename``
+    :param rename: template for the path of each file below the target; None keeps the path
     :returns: the files with their targets
     :raises InvalidArgument: if two files have the same target
     """
-    into_directory = target_is_directory(selection, target)
-    directory = target.rstrip("/")
     return check_unique_targets(
         [
-            TransferItem(file.path, f"{directory}/{file.relative_path}" if into_directory else target, file.size)
+            TransferItem(
+                file.path,
+                _path_on_server(file.relative_path.rpartition("/")[2], file.relative_path, selection, target, rename),
+                file.size,
+            )
             for file in files
         ]
     )
@@ -430,26 +435,29 @@ def target_is_directory(selection: Selection, target: str) -> bool:
     return target.endswith("/") or not selection.is_single
 
 
-def plan_downloads(files: Sequence[RemoteMatch], selection: Selection, target: str) -> list[TransferItem]:
+def plan_downloads(
+    files: Sequence[RemoteMatch], selection: Selection, target: str, rename: RenameTemplate | None = None
+) -> list[TransferItem]:
     """Plan a download.
 
     :param files: the matched files on the server
     :param selection: the selection of the files
-    :param target: local path or URL; a directory as in `target_is_directory`
+    :param target: local path or URL; a directory as in `target_is_directory`, and with ``rename``
+    :param rename: template for the path of each file below the target; None keeps the path
     :returns: the files with their targets
     :raises InvalidArgument: if two files have the same target, or if a name is not valid for a local file
     """
-    into_directory = target_is_directory(selection, target)
-    return check_unique_targets(
-        [
-            TransferItem(
-                file.info.path,
-                _local_path_below(target, file.relative_path) if into_directory else target,
-                file.info.size,
-            )
-            for file in files
-        ]
-    )
+    into_directory = rename is not None or target_is_directory(selection, target)
+
+    def target_of(file: RemoteMatch) -> str:
+        if not into_directory:
+            return target
+        if rename is None:
+            return _local_path_below(target, file.relative_path)
+        segments = rename.fill(file.info.name).split("/")
+        return _local_path_below(target, "/".join(segment for segment in segments if segment not in ("", ".")))
+
+    return check_unique_targets([TransferItem(file.info.path, target_of(file), file.info.size) for file in files])
 
 
 def _local_path_below(top: str, relative: str) -> str:
@@ -472,7 +480,7 @@ def _local_path_below(top: str, relative: str) -> str:
 
 
 def plan_moves(
-    files: Sequence[RemoteMatch], selection: Selection, target: str, rename: str | None, date: str
+    files: Sequence[RemoteMatch], selection: Selection, target: str, rename: RenameTemplate | None = None
 ) -> list[TransferItem]:
     """Plan a move on the server.
 
@@ -481,56 +489,26 @@ def plan_moves(
     :param files: the matched files
     :param selection: the selection of the files
     :param target: literal path on the server; a directory as in `target_is_directory`, and with ``rename``
-    :param rename: template for the path of each file below the target; None keeps the name
-    :param date: replacement of ``{date}``
+    :param rename: template for the path of each file below the target; None keeps the path
     :returns: the files with their targets
     """
-    directory = target.rstrip("/")
-    if rename is not None:
-        return [
-            TransferItem(
-                file.info.path, f"{directory}/{fill_rename_template(rename, file.info.name, date)}", file.info.size
-            )
-            for file in files
-        ]
-    into_directory = target_is_directory(selection, target)
     return [
-        TransferItem(file.info.path, f"{directory}/{file.relative_path}" if into_directory else target, file.info.size)
+        TransferItem(
+            file.info.path,
+            _path_on_server(file.info.name, file.relative_path, selection, target, rename),
+            file.info.size,
+        )
         for file in files
     ]
 
 
-_RENAME_WORDS = ("name", "stem", "suffix", "date")
-
-
-def check_rename(rename: object) -> None:
-    """Check a template for file names.
-
-    :param rename: the template
-    :raises InvalidArgument: for a value other than text, an unknown placeholder, or a template without a file name
-    """
-    if not isinstance(rename, str):
-        raise InvalidArgument(f"rename is {rename!r}; expected a template such as {{date}}/{{stem}}-old{{suffix}}")
-    words = PLACEHOLDER.findall(rename)
-    for word in words:
-        if word not in _RENAME_WORDS:
-            expected = ", ".join(f"{{{known_word}}}" for known_word in _RENAME_WORDS)
-            raise InvalidArgument(f"rename has {{{word}}} in it, an unknown placeholder; expected {expected}")
-    if not rename.strip("/") or rename.endswith("/"):
-        raise InvalidArgument(f"rename is {rename!r}; expected a template of a file name, such as {{date}}/{{name}}")
-
-
-def fill_rename_template(rename: str, name: str, date: str) -> str:
-    """Fill in the placeholders of a template.
-
-    :param rename: the template
-    :param name: the file's name
-    :param date: replacement of ``{date}``
-    :returns: the file's new path
-    """
-    parts = PurePosixPath(name)
-    words = {"name": name, "stem": parts.stem, "suffix": parts.suffix, "date": date}
-    return PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], rename)
+def _path_on_server(
+    name: str, relative_path: str, selection: Selection, target: str, rename: RenameTemplate | None
+) -> str:
+    directory = target.rstrip("/")
+    if rename is not None:
+        return f"{directory}/{rename.fill(name)}"
+    return f"{directory}/{relative_path}" if target_is_directory(selection, target) else target
 
 
 def conflicting_targets(items: Iterable[TransferItem], existing: Container[str]) -> list[str]:

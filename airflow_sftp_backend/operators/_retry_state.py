@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Set
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from airflow_sftp_backend._file_rows import FileResult
@@ -94,13 +94,9 @@ class RetryState:
         )
 
     @property
-    def date(self) -> str:
-        """Date of the run in UTC, equal in all attempts.
-
-        The date of the logical date or, without one, of the time when the run was due.
-        """
-        time = self._context.get("logical_date") or self._context["dag_run"].run_after
-        return time.astimezone(UTC).date().isoformat()
+    def run_time(self) -> datetime:
+        """Logical date of the run or, without one, the time when the run was due. Equal in all attempts."""
+        return self._context.get("logical_date") or self._context["dag_run"].run_after
 
     @property
     def run_started(self) -> datetime | None:
@@ -161,6 +157,18 @@ class RetryState:
     def _record_planned(self, changes: Mapping[Endpoints, _PlannedChange]) -> None:
         if changes:
             self._planned.put({endpoints: list(change) for endpoints, change in changes.items()})
+
+    @property
+    def deletions_planned_earlier(self) -> dict[str, str]:
+        """Paths that earlier attempts planned to delete since the task was cleared, each with its argument."""
+        if not self.is_retry_since_cleared:
+            return {}
+        changes = ((endpoints, _PlannedChange(*values)) for endpoints, values in self._planned.rows.items())
+        return {
+            source: change.argument
+            for (source, target), change in changes
+            if not target and change.cleared_after == self._cleared_after
+        }
 
     def was_redelivered(self, info: FileInfo) -> bool:
         """Tell whether a file is new under the name of another.

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_rows import Action, FileResult
-from airflow_sftp_backend._path_arguments import Names, Selection, check_names_or_patterns
-from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, SFTPBackendError
+from airflow_sftp_backend._path_arguments import Names, Selection, check_names_or_patterns, split_pattern
+from airflow_sftp_backend.backend import (
+    BackendUnavailable,
+    DirectoryNotEmpty,
+    InvalidPath,
+    NotFound,
+    SFTPBackendError,
+)
 from airflow_sftp_backend.backend.errors import escaped
 
 from ._base import Failures, FileOperator, distinct_failures, drop_non_utf8
@@ -58,6 +64,8 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
     :param min_size: size that a file must have at least, in bytes
     :param max_files: number of files to delete, the oldest first; the next run takes the others
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
+    :param empty_folders: also delete the directories that the deletions leave empty, below the directory that the
+        name or the pattern begins with
     :param missing_ok: accept missing files and an empty list
     :param dry_run: return the planned results, delete nothing
     :param kwargs: arguments of ``BaseOperator``
@@ -67,15 +75,20 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
     _action = "deleted"
     _names = "path"
 
-    def __init__(self, *, path: Names | None = None, missing_ok: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self, *, path: Names | None = None, empty_folders: bool = False, missing_ok: bool = False, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         check_names_or_patterns(path, self.pattern, "path")
         self.path = path
+        self.empty_folders = empty_folders
         self.missing_ok = missing_ok
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> DeletePlan:
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         _check_not_base_path(backend, selection)
+        if self.empty_folders and selection.names and not selection.searches:
+            raise InvalidArgument("empty_folders applies to directories and patterns, but path names files")
         selection, links = self._without_links(backend, selection)
         matches = match_remote(backend, selection, self._filters)
         links += _extract_links(backend, matches)
@@ -131,7 +144,29 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         failures = plan.failures + refused
         if not any(isinstance(failure, BackendUnavailable) for failure in failures):
             failures += _delete_directories(backend, plan.directories, plan.kept)
+            if self.empty_folders:
+                failures += self._delete_empty_directories(backend, plan, retry_state)
         return results, failures
+
+    def _delete_empty_directories(
+        self, backend: SFTPBackend, plan: DeletePlan, retry_state: RetryState
+    ) -> list[SFTPBackendError]:
+        """Delete the directories that this task and its earlier attempts left empty, the deepest first."""
+        deleted = {file.info.path: file.source for file in plan.files} | retry_state.deletions_planned_earlier
+        parents = {
+            parent for path, source in deleted.items() for parent in _parents_below(path, _top_of(backend, source))
+        }
+        failures: list[SFTPBackendError] = []
+        for parent in sorted(parents, key=lambda path: path.count("/"), reverse=True):
+            try:
+                backend.delete_folder(parent)
+            except (DirectoryNotEmpty, NotFound):
+                continue
+            except SFTPBackendError as error:
+                failures.append(error)
+            else:
+                self.log.info("deleted the empty directory %s", escaped(parent))
+        return failures
 
     def _without_links(self, backend: SFTPBackend, selection: Selection) -> tuple[Selection, list[str]]:
         """Separate directory names that are symbolic links.
@@ -186,6 +221,20 @@ def _delete(backend: SFTPBackend, paths: Sequence[tuple[str, int | None]]) -> tu
 
 def _result(path: str, size: int | None, action: Action) -> FileResult:
     return {"path": path, "size": size, "action": action}
+
+
+def _top_of(backend: SFTPBackend, source: str) -> str:
+    """Return the directory that a name or a pattern begins with."""
+    return backend.resolve(source if source.endswith("/") else split_pattern(source)[0]).key
+
+
+def _parents_below(path: str, top: str) -> Iterator[str]:
+    """Yield the parents of a path that are below a directory."""
+    prefix = f"{top}/" if top else ""
+    parent = path.rpartition("/")[0]
+    while parent.startswith(prefix) and parent != "":
+        yield parent
+        parent = parent.rpartition("/")[0]
 
 
 def _delete_directories(backend: SFTPBackend, names: Sequence[str], kept: Set[str]) -> Failures:

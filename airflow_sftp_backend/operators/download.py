@@ -29,7 +29,11 @@ class SFTPDownloadOperator(TransferOperator):
         task, or a list of these. A text that ends with ``/`` selects all files below the directory. (templated)
     :param pattern: globs (with ``**``) of paths on the server, in place of ``source``: a text or a list. (templated)
     :param target: literal local path, or URL of any ``ObjectStoragePath``; a directory if the text ends with ``/`` or
-        if ``source`` is not a single file name. (templated)
+        if ``source`` is not a single file name, or if ``rename`` is set. (templated)
+    :param rename: template for the path of each file below the target, such as ``{date}/{stem}-old{suffix}``.
+        ``{name}`` is the file name, ``{stem}`` and ``{suffix}`` (``.csv``) its parts. ``{date}`` (2026-01-31),
+        ``{time}`` (063000) and ``{timestamp}`` (20260131T063000) are the run's time in UTC, equal in all attempts.
+        (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
     :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
@@ -58,7 +62,7 @@ class SFTPDownloadOperator(TransferOperator):
         matches = match_remote(backend, selection, self._filters)
         missing = self._without_empty_directories(backend, selection, matches.missing)
         files, undecided = self._within_limits(matches.files, lambda file: file.info)
-        planned = plan_downloads(files, selection, target)
+        planned = plan_downloads(files, selection, target, self._rename_template(retry_state))
         items, not_utf8 = drop_non_utf8(planned, lambda item: (item.source, item.target))
         infos = {file.info.path: file.info for file in files}
         targets = {item.target: state for item in items if (state := local_state(item.target)) is not None}

@@ -26,7 +26,6 @@ from ._planning import (
     RemoteMatch,
     TransferItem,
     assign_numbers,
-    check_rename,
     check_unique_targets,
     conflicting_targets,
     existing_files,
@@ -35,6 +34,7 @@ from ._planning import (
     numbered_pattern,
     plan_moves,
 )
+from ._rename_template import RenameTemplate, check_rename_early
 from ._retry_state import RetryState
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
     :param target: literal path on the server; a directory if the text ends with ``/``, if ``source`` is not a single
         file name, or if ``rename`` is set. (templated)
     :param rename: template for the path of each file below the target, such as ``{date}/{stem}-old{suffix}``.
-        ``{name}`` is the file name, ``{stem}`` and ``{suffix}`` (``.csv``) its parts, ``{date}`` the run's date in UTC
-        as 2026-01-31, equal in all attempts. (templated)
+        ``{name}`` is the file name, ``{stem}`` and ``{suffix}`` (``.csv``) its parts. ``{date}`` (2026-01-31),
+        ``{time}`` (063000) and ``{timestamp}`` (20260131T063000) are the run's time in UTC, equal in all attempts.
+        (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
     :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
@@ -121,15 +122,13 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         self.if_exists = if_exists
         self.missing_ok = missing_ok
         check_names_or_patterns(source, self.pattern, "source")
-        if isinstance(rename, str) and not {"{{", "{%"} & {rename[index : index + 2] for index in range(len(rename))}:
-            check_rename(rename)  # a Jinja template is checked after rendering
+        check_rename_early(rename)
         check_choice("if_exists", if_exists, [*get_args(IfExists), "number"])
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> MovePlan:
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
-        if self.rename is not None:
-            check_rename(self.rename)
+        rename = RenameTemplate.parse(self.rename, retry_state.run_time)
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         matches = match_remote(backend, selection, self._filters)
         within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
@@ -137,7 +136,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         can_skip = self.if_exists in ("skip", "skip_same")
         if not can_skip:
             files = self._take_oldest(files, lambda file: file.info, retry_state)
-        unnumbered = plan_moves(files, selection, target, self.rename, retry_state.date)
+        unnumbered = plan_moves(files, selection, target, rename)
         items, existing = self._final_targets(backend, unnumbered)
         moved_earlier = retry_state.moved_earlier(backend)
         moved = {result["source"] for result in moved_earlier}

@@ -31,7 +31,11 @@ class SFTPUploadOperator(TransferOperator):
         below the directory. (templated)
     :param pattern: globs (with ``**``) of local paths or URLs, in place of ``source``: a text or a list. (templated)
     :param target: literal path on the server, relative to the connection's base path; a directory if the text ends with
-        ``/`` or if ``source`` is not a single file name. (templated)
+        ``/`` or if ``source`` is not a single file name, or if ``rename`` is set. (templated)
+    :param rename: template for the path of each file below the target, such as ``{date}/{stem}-old{suffix}``.
+        ``{name}`` is the file name, ``{stem}`` and ``{suffix}`` (``.csv``) its parts. ``{date}`` (2026-01-31),
+        ``{time}`` (063000) and ``{timestamp}`` (20260131T063000) are the run's time in UTC, equal in all attempts.
+        (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
     :param newer_than: earliest time of a local file: a datetime with a time zone, ISO 8601 text, or a timedelta
@@ -62,7 +66,7 @@ class SFTPUploadOperator(TransferOperator):
         matched, failures = find_local_files(selection, self._filters, none_ok=self._limits.has_time)
         files, undecided = self._within_limits(matched, lambda file: file)
         by_path = {file.path: file for file in files}
-        items = plan_uploads(files, selection, target)
+        items = plan_uploads(files, selection, target, self._rename_template(retry_state))
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         items, not_utf8 = drop_non_utf8(items, lambda item: (item.source, item.target))
         targets: dict[str, FileState] = {}

@@ -113,6 +113,50 @@ def test_each_file_is_named_by_the_rename_template(remote: Path) -> None:
     assert all(read_files(remote)[row["path"]] == FILES[row["source"]] for row in rows)
 
 
+def test_transfers_take_a_template_for_new_names(remote: Path, local: Path, tmp_path: Path) -> None:
+    rows = run(upload(local / "a.csv", "out", rename="{stem}-{timestamp}{suffix}"))
+    assert [row["path"] for row in rows] == ["out/a-20260201T003000.csv"]
+    rows = run(download("out/", tmp_path / "back", rename="{date}/{time}{suffix}"))
+    assert [row["target"] for row in rows] == [f"{tmp_path}/back/2026-02-01/003000.csv"]
+    assert read_files(tmp_path / "back") == {"2026-02-01/003000.csv": b"one"}
+    for make in (upload, download):
+        with pytest.raises(ValueError, match=r"rename has \{day\} in it"):
+            make("a", "b", rename="{day}")
+        assert "rename" in make("a", "b", rename="{{ ds }}-{name}").template_fields
+
+
+def test_a_deletion_removes_the_directories_that_it_leaves_empty(remote: Path) -> None:
+    write_files(remote, {"archive/1/a/x": b"", "archive/1/b/x": b"", "archive/2/x": b"", "archive/2/y.keep": b""})
+    (remote / "archive/empty").mkdir()
+    state = State()
+    arguments: dict[str, Any] = {"exclude": "*.keep", "empty_folders": True}
+    run(delete(Glob("archive/**"), dry_run=True, **arguments), state=state)
+    assert (remote / "archive/1/a/x").exists()
+    run(delete(Glob("archive/**"), **arguments), state=state)
+    assert sorted(path.relative_to(remote).as_posix() for path in remote.rglob("*")) == [
+        "archive",
+        "archive/2",
+        "archive/2/y.keep",
+        "archive/empty",
+    ]
+
+
+def test_a_retried_deletion_removes_directories_of_the_first_attempt(remote: Path) -> None:
+    write_files(remote, {"archive/1/a": b"", "archive/2/b": b"", "archive/3/c": b""})
+    state = State()
+    run(delete(Glob("archive/[12]/*")), state=state)  # the worker dies before it deletes the directories
+    run(delete(Glob("archive/*/*"), empty_folders=True), try_number=2, state=state)
+    assert [path.name for path in remote.rglob("*")] == ["archive"]
+
+
+def test_a_named_directory_stays_if_a_filter_applies(remote: Path) -> None:
+    write_files(remote, {"archive/1/a.csv": b"", "archive/1/b.csv": b""})
+    run(delete("archive/", include="*.csv", empty_folders=True))
+    assert [path.name for path in remote.rglob("*")] == ["archive"]
+    with pytest.raises(AirflowFailException, match="empty_folders applies to directories and patterns"):
+        run(delete("archive/1/a.csv", empty_folders=True))
+
+
 def test_files_of_one_name_are_kept_side_by_side(remote: Path) -> None:
     write_files(remote, {"in/r.csv": b"1", "in/d/r.csv": b"2", "out/r.csv": b"old", "out/r-1.csv": b"older"})
     rows = run(move(Glob("in/**"), "out", rename="{name}", if_exists="number"))
@@ -528,14 +572,14 @@ def test_a_failed_write_leaves_neither_file_nor_temporary_file(connect: Connect,
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (SFTPUploadOperator, {"source", "pattern", "target", "sftp_conn_id"}),
-        (SFTPDownloadOperator, {"source", "pattern", "target", "sftp_conn_id"}),
+        (SFTPUploadOperator, {"source", "pattern", "target", "rename", "sftp_conn_id"}),
+        (SFTPDownloadOperator, {"source", "pattern", "target", "rename", "sftp_conn_id"}),
         (SFTPMoveOperator, {"source", "pattern", "target", "rename", "sftp_conn_id"}),
         (SFTPDeleteOperator, {"path", "pattern", "sftp_conn_id"}),
     ],
 )
 def test_every_path_and_the_connection_are_templated(kind: type[BaseOperator], fields: set[str]) -> None:
-    assert set(kind.template_fields) == fields
+    assert set(kind.template_fields) == fields | {"newer_than", "older_than"}
 
 
 def test_every_argument_of_every_operator_is_documented() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from airflow_sftp_backend._path_arguments import Selection, parse_names, parse_p
 from airflow_sftp_backend.backend._files.glob import Pattern
 from airflow_sftp_backend.operators._object_storage import is_url
 from airflow_sftp_backend.operators._planning import (
+    LocalFile,
     RemoteMatch,
     TransferItem,
     assign_numbers,
-    check_rename,
     check_unique_targets,
     conflicting_targets,
     find_local_files,
@@ -31,9 +32,11 @@ from airflow_sftp_backend.operators._planning import (
     target_is_directory,
     utf8_error,
 )
+from airflow_sftp_backend.operators._rename_template import RenameTemplate, check_rename
 from tests.support.airflow.arguments import Glob
 from tests.support.files import write_files
 
+RUN = datetime(2026, 1, 31, 22, 30, tzinfo=timezone(timedelta(hours=-2)))  # 2026-02-01 in UTC
 KEYS = st.lists(st.text("ab*?[]!.\\", min_size=1, max_size=4), min_size=1, max_size=3).map("/".join)
 ALL = FileFilters()
 
@@ -203,10 +206,10 @@ def test_files_of_a_glob_are_fetched_below_the_target(target: str, expected: str
 def test_one_file_is_fetched_and_moved_as_named() -> None:
     one, file = selection("in/b"), [found("in/b", size=7)]
     assert plan_downloads(file, one, "/here/c") == [TransferItem("in/b", "/here/c", 7)]
-    assert plan_moves(file, one, "out/c", None, "2026-02-01") == [TransferItem("in/b", "out/c", 7)]
-    assert plan_moves(file, one, "out/", None, "2026-02-01") == [TransferItem("in/b", "out/b", 7)]
-    assert plan_moves(file, one, "out/{date}*", None, "2026-02-01") == [TransferItem("in/b", "out/{date}*", 7)]
-    assert plan_moves([found("in/d/b", "d/b")], selection("in/"), "/", None, "") == [TransferItem("in/d/b", "/d/b", 1)]
+    assert plan_moves(file, one, "out/c") == [TransferItem("in/b", "out/c", 7)]
+    assert plan_moves(file, one, "out/") == [TransferItem("in/b", "out/b", 7)]
+    assert plan_moves(file, one, "out/{date}*") == [TransferItem("in/b", "out/{date}*", 7)]
+    assert plan_moves([found("in/d/b", "d/b")], selection("in/"), "/") == [TransferItem("in/d/b", "/d/b", 1)]
 
 
 @pytest.mark.parametrize(
@@ -216,6 +219,7 @@ def test_one_file_is_fetched_and_moved_as_named() -> None:
         ("{stem}-{date}{suffix}", "archive/b.tar-2026-02-01.gz"),
         ("{name}/{name}", "archive/b.tar.gz/b.tar.gz"),
         ("of{suffix}", "archive/of.gz"),
+        ("{timestamp}_{stem}-{time}{suffix}", "archive/20260201T003000_b.tar-003000.gz"),
         ("*[1]?", "archive/*[1]?"),
     ],
 )
@@ -224,17 +228,32 @@ def test_a_template_names_each_file_below_the_target(rename: str, expected: str,
     check_rename(rename)
     files = [found("in/d/b.tar.gz", "d/b.tar.gz")]
     for target in ("archive", "archive/"):
-        assert plan_moves(files, selection(source), target, rename, "2026-02-01") == [
+        assert plan_moves(files, selection(source), target, RenameTemplate.parse(rename, RUN)) == [
             TransferItem("in/d/b.tar.gz", expected, 1)
         ]
 
 
 def test_braces_in_names_stand_for_themselves() -> None:
-    (step,) = plan_moves([found("in/{date}")], selection(Glob("in/*")), "o{stem}", "{name}", "2026-02-01")
+    (step,) = plan_moves([found("in/{date}")], selection(Glob("in/*")), "o{stem}", RenameTemplate("{name}", RUN))
     assert step.target == "o{stem}/{date}"
 
 
-@pytest.mark.parametrize("rename", ["{day}/{name}", "{}", "", "/", "{name}/", 7, None, ["{name}"]])
+def test_a_template_names_uploads_and_downloads_too() -> None:
+    rename = RenameTemplate("{date}/{stem}-{time}{suffix}", RUN)
+    remote = [found("in/d/b.csv", "d/b.csv")]
+    local = [LocalFile("/in/d/b.csv", "d/b.csv", 1), LocalFile("s3://in/d/c.csv", "d/c.csv", None)]
+    for chosen in (selection("in/"), selection("in/d/b.csv")):
+        (item,) = plan_downloads(remote, chosen, "/here", rename)
+        assert item.target == "/here/2026-02-01/b-003000.csv"
+        assert [item.target for item in plan_uploads(local, chosen, "out", rename)] == [
+            "out/2026-02-01/b-003000.csv",
+            "out/2026-02-01/c-003000.csv",
+        ]
+    with pytest.raises(ValueError, match="have the same target"):
+        plan_downloads([found("a/x"), found("b/x")], selection(Glob("**")), "/here", RenameTemplate("{name}", RUN))
+
+
+@pytest.mark.parametrize("rename", ["{day}/{name}", "{}", "", "/", "{name}/", "../{name}", "a/.", 7, None, ["{name}"]])
 def test_a_template_without_a_valid_name_is_refused(rename: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=r"rename (is|has) .*(expected|there are)"):
         check_rename(rename)

@@ -1,0 +1,83 @@
+"""Fill in the templates of ``rename``: the path of each file below its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from typing import Final
+
+from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._path_arguments import PLACEHOLDER
+
+_WORDS: Final = ("name", "stem", "suffix", "date", "time", "timestamp")
+
+
+def check_rename(rename: object) -> None:
+    """Check a template for file names.
+
+    :param rename: the template
+    :raises InvalidArgument: for a value other than text, an unknown placeholder, or a template without a file name
+    """
+    if not isinstance(rename, str):
+        raise InvalidArgument(f"rename is {rename!r}; expected a template such as {{date}}/{{stem}}-old{{suffix}}")
+    for word in PLACEHOLDER.findall(rename):
+        if word not in _WORDS:
+            expected = ", ".join(f"{{{known_word}}}" for known_word in _WORDS)
+            raise InvalidArgument(f"rename has {{{word}}} in it, an unknown placeholder; expected {expected}")
+    segments = rename.split("/")
+    if not rename.strip("/") or segments[-1] in ("", ".") or ".." in segments:
+        raise InvalidArgument(f"rename is {rename!r}; expected a template of a file name, such as {{date}}/{{name}}")
+
+
+def check_rename_early(rename: object) -> None:
+    """Check a template when the DAG is parsed, unless a Jinja template has to be rendered first.
+
+    :param rename: the template; None keeps the names
+    :raises InvalidArgument: as `check_rename`
+    """
+    if isinstance(rename, str) and "{{" not in rename and "{%" not in rename:
+        check_rename(rename)
+
+
+@dataclass(frozen=True, slots=True)
+class RenameTemplate:
+    """Give each file a path below its target.
+
+    :ivar template: the template
+    :ivar run_time: the run's time, equal in all attempts
+    """
+
+    template: str
+    run_time: datetime
+
+    @classmethod
+    def parse(cls, rename: str | None, run_time: datetime) -> RenameTemplate | None:
+        """Check a rendered template.
+
+        :param rename: the template; None keeps the names
+        :param run_time: the run's time
+        :returns: the template; None without one
+        :raises InvalidArgument: as `check_rename`
+        """
+        if rename is None:
+            return None
+        check_rename(rename)
+        return cls(rename, run_time)
+
+    def fill(self, name: str) -> str:
+        """Fill in the placeholders.
+
+        :param name: the file's name
+        :returns: the file's new path
+        """
+        parts, time = PurePosixPath(name), self.run_time.astimezone(UTC)
+        words = {
+            "name": name,
+            "stem": parts.stem,
+            "suffix": parts.suffix,
+            "date": time.date().isoformat(),
+            "time": time.strftime("%H%M%S"),
+            "timestamp": time.strftime("%Y%m%dT%H%M%S"),
+        }
+        return PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], self.template)
