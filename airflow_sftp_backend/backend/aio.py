@@ -236,6 +236,7 @@ class SyncBackendAdapter:
         progress: Progress | None = None,
         create_parents: bool = True,
         modified_at: datetime | None = None,
+        mode: int | None = None,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.write_atomic`; ``progress`` is called on the adapter's thread."""
@@ -243,6 +244,7 @@ class SyncBackendAdapter:
             self._backend.write_atomic,
             create_parents=create_parents,
             modified_at=modified_at,
+            mode=mode,
             before_rename=before_rename,
         )
         return await self._call(call, path, content, overwrite, metadata, verify=verify, progress=progress)
@@ -266,6 +268,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
         call = partial(
@@ -275,6 +278,7 @@ class SyncBackendAdapter:
             resume_key=resume_key,
             digest=digest,
             keep_times=keep_times,
+            mode=mode,
         )
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
@@ -324,6 +328,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -339,6 +344,7 @@ class SyncBackendAdapter:
             resume_key=resume_key,
             digest=digest,
             keep_times=keep_times,
+            mode=mode,
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )
@@ -354,9 +360,10 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.download`; ``progress`` is called on the adapter's thread."""
-        call = partial(self._backend.download, resume_key=resume_key, digest=digest, keep_times=keep_times)
+        call = partial(self._backend.download, resume_key=resume_key, digest=digest, keep_times=keep_times, mode=mode)
         return await self._call(call, path, local, overwrite, verify=verify, progress=progress)
 
     @overload
@@ -399,6 +406,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -412,6 +420,7 @@ class SyncBackendAdapter:
             resume_key=resume_key,
             digest=digest,
             keep_times=keep_times,
+            mode=mode,
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )

@@ -301,8 +301,11 @@ def check_mode(mode: object) -> None:
     """Check that ``mode`` has permission bits only.
 
     :param mode: the value
-    :raises ValueError: if ``mode`` is not a whole number from 0 to 0o7777
+    :raises ValueError: if ``mode`` is not a whole number from 0 to 0o7777, or looks like an octal number without 0o
     """
+    # decimal 640 is 0o1200: no useful mode begins with 0o10 to 0o14
+    if isinstance(mode, int) and 512 <= mode <= 777 and not set(str(mode)) & {"8", "9"}:
+        raise ValueError(f"mode must be an octal number: write 0o{mode}, because {mode} is 0o{mode:o}")
     if isinstance(mode, bool) or not isinstance(mode, int) or not 0 <= mode <= 0o7777:
         shown = f"{mode} (0o{mode:o})" if isinstance(mode, int) and mode >= 0 else repr(mode)
         raise ValueError(f"mode must be a number from 0 to 0o7777, such as 0o640, not {shown}")

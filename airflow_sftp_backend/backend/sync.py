@@ -47,7 +47,8 @@ from .config import (
     HostKeyPolicy,
     RetryPolicy,
     Secret,
-    epoch_seconds,
+    check_mode,
+    check_time,
     wrap_secrets,
 )
 from .errors import CapabilityNotSupported, SFTPBackendError
@@ -338,6 +339,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         progress: Progress | None = None,
         create_parents: bool = True,
         modified_at: datetime | None = None,
+        mode: int | None = None,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """Write a file through a temporary file.
@@ -356,20 +358,26 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         :param create_parents: create missing parent directories
         :param modified_at: time to set on the file, with a time zone, in whole seconds; None keeps the time of the
             write. If the server refuses, a warning is logged once for each connection.
+        :param mode: permission bits of the file, such as ``0o640``. If the server refuses, the write fails and the key
+            does not change.
         :param before_rename: called when the temporary file is complete
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
         :raises TransferCorrupted: if the comparison fails
         :raises TypeError: for any other content
-        :raises ValueError: if ``modified_at`` has no time zone, or is not in the years 1970 to 2106
+        :raises ValueError: if ``modified_at`` has no time zone, or is not in the years 1970 to 2106, or if ``mode`` is
+            not a number from 0 to 0o7777
         """
         check_verify(verify)
+        if mode is not None:
+            check_mode(mode)
         source = self._upload_source(path, content, metadata, hashed=verify == "sha256")
         write_target = replace(
             self._resolver.write_target(path, overwrite, verify),
             create_parents=create_parents, rename_group=create_rename_group(before_rename),
-            mtime=None if modified_at is None else epoch_seconds("modified_at", modified_at),
+            mtime=None if modified_at is None else check_time("modified_at", modified_at),
+            mode=mode,
         )  # fmt: skip
 
         def operation(scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:

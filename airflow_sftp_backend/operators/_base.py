@@ -47,6 +47,7 @@ from airflow_sftp_backend.backend import (
     SFTPBackendError,
     WriteResult,
 )
+from airflow_sftp_backend.backend.config import check_mode
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import ProgressLog, format_duration, format_size, pluralize_files
@@ -357,6 +358,8 @@ class TransferOperator(FileOperator[TransferPlan]):
     :param if_exists: treatment of existing targets, see `IfExists`
     :param create_parents: create missing parent directories of the targets
     :param verify: verification after the transfer, see `Verify`
+    :param mode: permission bits of the targets; None for the usual ones
+    :param keep_times: give each target the time of its source
     :param kwargs: arguments of `FileOperator` and ``BaseOperator``
     """
 
@@ -382,6 +385,8 @@ class TransferOperator(FileOperator[TransferPlan]):
         if_exists: IfExists = "fail",
         create_parents: bool = True,
         verify: Verify = "size",
+        mode: int | None = None,
+        keep_times: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -391,10 +396,13 @@ class TransferOperator(FileOperator[TransferPlan]):
         self.if_exists = if_exists
         self.create_parents = create_parents
         self.verify = verify
+        self.mode = mode
+        self.keep_times = keep_times
         check_names_or_patterns(source, self.pattern, "source")
         check_rename_early(rename)
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
+        _check_mode(mode)
 
     def _rename_template(self, retry_state: RetryState) -> RenameTemplate | None:
         return RenameTemplate.parse(self.rename, retry_state.run_time)
@@ -415,6 +423,8 @@ class TransferOperator(FileOperator[TransferPlan]):
             digest=bool(self.outlets),
             progress=progress,
             before_rename=retry_state.transfers.recorder(plan.versions),
+            mode=self.mode,
+            keep_times=self.keep_times,
         )
 
     def _result(self, item: TransferItem, size: int | None, action: Action) -> FileResult:
@@ -480,6 +490,14 @@ class TransferOperator(FileOperator[TransferPlan]):
         if digest is not None:
             result["sha256"] = digest.removeprefix("sha256:")
         return result
+
+
+def _check_mode(mode: object) -> None:
+    if mode is not None:
+        try:
+            check_mode(mode)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None
 
 
 def _undecided_error(file: LimitedFile, limit: LimitName) -> CapabilityNotSupported:

@@ -9,10 +9,11 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, BinaryIO, Literal, cast
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import shield_from_kill
@@ -79,6 +80,24 @@ def object_path(url: str) -> ObjectStoragePath:
             ) from error
         assert fs is not None
     return path
+
+
+def time_of_object(info: Mapping[str, Any]) -> datetime | None:
+    """Return the time of an object. Stores have different names for the time.
+
+    :param info: the details from the store
+    :returns: the time; None if the store reports none
+    """
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        time = info.get(name)
+        if isinstance(time, str):
+            with suppress(ValueError):
+                time = datetime.fromisoformat(time)
+        if isinstance(time, int | float):
+            return datetime.fromtimestamp(time, UTC)
+        if isinstance(time, datetime):
+            return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return None
 
 
 def rename_object(source: ObjectStoragePath, target: ObjectStoragePath) -> None:
@@ -257,6 +276,8 @@ def upload_object(
     overwrite: bool,
     verify: Verify,
     create_parents: bool,
+    mode: int | None,
+    keep_times: bool,
     progress: Progress,
     before_rename: BeforeRename | None,
 ) -> Outcome:
@@ -269,6 +290,8 @@ def upload_object(
     :param overwrite: replace an existing target
     :param verify: verification after the transfer
     :param create_parents: create missing parent directories
+    :param mode: permission bits of the target; None for the usual ones
+    :param keep_times: give the target the time of the object, if the store reports one
     :param progress: receives the transferred bytes
     :param before_rename: receives the prepared file, with its digest, before the rename
     :returns: the written file, or the error
@@ -283,6 +306,7 @@ def upload_object(
 
             written = backend.write_atomic(
                 key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents,
+                mode=mode, modified_at=time_of_object(object_path(url).stat()) if keep_times else None,
                 before_rename=record,
             )  # fmt: skip
             return replace(written, digest=content.digest)

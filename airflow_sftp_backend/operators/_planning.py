@@ -10,8 +10,7 @@ import errno
 import glob
 import os
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, count
@@ -32,7 +31,7 @@ from airflow_sftp_backend._path_arguments import (
 from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend._paths import is_temp_name
 
-from ._object_storage import is_url, object_path
+from ._object_storage import is_url, object_path, time_of_object
 from ._rename_template import RenameTemplate
 
 if TYPE_CHECKING:
@@ -240,7 +239,7 @@ def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool
         obj = object_path(selector.path)
         if obj.is_file():
             state = obj.stat()
-            yield LocalFile(selector.path, obj.name, state.st_size, _time_of_object(state))
+            yield LocalFile(selector.path, obj.name, state.st_size, time_of_object(state))
         elif obj.exists():
             raise directory_error(selector.path)
         else:
@@ -259,24 +258,10 @@ def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool
     for path, info in sorted(details.items()):
         relative = path.removeprefix(root).lstrip("/")
         if info["type"] == "file" and relative and _is_complete_file(relative) and accepts(relative):
-            files.append(LocalFile(f"{top}/{relative}", relative, info.get("size"), _time_of_object(info)))
+            files.append(LocalFile(f"{top}/{relative}", relative, info.get("size"), time_of_object(info)))
     if not (none_ok and start.exists()):
         _check_any(selector, files)
     yield from files
-
-
-def _time_of_object(info: Mapping[str, Any]) -> datetime | None:
-    """Return the time of an object from the details of its store, whose names for the time differ."""
-    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
-        time = info.get(name)
-        if isinstance(time, str):
-            with suppress(ValueError):
-                time = datetime.fromisoformat(time)
-        if isinstance(time, int | float):
-            return datetime.fromtimestamp(time, UTC)
-        if isinstance(time, datetime):
-            return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-    return None
 
 
 # -- files on the server, and downloads -------------------------------------------------------------------------------

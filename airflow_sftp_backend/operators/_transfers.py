@@ -31,6 +31,8 @@ class TransferOptions:
     :ivar digest: compute the SHA-256 of each file
     :ivar progress: receives the transferred bytes
     :ivar before_rename: receives complete files before they are renamed; None without a state store
+    :ivar mode: permission bits of the targets; None for the usual ones
+    :ivar keep_times: give each target the time of its source
     """
 
     overwrite: bool
@@ -40,6 +42,8 @@ class TransferOptions:
     digest: bool
     progress: Progress
     before_rename: BeforeRename | None
+    mode: int | None = None
+    keep_times: bool = False
 
 
 def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
@@ -59,6 +63,8 @@ def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: T
         create_parents=options.create_parents,
         resume_key=options.resume_key,
         digest=options.digest,
+        mode=options.mode,
+        keep_times=options.keep_times,
         return_exceptions=True,
         before_rename=options.before_rename,
     )
@@ -73,6 +79,8 @@ def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: T
                 overwrite=options.overwrite,
                 verify=options.verify,
                 create_parents=options.create_parents,
+                mode=options.mode,
+                keep_times=options.keep_times,
                 progress=options.progress,
                 before_rename=options.before_rename,
             )
@@ -98,6 +106,8 @@ def download_items(backend: SFTPBackend, items: Sequence[TransferItem], options:
         progress=options.progress,
         resume_key=options.resume_key,
         digest=options.digest,
+        mode=options.mode,
+        keep_times=options.keep_times,
         return_exceptions=True,
         before_rename=options.before_rename,
     )

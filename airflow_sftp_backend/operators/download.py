@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.progress import ProgressLog
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
-from ._object_storage import FileState, local_state
+from ._object_storage import FileState, is_url, local_state
 from ._planning import match_remote, missing_error, plan_downloads
 from ._retry_state import RetryState
 from ._transfer_records import downloaded_earlier, downloaded_since, remote_version
@@ -47,6 +48,10 @@ class SFTPDownloadOperator(TransferOperator):
         in content.
     :param create_parents: create missing local parent directories
     :param verify: verification of a download: ``size``, ``sha256`` (reads the local file again), or ``none``
+    :param mode: permission bits of each local file, such as ``0o640``, also in place of a replaced file's own.
+        Objects have no mode.
+    :param keep_times: give each local file the time of its source, in whole seconds.
+        Objects have no times to set.
     :param dry_run: return the planned results, fetch nothing
     :param kwargs: arguments of ``BaseOperator``
     """
@@ -58,6 +63,8 @@ class SFTPDownloadOperator(TransferOperator):
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
         target = parse_target(self.target, end="local")
+        if is_url(target) and (self.mode is not None or self.keep_times):
+            raise InvalidArgument("mode and keep_times apply to local targets, but target is a URL")
         selection = self._parse_selection(backend)
         matches = match_remote(backend, selection, self._filters)
         missing = self._without_empty_directories(backend, selection, matches.missing)

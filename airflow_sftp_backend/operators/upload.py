@@ -50,6 +50,10 @@ class SFTPUploadOperator(TransferOperator):
     :param create_parents: create missing parent directories on the server
     :param verify: verification of an upload: ``size``, ``sha256`` (reads the file back), or ``none`` for servers that
         hide uploaded files
+    :param mode: permission bits of each file on the server, such as ``0o640``, also in place of a replaced file's own.
+        If the server refuses the mode, the file fails and its target does not change.
+    :param keep_times: give each file on the server the time of its source, in whole seconds.
+        If the server refuses the time, a warning is logged.
     :param dry_run: return the planned results, send nothing
     :param kwargs: arguments of ``BaseOperator``
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,9 +16,9 @@ from airflow_sftp_backend.backend._transfers import local_transfer
 from airflow_sftp_backend.backend._transfers.comparison import same_samples
 from airflow_sftp_backend.backend._transfers.local_files import NewFileModes
 from airflow_sftp_backend.backend._writes.backups import with_backup_restored
-from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, create_rename_group
+from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
 from airflow_sftp_backend.backend._writes.write_target import Verify
-from airflow_sftp_backend.backend.config import check_channels
+from airflow_sftp_backend.backend.config import check_channels, check_mode
 from airflow_sftp_backend.backend.errors import SFTPBackendError
 from airflow_sftp_backend.backend.models import BeforeRename, Progress, WriteResult
 
@@ -55,6 +55,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
     ) -> WriteResult:
         """Download a file. ``local`` appears only when it is complete and verified.
 
@@ -70,6 +71,7 @@ class FileTransfers:
         :param resume_key: name of the writer; an interrupted download stays, and the next call with this key resumes it
         :param digest: compute the SHA-256 of the received bytes
         :param keep_times: give the local file the time of the file on the server
+        :param mode: permission bits of the local file, such as ``0o640``
         :returns: key, size, digest and time of the file
         :raises NotFound: if the file does not exist
         :raises InvalidPath: if the key is a directory
@@ -77,7 +79,10 @@ class FileTransfers:
         :raises TransferCorrupted: if the file changes during the download, or the comparison fails
         :raises OSError: for local failures, and if ``local`` is not a regular file
         """
-        (outcome,) = self._download([(path, local)], overwrite, verify, progress, resume_key, digest, keep_times)
+        (outcome,) = self.download_many(
+            [(path, local)], overwrite, verify=verify, progress=progress, resume_key=resume_key, digest=digest,
+            keep_times=keep_times, mode=mode, return_exceptions=True,
+        )  # fmt: skip
         return unwrap(outcome)
 
     @overload
@@ -120,6 +125,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -132,31 +138,22 @@ class FileTransfers:
         :param resume_key: as for `download`
         :param digest: compute the SHA-256 of each file
         :param keep_times: give each file the time of its source, as `download` does
+        :param mode: permission bits of each local file
         :param return_exceptions: put failures into the result instead of raising them
         :param before_rename: called with complete files before they are renamed, once for several files
         :returns: one result for each pair, in order
         :raises ExceptionGroup: of all failures
         :raises ValueError: if two pairs have the same target; nothing is downloaded
         """
-        outcomes = self._download(
-            list(pairs), overwrite, verify, progress, resume_key, digest, keep_times, create_rename_group(before_rename)
-        )
-        return raise_or_return(outcomes, "downloads", return_exceptions)
-
-    def _download(
-        self,
-        pairs: list[tuple[str, str | os.PathLike[str]]],
-        overwrite: bool,
-        verify: Verify,
-        progress: Progress | None,
-        resume_key: str | None,
-        digest: bool,
-        keep_times: bool,
-        rename_group: RenameGroup | None = None,
-    ) -> list[WriteResult | SFTPBackendError | OSError]:
         check_verify(verify)
+        if mode is not None:
+            check_mode(mode)
+        pairs = list(pairs)
         check_distinct([os.path.abspath(local) for _, local in pairs])
-        options = (overwrite, verify, progress, resume_key, digest, rename_group, keep_times, NewFileModes())
+        options = (
+            overwrite, verify, progress, resume_key, digest, create_rename_group(before_rename), keep_times,
+            NewFileModes(mode),
+        )  # fmt: skip
         downloads, errors = split_invalid(
             pairs, lambda pair: local_transfer.Download(self._resolver.resolve(pair[0]), pair[1], *options)
         )
@@ -171,13 +168,22 @@ class FileTransfers:
         ) -> list[WriteResult | SFTPBackendError | OSError]:
             return scheduler.run_many(download_one(download, scheduler) for download in pending_downloads)
 
+        outcomes = self._download(downloads, fetch)
+        located = [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
+        return raise_or_return(located, "downloads", return_exceptions)
+
+    def _download(
+        self,
+        downloads: list[local_transfer.Download],
+        fetch: Callable[[list[local_transfer.Download], SFTPScheduler], list[WriteResult | SFTPBackendError | OSError]],
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
         with ExitStack() as stack:
             for download in downloads:
                 stack.enter_context(download)
             outcomes = self._session.call(partial(fetch, downloads)) if downloads else []
             resume_lost(self._session, downloads, downloads, outcomes, fetch)
         local_transfer.remove_abandoned_files(downloads, outcomes, time.time())
-        return [self._resolver.with_server(outcome) for outcome in merge_outcomes(outcomes, errors)]
+        return outcomes
 
     def upload(
         self,
@@ -192,6 +198,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
     ) -> WriteResult:
         """Upload a file.
 
@@ -211,6 +218,8 @@ class FileTransfers:
         :param digest: compute the SHA-256 of the sent bytes
         :param keep_times: give the file the time of the local file, in whole seconds. If the server refuses, a warning
             is logged once for each connection.
+        :param mode: permission bits of the file, such as ``0o640``. If the server refuses, the upload fails and the key
+            does not change.
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
@@ -219,7 +228,8 @@ class FileTransfers:
         """
         (outcome,) = self.upload_many(
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
-            channels=channels, resume_key=resume_key, digest=digest, keep_times=keep_times, return_exceptions=True,
+            channels=channels, resume_key=resume_key, digest=digest, keep_times=keep_times, mode=mode,
+            return_exceptions=True,
         )  # fmt: skip
         return unwrap(outcome)
 
@@ -269,6 +279,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -283,6 +294,7 @@ class FileTransfers:
         :param resume_key: as for `upload`
         :param digest: compute the SHA-256 of each file
         :param keep_times: give each file the time of its source, as `upload` does
+        :param mode: permission bits of each file, as for `upload`
         :param return_exceptions: put failures into the result instead of raising them
         :param before_rename: called with complete files before they are renamed, once for several files; an exception
             ends the call
@@ -294,11 +306,13 @@ class FileTransfers:
         rename_group = create_rename_group(before_rename)
         if channels is not None:
             check_channels("channels", channels)
+        if mode is not None:
+            check_mode(mode)
 
         def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
             write_target = self._resolver.write_target(pair[1], overwrite, verify)
             write_target = replace(
-                write_target, create_parents=create_parents, channels=channels, rename_group=rename_group
+                write_target, create_parents=create_parents, channels=channels, rename_group=rename_group, mode=mode
             )
             upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest, keep_times)
             return WriteJob(write_target, upload, verify != "none", upload.transfer_size, upload.resume_state)

@@ -93,11 +93,14 @@ class NewFileModes:
     It is determined once for each directory.
 
     os.umask() cannot read the umask without changing it for all threads of the process.
+
+    :param required: mode that every file must have, also in place of a replaced file's own; None if not specified
     """
 
-    __slots__ = ("_modes",)
+    __slots__ = ("_modes", "required")
 
-    def __init__(self) -> None:
+    def __init__(self, required: int | None = None) -> None:
+        self.required = required
         self._modes: dict[str, int] = {}
 
     def of(self, directory: str) -> int:
@@ -108,17 +111,22 @@ class NewFileModes:
 
 
 def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes: NewFileModes) -> None:
-    """Set the mode of a temporary file.
+    """Set the mode of a temporary file: the required mode, that of the file to replace, or the mode of a new file.
 
-    It is that of the file to replace, or the mode of a new file.
-
-    If the file system refuses, a warning is logged.
+    If the file system refuses a mode that is not required, a warning is logged.
 
     :param descriptor: the open temporary file
     :param temp: its path
     :param existing: the file to replace; None for a new file
     :param modes: the modes of new files
+    :raises OSError: if the file system refuses a required mode
     """
+    if modes.required is not None:
+        os.fchmod(descriptor, modes.required)
+        if (found := stat.S_IMODE(os.fstat(descriptor).st_mode)) != modes.required:
+            message = f"cannot set mode {modes.required:03o}: the file system gives the file mode {found:03o}"
+            raise OSError(errno.EPERM, message, temp)
+        return
     mode = modes.of(os.path.dirname(temp)) if existing is None else existing.st_mode & _PERMISSIONS
     try:
         os.fchmod(descriptor, mode)

@@ -31,7 +31,7 @@ from airflow_sftp_backend.backend.errors import (
 from airflow_sftp_backend.backend.models import PreparedFile, Progress
 
 from .backups import remove_backup_quietly
-from .modes import await_mode, send_mode
+from .modes import await_mode, send_mode, verify_mode
 from .rename import await_target_checks, rename, send_target_checks
 from .resume import open_or_resume, reopen, restart, verify_reopened, was_renamed
 from .times import await_time, send_time
@@ -178,7 +178,8 @@ def commit(
 ) -> Operation[int | None]:
     """Close the temporary file, verify it and rename it to its target.
 
-    Mode bits of a replaced file, and the time of the target, are set if the server allows it.
+    A specified mode is set, or the write fails. Otherwise the mode bits of a replaced file are set if the server allows
+    it, and so is the time of the target.
 
     :param scheduler: the connection
     :param write_target: the target
@@ -192,7 +193,7 @@ def commit(
     :raises StatusError: if the server refuses a request
     """
     yield from writer.merge_channels()
-    mode_reply = yield from send_mode(scheduler, resume_state)
+    mode_reply = yield from send_mode(scheduler, write_target, resume_state)
     stat_reply = (yield from send(FStat(resume_state.handle))) if write_target.verify != "none" else None
     close_reply = yield from send(Close(resume_state.handle))
     resume_state.advance(WriteState.SENT)
@@ -207,6 +208,7 @@ def commit(
         time_reply = yield from send_time(scheduler, write_target)
     yield from await_mode(scheduler, write_target, resume_state.existing, mode_reply)
     yield from await_time(scheduler, write_target, resume_state, time_reply)
+    yield from verify_mode(write_target, written)
     if write_target.verify != "none":
         yield from _verify_size(write_target, writer.offset, written.size)
     if source is not None:

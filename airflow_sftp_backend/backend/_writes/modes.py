@@ -1,4 +1,4 @@
-"""Set the mode of a replaced file on its replacement.
+"""Set the mode that the caller specifies, or the mode of a replaced file, on the new content.
 
 FSETSTAT is sent with the last requests of a write. Some servers refuse FSETSTAT but accept SETSTAT by path.
 """
@@ -7,11 +7,19 @@ from __future__ import annotations
 
 import logging
 
+from airflow_sftp_backend.backend._files.attribute_changes import MODE_BITS
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
-from airflow_sftp_backend.backend._protocol.messages import FSetStat, SetStat
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
-from airflow_sftp_backend.backend.errors import StatusCode, StatusError
+from airflow_sftp_backend.backend._protocol.messages import FSetStat, SetStat, Stat
+from airflow_sftp_backend.backend._protocol.scheduler import (
+    Operation,
+    SFTPScheduler,
+    reply,
+    request,
+    request_all,
+    send,
+)
+from airflow_sftp_backend.backend.errors import CapabilityNotSupported, StatusCode, StatusError, from_status
 
 from .write_state import ResumeState
 from .write_target import WriteTarget
@@ -19,19 +27,26 @@ from .write_target import WriteTarget
 logger = logging.getLogger(__name__)
 
 
-def send_mode(scheduler: SFTPScheduler, resume_state: ResumeState) -> Operation[Pending[None] | None]:
-    """Set the replaced file's mode on the temporary file.
-
-    Does not wait for the reply.
+def send_mode(
+    scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState
+) -> Operation[Pending[None] | None]:
+    """Request the mode of the target for the open temporary file, without waiting.
 
     :param scheduler: the connection
+    :param write_target: the target, with its mode if specified
     :param resume_state: the open temporary file, with the attributes of the file to replace
-    :returns: the request, for `await_mode`; None if no file is replaced, or if the server cannot set modes
+    :returns: the request, for `await_mode`; None without a mode to set, or if the server cannot keep modes
     """
-    existing = resume_state.existing
-    if existing is None or existing.mode is None or not scheduler.can_set_modes:
+    mode = _mode_to_set(write_target, resume_state.existing)
+    if mode is None or (write_target.mode is None and not scheduler.can_set_modes):
         return None
-    return (yield from send(FSetStat(resume_state.handle, Attributes(mode=existing.mode & 0o777))))
+    return (yield from send(FSetStat(resume_state.handle, Attributes(mode=mode))))
+
+
+def _mode_to_set(write_target: WriteTarget, existing: Attributes | None) -> int | None:
+    if write_target.mode is not None:
+        return write_target.mode
+    return None if existing is None or existing.mode is None else existing.mode & 0o777
 
 
 def await_mode(
@@ -41,23 +56,45 @@ def await_mode(
 
     If the server refuses it, the mode is set by path before the rename.
 
-    If the server refuses both, a warning is logged once for each connection, and the write continues.
+    If the server refuses both, the write continues with a warning, logged once for each connection.
 
     :param scheduler: the connection
     :param write_target: the target
     :param existing: the attributes of the file to replace
     :param mode_reply: the result of `send_mode`
+    :raises SFTPBackendError: if the server refuses a mode that the caller has specified
     """
-    if mode_reply is None or existing is None or existing.mode is None:
+    mode = _mode_to_set(write_target, existing)
+    if mode_reply is None or mode is None:
         return
-    mode = existing.mode & 0o777
     try:
         yield from reply(mode_reply)
     except StatusError:
         try:
             yield from request(SetStat(write_target.temp.native, Attributes(mode=mode)))
         except StatusError as refused:
+            if write_target.mode is not None:
+                raise from_status(refused, f"cannot set mode {mode:03o}", write_target.path.key) from None
             _warn_once(scheduler, write_target, mode, refused)
+
+
+def verify_mode(write_target: WriteTarget, written: Attributes) -> Operation[None]:
+    """Compare the mode of the temporary file with a mode that the caller has specified.
+
+    :param write_target: the target
+    :param written: the attributes of the temporary file, requested after FSETSTAT
+    :raises CapabilityNotSupported: if the server has accepted the mode without effect
+    """
+    if write_target.mode is None or written.mode is None or written.mode & MODE_BITS == write_target.mode:
+        return
+    # the mode may have been set by path, or FSTAT answered before FSETSTAT
+    (answer,) = yield from request_all([Stat(write_target.temp.native)])
+    found = written.mode if isinstance(answer, StatusError) or answer.mode is None else answer.mode
+    if found & MODE_BITS != write_target.mode:
+        raise CapabilityNotSupported(
+            f"cannot set mode {write_target.mode:03o}: the server gives the file mode {found & MODE_BITS:03o}",
+            path=write_target.path.key,
+        )
 
 
 def _warn_once(scheduler: SFTPScheduler, write_target: WriteTarget, mode: int, refused: StatusError) -> None:

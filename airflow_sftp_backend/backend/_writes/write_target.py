@@ -37,6 +37,8 @@ class WriteTarget:
     """Number of channels; None chooses by size."""
     mtime: int | None = None
     """Time to set on the file, in seconds since 1970; None keeps the time of the transfer."""
+    mode: int | None = None
+    """Permission bits that the file must have; None keeps those of a replaced file, if the server can."""
 
     def with_temp(self, temp: RemotePath | None) -> WriteTarget:
         """Return the target with another temporary file; None for its own."""
