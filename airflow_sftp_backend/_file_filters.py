@@ -1,4 +1,4 @@
-"""Filter files by their names, and limit files by time, size and number. No I/O.
+"""Filter files by name, time, size and number. No I/O.
 
 Times are compared in whole seconds, because SFTP has no others. ``newer_than`` includes its second and ``older_than``
 excludes its second, so consecutive windows take each file once.
@@ -140,7 +140,9 @@ class FileLimits:
         return self.newer_than is not None or self.older_than is not None
 
     def violated_by(self, size: int | None, modified_at: datetime | None) -> LimitName | None:
-        """Return the first limit that a file does not satisfy, or that cannot be decided.
+        """Return the first limit that a file violates.
+
+        A limit on an unknown size or time is violated.
 
         :param size: size in bytes; None if unknown
         :param modified_at: time of the last change; None if unknown
@@ -194,7 +196,9 @@ def split_by_limits(files: Iterable[T], limits: FileLimits, file_of: Callable[[T
 def take_oldest(
     files: Iterable[T], max_files: int | None, file_of: Callable[[T], LimitedFile], selected: Set[str] = frozenset()
 ) -> list[T]:
-    """Take the oldest files. Files without a time come last; equal times are ordered by path.
+    """Take the oldest files.
+
+    Files without a time come last; equal times are ordered by path.
 
     :param files: the files
     :param max_files: number of files; None returns all files in their order
@@ -235,7 +239,9 @@ class LimitArguments:
     def checked(
         cls, newer_than: object, older_than: object, min_size: object = 0, max_files: object = None
     ) -> LimitArguments:
-        """Check the arguments when the DAG is parsed. Templates of times are left for `resolve`.
+        """Check the arguments when the DAG is parsed.
+
+        Templates of times are left for `resolve`.
 
         :param newer_than: the argument of that name
         :param older_than: the argument of that name

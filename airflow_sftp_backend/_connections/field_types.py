@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy
-from airflow_sftp_backend.backend.config import HOST_WITH_PORT
+from airflow_sftp_backend.backend.config import HOST_WITH_PORT, check_name_encoding
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,10 @@ def _parse_line(value: object) -> str:
     if not text.isprintable():
         raise ValueError("not one line")
     return text
+
+
+def _parse_encoding(value: object) -> str:
+    return check_name_encoding(_parse_line(value))
 
 
 def _parse_host(value: object) -> str:
@@ -155,6 +159,7 @@ _SECONDS_SCHEMA: Final = {"type": ["number", "null"], "minimum": 0}
 LINE = FieldType("one line of text", _parse_line, _STRING)
 HOST = FieldType("the bare name or address of the server", _parse_host, _STRING)
 DIRECTORY = FieldType("a directory on the server without '..'", _parse_directory, _STRING)
+ENCODING = FieldType("utf-8, or a single-byte encoding such as latin-1 or cp1252", _parse_encoding, _STRING)
 PORT = _whole_number(1, 65535)
 ATTEMPTS = _whole_number(1, 100)
 CHANNELS = _whole_number(1, 10)

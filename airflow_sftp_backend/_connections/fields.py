@@ -16,6 +16,7 @@ from .field_types import (
     CHANNELS,
     COUNT,
     DIRECTORY,
+    ENCODING,
     FLAG,
     HOST,
     HOST_KEY,
@@ -107,6 +108,11 @@ FIELDS: Final[tuple[Field, ...]] = (
         name="host_key_policy", label="Host key policy", type=POLICY, group="Server", default="strict",
         description="Treatment of an unknown host key: strict refuses the key, tofu stores the key in the known hosts"
         " file on first use, auto accepts the key, also from an attacker who poses as the server.",
+    ),
+    Field(
+        name="name_encoding", label="Name encoding", type=ENCODING, argument="name_encoding", group="Server",
+        default="utf-8",
+        description="Encoding of file names on the server: utf-8, or a single-byte encoding such as latin-1 or cp1252.",
     ),
     Field(
         name="private_key", label="Private key", type=MULTILINE, argument="private_key", group="Private key",

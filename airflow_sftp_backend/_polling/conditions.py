@@ -487,4 +487,7 @@ def _utf8_warning(paths: Sequence[str]) -> str:
         return ""
     first = paths[0].encode("utf-8", "backslashreplace").decode()
     others = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return f"left out, because XCom carries only UTF-8 names: {first}{others}; rename the files on the server"
+    return (
+        f"left out, because XCom carries only UTF-8 names: {first}{others}; set the connection's name_encoding, or"
+        " rename the files on the server"
+    )

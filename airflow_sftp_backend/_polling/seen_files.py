@@ -108,7 +108,9 @@ class SeenFiles:
         changed: bool,
         max_files: int | None = None,
     ) -> SeenFiles:
-        """Update the seen files after a poll, and add a batch of new files.
+        """Update the seen files after a poll.
+
+        The new files become a batch.
 
         A file is new if its path is unknown, or if it was missing and is back with another size or time.
 
@@ -174,7 +176,10 @@ class SeenFiles:
 
 
 def _age(file: FoundFile) -> tuple[bool, str, str]:
-    """Return the sort key of a file: the oldest first, without a time last. All times are UTC in whole seconds."""
+    """Return the sort key of a file.
+
+    The oldest file comes first, a file without a time last. All times are UTC in whole seconds.
+    """
     return file["modified_at"] is None, file["modified_at"] or "", file["path"]
 
 

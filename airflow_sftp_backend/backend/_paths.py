@@ -105,10 +105,12 @@ class Jail:
     """Convert between keys and native paths under a base path.
 
     :param base_path: absolute (``/data/in``), or relative to the login directory (``in``, ``.``)
+    :param name_encoding: encoding of the server's names, which keys must fit
     :raises ValueError: if ``base_path`` contains ``..``
     """
 
-    def __init__(self, base_path: str) -> None:
+    def __init__(self, base_path: str, name_encoding: str = "utf-8") -> None:
+        self.name_encoding = name_encoding
         segments = [s for s in base_path.split("/") if s not in ("", ".")]
         if ".." in segments:
             raise ValueError(f"base_path must not contain '..': {base_path!r}")
@@ -121,12 +123,12 @@ class Jail:
 
         :param path: the key
         :returns: the path inside the jail
-        :raises InvalidPath: for ``..``, NUL or invalid Unicode
+        :raises InvalidPath: for ``..``, NUL, invalid Unicode, or a character that the encoding of names lacks
         :raises TypeError: if ``path`` is not a str
         """
         if not isinstance(path, str):
             raise TypeError(f"a path must be a str, not {type(path).__name__}")
-        check_text(path, "a path")
+        check_text(path, "a path", self.name_encoding)
         segments = [s for s in path.split("/") if s not in ("", ".")]
         if ".." in segments:
             raise InvalidPath("a path must not contain '..': paths stay below base_path", path=path)
@@ -167,10 +169,10 @@ def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:
             error.native_path = jail.resolve(error.path).native
 
 
-def check_text(text: str, noun: str) -> None:
+def check_text(text: str, noun: str, name_encoding: str = "utf-8") -> None:
     """Check that a text can be sent to a server.
 
-    Raises InvalidPath for NUL and surrogates without a byte value.
+    Raises InvalidPath for NUL, for surrogates without a byte value, and for characters that ``name_encoding`` lacks.
     """
     if "\0" in text:
         raise InvalidPath(f"{noun} must not contain NUL", path=text)
@@ -178,6 +180,11 @@ def check_text(text: str, noun: str) -> None:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise InvalidPath(f"{noun} must not contain half of a character ({error.reason})", path=text) from None
+    try:
+        text.encode(name_encoding, "surrogateescape")
+    except UnicodeEncodeError as error:
+        message = f"{noun} must not contain {text[error.start]!r}, which {name_encoding}, the encoding of names, lacks"
+        raise InvalidPath(message, path=text) from None
 
 
 def temp_name(name: str, token: str, suffix: Literal["part", "backup"] = "part") -> str:

@@ -295,6 +295,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -312,6 +313,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...
@@ -377,6 +379,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -392,6 +395,7 @@ class SyncBackendAdapter:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...

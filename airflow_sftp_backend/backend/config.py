@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import enum
 import hmac
 import math
@@ -23,7 +24,7 @@ CONFIG_KEYS = frozenset(
     {
         "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
         "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_channels", "max_entries",
-        "max_listing_bytes", "max_file_bytes", "reconnect_timeout",
+        "max_listing_bytes", "max_file_bytes", "reconnect_timeout", "name_encoding",
     }
 )  # fmt: skip
 """Names allowed in the ``config`` argument of SFTPBackend."""
@@ -176,6 +177,7 @@ class BackendConfig:
     * ``reconnect_timeout`` limits reconnecting after a transfer has lost its connection; 0 means a single attempt.
     * ``max_entries`` and ``max_listing_bytes`` limit a listing, search or recursive deletion.
     * ``max_file_bytes`` limits a file of untrusted size.
+    * ``name_encoding`` is the encoding of names on the server: UTF-8, or a single-byte encoding such as ``latin-1``.
     * ``refresh`` returns the configuration with current secrets, or None if they are unavailable. A refused login or
       host key causes a single call.
     * ``notes`` are texts for a person who checks the configuration.
@@ -203,6 +205,7 @@ class BackendConfig:
     max_entries: int = DEFAULT_MAX_ENTRIES
     max_listing_bytes: int = DEFAULT_MAX_LISTING_BYTES
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
+    name_encoding: str = "utf-8"
     compress: bool = False
     ciphers: tuple[str, ...] = ()
     disabled_algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -240,6 +243,12 @@ class BackendConfig:
             raise ValueError(f"port must be a whole number from 1 to 65535, not {self.port!r}")
         if "\0" in self.base_path:
             raise ValueError("base_path must not contain NUL")
+        object.__setattr__(self, "name_encoding", check_name_encoding(self.name_encoding))
+        try:
+            self.base_path.encode(self.name_encoding, "surrogateescape")
+        except UnicodeEncodeError as error:
+            character = self.base_path[error.start]
+            raise ValueError(f"base_path has a character that {self.name_encoding} lacks: {character!r}") from None
 
     def _check_numbers(self) -> None:
         """Check the times and limits."""
@@ -295,6 +304,30 @@ def check_channels(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_CHANNELS:
         raise ValueError(f"{name} must be a whole number from 1 to {MAX_CHANNELS}, not {value!r}")
+
+
+def check_name_encoding(encoding: object) -> str:
+    """Check an encoding of names.
+
+    UTF-8 and single-byte encodings with the characters of ASCII are accepted.
+
+    :param encoding: name of the encoding, in any spelling that Python knows
+    :returns: Python's name of the encoding
+    :raises ValueError: for any other encoding, because a server could not be sent back every name that it lists
+    """
+    expected = "expected utf-8, or a single-byte encoding such as latin-1 or cp1252"
+    if not isinstance(encoding, str):
+        raise ValueError(f"name_encoding is {encoding!r}; {expected}")
+    try:
+        name = codecs.lookup(encoding).name
+        ascii_text, others = bytes(range(128)).decode(name), bytes(range(128, 256)).decode(name, "replace")
+    except (LookupError, UnicodeError, ValueError):
+        raise ValueError(f"name_encoding is {encoding!r}; {expected}") from None
+    # a multi-byte encoding combines bytes, and a stateful one has no characters for them
+    is_single_byte = len(others) == 128 and set(others) != {"\ufffd"}
+    if name != "utf-8" and (ascii_text != bytes(range(128)).decode("ascii") or not is_single_byte):
+        raise ValueError(f"name_encoding is {encoding!r}; {expected}")
+    return name
 
 
 def check_mode(mode: object) -> None:

@@ -48,7 +48,7 @@ from .config import (
     RetryPolicy,
     Secret,
     check_mode,
-    check_time,
+    epoch_seconds,
     wrap_secrets,
 )
 from .errors import CapabilityNotSupported, SFTPBackendError
@@ -90,7 +90,8 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     :param config: further settings: ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval``,
         ``reconnect_timeout`` (all in seconds), ``compress``, ``ciphers``, ``disabled_algorithms``,
         ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_channels``, ``max_entries``,
-        ``max_listing_bytes``, ``max_file_bytes``
+        ``max_listing_bytes``, ``max_file_bytes``, ``name_encoding`` (of the server's names: ``utf-8``, ``latin-1``,
+        ``cp1252`` ...)
     :param timeout: seconds for each step of connecting
     :param connect_kwargs: further arguments of ``paramiko.SSHClient.connect``
     :param retry: policy for connecting; refused logins and host keys are never retried
@@ -163,7 +164,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
 
     def _set_up(self, config: BackendConfig, *, reconnects: bool = True) -> None:
         self.config = config
-        self._resolver = PathResolver(Jail(config.base_path), config.address)
+        self._resolver = PathResolver(Jail(config.base_path, config.name_encoding), config.address)
         self._session = Session(config, reconnects=reconnects)
         self._executor = WriteExecutor(self._session)
 
@@ -376,7 +377,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         write_target = replace(
             self._resolver.write_target(path, overwrite, verify),
             create_parents=create_parents, rename_group=create_rename_group(before_rename),
-            mtime=None if modified_at is None else check_time("modified_at", modified_at),
+            mtime=None if modified_at is None else epoch_seconds("modified_at", modified_at),
             mode=mode,
         )  # fmt: skip
 

@@ -296,14 +296,20 @@ class FileOperator(PlanningOperator[PlanT]):
     def _within_limits(
         self, files: Sequence[T], file_of: Callable[[T], LimitedFile]
     ) -> tuple[list[T], list[CapabilityNotSupported]]:
-        """Return the files within the limits of time and size, and a failure for each file that cannot be decided."""
+        """Return the files within the limits of time and size.
+
+        A file with an unknown size or time becomes a failure.
+        """
         split = split_by_limits(files, self._limits, file_of)
         for limit, number in split.left_out.items():
             self.log.info("%s left out by %s", pluralize_files(number), limit)
         return split.accepted, [_undecided_error(file_of(item), limit) for item, limit in split.undecided]
 
     def _take_oldest(self, files: Sequence[T], file_of: Callable[[T], LimitedFile], retry_state: RetryState) -> list[T]:
-        """Return at most ``max_files`` files, and in a retry the files that the first attempt selected."""
+        """Return the oldest ``max_files`` files.
+
+        A retry gets the files that the first attempt selected.
+        """
         if self._limits.max_files is None:
             return list(files)
         earlier = retry_state.selected_earlier
@@ -317,7 +323,9 @@ class FileOperator(PlanningOperator[PlanT]):
     def _without_empty_directories(
         self, backend: SFTPBackend, selection: Selection, missing: Sequence[str]
     ) -> list[str]:
-        """Return the names and patterns without a file, except empty directories if the limits have a time.
+        """Return the missing names and patterns without empty directories.
+
+        Empty directories are accepted only if the limits have a time.
 
         A retention or an incremental load often finds nothing. A directory that does not exist is still a mistake.
         """

@@ -83,7 +83,9 @@ def object_path(url: str) -> ObjectStoragePath:
 
 
 def time_of_object(info: Mapping[str, Any]) -> datetime | None:
-    """Return the time of an object. Stores have different names for the time.
+    """Return the time of an object.
+
+    Stores have different names for the time.
 
     :param info: the details from the store
     :returns: the time; None if the store reports none

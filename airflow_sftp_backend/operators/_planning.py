@@ -81,7 +81,10 @@ def utf8_error(*names: str) -> InvalidPath | None:
     for name in names:
         if not name.isascii() and re.search("[\udc80-\udcff]", name):
             escaped_name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            message = "the name is not UTF-8, and XCom carries only UTF-8; rename the file, or use SFTPBackend"
+            message = (
+                "the name is not UTF-8, and XCom carries only UTF-8; set the connection's name_encoding, rename the"
+                " file, or use SFTPBackend"
+            )
             return InvalidPath(message, path=escaped_name)
     return None
 

@@ -1,4 +1,4 @@
-"""Fill in the templates of ``rename``: the path of each file below its target."""
+"""Fill in the templates of ``rename``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def check_rename(rename: object) -> None:
 
 
 def check_rename_early(rename: object) -> None:
-    """Check a template when the DAG is parsed, unless a Jinja template has to be rendered first.
+    """Check a template when the DAG is parsed.
+
+    A Jinja template is not checked, because it has to be rendered first.
 
     :param rename: the template; None keeps the names
     :raises InvalidArgument: as `check_rename`

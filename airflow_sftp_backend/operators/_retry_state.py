@@ -95,7 +95,10 @@ class RetryState:
 
     @property
     def run_time(self) -> datetime:
-        """Logical date of the run or, without one, the time when the run was due. Equal in all attempts."""
+        """Logical date of the run, equal in all attempts.
+
+        Without a logical date, the time when the run was due.
+        """
         return self._context.get("logical_date") or self._context["dag_run"].run_after
 
     @property
@@ -112,7 +115,10 @@ class RetryState:
 
     @property
     def selected_earlier(self) -> Set[str]:
-        """Paths that earlier attempts selected since the task was cleared; empty without a store."""
+        """Paths that earlier attempts selected; empty without a store.
+
+        Attempts before the task was cleared do not count.
+        """
         return {path for path, _ in self._selected.rows}
 
     def record_selected(self, paths: Iterable[str]) -> None:
@@ -160,7 +166,10 @@ class RetryState:
 
     @property
     def deletions_planned_earlier(self) -> dict[str, str]:
-        """Paths that earlier attempts planned to delete since the task was cleared, each with its argument."""
+        """Paths that earlier attempts planned to delete, with their arguments.
+
+        Attempts before the task was cleared do not count.
+        """
         if not self.is_retry_since_cleared:
             return {}
         changes = ((endpoints, _PlannedChange(*values)) for endpoints, values in self._planned.rows.items())

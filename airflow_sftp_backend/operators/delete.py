@@ -151,7 +151,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
     def _delete_empty_directories(
         self, backend: SFTPBackend, plan: DeletePlan, retry_state: RetryState
     ) -> list[SFTPBackendError]:
-        """Delete the directories that this task and its earlier attempts left empty, the deepest first."""
+        """Delete the directories that all attempts left empty, the deepest first."""
         deleted = {file.info.path: file.source for file in plan.files} | retry_state.deletions_planned_earlier
         parents = {
             parent for path, source in deleted.items() for parent in _parents_below(path, _top_of(backend, source))

@@ -96,6 +96,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -111,6 +112,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...
@@ -246,6 +248,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -263,6 +266,7 @@ class FileTransfers:
         resume_key: str | None = None,
         digest: bool = False,
         keep_times: bool = False,
+        mode: int | None = None,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...

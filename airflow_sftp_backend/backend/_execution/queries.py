@@ -178,7 +178,9 @@ class Queries:
         :raises InvalidPath: for ``..`` in a pattern
         """
         with self._resolver.annotate_errors():
-            return glob.find(self._session.call, self._resolver.jail.root, map(glob.Pattern.of, patterns))
+            jail = self._resolver.jail
+            parsed = [glob.Pattern.of(pattern, jail.name_encoding) for pattern in patterns]
+            return glob.find(self._session.call, jail.root, parsed)
 
     @overload
     def find_each(
@@ -201,7 +203,8 @@ class Queries:
         :raises ExceptionGroup: of all failures
         """
         with self._resolver.annotate_errors():
-            outcomes = glob.find_each(self._session.call, self._resolver.jail.root, groups)
+            jail = self._resolver.jail
+            outcomes = glob.find_each(self._session.call, jail.root, groups, jail.name_encoding)
         return raise_or_return(
             [self._resolver.with_server(outcome) for outcome in outcomes], "searches", return_exceptions
         )

@@ -33,22 +33,23 @@ class Pattern:
     segments: tuple[str, ...]
 
     @classmethod
-    def of(cls, pattern: str | FileInfo) -> Pattern:
+    def of(cls, pattern: str | FileInfo, name_encoding: str = "utf-8") -> Pattern:
         """Return the pattern of a text or of a file.
 
         The pattern of a file matches its path only.
         """
-        return cls.parse(glob.escape(pattern.path) if isinstance(pattern, FileInfo) else pattern)
+        return cls.parse(glob.escape(pattern.path) if isinstance(pattern, FileInfo) else pattern, name_encoding)
 
     @classmethod
-    def parse(cls, text: str) -> Pattern:
+    def parse(cls, text: str, name_encoding: str = "utf-8") -> Pattern:
         """Parse a pattern. Ignores leading and repeated slashes and ``.`` segments.
 
         :param text: the pattern
+        :param name_encoding: encoding of the server's names
         :returns: the parsed pattern
-        :raises InvalidPath: for ``..``, NUL or invalid Unicode
+        :raises InvalidPath: for ``..``, NUL, invalid Unicode, or a character that the encoding of names lacks
         """
-        check_text(text, "a pattern")
+        check_text(text, "a pattern", name_encoding)
         segments = [segment for segment in text.split("/") if segment not in ("", ".")]
         if ".." in segments:
             raise InvalidPath("a pattern must not contain '..': patterns stay below base_path", path=text)
@@ -131,13 +132,17 @@ def find(call: SessionCall, root: RemotePath, patterns: Iterable[Pattern]) -> li
 
 
 def find_each(
-    call: SessionCall, root: RemotePath, pattern_groups: Sequence[Sequence[str | FileInfo]]
+    call: SessionCall,
+    root: RemotePath,
+    pattern_groups: Sequence[Sequence[str | FileInfo]],
+    name_encoding: str = "utf-8",
 ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
     """Search for several groups of patterns together.
 
     :param call: the session
     :param root: the directory of the search
     :param pattern_groups: the patterns of each group
+    :param name_encoding: encoding of the server's names
     :returns: for each group, the result or error of `find`
     :raises BackendUnavailable: if the connection is lost
     """
@@ -145,7 +150,7 @@ def find_each(
     for texts in pattern_groups:
         search, parsed = _Search(root), list[Pattern]()
         try:
-            parsed += map(Pattern.of, texts)
+            parsed += (Pattern.of(text, name_encoding) for text in texts)
         except InvalidPath as error:
             search.error = error
         searches.append((search, parsed))

@@ -21,6 +21,7 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, StatusError,
 
 from .codec import MAX_FRAME, UINT32, PacketReader, ProtocolError
 from .messages import Request, decode_version, encode_init
+from .name_encoding import NameEncoding
 
 R = TypeVar("R")
 
@@ -142,11 +143,18 @@ class SFTPChannel:
     :param ssh_channel: the SSH channel; its timeout limits the silence of the server
     :param io_timeout: the timeout of ``ssh_channel`` in seconds, for error texts
     :param clock: returns seconds, to measure the round trip
+    :param name_encoding: converts the names of files; None for UTF-8
     """
 
     def __init__(
-        self, ssh_channel: SSHChannel, *, io_timeout: float | None, clock: Callable[[], float] = time.perf_counter
+        self,
+        ssh_channel: SSHChannel,
+        *,
+        io_timeout: float | None,
+        clock: Callable[[], float] = time.perf_counter,
+        name_encoding: NameEncoding | None = None,
     ) -> None:
+        self._name_encoding = name_encoding
         self._ssh_channel = ssh_channel
         self.io_timeout = io_timeout
         """Seconds of silence after which the channel fails, for error texts."""
@@ -212,7 +220,10 @@ class SFTPChannel:
         """Queue the packet of a request for the next flush."""
         request_id = self._next_id
         self._next_id = (request_id + 1) & 0xFFFFFFFF
-        frame = pending.request.frame(request_id)
+        request = pending.request
+        if self._name_encoding is not None:
+            request = self._name_encoding.encode_request(request)
+        frame = request.frame(request_id)
         self._outstanding[request_id] = pending
         self.in_flight += pending.request.payload_size
         self._outbox.append(frame)
@@ -326,6 +337,8 @@ class SFTPChannel:
         request = pending.request
         try:
             outcome = request.decode_reply(packet_type, PacketReader(packet, _REPLY_START.size))
+            if self._name_encoding is not None:
+                outcome = self._name_encoding.decode_reply(outcome)
         except (StatusError, LimitExceeded) as refused:
             # the traceback references this frame, which references the pending request and so the error: a cycle
             error = refused.with_traceback(None)

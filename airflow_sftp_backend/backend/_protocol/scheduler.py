@@ -35,6 +35,7 @@ from .channel import Pending, SFTPChannel, SSHChannel, Waiter
 from .codec import ProtocolError, ServerLimits
 from .handle_table import HandleTable
 from .messages import Close, LimitsRequest, Request
+from .name_encoding import NameEncoding
 from .server_traits import UNKNOWN, ServerTraits, detect_traits
 
 T = TypeVar("T")
@@ -202,6 +203,7 @@ class SFTPScheduler:
     :param banner: the server's identification, such as ``SSH-2.0-OpenSSH_9.2``
     :param receive_limits: limits on the data sent by the server
     :param clock: returns seconds, to measure the round trip
+    :param name_encoding: converts the names of files; None for UTF-8
     """
 
     def __init__(
@@ -213,8 +215,9 @@ class SFTPScheduler:
         banner: str = "",
         receive_limits: ReceiveLimits = DEFAULT_RECEIVE_LIMITS,
         clock: Callable[[], float] = time.perf_counter,
+        name_encoding: NameEncoding | None = None,
     ) -> None:
-        self._main_channel = SFTPChannel(ssh_channel, io_timeout=io_timeout, clock=clock)
+        self._main_channel = SFTPChannel(ssh_channel, io_timeout=io_timeout, clock=clock, name_encoding=name_encoding)
         self.channels = [self._main_channel]
         """The open channels, all of the same connection; the main channel is the first."""
         self._banner = banner
@@ -246,10 +249,7 @@ class SFTPScheduler:
         self._main_channel.on_handle_reply = self._on_handle_reply
 
     def handshake(self) -> None:
-        """Negotiate version 3 (filexfer-02 section 4), and request the limits.
-
-        Raises BackendUnavailable.
-        """
+        """Negotiate version 3 (filexfer-02 section 4), request the limits. Raises BackendUnavailable."""
         with self._fail_all_on_error():
             self._main_channel.handshake()
         self.traits = detect_traits(self._banner, self.extensions)

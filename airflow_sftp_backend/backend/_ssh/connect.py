@@ -24,6 +24,7 @@ import paramiko
 from paramiko.auth_strategy import AuthStrategy
 
 from airflow_sftp_backend.backend._limits import ReceiveLimits
+from airflow_sftp_backend.backend._protocol.name_encoding import create_name_encoding
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import is_openssh_banner
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
@@ -523,6 +524,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             channel_source=extra_channels,
             banner=banner,
             receive_limits=receive_limits,
+            name_encoding=create_name_encoding(config.name_encoding),
         )
         try:
             scheduler.handshake()
@@ -546,6 +548,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
             maximum=config.max_channels,
             timeout=config.timeout + _EXTRA_SECONDS,
             io_timeout=config.io_timeout,
+            name_encoding=create_name_encoding(config.name_encoding),
         )
 
     def info(self) -> ConnectionInfo:

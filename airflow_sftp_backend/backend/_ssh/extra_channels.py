@@ -10,6 +10,7 @@ from typing import Final
 import paramiko
 
 from airflow_sftp_backend.backend._protocol.channel import SFTPChannel
+from airflow_sftp_backend.backend._protocol.name_encoding import NameEncoding
 from airflow_sftp_backend.backend.errors import BackendUnavailable, printable
 
 from ._paramiko_compat import buffer_channel
@@ -26,11 +27,19 @@ class ExtraChannels:
     :param maximum: number of channels of the connection, with the first
     :param timeout: longest time in seconds to open a channel
     :param io_timeout: longest silence of a channel in seconds while a reply is outstanding
+    :param name_encoding: converts the names of files; None for UTF-8
     """
 
     def __init__(
-        self, transport: paramiko.Transport, *, maximum: int, timeout: float, io_timeout: float | None
+        self,
+        transport: paramiko.Transport,
+        *,
+        maximum: int,
+        timeout: float,
+        io_timeout: float | None,
+        name_encoding: NameEncoding | None = None,
     ) -> None:
+        self._name_encoding = name_encoding
         self._transport = transport
         self._maximum = maximum
         self._timeout = timeout
@@ -57,7 +66,9 @@ class ExtraChannels:
             ssh_channel = self._transport.open_session(window_size=EXTRA_CHANNEL_WINDOW, timeout=self._timeout)
             ssh_channel.settimeout(self._timeout)
             ssh_channel.invoke_subsystem("sftp")
-            channel = SFTPChannel(buffer_channel(ssh_channel), io_timeout=self._io_timeout)
+            channel = SFTPChannel(
+                buffer_channel(ssh_channel), io_timeout=self._io_timeout, name_encoding=self._name_encoding
+            )
             channel.handshake()
             ssh_channel.settimeout(self._io_timeout)
         except (paramiko.SSHException, BackendUnavailable, OSError, EOFError) as error:

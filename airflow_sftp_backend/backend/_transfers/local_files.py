@@ -111,7 +111,9 @@ class NewFileModes:
 
 
 def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes: NewFileModes) -> None:
-    """Set the mode of a temporary file: the required mode, that of the file to replace, or the mode of a new file.
+    """Set the mode of a temporary file.
+
+    The mode is the required mode, that of the file to replace, or the mode of a new file.
 
     If the file system refuses a mode that is not required, a warning is logged.
 

@@ -1,4 +1,6 @@
-"""Set the mode that the caller specifies, or the mode of a replaced file, on the new content.
+"""Set the mode of a written file.
+
+The mode is the one that the caller specifies, or that of a replaced file.
 
 FSETSTAT is sent with the last requests of a write. Some servers refuse FSETSTAT but accept SETSTAT by path.
 """
@@ -30,7 +32,9 @@ logger = logging.getLogger(__name__)
 def send_mode(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState
 ) -> Operation[Pending[None] | None]:
-    """Request the mode of the target for the open temporary file, without waiting.
+    """Request the mode of the target for the temporary file.
+
+    Does not wait for the reply.
 
     :param scheduler: the connection
     :param write_target: the target, with its mode if specified
@@ -79,7 +83,7 @@ def await_mode(
 
 
 def verify_mode(write_target: WriteTarget, written: Attributes) -> Operation[None]:
-    """Compare the mode of the temporary file with a mode that the caller has specified.
+    """Compare the mode of the temporary file with the specified mode.
 
     :param write_target: the target
     :param written: the attributes of the temporary file, requested after FSETSTAT

@@ -21,6 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[impor
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
 from airflow_sftp_backend.backend import BackendConfig
 from airflow_sftp_backend.hooks import FilesFailed
+from airflow_sftp_backend.sensors import SFTPFileSensor
 from tests.support.airflow.arguments import Glob
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
@@ -437,3 +438,21 @@ def test_a_retried_move_recognises_any_number_of_files(remote: Path) -> None:
     assert len(run(move(Glob("in/*"), "out/"), state=state)) == 510
     assert max(map(len, state.values.values())) < 65_535
     assert len(run(move(Glob("in/*"), "out/"), try_number=2, state=state)) == 510
+
+
+def test_latin1_names_are_rows_of_tasks(server: AsyncsshServer, connect: Connect, tmp_path: Path) -> None:
+    folder = server.fresh()
+    connect(server, base_path=folder.base_path, name_encoding="Latin-1")
+    (folder.path / os.fsdecode(b"caf\xe9.csv")).write_bytes(b"content")
+    rows = SFTPFileSensor(task_id="wait", pattern="*.csv").execute(context())
+    assert [row["path"] for row in rows] == ["café.csv"]
+    (row,) = run(download(rows, tmp_path))
+    assert Path(row["target"]).read_bytes() == b"content"
+    run(upload(row["target"], "out/übergabe"))
+    run(move(rows, "archivé/"))
+    written = {
+        os.path.relpath(os.path.join(directory, name), os.fsencode(folder.path))
+        for directory, _, names in os.walk(os.fsencode(folder.path))
+        for name in names
+    }
+    assert written == {b"archiv\xe9/caf\xe9.csv", b"out/\xfcbergabe"}

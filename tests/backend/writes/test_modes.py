@@ -119,7 +119,7 @@ def test_a_specified_mode_costs_no_round_trip(
     assert with_mode.deepest == without.deepest
 
 
-def test_a_specified_mode_is_set_by_path_if_it_cannot_be_set_on_the_open_file(
+def test_a_specified_mode_is_set_by_path_if_not_by_handle(
     by_path: RefusesFSetStat, make_backend: MakeBackend, tmp_path: Path
 ) -> None:
     folder = by_path.fresh()
