@@ -170,6 +170,12 @@ def test_packages_are_small_and_modules_have_a_subject() -> None:
     assert [path for path in SOURCES if path.stem.strip("_") in NAMES_WITHOUT_SUBJECT] == []
 
 
+def test_the_page_on_the_architecture_names_every_module() -> None:
+    layout = (TOP / "docs/architecture.md").read_text().split("```")[1]
+    named = set(re.findall(r"\b\w+\.py\b", layout))
+    assert named == {Path(name).name for name in MODULES if not name.endswith("/__init__.py")}
+
+
 def test_no_test_module_imports_another() -> None:
     assert {str(path): names for path in TESTS if (names := imported_test_modules(path))} == {}
 
