@@ -18,8 +18,8 @@ from azure.core.exceptions import ClientAuthenticationError
 
 from airflow_sftp_backend import RetryPolicy
 from airflow_sftp_backend._key_vault.client import KeyVaultClient
-from airflow_sftp_backend._key_vault.errors import FailureReason, InvalidReference, KeyVaultError
-from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType, InvalidIdentity
+from airflow_sftp_backend._key_vault.errors import FailureReason, KeyVaultError
+from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType
 from airflow_sftp_backend._key_vault.login_record import LoginRecord
 from airflow_sftp_backend._key_vault.references import SecretReference
 from airflow_sftp_backend._key_vault.sdk_errors import classify_sdk_error
@@ -83,56 +83,6 @@ def failure(vaults: KeyVaultClient, wanted: SecretReference, identity: AzureIden
     return caught.value
 
 
-# -- references
-
-
-@pytest.mark.parametrize(
-    ("text", "vault", "name", "version"),
-    [
-        ("keyvault://my-vault/db", "my-vault.vault.azure.net", "db", None),
-        (" KEYVAULT://my-vault/db/ ", "my-vault.vault.azure.net", "db", None),
-        (f"keyvault://my-vault.vault.azure.cn/db/{'a' * 32}", "my-vault.vault.azure.cn", "db", "a" * 32),
-        ("keyvault://127.0.0.1:8443/db", "127.0.0.1:8443", "db", None),
-        ("https://my-vault.vault.azure.net/secrets/db", "my-vault.vault.azure.net", "db", None),
-        (f" HTTPS://my-vault.vault.azure.net/secrets/db/{'a' * 32}\n", "my-vault.vault.azure.net", "db", "a" * 32),
-    ],
-)
-def test_a_reference_is_read(text: str, vault: str, name: str, version: str | None) -> None:
-    found = SecretReference.parse(text)
-    assert (found.vault, found.name, found.version) == (vault, name, version)
-    assert SecretReference.parse(str(found)) == found
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("keyvault://my-vault", "expected keyvault://vault/secret or keyvault://vault/secret/version"),
-        ("keyvault://my-vault/secrets/db", "leave out 'secrets/'"),
-        ("keyvault://my-vault/db/1", "version '1': expected its 32 characters, or none for the current one"),
-        ("keyvault://my--vault/d_b", "secret 'd_b': expected a name of 1 to 127 letters, digits and hyphens"),
-        ("https://my-vault/db", "text that does not start with keyvault://"),
-    ],
-)
-def test_an_invalid_reference_is_reported(text: str, said: str) -> None:
-    with pytest.raises(InvalidReference) as caught:
-        SecretReference.parse(text)
-    assert any(said in fault for fault in caught.value.problems)
-
-
-@pytest.mark.parametrize(
-    ("cloud", "host", "authority"),
-    [
-        ("AzureUSGovernment", "my-vault.vault.usgovcloudapi.net", "login.microsoftonline.us"),
-        ("AzureChinaCloud", "my-vault.vault.azure.cn", "login.chinacloudapi.cn"),
-        ("AzurePublicCloud", "my-vault.vault.azure.net", None),
-    ],
-)
-def test_a_vault_leads_to_the_login_service_of_its_cloud(cloud: str, host: str, authority: str | None) -> None:
-    found = SecretReference.of("my-vault", "db", cloud=cloud)
-    assert found.vault == host
-    assert AzureIdentity().authority_for(found.url) == authority
-
-
 # -- who asks
 
 
@@ -183,24 +133,6 @@ def test_a_workload_identity_logs_in(
     assert identity.credential_type is CredentialType.WORKLOAD_IDENTITY
     assert vaults.fetch(reference(vault), identity).reveal() == VALUE
     assert vault.counts["workload identity"] == 1
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"password": "x"}, "a login by client secret also needs a client id (login) and a tenant id (tenantId)"),
-        ({"certificate_data": "x", "login": "me"}, "a login by certificate also needs a tenant id (tenantId)"),
-        ({"credential": "magic"}, "credential: expected one of default, client_secret, certificate"),
-        ({"cloud_environment": "Mars"}, "cloud_environment 'Mars': expected one of AzurePublicCloud"),
-        ({"authority": "http://login"}, "authority 'http://login': expected a host, or https:// and a host"),
-        ({"key_path": "/x"}, "key_path and key_json are not supported"),
-        ({"login": 5}, "login: expected text"),
-    ],
-)
-def test_fields_that_give_no_identity_are_reported(fields: dict[str, object], said: str) -> None:
-    with pytest.raises(InvalidIdentity) as caught:
-        AzureIdentity.from_fields(fields)
-    assert any(said in fault for fault in caught.value.problems)
 
 
 # -- how often it is asked
