@@ -157,7 +157,11 @@ class RunningOperation(Generic[T]):
         """Run the operation up to its next yield."""
         # Raises StopIteration with the result of the operation, or the error of the operation
         value, error, self.value, self.error = self.value, self.error, None, None
-        return self.operation.send(value) if error is None else self.operation.throw(error)
+        try:
+            return self.operation.send(value) if error is None else self.operation.throw(error)
+        finally:
+            # Python 3.12 and 3.13 keep this frame with those of the traceback: the variable would make a cycle.
+            error = None
 
 
 @dataclass(slots=True)
@@ -358,6 +362,7 @@ class SFTPScheduler:
                     # an error from here on is the scheduler's, not the operation's
                     run, current = current, None
                     self._handle_yielded(run, yielded)
+                    del yielded  # a reply that becomes an error whose traceback can reference this frame: a cycle
                 elif group.active:
                     self._wake_waiting(ready)
                 else:
