@@ -197,8 +197,9 @@ def _classify_network_failure(error: Exception, host: str) -> tuple[FailureReaso
     from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 
     causes = [*_causes(error)]
-    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return FailureReason.UNTRUSTED, f"the certificate of {host} is not trusted; {_CA_BUNDLE_HINT}."
+    if refused := [cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)]:
+        cause = refused[0].verify_message  # OpenSSL's reason
+        return FailureReason.UNTRUSTED, f"the certificate of {host} is not trusted ({cause}); {_CA_BUNDLE_HINT}."
     # requests raises a bare OSError without an error number for a missing file of certificates.
     if any(type(cause) is OSError and cause.errno is None for cause in causes):
         return FailureReason.UNTRUSTED, f"the certificate of {host} cannot be verified; {_CA_BUNDLE_HINT}."

@@ -22,8 +22,10 @@ import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
@@ -31,8 +33,9 @@ from urllib.parse import parse_qs, urlsplit
 import trustme
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from cryptography.x509.oid import NameOID
 
 HOST: Final = "127.0.0.1"
 PATIENCE: Final = 30.0
@@ -93,11 +96,13 @@ class Application:
 class Vault:
     """``with Vault(folder) as vault``: serves until the end of the block; ``folder`` holds the authority's certificate.
 
-    ``counts`` holds the requests by kind: the names in capitals above.
+    ``counts`` holds the requests by kind: the names in capitals above. A ``lax_authority`` names no key identifiers
+    in its certificates, as many private ones: Python 3.13 and newer refuse them.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, lax_authority: bool = False) -> None:
         self.tenant = TENANT
+        self._lax_authority = lax_authority
         self.ca_file = folder / "ca.pem"
         self.counts: Counter[str] = Counter()
         self.applications: list[Application] = []
@@ -112,9 +117,13 @@ class Vault:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
-        authority = trustme.CA()
-        authority.cert_pem.write_to_path(self.ca_file)
-        self._server = _Server(self, authority.issue_cert(HOST))
+        if self._lax_authority:
+            certificate = _lax_certificate(self.ca_file)
+        else:
+            authority = trustme.CA()
+            authority.cert_pem.write_to_path(self.ca_file)
+            certificate = authority.issue_cert(HOST)
+        self._server = _Server(self, certificate)
         self.port: int = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="vault")
         self._thread.start()
@@ -374,6 +383,26 @@ def _signed(assertion: str, certificate: x509.Certificate) -> bool:
 
 def _decoded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def _lax_certificate(ca_file: Path) -> trustme.LeafCert:
+    """Issue a certificate for the vault without key identifiers, and write that of its authority."""
+    authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lax authority")])
+    now = datetime.now(UTC)
+
+    def builder(subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> x509.CertificateBuilder:
+        made = x509.CertificateBuilder(issuer, subject, key.public_key(), x509.random_serial_number())
+        return made.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+
+    root = builder(issuer, authority).add_extension(x509.BasicConstraints(True, None), critical=True)
+    ca_file.write_bytes(root.sign(authority, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    names = x509.SubjectAlternativeName([x509.IPAddress(ip_address(HOST))])
+    leaf = builder(x509.Name([]), server).add_extension(names, critical=True).sign(authority, hashes.SHA256())
+    key = server.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return trustme.LeafCert(key, leaf.public_bytes(serialization.Encoding.PEM), [])
 
 
 def client_certificate() -> tuple[x509.Certificate, str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import logging
 import os
+import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -490,7 +492,19 @@ def test_an_untrusted_certificate_is_reported(
     monkeypatch.delenv("REQUESTS_CA_BUNDLE")
     error = failure(vaults, reference(vault))
     assert (error.reason, error.retryable) == (FailureReason.UNTRUSTED, False)
-    assert "is not trusted; REQUESTS_CA_BUNDLE names the file" in str(error)
+    assert re.search(r"is not trusted \([a-z -]+ certificate[a-z -]*\); REQUESTS_CA_BUNDLE names", str(error))
+
+
+@pytest.mark.skipif(sys.version_info < (3, 13), reason="Python before 3.13 accepts such an authority")
+def test_openssls_reason_to_refuse_an_authority_is_reported(
+    tmp_path: Path, vaults: KeyVaultClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Vault(tmp_path, lax_authority=True) as vault:
+        for name, value in vault.environment().items():
+            monkeypatch.setenv(name, value)
+        error = failure(vaults, reference(vault))
+    assert error.reason is FailureReason.UNTRUSTED
+    assert "is not trusted (Missing Authority Key Identifier); REQUESTS_CA_BUNDLE names" in str(error)
 
 
 def test_a_missing_file_of_certificates_is_reported(
