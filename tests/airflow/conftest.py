@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from airflow.sdk._shared.secrets_masker import reset_secrets_masker
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
 from tests.support.airflow.connections import Connect
+from tests.support.airflow.versions import reset_secrets_masker
 from tests.support.servers import AsyncsshServer, Server
 
 

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import BaseHook, BaseOperator, ObjectStoragePath
-from airflow.sdk.log import mask_secret
+from airflow.sdk import BaseOperator, ObjectStoragePath
 
 from airflow_sftp_backend._cancellation import TaskKilled
 from airflow_sftp_backend.backend._paths import is_temp_name
@@ -29,6 +28,7 @@ from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State
 from tests.support.airflow.operators import delete, download, move, run, upload
 from tests.support.airflow.supervised_task import TOP, messages_to_airflow
+from tests.support.airflow.versions import BaseHook, mask_secret
 from tests.support.files import read_files, write_files
 from tests.support.key_vault import SECRET, Fault, Vault
 from tests.support.own_time import OwnTime

@@ -71,4 +71,4 @@ def test_a_task_that_logs_its_secrets_in_every_way_shows_none(
     quoted = {json.dumps(text)[1:-1] for text in passwords} | {repr(text)[1:-1] for text in passwords}
     shown = [piece for piece in pieces | set(passwords) | quoted if piece in said]
     assert shown == []
-    assert not re.search(r"sword|sesame", said)
+    assert not re.search(r"(?<!pas)sword|sesame", said)  # the names of fields may be shown

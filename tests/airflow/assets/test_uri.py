@@ -11,13 +11,13 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from airflow.sdk import Asset
-from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import InvalidPath
 from airflow_sftp_backend.assets import convert_asset_to_openlineage, create_asset, dataset, file_uri, sanitize_uri
 from airflow_sftp_backend.backend import BackendConfig
+from tests.support.airflow.versions import ProvidersManagerTaskRuntime
 
 
 def uri_of(key: str, **config: Any) -> str:

@@ -40,7 +40,7 @@ def test_create_asset_makes_the_spelling_that_the_operators_report() -> None:
     script = (
         "from airflow.providers.sftp.assets import sftp as official\n"
         "from airflow.sdk import Asset\n"
-        "from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime\n"
+        "from tests.support.airflow.versions import ProvidersManagerTaskRuntime\n"
         "from airflow_sftp_backend.assets.uri import create_asset, file_uri\n"
         "from airflow_sftp_backend.backend import BackendConfig\n"
         "owner = ProvidersManagerTaskRuntime().asset_uri_handlers['sftp']\n"

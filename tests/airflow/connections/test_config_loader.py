@@ -9,14 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from airflow.sdk._shared.secrets_masker import redact
-from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 
 from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackend
 from airflow_sftp_backend._connections.parser import InvalidConnection
 from airflow_sftp_backend.backend import BackendConfig
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.support.airflow.connections import Connect
+from tests.support.airflow.versions import AirflowFailException, AirflowNotFoundException, redact
 from tests.support.key_vault import SECRET, Fault, Vault
 from tests.support.servers import AsyncsshServer, OpenSSHServer, wait_until
 

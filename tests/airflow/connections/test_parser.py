@@ -21,6 +21,7 @@ from airflow_sftp_backend import HostKeyPolicy, Secret
 from airflow_sftp_backend._connections.fields import FIELDS, Field, conn_fields, field_behaviour
 from airflow_sftp_backend._connections.parser import ConnectionValues, InvalidConnection, parse
 from airflow_sftp_backend.backend import BackendConfig
+from tests.support.airflow.versions import connection_from_uri
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
 
@@ -142,7 +143,7 @@ def test_the_first_name_with_a_value_takes_precedence() -> None:
 
 def test_all_values_may_be_text() -> None:
     uri = "sftp-backend://me@sftp.example.com:2222/?compress=true&conn_timeout=3&conn_retry_attempts=2&ciphers=a,b"
-    config = parse(Connection.from_uri(uri, conn_id="partner"))
+    config = parse(connection_from_uri(uri, "partner"))
     assert (config.port, config.compress, config.timeout, config.retry.max_attempts) == (2222, True, 3, 2)
     assert config.ciphers == ("a", "b")
 

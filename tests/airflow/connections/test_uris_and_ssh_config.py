@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from airflow.providers.ssh.hooks.ssh import SSHHook
-from airflow.sdk import BaseHook, Connection
+from airflow.sdk import Connection
 
 from airflow_sftp_backend._connections.parser import InvalidConnection, parse
+from tests.support.airflow.versions import BaseHook, connection_from_uri
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
 ADOPTED = pytest.mark.parametrize("conn_type", ["sftp", "ssh"])
@@ -78,15 +79,15 @@ def test_an_ipv6_address_may_be_in_brackets(host: str, meant: str) -> None:
     ],
 )  # fmt: skip
 def test_the_path_of_a_uri_is_the_base_path(path: str, base_path: str) -> None:
-    assert parse(Connection.from_uri(f"sftp-backend://u@sftp.example.com{path}", "partner")).base_path == base_path
+    assert parse(connection_from_uri(f"sftp-backend://u@sftp.example.com{path}", "partner")).base_path == base_path
 
 
 def test_a_uri_path_that_contradicts_the_extra_is_an_error() -> None:
     uri = "sftp-backend://u@sftp.example.com/outbox?base_path=%2F"
-    assert faults(Connection.from_uri(f"{uri}inbox", "partner"))[0].startswith(
+    assert faults(connection_from_uri(f"{uri}inbox", "partner"))[0].startswith(
         "Base path: given by the path of the URI"
     )
-    assert parse(Connection.from_uri(f"{uri}outbox", "partner")).base_path == "/outbox"
+    assert parse(connection_from_uri(f"{uri}outbox", "partner")).base_path == "/outbox"
 
 
 @ADOPTED
@@ -95,7 +96,7 @@ def test_the_schema_of_another_hooks_connection_is_not_read(conn_type: str) -> N
 
 
 def test_a_uri_with_an_underscore_in_its_scheme_names_the_right_one() -> None:
-    found = faults(Connection.from_uri("sftp_backend://u:swordfish@sftp.example.com/outbox", "partner"))
+    found = faults(connection_from_uri("sftp_backend://u:swordfish@sftp.example.com/outbox", "partner"))
     assert "Connection URI: its scheme is given with an underscore; expected sftp-backend://" in found
     assert "swordfish" not in "".join(found)
 

@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow.sdk.definitions._internal.types import NOTSET
-from airflow.sdk.exceptions import AirflowFailException
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
@@ -27,6 +26,7 @@ from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
 from tests.support.airflow.operators import delete, download, file_errors, move, run, upload
 from tests.support.airflow.supervised_task import run as run_supervised
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer, StallsAfter
 

@@ -13,7 +13,6 @@ from typing import Any, cast
 import pytest
 from airflow.providers.common.compat.openlineage.utils.utils import translate_airflow_asset
 from airflow.sdk import Asset, AssetAlias, BaseOperator
-from airflow.sdk.providers_manager_runtime import ProvidersManagerTaskRuntime
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend.operators import (
@@ -26,6 +25,7 @@ from airflow_sftp_backend.operators._lineage import FileEvent, update_outlet_eve
 from tests.support.airflow.context import State, context
 from tests.support.airflow.supervised_task import messages_to_airflow
 from tests.support.airflow.supervised_task import run as run_supervised
+from tests.support.airflow.versions import ProvidersManagerTaskRuntime
 from tests.support.files import write_files
 from tests.support.servers import AsyncsshServer
 

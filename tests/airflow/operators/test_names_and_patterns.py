@@ -12,7 +12,6 @@ from typing import Any, cast
 
 import pytest
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath
-from airflow.sdk.exceptions import AirflowFailException
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -29,6 +28,7 @@ from tests.support.airflow.arguments import Glob
 from tests.support.airflow.context import State, context
 from tests.support.airflow.operators import Row, delete, download, move, run, upload
 from tests.support.airflow.supervised_task import run as run_supervised
+from tests.support.airflow.versions import AirflowFailException, needs_literal
 from tests.support.files import read_files, write_files
 
 NASTY = (
@@ -251,6 +251,7 @@ def test_an_output_without_files_is_skipped_or_a_failure(remote: Path, missing: 
             run(strict)
 
 
+@needs_literal
 @pytest.mark.timeout(120)
 def test_a_real_task_works_on_the_files_that_are_named(remote: Path, tmp_path: Path) -> None:
     names = NASTY[:20]

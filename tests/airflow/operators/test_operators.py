@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import BaseOperator, ObjectStoragePath
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackendError, operators, progress
 from airflow_sftp_backend.hooks import FilesFailed
@@ -24,6 +23,7 @@ from tests.support.airflow.arguments import Glob
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State
 from tests.support.airflow.operators import actions, delete, download, file_errors, move, run, upload
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer, FailsWrite, StallsAfter, free_port
 from tests.support.sessions import assert_nothing_left

@@ -10,7 +10,6 @@ import pytest
 from airflow.sdk import Asset
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
-from airflow.sdk.execution_time.context import AssetStateStoreAccessors
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
@@ -18,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend._polling.seen_files import SeenFiles, SeenFilesStore
 from tests.support.airflow.context import AssetState
+from tests.support.airflow.versions import AssetStateStoreAccessors, needs_state_stores
 
 DAY = 24 * 3600.0
 
@@ -365,6 +365,7 @@ def test_without_a_store_seen_files_are_kept_in_memory() -> None:
     asyncio.run(remember())
 
 
+@needs_state_stores
 def test_a_watch_with_several_assets_is_logged_as_a_warning() -> None:
     several = AssetStateStoreAccessors([Asset("one"), Asset("two")])
     warnings: list[str] = []

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import asyncssh
 import pytest
-from airflow.sdk.exceptions import AirflowNotFoundException, AirflowRuntimeError, ErrorType
+from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError
@@ -20,6 +20,7 @@ from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.triggers import FindOutcomes, event, run, start, trigger, until, waiting_threads
+from tests.support.airflow.versions import AirflowNotFoundException
 from tests.support.files import write_files
 from tests.support.key_vault import Vault
 from tests.support.servers import (

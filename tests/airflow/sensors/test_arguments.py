@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout
 
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import context
 from tests.support.airflow.sensors import Mode, meanwhile, names, wait
+from tests.support.airflow.versions import AirflowFailException, AirflowSensorTimeout
 from tests.support.files import write_files
 from tests.support.servers import AsyncsshServer
 

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException, AirflowRescheduleException, AirflowSensorTimeout
 
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from tests.support.airflow.context import context
 from tests.support.airflow.supervised_task import run as run_supervised
+from tests.support.airflow.versions import AirflowFailException, AirflowRescheduleException, AirflowSensorTimeout
 from tests.support.files import write_files
 
 

@@ -17,13 +17,6 @@ from typing import Any, cast
 
 import asyncssh
 import pytest
-from airflow.sdk.exceptions import (
-    AirflowFailException,
-    AirflowRescheduleException,
-    AirflowSensorTimeout,
-    AirflowSkipException,
-    TaskDeferred,
-)
 
 from airflow_sftp_backend import BackendUnavailable, Secret, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend._cancellation import TaskKilled
@@ -34,6 +27,13 @@ from tests.support.airflow.arguments import Glob, selection_argument
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
 from tests.support.airflow.sensors import Mode, first_event, meanwhile, names, sensor, wait
+from tests.support.airflow.versions import (
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSensorTimeout,
+    AirflowSkipException,
+    TaskDeferred,
+)
 from tests.support.files import write_files
 from tests.support.key_vault import Vault
 from tests.support.own_time import OwnTime

@@ -8,8 +8,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
-from airflow.sdk.execution_time.comms import SetAssetStateStoreByName, SetTaskStateStore
+import pytest
 from airflow.sdk.execution_time.context import OutletEventAccessors
+
+from tests.support.airflow.versions import (
+    HAS_STATE_STORES,
+    NO_STATE_STORES,
+    SetAssetStateStoreByName,
+    SetTaskStateStore,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -17,9 +24,14 @@ if TYPE_CHECKING:
 
 
 class State:
-    """The state store of a task instance: every write builds the message that Airflow's SDK sends for it."""
+    """The state store of a task instance: every write builds the message that Airflow's SDK sends for it.
+
+    It skips the test on an Airflow without state stores.
+    """
 
     def __init__(self) -> None:
+        if not HAS_STATE_STORES:
+            pytest.skip(NO_STATE_STORES)
         self.values: dict[str, str] = {}
 
     def message(self, key: str, value: Any) -> BaseModel:

@@ -13,18 +13,20 @@ from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
 import pytest
-from airflow.sdk.exceptions import AirflowRescheduleException, TaskDeferred
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend.sensors import SFTPFileSensor
 from airflow_sftp_backend.triggers.sftp import FilesFound, SFTPFileTrigger, WaitFailed
 from tests.support.airflow.context import State, context
+from tests.support.airflow.versions import HAS_STATE_STORES, AirflowRescheduleException, TaskDeferred
 
 Mode = Literal["poke", "reschedule", "reschedule without memory", "deferred"]
 
 
-MODES: tuple[Mode, ...] = ("poke", "reschedule", "reschedule without memory", "deferred")
+MODES: tuple[Mode, ...] = (
+    "poke", *(("reschedule",) if HAS_STATE_STORES else ()), "reschedule without memory", "deferred",
+)  # fmt: skip
 
 
 def sensor(mode: Mode, **arguments: Any) -> SFTPFileSensor:
@@ -35,7 +37,7 @@ def sensor(mode: Mode, **arguments: Any) -> SFTPFileSensor:
 
 def wait(mode: Mode, *, run: Any = None, **arguments: Any) -> list[FoundFile]:
     """Runs the wait as Airflow does, every look of a rescheduled one in a sensor of its own."""
-    state = None if mode == "reschedule without memory" else State()
+    state = State() if HAS_STATE_STORES and mode != "reschedule without memory" else None
     run_by = context(state=state, **(run or {}))
     rows: list[FoundFile] = []
     while True:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.airflow.versions import BundleInfo, known_fields, supervise_task
+
 TOP = Path(__file__).parents[3]
 
 
@@ -44,7 +46,7 @@ def messages_to_airflow(log: Path) -> list[object]:
 def _answer(request: httpx.Request) -> httpx.Response:
     """The run's facts to a task that starts, nothing to what it asks for, and consent to what it tells, which is
     written down."""
-    if request.headers.get("content-type") == "application/json":
+    if request.headers.get("content-type") == "application/json" or request.url.path.endswith("/state"):
         with Path(sys.argv[3]).with_suffix(".told").open("ab") as file:
             file.write(request.content + b"\n")
     if request.url.path.endswith("/validate-inlets-and-outlets"):
@@ -55,25 +57,26 @@ def _answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(404, json={"detail": {"reason": "not_found", "message": "there is none"}})
     if not request.url.path.endswith("/run"):
         return httpx.Response(200, json={})
+    from airflow.sdk.api.datamodels._generated import DagRun
+
     absent = ("data_interval_start", "data_interval_end", "end_date", "partition_key")
     times: dict[str, str | None] = dict.fromkeys(("logical_date", "start_date", "run_after"), "2026-01-01T00:00:00Z")
     run_type, *dated = sys.argv[4:] or ["manual", "dated"]
     times["logical_date"] = times["start_date"] if dated else None
     facts = {"dag_id": sys.argv[1], "run_id": "run", "run_type": run_type, "state": "running", "conf": {}}
     run = {**facts, **times, **dict.fromkeys(absent), "consumed_asset_events": [], "clear_number": 0}
+    run = known_fields(DagRun, **run)
     return httpx.Response(200, json={"dag_run": run, "max_tries": 0, "should_retry": False})
 
 
 def _main(dag_id: str, task_id: str, log: str) -> None:
-    from airflow.executors.workloads.base import BundleInfo
     from airflow.sdk.api.client import Client
     from airflow.sdk.api.datamodels._generated import TaskInstance
-    from airflow.sdk.execution_time.supervisor import supervise_task
 
-    instance = TaskInstance(
-        id=uuid.uuid4(), task_id=task_id, dag_id=dag_id, run_id="run", try_number=1, dag_version_id=uuid.uuid4(),
-        map_index=-1, hostname="", context_carrier=None,
-    )  # fmt: skip
+    instance = TaskInstance(**known_fields(
+        TaskInstance, id=uuid.uuid4(), task_id=task_id, dag_id=dag_id, run_id="run", try_number=1,
+        dag_version_id=uuid.uuid4(), map_index=-1, hostname="", context_carrier=None,
+    ))  # fmt: skip
     supervise_task(
         ti=instance,
         bundle_info=BundleInfo(name="dags-folder", version=None),
