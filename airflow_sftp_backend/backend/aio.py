@@ -143,6 +143,10 @@ class SyncBackendAdapter:
         """See `SFTPBackend.get_file_info`."""
         return await self._call(self._backend.get_file_info, path)
 
+    async def get_entry(self, path: str) -> FileInfo | FolderEntry:
+        """See `SFTPBackend.get_entry`."""
+        return await self._call(self._backend.get_entry, path)
+
     @overload
     async def get_file_info_many(
         self, paths: Iterable[str], *, return_exceptions: Literal[False] = False
@@ -175,9 +179,11 @@ class SyncBackendAdapter:
         """See `SFTPBackend.list_folders`."""
         return await self._call(lambda: list(self._backend.list_folders(path)))
 
-    async def iter_children(self, path: str) -> list[FileInfo | FolderEntry]:
+    async def iter_children(
+        self, path: str, recursive: bool = False, max_depth: int | None = None
+    ) -> list[FileInfo | FolderEntry]:
         """See `SFTPBackend.iter_children`."""
-        return await self._call(lambda: list(self._backend.iter_children(path)))
+        return await self._call(lambda: list(self._backend.iter_children(path, recursive, max_depth)))
 
     async def find(self, *patterns: str | FileInfo) -> list[FileInfo]:
         """See `SFTPBackend.find`."""

@@ -21,7 +21,10 @@ import enum
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, Literal
+
+EntryType = Literal["", "directory", "file"]
+"""Type of an entry on the server; empty if unknown."""
 
 
 class SFTPBackendError(Exception):
@@ -87,10 +90,27 @@ class PermissionDenied(SFTPBackendError):
 
 
 class InvalidPath(SFTPBackendError):
-    """The path is outside ``base_path`` or of the wrong type.
+    """The path is outside ``base_path``, or names a directory in place of a file, or the reverse.
 
-    The wrong type is a directory in place of a file, or the reverse.
+    :param message: the failure, its cause and the remedy, without path and server
+    :param path: the key of the file
+    :param server: the server as ``sftp://host:port``
+    :param entry_type: ``directory`` or ``file`` if such an entry is in the way; empty for any other cause
     """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | None = None,
+        server: str | None = None,
+        entry_type: EntryType = "",
+    ) -> None:
+        super().__init__(message, path=path, server=server)
+        self.entry_type = entry_type
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return *super().__reduce__(), {"entry_type": self.entry_type}
 
 
 class DirectoryNotEmpty(SFTPBackendError):
@@ -245,6 +265,10 @@ _ERROR_BY_STATUS: dict[int, tuple[type[SFTPBackendError], str]] = {
 }
 
 
+_ENTRY_TYPE_BY_STATUS: dict[int, EntryType] = {
+    StatusCode.NOT_A_DIRECTORY: "file",
+    StatusCode.FILE_IS_A_DIRECTORY: "directory",
+}
 _UNINFORMATIVE_TEXTS: Final = ("", "failure", "failed", "general failure", "operation failed", "error", "unknown error")
 """Error messages without a cause, in lower case and without a full stop."""
 
@@ -268,7 +292,10 @@ def from_status(error: StatusError, action: str, path: str, *, remark: str = "")
         message = f"{action}: the server says: {text}"
     else:
         message = f"{action}: {cause} (the server says: {text})"
-    return error_class(f"{message}; {remark}" if remark else message, path=path)
+    translated = error_class(f"{message}; {remark}" if remark else message, path=path)
+    if isinstance(translated, InvalidPath):
+        translated.entry_type = _ENTRY_TYPE_BY_STATUS.get(error.code, "")
+    return translated
 
 
 def connection_error(error: BaseException, action: str, server: str, reason: str | None = None) -> BackendUnavailable:

@@ -106,14 +106,18 @@ class PartialFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderEntry(_StaysInTask):
-    """A directory in a listing.
+    """A directory in a listing. Two are equal if their keys are.
 
     :param path: the key, relative to ``base_path``
     :param name: the last segment of the key
+    :param modified_at: modification time in UTC; None if the server reports none
+    :param mode: POSIX permission bits; None if the server reports none
     """
 
     path: str
     name: str
+    modified_at: datetime | None = field(default=None, compare=False)
+    mode: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from airflow_sftp_backend.backend._execution.queries import Queries
 from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
-from airflow_sftp_backend.backend._writes.backups import may_have_backups, with_backup_restored
+from airflow_sftp_backend.backend._writes.backups import with_backup_restored
 from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
 from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
@@ -421,27 +421,23 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
         """
-        write_target = self._resolver.write_target(path, overwrite, "size")
-        writer = AtomicWriter(self._session, write_target)
-        committed = False
+        writer = self.create_atomic(path, overwrite)
         try:
-            writer.open()
             yield cast(BinaryIO, writer)
-            mtime = writer.commit()
-            committed = True
-            if mtime is not None:
-                self._executor.clean_up(write_target.path, mtime)
+            writer.commit()
         finally:
-            if not committed:
-                writer.discard()
-            scheduler = writer.scheduler
-            if (
-                scheduler is not None
-                and scheduler.failure is not None
-                and (not committed or may_have_backups(scheduler))
-            ):
-                self._executor.roll_back([write_target])
-            writer.close()
+            writer.discard()
+
+    def create_atomic(self, path: str, overwrite: bool = False) -> AtomicWriter:
+        """Open a file for atomic writing. The caller must call its ``commit`` or its ``discard``.
+
+        :param path: the key of the file
+        :param overwrite: replace an existing file
+        :returns: the open file, which appears under its name with ``commit``
+        :raises AlreadyExists: if the name is taken
+        :raises InvalidPath: if the key is a directory, or a parent is a file
+        """
+        return AtomicWriter(self._session, self._executor, self._resolver.write_target(path, overwrite, "size"))
 
     # -- moves and copies ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ content is never incomplete or mixed.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -24,7 +25,7 @@ from airflow_sftp_backend.backend._protocol.messages import FStat, Read
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
 from airflow_sftp_backend.backend._protocol.striping import StripedFile
 from airflow_sftp_backend.backend._writes.atomic_write import commit
-from airflow_sftp_backend.backend._writes.backups import with_backup_restored
+from airflow_sftp_backend.backend._writes.backups import may_have_backups, with_backup_restored
 from airflow_sftp_backend.backend._writes.write_state import ResumeState, WriteState
 from airflow_sftp_backend.backend._writes.write_target import WriteTarget, open_temp
 from airflow_sftp_backend.backend.errors import (
@@ -37,6 +38,7 @@ from airflow_sftp_backend.backend.errors import (
 )
 from airflow_sftp_backend.backend.models import utc
 
+from .executor import WriteExecutor
 from .path_resolver import with_path_in_errors
 
 if TYPE_CHECKING:
@@ -77,18 +79,29 @@ class RemoteFile(io.BufferedReader):
         """Time of the file (UTC) when it was opened; None if unknown."""
         return None if self._raw_file is None else self._raw_file.modified_at_open
 
+    @property
+    def blocks(self) -> io.RawIOBase:
+        """Return the file without its buffer."""
+        assert self._raw_file is not None
+        return self._raw_file
+
     def close(self) -> None:
         """Close the file. Ignores a lost connection."""
         if self._raw_file is not None and not self.closed:
             self._raw_file.close_handle()
         super().close()
 
+    def abandon(self) -> None:
+        """Close the file without a request; the next request of the connection closes the server's handle."""
+        if self._raw_file is not None and not self.closed:
+            self._raw_file.abandon()
+            super().close()
+
     def __del__(self) -> None:
         # No request may be sent here: the garbage collector can run in the middle of a conversation.
         if self._raw_file is not None and not self.closed:
-            self._raw_file.abandon()
             warnings.warn(f"unclosed {self._raw_file!r}", ResourceWarning, source=self, stacklevel=2)
-            super().close()
+            self.abandon()
 
 
 class _RawRemoteFile(io.RawIOBase):
@@ -100,7 +113,8 @@ class _RawRemoteFile(io.RawIOBase):
         self._position = 0
         self._current = memoryview(b"")
         self._queue: deque[tuple[Read, Pending[memoryview]]] = deque()
-        self._blocks_ahead = 1
+        self._requested_end = 0
+        self._sequential_reads = 1
         self._scheduler: SFTPScheduler | None = None
         self._handle = b""
         self.size_at_open: int | None = None
@@ -150,15 +164,29 @@ class _RawRemoteFile(io.RawIOBase):
         else:
             self._current = memoryview(b"")
             self._queue.clear()
-            self._blocks_ahead = 1
+            self._requested_end, self._sequential_reads = offset, 0
         self._position = offset
         return offset
 
+    def readall(self) -> bytes:
+        """Read from the position to the end."""
+        blocks = [self._current]
+        self._position += len(self._current)
+        self._current = memoryview(b"")
+        while block := self._run(self._next_block(self._remaining_size())):
+            blocks.append(block)
+            self._position += len(block)
+        return b"".join(blocks)
+
+    def _remaining_size(self) -> int:
+        """Return the bytes to the end, as reported when the file was opened; at least 1."""
+        return max(1, (self.size_at_open or 0) - self._position)
+
     def readinto(self, buffer: WriteableBuffer, /) -> int:
         """Read into a part of ``buffer``; return 0 at the end."""
-        if not self._current:
-            self._current = self._run(self._next_block())
         view = memoryview(buffer).cast("B")
+        if not self._current:
+            self._current = self._run(self._next_block(len(view)))
         count = min(len(view), len(self._current))
         view[:count] = self._current[:count]
         self._current = self._current[count:]
@@ -205,7 +233,9 @@ class _RawRemoteFile(io.RawIOBase):
                 attributes = Attributes()
                 yield from reply(first_reply)
             if attributes.is_folder:
-                raise InvalidPath("cannot read: the path is a directory, not a file", path=self._path.key)
+                raise InvalidPath(
+                    "cannot read: the path is a directory, not a file", path=self._path.key, entry_type="directory"
+                )
             self.size_at_open, self.modified_at_open = attributes.size, utc(attributes.mtime)
             self._queue.clear()
             self._queue.append((request, first_reply))
@@ -238,20 +268,23 @@ class _RawRemoteFile(io.RawIOBase):
             )
         return size
 
-    def _next_block(self) -> Operation[memoryview]:
-        """Send reads in advance, and return the next block.
-
-        The block is empty at the end.
-        """
+    def _next_block(self, size: int) -> Operation[memoryview]:
+        """Send reads for the caller's ``size`` bytes and in advance, and return the next block; empty at the end."""
         assert self._scheduler is not None
         block = (yield from self._scheduler.server_limits()).read
         max_blocks = max(2, min(64, READ_AHEAD // block))
+        if self._position + size > self._requested_end:
+            self._requested_end = self._position + size
+            self._sequential_reads += 1
+        # After a seek, one read is no sign that the caller will read on: nothing is requested in advance. (One read of
+        # `io.BufferedReader` can be two of this class: whole buffers, and one more buffer for the rest.)
+        blocks_ahead = (1 << min(max(0, self._sequential_reads - 2), 6)) - 1
         offset = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
-        while len(self._queue) < self._blocks_ahead:
-            request = Read(self._handle, offset, block)
+        end = self._requested_end + blocks_ahead * block
+        while len(self._queue) < max_blocks and (offset < end or not self._queue):
+            request = Read(self._handle, offset, max(1, min(block, end - offset)))
             self._queue.append((request, (yield from send(request))))
-            offset += block
-        self._blocks_ahead = min(2 * self._blocks_ahead, max_blocks)
+            offset += request.length
         request, pending = self._queue.popleft()
         try:
             data = yield from reply(pending)
@@ -267,34 +300,35 @@ class _RawRemoteFile(io.RawIOBase):
 
 
 class AtomicWriter(io.RawIOBase):
-    """Write a file under a temporary name.
+    """Write a file under a temporary name. `commit` renames it to its target, `discard` removes it.
 
-    `commit` renames it to its target, `abort` removes it.
-
-    No request is sent before `open`.
+    A writer that is neither committed nor discarded leaves its temporary file on the server, where the next write to
+    the target or `SFTPBackend.clean_partials` finds it.
 
     :param session: the session
+    :param executor: cleans up after the write
     :param target: the target and its temporary file
+    :raises SFTPBackendError: AlreadyExists, InvalidPath for a directory or a file as parent, and others
     """
 
-    def __init__(self, session: Session, target: WriteTarget) -> None:
+    def __init__(self, session: Session, executor: WriteExecutor, target: WriteTarget) -> None:
         self._session = session
+        self._executor = executor
         self._target = target
         self._buffer = bytearray()
         self._state = ResumeState()
-        self.scheduler: SFTPScheduler | None = None
-        """Connection on which the file was opened, or should have been opened."""
-
-    def open(self) -> None:
-        """Create the temporary file.
-
-        :raises SFTPBackendError: AlreadyExists, InvalidPath for a directory or a file as parent, and others
-        """
-        self._session.call(self._open)
+        self._scheduler: SFTPScheduler | None = None
+        self._finished = False
+        self._process_id = os.getpid()
+        try:
+            session.call(self._open)
+        except BaseException:
+            self.discard()
+            raise
 
     def _open(self, scheduler: SFTPScheduler) -> None:
         """Create the temporary file on a connection."""
-        self.scheduler = scheduler
+        self._scheduler = scheduler
 
         def open_temp_file() -> Operation[None]:
             yield from open_temp(self._target, self._state)
@@ -323,30 +357,68 @@ class AtomicWriter(io.RawIOBase):
             self._run(self._writer.write(memoryview(blocks)))
         return len(view)
 
-    def commit(self) -> int | None:
-        """Commit the file, and return the server's time.
+    def commit(self) -> None:
+        """Rename the complete file to its target, and close it. After a failure the target is as before.
 
-        The time is in seconds since 1970, None if unknown.
+        :raises AlreadyExists: if the name is taken
+        :raises TransferCorrupted: if the size on the server differs
+        :raises BackendUnavailable: if the connection was lost since the file was opened
         """
-        return self._run(self._commit())
+        if self._finished:
+            raise ValueError("commit of a closed file")
+        committed = False
+        try:
+            mtime = self._run(self._commit())
+            committed = True
+            if mtime is not None:
+                self._executor.clean_up(self._target.path, mtime)
+        finally:
+            self._finish(committed=committed)
 
     def discard(self) -> None:
-        """Remove the temporary file unless the connection is lost."""
-        is_opened = self._state.state not in {WriteState.NEW, WriteState.STARTED}
-        if is_opened and self.scheduler is not None and self.scheduler.failure is None:
-            handle = self._state.open_handle
-            self._state.advance(WriteState.ABANDONED)
-            self._run(remove_quietly(self._target.temp, handle))
+        """Remove the temporary file, and close the file. Without effect after `commit`."""
+        if not self._finished:
+            self._finish(committed=False)
+
+    def abandon(self) -> None:
+        """Close the file without a request; the next request of the connection closes the server's handle."""
+        if not self._finished:
+            self._finished = True
+            if self._scheduler is not None and (handle := self._state.open_handle) is not None:
+                self._scheduler.close_later(handle)
+            self.close()
+
+    def _finish(self, *, committed: bool) -> None:
+        """Remove the temporary file if it was not committed, over a new connection if necessary."""
+        self._finished = True
+        scheduler = self._scheduler
+        if os.getpid() != self._process_id:  # the parent process still writes the temporary file
+            self.close()
+            return
+        try:
+            is_opened = self._state.state not in {WriteState.NEW, WriteState.STARTED}
+            if not committed and is_opened and scheduler is not None and scheduler.failure is None:
+                handle = self._state.open_handle
+                self._state.advance(WriteState.ABANDONED)
+                self._run(remove_quietly(self._target.temp, handle))
+        finally:
+            if (
+                scheduler is not None
+                and scheduler.failure is not None
+                and (not committed or may_have_backups(scheduler))
+            ):
+                self._executor.roll_back([self._target])
+            self.close()
 
     def _commit(self) -> Operation[int | None]:
         """Send the buffer and commit the file."""
-        assert self.scheduler is not None
+        assert self._scheduler is not None
         yield from self._writer.write(memoryview(self._buffer))
-        return (yield from commit(self.scheduler, self._target, self._state, self._writer, None))
+        return (yield from commit(self._scheduler, self._target, self._state, self._writer, None))
 
     def _run(self, operation: Operation[_T]) -> _T:
         """Run an operation on the connection of the file."""
-        return _run_on(self._session, self.scheduler, self._with_status_errors(operation), self._target.path)
+        return _run_on(self._session, self._scheduler, self._with_status_errors(operation), self._target.path)
 
     def _with_status_errors(self, operation: Operation[_T]) -> Operation[_T]:
         """Run an operation, and convert its StatusError."""

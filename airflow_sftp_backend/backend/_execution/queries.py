@@ -76,6 +76,18 @@ class Queries:
             remote, lambda scheduler: with_backup_restored(scheduler, remote, lambda: file_info.get_file_info(remote))
         )
 
+    def get_entry(self, path: str) -> FileInfo | FolderEntry:
+        """Return the attributes of a file or directory. Follows links. One round trip.
+
+        :param path: the key
+        :returns: the attributes
+        :raises NotFound: if the key does not exist
+        """
+        remote = self._resolver.resolve(path)
+        return self._run_read(
+            remote, lambda scheduler: with_backup_restored(scheduler, remote, lambda: file_info.get_entry(remote))
+        )
+
     @overload
     def get_file_info_many(
         self, paths: Iterable[str], *, return_exceptions: Literal[False] = False
@@ -150,21 +162,28 @@ class Queries:
         :returns: an iterator over the directories
         """
         entries = tree.list_children(self._session.call, self._resolver.resolve(path))
-        return self._resolver.annotate_each(
-            FolderEntry(entry.path.key, entry.path.name) for entry in entries if entry.is_folder
-        )
+        return self._resolver.annotate_each(entry.to_folder_entry() for entry in entries if entry.is_folder)
 
-    def iter_children(self, path: str) -> Iterator[FileInfo | FolderEntry]:
-        """List the files and directories in a directory.
+    def iter_children(
+        self, path: str, recursive: bool = False, max_depth: int | None = None
+    ) -> Iterator[FileInfo | FolderEntry]:
+        """List the files and directories in a directory. Yields nothing if the directory does not exist.
 
-        Yields nothing if the directory does not exist.
+        A link is listed as its target. Links to directories are not entered.
 
         :param path: the key of the directory
+        :param recursive: list the subdirectories too, level by level
+        :param max_depth: levels of subdirectories to list; 0 for none, None for all. Ignored without ``recursive``.
         :returns: an iterator over the entries
+        :raises ValueError: if ``max_depth`` is negative
         """
-        entries = tree.list_children(self._session.call, self._resolver.resolve(path))
+        if recursive and max_depth is not None and max_depth < 0:
+            raise ValueError(f"max_depth must be a number from 0, not {max_depth}")
+        remote = self._resolver.resolve(path)
+        call = self._session.call
+        entries = tree.walk(call, remote, max_depth) if recursive else tree.list_children(call, remote)
         return self._resolver.annotate_each(
-            FolderEntry(entry.path.key, entry.path.name) if entry.is_folder else entry.to_file_info()
+            entry.to_folder_entry() if entry.is_folder else entry.to_file_info()
             for entry in entries
             if entry.is_folder or entry.is_file
         )

@@ -105,7 +105,9 @@ def _delete_if_link(path: RemotePath, attributes: Attributes, *, missing_ok: boo
         yield from delete(path, missing_ok=missing_ok, is_listed=True)
         return True
     if attributes.is_file:
-        raise InvalidPath("cannot delete the directory: the path is a file. Use delete", path=path.key)
+        raise InvalidPath(
+            "cannot delete the directory: the path is a file. Use delete", path=path.key, entry_type="file"
+        )
     if (yield from _has_entries(path)):
         raise DirectoryNotEmpty(
             "the directory is not empty. Pass recursive=True to delete its content as well", path=path.key
@@ -114,7 +116,9 @@ def _delete_if_link(path: RemotePath, attributes: Attributes, *, missing_ok: boo
 
 
 def _is_directory_error(path: RemotePath) -> InvalidPath:
-    return InvalidPath("cannot delete: the path is a directory. Use delete_folder", path=path.key)
+    return InvalidPath(
+        "cannot delete: the path is a directory. Use delete_folder", path=path.key, entry_type="directory"
+    )
 
 
 def _has_entries(path: RemotePath) -> Operation[bool]:

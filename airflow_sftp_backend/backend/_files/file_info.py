@@ -20,7 +20,7 @@ from airflow_sftp_backend.backend.errors import (
     StatusError,
     from_status,
 )
-from airflow_sftp_backend.backend.models import FileInfo, utc
+from airflow_sftp_backend.backend.models import FileInfo, FolderEntry, utc
 
 from .attributes import with_file_type
 from .listing import is_missing
@@ -64,7 +64,7 @@ def file_info_or_error(path: RemotePath, attributes: Attributes | None) -> FileI
     if attributes is None:
         return NotFound("no such file", path=path.key)
     if not attributes.is_file:
-        return InvalidPath("the path is a directory, not a file", path=path.key)
+        return InvalidPath("the path is a directory, not a file", path=path.key, entry_type="directory")
     return to_file_info(path, attributes)
 
 
@@ -72,6 +72,20 @@ def to_file_info(path: RemotePath, attributes: Attributes) -> FileInfo:
     """Convert attributes to a FileInfo."""
     mode = None if attributes.mode is None else attributes.mode & 0o7777
     return FileInfo(path.key, path.name, attributes.size or 0, utc(attributes.mtime), mode)
+
+
+def get_entry(path: RemotePath) -> Operation[FileInfo | FolderEntry]:
+    """Return the attributes of a file or directory. Raises NotFound."""
+    attributes = yield from stat_or_none(path)
+    if attributes is None:
+        raise NotFound("no such file or directory", path=path.key)
+    return to_folder_entry(path, attributes) if attributes.is_folder else to_file_info(path, attributes)
+
+
+def to_folder_entry(path: RemotePath, attributes: Attributes) -> FolderEntry:
+    """Convert attributes to a FolderEntry."""
+    mode = None if attributes.mode is None else attributes.mode & 0o7777
+    return FolderEntry(path.key, path.name, utc(attributes.mtime), mode)
 
 
 def check_folder(path: RemotePath) -> Operation[None]:
@@ -83,7 +97,7 @@ def check_folder(path: RemotePath) -> Operation[None]:
     if attributes is None:
         raise NotFound("no such directory", path=path.key)
     if attributes.mode is not None and not attributes.is_folder:
-        raise InvalidPath("the path is a file, not a directory", path=path.key)
+        raise InvalidPath("the path is a file, not a directory", path=path.key, entry_type="file")
 
 
 def is_parent_a_file(answer: Attributes | StatusError | None = None) -> bool:

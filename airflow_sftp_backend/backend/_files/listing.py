@@ -180,7 +180,7 @@ def _explain_list_failure(
     The directory may have been created meanwhile.
     """
     if isinstance(followed, Attributes) and followed.mode is not None and not followed.is_folder:
-        return InvalidPath(f"{action}: the path is a file, not a directory", path=path.key)
+        return InvalidPath(f"{action}: the path is a file, not a directory", path=path.key, entry_type="file")
     if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):
         return NotFound(f"{action}: no such directory", path=path.key)
     if isinstance(followed, Attributes) and refused.missing:

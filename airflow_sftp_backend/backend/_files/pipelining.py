@@ -334,7 +334,9 @@ class PipelinedReader:
         except StatusError:  # some servers do not support FSTAT
             return
         if self.attributes.is_folder:
-            raise InvalidPath("cannot read: the path is a directory, not a file", path=self._path)
+            raise InvalidPath(
+                "cannot read: the path is a directory, not a file", path=self._path, entry_type="directory"
+            )
         if (stated_size := self.attributes.size) is not None:
             self._expected_size = stated_size
             self._window_blocks = self._max_blocks if self._next_offset <= stated_size else _ALL_ASKED

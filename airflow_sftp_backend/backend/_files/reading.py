@@ -74,7 +74,9 @@ def explain_read_failure(path: RemotePath, refused: StatusError) -> Operation[SF
     if not refused.missing:
         followed = yield from try_stat(path, follow=True)
         if isinstance(followed, Attributes) and followed.is_folder:
-            return InvalidPath("cannot read: the path is a directory, not a file", path=path.key)
+            return InvalidPath(
+                "cannot read: the path is a directory, not a file", path=path.key, entry_type="directory"
+            )
         if (yield from find_blocking_file(path)) is not None:
             return NotFound("cannot read: a parent of the path is a file", path=path.key)
         if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):

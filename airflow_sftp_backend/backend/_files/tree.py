@@ -18,10 +18,10 @@ from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import RemoveDir, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request_all, server_traits
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, StatusError
-from airflow_sftp_backend.backend.models import FileInfo, FolderInfo
+from airflow_sftp_backend.backend.models import FileInfo, FolderEntry, FolderInfo
 
 from .deletion import delete, delete_folder
-from .file_info import file_info_or_error, is_parent_a_file, stat_or_none, to_file_info
+from .file_info import file_info_or_error, is_parent_a_file, stat_or_none, to_file_info, to_folder_entry
 from .links import ambiguous_link_error, get_own_attributes, with_links_detected
 from .listing import Listing, list_and_recheck, list_folder, stat_links
 
@@ -62,6 +62,10 @@ class TreeEntry:
     def to_file_info(self) -> FileInfo:
         """Convert the entry to a FileInfo."""
         return to_file_info(self.path, self.target_attributes or self.attributes)
+
+    def to_folder_entry(self) -> FolderEntry:
+        """Convert the entry to a FolderEntry."""
+        return to_folder_entry(self.path, self.target_attributes or self.attributes)
 
 
 def list_directory(path: RemotePath, tally: ListingTally, depth: int, *, descends: bool) -> Operation[list[TreeEntry]]:

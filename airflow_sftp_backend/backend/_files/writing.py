@@ -89,7 +89,7 @@ def make_folders(path: RemotePath) -> Operation[bool]:
         return False
     blocking_file = path if isinstance(existing, Attributes) else (yield from find_blocking_file(path))
     if blocking_file is not None:
-        raise InvalidPath("cannot create the directory: the path is a file", path=blocking_file.key)
+        raise InvalidPath("cannot create the directory: the path is a file", path=blocking_file.key, entry_type="file")
     if StatusCode.FAILURE == refused.code == getattr(existing, "code", None):
         return False  # the directory may exist although the server does not show it; the next request in it tells
     raise from_status(refused, "cannot create the directory", path.key)
@@ -204,13 +204,13 @@ def explain_write_failure(
         if exclusive:
             return already_exists(target)
     if (blocking_file := (yield from find_blocking_file(target))) is not None:
-        return InvalidPath("cannot write: a parent of the path is a file", path=blocking_file.key)
+        return InvalidPath("cannot write: a parent of the path is a file", path=blocking_file.key, entry_type="file")
     return from_status(refused, "cannot write", target.key)
 
 
 def is_directory_error(path: RemotePath) -> InvalidPath:
     """Create the error for writing to a directory."""
-    return InvalidPath("cannot write: the path is a directory, not a file", path=path.key)
+    return InvalidPath("cannot write: the path is a directory, not a file", path=path.key, entry_type="directory")
 
 
 def already_exists(path: RemotePath) -> AlreadyExists:

@@ -119,7 +119,7 @@ def _source_attributes(handle: bytes, source: RemotePath) -> Operation[Attribute
     """
     (attributes,) = yield from request_all([FStat(handle)])
     if isinstance(attributes, Attributes) and attributes.is_folder:
-        raise InvalidPath("cannot copy: the path is a directory, not a file", path=source.key)
+        raise InvalidPath("cannot copy: the path is a directory, not a file", path=source.key, entry_type="directory")
     return attributes
 
 

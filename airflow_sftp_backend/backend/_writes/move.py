@@ -97,7 +97,7 @@ def _check_target(
     """
     target = write_target.path
     if isinstance(existing, Attributes) and existing.is_folder:
-        raise InvalidPath("cannot move: the target is a directory", path=target.key)
+        raise InvalidPath("cannot move: the target is a directory", path=target.key, entry_type="directory")
     if write_target.overwrite:
         return
     if isinstance(existing, Attributes) or (has_backup and (yield from restore(scheduler, target))):
@@ -114,7 +114,7 @@ def _check_source(source: RemotePath, attributes: Attributes | StatusError) -> O
             raise NotFound("cannot move: no such file", path=source.key)
         raise from_status(attributes, "cannot move", source.key)
     if attributes.is_folder:
-        raise InvalidPath("cannot move: the path is a directory, not a file", path=source.key)
+        raise InvalidPath("cannot move: the path is a directory, not a file", path=source.key, entry_type="directory")
 
 
 def _move_by_copy(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[int | None]:

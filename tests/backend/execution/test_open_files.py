@@ -1,17 +1,19 @@
-"""Read files whose server reports hostile sizes."""
+"""Read files whose server reports hostile sizes, and write files that are committed later."""
 
 from __future__ import annotations
 
 import io
+import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 
 import pytest
 
-from airflow_sftp_backend import CapabilityNotSupported, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend import CapabilityNotSupported, InvalidPath, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile, _RawRemoteFile
 from tests.support.assertions import refused
-from tests.support.servers import BareAttributes, SaysOtherSizes
+from tests.support.servers import AsyncsshServer, BareAttributes, SaysOtherSizes
 
 MakeBackend = Callable[..., SFTPBackend]
 CONTENT = b"0123456789"
@@ -84,3 +86,51 @@ def test_an_unreported_size_is_not_read_as_zero(make_backend: MakeBackend) -> No
 @pytest.mark.parametrize("kind", [RemoteFile, _RawRemoteFile, AtomicWriter, SFTPBackend])
 def test_a_partly_constructed_object_has_a_repr(kind: type[object]) -> None:
     assert repr(kind.__new__(kind)).startswith("<")
+
+
+def test_an_atomic_file_is_committed_or_discarded_once(
+    make_backend: MakeBackend, asyncssh_plain: AsyncsshServer
+) -> None:
+    folder = asyncssh_plain.fresh()
+    backend = make_backend(asyncssh_plain, base_path=folder.base_path)
+    for finish, expected in ((AtomicWriter.commit, ["file"]), (AtomicWriter.discard, [])):
+        writer = backend.create_atomic("file")
+        writer.write(CONTENT)
+        finish(writer)
+        writer.discard()
+        with pytest.raises(ValueError, match="closed"):
+            writer.commit()
+        with pytest.raises(ValueError, match="closed"):
+            writer.write(CONTENT)
+        assert [path.name for path in folder.path.iterdir()] == expected
+        backend.delete("file", missing_ok=True)
+
+
+def test_an_abandoned_file_is_removed_by_the_next_write(
+    make_backend: MakeBackend, asyncssh_plain: AsyncsshServer
+) -> None:
+    folder = asyncssh_plain.fresh()
+    backend = make_backend(asyncssh_plain, base_path=folder.base_path)
+    writer = backend.create_atomic("file")
+    writer.write(CONTENT)
+    writer.abandon()
+    assert len([*folder.path.iterdir()]) == 1
+    assert [*backend.list_files("")] == []
+    (temp,) = folder.path.iterdir()
+    os.utime(temp, (time.time() - 7200,) * 2)
+    backend.close()
+    backend.write_atomic("file", b"new")
+    assert [path.name for path in folder.path.iterdir()] == ["file"]
+
+
+def test_a_file_as_parent_of_an_atomic_file_is_refused_at_once(
+    make_backend: MakeBackend, asyncssh_plain: AsyncsshServer
+) -> None:
+    folder = asyncssh_plain.fresh()
+    (folder.path / "file").write_bytes(CONTENT)
+    backend = make_backend(asyncssh_plain, base_path=folder.base_path)
+    with refused(InvalidPath, backend, "file") as error:
+        backend.create_atomic("file/below")
+    assert isinstance(error, InvalidPath)
+    assert error.entry_type == "file"
+    assert [path.name for path in folder.path.iterdir()] == ["file"]
