@@ -25,6 +25,7 @@ def get_provider_info() -> dict[str, object]:
             }
         ],
         **{kind: [_modules(kind)] for kind in ("hooks", "operators", "sensors", "triggers")},
+        "filesystems": [f"{_PACKAGE}.filesystem"],
         "connection-types": [
             {
                 "connection-type": CONN_TYPE,

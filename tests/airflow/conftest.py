@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk.io import attach
-from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
+from fsspec.implementations.memory import MemoryFileSystem
 
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.versions import reset_secrets_masker

@@ -120,3 +120,15 @@ def shut(sides: tuple[socket.socket, ...]) -> None:
     for side in sides:
         with contextlib.suppress(OSError):
             side.shutdown(socket.SHUT_RDWR)
+
+
+class CountingRelay(Relay):
+    """Counts the bytes that the server has sent: ``received``."""
+
+    received = 0
+
+    def passed_on(self, piece: bytes, sender: Sender) -> tuple[bytes, bool]:
+        """See `Relay.passed_on`."""
+        if sender == "server":
+            self.received += len(piece)
+        return super().passed_on(piece, sender)

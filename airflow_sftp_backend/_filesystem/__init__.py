@@ -1,0 +1,1 @@
+"""Errors and open files of the fsspec file system."""

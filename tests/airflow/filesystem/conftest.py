@@ -1,0 +1,41 @@
+"""Fixtures for tests of the fsspec file system."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from airflow.sdk.io.store import _STORE_CACHE
+
+from airflow_sftp_backend import SFTPBackend
+from airflow_sftp_backend.filesystem import _FILE_SYSTEMS, SFTPBackendFileSystem
+from tests.support.servers import AsyncsshServer, Folder
+
+
+@pytest.fixture(autouse=True)
+def closed_file_systems() -> Iterator[None]:
+    """Closes the file systems of a test: fsspec and Airflow keep them for a connection id of another test."""
+    yield
+    for file_system in [*_FILE_SYSTEMS.values()]:
+        file_system.close()
+    SFTPBackendFileSystem.clear_instance_cache()
+    for alias in [alias for alias in _STORE_CACHE if alias.startswith("sftpbackend")]:
+        del _STORE_CACHE[alias]
+
+
+@pytest.fixture
+def folder(server: AsyncsshServer) -> Folder:
+    """A fresh, empty folder on the server."""
+    return server.fresh()
+
+
+@pytest.fixture
+def backend(make_backend: Callable[..., SFTPBackend], server: AsyncsshServer, folder: Folder) -> SFTPBackend:
+    """A backend in the folder."""
+    return make_backend(server, base_path=folder.base_path)
+
+
+@pytest.fixture
+def fs(backend: SFTPBackend) -> SFTPBackendFileSystem:
+    """The file system over the backend."""
+    return SFTPBackendFileSystem(backend=backend)
