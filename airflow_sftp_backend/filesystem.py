@@ -1,4 +1,6 @@
-"""Files by URL: an fsspec file system over SFTPBackend, for pandas, pyarrow, DuckDB, polars and ObjectStoragePath.
+"""Files by URL: an fsspec file system over SFTPBackend.
+
+pandas, pyarrow, DuckDB, polars and Airflow's ObjectStoragePath use it.
 
 ``sftpbackend://partner@/inbox/orders.csv`` is the file ``inbox/orders.csv`` below the base path of the Airflow
 connection ``partner``. Airflow finds this module through the provider's ``filesystems``, fsspec and universal-pathlib
@@ -43,7 +45,9 @@ _IGNORED_OPTIONS: Final = ("use_listings_cache", "listings_expiry_time", "max_pa
 
 
 def get_fs(conn_id: str | None, storage_options: Mapping[str, object] | None = None) -> SFTPBackendFileSystem:
-    """Return the file system of an Airflow connection. Airflow calls this for an ``ObjectStoragePath``.
+    """Return the file system of an Airflow connection.
+
+    Airflow calls this for an ``ObjectStoragePath``.
 
     :param conn_id: id of the connection; None for ``sftp_backend_default``
     :param storage_options: further arguments of `SFTPBackendFileSystem`
@@ -54,7 +58,7 @@ def get_fs(conn_id: str | None, storage_options: Mapping[str, object] | None = N
 
 
 class _SharedIfPlain(_Cached):
-    """Share instances that are created with equal arguments, unless fsspec cannot tell whether they are equal.
+    """Share file systems with equal arguments, if fsspec can compare these.
 
     fsspec compares the texts of arguments. Those of two backends can be equal, and those of two secrets are.
     """
@@ -70,7 +74,7 @@ class _SharedIfPlain(_Cached):
 
 
 class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
-    """Files on an SFTP server for fsspec, by Airflow connection, by arguments, or over an existing backend.
+    """Files on an SFTP server, as fsspec sees them.
 
     Paths are relative to the base path of the connection, with or without a leading ``/``. A written file appears under
     its name when it is closed, complete, and never after an exception. Errors are `OSError` classes and errors of the
@@ -131,7 +135,10 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         return backend
 
     def close(self) -> None:
-        """Close the connection, unless the caller owns the backend. The next call opens a new one."""
+        """Close the connection, unless the caller owns the backend.
+
+        The next call opens a new one.
+        """
         if not self._is_owner:
             return
         # Without an entry, the next call reads the Airflow connection again.
@@ -237,7 +244,9 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         on_error: str = "return",
         **kwargs: object,
     ) -> list[bytes | Exception]:
-        """Return slices of several files. Each file is opened once, so its slices belong to one version of it.
+        """Return slices of several files.
+
+        Each file is opened once, so its slices belong to one version of it.
 
         :param paths: the path of each slice
         :param starts: first byte of each slice, or of all
@@ -277,7 +286,9 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         outfile: Any = None,
         **kwargs: object,
     ) -> None:
-        """Download a file, verified; it appears under its name when it is complete. For a directory, create one.
+        """Download a file atomically and verify it.
+
+        For a directory, a local directory is created.
 
         :param rpath: path on the server
         :param lpath: local path, or an open file
@@ -334,7 +345,9 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         mode: str = "overwrite",
         **kwargs: object,
     ) -> None:
-        """Upload a file, verified; it appears under its name when it is complete. For a directory, create one.
+        """Upload a file atomically and verify it.
+
+        For a directory, a directory is created.
 
         :param lpath: local path
         :param rpath: path on the server
@@ -369,7 +382,10 @@ _FILE_SYSTEMS: Final[weakref.WeakValueDictionary[int, SFTPBackendFileSystem]] = 
 
 @atexit.register
 def _close_all() -> None:
-    """Close the connections of all file systems that own one: neither fsspec nor Airflow closes file systems."""
+    """Close the connections that file systems own.
+
+    Neither fsspec nor Airflow closes file systems.
+    """
     for file_system in [*_FILE_SYSTEMS.values()]:
         file_system.close()
 

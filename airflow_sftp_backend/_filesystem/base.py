@@ -49,7 +49,10 @@ class BackendFileSystem(AbstractFileSystem):
 
 
 def raise_first(outcomes: Iterable[object]) -> None:
-    """Raise the first error among outcomes, with the texts of the others as notes."""
+    """Raise the first error among outcomes.
+
+    The texts of the others become its notes.
+    """
     errors = [outcome for outcome in outcomes if isinstance(outcome, SFTPBackendError | OSError)]
     if errors:
         first = as_os_error(errors[0]) if isinstance(errors[0], SFTPBackendError) else errors[0]

@@ -18,7 +18,9 @@ class FileChanges(BackendFileSystem):
     """Calls that copy, move and delete files, and create and delete directories."""
 
     def cp_file(self, path1: str, path2: str, **kwargs: object) -> None:
-        """Copy a file atomically, on the server where it can. For a directory, create one.
+        """Copy a file atomically.
+
+        The server copies it if it can. For a directory, the target is created.
 
         :param path1: the path
         :param path2: path of the copy, which is replaced
@@ -37,7 +39,9 @@ class FileChanges(BackendFileSystem):
     def mv(
         self, path1: Any, path2: Any, recursive: bool = False, maxdepth: int | None = None, **kwargs: object
     ) -> None:
-        """Move files by renaming them, which is atomic where the server's rename is.
+        """Move files by renaming them.
+
+        This is atomic where the server's rename is.
 
         :param path1: a path, a pattern, or a list of paths
         :param path2: the new path, the directory to move to, or a list of paths
@@ -94,7 +98,9 @@ class FileChanges(BackendFileSystem):
         self.rm_file(path)
 
     def rm(self, path: Any, recursive: bool = False, maxdepth: int | None = None) -> None:
-        """Remove files, and directories with ``recursive``. Links are removed, never followed. Tries all paths.
+        """Remove files, and directories with ``recursive``.
+
+        Links are removed, never followed. All paths are tried.
 
         :param path: a path, a pattern, or a list of these
         :param recursive: remove directories with everything in them
@@ -165,7 +171,9 @@ class FileChanges(BackendFileSystem):
             self.backend.make_folder(path, exist_ok=exist_ok)
 
     def touch(self, path: str, truncate: bool = True, **kwargs: object) -> None:
-        """Create an empty file. Without ``truncate``, set the time of an existing file to this machine's time.
+        """Create an empty file.
+
+        Without ``truncate``, the time of an existing file is set to that of this machine.
 
         :param path: the path
         :param truncate: empty an existing file

@@ -1,4 +1,7 @@
-"""Open files of the fsspec file system: a reader with read-ahead, and a writer that commits on close."""
+"""Open files of the fsspec file system.
+
+The reader reads ahead, the writer commits on close.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ _BUFFER: Final = 32 << 10
 
 
 class RemoteReader(io.BufferedReader):
-    """File open for reading: seekable, buffered, with read-ahead while it is read in order.
+    """File open for reading: seekable, buffered, with read-ahead.
 
     After a seek, only the requested bytes are transferred. A thread that seeks and then reads gets the bytes of that
     position, also if other threads seek and read in between, as those of DuckDB do.
@@ -82,7 +85,7 @@ class RemoteReader(io.BufferedReader):
             return super().read(size)
 
     def read1(self, size: int = -1, /) -> bytes:
-        """Read up to ``size`` bytes with at most one call to the server."""
+        """Read up to ``size`` bytes with at most one server call."""
         with self._lock:
             self._restore_position()
             return super().read1(size)
@@ -94,7 +97,10 @@ class RemoteReader(io.BufferedReader):
             return super().readinto(buffer)
 
     def readinto1(self, buffer: WriteableBuffer, /) -> int:
-        """Read into ``buffer`` with at most one call to the server, and return the number of bytes."""
+        """Read into ``buffer`` with at most one server call.
+
+        :returns: the number of bytes
+        """
         with self._lock:
             self._restore_position()
             return super().readinto1(buffer)
@@ -111,7 +117,10 @@ class RemoteReader(io.BufferedReader):
             return super().__next__()
 
     def _restore_position(self) -> None:
-        """Return to the position of this thread's seek, if another thread moved since."""
+        """Return to the position of this thread's seek, if necessary.
+
+        It is necessary if another thread moved since.
+        """
         thread = threading.get_ident()
         position = self._seeks.pop(thread, None)
         if position is None:
@@ -175,14 +184,17 @@ class _RawReader(io.RawIOBase):
         return content
 
     def _check_end(self) -> None:
-        """Raise an error if the file ends before its size at opening: it was truncated while it was read."""
+        """Raise an error if the file ends before its former size.
+
+        It was truncated while it was read.
+        """
         if self._size is not None and (position := self._blocks.tell()) < self._size:
             message = f"the file ended after {position} of {self._size} bytes: it was changed while it was read. Retry"
             raise as_os_error(TransferCorrupted(message, path=self._path))
 
 
 class RemoteWriter(io.RawIOBase):
-    """File open for writing. It appears under its name, complete, when it is closed.
+    """File that appears under its name, complete, when it is closed.
 
     It never appears after an exception: not if a ``with`` block raises, not if ``close`` is called while an exception
     is handled that was raised since the file was opened, not after a failed write, and not if the file is never closed.
@@ -288,7 +300,10 @@ class RemoteWriter(io.RawIOBase):
         return self._writer
 
     def abandon(self) -> None:
-        """Close the file without a request. What was written stays in a temporary file."""
+        """Close the file without a request.
+
+        What was written stays in a temporary file.
+        """
         writer, self._writer = self._writer, None
         if writer is not None:
             self._is_abandoned = True
@@ -297,7 +312,10 @@ class RemoteWriter(io.RawIOBase):
             log.warning("%s is not written, because the file was never closed", escaped(repr(self.path)))
 
     def _dealloc_warn(self, source: object) -> None:
-        """Abandon the file. The io module calls this when a wrapper is collected that was not closed."""
+        """Abandon the file.
+
+        The io module calls this when a wrapper is collected that was not closed.
+        """
         self.abandon()
 
     def __del__(self) -> None:

@@ -1,4 +1,4 @@
-"""Errors of the backend as the classes that callers of a file system expect.
+"""Convert errors of the backend to errors of the operating system.
 
 Each class here is an error of the backend and one of Python's `OSError` classes. Both ``except NotFound`` and ``except
 FileNotFoundError`` catch it, and its text is that of the backend.
@@ -57,13 +57,13 @@ class RemoteIsADirectoryError(InvalidPath, IsADirectoryError):
 
 
 class RemoteNotADirectoryError(InvalidPath, NotADirectoryError):
-    """The path or its parent is a file, and a directory is needed."""
+    """The path or its parent is a file, not a directory."""
 
     errno = errno.ENOTDIR
 
 
 class RemotePathError(InvalidPath, OSError):
-    """The path is outside the base path, or contains characters that are not allowed."""
+    """The path is outside the base path, or not a valid path."""
 
     errno = errno.EINVAL
 
@@ -124,7 +124,9 @@ _INVALID_PATHS: Final[dict[str, type[InvalidPath]]] = {
 
 
 def as_os_error(error: SFTPBackendError) -> SFTPBackendError:
-    """Convert an error of the backend to the error that is an `OSError` too.
+    """Convert an error of the backend to an `OSError`.
+
+    The converted error is still an error of the backend.
 
     :param error: the error
     :returns: the converted error, with the text and the attributes of ``error``

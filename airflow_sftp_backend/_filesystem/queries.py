@@ -20,7 +20,9 @@ class FileQueries(BackendFileSystem):
     """Calls that change nothing on the server."""
 
     def info(self, path: str, **kwargs: object) -> Details:
-        """Return the attributes of a file or directory. Follows links. One round trip.
+        """Return the attributes of a file or directory.
+
+        Follows links. One round trip.
 
         :param path: the path
         :param kwargs: not used
@@ -43,7 +45,9 @@ class FileQueries(BackendFileSystem):
             return self.backend.exists(self._strip_protocol(path))
 
     def isfile(self, path: str) -> bool:
-        """Tell whether a path is a file or a link to a file. One round trip.
+        """Tell whether a path is a file or a link to one.
+
+        One round trip.
 
         :param path: the path
         :returns: True for a file
@@ -53,7 +57,9 @@ class FileQueries(BackendFileSystem):
             return self.backend.is_file(self._strip_protocol(path))
 
     def isdir(self, path: str) -> bool:
-        """Tell whether a path is a directory or a link to a directory. One round trip.
+        """Tell whether a path is a directory or a link to one.
+
+        One round trip.
 
         :param path: the path
         :returns: True for a directory
@@ -116,7 +122,9 @@ class FileQueries(BackendFileSystem):
     def find(
         self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **kwargs: object
     ) -> Any:
-        """List all files below a path, with one listing for each level. Links to directories are not entered.
+        """List all files below a path.
+
+        The directories of each level are listed side by side. Links to directories are not entered.
 
         :param path: the path; a file is listed as itself
         :param maxdepth: number of levels; None for all
@@ -149,7 +157,9 @@ class FileQueries(BackendFileSystem):
     def walk(
         self, path: str, maxdepth: int | None = None, topdown: bool = True, on_error: Any = "omit", **kwargs: Any
     ) -> Iterator[tuple[str, Any, Any]]:
-        """Yield each directory with its directories and files, from one search. Links to directories are not entered.
+        """Yield each directory with its directories and files.
+
+        All come from one search. Links to directories are not entered.
 
         :param path: the path
         :param maxdepth: number of levels; None for all

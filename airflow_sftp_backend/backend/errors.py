@@ -90,7 +90,9 @@ class PermissionDenied(SFTPBackendError):
 
 
 class InvalidPath(SFTPBackendError):
-    """The path is outside ``base_path``, or names a directory in place of a file, or the reverse.
+    """The path is outside ``base_path`` or of the wrong type.
+
+    The wrong type is a directory in place of a file, or the reverse.
 
     :param message: the failure, its cause and the remedy, without path and server
     :param path: the key of the file

@@ -429,7 +429,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
             writer.discard()
 
     def create_atomic(self, path: str, overwrite: bool = False) -> AtomicWriter:
-        """Open a file for atomic writing. The caller must call its ``commit`` or its ``discard``.
+        """Open a file for atomic writing, without a context manager.
+
+        The caller must call ``commit`` or ``discard`` of the file.
 
         :param path: the key of the file
         :param overwrite: replace an existing file

@@ -92,7 +92,10 @@ class RemoteFile(io.BufferedReader):
         super().close()
 
     def abandon(self) -> None:
-        """Close the file without a request; the next request of the connection closes the server's handle."""
+        """Close the file without a request.
+
+        The next request of the connection closes the server's handle.
+        """
         if self._raw_file is not None and not self.closed:
             self._raw_file.abandon()
             super().close()
@@ -179,7 +182,10 @@ class _RawRemoteFile(io.RawIOBase):
         return b"".join(blocks)
 
     def _remaining_size(self) -> int:
-        """Return the bytes to the end, as reported when the file was opened; at least 1."""
+        """Return the bytes to the end, at least 1.
+
+        The size is that of the file when it was opened.
+        """
         return max(1, (self.size_at_open or 0) - self._position)
 
     def readinto(self, buffer: WriteableBuffer, /) -> int:
@@ -269,7 +275,10 @@ class _RawRemoteFile(io.RawIOBase):
         return size
 
     def _next_block(self, size: int) -> Operation[memoryview]:
-        """Send reads for the caller's ``size`` bytes and in advance, and return the next block; empty at the end."""
+        """Send reads for ``size`` bytes and in advance, and return a block.
+
+        The block is empty at the end.
+        """
         assert self._scheduler is not None
         block = (yield from self._scheduler.server_limits()).read
         max_blocks = max(2, min(64, READ_AHEAD // block))
@@ -300,7 +309,9 @@ class _RawRemoteFile(io.RawIOBase):
 
 
 class AtomicWriter(io.RawIOBase):
-    """Write a file under a temporary name. `commit` renames it to its target, `discard` removes it.
+    """Write a file under a temporary name.
+
+    `commit` renames it to its target, `discard` removes it.
 
     A writer that is neither committed nor discarded leaves its temporary file on the server, where the next write to
     the target or `SFTPBackend.clean_partials` finds it.
@@ -358,7 +369,9 @@ class AtomicWriter(io.RawIOBase):
         return len(view)
 
     def commit(self) -> None:
-        """Rename the complete file to its target, and close it. After a failure the target is as before.
+        """Rename the complete file to its target, and close it.
+
+        After a failure the target is as before.
 
         :raises AlreadyExists: if the name is taken
         :raises TransferCorrupted: if the size on the server differs
@@ -376,12 +389,18 @@ class AtomicWriter(io.RawIOBase):
             self._finish(committed=committed)
 
     def discard(self) -> None:
-        """Remove the temporary file, and close the file. Without effect after `commit`."""
+        """Remove the temporary file, and close the file.
+
+        Without effect after `commit`.
+        """
         if not self._finished:
             self._finish(committed=False)
 
     def abandon(self) -> None:
-        """Close the file without a request; the next request of the connection closes the server's handle."""
+        """Close the file without a request.
+
+        The next request of the connection closes the server's handle.
+        """
         if not self._finished:
             self._finished = True
             if self._scheduler is not None and (handle := self._state.open_handle) is not None:
@@ -389,7 +408,10 @@ class AtomicWriter(io.RawIOBase):
             self.close()
 
     def _finish(self, *, committed: bool) -> None:
-        """Remove the temporary file if it was not committed, over a new connection if necessary."""
+        """Remove the temporary file if it was not committed.
+
+        A lost connection is replaced by a new one.
+        """
         self._finished = True
         scheduler = self._scheduler
         if os.getpid() != self._process_id:  # the parent process still writes the temporary file

@@ -77,7 +77,9 @@ class Queries:
         )
 
     def get_entry(self, path: str) -> FileInfo | FolderEntry:
-        """Return the attributes of a file or directory. Follows links. One round trip.
+        """Return the attributes of a file or directory.
+
+        Follows links. One round trip.
 
         :param path: the key
         :returns: the attributes
@@ -167,7 +169,9 @@ class Queries:
     def iter_children(
         self, path: str, recursive: bool = False, max_depth: int | None = None
     ) -> Iterator[FileInfo | FolderEntry]:
-        """List the files and directories in a directory. Yields nothing if the directory does not exist.
+        """List the files and directories in a directory.
+
+        Yields nothing if the directory does not exist.
 
         A link is listed as its target. Links to directories are not entered.
 
