@@ -11,7 +11,7 @@ from fsspec.utils import other_paths, stringify_path
 from airflow_sftp_backend.backend import DirectoryNotEmpty, InvalidPath, NotFound, SFTPBackendError
 
 from .base import BackendFileSystem, raise_first
-from .os_errors import os_errors
+from .os_errors import os_errors, reworded
 
 
 class FileChanges(BackendFileSystem):
@@ -123,8 +123,7 @@ class FileChanges(BackendFileSystem):
                 except SFTPBackendError as error:
                     failures.append(error)
             elif isinstance(outcome, InvalidPath) and is_directory:
-                outcome.message = "cannot delete: the path is a directory. Pass recursive=True"
-                failures.append(outcome)
+                failures.append(reworded(outcome, "cannot delete: the path is a directory. Pass recursive=True"))
             elif outcome is not None:
                 failures.append(outcome)
         raise_first(reversed(failures))
@@ -139,8 +138,8 @@ class FileChanges(BackendFileSystem):
             try:
                 self.backend.delete_folder(self._strip_protocol(path))
             except DirectoryNotEmpty as error:
-                error.message = "cannot delete: the directory is not empty. Use rm with recursive=True"
-                raise
+                message = "cannot delete: the directory is not empty. Use rm with recursive=True"
+                raise reworded(error, message) from None
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: object) -> None:
         """Create a directory.

@@ -144,6 +144,20 @@ def as_os_error(error: SFTPBackendError) -> SFTPBackendError:
     return converted
 
 
+def reworded(error: SFTPBackendError, message: str) -> SFTPBackendError:
+    """Return an error in the words of the file system.
+
+    :param error: an error of the backend
+    :param message: the failure, its cause and the remedy
+    :returns: an error of the same type for the same path
+    """
+    other = type(error)(message, path=error.path, server=error.server)
+    other.native_path = error.native_path
+    if isinstance(error, InvalidPath) and isinstance(other, InvalidPath):
+        other.entry_type = error.entry_type
+    return other
+
+
 @contextmanager
 def os_errors() -> Iterator[None]:
     """Convert errors of the backend that the block raises.

@@ -111,9 +111,6 @@ class InvalidPath(SFTPBackendError):
         super().__init__(message, path=path, server=server)
         self.entry_type = entry_type
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return *super().__reduce__(), {"entry_type": self.entry_type}
-
 
 class DirectoryNotEmpty(SFTPBackendError):
     """The directory has entries."""
