@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow.sdk.definitions._internal.types import NOTSET
-from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]  # has no types
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, NotFound, SFTPBackend, TransferCorrupted
 from airflow_sftp_backend.backend import BackendConfig
