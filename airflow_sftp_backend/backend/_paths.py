@@ -70,10 +70,6 @@ class RemotePath:
         """
         return self.parent._entry(temp_name(self.name, token))
 
-    def owns_temp(self, name: str) -> bool:
-        """Return whether ``name`` is a temporary file of this target."""
-        return temp_name_digest(name) == name_digest(self.name)
-
     @property
     def backup(self) -> RemotePath:
         """Path of the old content while two renames replace the target.
@@ -88,11 +84,6 @@ class RemotePath:
         Only the writer ``token`` (12 hex digits) uses it.
         """
         return self.parent._entry(temp_name(self.name, token, "backup"))
-
-    def owns_backup(self, name: str) -> bool:
-        """Return whether ``name`` is the name of a backup of this target."""
-        match = _BACKUP_PATTERN.fullmatch(name)
-        return match is not None and match["digest"] == name_digest(self.name)
 
     def _entry(self, name: str) -> RemotePath:
         key = f"{self.key}/{name}" if self.key else name

@@ -21,7 +21,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups
-from airflow_sftp_backend.backend._writes.cleanup import list_temps, remove_stale_temps, roll_back
+from airflow_sftp_backend.backend._writes.cleanup import TempsByDigest, list_temps, remove_stale_temps, roll_back
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
 from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from airflow_sftp_backend.backend.config import RetryPolicy
@@ -136,7 +136,7 @@ class WriteExecutor:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._temps_by_directory: dict[RemotePath, list[tuple[RemotePath, int]]] = {}
+        self._temps_by_directory: dict[RemotePath, TempsByDigest] = {}
         self._to_roll_back: list[WriteTarget] = []
 
     def run(self, jobs: Sequence[WriteJob[T]]) -> list[T | SFTPBackendError | OSError]:

@@ -7,7 +7,15 @@ import logging
 from airflow_sftp_backend.backend._files.attributes import fall_back_to_stat
 from airflow_sftp_backend.backend._files.listing import list_folder
 from airflow_sftp_backend.backend._limits import LimitExceeded, ListingTally, ReceiveLimits
-from airflow_sftp_backend.backend._paths import STALE_SECONDS, RemotePath, is_temp_name, same_writer, temp_name_token
+from airflow_sftp_backend.backend._paths import (
+    STALE_SECONDS,
+    RemotePath,
+    is_backup_name,
+    name_digest,
+    same_writer,
+    temp_name_token,
+    temp_or_backup_digest,
+)
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
@@ -17,6 +25,9 @@ from .backups import may_have_backups, remove_backup, remove_or_restore_backup, 
 from .write_target import WriteTarget
 
 logger = logging.getLogger(__name__)
+
+TempsByDigest = dict[str, list[tuple[RemotePath, int]]]
+"""Temporary files and backups in a directory with their times in seconds since 1970, by the digest of their target."""
 
 
 def roll_back(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[None]:
@@ -46,26 +57,28 @@ def roll_back(scheduler: SFTPScheduler, write_target: WriteTarget) -> Operation[
             logger.warning("the temporary file %r could not be removed: %s", write_target.temp.native, refused)
 
 
-def list_temps(folder: RemotePath, limits: ReceiveLimits) -> Operation[list[tuple[RemotePath, int]]]:
-    """Return the temporary files in a directory with their times.
-
-    Times are in seconds since 1970.
+def list_temps(folder: RemotePath, limits: ReceiveLimits) -> Operation[TempsByDigest]:
+    """Return the temporary files and backups in a directory.
 
     :param folder: the directory
     :param limits: the limits of the connection
-    :returns: the paths and times; empty if the directory cannot be listed
+    :returns: the files; empty if the directory cannot be listed
     """
     tally = ListingTally(folder.key, limits)
     try:
         entries = yield from list_folder(folder, tally)
     except LimitExceeded as error:
         logger.warning("temporary files of other writers are not removed: %s", error)
-        return []
+        return {}
     except SFTPBackendError:
-        return []
+        return {}
     finally:
         tally.finish()
-    return [(path, attributes.mtime) for path, attributes in entries if attributes.mtime and is_temp_name(path.name)]
+    temps: TempsByDigest = {}
+    for path, attributes in entries:
+        if attributes.mtime and (digest := temp_or_backup_digest(path.name)):
+            temps.setdefault(digest, []).append((path, attributes.mtime))
+    return temps
 
 
 def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePath]]:
@@ -87,7 +100,7 @@ def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePa
 
 
 def remove_stale_temps(
-    target: RemotePath, temps: list[tuple[RemotePath, int]], now: int, writer: RemotePath | None = None
+    target: RemotePath, temps: TempsByDigest, now: int, writer: RemotePath | None = None
 ) -> Operation[None]:
     """Remove a target's temporary files; remove or restore its backups.
 
@@ -97,22 +110,23 @@ def remove_stale_temps(
     Backups are removed if the target exists, and otherwise restored.
 
     :param target: the target
-    :param temps: temporary files and their times, as of `list_temps`
+    :param temps: temporary files and backups in the directory, as of `list_temps`
     :param now: the time of the server in seconds since 1970
     :param writer: temporary file of the writer that has just finished
     """
     stale: list[RemotePath] = []
     maybe_stale: list[RemotePath] = []
-    for path, mtime in temps:
-        if not target.owns_temp(path.name):
-            continue
-        if writer is not None and same_writer(temp_name_token(path.name), temp_name_token(writer.name)):
+    backups: list[RemotePath] = []
+    for path, mtime in temps.get(name_digest(target.name), ()):
+        if is_backup_name(path.name):
+            backups.append(path)
+        elif writer is not None and same_writer(temp_name_token(path.name), temp_name_token(writer.name)):
             stale.append(path)
         elif mtime < now - STALE_SECONDS:
             maybe_stale.append(path)
     # ``temps`` may be hours old, and an active writer has changed its file since
     stale += yield from _recheck_stale(maybe_stale, now)
-    for path in (path for path, _ in temps if target.owns_backup(path.name)):
+    for path in backups:
         if path == target.backup:
             yield from remove_backup(target)
         else:

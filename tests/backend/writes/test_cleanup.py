@@ -5,11 +5,18 @@ from __future__ import annotations
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable
-from airflow_sftp_backend.backend._paths import STALE_SECONDS
-from airflow_sftp_backend.backend._writes.cleanup import remove_stale_temps, roll_back
+from airflow_sftp_backend.backend._paths import STALE_SECONDS, RemotePath, temp_or_backup_digest
+from airflow_sftp_backend.backend._writes.cleanup import TempsByDigest, remove_stale_temps, roll_back
 from airflow_sftp_backend.backend._writes.rename import rename
 from tests.support.atomic_writes import AT, NEW, OLD, SOURCE, TARGET, THEIRS, memory_server, write_target
 from tests.support.memory_server import FAILURES, MemoryServer, Renames
+
+
+def by_digest(*temps: tuple[RemotePath, int]) -> TempsByDigest:
+    grouped: TempsByDigest = {}
+    for path, mtime in temps:
+        grouped.setdefault(temp_or_backup_digest(path.name), []).append((path, mtime))
+    return grouped
 
 
 def test_a_backup_of_a_lost_connection_is_restored_on_the_next_one() -> None:
@@ -46,8 +53,8 @@ def test_only_stale_temporary_files_of_the_same_target_are_removed() -> None:
     now = 2_000_000
     stale, young, other = TARGET.temp("1" * 12), TARGET.temp("2" * 12), AT("in/other").temp("3" * 12)
     server = MemoryServer({"/in": None, stale.native: b"", young.native: b"", other.native: b""})
-    seen = [(stale, now - STALE_SECONDS - 1), (young, now - STALE_SECONDS), (other, 0), (AT("in/plain"), 0)]
-    server.run(remove_stale_temps(TARGET, seen, now))
+    listed = by_digest((stale, now - STALE_SECONDS - 1), (young, now - STALE_SECONDS), (other, 1))
+    server.run(remove_stale_temps(TARGET, listed, now))
     assert sorted(server.content()) == sorted([young.native, other.native])
 
 
@@ -55,5 +62,5 @@ def test_a_temporary_file_written_since_the_listing_is_not_removed() -> None:
     listed, now = 1_000_000 - 2 * STALE_SECONDS, 1_000_000 + 60  # the server says 1,000,000 of every file
     living = TARGET.temp("1" * 12)
     server = MemoryServer({"/in": None, living.native: b"half"})
-    server.run(remove_stale_temps(TARGET, [(living, listed)], now))
+    server.run(remove_stale_temps(TARGET, by_digest((living, listed)), now))
     assert server.content() == {living.native: b"half"}
