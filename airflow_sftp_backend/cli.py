@@ -178,7 +178,7 @@ def _clean(args: argparse.Namespace) -> int:
             text = f"{partial.action} {partial.path} ({partial.size} bytes, {modified}, {location}){reason}"
             print(escaped(text))
         print(f"{len(partials)} partial files found" if partials else "No partial files found.")
-    return 1 if any(partial.action == "left" for partial in partials) else 0
+    return 1 if any(partial.action == "kept" for partial in partials) else 0
 
 
 def _format_time(time: datetime | None) -> str | None:

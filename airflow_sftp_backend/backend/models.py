@@ -80,7 +80,7 @@ class FileInfo(_StaysInTask):
     mode: int | None = None
 
 
-PartialAction = Literal["removed", "restored", "left", "would remove", "would restore"]
+PartialAction = Literal["removed", "restored", "kept", "would remove", "would restore"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class PartialFile:
     :param path: the key; the path of a local file
     :param size: bytes
     :param modified_at: modification time in UTC; None if the server reports none
-    :param action: ``"removed"``, ``"restored"`` (a backup got the name of its missing file back), ``"left"``,
+    :param action: ``"removed"``, ``"restored"`` (a backup got the name of its missing file back), ``"kept"``,
         or, in a dry run, the action that would be taken
     :param reason: why the file was left
     """

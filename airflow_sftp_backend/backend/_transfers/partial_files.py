@@ -93,7 +93,7 @@ def _clean_temps(call: SessionCall, entries: list[TreeEntry], limit: float, *, d
         return [_to_partial_file(entry, "would remove") for entry in old]
     outcomes = call(lambda scheduler: scheduler.run_many(_remove_unchanged(entry) for entry in old)) if old else []
     return [
-        _to_partial_file(entry, "removed") if outcome is True else _to_partial_file(entry, "left", _reason(outcome))
+        _to_partial_file(entry, "removed") if outcome is True else _to_partial_file(entry, "kept", _reason(outcome))
         for entry, outcome in zip(old, outcomes, strict=True)
     ]
 
@@ -131,7 +131,7 @@ def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool
         target = _original_path(entry.path)
         if target is None:
             cleaned.append(
-                _to_partial_file(entry, "left", "a backup whose name is too long to contain the name of its file")
+                _to_partial_file(entry, "kept", "a backup whose name is too long to contain the name of its file")
             )
             continue
         missing = _is_missing(call, target)
@@ -160,7 +160,7 @@ def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, m
     call(use)
     if _is_missing(call, backup.path):
         return _to_partial_file(backup, "restored" if missing else "removed")
-    return _to_partial_file(backup, "left", "the server refuses to rename or remove the backup")
+    return _to_partial_file(backup, "kept", "the server refuses to rename or remove the backup")
 
 
 def _original_path(backup: RemotePath) -> RemotePath | None:
@@ -243,7 +243,7 @@ def _clean_local_file(path: Path, limit: float, *, dry_run: bool) -> PartialFile
             with suppress(FileNotFoundError):
                 os.unlink(path)
         except OSError as error:
-            return PartialFile(os.fspath(path), state.st_size, modified_at, "left", str(error))
+            return PartialFile(os.fspath(path), state.st_size, modified_at, "kept", str(error))
         return PartialFile(os.fspath(path), state.st_size, modified_at, "removed")
     finally:
         os.close(descriptor)

@@ -131,7 +131,7 @@ def test_a_backup_without_the_name_of_its_file_is_kept(server: Server, make_back
     name = temp_name("a" * 250, "0" * 12, "backup")
     put(folder.path / "in" / name, b"the only copy")
     (found,) = make_backend(server, base_path=folder.base_path).clean_partials("in", DAY)
-    assert (found.action, "name of its file" in found.reason) == ("left", True)
+    assert (found.action, "name of its file" in found.reason) == ("kept", True)
     assert tree(folder.path / "in") == {name: b"the only copy"}
 
 
@@ -163,7 +163,7 @@ def test_a_file_whose_writer_resumes_is_kept(openssh: OpenSSHServer, make_backen
     calls: list[None] = []
     backend._session.call = resumed  # type: ignore[method-assign,assignment]  # watches from within
     (found,) = backend.clean_partials("", DAY)
-    assert (found.action, found.reason) == ("left", "its writer is active again")
+    assert (found.action, found.reason) == ("kept", "its writer is active again")
     assert tree(folder.path) == {TEMP: b"part and more"}
 
 
