@@ -31,7 +31,7 @@ from tests.support.servers import OpenSSHServer, sftp_server_path
 
 Whose = Literal["ours", "sftp provider"]
 INTERVAL: Final = 5.0
-"""Seconds between two looks of a trigger."""
+"""Seconds between two polls of a trigger."""
 BEGINNING: Final = 10.0
 """Seconds in which triggers begin to wait, before the use of the processor is measured."""
 CPU_TARGET: Final = 20.0
@@ -43,14 +43,14 @@ console = Console(highlight=False, soft_wrap=True, width=120)
 
 @dataclass(frozen=True)
 class Cost:
-    """``logins`` in all, and ``logins_a_minute``; in a minute once all had begun to wait: ``looks`` and ``requests``
-    that the server got, and ``processor`` in seconds; ``punctual`` the triggers that looked in each interval of that
+    """``logins`` in all, and ``logins_a_minute``; in a minute once all had begun to wait: ``polls`` and ``requests``
+    that the server got, and ``processor`` in seconds; ``punctual`` the triggers that polled in each interval of that
     time; ``memory`` in bytes, for the triggers with what they import; ``gave_up`` the triggers that ended.
     """
 
     logins: int
     logins_a_minute: float
-    looks: float
+    polls: float
     punctual: int
     requests: float
     processor: float
@@ -58,9 +58,9 @@ class Cost:
     gave_up: int
 
     @property
-    def processor_per_look(self) -> float:
+    def processor_per_poll(self) -> float:
         """Milliseconds."""
-        return 1000 * self.processor / self.looks if self.looks else math.inf
+        return 1000 * self.processor / self.polls if self.polls else math.inf
 
 
 def measure(whose: Whose, count: int, seconds: float) -> Cost:
@@ -78,17 +78,17 @@ def measure(whose: Whose, count: int, seconds: float) -> Cost:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stdout + done.stderr
             used = json.loads(done.stdout.splitlines()[-1])
-            said = requests.read_bytes()[used["begin"] : used["end"]].decode(errors="replace")
-            asked = re.findall(r"request \d+: (?!sent )(\w+)", said)
-            looks = sum(request in ("stat", "lstat") for request in asked)
-            times_looked = Counter(re.findall(r'stat name ".*/(\d+)\.csv"', said))
+            log = requests.read_bytes()[used["begin"] : used["end"]].decode(errors="replace")
+            request_types = re.findall(r"request \d+: (?!sent )(\w+)", log)
+            polls = sum(request in ("stat", "lstat") for request in request_types)
+            times_polled = Counter(re.findall(r'stat name ".*/(\d+)\.csv"', log))
             minute = 60 / seconds
             return Cost(
                 logins=server.logins(),
                 logins_a_minute=server.logins() * 60 / (BEGINNING + seconds),
-                looks=looks * minute,
-                punctual=sum(times >= int(seconds / INTERVAL) for times in times_looked.values()),
-                requests=len(asked) * minute,
+                polls=polls * minute,
+                punctual=sum(times >= int(seconds / INTERVAL) for times in times_polled.values()),
+                requests=len(request_types) * minute,
                 processor=used["processor"] * minute,
                 memory=used["memory"],
                 gave_up=used["gave_up"],
@@ -163,30 +163,30 @@ def _is_met(count: int, costs: Mapping[Whose, Cost]) -> bool:
     ours, theirs = costs["ours"], costs["sftp provider"]
     if ours.logins != 1 or ours.gave_up:
         return False
-    return count != AT or theirs.processor_per_look >= CPU_TARGET * ours.processor_per_look
+    return count != AT or theirs.processor_per_poll >= CPU_TARGET * ours.processor_per_poll
 
 
 def _show(count: int, costs: Mapping[Whose, Cost]) -> None:
-    table = Table("", title=f"{count} triggers wait on one server, a look every {INTERVAL:g} s")
+    table = Table("", title=f"{count} triggers wait on one server, a poll every {INTERVAL:g} s")
     for whose in costs:
         table.add_column(whose, justify="right")
     rows: dict[str, Callable[[Cost], str]] = {
         "logins in all": lambda cost: f"{cost.logins}",
         "logins a minute": lambda cost: f"{cost.logins_a_minute:,.1f}",
-        f"looks a minute, of {count * 60 / INTERVAL:,.0f}": lambda cost: f"{cost.looks:,.0f}",
-        "triggers that looked each time": lambda cost: f"{cost.punctual}",
+        f"polls a minute, of {count * 60 / INTERVAL:,.0f}": lambda cost: f"{cost.polls:,.0f}",
+        "triggers that polled each time": lambda cost: f"{cost.punctual}",
         "requests a minute": lambda cost: f"{cost.requests:,.0f}",
         "seconds of the processor a minute": lambda cost: f"{cost.processor:.2f}",
-        "milliseconds of the processor a look": lambda cost: f"{cost.processor_per_look:.2f}",
+        "milliseconds of the processor a poll": lambda cost: f"{cost.processor_per_poll:.2f}",
         "memory in MiB": lambda cost: f"{cost.memory / 2**20:.0f}",
         "triggers that gave up": lambda cost: f"{cost.gave_up}",
     }
     for what, told in rows.items():
         table.add_row(what, *map(told, costs.values()))
     console.print(table)
-    ratio = costs["sftp provider"].processor_per_look / costs["ours"].processor_per_look
+    ratio = costs["sftp provider"].processor_per_poll / costs["ours"].processor_per_poll
     target = f" (target {CPU_TARGET:g})" if count == AT else ""
-    console.print(f"a look of the sftp provider's triggers uses {ratio:.0f} times as much of the processor{target}")
+    console.print(f"a poll of the sftp provider's triggers uses {ratio:.0f} times as much of the processor{target}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

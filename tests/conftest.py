@@ -139,7 +139,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collects outcomes where the page is asked for; not in a parallel worker, which reports to the main process."""
+    """Collects outcomes if the page is requested; not in a parallel worker, which reports to the main process."""
     page: Path | None = config.getoption("--servers-page")
     if page is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Matrix(page))
@@ -189,7 +189,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 @pytest.fixture(scope="session")
 def started() -> Iterator[Callable[[str], Server]]:
-    """Gives a server by its name, started when first asked for; skips the test where it is not installed."""
+    """Gives a server by its name, started when first used; skips the test where it is not installed."""
     with contextlib.ExitStack() as running:
         servers: dict[str, Server] = {}
 

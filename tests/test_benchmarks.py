@@ -62,14 +62,14 @@ def test_every_piece_of_work_is_measured_near_and_far(
     work = [argument for workload in WORKLOADS for argument in ("--work", workload.name)]
     clients = ["--client", OURS.name, "--client", SFTP.name, "--client", "paramiko", "--client", "asyncssh"]
     status = bench.main(["--size", "1", "--rounds", "1", "--memory", "2", *work, *clients])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert status in (0, 1)
-    assert ("missed" in said) == (status == 1)
-    assert said.count("connect") >= 2
-    assert "far: speed as a multiple" in said
-    assert said.count("seconds of the processor per GiB") == 2
-    assert said.count("no more than paramiko") == 2
-    assert said.count("memory added by a transfer of 2 MiB") == 2
+    assert ("missed" in output) == (status == 1)
+    assert output.count("connect") >= 2
+    assert "far: speed as a multiple" in output
+    assert output.count("seconds of the processor per GiB") == 2
+    assert output.count("no more than paramiko") == 2
+    assert output.count("memory added by a transfer of 2 MiB") == 2
 
 
 def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
@@ -113,13 +113,13 @@ def test_a_thousand_triggers_wait_on_one_login(sshd: str) -> None:
     cost = waiting.measure("ours", 1000, 3 * waiting.INTERVAL + 1)
     assert (cost.logins, cost.gave_up) == (1, 0)
     assert cost.punctual >= 990
-    assert cost.requests < 1.2 * cost.looks
+    assert cost.requests < 1.2 * cost.polls
 
 
 def cost(**changes: float) -> waiting.Cost:
     """Build a measurement of waiting without failures."""
     good: dict[str, Any] = {
-        "logins": 1, "logins_a_minute": 1, "looks": 2400, "punctual": 200, "requests": 2400, "processor": 1,
+        "logins": 1, "logins_a_minute": 1, "polls": 2400, "punctual": 200, "requests": 2400, "processor": 1,
         "memory": 1 << 20, "gave_up": 0,
     }  # fmt: skip
     return waiting.Cost(**(good | changes))
@@ -132,7 +132,7 @@ def cost(**changes: float) -> waiting.Cost:
         (waiting.AT, {}, {"processor": 19}, False),
         (waiting.AT, {"gave_up": 1}, {"processor": 20}, False),
         (waiting.AT, {"logins": 2}, {"processor": 20}, False),
-        (waiting.AT, {"looks": 0}, {"processor": 20}, False),
+        (waiting.AT, {"polls": 0}, {"processor": 20}, False),
         (1000, {}, {"processor": 1, "gave_up": 900}, True),
         (1000, {"gave_up": 1}, {}, False),
     ],

@@ -135,15 +135,15 @@ def test_a_password_is_taken_and_never_shown(
     quoted = password.replace(" ", "%20")
     url = f"sftp://{server.username}:{quoted}@{server.host}:{server.port}/"
     assert main(["check", url, *options]) == status
-    asked: list[str] = []
+    prompts: list[str] = []
 
     def getpass(prompt: str) -> str:
-        asked.append(prompt)
+        prompts.append(prompt)
         return password
 
     monkeypatch.setattr("getpass.getpass", getpass)
     assert main(["check", url.replace(f":{quoted}", ""), "--ask-password", *options]) == status
-    assert asked == [f"Password of {server.username}@{server.host}: "]
+    assert prompts == [f"Password of {server.username}@{server.host}: "]
     shown = capfd.readouterr()
     for text in (shown.out, shown.err):
         assert password not in text
@@ -151,7 +151,7 @@ def test_a_password_is_taken_and_never_shown(
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "expected_text"),
     [
         ("http://host/", "expected sftp://user@host:port/directory"),
         ("sftp://user:S3cret@:22/", "expected sftp://user@host:port/directory"),
@@ -163,11 +163,11 @@ def test_a_password_is_taken_and_never_shown(
         ("sftp:user:S3cret@host/x", "expected a URL such as sftp://"),
     ],
 )
-def test_an_invalid_url_is_a_usage_error(target: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_url_is_a_usage_error(target: str, expected_text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check", target]) == 2
     error = capsys.readouterr().err
     assert error.startswith("airflow-sftp-backend: ")
-    assert said in error
+    assert expected_text in error
     assert "S3cret" not in error
 
 
@@ -241,9 +241,9 @@ def test_a_scan_with_an_invalid_port_is_a_usage_error(arguments: list[str], caps
 
 def test_a_scan_hides_a_password_given_with_the_host(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["scan-host-keys", "partner:swordfish@sftp.example.com"]) == 2
-    said = capsys.readouterr()
-    assert "without user and password" in said.err
-    assert "swordfish" not in said.err + said.out
+    captured = capsys.readouterr()
+    assert "without user and password" in captured.err
+    assert "swordfish" not in captured.err + captured.out
 
 
 def test_a_scan_of_an_http_port_names_what_answered(capsys: pytest.CaptureFixture[str]) -> None:
@@ -260,17 +260,17 @@ def test_a_scan_of_an_http_port_names_what_answered(capsys: pytest.CaptureFixtur
     assert "the server does not speak SSH but says '<!DOCTYPE HTML" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("asks_password", [False, True])
 def test_a_password_of_the_url_or_asked_for_opens_the_key_file(
-    openssh: OpenSSHServer, known_hosts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+    openssh: OpenSSHServer, known_hosts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asks_password: bool
 ) -> None:
     openssh.login_key.write_private_key(
         str(tmp_path / "encrypted"), passphrase="opens the key", rounds=1, ignore_few_rounds=True
     )
     (tmp_path / "encrypted").chmod(0o600)
     monkeypatch.setattr("getpass.getpass", lambda prompt: "opens the key")
-    login = openssh.username if asked else f"{openssh.username}:opens%20the%20key"
-    options = ["--ask-password"] if asked else []
+    login = openssh.username if asks_password else f"{openssh.username}:opens%20the%20key"
+    options = ["--ask-password"] if asks_password else []
     url = f"sftp://{login}@{openssh.host}:{openssh.port}/~"
     files = ["--known-hosts", str(known_hosts), "--key-file", str(tmp_path / "encrypted")]
     assert main(["check", url, *files, *options]) == 0

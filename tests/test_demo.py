@@ -38,11 +38,11 @@ def test_a_failing_task_fails_the_demo_and_its_log_is_kept(
     monkeypatch.setattr(demo, "EXAMPLES", examples)
     before = _temporary()
     assert demo.main() == 1
-    said = capsys.readouterr().out
-    assert "Failed: DAG partner_exchange: send_orders" in said
-    assert "the demo's own failure" in said
+    output = capsys.readouterr().out
+    assert "Failed: DAG partner_exchange: send_orders" in output
+    assert "the demo's own failure" in output
     (log,) = _temporary() - before
-    assert re.sub(r"\s", "", str(log)) in re.sub(r"\s", "", said)
+    assert re.sub(r"\s", "", str(log)) in re.sub(r"\s", "", output)
     assert "the demo's own failure" in log.read_text()
     log.unlink()
 

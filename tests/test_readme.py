@@ -204,9 +204,9 @@ def test_every_documented_message_exists_in_the_code() -> None:
     rows = GUIDE[GUIDE.index("## What to do, by message") : GUIDE.index("## Every field")]
     messages = re.findall(r"^\| `(.*?)` \|", rows, re.MULTILINE)
     assert len(messages) > 10
-    said = "".join(path.read_text() for path in (TOP / "airflow_sftp_backend").rglob("*.py"))
-    said = re.sub(r'"\n\s*f?"', "", said)  # texts that go on in the next line
-    assert [message for message in messages if message not in said] == []
+    source_text = "".join(path.read_text() for path in (TOP / "airflow_sftp_backend").rglob("*.py"))
+    source_text = re.sub(r'"\n\s*f?"', "", source_text)  # texts that go on in the next line
+    assert [message for message in messages if message not in source_text] == []
 
 
 def test_every_name_in_the_guide_exists() -> None:

@@ -141,7 +141,7 @@ def test_without_a_program_its_tests_are_skipped_with_one_loud_line() -> None:
     )
     chosen = ["-p", "no:cacheprovider", "-q", "--servers", "rclone", "tests/backend/test_contract_reading.py"]
     command = [sys.executable, "-c", start, *chosen, "-k", "read_of or read_gives"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]).stdout
-    loud = [line for line in said.splitlines() if "NOT TESTED AGAINST RCLONE: it needs a package" in line]
-    assert len(loud) == 1, said
-    assert "4 skipped" in said
+    output = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]).stdout
+    loud = [line for line in output.splitlines() if "NOT TESTED AGAINST RCLONE: it needs a package" in line]
+    assert len(loud) == 1, output
+    assert "4 skipped" in output

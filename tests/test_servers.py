@@ -244,9 +244,9 @@ def test_without_extensions_has_none(without_extensions: WithoutExtensions) -> N
                 await file.fsync()
         return sftp.supports_remote_copy
 
-    asked = without_extensions.requests["limits@openssh.com"]
+    request_count = without_extensions.requests["limits@openssh.com"]
     assert not talk(without_extensions, conversation)
-    assert without_extensions.requests["limits@openssh.com"] == asked
+    assert without_extensions.requests["limits@openssh.com"] == request_count
 
 
 def test_one_channel_refuses_the_second_until_the_first_is_closed(one_channel: OneChannel) -> None:
@@ -493,17 +493,17 @@ def test_a_silent_server_says_nothing_after_its_last_step(make: Callable[[], Asy
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected_bytes"),
     [(mute_listener, None), (closing_listener, b""), (chatty_listener, b"220 "), (banner_listener, b"SSH-")],
 )
-def test_each_listener_sends_its_own_text(make: Callable[[], Listener], said: bytes | None) -> None:
+def test_each_listener_sends_its_own_text(make: Callable[[], Listener], expected_bytes: bytes | None) -> None:
     with make() as listener, socket.create_connection((listener.host, listener.port)) as client:
-        if said is None:
+        if expected_bytes is None:
             client.settimeout(SILENCE)
             with pytest.raises(TimeoutError):
                 client.recv(1)
         else:
-            assert client.recv(4) == said
+            assert client.recv(4) == expected_bytes
         wait_until(lambda: listener.connections == 1, "the connection to be counted")
 
 
@@ -536,8 +536,8 @@ def test_without_sshd_its_tests_are_skipped_with_one_loud_line() -> None:
     ]
     start = "import sys, pytest, tests.support.servers as s; s.sshd_path = lambda: None; pytest.main(sys.argv[1:])"
     command = [sys.executable, "-c", start, "-p", "no:cacheprovider", "-q", *chosen]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]).stdout
-    loud = [line for line in said.splitlines() if "NOT TESTED AGAINST OPENSSH" in line]
-    assert len(loud) == 1, said
+    output = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1]).stdout
+    loud = [line for line in output.splitlines() if "NOT TESTED AGAINST OPENSSH" in line]
+    assert len(loud) == 1, output
     assert loud[0].startswith("SKIPPED [3]")
-    assert "4 passed, 3 skipped" in said
+    assert "4 passed, 3 skipped" in output

@@ -239,9 +239,9 @@ def test_a_killed_task_does_not_wait_for_the_vault(vault: Vault, monkeypatch: py
     assert SFTPBackendHook().config().password is not None  # another asks anew
 
 
-@pytest.mark.parametrize("asked", ["connection", "masking"])
+@pytest.mark.parametrize("step", ["connection", "masking"])
 def test_a_kill_does_not_interrupt_a_message_to_airflow(
-    connect: Connect, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch, asked: str
+    connect: Connect, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     connect(server)
     begun, heard = threading.Event(), threading.Event()
@@ -257,7 +257,7 @@ def test_a_kill_does_not_interrupt_a_message_to_airflow(
 
         return slow
 
-    if asked == "connection":
+    if step == "connection":
         monkeypatch.setattr(SFTPBackendHook, "get_connection", slowly(BaseHook.get_connection))
     else:
         monkeypatch.setattr("airflow_sftp_backend._masking.mask_secret", slowly(mask_secret))
@@ -319,7 +319,7 @@ def test_a_kill_does_not_interrupt_reading_lazy_paths() -> None:
 
         def __iter__(self) -> Iterator[str]:
             for name in ("a", "b"):
-                operator.on_kill()  # the signal comes while Airflow is asked
+                operator.on_kill()  # the signal comes during a request to Airflow
                 heard.append(name)
                 yield name
 

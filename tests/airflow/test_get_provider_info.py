@@ -141,13 +141,13 @@ def test_airflow_shows_every_field_of_the_form(airflow_cli: Airflow) -> None:
 
 
 def test_airflow_tests_a_connection(airflow_cli: Airflow, connect: Connect, openssh: OpenSSHServer) -> None:
-    said = airflow_cli("connections", "test", connect(openssh), AIRFLOW__CORE__TEST_CONNECTION="Enabled")
-    assert "Connection success!" in said
+    output = airflow_cli("connections", "test", connect(openssh), AIRFLOW__CORE__TEST_CONNECTION="Enabled")
+    assert "Connection success!" in output
 
 
 def test_airflow_says_why_a_connection_fails(airflow_cli: Airflow, connect: Connect, openssh: OpenSSHServer) -> None:
     test = ("connections", "test", connect(openssh, columns={"host": "", "port": 0}))
     status = 1 if Version("3.3") <= AIRFLOW_VERSION else 0  # before 3.3 the command always succeeds
-    said = airflow_cli(*test, AIRFLOW__CORE__TEST_CONNECTION="Enabled", status=status)
-    assert "Connection failed!" in said
-    assert "Host: nothing given; expected the bare name or address of the server" in " ".join(said.split())
+    output = airflow_cli(*test, AIRFLOW__CORE__TEST_CONNECTION="Enabled", status=status)
+    assert "Connection failed!" in output
+    assert "Host: nothing given; expected the bare name or address of the server" in " ".join(output.split())

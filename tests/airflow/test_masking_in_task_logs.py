@@ -62,13 +62,13 @@ def test_a_task_that_logs_its_secrets_in_every_way_shows_none(
     lines = run(tmp_path / "dags", "telling", "tell", tmp_path / "log")
 
     texts = [str(line["event"]) for line in lines] + [json.dumps(line, ensure_ascii=False) for line in lines]
-    said = "\n".join(texts)
+    logged = "\n".join(texts)
     for witness in ("by the logger: ***", "by the task's: ***", "printed: ***", "printed to stderr: ***", "the end"):
-        assert witness in said, witness
-    assert "raised: " in said
+        assert witness in logged, witness
+    assert "raised: " in logged
     body = [line for line in pem.splitlines() if "-----" not in line]
     pieces = {line[at : at + 16] for line in body for at in range(max(1, len(line) - 15))}
     quoted = {json.dumps(text)[1:-1] for text in passwords} | {repr(text)[1:-1] for text in passwords}
-    shown = [piece for piece in pieces | set(passwords) | quoted if piece in said]
+    shown = [piece for piece in pieces | set(passwords) | quoted if piece in logged]
     assert shown == []
-    assert not re.search(r"(?<!pas)sword|sesame", said)  # the names of fields may be shown
+    assert not re.search(r"(?<!pas)sword|sesame", logged)  # the names of fields may be shown

@@ -181,7 +181,7 @@ def on_a_terminal(
     ``raw`` keeps the control sequences; ``env`` is added to its environment.
     """
     ours, theirs = pty.openpty()
-    said = bytearray()
+    output = bytearray()
 
     def read() -> None:
         while True:
@@ -189,7 +189,7 @@ def on_a_terminal(
                 piece = os.read(ours, 1 << 16)
             except OSError:  # what Linux says once nobody has the other end open
                 return
-            said.extend(piece)
+            output.extend(piece)
 
     reading = threading.Thread(target=read)
     reading.start()
@@ -206,7 +206,7 @@ def on_a_terminal(
         os.close(ours)
     if printed is not None:
         printed.append(done.stdout.decode())
-    return said.decode() if raw else re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.decode())
+    return output.decode() if raw else re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
 
 
 def moved(total: str, then: str = "pass") -> str:
@@ -229,9 +229,9 @@ def test_a_terminal_shows_a_bar_that_ends_full(total: str) -> None:
 
 
 def test_a_bar_that_does_not_finish_is_not_full() -> None:
-    said = on_a_terminal(moved("8 << 20", then="raise SystemExit"))
-    assert " 50%" in said
-    assert "100%" not in said
+    output = on_a_terminal(moved("8 << 20", then="raise SystemExit"))
+    assert " 50%" in output
+    assert "100%" not in output
 
 
 def test_a_bar_shows_the_rate_of_this_attempt() -> None:
@@ -244,14 +244,14 @@ with ProgressBar("big.bin", 1023 << 30) as bar:
         bar(1 << 20); time.sleep(0.05)
     raise SystemExit
 """
-    said = on_a_terminal(program)
-    assert "512.0" in said
-    assert "GiB/s" not in said
+    output = on_a_terminal(program)
+    assert "512.0" in output
+    assert "GiB/s" not in output
 
 
 def test_a_bar_shows_the_verification() -> None:
-    said = on_a_terminal(moved("8 << 20", then="bar.verified(2 << 20); raise SystemExit"))
-    assert re.search(r"verifying .*25%", said)
+    output = on_a_terminal(moved("8 << 20", then="bar.verified(2 << 20); raise SystemExit"))
+    assert re.search(r"verifying .*25%", output)
 
 
 def test_without_a_terminal_the_rate_is_of_this_attempt() -> None:
@@ -265,21 +265,21 @@ def test_without_a_terminal_the_rate_is_of_this_attempt() -> None:
 
 def test_other_output_is_not_redirected_by_the_bar() -> None:
     printed: list[str] = []
-    said = on_a_terminal(moved("4 << 20", then="print('a result')"), printed)
+    output = on_a_terminal(moved("4 << 20", then="print('a result')"), printed)
     assert printed == ["a result\n"]
-    assert "a result" not in said
+    assert "a result" not in output
 
 
 def test_messages_to_the_same_terminal_are_lines_of_their_own() -> None:
-    said = on_a_terminal(moved("4 << 20", then="import sys; print('a warning', file=sys.stderr)"))
-    assert "a warning" in [line.strip() for line in re.split(r"[\r\n]+", said)]
+    output = on_a_terminal(moved("4 << 20", then="import sys; print('a warning', file=sys.stderr)"))
+    assert "a warning" in [line.strip() for line in re.split(r"[\r\n]+", output)]
 
 
 def test_a_title_does_not_move_the_cursor() -> None:
-    said = on_a_terminal(moved("4 << 20").replace("big [1].bin", r"a\x1b[2Jb\nc\x1b]0;d\x07"), raw=True)
-    assert "\x1b[2J" not in said
-    assert "\x1b]0;" not in said
-    assert r"a\x1b[2Jb\nc\x1b]0;d\x07" in said
+    output = on_a_terminal(moved("4 << 20").replace("big [1].bin", r"a\x1b[2Jb\nc\x1b]0;d\x07"), raw=True)
+    assert "\x1b[2J" not in output
+    assert "\x1b]0;" not in output
+    assert r"a\x1b[2Jb\nc\x1b]0;d\x07" in output
 
 
 def test_a_long_title_is_shortened() -> None:
@@ -309,23 +309,23 @@ with ProgressBar("big.bin", 64 << 20) as bar:
 
 
 def test_of_two_bars_one_is_drawn_and_the_other_is_one_line() -> None:
-    said = on_a_terminal(moved("4 << 20", then="with ProgressBar('second.bin', 2) as other: other(2)"))
-    assert re.search(r"^second\.bin: 2 B in 0\.0 s, .*B/s$", said.replace("\r", "\n"), re.MULTILINE)
-    assert "big [1].bin ━" in said
-    assert "second.bin ━" not in said
+    output = on_a_terminal(moved("4 << 20", then="with ProgressBar('second.bin', 2) as other: other(2)"))
+    assert re.search(r"^second\.bin: 2 B in 0\.0 s, .*B/s$", output.replace("\r", "\n"), re.MULTILINE)
+    assert "big [1].bin ━" in output
+    assert "second.bin ━" not in output
     assert "second.bin ━" in on_a_terminal(moved("4 << 20") + "with ProgressBar('second.bin', 2) as other: other(2)")
 
 
 @pytest.mark.parametrize("variable", ["TERM=dumb", "TERM=", "TTY_COMPATIBLE=0"])
 def test_a_terminal_that_cannot_draw_gets_one_plain_line(variable: str) -> None:
     name, _, value = variable.partition("=")
-    said = on_a_terminal(moved("4 << 20"), raw=True, env={name: value})
-    assert re.fullmatch(r"big \[1\]\.bin: 4\.0 MiB in 0\.\d s, [\d.]+ [KMGT]iB/s\r\n", said)
+    output = on_a_terminal(moved("4 << 20"), raw=True, env={name: value})
+    assert re.fullmatch(r"big \[1\]\.bin: 4\.0 MiB in 0\.\d s, [\d.]+ [KMGT]iB/s\r\n", output)
 
 
 def test_a_pipe_gets_no_control_characters_in_any_environment() -> None:
-    asked = os.environ | {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm-256color"}
-    done = subprocess.run([sys.executable, "-c", moved("4 << 20")], stderr=subprocess.PIPE, env=asked, check=True)
+    environment = os.environ | {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "TERM": "xterm-256color"}
+    done = subprocess.run([sys.executable, "-c", moved("4 << 20")], stderr=subprocess.PIPE, env=environment, check=True)
     assert re.fullmatch(rb"big \[1\]\.bin: [ -~]+\n", done.stderr)
 
 

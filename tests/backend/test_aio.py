@@ -46,12 +46,12 @@ def test_fifty_gathered_calls_each_get_their_own_result(
 def test_one_failed_call_does_not_fail_the_others(adapter: SyncBackendAdapter, folder: Folder) -> None:
     (folder.path / "there").write_bytes(b"abc")
 
-    async def look() -> list[object]:
+    async def query() -> list[object]:
         async with adapter:
             names = ["there", "missing", "there"]
             return list(await asyncio.gather(*map(adapter.read_bytes, names), return_exceptions=True))
 
-    first, second, third = asyncio.run(look())
+    first, second, third = asyncio.run(query())
     assert (first, type(second), third) == (b"abc", NotFound, b"abc")
 
 

@@ -389,7 +389,7 @@ def test_a_drop_box_accepts_unverified_writes(make_backend: MakeBackend) -> None
         backend.write("plain", BIG)
         backend.write_atomic("atomic", BIG, verify="none")
         assert tree(folder.path) == {"plain": BIG, "atomic": BIG}
-        backend.write_atomic("unseen", BIG)  # the size cannot be asked for: a warning, no failure
+        backend.write_atomic("unseen", BIG)  # the size cannot be requested: a warning, no failure
         assert (folder.path / "unseen").read_bytes() == BIG
         with refused(PermissionDenied, backend, "proven"):
             backend.write_atomic("proven", BIG, verify="sha256")
@@ -499,7 +499,7 @@ def test_moves_on_a_lost_connection_keep_each_file_in_one_place(make_backend: Ma
 
 
 def test_deletions_on_a_lost_connection_report_what_is_deleted(make_backend: MakeBackend) -> None:
-    with DropsAfter(requests=220) as dropping:  # three looks at each of the first 64, then removals
+    with DropsAfter(requests=220) as dropping:  # three requests for each of the first 64, then removals
         folder = dropping.fresh()
         for number in range(100):
             (folder.path / f"{number}").touch()

@@ -46,20 +46,20 @@ def put(folder: Folder, name: str, content: bytes = b"content", *, mtime: int = 
 
 def test_exists_is_file_is_folder_distinguish_files_and_directories(backend: SFTPBackend, folder: Folder) -> None:
     put(folder, "sub/file")
-    looks = (backend.exists, backend.is_file, backend.is_folder)
-    assert [look("sub/file") for look in looks] == [True, True, False]
-    assert [look("sub") for look in looks] == [True, False, True]
+    queries = (backend.exists, backend.is_file, backend.is_folder)
+    assert [query("sub/file") for query in queries] == [True, True, False]
+    assert [query("sub") for query in queries] == [True, False, True]
 
 
 def test_exists_is_file_is_folder_of_a_missing_path_are_false(backend: SFTPBackend) -> None:
     for path in ("missing", "missing/file", "a/b/c/d"):
-        assert [look(path) for look in (backend.exists, backend.is_file, backend.is_folder)] == [False] * 3
+        assert [query(path) for query in (backend.exists, backend.is_file, backend.is_folder)] == [False] * 3
 
 
 def test_exists_is_file_is_folder_below_a_file_are_false(backend: SFTPBackend, folder: Folder) -> None:
     put(folder, "file")
     for path in ("file/below", "file/far/below"):
-        assert [look(path) for look in (backend.exists, backend.is_file, backend.is_folder)] == [False] * 3
+        assert [query(path) for query in (backend.exists, backend.is_file, backend.is_folder)] == [False] * 3
 
 
 def test_exists_is_file_is_folder_follow_links(backend: SFTPBackend, folder: Folder) -> None:
@@ -67,11 +67,11 @@ def test_exists_is_file_is_folder_follow_links(backend: SFTPBackend, folder: Fol
     (folder.path / "to_file").symlink_to("sub/file")
     (folder.path / "to_folder").symlink_to("sub")
     (folder.path / "to_nothing").symlink_to("missing")
-    looks = (backend.exists, backend.is_file, backend.is_folder)
-    assert [look("to_file") for look in looks] == [True, True, False]
-    assert [look("to_folder") for look in looks] == [True, False, True]
-    assert [look("to_folder/file") for look in looks] == [True, True, False]
-    assert [look("to_nothing") for look in looks] == [False, False, False]
+    queries = (backend.exists, backend.is_file, backend.is_folder)
+    assert [query("to_file") for query in queries] == [True, True, False]
+    assert [query("to_folder") for query in queries] == [True, False, True]
+    assert [query("to_folder/file") for query in queries] == [True, True, False]
+    assert [query("to_nothing") for query in queries] == [False, False, False]
 
 
 def test_denied_queries_are_permission_denied_and_not_false(make_backend: MakeBackend) -> None:
@@ -161,11 +161,11 @@ def alone(backend: SFTPBackend, path: str) -> FileInfo | tuple[type[SFTPBackendE
 def assert_many_are_told_as_each_is_alone(backend: SFTPBackend, paths: list[str]) -> None:
     """Compares `get_file_info_many` with `get_file_info`."""
     expected = {path: alone(backend, path) for path in dict.fromkeys(paths)}
-    told = [
+    infos = [
         (type(found), str(found)) if isinstance(found, SFTPBackendError) else found
         for found in backend.get_file_info_many(paths, return_exceptions=True)
     ]
-    assert told == [expected[path] for path in paths]
+    assert infos == [expected[path] for path in paths]
 
 
 KINDS = ["file", "sub", "sub/file", "link", "to-sub", "to-nothing", "missing", "missing/file", "file/below", "", "../x"]
@@ -343,12 +343,12 @@ def test_attributes_without_permissions_and_times_are_enough(make_backend: MakeB
         put(folder, "sub/file", b"12345")
         backend = make_backend(server, base_path=folder.base_path)
         assert backend.get_file_info("sub/file") == FileInfo("sub/file", "file", 5, None, None)
-        assert [look("sub/file") for look in (backend.exists, backend.is_file, backend.is_folder)] == [
+        assert [query("sub/file") for query in (backend.exists, backend.is_file, backend.is_folder)] == [
             True,
             True,
             False,
         ]
-        assert [look("sub") for look in (backend.exists, backend.is_file, backend.is_folder)] == [True, False, True]
+        assert [query("sub") for query in (backend.exists, backend.is_file, backend.is_folder)] == [True, False, True]
         assert [file.path for file in backend.list_files("sub")] == ["sub/file"]
         assert [file.path for file in backend.find("sub/*")] == ["sub/file"]
         backend.check_health()

@@ -63,7 +63,7 @@ def test_writing_returns_the_servers_modification_time(backend: SFTPBackend, fol
         backend.get_file_info(name).modified_at for name in ("a", "b", "c")
     ]
     assert all(result.last_modified is not None for result in results[:3])
-    assert results[3].last_modified is None  # a server that takes files away at once must not be asked
+    assert results[3].last_modified is None  # a server that takes files away at once must not be queried
 
 
 def test_writing_creates_parents(write: Write, folder: Folder) -> None:
@@ -137,7 +137,7 @@ def test_a_dangling_link_is_an_occupied_name(write: Write, backend: SFTPBackend,
 
 
 class _Chunks:
-    """Gives its bytes in odd pieces, never more than asked for."""
+    """Gives its bytes in odd pieces, never more than requested."""
 
     def __init__(self, content: bytes) -> None:
         self._file = io.BytesIO(content)

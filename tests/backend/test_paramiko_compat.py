@@ -179,11 +179,11 @@ def test_a_transport_is_aborted_while_its_lock_is_held(pair: Pair) -> None:
 
 
 def test_the_socket_is_asked_whether_it_is_closed(pair: Pair) -> None:
-    asked = threading.Event()
+    called = threading.Event()
 
     class Closed(SocketLike):
         def is_closed(self) -> bool:
-            asked.set()
+            called.set()
             return True
 
         def close(self) -> None:
@@ -191,7 +191,7 @@ def test_the_socket_is_asked_whether_it_is_closed(pair: Pair) -> None:
 
     pair.client.sock = Closed()  # type: ignore[assignment] # what stop_thread uses of it
     pair.client.abort()
-    assert asked.is_set()
+    assert called.is_set()
 
 
 def test_a_handler_logs_in_after_a_refusal(pair: Pair) -> None:

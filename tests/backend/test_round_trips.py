@@ -107,7 +107,7 @@ def test_write_atomic_of_a_small_file_into_an_existing_folder_takes_three(
     backend: SFTPBackend, folder: Folder, tmp_path: Path, trips: Callable[[Call], int]
 ) -> None:
     (tmp_path / "local").write_bytes(b"x" * 100_000)
-    for _ in range(2):  # the first one looks for what others left behind, side by side with its own work
+    for _ in range(2):  # the first call lists what others left behind, side by side with its own work
         name = str(len(list(folder.path.iterdir())))
         assert trips(partial(backend.write_atomic, name, b"content")) == 3
         assert trips(partial(backend.upload, tmp_path / "local", f"{name}-up")) == 3
@@ -151,7 +151,7 @@ def test_a_parent_is_created_on_failure_without_a_query(
     with count_round_trips(monkeypatch) as depth:
         backend.write("there/other", b"x", overwrite=True)
     sent = [type(request).__name__ for request in depth.requests]
-    assert sent == ["Open", "Write", "FStat", "Close"]  # the time is asked for on the open handle
+    assert sent == ["Open", "Write", "FStat", "Close"]  # the time is requested on the open handle
     assert depth.deepest == 2
     with count_round_trips(monkeypatch) as depth:
         backend.write("a/b/c/d/e/file", b"x")
@@ -196,9 +196,9 @@ def test_recursive_calls_take_round_trips_by_depth_not_by_directories(
         }
         assert not (folder.path / "tree").exists()
     assert taken[5] == taken[50]
-    looks = 0 if is_known else depth  # at the folders of each level but the last, which has none
-    assert taken[5]["list"] == taken[5]["find"] == 2 * (depth + 1) + looks
-    assert taken[5]["delete"] <= 3 * (depth + 1) + 2 + looks
+    extra_requests = 0 if is_known else depth  # at the folders of each level but the last, which has none
+    assert taken[5]["list"] == taken[5]["find"] == 2 * (depth + 1) + extra_requests
+    assert taken[5]["delete"] <= 3 * (depth + 1) + 2 + extra_requests
 
 
 def test_find_over_many_patterns_in_one_folder_lists_it_once(

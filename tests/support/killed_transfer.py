@@ -12,22 +12,22 @@ from airflow_sftp_backend import RetryPolicy, SFTPBackend
 
 def main() -> None:
     """Arguments as JSON: connection, work, local, path, key, kill_at (bytes)."""
-    asked = json.loads(sys.argv[1])
+    job = json.loads(sys.argv[1])
     done = 0
 
     def progress(gained: int) -> None:
         nonlocal done
         done += gained
-        if done >= asked["kill_at"]:
+        if done >= job["kill_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    with SFTPBackend(**asked["connection"], retry=RetryPolicy.disabled()) as backend:
-        if asked["work"] == "up":
+    with SFTPBackend(**job["connection"], retry=RetryPolicy.disabled()) as backend:
+        if job["work"] == "up":
             backend.upload(
-                asked["local"], asked["path"], channels=asked["channels"], resume_key=asked["key"], progress=progress
+                job["local"], job["path"], channels=job["channels"], resume_key=job["key"], progress=progress
             )
         else:
-            backend.download(asked["path"], asked["local"], resume_key=asked["key"], progress=progress)
+            backend.download(job["path"], job["local"], resume_key=job["key"], progress=progress)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class _NoChannel:
 
 
 class MemoryServer(SFTPScheduler):
-    """Files and folders by absolute path, and the wire to them.
+    """Files and folders by absolute path, and the scheduler over them.
 
     The requests numbered ``fail_at`` (from 1) fail as ``failure`` says: refused, or the connection is lost before or
     after it was carried out. ``after`` is called after each request. ``traits`` are what the client holds of it.
@@ -122,7 +122,7 @@ class MemoryServer(SFTPScheduler):
         self.failure, self._fail_at = None, fail_at
         self.open.clear()
 
-    # -- the wire -----------------------------------------------------------------------------------------------------
+    # -- the scheduler ------------------------------------------------------------------------------------------------
 
     def server_limits(self) -> Operation[ServerLimits]:
         """``block`` bytes both ways."""
@@ -177,7 +177,7 @@ class MemoryServer(SFTPScheduler):
             if failure in _CODES:
                 if isinstance(request, Close):  # refused or not, the handle is free, as after close(2)
                     self.carry_out(request)
-                raise StatusError(_CODES[failure], "told to fail")
+                raise StatusError(_CODES[failure], "refused by the test")
             answer = None if failure == "lost before" else self.carry_out(request)
             if failure is not None:
                 self.failure = "the connection was lost"

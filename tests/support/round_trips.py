@@ -52,7 +52,7 @@ class Depth:
 
 @contextmanager
 def count_round_trips(monkeypatch: pytest.MonkeyPatch) -> Iterator[Depth]:
-    """Measures all that wires run inside the block."""
+    """Measures all that schedulers run inside the block."""
     depth = Depth()
     run, run_many = SFTPScheduler.run, SFTPScheduler.run_many
 

@@ -143,7 +143,7 @@ class ScriptedChannel:
 
 
 def connected(channel: ScriptedChannel, io_timeout: float | None = 7) -> SFTPScheduler:
-    """A wire over it that has shaken hands."""
+    """A scheduler over it, after the handshake."""
     scheduler = SFTPScheduler(channel, io_timeout=io_timeout)
     scheduler.handshake()
     return scheduler
@@ -152,8 +152,8 @@ def connected(channel: ScriptedChannel, io_timeout: float | None = 7) -> SFTPSch
 class ScriptedFile:
     """One open file on a scripted server: answers FSTAT, READ, WRITE and CLOSE of its handle.
 
-    ``told`` is the size that FSTAT tells (None: it refuses to say). ``short(n)`` tells how many of the n bytes of a
-    READ are given, at least 1. The requests in ``refused``, by number from 0, are refused.
+    ``stated_size`` is the size in the reply to FSTAT (None: a refusal). ``short(n)`` returns how many of the n bytes of
+    a READ are sent, at least 1. The requests in ``refused``, by number from 0, are refused.
     """
 
     HANDLE = b"a handle"
@@ -162,13 +162,13 @@ class ScriptedFile:
         self,
         content: bytes = b"",
         *,
-        told: int | None = -1,
+        stated_size: int | None = -1,
         mode: int = 0o100644,
         short: Callable[[int], int] = lambda size: size,
         refused: frozenset[int] = frozenset(),
     ) -> None:
         self.content = bytearray(content)
-        self.told = len(content) if told == -1 else told
+        self.stated_size = len(content) if stated_size == -1 else stated_size
         self.mode = mode
         self.written = 0
         """Bytes of WRITEs answered with OK."""
@@ -182,11 +182,11 @@ class ScriptedFile:
         assert bytes(cursor.view()) == self.HANDLE
         number, self._asked = self._asked, self._asked + 1
         if number in self._refused:
-            return status(packet, StatusCode.FAILURE, "told to fail")
+            return status(packet, StatusCode.FAILURE, "refused by the test")
         if packet.kind == PacketType.FSTAT:
-            if self.told is None:
+            if self.stated_size is None:
                 return status(packet, StatusCode.OP_UNSUPPORTED)
-            return packet_reply(packet, PacketType.ATTRS, Attributes(self.told, mode=self.mode).encode())
+            return packet_reply(packet, PacketType.ATTRS, Attributes(self.stated_size, mode=self.mode).encode())
         if packet.kind == PacketType.READ:
             offset, length = cursor.uint64(), cursor.uint32()
             data = bytes(self.content[offset : offset + length])

@@ -66,7 +66,7 @@ def threads() -> list[threading.Thread]:
 
 
 def round_trip(scheduler: SFTPScheduler) -> bool:
-    """A round trip over the wire: True if the login directory is there."""
+    """Make a round trip: True if the login directory is there."""
     from airflow_sftp_backend.backend._files.file_info import check_folder
     from airflow_sftp_backend.backend._paths import Jail
 

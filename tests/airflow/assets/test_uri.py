@@ -119,10 +119,10 @@ with_upstream = pytest.mark.skipif(
 
 
 def test_this_provider_owns_the_scheme_unless_the_sftp_provider_is_there() -> None:
-    asked = UPSTREAM if find_spec("airflow.providers.sftp") else "airflow_sftp_backend.assets.uri"
+    handler_module = UPSTREAM if find_spec("airflow.providers.sftp") else "airflow_sftp_backend.assets.uri"
     providers = ProvidersManagerTaskRuntime()  # type: ignore[no-untyped-call]  # Airflow does not annotate it
-    assert providers.asset_uri_handlers["sftp"].__module__ == asked
-    assert providers.asset_factories["sftp"].__module__ == asked
+    assert providers.asset_uri_handlers["sftp"].__module__ == handler_module
+    assert providers.asset_factories["sftp"].__module__ == handler_module
 
 
 @with_upstream

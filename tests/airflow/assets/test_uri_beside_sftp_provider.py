@@ -32,8 +32,8 @@ def beside(*arguments: str) -> str:
 
 
 def test_the_asset_tests_pass_if_the_sftp_provider_owns_the_scheme() -> None:
-    said = beside("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/airflow/assets/test_uri.py")
-    assert "skipped" not in said
+    output = beside("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/airflow/assets/test_uri.py")
+    assert "skipped" not in output
 
 
 def test_create_asset_makes_the_spelling_that_the_operators_report() -> None:

@@ -305,7 +305,7 @@ def test_all_reference_problems_are_reported_at_once(vault: Vault, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("columns", "extra", "said"),
+    ("columns", "extra", "expected_text"),
     [
         ({}, {"password_secret": "a"}, "Key Vault: nothing given; expected its URL or name, as Password secret needs"),
         ({"password": "x"}, {"password_secret": "a"}, "Password and Password secret: both given; expected one of them"),
@@ -322,13 +322,13 @@ def test_all_reference_problems_are_reported_at_once(vault: Vault, monkeypatch: 
     ],
 )
 def test_an_invalid_reference_is_reported_with_its_form_label(
-    monkeypatch: pytest.MonkeyPatch, columns: dict[str, str], extra: dict[str, str], said: str
+    monkeypatch: pytest.MonkeyPatch, columns: dict[str, str], extra: dict[str, str], expected_text: str
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_CLOUD", json.dumps({"conn_type": "azure"}))
     hook = give(monkeypatch, host="h", **columns, extra=extra)
     with pytest.raises(InvalidConnection) as caught:
         hook.config()
-    assert any(fault.startswith(said) for fault in caught.value.problems), caught.value.problems
+    assert any(fault.startswith(expected_text) for fault in caught.value.problems), caught.value.problems
 
 
 @pytest.mark.parametrize("text", ["", "no connection", "{broken", '{"port": "many"}', "sftp://h:port/", "[1]"])

@@ -63,17 +63,17 @@ def test_a_connection_is_added_reopened_and_tested_in_the_page(form: ConnectionF
         assert form.field("private_key_passphrase").get_attribute("type") == "password"
 
         key = server.host_keys[0].get_fingerprint()
-        said = form.test("partner")
-        assert f"Connected to {server.username}@{server.host}:{server.port}, base path {folder.base_path}" in said
-        assert f"host key {key}: known_host_keys line 1" in said
+        shown = form.test("partner")
+        assert f"Connected to {server.username}@{server.host}:{server.port}, base path {folder.base_path}" in shown
+        assert f"host key {key}: known_host_keys line 1" in shown
 
         form.edit("partner")
         form.fill(password="wrong horse")
         form.save()
-        said = form.test("partner")
-        assert f"the server refuses the login of '{server.username}': refused: the password" in said
-        assert "check the user name and the password" in said
-        assert "wrong horse" not in said
+        shown = form.test("partner")
+        assert f"the server refuses the login of '{server.username}': refused: the password" in shown
+        assert "check the user name and the password" in shown
+        assert "wrong horse" not in shown
 
 
 def test_the_form_is_readable_at_a_glance(form: ConnectionForm, tmp_path: Path) -> None:

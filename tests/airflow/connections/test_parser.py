@@ -47,7 +47,7 @@ def faults(connection: Connection) -> tuple[str, ...]:
     return caught.value.problems
 
 
-# ---- what is said is what the backend is told
+# ---- the fields of a connection are the settings of the backend
 
 
 def test_a_host_alone_is_a_valid_connection() -> None:
@@ -169,9 +169,9 @@ ADOPTED = pytest.mark.parametrize("conn_type", ["sftp", "ssh"])
 
 
 @ADOPTED
-@pytest.mark.parametrize("said", [{"no_host_key_check": False}, {"host_key_policy": "strict"}], ids=json.dumps)
-def test_a_foreign_connection_checks_keys_against_known_hosts(conn_type: str, said: dict[str, object]) -> None:
-    config = parse(make({"key_file": "/key", **said}, conn_type, login="me"))
+@pytest.mark.parametrize("extra", [{"no_host_key_check": False}, {"host_key_policy": "strict"}], ids=json.dumps)
+def test_a_foreign_connection_checks_keys_against_known_hosts(conn_type: str, extra: dict[str, object]) -> None:
+    config = parse(make({"key_file": "/key", **extra}, conn_type, login="me"))
     assert config.host_key_policy is HostKeyPolicy.STRICT
     assert (config.known_host_keys, config.host_keys_path) == (None, None)
     assert (config.username, config.key_file) == ("me", "/key")
@@ -203,15 +203,15 @@ def test_a_foreign_connection_tries_the_users_keys_as_its_own_hook_does(conn_typ
 @ADOPTED
 @pytest.mark.parametrize("kind", ["ssh-ed25519", "ecdsa-sha2-nistp256"])
 def test_a_host_key_is_pinned(conn_type: str, kind: str) -> None:
-    said, body = public(kind)
-    for form in (f"{said} {body}", f" {said} {body} somebody@host\n", body):
+    host_key_fields, body = public(kind)
+    for form in (f"{host_key_fields} {body}", f" {host_key_fields} {body} somebody@host\n", body):
         config = parse(make({"host_key": form}, conn_type))
-        assert (config.known_host_keys, config.host_key_policy) == (f"{said} {body}", HostKeyPolicy.STRICT)
+        assert (config.known_host_keys, config.host_key_policy) == (f"{host_key_fields} {body}", HostKeyPolicy.STRICT)
 
 
 def test_a_host_key_may_be_named_after_its_family() -> None:
-    said, body = public("ecdsa-sha2-nistp384")
-    assert parse(make({"host_key": f"ssh-ecdsa {body}"})).known_host_keys == f"{said} {body}"
+    host_key_fields, body = public("ecdsa-sha2-nistp384")
+    assert parse(make({"host_key": f"ssh-ecdsa {body}"})).known_host_keys == f"{host_key_fields} {body}"
 
 
 def test_a_fingerprint_may_stand_for_the_host_key() -> None:
@@ -273,9 +273,9 @@ def test_host_keys_are_checked_unless_explicitly_disabled(
 
 
 def test_a_configured_key_stays_pinned_if_changes_are_allowed() -> None:
-    said, body = public("ssh-ed25519")
+    host_key_fields, body = public("ssh-ed25519")
     config = parse(make({"host_key": body, "allow_host_key_change": True}, "ssh"))
-    assert config.known_host_keys == f"{said} {body}"
+    assert config.known_host_keys == f"{host_key_fields} {body}"
 
 
 # ---- faults
@@ -415,10 +415,10 @@ def with_secret(field: Field, name: str) -> Said:
 SECRETS = [with_secret(field, name) for field in FIELDS if field.secret for name in field.names]
 
 
-@pytest.mark.parametrize("said", SECRETS, ids=lambda said: said.secret)
-def test_a_secret_is_recognised_under_each_of_its_names(said: Said) -> None:
-    assert ConnectionValues.of(said.connection).secrets == (said.secret,)
-    assert said.secret not in repr(parse(said.connection))
+@pytest.mark.parametrize("case", SECRETS, ids=lambda case: case.secret)
+def test_a_secret_is_recognised_under_each_of_its_names(case: Said) -> None:
+    assert ConnectionValues.of(case.connection).secrets == (case.secret,)
+    assert case.secret not in repr(parse(case.connection))
 
 
 def test_secrets_are_found_in_an_invalid_connection() -> None:

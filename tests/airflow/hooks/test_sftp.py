@@ -142,14 +142,14 @@ def test_the_known_hosts_file_of_a_foreign_connection_is_used(
     hook = SFTPBackendHook(connect(openssh, conn_type="sftp", known_host_keys=None))
     (tmp_path / ".ssh").mkdir()
     file = tmp_path / ".ssh/known_hosts"
-    for content, said in [
+    for content, expected_text in [
         (openssh.known_hosts, f"{file} line 1"),
         (openssh.known_hosts_line(asyncssh.generate_private_key("ssh-ed25519")), "is not the known one"),
         ("", "is not known"),
     ]:
         file.write_text(content + "\n")
         success, text = hook.test_connection()
-        assert (success, said in text) == (said.startswith(str(file)), True), text
+        assert (success, expected_text in text) == (expected_text.startswith(str(file)), True), text
 
 
 def test_a_foreign_connection_without_host_key_checks_connects(
@@ -225,7 +225,7 @@ def test_the_connection_test_leaves_no_connection_behind(server: AsyncsshServer,
 
 
 @pytest.mark.parametrize(
-    ("columns", "extra", "said"),
+    ("columns", "extra", "expected_text"),
     [
         ({"port": free_port()}, {}, "refuses connections"),
         ({"host": "", "port": 70000}, {}, "needs correcting in 2 places"),
@@ -236,12 +236,12 @@ def test_the_connection_test_leaves_no_connection_behind(server: AsyncsshServer,
     ],
 )
 def test_the_connection_test_says_why_it_failed(
-    server: AsyncsshServer, connect: Connect, columns: dict[str, object], extra: dict[str, Any], said: str
+    server: AsyncsshServer, connect: Connect, columns: dict[str, object], extra: dict[str, Any], expected_text: str
 ) -> None:
     conn_id = connect(server, columns=columns, conn_retry_attempts=1, **extra)
     success, text = SFTPBackendHook(conn_id).test_connection()
     assert not success
-    assert re.search(said, text), text
+    assert re.search(expected_text, text), text
 
 
 @pytest.mark.parametrize("known", [None, "another key"])

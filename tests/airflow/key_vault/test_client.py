@@ -85,7 +85,7 @@ def failure(vaults: KeyVaultClient, wanted: SecretReference, identity: AzureIden
     return caught.value
 
 
-# -- who asks
+# -- logins
 
 
 def test_the_environment_logs_in_by_default(vault: Vault, vaults: KeyVaultClient) -> None:
@@ -137,7 +137,7 @@ def test_a_workload_identity_logs_in(
     assert vault.counts["workload identity"] == 1
 
 
-# -- how often it is asked
+# -- caching and retries
 
 
 def test_logins_clients_and_secrets_are_cached_briefly(vault: Vault, vaults: KeyVaultClient, clock: Clock) -> None:
@@ -212,7 +212,7 @@ def test_a_too_long_retry_delay_is_reported(vault: Vault, vaults: KeyVaultClient
     assert clock.pauses == []
 
 
-# -- what is wrong with the secret
+# -- invalid secrets
 
 DAY = 86400.0
 WRONG_SECRETS: dict[str, tuple[dict[str, Any], FailureReason, list[str]]] = {
@@ -240,12 +240,12 @@ WRONG_SECRETS: dict[str, tuple[dict[str, Any], FailureReason, list[str]]] = {
 
 @pytest.mark.parametrize("case", WRONG_SECRETS)
 def test_a_disabled_or_expired_secret_is_explained_with_a_hint(vault: Vault, vaults: KeyVaultClient, case: str) -> None:
-    attributes, reason, said = WRONG_SECRETS[case]
+    attributes, reason, expected_text = WRONG_SECRETS[case]
     vault.put("password", VALUE, **attributes)
     error = failure(vaults, reference(vault))
     assert (error.reason, error.retryable) == (reason, False)
     assert str(error).startswith(f"Key Vault secret 'password' in {vault.host}: ")
-    for text in said:
+    for text in expected_text:
         assert text in str(error)
     assert VALUE not in str(error)
 
@@ -261,7 +261,7 @@ def test_a_missing_secret_or_version_is_reported(vault: Vault, vaults: KeyVaultC
     )
 
 
-# -- what is wrong with who asks
+# -- refused logins
 
 OBJECT = "aaaaaaaa-bbbb-cccc-dddd-eeeeeeeeeeee"
 FORBIDDEN = Fault.error(403, "Forbidden", "ForbiddenByRbac", f"Caller is not authorized. Caller: appid=x;oid={OBJECT};")
@@ -289,11 +289,11 @@ FAULTS: dict[str, tuple[Fault, FailureReason, list[str]]] = {
 
 @pytest.mark.parametrize("case", FAULTS)
 def test_a_vault_that_denies_access_gets_a_hint(vault: Vault, vaults: KeyVaultClient, case: str) -> None:
-    fault, reason, said = FAULTS[case]
+    fault, reason, expected_text = FAULTS[case]
     vault.fail(SECRET, fault)
     error = failure(vaults, reference(vault))
     assert (error.reason, error.retryable) == (reason, False)
-    for text in said:
+    for text in expected_text:
         assert text in str(error)
 
 
@@ -305,7 +305,7 @@ def principal(vault: Vault, **changes: str) -> AzureIdentity:
 
 
 @pytest.mark.parametrize(
-    ("changes", "reason", "said"),
+    ("changes", "reason", "expected_text"),
     [
         (
             {"client_secret": "Wr0ng secret"},
@@ -326,12 +326,12 @@ def principal(vault: Vault, **changes: str) -> AzureIdentity:
     ids=["secret", "client", "tenant"],
 )
 def test_a_refused_azure_login_is_explained(
-    vault: Vault, vaults: KeyVaultClient, changes: dict[str, str], reason: FailureReason, said: str
+    vault: Vault, vaults: KeyVaultClient, changes: dict[str, str], reason: FailureReason, expected_text: str
 ) -> None:
     vault.put("password", VALUE)
     error = failure(vaults, reference(vault), principal(vault, **changes))
     assert (error.reason, error.retryable) == (reason, False)
-    assert said in str(error)
+    assert expected_text in str(error)
     for secret in ("S3cret", "Wr0ng"):
         assert secret not in str(error)
 
@@ -436,7 +436,7 @@ def test_a_machine_without_an_identity_is_explained(vault: Vault, vaults: KeyVau
 
 
 @pytest.mark.parametrize(
-    ("fields", "said"),
+    ("fields", "expected_text"),
     [
         (
             {"credential": "workload_identity"},
@@ -453,14 +453,14 @@ def test_a_machine_without_an_identity_is_explained(vault: Vault, vaults: KeyVau
     ],
 )
 def test_an_invalid_identity_is_explained(
-    vault: Vault, vaults: KeyVaultClient, fields: dict[str, object], said: str
+    vault: Vault, vaults: KeyVaultClient, fields: dict[str, object], expected_text: str
 ) -> None:
     error = failure(vaults, reference(vault), AzureIdentity.from_fields(fields))
     assert error.reason is FailureReason.BAD_SETTING
-    assert said in str(error)
+    assert expected_text in str(error)
 
 
-# -- what is wrong with the way there
+# -- unreachable vaults
 
 
 def test_an_unreachable_vault_is_reported(vaults: KeyVaultClient, vault: Vault, clock: Clock) -> None:
@@ -532,7 +532,7 @@ def test_a_server_that_is_not_a_vault_is_reported(vault: Vault, vaults: KeyVault
     assert "does not reply like a key vault; check the vault's name or URL." in str(error)
 
 
-# -- what is never shown
+# -- secrets in logs and tracebacks
 
 
 class Interrupted(BaseException):

@@ -384,11 +384,11 @@ def test_a_secret_in_the_wrong_argument_is_never_shown(
 def test_the_configured_verification_is_used(
     remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: str
 ) -> None:
-    asked: list[object] = []
+    verify_arguments: list[object] = []
 
     def noting(call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:
-            asked.append(kwargs["verify"])
+            verify_arguments.append(kwargs["verify"])
             return call(*args, **kwargs)
 
         return noted
@@ -397,7 +397,7 @@ def test_the_configured_verification_is_used(
         monkeypatch.setattr(SFTPBackend, name, noting(getattr(SFTPBackend, name)))
     run(upload(write_files(tmp_path, {"a": b"1"}) / "a", "a", verify=verify))
     run(download("a", tmp_path / "back", verify=verify))
-    assert asked == [verify, verify]
+    assert verify_arguments == [verify, verify]
 
 
 def test_a_dry_run_with_something_missing_fetches_nothing(remote: Path, tmp_path: Path) -> None:

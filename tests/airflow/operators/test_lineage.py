@@ -167,10 +167,10 @@ def test_an_outlet_matches_its_file_in_any_spelling(
 
 
 def test_an_outlet_without_a_port_matches_port_22() -> None:
-    deed = FileEvent("uploaded", None, "sftp://h.example:22/a", {"path": "a", "size": 1, "action": "uploaded"})
+    file_event = FileEvent("uploaded", None, "sftp://h.example:22/a", {"path": "a", "size": 1, "action": "uploaded"})
     ran = context()
     outlet = Asset("file", uri="sftp://H.example/a")
-    update_outlet_events(ran, [outlet], [deed])
+    update_outlet_events(ran, [outlet], [file_event])
     assert ran["outlet_events"][outlet].extra["size"] == 1
 
 
@@ -240,15 +240,15 @@ def test_a_digest_costs_no_request(remote: Path, server: AsyncsshServer, tmp_pat
     write_files(remote if what == "download" else tmp_path, {"a": b"abc"})
     kind = SFTPUploadOperator if what == "upload" else SFTPDownloadOperator
     source, target = (f"{tmp_path}/a", "b") if what == "upload" else ("a", f"{tmp_path}/b")
-    asked = []
+    request_counts = []
     for outlets in ([], [Asset("all")]):
         target += "b"
         before = server.requests.copy()
         (row,) = kind(task_id="t", source=source, target=target, outlets=outlets).execute(context())
-        asked.append(server.requests - before)
-        del asked[-1]["close"]  # which nobody waits for
+        request_counts.append(server.requests - before)
+        del request_counts[-1]["close"]  # which nobody waits for
         assert row.get("sha256") == (sha256(b"abc") if outlets else None)
-    assert asked[0] == asked[1]
+    assert request_counts[0] == request_counts[1]
 
 
 # -- OpenLineage ------------------------------------------------------------------------------------------------------

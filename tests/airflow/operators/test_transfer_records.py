@@ -316,16 +316,16 @@ def test_a_task_whose_process_is_killed_is_completed_by_its_retry(
     )
     out = folder.path / "out"
     out.mkdir()
-    asked = {
+    job = {
         "work": work, "source": f"{source}/" if work == "upload" else "in/", "target": "out/", "folder": str(out),
         "state": str(tmp_path / "state.json"), "kill_at": kill_at,
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.support.airflow.killed_task", json.dumps(asked)]
+    command = [sys.executable, "-m", "tests.support.airflow.killed_task", json.dumps(job)]
     done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False, timeout=50)
     assert done.returncode == -signal.SIGKILL, done.stderr
     inodes = {path.name: path.stat().st_ino for path in out.iterdir() if not path.name.startswith(".")}
     time.sleep(1.1)  # the times of files are whole seconds
-    operator = upload(asked["source"], "out/") if work == "upload" else move("in/", "out/")
+    operator = upload(job["source"], "out/") if work == "upload" else move("in/", "out/")
     rows = run(operator, try_number=2, state=FileState(tmp_path / "state.json"))
     assert {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")} == files
     assert {name: (out / name).stat().st_ino for name in inodes} == inodes
@@ -365,8 +365,8 @@ def test_without_a_store_clock_differences_are_tolerated(
     server_time = SFTPBackend.server_time
 
     def elsewhere(backend: SFTPBackend, path: str) -> datetime | None:
-        told = server_time(backend, path)
-        return None if told is None else told + timedelta(seconds=ahead)
+        server_now = server_time(backend, path)
+        return None if server_now is None else server_now + timedelta(seconds=ahead)
 
     monkeypatch.setattr(SFTPBackend, "server_time", elsewhere)
     operator = upload(local / "a.csv", "out/a.csv")

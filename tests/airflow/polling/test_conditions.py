@@ -82,8 +82,8 @@ def test_the_first_ineligible_file_is_explained_and_all_are_counted() -> None:
         " 'in/1' does not count: 1 of 10 bytes; 'in/2' does not count: 2 of 10 bytes; and 2 more"
     )
     assert verdict.counts == judged(many[::-1], min_size=9, done_file="{name}.done").counts == (0, 5, 0, 0, 0, 0)
-    untold = judged([file("in/a", 10, None)], newer_than="2026-02-03T12:00:00+00:00").missing
-    assert "the server reports no time, so newer_than (2026-02-03T12:00:00+00:00) cannot be decided" in untold
+    without_time = judged([file("in/a", 10, None)], newer_than="2026-02-03T12:00:00+00:00").missing
+    assert "the server reports no time, so newer_than (2026-02-03T12:00:00+00:00) cannot be decided" in without_time
     assert "its done file 'in/a.done' is missing" in judged([file("in/a")], done_file="{name}.done").missing
     assert "not unchanged for 30 s yet" in judged([file("in/a")], stable_for=30).missing
 
@@ -162,8 +162,8 @@ def test_files_in_a_directory_of_unfinished_files_count_only_if_named(folder: st
     for pattern in ("in/**", "**/*.csv", "in/*/deep/*", "**/deep/a.csv"):
         assert not judged([file(path)], patterns=(pattern,)).done
         assert judged([file(path)], patterns=(pattern,), exclude=()).done
-    said = (f"*/{folder}/deep/*", f"**/{folder}/**", f"in/{folder[:2]}*/*/a.csv", f"*/?{folder[1:]}/deep/*")
-    for pattern in (f"in/{folder}/**", f"/in//{folder}/*/a.csv", *said):
+    other_patterns = (f"*/{folder}/deep/*", f"**/{folder}/**", f"in/{folder[:2]}*/*/a.csv", f"*/?{folder[1:]}/deep/*")
+    for pattern in (f"in/{folder}/**", f"/in//{folder}/*/a.csv", *other_patterns):
         assert judged([file(path)], patterns=(pattern,)).done
         assert judged([file(path)], patterns=("in/**", pattern)).done
     assert judged([file(path)], named=(path,)).done
@@ -251,7 +251,7 @@ def test_clock_differences_make_no_file_stable_too_early_or_never() -> None:
     assert judged([file("in/a")], stable_for=30, earlier=back.stability, now=130).done
 
 
-# -- what is remembered, and what is told -----------------------------------------------------------------------------
+# -- states and messages -----------------------------------------------------------------------------
 
 
 def test_no_state_is_kept_without_a_stability_condition() -> None:
@@ -304,14 +304,14 @@ FILES = st.lists(
 
 @given(st.lists(FILES, min_size=1, max_size=6), st.integers(1, 3), st.integers(0, 2), st.integers(0, 3))
 def test_the_stability_state_can_be_serialized_as_json(
-    looks: list[list[FileInfo]], min_files: int, min_size: int, stable_for: int
+    polls: list[list[FileInfo]], min_files: int, min_size: int, stable_for: int
 ) -> None:
     condition = FileCondition(patterns=("in/*",), min_files=min_files, min_size=min_size, stable_for=stable_for)
     travelled = FileCondition.from_json(json.loads(json.dumps(condition.as_json())))
     assert travelled == condition
     here: StabilityState = {}
     there: StabilityState = {}
-    for now, files in enumerate(looks):
+    for now, files in enumerate(polls):
         one, other = evaluate(condition, files, (), here, now), evaluate(travelled, files, (), there, now)
         assert one == other
         assert one.done == (len(one.files) >= min_files)

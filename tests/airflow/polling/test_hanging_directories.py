@@ -24,7 +24,7 @@ from tests.support.sessions import assert_nothing_left
 
 
 class HangingFiles(Files):
-    """A listing of one folder does not end, unless it is told to go on."""
+    """A listing of one folder does not end, until the test lets it continue."""
 
     goes_on: ClassVar[threading.Event]
 
@@ -42,7 +42,7 @@ class HangsInAFolder(AsyncsshServer):
 
 
 class HangingUpFiles(Files):
-    """Close the connection of a client that lists one directory, unless told to continue."""
+    """Close the connection of a client that lists one directory, until the test lets it continue."""
 
     goes_on: ClassVar[threading.Event]
 

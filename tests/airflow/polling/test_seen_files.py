@@ -27,7 +27,7 @@ def row(path: str, size: int = 1, modified_at: str | None = "2026-01-01T00:00:00
 
 
 class Watch:
-    """A watch whose looks are given, restarted before each of them."""
+    """A watch with given polls, restarted before each of them."""
 
     def __init__(self, *, changed: bool = False) -> None:
         self.changed = changed
@@ -138,25 +138,25 @@ def test_the_stored_record_of_seen_files_is_small() -> None:
     assert len(json.dumps(watch.seen.as_json())) < 65_535
 
 
-_LOOKS = st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 3), max_size=3), max_size=12)
+_POLLS = st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 3), max_size=3), max_size=12)
 
 
-@given(looks=_LOOKS)
-def test_changed_content_is_reported_once_per_change_if_configured(looks: list[dict[str, int]]) -> None:
+@given(polls=_POLLS)
+def test_changed_content_is_reported_once_per_change_if_configured(polls: list[dict[str, int]]) -> None:
     watch = Watch(changed=True)
     last: dict[str, int] = {}
-    for files in looks:
+    for files in polls:
         reported = watch.poll(*(row(path, size) for path, size in files.items()))
         assert reported == [path for path, size in files.items() if last.get(path) != size]
         last = files or last  # while there is none at all, none is forgotten
 
 
-@given(looks=_LOOKS)
-def test_an_unchanged_file_is_never_reported_twice(looks: list[dict[str, int]]) -> None:
+@given(polls=_POLLS)
+def test_an_unchanged_file_is_never_reported_twice(polls: list[dict[str, int]]) -> None:
     watch = Watch()
     before: set[str] = set()
     ever: set[str] = set()
-    for files in looks:
+    for files in polls:
         reported = set(watch.poll(*(row(path, size) for path, size in files.items())))
         assert reported >= files.keys() - ever
         assert not reported & before
@@ -189,8 +189,8 @@ class Clock:
 def memory(
     store: AssetState | None, warnings: list[str] | None = None, watch: str = "inbox", clock: Clock | None = None
 ) -> SeenFilesStore:
-    told: list[str] = [] if warnings is None else warnings
-    return SeenFilesStore(watch, cast("AssetStateStoreAccessors | None", store), told.append, clock or Clock())
+    logged: list[str] = [] if warnings is None else warnings
+    return SeenFilesStore(watch, cast("AssetStateStoreAccessors | None", store), logged.append, clock or Clock())
 
 
 def seen(*paths: str, before: SeenFiles | None = None) -> SeenFiles:

@@ -341,19 +341,19 @@ def test_the_polls_of_one_batch_are_sent_together(
     remote: Path, server: AsyncsshServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_files(remote, {"in/other": b"", "out/other": b""})
-    rounds: list[tuple[int, int]] = []
+    batches: list[tuple[int, int]] = []
     together = SFTPBackend.find_each
 
     def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> FindOutcomes:
         before = server.requests["opendir"]
         found = together(backend, groups, return_exceptions=return_exceptions)
-        rounds.append((len(groups), server.requests["opendir"] - before))
+        batches.append((len(groups), server.requests["opendir"] - before))
         return found
 
     monkeypatch.setattr(SFTPBackend, "find_each", counted)
 
     def full() -> list[int]:
-        return [opened for groups, opened in rounds if groups >= 30]
+        return [opened for groups, opened in batches if groups >= 30]
 
     async def wait() -> None:
         waiting = await start(*(trigger(f"in/{number}*", every=0.5) for number in range(30)), trigger("out/*.csv"))
@@ -377,11 +377,11 @@ def test_a_wait_that_leaves_a_running_batch_does_not_hold_up_the_rest(
     remote: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_files(remote, {"a": b"12", "b": b"123"})
-    looking, may_look = threading.Event(), threading.Event()
+    polling, may_continue = threading.Event(), threading.Event()
 
     def slowly(*arguments: Any) -> list[PollSnapshot | SFTPBackendError]:
-        looking.set()
-        assert may_look.wait(10)
+        polling.set()
+        assert may_continue.wait(10)
         return poll_many(*arguments)
 
     monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection.poll_many", slowly)
@@ -389,11 +389,11 @@ def test_a_wait_that_leaves_a_running_batch_does_not_hold_up_the_rest(
     async def wait() -> list[int]:
         connection = SharedConnection.acquire("sftp_backend_default")
         leaving, staying = (asyncio.create_task(connection.poll(FileCondition((name,)), sizes)) for name in "ab")
-        await until(looking.is_set)
+        await until(polling.is_set)
         leaving.cancel()
         await asyncio.wait([leaving])
         assert leaving.cancelled()
-        may_look.set()
+        may_continue.set()
         try:
             return await staying
         finally:
@@ -413,8 +413,8 @@ def test_an_aborted_batch_leaves_no_poll_waiting(remote: Path, monkeypatch: pyte
         try:
             with monkeypatch.context() as patch:
                 patch.setattr(SFTPBackendHook, "aconfig", broken_off)
-                looks = [asyncio.create_task(connection.poll(FileCondition(("a",)), sizes)) for _ in range(3)]
-                done, _ = await asyncio.wait(looks, timeout=10)
+                polls = [asyncio.create_task(connection.poll(FileCondition(("a",)), sizes)) for _ in range(3)]
+                done, _ = await asyncio.wait(polls, timeout=10)
                 assert [one.cancelled() for one in done] == [True] * 3
             return await connection.poll(FileCondition(("a",)), sizes)
         finally:
@@ -463,7 +463,7 @@ class DeniesAFolder(AsyncsshServer):
 def test_a_bad_pattern_or_denied_directory_does_not_fail_the_batch(
     connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds: list[tuple[int, int]] = []
+    batches: list[tuple[int, int]] = []
     together = SFTPBackend.find_each
     with DeniesAFolder() as server:
         folder = server.fresh()
@@ -473,7 +473,7 @@ def test_a_bad_pattern_or_denied_directory_does_not_fail_the_batch(
         def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> FindOutcomes:
             before = server.requests["opendir"]
             found = together(backend, groups, return_exceptions=return_exceptions)
-            rounds.append((len(groups), server.requests["opendir"] - before))
+            batches.append((len(groups), server.requests["opendir"] - before))
             return found
 
         monkeypatch.setattr(SFTPBackend, "find_each", counted)
@@ -493,19 +493,19 @@ def test_a_bad_pattern_or_denied_directory_does_not_fail_the_batch(
             assert "denied" in events[31]["message"]
 
         run(wait())
-    assert {groups for groups, _ in rounds} >= {32, 30}
-    assert max(asked for _, asked in rounds) <= 14
+    assert {groups for groups, _ in batches} >= {32, 30}
+    assert max(opened for _, opened in batches) <= 14
 
 
 def test_twenty_waits_on_a_large_directory_do_not_block_the_loop(
     openssh: OpenSSHServer, connect: Connect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds: list[int] = []
+    batches: list[int] = []
     together = SFTPBackend.find_each
 
     def counted(backend: SFTPBackend, groups: Sequence[Sequence[str]], *, return_exceptions: bool) -> FindOutcomes:
         found = together(backend, groups, return_exceptions=return_exceptions)
-        rounds.append(len(groups))
+        batches.append(len(groups))
         return found
 
     monkeypatch.setattr(SFTPBackend, "find_each", counted)
@@ -515,7 +515,7 @@ def test_twenty_waits_on_a_large_directory_do_not_block_the_loop(
 
     async def wait() -> None:
         waiting = await start(*(trigger("in/*", every=1, min_files=20_001 + number) for number in range(20)))
-        await until(lambda: len(rounds) == 2, 35)  # all twenty have been told what is made of the first
+        await until(lambda: len(batches) == 2, 35)  # all twenty have the result of the first
         for one in waiting:
             assert not one.done()
             one.cancel()

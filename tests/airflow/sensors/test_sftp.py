@@ -87,7 +87,7 @@ def test_a_file_is_waited_for_until_it_is_stable(remote: Path, mode: Mode) -> No
         write_files(remote, {"a": b"x" * (2 + len(changed))})
         changed.append(time.monotonic())
 
-    with meanwhile(change, change, looks=1):
+    with meanwhile(change, change, polls=1):
         (row,) = wait(mode, pattern="*", stable_for=0.8)
     assert row["size"] == 3
     assert time.monotonic() - changed[1] >= 0.79  # what is not the system's clock may run slower
@@ -243,7 +243,7 @@ class DenyingFiles(Files):
 
 
 class Denies(AsyncsshServer):
-    """Denies everything once it is told to."""
+    """Denies everything after a switch."""
 
     files = DenyingFiles
     denies = False
@@ -287,7 +287,7 @@ def test_soft_fail_skips_the_task_in_every_mode(
         wait(mode, path="a", **{soft: True})
 
 
-@pytest.mark.parametrize("looks_before", [0, 1])
+@pytest.mark.parametrize("polls_before", [0, 1])
 @pytest.mark.parametrize(
     ("flag", "kind"),
     [
@@ -303,20 +303,20 @@ def test_an_unknown_poll_error_is_handled_as_the_sensor_is_configured(
     monkeypatch: pytest.MonkeyPatch,
     flag: str,
     kind: type[Exception] | None,
-    looks_before: int,
+    polls_before: int,
 ) -> None:
-    looks = 0
+    polls = 0
 
-    def failing(look: Callable[..., Any]) -> Callable[..., Any]:
+    def failing(poll: Callable[..., Any]) -> Callable[..., Any]:
         def fails(*given: Any, **options: Any) -> Any:
-            nonlocal looks
-            looks += 1
-            if looks <= looks_before:
-                return look(*given, **options)
-            if looks <= looks_before + 2:
+            nonlocal polls
+            polls += 1
+            if polls <= polls_before:
+                return poll(*given, **options)
+            if polls <= polls_before + 2:
                 raise SFTPBackendError("it will not say why")
             write_files(remote, {"a": b""})
-            return look(*given, **options)
+            return poll(*given, **options)
 
         return fails
 
@@ -325,11 +325,11 @@ def test_an_unknown_poll_error_is_handled_as_the_sensor_is_configured(
     given: dict[str, Any] = {"pattern": "a*", **({flag: True} if flag else {})}
     if kind is None:
         assert names(wait(mode, **given)) == ["a"]
-        assert looks == looks_before + 3
+        assert polls == polls_before + 3
     else:
         with pytest.raises(kind):
             wait(mode, **given)
-        assert looks == looks_before + 1
+        assert polls == polls_before + 1
 
 
 def test_a_briefly_unreachable_vault_is_waited_for(
@@ -360,8 +360,8 @@ def test_a_name_that_is_not_utf8_is_skipped_and_logged(
         rows = wait(mode, pattern="*.csv", stable_for=0.1)
     assert names(rows) == ["é.csv"]
     assert json.dumps(rows, ensure_ascii=False).encode()
-    told = capsys.readouterr().out.count(r"UTF-8 names: caf\udce9.csv; rename the files")
-    assert told == {"poke": 1, "deferred": 2}.get(mode, told) > 0
+    count = capsys.readouterr().out.count(r"UTF-8 names: caf\udce9.csv; rename the files")
+    assert count == {"poke": 1, "deferred": 2}.get(mode, count) > 0
 
 
 def test_the_done_file_itself_is_not_returned(remote: Path, mode: Mode) -> None:
@@ -526,7 +526,7 @@ def test_a_kill_does_not_interrupt_a_message_of_a_rescheduled_wait(remote: Path)
     heard: list[str] = []
 
     def first_reschedule_date(_: object) -> datetime:
-        waiting.on_kill()  # the signal comes while Airflow is asked
+        waiting.on_kill()  # the signal comes during a request to Airflow
         heard.append("answer")
         return datetime.now(UTC)
 
@@ -547,7 +547,7 @@ def test_a_killed_sensor_ends_at_once_and_leaves_no_connection(remote: Path, ser
         os.kill(os.getpid(), signal.SIGUSR2)
 
     try:
-        with meanwhile(kill, looks=1), pytest.raises(TaskKilled):
+        with meanwhile(kill, polls=1), pytest.raises(TaskKilled):
             waiting.execute(context())
     finally:
         signal.signal(signal.SIGUSR2, before)

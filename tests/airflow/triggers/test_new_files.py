@@ -340,7 +340,7 @@ def test_an_error_is_logged_once_and_the_watch_continues(
     async def watch() -> None:
         async with watching() as one, watching(Glob("../a*")) as never:
             await until(lambda: count("will poll again: ") == 2)
-            await asyncio.sleep(0.4)  # for what would be told twice
+            await asyncio.sleep(0.4)  # for a file that would be reported twice
             connect(server, base_path=folder.base_path)
             assert await one.reported(1) == [["in/a"]]
             await until(lambda: count("must not contain '..'") > 0)
@@ -366,13 +366,13 @@ def test_a_missing_connection_is_waited_for(
 
     async def watch() -> None:
         async with watching() as one:
-            await until(lambda: "isn't defined" in told(capsys))
+            await until(lambda: "isn't defined" in logged(capsys))
             monkeypatch.setenv("AIRFLOW_CONN_SFTP_BACKEND_DEFAULT", given)
             assert await one.reported(1) == [["in/a"]]
 
     log: list[str] = []
 
-    def told(capsys: pytest.CaptureFixture[str]) -> str:
+    def logged(capsys: pytest.CaptureFixture[str]) -> str:
         log.append(capsys.readouterr().out)
         return "".join(log)
 

@@ -161,7 +161,7 @@ def test_an_unresolvable_host_name_is_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "expected_text"),
     [
         (mute_listener, "waiting for the SSH banner: no answer within 0.3 s"),
         (chatty_listener, "the server does not speak SSH but says '220 mail.example.org ESMTP ready"),
@@ -170,11 +170,11 @@ def test_an_unresolvable_host_name_is_reported() -> None:
     ],
     ids=["silent", "mail", "web", "closing"],
 )
-def test_who_is_no_ssh_server(make: Callable[[], AbstractContextManager[Listener]], said: str) -> None:
+def test_who_is_no_ssh_server(make: Callable[[], AbstractContextManager[Listener]], expected_text: str) -> None:
     with make() as listener:
         title, text = failure(found_at(listener, banner_timeout=0.3))
     assert title == "Connection"
-    assert said in text
+    assert expected_text in text
 
 
 def test_an_unreachable_host_is_reported() -> None:
@@ -300,10 +300,10 @@ def test_a_missing_or_wrong_passphrase_is_explained(openssh: OpenSSHServer) -> N
     key = Secret(
         openssh.login_key.export_private_key("openssh", passphrase="right", rounds=1, ignore_few_rounds=True).decode()
     )
-    for given, said in [(None, "set the passphrase"), (Secret("Wr0ng"), "the passphrase is wrong")]:
+    for given, expected_text in [(None, "set the passphrase"), (Secret("Wr0ng"), "the passphrase is wrong")]:
         title, text = failure(found_at(openssh, key_file=None, private_key=key, passphrase=given))
         assert title == "Login"
-        assert said in text
+        assert expected_text in text
         assert "Wr0ng" not in text
 
 
@@ -326,10 +326,10 @@ def test_a_server_without_the_sftp_subsystem_is_named() -> None:
 def test_a_base_path_that_is_missing_or_a_file_is_explained(openssh: OpenSSHServer) -> None:
     folder = openssh.fresh()
     (folder.path / "file").write_bytes(b"")
-    for name, said in [("none", "no such directory"), ("file", "the path is a file, not a directory")]:
+    for name, expected_text in [("none", "no such directory"), ("file", "the path is a file, not a directory")]:
         path = f"{folder.base_path}/{name}"
         found = found_at(openssh, base_path=path)
-        assert failure(found) == ("Base path", f"{said} ({path!r} on sftp://127.0.0.1:{openssh.port})")
+        assert failure(found) == ("Base path", f"{expected_text} ({path!r} on sftp://127.0.0.1:{openssh.port})")
         assert found.advice[0].startswith("base_path is a directory on the server: absolute, or relative to")
 
 
@@ -341,7 +341,7 @@ def test_a_denied_base_path_is_explained() -> None:
     assert "'/somewhere'" in text
 
 
-# -- further looks
+# -- probes
 
 
 def test_the_probes_report_what_they_did_and_leave_nothing(openssh: OpenSSHServer, tmp_path: Path) -> None:
@@ -351,10 +351,10 @@ def test_the_probes_report_what_they_did_and_leave_nothing(openssh: OpenSSHServe
     assert step(found, "Writing").lines[0] == "a file was written, renamed, read and removed"
     assert "MB/s, down" in step(found, "Speed").lines[0]
     assert step(found, "Speed").data["bytes"] in {1 << 20, 8 << 20, 64 << 20}
-    told = step(found, "All host keys").data["keys"]
-    assert isinstance(told, list)
-    assert {one["known_hosts"] for one in told} == set(openssh.known_hosts.splitlines())
-    assert all(one["trust"].startswith("known_host_keys line") for one in told)
+    host_keys = step(found, "All host keys").data["keys"]
+    assert isinstance(host_keys, list)
+    assert {one["known_hosts"] for one in host_keys} == set(openssh.known_hosts.splitlines())
+    assert all(one["trust"].startswith("known_host_keys line") for one in host_keys)
     assert os.listdir(folder.path) == []
 
 

@@ -28,25 +28,27 @@ def opened(make_backend: MakeBackend, server: SaysOtherSizes) -> tuple[SFTPBacke
     return backend, file
 
 
-@pytest.mark.parametrize("said", [2**62 + 1, 2**63 - 1, 2**63, 2**63 + 4, 2**64 - 1])
+@pytest.mark.parametrize("stated_size", [2**62 + 1, 2**63 - 1, 2**63, 2**63 + 4, 2**64 - 1])
 @pytest.mark.parametrize("offset", [-5, 0, 5])
-def test_an_impossible_file_size_is_a_public_error(make_backend: MakeBackend, said: int, offset: int) -> None:
-    with SaysOtherSizes(lambda _: said) as server:
+def test_an_impossible_file_size_is_a_public_error(make_backend: MakeBackend, stated_size: int, offset: int) -> None:
+    with SaysOtherSizes(lambda _: stated_size) as server:
         backend, file = opened(make_backend, server)
         with file:
             with refused(SFTPBackendError, backend, "file") as error:
                 file.seek(offset, io.SEEK_END)
-            assert f"{said} bytes" in error.message
+            assert f"{stated_size} bytes" in error.message
             file.seek(0)
             assert file.read() == CONTENT  # the file is still of use
 
 
-@pytest.mark.parametrize("said", [2**40, 2**62])
-def test_reading_near_a_huge_end_gives_nothing_or_the_servers_error(make_backend: MakeBackend, said: int) -> None:
-    with SaysOtherSizes(lambda _: said) as server:
+@pytest.mark.parametrize("stated_size", [2**40, 2**62])
+def test_reading_near_a_huge_end_gives_nothing_or_the_servers_error(
+    make_backend: MakeBackend, stated_size: int
+) -> None:
+    with SaysOtherSizes(lambda _: stated_size) as server:
         _, file = opened(make_backend, server)
         with file:
-            assert file.seek(-5, io.SEEK_END) == said - 5
+            assert file.seek(-5, io.SEEK_END) == stated_size - 5
             with suppress(SFTPBackendError):  # some file systems refuse such an offset
                 assert file.read() == b""
             assert file.seek(2**62) == 2**62

@@ -83,6 +83,6 @@ def test_a_connection_lost_at_any_message_of_its_opening_is_told_in_time(
         step, _, why = text.partition(": ")
         assert why.startswith(cause), text
         steps.append(step)
-    told = tuple(dict.fromkeys(steps))
-    assert told in (STEPS, STEPS[1:])  # the server's identification may come before the client's is lost
+    phases = tuple(dict.fromkeys(steps))
+    assert phases in (STEPS, STEPS[1:])  # the server's identification may come before the client's is lost
     assert len(steps) >= 9

@@ -49,12 +49,12 @@ class Victim:
             "known_host_keys": server.known_hosts, "pkey": server.client_key.read_text(),
             "base_path": self.folder.base_path,
         }  # fmt: skip
-        asked = {
+        job = {
             "connection": connection, "operation": name, "local": str(local),
             "kill_at": self.kill_at, "after": self.after,
         }  # fmt: skip
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.faults.killed_program", json.dumps(asked)], cwd=TOP
+            [sys.executable, "-m", "tests.support.faults.killed_program", json.dumps(job)], cwd=TOP
         )
 
     def __str__(self) -> str:

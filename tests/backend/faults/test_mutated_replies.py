@@ -262,7 +262,7 @@ class Case:
         with network.backend() as backend:
             try:
                 SCENARIOS[name](backend, local)
-                if name in WRITTEN:  # the server does what it is told: its replies alone are mutated
+                if name in WRITTEN:  # the server works; only its replies are mutated
                     assert network.server.files()[WRITTEN[name]] == NEW
             except SFTPBackendError as error:
                 assert str(error).replace("\n", "").isprintable()

@@ -99,12 +99,12 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
     return bytes([kind]) + makers[kind]()
 
 
-def is_unusual_copy(asked: bytes, handles: Handles) -> bool:
+def is_unusual_copy(packet_body: bytes, handles: Handles) -> bool:
     """True for a copy between other than two open files, or of bytes that are not there: which status that has depends
     on what the server did before.
     """
-    fields = Fields(asked[1:])
-    if asked[0] != server_model.EXTENDED or fields.string() != b"copy-data":
+    fields = Fields(packet_body[1:])
+    if packet_body[0] != server_model.EXTENDED or fields.string() != b"copy-data":
         return False
     source, end = handles.get(fields.string()), fields.uint64() + fields.uint64()
     target = handles.get(fields.string())
@@ -162,17 +162,19 @@ def test_the_model_answers_as_openssh_does(real: SftpServer, tmp_path: Path, see
         (tmp_path / link).symlink_to(leads_to)
         server.nodes[f"{base}/{link}"] = server_model.Node("link", leads_to=leads_to)
     known: list[bytes] = []
-    said: list[str] = []
+    transcript: list[str] = []
     for number in range(LENGTH):
-        asked = request(chance, base, known)
-        if is_unusual_copy(asked, handles):
+        packet_body = request(chance, base, known)
+        if is_unusual_copy(packet_body, handles):
             continue
-        packet = asked[:1] + struct.pack(">I", number) + asked[1:]
+        packet = packet_body[:1] + struct.pack(">I", number) + packet_body[1:]
         ours, theirs = server.reply(handles, packet), real.reply(packet)
-        said.append(
-            f"{server_model.NAMES[asked[0]]} {asked[1:]!r}: {meaning(theirs)}, not {meaning(ours)}".replace(base, "")
+        transcript.append(
+            f"{server_model.NAMES[packet_body[0]]} {packet_body[1:]!r}: {meaning(theirs)}, not {meaning(ours)}".replace(
+                base, ""
+            )
         )
-        assert meaning(ours) == meaning(theirs), "\n".join(said[-12:])
+        assert meaning(ours) == meaning(theirs), "\n".join(transcript[-12:])
         if theirs[0] == server_model.HANDLE:
             known.append(Fields(theirs[5:]).string())
     listed = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
@@ -193,10 +195,10 @@ def test_the_comparison_covers_every_kind_of_reply(real: SftpServer, tmp_path: P
     seen: set[tuple[int, object]] = set()
     known: list[bytes] = []
     for number in range(3000):
-        asked = request(chance, "/x", known)
-        reply = server.reply(handles, asked[:1] + struct.pack(">I", number) + asked[1:])
-        said = meaning(reply)
-        seen.add((reply[0], said[1] if reply[0] == server_model.STATUS else None))
+        packet_body = request(chance, "/x", known)
+        reply = server.reply(handles, packet_body[:1] + struct.pack(">I", number) + packet_body[1:])
+        reply_meaning = meaning(reply)
+        seen.add((reply[0], reply_meaning[1] if reply[0] == server_model.STATUS else None))
         if reply[0] == server_model.HANDLE and len(known) < 20:
             known.append(Fields(reply[5:]).string())
     expected = {(server_model.STATUS, code) for code in (0, 1, 2, 4, 5)} | {(kind, None) for kind in range(102, 106)}

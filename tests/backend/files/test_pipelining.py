@@ -91,7 +91,7 @@ def test_a_block_that_is_refused_is_always_noticed(
     count = -(-len(data) // block)
     file = ScriptedFile(refused=frozenset([draw.draw(st.integers(0, count - 1))]))
     scheduler = connected(channel(file))
-    with pytest.raises(StatusError, match="told to fail"):
+    with pytest.raises(StatusError, match="refused by the test"):
         scheduler.run(sending(UploadSource(data), writer_to(scheduler, block)))
 
 
@@ -134,13 +134,13 @@ def test_no_more_is_in_flight_than_a_window_of_blocks(block: int, count: int) ->
 # -- in ---------------------------------------------------------------------------------------------------------------
 
 
-@given(channels(), contents(most=200), BLOCKS, st.sampled_from(["told", "refused"]), st.data())
+@given(channels(), contents(most=200), BLOCKS, st.sampled_from(["stated_size", "refused"]), st.data())
 def test_a_read_gives_the_content_of_the_file(
     channel: Callable[[ScriptedFile], ScriptedChannel], content: bytes, block: int, size: str, draw: st.DataObject
 ) -> None:
     random = draw.draw(st.randoms(use_true_random=False))
-    told = {"told": len(content), "refused": None}[size]
-    file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
+    stated_size = {"stated_size": len(content), "refused": None}[size]
+    file = ScriptedFile(content, stated_size=stated_size, short=lambda count: random.randint(1, count))
     whole, reader = receive(channel(file), block)
     assert whole == content
     assert reader.size == len(content)
@@ -148,25 +148,25 @@ def test_a_read_gives_the_content_of_the_file(
 
 @given(channels(), st.integers(0, 60), st.integers(0, 60), BLOCKS, st.data())
 def test_a_file_of_unexpected_size_is_read_to_its_end_on_request(
-    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, told: int, block: int, draw: st.DataObject
+    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, stated_size: int, block: int, draw: st.DataObject
 ) -> None:
     random = draw.draw(st.randoms(use_true_random=False))
     content = bytes(range(held))
-    file = ScriptedFile(content, told=told, short=lambda count: random.randint(1, count))
+    file = ScriptedFile(content, stated_size=stated_size, short=lambda count: random.randint(1, count))
     whole, reader = receive(channel(file), block, to_end=True)
     assert whole == content
-    assert reader.attributes.size == told
+    assert reader.attributes.size == stated_size
 
 
 @given(channels(), st.integers(0, 60), st.integers(0, 60), BLOCKS, st.data())
 def test_a_file_of_unexpected_size_is_never_complete(
-    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, told: int, block: int, draw: st.DataObject
+    channel: Callable[[ScriptedFile], ScriptedChannel], held: int, stated_size: int, block: int, draw: st.DataObject
 ) -> None:
-    assume(held != told)
+    assume(held != stated_size)
     random = draw.draw(st.randoms(use_true_random=False))
-    file = ScriptedFile(bytes(held), told=told, short=lambda count: random.randint(1, count))
+    file = ScriptedFile(bytes(held), stated_size=stated_size, short=lambda count: random.randint(1, count))
     with pytest.raises(
-        TransferCorrupted, match=f"is {told} bytes, but the server sends {held}. The server may convert"
+        TransferCorrupted, match=f"is {stated_size} bytes, but the server sends {held}. The server may convert"
     ) as caught:
         receive(channel(file), block)
     assert caught.value.path == "in/a"
@@ -174,19 +174,19 @@ def test_a_file_of_unexpected_size_is_never_complete(
 
 @given(channels(), st.integers(1, 60), st.integers(1, 60), BLOCKS)
 def test_a_file_that_changes_size_during_a_read_is_reported_as_changed(
-    channel: Callable[[ScriptedFile], ScriptedChannel], told: int, more: int, block: int
+    channel: Callable[[ScriptedFile], ScriptedChannel], stated_size: int, more: int, block: int
 ) -> None:
     class Growing(ScriptedFile):
-        """Tells the size it had when it was first asked, then the one it has."""
+        """Tells the size it had at the first request, then the one it has."""
 
         def __call__(self, packet: Packet) -> bytes:
             answer = super().__call__(packet)
             if packet.kind == PacketType.FSTAT:
-                self.told = told + more
+                self.stated_size = stated_size + more
             return answer
 
-    file = Growing(bytes(told + more), told=told)
-    with pytest.raises(TransferCorrupted, match=f"from {told} to {told + more} bytes"):
+    file = Growing(bytes(stated_size + more), stated_size=stated_size)
+    with pytest.raises(TransferCorrupted, match=f"from {stated_size} to {stated_size + more} bytes"):
         receive(channel(file), block)
 
 
@@ -200,7 +200,7 @@ def test_a_read_that_is_refused_is_raised(
 
 def test_a_folder_opened_by_a_lax_server_is_refused() -> None:
     with pytest.raises(InvalidPath, match="a directory, not a file"):
-        receive(ScriptedChannel(ScriptedFile(mode=0o040755, told=4096)), 4)
+        receive(ScriptedChannel(ScriptedFile(mode=0o040755, stated_size=4096)), 4)
 
 
 def test_a_small_file_is_requested_in_one_round_trip() -> None:

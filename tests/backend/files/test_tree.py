@@ -170,7 +170,7 @@ def test_a_denied_directory_or_bad_pattern_fails_only_its_own_search() -> None:
 
 def test_invalid_patterns_are_refused_without_a_request() -> None:
     def call(use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
-        raise AssertionError("the server is asked")
+        raise AssertionError("a request is sent")
 
     assert [paths_of(outcome) for outcome in find_each(call, ROOT, [["../x"], ["a\0"]])] == [InvalidPath, InvalidPath]
     assert find_each(call, ROOT, []) == []

@@ -339,10 +339,10 @@ def test_a_malformed_reply_fails_every_operation_and_ends_requests(name: str) ->
     outcomes = scheduler.run_many([size_of("1"), size_of("9"), size_of("2")])
     assert [type(outcome) for outcome in outcomes] == [BackendUnavailable] * 3
     assert all(why in str(outcome) for outcome in outcomes)
-    asked = len(channel.requests)
+    request_count = len(channel.requests)
     with pytest.raises(BackendUnavailable, match=why):
         scheduler.run(size_of("1"))
-    assert len(channel.requests) == asked
+    assert len(channel.requests) == request_count
 
 
 @given(st.binary(min_size=1, max_size=60))

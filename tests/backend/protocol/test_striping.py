@@ -96,7 +96,7 @@ class SharedFile:
         elif packet.kind == PacketType.WRITE:
             self._writes += 1
             if self._writes in self._refused:
-                return status(packet, StatusCode.FAILURE, "told to fail")
+                return status(packet, StatusCode.FAILURE, "refused by the test")
             offset, data = cursor.uint64(), bytes(cursor.view())
             self.content += bytes(max(0, offset + len(data) - len(self.content)))
             self.content[offset : offset + len(data)] = data
@@ -144,7 +144,7 @@ def sending(content: bytes, out: PipelinedWriter, striped_file: StripedFile) -> 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[SharedFile, SFTPScheduler, int]:
-    """A file, a wire to it with channels to come, and how many of them are asked for."""
+    """A file, a scheduler with channels to come, and how many of them are requested."""
     random = draw(st.randoms(use_true_random=False))
     file = SharedFile(
         frozenset(draw(st.lists(st.integers(1, 60), max_size=2))),
@@ -176,7 +176,7 @@ def test_data_sent_over_channels_is_stored_or_refused_and_handles_closed(
     try:
         scheduler.run(sending(content, out, striped_file))
     except StatusError as refused:
-        assert refused.text == "told to fail"
+        assert refused.text == "refused by the test"
     else:
         assert bytes(file.content) == content
     assert file.open == {b"first"}
@@ -319,20 +319,20 @@ def test_a_server_that_stalls_with_several_channels_gets_one_afterwards(make_bac
 def test_an_unknown_server_gets_extra_channels_only_if_configured(
     asyncssh_plain: AsyncsshServer, make_backend: Make, big: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    requested: list[int] = []
     want = SFTPScheduler.request_channels
 
     def want_counted(scheduler: SFTPScheduler, count: int) -> None:
-        asked.append(count)
+        requested.append(count)
         want(scheduler, count)
 
     monkeypatch.setattr(SFTPScheduler, "request_channels", want_counted)
     folder = asyncssh_plain.fresh()
     backend = make_backend(asyncssh_plain, base_path=folder.base_path)
     backend.upload(big, "a")
-    assert set(asked) <= {1}
+    assert set(requested) <= {1}
     backend.upload(big, "b", channels=3)
-    assert 3 in asked
+    assert 3 in requested
     assert (folder.path / "a").read_bytes() == (folder.path / "b").read_bytes() == BIG
 
 

@@ -241,12 +241,12 @@ def test_an_unreachable_jump_host_is_named(openssh: OpenSSHServer, bastion: Open
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected_text"),
     [
         ({"jump": "bastion"}, "jump must be a BackendConfig, not str"),
         ({"jump": BackendConfig(host="b"), "proxy_command": "nc"}, "set either jump or proxy_command, not both"),
     ],
 )
-def test_an_invalid_jump_configuration_is_refused(changes: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_an_invalid_jump_configuration_is_refused(changes: dict[str, Any], expected_text: str) -> None:
+    with pytest.raises(ValueError, match=expected_text):
         BackendConfig(host="h", **changes)

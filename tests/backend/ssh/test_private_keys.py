@@ -379,12 +379,12 @@ OTHERS: dict[str, tuple[Callable[[], str], str]] = {
 
 @pytest.mark.parametrize("case", OTHERS)
 def test_an_unusable_key_is_named_by_its_kind(case: str, tmp_path: Path) -> None:
-    make, said = OTHERS[case]
+    make, expected_text = OTHERS[case]
     text = make()
-    assert said in refusal(text)
+    assert expected_text in refusal(text)
     (tmp_path / "key").write_text(text)
     message = refusal(tmp_path / "key")
-    assert said in message
+    assert expected_text in message
     assert str(tmp_path / "key") in message
 
 

@@ -80,16 +80,16 @@ def test_many_calls_are_one_login(server: Server) -> None:
 def test_a_closed_session_opens_again(server: Server) -> None:
     with session_to(server) as session:
         session.close()
-        wires: list[SFTPScheduler] = []
+        schedulers: list[SFTPScheduler] = []
         for _ in range(2):
-            session.call(wires.append)
+            session.call(schedulers.append)
             session.close()
             session.close()
             assert not session.is_connected
             assert session.info is None
             assert_nothing_left(server.port)
-        assert wires[0] is not wires[1]
-        assert all(scheduler.failure for scheduler in wires)
+        assert schedulers[0] is not schedulers[1]
+        assert all(scheduler.failure for scheduler in schedulers)
         assert session.connection_count == 2
 
 
@@ -158,12 +158,12 @@ def test_a_connection_lost_while_idle_is_reopened(server: Server) -> None:
         assert session.connection_count == 2
 
 
-def losing(server: Server, times: int, wires: list[SFTPScheduler]) -> Callable[[SFTPScheduler], bool]:
+def losing(server: Server, times: int, schedulers: list[SFTPScheduler]) -> Callable[[SFTPScheduler], bool]:
     """A use that loses its connection the first ``times`` times it runs."""
 
     def use(scheduler: SFTPScheduler) -> bool:
-        wires.append(scheduler)
-        if len(wires) <= times:
+        schedulers.append(scheduler)
+        if len(schedulers) <= times:
             server.kill_sessions()
         return round_trip(scheduler)
 
@@ -171,32 +171,32 @@ def losing(server: Server, times: int, wires: list[SFTPScheduler]) -> Callable[[
 
 
 def test_an_idempotent_call_is_repeated_after_a_loss(server: Server) -> None:
-    wires: list[SFTPScheduler] = []
+    schedulers: list[SFTPScheduler] = []
     with session_to(server) as session:
-        assert session.call(losing(server, 1, wires), idempotent=True)
-        assert len(set(map(id, wires))) == 2
+        assert session.call(losing(server, 1, schedulers), idempotent=True)
+        assert len(set(map(id, schedulers))) == 2
         assert session.connection_count == 2
 
 
 def test_an_idempotent_call_is_repeated_only_once(server: Server) -> None:
-    wires: list[SFTPScheduler] = []
+    schedulers: list[SFTPScheduler] = []
     with session_to(server) as session:
         with pytest.raises(BackendUnavailable, match="connection"):
-            session.call(losing(server, 2, wires), idempotent=True)
-        assert len(wires) == 2
+            session.call(losing(server, 2, schedulers), idempotent=True)
+        assert len(schedulers) == 2
         assert session.call(round_trip)
 
 
 def test_a_call_that_is_not_idempotent_is_not_repeated(server: Server) -> None:
-    wires: list[SFTPScheduler] = []
+    schedulers: list[SFTPScheduler] = []
     with session_to(server) as session:
         with pytest.raises(BackendUnavailable, match="connection") as caught:
-            session.call(losing(server, 1, wires))
+            session.call(losing(server, 1, schedulers))
         assert caught.value.server == f"sftp://127.0.0.1:{server.port}"
         assert not session.is_connected
         assert_nothing_left(server.port)
         assert session.call(round_trip)
-        assert (len(wires), session.connection_count) == (1, 2)
+        assert (len(schedulers), session.connection_count) == (1, 2)
 
 
 def test_a_login_refused_after_a_loss_is_not_retried() -> None:

@@ -155,10 +155,10 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(
     umask(mask)
     while_written: list[int] = []
 
-    def look(_moved: int) -> None:
+    def check_mode(_moved: int) -> None:
         while_written.extend(stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir())
 
-    backend.download("file", tmp_path / "local", progress=look)
+    backend.download("file", tmp_path / "local", progress=check_mode)
     backend.download("file", tmp_path / "overwritten", overwrite=True)
     for name in ("local", "overwritten"):
         assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o666 & ~mask

@@ -127,28 +127,28 @@ def test_an_upload_to_a_converting_server_names_both_sizes_and_the_cause(
 
 
 @pytest.mark.parametrize("verify", ["size", "sha256"])
-@pytest.mark.parametrize("said", [0, 1, 100_000, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("stated_size", [0, 1, 100_000, 2**63, 2**64 - 1])
 def test_endless_data_fills_no_disk_where_the_size_is_verified(
-    make_backend: MakeBackend, tmp_path: Path, verify: Any, said: int
+    make_backend: MakeBackend, tmp_path: Path, verify: Any, stated_size: int
 ) -> None:
-    with SaysOtherSizes(lambda _: said, endless=True) as server:
+    with SaysOtherSizes(lambda _: stated_size, endless=True) as server:
         folder = server.fresh()
         (folder.path / "file").touch()
         backend = make_backend(server, base_path=folder.base_path)
         received: list[int] = []
         with refused(TransferCorrupted, backend, "file") as error:
             backend.download("file", tmp_path / "local", verify=verify, progress=received.append)
-        assert str(said) in error.message
-        assert sum(received) <= min(said, 100_000)
+        assert str(stated_size) in error.message
+        assert sum(received) <= min(stated_size, 100_000)
         assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("said", [0, 2**63, 2**64 - 1, None])
+@pytest.mark.parametrize("stated_size", [0, 2**63, 2**64 - 1, None])
 def test_max_file_bytes_bounds_endless_data_without_verification(
-    make_backend: MakeBackend, tmp_path: Path, said: int | None
+    make_backend: MakeBackend, tmp_path: Path, stated_size: int | None
 ) -> None:
     most = 3_000_000
-    with SaysOtherSizes(lambda _: said, endless=True) as server:
+    with SaysOtherSizes(lambda _: stated_size, endless=True) as server:
         folder = server.fresh()
         (folder.path / "file").touch()
         backend = make_backend(server, base_path=folder.base_path, config={"max_file_bytes": most})
@@ -164,7 +164,7 @@ def test_max_file_bytes_bounds_endless_data_without_verification(
             lambda: backend.read_bytes("file"),
             read,
         ]
-        if said is None:
+        if stated_size is None:
             attempts.append(lambda: backend.download("file", tmp_path / "local"))
         for attempt in attempts:
             with refused(LimitExceeded, backend, "file") as error:

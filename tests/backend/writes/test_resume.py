@@ -320,6 +320,6 @@ def test_a_resumption_refused_at_every_request_commits_nothing() -> None:
     server, resume_state = lost_in_the_middle()
     next_request = len(server.requests) + 1
     server._fail_at, server._failure = range(next_request, next_request + 50), "denied"
-    with pytest.raises(SFTPBackendError, match="told to fail"):
+    with pytest.raises(SFTPBackendError, match="refused by the test"):
         server.run(write_atomic(server, write_target(overwrite=False), UploadSource(LONG), None, resume_state))
     assert "/in/target" not in server.content()

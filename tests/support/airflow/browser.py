@@ -171,8 +171,8 @@ class ConnectionForm:
         assert isinstance(found, WebElement)
         return found
 
-    def _until(self, look: Callable[[], object], what: str) -> object:
+    def _until(self, find: Callable[[], object], what: str) -> object:
         """Return the first result of ``poll``, on a page that may be redrawn meanwhile."""
         moving = (StaleElementReferenceException, ElementClickInterceptedException)
         wait = WebDriverWait(self._browser, PATIENCE, ignored_exceptions=moving)
-        return wait.until(lambda _: look(), f"the page does not come to show: {what}")
+        return wait.until(lambda _: find(), f"the page does not come to show: {what}")

@@ -46,12 +46,12 @@ def _die_once_there(folder: Path, count: int) -> None:
 
 def main() -> None:
     """Arguments as JSON: work, source, target, folder, state, kill_at (a moment of the store, or a number of files)."""
-    asked = json.loads(sys.argv[1])
-    if isinstance(asked["kill_at"], int):
-        threading.Thread(target=_die_once_there, args=(Path(asked["folder"]), asked["kill_at"]), daemon=True).start()
-    kind = SFTPUploadOperator if asked["work"] == "upload" else SFTPMoveOperator
-    operator = kind(task_id="task", source=asked["source"], target=asked["target"])
-    state = FileState(Path(asked["state"]), asked["kill_at"] if isinstance(asked["kill_at"], str) else "")
+    job = json.loads(sys.argv[1])
+    if isinstance(job["kill_at"], int):
+        threading.Thread(target=_die_once_there, args=(Path(job["folder"]), job["kill_at"]), daemon=True).start()
+    kind = SFTPUploadOperator if job["work"] == "upload" else SFTPMoveOperator
+    operator = kind(task_id="task", source=job["source"], target=job["target"])
+    state = FileState(Path(job["state"]), job["kill_at"] if isinstance(job["kill_at"], str) else "")
     operator.execute(context(1, state))
 
 

@@ -36,7 +36,7 @@ def sensor(mode: Mode, **arguments: Any) -> SFTPFileSensor:
 
 
 def wait(mode: Mode, *, run: Any = None, **arguments: Any) -> list[FoundFile]:
-    """Runs the wait as Airflow does, every look of a rescheduled one in a sensor of its own."""
+    """Runs the wait as Airflow does, every poll of a rescheduled one in a sensor of its own."""
     state = State() if HAS_STATE_STORES and mode != "reschedule without memory" else None
     run_by = context(state=state, **(run or {}))
     rows: list[FoundFile] = []
@@ -73,17 +73,17 @@ def first_event(deferred: TaskDeferred) -> FilesFound | WaitFailed:
 
 
 @contextmanager
-def meanwhile(*steps: Callable[[], object], looks: int = 2) -> Iterator[None]:
-    """Takes each step once ``looks`` looks have ended since the one before, while the block waits."""
+def meanwhile(*steps: Callable[[], object], polls: int = 2) -> Iterator[None]:
+    """Takes each step once ``polls`` polls have ended since the one before, while the block waits."""
     ended = threading.Semaphore(0)
 
-    def telling(ask: Callable[..., Any], is_whole_look: Callable[[object], bool]) -> Callable[..., Any]:
+    def telling(ask: Callable[..., Any], is_whole_poll: Callable[[object], bool]) -> Callable[..., Any]:
         def tells(*given: Any, **options: Any) -> Any:
             answer: object = False
             try:
                 answer = ask(*given, **options)
             finally:
-                if is_whole_look(answer):
+                if is_whole_poll(answer):
                     ended.release()
             return answer
 
@@ -91,8 +91,8 @@ def meanwhile(*steps: Callable[[], object], looks: int = 2) -> Iterator[None]:
 
     def take() -> None:
         for step in steps:
-            for _ in range(looks):
-                assert ended.acquire(timeout=20), "nobody looks"
+            for _ in range(polls):
+                assert ended.acquire(timeout=20), "no poll"
             step()
             while ended.acquire(blocking=False):
                 pass

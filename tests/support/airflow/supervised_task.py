@@ -40,14 +40,14 @@ def run(
 
 def messages_to_airflow(log: Path) -> list[object]:
     """Return the messages of the task to Airflow, in order."""
-    return [json.loads(line) for line in log.with_suffix(".told").read_text().splitlines()]
+    return [json.loads(line) for line in log.with_suffix(".events").read_text().splitlines()]
 
 
 def _answer(request: httpx.Request) -> httpx.Response:
     """The run's facts to a task that starts, nothing to what it asks for, and consent to what it tells, which is
     written down."""
     if request.headers.get("content-type") == "application/json" or request.url.path.endswith("/state"):
-        with Path(sys.argv[3]).with_suffix(".told").open("ab") as file:
+        with Path(sys.argv[3]).with_suffix(".events").open("ab") as file:
             file.write(request.content + b"\n")
     if request.url.path.endswith("/validate-inlets-and-outlets"):
         return httpx.Response(200, json={"inactive_assets": []})

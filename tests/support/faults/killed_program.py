@@ -17,25 +17,25 @@ from tests.support.faults.killed_operations import OPERATIONS
 
 def main() -> None:
     """Arguments as JSON: connection, operation, local (a directory), kill_at (a number of sends), after (or before)."""
-    asked = json.loads(sys.argv[1])
+    job = json.loads(sys.argv[1])
     sends = 0
     send = paramiko.Channel.send
 
     def sent(channel: paramiko.Channel, data: Any) -> int:
         nonlocal sends
         sends += 1
-        if sends == asked["kill_at"] and not asked["after"]:
+        if sends == job["kill_at"] and not job["after"]:
             os.kill(os.getpid(), signal.SIGKILL)
         count = send(channel, data)
-        if sends == asked["kill_at"]:
+        if sends == job["kill_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
         return count
 
     with (
-        SFTPBackend(**asked["connection"], retry=RetryPolicy.disabled()) as backend,
+        SFTPBackend(**job["connection"], retry=RetryPolicy.disabled()) as backend,
         mock.patch.object(paramiko.Channel, "send", sent),
     ):
-        OPERATIONS[asked["operation"]].act(backend, asked["local"])
+        OPERATIONS[job["operation"]].act(backend, job["local"])
 
 
 if __name__ == "__main__":

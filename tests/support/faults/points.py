@@ -86,7 +86,7 @@ _UNTIL_CONNECTED: Final = MOMENTS[:3]
 def lost_at_start(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
     """The operation with a fault before INIT, after INIT and before VERSION, on each channel that is opened first.
 
-    Nothing was asked of the server yet: whatever the operation, all is as it was, and the error says what was done.
+    No request was sent to the server yet: whatever the operation, all is as it was, and the error says what was done.
     """
     for number in range(1, _undisturbed(case, local).sent_to_connect + 1):
         for moment in _UNTIL_CONNECTED:

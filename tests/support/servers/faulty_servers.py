@@ -181,7 +181,7 @@ class _ShortReadFiles(Files):
 
 
 class ShortReads(AsyncsshServer):
-    """Answers a read with ``at_most`` bytes, however many were asked for."""
+    """Answers a read with ``at_most`` bytes, however many were requested."""
 
     files = _ShortReadFiles
 
@@ -307,7 +307,7 @@ class _FirstChannelOnly(Packets):
 
 
 class StallsOnFurtherChannels(AsyncsshServer):
-    """Opens as many channels as it is asked for, and answers no write on any but the first."""
+    """Opens as many channels as are requested, and answers no write on any but the first."""
 
     packets = _FirstChannelOnly
 
@@ -430,7 +430,7 @@ class _OtherSizesFiles(_BareFiles):
     def _bare(self, found: os.stat_result) -> asyncssh.SFTPAttrs:
         assert isinstance(self.server, SaysOtherSizes)
         attrs = asyncssh.SFTPAttrs.from_local(found)
-        attrs.size = self.server.said(found.st_size)
+        attrs.size = self.server.stated_size(found.st_size)
         return attrs
 
     def read(self, file_obj: Any, offset: int, size: int) -> Any:
@@ -441,13 +441,16 @@ class _OtherSizesFiles(_BareFiles):
 
 
 class SaysOtherSizes(AsyncsshServer):
-    """Says ``said(size)`` for the size of every file, as a server does that converts text while it sends it. A read
-    returns ``at_most`` bytes, or zeros without end if ``endless``."""
+    """States ``stated_size(size)`` as the size of every file, as a server does that converts text while it sends it.
+
+    A read returns ``at_most`` bytes, or zeros without end if ``endless``."""
 
     files = _OtherSizesFiles
 
-    def __init__(self, said: Callable[[int], int | None], *, endless: bool = False, at_most: int = 1 << 20) -> None:
+    def __init__(
+        self, stated_size: Callable[[int], int | None], *, endless: bool = False, at_most: int = 1 << 20
+    ) -> None:
         super().__init__()
-        self.said = said
+        self.stated_size = stated_size
         self.endless = endless
         self.at_most = at_most

@@ -22,10 +22,10 @@ def sshd_path() -> str | None:
 
 
 def sshd_version() -> str:
-    """Version of the installed sshd, as ``9.2p1``; a question mark where it cannot be told."""
+    """Version of the installed sshd, as ``9.2p1``; a question mark if unknown."""
     sshd = sshd_path()
-    said = subprocess.run([sshd, "-V"], capture_output=True, text=True, check=False).stderr if sshd else ""
-    found = re.search(r"OpenSSH_(\w+\.\w+)", said)
+    version_text = subprocess.run([sshd, "-V"], capture_output=True, text=True, check=False).stderr if sshd else ""
+    found = re.search(r"OpenSSH_(\w+\.\w+)", version_text)
     return found[1] if found else "?"
 
 

@@ -14,7 +14,7 @@ Sender = Literal["client", "server"]
 
 
 class Relay:
-    """Passes on what clients and the server at ``target_port`` send each other, until it is told to cut.
+    """Passes on what clients and the server at ``target_port`` send each other, until `cut` is called.
 
     ``connections`` counts accepted connections. ``port`` is where clients connect.
     """
