@@ -284,7 +284,8 @@ class LimitArguments:
 
 _EMPTY_NEWER_THAN: Final = (
     "newer_than is empty: this run has no logical date, so Airflow knows no earlier success. For runs that assets or"
-    " the API start, omit newer_than and move each file to an archive (SFTPMoveOperator) so that no file is found twice"
+    " the API start, omit newer_than, and download with only_new=True (SFTPDownloadOperator) or move each file to an"
+    " archive (SFTPMoveOperator) so that no file is found twice"
 )
 
 

@@ -1,4 +1,4 @@
-"""Read and write the state store of a task instance.
+"""Read and write the state stores of tasks and assets.
 
 Airflow has the store from version 3.3 on.
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from ._cancellation import shield_from_kill
 
 if TYPE_CHECKING:
-    from airflow.sdk.execution_time.context import TaskStateStoreAccessor
     from pydantic import JsonValue
 
 log = logging.getLogger(__name__)
@@ -27,7 +26,17 @@ _ROWS_PER_CHUNK: Final = 200
 _MAX_CHUNKS: Final = 100
 
 
-def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
+class StateStore(Protocol):
+    """Interface of the state store of a task or an asset."""
+
+    def get(self, key: str) -> JsonValue:
+        """Return the value under a key; None if the key is missing."""
+
+    def set(self, key: str, value: JsonValue) -> None:
+        """Write the value under a key."""
+
+
+def load(store: StateStore, key: str) -> dict[str, Any]:
     """Return the JSON object under a key.
 
     The object is empty if the key is missing.
@@ -42,7 +51,7 @@ def load(store: TaskStateStoreAccessor, key: str) -> dict[str, Any]:
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
-def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> dict[str, Any] | None:
+def load_if_possible(store: StateStore, key: str, purpose: str) -> dict[str, Any] | None:
     """Return the object under a key, or log a failure.
 
     See `load`.
@@ -59,13 +68,17 @@ def load_if_possible(store: TaskStateStoreAccessor, key: str, purpose: str) -> d
         return None
 
 
-def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str) -> bool:
+def save(
+    store: StateStore, key: str, value: JsonValue, purpose: str, *, owner: str = "task", reader: str = "next attempt"
+) -> bool:
     """Write the object under a key, or log a failure.
 
     :param store: the store of `task_state_store`
     :param key: the key
     :param value: plain JSON: lists, not tuples, because the SDK's message refuses tuples
-    :param purpose: verb phrase for the log: "the task cannot <purpose>"
+    :param purpose: verb phrase for the log: "the <reader> cannot <purpose>"
+    :param owner: owner of the store, for the log
+    :param reader: reader of the value, for the log
     :returns: True if Airflow stored the object
     """
     try:
@@ -73,7 +86,8 @@ def save(store: TaskStateStoreAccessor, key: str, value: JsonValue, purpose: str
             store.set(key, value)
     except Exception as error:
         # An error must not replace the outcome of the task: the files are already transferred.
-        log.warning("cannot write %r to the task's state store, so the next attempt cannot %s: %s", key, purpose, error)
+        message = "cannot write %r to the %s's state store, so the %s cannot %s: %s"
+        log.warning(message, key, owner, reader, purpose, error)
         return False
     return True
 
@@ -90,9 +104,7 @@ class RowTable:
     :param read: whether an earlier attempt may have written rows
     """
 
-    def __init__(
-        self, store: TaskStateStoreAccessor | None, name: str, scope: str, purpose: str, *, read: bool
-    ) -> None:
+    def __init__(self, store: StateStore | None, name: str, scope: str, purpose: str, *, read: bool) -> None:
         self._store = store
         self._name = name
         self._scope = scope

@@ -64,11 +64,17 @@ else:
     except ImportError:  # 3.0
         from airflow.sdk.execution_time.secrets_masker import _secrets_masker
 
+AIRFLOW_VERSION: Final = airflow_version
+"""Version of the running Airflow."""
+HAS_STATE_STORES: Final = Version(airflow_version) >= Version("3.3")
+"""Whether Airflow keeps state of task instances and of assets."""
 FORM_COMES_FROM_HOOK: Final = Version(airflow_version) < Version("3.2")
 """Whether Airflow reads the fields of the connection form from the hook, and not from the provider info."""
 
 __all__ = [
+    "AIRFLOW_VERSION",
     "FORM_COMES_FROM_HOOK",
+    "HAS_STATE_STORES",
     "AirflowException",
     "AirflowFailException",
     "AirflowNotFoundException",
@@ -160,7 +166,7 @@ def task_state_store(context: Context) -> TaskStateStoreAccessor | None:
 
 
 def asset_state_stores(context: Context) -> AssetStateStoreAccessors | None:
-    """Return the state stores of the assets among the task's inlets.
+    """Return the state stores of the task's assets.
 
     :param context: the context of the task.
     :returns: the stores, by asset; None before Airflow 3.3.

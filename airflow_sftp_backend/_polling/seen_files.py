@@ -99,6 +99,43 @@ class SeenFiles:
     directories: Mapping[str, _SeenDirectory] = field(default_factory=dict)
     unacknowledged: tuple[NewFilesBatch, ...] = ()
 
+    def has(self, file: FoundFile) -> bool:
+        """Tell whether a file was seen with the same size and time.
+
+        :param file: the file
+        :returns: True for a known file
+        """
+        directory, name, content = _hashes_of(file)
+        seen = self.directories.get(directory)
+        return seen is not None and not seen.is_new(name, content, changed=True)
+
+    def with_files(self, files: Iterable[FoundFile], present: Iterable[str], now: float) -> SeenFiles:
+        """Add files, and drop the records of deleted files.
+
+        :param files: the files to add
+        :param present: paths of all files on the server
+        :param now: the present time in epoch seconds
+        :returns: the updated files
+        """
+        directories = self._after_poll(present, now)
+        for file in files:
+            directory, name, content = _hashes_of(file)
+            seen = directories.setdefault(directory, _SeenDirectory())
+            seen.missing.pop(name, None)
+            seen.present[name] = content
+        return SeenFiles(directories, self.unacknowledged)
+
+    def _after_poll(self, present: Iterable[str], now: float) -> dict[str, _SeenDirectory]:
+        names: dict[str, set[bytes]] = {}
+        for path in present:
+            directory, _, name_text = path.rpartition("/")
+            names.setdefault(directory, set()).add(_hash(name_text, _NAME_BYTES))
+        directories: dict[str, _SeenDirectory] = {}
+        for directory, seen in self.directories.items():
+            if (remaining := seen.after_poll(names.get(directory, ()), now)) is not None:
+                directories[directory] = remaining
+        return directories
+
     def updated_with(
         self,
         ready: Iterable[FoundFile],
@@ -121,21 +158,10 @@ class SeenFiles:
         :param max_files: number of files in the batch, the oldest first; None for 500 files in their order
         :returns: the updated files
         """
-        names: dict[str, set[bytes]] = {}
-        for path in present:
-            directory, _, name_text = path.rpartition("/")
-            names.setdefault(directory, set()).add(_hash(name_text, _NAME_BYTES))
-        directories: dict[str, _SeenDirectory] = {}
-        for directory, seen in self.directories.items():
-            if (remaining := seen.after_poll(names.get(directory, ()), now)) is not None:
-                directories[directory] = remaining
+        directories = self._after_poll(present, now)
         new: list[FoundFile] = []
         for file in ready if max_files is None else sorted(ready, key=_age):
-            directory, _, name_text = file["path"].rpartition("/")
-            name, content = (
-                _hash(name_text, _NAME_BYTES),
-                _hash(f"{file['size']} {file['modified_at']}", _CONTENT_BYTES),
-            )
+            directory, name, content = _hashes_of(file)
             seen = directories.setdefault(directory, _SeenDirectory())
             if seen.is_new(name, content, changed=changed):
                 if len(new) == (MAX_BATCH_FILES if max_files is None else max_files):
@@ -181,6 +207,15 @@ def _age(file: FoundFile) -> tuple[bool, str, str]:
     The oldest file comes first, a file without a time last. All times are UTC in whole seconds.
     """
     return file["modified_at"] is None, file["modified_at"] or "", file["path"]
+
+
+def _hashes_of(file: FoundFile) -> tuple[str, bytes, bytes]:
+    """Return the directory and the hashes of a file.
+
+    One hash is that of the name, the other that of size and time.
+    """
+    directory, _, name = file["path"].rpartition("/")
+    return directory, _hash(name, _NAME_BYTES), _hash(f"{file['size']} {file['modified_at']}", _CONTENT_BYTES)
 
 
 def _hash(text: str, size: int) -> bytes:

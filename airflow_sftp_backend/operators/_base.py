@@ -293,6 +293,10 @@ class FileOperator(PlanningOperator[PlanT]):
                 self._check_relative(backend, pattern, "pattern")
         return selection
 
+    @property
+    def _may_find_nothing(self) -> bool:
+        return self._limits.has_time
+
     def _within_limits(
         self, files: Sequence[T], file_of: Callable[[T], LimitedFile]
     ) -> tuple[list[T], list[CapabilityNotSupported]]:
@@ -325,11 +329,11 @@ class FileOperator(PlanningOperator[PlanT]):
     ) -> list[str]:
         """Return the missing names and patterns without empty directories.
 
-        Empty directories are accepted only if the limits have a time.
+        Empty directories are accepted only if a limit of time or ``only_new`` selects the files.
 
         A retention or an incremental load often finds nothing. A directory that does not exist is still a mistake.
         """
-        if not self._limits.has_time:
+        if not self._may_find_nothing:
             return list(missing)
         literal = {name.path for name in selection.names if not name.is_directory}
         return [

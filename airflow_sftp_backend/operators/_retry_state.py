@@ -69,10 +69,11 @@ class RetryState:
         """True unless this attempt is the first."""
         self.resume_key = f"{instance.dag_id}/{instance.task_id}/{instance.run_id}/{instance.map_index}"
         """Name of the task instance, equal in all its attempts."""
-        self._context = context
+        self.context = context
+        """Context of the task."""
         self._store = task_state_store(context)
         base = backend.resolve("")
-        server_id = f"{backend.config.username}@{backend.address}{base.native_path}"
+        self.server_id = server_id = f"{backend.config.username}@{backend.address}{base.native_path}"
         # When a task is cleared, Airflow raises max_tries by the task's retries. A user who clears a transfer wants to
         # transfer all files again, so attempts before the clearing do not count.
         self._cleared_after = instance.max_tries - (instance.task.retries or 0)
@@ -92,6 +93,7 @@ class RetryState:
         self._selected = RowTable(
             self._store, "selected", scope_since_cleared, "select the same files", read=self.is_retry_since_cleared
         )
+        self._taken = RowTable(self._store, "taken", server_id, "take the same files again", read=self.is_retry)
 
     @property
     def run_time(self) -> datetime:
@@ -99,12 +101,12 @@ class RetryState:
 
         Without a logical date, the time when the run was due.
         """
-        return self._context.get("logical_date") or self._context["dag_run"].run_after
+        return self.context.get("logical_date") or self.context["dag_run"].run_after
 
     @property
     def run_started(self) -> datetime | None:
         """Start of the DAG run; None if unknown."""
-        return self._context["dag_run"].start_date
+        return self.context["dag_run"].start_date
 
     @property
     def has_store(self) -> bool:
@@ -128,6 +130,21 @@ class RetryState:
         """
         if rows := {(path, ""): list[str]() for path in paths}:
             self._selected.put(rows)
+
+    # -- files that only_new remembers --------------------------------------------------------------------------------
+
+    @property
+    def taken_earlier(self) -> Set[str]:
+        """Paths that any attempt has taken, also before the task was cleared."""
+        return {path for path, _ in self._taken.rows}
+
+    def record_taken(self, paths: Iterable[str]) -> None:
+        """Record files that this attempt has taken.
+
+        :param paths: paths of the files
+        """
+        if rows := {(path, ""): list[str]() for path in paths}:
+            self._taken.put(rows)
 
     # -- moves and deletions ------------------------------------------------------------------------------------------
 

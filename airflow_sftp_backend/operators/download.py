@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_rows import FileResult
-from airflow_sftp_backend._path_arguments import parse_target
-from airflow_sftp_backend.progress import ProgressLog
+from airflow_sftp_backend._path_arguments import Selection, parse_target
+from airflow_sftp_backend.progress import ProgressLog, pluralize_files
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_state
-from ._planning import match_remote, missing_error, plan_downloads
+from ._planning import RemoteMatch, match_remote, missing_error, plan_downloads
 from ._retry_state import RetryState
+from ._taken_files import TakenFiles, find_asset
 from ._transfer_records import downloaded_earlier, downloaded_since, remote_version
 from ._transfers import download_items
 
@@ -52,6 +55,8 @@ class SFTPDownloadOperator(TransferOperator):
         Objects have no mode.
     :param keep_times: give each local file the time of its source, in whole seconds.
         Objects have no times to set.
+    :param only_new: fetch only files that no earlier run has taken, and files with another size or time since. Needs
+        Airflow 3.3, and exactly one ``Asset`` among ``inlets`` and ``outlets``, whose state store remembers the files.
     :param dry_run: return the planned results, fetch nothing
     :param kwargs: arguments of ``BaseOperator``
     """
@@ -61,6 +66,16 @@ class SFTPDownloadOperator(TransferOperator):
     _earlier_action = "downloaded by an earlier attempt"
     _local_end = "target"
 
+    def __init__(self, *, only_new: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.only_new = only_new
+        self._asset = find_asset(self.inlets, self.outlets) if only_new else None
+        self._taken: TakenFiles | None = None
+
+    @property
+    def _may_find_nothing(self) -> bool:
+        return self.only_new or super()._may_find_nothing
+
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
         target = parse_target(self.target, end="local")
         if is_url(target) and (self.mode is not None or self.keep_times):
@@ -69,8 +84,10 @@ class SFTPDownloadOperator(TransferOperator):
         matches = match_remote(backend, selection, self._filters)
         missing = self._without_empty_directories(backend, selection, matches.missing)
         files, undecided = self._within_limits(matches.files, lambda file: file.info)
+        files, not_utf8 = drop_non_utf8(files, lambda file: (file.info.path,))
+        files = self._new_files(files, matches.files, selection, retry_state)
         planned = plan_downloads(files, selection, target, self._rename_template(retry_state))
-        items, not_utf8 = drop_non_utf8(planned, lambda item: (item.source, item.target))
+        items, not_utf8_targets = drop_non_utf8(planned, lambda item: (item.source, item.target))
         infos = {file.info.path: file.info for file in files}
         targets = {item.target: state for item in items if (state := local_state(item.target)) is not None}
         states = {item: (FileState.of_remote(infos[item.source]), targets.get(item.target)) for item in items}
@@ -78,7 +95,21 @@ class SFTPDownloadOperator(TransferOperator):
         pending = self._take_oldest(pending, lambda item: infos[item.source], retry_state)
         failures = [*matches.failures, *undecided, *(missing_error(backend, selection, name) for name in missing)]
         versions = {item: remote_version(infos[item.source]) for item in pending}
-        return TransferPlan(pending, skipped, [*failures, *not_utf8], targets.keys(), versions)
+        return TransferPlan(pending, skipped, [*failures, *not_utf8, *not_utf8_targets], targets.keys(), versions)
+
+    def _new_files(
+        self, files: list[RemoteMatch], matched: Sequence[RemoteMatch], selection: Selection, retry_state: RetryState
+    ) -> list[RemoteMatch]:
+        """Return the files that no earlier run has taken, with ``only_new``."""
+        if self._asset is None:
+            return files
+        if not selection.searches:
+            raise InvalidArgument("only_new applies to directories and patterns, but source names files")
+        self._taken = TakenFiles(retry_state.context, self._asset, retry_state, [*selection])
+        new = self._taken.new_among(files, (file.info.path for file in matched))
+        if len(new) < len(files):
+            self.log.info("%s left out by only_new", pluralize_files(len(files) - len(new)))
+        return new
 
     def _execute_plan(
         self, backend: SFTPBackend, plan: TransferPlan, retry_state: RetryState
@@ -95,4 +126,7 @@ class SFTPDownloadOperator(TransferOperator):
                 completed[item] = result
             else:
                 failures.append(result)
-        return [*plan.skipped, *completed.values()], failures
+        results = [*plan.skipped, *completed.values()]
+        if self._taken is not None:
+            self._taken.save([result["path"] for result in results], time.time())
+        return results, failures

@@ -23,7 +23,9 @@ def test_an_empty_newer_than_fails_in_runs_without_a_logical_date(remote: Path, 
     for run in ("asset_triggered", "manual"):  # the API starts manual runs, with a logical date or without
         waiting = SFTPFileSensor(task_id="wait", path="a", mode=mode, newer_than="{{ prev_start_date_success or '' }}")
         waiting.newer_than = empty  # as rendering leaves it
-        with pytest.raises(AirflowFailException, match=r"newer_than is empty: .*move each file to an archive"):
+        with pytest.raises(
+            AirflowFailException, match=r"newer_than is empty: .*only_new=True .*move each file to an archive"
+        ):
             waiting.execute(context(run_type=run))
         waiting.execute(context(run_type=run, logical_date=datetime.now(UTC)))
     SFTPFileSensor(task_id="wait", path="a", mode=mode).execute(context(run_type="asset_triggered"))

@@ -19,7 +19,7 @@ from tests.support.airflow.versions import (
 )
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import Asset, Context
     from pydantic import BaseModel
 
 
@@ -65,6 +65,18 @@ class AssetState(State):
         self.set(key, value)
 
 
+class AssetStates:
+    """The state stores of a task with one asset."""
+
+    def __init__(self, state: AssetState) -> None:
+        self._state = state
+
+    def __getitem__(self, asset: Asset) -> AssetState:
+        """Return the store of the asset."""
+        assert asset.name == "inbox"
+        return self._state
+
+
 def context(
     try_number: int = 1,
     state: State | None = None,
@@ -72,6 +84,7 @@ def context(
     cleared: int = 0,
     run_type: str = "manual",
     logical_date: datetime | None = None,
+    asset_state: AssetState | None = None,
 ) -> Context:
     """Build the context of a task, with the parts that operators and sensors read; ``cleared`` after as many tries."""
     started = datetime.now(UTC)
@@ -87,4 +100,6 @@ def context(
         found["logical_date"] = logical_date
     if state is not None:
         found["task_state_store"] = state
+    if asset_state is not None:
+        found["asset_state_store"] = AssetStates(asset_state)
     return cast("Context", found)
