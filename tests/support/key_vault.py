@@ -410,3 +410,19 @@ def client_certificate() -> tuple[x509.Certificate, str]:
     made = trustme.CA(key_type=trustme.KeyType.RSA)  # logins by certificate are signed with RSA
     certificate = made.cert_pem.bytes()
     return x509.load_pem_x509_certificate(certificate), (made.private_key_pem.bytes() + certificate).decode()
+
+
+class Clock:
+    """Time that stands still until somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = time.time()
+        self.pauses: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Let the time pass, and record the pause."""
+        self.pauses.append(seconds)
+        self.now += seconds

@@ -387,6 +387,16 @@ class SFTPChannel:
         return self.fail_all(f"the server violates SFTP version 3: {error}")
 
 
+class ChannelSource(Protocol):
+    """Source of channels beside the first."""
+
+    def request(self, count: int) -> None:
+        """Start to open channels, up to ``count`` in all, without waiting."""
+
+    def take_opened(self) -> list[SFTPChannel]:
+        """Return the channels opened since the last call."""
+
+
 def _as_text(start: bytes) -> str:
     """Decode the output of a login script, without colours.
 

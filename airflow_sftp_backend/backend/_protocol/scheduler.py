@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from airflow_sftp_backend.backend._limits import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
 from airflow_sftp_backend.backend.errors import (
@@ -31,7 +31,7 @@ from airflow_sftp_backend.backend.errors import (
     StatusError,
 )
 
-from .channel import Pending, SFTPChannel, SSHChannel, Waiter
+from .channel import ChannelSource, Pending, SFTPChannel, SSHChannel, Waiter
 from .codec import ProtocolError, ServerLimits
 from .handle_table import HandleTable
 from .messages import Close, LimitsRequest, Request
@@ -58,16 +58,6 @@ class ChannelRequest(Generic[R]):
 
     channel: SFTPChannel
     request: Request[R]
-
-
-class ChannelSource(Protocol):
-    """Source of channels beside the first."""
-
-    def request(self, count: int) -> None:
-        """Start to open channels, up to ``count`` in all, without waiting."""
-
-    def take_opened(self) -> list[SFTPChannel]:
-        """Return the channels opened since the last call."""
 
 
 @dataclass(frozen=True, slots=True)

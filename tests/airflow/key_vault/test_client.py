@@ -32,6 +32,7 @@ from tests.support.key_vault import (
     MANAGED_IDENTITY,
     SECRET,
     TENANT,
+    Clock,
     Fault,
     Vault,
     client_certificate,
@@ -40,22 +41,6 @@ from tests.support.servers import free_port
 from tests.support.tracebacks import shown_by
 
 VALUE = "a value that nobody sees"
-
-
-class Clock:
-    """Time that stands still until somebody sleeps."""
-
-    def __init__(self) -> None:
-        self.now = time.time()
-        self.pauses: list[float] = []
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        """Lets it pass, and notes it."""
-        self.pauses.append(seconds)
-        self.now += seconds
 
 
 @pytest.fixture
