@@ -14,7 +14,6 @@ from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import shield_from_kill
-from airflow_sftp_backend._connections.config_loader import load_config
 from airflow_sftp_backend._connections.fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
 from airflow_sftp_backend._connections.parser import ConnectionRecord, InvalidConnection
 from airflow_sftp_backend._file_rows import FoundFile, found_file
@@ -127,6 +126,8 @@ class SFTPBackendHook(BaseHook):
         :raises AirflowNotFoundException: if the connection does not exist
         :raises BackendUnavailable: if a vault does not answer now
         """
+        # a DAG file imports the hook each time it is parsed, and needs neither Key Vault nor masks
+        from airflow_sftp_backend._connections.config_loader import load_config
 
         def get_connection(conn_id: str) -> AirflowConnection:
             with shield_from_kill():
