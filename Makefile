@@ -36,7 +36,7 @@ test-system: $(VENV)/.dev openssh chromium ## run the system tests: whole Airflo
 # FAULTS=all also loses the connection a second time, on every server.
 .PHONY: test-all
 test-all: $(VENV)/.dev openssh sftpservers chromium ## run all tests with more faults and more examples; measure coverage (an hour)
-	@FAULTS=all $(PYTEST) -n $(WORKERS) --hypothesis-profile thorough --cov --cov-report term $(ARGS)
+	@FAULTS=all $(PYTEST) -n $(WORKERS) --timeout 600 --hypothesis-profile thorough --cov --cov-report term $(ARGS)
 
 .PHONY: reliability
 reliability: $(VENV)/.dev ## lose the connection at every message of every operation, and write docs/reliability.md
