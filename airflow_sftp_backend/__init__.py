@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .backend import (
         AlreadyExists,
         AuthenticationFailed,
+        BackendStatistics,
         BackendUnavailable,
         Capability,
         CapabilityNotSupported,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AlreadyExists",
     "AuthenticationFailed",
+    "BackendStatistics",
     "BackendUnavailable",
     "Capability",
     "CapabilityNotSupported",

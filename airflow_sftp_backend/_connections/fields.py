@@ -268,6 +268,16 @@ FIELDS: Final[tuple[Field, ...]] = (
         description="Most bytes to read of a file without a verified size. The read fails if the server sends more.",
     ),
     Field(
+        name="max_rate", label="Maximum rate", type=COUNT, argument="max_rate",
+        description="Most bytes of file content per second, in both directions together, for each task or triggerer."
+        " Default: no limit.",
+    ),
+    Field(
+        name="max_sessions", label="Maximum sessions", type=COUNT, argument="max_sessions",
+        description="Most sessions that one process opens at once to this host, port and user; a further session waits"
+        " up to a minute. Default: no limit.",
+    ),
+    Field(
         name="compress", label="Compression", type=FLAG, argument="compress", default=False,
         description="Compress the data on the connection. Slower, except for text over a slow network.",
     ),

@@ -25,6 +25,7 @@ from .errors import (
     TransferCorrupted,
 )
 from .models import (
+    BackendStatistics,
     BeforeRename,
     Capability,
     FileInfo,
@@ -46,6 +47,7 @@ __all__ = [
     "AlreadyExists",
     "AuthenticationFailed",
     "BackendConfig",
+    "BackendStatistics",
     "BackendUnavailable",
     "BeforeRename",
     "Capability",

@@ -19,6 +19,7 @@ from airflow_sftp_backend.backend._writes.write_target import Verify
 
 from .errors import SFTPBackendError
 from .models import (
+    BackendStatistics,
     BeforeRename,
     Capability,
     FileInfo,
@@ -114,6 +115,11 @@ class SyncBackendAdapter:
     def connections(self) -> int:
         """Return the number of connections opened so far."""
         return self._backend.connections
+
+    @property
+    def statistics(self) -> BackendStatistics:
+        """Return the counters since the creation of the backend. No I/O."""
+        return self._backend.statistics
 
     def resolve(self, path: str) -> ResolutionPlan:
         """See `SFTPBackend.resolve`. Not a coroutine, because it needs no I/O."""

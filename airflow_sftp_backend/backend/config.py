@@ -24,7 +24,7 @@ CONFIG_KEYS = frozenset(
     {
         "known_host_keys", "banner_timeout", "auth_timeout", "keepalive_interval", "compress", "ciphers",
         "disabled_algorithms", "allow_ssh_rsa_sha1", "proxy_command", "look_for_keys", "max_channels", "max_entries",
-        "max_listing_bytes", "max_file_bytes", "reconnect_timeout", "name_encoding",
+        "max_listing_bytes", "max_file_bytes", "reconnect_timeout", "name_encoding", "max_rate", "max_sessions",
     }
 )  # fmt: skip
 """Names allowed in the ``config`` argument of SFTPBackend."""
@@ -178,6 +178,9 @@ class BackendConfig:
     * ``max_entries`` and ``max_listing_bytes`` limit a listing, search or recursive deletion.
     * ``max_file_bytes`` limits a file of untrusted size.
     * ``name_encoding`` is the encoding of names on the server: UTF-8, or a single-byte encoding such as ``latin-1``.
+    * ``max_rate`` limits the bytes per second of file content, in both directions together; None for no limit.
+    * ``max_sessions`` limits the sessions of this process that are open at once to the same host, port and user, as far
+      as they have this limit. A further session waits; None for no limit.
     * ``refresh`` returns the configuration with current secrets, or None if they are unavailable. A refused login or
       host key causes a single call.
     * ``notes`` are texts for a person who checks the configuration.
@@ -206,6 +209,8 @@ class BackendConfig:
     max_listing_bytes: int = DEFAULT_MAX_LISTING_BYTES
     max_file_bytes: int = DEFAULT_MAX_FILE_BYTES
     name_encoding: str = "utf-8"
+    max_rate: int | None = None
+    max_sessions: int | None = None
     compress: bool = False
     ciphers: tuple[str, ...] = ()
     disabled_algorithms: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -262,6 +267,9 @@ class BackendConfig:
         check_channels("max_channels", self.max_channels)
         for name in ("max_entries", "max_listing_bytes", "max_file_bytes"):
             check_count(name, getattr(self, name))
+        for name in ("max_rate", "max_sessions"):
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value)
 
     def _check_alternatives(self) -> None:
         """Check that arguments that exclude each other are not set together."""

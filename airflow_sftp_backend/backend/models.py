@@ -157,6 +157,34 @@ class WriteResult(_StaysInTask):
     last_modified: datetime | None = field(default=None, compare=False)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendStatistics(_StaysInTask):
+    """Counters of a backend since its creation.
+
+    :param bytes_sent: acknowledged bytes of file content, with those that were sent again
+    :param bytes_received: received bytes of file content, with those that were received again or read for a comparison
+    :param logins: opened connections, each with one login
+    :param connection_retries: attempts to connect that followed a failed attempt
+    :param resumed_transfers: files whose transfer was resumed over a new connection
+    """
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    logins: int = 0
+    connection_retries: int = 0
+    resumed_transfers: int = 0
+
+    def __sub__(self, earlier: BackendStatistics) -> BackendStatistics:
+        """Return the counts since earlier counters of the same backend.
+
+        :param earlier: the earlier counters
+        :returns: the differences
+        """
+        return BackendStatistics(
+            **{field.name: getattr(self, field.name) - getattr(earlier, field.name) for field in fields(self)}
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class ResolutionPlan(_StaysInTask):
     """The location of a key. No I/O.

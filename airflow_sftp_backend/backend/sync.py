@@ -90,8 +90,8 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     :param config: further settings: ``known_host_keys``, ``banner_timeout``, ``auth_timeout``, ``keepalive_interval``,
         ``reconnect_timeout`` (all in seconds), ``compress``, ``ciphers``, ``disabled_algorithms``,
         ``allow_ssh_rsa_sha1``, ``proxy_command``, ``look_for_keys``, ``max_channels``, ``max_entries``,
-        ``max_listing_bytes``, ``max_file_bytes``, ``name_encoding`` (of the server's names: ``utf-8``, ``latin-1``,
-        ``cp1252`` ...)
+        ``max_listing_bytes``, ``max_file_bytes``, ``max_rate``, ``max_sessions``, ``name_encoding`` (of the server's
+        names: ``utf-8``, ``latin-1``, ``cp1252`` ...)
     :param timeout: seconds for each step of connecting
     :param connect_kwargs: further arguments of ``paramiko.SSHClient.connect``
     :param retry: policy for connecting; refused logins and host keys are never retried

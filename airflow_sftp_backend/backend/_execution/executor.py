@@ -119,6 +119,8 @@ def resume_lost(
             retried = [error for _ in lost_indexes]
             for index in lost_indexes:
                 states[index].mark_unresumable()
+        else:
+            session.resumed_count += len(lost_indexes)
         for index, outcome in zip(lost_indexes, retried, strict=True):
             outcomes[index] = outcome
 

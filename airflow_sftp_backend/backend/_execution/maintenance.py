@@ -1,4 +1,4 @@
-"""Maintenance: the server's clock, and removal of abandoned temporary files."""
+"""Maintenance: counters, the server's clock, and removal of abandoned temporary files."""
 
 from __future__ import annotations
 
@@ -7,16 +7,21 @@ from datetime import UTC, datetime, timedelta
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._transfers.comparison import server_time
 from airflow_sftp_backend.backend._transfers.partial_files import check_age, clean_server
-from airflow_sftp_backend.backend.models import PartialFile
+from airflow_sftp_backend.backend.models import BackendStatistics, PartialFile
 
 from .path_resolver import PathResolver
 
 
 class Maintenance:
-    """Methods of `SFTPBackend` that remove the remains of interrupted transfers."""
+    """Methods of `SFTPBackend` that count the work, and remove the remains of interrupted transfers."""
 
     _resolver: PathResolver
     _session: Session
+
+    @property
+    def statistics(self) -> BackendStatistics:
+        """Return the counters since the creation of the backend. No I/O."""
+        return self._session.statistics
 
     def clean_partials(self, path: str, older_than: timedelta, *, dry_run: bool = False) -> list[PartialFile]:
         """Remove abandoned temporary files in a directory and below.

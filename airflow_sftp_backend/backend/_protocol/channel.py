@@ -22,6 +22,7 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, StatusError,
 from .codec import MAX_FRAME, UINT32, PacketReader, ProtocolError
 from .messages import Request, decode_version, encode_init
 from .name_encoding import NameEncoding
+from .traffic import Traffic
 
 R = TypeVar("R")
 
@@ -177,6 +178,8 @@ class SFTPChannel:
         """True if the channel failed because a reply timed out."""
         self.on_handle_reply: HandleReplyCallback | None = None
         """Called with each reply to a request that opens or closes a handle."""
+        self.traffic = Traffic()
+        """Counts the content of answered reads and writes."""
         self.extensions: dict[str, str] = {}
         """The server's extensions by name, with their data; set by `handshake`."""
         self.unexpected_text = ""
@@ -346,7 +349,9 @@ class SFTPChannel:
         # before the request is removed: if the callback fails the channel, the request must fail as well
         is_final = observe is None or observe(self, pending, outcome, error)
         del self._outstanding[request_id]
-        self.in_flight -= request.payload_size
+        if size := request.payload_size:
+            self.in_flight -= size
+            self.traffic.finish(size, outcome, failed=error is not None)
         if self._round_trip_probe is not None and self._round_trip_probe[0] == request_id:
             self.round_trip = min(self.round_trip, self._clock() - self._round_trip_probe[1])
             self._round_trip_probe = None

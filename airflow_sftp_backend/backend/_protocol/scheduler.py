@@ -1,13 +1,7 @@
 """Run operations over the channels of a connection.
 
-An operation is a generator with two kinds of steps:
-
-* After ``yield`` of a `Request`, or of a `ChannelRequest` for a channel other than the first, the scheduler sends the
-  request and returns a `Pending`.
-* After ``yield`` of a `Pending`, the scheduler returns the reply sent by the server, or throws a `StatusError`.
-
-`request` and `request_all` combine the two steps. While an operation waits, others run: `run_many` pipelines the
-requests of many operations, so a single round trip serves all of them.
+While an operation waits, others run: `run_many` pipelines the requests of many operations, so a single round trip
+serves all of them.
 
 An interruption (KeyboardInterrupt, the exception of a signal handler) is thrown into every waiting operation. An
 operation may then yield further requests to clean up; these are still sent.
@@ -18,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar, cast
@@ -36,7 +30,35 @@ from .codec import ProtocolError, ServerLimits
 from .handle_table import HandleTable
 from .messages import Close, LimitsRequest, Request
 from .name_encoding import NameEncoding
-from .server_traits import UNKNOWN, ServerTraits, detect_traits
+from .operation import (
+    MAX_PIPELINED,
+    ChannelRequest,
+    Operation,
+    TraitsQuery,
+    Yielded,
+    reply,
+    reply_or_error_of,
+    request,
+    request_all,
+    send,
+    server_traits,
+)
+from .server_traits import UNKNOWN, detect_traits
+from .traffic import Traffic
+
+__all__ = [
+    "MAX_BYTES_IN_FLIGHT",
+    "MAX_PIPELINED",
+    "ChannelRequest",
+    "Operation",
+    "SFTPScheduler",
+    "TraitsQuery",
+    "reply",
+    "request",
+    "request_all",
+    "send",
+    "server_traits",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -47,80 +69,6 @@ MAX_BYTES_IN_FLIGHT: Final = 24 << 20
 Below the channel's receive window (`session.CHANNEL_WINDOW`): the server can always send its replies, and so continues
 to read requests.
 """
-
-MAX_PIPELINED: Final = 1024
-"""Maximum requests of one `request_all` without a reply, for the same reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelRequest(Generic[R]):
-    """Pair a request with its channel."""
-
-    channel: SFTPChannel
-    request: Request[R]
-
-
-@dataclass(frozen=True, slots=True)
-class TraitsQuery:
-    """Ask the scheduler for the server's traits; no request is sent."""
-
-
-Yielded = Request[Any] | ChannelRequest[Any] | Pending[Any] | TraitsQuery
-Operation = Generator[Yielded, Any, T]  # each yield returns the value of the yielded step
-
-
-def send(request: Request[R], channel: SFTPChannel | None = None) -> Operation[Pending[R]]:
-    """Send a request; wait only while too many bytes are in flight.
-
-    :param request: the request
-    :param channel: its channel; None for the first
-    :returns: the pending reply, for `reply`
-    """
-    return cast("Pending[R]", (yield request if channel is None else ChannelRequest(channel, request)))
-
-
-def reply(pending: Pending[R]) -> Operation[R]:
-    """Wait for the reply to a sent request. Raises StatusError."""
-    return cast(R, (yield pending))
-
-
-def server_traits() -> Operation[ServerTraits]:
-    """Return the known traits of the server, without a request."""
-    return cast("ServerTraits", (yield TraitsQuery()))
-
-
-def request(request: Request[R]) -> Operation[R]:
-    """Send a request and wait for its reply. Raises StatusError."""
-    return cast(R, (yield (yield request)))
-
-
-def request_all(requests: Sequence[Request[R]]) -> Operation[list[R | StatusError]]:
-    """Send several requests together and wait for their replies.
-
-    Up to `MAX_PIPELINED` requests take a single round trip.
-
-    :param requests: the requests
-    :returns: the replies in the order of the requests; for a refused request, its StatusError
-    """
-    pendings: deque[Pending[R]] = deque()
-    answers: list[R | StatusError] = []
-    for request in requests:
-        if len(pendings) == MAX_PIPELINED:
-            answers.append((yield from _reply_or_error(pendings.popleft())))
-        pendings.append((yield from send(request)))
-    while pendings:
-        answers.append((yield from _reply_or_error(pendings.popleft())))
-    return answers
-
-
-def _reply_or_error(pending: Pending[R]) -> Operation[R | StatusError]:
-    if pending.done:
-        # without a yield, which costs a pass through the loop
-        return pending.reply_or_error
-    try:
-        return (yield from reply(pending))
-    except StatusError as refused:
-        return refused.with_traceback(None)  # its frames reference the answers, which contain the error: a cycle
 
 
 class RunningOperation(Generic[T]):
@@ -241,6 +189,15 @@ class SFTPScheduler:
         self._deferred_opens: deque[_DeferredOpen] = deque()
         self._resent_opens: dict[Pending[Any], _DeferredOpen] = {}
         self._main_channel.on_handle_reply = self._on_handle_reply
+        self._is_pausing = False
+        self.traffic = self._main_channel.traffic
+        """Counts the content of reads and writes on all channels, and limits their rate."""
+
+    def use_traffic(self, traffic: Traffic) -> None:
+        """Count and limit the content of reads and writes together with earlier connections."""
+        self.traffic = traffic
+        for channel in self.channels:
+            channel.traffic = traffic
 
     def handshake(self) -> None:
         """Negotiate version 3 (filexfer-02 section 4), request the limits. Raises BackendUnavailable."""
@@ -286,12 +243,15 @@ class SFTPScheduler:
             opened = self._channel_source.take_opened()
             for channel in opened:
                 channel.on_handle_reply = self._on_handle_reply
+                channel.traffic = self.traffic
             self.channels += opened
 
     def server_limits(self) -> Operation[ServerLimits]:
         """Return the maximum sizes of reads and writes, in bytes."""
-        answer = yield from _reply_or_error(self._server_limits)
-        return ServerLimits() if isinstance(answer, StatusError) else answer
+        answer = yield from reply_or_error_of(self._server_limits)
+        limits = ServerLimits() if isinstance(answer, StatusError) else answer
+        most = self.traffic.max_block
+        return limits if math.isinf(most) else ServerLimits(int(min(limits.read, most)), int(min(limits.write, most)))
 
     def supports(self, request: type[Request[Any]]) -> bool:
         """Return whether the server announced the extension of a request type."""
@@ -372,10 +332,18 @@ class SFTPScheduler:
         return cast("list[T | SFTPBackendError | OSError]", group.outcomes)
 
     def _wake_waiting(self, ready: deque[RunningOperation[T]]) -> None:
-        """Repeat refused opens; if no operation is ready then, wait for replies."""
+        """Repeat refused opens; if no operation is ready then, wait for replies, or for the rate limit."""
         self._resend_deferred()
         if not ready:
-            self._await_replies()
+            if self._is_idle and (queued := [channel for channel in self.channels if channel.queued]):
+                self._is_pausing = True
+                self.traffic.pause()
+                self._is_pausing = False
+                # also after a pause that ended early: the session is aborted, and sending reports the reason
+                self._send_first_queued(queued[0])
+                self._send_queued()
+            else:
+                self._await_replies()
 
     def _start_operations(self, group: _OperationGroup[T]) -> None:
         """Start operations of a group up to its limits."""
@@ -403,7 +371,9 @@ class SFTPScheduler:
         :returns: False if another error has already interrupted the group
         """
         if failed is None:
-            self._fail("interrupted")
+            if not self._is_pausing:  # a pause for the rate limit interrupts no packet: the channels can go on
+                self._fail("interrupted")
+            self._is_pausing = False
         else:
             group.remove(failed)
             is_collecting = group.collect_errors or group.interrupted_by is not None
@@ -428,15 +398,32 @@ class SFTPScheduler:
         channel, request = (
             (yielded.channel, yielded.request) if isinstance(yielded, ChannelRequest) else (self._main_channel, yielded)
         )
-        if (
-            request.payload_size
-            and channel.in_flight
-            and (channel.queued or channel.in_flight + request.payload_size > MAX_BYTES_IN_FLIGHT)
-        ):
+        if request.payload_size and (channel.queued or self._must_wait(channel, request)):
             run.queued = request
             channel.queued.append(run)
         else:
             self._send_for(run, channel, request)
+
+    def _must_wait(self, channel: SFTPChannel, request: Request[Any]) -> bool:
+        """Return whether a read or write must wait for replies, or for the rate limit."""
+        in_flight = channel.in_flight
+        is_full = in_flight > 0 and in_flight + request.payload_size > MAX_BYTES_IN_FLIGHT
+        return is_full or self.traffic.is_exhausted
+
+    def _send_queued(self) -> None:
+        """Send the queued requests that need not wait any longer."""
+        for channel in self.channels:
+            while channel.queued:
+                request = channel.queued[0].queued
+                assert request is not None
+                if self._must_wait(channel, request):
+                    break
+                self._send_first_queued(channel)
+
+    def _send_first_queued(self, channel: SFTPChannel) -> None:
+        run = channel.queued.popleft()
+        assert run.queued is not None
+        self._send_for(run, channel, run.queued)
 
     def _send_for(self, run: Waiter, channel: SFTPChannel, request: Request[Any]) -> None:
         try:
@@ -444,6 +431,8 @@ class SFTPScheduler:
                 raise BackendUnavailable(self.failure)
             if request.tracked and self.handles.shares_handles and not isinstance(request, Close):
                 self._check_no_open_handle()
+            if request.payload_size:
+                self.traffic.start(request.payload_size)
             pending = self._send(channel, Pending(request))
         except SFTPBackendError as error:
             run.wake(error=error)
@@ -480,6 +469,11 @@ class SFTPScheduler:
                     channel.flush_some()
         return pending
 
+    @property
+    def _is_idle(self) -> bool:
+        """True if no reply is outstanding."""
+        return all(math.isinf(channel.oldest_outstanding) for channel in self.channels)
+
     def _flush(self) -> None:
         with self._fail_all_on_error():
             for channel in self.channels:
@@ -500,13 +494,7 @@ class SFTPScheduler:
                     channel.receive_ready()
         except BackendUnavailable:
             return  # every operation has been woken with the error
-        for channel in self.channels:
-            while channel.queued:
-                request = channel.queued[0].queued
-                assert request is not None
-                if channel.in_flight and channel.in_flight + request.payload_size > MAX_BYTES_IN_FLIGHT:
-                    break
-                self._send_for(channel.queued.popleft(), channel, request)
+        self._send_queued()
 
     # -- limit on open files ------------------------------------------------------------------------------------------
 
@@ -565,9 +553,8 @@ class SFTPScheduler:
             if deferred.pending.abandoned:
                 self._fail_first_deferred()
                 continue
-            idle = all(math.isinf(channel.oldest_outstanding) for channel in self.channels)
             fewer = self.handles.count + len(self._resent_opens) < deferred.limit
-            if not idle and not fewer:
+            if not fewer and not self._is_idle:
                 return
             self._deferred_opens.popleft()
             self._resent_opens[deferred.pending] = replace(deferred, is_last_attempt=not fewer)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -25,6 +26,7 @@ from airflow_sftp_backend.backend._paths import Jail, add_location
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
+from airflow_sftp_backend.backend._protocol.traffic import Traffic
 from airflow_sftp_backend.backend.config import BackendConfig
 from airflow_sftp_backend.backend.errors import (
     AuthenticationFailed,
@@ -33,7 +35,9 @@ from airflow_sftp_backend.backend.errors import (
     SFTPBackendError,
     translate_connection_errors,
 )
+from airflow_sftp_backend.backend.models import BackendStatistics
 
+from . import session_limit
 from .connect import (
     CHANNEL_WINDOW,
     CLOSED_DURING_CONNECT,
@@ -69,6 +73,8 @@ class _Connection:
         self._config = config
         self._sftp: paramiko.SFTPClient | None = None
         self._closed = False
+        self.slot: session_limit.SessionSlot | None = None
+        """Permission of `session_limit`, given back with the end of the connection."""
 
     @property
     def alive(self) -> bool:
@@ -118,6 +124,7 @@ class _Connection:
             close_transport(self._transport, self._stream)
             self.client.close()
             self.scheduler.close()
+            self._release_slot()
 
     def abandon_after_fork(self) -> None:
         """Drop the connection in a forked child without ending the parent's connection."""
@@ -125,11 +132,17 @@ class _Connection:
         self.scheduler.failure = "the connection belongs to the parent process"
         self._stream.abandon_after_fork()
         self._transport.abort()
+        self._release_slot()
         _NEVER_COLLECTED.append(self)
+
+    def _release_slot(self) -> None:
+        if self.slot is not None:
+            self.slot.release()
 
     def __del__(self) -> None:
         if self._closed:
             return
+        self._release_slot()
         was_open, self._closed = self._transport.is_active(), True
         self.abort()
         if isinstance(threading.current_thread(), paramiko.Transport):
@@ -167,6 +180,8 @@ class Session(ForkAware):
     :ivar query_auth_methods: True to ask the server for its authentication methods before each login
     :ivar last_attempt_info: properties of the last attempt to connect, successful or not
     :ivar connection_count: number of connections opened so far
+    :ivar retry_count: number of attempts to connect that followed a failed attempt
+    :ivar resumed_count: number of transfers resumed over a new connection
     """
 
     def __init__(
@@ -196,7 +211,8 @@ class Session(ForkAware):
         self._handles = HandleTable()
         self.query_auth_methods = False
         self.last_attempt_info: ConnectionInfo | None = None
-        self.connection_count = 0
+        self.connection_count = self.retry_count = self.resumed_count = 0
+        self._traffic = Traffic(config.max_rate, pause=_weak_pause(self), clock=clock)
         super().__init__()
 
     def _apply_config(self, config: BackendConfig) -> None:
@@ -216,6 +232,18 @@ class Session(ForkAware):
         """Properties of the connection; None without a connection."""
         connection = self._connection
         return connection.info if connection is not None and connection.alive else None
+
+    @property
+    def statistics(self) -> BackendStatistics:
+        """Counters of all connections so far."""
+        traffic = self._traffic
+        return BackendStatistics(
+            bytes_sent=traffic.bytes_sent,
+            bytes_received=traffic.bytes_received,
+            logins=self.connection_count,
+            connection_retries=self.retry_count,
+            resumed_transfers=self.resumed_count,
+        )
 
     def call(
         self,
@@ -371,15 +399,8 @@ class Session(ForkAware):
                     "the connection was lost, and reconnecting is off", server=self._config.address
                 )
             max_attempts = self._config.retry.max_attempts if attempts is None else attempts
-            try:
-                self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
-            except (AuthenticationFailed, HostKeyRejected) as error:
-                # The secrets may have been rotated since they were fetched.
-                if (refreshed := _refreshed_config(self._original_config)) is None or self._close_requested:
-                    raise
-                log.warning("%s; retrying with the current secrets", error)
-                self._apply_config(refreshed)
-                self._connection = self._connect(max_attempts, transfer_size, retry_seconds)
+            self._connection = self._open_connection(max_attempts, transfer_size, retry_seconds)
+            self._connection.scheduler.use_traffic(self._traffic)
             handles = HandleTable(limit=self._handles.limit, shares_handles=self._handles.shares_handles)
             self._handles = self._connection.scheduler.handles = handles
             if self._deadline.at < math.inf:
@@ -391,6 +412,54 @@ class Session(ForkAware):
                 info.server_version, info.host_key_fingerprint, info.trust_reason, info.cipher,
             )  # fmt: skip
         return self._connection
+
+    def _open_connection(self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float) -> _Connection:
+        """Open a connection as soon as `max_sessions` allows, if necessary with the current secrets."""
+        self._close_requested = False
+        slot = self._wait_for_slot()
+        try:
+            connection = self._connect_refreshing(attempts, transfer_size, retry_seconds)
+        except BaseException:
+            slot.release()  # not left to the garbage collector: the traceback references the slot
+            raise
+        connection.slot = slot
+        return connection
+
+    def _wait_for_slot(self) -> session_limit.SessionSlot:
+        config, timeout = self._config, self._config.retry.timeout
+        seconds = _BUSY_RETRY_SECONDS if timeout is None else timeout
+        give_up_at = self._clock() + seconds
+        logged = False
+        while isinstance(slot := session_limit.slots.acquire(config), BackendConfig):
+            crowded = slot
+            remaining = min(give_up_at, self._deadline.at) - self._clock()
+            if remaining <= 0 or self._close_requested or self._cancelled.is_set():
+                raise BackendUnavailable(
+                    f"no session is opened: this process has {crowded.max_sessions} open to {crowded.address} as"
+                    f" {crowded.username or 'the local user'}, the most that max_sessions allows, and none has ended"
+                    f" within {seconds:g} s. Close other backends and hooks, or increase max_sessions",
+                    server=config.address,
+                )
+            if not logged:
+                log.info("waiting until fewer than max_sessions (%d) sessions to %s are open in this process",
+                         crowded.max_sessions, crowded.address)  # fmt: skip
+                logged = True
+            self.pause(min(_SLEEP_STEP, remaining))
+        return slot
+
+    def _connect_refreshing(
+        self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float
+    ) -> _Connection:
+        """Connect; after a refused login or host key once more with the current secrets, if they have changed."""
+        try:
+            return self._connect(attempts, transfer_size, retry_seconds)
+        except (AuthenticationFailed, HostKeyRejected) as error:
+            # The secrets may have been rotated since they were fetched.
+            if (refreshed := _refreshed_config(self._original_config)) is None or self._close_requested:
+                raise
+            log.warning("%s; retrying with the current secrets", error)
+            self._apply_config(refreshed)
+            return self._connect(attempts, transfer_size, retry_seconds)
 
     def _connect(self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float) -> _Connection:
         policy, clock = self._config.retry, self._clock
@@ -405,7 +474,6 @@ class Session(ForkAware):
 
         hop = Hop(self._settings, self._config.password, self._checker, self._jump_hop(self._original_config.jump))
         backoff = Backoff(replace(policy, max_attempts=sys.maxsize if retry_seconds else attempts), self._random)
-        self._close_requested = False
         while True:
             attempt = self._attempt = ConnectAttempt(
                 hop, remaining_time, transfer_size, query_auth_methods=self.query_auth_methods
@@ -434,6 +502,7 @@ class Session(ForkAware):
             self.pause(pause)
             if self._close_requested or self._cancelled.is_set():
                 raise failure
+            self.retry_count += 1
 
     @property
     def reconnect_timeout(self) -> float:
@@ -472,8 +541,22 @@ class Session(ForkAware):
             connection.abandon_after_fork()
 
 
+def _weak_pause(session: Session) -> Callable[[float], object]:
+    """Return `Session.pause` without a strong reference, because the connection must not keep the session alive."""
+    method = weakref.WeakMethod(session.pause)
+
+    def pause(seconds: float) -> None:
+        if (bound := method()) is not None:
+            bound(seconds)
+
+    return pause
+
+
 _BUSY_RETRY_SECONDS: Final = 60.0
-"""Seconds for which connecting to a busy server is retried, unless the retry policy has a timeout."""
+"""Seconds for which connecting to a busy server is retried, unless the retry policy has a timeout.
+
+Also the seconds for which a session waits for the end of others (``max_sessions``).
+"""
 _REFRESHED_FIELDS: Final = ("username", "password", "private_key", "key_file", "passphrase", "known_host_keys")
 
 

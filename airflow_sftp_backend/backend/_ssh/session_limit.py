@@ -1,0 +1,82 @@
+"""Limit the sessions that this process keeps open at once to one account of a server (``max_sessions``)."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from airflow_sftp_backend.backend._forks import ForkAware
+from airflow_sftp_backend.backend.config import BackendConfig
+
+Account: TypeAlias = tuple[str, int, str | None]
+
+
+class SessionSlot:
+    """Permission for a session, until `release` or until the owner is garbage collected."""
+
+    __slots__ = ("__weakref__", "is_released")
+
+    def __init__(self) -> None:
+        self.is_released = False
+
+    def release(self) -> None:
+        """Give the permission back. Takes no lock: the garbage collector may call this."""
+        self.is_released = True
+
+
+class SessionSlots(ForkAware):
+    """Give out the permissions of a process. A forked child starts without any, like its sessions."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._taken: dict[Account, list[weakref.ref[SessionSlot]]] = {}
+        super().__init__()
+
+    def acquire(self, config: BackendConfig) -> SessionSlot | BackendConfig:
+        """Return a permission for a session to a server and its jump hosts.
+
+        :param config: the configuration of the session
+        :returns: the permission; while too many sessions are open, the configuration of the server that has them
+        """
+        limited = [hop for hop in _hops(config) if hop.max_sessions is not None]
+        slot = SessionSlot()
+        with self._lock:
+            for hop in limited:
+                assert hop.max_sessions is not None
+                if len(self._open(_account(hop))) >= hop.max_sessions:
+                    return hop
+            for hop in limited:
+                self._taken[_account(hop)].append(weakref.ref(slot))
+        return slot
+
+    def _open(self, account: Account) -> list[weakref.ref[SessionSlot]]:
+        """Return the permissions in use, and forget the others."""
+        in_use = [
+            reference
+            for reference in self._taken.get(account, ())
+            if (slot := reference()) is not None and not slot.is_released
+        ]
+        self._taken[account] = in_use
+        return in_use
+
+    def abandon_after_fork(self) -> None:
+        """Forget the sessions of the parent process, which the child does not use."""
+        self._lock = threading.Lock()
+        self._taken = {}
+
+
+def _hops(config: BackendConfig) -> Iterator[BackendConfig]:
+    hop: BackendConfig | None = config
+    while hop is not None:
+        yield hop
+        hop = hop.jump
+
+
+def _account(config: BackendConfig) -> Account:
+    return config.host, config.port, config.username
+
+
+slots = SessionSlots()
+"""The permissions of this process."""
