@@ -44,15 +44,23 @@ class ProgressLog:
     :param log: the log to write to
     :param total: bytes of all files, None if unknown
     :param clock: returns seconds
+    :param on_line: called with each line
     """
 
-    def __init__(self, log: Log, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        log: Log,
+        total: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        on_line: Callable[[], object] | None = None,
+    ) -> None:
         self.done = 0
         """Transferred bytes, including those of earlier attempts."""
         self._transferred = self._verified = 0
         self._log = log
         self._total = total
         self._clock = clock
+        self._on_line = on_line
         self._started = self._last = self._last_gain = clock()
         self._verifying_since: float | None = None
 
@@ -106,6 +114,8 @@ class ProgressLog:
         if now - self._last < LOG_INTERVAL:
             return False
         self._last = now
+        if self._on_line is not None:
+            self._on_line()
         return True
 
 

@@ -3,7 +3,7 @@
 No other module depends on the version.
 
 * 3.0: no `BaseHook` in the SDK, and its `Connection` reads neither JSON nor a URI.
-* 3.0 and 3.1: exceptions and configuration belong to the core. The SDK has its own from 3.2.
+* 3.0 and 3.1: exceptions, configuration and metrics belong to the core. The SDK has its own from 3.2.
 * before 3.3: no state stores.
 """
 
@@ -16,6 +16,8 @@ from airflow import __version__ as airflow_version
 from packaging.version import Version
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from airflow.providers.common.compat.openlineage.facet import Dataset, RunFacet
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import BaseHook, Connection, Context
@@ -80,6 +82,7 @@ __all__ = [
     "AirflowNotFoundException",
     "AirflowSkipException",
     "BaseHook",
+    "Metrics",
     "PatternMasker",
     "asset_state_stores",
     "conf",
@@ -88,7 +91,9 @@ __all__ = [
     "operator_lineage",
     "pattern_masker",
     "redact",
+    "task_metrics",
     "task_state_store",
+    "triggerer_metrics",
     "watch_state_store",
 ]
 
@@ -181,6 +186,53 @@ def watch_state_store(trigger: BaseEventTrigger) -> AssetStateStoreAccessors | N
     :returns: the store; None before Airflow 3.3.
     """
     return getattr(trigger, "asset_state_store", None)
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+
+class Metrics(Protocol):
+    """Receive the metrics of a process."""
+
+    def incr(self, stat: str, count: int = 1, *, tags: dict[str, str] | None = None) -> None:
+        """Increase a counter.
+
+        :param stat: the name
+        :param count: the increase
+        :param tags: labels of the metric, for receivers that support labels
+        """
+
+    def timing(self, stat: str, dt: timedelta, *, tags: dict[str, str] | None = None) -> None:
+        """Record a duration.
+
+        :param stat: the name
+        :param dt: the duration
+        :param tags: labels of the metric, for receivers that support labels
+        """
+
+
+def task_metrics() -> Metrics:
+    """Return the metrics of a process that runs a task.
+
+    :returns: the metrics, which Airflow has set up at the start of the task
+    """
+    try:
+        from airflow.sdk.observability.stats import Stats
+    except ImportError:  # 3.0 and 3.1
+        from airflow.stats import Stats
+    return cast("Metrics", Stats)
+
+
+def triggerer_metrics() -> Metrics:
+    """Return the metrics of the triggerer, which Airflow sets up in the core and not in the SDK.
+
+    :returns: the metrics
+    """
+    try:
+        from airflow.observability.stats import Stats
+    except ImportError:  # 3.0 and 3.1
+        from airflow.stats import Stats
+    return cast("Metrics", Stats)
 
 
 # -- lineage ----------------------------------------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar, cast
 
+from airflow_sftp_backend._metrics import ConnectionMetrics
 from airflow_sftp_backend.backend import BackendUnavailable, RetryPolicy, SFTPBackendError
 from airflow_sftp_backend.backend._backoff import Backoff
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook
+from airflow_sftp_backend.version_compat import triggerer_metrics
 
 from .conditions import FileCondition, PollSnapshot, poll_many
 
@@ -82,6 +84,7 @@ class SharedConnection:
         self._user_count = 0
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"sftp {self._conn_id}")
         self._backend: SFTPBackend | None = None
+        self._metrics = ConnectionMetrics(self._conn_id, triggerer_metrics)
         self._phase = random.random()  # noqa: S311 - keeps the batches of many servers apart
         self._batch_lock = asyncio.Lock()
         self._next_requests: list[PollRequest] = []
@@ -297,6 +300,7 @@ class SharedConnection:
 
             # one attempt: the next batch makes the next
             self._backend = SFTPBackend.from_config(replace(config, retry=RetryPolicy.disabled()), reconnects=False)
+            self._metrics = ConnectionMetrics(self._conn_id, triggerer_metrics)
             if not self._user_count:
                 self._backend.abort_within(0)
         assert self._backend is not None
@@ -307,12 +311,14 @@ class SharedConnection:
             self._lost_while_polling = self._backend.connections > 0
             self._close()
             raise
+        self._metrics.send(self._backend.statistics)
         return [_decide(request.decide, snapshots[request.condition]) for request in requests]
 
     def _close(self) -> None:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+            self._metrics.send(backend.statistics)
 
 
 def _decide(decide: Callable[[PollSnapshot], object], snapshot: PollSnapshot | SFTPBackendError) -> object:

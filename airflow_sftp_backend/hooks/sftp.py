@@ -17,6 +17,7 @@ from airflow_sftp_backend._cancellation import shield_from_kill
 from airflow_sftp_backend._connections.fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
 from airflow_sftp_backend._connections.parser import ConnectionRecord, InvalidConnection
 from airflow_sftp_backend._file_rows import FoundFile, found_file
+from airflow_sftp_backend._metrics import ConnectionMetrics
 from airflow_sftp_backend.backend import (
     AuthenticationFailed,
     BackendUnavailable,
@@ -86,6 +87,7 @@ class SFTPBackendHook(BaseHook):
         self.sftp_conn_id = sftp_conn_id
         self._record: ConnectionRecord | None = None
         self._backend: SFTPBackend | None = None
+        self._metrics = ConnectionMetrics(sftp_conn_id)
 
     @classmethod
     def from_key_vault(
@@ -165,6 +167,7 @@ class SFTPBackendHook(BaseHook):
             from airflow_sftp_backend.backend import SFTPBackend  # a late import, because it loads paramiko
 
             self._backend = SFTPBackend.from_config(config)
+            self._metrics = ConnectionMetrics(self.sftp_conn_id)
         return self._backend
 
     @contextmanager
@@ -202,13 +205,20 @@ class SFTPBackendHook(BaseHook):
         return rows
 
     def close(self) -> None:
-        """Close the backend.
+        """Close the backend, and send its counters to Airflow's metrics.
 
         The next call reads the connection again. Safe to call from `on_kill`.
         """
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+            self._metrics.send(backend.statistics)
+
+    def send_metrics(self) -> None:
+        """Send the counters of the backend to Airflow's metrics during a long task. `close` sends the rest."""
+        backend = self._backend
+        if backend is not None:
+            self._metrics.send(backend.statistics)
 
     def abort_within(self, seconds: float) -> None:
         """Abort the backend's connection after a grace period.

@@ -27,6 +27,7 @@ from airflow_sftp_backend._file_filters import (
     take_oldest,
 )
 from airflow_sftp_backend._file_rows import Action, CompletedAction, EarlierAction, FileResult, PlannedAction
+from airflow_sftp_backend._metrics import send_file_metrics
 from airflow_sftp_backend._path_arguments import (
     End,
     Globs,
@@ -104,6 +105,7 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         self._filters = FileFilters(parse_globs(include, "include"), parse_globs(exclude, "exclude"))
         self._file_events: Sequence[FileEvent] = ()
         self._progress: ProgressLog | None = None
+        self._hook: SFTPBackendHook | None = None
 
     def _run_plan(self, context: Context) -> tuple[PlanT, list[FileResult]]:
         """Plan and execute the task, and report its files.
@@ -114,7 +116,7 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         :raises SFTPBackendError: if the only file failed, and a retry may help
         :raises FilesFailed: if some of several files failed, and a retry may help
         """
-        hook = SFTPBackendHook(self.sftp_conn_id)
+        hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
         started = time.monotonic()
         with translate_errors():
             try:
@@ -128,8 +130,11 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
                     else:
                         results, failures = self._execute_plan(backend, plan, retry_state)
             finally:
+                self._hook = None
                 hook.close()
-            self._report(context, backend.config, results, failures, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self._send_metrics(context, results, failures, seconds)
+            self._report(context, backend.config, results, failures, seconds)
         return plan, results
 
     @abstractmethod
@@ -162,6 +167,23 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
         self._file_events = list(file_events(config, results))
         update_outlet_events(context, self.outlets, self._file_events)
         self._raise_failures(failures, len(results) + len(failures))
+
+    def _send_metrics(
+        self, context: Context, results: Sequence[FileResult], failures: Failures, seconds: float
+    ) -> None:
+        if not self.is_dry_run:
+            instance = context["ti"]
+            tags = {"conn_id": self.sftp_conn_id, "dag_id": instance.dag_id, "task_id": instance.task_id}
+            send_file_metrics([row["action"] for row in results], len(failures), self._action, seconds, tags)
+
+    def _start_progress(self, total: int | None) -> ProgressLog:
+        """Return the progress of the task's transfers; each of its lines also sends the counts so far.
+
+        :param total: bytes of all files, None if unknown
+        """
+        hook = self._hook
+        self._progress = ProgressLog(self.log, total, on_line=None if hook is None else hook.send_metrics)
+        return self._progress
 
     def get_openlineage_facets_on_complete(self, task_instance: object) -> Facets | None:  # noqa: ARG002
         """Return the datasets that the task read and wrote.

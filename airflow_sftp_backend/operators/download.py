@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import Selection, parse_target
-from airflow_sftp_backend.progress import ProgressLog, pluralize_files
+from airflow_sftp_backend.progress import pluralize_files
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_state
@@ -116,7 +116,7 @@ class SFTPDownloadOperator(TransferOperator):
     ) -> tuple[list[FileResult], Failures]:
         completed = downloaded_earlier(retry_state.transfers, plan.versions)
         pending = [item for item in plan.items if item not in completed]
-        progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
+        progress = self._start_progress(sum(item.size or 0 for item in pending))
         options = self._transfer_options(retry_state, plan, progress)
         failures = [*plan.failures]
         for item, outcome in zip(pending, download_items(backend, pending, options), strict=True):

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BackendUnavailable
-from airflow_sftp_backend.progress import ProgressLog
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, local_state
@@ -92,7 +91,7 @@ class SFTPUploadOperator(TransferOperator):
     ) -> tuple[list[FileResult], Failures]:
         completed = uploaded_earlier(retry_state.transfers, backend, plan.versions)
         pending = [item for item in plan.items if item not in completed]
-        progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in pending))
+        progress = self._start_progress(sum(item.size or 0 for item in pending))
         options = self._transfer_options(retry_state, plan, progress)
         failures = [*plan.failures]
         declined: list[TransferItem] = []

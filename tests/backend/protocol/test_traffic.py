@@ -206,7 +206,7 @@ def test_an_interrupted_pause_keeps_the_connection_for_the_clean_up() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         scheduler.run(cleaning())
-    assert scheduler.broken is None
+    assert scheduler.failure is None
     assert [packet.kind for packet in channel.requests] == [PacketType.WRITE, PacketType.CLOSE]
     assert scheduler.run(request(Close(b"x"))) is None
 
