@@ -10,6 +10,7 @@ No other module depends on the version.
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from airflow import __version__ as airflow_version
@@ -216,11 +217,7 @@ def task_metrics() -> Metrics:
 
     :returns: the metrics, which Airflow has set up at the start of the task
     """
-    try:
-        from airflow.sdk.observability.stats import Stats
-    except ImportError:  # 3.0 and 3.1
-        from airflow.stats import Stats
-    return cast("Metrics", Stats)
+    return cast("Metrics", _stats("airflow.sdk.observability.stats"))
 
 
 def triggerer_metrics() -> Metrics:
@@ -228,11 +225,14 @@ def triggerer_metrics() -> Metrics:
 
     :returns: the metrics
     """
+    return cast("Metrics", _stats("airflow.observability.stats"))
+
+
+def _stats(module: str) -> object:
     try:
-        from airflow.observability.stats import Stats
+        return import_module(module).Stats
     except ImportError:  # 3.0 and 3.1
-        from airflow.stats import Stats
-    return cast("Metrics", Stats)
+        return import_module("airflow.stats").Stats
 
 
 # -- lineage ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from airflow._shared.observability.metrics.base_stats_logger import NoStatsLogger
 from airflow.observability.metrics import stats_utils
 from airflow.observability.stats import initialize
 
@@ -138,13 +139,7 @@ def test_deferred_waits_send_their_login_from_the_triggerer(
         asyncio.run(polls())
         assert counters(statsd.lines(), NAMES) == {"logins": 1}
     finally:
-        initialize(factory=_no_metrics(), export_legacy_names=False)
-
-
-def _no_metrics() -> object:
-    from airflow._shared.observability.metrics.base_stats_logger import NoStatsLogger
-
-    return NoStatsLogger
+        initialize(factory=NoStatsLogger, export_legacy_names=False)
 
 
 def test_each_count_is_sent_once() -> None:
