@@ -432,8 +432,10 @@ class Session(ForkAware):
         logged = False
         while isinstance(slot := session_limit.slots.acquire(config), BackendConfig):
             crowded = slot
-            remaining = min(give_up_at, self._deadline.at) - self._clock()
-            if remaining <= 0 or self._close_requested or self._cancelled.is_set():
+            now = self._clock()
+            if self._close_requested or self._cancelled.is_set() or now >= self._deadline.at:
+                raise BackendUnavailable("the session was aborted", server=config.address)
+            if now >= give_up_at:
                 raise BackendUnavailable(
                     f"no session is opened: this process has {crowded.max_sessions} open to {crowded.address} as"
                     f" {crowded.username or 'the local user'}, the most that max_sessions allows, and none has ended"
@@ -444,7 +446,7 @@ class Session(ForkAware):
                 log.info("waiting until fewer than max_sessions (%d) sessions to %s are open in this process",
                          crowded.max_sessions, crowded.address)  # fmt: skip
                 logged = True
-            self.pause(min(_SLEEP_STEP, remaining))
+            self.pause(_SLEEP_STEP)
         return slot
 
     def _connect_refreshing(
