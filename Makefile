@@ -42,6 +42,10 @@ test-all: $(VENV)/.dev openssh sftpservers chromium ## run all tests with more f
 reliability: $(VENV)/.dev ## lose the connection at every message of every operation, and write docs/reliability.md
 	@FAULTS=all $(BIN)/python -m tests.support.faults.table
 
+.PHONY: soak
+soak: $(VENV)/.dev openssh ## move files for half an hour over a connection that fails at random (ARGS="--minutes 2 --gibibytes 1")
+	@$(BIN)/python -m tests.support.soak $(ARGS)
+
 .PHONY: servers
 servers: $(VENV)/.dev openssh sftpservers ## run the contract suite on every server there is, and write docs/servers.md
 	@$(BIN)/python -m pytest -n 2 --servers all --servers-page docs/servers.md $(wildcard tests/backend/test_contract_*.py) $(ARGS)
