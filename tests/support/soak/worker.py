@@ -22,6 +22,7 @@ from typing import Final
 import psutil
 
 from airflow_sftp_backend import BackendUnavailable, RetryPolicy, SFTPBackend, SFTPUtils
+from airflow_sftp_backend.backend._writes.write_target import Verify
 
 MiB: Final = 1 << 20
 MAX_FILES: Final = 40
@@ -199,7 +200,7 @@ class Worker:
     def _upload(self) -> None:
         name, content = self._target(), self._content(64 * MiB)
         local = self._local(name, content)
-        verify = self._random.choice(["size", "size", "sha256"])
+        verify: Verify = self._random.choice(("size", "size", "sha256"))
         try:
             self._attempt(
                 {name: content},
