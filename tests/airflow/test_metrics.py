@@ -125,7 +125,8 @@ def test_deferred_waits_send_their_login_from_the_triggerer(
     import asyncio
 
     conn_id = connect(asyncssh_plain, "partner", base_path=folder.base_path)
-    initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+    logger = stats_utils.get_stats_factory()()
+    initialize(factory=lambda: logger, export_legacy_names=False)
 
     async def polls() -> None:
         shared = SharedConnection.acquire(conn_id)
@@ -140,6 +141,7 @@ def test_deferred_waits_send_their_login_from_the_triggerer(
         assert counters(statsd.lines(), NAMES) == {"logins": 1}
     finally:
         initialize(factory=NoStatsLogger, export_legacy_names=False)
+        logger.statsd.close()
 
 
 def test_each_count_is_sent_once() -> None:

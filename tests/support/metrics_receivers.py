@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import http.server
 import socket
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
     ExportMetricsServiceRequest,
     ExportMetricsServiceResponse,
 )
+from opentelemetry.proto.common.v1.common_pb2 import KeyValue
 
 
 class StatsD:
@@ -80,11 +82,15 @@ class Collector:
         for resource in request.resource_metrics:
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
-                    points = metric.sum.data_points or metric.gauge.data_points
-                    for point in points:
-                        value = point.as_int if point.HasField("as_int") else point.as_double
-                        self.values[metric.name] = value
-                        self.labels[metric.name] = {pair.key: pair.value.string_value for pair in point.attributes}
+                    for number in [*metric.sum.data_points, *metric.gauge.data_points]:
+                        value = number.as_int if number.HasField("as_int") else number.as_double
+                        self._keep(metric.name, value, number.attributes)
+                    for series in metric.histogram.data_points:
+                        self._keep(metric.name, series.sum, series.attributes)
+
+    def _keep(self, name: str, value: float, labels: Iterable[KeyValue]) -> None:
+        self.values[name] = value
+        self.labels[name] = {pair.key: pair.value.string_value for pair in labels}
 
 
 @contextmanager
@@ -117,6 +123,4 @@ def otlp_collector() -> Iterator[Collector]:
 
 def gzip_or_plain(body: bytes, encoding: str) -> bytes:
     """Return the body of a request without its compression."""
-    import gzip
-
     return gzip.decompress(body) if encoding == "gzip" else body
