@@ -1,7 +1,7 @@
-"""Send counts of the work to Airflow's metrics, and so to StatsD, Datadog or OpenTelemetry.
+"""Send counts of the work to Airflow's metrics.
 
-Airflow's settings choose the receiver, add the prefix ``airflow.`` and filter by name. A failure to send is logged and
-never fails a task.
+Airflow's settings choose the receiver (StatsD, Datadog or OpenTelemetry), add the prefix ``airflow.`` and filter by
+name. A failure to send is logged and never fails a task.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class ConnectionMetrics:
 def send_file_metrics(
     actions: Iterable[Action], failed: int, operator_action: CompletedAction, seconds: float, tags: Mapping[str, str]
 ) -> None:
-    """Send the number of files by action, and the duration of a task.
+    """Send the files by action, and the duration of a task.
 
     :param actions: the action on each file
     :param failed: number of files that failed

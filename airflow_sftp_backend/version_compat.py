@@ -221,7 +221,9 @@ def task_metrics() -> Metrics:
 
 
 def triggerer_metrics() -> Metrics:
-    """Return the metrics of the triggerer, which Airflow sets up in the core and not in the SDK.
+    """Return the metrics of the triggerer.
+
+    Airflow sets them up in the core, and not in the SDK.
 
     :returns: the metrics
     """

@@ -215,7 +215,10 @@ class SFTPBackendHook(BaseHook):
             self._metrics.send(backend.statistics)
 
     def send_metrics(self) -> None:
-        """Send the counters of the backend to Airflow's metrics during a long task. `close` sends the rest."""
+        """Send the counters of the backend to Airflow's metrics.
+
+        For long tasks: `close` sends the rest.
+        """
         backend = self._backend
         if backend is not None:
             self._metrics.send(backend.statistics)

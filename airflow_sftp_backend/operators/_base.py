@@ -177,7 +177,9 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
             send_file_metrics([row["action"] for row in results], len(failures), self._action, seconds, tags)
 
     def _start_progress(self, total: int | None) -> ProgressLog:
-        """Return the progress of the task's transfers; each of its lines also sends the counts so far.
+        """Return the progress of the task's transfers.
+
+        Each line of the progress also sends the counts so far.
 
         :param total: bytes of all files, None if unknown
         """

@@ -13,7 +13,7 @@ from .path_resolver import PathResolver
 
 
 class Maintenance:
-    """Methods of `SFTPBackend` that count the work, and remove the remains of interrupted transfers."""
+    """Methods of `SFTPBackend` that count work, and remove abandoned files."""
 
     _resolver: PathResolver
     _session: Session

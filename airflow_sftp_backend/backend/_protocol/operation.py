@@ -1,4 +1,6 @@
-"""Define the steps of an operation: a generator that sends requests and receives replies, without a socket.
+"""Define the steps of an operation.
+
+An operation is a generator without a socket.
 
 * After ``yield`` of a `Request`, or of a `ChannelRequest` for a channel other than the first, the scheduler sends the
   request and returns a `Pending`.
@@ -45,7 +47,7 @@ Operation = Generator[Yielded, Any, T]  # each yield returns the value of the yi
 
 
 def send(request: Request[R], channel: SFTPChannel | None = None) -> Operation[Pending[R]]:
-    """Send a request; wait only for the limits on content in flight and on its rate.
+    """Send a request; wait only for the limits on content.
 
     :param request: the request
     :param channel: its channel; None for the first

@@ -194,7 +194,7 @@ class SFTPScheduler:
         """Counts the content of reads and writes on all channels, and limits their rate."""
 
     def use_traffic(self, traffic: Traffic) -> None:
-        """Count and limit the content of reads and writes together with earlier connections."""
+        """Continue the counters and the rate limit of earlier connections."""
         self.traffic = traffic
         for channel in self.channels:
             channel.traffic = traffic
@@ -332,7 +332,7 @@ class SFTPScheduler:
         return cast("list[T | SFTPBackendError | OSError]", group.outcomes)
 
     def _wake_waiting(self, ready: deque[RunningOperation[T]]) -> None:
-        """Repeat refused opens; if no operation is ready then, wait for replies, or for the rate limit."""
+        """Repeat refused opens; wait if no operation is ready then."""
         self._resend_deferred()
         if not ready:
             if self._is_idle and (queued := [channel for channel in self.channels if channel.queued]):
@@ -405,7 +405,7 @@ class SFTPScheduler:
             self._send_for(run, channel, request)
 
     def _must_wait(self, channel: SFTPChannel, request: Request[Any]) -> bool:
-        """Return whether a read or write must wait for replies, or for the rate limit."""
+        """Return whether a limit on content delays a request."""
         in_flight = channel.in_flight
         is_full = in_flight > 0 and in_flight + request.payload_size > MAX_BYTES_IN_FLIGHT
         return is_full or self.traffic.is_exhausted

@@ -17,10 +17,10 @@ _BLOCKS_PER_SECOND: Final = 10
 
 
 class RateLimit:
-    """Decide from a clock when the next bytes may be sent: a token bucket that may be in debt.
+    """Decide from a clock when the next bytes may be sent.
 
-    The state is the time until which the bytes so far are paid for. In any interval, the bytes do not exceed those of
-    the interval and of `BURST_SECONDS`, plus the last request.
+    A token bucket that may be in debt. The state is the time until which the bytes so far are paid for. In any
+    interval, the bytes do not exceed those of the interval and of `BURST_SECONDS`, plus the last request.
 
     :param bytes_per_second: the rate
     :param clock: returns seconds
@@ -32,7 +32,7 @@ class RateLimit:
         self._paid_until = -math.inf
 
     def wait_time(self) -> float:
-        """Return the seconds until the next request may be sent; 0 for now."""
+        """Return the seconds until the next request may be sent."""
         return max(0.0, self._paid_until - self._clock())
 
     def take(self, count: int) -> None:
@@ -43,7 +43,9 @@ class RateLimit:
         self._paid_until = max(self._paid_until, self._clock() - BURST_SECONDS) + count / self._rate
 
     def give_back(self, count: int) -> None:
-        """Credit charged bytes that were not transferred, such as those after the end of a file.
+        """Credit charged bytes that were not transferred.
+
+        The bytes after the end of a file are an example.
 
         :param count: bytes
         """
@@ -51,7 +53,9 @@ class RateLimit:
 
 
 class Traffic:
-    """Count and limit the file content of a session, over all its connections and channels.
+    """Count and limit the file content of a session.
+
+    All connections and channels of the session share the limit.
 
     :param max_rate: bytes per second in both directions together; None for no limit
     :param pause: sleeps for some seconds, and returns early if the session is aborted
@@ -83,7 +87,10 @@ class Traffic:
         return self._limit is not None and self._limit.wait_time() > 0
 
     def pause(self) -> None:
-        """Sleep until the limit allows the next request. Returns early if the session is aborted."""
+        """Sleep until the limit allows the next request.
+
+        Returns early if the session is aborted.
+        """
         if self._limit is not None:
             self._pause(self._limit.wait_time())
 

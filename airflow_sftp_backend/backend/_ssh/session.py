@@ -414,7 +414,7 @@ class Session(ForkAware):
         return self._connection
 
     def _open_connection(self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float) -> _Connection:
-        """Open a connection as soon as `max_sessions` allows, if necessary with the current secrets."""
+        """Open a connection as soon as ``max_sessions`` allows."""
         self._close_requested = False
         slot = self._wait_for_slot()
         try:
@@ -452,7 +452,7 @@ class Session(ForkAware):
     def _connect_refreshing(
         self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float
     ) -> _Connection:
-        """Connect; after a refused login or host key once more with the current secrets, if they have changed."""
+        """Connect; after a refusal once more with changed secrets."""
         try:
             return self._connect(attempts, transfer_size, retry_seconds)
         except (AuthenticationFailed, HostKeyRejected) as error:
@@ -544,7 +544,8 @@ class Session(ForkAware):
 
 
 def _weak_pause(session: Session) -> Callable[[float], object]:
-    """Return `Session.pause` without a strong reference, because the connection must not keep the session alive."""
+    """Return `Session.pause` without a strong reference to the session."""
+    # The connection holds the function, and must not keep the session alive.
     method = weakref.WeakMethod(session.pause)
 
     def pause(seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Limit the sessions that this process keeps open at once to one account of a server (``max_sessions``)."""
+"""Limit the open sessions of this process to one account (``max_sessions``)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Account: TypeAlias = tuple[str, int, str | None]
 
 
 class SessionSlot:
-    """Permission for a session, until `release` or until the owner is garbage collected."""
+    """Permission for a session, until `release` or garbage collection."""
 
     __slots__ = ("__weakref__", "is_released")
 
@@ -22,12 +22,18 @@ class SessionSlot:
         self.is_released = False
 
     def release(self) -> None:
-        """Give the permission back. Takes no lock: the garbage collector may call this."""
+        """Give the permission back.
+
+        Takes no lock: the garbage collector may call this.
+        """
         self.is_released = True
 
 
 class SessionSlots(ForkAware):
-    """Give out the permissions of a process. A forked child starts without any, like its sessions."""
+    """Give out the permissions of a process.
+
+    A forked child starts without any, like its sessions.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,7 +41,7 @@ class SessionSlots(ForkAware):
         super().__init__()
 
     def acquire(self, config: BackendConfig) -> SessionSlot | BackendConfig:
-        """Return a permission for a session to a server and its jump hosts.
+        """Return a permission for a session with its jump hosts.
 
         :param config: the configuration of the session
         :returns: the permission; while too many sessions are open, the configuration of the server that has them
@@ -62,7 +68,7 @@ class SessionSlots(ForkAware):
         return in_use
 
     def abandon_after_fork(self) -> None:
-        """Forget the sessions of the parent process, which the child does not use."""
+        """Forget the sessions of the parent process."""
         self._lock = threading.Lock()
         self._taken = {}
 

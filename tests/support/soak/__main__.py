@@ -58,7 +58,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """What the run has shown."""
+    """Hold the results of a run."""
 
     options: Options
     reports: list[Report]

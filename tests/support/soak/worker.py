@@ -63,7 +63,7 @@ class Settings:
 
 @dataclass
 class Report:
-    """What a process has done, and what it found wrong."""
+    """Count the work of a process, and list what it found wrong."""
 
     operations: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
