@@ -46,14 +46,13 @@ class FileFilters:
     def accepting(self, patterns: Iterable[str]) -> Callable[[str], bool]:
         """Return the predicate for the files of patterns.
 
-        A directory that a pattern names literally is not excluded: ``.spool/*`` finds files although ``.*`` is
-        excluded.
-
         :param patterns: the patterns that found the files
         :returns: the predicate for paths
         """
         included = name_matcher(*self.include) if self.include else None
         excluded = name_matcher(*self.exclude)
+        # A directory that a pattern names literally is not excluded: ``.spool/*`` finds files although ``.*`` is
+        # excluded.
         segments = {segment for pattern in patterns for segment in pattern.split("/")[:-1] if segment.strip("*?")}
         named = name_matcher(*sorted(segments))
         is_excluded: dict[str, bool] = {}

@@ -119,11 +119,16 @@ def _log_variants(secret: str, min_length: int, *, by_line: bool) -> set[str]:
         plain.update(map(str.strip, secret.splitlines()))
     spelled = {text for text in plain if len(text) >= min_length}
     if len(secret) >= _LONG_TEXT_CHARS:
-        return spelled | {quoter(text) for text in spelled for quoter in _QUOTERS[:3]}
-    once = {quoter(text) for text in spelled for quoter in _QUOTERS} | spelled
-    twice = {quoter(text) for text in once for quoter in _QUOTERS} | once
-    urls = {quoter(text) for text in once for quoter in _URL_QUOTERS}  # a URL holds JSON at most
-    return {quoter(text) for text in twice for quoter in _QUOTERS} | twice | urls
+        return spelled | _quoted(spelled, _QUOTERS[:3])
+    once = spelled | _quoted(spelled, _QUOTERS)
+    twice = once | _quoted(once, _QUOTERS)
+    urls = _quoted(once, _URL_QUOTERS)  # a URL holds JSON at most
+    return twice | _quoted(twice, _QUOTERS) | urls
+
+
+def _quoted(texts: set[str], quoters: Sequence[Callable[[str], str]]) -> set[str]:
+    """Return each text as quoted by each quoter."""
+    return {quoter(text) for text in texts for quoter in quoters}
 
 
 def _remainders(texts: set[str], min_length: int) -> set[str]:
@@ -180,16 +185,15 @@ def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
     part may stay visible, otherwise the start. The masks cover the lines of the given key, lines of 64 characters, and,
     for a text that occurs twice in the key, the line ends at both positions.
 
-    A piece below 15 characters that is cut out of a line at both ends can lie in two blocks without containing a block,
-    and then shows. To hide such a piece, every 8 consecutive characters would have to contain a mask. That takes masks
-    of 5 characters at every 4th position, twice as many masks as here. Airflow compiles these in three times the time,
-    beyond the second that RSA-4096 may take. These masks also overlap: Airflow applies one of them, and 3 of every 8
-    characters of the whole key show, enough to compute an RSA key.
-
     :param lines: the base64 of the key, in its given lines
     :param min_length: minimum length of a mask in Airflow
     :returns: the masks, also in the spelling of a URL
     """
+    # A piece below 15 characters that is cut out of a line at both ends can lie in two blocks without containing a
+    # block, and then shows. To hide such a piece, every 8 consecutive characters would have to contain a mask. That
+    # takes masks of 5 characters at every 4th position, twice as many masks as here. Airflow compiles these in three
+    # times the time, beyond the second that RSA-4096 may take. These masks also overlap: Airflow applies one of them,
+    # and 3 of every 8 characters of the whole key show, enough to compute an RSA key.
     layout = _Layout(lines, min_length)
     lengths, limit = range(min_length, _MAX_VISIBLE + 2), _MAX_VISIBLE + 1
     cuts = _fewest_masks(layout, lengths, limit)
@@ -230,12 +234,11 @@ class _Layout:
         self._repeated_positions = repeats = _repeated_positions(body)
         given_ends = {*accumulate(map(len, lines)), *range(_PEM_WIDTH, self.unpadded_size, _PEM_WIDTH)}
         common_ends = {end for width in _LINE_WIDTHS for end in range(width, self.unpadded_size, width)}
-        self._line_ends = sorted(
-            position for end in given_ends if end < self.unpadded_size for position in (end, *repeats.get(end, ()))
-        )
-        self._common_line_ends = sorted(
-            {position for end in common_ends for position in (end, *repeats.get(end, ()))}.difference(self._line_ends)
-        )
+        inner_ends = [end for end in given_ends if end < self.unpadded_size]
+        # A line end in a text also ends a line in each repeat of the text.
+        self._line_ends = sorted(position for end in inner_ends for position in (end, *repeats.get(end, ())))
+        common_positions = {position for end in common_ends for position in (end, *repeats.get(end, ()))}
+        self._common_line_ends = sorted(common_positions.difference(self._line_ends))
         all_ends = {*self._line_ends, *self._common_line_ends}
         # sums up to each position: the difference of two sums is the number between two positions
         self._all_ends_before = [*accumulate((position in all_ends for position in range(len(body) + 1)), initial=0)]
@@ -250,11 +253,10 @@ class _Layout:
     def learn_from(self, cuts: Sequence[tuple[int, int]]) -> bool:
         """Learn from an earlier cut which blocks to repeat or avoid.
 
-        An OpenSSH key holds its public key twice: the second time, the blocks of the first cost nothing. A block that
-        matches at the start of another block is avoided.
-
         :returns: whether another cut may be better
         """
+        # An OpenSSH key holds its public key twice: the second time, the blocks of the first cost nothing. A block that
+        # matches at the start of another block is avoided.
         is_first_cut = not self._repeatable_blocks
         self._repeatable_blocks = {
             self.body[start:end]: start for start, end in cuts if start in self._occurrences(start, end)[:1]
@@ -335,15 +337,11 @@ class _Layout:
 
     def masking_cost(self, start: int, end: int) -> _MaskingCost:
         """Return the cost of hiding a block of the body."""
-        is_unique = (
-            len(self._positions_by_prefix[self.body[start : start + self._min_length]]) == 1
-            and (start, end) not in self._avoidance_costs
-        )
-        if (
-            is_unique
-            and self._quoted_before[end] == self._quoted_before[start]
-            and self._all_ends_before[end] == self._all_ends_before[start + 1]
-        ):
+        is_unique = len(self._positions_by_prefix[self.body[start : start + self._min_length]]) == 1
+        is_avoided = (start, end) in self._avoidance_costs
+        has_quoted_characters = self._quoted_before[end] != self._quoted_before[start]
+        end_count = self._all_ends_before[end] - self._all_ends_before[start + 1]
+        if is_unique and not is_avoided and not has_quoted_characters and not end_count:
             return _MaskingCost(1)
         parts = [*self._masks_at_line_ends(start, end)]
         broken = [position for position, first, last in parts if first == last]
@@ -351,7 +349,7 @@ class _Layout:
             self._cost(start, end) + _AVOID_COST**2 * len(broken),
             max((position - start for position, _, last in parts if last == end), default=0),
             max((end - position for position, first, last in parts if first < last < end), default=0),
-            bool(broken) or len(parts) < self._all_ends_before[end] - self._all_ends_before[start + 1],
+            bool(broken) or len(parts) < end_count,
         )
 
     def _cost(self, start: int, end: int) -> float:

@@ -165,13 +165,12 @@ def parse_target(value: object, argument: str = "target", *, end: End = "server"
 def check_relative(path: str, base_path: str, argument: str) -> None:
     """Refuse a path that repeats the base path after ``/``.
 
-    Such a path is ambiguous: it may be meant below the base path or below the root.
-
     :param path: the path
     :param base_path: the connection's base path, as sent to the server
     :param argument: name of the argument
     :raises InvalidPath: for an ambiguous path; the text names both spellings
     """
+    # Such a path is ambiguous: it may be meant below the base path or below the root.
     base = base_path.strip("/")
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
     base_segments = base.split("/")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from .backend import BackendConfig, BackendUnavailable, HostKeyPolicy, Secret, SFTPBackendError
-from .backend.config import DEFAULT_PORT
+from .backend.config import DEFAULT_PORT, base_path_of_url
 from .backend.errors import escaped
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def _config_from_url(args: argparse.Namespace) -> BackendConfig:
         password=None if password is None else Secret(password),
         passphrase=None if password is None or args.key_file is None else Secret(password),
         key_file=args.key_file,
-        base_path=path[3:] or "." if path == "/~" or path.startswith("/~/") else path or ".",
+        base_path=base_path_of_url(path),
         host_keys_path=args.known_hosts,
         host_key_policy=HostKeyPolicy.parse(args.host_key_policy or HostKeyPolicy.STRICT),
     )
@@ -306,10 +306,8 @@ def _format_step(step: CheckResult) -> list[str]:
 
 
 def _wrap(text: str, indent: str) -> list[str]:
-    """Wrap a text at blanks.
-
-    A line with a public key stays whole, so that it can be copied.
-    """
+    """Wrap a text at blanks."""
+    # A line with a public key stays whole, so that it can be copied.
     if _KEY_BLOB_START in text:
         return [text]
     return textwrap.wrap(

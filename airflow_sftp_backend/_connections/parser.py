@@ -17,6 +17,7 @@ from typing import Any, Final, Protocol
 from airflow_sftp_backend._key_vault.references import is_reference
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
 from airflow_sftp_backend.backend._ssh.ssh_config import SSH_CONFIG_PATH, SSHConfigEntry, ssh_config_entry
+from airflow_sftp_backend.backend.config import base_path_of_url
 
 from .field_types import InvalidFieldValue
 from .fields import CONN_TYPE, FIELDS, Field
@@ -251,8 +252,7 @@ def _apply_uri_path(
         # urlsplit() knows no scheme with an underscore (RFC 3986 section 3.1), and Airflow cuts the first character.
         problems.append("Connection URI: its scheme is given with an underscore; expected sftp-backend://")
     elif conn.conn_type == CONN_TYPE and schema:
-        path = f"/{schema.lstrip('/')}"
-        path = path[3:] or "." if path == "/~" or path.startswith("/~/") else path
+        path = base_path_of_url(f"/{schema.lstrip('/')}")
         if "base_path" in fields and fields["base_path"].value != path:
             problems.append("Base path: given by the path of the URI (the schema) and in Extra; expected one of them")
         fields.setdefault("base_path", FieldValue(path, origin or "path of the URI", hidden=origin is not None))

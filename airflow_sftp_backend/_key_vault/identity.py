@@ -151,20 +151,16 @@ class AzureIdentity:
             client, tenant = managed, workload
         elif credential_type in (CredentialType.MANAGED_IDENTITY, CredentialType.WORKLOAD_IDENTITY):
             client, tenant = managed or client, workload or tenant
+        has_secret = credential_type is CredentialType.CLIENT_SECRET
+        has_certificate = credential_type is CredentialType.CERTIFICATE
         identity = cls(
             credential_type=credential_type,
             client_id=client,
             tenant_id=None if credential_type is CredentialType.MANAGED_IDENTITY else tenant,
-            client_secret=_first_secret(values, "password", "client_secret")
-            if credential_type is CredentialType.CLIENT_SECRET
-            else None,
-            certificate=_first_secret(values, "certificate_data")
-            if credential_type is CredentialType.CERTIFICATE
-            else None,
-            certificate_path=text.get("certificate_path") if credential_type is CredentialType.CERTIFICATE else None,
-            certificate_password=_first_secret(values, "certificate_password")
-            if credential_type is CredentialType.CERTIFICATE
-            else None,
+            client_secret=_first_secret(values, "password", "client_secret") if has_secret else None,
+            certificate=_first_secret(values, "certificate_data") if has_certificate else None,
+            certificate_path=text.get("certificate_path") if has_certificate else None,
+            certificate_password=_first_secret(values, "certificate_password") if has_certificate else None,
             cloud=_cloud(text.get("cloud_environment"), problems),
             authority=_authority(text.get("authority"), problems),
         )

@@ -242,32 +242,32 @@ def poll_many(backend: SFTPBackend, conditions: Sequence[FileCondition]) -> list
     :raises BackendUnavailable: if the connection is lost
     """
     base_path = backend.resolve("").native_path
-    errors = {
-        condition: error for condition in conditions if (error := _base_path_error(condition, base_path)) is not None
-    }
-    groups = list(
-        dict.fromkeys(condition.searches for condition in conditions if condition.searches and condition not in errors)
-    )
-    by_patterns = _find_by_patterns(backend, groups)
-    by_name = _stat_many(
-        backend,
-        list(dict.fromkeys(name for condition in conditions if condition not in errors for name in condition.names)),
-    )
+    all_errors = {condition: _base_path_error(condition, base_path) for condition in conditions}
+    errors = {condition: error for condition, error in all_errors.items() if error is not None}
+    valid = [condition for condition in conditions if condition not in errors]
+    # Conditions share searches and names: each is requested once.
+    searches = dict.fromkeys(condition.searches for condition in valid if condition.searches)
+    names = dict.fromkeys(name for condition in valid for name in condition.names)
+    by_patterns = _find_by_patterns(backend, [*searches])
+    by_name = _stat_many(backend, [*names])
     files = [errors.get(condition) or _files_of(condition, by_name, by_patterns) for condition in conditions]
     done_files = [
         set[str]() if isinstance(matched, SFTPBackendError) else condition.done_files(matched)
         for condition, matched in zip(conditions, files, strict=True)
     ]
     done_infos = _stat_many(backend, set().union(*done_files))
-    outcomes: list[PollSnapshot | SFTPBackendError] = []
-    for matched, expected in zip(files, done_files, strict=True):
-        try:
-            outcomes.append(
-                matched if isinstance(matched, SFTPBackendError) else (matched, _existing_of(expected, done_infos))
-            )
-        except SFTPBackendError as error:
-            outcomes.append(error)
-    return outcomes
+    return [
+        matched if isinstance(matched, SFTPBackendError) else _snapshot(matched, expected, done_infos)
+        for matched, expected in zip(files, done_files, strict=True)
+    ]
+
+
+def _snapshot(files: list[FileInfo], done_files: set[str], infos: _Outcomes) -> PollSnapshot | SFTPBackendError:
+    """Return the files of a condition with its done files, or an error."""
+    try:
+        return files, _existing_of(done_files, infos)
+    except SFTPBackendError as error:
+        return error
 
 
 def _base_path_error(condition: FileCondition, base_path: str) -> InvalidPath | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -81,9 +81,6 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
     """Claim batches for this run in the asset's ``store``.
 
     The batches in ``own`` started the run.
-
-    Other runs may claim the same batches, and the store has no compare-and-set. So write the claims, wait, read the
-    claims again, and keep only this run's.
     """
     run_id, key = context["ti"].run_id, _CLAIMS_KEY.format(context["ti"].dag_id)
     claims = _load_claims(store, key)
@@ -92,9 +89,7 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
     }
     unclaimed = _unclaimed_events(context, inlet_events, own, earlier)
     claims = _load_claims(store, key)
-    unclaimed = {
-        batch_id: event for batch_id, event in unclaimed.items() if claims.get(batch_id, [run_id])[0] == run_id
-    }
+    unclaimed = {batch_id: event for batch_id, event in unclaimed.items() if _owner(claims, batch_id) in (None, run_id)}
     candidates = unclaimed | own
     for _ in range(3):
         new_claims = {
@@ -104,16 +99,24 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
         }
         if not new_claims:
             break
+        # Other runs may claim the same batches, and the store has no compare-and-set. So write the claims, wait, read
+        # the claims again, and keep only this run's.
         store.set(key, dict(list((claims | new_claims).items())[-_MAX_CLAIMS:]))
         if not unclaimed:
             break
         time.sleep(_CLAIM_SETTLE_SECONDS)
         claims = _load_claims(store, key)
+    owners = {batch_id: _owner(claims, batch_id) for batch_id in candidates}
+    # An own batch without a claim is this run's: the store may have dropped the oldest claims.
     return {
         batch_id: event
         for batch_id, event in candidates.items()
-        if claims.get(batch_id, [run_id if batch_id in own else None])[0] == run_id
+        if owners[batch_id] == run_id or (batch_id in own and owners[batch_id] is None)
     }
+
+
+def _owner(claims: Mapping[str, Sequence[str]], batch_id: str) -> str | None:
+    return claims[batch_id][0] if batch_id in claims else None
 
 
 def _load_claims(store: Any, key: str) -> dict[str, list[str]]:

@@ -288,6 +288,17 @@ class BackendConfig:
         return f"sftp://{host}:{self.port}"
 
 
+def base_path_of_url(path: str) -> str:
+    """Return the base path for the path of a URL.
+
+    :param path: the path of the URL, decoded; ``/~`` is the login directory; may be blank
+    :returns: ``path``, or the rest below ``/~`` as a relative path
+    """
+    if path == "/~" or path.startswith("/~/"):
+        path = path[3:]
+    return path or "."
+
+
 def wrap_secrets(arguments: Mapping[str, object]) -> dict[str, object]:
     """Wrap passwords and key texts among arguments.
 

@@ -54,9 +54,13 @@ class SFTPBackendError(Exception):
         return self._message
 
     def __str__(self) -> str:
-        where = [repr(self.path)] if self.path is not None else []
-        where += [f"on {self.server}"] if self.server is not None else []
-        where += [f"as {self.native_path!r}"] if self.native_path not in (None, self.path) else []
+        where: list[str] = []
+        if self.path is not None:
+            where.append(repr(self.path))
+        if self.server is not None:
+            where.append(f"on {self.server}")
+        if self.native_path not in (None, self.path):
+            where.append(f"as {self.native_path!r}")
         message = escaped(self.message, keep="\n")
         return f"{message} ({' '.join(where)})" if where else message
 

@@ -566,12 +566,11 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
 def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> tuple[list[T], Failures]:
     """Separate items with UTF-8 names from all others.
 
-    Airflow cannot carry the others in XCom.
-
     :param items: the items
     :param names: returns the names of an item
     :returns: the items with UTF-8 names, and a failure for each other item
     """
+    # Airflow cannot carry the others in XCom.
     errors = {item: error for item in items if (error := utf8_error(*names(item))) is not None}
     return [item for item in items if item not in errors], [*errors.values()]
 

@@ -80,11 +80,9 @@ def file_events(config: BackendConfig, results: Iterable[FileResult]) -> Iterato
 
 
 def _local_uri(path: str) -> str:
-    """Return the URL of a local path or object.
-
-    As in Airflow's own URLs, characters are not quoted, except the ends of a URL's path and non-ASCII characters,
-    because assets must be ASCII.
-    """
+    """Return the URL of a local path or object."""
+    # As in Airflow's own URLs, characters are not quoted, except the ends of a URL's path and non-ASCII characters,
+    # because assets must be ASCII.
     prefix, path_part = "file://", os.path.abspath(path)
     if is_url(path):
         scheme, _, after_scheme = path.partition("://")

@@ -73,11 +73,10 @@ def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, actio
 def utf8_error(*names: str) -> InvalidPath | None:
     """Return the error for names that are not UTF-8.
 
-    XCom cannot carry such names.
-
     :param names: the names of a file, with surrogates for bytes that are not UTF-8
     :returns: the error; None if all names are UTF-8
     """
+    # XCom cannot carry such names.
     for name in names:
         if not name.isascii() and re.search("[\udc80-\udcff]", name):
             escaped_name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

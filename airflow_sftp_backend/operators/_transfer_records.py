@@ -243,16 +243,18 @@ def _items_with_equal_content(
     same = [item for item in unchanged if is_url(item.source)]  # their digests were compared
     # If the server refuses to read uploaded files, equal size and time must suffice.
     same += [item for item, is_equal in zip(local, outcomes, strict=True) if is_equal is True or _is_refusal(is_equal)]
-    for item, record in present.items():
-        if item in unchanged or item.size not in (None, record.size):
-            continue
-        if record.sha256 is not None:
-            is_equal = _sha256_or_none(item.source) == record.sha256
-        else:
-            log.info(_READING_LOG, escaped(item.target), format_size(record.size), escaped(item.source))
-            is_equal = sha256_if_equal(backend, item.target, item.source) is not None
-        same += [item] if is_equal else []
-    return same
+    changed = [(item, record) for item, record in present.items() if item not in unchanged]
+    return same + [item for item, record in changed if _has_equal_content(backend, item, record)]
+
+
+def _has_equal_content(backend: SFTPBackend, item: TransferItem, record: TransferRecord) -> bool:
+    """Compare the whole content of a source with its target."""
+    if item.size not in (None, record.size):
+        return False
+    if record.sha256 is not None:
+        return _sha256_or_none(item.source) == record.sha256
+    log.info(_READING_LOG, escaped(item.target), format_size(record.size), escaped(item.source))
+    return sha256_if_equal(backend, item.target, item.source) is not None
 
 
 def _is_refusal(outcome: object) -> bool:

@@ -192,14 +192,15 @@ def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
 
     They lead to directories, or nowhere.
     """
-    refused = [failure.path for failure in matches.failures if isinstance(failure, InvalidPath)]
     from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
 
-    links = find_links(backend, [*matches.missing, *(path for path in refused if path is not None)])
+    refusals = [failure for failure in matches.failures if isinstance(failure, InvalidPath)]
+    refused = [failure.path for failure in refusals if failure.path is not None]
+    candidates = [*matches.missing, *refused]
+    links = find_links(backend, candidates)
     matches.failures = [failure for failure in matches.failures if getattr(failure, "path", None) not in links]
-    missing = matches.missing
-    matches.missing = [name for name in missing if name not in links]
-    return [*dict.fromkeys(path for path in (*missing, *refused) if path in links)]
+    matches.missing = [name for name in matches.missing if name not in links]
+    return [*dict.fromkeys(path for path in candidates if path in links)]
 
 
 def _deletions(

@@ -89,13 +89,14 @@ class SFTPDownloadOperator(TransferOperator):
         planned = plan_downloads(files, selection, target, self._rename_template(retry_state))
         items, not_utf8_targets = drop_non_utf8(planned, lambda item: (item.source, item.target))
         infos = {file.info.path: file.info for file in files}
-        targets = {item.target: state for item in items if (state := local_state(item.target)) is not None}
-        states = {item: (FileState.of_remote(infos[item.source]), targets.get(item.target)) for item in items}
+        target_states = {item.target: local_state(item.target) for item in items}
+        targets = {target for target, state in target_states.items() if state is not None}
+        states = {item: (FileState.of_remote(infos[item.source]), target_states[item.target]) for item in items}
         pending, skipped = self._split_skipped(backend, states)
         pending = self._take_oldest(pending, lambda item: infos[item.source], retry_state)
         failures = [*matches.failures, *undecided, *(missing_error(backend, selection, name) for name in missing)]
         versions = {item: remote_version(infos[item.source]) for item in pending}
-        return TransferPlan(pending, skipped, [*failures, *not_utf8, *not_utf8_targets], targets.keys(), versions)
+        return TransferPlan(pending, skipped, [*failures, *not_utf8, *not_utf8_targets], targets, versions)
 
     def _new_files(
         self, files: list[RemoteMatch], matched: Sequence[RemoteMatch], selection: Selection, retry_state: RetryState

@@ -197,15 +197,15 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         while True:
             moved, refused = self._move(backend, pending, plan.matches, existing, retry_state)
             results += moved
-            conflicts = {item.source: item.target for item, error in refused if retries and _is_name_taken(item, error)}
-            occupied.update(conflicts.values())
-            failures += distinct_failures(
-                [
-                    error
-                    for item, error in refused
-                    if item.source not in conflicts and not (self.missing_ok and isinstance(error, NotFound))
-                ]
-            )
+            conflicts: set[str] = set()
+            errors: list[SFTPBackendError | OSError] = []
+            for item, error in refused:
+                if retries and _is_name_taken(item, error):
+                    conflicts.add(item.source)
+                    occupied.add(item.target)
+                elif not (self.missing_ok and isinstance(error, NotFound)):
+                    errors.append(error)
+            failures += distinct_failures(errors)
             if not conflicts:
                 return results, failures
             retries -= 1

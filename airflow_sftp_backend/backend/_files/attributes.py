@@ -50,12 +50,11 @@ def try_stat(path: RemotePath, *, follow: bool = False) -> Operation[Attributes 
 def fall_back_to_stat(path: RemotePath, answer: Attributes | StatusError) -> Operation[Attributes | StatusError]:
     """Fall back to STAT if LSTAT is refused.
 
-    Some servers forbid or do not support LSTAT.
-
     :param path: the path
     :param answer: the reply to LSTAT of ``path``
     :returns: the reply, or the reply to STAT if only STAT finds the path or reports it missing
     """
+    # Some servers forbid or do not support LSTAT.
     if isinstance(answer, Attributes) or answer.missing:
         return answer
     (followed,) = yield from request_all([Stat(path.native)])

@@ -26,11 +26,10 @@ _LINK: Final = stat.S_IFLNK | 0o777
 def get_own_attributes(path: RemotePath) -> Operation[tuple[Attributes | StatusError, bool]]:
     """Return the attributes of a path without following a link.
 
-    The server may refuse LSTAT, or follow links in it.
-
     :param path: the path; its last segment is not followed
     :returns: its attributes or the refusal, and whether a link would have been distinguished from a directory
     """
+    # The server may refuse LSTAT, or follow links in it.
     (own_answer,) = yield from lstat_all([path])
     answer = yield from fall_back_to_stat(path, own_answer)
     if isinstance(own_answer, Attributes) or isinstance(answer, StatusError) or not answer.is_folder:
@@ -87,12 +86,11 @@ def _as_link(answer: Attributes | StatusError) -> Attributes:
 def with_links_detected(entries: Listing) -> Operation[Listing]:
     """Request LSTAT for entries listed as directories.
 
-    Needed if the server may list links as their targets.
-
     :param entries: the entries of a listing
     :returns: the entries with their own attributes, without directories removed meanwhile
     :raises SFTPBackendError: if the server does not distinguish links from directories
     """
+    # Needed if the server may list links as their targets.
     if (yield from server_traits()).lists_links_as_links:
         return entries
     folders = [index for index, (_, attributes) in enumerate(entries) if attributes.is_folder]

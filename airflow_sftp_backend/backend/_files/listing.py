@@ -175,10 +175,8 @@ def stat_links(entries: Listing) -> Operation[dict[RemotePath, Attributes | None
 def _explain_list_failure(
     path: RemotePath, refused: StatusError, followed: Attributes | StatusError, action: str
 ) -> Operation[SFTPBackendError]:
-    """Explain a refusal by the attributes found afterwards.
-
-    The directory may have been created meanwhile.
-    """
+    """Explain a refusal by the attributes found afterwards."""
+    # The directory may have been created meanwhile.
     if isinstance(followed, Attributes) and followed.mode is not None and not followed.is_folder:
         return InvalidPath(f"{action}: the path is a file, not a directory", path=path.key, entry_type="file")
     if isinstance(followed, StatusError) and (yield from is_missing(path, followed)):

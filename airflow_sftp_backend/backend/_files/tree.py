@@ -126,10 +126,8 @@ def run_listings(
 
 
 def _initial_read_ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath]) -> int:
-    """Return the number of READDIR requests to send at first.
-
-    Three for each millisecond of the round trip: a large directory on a far server then takes few round trips.
-    """
+    """Return the number of READDIR requests to send at first."""
+    # Three for each millisecond of the round trip: a large directory on a far server then takes few round trips.
     return int(max(2, min(128, scheduler.round_trip * 3000 / max(1, len(folders)))))
 
 
@@ -382,10 +380,8 @@ def _delete_entries(call: SessionCall, paths: Sequence[tuple[RemotePath, bool]])
 
 
 def _remove_directories(call: SessionCall, folders: Sequence[RemotePath]) -> list[SFTPBackendError]:
-    """Remove empty directories together, the deepest first, and return the errors.
-
-    A refused removal is repeated: the server may not have kept the order.
-    """
+    """Remove empty directories together, the deepest first, and return the errors."""
+    # A refused removal is repeated: the server may not have kept the order.
     deepest_first = sorted(folders, key=lambda folder: folder.key.count("/"), reverse=True)
     answers = call(lambda scheduler: scheduler.run(request_all([RemoveDir(folder.native) for folder in deepest_first])))
     failures: list[SFTPBackendError] = []

@@ -162,11 +162,10 @@ def _handle_or_none(
 
     The result is None if the parent is missing and ``create_parents`` is set.
 
-    Some servers support exclusive OPEN only with TRUNCATE. If the path does not exist, TRUNCATE is harmless, and the
-    request is repeated with it.
-
     :raises SFTPBackendError: for the first refusal
     """
+    # Some servers support exclusive OPEN only with TRUNCATE. If the path does not exist, TRUNCATE is harmless, and the
+    # request is repeated with it.
     try:
         return (yield from reply(open_reply))
     except StatusError as error:

@@ -101,13 +101,12 @@ class HandleTable:
     def may_be_open_file_limit(self, number: int, refused: StatusError) -> bool:
         """Record a refusal; return whether open files may explain it.
 
-        A server may count directories as well as files, and may answer other requests in between.
-
         :param number: number of the refused request
         :param refused: the refusal
         :returns: False if more files were open at once before, if no handle was open, for a status with another
             meaning, or for a request without a record
         """
+        # A server may count directories as well as files, and may answer other requests in between.
         request = self._open_requests.pop(number, None)
         if request is None or refused.code not in _LIMIT_STATUSES:
             return False

@@ -36,13 +36,12 @@ _MIN_SIZE_PER_CHANNEL: Final = 4 << 20  # minimum bytes of a file per channel
 def window_size(round_trip: float, minimum: int, maximum: int) -> int:
     """Return the bytes to keep in flight.
 
-    These are no more than the round trip needs, as longer queues do not help.
-
     :param round_trip: seconds
     :param minimum: lower limit in bytes
     :param maximum: upper limit in bytes
     :returns: the size of the window in bytes
     """
+    # No more bytes than the round trip needs: a longer queue does not make the transfer faster.
     return int(max(minimum, min(maximum, ASSUMED_BYTES_PER_SECOND * round_trip)))
 
 

@@ -255,14 +255,15 @@ class Authenticator(AuthStrategy):
         passwords = [password]  # sent once: a second prompt is for something else, or the password was wrong
 
         def answer_prompts(title: str, instructions: str, prompts: list[tuple[str, bool]]) -> list[str]:
-            texts = (title, instructions, *(prompt for prompt, _ in prompts))
-            self._record.prompts += [shown for text in texts if (shown := printable(text))][
-                : _MAX_PROMPTS - len(self._record.prompts)
-            ]
-            # Passwords are prompted for without echo. A single prompt is taken for the password in any case.
-            return [
-                passwords.pop().reveal() if passwords and (len(prompts) == 1 or not echo) else "" for _, echo in prompts
-            ]
+            texts = [printable(text) for text in (title, instructions, *(prompt for prompt, _ in prompts))]
+            self._record.prompts += [text for text in texts if text]
+            del self._record.prompts[_MAX_PROMPTS:]  # a server may prompt without end
+            answers: list[str] = []
+            for _, echo in prompts:
+                # Passwords are prompted for without echo. A single prompt is taken for the password in any case.
+                is_password = len(prompts) == 1 or not echo
+                answers.append(passwords.pop().reveal() if is_password and passwords else "")
+            return answers
 
         def attempt(transport: paramiko.Transport, wanted: list[str] | None) -> list[str]:
             if wanted is None or "password" in wanted:

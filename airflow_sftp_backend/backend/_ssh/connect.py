@@ -437,10 +437,9 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
     def missing_host_key(self, client: paramiko.SSHClient, hostname: str, key: paramiko.PKey) -> None:  # noqa: ARG002
         """Check the host key.
 
-        paramiko calls this method for every server, because its own list of host keys is empty.
-
         :raises HostKeyRejected: if the key is not trusted
         """
+        # paramiko calls this method for every server, because its own list of host keys is empty.
         assert self._stream is not None
         self._phase = _Phase.CHECKING_HOST_KEY
         self._stream.set_deadline(None)

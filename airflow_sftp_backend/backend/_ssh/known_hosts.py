@@ -295,10 +295,15 @@ class KnownHosts:
     def _other_names(self, key_fingerprint: str) -> str:
         """Return a text with other names of the same key."""
         same = [entry for entry in self.entries if not entry.marker and entry.fingerprint == key_fingerprint]
-        names = (
-            "a hashed name" if (entry.names or "").startswith("|") else repr(entry.names) for entry in same[:MAX_LISTED]
-        )
-        return f", but the same key is known for {', '.join(names)} ({same[0].location})" if same else ""
+        if not same:
+            return ""
+        names = [_shown_names(entry) for entry in same[:MAX_LISTED]]
+        return f", but the same key is known for {', '.join(names)} ({same[0].location})"
+
+
+def _shown_names(entry: KnownHostsEntry) -> str:
+    is_hashed = entry.names is not None and entry.names.startswith("|")
+    return "a hashed name" if is_hashed else repr(entry.names)
 
 
 def _format_entries(lines: list[KnownHostsEntry]) -> str:

@@ -20,13 +20,12 @@ class LegacyTransport(Sha1Transport):
     def order_login_algorithms(self, names: Sequence[str]) -> Sequence[str]:
         """Put ``ssh-rsa`` first if the server would refuse other RSA algorithms.
 
-        A server lists its algorithms in ``server-sig-algs`` (RFC 8308 section 3.1). A server without the list is older
-        than SHA-2 signatures, unless its host key has just made such a signature. The list may contain refused
-        algorithms: OpenSSH 9.2 ignores its PubkeyAcceptedAlgorithms in the list.
-
         :param names: the enabled algorithms, ``ssh-rsa`` last
         :returns: the same names, best first
         """
+        # A server lists its algorithms in ``server-sig-algs`` (RFC 8308 section 3.1). A server without the list is
+        # older than SHA-2 signatures, unless its host key has just made such a signature. The list may contain refused
+        # algorithms: OpenSSH 9.2 ignores its PubkeyAcceptedAlgorithms in the list.
         takes_stronger = bool(self.server_login_algorithms) or self.host_key_algorithm.startswith("rsa-sha2-")
         if SHA1_RSA not in names or (takes_stronger and not self._refused_stronger):
             return names

@@ -351,10 +351,8 @@ class Download:
             raise self._changed_error()
 
     def _verify_prefix(self, handle: bytes) -> Operation[None]:
-        """Compare samples of the received bytes with the reopened file. Raises TransferCorrupted.
-
-        The time alone proves nothing: many servers report whole seconds.
-        """
+        """Compare samples of the received bytes with the reopened file. Raises TransferCorrupted."""
+        # The time alone proves nothing: many servers report whole seconds.
         assert self._local_file is not None
         if self._source is not None and not (
             yield from samples_match(handle, self.transferred_bytes, self._local_file.read_at)

@@ -91,18 +91,21 @@ def _clean_temps(call: SessionCall, entries: list[TreeEntry], limit: float, *, d
     old = [entry for entry in entries if entry.attributes.mtime is not None and entry.attributes.mtime < limit]
     if dry_run:
         return [_to_partial_file(entry, "would remove") for entry in old]
-    outcomes = call(lambda scheduler: scheduler.run_many(_remove_unchanged(entry) for entry in old)) if old else []
-    return [
-        _to_partial_file(entry, "removed") if outcome is True else _to_partial_file(entry, "kept", _reason(outcome))
-        for entry, outcome in zip(old, outcomes, strict=True)
-    ]
+    if not old:
+        return []  # without a request
+    outcomes = call(lambda scheduler: scheduler.run_many(_remove_unchanged(entry) for entry in old))
+    files: list[PartialFile] = []
+    for entry, outcome in zip(old, outcomes, strict=True):
+        if outcome is True:
+            files.append(_to_partial_file(entry, "removed"))
+        else:
+            files.append(_to_partial_file(entry, "kept", _reason(outcome)))
+    return files
 
 
 def _remove_unchanged(entry: TreeEntry) -> Operation[bool]:
-    """Remove a temporary file unless it has changed since the listing.
-
-    SFTP cannot do both in one step.
-    """
+    """Remove a temporary file unless it has changed since the listing."""
+    # SFTP cannot compare and remove in one step: a change in between is lost.
     (attributes,) = yield from request_all([LStat(entry.path.native)])
     if not isinstance(attributes, Attributes) or (attributes.size, attributes.mtime) != (
         entry.attributes.size,
@@ -121,10 +124,8 @@ def _reason(outcome: object) -> str:
 
 
 def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool) -> list[PartialFile]:
-    """Remove backups of existing files, and restore missing files from their backups.
-
-    The age of a backup is not checked, because a backup keeps the time of its file.
-    """
+    """Remove backups of existing files, and restore missing files from their backups."""
+    # The age of a backup is not checked, because a backup keeps the time of its file.
     cleaned: list[PartialFile] = []
     waited = False
     for entry in entries:

@@ -133,10 +133,8 @@ def _end_attempt(
 def _refused_write_error(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, refused: StatusError
 ) -> SFTPBackendError:
-    """Create the error for a refusal.
-
-    It is ContentLost, for another attempt, if the server may refuse to resume files.
-    """
+    """Create the error for a refusal."""
+    # ContentLost leads to another attempt with a new file: the server may refuse to resume files.
     may_rename = resume_state.state is WriteState.RENAMING
     if resume_state.resumed and not may_rename and not scheduler.traits.keeps_content_at_open:
         error = from_status(refused, "cannot resume the file", write_target.path.key)

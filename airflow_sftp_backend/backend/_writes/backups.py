@@ -140,11 +140,10 @@ def remove_backup(target: RemotePath, unique_backup: RemotePath | None = None) -
 def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Operation[None]:
     """Remove the backup of a replaced file.
 
-    Ignores a lost connection, as the replacement is complete.
-
     :param target: the file
     :param unique_backup: a unique backup name of the file
     """
+    # A lost connection is no failure: the replacement is complete, and the next write removes the backup.
     try:
         yield from remove_backup(target, unique_backup)
     except BackendUnavailable:

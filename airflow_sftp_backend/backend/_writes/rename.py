@@ -63,14 +63,13 @@ def send_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget) -> O
 def await_target_checks(scheduler: SFTPScheduler, write_target: WriteTarget, checks: TargetChecks) -> Operation[bool]:
     """Wait for the checks, and restore a needed backup.
 
-    It must not be overwritten.
-
     :param scheduler: the connection
     :param write_target: the target
     :param checks: the result of `send_target_checks`
     :returns: True if a backup exists, to be removed after the replacement
     :raises AlreadyExists: if the target exists and ``write_target.overwrite`` is False
     """
+    # A backup that is the only copy of its file must not be overwritten.
     exists = checks.target is not None and (yield from _exists(checks.target, write_target.path))
     has_backup = checks.backup is not None and (yield from _exists(checks.backup))
     if exists or (has_backup and not write_target.overwrite and (yield from restore(scheduler, write_target.path))):

@@ -190,12 +190,11 @@ def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: R
 def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Progress | None) -> None:
     """Restart from the first byte with another temporary name.
 
-    The server may still execute requests of the old connection; these must not reach the new file.
-
     :param write_target: the target and the current temporary file
     :param resume_state: the state to change
     :param progress: called with the negative number of bytes to send again
     """
+    # The server may still execute requests of the old connection; these must not reach the new file.
     if progress is not None and resume_state.transferred_bytes:
         progress(-resume_state.transferred_bytes)
     resume_state.advance(WriteState.NEW)

@@ -112,10 +112,8 @@ class ResumeState:
 
     @property
     def open_handle(self) -> bytes | None:
-        """The handle until CLOSE is sent, then None.
-
-        A second CLOSE could close the file of another operation, because servers reuse closed handles.
-        """
+        """The handle until CLOSE is sent, then None."""
+        # A second CLOSE could close the file of another operation, because servers reuse closed handles.
         return self.handle if self.state is WriteState.OPEN else None
 
     @property
