@@ -319,6 +319,7 @@ def _create_sdk_credential(identity: AzureIdentity, vault_url: str, timeout: flo
                 **_certificate(identity),
                 **client_kwargs,
                 retry_total=0,
+                # An application that trusts issuer and name then accepts a renewed certificate without a change.
                 send_certificate_chain=True,
             )
 

@@ -319,6 +319,7 @@ def connection_error(error: BaseException, action: str, server: str, reason: str
         cause = reason
     elif isinstance(error, socket.gaierror | UnicodeError):
         cause = f"the host name cannot be resolved ({getattr(error, 'strerror', text)}); check its spelling and DNS"
+    # Before its base class ConnectionError.
     elif isinstance(error, ConnectionRefusedError):
         cause = "the server refuses connections; check host, port and firewall, and that the server runs"
     elif isinstance(error, TimeoutError):

@@ -131,6 +131,7 @@ def diagnose(config: BackendConfig, probes: Mapping[CheckTitle, Probe] | None = 
             steps.append(_diagnose_name(config))
             title = None
             started = time.perf_counter()
+            # A call without requests only connects.
             session.call(lambda _: None)
             seconds = time.perf_counter() - started
             assert session.last_attempt_info is not None
@@ -246,6 +247,7 @@ def _login_data(info: ConnectionInfo) -> dict[str, object]:
 
 def _failed_title(error: SFTPBackendError, info: ConnectionInfo | None) -> CheckTitle:
     """Return the title of the failed step of connecting."""
+    # Each property that is known shows how far the attempt came.
     if info is None or (info.jump is not None and not info.jump.logged_in):
         return CheckTitle.CONNECTION if info is None else CheckTitle.JUMP_SERVER
     if isinstance(error, HostKeyRejected):
@@ -310,6 +312,7 @@ def _diagnose_round_trip(backend: SFTPBackend) -> CheckResult:
         started = time.perf_counter()
         backend.check_health()
         durations.append(time.perf_counter() - started)
+    # The median ignores single replies that were slow.
     median = statistics.median(durations)
     return CheckResult(
         CheckTitle.ROUND_TRIP, True, (f"{median * 1000:.1f} ms (the median of {_ROUND_TRIPS})",), {"seconds": median}
@@ -349,6 +352,7 @@ def _advise_pinning(info: ConnectionInfo) -> Iterator[str]:
 
 def _advise_algorithms(config: BackendConfig, info: ConnectionInfo) -> Iterator[str]:
     """Yield the algorithms of the server, and settings to allow them."""
+    # A scan opens a TCP connection of its own.
     if config.proxy_command is not None or config.jump is not None:
         yield "the server's algorithms can be read only without a jump host and a proxy command"
         return

@@ -36,6 +36,7 @@ def host_keys(backend: SFTPBackend) -> CheckResult:
         return CheckResult(
             CheckTitle.ALL_HOST_KEYS, True, ("can be read only without a jump host and a proxy command",)
         )
+    # A check must not store a key, as the other policies would.
     checker = HostKeyChecker(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
     try:
         keys = scan_host_keys(config.host, config.port, config.timeout)
@@ -81,6 +82,7 @@ def speed(backend: SFTPBackend) -> CheckResult:
     up = down = 0.0
     with tempfile.TemporaryDirectory(prefix="airflow-sftp-backend-") as folder, _probe_file(backend) as name:
         local, back = Path(folder) / "up", Path(folder) / "down"
+        # The time of a small file is that of its round trips, so the size grows until one transfer takes long enough.
         for size in _SIZES:
             _fill(local, size)
             up = _measure_seconds(lambda: backend.upload(local, name, overwrite=True))

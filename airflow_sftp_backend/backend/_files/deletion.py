@@ -45,6 +45,7 @@ def delete(
     try:
         yield from request(Remove(path.native))
     except StatusError as refused:
+        # Servers answer with different statuses: the type of the path shows the cause.
         existing = yield from _own_attributes(path)
         if isinstance(existing, Attributes) and existing.is_folder:
             raise _is_directory_error(path) from None
@@ -102,6 +103,7 @@ def _delete_if_link(path: RemotePath, attributes: Attributes, *, missing_ok: boo
     :raises DirectoryNotEmpty: for a directory with entries
     """
     if attributes.is_link:
+        # The type is known, so no further request asks for it.
         yield from delete(path, missing_ok=missing_ok, is_listed=True)
         return True
     if attributes.is_file:

@@ -108,13 +108,13 @@ class Attributes:
         """Encode the attributes as in filexfer-02 section 5."""
         flags, body = 0, b""
         if self.size is not None:
-            flags, body = flags | 1, body + UINT64.pack(self.size)
+            flags, body = flags | 1, body + UINT64.pack(self.size)  # SSH_FILEXFER_ATTR_SIZE
         if self.uid is not None and self.gid is not None:
-            flags, body = flags | 2, body + TWO_UINT32.pack(self.uid, self.gid)
+            flags, body = flags | 2, body + TWO_UINT32.pack(self.uid, self.gid)  # SSH_FILEXFER_ATTR_UIDGID
         if self.mode is not None:
-            flags, body = flags | 4, body + UINT32.pack(self.mode)
+            flags, body = flags | 4, body + UINT32.pack(self.mode)  # SSH_FILEXFER_ATTR_PERMISSIONS
         if self.atime is not None and self.mtime is not None:
-            flags, body = flags | 8, body + TWO_UINT32.pack(self.atime, self.mtime)
+            flags, body = flags | 8, body + TWO_UINT32.pack(self.atime, self.mtime)  # SSH_FILEXFER_ATTR_ACMODTIME
         return UINT32.pack(flags) + body
 
 

@@ -170,6 +170,7 @@ class ConnectSettings:
             raise ValueError(f"connect_kwargs holds {', '.join(unknown)}, unknown to paramiko's SSHClient.connect")
         changes = {name: arguments[name] for name in arguments.keys() & vars(config).keys()}
         if "pkey" in changes:
+            # A key object replaces the configured text and file.
             changes |= {"private_key": None, "key_file": None}
         config = replace(config, **changes)
         key_filename = arguments.get("key_filename", ())
@@ -179,6 +180,7 @@ class ConnectSettings:
             else tuple(map(os.fspath, key_filename))
         )
         has_credentials = any((config.password, config.pkey, config.private_key, config.key_file, files))
+        # Each key that is found and refused counts toward the server's limit of attempts (MaxAuthTries of OpenSSH).
         searches_for_keys = not has_credentials if config.look_for_keys is None else config.look_for_keys
         key_sources = KeySources(
             files, use_agent=bool(arguments.get("allow_agent", searches_for_keys)), use_home_directory=searches_for_keys
@@ -346,6 +348,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 record=self._auth_record, query_auth_methods=self._query_auth_methods,
             )  # fmt: skip
         self._stream = self._open_stream()
+        # `abort` may have run while the stream did not exist yet.
         if self._aborted:
             self._stream.abort(CLOSED_DURING_CONNECT)
         client = self._log_in(self._stream)
@@ -440,6 +443,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         :raises HostKeyRejected: if the key is not trusted
         """
         # paramiko calls this method for every server, because its own list of host keys is empty.
+        # The check sends no request, and may wait for the lock of the file of host keys.
         assert self._stream is not None
         self._phase = _Phase.CHECKING_HOST_KEY
         self._stream.set_deadline(None)
@@ -492,12 +496,14 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         config = self._config
         self._phase = _Phase.OPENING_CHANNEL
         stream.set_deadline(self._clamp(self._settings.channel_timeout))
+        # Opening a channel takes one request and one reply: a round trip.
         started = time.perf_counter()
         ssh_channel = transport.open_session(window_size=CHANNEL_WINDOW, max_packet_size=_MAX_PACKET_SIZE)
         round_trip = time.perf_counter() - started
         banner = transport.server_version
         extra_channels = self._extra_channels(transport)
         if self._transfer_size is not None:
+            # Requested now, so that all channels open in the same round trip.
             extra_channels.request(
                 self._transfer_size.channel_count(round_trip, supports_striping=is_openssh_banner(banner))
             )

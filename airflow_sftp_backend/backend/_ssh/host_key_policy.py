@@ -165,6 +165,7 @@ class HostKeyChecker:
             with _open_locked(self._path, self._config.timeout) as descriptor:
                 with open(descriptor, "rb", closefd=False) as file:
                     content = file.read()
+                # Read again under the lock: a parallel task may have added a key since the first search.
                 known_hosts = self._parse_file(content)
                 decision = self._decide(known_hosts, blob)
                 if decision.status is HostKeyStatus.UNKNOWN:
@@ -189,6 +190,7 @@ _JOINED_ENTRIES: Final = re.compile(rf"((?:AAAA|SHA256:)\S+)([^\n]*?)[ \t]+{_ENT
 
 def _restore_line_ends(text: str) -> str:
     """Restore line ends replaced by a literal ``\\n`` or by blanks."""
+    # Forms and environment variables turn line ends into blanks or into a literal backslash and n.
     return _JOINED_ENTRIES.sub(r"\1\2\n", re.sub(r"\\+r\\+n|\\+[rn]", "\n", text))
 
 

@@ -17,6 +17,7 @@ from .socket_stream import SocketStream
 
 _PROHIBITED: Final = 1
 """SSH_OPEN_ADMINISTRATIVELY_PROHIBITED (RFC 4254 section 5.1)."""
+# The originator's address, which a server only logs (RFC 4254 section 7.2).
 _ORIGIN: Final = ("127.0.0.1", 0)
 _WINDOW: Final = 32 << 20
 """Receive window of the channel, in bytes."""
