@@ -221,6 +221,7 @@ class KeyVaultClient(ForkAware):
         with state.lock:
             if key not in state.clients:
                 credential = create_credential(identity, url, timeout=self._timeout)
+                # Without the SDK's retries, see `_request_with_retries`.
                 client = SecretClient(url, credential, retry_total=0, **client_options(self._timeout))
                 state.clients[key] = client, credential
             return state.clients[key][0]

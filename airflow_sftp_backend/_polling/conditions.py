@@ -263,7 +263,7 @@ def poll_many(backend: SFTPBackend, conditions: Sequence[FileCondition]) -> list
 
 
 def _snapshot(files: list[FileInfo], done_files: set[str], infos: _Outcomes) -> PollSnapshot | SFTPBackendError:
-    """Return the files of a condition with its done files, or an error."""
+    """Return the files and done files of a condition, or an error."""
     try:
         return files, _existing_of(done_files, infos)
     except SFTPBackendError as error:

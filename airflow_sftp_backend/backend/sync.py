@@ -413,7 +413,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
     def open_atomic(self, path: str, overwrite: bool = False) -> Iterator[BinaryIO]:
         """Open a file for atomic writing, as a context manager.
 
-        The file appears under its name at the end of the block. If the block raises, the content is removed.
+        The file appears under its name at the end of the block. If the block raises, the temporary file is removed.
 
         :param path: the key of the file
         :param overwrite: replace an existing file

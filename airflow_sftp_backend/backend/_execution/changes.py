@@ -44,7 +44,7 @@ class Changes:
         Follows links. One round trip.
 
         :param path: the key
-        :param mode: the bits, such as ``0o640``
+        :param mode: the permission bits, such as ``0o640``
         :raises NotFound: if the key does not exist
         :raises PermissionDenied: if the login user may not set the mode
         :raises CapabilityNotSupported: if the server does not set modes, or reports another mode afterwards

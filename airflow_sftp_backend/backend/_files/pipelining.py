@@ -236,9 +236,9 @@ class PipelinedReader:
         self._final_stat: Pending[Attributes] | None = None
 
     def check_unchanged(self) -> Operation[None]:
-        """Compare size and time after the last read with before.
+        """Compare size and time of the file with those at its opening.
 
-        FSTAT was sent with the last read. A file read by the first requests is not checked again.
+        FSTAT was sent with the last read. A file that the first requests read whole is not checked.
 
         :raises TransferCorrupted: if the file was changed meanwhile
         """

@@ -59,7 +59,7 @@ def make_folder(path: RemotePath, *, exist_ok: bool) -> Operation[None]:
     :raises InvalidPath: if the path or a parent is a file
     """
     exists = False
-    if not exist_ok:  # asked first, because some servers accept MKDIR of an existing directory
+    if not exist_ok:  # STAT first, because some servers accept MKDIR of an existing directory
         existing = yield from try_stat(path, follow=True)
         exists = isinstance(existing, Attributes) and existing.is_folder
     if not exists:

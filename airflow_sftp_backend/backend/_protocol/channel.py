@@ -403,7 +403,7 @@ class ChannelSource(Protocol):
 
 
 def _as_text(start: bytes) -> str:
-    """Decode the output of a login script, without colours.
+    """Decode the output of a login script, without control sequences.
 
     The text is empty for binary data.
     """

@@ -159,7 +159,7 @@ def _parse_key(fields: list[str]) -> tuple[tuple[str, ...], str]:
             raise ValueError("the SHA256 fingerprint is damaged or cut off; it has 43 characters after SHA256:")
         return _TYPES_BY_LABEL.get(fields[-1].upper(), ()), digest
     if kind.isdigit():
-        raise ValueError("a key of SSH version 1, or a number where the key type belongs")
+        raise ValueError("a key of SSH version 1, or a number in place of the key type")
     if not KEY_TYPE.fullmatch(kind):
         raise ValueError(f"unknown key type {kind[:40]!r}")
     if len(fields) < 2:

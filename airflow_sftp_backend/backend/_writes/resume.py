@@ -194,12 +194,12 @@ def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Prog
     :param resume_state: the state to change
     :param progress: called with the negative number of bytes to send again
     """
-    # The server may still execute requests of the old connection; these must not reach the new file.
     if progress is not None and resume_state.transferred_bytes:
         progress(-resume_state.transferred_bytes)
     resume_state.advance(WriteState.NEW)
     resume_state.transferred_bytes = 0
     resume_state.abandoned_temps.append(write_target.temp)
+    # A new name, because the server may still execute requests of the old connection.
     token = fresh_token(temp_name_token(write_target.temp.name), secrets.token_hex(6))
     resume_state.temp, resume_state.fresh_temp = write_target.path.temp(token), None
 

@@ -237,6 +237,7 @@ def test_an_unreachable_jump_host_is_named(openssh: OpenSSHServer, bastion: Open
     nowhere = config_of(bastion, port=free_port())
     error = failure_of(openssh, nowhere)
     assert str(error).startswith("jump host: connecting: the server refuses connections")
+    assert (error.hop, error.attempts) == ("jump host", 1)
     assert error.server == nowhere.address
 
 
