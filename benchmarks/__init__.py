@@ -1,1 +1,4 @@
-"""Speed, memory and import cost beside what a user would pick instead. Run with ``make bench``."""
+"""Measure speed, memory and import cost beside other clients.
+
+Run with ``make bench``.
+"""

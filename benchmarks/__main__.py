@@ -1,4 +1,7 @@
-"""``make bench``: measures and prints a table for each link. Exit status 0 if every target is met."""
+"""Measure, and print a table for each link.
+
+Run with ``make bench``. The exit status is 0 if every target is met.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +129,10 @@ def _show_rivals(results: Sequence[Result]) -> list[bool]:
 
 
 def _show_processor(results: Sequence[Result], size: int) -> list[bool]:
-    """Whether we need no more of the processor than paramiko; ``size`` in MiB."""
+    """Tell whether the package needs no more CPU than paramiko.
+
+    ``size`` is in MiB.
+    """
     met = []
     for result in results:
         if result.workload.name not in ("up", "down"):

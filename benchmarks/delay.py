@@ -1,4 +1,6 @@
-"""A TCP proxy that makes a near server a far one: every byte arrives a fixed time after it was sent, either way.
+"""Delay all bytes of TCP connections by a fixed time.
+
+The delay applies in both directions, as on a long link.
 
 Run as ``python -m benchmarks.delay PORT SECONDS``: it prints the port it listens on, and forwards to PORT on this
 machine, SECONDS late in each direction, until its standard input ends. It delays and does not throttle.
@@ -21,7 +23,7 @@ _HOST: Final = "127.0.0.1"
 
 
 class _Pipe:
-    """One direction of a connection: what is read from one end is written to the other when it is due."""
+    """Copy one direction of a connection with a delay."""
 
     def __init__(self, source: socket.socket, sink: socket.socket, delay: float) -> None:
         self._source = source
@@ -85,7 +87,10 @@ def _accept(listening: socket.socket, port: int, delay: float) -> None:
 
 @contextmanager
 def delayed(port: int, round_trip: float) -> Iterator[int]:
-    """A port of this machine that leads to ``port`` with a round trip of so many seconds, for as long as the block."""
+    """Provide a local port that leads to ``port`` with a delay.
+
+    The round trip takes the given seconds. The port exists during the block.
+    """
     command = [sys.executable, "-m", "benchmarks.delay", str(port), str(round_trip / 2)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

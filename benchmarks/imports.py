@@ -1,4 +1,7 @@
-"""Measure the import of the operators in a DAG file, beside the bases of ``airflow.sdk``."""
+"""Measure the import of the operators in a DAG file.
+
+It is compared with the bases of ``airflow.sdk``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""``python -m benchmarks.masking``: CPU time that hiding a private key takes, here and in Airflow's supervisor.
+"""Measure the CPU time for masking a private key.
+
+Run with ``python -m benchmarks.masking``. The task and Airflow's supervisor are measured.
 
 Exit status 0 if an RSA key of 4096 bits takes at most a second in each. The supervisor compiles its pattern once for
 each mask, with all masks before it: "with Extra" is where the key is in the connection itself, whose Extra Airflow
@@ -55,7 +57,10 @@ def _masker(*known: str) -> SecretsMasker:
 
 
 def _hidden(secret: str) -> tuple[list[str], float]:
-    """The masks of a secret in their order, and the seconds it takes in a task."""
+    """Return the masks of a secret, and the seconds for them.
+
+    The masks have their order. The seconds are those of a task.
+    """
     masks: list[str] = []
 
     def keeping(batch: Sequence[str]) -> None:

@@ -1,4 +1,6 @@
-"""Measure the memory that a large transfer adds to its process, in a process of its own.
+"""Measure the memory that a large transfer adds.
+
+It runs in a separate process.
 
 Called as ``python -m benchmarks.memory up|down SITE_AS_JSON LOCAL REMOTE``; prints bytes.
 """

@@ -10,7 +10,10 @@ from .workloads import Result
 
 
 def draw(results: Mapping[str, Sequence[Result]], size: int, target: Path) -> None:
-    """One panel a link, one group a piece of work, one bar a client; 1 is the sftp command."""
+    """Draw a panel for each link with a bar for each client.
+
+    Bars are grouped by workload. The sftp command has the value 1.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,6 @@
-"""The clients that are measured: this package and others. For each piece of work a client connects and closes.
+"""Define the measured clients: this package and others.
+
+A client connects and closes for each workload.
 
 A client that has no way to do a piece of work leaves it out.
 """
@@ -33,7 +35,10 @@ Work: TypeAlias = Callable[[Site, Path, Path], object]
 
 @dataclass(frozen=True)
 class Rival:
-    """A client and what it does: move a file, move the files of a folder, list a folder, delete one with its files."""
+    """Define a client and its workloads.
+
+    It transfers a file or a directory, lists a directory, or deletes a directory with its files.
+    """
 
     name: str
     up: Work | None = None
@@ -341,7 +346,7 @@ RCLONE = Rival(
 
 
 def rivals() -> list[Rival]:
-    """Return the clients on this machine: this package, the reference, then the others."""
+    """Return the installed clients: this package, the reference, the others."""
     found = [OURS, SFTP, CAT, ASYNCSSH, PARAMIKO]
     if find_spec("airflow.providers") is not None and find_spec("airflow.providers.sftp") is not None:
         found.append(HOOK)

@@ -1,4 +1,7 @@
-"""Start OpenSSH's sshd on a loopback port, with files in memory if the machine allows."""
+"""Start OpenSSH's sshd on a loopback port.
+
+Its files are in memory if the machine allows.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,10 @@ _ROOM = 6 << 30  # bytes wanted free
 
 @dataclass(frozen=True)
 class Site:
-    """A server and how to reach it. ``here`` and ``there`` are this end's folder and the server's."""
+    """Hold a server and the way to reach it.
+
+    ``here`` and ``there`` are the directories of the client and of the server.
+    """
 
     host: str
     port: int

@@ -1,4 +1,6 @@
-"""Measure the cost of waiting: many triggers in one process, beside those of Airflow's sftp provider on the same sshd.
+"""Measure the cost of many waiting triggers in one process.
+
+They are compared with those of Airflow's sftp provider on the same sshd.
 
 ``make waiting`` prints a table for each number of triggers and exits with 0 if the targets are met.
 Each trigger waits for a file of its own in one folder, which never comes.
@@ -64,7 +66,10 @@ class Cost:
 
 
 def measure(whose: Whose, count: int, seconds: float) -> Cost:
-    """The cost of ``count`` triggers that wait that long, in a process of their own."""
+    """Measure ``count`` triggers that wait for some seconds.
+
+    They run in a separate process.
+    """
     with tempfile.TemporaryDirectory(prefix="sftp-waiting-") as folder:
         requests = Path(folder) / "requests"
         requests.touch()
@@ -119,7 +124,10 @@ def _triggers(whose: str, paths: Sequence[str]) -> list[Any]:  # BaseTrigger, wh
 
 
 def _now(requests: str) -> tuple[int, float]:
-    """Return the size of the log of requests in bytes, and the CPU seconds of this process."""
+    """Return the log size in bytes, and CPU seconds so far.
+
+    The log is that of requests. CPU is that of this process.
+    """
     return os.path.getsize(requests), time.process_time()
 
 

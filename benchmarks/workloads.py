@@ -1,4 +1,7 @@
-"""The pieces of work: every client in turn, round after round, and what each has done compared byte by byte."""
+"""Run every client on each workload, in several rounds.
+
+The results are compared byte by byte.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ class Spent:
 
 @dataclass
 class Result:
-    """Seconds of each round, by client: by the clock, and of the processor in the client's processes."""
+    """Hold the seconds of each round by client.
+
+    These are wall clock time and CPU time of the client's processes.
+    """
 
     workload: Workload
     target: float | None
@@ -158,7 +164,7 @@ class Bench:
 
 
 def _processor() -> float:
-    """Seconds of the processor that this process and the programs it has run to their end have used."""
+    """Return the CPU seconds of this process and its ended children."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 

@@ -1,1 +1,4 @@
-"""A day with a partner, on one machine: an SFTP server, Airflow, and the example DAGs as they are."""
+"""Run a day with a partner on one machine.
+
+The demo starts an SFTP server and Airflow, and runs the example DAGs unmodified.
+"""

@@ -1,4 +1,6 @@
-"""``make demo``: sets up a partner's server and Airflow, runs the example DAGs unmodified, and shows what happened.
+"""Set up a partner's server and Airflow, and run DAGs.
+
+Run with ``make demo``. The example DAGs are unmodified, and the output shows the events.
 
 Nothing is left behind: everything lives in one temporary folder. Exit status 0 if every step succeeded and the bytes
 are right.
@@ -41,7 +43,10 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoFailed(Exception):
-    """A step did not do what it should; ``log`` is where Airflow tells more."""
+    """Report a step with an unexpected result.
+
+    ``log`` is Airflow's log of the step.
+    """
 
     def __init__(self, message: str, log: Path | None = None) -> None:
         super().__init__(message)
@@ -141,7 +146,10 @@ def _environment(place: Place, there: Partner) -> dict[str, str]:
 
 
 def _run_dags(params: Mapping[str, str], place: Place, environment: Mapping[str, str]) -> list[str]:
-    """All DAGs in one Airflow process, each shown when it is through. The names of the tasks that ran."""
+    """Run all DAGs in one Airflow process.
+
+    Each DAG is shown when it ends. Returns the names of the tasks.
+    """
     ran: list[str] = []
     files = [str(EXAMPLES / f"{name}.py") for name in DAGS]
     with _started(
@@ -192,7 +200,7 @@ def _show_task(task: dict[str, Any], speeds: Iterator[str]) -> None:
 
 @contextmanager
 def _telling_what_it_does(log: Path) -> Iterator[None]:
-    """On a terminal, the task under way is named while one waits for it."""
+    """Show the running task in a terminal."""
     if not console.is_terminal:
         yield
         return
@@ -250,7 +258,7 @@ def _show_tree(there: Partner) -> None:
 
 
 def _check(place: Place, there: Partner, tasks: list[str]) -> None:
-    """The truth, looked at from outside: the partner got every byte, and we got every byte of the partner's."""
+    """Compare all files of both sides byte by byte."""
     if there.received != {name: sha256(place.orders / name) for name in ORDERS}:
         raise DemoFailed("what the partner found in the outbox is not what was sent", place.log)
     left = [path for path in there.root.rglob("*") if path.is_file()]
@@ -267,7 +275,10 @@ def _check(place: Place, there: Partner, tasks: list[str]) -> None:
 
 
 def _transfer(place: Place, there: Partner) -> None:
-    """Upload and download one large file through `SFTPBackend`, with a progress bar in a terminal."""
+    """Upload and download one large file through `SFTPBackend`.
+
+    A terminal shows a progress bar.
+    """
     console.print("\n[bold]The same from Python[/]: SFTPBackend.upload and .download")
     big, back = place.top / "big.bin", place.top / "back.bin"
     big.write_bytes(os.urandom(_BIG))

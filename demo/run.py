@@ -1,4 +1,6 @@
-"""Runs DAG files in this process, as ``dag.test()`` does, and writes down what their tasks returned.
+"""Run DAG files in this process, and store their results.
+
+DAGs run as by ``dag.test()``.
 
 Called as ``python -m demo.run PARAMS_JSON RESULTS_FOLDER DAG_FILE ...`` with Airflow's environment set. Each DAG is
 given those of the params that it has; the result of ``name.py`` is ``name.json``. Stops at the first DAG that fails.

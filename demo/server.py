@@ -1,4 +1,7 @@
-"""The partner's side: an SFTP server on a loopback port, and somebody who answers orders with a receipt."""
+"""Run the partner's SFTP server, and answer orders with receipts.
+
+The server listens on a loopback port.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,10 @@ logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each client 
 
 @dataclass
 class Partner:
-    """The server: where it listens, how it is known, how to log in, and its files under ``root``."""
+    """Hold address, host key, login and files of the server.
+
+    The files are below ``root``.
+    """
 
     root: Path
     port: int = 0
@@ -53,7 +59,10 @@ class _Login(asyncssh.SSHServer):
 
 @contextmanager
 def partner(root: Path) -> Iterator[Partner]:
-    """A running server with a host key and a login key made for it; stopped at the end."""
+    """Run a server with new host and login keys.
+
+    It is stopped at the end of the block.
+    """
     host_key = asyncssh.generate_private_key("ssh-ed25519")
     client_key = asyncssh.generate_private_key("ssh-ed25519")
     there = Partner(root)
@@ -89,7 +98,10 @@ def partner(root: Path) -> Iterator[Partner]:
 
 
 def answer(there: Partner, orders: set[str], receipt: bytes, stop: threading.Event) -> None:
-    """Waits for all orders, takes a few seconds over them, and puts a receipt into the inbox."""
+    """Wait for all orders, and put a receipt into the inbox.
+
+    The receipt follows after a few seconds.
+    """
     outbox, inbox = there.root / "outbox", there.root / "inbox"
     while not stop.is_set():
         if orders <= {path.name for path in outbox.glob("*")}:

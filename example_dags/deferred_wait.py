@@ -1,4 +1,6 @@
-"""Wait without occupying a worker: deferred to the triggerer, where all waits on a server share one connection.
+"""Wait for files without occupying a worker.
+
+The wait is deferred to the triggerer, where all waits on a server share one connection.
 
 The sensor's result is the list of files found, which the next task takes as it is.
 """

@@ -1,4 +1,6 @@
-"""Fetch what the archive holds: one mapped task a file, each proven by its SHA-256.
+"""Download the archive with one mapped task per file.
+
+Each file is verified by its SHA-256.
 
 Params: ``into`` is the local folder the files land in.
 """

@@ -1,4 +1,6 @@
-"""Take in what a partner delivers, each file once: wait, claim, download, process; archive it, or put it in quarantine.
+"""Process each file that a partner delivers once.
+
+The DAG waits, claims, downloads and processes; then it archives the file or moves it into quarantine.
 
 A delivery is taken as a whole. What was waited for is claimed first: moved from the inbox to a folder of the run, where
 nobody replaces it. What the partner delivers from then on, under the same names too, is the next run's. Once all is
@@ -42,7 +44,10 @@ with DAG(
 
     @task
     def process(fetched: list[dict[str, Any]]) -> int:
-        """Counts the rows of all files. ValueError for a file that is not what was agreed on."""
+        """Count the rows of all files.
+
+        Raises ValueError for a file in an unexpected format.
+        """
         count = 0
         for file in fetched:
             with Path(file["target"]).open(newline="") as lines:

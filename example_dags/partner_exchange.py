@@ -1,4 +1,6 @@
-"""A day with a partner: send the orders, wait for the receipt, archive it, clear away what was sent.
+"""Exchange files with a partner.
+
+The DAG sends orders, waits for the receipt, archives it, and deletes the sent orders.
 
 Runs with any connection called ``sftp_backend_default``. Params: ``orders`` is the local folder to send.
 """

@@ -1,4 +1,6 @@
-"""Start when files arrive: each new file of the inbox is processed and then archived, whatever becomes of the others.
+"""Start when files arrive in the inbox.
+
+Each new file is processed and then archived, independent of the others.
 
 The triggerer watches on one connection; a run is started with the list of all files that are new. A file that cannot be
 processed stays in the inbox and is not reported again: clear its task when the cause is mended. To have one processed
@@ -31,13 +33,19 @@ with DAG(dag_id="watch_inbox", schedule=[inbox], catchup=False, doc_md=__doc__) 
 
     @task(inlets=[inbox])
     def arrived(**context: Any) -> list[list[dict[str, Any]]]:
-        """Rows of the files this run was started for: each for itself, or several together if there are very many."""
+        """Return the rows of the files that started this run.
+
+        Each group has one file, or several if there are very many files.
+        """
         files = new_files(context)  # type: ignore[arg-type] # Context is what it is at run time
         return [[dict(row) for row in files[first::MAPPED]] for first in range(min(len(files), MAPPED))]
 
     @task
     def process(files: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Counts the lines of files; yours goes here. The rows are what is archived."""
+        """Count the lines of files.
+
+        Replace this by your own processing. The rows are the files to archive.
+        """
         with SFTPBackendHook().backend() as backend:
             for file in files:
                 log.info("%s has %d lines", file["path"], len(backend.read_bytes(file["path"]).splitlines()))

@@ -25,7 +25,7 @@ def send(backend: SFTPBackend, report: Path) -> None:
 
 
 def receive(backend: SFTPBackend, directory: Path) -> None:
-    """Download all CSV files of the inbox, then move them to the archive."""
+    """Download the inbox's CSV files, then move them to the archive."""
     files = backend.find("inbox/**/*.csv")
     pairs = [(file.path, str(directory / file.name)) for file in files]
     backend.download_many(pairs)

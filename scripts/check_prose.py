@@ -108,7 +108,7 @@ def wrong_starts(tree: ast.Module) -> Iterator[str]:
 
 
 def long_summaries(tree: ast.Module) -> Iterator[str]:
-    """Yield the place of each docstring with a long or open first line."""
+    """Yield the place of each docstring with a long first line."""
     for node in ast.walk(tree):
         if not isinstance(node, Documented) or not (docstring := ast.get_docstring(node)):
             continue

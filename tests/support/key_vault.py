@@ -1,4 +1,6 @@
-"""A key vault on loopback, with the services that give out its tokens: HTTPS, under a certificate authority of its own.
+"""Serve a key vault and its login services on loopback.
+
+They use HTTPS with a certificate authority of their own.
 
 What it answers follows Key Vault's REST API (GET secret, version 7.4 and later), the challenge of its authentication,
 Microsoft Entra's token endpoint (client credentials: a secret, a certificate, a federated token) and the identity
@@ -67,7 +69,10 @@ class Version:
 
 @dataclass(frozen=True)
 class Fault:
-    """An answer in place of the right one. ``silent``: none at all; ``body`` may be bytes that are no JSON."""
+    """Define a faulty reply.
+
+    ``silent`` means no reply; ``body`` may be bytes that are not JSON.
+    """
 
     status: int = 500
     body: Mapping[str, object] | bytes = b""
@@ -85,7 +90,10 @@ class Fault:
 
 @dataclass
 class Application:
-    """Credentials that the token endpoint accepts: by ``secret``, by ``certificate`` or by ``federated_token``."""
+    """Define credentials that the token endpoint accepts.
+
+    They are a ``secret``, a ``certificate`` or a ``federated_token``.
+    """
 
     client_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     secret: str | None = None
@@ -157,7 +165,10 @@ class Vault:
         }
 
     def put(self, name: str, value: str, **attributes: Any) -> str:
-        """Makes ``value`` the current version of a secret, with attributes of `Version`; returns the version's id."""
+        """Make ``value`` the current version of a secret.
+
+        ``attributes`` are those of `Version`. Returns the version's id.
+        """
         made = Version(name, value, **attributes)
         with self._lock:
             self._secrets.setdefault(name, []).append(made)
@@ -219,7 +230,10 @@ class _Server(socketserver.ThreadingTCPServer):
         super().__init__((HOST, 0), _Handler)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the connection's own thread: a client that is slow with TLS holds up no other."""
+        """Negotiate TLS in the connection's own thread.
+
+        A slow client does not delay others.
+        """
         with contextlib.suppress(OSError), self._context.wrap_socket(request, server_side=True) as wrapped:
             self._open.add(wrapped)
             try:
@@ -347,7 +361,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(fault.status, fault.body, fault.headers)
 
     def _refuse(self, error: str, code: int, description: str, status: int = HTTPStatus.BAD_REQUEST) -> None:
-        """Answer as Microsoft Entra does, with the AADSTS code in the text and in a list."""
+        """Answer as Microsoft Entra does.
+
+        The AADSTS code is in the text and in a list.
+        """
         text = f"AADSTS{code}: {description}"
         self._answer(status, {"error": error, "error_description": text, "error_codes": [code]})
 
@@ -365,7 +382,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _signed(assertion: str, certificate: x509.Certificate) -> bool:
-    """True if a JWT was signed with the certificate's key (RFC 7515; RS256 or PS256)."""
+    """Tell whether a certificate's key signed a JWT.
+
+    The source is RFC 7515; RS256 and PS256 are supported.
+    """
     signed, _, signature = assertion.rpartition(".")
     key = certificate.public_key()
     assert isinstance(key, rsa.RSAPublicKey)
@@ -406,7 +426,10 @@ def _lax_certificate(ca_file: Path) -> trustme.LeafCert:
 
 
 def client_certificate() -> tuple[x509.Certificate, str]:
-    """Return a self-signed certificate for logins, and the PEM text of its key and of itself."""
+    """Return a self-signed certificate for logins.
+
+    The PEM text of its key and of itself is returned too.
+    """
     made = trustme.CA(key_type=trustme.KeyType.RSA)  # logins by certificate are signed with RSA
     certificate = made.cert_pem.bytes()
     return x509.load_pem_x509_certificate(certificate), (made.private_key_pem.bytes() + certificate).decode()

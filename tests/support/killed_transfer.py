@@ -1,4 +1,7 @@
-"""Upload or download a file, and kill this process (SIGKILL) after so many bytes: run by test_partial_files."""
+"""Transfer a file, and kill this process after some bytes.
+
+Run by test_partial_files.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,10 @@ from tests.support.servers.server import HOST, PATIENCE
 
 
 class Listener:
-    """Sends ``greeting`` to whoever connects and says nothing more; with ``hangs_up`` it closes then."""
+    """Send ``greeting`` to each client, and nothing more.
+
+    With ``hangs_up``, the connection is closed then.
+    """
 
     host = HOST
 

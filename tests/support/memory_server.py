@@ -134,7 +134,10 @@ class MemoryServer(SFTPScheduler):
         return (request is PosixRename and self._renames.posix != "no") or (request is CopyData and self._copies)
 
     def run(self, operation: Operation[T]) -> T:
-        """Runs it, each request carried out when it is posted. Raises what it raises, or first what ``after`` did."""
+        """Runs it, each request carried out when it is posted.
+
+        Raises what it raises, or first what ``after`` did.
+        """
         try:
             return self._driven(operation)
         finally:

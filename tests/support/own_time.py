@@ -1,4 +1,7 @@
-"""Time that this process itself takes: what it waits for a processor, because others use them all, is not counted."""
+"""Measure the time that this process itself takes.
+
+Waiting for a processor is not counted.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,19 @@ _TASKS = Path("/proc/self/task")
 
 
 class OwnTime:
-    """Measures from when it is made; where the system does not tell who waits for a processor, all time counts."""
+    """Measure from the creation of the object.
+
+    All time counts if the system does not report waiting for a processor.
+    """
 
     def __init__(self) -> None:
         self._waited = _waited()
         self._start = time.monotonic()
 
     def seconds(self) -> float:
-        """Measure the seconds so far, less those in which threads of this process were ready and did not run.
+        """Return the seconds so far, without the time for processors.
+
+        Threads that are ready wait for a processor in this time.
 
         :returns: seconds
         """
@@ -26,7 +34,10 @@ class OwnTime:
 
 
 def _waited() -> dict[str, float]:
-    """Read for each thread how many seconds it has been ready and had no processor."""
+    """Read for each thread the seconds without a processor.
+
+    The thread was ready to run in these seconds.
+    """
     found: dict[str, float] = {}
     if not _TASKS.is_dir():
         return found

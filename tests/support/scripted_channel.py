@@ -1,4 +1,7 @@
-"""Answer a channel from a script, in any order and in pieces, without socket or thread."""
+"""Answer a channel from a script, without socket or thread.
+
+Replies come in any order and in pieces.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from airflow_sftp_backend.backend.errors import StatusCode
 
 @dataclass(frozen=True)
 class Packet:
-    """A request as the server sees it: ``body`` is all that follows the request id."""
+    """Hold a request as the server sees it.
+
+    ``body`` is all data after the request id.
+    """
 
     kind: PacketType
     request_id: int
@@ -150,7 +156,9 @@ def connected(channel: ScriptedChannel, io_timeout: float | None = 7) -> SFTPSch
 
 
 class ScriptedFile:
-    """One open file on a scripted server: answers FSTAT, READ, WRITE and CLOSE of its handle.
+    """Serve one open file.
+
+    It answers FSTAT, READ, WRITE and CLOSE of its handle.
 
     ``stated_size`` is the size in the reply to FSTAT (None: a refusal). ``short(n)`` returns how many of the n bytes of
     a READ are sent, at least 1. The requests in ``refused``, by number from 0, are refused.
@@ -202,5 +210,8 @@ class ScriptedFile:
 
 
 def contents(least: int = 0, most: int = 400) -> st.SearchStrategy[bytes]:
-    """Bytes of which no two near each other are alike; long ones as likely as short ones."""
+    """Generate bytes without near repeats.
+
+    Long and short texts are equally likely.
+    """
     return st.integers(least, most).map(lambda size: bytes(number % 251 for number in range(size)))

@@ -24,7 +24,10 @@ class Address(Protocol):
 
 
 def config_of(server: Address, **changes: Any) -> BackendConfig:
-    """Return the configuration for ``server``, with its keys if it has some, and one connection attempt."""
+    """Return the configuration for ``server``.
+
+    It has the server's keys, if any, and one connection attempt.
+    """
     values: dict[str, Any] = {"host": server.host, "port": server.port, "retry": RetryPolicy.disabled()}
     values |= {"username": "tester", "known_host_keys": "SHA256:" + "A" * 43}
     if isinstance(server, Server):
@@ -50,7 +53,7 @@ def session_to(server: Address, *, options: dict[str, Any] | None = None, **chan
 
 
 def assert_nothing_left(port: int) -> None:
-    """Fails if a socket to that port or a thread of paramiko stays."""
+    """Fail if a socket or a thread of paramiko remains."""
     wait_until(lambda: not sockets_to(port) and not threads(), f"{sockets_to(port)} and {threads()} to end")
 
 
@@ -61,12 +64,12 @@ def sockets_to(port: int) -> list[Any]:
 
 
 def threads() -> list[threading.Thread]:
-    """Threads that belong to a connection, or to the attempt to make one."""
+    """Return the threads of connections and of attempts."""
     return [found for found in threading.enumerate() if isinstance(found, paramiko.Transport | threading.Timer)]
 
 
 def round_trip(scheduler: SFTPScheduler) -> bool:
-    """Make a round trip: True if the login directory is there."""
+    """Tell whether the login directory exists, in one round trip."""
     from airflow_sftp_backend.backend._files.file_info import check_folder
     from airflow_sftp_backend.backend._paths import Jail
 

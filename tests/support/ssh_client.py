@@ -40,7 +40,7 @@ async def put(sftp: asyncssh.SFTPClient, path: str, content: bytes, block: int =
 
 
 async def get(sftp: asyncssh.SFTPClient, path: str, size: int = -1) -> bytes:
-    """The answer to one read of ``size`` bytes; the whole file by default."""
+    """Read ``size`` bytes, by default the whole file."""
     async with sftp.open(path, "rb", block_size=0 if size >= 0 else -1) as file:
         return cast(bytes, await file.read(size))  # bytes, the file being opened as "rb"
 

@@ -11,7 +11,10 @@ _TESTS: Final = str(Path(__file__).parents[1])
 
 
 def shown_by(error: BaseException) -> Iterator[str]:
-    """All that can be shown of an exception and of those behind it, apart from the locals of the tests' own frames."""
+    """Return all texts that a traceback can show.
+
+    Local variables of the tests' own frames are left out.
+    """
     waiting, done = [error], set()
     while waiting:
         current = waiting.pop()

@@ -71,8 +71,10 @@ class Inbox:
     def run(
         self, created: float, began: float | None = None, *, run_id: str = "run", dag_id: str = "dag", **context: object
     ) -> Context:
-        """Build the context of a task. Its run was created for all events up to that second without an earlier run,
-        and began then or later."""
+        """Build the context of a task.
+
+        Its run was created for all events up to that second without an earlier run, and began then or later.
+        """
         upto = BEGINNING + timedelta(seconds=created)
         since = self._upto.get(dag_id, BEGINNING - timedelta(days=1))
         own = [event for event in self.events if since < event.timestamp <= upto]

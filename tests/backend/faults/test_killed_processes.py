@@ -61,7 +61,10 @@ class Victim:
         return f"{self.name}, killed {'after' if self.after else 'before'} send {self.kill_at}"
 
     def check_state(self) -> bool:
-        """Every file holds its old or its new content. True if all are new."""
+        """Every file holds its old or its new content.
+
+        True if all are new.
+        """
         before, after = self.operation.before, self.operation.after
         held = {path: _content(self.folder.path / path) for path in before}
         for path, content in held.items():

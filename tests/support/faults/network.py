@@ -228,7 +228,10 @@ class ModelChannel:
         return b""
 
     def _wait_in_vain(self) -> None:
-        """Lets the client wait for as long as it does. Raises TimeoutError unless that ends the attempt to connect."""
+        """Lets the client wait for as long as it does.
+
+        Raises TimeoutError unless that ends the attempt to connect.
+        """
         connection, clock = self._connection, self._network.clock
         if self.in_background:
             raise TimeoutError
@@ -326,7 +329,10 @@ class Network:
         return fault if fault is not None and fault.kind != "kill" else None
 
     def carry_out(self, message: Message) -> bytes:
-        """The server's reply to a message. Raises Killed if the process is to end when it was carried out."""
+        """The server's reply to a message.
+
+        Raises Killed if the process is to end when it was carried out.
+        """
         self.before(message.number)
         reply = self.server.reply(message.channel.handles, message.packet)
         self.log.append(str(message))

@@ -136,8 +136,10 @@ class OpenFile:
 
 
 class Handles(dict[bytes, OpenFile]):
-    """The open handles of one channel. The one that was closed last is given to the next file, as OpenSSH does it: a
-    handle that is used after its CLOSE is soon another file's.
+    """The open handles of one channel.
+
+    The one that was closed last is given to the next file, as OpenSSH does it: a handle that is used after its CLOSE is
+    soon another file's.
     """
 
     def __init__(self) -> None:
@@ -263,7 +265,10 @@ class ModelServer:
         return real, self.nodes[real]
 
     def _real(self, path: str, *, follow: bool = True) -> tuple[str, bool]:
-        """The real path of a name, and whether nothing has that name. OSError if a parent is missing."""
+        """The real path of a name, and whether nothing has that name.
+
+        OSError if a parent is missing.
+        """
         here, left, links = "", [part for part in path.split("/") if part], 0
         while left:
             if self.nodes[here or "/"].kind != "directory":

@@ -26,7 +26,7 @@ Channel = asyncssh.SSHServerChannel[bytes]
 
 
 class Files(asyncssh.SFTPServer):
-    """The file side of `AsyncsshServer`: the real file system, relative paths under ``root``."""
+    """Serve the real file system below ``root``."""
 
     def __init__(self, server: AsyncsshServer, channel: asyncssh.SSHServerChannel[bytes]) -> None:
         super().__init__(channel)
@@ -37,7 +37,7 @@ class Files(asyncssh.SFTPServer):
 
 
 class Packets(SFTPServerHandler):
-    """The packet side of `AsyncsshServer`: counts requests and offers the extensions the server is to have."""
+    """Count requests, and offer the configured extensions."""
 
     def __init__(
         self, server: AsyncsshServer, files: Files, reader: SSHReader[bytes], writer: SSHWriter[bytes]
@@ -102,7 +102,7 @@ class Session(SSHServerStreamSession[bytes]):
 
 
 class Login(asyncssh.SSHServer):
-    """The login side of `AsyncsshServer`: its user with its password or its client key, nobody else."""
+    """Accept the server's user with password or client key only."""
 
     def __init__(self, server: AsyncsshServer) -> None:
         self.server = server
@@ -139,8 +139,10 @@ class Login(asyncssh.SSHServer):
 
 
 class AsyncsshServer(Server):
-    """asyncssh's server in a thread of its own. ``listen_options`` go to ``asyncssh.listen``: algorithms,
-    ``server_version`` (the banner after ``SSH-2.0-``), ``server_host_certs`` and so on.
+    """asyncssh's server in a thread of its own.
+
+    ``listen_options`` go to ``asyncssh.listen``: algorithms, ``server_version`` (the banner after ``SSH-2.0-``),
+    ``server_host_certs`` and so on.
 
     A subclass lies by its own ``files``, ``packets`` or ``login`` class; ``offered`` are the extensions it has
     (None: all of asyncssh's).
@@ -193,7 +195,10 @@ class AsyncsshServer(Server):
         self.open_channels.pop(connection, None)
 
     def cut(self, connection: asyncssh.SSHServerConnection) -> None:
-        """Ends a connection without a goodbye; what is in its buffers is lost."""
+        """End a connection without a message.
+
+        Buffered data is lost.
+        """
         connection.abort()
 
     async def _cut_all(self) -> None:
@@ -255,7 +260,10 @@ class AsyncsshServer(Server):
 
 
 async def _rounds() -> None:
-    """Lets the loop do what it has put off: more rounds than asyncio takes to make or close a connection."""
+    """Run the loop until connections are opened and closed.
+
+    asyncio takes fewer rounds for this.
+    """
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -271,7 +279,7 @@ class WithoutPosixRename(AsyncsshServer):
 
 
 class WithoutExtensions(AsyncsshServer):
-    """Bare SFTP version 3: no limits, no posix-rename, no fsync, no copy-data, nothing."""
+    """Serve SFTP version 3 without any extension."""
 
     kind = "no-extensions"
     offered = frozenset()

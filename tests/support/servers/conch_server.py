@@ -10,7 +10,10 @@ from tests.support.servers.program_server import ProgramServer
 
 
 class ConchServer(ProgramServer):
-    """Twisted Conch with the SFTP side it has for Unix users, in a Python process of its own."""
+    """Run Twisted Conch in a separate Python process.
+
+    It has Conch's SFTP server for Unix users.
+    """
 
     kind = "conch"
     title = "Twisted Conch"

@@ -1,4 +1,7 @@
-"""Servers that differ from OpenSSH in one way: each a small subclass of `AsyncsshServer`."""
+"""Define servers that differ from OpenSSH in one way.
+
+Each is a small subclass of `AsyncsshServer`.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ class _TargetsListed(Files):
 
 
 class ListsLinksAsTargets(AsyncsshServer):
-    """READDIR gives a link the attributes of what it leads to; LSTAT says that it is a link."""
+    """List links with the attributes of their targets.
+
+    LSTAT shows the link.
+    """
 
     files = _TargetsListed
 
@@ -48,7 +54,10 @@ class _Swapping(_TargetsListed):
 
 
 class SwapsFolderForLink(ListsLinksAsTargets):
-    """Puts a link to ``link_to`` in the place of a folder named ``swapped`` the moment this is opened for listing."""
+    """Replace the directory ``swapped`` by a link to ``link_to``.
+
+    The replacement happens when the directory is opened for listing.
+    """
 
     files = _Swapping
 
@@ -69,7 +78,7 @@ class _NotExclusive(Files):
 
 
 class IgnoresExclusive(AsyncsshServer):
-    """OPEN opens an existing file though EXCL is set, and keeps what it holds."""
+    """Ignore EXCL in OPEN, and keep the content."""
 
     files = _NotExclusive
     written = 0
@@ -84,7 +93,10 @@ class _ExclusiveTruncates(Files):
 
 
 class NeedsTruncate(AsyncsshServer):
-    """OPEN knows no CREAT with EXCL unless TRUNC is set too: any other such request gets ``refusal``."""
+    """Refuse CREAT with EXCL unless TRUNC is set.
+
+    Such a request gets ``refusal``.
+    """
 
     files = _ExclusiveTruncates
 
@@ -205,7 +217,10 @@ class _FollowsWhatItLists(Files):
 
 
 class HidesFoldersWithDanglingLinks(AsyncsshServer):
-    """Cannot list a folder in which a link leads to nothing: READDIR says NO_SUCH_FILE."""
+    """Refuse to list a directory with a dangling link.
+
+    READDIR answers NO_SUCH_FILE.
+    """
 
     files = _FollowsWhatItLists
 
@@ -234,7 +249,10 @@ class _SmallBuffer(Packets):
 
 
 class BuffersPackets(AsyncsshServer):
-    """Has a buffer for the 32 KiB that every server must take, and breaks on a longer packet; says nothing of it."""
+    """Fail on packets above 32 KiB.
+
+    Every server must accept 32 KiB. The server does not announce its limit.
+    """
 
     packets = _SmallBuffer
     offered = frozenset()
@@ -253,7 +271,10 @@ class _FollowingFiles(Files):
 
 
 class FollowsLinks(AsyncsshServer):
-    """LSTAT describes what a link leads to, and RENAME renames that; READDIR shows links, as ProFTPD 1.3 has it."""
+    """Follow links in LSTAT and RENAME.
+
+    READDIR shows links, as in ProFTPD 1.3.
+    """
 
     files = _FollowingFiles
 

@@ -75,7 +75,10 @@ def _unshare() -> list[str]:
 
 @cache
 def _may_mount() -> bool:
-    """True if this user may bind a file over another in a namespace of its own."""
+    """Tell whether this user may create bind mounts.
+
+    They need a namespace of their own.
+    """
     try:
         command = [*_unshare(), "mount", "--bind", "/etc/passwd", "/etc/passwd"]
         return subprocess.run(command, capture_output=True, check=False).returncode == 0

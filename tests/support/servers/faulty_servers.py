@@ -89,7 +89,10 @@ class _DropBoxFiles(Files):
 
 
 class DropBox(AsyncsshServer):
-    """Takes files and shows none: stat, listing and open for reading are refused; writing and renaming work."""
+    """Refuse STAT, listing and reading.
+
+    Writing and renaming work.
+    """
 
     files = _DropBoxFiles
 
@@ -116,7 +119,7 @@ class _MovesAwayFiles(Files):
 
 
 class MovesAway(AsyncsshServer):
-    """Moves every written file to the folder ``taken`` the moment it is closed."""
+    """Move every file to ``taken`` when it is closed."""
 
     files = _MovesAwayFiles
 
@@ -129,7 +132,7 @@ class MovesAway(AsyncsshServer):
 
 
 class Status(asyncssh.SFTPError):
-    """A refusal with this very code, also one that SFTP version 3 does not define."""
+    """Refuse with a code, also outside SFTP version 3."""
 
     def encode(self, version: int) -> bytes:
         text = str(self.reason).encode()
@@ -165,7 +168,10 @@ class _FailsWriteFiles(Files):
 
 
 class FailsWrite(AsyncsshServer):
-    """Fails the write number ``nth`` (from 1, counted over its life) and none else."""
+    """Fail only the write number ``nth``.
+
+    The first write has number 1.
+    """
 
     files = _FailsWriteFiles
 
@@ -212,7 +218,10 @@ class _ReorderedPackets(Packets):
 
 
 class OutOfOrder(AsyncsshServer):
-    """Holds replies for a moment and sends them last first; ``reordered`` counts the batches of more than one."""
+    """Send delayed replies in reverse order.
+
+    ``reordered`` counts the batches of several replies.
+    """
 
     packets = _ReorderedPackets
     reordered = 0
@@ -229,7 +238,10 @@ class _HostileFiles(Files):
 
 
 class HostileNames(AsyncsshServer):
-    """Lists ``names`` in every folder, after what is really there, as files (or with another ``mode``)."""
+    """List ``names`` in every directory, after the real entries.
+
+    They are files, or have another ``mode``.
+    """
 
     files = _HostileFiles
     NAMES: ClassVar[tuple[bytes, ...]] = (
@@ -264,7 +276,10 @@ class _BareFiles(Files):
 
 
 class BareAttributes(AsyncsshServer):
-    """Sends attributes without permissions, owner and times; without the size too unless ``with_size``."""
+    """Send attributes without permissions, owner and times.
+
+    The size is sent only with ``with_size``.
+    """
 
     files = _BareFiles
 
@@ -307,7 +322,10 @@ class _FirstChannelOnly(Packets):
 
 
 class StallsOnFurtherChannels(AsyncsshServer):
-    """Opens as many channels as are requested, and answers no write on any but the first."""
+    """Answer writes on the first channel only.
+
+    Any number of channels can be opened.
+    """
 
     packets = _FirstChannelOnly
 

@@ -52,7 +52,7 @@ class _TruncatingFiles(Files):
 
 
 class TruncatesAtOpen(AsyncsshServer):
-    """Empties a file whenever it is opened for writing, asked for or not.
+    """Empty each file that is opened for writing.
 
     ``tells_old_size``: FSTAT gives the largest size that the file has ever had. ``one_way``: no file is opened for
     reading and writing at once. ``hides``: until the writer closes the file, readers are given its old content.

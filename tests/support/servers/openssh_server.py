@@ -22,7 +22,10 @@ def sshd_path() -> str | None:
 
 
 def sshd_version() -> str:
-    """Version of the installed sshd, as ``9.2p1``; a question mark if unknown."""
+    """Return the version of the installed sshd, such as ``9.2p1``.
+
+    A question mark means unknown.
+    """
     sshd = sshd_path()
     version_text = subprocess.run([sshd, "-V"], capture_output=True, text=True, check=False).stderr if sshd else ""
     found = re.search(r"OpenSSH_(\w+\.\w+)", version_text)
@@ -36,7 +39,9 @@ def sftp_server_path() -> Path:
 
 
 class OpenSSHServer(Server):
-    """sshd on a free port, as the current user. Public key only: a password login needs the user's real password.
+    """Run sshd on a free port as the current user.
+
+    Only public keys are accepted: a password login needs the user's real password.
 
     ``options`` are sshd_config lines (a sequence as value repeats the keyword); they win over the ones given here.
     ``external`` serves through the sftp-server program instead of sshd's built-in one.
@@ -146,7 +151,10 @@ class OpenSSHServer(Server):
 
 
 def _is_locked(username: str) -> bool:
-    """True if /etc/shadow locks the account: sshd then lets it in through PAM only. Root alone can read it."""
+    """Tell whether /etc/shadow locks the account.
+
+    sshd accepts such an account through PAM only. Only root can read the file.
+    """
     try:
         entries = Path("/etc/shadow").read_text().splitlines()
     except OSError:

@@ -11,7 +11,10 @@ from tests.support.servers.program_server import ProgramServer
 
 
 class ParamikoServer(ProgramServer):
-    """paramiko's ``SFTPServer`` over this machine's file system, in a Python process of its own."""
+    """Run paramiko's ``SFTPServer`` in a separate Python process.
+
+    It serves this machine's file system.
+    """
 
     kind = "paramiko"
     title = "paramiko"

@@ -1,4 +1,7 @@
-"""Run a server program on loopback behind a relay, and end it with all its children."""
+"""Run a server program on loopback behind a relay.
+
+It is ended with all its children.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,17 @@ SYSTEM_FOLDERS = "/usr/sbin:/usr/local/sbin:/sbin"
 
 
 def program(name: str) -> str | None:
-    """Path of an installed program, in the system folders too; None where it is missing."""
+    """Return the path of an installed program, or None.
+
+    System directories are searched too.
+    """
     return shutil.which(name) or shutil.which(name, path=SYSTEM_FOLDERS)
 
 
 class ProgramServer(Server):
-    """A server that runs as a process of its own, with one host key and the client key as the only login.
+    """Run a server as a separate process.
+
+    It has one host key, and accepts only the client key.
 
     A subclass gives the command line and the line its log has for each accepted login. Clients connect through a
     relay, which counts and cuts connections, so every program can be cut in the same way.
@@ -44,7 +52,7 @@ class ProgramServer(Server):
 
     @classmethod
     def missing(cls) -> str | None:
-        """Says what has to be installed before this server can run; None where nothing is missing."""
+        """Return the missing program of this server, or None."""
         raise NotImplementedError
 
     @classmethod

@@ -11,7 +11,9 @@ from tests.support.servers.server import Folder
 
 
 class RcloneServer(ProgramServer):
-    """rclone serving a local folder. It confines its clients to it, so a fresh folder is named from there.
+    """Run rclone on a local directory.
+
+    Clients are confined to the directory, so paths start there.
 
     Directories are never cached, because the tests change files behind its back; the other settings are its defaults.
     """

@@ -14,7 +14,7 @@ Sender = Literal["client", "server"]
 
 
 class Relay:
-    """Passes on what clients and the server at ``target_port`` send each other, until `cut` is called.
+    """Relay connections to ``target_port`` until a cut.
 
     ``connections`` counts accepted connections. ``port`` is where clients connect.
     """
@@ -36,7 +36,10 @@ class Relay:
         self._acceptor.start()
 
     def cut_all(self) -> None:
-        """Closes every connection on both sides, and returns when none is left. New ones are accepted."""
+        """Close every connection on both sides.
+
+        Returns when none is left. New connections are accepted.
+        """
         with self._lock:
             live = dict(self._live)
         for pair in live.values():
@@ -45,7 +48,10 @@ class Relay:
             thread.join(PATIENCE)
 
     def cut_after(self, count: int) -> None:
-        """Cuts all connections, once, when ``count`` more bytes from clients have been passed on."""
+        """Cut all connections once after ``count`` more bytes.
+
+        Bytes from clients count.
+        """
         self._remaining = count
 
     def close(self) -> None:
@@ -94,7 +100,7 @@ class Relay:
             del self._live[threading.current_thread()]
 
     def passed_on(self, piece: bytes, sender: Sender) -> tuple[bytes, bool]:
-        """Tells what is passed on of the bytes that a side has sent, and whether the connection goes on after them."""
+        """Return the bytes to relay, and whether the connection continues."""
         if sender == "server" or self._remaining is None:
             return piece, True
         passed = piece[: self._remaining]
@@ -105,7 +111,7 @@ class Relay:
         return passed, False
 
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
-        """Passes on what the server sends until its end; then ends both directions of the client's side."""
+        """Relay the server's data to its end, then close the client."""
         with contextlib.suppress(OSError):
             while piece := server.recv(_PIECE):
                 passed, goes_on = self.passed_on(piece, "server")

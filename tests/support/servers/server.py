@@ -26,14 +26,20 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Folder:
-    """An empty folder on a server: ``path`` seen from this machine, ``base_path`` as the client names it."""
+    """Hold an empty directory on a server.
+
+    ``path`` is its path on this machine, ``base_path`` its path for the client.
+    """
 
     path: Path
     base_path: str
 
 
 class Server:
-    """Base of all SSH servers of the tests. Attributes from ``port`` on exist after the start."""
+    """Provide the base of all SSH servers of the tests.
+
+    Attributes from ``port`` on exist after the start.
+    """
 
     kind: ClassVar[str]
     host = HOST
@@ -47,12 +53,15 @@ class Server:
 
     @property
     def root(self) -> Path:
-        """The folder where relative paths start; the login directory as far as SFTP is concerned."""
+        """Directory of relative paths: the login directory of SFTP."""
         return self._home / "files"
 
     @property
     def client_key(self) -> Path:
-        """File of the private key that may log in (Ed25519, OpenSSH format, no passphrase)."""
+        """File of the accepted private key.
+
+        It is an Ed25519 key in OpenSSH format without a passphrase.
+        """
         return self._home / "client_key"
 
     @property
@@ -75,7 +84,10 @@ class Server:
         return Folder(path, str(path))
 
     def logins(self) -> int:
-        """Logins accepted so far. Exact once each client has had its first SFTP reply."""
+        """Return the number of accepted logins.
+
+        It is exact once each client has had its first SFTP reply.
+        """
         raise NotImplementedError
 
     def connections(self) -> int:
@@ -83,7 +95,10 @@ class Server:
         raise NotImplementedError
 
     def kill_sessions(self) -> None:
-        """Cuts every connection as a dying network would: no goodbye at the SSH level. New ones are accepted."""
+        """Cut every connection without an SSH message.
+
+        New connections are accepted.
+        """
         raise NotImplementedError
 
     def start(self) -> None:
@@ -99,7 +114,10 @@ class Server:
             raise
 
     def stop(self) -> None:
-        """Ends it with all its connections and removes its files. May be called twice."""
+        """End the server with all connections, and remove its files.
+
+        May be called twice.
+        """
         self._stop()
         shutil.rmtree(self._home, ignore_errors=True)
 
@@ -118,7 +136,7 @@ class Server:
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on, and none that the system gives to outgoing connections."""
+    """Return a free loopback port outside the ephemeral range."""
     while True:
         port = random.randint(12_000, 32_000)
         try:
@@ -129,7 +147,10 @@ def free_port() -> int:
 
 
 def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = PATIENCE) -> None:
-    """Returns once ``condition()`` is true; TimeoutError, naming ``what`` was waited for, after ``timeout`` seconds."""
+    """Wait until ``condition()`` is true.
+
+    Raises TimeoutError with ``what`` after ``timeout`` seconds.
+    """
     end = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > end:
@@ -139,7 +160,10 @@ def wait_until(condition: Callable[[], bool], what: str, *, timeout: float = PAT
 
 @contextlib.contextmanager
 def small_disk(size: int) -> Iterator[Path | None]:
-    """A folder on a file system of ``size`` bytes (a tmpfs); None where this user may not mount one."""
+    """Provide a directory on a tmpfs of ``size`` bytes.
+
+    It is None if this user may not mount a tmpfs.
+    """
     folder = Path(tempfile.mkdtemp(prefix="small-disk-"))
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     try:
@@ -168,7 +192,10 @@ def kill(processes: Sequence[psutil.Process]) -> None:
 
 
 def _is_over(process: psutil.Process) -> bool:
-    """True once it is gone or a zombie: its sockets are closed then; whose child it is decides when it is reaped."""
+    """Tell whether a process has ended.
+
+    A zombie has ended too: its sockets are closed, and its parent decides when it is reaped.
+    """
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

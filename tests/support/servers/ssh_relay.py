@@ -13,7 +13,10 @@ _TAG = 16
 
 
 class _Messages:
-    """Splits what one side sends into its identification and its packets (RFC 4253 sections 4.2 and 6)."""
+    """Split the data of a side into identification and packets.
+
+    The source is RFC 4253, sections 4.2 and 6.
+    """
 
     def __init__(self) -> None:
         self._held = b""
@@ -33,14 +36,16 @@ class _Messages:
         return found
 
     def _length(self) -> int | None:
-        """Bytes of the message that comes next, as far as it is known."""
+        """Bytes of the next message, as far as known."""
         if self._tag is None:
             return self._held.find(b"\n") + 1 or None
         return None if len(self._held) < 4 else 4 + int.from_bytes(self._held[:4], "big") + self._tag
 
 
 class SSHRelay(Relay):
-    """Passes on one SSH connection, whose cipher is AES-GCM, until a side sends its message with a number.
+    """Relay one SSH connection up to a numbered message.
+
+    The cipher is AES-GCM.
 
     That message and all later ones are lost: the connection is cut there, or it stalls for ever. An identification is
     the message 1. ``fired`` is set then; ``sent`` counts the messages of each side up to there.
@@ -55,7 +60,7 @@ class SSHRelay(Relay):
         super().__init__(target_port)
 
     def passed_on(self, piece: bytes, sender: Sender) -> tuple[bytes, bool]:
-        """Tells what is passed on of the bytes that a side has sent, and whether the connection goes on after them."""
+        """Return the bytes to relay, and whether the connection continues."""
         passed = b""
         for message in self._messages[sender].take(piece):
             if self.fired.is_set():

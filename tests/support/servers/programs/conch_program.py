@@ -1,4 +1,7 @@
-"""Serves SFTP with Twisted Conch until killed: ``python conch_program.py PORT ROOT HOST_KEY AUTHORIZED_KEYS``."""
+"""Serve SFTP with Twisted Conch until killed.
+
+Run with ``python conch_program.py PORT ROOT HOST_KEY AUTHORIZED_KEYS``.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,10 @@ class User(UnixConchUser):
         return FilePath(self._root)
 
     def _runAsUser(self, f: Any, *args: Any, **kw: Any) -> Any:  # noqa: N802 - Twisted's name
-        """Calls ``f``, or each of its calls, without the change of user that needs root."""
+        """Call ``f`` without a change of the user.
+
+        The change needs root.
+        """
         result = None
         for function, arguments, *keywords in [(f, args, kw)] if callable(f) else f:
             result = function(*arguments, **(keywords[0] if keywords else {}))

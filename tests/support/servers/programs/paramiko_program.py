@@ -68,7 +68,7 @@ class OpenFile(paramiko.SFTPHandle):
 
 
 def _set_attributes(target: int | str, attr: paramiko.SFTPAttributes) -> None:
-    """Sets on a path or an open file what ``attr`` has; nothing else."""
+    """Set the attributes of ``attr`` on a path or open file."""
     if attr.st_size is not None:
         os.truncate(target, attr.st_size)
     if attr.st_uid is not None and attr.st_gid is not None:
