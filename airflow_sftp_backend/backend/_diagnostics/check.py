@@ -15,9 +15,9 @@ from airflow_sftp_backend.backend._files import tree
 from airflow_sftp_backend.backend._protocol.codec import ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import RealPath
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request
+from airflow_sftp_backend.backend._ssh.connection_info import ConnectionInfo
 from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus
 from airflow_sftp_backend.backend._ssh.scan import scan_host_algorithms
-from airflow_sftp_backend.backend._ssh.session import ConnectionInfo
 from airflow_sftp_backend.backend.config import BackendConfig, RetryPolicy
 from airflow_sftp_backend.backend.errors import (
     AuthenticationFailed,

@@ -93,7 +93,6 @@ class RunningOperation(Generic[T]):
 
     def advance(self) -> Yielded:
         """Run the operation up to its next yield."""
-        # Raises StopIteration with the result of the operation, or the error of the operation
         value, error, self.value, self.error = self.value, self.error, None, None
         try:
             return self.operation.send(value) if error is None else self.operation.throw(error)
@@ -277,9 +276,8 @@ class SFTPScheduler:
     def run_many(self, operations: Iterable[Operation[T]], limit: int = 64) -> list[T | SFTPBackendError | OSError]:
         """Run operations side by side.
 
-        An SFTPBackendError or OSError does not stop other operations.
-
-        Any other exception interrupts all operations and is raised after their clean-up.
+        An SFTPBackendError or OSError does not stop other operations. Any other exception interrupts all operations and
+        is raised after their clean-up.
 
         :param operations: the operations; created one by one, as running operations end
         :param limit: maximum number of running operations

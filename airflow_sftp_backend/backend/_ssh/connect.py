@@ -15,7 +15,7 @@ import inspect
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -38,6 +38,7 @@ from airflow_sftp_backend.backend.errors import (
 
 from ._paramiko_compat import AgreedAlgorithms, SSHTransport, buffer_channel, certificate_of
 from .auth import Authenticator, AuthRecord, KeySources
+from .connection_info import ConnectionInfo
 from .extra_channels import ExtraChannels
 from .host_certificates import fingerprint, key_type, plain_key
 from .host_key_policy import HostKeyChecker
@@ -83,48 +84,6 @@ class _Phase(enum.StrEnum):
     OPENING_CHANNEL = "opening a channel"
     STARTING_SFTP = "starting SFTP"
     AGREEING_ON_VERSION = "agreeing on the SFTP version"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConnectionInfo:
-    """Properties of a connection or of a failed attempt.
-
-    Unknown values are blank.
-
-    :ivar server_version: identification of the server, such as ``SSH-2.0-OpenSSH_9.2``
-    :ivar key_exchange: key exchange algorithm, such as ``curve25519-sha256@libssh.org``
-    :ivar host_key_type: type of the host key, such as ``ssh-ed25519``
-    :ivar host_key_fingerprint: ``SHA256:`` and base64
-    :ivar host_key_line: known_hosts line for the host key
-    :ivar trust_reason: reason why the host key is trusted
-    :ivar mac: blank if the cipher authenticates by itself
-    :ivar strict_key_exchange: True if the countermeasure to Terrapin (CVE-2023-48795) is in effect
-    :ivar login_methods: authentication methods of the server, if it has listed them
-    :ivar login_refused: refused credentials, such as ``the password``
-    :ivar login_accepted: accepted credentials
-    :ivar proposed: proposed algorithms by the field names of `HostAlgorithms`
-    :ivar incompatible: True if the attempt failed because there is no algorithm in common
-    :ivar jump: properties of the connection to the jump host
-    """
-
-    username: str
-    server_version: str
-    key_exchange: str
-    host_key_type: str
-    host_key_fingerprint: str
-    host_key_line: str
-    trust_reason: str
-    cipher: str
-    mac: str
-    compression: str
-    strict_key_exchange: bool
-    login_methods: tuple[str, ...]
-    login_refused: tuple[str, ...]
-    login_accepted: tuple[str, ...]
-    logged_in: bool
-    proposed: Mapping[str, tuple[str, ...]]
-    incompatible: bool
-    jump: ConnectionInfo | None
 
 
 @dataclass(frozen=True)

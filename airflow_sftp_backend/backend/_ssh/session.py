@@ -42,15 +42,15 @@ from .connect import (
     CHANNEL_WINDOW,
     CLOSED_DURING_CONNECT,
     ConnectAttempt,
-    ConnectionInfo,
     ConnectSettings,
     EstablishedConnection,
     Hop,
     close_transport,
 )
+from .connection_info import ConnectionInfo
 from .host_key_policy import HostKeyChecker
 
-__all__ = ["CHANNEL_WINDOW", "ConnectionInfo", "Session"]
+__all__ = ["CHANNEL_WINDOW", "Session"]
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

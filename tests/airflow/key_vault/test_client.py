@@ -16,15 +16,12 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
-from azure.core.exceptions import ClientAuthenticationError
 
 from airflow_sftp_backend import RetryPolicy
 from airflow_sftp_backend._key_vault.client import KeyVaultClient
 from airflow_sftp_backend._key_vault.errors import FailureReason, KeyVaultError
 from airflow_sftp_backend._key_vault.identity import AzureIdentity, CredentialType
-from airflow_sftp_backend._key_vault.login_record import LoginRecord
 from airflow_sftp_backend._key_vault.references import SecretReference
-from airflow_sftp_backend._key_vault.sdk_errors import classify_sdk_error
 from tests.support.key_vault import (
     CHALLENGE,
     CLIENT_SECRET,
@@ -395,14 +392,6 @@ def test_an_unreachable_login_service_is_reported(
     error = failure(vaults, reference(vault), AzureIdentity() if default else principal(vault))
     assert (error.reason, error.retryable) == (FailureReason.UNREACHABLE, True)
     assert "failed: localhost cannot be reached; check network, firewall and HTTPS_PROXY." in str(error)
-
-
-def test_a_refusal_known_only_by_its_text_changes_the_hint_only() -> None:
-    record = LoginRecord(error=ClientAuthenticationError("Authentication failed: AADSTS7000215: Invalid secret."))
-    assert record.error is not None
-    wanted = SecretReference("vault", "password")
-    reason, message = classify_sdk_error(record.error, record, wanted, AzureIdentity())
-    assert (reason, "the last reply was AADSTS7000215, https://" in message) == (FailureReason.UNAVAILABLE, True)
 
 
 def test_an_identity_of_another_tenant_is_explained(vault: Vault, vaults: KeyVaultClient) -> None:
