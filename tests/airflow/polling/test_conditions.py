@@ -283,7 +283,7 @@ def test_a_name_that_is_not_utf8_is_skipped_with_a_warning() -> None:
     odd, odder = file("in/caf\udce9"), file("in/\udcff/x")
     verdict = judged([file("in/a"), odd, file("in/é😀")])
     assert names(verdict) == ["in/a", "in/é😀"]
-    assert r"in/caf\udce9; rename the files" in verdict.warning
+    assert r"in/caf\udce9; set the connection's name_encoding, or rename the files" in verdict.warning
     assert "UTF-8" in verdict.warning
     assert r"in/caf\udce9 and 1 more" in judged([odd, odder], stable_for=3).warning
     json.dumps([verdict.files, verdict.stability, verdict.warning], ensure_ascii=False).encode()
