@@ -411,6 +411,7 @@ class _ModelStream:
     """Stands in for the socket of a connection."""
 
     timed_out = False
+    closed_by_server = False  # matters before the banner only
     greeting = b""
 
     def __init__(self, connection: Connection) -> None:
@@ -429,10 +430,10 @@ class _ModelStream:
         """Never ends it."""
 
     def abort(self, reason: str | None = None) -> None:
-        """Leaves it to `_ModelTransport.stop`."""
+        """Leaves it to `_ModelTransport.abort`."""
 
-    def release(self) -> None:
-        """Releases nothing."""
+    def close_descriptor(self) -> None:
+        """Closes nothing."""
 
 
 class _ModelTransport:
@@ -453,13 +454,13 @@ class _ModelTransport:
         """Tells the end of a connection, which paramiko's thread notices."""
         return self._connection.failure is None
 
-    def stop(self) -> None:
+    def abort(self) -> None:
         """Ends the connection."""
         self._network.close(self._connection)
 
-    def end(self, seconds: float) -> bool:
+    def stop_threads(self, seconds: float) -> bool:
         """Ends the connection, which has no thread."""
-        self.stop()
+        self.abort()
         return True
 
 
