@@ -205,8 +205,8 @@ def _stripped(value: object) -> str:
 
 
 def _first_secret(values: Mapping[str, object], *names: str) -> Secret | None:
-    given = [values[name] for name in names if name in values]
-    return next((Secret.of(value) for value in given if isinstance(value, str | Secret)), None)
+    present_values = [values[name] for name in names if name in values]
+    return next((Secret.of(value) for value in present_values if isinstance(value, str | Secret)), None)
 
 
 def _parse_credential_type(values: Mapping[str, object], problems: list[str]) -> CredentialType:

@@ -106,8 +106,8 @@ class SeenFiles:
         :returns: True for a known file
         """
         directory, name, content = _hashes_of(file)
-        seen = self.directories.get(directory)
-        return seen is not None and not seen.is_new(name, content, changed=True)
+        seen_directory = self.directories.get(directory)
+        return seen_directory is not None and not seen_directory.is_new(name, content, changed=True)
 
     def with_files(self, files: Iterable[FoundFile], present: Iterable[str], now: float) -> SeenFiles:
         """Add files, and drop the records of deleted files.
@@ -120,9 +120,9 @@ class SeenFiles:
         directories = self._after_poll(present, now)
         for file in files:
             directory, name, content = _hashes_of(file)
-            seen = directories.setdefault(directory, _SeenDirectory())
-            seen.missing.pop(name, None)
-            seen.present[name] = content
+            seen_directory = directories.setdefault(directory, _SeenDirectory())
+            seen_directory.missing.pop(name, None)
+            seen_directory.present[name] = content
         return SeenFiles(directories, self.unacknowledged)
 
     def _after_poll(self, present: Iterable[str], now: float) -> dict[str, _SeenDirectory]:
@@ -131,8 +131,8 @@ class SeenFiles:
             directory, _, name_text = path.rpartition("/")
             names.setdefault(directory, set()).add(_hash(name_text, _NAME_BYTES))
         directories: dict[str, _SeenDirectory] = {}
-        for directory, seen in self.directories.items():
-            if (remaining := seen.after_poll(names.get(directory, ()), now)) is not None:
+        for directory, seen_directory in self.directories.items():
+            if (remaining := seen_directory.after_poll(names.get(directory, ()), now)) is not None:
                 directories[directory] = remaining
         return directories
 
@@ -162,16 +162,21 @@ class SeenFiles:
         new: list[FoundFile] = []
         for file in ready if max_files is None else sorted(ready, key=_age):
             directory, name, content = _hashes_of(file)
-            seen = directories.setdefault(directory, _SeenDirectory())
-            if seen.is_new(name, content, changed=changed):
+            seen_directory = directories.setdefault(directory, _SeenDirectory())
+            if seen_directory.is_new(name, content, changed=changed):
                 if len(new) == (MAX_BATCH_FILES if max_files is None else max_files):
                     continue
                 new.append(file)
-            seen.missing.pop(name, None)
-            seen.present[name] = content
+            seen_directory.missing.pop(name, None)
+            seen_directory.present[name] = content
         unacknowledged = (*self.unacknowledged, NewFilesBatch(new)) if new else self.unacknowledged
         return SeenFiles(
-            {directory: seen for directory, seen in directories.items() if seen != _SeenDirectory()}, unacknowledged
+            {
+                directory: seen_directory
+                for directory, seen_directory in directories.items()
+                if seen_directory != _SeenDirectory()
+            },
+            unacknowledged,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -181,8 +186,8 @@ class SeenFiles:
         """
         return {
             "directories": {
-                directory: [_pack(seen.present), _pack(seen.missing), seen.empty_since]
-                for directory, seen in self.directories.items()
+                directory: [_pack(seen_directory.present), _pack(seen_directory.missing), seen_directory.empty_since]
+                for directory, seen_directory in self.directories.items()
             },
             "unacknowledged": [[batch.files, batch.batch_id] for batch in self.unacknowledged],
         }

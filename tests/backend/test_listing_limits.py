@@ -54,7 +54,7 @@ class HostileDirectories:
             self._open[handle] = self._batches()
             return packet_reply(packet, PacketType.HANDLE, encode_string(handle))
         if packet.kind == PacketType.READDIR:
-            batch = next(self._open[bytes(packet.cursor.view())], None)
+            batch = next(self._open[bytes(packet.reader.view())], None)
             return (
                 status(packet, StatusCode.EOF) if batch is None else packet_reply(packet, PacketType.NAME, names(batch))
             )

@@ -28,7 +28,7 @@ class Packet:
     body: bytes
 
     @property
-    def cursor(self) -> PacketReader:
+    def reader(self) -> PacketReader:
         """Reads the body."""
         return PacketReader(memoryview(self.body))
 
@@ -186,8 +186,8 @@ class ScriptedFile:
 
     def __call__(self, packet: Packet) -> bytes:
         """The answer to a request."""
-        cursor = packet.cursor
-        assert bytes(cursor.view()) == self.HANDLE
+        reader = packet.reader
+        assert bytes(reader.view()) == self.HANDLE
         number, self._asked = self._asked, self._asked + 1
         if number in self._refused:
             return status(packet, StatusCode.FAILURE, "refused by the test")
@@ -196,13 +196,13 @@ class ScriptedFile:
                 return status(packet, StatusCode.OP_UNSUPPORTED)
             return packet_reply(packet, PacketType.ATTRS, Attributes(self.stated_size, mode=self.mode).encode())
         if packet.kind == PacketType.READ:
-            offset, length = cursor.uint64(), cursor.uint32()
+            offset, length = reader.uint64(), reader.uint32()
             data = bytes(self.content[offset : offset + length])
             if not data:
                 return status(packet, StatusCode.EOF)
             return packet_reply(packet, PacketType.DATA, encode_string(data[: self._short(len(data))]))
         if packet.kind == PacketType.WRITE:
-            offset, data = cursor.uint64(), bytes(cursor.view())
+            offset, data = reader.uint64(), bytes(reader.view())
             self.content += bytes(max(0, offset + len(data) - len(self.content)))
             self.content[offset : offset + len(data)] = data
             self.written += len(data)

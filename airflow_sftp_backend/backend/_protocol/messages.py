@@ -57,7 +57,7 @@ class Request(ABC, Generic[R_co]):
         """Encode the fields after the request id."""
 
     @abstractmethod
-    def decode(self, cursor: PacketReader) -> R_co:
+    def decode(self, reader: PacketReader) -> R_co:
         """Decode a reply of ``reply_type``. Raises ProtocolError if the reply is invalid."""
 
     def frame(self, request_id: int) -> bytes:
@@ -65,26 +65,26 @@ class Request(ABC, Generic[R_co]):
         body = self.body()
         return _HEADER.pack(len(body) + 5, self.packet_type, request_id) + body
 
-    def decode_reply(self, packet_type: int, cursor: PacketReader) -> R_co:
+    def decode_reply(self, packet_type: int, reader: PacketReader) -> R_co:
         """Decode a reply of any type.
 
         :raises StatusError: for a status other than OK
         :raises ProtocolError: for an invalid reply, or a reply of another type
         """
         if packet_type == PacketType.STATUS:
-            return self.decode_status(cursor)
+            return self.decode_status(reader)
         if packet_type != self.reply_type:
             raise ProtocolError(f"a {self.packet_type.name} was answered by a packet of type {packet_type}")
-        return self.decode(cursor)
+        return self.decode(reader)
 
-    def decode_status(self, cursor: PacketReader) -> R_co:
+    def decode_status(self, reader: PacketReader) -> R_co:
         """Interpret a STATUS reply to the request."""
-        code = cursor.uint32()
+        code = reader.uint32()
         if code == StatusCode.OK and self.reply_type == PacketType.STATUS:
-            return self.decode(cursor)
-        raise self._status_error(code, cursor)
+            return self.decode(reader)
+        raise self._status_error(code, reader)
 
-    def _status_error(self, code: int, cursor: PacketReader) -> StatusError:
+    def _status_error(self, code: int, reader: PacketReader) -> StatusError:
         """Create the error of a STATUS reply.
 
         Raises ProtocolError if the status is OK.
@@ -92,7 +92,7 @@ class Request(ABC, Generic[R_co]):
         if code == StatusCode.OK:
             raise ProtocolError(f"a {self.packet_type.name} was answered by a bare OK")
         # servers of protocol versions before 3 omit the text
-        return StatusError(code, cursor.text() if cursor.remaining else "")
+        return StatusError(code, reader.text() if reader.remaining else "")
 
 
 class _StatusReply(Request[None]):
@@ -100,7 +100,7 @@ class _StatusReply(Request[None]):
 
     __slots__ = ()
 
-    def decode(self, cursor: PacketReader) -> None:
+    def decode(self, reader: PacketReader) -> None:
         """Accept the status OK."""
 
 
@@ -110,9 +110,9 @@ class _HandleReply(Request[bytes]):
     __slots__ = ()
     reply_type = PacketType.HANDLE
 
-    def decode(self, cursor: PacketReader) -> bytes:
+    def decode(self, reader: PacketReader) -> bytes:
         """Return the handle."""
-        handle = bytes(cursor.view())
+        handle = bytes(reader.view())
         if len(handle) > 256:
             raise ProtocolError(f"a handle of {len(handle)} bytes")
         return handle
@@ -124,9 +124,9 @@ class _AttributesReply(Request[Attributes]):
     __slots__ = ()
     reply_type = PacketType.ATTRS
 
-    def decode(self, cursor: PacketReader) -> Attributes:
+    def decode(self, reader: PacketReader) -> Attributes:
         """Return the attributes."""
-        return cursor.attributes()
+        return reader.attributes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,22 +252,22 @@ class Read(Request[memoryview]):
         """Encode handle, offset and length."""
         return encode_string(self.handle) + _OFFSET_AND_LENGTH.pack(self.offset, self.length)
 
-    def decode(self, cursor: PacketReader) -> memoryview:
+    def decode(self, reader: PacketReader) -> memoryview:
         """Return the data.
 
         Raises ProtocolError for an empty reply or more than ``length`` bytes.
         """
-        data = cursor.view()
+        data = reader.view()
         if not 0 < len(data) <= self.length:
             raise ProtocolError(f"a read of {self.length} bytes was answered with {len(data)}")
         return data
 
-    def decode_status(self, cursor: PacketReader) -> memoryview:
+    def decode_status(self, reader: PacketReader) -> memoryview:
         """Return no data for the status EOF."""
-        code = cursor.uint32()
+        code = reader.uint32()
         if code == StatusCode.EOF:
             return _NO_DATA
-        raise self._status_error(code, cursor)
+        raise self._status_error(code, reader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +312,7 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
     reply_type = PacketType.NAME
     tally: ListingTally | None = field(default=None, compare=False, repr=False)
 
-    def decode(self, cursor: PacketReader) -> list[DirEntry]:
+    def decode(self, reader: PacketReader) -> list[DirEntry]:
         """Return the entries.
 
         A missing mode is derived from the first letter of the entry's ``ls -l`` line.
@@ -320,15 +320,15 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
         :raises LimitExceeded: if the listing exceeds the limits of ``tally``
         """
         entries = []
-        size = cursor.remaining + _REPLY_HEADER_BYTES
-        count = cursor.count(smallest=12)
+        size = reader.remaining + _REPLY_HEADER_BYTES
+        count = reader.count(smallest=12)
         if self.tally is not None:
             self.tally.add_reply(count, size)
         for _ in range(count):
-            raw = cursor.view()
+            raw = reader.view()
             if len(raw) > MAX_NAME_BYTES:
                 check_name_bytes(len(raw))
-            name, line, attributes = str(raw, "utf-8", "surrogateescape"), cursor.view(), cursor.attributes()
+            name, line, attributes = str(raw, "utf-8", "surrogateescape"), reader.view(), reader.attributes()
             if attributes.mode is None and (letter := bytes(line[:1])) in _TYPE_LETTERS:
                 attributes = Attributes(
                     attributes.size,
@@ -341,12 +341,12 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
             entries.append(DirEntry(name, attributes))
         return entries
 
-    def decode_status(self, cursor: PacketReader) -> list[DirEntry]:
+    def decode_status(self, reader: PacketReader) -> list[DirEntry]:
         """Return no entries for the status EOF."""
-        code = cursor.uint32()
+        code = reader.uint32()
         if code == StatusCode.EOF:
             return []
-        raise self._status_error(code, cursor)
+        raise self._status_error(code, reader)
 
 
 _TYPE_LETTERS: Final = {b"d": stat.S_IFDIR, b"l": stat.S_IFLNK, b"-": stat.S_IFREG}
@@ -398,11 +398,11 @@ class _NameReply(Request[str]):
     __slots__ = ()
     reply_type = PacketType.NAME
 
-    def decode(self, cursor: PacketReader) -> str:
+    def decode(self, reader: PacketReader) -> str:
         """Return the single name of the reply."""
-        if cursor.count(smallest=12) != 1:
+        if reader.count(smallest=12) != 1:
             raise ProtocolError(f"a {self.packet_type.name} was not answered by one name")
-        return cursor.text()
+        return reader.text()
 
 
 class RealPath(_PathRequest, _NameReply):
@@ -492,12 +492,12 @@ class LimitsRequest(_ExtendedRequest[ServerLimits]):
         """Encode no arguments."""
         return b""
 
-    def decode(self, cursor: PacketReader) -> ServerLimits:
+    def decode(self, reader: PacketReader) -> ServerLimits:
         """Return the sizes for reads and writes.
 
         The default replaces a limit of 0, which is not stated.
         """
-        packet, read, write = cursor.uint64(), cursor.uint64(), cursor.uint64()
+        packet, read, write = reader.uint64(), reader.uint64(), reader.uint64()
         default = ServerLimits()
         maximum = max(packet - 1024, 0) or default.read  # handle, offset and headers take less than 1 KiB
         return ServerLimits(_block_size(read or default.read, maximum), _block_size(write or default.write, maximum))
@@ -519,14 +519,14 @@ def decode_version(frame: memoryview) -> dict[str, str]:
 
     Raises ProtocolError unless the server uses version 3.
     """
-    cursor = PacketReader(frame[1:])
+    reader = PacketReader(frame[1:])
     if frame[0] != PacketType.VERSION:
         raise ProtocolError(f"the first packet is of type {frame[0]}, not VERSION")
-    version = cursor.uint32()
+    version = reader.uint32()
     if version != VERSION:
         raise ProtocolError(f"the server speaks SFTP version {version}, not {VERSION}")
     extensions = {}
-    while cursor.remaining:
-        name, data = cursor.text(), cursor.text()
+    while reader.remaining:
+        name, data = reader.text(), reader.text()
         extensions[name] = data
     return extensions

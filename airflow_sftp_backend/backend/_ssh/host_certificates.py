@@ -38,17 +38,17 @@ def key_type(blob: bytes) -> str:
 def _fields(blob: bytes) -> list[bytes]:
     """Return the fields of a key, or a certificate's type."""
     # Multiple precision integers are read as strings: both start with their length (RFC 4251 section 5).
-    cursor = PacketReader(memoryview(blob))
+    reader = PacketReader(memoryview(blob))
     try:
-        fields = [bytes(cursor.view())]
+        fields = [bytes(reader.view())]
         if not KEY_TYPE.fullmatch(fields[0].decode("ascii")):
             raise ValueError("not a public key")
-        while cursor.remaining and not fields[0].endswith(CERTIFICATE_SUFFIX.encode()):
-            fields.append(bytes(cursor.view()))
+        while reader.remaining and not fields[0].endswith(CERTIFICATE_SUFFIX.encode()):
+            fields.append(bytes(reader.view()))
     except (ProtocolError, UnicodeDecodeError):
         raise ValueError("not a public key") from None
     kind, count = fields[0].decode(), len(fields) - 1
-    if count != KEY_FIELDS.get(kind, count) or (not count and not cursor.remaining):
+    if count != KEY_FIELDS.get(kind, count) or (not count and not reader.remaining):
         raise ValueError("not a public key")
     return fields
 
@@ -107,25 +107,25 @@ class HostCertificate:
 
         :raises ValueError: if the blob is not a certificate of a supported type
         """
-        cursor = PacketReader(memoryview(blob))
+        reader = PacketReader(memoryview(blob))
         try:
-            plain = bytes(cursor.view()).decode("ascii").removesuffix(CERTIFICATE_SUFFIX)
+            plain = bytes(reader.view()).decode("ascii").removesuffix(CERTIFICATE_SUFFIX)
             if plain not in KEY_FIELDS:
                 raise ValueError("a certificate of an unknown type")
-            cursor.view()  # nonce
-            key = [plain.encode(), *(bytes(cursor.view()) for _ in range(KEY_FIELDS[plain]))]
-            cursor.uint64()  # serial number
-            certificate_type = cursor.uint32()
-            cursor.view()  # key id
-            names = PacketReader(cursor.view())
+            reader.view()  # nonce
+            key = [plain.encode(), *(bytes(reader.view()) for _ in range(KEY_FIELDS[plain]))]
+            reader.uint64()  # serial number
+            certificate_type = reader.uint32()
+            reader.view()  # key id
+            names = PacketReader(reader.view())
             principals = []
             while names.remaining:
                 principals.append(names.text())
-            valid_after, valid_before = cursor.uint64(), cursor.uint64()
-            options = bytes(cursor.view())
-            cursor.view()  # extensions
-            cursor.view()  # reserved
-            authority, signature = bytes(cursor.view()), PacketReader(cursor.view())
+            valid_after, valid_before = reader.uint64(), reader.uint64()
+            options = bytes(reader.view())
+            reader.view()  # extensions
+            reader.view()  # reserved
+            authority, signature = bytes(reader.view()), PacketReader(reader.view())
             signature_type = signature.text()
         except (ProtocolError, UnicodeDecodeError):
             raise ValueError("not a certificate") from None

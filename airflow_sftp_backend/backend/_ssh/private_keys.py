@@ -187,11 +187,11 @@ def _openssh_cipher(data: bytes) -> bytes:
 
     Refuses unsupported types.
     """
-    cursor = PacketReader(memoryview(data.removeprefix(OPENSSH_MAGIC)))
+    reader = PacketReader(memoryview(data.removeprefix(OPENSSH_MAGIC)))
     try:
-        cipher = bytes(cursor.view())
-        cursor.view(), cursor.view(), cursor.uint32()  # key derivation, its options, count of keys
-        public_key_type = bytes(PacketReader(cursor.view()).view())
+        cipher = bytes(reader.view())
+        reader.view(), reader.view(), reader.uint32()  # key derivation, its options, count of keys
+        public_key_type = bytes(PacketReader(reader.view()).view())
     except ProtocolError:
         raise _UnusableKey(_DAMAGED) from None
     if public_key_type.startswith(b"sk-"):

@@ -76,9 +76,9 @@ def parse_kexinit(payload: bytes) -> HostAlgorithms:
     """
     if payload[:1] != bytes([_KEXINIT]):
         raise ValueError("not a KEXINIT message")
-    cursor = PacketReader(memoryview(payload)[17:])  # after the cookie
+    reader = PacketReader(memoryview(payload)[17:])  # after the cookie
     try:
-        lists = [_parse_names(bytes(cursor.view())) for _ in range(10)]  # the last two are languages
+        lists = [_parse_names(bytes(reader.view())) for _ in range(10)]  # the last two are languages
     except (ProtocolError, UnicodeDecodeError) as error:
         raise ValueError(f"a damaged KEXINIT message: {error}") from None
     exchange, keys, ciphers_in, ciphers_out, macs_in, macs_out, compression_in, compression_out, *_ = lists

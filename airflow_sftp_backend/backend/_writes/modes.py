@@ -93,10 +93,10 @@ def verify_mode(write_target: WriteTarget, written: Attributes) -> Operation[Non
         return
     # the mode may have been set by path, or FSTAT answered before FSETSTAT
     (answer,) = yield from request_all([Stat(write_target.temp.native)])
-    found = written.mode if isinstance(answer, StatusError) or answer.mode is None else answer.mode
-    if found & MODE_BITS != write_target.mode:
+    actual_mode = written.mode if isinstance(answer, StatusError) or answer.mode is None else answer.mode
+    if actual_mode & MODE_BITS != write_target.mode:
         raise CapabilityNotSupported(
-            f"cannot set mode {write_target.mode:03o}: the server gives the file mode {found & MODE_BITS:03o}",
+            f"cannot set mode {write_target.mode:03o}: the server gives the file mode {actual_mode & MODE_BITS:03o}",
             path=write_target.path.key,
         )
 

@@ -235,9 +235,9 @@ def test_the_read_window_fills_once_and_requests_no_byte_twice() -> None:
     assert most == min(64, MAX_READ_WINDOW // block)
 
     def offset(packet: Packet) -> int:
-        cursor = packet.cursor
-        cursor.view()
-        return cursor.uint64()
+        reader = packet.reader
+        reader.view()
+        return reader.uint64()
 
     offsets = [offset(packet) for packet in channel.requests if packet.kind == PacketType.READ]
     assert len(offsets) == len(set(offsets)) == -(-len(content) // block) + 1

@@ -22,7 +22,7 @@ U64 = st.integers(0, 2**64 - 1)
 OWNERS = st.none() | st.tuples(U32, U32)
 
 
-def cursor(data: bytes) -> PacketReader:
+def reader(data: bytes) -> PacketReader:
     return PacketReader(memoryview(data))
 
 
@@ -36,7 +36,7 @@ def attributes(draw: st.DrawFn) -> Attributes:
 
 @given(attributes())
 def test_attributes_are_read_back_as_they_were_written(given_: Attributes) -> None:
-    at = cursor(given_.encode())
+    at = reader(given_.encode())
     assert at.attributes() == given_
     assert at.remaining == 0
 
@@ -58,7 +58,7 @@ def test_extended_attributes_are_passed_over() -> None:
         + encode_string(b"b")
         + encode_string(b"")
     )
-    at = cursor(struct.pack(">IQ", 0x80000001, 9) + extended + b"rest")
+    at = reader(struct.pack(">IQ", 0x80000001, 9) + extended + b"rest")
     assert at.attributes() == Attributes(size=9)
     assert at.remaining == 4
 
@@ -81,7 +81,7 @@ def test_the_mode_gives_the_file_type(mode: int | None, is_file: bool, is_folder
 
 @given(st.binary(max_size=300))
 def test_a_name_of_any_bytes_comes_back_as_the_same_bytes(name: bytes) -> None:
-    assert encode_name(cursor(encode_string(name)).text()) == name
+    assert encode_name(reader(encode_string(name)).text()) == name
 
 
 def test_a_name_is_sent_as_utf_8() -> None:
@@ -90,13 +90,13 @@ def test_a_name_is_sent_as_utf_8() -> None:
 
 @given(U64, U32, st.binary(max_size=50))
 def test_numbers_and_strings_are_read_front_to_back(large: int, small: int, data: bytes) -> None:
-    at = cursor(struct.pack(">QI", large, small) + encode_string(data))
+    at = reader(struct.pack(">QI", large, small) + encode_string(data))
     assert (at.uint64(), at.uint32(), bytes(at.view()), at.remaining) == (large, small, data, 0)
 
 
 @given(st.binary(max_size=60), st.sampled_from(["uint32", "uint64", "view", "text", "attributes"]))
 def test_any_bytes_are_read_or_refused(data: bytes, method: str) -> None:
-    at = cursor(data)
+    at = reader(data)
     try:
         getattr(at, method)()
     except ProtocolError:
@@ -107,10 +107,10 @@ def test_any_bytes_are_read_or_refused(data: bytes, method: str) -> None:
 @pytest.mark.parametrize("data", [b"", b"\0\0\0", b"\0\0\0\5abcd", b"\xff\xff\xff\xff"])
 def test_a_string_that_ends_past_the_packet_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolError, match="is truncated"):
-        cursor(data).view()
+        reader(data).view()
 
 
 @pytest.mark.parametrize(("count", "smallest"), [(2**32 - 1, 12), (2, 8), (1, 16)])
 def test_an_item_count_larger_than_the_packet_is_refused_early(count: int, smallest: int) -> None:
     with pytest.raises(ProtocolError, match=f"announces {count} items"):
-        cursor(struct.pack(">I", count) + bytes(15)).count(smallest)
+        reader(struct.pack(">I", count) + bytes(15)).count(smallest)

@@ -41,7 +41,7 @@ def sized(packet: Packet) -> bytes | None:
     """Answers a STAT of "12" with a file of 12 bytes; refuses one of "no"; says nothing to one of "hush"."""
     if packet.kind != PacketType.STAT:
         return status(packet)
-    path = packet.cursor.text()
+    path = packet.reader.text()
     if path == "hush":
         return None
     if path == "no":
@@ -143,7 +143,7 @@ def test_requests_are_sent_in_order_and_unbroken() -> None:
     scheduler = connected(channel)
     sends.clear()
     assert scheduler.run(all_sizes(["1", "2", "3"])) == [1, 2, 3]
-    assert [packet.cursor.text() for packet in channel.requests] == ["1", "2", "3"]
+    assert [packet.reader.text() for packet in channel.requests] == ["1", "2", "3"]
     assert len(sends) == 1
 
 
@@ -334,7 +334,7 @@ NONSENSE: dict[str, tuple[Callable[[Packet], bytes | None], str]] = {
 @pytest.mark.parametrize("name", NONSENSE)
 def test_a_malformed_reply_fails_every_operation_and_ends_requests(name: str) -> None:
     answer, why = NONSENSE[name]
-    channel = ScriptedChannel(lambda packet: answer(packet) if packet.cursor.text() == "9" else None)
+    channel = ScriptedChannel(lambda packet: answer(packet) if packet.reader.text() == "9" else None)
     scheduler = connected(channel)
     outcomes = scheduler.run_many([size_of("1"), size_of("9"), size_of("2")])
     assert [type(outcome) for outcome in outcomes] == [BackendUnavailable] * 3

@@ -81,7 +81,7 @@ class SharedFile:
 
     def answer(self, packet: Packet) -> bytes:
         """The reply to a request on any channel."""
-        cursor = packet.cursor
+        reader = packet.reader
         if packet.kind == PacketType.OPEN:
             self._opens += 1
             if self._opens in self._refused_opens:
@@ -89,7 +89,7 @@ class SharedFile:
             handle = b"further %d" % self._opens
             self.open.add(handle)
             return packet_reply(packet, PacketType.HANDLE, encode_string(handle))
-        handle = bytes(cursor.view())
+        handle = bytes(reader.view())
         assert handle in self.open, "a handle that is not open"
         if packet.kind == PacketType.CLOSE:
             self.open.remove(handle)
@@ -97,7 +97,7 @@ class SharedFile:
             self._writes += 1
             if self._writes in self._refused:
                 return status(packet, StatusCode.FAILURE, "refused by the test")
-            offset, data = cursor.uint64(), bytes(cursor.view())
+            offset, data = reader.uint64(), bytes(reader.view())
             self.content += bytes(max(0, offset + len(data) - len(self.content)))
             self.content[offset : offset + len(data)] = data
         elif packet.kind == PacketType.FSTAT:

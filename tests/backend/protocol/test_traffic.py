@@ -114,11 +114,11 @@ def answered(packet: Packet) -> bytes:
     """Confirm every request; a read gets half of the bytes, beyond offset 1000 the end of the file."""
     if packet.kind != PacketType.READ:
         return status(packet)
-    cursor = packet.cursor
-    cursor.view()
-    if cursor.uint64() > 1000:
+    reader = packet.reader
+    reader.view()
+    if reader.uint64() > 1000:
         return status(packet, StatusCode.EOF)
-    return packet_reply(packet, PacketType.DATA, encode_string(bytes(cursor.uint32() // 2)))
+    return packet_reply(packet, PacketType.DATA, encode_string(bytes(reader.uint32() // 2)))
 
 
 def writes(sizes: list[int]) -> Operation[int]:
