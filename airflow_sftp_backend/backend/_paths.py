@@ -10,11 +10,13 @@ import hashlib
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from .errors import InvalidPath, SFTPBackendError
 
-_TEMP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part", re.DOTALL)
+_TEMP_PATTERN = re.compile(
+    r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part(\.[A-Za-z0-9_.-]{1,31})?", re.DOTALL
+)
 _BACKUP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.backup", re.DOTALL)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\]")
@@ -61,14 +63,14 @@ class RemotePath:
     def child(self, name: str) -> RemotePath:
         """Return the path of an entry. Raises InvalidPath for an unsafe name."""
         check_server_name(name, self.key)
-        return self._entry(name)
+        return self.entry(name)
 
     def temp(self, token: str) -> RemotePath:
         """Return the path of a temporary file beside the target.
 
         ``token`` identifies the writer (12 hex digits).
         """
-        return self.parent._entry(temp_name(self.name, token))
+        return self.parent.entry(temp_name(self.name, token))
 
     @property
     def backup(self) -> RemotePath:
@@ -83,9 +85,10 @@ class RemotePath:
 
         Only the writer ``token`` (12 hex digits) uses it.
         """
-        return self.parent._entry(temp_name(self.name, token, "backup"))
+        return self.parent.entry(temp_name(self.name, token, "backup"))
 
-    def _entry(self, name: str) -> RemotePath:
+    def entry(self, name: str) -> RemotePath:
+        """Return the path of an entry whose name is safe."""
         key = f"{self.key}/{name}" if self.key else name
         if self.native == ".":
             return RemotePath(key, name)
@@ -149,6 +152,46 @@ class Jail:
         return "/".join(segments[len(base) :])
 
 
+@dataclass(frozen=True, slots=True)
+class TempNaming:
+    """Name the temporary files of uploads.
+
+    :ivar suffix: text after ``.part``, as checked by `check_temp_suffix`
+    :ivar folder: directory of the files; None for the directory of each target
+    """
+
+    suffix: str = ""
+    folder: RemotePath | None = None
+
+    def temp(self, target: RemotePath, token: str) -> RemotePath:
+        """Return the path of a temporary file of a target, for the writer ``token``."""
+        name = temp_name(target.name, token, f"part{self.suffix}", digest=self.digest(target))
+        return self.directory(target).entry(name)
+
+    def directory(self, target: RemotePath) -> RemotePath:
+        """Return the directory of a target's temporary files."""
+        return target.parent if self.folder is None else self.folder
+
+    def digest(self, target: RemotePath) -> str:
+        """Return the digest in the names of a target's temporary files."""
+        # targets in several directories may share a name and the directory of the temporary files
+        return name_digest(target.name if self.folder is None else target.key)
+
+
+BESIDE_TARGET: Final = TempNaming()
+"""Names for temporary files beside their targets, without a suffix."""
+
+
+def check_temp_suffix(suffix: object) -> None:
+    """Check a suffix of temporary names.
+
+    :param suffix: the value
+    :raises ValueError: unless the value is a short suffix such as ``.tmp``
+    """
+    if not isinstance(suffix, str) or re.fullmatch(r"\.[A-Za-z0-9_.-]{0,30}[A-Za-z0-9]", suffix) is None:
+        raise ValueError(f"temp_suffix must be a suffix such as '.tmp', of at most 32 characters, not {suffix!r}")
+
+
 def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:
     """Add server and native path to an error.
 
@@ -178,12 +221,12 @@ def check_text(text: str, noun: str, name_encoding: str = "utf-8") -> None:
         raise InvalidPath(message, path=text) from None
 
 
-def temp_name(name: str, token: str, suffix: Literal["part", "backup"] = "part") -> str:
+def temp_name(name: str, token: str, suffix: str = "part", *, digest: str | None = None) -> str:
     """Return the name of a temporary file or backup of ``name``.
 
     It has at most 255 bytes; ``token`` is 12 hex digits.
     """
-    affix = f".{name_digest(name)}-{token}.{suffix}"
+    affix = f".{digest or name_digest(name)}-{token}.{suffix}"
     stem = name.encode("utf-8", "surrogateescape")[: _NAME_MAX - 1 - len(affix)]
     # the cut may have split the last character
     return f".{stem.decode('utf-8', 'ignore')}{affix}"
@@ -249,7 +292,7 @@ def temp_or_backup_digest(name: str) -> str:
 
 def is_temp_name(name: str) -> bool:
     """Return whether a name was created by `temp_name`. Listings omit such names."""
-    return (name.endswith(".part") and _TEMP_PATTERN.fullmatch(name) is not None) or is_backup_name(name)
+    return (".part" in name and _TEMP_PATTERN.fullmatch(name) is not None) or is_backup_name(name)
 
 
 def is_backup_name(name: str) -> bool:

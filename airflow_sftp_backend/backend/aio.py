@@ -249,6 +249,8 @@ class SyncBackendAdapter:
         create_parents: bool = True,
         modified_at: datetime | None = None,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.write_atomic`; ``progress`` is called on the adapter's thread."""
@@ -257,6 +259,8 @@ class SyncBackendAdapter:
             create_parents=create_parents,
             modified_at=modified_at,
             mode=mode,
+            temp_suffix=temp_suffix,
+            temp_folder=temp_folder,
             before_rename=before_rename,
         )
         return await self._call(call, path, content, overwrite, metadata, verify=verify, progress=progress)
@@ -281,6 +285,8 @@ class SyncBackendAdapter:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
         call = partial(
@@ -291,6 +297,8 @@ class SyncBackendAdapter:
             digest=digest,
             keep_times=keep_times,
             mode=mode,
+            temp_suffix=temp_suffix,
+            temp_folder=temp_folder,
         )
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
@@ -308,6 +316,8 @@ class SyncBackendAdapter:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -326,6 +336,8 @@ class SyncBackendAdapter:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...
@@ -343,6 +355,8 @@ class SyncBackendAdapter:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -359,6 +373,8 @@ class SyncBackendAdapter:
             digest=digest,
             keep_times=keep_times,
             mode=mode,
+            temp_suffix=temp_suffix,
+            temp_folder=temp_folder,
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )

@@ -341,6 +341,8 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         create_parents: bool = True,
         modified_at: datetime | None = None,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         before_rename: BeforeRename | None = None,
     ) -> WriteResult:
         """Write a file through a temporary file.
@@ -361,6 +363,8 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
             write. If the server refuses, a warning is logged once for each connection.
         :param mode: permission bits of the file, such as ``0o640``. If the server refuses, the write fails and the key
             does not change.
+        :param temp_suffix: end of the name of the unfinished file, as for `upload`
+        :param temp_folder: directory for the unfinished file, as for `upload`
         :param before_rename: called when the temporary file is complete
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
@@ -375,7 +379,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
             check_mode(mode)
         source = self._upload_source(path, content, metadata, hashed=verify == "sha256")
         write_target = replace(
-            self._resolver.write_target(path, overwrite, verify),
+            self._resolver.write_target(
+                path, overwrite, verify, self._resolver.temp_naming(temp_suffix, temp_folder)
+            ),
             create_parents=create_parents, rename_group=create_rename_group(before_rename),
             mtime=None if modified_at is None else epoch_seconds("modified_at", modified_at),
             mode=mode,

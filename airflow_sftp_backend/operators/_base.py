@@ -59,7 +59,7 @@ from ._planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
 from ._rename_template import RenameTemplate, check_rename_early
 from ._retry_state import RetryState
 from ._transfer_records import FileVersion, unproven_target_error
-from ._transfers import TransferOptions
+from ._transfers import TempOptions, TransferOptions
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -461,7 +461,11 @@ class TransferOperator(FileOperator[TransferPlan]):
             before_rename=retry_state.transfers.recorder(plan.versions),
             mode=self.mode,
             keep_times=self.keep_times,
+            **self._temp_options(),
         )
+
+    def _temp_options(self) -> TempOptions:
+        return {}
 
     def _result(self, item: TransferItem, size: int | None, action: Action) -> FileResult:
         return make_result(item, self._local_end, size, action)

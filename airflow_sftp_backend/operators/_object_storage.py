@@ -280,6 +280,8 @@ def upload_object(
     create_parents: bool,
     mode: int | None,
     keep_times: bool,
+    temp_suffix: str | None,
+    temp_folder: str | None,
     progress: Progress,
     before_rename: BeforeRename | None,
 ) -> Outcome:
@@ -294,6 +296,8 @@ def upload_object(
     :param create_parents: create missing parent directories
     :param mode: permission bits of the target; None for the usual ones
     :param keep_times: give the target the time of the object, if the store reports one
+    :param temp_suffix: end of the name of the unfinished file
+    :param temp_folder: directory of the unfinished file
     :param progress: receives the transferred bytes
     :param before_rename: receives the prepared file, with its digest, before the rename
     :returns: the written file, or the error
@@ -309,7 +313,7 @@ def upload_object(
             written = backend.write_atomic(
                 key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents,
                 mode=mode, modified_at=time_of_object(object_path(url).stat()) if keep_times else None,
-                before_rename=record,
+                temp_suffix=temp_suffix, temp_folder=temp_folder, before_rename=record,
             )  # fmt: skip
             return replace(written, digest=content.digest)
     except SFTPBackendError as error:

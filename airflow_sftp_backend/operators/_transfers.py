@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from airflow_sftp_backend.backend import BeforeRename
 from airflow_sftp_backend.backend._transfers.local_files import add_both_paths
@@ -18,6 +18,13 @@ from ._planning import TransferItem
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import Progress, SFTPBackend
+
+
+class TempOptions(TypedDict, total=False):
+    """Hold the options for unfinished files on the server."""
+
+    temp_suffix: str | None
+    temp_folder: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +40,8 @@ class TransferOptions:
     :ivar before_rename: receives complete files before they are renamed; None without a state store
     :ivar mode: permission bits of the targets; None for the usual ones
     :ivar keep_times: give each target the time of its source
+    :ivar temp_suffix: end of the names of unfinished files on the server
+    :ivar temp_folder: directory of unfinished files on the server
     """
 
     overwrite: bool
@@ -44,6 +53,8 @@ class TransferOptions:
     before_rename: BeforeRename | None
     mode: int | None = None
     keep_times: bool = False
+    temp_suffix: str | None = None
+    temp_folder: str | None = None
 
 
 def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
@@ -65,6 +76,8 @@ def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: T
         digest=options.digest,
         mode=options.mode,
         keep_times=options.keep_times,
+        temp_suffix=options.temp_suffix,
+        temp_folder=options.temp_folder,
         return_exceptions=True,
         before_rename=options.before_rename,
     )
@@ -81,6 +94,8 @@ def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: T
                 create_parents=options.create_parents,
                 mode=options.mode,
                 keep_times=options.keep_times,
+                temp_suffix=options.temp_suffix,
+                temp_folder=options.temp_folder,
                 progress=options.progress,
                 before_rename=options.before_rename,
             )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BackendUnavailable
+from airflow_sftp_backend.backend._paths import check_temp_suffix
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, local_state
 from ._planning import TransferItem, existing_files, find_local_files, plan_uploads
 from ._retry_state import RetryState
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
-from ._transfers import upload_items
+from ._transfers import TempOptions, upload_items
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -53,6 +56,9 @@ class SFTPUploadOperator(TransferOperator):
         If the server refuses the mode, the file fails and its target does not change.
     :param keep_times: give each file on the server the time of its source, in whole seconds.
         If the server refuses the time, a warning is logged.
+    :param temp_suffix: end of the names of unfinished files, such as ``.tmp``, for readers that ignore such names
+    :param temp_folder: directory for unfinished files, relative to the connection's base path and on the file system of
+        the target. (templated)
     :param dry_run: return the planned results, send nothing
     :param kwargs: arguments of ``BaseOperator``
     """
@@ -61,6 +67,22 @@ class SFTPUploadOperator(TransferOperator):
     _planned_action = "would upload"
     _earlier_action = "uploaded by an earlier attempt"
     _local_end = "source"
+
+    template_fields: Sequence[str] = (*TransferOperator.template_fields, "temp_folder")
+
+    def __init__(self, *, temp_suffix: str | None = None, temp_folder: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.temp_suffix = temp_suffix
+        self.temp_folder = temp_folder
+        if temp_suffix is not None:
+            try:
+                check_temp_suffix(temp_suffix)
+            except ValueError as error:
+                raise InvalidArgument(str(error)) from None
+
+    def _temp_options(self) -> TempOptions:
+        folder = None if self.temp_folder is None else parse_target(self.temp_folder, "temp_folder")
+        return {"temp_suffix": self.temp_suffix, "temp_folder": folder}
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
         target = parse_target(self.target)

@@ -55,7 +55,7 @@ def test_a_child_lies_in_its_parent(base: str, key: str, name: str) -> None:
     path = jail.resolve(f"{key}/{name}")
     assert path.parent == jail.resolve(key)
     assert path.name == name
-    assert path.parent._entry(name) == path
+    assert path.parent.entry(name) == path
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,18 @@ from typing import Final, Generic, Protocol, TypeVar, cast
 
 from airflow_sftp_backend.backend._backoff import Backoff
 from airflow_sftp_backend.backend._limits import ReceiveLimits
-from airflow_sftp_backend.backend._paths import RemotePath
+from airflow_sftp_backend.backend._paths import RemotePath, name_digest
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups
-from airflow_sftp_backend.backend._writes.cleanup import TempsByDigest, list_temps, remove_stale_temps, roll_back
+from airflow_sftp_backend.backend._writes.cleanup import (
+    TempsByDigest,
+    list_temps,
+    remove_stale_temps,
+    roll_back,
+    temps_of,
+)
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
 from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from airflow_sftp_backend.backend.config import RetryPolicy
@@ -210,7 +216,8 @@ class WriteExecutor:
         def use(scheduler: SFTPScheduler) -> None:
             if target.parent not in self._temps_by_directory:
                 scheduler.run(self._list_temps(target.parent, scheduler.receive_limits))
-            scheduler.run(remove_stale_temps(target, self._temps_by_directory[target.parent], now))
+            temps = self._temps_by_directory[target.parent].get(name_digest(target.name), [])
+            scheduler.run(remove_stale_temps(target, temps, now))
 
         try:
             self._session.call(use, attempts=1)
@@ -232,18 +239,20 @@ class WriteExecutor:
         if self._to_roll_back:
             self._roll_back_on(scheduler)
         # a directory is listed only once until `clear_cache`
-        folders = {job.target.path.parent for job in jobs if job.cleans_directory} - self._temps_by_directory.keys()
+        cleaned = {folder for job in jobs if job.cleans_directory for folder in job.target.directories}
+        folders = cleaned - self._temps_by_directory.keys()
         written: list[tuple[WriteJob[T], int]] = []
         listings = (self._list_temps(folder, scheduler.receive_limits) for folder in folders)
         writes = (_run_job(job, scheduler, written) for job in jobs)
         outcomes = scheduler.run_many(chain[Operation[T] | Operation[None]](listings, writes))[len(folders) :]
         if scheduler.failure is None:
-            unlisted = {job.target.path.parent for job, _ in written} - self._temps_by_directory.keys()
+            unlisted = {folder for job, _ in written for folder in job.target.directories}
+            unlisted -= self._temps_by_directory.keys()
             scheduler.run_many(self._list_temps(folder, scheduler.receive_limits) for folder in unlisted)
             scheduler.run_many(
                 remove_stale_temps(job.target.path, temps, mtime, job.resume_state.temp)
                 for job, mtime in written
-                if (temps := self._temps_by_directory.get(job.target.path.parent))
+                if (temps := temps_of(job.target, self._temps_by_directory))
             )
         return cast("list[T | SFTPBackendError | OSError]", outcomes)
 

@@ -201,6 +201,8 @@ class FileTransfers:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
     ) -> WriteResult:
         """Upload a file.
 
@@ -222,6 +224,9 @@ class FileTransfers:
             is logged once for each connection.
         :param mode: permission bits of the file, such as ``0o640``. If the server refuses, the upload fails and the key
             does not change.
+        :param temp_suffix: end of the name of the unfinished file, such as ``".tmp"``, for readers that ignore it
+        :param temp_folder: the key of a directory for the unfinished file, on the file system of the target; created if
+            it is missing, unless ``create_parents`` is False
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
@@ -231,7 +236,7 @@ class FileTransfers:
         (outcome,) = self.upload_many(
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
             channels=channels, resume_key=resume_key, digest=digest, keep_times=keep_times, mode=mode,
-            return_exceptions=True,
+            temp_suffix=temp_suffix, temp_folder=temp_folder, return_exceptions=True,
         )  # fmt: skip
         return unwrap(outcome)
 
@@ -249,6 +254,8 @@ class FileTransfers:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -267,6 +274,8 @@ class FileTransfers:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...
@@ -284,6 +293,8 @@ class FileTransfers:
         digest: bool = False,
         keep_times: bool = False,
         mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -299,6 +310,8 @@ class FileTransfers:
         :param digest: compute the SHA-256 of each file
         :param keep_times: give each file the time of its source, as `upload` does
         :param mode: permission bits of each file, as for `upload`
+        :param temp_suffix: as for `upload`
+        :param temp_folder: as for `upload`
         :param return_exceptions: put failures into the result instead of raising them
         :param before_rename: called with complete files before they are renamed, once for several files; an exception
             ends the call
@@ -307,6 +320,7 @@ class FileTransfers:
         :raises ValueError: if two pairs have the same target; nothing is uploaded
         """
         check_verify(verify)
+        temp_naming = self._resolver.temp_naming(temp_suffix, temp_folder)
         rename_group = create_rename_group(before_rename)
         if channels is not None:
             check_channels("channels", channels)
@@ -314,7 +328,7 @@ class FileTransfers:
             check_mode(mode)
 
         def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
-            write_target = self._resolver.write_target(pair[1], overwrite, verify)
+            write_target = self._resolver.write_target(pair[1], overwrite, verify, temp_naming)
             write_target = replace(
                 write_target, create_parents=create_parents, channels=channels, rename_group=rename_group, mode=mode
             )

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from airflow_sftp_backend.backend._paths import Jail, RemotePath, add_location, has_control_character
+from airflow_sftp_backend.backend._paths import (
+    BESIDE_TARGET,
+    Jail,
+    RemotePath,
+    TempNaming,
+    add_location,
+    check_temp_suffix,
+    has_control_character,
+)
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, SFTPBackendError
@@ -64,11 +72,24 @@ class PathResolver:
             raise self.with_server(InvalidPath("listings omit names with control characters", path=path))
         return remote
 
-    def write_target(self, path: str, overwrite: bool, verify: Verify) -> WriteTarget:
+    def write_target(
+        self, path: str, overwrite: bool, verify: Verify, temp_naming: TempNaming = BESIDE_TARGET
+    ) -> WriteTarget:
         """Resolve the target of a write, and choose unique temporary names."""
         target = self.resolve_new(path)
-        temp, unique_backup = target.temp(secrets.token_hex(6)), target.unique_backup(secrets.token_hex(6))
-        return WriteTarget(target, temp, unique_backup, overwrite, verify)
+        temp, unique_backup = (
+            temp_naming.temp(target, secrets.token_hex(6)), target.unique_backup(secrets.token_hex(6)),
+        )  # fmt: skip
+        return WriteTarget(target, temp, unique_backup, overwrite, verify, temp_naming=temp_naming)
+
+    def temp_naming(self, suffix: str | None, folder: str | None) -> TempNaming:
+        """Check the arguments for temporary names.
+
+        Raises ValueError for an invalid suffix, and InvalidPath for an invalid directory.
+        """
+        if suffix is not None:
+            check_temp_suffix(suffix)
+        return TempNaming(suffix or "", None if folder is None else self.resolve(folder))
 
     def annotate_each(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, and add the server to errors of their iterator."""

@@ -135,7 +135,7 @@ def open_new(
         except StatusError:
             target_attributes = None
     if handle is None:
-        yield from make_folders(target.parent)
+        yield from make_folders(path.parent)
         handle = yield from _handle_or_none(path, target, (yield from send(Open(path.native, flags))), False)
         assert handle is not None
     return handle, target_attributes

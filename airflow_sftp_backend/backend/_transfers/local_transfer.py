@@ -182,8 +182,9 @@ class Upload:
         if self.resume_key is None or self.resume_state.temp is not None:
             return
         target, token = self.target, resume_token(self.resume_key, source.st_size, source.st_mtime_ns)
-        self.resume_state.temp = target.path.temp(token)
-        self.resume_state.fresh_temp = target.path.temp(fresh_token(token, temp_name_token(target.temp.name)))
+        new_token = fresh_token(token, temp_name_token(target.temp.name))
+        self.resume_state.temp = target.temp_naming.temp(target.path, token)
+        self.resume_state.fresh_temp = target.temp_naming.temp(target.path, new_token)
 
 
 @dataclass(slots=True)

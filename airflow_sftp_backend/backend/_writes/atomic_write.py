@@ -24,6 +24,7 @@ from airflow_sftp_backend.backend._protocol.striping import StripedFile, Transfe
 from airflow_sftp_backend.backend.errors import (
     ContentLost,
     SFTPBackendError,
+    StatusCode,
     StatusError,
     TransferCorrupted,
     from_status,
@@ -139,7 +140,12 @@ def _refused_write_error(
     if resume_state.resumed and not may_rename and not scheduler.traits.keeps_content_at_open:
         error = from_status(refused, "cannot resume the file", write_target.path.key)
         return ContentLost(error.message, path=error.path)
-    return from_status(refused, "cannot write", write_target.path.key)
+    error = from_status(refused, "cannot write", write_target.path.key)
+    folder = write_target.temp_naming.folder
+    if may_rename and folder is not None and not refused.missing and refused.code != StatusCode.PERMISSION_DENIED:
+        hint = f"temp_folder {folder.key!r} must be on the file system of the target, so that the file can be renamed"
+        return type(error)(f"{error.message}; {hint}", path=error.path)
+    return error
 
 
 def _open_temp_file(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Mapping
 
 from airflow_sftp_backend.backend._files.attributes import fall_back_to_stat
 from airflow_sftp_backend.backend._files.listing import list_folder
@@ -81,6 +82,22 @@ def list_temps(folder: RemotePath, limits: ReceiveLimits) -> Operation[TempsByDi
     return temps
 
 
+def temps_of(
+    write_target: WriteTarget, temps_by_directory: Mapping[RemotePath, TempsByDigest]
+) -> list[tuple[RemotePath, int]]:
+    """Return the temporary files and backups of a target.
+
+    :param write_target: the target
+    :param temps_by_directory: the files of each listed directory, as of `list_temps`
+    :returns: the files with their times in seconds since 1970
+    """
+    target, naming = write_target.path, write_target.temp_naming
+    temps = temps_by_directory.get(target.parent, {}).get(name_digest(target.name), [])
+    if naming.folder is None:
+        return temps
+    return temps + temps_by_directory.get(naming.folder, {}).get(naming.digest(target), [])
+
+
 def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePath]]:
     """Return the temporary files unchanged for `STALE_SECONDS` seconds.
 
@@ -100,7 +117,7 @@ def _recheck_stale(paths: list[RemotePath], now: int) -> Operation[list[RemotePa
 
 
 def remove_stale_temps(
-    target: RemotePath, temps: TempsByDigest, now: int, writer: RemotePath | None = None
+    target: RemotePath, temps: Iterable[tuple[RemotePath, int]], now: int, writer: RemotePath | None = None
 ) -> Operation[None]:
     """Remove a target's temporary files; remove or restore its backups.
 
@@ -110,14 +127,14 @@ def remove_stale_temps(
     Backups are removed if the target exists, and otherwise restored.
 
     :param target: the target
-    :param temps: temporary files and backups in the directory, as of `list_temps`
+    :param temps: temporary files and backups of the target, with their times in seconds since 1970
     :param now: the time of the server in seconds since 1970
     :param writer: temporary file of the writer that has just finished
     """
     stale: list[RemotePath] = []
     maybe_stale: list[RemotePath] = []
     backups: list[RemotePath] = []
-    for path, mtime in temps.get(name_digest(target.name), ()):
+    for path, mtime in temps:
         if is_backup_name(path.name):
             backups.append(path)
         elif writer is not None and same_writer(temp_name_token(path.name), temp_name_token(writer.name)):

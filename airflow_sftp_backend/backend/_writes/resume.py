@@ -201,7 +201,7 @@ def restart(write_target: WriteTarget, resume_state: ResumeState, progress: Prog
     resume_state.abandoned_temps.append(write_target.temp)
     # A new name, because the server may still execute requests of the old connection.
     token = fresh_token(temp_name_token(write_target.temp.name), secrets.token_hex(6))
-    resume_state.temp, resume_state.fresh_temp = write_target.path.temp(token), None
+    resume_state.temp, resume_state.fresh_temp = write_target.temp_naming.temp(write_target.path, token), None
 
 
 def _open_if_content_matches(

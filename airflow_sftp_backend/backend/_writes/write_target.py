@@ -5,8 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
-from airflow_sftp_backend.backend._files.writing import already_exists, is_directory_error, open_new, remove_quietly
-from airflow_sftp_backend.backend._paths import RemotePath
+from airflow_sftp_backend.backend._files.writing import (
+    already_exists,
+    is_directory_error,
+    make_folders,
+    open_new,
+    remove_quietly,
+)
+from airflow_sftp_backend.backend._paths import BESIDE_TARGET, RemotePath, TempNaming
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 
@@ -40,6 +46,14 @@ class WriteTarget:
     mode: int | None = None
     """Permission bits that the file must have; None keeps those of a replaced file, if the server can."""
 
+    temp_naming: TempNaming = BESIDE_TARGET
+    """Names of the temporary files."""
+
+    @property
+    def directories(self) -> set[RemotePath]:
+        """Directories that may hold temporary files and backups of the target."""
+        return {self.path.parent, self.temp_naming.directory(self.path)}
+
     def with_temp(self, temp: RemotePath | None) -> WriteTarget:
         """Return the target with another temporary file; None for its own."""
         return self if temp is None or temp == self.temp else replace(self, temp=temp)
@@ -50,6 +64,8 @@ def open_temp(write_target: WriteTarget, resume_state: ResumeState) -> Operation
 
     Raises AlreadyExists, or InvalidPath if the target is a directory.
     """
+    if write_target.temp_naming.folder is not None and write_target.create_parents:
+        yield from make_folders(write_target.path.parent)  # opening the temporary file creates only its own directory
     resume_state.advance(WriteState.STARTED)
     handle, existing = yield from open_new(
         write_target.temp, write_target.path, _NEW, create_parents=write_target.create_parents,

@@ -528,7 +528,7 @@ def test_a_failed_write_leaves_neither_file_nor_temporary_file(connect: Connect,
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        (SFTPUploadOperator, {"source", "pattern", "target", "rename", "sftp_conn_id"}),
+        (SFTPUploadOperator, {"source", "pattern", "target", "rename", "sftp_conn_id", "temp_folder"}),
         (SFTPDownloadOperator, {"source", "pattern", "target", "rename", "sftp_conn_id"}),
         (SFTPMoveOperator, {"source", "pattern", "target", "rename", "sftp_conn_id"}),
         (SFTPDeleteOperator, {"path", "pattern", "sftp_conn_id"}),

@@ -50,6 +50,26 @@ def test_transfers_set_modes_and_keep_times(remote: Path, local: Path, tmp_path:
         upload("a", "b", mode=640)
 
 
+def test_unfinished_uploads_have_the_specified_names(remote: Path, local: Path, store: str) -> None:
+    ObjectStoragePath(f"{store}/b.csv").write_bytes(b"object")
+    names: list[str] = []
+    state = State()
+    put = state.set
+
+    def note(key: str, value: object, **options: object) -> None:
+        names.extend(path.relative_to(remote).as_posix() for path in remote.rglob(".*"))
+        put(key, value, **options)
+
+    state.set = note  # type: ignore[method-assign] # called just before the renames
+    sources = [f"{local}/a.csv", f"{store}/b.csv"]
+    run(upload(sources, "out/", temp_suffix=".tmp", temp_folder="work/"), state=state)
+    assert [name.rpartition("/")[0] for name in names] == ["work", "work"]
+    assert [name.endswith(".part.tmp") for name in names] == [True, True]
+    assert read_files(remote) == {"out/a.csv": b"one", "out/b.csv": b"object"}
+    with pytest.raises(ValueError, match="temp_suffix must be a suffix"):
+        upload("a", "b", temp_suffix="tmp")
+
+
 def test_a_retry_recognises_files_with_kept_times(remote: Path, local: Path, tmp_path: Path) -> None:
     os.utime(local / "a.csv", (1_000_000_001, 1_000_000_001))
     sent, fetched = State(), State()

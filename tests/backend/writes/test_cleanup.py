@@ -6,7 +6,7 @@ import pytest
 
 from airflow_sftp_backend import BackendUnavailable
 from airflow_sftp_backend.backend._paths import STALE_SECONDS, RemotePath, temp_or_backup_digest
-from airflow_sftp_backend.backend._writes.cleanup import TempsByDigest, remove_stale_temps, roll_back
+from airflow_sftp_backend.backend._writes.cleanup import TempsByDigest, remove_stale_temps, roll_back, temps_of
 from airflow_sftp_backend.backend._writes.rename import rename
 from tests.support.atomic_writes import AT, NEW, OLD, SOURCE, TARGET, THEIRS, memory_server, write_target
 from tests.support.memory_server import FAILURES, MemoryServer, Renames
@@ -54,7 +54,8 @@ def test_only_stale_temporary_files_of_the_same_target_are_removed() -> None:
     stale, young, other = TARGET.temp("1" * 12), TARGET.temp("2" * 12), AT("in/other").temp("3" * 12)
     server = MemoryServer({"/in": None, stale.native: b"", young.native: b"", other.native: b""})
     listed = by_digest((stale, now - STALE_SECONDS - 1), (young, now - STALE_SECONDS), (other, 1))
-    server.run(remove_stale_temps(TARGET, listed, now))
+    temps = temps_of(write_target(overwrite=True), {TARGET.parent: listed})
+    server.run(remove_stale_temps(TARGET, temps, now))
     assert sorted(server.content()) == sorted([young.native, other.native])
 
 
@@ -62,5 +63,5 @@ def test_a_temporary_file_written_since_the_listing_is_not_removed() -> None:
     listed, now = 1_000_000 - 2 * STALE_SECONDS, 1_000_000 + 60  # the server says 1,000,000 of every file
     living = TARGET.temp("1" * 12)
     server = MemoryServer({"/in": None, living.native: b"half"})
-    server.run(remove_stale_temps(TARGET, by_digest((living, listed)), now))
+    server.run(remove_stale_temps(TARGET, [(living, listed)], now))
     assert server.content() == {living.native: b"half"}
