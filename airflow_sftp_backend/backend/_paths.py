@@ -164,7 +164,7 @@ class TempNaming:
     folder: RemotePath | None = None
 
     def temp(self, target: RemotePath, token: str) -> RemotePath:
-        """Return the path of a temporary file of a target, for the writer ``token``."""
+        """Return the path of a target's temporary file for the writer ``token``."""
         name = temp_name(target.name, token, f"part{self.suffix}", digest=self.digest(target))
         return self.directory(target).entry(name)
 

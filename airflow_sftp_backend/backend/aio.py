@@ -287,6 +287,7 @@ class SyncBackendAdapter:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
     ) -> WriteResult:
         """See `SFTPBackend.upload`; ``progress`` is called on the adapter's thread."""
         call = partial(
@@ -299,6 +300,7 @@ class SyncBackendAdapter:
             mode=mode,
             temp_suffix=temp_suffix,
             temp_folder=temp_folder,
+            direct=direct,
         )
         return await self._call(call, local, path, overwrite, verify=verify, progress=progress)
 
@@ -318,6 +320,7 @@ class SyncBackendAdapter:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -338,6 +341,7 @@ class SyncBackendAdapter:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...
@@ -357,6 +361,7 @@ class SyncBackendAdapter:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -375,6 +380,7 @@ class SyncBackendAdapter:
             mode=mode,
             temp_suffix=temp_suffix,
             temp_folder=temp_folder,
+            direct=direct,
             return_exceptions=return_exceptions,
             before_rename=before_rename,
         )

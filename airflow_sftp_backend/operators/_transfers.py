@@ -25,6 +25,7 @@ class TempOptions(TypedDict, total=False):
 
     temp_suffix: str | None
     temp_folder: str | None
+    direct: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,7 @@ class TransferOptions:
     :ivar keep_times: give each target the time of its source
     :ivar temp_suffix: end of the names of unfinished files on the server
     :ivar temp_folder: directory of unfinished files on the server
+    :ivar direct: write local files under their final names
     """
 
     overwrite: bool
@@ -55,6 +57,7 @@ class TransferOptions:
     keep_times: bool = False
     temp_suffix: str | None = None
     temp_folder: str | None = None
+    direct: bool = False
 
 
 def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
@@ -78,6 +81,7 @@ def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: T
         keep_times=options.keep_times,
         temp_suffix=options.temp_suffix,
         temp_folder=options.temp_folder,
+        direct=options.direct,
         return_exceptions=True,
         before_rename=options.before_rename,
     )

@@ -13,7 +13,7 @@ from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.backend._paths import check_temp_suffix
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
-from ._object_storage import FileState, local_state
+from ._object_storage import FileState, is_url, local_state
 from ._planning import TransferItem, existing_files, find_local_files, plan_uploads
 from ._retry_state import RetryState
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
@@ -59,6 +59,8 @@ class SFTPUploadOperator(TransferOperator):
     :param temp_suffix: end of the names of unfinished files, such as ``.tmp``, for readers that ignore such names
     :param temp_folder: directory for unfinished files, relative to the connection's base path and on the file system of
         the target. (templated)
+    :param direct: write local files under their final names, for servers that forbid renames. Readers can see partial
+        content, an interrupted upload does not resume, and after a failure neither the old nor the new file exists.
     :param dry_run: return the planned results, send nothing
     :param kwargs: arguments of ``BaseOperator``
     """
@@ -70,10 +72,20 @@ class SFTPUploadOperator(TransferOperator):
 
     template_fields: Sequence[str] = (*TransferOperator.template_fields, "temp_folder")
 
-    def __init__(self, *, temp_suffix: str | None = None, temp_folder: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
+        direct: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.temp_suffix = temp_suffix
         self.temp_folder = temp_folder
+        self.direct = direct
+        if direct and (temp_suffix is not None or temp_folder is not None):
+            raise InvalidArgument("direct writes under the final names; omit temp_suffix and temp_folder")
         if temp_suffix is not None:
             try:
                 check_temp_suffix(temp_suffix)
@@ -82,13 +94,15 @@ class SFTPUploadOperator(TransferOperator):
 
     def _temp_options(self) -> TempOptions:
         folder = None if self.temp_folder is None else parse_target(self.temp_folder, "temp_folder")
-        return {"temp_suffix": self.temp_suffix, "temp_folder": folder}
+        return {"temp_suffix": self.temp_suffix, "temp_folder": folder, "direct": self.direct}
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
         selection = self._parse_selection(backend, end="local")
         matched, failures = find_local_files(selection, self._filters, none_ok=self._limits.has_time)
+        if self.direct and any(is_url(file.path) for file in matched):
+            raise InvalidArgument("direct applies to local files, but the source has URLs")
         files, undecided = self._within_limits(matched, lambda file: file)
         by_path = {file.path: file for file in files}
         items = plan_uploads(files, selection, target, self._rename_template(retry_state))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -10,16 +11,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar, overload
 
+from airflow_sftp_backend.backend._files.writing import remove_quietly
+from airflow_sftp_backend.backend._paths import BESIDE_TARGET
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._transfers import local_transfer
 from airflow_sftp_backend.backend._transfers.comparison import same_samples
+from airflow_sftp_backend.backend._transfers.direct_upload import DirectUpload
 from airflow_sftp_backend.backend._transfers.local_files import NewFileModes
 from airflow_sftp_backend.backend._writes.backups import with_backup_restored
 from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
-from airflow_sftp_backend.backend._writes.write_target import Verify
+from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
 from airflow_sftp_backend.backend.config import check_channels, check_mode
-from airflow_sftp_backend.backend.errors import SFTPBackendError
+from airflow_sftp_backend.backend.errors import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend.models import BeforeRename, Progress, WriteResult
 
 from .executor import (
@@ -35,6 +39,7 @@ from .executor import (
 from .path_resolver import PathResolver, with_path_in_errors
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 
 class FileTransfers:
@@ -203,6 +208,7 @@ class FileTransfers:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
     ) -> WriteResult:
         """Upload a file.
 
@@ -227,6 +233,8 @@ class FileTransfers:
         :param temp_suffix: end of the name of the unfinished file, such as ``".tmp"``, for readers that ignore it
         :param temp_folder: the key of a directory for the unfinished file, on the file system of the target; created if
             it is missing, unless ``create_parents`` is False
+        :param direct: write under the final name, for servers that forbid renames. Readers can see partial content, an
+            interrupted upload does not resume, and after a failure neither the old nor the new file exists.
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
@@ -236,7 +244,7 @@ class FileTransfers:
         (outcome,) = self.upload_many(
             [(local, path)], overwrite, verify=verify, progress=progress, create_parents=create_parents,
             channels=channels, resume_key=resume_key, digest=digest, keep_times=keep_times, mode=mode,
-            temp_suffix=temp_suffix, temp_folder=temp_folder, return_exceptions=True,
+            temp_suffix=temp_suffix, temp_folder=temp_folder, direct=direct, return_exceptions=True,
         )  # fmt: skip
         return unwrap(outcome)
 
@@ -256,6 +264,7 @@ class FileTransfers:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
         return_exceptions: Literal[False] = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult]: ...
@@ -276,6 +285,7 @@ class FileTransfers:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
         return_exceptions: bool,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult | SFTPBackendError | OSError]: ...
@@ -295,6 +305,7 @@ class FileTransfers:
         mode: int | None = None,
         temp_suffix: str | None = None,
         temp_folder: str | None = None,
+        direct: bool = False,
         return_exceptions: bool = False,
         before_rename: BeforeRename | None = None,
     ) -> list[WriteResult] | list[WriteResult | SFTPBackendError | OSError]:
@@ -312,6 +323,7 @@ class FileTransfers:
         :param mode: permission bits of each file, as for `upload`
         :param temp_suffix: as for `upload`
         :param temp_folder: as for `upload`
+        :param direct: as for `upload`; ``before_rename`` is then called with the complete files at the end
         :param return_exceptions: put failures into the result instead of raising them
         :param before_rename: called with complete files before they are renamed, once for several files; an exception
             ends the call
@@ -327,17 +339,50 @@ class FileTransfers:
         if mode is not None:
             check_mode(mode)
 
-        def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
-            write_target = self._resolver.write_target(pair[1], overwrite, verify, temp_naming)
-            write_target = replace(
-                write_target, create_parents=create_parents, channels=channels, rename_group=rename_group, mode=mode
+        def target_of(path: str) -> WriteTarget:
+            write_target = self._resolver.write_target(path, overwrite, verify, temp_naming)
+            return replace(write_target, create_parents=create_parents, channels=channels, mode=mode)
+
+        if direct:
+            if temp_naming != BESIDE_TARGET:
+                raise ValueError("direct writes under the final name: pass neither temp_suffix nor temp_folder")
+            uploads, errors = split_invalid(
+                pairs, lambda pair: DirectUpload(target_of(pair[1]), pair[0], progress, digest, keep_times)
             )
+            outcomes = merge_outcomes(self._upload_directly(uploads, before_rename), errors)
+            return raise_or_return(outcomes, "uploads", return_exceptions)
+
+        def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
+            write_target = replace(target_of(pair[1]), rename_group=rename_group)
             upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest, keep_times)
             return WriteJob(write_target, upload, verify != "none", upload.transfer_size, upload.resume_state)
 
         jobs, errors = split_invalid(pairs, job)
         check_distinct([job.target.path.key for job in jobs])
         return raise_or_return(merge_outcomes(self._run_jobs(jobs), errors), "uploads", return_exceptions)
+
+    def _upload_directly(
+        self, uploads: list[DirectUpload], before_rename: BeforeRename | None
+    ) -> list[WriteResult | SFTPBackendError | OSError]:
+        check_distinct([upload.target.path.key for upload in uploads])
+
+        def send(scheduler: SFTPScheduler) -> list[WriteResult | SFTPBackendError | OSError]:
+            return scheduler.run_many(with_path_in_errors(each.target.path, each(scheduler)) for each in uploads)
+
+        def remove(scheduler: SFTPScheduler) -> None:
+            scheduler.run_many(remove_quietly(each.target.path) for each in uploads if each.is_partial)
+
+        outcomes = self._session.call(send) if uploads else []
+        lost = any(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
+        if lost and any(upload.is_partial for upload in uploads):
+            try:
+                self._session.call(remove, attempts=1, cleanup=True)
+            except BackendUnavailable as error:
+                names = ", ".join(repr(upload.target.path.native) for upload in uploads if upload.is_partial)
+                logger.warning("incomplete files may remain under their final names (%s): %s", names, error)
+        if before_rename is not None and (prepared := [each.prepared for each in uploads if each.prepared]):
+            before_rename(prepared)
+        return [self._resolver.with_server(outcome) for outcome in outcomes]
 
     @overload
     def same_samples_many(

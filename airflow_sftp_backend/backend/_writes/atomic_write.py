@@ -172,6 +172,58 @@ def _open_temp_file(
             report_resumed(progress, resume_state.transferred_bytes)
 
 
+def finish_content(
+    scheduler: SFTPScheduler,
+    write_target: WriteTarget,
+    resume_state: ResumeState,
+    writer: PipelinedWriter,
+    source: UploadSource | None,
+    progress: Progress | None = None,
+    *,
+    is_direct: bool = False,
+) -> Operation[tuple[Attributes, bool]]:
+    """Close the open file of a write, and verify its content.
+
+    :param scheduler: the connection
+    :param write_target: the target
+    :param resume_state: the open file
+    :param writer: the writer of the file
+    :param source: the content sent, for ``verify="sha256"`` and to verify files opened more than once
+    :param progress: called with bytes read back
+    :param is_direct: the file has its final name already
+    :returns: the attributes of the file as far as requested, and whether the target has a backup
+    :raises TransferCorrupted: if the file on the server is not the content sent
+    :raises AlreadyExists: if the target exists and must not be replaced
+    :raises StatusError: if the server refuses a request
+    """
+    yield from writer.merge_channels()
+    mode_reply = yield from send_mode(scheduler, write_target, resume_state)
+    stat_reply = (yield from send(FStat(resume_state.handle))) if write_target.verify != "none" else None
+    close_reply = yield from send(Close(resume_state.handle))
+    resume_state.advance(WriteState.SENT)
+    in_order = scheduler.traits.handles_requests_in_order
+    time_reply = (yield from send_time(scheduler, write_target)) if in_order else None
+    # sent before waiting for the data, so that the checks need no additional round trip
+    target_checks = None if is_direct else (yield from send_target_checks(scheduler, write_target))
+    yield from writer.drain()
+    written = Attributes() if stat_reply is None else (yield from _attributes(stat_reply))
+    yield from reply(close_reply)
+    if not in_order:
+        time_reply = yield from send_time(scheduler, write_target)
+    yield from await_mode(scheduler, write_target, resume_state.existing, mode_reply)
+    yield from await_time(scheduler, write_target, resume_state, time_reply)
+    yield from verify_mode(write_target, written)
+    if write_target.verify != "none":
+        yield from _verify_size(write_target, writer.offset, written.size)
+    if source is not None:
+        yield from verify_reopened(scheduler, write_target, resume_state, source)
+    if write_target.verify == "sha256" and source is not None:
+        yield from _verify_digest(scheduler, write_target, source.digest, writer.offset, progress)
+    if target_checks is None:
+        return written, False
+    return written, (yield from await_target_checks(scheduler, write_target, target_checks))
+
+
 def commit(
     scheduler: SFTPScheduler,
     write_target: WriteTarget,
@@ -196,30 +248,7 @@ def commit(
     :raises AlreadyExists: if the target exists and must not be replaced
     :raises StatusError: if the server refuses a request
     """
-    yield from writer.merge_channels()
-    mode_reply = yield from send_mode(scheduler, write_target, resume_state)
-    stat_reply = (yield from send(FStat(resume_state.handle))) if write_target.verify != "none" else None
-    close_reply = yield from send(Close(resume_state.handle))
-    resume_state.advance(WriteState.SENT)
-    in_order = scheduler.traits.handles_requests_in_order
-    time_reply = (yield from send_time(scheduler, write_target)) if in_order else None
-    # sent before waiting for the data, so that the checks need no additional round trip
-    target_checks = yield from send_target_checks(scheduler, write_target)
-    yield from writer.drain()
-    written = Attributes() if stat_reply is None else (yield from _attributes(stat_reply))
-    yield from reply(close_reply)
-    if not in_order:
-        time_reply = yield from send_time(scheduler, write_target)
-    yield from await_mode(scheduler, write_target, resume_state.existing, mode_reply)
-    yield from await_time(scheduler, write_target, resume_state, time_reply)
-    yield from verify_mode(write_target, written)
-    if write_target.verify != "none":
-        yield from _verify_size(write_target, writer.offset, written.size)
-    if source is not None:
-        yield from verify_reopened(scheduler, write_target, resume_state, source)
-    if write_target.verify == "sha256" and source is not None:
-        yield from _verify_digest(scheduler, write_target, source.digest, writer.offset, progress)
-    has_backup = yield from await_target_checks(scheduler, write_target, target_checks)
+    written, has_backup = yield from finish_content(scheduler, write_target, resume_state, writer, source, progress)
     if write_target.rename_group is not None:
         digest = None if source is None else source.digest
         mtime = written.mtime if resume_state.kept_mtime is None else resume_state.kept_mtime

@@ -9,9 +9,11 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException
 
+from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State
 from tests.support.airflow.operators import download, run, upload
 from tests.support.files import read_files, write_files
+from tests.support.servers import RefusesRename
 
 
 @pytest.fixture
@@ -68,6 +70,22 @@ def test_unfinished_uploads_have_the_specified_names(remote: Path, local: Path, 
     assert read_files(remote) == {"out/a.csv": b"one", "out/b.csv": b"object"}
     with pytest.raises(ValueError, match="temp_suffix must be a suffix"):
         upload("a", "b", temp_suffix="tmp")
+
+
+def test_direct_uploads_need_no_rename(connect: Connect, local: Path, store: str) -> None:
+    with RefusesRename() as server:
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path)
+        state = State()
+        for attempt, action in ((1, "uploaded"), (2, "uploaded by an earlier attempt")):
+            rows = run(upload(local / "a.csv", "out/", direct=True), try_number=attempt, state=state)
+            assert [row["action"] for row in rows] == [action]
+        assert read_files(folder.path) == {"out/a.csv": b"one"}
+        ObjectStoragePath(f"{store}/b").write_bytes(b"object")
+        with pytest.raises(AirflowFailException, match="direct applies to local files, but the source has URLs"):
+            run(upload(f"{store}/b", "out/", direct=True))
+    with pytest.raises(ValueError, match="direct writes under the final names; omit temp_suffix and temp_folder"):
+        upload("a", "b", direct=True, temp_suffix=".tmp")
 
 
 def test_a_retry_recognises_files_with_kept_times(remote: Path, local: Path, tmp_path: Path) -> None:

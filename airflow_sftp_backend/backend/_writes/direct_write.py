@@ -1,0 +1,62 @@
+"""Write files directly under their final names.
+
+For servers that forbid renames. Readers can see partial content, and a failed write leaves no file: an incomplete file
+is removed, and the old content is lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter, UploadSource, write_source
+from airflow_sftp_backend.backend._files.writing import open_new, remove_quietly
+from airflow_sftp_backend.backend._protocol.codec import OpenFlag
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
+from airflow_sftp_backend.backend._protocol.striping import StripedFile
+from airflow_sftp_backend.backend.errors import StatusError, from_status
+from airflow_sftp_backend.backend.models import PreparedFile, Progress
+
+from .atomic_write import finish_content
+from .write_state import ResumeState, WriteState
+from .write_target import WriteTarget
+
+
+def write_directly(
+    scheduler: SFTPScheduler,
+    write_target: WriteTarget,
+    source: UploadSource,
+    resume_state: ResumeState,
+    progress: Progress | None = None,
+) -> Operation[PreparedFile]:
+    """Write ``source`` under the final name of its target.
+
+    :param scheduler: the connection
+    :param write_target: the target; its temporary file is not used
+    :param source: the content
+    :param resume_state: a new state; tells afterwards whether the file was opened
+    :param progress: called with acknowledged bytes
+    :returns: the complete and verified file
+    :raises SFTPBackendError: AlreadyExists, InvalidPath, TransferCorrupted and others
+    """
+    path = write_target.path
+    write_target = replace(write_target, temp=path)
+    flags = OpenFlag.WRITE | OpenFlag.CREATE | (OpenFlag.TRUNCATE if write_target.overwrite else OpenFlag.EXCLUSIVE)
+    resume_state.advance(WriteState.STARTED)
+    handle, _ = yield from open_new(path, path, flags, write_target.create_parents)
+    resume_state.opened(handle, None, resumed=False)
+    is_complete = False
+    try:
+        striped_file = StripedFile(scheduler, path, handle, size=None, channels=1)
+        writer = PipelinedWriter(striped_file, (yield from scheduler.server_limits()).write, progress=progress)
+        yield from write_source(source, writer)
+        written, _ = yield from finish_content(
+            scheduler, write_target, resume_state, writer, source, progress, is_direct=True
+        )
+        is_complete = True
+    except StatusError as refused:
+        raise from_status(refused, "cannot write", path.key) from None
+    finally:
+        if not is_complete:
+            yield from remove_quietly(path, resume_state.open_handle)
+    mtime = written.mtime if resume_state.kept_mtime is None else resume_state.kept_mtime
+    return PreparedFile(path.key, path.name, writer.offset, mtime, source.digest)
