@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, Literal, TypeVar, cast, overload
@@ -32,7 +31,6 @@ from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import with_backup_restored
-from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
 from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
 
@@ -47,8 +45,6 @@ from .config import (
     HostKeyPolicy,
     RetryPolicy,
     Secret,
-    check_mode,
-    epoch_seconds,
     wrap_secrets,
 )
 from .errors import CapabilityNotSupported, SFTPBackendError
@@ -375,17 +371,10 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
             not a number from 0 to 0o7777
         """
         check_verify(verify)
-        if mode is not None:
-            check_mode(mode)
         source = self._upload_source(path, content, metadata, hashed=verify == "sha256")
-        write_target = replace(
-            self._resolver.write_target(
-                path, overwrite, verify, self._resolver.temp_naming(temp_suffix, temp_folder)
-            ),
-            create_parents=create_parents, rename_group=create_rename_group(before_rename),
-            mtime=None if modified_at is None else epoch_seconds("modified_at", modified_at),
-            mode=mode,
-        )  # fmt: skip
+        write_target = self._resolver.atomic_target(
+            path, overwrite, verify, create_parents, modified_at, mode, before_rename, temp_suffix, temp_folder
+        )
 
         def operation(scheduler: SFTPScheduler) -> Operation[tuple[WriteResult, int | None]]:
             state = ResumeState()
@@ -434,18 +423,42 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         finally:
             writer.discard()
 
-    def create_atomic(self, path: str, overwrite: bool = False) -> AtomicWriter:
+    def create_atomic(
+        self,
+        path: str,
+        overwrite: bool = False,
+        *,
+        verify: Verify = "size",
+        create_parents: bool = True,
+        modified_at: datetime | None = None,
+        mode: int | None = None,
+        temp_suffix: str | None = None,
+        temp_folder: str | None = None,
+        before_rename: BeforeRename | None = None,
+    ) -> AtomicWriter:
         """Open a file for atomic writing, without a context manager.
 
-        The caller must call ``commit`` or ``discard`` of the file.
+        The caller must call ``commit`` or ``discard`` of the file. Files of several threads are written side by side.
 
         :param path: the key of the file
         :param overwrite: replace an existing file
+        :param verify: as for `write_atomic`
+        :param create_parents: create missing parent directories
+        :param modified_at: as for `write_atomic`
+        :param mode: as for `write_atomic`
+        :param temp_suffix: as for `write_atomic`
+        :param temp_folder: as for `write_atomic`
+        :param before_rename: called when the temporary file is complete
         :returns: the open file, which appears under its name with ``commit``
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
+        :raises ValueError: as for `write_atomic`
         """
-        return AtomicWriter(self._session, self._executor, self._resolver.write_target(path, overwrite, "size"))
+        check_verify(verify)
+        write_target = self._resolver.atomic_target(
+            path, overwrite, verify, create_parents, modified_at, mode, before_rename, temp_suffix, temp_folder
+        )
+        return AtomicWriter(self._session, self._executor, write_target)
 
     # -- moves and copies ---------------------------------------------------------------------------------------------
 

@@ -159,12 +159,53 @@ def local_state(path: str) -> FileState | None:
         target = object_path(path)
         if not target.is_file():
             return None
-        stat = target.stat()
-        return FileState(stat.st_size, stat.st_mtime or None)
+        return _object_state(target.stat())
     if not os.path.isfile(path):
         return None
     state = os.stat(path)
     return FileState(state.st_size, state.st_mtime)
+
+
+def local_states(paths: Sequence[str]) -> dict[str, FileState]:
+    """Return the states of local files or objects.
+
+    The objects of a directory are listed once.
+
+    :param paths: local paths and URLs
+    :returns: the state of each existing file
+    """
+    directories: dict[str, list[str]] = {}
+    for path in paths:
+        if is_url(path):
+            directories.setdefault(path.rpartition("/")[0], []).append(path)
+    listed = {path for urls in directories.values() if len(urls) > 1 for path in urls}
+    states = {path: state for path in paths if path not in listed and (state := local_state(path)) is not None}
+    for urls in directories.values():
+        if len(urls) > 1:
+            states |= _listed_states(urls)
+    return states
+
+
+def _listed_states(urls: Sequence[str]) -> dict[str, FileState]:
+    """Return the states of objects of one directory, from one listing."""
+    objects = {object_path(url).path.strip("/"): url for url in urls}
+    directory = object_path(urls[0]).parent
+    directory.fs.invalidate_cache(directory.path)
+    try:
+        entries = cast("list[dict[str, Any]]", directory.fs.ls(directory.path, detail=True))
+    except FileNotFoundError:
+        return {}
+    states: dict[str, FileState] = {}
+    for entry in entries:
+        url = objects.get(entry["name"].strip("/"))
+        if url is not None and entry["type"] == "file":
+            states[url] = _object_state(entry)
+    return states
+
+
+def _object_state(info: Mapping[str, Any]) -> FileState:
+    modified_at = time_of_object(info)
+    return FileState(info.get("size"), None if modified_at is None else modified_at.timestamp())
 
 
 def is_up_to_date(source: FileState | None, target: FileState) -> bool:
@@ -245,7 +286,8 @@ class SizeCheckedStream:
         self._stream = stream
         self._size = size
         self._key = key
-        self._count = 0
+        self.count = 0
+        """Bytes read so far."""
         self._hash = hashlib.sha256()
 
     @property
@@ -261,9 +303,9 @@ class SizeCheckedStream:
         :raises TransferCorrupted: if the stream is shorter or longer than expected
         """
         data = self._stream.read(size)
-        self._count += len(data)
-        if self._size is not None and (self._count > self._size or (not data and self._count < self._size)):
-            message = f"read {self._count} bytes from the source, expected {self._size}; the target is unchanged"
+        self.count += len(data)
+        if self._size is not None and (self.count > self._size or (not data and self.count < self._size)):
+            message = f"read {self.count} bytes from the source, expected {self._size}; the target is unchanged"
             raise TransferCorrupted(message, path=self._key)
         self._hash.update(data)
         return data
@@ -279,7 +321,7 @@ def upload_object(
     verify: Verify,
     create_parents: bool,
     mode: int | None,
-    keep_times: bool,
+    modified_at: datetime | None,
     temp_suffix: str | None,
     temp_folder: str | None,
     progress: Progress,
@@ -295,7 +337,7 @@ def upload_object(
     :param verify: verification after the transfer
     :param create_parents: create missing parent directories
     :param mode: permission bits of the target; None for the usual ones
-    :param keep_times: give the target the time of the object, if the store reports one
+    :param modified_at: time of the target; None for the time of the upload
     :param temp_suffix: end of the name of the unfinished file
     :param temp_folder: directory of the unfinished file
     :param progress: receives the transferred bytes
@@ -310,12 +352,19 @@ def upload_object(
                 if before_rename is not None:
                     before_rename([replace(file, digest=content.digest) for file in files])
 
-            written = backend.write_atomic(
-                key, content, overwrite=overwrite, verify=verify, progress=progress, create_parents=create_parents,
-                mode=mode, modified_at=time_of_object(object_path(url).stat()) if keep_times else None,
-                temp_suffix=temp_suffix, temp_folder=temp_folder, before_rename=record,
+            writer = backend.create_atomic(
+                key, overwrite, verify=verify, create_parents=create_parents, mode=mode, modified_at=modified_at,
+                temp_suffix=temp_suffix, temp_folder=temp_folder,
+                before_rename=None if before_rename is None else record,
             )  # fmt: skip
-            return replace(written, digest=content.digest)
+            try:
+                while block := content.read(_BLOCK_SIZE):
+                    writer.write(block)
+                    progress(len(block))
+                last_modified = writer.commit()
+            finally:
+                writer.discard()
+            return WriteResult(key, content.count, digest=content.digest, last_modified=last_modified)
     except SFTPBackendError as error:
         return error
     except OSError as error:

@@ -48,12 +48,13 @@ LocalEnd: TypeAlias = Literal["source", "target"]
 class TransferItem:
     """Describe the transfer of one file.
 
-    The size is in bytes, if known.
+    The size is in bytes, if known, and the time is that of the source of an upload.
     """
 
     source: str
     target: str
     size: int | None = None
+    modified_at: datetime | None = field(default=None, compare=False)
 
 
 def make_result(item: TransferItem, local_end: LocalEnd, size: int | None, action: Action) -> FileResult:

@@ -1,13 +1,15 @@
 """Transfer planned files.
 
-Local files are transferred side by side, objects one after the other.
+Local files are transferred side by side by the backend, objects side by side in threads.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
 from airflow_sftp_backend.backend import BeforeRename
@@ -15,6 +17,7 @@ from airflow_sftp_backend.backend._transfers.local_files import add_both_paths
 
 from ._object_storage import Outcome, Verify, download_object, is_url, upload_object
 from ._planning import TransferItem
+from ._worker_threads import WorkerThreads
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import Progress, SFTPBackend
@@ -86,24 +89,32 @@ def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: T
         before_rename=options.before_rename,
     )
     results: dict[TransferItem, Outcome] = dict(zip(local, outcomes, strict=True))
-    for item in items:
-        if is_url(item.source):
-            results[item] = upload_object(
-                backend,
-                item.source,
-                item.target,
-                item.size,
-                overwrite=options.overwrite,
-                verify=options.verify,
-                create_parents=options.create_parents,
-                mode=options.mode,
-                keep_times=options.keep_times,
-                temp_suffix=options.temp_suffix,
-                temp_folder=options.temp_folder,
-                progress=options.progress,
-                before_rename=options.before_rename,
-            )
+    objects = [item for item in items if is_url(item.source)]
+    results |= zip(objects, _upload_objects(backend, objects, options), strict=True)
     return [results[item] for item in items]
+
+
+def _upload_objects(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
+    """Upload objects side by side."""
+
+    def upload(item: TransferItem, workers: WorkerThreads[Outcome]) -> Outcome:
+        return upload_object(
+            backend,
+            item.source,
+            item.target,
+            item.size,
+            overwrite=options.overwrite,
+            verify=options.verify,
+            create_parents=options.create_parents,
+            mode=options.mode,
+            modified_at=item.modified_at if options.keep_times else None,
+            temp_suffix=options.temp_suffix,
+            temp_folder=options.temp_folder,
+            progress=_WorkerProgress(workers, options.progress),
+            before_rename=_record_in_task(workers, options.before_rename),
+        )
+
+    return WorkerThreads([partial(upload, item) for item in items]).run()
 
 
 def download_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
@@ -131,18 +142,48 @@ def download_items(backend: SFTPBackend, items: Sequence[TransferItem], options:
         before_rename=options.before_rename,
     )
     results |= zip(local, outcomes, strict=True)
-    for item in items:
-        if is_url(item.target):
-            results[item] = download_object(
-                backend,
-                item.source,
-                item.target,
-                overwrite=options.overwrite,
-                verify=options.verify,
-                progress=options.progress,
-                before_rename=options.before_rename,
-            )
+    objects = [item for item in items if is_url(item.target)]
+    results |= zip(objects, _download_objects(backend, objects, options), strict=True)
     return [results[item] for item in items]
+
+
+def _download_objects(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
+    """Download files to objects side by side."""
+
+    def download(item: TransferItem, workers: WorkerThreads[Outcome]) -> Outcome:
+        return download_object(
+            backend,
+            item.source,
+            item.target,
+            overwrite=options.overwrite,
+            verify=options.verify,
+            progress=_WorkerProgress(workers, options.progress),
+            before_rename=_record_in_task(workers, options.before_rename),
+        )
+
+    return WorkerThreads([partial(download, item) for item in items]).run()
+
+
+class _WorkerProgress:
+    """Report the progress of a worker, and stop the worker if the task ends."""
+
+    _lock = threading.Lock()
+
+    def __init__(self, workers: WorkerThreads[Outcome], progress: Progress) -> None:
+        self._workers = workers
+        self._progress = progress
+
+    def __call__(self, gained: int, /) -> None:
+        self._workers.check()
+        with self._lock:
+            self._progress(gained)
+
+
+def _record_in_task(workers: WorkerThreads[Outcome], before_rename: BeforeRename | None) -> BeforeRename | None:
+    """Let the thread of the task record files, because it makes all requests to Airflow."""
+    if before_rename is None:
+        return None
+    return lambda files: workers.call_in_task(partial(before_rename, files))
 
 
 def _make_parents(

@@ -13,7 +13,7 @@ from airflow_sftp_backend._path_arguments import Selection, parse_target
 from airflow_sftp_backend.progress import pluralize_files
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
-from ._object_storage import FileState, is_url, local_state
+from ._object_storage import FileState, is_url, local_states
 from ._planning import RemoteMatch, match_remote, missing_error, plan_downloads
 from ._retry_state import RetryState
 from ._taken_files import TakenFiles, find_asset
@@ -89,9 +89,9 @@ class SFTPDownloadOperator(TransferOperator):
         planned = plan_downloads(files, selection, target, self._rename_template(retry_state))
         items, not_utf8_targets = drop_non_utf8(planned, lambda item: (item.source, item.target))
         infos = {file.info.path: file.info for file in files}
-        target_states = {item.target: local_state(item.target) for item in items}
-        targets = {target for target, state in target_states.items() if state is not None}
-        states = {item: (FileState.of_remote(infos[item.source]), target_states[item.target]) for item in items}
+        target_states = local_states([item.target for item in items])
+        targets = set(target_states)
+        states = {item: (FileState.of_remote(infos[item.source]), target_states.get(item.target)) for item in items}
         pending, skipped = self._split_skipped(backend, states)
         pending = self._take_oldest(pending, lambda item: infos[item.source], retry_state)
         failures = [*matches.failures, *undecided, *(missing_error(backend, selection, name) for name in missing)]

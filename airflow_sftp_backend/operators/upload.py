@@ -14,7 +14,7 @@ from airflow_sftp_backend.backend._paths import check_temp_suffix
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_state
-from ._planning import TransferItem, existing_files, find_local_files, plan_uploads
+from ._planning import LocalFile, TransferItem, existing_files, find_local_files, plan_uploads
 from ._retry_state import RetryState
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
 from ._transfers import TempOptions, upload_items
@@ -106,7 +106,10 @@ class SFTPUploadOperator(TransferOperator):
         files, undecided = self._within_limits(matched, lambda file: file)
         by_path = {file.path: file for file in files}
         items = plan_uploads(files, selection, target, self._rename_template(retry_state))
-        items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
+        items = [
+            TransferItem(item.source, backend.resolve(item.target).key, item.size, by_path[item.source].modified_at)
+            for item in items
+        ]
         items, not_utf8 = drop_non_utf8(items, lambda item: (item.source, item.target))
         targets: dict[str, FileState] = {}
         # With "fail" and "replace" the upload itself handles existing targets, which saves a round trip.
@@ -114,7 +117,7 @@ class SFTPUploadOperator(TransferOperator):
             existing = existing_files(backend, [item.target for item in items])
             targets = {path: FileState.of_remote(info) for path, info in existing.items()}
         states = {
-            item: (local_state(item.source) if item.target in targets else None, targets.get(item.target))
+            item: (_source_state(by_path[item.source]) if item.target in targets else None, targets.get(item.target))
             for item in items
         }  # fmt: skip
         pending, skipped = self._split_skipped(backend, states)
@@ -143,3 +146,10 @@ class SFTPUploadOperator(TransferOperator):
             done = {item: plan.versions[item] for item in completed}
             retry_state.transfers.record_completed(done, completed, declined)
         return [*plan.skipped, *completed.values()], failures
+
+
+def _source_state(file: LocalFile) -> FileState | None:
+    """Return the state of a source; that of an object is known from its listing."""
+    if not is_url(file.path):
+        return local_state(file.path)
+    return FileState(file.size, None if file.modified_at is None else file.modified_at.timestamp())

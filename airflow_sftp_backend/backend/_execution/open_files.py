@@ -15,7 +15,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from airflow_sftp_backend.backend._files.attributes import close_quietly
-from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter
+from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter, UploadSource
 from airflow_sftp_backend.backend._files.reading import explain_read_failure, open_for_reading
 from airflow_sftp_backend.backend._files.writing import remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath
@@ -331,6 +331,7 @@ class AtomicWriter(io.RawIOBase):
         self._scheduler: SFTPScheduler | None = None
         self._finished = False
         self._process_id = os.getpid()
+        self._content = UploadSource(b"", with_digest=True) if target.verify == "sha256" else None
         try:
             session.call(self._open)
         except BaseException:
@@ -361,6 +362,8 @@ class AtomicWriter(io.RawIOBase):
         if self.closed:
             raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
+        if self._content is not None:
+            self._content.add_to_digest(view)
         self._buffer += view
         whole = len(self._buffer) - len(self._buffer) % self._writer.block_size
         if whole:
@@ -368,11 +371,12 @@ class AtomicWriter(io.RawIOBase):
             self._run(self._writer.write(memoryview(blocks)))
         return len(view)
 
-    def commit(self) -> None:
+    def commit(self) -> datetime | None:
         """Rename the complete file to its target, and close it.
 
         After a failure the target is as before.
 
+        :returns: the server's time of the file in UTC, None if unknown
         :raises AlreadyExists: if the name is taken
         :raises TransferCorrupted: if the size on the server differs
         :raises BackendUnavailable: if the connection was lost since the file was opened
@@ -385,6 +389,7 @@ class AtomicWriter(io.RawIOBase):
             committed = True
             if mtime is not None:
                 self._executor.clean_up(self._target.path, mtime)
+            return utc(mtime)
         finally:
             self._finish(committed=committed)
 
@@ -436,7 +441,7 @@ class AtomicWriter(io.RawIOBase):
         """Send the buffer and commit the file."""
         assert self._scheduler is not None
         yield from self._writer.write(memoryview(self._buffer))
-        return (yield from commit(self._scheduler, self._target, self._state, self._writer, None))
+        return (yield from commit(self._scheduler, self._target, self._state, self._writer, self._content))
 
     def _run(self, operation: Operation[_T]) -> _T:
         """Run an operation on the connection of the file."""

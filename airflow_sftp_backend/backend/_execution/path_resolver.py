@@ -5,6 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from airflow_sftp_backend.backend._paths import (
@@ -17,8 +19,11 @@ from airflow_sftp_backend.backend._paths import (
     has_control_character,
 )
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
+from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
 from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
+from airflow_sftp_backend.backend.config import check_mode, epoch_seconds
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, SFTPBackendError
+from airflow_sftp_backend.backend.models import BeforeRename
 
 T = TypeVar("T")
 
@@ -90,6 +95,28 @@ class PathResolver:
         if suffix is not None:
             check_temp_suffix(suffix)
         return TempNaming(suffix or "", None if folder is None else self.resolve(folder))
+
+    def atomic_target(
+        self,
+        path: str,
+        overwrite: bool,
+        verify: Verify,
+        create_parents: bool,
+        modified_at: datetime | None,
+        mode: int | None,
+        before_rename: BeforeRename | None,
+        temp_suffix: str | None,
+        temp_folder: str | None,
+    ) -> WriteTarget:
+        """Resolve the target of an atomic write, and check the options of `SFTPBackend.write_atomic`."""
+        if mode is not None:
+            check_mode(mode)
+        return replace(
+            self.write_target(path, overwrite, verify, self.temp_naming(temp_suffix, temp_folder)),
+            create_parents=create_parents, rename_group=create_rename_group(before_rename),
+            mtime=None if modified_at is None else epoch_seconds("modified_at", modified_at),
+            mode=mode,
+        )  # fmt: skip
 
     def annotate_each(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, and add the server to errors of their iterator."""

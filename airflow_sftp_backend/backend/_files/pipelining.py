@@ -85,6 +85,11 @@ class UploadSource:
             self._hash.update(data)
         return data
 
+    def add_to_digest(self, data: memoryview) -> None:
+        """Add bytes to the digest that are sent without `read_block`."""
+        if self._hash is not None:
+            self._hash.update(data)
+
     @property
     def rereadable(self) -> bool:
         """True if `read_at` is supported."""

@@ -110,6 +110,16 @@ def test_a_failure_of_pyarrow_leaves_the_old_file(fs: SFTPBackendFileSystem, par
         pq.read_table("missing.parquet", filesystem=fs)
 
 
+def test_parquet_that_is_replaced_while_it_is_read_is_one_version(fs: SFTPBackendFileSystem, parquet: Path) -> None:
+    with fs.open("table.parquet") as file:
+        source = pq.ParquetFile(file)
+        tables = [source.read_row_group(0)]
+        pq.write_table(TABLE.slice(0, 10), "table.parquet", filesystem=fs)
+        tables += [source.read_row_group(number) for number in range(1, source.num_row_groups)]
+    assert pa.concat_tables(tables).equals(TABLE)
+    assert pq.read_table("table.parquet", filesystem=fs).num_rows == 10
+
+
 @pytest.fixture
 def relayed(
     make_backend: Callable[..., SFTPBackend], server: AsyncsshServer, folder: Folder
