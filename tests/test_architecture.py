@@ -41,7 +41,13 @@ CLASS_USERS: Final = {
     "SSHClient": {"backend/_ssh/", "backend/sync.py"},
     "Transport": {"backend/_ssh/"},
 }
-TRANSLATING: Final = {"_metrics.py", "_state_store.py", "backend/errors.py", "hooks/sftp.py"}
+TRANSLATING: Final = {
+    "_metrics.py",
+    "_state_store.py",
+    "backend/errors.py",
+    "hooks/sftp.py",
+    "operators/_worker_threads.py",
+}
 FILE_NAME_ATTRIBUTES: Final = {"key", "native", "native_path", "path", "source", "target"}
 
 
