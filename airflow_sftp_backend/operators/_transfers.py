@@ -165,7 +165,7 @@ def _download_objects(backend: SFTPBackend, items: Sequence[TransferItem], optio
 
 
 class _WorkerProgress:
-    """Report the progress of a worker, and stop the worker if the task ends."""
+    """Report the progress of a worker, or stop the worker."""
 
     _lock = threading.Lock()
 
@@ -180,7 +180,8 @@ class _WorkerProgress:
 
 
 def _record_in_task(workers: WorkerThreads[Outcome], before_rename: BeforeRename | None) -> BeforeRename | None:
-    """Let the thread of the task record files, because it makes all requests to Airflow."""
+    """Let the thread of the task record files."""
+    # Only this thread makes requests to Airflow.
     if before_rename is None:
         return None
     return lambda files: workers.call_in_task(partial(before_rename, files))

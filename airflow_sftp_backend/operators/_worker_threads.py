@@ -67,7 +67,7 @@ class WorkerThreads(Generic[T]):
         return [self._results[index] for index in range(len(self._functions))]
 
     def call_in_task(self, function: Callable[[], object]) -> None:
-        """Let the thread of the task call a function, and wait for its end.
+        """Let the thread of the task call a function, and wait.
 
         :param function: the function
         :raises WorkersStopped: if the workers are stopped meanwhile

@@ -149,7 +149,10 @@ class SFTPUploadOperator(TransferOperator):
 
 
 def _source_state(file: LocalFile) -> FileState | None:
-    """Return the state of a source; that of an object is known from its listing."""
+    """Return the state of a source.
+
+    That of an object is known from its listing.
+    """
     if not is_url(file.path):
         return local_state(file.path)
     return FileState(file.size, None if file.modified_at is None else file.modified_at.timestamp())

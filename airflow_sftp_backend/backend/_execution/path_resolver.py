@@ -108,7 +108,7 @@ class PathResolver:
         temp_suffix: str | None,
         temp_folder: str | None,
     ) -> WriteTarget:
-        """Resolve the target of an atomic write, and check the options of `SFTPBackend.write_atomic`."""
+        """Resolve the target of an atomic write, and check its options."""
         if mode is not None:
             check_mode(mode)
         return replace(
