@@ -72,6 +72,7 @@ class SyncBackendAdapter:
         await self.close()
 
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        # Unlike asyncio.to_thread, run_in_executor does not pass context variables on.
         call, context = _Call(), contextvars.copy_context()
         run = partial(self._turn.take, call, partial(context.run, partial(function, *args, **kwargs)))
         try:

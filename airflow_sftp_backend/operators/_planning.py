@@ -258,6 +258,7 @@ def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool
         details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{pattern}", detail=True))
     accepts = filters.accepting([pattern])
     files: list[LocalFile] = []
+    # Stores list in different orders; a plan must be the same in every attempt.
     for path, info in sorted(details.items()):
         relative = path.removeprefix(root).lstrip("/")
         if info["type"] == "file" and relative and _is_complete_file(relative) and accepts(relative):

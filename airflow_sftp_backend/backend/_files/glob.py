@@ -74,6 +74,7 @@ def _descend(segments: RemainingSegments, folder: str) -> Iterator[RemainingSegm
     There are none without a match, and several with ``**``.
     """
     if len(segments) > 1 and segments[0] == "**":
+        # ``**`` can match this directory and more below, or end before it.
         yield segments
         yield from _descend(segments[1:], folder)
     elif segments == ("**",):
@@ -84,6 +85,7 @@ def _descend(segments: RemainingSegments, folder: str) -> Iterator[RemainingSegm
 
 def _completes(segments: RemainingSegments, name: str) -> bool:
     """Return whether a file name in the directory completes the match."""
+    # ``**`` also matches no directory at all.
     while len(segments) > 1 and segments[0] == "**":
         segments = segments[1:]
     return len(segments) == 1 and (segments[0] == "**" or _segment_matches(segments[0], name))
@@ -223,6 +225,7 @@ def _plan_level(
     to_list: dict[RemotePath, _SearchesBySegments] = {}
     for folder, wanted in level.items():
         names = {segments: name for segments in wanted if (name := literal_name(segments[0])) is not None}
+        # A listing that one pattern needs serves the literal names of the directory too.
         if len(names) < len(wanted):
             to_list[folder] = wanted
             continue
@@ -261,6 +264,7 @@ def _match_listing(
 
     If it cannot be listed, the searches that need the listing fail.
     """
+    # Removed since its parent was listed, or replaced by a file: no match.
     if isinstance(outcome, NotFound | InvalidPath):
         return
     if not isinstance(outcome, SFTPBackendError | OSError):

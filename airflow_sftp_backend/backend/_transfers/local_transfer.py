@@ -80,6 +80,7 @@ class LocalFileSource(UploadSource):
         with self._ends:
             data = super().read_block(count)
         if not data:
+            # A file that changes while it is read would arrive as parts of two versions.
             status = os.fstat(self._file.fileno())
             if (status.st_size, status.st_mtime_ns) != (self.initial_status.st_size, self.initial_status.st_mtime_ns):
                 raise TransferCorrupted(
@@ -247,6 +248,7 @@ class Download:
             yield from self._receive(scheduler)
             return (yield from self._commit())
         except BaseException as error:
+            # After an interruption or a lost connection, the received bytes are worth keeping.
             failed_by_file = isinstance(error, Exception) and not isinstance(error, BackendUnavailable)
             raise
         finally:
@@ -277,6 +279,7 @@ class Download:
                     if self.resume_key is not None and (yield from self._try_resume(handle, reader.attributes)):
                         reader = self._new_reader(scheduler, handle, block)
                         continue
+                # The file may have been replaced since an earlier connection.
                 self._check_same(reader.attributes)
                 self._write(data)
             if self.verify != "none":
@@ -311,6 +314,7 @@ class Download:
         """Refuse a stated size beyond the limit and the free space."""
         if size is None or size <= limits.max_file_bytes or self.verify == "none":
             return
+        # f_bavail leaves out the blocks that are reserved for root.
         disk = os.statvfs(Path(self.local).parent)
         if size > disk.f_bavail * disk.f_frsize:
             raise TransferCorrupted(
