@@ -376,4 +376,7 @@ def unproven_target_error(error: AlreadyExists) -> AlreadyExists:
     hint = (
         "no record proves that an earlier attempt of this task wrote the file; to accept it, set if_exists='skip_same'"
     )
-    return AlreadyExists(f"{error.message}; {hint}", path=error.path, server=error.server, hint=error.hint)
+    # In the message, because the operator replaces the hint by one with its own arguments.
+    unproven = AlreadyExists(f"{error.message}; {hint}", path=error.path, server=error.server, hint=error.hint)
+    unproven.native_path = error.native_path
+    return unproven
