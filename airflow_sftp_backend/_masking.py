@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote, quote_plus
 
 from ._cancellation import shield_from_kill
-from .backend._ssh.pem import key_bodies, remove_keys
+from .backend._pem import key_bodies, remove_keys
 from .version_compat import conf, mask_secret, pattern_masker
 
 _MASKS_PER_CALL: Final = 32

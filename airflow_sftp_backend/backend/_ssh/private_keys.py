@@ -27,13 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import pkcs12
 
-from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
-from airflow_sftp_backend.backend.config import BackendConfig, Secret
-from airflow_sftp_backend.backend.errors import AuthenticationFailed
-
-from ._paramiko_compat import certificate_of, openssh_text, to_cryptography, to_paramiko
-from .host_certificates import CERTIFICATE_SUFFIX, key_type, plain_key
-from .pem import (
+from airflow_sftp_backend.backend._pem import (
     BEGIN,
     BLOCK,
     CERTIFICATE_LINE,
@@ -45,6 +39,12 @@ from .pem import (
     repair_pem,
     strip_wrapping,
 )
+from airflow_sftp_backend.backend._protocol.codec import PacketReader, ProtocolError
+from airflow_sftp_backend.backend.config import BackendConfig, Secret
+from airflow_sftp_backend.backend.errors import AuthenticationFailed
+
+from ._paramiko_compat import certificate_of, openssh_text, to_cryptography, to_paramiko
+from .host_certificates import CERTIFICATE_SUFFIX, key_type, plain_key
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend.backend import AuthenticationFailed, BackendConfig, Secret
-from airflow_sftp_backend.backend._ssh.pem import repair_pem
+from airflow_sftp_backend.backend._pem import repair_pem
 from airflow_sftp_backend.backend._ssh.private_keys import (
     config_key,
     export_private_key,

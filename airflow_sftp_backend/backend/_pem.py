@@ -13,8 +13,6 @@ import binascii
 import re
 from typing import Final
 
-from .host_certificates import CERTIFICATE_SUFFIX
-
 OPENSSH_MAGIC: Final = b"openssh-key-v1\0"
 PKCS12: Final = "PKCS12"
 """Label for PKCS#12, which has no label of its own."""
@@ -49,9 +47,7 @@ _DER_LABELS: Final = {
     b"\x02\x01\x03\x30": PKCS12,
 }
 """Labels by version number and the tag after the number."""
-CERTIFICATE_LINE: Final = re.compile(
-    rf"((?:ssh|ecdsa|sk)-[a-z0-9@.-]*?{re.escape(CERTIFICATE_SUFFIX)})\s+([A-Za-z0-9+/=]+)"
-)
+CERTIFICATE_LINE: Final = re.compile(r"((?:ssh|ecdsa|sk)-[a-z0-9@.-]*?-cert-v01@openssh\.com)\s+([A-Za-z0-9+/=]+)")
 
 
 def repair_pem(text: str) -> str:
