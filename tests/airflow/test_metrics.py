@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from airflow._shared.observability.metrics.base_stats_logger import NoStatsLogger
-from airflow.observability.metrics import stats_utils
-from airflow.observability.stats import initialize
+from packaging.version import Version
 
 from airflow_sftp_backend import _metrics
+from airflow_sftp_backend._cancellation import TaskKilled
+from airflow_sftp_backend._file_rows import CompletedAction
 from airflow_sftp_backend._metrics import CONNECTION_COUNTERS, DURATION, FILES, ConnectionMetrics, send_file_metrics
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import BackendStatistics
+from airflow_sftp_backend.hooks.sftp import SFTPBackendHook
 from airflow_sftp_backend.version_compat import task_metrics, triggerer_metrics
 from tests.support.airflow.arguments import condition_for
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.supervised_task import run
+from tests.support.airflow.versions import AIRFLOW_VERSION
 from tests.support.metrics_receivers import StatsD, counters, otlp_collector, timers
 from tests.support.servers import AsyncsshServer, Folder
 
@@ -54,6 +60,22 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[StatsD]:
         monkeypatch.setenv(f"AIRFLOW__METRICS__{name}", value)
     yield server
     server.close()
+
+
+@contextmanager
+def metrics_of(package: str) -> Iterator[None]:
+    """Set up the metrics of this process, as the triggerer (``airflow``) or a task (``airflow.sdk``) does."""
+    stats = pytest.importorskip(f"{package}.observability.stats")
+    if not hasattr(stats, "initialize"):
+        pytest.skip("Airflow before 3.3 sets up its metrics in another way")
+    logger = import_module(f"{package}.observability.metrics.stats_utils").get_stats_factory()()
+    nothing = import_module(f"{package}._shared.observability.metrics.base_stats_logger").NoStatsLogger
+    stats.initialize(factory=lambda: logger, export_legacy_names=False)
+    try:
+        yield
+    finally:
+        stats.initialize(factory=nothing, export_legacy_names=False)
+        logger.statsd.close()
 
 
 @pytest.fixture
@@ -106,6 +128,7 @@ def test_sensors_plans_and_own_tasks_send_what_they_use(
     assert counters(statsd.lines(), NAMES) == expected
 
 
+@pytest.mark.skipif(Version("3.2") > AIRFLOW_VERSION, reason="Airflow before 3.2 has its own OpenTelemetry settings")
 def test_opentelemetry_gets_the_same(dags: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with otlp_collector() as collector:
         monkeypatch.setenv("AIRFLOW__METRICS__OTEL_ON", "True")
@@ -122,11 +145,7 @@ def test_opentelemetry_gets_the_same(dags: Path, tmp_path: Path, monkeypatch: py
 def test_deferred_waits_send_their_login_from_the_triggerer(
     statsd: StatsD, connect: Connect, asyncssh_plain: AsyncsshServer, folder: Folder
 ) -> None:
-    import asyncio
-
     conn_id = connect(asyncssh_plain, "partner", base_path=folder.base_path)
-    logger = stats_utils.get_stats_factory()()
-    initialize(factory=lambda: logger, export_legacy_names=False)
 
     async def polls() -> None:
         shared = SharedConnection.acquire(conn_id)
@@ -136,12 +155,20 @@ def test_deferred_waits_send_their_login_from_the_triggerer(
         finally:
             shared.release()
 
-    try:
+    with metrics_of("airflow"):
         asyncio.run(polls())
         assert counters(statsd.lines(), NAMES) == {"logins": 1}
-    finally:
-        initialize(factory=NoStatsLogger, export_legacy_names=False)
-        logger.statsd.close()
+
+
+def test_a_killed_task_sends_its_counts(
+    statsd: StatsD, connect: Connect, asyncssh_plain: AsyncsshServer, folder: Folder
+) -> None:
+    conn_id = connect(asyncssh_plain, "partner", base_path=folder.base_path)
+    with metrics_of("airflow.sdk"):
+        with pytest.raises(TaskKilled), SFTPBackendHook(conn_id).backend() as backend:
+            backend.read_bytes("in/a")
+            raise TaskKilled
+        assert counters(statsd.lines(), NAMES) == {"logins": 1, "bytes_received": 5000}
 
 
 def test_each_count_is_sent_once() -> None:
@@ -185,7 +212,7 @@ def test_a_process_without_settings_sends_nothing() -> None:
 
 def test_the_page_names_every_metric() -> None:
     page = (Path(__file__).parents[2] / "docs/metrics.md").read_text()
-    actions = ("uploaded", "downloaded", "moved", "deleted")
+    actions = get_args(CompletedAction)
     names = [*CONNECTION_COUNTERS, *(f"{FILES}{action}" for action in (*actions, "skipped", "failed"))]
     names += [f"{DURATION}{action}" for action in actions]
     assert [name for name in names if f"`{name}`" not in page] == []

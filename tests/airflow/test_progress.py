@@ -70,6 +70,15 @@ def test_lines_are_logged_at_most_once_per_interval() -> None:
     assert progress.done == 1000
 
 
+def test_each_line_is_an_occasion_to_send_counts() -> None:
+    log, clock, calls = Log(), Clock(), list[float]()
+    progress = ProgressLog(log, 1000, clock, on_line=lambda: calls.append(clock.now))
+    for _ in range(100):
+        clock.now += 0.5
+        progress(10)
+    assert len(calls) == len(log.lines) == 50 / LOG_INTERVAL
+
+
 @pytest.mark.parametrize("total", [None, 0])
 def test_an_unknown_total_is_left_out(total: int | None) -> None:
     log, clock = Log(), Clock()
