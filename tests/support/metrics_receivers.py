@@ -85,7 +85,7 @@ class Collector:
                     for number in [*metric.sum.data_points, *metric.gauge.data_points]:
                         value = number.as_int if number.HasField("as_int") else number.as_double
                         self._keep(metric.name, value, number.attributes)
-                    for series in metric.histogram.data_points:
+                    for series in metric.exponential_histogram.data_points:
                         self._keep(metric.name, series.sum, series.attributes)
 
     def _keep(self, name: str, value: float, labels: Iterable[KeyValue]) -> None:
