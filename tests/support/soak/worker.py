@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -161,6 +161,11 @@ class Worker:
         size = int(2 ** self._random.uniform(0, most.bit_length() - 1))
         return Content(self._random.randrange(self._pool_size - size), size)
 
+    def _blocks(self, content: Content) -> Iterator[bytes]:
+        """Yield the content in blocks: large files are never in memory, which would hide leaks."""
+        for start in range(0, content.size, MiB):
+            yield self._bytes(Content(content.offset + start, min(MiB, content.size - start)))
+
     def _bytes(self, content: Content) -> bytes:
         self._pool.seek(content.offset)
         return self._pool.read(content.size)
@@ -177,7 +182,8 @@ class Worker:
 
     def _local(self, name: str, content: Content) -> Path:
         path = self._scratch / name.replace("/", "-")
-        path.write_bytes(self._bytes(content))
+        with path.open("wb") as file:
+            file.writelines(self._blocks(content))
         return path
 
     def _attempt(self, changes: dict[str, Content | None], call: Callable[[], object]) -> None:
@@ -192,6 +198,13 @@ class Worker:
 
     def _check(self, name: str, actual: bytes, content: Content) -> None:
         if actual != self._bytes(content):
+            self.report.problems.append(f"{name} differs from what was written")
+        self.report.transferred += content.size
+
+    def _check_file(self, name: str, path: Path, content: Content) -> None:
+        with path.open("rb") as file:
+            is_equal = all(file.read(len(block)) == block for block in self._blocks(content)) and not file.read(1)
+        if not is_equal:
             self.report.problems.append(f"{name} differs from what was written")
         self.report.transferred += content.size
 
@@ -227,7 +240,7 @@ class Worker:
         local = self._scratch / "downloaded"
         try:
             self._backend.download(name, local, overwrite=True)
-            self._check(name, local.read_bytes(), self._files[name])
+            self._check_file(name, local, self._files[name])
         finally:
             local.unlink(missing_ok=True)
 
@@ -237,7 +250,7 @@ class Worker:
         try:
             self._backend.download_many(list(local.items()), overwrite=True)
             for name, path in local.items():
-                self._check(name, path.read_bytes(), self._files[name])
+                self._check_file(name, path, self._files[name])
         finally:
             for path in local.values():
                 path.unlink(missing_ok=True)
