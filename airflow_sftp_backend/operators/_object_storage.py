@@ -68,7 +68,7 @@ def object_path(url: str) -> ObjectStoragePath:
     if "?" in url or "#" in url:  # ObjectStoragePath would drop query and fragment
         scheme, _, after_scheme = url.partition("://")
         container, _, key = after_scheme.partition("/")
-        root = f"{scheme}://{container}"
+        root = f"{scheme}://{container}/"
     with shield_from_kill():  # Airflow's API returns the store's connection
         try:
             path = ObjectStoragePath(root) / key if key else ObjectStoragePath(root)

@@ -206,6 +206,16 @@ def test_files_go_from_server_to_server(remote: Path, partner: Folder) -> None:
     assert actions(rows) == {"out/a.csv": "skipped"}
 
 
+def test_characters_of_urls_in_names_are_literal(remote: Path, partner: Folder) -> None:
+    name = "in/100%/x?y#z [1].csv"
+    (partner.path / name).parent.mkdir(parents=True)
+    (partner.path / name).write_bytes(b"1")
+    run(upload("sftpbackend://partner@/in/", "out/"))
+    run(download("out/", "sftpbackend://partner@/back/"))
+    run(upload(f"sftpbackend://partner@/{name}", "one.csv"))
+    assert (partner.path / name.replace("in/", "back/", 1)).read_bytes() == (remote / "one.csv").read_bytes() == b"1"
+
+
 def test_an_existing_file_of_the_other_server_is_kept(remote: Path, partner: Folder) -> None:
     (remote / "a.csv").write_bytes(b"new")
     (partner.path / "a.csv").write_bytes(b"old")
