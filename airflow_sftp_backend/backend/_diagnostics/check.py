@@ -15,7 +15,6 @@ from airflow_sftp_backend.backend._files import tree
 from airflow_sftp_backend.backend._protocol.codec import ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import RealPath
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request
-from airflow_sftp_backend.backend._ssh.connection_info import ConnectionInfo
 from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus
 from airflow_sftp_backend.backend._ssh.scan import scan_host_algorithms
 from airflow_sftp_backend.backend.config import BackendConfig, RetryPolicy
@@ -29,6 +28,7 @@ from airflow_sftp_backend.backend.errors import (
     StatusError,
     connection_error,
 )
+from airflow_sftp_backend.backend.models import ConnectionInfo
 from airflow_sftp_backend.backend.sync import SFTPBackend
 
 _ROUND_TRIPS: Final = 7

@@ -35,10 +35,10 @@ from airflow_sftp_backend.backend.errors import (
     printable,
     translate_connection_errors,
 )
+from airflow_sftp_backend.backend.models import ConnectionInfo
 
 from ._paramiko_compat import AgreedAlgorithms, SSHTransport, buffer_channel, certificate_of
 from .auth import Authenticator, AuthRecord, KeySources
-from .connection_info import ConnectionInfo
 from .extra_channels import ExtraChannels
 from .host_certificates import fingerprint, key_type, plain_key
 from .host_key_policy import HostKeyChecker

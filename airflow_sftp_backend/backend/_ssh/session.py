@@ -35,7 +35,7 @@ from airflow_sftp_backend.backend.errors import (
     SFTPBackendError,
     translate_connection_errors,
 )
-from airflow_sftp_backend.backend.models import BackendStatistics
+from airflow_sftp_backend.backend.models import BackendStatistics, ConnectionInfo
 
 from . import session_limit
 from .connect import (
@@ -47,7 +47,6 @@ from .connect import (
     Hop,
     close_transport,
 )
-from .connection_info import ConnectionInfo
 from .host_key_policy import HostKeyChecker
 
 __all__ = ["CHANNEL_WINDOW", "Session"]

@@ -13,7 +13,7 @@ import asyncssh
 import pytest
 
 from airflow_sftp_backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected
-from airflow_sftp_backend.backend._ssh.connection_info import ConnectionInfo
+from airflow_sftp_backend.backend.models import ConnectionInfo
 from airflow_sftp_backend.hooks import SFTPBackendHook
 from tests.support.airflow.connections import Connect
 from tests.support.servers import (

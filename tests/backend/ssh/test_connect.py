@@ -26,9 +26,9 @@ from airflow_sftp_backend.backend import (
     RetryPolicy,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend._ssh.connection_info import ConnectionInfo
 from airflow_sftp_backend.backend._ssh.private_keys import load_private_key
 from airflow_sftp_backend.backend._ssh.session import Session
+from airflow_sftp_backend.backend.models import ConnectionInfo
 from tests.support.servers import (
     AsyncsshServer,
     Login,

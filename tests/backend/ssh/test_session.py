@@ -27,8 +27,8 @@ from airflow_sftp_backend.backend import (
     RetryPolicy,
 )
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
-from airflow_sftp_backend.backend._ssh.connection_info import ConnectionInfo
 from airflow_sftp_backend.backend._ssh.session import Session
+from airflow_sftp_backend.backend.models import ConnectionInfo
 from tests.support.servers import (
     AsyncsshServer,
     OneChannel,

@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from airflow_sftp_backend.backend._protocol.striping import TransferSize
     from airflow_sftp_backend.backend._ssh._paramiko_compat import SSHTransport
     from airflow_sftp_backend.backend._ssh.connect import Hop
-    from airflow_sftp_backend.backend._ssh.connection_info import ConnectionInfo
     from airflow_sftp_backend.backend._ssh.extra_channels import ExtraChannels
     from airflow_sftp_backend.backend._ssh.socket_stream import SocketStream
+    from airflow_sftp_backend.backend.models import ConnectionInfo
 
 IO_TIMEOUT: Final = 30.0
 """Seconds of silence after which the client gives a connection up."""
