@@ -50,6 +50,15 @@ soak: $(VENV)/.dev openssh ## move files for half an hour over a connection that
 servers: $(VENV)/.dev openssh sftpservers ## run the contract suite on every server there is, and write docs/servers.md
 	@$(BIN)/python -m pytest -n 2 --servers all --servers-page docs/servers.md $(wildcard tests/backend/test_contract_*.py) $(ARGS)
 
+# ARGS chooses sessions, as in ARGS='-s "airflow(3.1.8-py3.13-newest)"'; `.venv/bin/nox --list` shows them.
+.PHONY: matrix
+matrix: $(VENV)/.dev openssh sftpservers chromium ## run the tests and the demo on each Airflow and Python, and write docs/versions.md (hours)
+	@WORKERS=$(WORKERS) $(BIN)/nox $(ARGS)
+
+.PHONY: floor
+floor: $(VENV)/.dev openssh ## run the tests of the Airflow layer and the demo on the oldest supported Airflow
+	@WORKERS=$(WORKERS) $(BIN)/nox -s floor $(ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.dev ## check style, layers, docstrings and types
 	@failed=0; \
@@ -75,12 +84,13 @@ waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp
 
 .PHONY: clean
 clean: ## remove .venv, caches and build products
-	@rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info
+	@rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .nox .pytest_cache .ruff_cache build dist *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # What a fresh environment gets today becomes the set everybody gets.
+FLOOR := constraints/airflow-3.0.6
 .PHONY: constraints
-constraints: ## renew constraints.txt with the newest versions that fit together
+constraints: $(VENV)/.dev ## renew the pinned versions with the newest that fit together
 	@rm -rf build/constraints
 	@$(PYTHON) -m venv build/constraints
 	@build/constraints/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,demo,bench]'
@@ -89,6 +99,10 @@ constraints: ## renew constraints.txt with the newest versions that fit together
 	@mv build/constraints/new constraints.txt
 	@rm -rf build/constraints
 	@grep -c == constraints.txt | sed 's/$$/ versions pinned in constraints.txt/'
+	@sed '/^[^#]/,$$d' $(FLOOR).txt > build/floor.txt
+	@echo 'apache-airflow==$(FLOOR:constraints/airflow-%=%)' | $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+		--no-header --no-annotate --constraint - --constraint $(FLOOR).in --extra test --extra demo pyproject.toml >> build/floor.txt
+	@mv build/floor.txt $(FLOOR).txt
 
 $(VENV)/.demo: $(BIN)/python $(SET_UP)
 	@echo "Installing the package and its demo into $(VENV) ..."

@@ -33,7 +33,7 @@ def run(
     }
     command = [sys.executable, "-m", "tests.support.airflow.supervised_task", dag_id, task_id, str(log), run_type]
     command += ["dated"] if dated else []
-    done = subprocess.run(command, env=environment, cwd=TOP, capture_output=True, text=True, check=False, timeout=50)
+    done = subprocess.run(command, env=environment, cwd=TOP, capture_output=True, text=True, check=False, timeout=170)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
 
