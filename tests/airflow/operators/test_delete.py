@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
 
 from tests.support.airflow.arguments import Glob
 from tests.support.airflow.context import State
 from tests.support.airflow.operators import delete, run
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import write_files
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_sftp_backend import NotFound
 from airflow_sftp_backend.hooks import FilesFailed
@@ -18,6 +17,7 @@ from tests.support.airflow.arguments import Glob
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
 from tests.support.airflow.operators import actions, delete, download, move, run, upload
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import BareAttributes
 

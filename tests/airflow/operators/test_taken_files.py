@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from airflow.sdk import Asset, AssetAlias
-from airflow.sdk.exceptions import AirflowFailException
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from airflow_sftp_backend._polling.seen_files import SeenFiles
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.operators import SFTPDownloadOperator
 from tests.support.airflow.context import AssetState, State, context
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 
 INBOX = Asset("inbox")

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from airflow.sdk import ObjectStoragePath
-from airflow.sdk.exceptions import AirflowFailException
 
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State
 from tests.support.airflow.operators import download, run, upload
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import RefusesRename
 
