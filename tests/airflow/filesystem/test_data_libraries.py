@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+pytest.importorskip("duckdb", reason="the libraries are not installed: install the extra 'dev'")
+
 import duckdb
 import pandas as pd
 import polars as pl
@@ -15,7 +19,6 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.parquet as pq
-import pytest
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend.filesystem import SFTPBackendFileSystem

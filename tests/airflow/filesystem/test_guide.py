@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pandas as pd
 import pytest
+
+pd = pytest.importorskip("pandas", reason="the guide needs pandas: install the extra 'dev'")
 
 from tests.support.airflow.connections import Connect
 from tests.support.servers import AsyncsshServer, Folder

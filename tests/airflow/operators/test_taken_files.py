@@ -17,7 +17,7 @@ from airflow_sftp_backend._polling.seen_files import SeenFiles
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.operators import SFTPDownloadOperator
 from tests.support.airflow.context import AssetState, State, context
-from tests.support.airflow.versions import AirflowFailException
+from tests.support.airflow.versions import AirflowFailException, needs_state_stores
 from tests.support.files import read_files, write_files
 
 INBOX = Asset("inbox")
@@ -148,6 +148,7 @@ def test_a_damaged_store_counts_as_empty(remote: Path, tmp_path: Path, caplog: p
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
+@needs_state_stores
 @pytest.mark.parametrize(
     ("assets", "count"),
     [({}, 0), ({"inlets": [INBOX], "outlets": [Asset("other")]}, 2), ({"outlets": [AssetAlias("inbox")]}, 0)],
@@ -158,6 +159,7 @@ def test_exactly_one_asset_is_needed_when_the_dag_is_parsed(assets: dict[str, An
     SFTPDownloadOperator(task_id="load", pattern="in/*", target="out/", only_new=True, inlets=[INBOX], outlets=[INBOX])
 
 
+@needs_state_stores
 def test_airflow_before_3_3_is_refused(remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments: dict[str, Any] = {"task_id": "load", "pattern": "in/*", "target": f"{tmp_path}/", "inlets": [INBOX]}
     operator = SFTPDownloadOperator(only_new=True, **arguments)
