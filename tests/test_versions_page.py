@@ -66,7 +66,15 @@ def test_a_failed_test_fails_the_session(tmp_path: Path) -> None:
     failed = '<testcase classname="a" name="x"><failure/></testcase>'
     cases = f'{failed}<testcase name="y"/><testcase name="z"><skipped/></testcase>'
     results.write_text(suite.format(cases))
-    command = [sys.executable, TOP / "scripts/versions_page.py", "check", "--python", "3.11.7", "--results", results]
+    command: list[str | Path] = [
+        sys.executable,
+        TOP / "scripts/versions_page.py",
+        "check",
+        "--python",
+        "3.11.7",
+        "--results",
+        results,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stdout.splitlines() == ["failed: a::x", "1 passed, 1 failed, 1 skipped; demo passed"]

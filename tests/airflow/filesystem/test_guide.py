@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-pd = pytest.importorskip("pandas", reason="the guide needs pandas: install the extra 'dev'")
-
 from tests.support.airflow.connections import Connect
 from tests.support.servers import AsyncsshServer, Folder
+
+pd = pytest.importorskip("pandas", reason="the guide needs pandas: install the extra 'dev'")
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "filesystem.md").read_text()
 BLOCKS = dict(re.findall(r"## ([^\n]+)\n(?:(?!\n## ).)*?```python\n(.*?)```", GUIDE, re.DOTALL))
