@@ -134,7 +134,11 @@ def relayed(
 
 
 @pytest.mark.parametrize(
-    "size", [pytest.param(32 << 20, id="32M"), pytest.param(256 << 20, marks=pytest.mark.system, id="256M")]
+    "size",
+    [
+        pytest.param(32 << 20, id="32M"),
+        pytest.param(256 << 20, marks=[pytest.mark.system, pytest.mark.timeout(300)], id="256M"),
+    ],
 )
 def test_two_columns_of_twenty_cost_less_than_a_fifth(
     relayed: tuple[SFTPBackendFileSystem, CountingRelay], folder: Folder, size: int
