@@ -360,7 +360,7 @@ def test_a_name_that_is_not_utf8_is_skipped_and_logged(
         rows = wait(mode, pattern="*.csv", stable_for=0.1)
     assert names(rows) == ["é.csv"]
     assert json.dumps(rows, ensure_ascii=False).encode()
-    count = capsys.readouterr().out.count(r"UTF-8 names: caf\udce9.csv; rename the files")
+    count = capsys.readouterr().out.count(r"UTF-8 names: caf\udce9.csv; set")
     assert count == {"poke": 1, "deferred": 2}.get(mode, count) > 0
 
 
