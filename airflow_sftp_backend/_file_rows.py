@@ -38,6 +38,28 @@ class FileResult(TypedDict):
     """Hexadecimal digest of the content, if known."""
 
 
+class SyncResult(TypedDict):
+    """Describe the result of a sync, or of its dry run.
+
+    Unchanged files are only counted.
+    """
+
+    new: int
+    """Files of the source that the target lacked."""
+    changed: int
+    """Files of the source that replaced a file of the target."""
+    unchanged: int
+    """Files that were equal at both ends."""
+    extra: int
+    """Files of the target that the source lacks."""
+    deleted: int
+    """Extra files that were deleted."""
+    size: int
+    """Bytes of the transferred files."""
+    files: list[FileResult]
+    """A row for each transferred and each deleted file."""
+
+
 class FoundFile(TypedDict):
     """Describe a file on the server.
 

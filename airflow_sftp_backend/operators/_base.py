@@ -86,7 +86,7 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     """
 
     ui_color = "#dbe9f6"
-    _action: ClassVar[CompletedAction]
+    _action: CompletedAction
 
     def __init__(
         self,

@@ -76,7 +76,8 @@ def file_events(config: BackendConfig, results: Iterable[FileResult]) -> Iterato
             case "moved" | "moved by an earlier attempt":
                 yield FileEvent("moved", file_uri(config, result["source"]), remote, result)
             case "deleted":
-                yield FileEvent("deleted", None, remote, result)
+                # A sync to this machine deletes local files.
+                yield FileEvent("deleted", None, _local_uri(result["target"]) if "target" in result else remote, result)
 
 
 def _local_uri(path: str) -> str:

@@ -442,14 +442,14 @@ def plan_downloads(
         if not into_directory:
             return target
         if rename is None:
-            return _local_path_below(target, file.relative_path)
+            return local_path_below(target, file.relative_path)
         segments = rename.fill(file.info.name).split("/")
-        return _local_path_below(target, "/".join(segment for segment in segments if segment not in ("", ".")))
+        return local_path_below(target, "/".join(segment for segment in segments if segment not in ("", ".")))
 
     return check_unique_targets([TransferItem(file.info.path, target_of(file), file.info.size) for file in files])
 
 
-def _local_path_below(top: str, relative: str) -> str:
+def local_path_below(top: str, relative: str) -> str:
     """Join a local directory or URL and a path from the server.
 
     :raises InvalidArgument: if a segment would lead out of the directory

@@ -67,6 +67,7 @@ from .program_server import ProgramServer
 from .rclone_server import RcloneServer
 from .server import HOST, Folder, Server, free_port, small_disk, wait_until
 from .service_stand_ins import AWSTransferLike, AzureBlobLike, SterlingLike
+from .times_and_names import IgnoresCase, OtherClock
 
 REAL_SERVERS: dict[str, type[ProgramServer]] = {
     server.kind: server for server in (ProFTPDServer, DropbearServer, RcloneServer, ConchServer, ParamikoServer)
@@ -109,6 +110,7 @@ __all__ = [
     "ForgetsTheTail",
     "HidesFoldersWithDanglingLinks",
     "HostileNames",
+    "IgnoresCase",
     "IgnoresExclusive",
     "LimitsOpenFiles",
     "Listener",
@@ -120,6 +122,7 @@ __all__ = [
     "NoSubsystem",
     "OneChannel",
     "OpenSSHServer",
+    "OtherClock",
     "OutOfOrder",
     "Packets",
     "ParamikoServer",

@@ -1,0 +1,1 @@
+"""Compare the two directories of a sync, and delete extra files."""

@@ -1,0 +1,227 @@
+"""Compare two directory trees, and decide on the changes of a sync.
+
+No I/O, no clock.
+A path is relative to the top of its tree, with ``/`` between its segments.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection, Container, Iterable, Mapping, Set
+from dataclasses import dataclass, field
+from itertools import accumulate
+
+from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend.operators._object_storage import FileState
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """Hold the entries of a directory tree.
+
+    :ivar files: state of each regular file
+    :ivar others: links, which a sync neither follows nor changes, and special files
+    """
+
+    files: Mapping[str, FileState] = field(default_factory=dict)
+    others: Set[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimeRule:
+    """Define the comparison of times of files with equal sizes.
+
+    :ivar is_kept: True for a target that keeps the times of its sources: unequal times mean a change. Otherwise, a
+        target that is older than its source means a change.
+    :ivar clock_lead: seconds by which the clock of the target may be ahead of that of the source
+    """
+
+    is_kept: bool
+    clock_lead: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """Hold the sorted paths of two trees by their states.
+
+    :ivar new: files of the source that the target lacks
+    :ivar changed: files of both trees with different states
+    :ivar unchanged: files of both trees with equal states
+    :ivar extra: files of the target that the source lacks
+    """
+
+    new: list[str]
+    changed: list[str]
+    unchanged: list[str]
+    extra: list[str]
+
+
+def compare_by_state(source: Listing, target: Listing, rule: TimeRule) -> Differences:
+    """Compare two trees by sizes and times.
+
+    :param source: the source
+    :param target: the target
+    :param rule: the comparison of times
+    :returns: the differences
+    """
+    unchanged = {
+        path
+        for path, state in source.files.items()
+        if (existing := target.files.get(path)) is not None and _is_unchanged(state, existing, rule)
+    }
+    return classify(source, target, unchanged)
+
+
+def classify(source: Listing, target: Listing, unchanged: Container[str]) -> Differences:
+    """Classify the files of two trees.
+
+    :param source: the source
+    :param target: the target
+    :param unchanged: the files of both trees with equal states
+    :returns: the differences
+    """
+    common = sorted(source.files.keys() & target.files.keys())
+    return Differences(
+        new=sorted(source.files.keys() - target.files.keys()),
+        changed=[path for path in common if path not in unchanged],
+        unchanged=[path for path in common if path in unchanged],
+        extra=sorted(target.files.keys() - source.files.keys()),
+    )
+
+
+def _is_unchanged(source: FileState, target: FileState, rule: TimeRule) -> bool:
+    if not _has_equal_size(source, target):
+        return False
+    if source.mtime is None or target.mtime is None:
+        return True  # nothing else is known
+    source_seconds, target_seconds = int(source.mtime), int(target.mtime)  # SFTP has whole seconds
+    if source_seconds == target_seconds:
+        return True
+    return not rule.is_kept and source_seconds <= target_seconds - rule.clock_lead
+
+
+def _has_equal_size(source: FileState, target: FileState) -> bool:
+    return source.size is not None and source.size == target.size
+
+
+def depends_on_time_rule(source: Listing, target: Listing) -> bool:
+    """Tell whether the time rule decides about any file.
+
+    :param source: the source
+    :param target: the target
+    :returns: True if a target of equal size is newer than its source
+    """
+    return any(
+        _has_equal_size(state, existing)
+        and state.mtime is not None
+        and existing.mtime is not None
+        and int(existing.mtime) > int(state.mtime)
+        for path, state in source.files.items()
+        if (existing := target.files.get(path)) is not None
+    )
+
+
+def untimed(source: Listing, target: Listing, paths: Iterable[str]) -> list[str]:
+    """Return the files whose comparison had no times.
+
+    :param source: the source
+    :param target: the target
+    :param paths: files of both trees
+    :returns: the files without a time at either end
+    """
+    return [path for path in paths if None in (source.files[path].mtime, target.files[path].mtime)]
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+def _prefixes(path: str) -> Iterable[str]:
+    return accumulate(path.split("/"), "{}/{}".format)
+
+
+def _folded(path: str) -> str:
+    """Return a spelling that is equal for all cases and Unicode forms."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+
+
+def doubtful_spellings(source: Iterable[str], target: Iterable[str]) -> dict[str, str]:
+    """Find files that a caseless target would mistake for others.
+
+    :param source: the files of the source
+    :param target: the files of the target
+    :returns: for each such file of the source, its shortest prefix that differs from another path in case or Unicode
+        form only and that the target lacks
+    """
+    listed = {prefix for path in target for prefix in _prefixes(path)}
+    spellings = {_folded(prefix): prefix for prefix in sorted(listed)}
+    doubtful: dict[str, str] = {}
+    for path in sorted(source):
+        for prefix in _prefixes(path):
+            if spellings.setdefault(_folded(prefix), prefix) != prefix and prefix not in listed:
+                doubtful[path] = prefix
+                break
+    return doubtful
+
+
+def blocking_entry(path: str, others: Container[str]) -> str | None:
+    """Return the link or special file above a path.
+
+    :param path: a file of the source
+    :param others: links and special files of the target
+    :returns: the link or special file; None for a path through directories only
+    """
+    *parents, _ = _prefixes(path)
+    return next((parent for parent in parents if parent in others), None)
+
+
+def abandoned_directories(deleted: Iterable[str], source: Iterable[str]) -> list[str]:
+    """Return the directories to remove after deletions, if they are empty.
+
+    :param deleted: the deleted files
+    :param source: the files of the source
+    :returns: the parent directories of deleted files that the source does not have, the deepest first
+    """
+    kept = {parent for path in source for parent in [*_prefixes(path)][:-1]}
+    parents = {parent for path in deleted for parent in [*_prefixes(path)][:-1]}
+    return sorted(parents - kept, key=lambda path: (-path.count("/"), path))
+
+
+# -- deletions --------------------------------------------------------------------------------------------------------
+
+
+def check_max_delete(value: object, *, deletes: bool) -> None:
+    """Check the value of ``max_delete`` when the DAG is parsed.
+
+    :param value: a number of files, a percentage such as ``"10%"``, or None
+    :param deletes: the value of ``delete``
+    :raises InvalidArgument: for other values, and for a limit without ``delete``
+    """
+    if value is None:
+        return
+    if not deletes:
+        raise InvalidArgument("max_delete limits the deletions of delete=True; set delete=True, or omit max_delete")
+    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not is_number and _percentage(value) is None:
+        raise InvalidArgument(f"max_delete is {value!r}; expected a number of files, or a percentage such as '10%'")
+
+
+def _percentage(value: object) -> float | None:
+    """Return the number of a percentage; None for other values."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value) if isinstance(value, str) else None
+    return float(match[1]) if match is not None and float(match[1]) <= 100 else None
+
+
+def exceeds_max_delete(value: int | str | None, extra: Collection[str], target: Collection[str]) -> bool:
+    """Tell whether the deletions of a sync exceed their limit.
+
+    :param value: a number of files, a percentage of the files of the target, or None
+    :param extra: the files to delete
+    :param target: the files of the target
+    :returns: True if the limit is exceeded
+    """
+    if value is None:
+        return False
+    if isinstance(value, int):
+        return len(extra) > value
+    return len(extra) * 100 > (_percentage(value) or 0.0) * len(target)

@@ -1,0 +1,183 @@
+"""The plan of a sync is a function of two listings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_sftp_backend.operators._object_storage import FileState
+from airflow_sftp_backend.operators._sync.planning import (
+    Differences,
+    Listing,
+    TimeRule,
+    abandoned_directories,
+    blocking_entry,
+    check_max_delete,
+    classify,
+    compare_by_state,
+    depends_on_time_rule,
+    doubtful_spellings,
+    exceeds_max_delete,
+)
+
+KEPT = TimeRule(is_kept=True)
+NOT_KEPT = TimeRule(is_kept=False)
+
+names = st.text("aAbéÉſ", min_size=1, max_size=2)
+paths = st.lists(names, min_size=1, max_size=3).map("/".join)
+times = st.none() | st.integers(0, 9).map(float)
+states = st.builds(FileState, st.none() | st.integers(0, 3), times)
+listings = st.builds(Listing, st.dictionaries(paths, states, max_size=8))
+rules = st.builds(TimeRule, is_kept=st.booleans(), clock_lead=st.integers(-5, 5).map(float))
+
+
+def files(differences: Differences) -> list[str]:
+    return [*differences.new, *differences.changed, *differences.unchanged, *differences.extra]
+
+
+@given(listings, listings, rules)
+def test_each_file_is_in_exactly_one_class(source: Listing, target: Listing, rule: TimeRule) -> None:
+    differences = compare_by_state(source, target, rule)
+    assert sorted(files(differences)) == sorted(source.files.keys() | target.files.keys())
+    assert set(differences.new) == source.files.keys() - target.files.keys()
+    assert set(differences.extra) == target.files.keys() - source.files.keys()
+
+
+@given(listings, listings, rules)
+def test_after_a_sync_that_keeps_times_all_files_are_unchanged(
+    source: Listing, target: Listing, rule: TimeRule
+) -> None:
+    differences = compare_by_state(source, target, rule)
+    copied = {path: source.files[path] for path in [*differences.new, *differences.changed]}
+    after = Listing({**{path: target.files[path] for path in differences.unchanged}, **copied})
+    again = compare_by_state(source, after, rule)
+    assert not again.new
+    assert not again.extra
+    assert all(source.files[path].size is None for path in again.changed)
+
+
+@given(listings, st.floats(0, 100))
+def test_after_a_sync_without_times_all_files_are_unchanged(source: Listing, delay: float) -> None:
+    after = Listing({path: FileState(state.size, 10 + delay) for path, state in source.files.items()})
+    again = compare_by_state(source, after, NOT_KEPT)
+    assert all(source.files[path].size is None for path in again.changed)
+
+
+@given(listings, listings)
+def test_the_time_rule_matters_only_where_a_target_is_newer(source: Listing, target: Listing) -> None:
+    differs = compare_by_state(source, target, KEPT) != compare_by_state(source, target, NOT_KEPT)
+    assert differs == depends_on_time_rule(source, target)
+
+
+@given(listings, listings, st.integers(1, 5))
+def test_a_target_clock_ahead_hides_no_change(source: Listing, target: Listing, lead: int) -> None:
+    plain = compare_by_state(source, target, NOT_KEPT)
+    corrected = compare_by_state(source, target, TimeRule(is_kept=False, clock_lead=lead))
+    assert set(plain.changed) <= set(corrected.changed)
+
+
+@given(listings, listings, st.sets(paths))
+def test_equal_content_decides_alone(source: Listing, target: Listing, equal: set[str]) -> None:
+    differences = classify(source, target, equal)
+    assert set(differences.unchanged) == source.files.keys() & target.files.keys() & equal
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "kept", "not_kept"),
+    [
+        (FileState(1, 5), FileState(1, 5), True, True),
+        (FileState(1, 5.9), FileState(1, 5), True, True),
+        (FileState(1, 5), FileState(1, 6), False, True),
+        (FileState(1, 6), FileState(1, 5), False, False),
+        (FileState(2, 5), FileState(1, 5), False, False),
+        (FileState(1, None), FileState(1, 5), True, True),
+        (FileState(1, 5), FileState(1, None), True, True),
+        (FileState(None, 5), FileState(None, 5), False, False),
+    ],
+)
+def test_sizes_and_times_decide(source: FileState, target: FileState, kept: bool, not_kept: bool) -> None:
+    for rule, expected in ((KEPT, kept), (NOT_KEPT, not_kept)):
+        differences = compare_by_state(Listing({"a": source}), Listing({"a": target}), rule)
+        assert (differences.unchanged == ["a"]) == expected
+
+
+# -- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "doubtful"),
+    [
+        (["a", "b"], [], {}),
+        (["A", "a"], [], {"a": "a"}),
+        (["A", "a"], ["a"], {"A": "A"}),
+        (["A", "a"], ["A", "a"], {}),
+        (["a"], ["A"], {"a": "a"}),
+        (["D/x", "d/y"], [], {"d/y": "d"}),
+        (["d/y"], ["D/x"], {"d/y": "d"}),
+        (["x/é"], ["x/e\u0301"], {"x/é": "x/é"}),
+        (["straße"], ["STRASSE"], {"straße": "straße"}),
+    ],
+)
+def test_paths_that_differ_in_case_only_are_doubtful(
+    source: list[str], target: list[str], doubtful: Mapping[str, str]
+) -> None:
+    assert doubtful_spellings(source, target) == doubtful
+
+
+@given(st.sets(paths), st.sets(paths))
+def test_files_that_are_not_doubtful_have_different_spellings(source: set[str], target: set[str]) -> None:
+    doubtful = doubtful_spellings(source, target)
+    assert doubtful.keys() <= source - target
+    certain = [path for path in source if path not in doubtful]
+    unlisted = [path.casefold() for path in certain if path not in target]
+    assert len(set(unlisted)) == len(unlisted)
+
+
+def test_a_link_in_the_target_blocks_the_files_below_it() -> None:
+    assert blocking_entry("a/b/c", {"a/b"}) == "a/b"
+    assert blocking_entry("a/b", {"a/b"}) is None
+    assert blocking_entry("ab/c", {"a"}) is None
+
+
+def test_only_directories_that_the_source_lacks_are_abandoned() -> None:
+    assert abandoned_directories(["a/b/c", "a/d", "e"], ["a/x"]) == ["a/b"]
+    assert abandoned_directories(["a/b/c"], []) == ["a/b", "a"]
+
+
+# -- deletions --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "extra", "target", "exceeds"),
+    [
+        (None, 9, 9, False),
+        (0, 0, 9, False),
+        (0, 1, 9, True),
+        (3, 3, 9, False),
+        (3, 4, 9, True),
+        ("50%", 5, 10, False),
+        ("50%", 6, 10, True),
+        ("12.5 %", 1, 8, False),
+        ("0%", 0, 0, False),
+        ("100%", 9, 9, False),
+    ],
+)
+def test_a_limit_is_a_number_or_a_share_of_the_target(
+    limit: int | str | None, extra: int, target: int, exceeds: bool
+) -> None:
+    check_max_delete(limit, deletes=True)
+    assert exceeds_max_delete(limit, [""] * extra, [""] * target) == exceeds
+
+
+@pytest.mark.parametrize("limit", [-1, True, 1.5, "5", "101%", "%", "five%", [1]])
+def test_other_limits_are_refused(limit: object) -> None:
+    with pytest.raises(ValueError, match=r"max_delete is .*; expected a number of files, or a percentage"):
+        check_max_delete(limit, deletes=True)
+
+
+def test_a_limit_without_deletions_is_refused() -> None:
+    with pytest.raises(ValueError, match="set delete=True"):
+        check_max_delete(3, deletes=False)

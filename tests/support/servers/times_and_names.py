@@ -1,0 +1,68 @@
+"""Servers that treat times or the case of names differently: each a small subclass of `AsyncsshServer`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import asyncssh
+
+from tests.support.servers.asyncssh_server import AsyncsshServer, Files
+
+
+class _OtherClock(Files):
+    def setstat(self, path: bytes, attrs: asyncssh.SFTPAttrs) -> None:
+        raise asyncssh.SFTPOpUnsupported("setstat is not supported")
+
+    def fsetstat(self, file_obj: object, attrs: asyncssh.SFTPAttrs) -> None:
+        raise asyncssh.SFTPOpUnsupported("fsetstat is not supported")
+
+    def stat(self, path: bytes) -> Any:
+        return self._shifted(os.stat(self.map_path(path)))
+
+    def lstat(self, path: bytes) -> Any:
+        return self._shifted(os.lstat(self.map_path(path)))
+
+    def fstat(self, file_obj: Any) -> Any:
+        return self._shifted(os.fstat(file_obj.fileno()))
+
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        async for name in super().scandir(path):
+            assert isinstance(name.filename, bytes)
+            yield asyncssh.SFTPName(name.filename, b"", self.lstat(os.path.join(path, name.filename)))
+
+    def _shifted(self, status: os.stat_result) -> asyncssh.SFTPAttrs:
+        assert isinstance(self.server, OtherClock)
+        attributes = asyncssh.SFTPAttrs.from_local(status)
+        assert attributes.mtime is not None
+        attributes.mtime = int(attributes.mtime + self.server.lead)
+        return attributes
+
+
+class OtherClock(AsyncsshServer):
+    """Reports all times ``lead`` seconds ahead, and refuses to set any, as a service with a wrong clock."""
+
+    files = _OtherClock
+
+    def __init__(self, *, lead: float) -> None:
+        super().__init__()
+        self.lead = lead
+
+
+class _CaselessFiles(Files):
+    def map_path(self, path: bytes) -> bytes:
+        found = b"/"
+        for segment in super().map_path(path).split(b"/"):
+            there = os.path.join(found, segment)
+            if not os.path.lexists(there) and os.path.isdir(found):
+                names = (name for name in os.listdir(found) if name.lower() == segment.lower())
+                there = os.path.join(found, next(names, segment))
+            found = there
+        return found
+
+
+class IgnoresCase(AsyncsshServer):
+    """Takes names in any case for the existing one, as a server on Windows or macOS."""
+
+    files = _CaselessFiles
