@@ -137,6 +137,24 @@ def test_the_examples_run_one_after_another_with_one_login_a_task(
     assert server.logins() - before == sum(map(len, tasks.values())) == 4 + 3
 
 
+def test_the_mirror_example_carries_changes_both_ways_with_one_login_a_task(
+    remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
+) -> None:
+    reports = write_files(tmp_path / "reports", {"a.csv": b"one", "2026/b.csv": b"two"})
+    write_files(remote, {"reports/old.csv": b"", "reports/c.csv": b"", "published/x": b"x", "published/y.tmp": b""})
+    write_files(reports, {"c.csv": b"three"})
+    before = server.logins()
+    tasks, log = ended(start(example("mirror"), reports=str(reports), into=str(tmp_path / "into")), tmp_path)
+    returned = {task["task"]: task["returned"] for task in tasks["mirror"]}
+    assert {task["state"] for task in tasks["mirror"]} == {"success"}, log
+    assert {name: returned["publish"][name] for name in ("new", "changed", "deleted")} == {
+        "new": 2, "changed": 1, "deleted": 1,
+    }  # fmt: skip
+    assert read_files(remote / "reports") == read_files(reports)
+    assert read_files(tmp_path / "into") == {"x": b"x"}
+    assert server.logins() - before == 2
+
+
 def test_the_deferred_example_waits_in_the_triggerer(
     remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
 ) -> None:
