@@ -78,6 +78,10 @@ format: $(VENV)/.dev ## put the source into the form that lint wants
 bench: $(VENV)/.bench openssh ## measure speed and memory beside what else there is (an hour; see ARGS=--help)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: syncing
+syncing: $(VENV)/.bench openssh ## measure syncs beside rclone and lftp (five minutes; see ARGS=--help)
+	@$(BIN)/python -m benchmarks.syncing $(ARGS)
+
 .PHONY: waiting
 waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp provider's triggers (six minutes)
 	@$(BIN)/python -m benchmarks.waiting $(ARGS)

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if given.link is not None and link not in given.link:
                 continue
             with delayed(near.port, round_trip) if round_trip else nullcontext(near.port) as port:
-                bench.site = _reached_by(near, port)
+                bench.site = site_at(near, port)
                 found[link] = [
                     bench.measure(work, work.targets[at], clients, given.rounds)
                     for work in WORKLOADS
@@ -88,7 +88,7 @@ def _options() -> argparse.ArgumentParser:
     return parser
 
 
-def _reached_by(near: Site, port: int) -> Site:
+def site_at(near: Site, port: int) -> Site:
     """The site by another port."""
     known_hosts = near.known_hosts.with_name(f"known_hosts-{port}")
     known_hosts.write_text(near.known_hosts.read_text().replace(f"]:{near.port}", f"]:{port}"))

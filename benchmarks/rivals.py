@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from .site import CIPHER, Site
 
@@ -48,6 +48,8 @@ class Rival:
     names: Work | None = None
     delete: Work | None = None
     connect: Work | None = None
+    sync_up: Work | None = None
+    sync_down: Work | None = None
 
     def work(self, name: str) -> Work | None:
         """Return the function for a piece of work, or None."""
@@ -88,6 +90,28 @@ def _download_folder(ours: SFTPBackend, local: Path, remote: str) -> None:
     ours.download_many([(info.path, local / info.name) for info in ours.list_files(remote)])
 
 
+def _sync(site: Site, source: Path, target: Path, direction: Literal["upload", "download"]) -> None:
+    """Run the sync operator as a task does."""
+    from airflow_sftp_backend.operators import SFTPSyncOperator
+    from tests.support.airflow.context import context
+
+    connection = {
+        "conn_type": "sftp_backend",
+        "host": site.host,
+        "port": site.port,
+        "login": site.username,
+        "extra": {
+            "private_key": site.client_key.read_text(),
+            "known_host_keys": site.known_hosts.read_text(),
+            "ciphers": CIPHER,
+        },
+    }
+    os.environ["AIRFLOW_CONN_BENCHMARK"] = json.dumps(connection)
+    SFTPSyncOperator(
+        task_id="sync", source=source, target=target, direction=direction, delete=True, sftp_conn_id="benchmark"
+    ).execute(context())
+
+
 OURS = Rival(
     "ours",
     up=_with_backend(lambda ours, local, remote: ours.upload(local, remote, overwrite=True)),
@@ -97,6 +121,8 @@ OURS = Rival(
     names=_with_backend(lambda ours, _, remote: list(ours.list_files(remote))),
     delete=_with_backend(lambda ours, _, remote: ours.delete_folder(remote, recursive=True)),
     connect=_with_backend(lambda ours, _, __: ours.check_health()),
+    sync_up=lambda site, local, remote: _sync(site, local, remote, "upload"),
+    sync_down=lambda site, local, remote: _sync(site, remote, local, "download"),
 )
 
 
@@ -319,6 +345,8 @@ LFTP = Rival(
     many_down=_with_lftp("mirror -P 8 {remote} {local}"),
     names=_with_lftp("cls -1 {remote}"),
     delete=_with_lftp("rm -r {remote}"),
+    sync_up=_with_lftp("mirror -R -P 8 --delete {local} {remote}"),
+    sync_down=_with_lftp("mirror -P 8 --delete {remote} {local}"),
 )
 
 
@@ -342,6 +370,8 @@ RCLONE = Rival(
     many_down=_with_rclone("copy", "{remote}", "{local}"),
     names=_with_rclone("lsf", "{remote}"),
     delete=_with_rclone("purge", "{remote}"),
+    sync_up=_with_rclone("sync", "{local}", "{remote}"),
+    sync_down=_with_rclone("sync", "{remote}", "{local}"),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,9 +15,9 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import waiting, workloads
+from benchmarks import syncing, waiting, workloads
 from benchmarks.delay import delayed
-from benchmarks.rivals import HOOK, OURS, SFTP, rivals
+from benchmarks.rivals import HOOK, LFTP, OURS, RCLONE, SFTP, rivals
 from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
 
 CONTENT = random.Random(1).randbytes(3 << 20)
@@ -70,6 +71,28 @@ def test_every_piece_of_work_is_measured_near_and_far(
     assert output.count("seconds of the processor per GiB") == 2
     assert output.count("no more than paramiko") == 2
     assert output.count("memory added by a transfer of 2 MiB") == 2
+
+
+@pytest.mark.timeout(180)
+def test_syncs_are_measured_in_both_directions_beside_installed_clients(
+    sshd: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sshd
+    status = syncing.main(["--files", "5", "--size", "10", "--rounds", "1", "--link", "loopback"])
+    output, errors = capfd.readouterr()
+    assert output.count("rerun without changes") == 2
+    missing = [client.name for client in (LFTP, RCLONE) if not shutil.which(client.name)]
+    assert status == (2 if missing else 0)
+    assert errors.count("NOT MEASURED") == len(missing)
+
+
+def test_a_sync_client_that_is_not_installed_is_reported(
+    sshd: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sshd
+    monkeypatch.setattr(syncing, "which", lambda _: None)
+    assert syncing.main(["--files", "1", "--rounds", "1", "--link", "loopback"]) == 2
+    assert "NOT MEASURED: rclone is not installed" in capfd.readouterr().err
 
 
 def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
