@@ -164,7 +164,7 @@ def test_the_arguments_in_the_table_exist() -> None:
     from airflow_sftp_backend import operators
 
     rows = re.findall(r"^\| `(SFTP\w+)` \| (.*?) \|", README, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 6
     for name, arguments in rows:
         kind = getattr(operators, name, None) or getattr(sensors, name)
         accepted = {argument for one in kind.__mro__ for argument in getattr(one.__init__, "__annotations__", {})}

@@ -137,7 +137,7 @@ def test_the_examples_run_one_after_another_with_one_login_a_task(
     assert server.logins() - before == sum(map(len, tasks.values())) == 4 + 3
 
 
-def test_the_mirror_example_carries_changes_both_ways_with_one_login_a_task(
+def test_the_mirror_example_carries_changes_both_ways_with_one_login_each(
     remote: Path, server: AsyncsshServer, tmp_path: Path, start: Start
 ) -> None:
     reports = write_files(tmp_path / "reports", {"a.csv": b"one", "2026/b.csv": b"two"})
