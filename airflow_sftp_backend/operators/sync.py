@@ -14,7 +14,7 @@ from airflow_sftp_backend._file_rows import Action, FileResult, SyncResult
 from airflow_sftp_backend._path_arguments import Target, parse_target
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, WriteResult
 from airflow_sftp_backend.backend.errors import escaped
-from airflow_sftp_backend.progress import ProgressLog, pluralize_files
+from airflow_sftp_backend.progress import pluralize_files
 
 from ._base import Failures, PlanningOperator, check_choice, distinct_failures, drop_non_utf8
 from ._object_storage import FileState, Verify, is_url
@@ -363,7 +363,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
     def _execute_plan(
         self, backend: SFTPBackend, plan: SyncPlan, retry_state: RetryState
     ) -> tuple[list[FileResult], Failures]:
-        progress = self._progress = ProgressLog(self.log, sum(item.size or 0 for item in plan.items.values()))
+        progress = self._start_progress(sum(item.size or 0 for item in plan.items.values()))
         options = TransferOptions(
             overwrite=True,
             verify=self.verify,
