@@ -30,7 +30,7 @@ def test_a_path_is_read_and_written(folder: Folder) -> None:
     assert path.parent.is_dir()
     assert path.stat().st_size == path.size() == 4
     assert path.stat().st_mtime == (folder.path / "inbox" / "orders.csv").stat().st_mtime // 1
-    assert (path.storage_options.get("conn_id"), path.protocol, path.name, path.key) == (
+    assert (path.serialize()["conn_id"], path.protocol, path.name, path.key) == (
         "partner", "sftpbackend", "orders.csv", "inbox/orders.csv",
     )  # fmt: skip
     path.unlink()
