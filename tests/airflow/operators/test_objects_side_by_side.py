@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
 from airflow.sdk.io.store import _STORE_CACHE, ObjectStore
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -21,6 +20,7 @@ from airflow_sftp_backend.operators._worker_threads import MAX_WORKERS, WorkerTh
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State
 from tests.support.airflow.operators import actions, download, run, upload
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.servers import AsyncsshServer, Folder
 
 NAMES = [f"{number}.bin" for number in range(20)]
