@@ -86,7 +86,8 @@ class Diagnosis:
     :ivar error: error of the failed step; None if all steps succeeded
     :ivar advice: remedies beyond the text of the error
     :ivar connection: properties of the connection; None unless all steps succeeded
-    :ivar failed_connection: properties of the connection that failed: to the jump host, unless its login succeeded
+    :ivar failed_connection: properties of the failed connection: the connection to the jump host until its login has
+        succeeded, then the connection to the server
     """
 
     server: str
@@ -214,7 +215,7 @@ def _server_data(info: ConnectionInfo, seconds: float | None) -> dict[str, objec
 def _encryption(info: ConnectionInfo) -> CheckResult:
     mac = f", {info.mac}" if info.mac else ""
     compression = f", compression {info.compression}" if info.compression != "none" else ""
-    strict = "in effect" if info.strict_key_exchange else "not supported by the server, which is older than 2024"
+    strict = "in effect" if info.strict_key_exchange else "not supported by the server (OpenSSH supports it from 9.6)"
     data = {name: getattr(info, name) for name in ("key_exchange", "cipher", "mac", "compression")}
     return CheckResult(
         CheckTitle.ENCRYPTION,
@@ -338,7 +339,10 @@ def _advice(
 
 
 def _failed_connection(info: ConnectionInfo | None) -> ConnectionInfo | None:
-    """Return the failed connection: to the jump host, unless its login succeeded."""
+    """Return the failed connection.
+
+    It is the connection to the jump host until its login has succeeded, then the connection to the server.
+    """
     if info is not None and info.jump is not None and not info.jump.logged_in:
         return info.jump
     return info
