@@ -34,7 +34,8 @@ class FileFilters:
     """Filter files by globs of names, not of paths.
 
     :ivar include: globs of file names that count; empty: all files count
-    :ivar exclude: globs of names that do not count, of files and of directories that a wildcard matched
+    :ivar exclude: globs of names that do not count, of files and of the directories on their paths that no pattern
+        spells out
     """
 
     include: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ MAX_BATCH_FILES: Final = 500
 _EMPTY_DIRECTORY_SECONDS: Final = 24 * 3600.0
 """Seconds for which the files of an empty directory stay known: a mount may be offline for a while."""
 _ACKNOWLEDGE_SECONDS: Final = 30.0
-"""Seconds after which Airflow must have stored an event."""
+"""Seconds after which Airflow is assumed to have stored an event."""
 _NAME_BYTES, _CONTENT_BYTES = 8, 4
 """Bytes of the hash of a file's name, and of the hash of its size and time."""
 
@@ -268,7 +268,7 @@ class SeenFilesStore:
     async def load(self) -> SeenFiles:
         """Return the seen files without the acknowledged batches.
 
-        Airflow must have stored these by now.
+        A batch that was sent at least 30 s ago is assumed to be stored by Airflow.
 
         :returns: the seen files
         :raises AirflowRuntimeError: if Airflow cannot return the stored files

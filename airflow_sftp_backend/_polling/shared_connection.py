@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BATCH_WINDOW = 0.05
-"""Seconds by which a batch waits for other requests."""
+"""Seconds for which a batch collects requests before its start."""
 _RETRY = RetryPolicy(max_attempts=sys.maxsize, backoff_base=2.0, backoff_max=300.0, jitter=0)
-"""Longest pauses between two attempts to reach the server."""
+"""Upper limits of the pauses between attempts to reach the server."""
 
 _MAX_LOST_CONNECTIONS = 3
-"""Directories that may cost a connection each in one batch; the next batch polls the others."""
+"""Number of lost connections after which a batch ends; the next batch polls the remaining directories."""
 _DEDICATED_IDLE_SECONDS = 3600.0
 """Seconds after which an unused dedicated connection is closed."""
 _MOVED_TO_DEDICATED = object()
@@ -70,8 +70,8 @@ class SharedConnection:
 
     The first poll connects. A lost connection is replaced in the same batch, with the current values of the Airflow
     connection. While reconnecting fails, batches back off. If the server hangs or disconnects during a poll of certain
-    directories, these directories are polled on a dedicated connection until a poll succeeds there. Only polls and
-    decisions run outside the event loop.
+    directories, these directories are polled on a dedicated connection until the server answers a poll there, even with
+    an error. All blocking work runs in the thread: reading the Airflow connection, polls, decisions, and closing.
 
     :param key: the event loop, and the id of the Airflow connection
     """
@@ -270,8 +270,10 @@ class SharedConnection:
                 request.answer.set_result(outcome)
 
     async def _poll_by_directories(self, by_directories: Mapping[frozenset[str], Sequence[PollRequest]]) -> None:
-        """Give dedicated connections to directories that hang the server."""
-        # Other directories must have been answered meanwhile
+        """Poll one directory after the other.
+
+        A directory whose poll loses the connection gets a dedicated connection, if the server answers for another.
+        """
         lost: dict[frozenset[str], BackendUnavailable] = {}
         any_answered = False
         try:

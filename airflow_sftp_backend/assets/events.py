@@ -26,15 +26,16 @@ _MAX_CLAIMS: Final = 400
 _MAX_EVENTS: Final = 100
 """Events to search for unclaimed batches; each event carries its files."""
 _CLAIM_SETTLE_SECONDS: Final = 1.0
-"""Seconds after which no other run overwrites an unread claim."""
+"""Seconds between writing and reading claims: overwriting of unread claims becomes unlikely, not impossible."""
 
 
 def new_files(context: Context) -> list[FoundFile]:
     """Return the new files that started a DAG run.
 
     The files are the batches of `SFTPNewFilesTrigger` in the run's asset events, except batches claimed by another run
-    of the DAG. Batches without any run are included too, if sent before the start of the current run. A path in several
-    batches appears once, with the data of the latest batch.
+    of the DAG. Airflow may create one run for several events and pass only the first to the run. Batches of events
+    that created no run of the DAG are included too, if sent before the start of the current run and not claimed by
+    another run. A path in several batches appears once, with the data of the latest batch.
 
     Call the function in a task of a DAG scheduled by the watched asset, and name the asset among the task's ``inlets``.
     From Airflow 3.3, the asset's state store records the claims of the last 400 batches. Without the inlet, or in
@@ -129,8 +130,8 @@ def _unclaimed_events(
 ) -> dict[str, _Event]:
     """Return unclaimed batches, and the ``earlier`` claims of the run.
 
-    Only batches sent before the start of the run count. Airflow starts one run for all events until the start of the
-    run, but passes only the first event to the run. The next run, if any, gets the other events.
+    Airflow may create one run for several events, and pass only the first event to the run. This function finds the
+    batches of the other events for the current run, if sent before the start of the run.
     """
     dag_id, run_started = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
     since = min([*earlier.values(), *(_format_time(event.timestamp) for event in own.values())])

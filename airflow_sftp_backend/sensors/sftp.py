@@ -85,8 +85,9 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
     :param done_file: name of a file that must exist beside each file, such as ``{name}.done``, or ``{stem}.done``
         without the file's suffix. The done file itself does not count, unless ``path`` names it. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
-    :param exclude: globs of names that do not count, for files and for directories that a wildcard matches. By default,
-        the names that programs give to unfinished files. A file in ``path`` always counts.
+    :param exclude: globs of names that do not count, for files and for the directories on their paths that ``pattern``
+        does not spell out. By default, the names that programs give to unfinished files. A file in ``path`` always
+        counts.
     :param deferrable: wait in the triggerer; by default, Airflow's ``default_deferrable`` decides
     :param kwargs: arguments of ``BaseSensorOperator``, such as ``poke_interval`` and ``timeout`` in seconds
     """
@@ -138,13 +139,18 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         self._start_logged = self._missing_warned = False
 
     def execute(self, context: Context) -> list[FoundFile]:
-        """Poll until the wait is over.
+        """Run the sensor: poll in this process, or poll once and defer.
 
         All polls in one process share one connection.
 
         :param context: the context of the task
         :returns: a row for each file
         :raises AirflowFailException: if a retry cannot help
+        :raises SFTPBackendError: if a poll fails and a retry may help
+        :raises AirflowSkipException: if ``soft_fail`` or ``never_fail`` skips the task
+        :raises TaskDeferred: if the wait continues in the triggerer
+        :raises AirflowRescheduleException: if the next poll is rescheduled
+        :raises AirflowSensorTimeout: if the wait exceeds ``timeout``
         """
         with translate_errors():
             condition = self._condition(context)
@@ -304,7 +310,10 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
         return result
 
     def _warn_of_missing_directories(self, backend: SFTPBackend, condition: FileCondition) -> None:
-        """Warn of missing directories once in a process."""
+        """Warn of wildcards in names and of missing directories.
+
+        Called once in a process, at the first poll that finds no file.
+        """
         # A misspelled directory never appears
         self._missing_warned = True
         for name in condition.names_with_wildcards:

@@ -57,14 +57,16 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     fires one event for at most 500 files: ``{"batch": id, "sftp_conn_id": ..., "files": [...]}``, each file with
     ``path``, ``size`` and ``modified_at``. The first poll reports all existing files.
 
-    From Airflow 3.3, the asset's state store keeps the reported files, so a restart of the triggerer loses and repeats
-    no file. In earlier versions, and for a watch that several assets share, the reported files are kept in memory:
-    every start of the triggerer reports all existing files.
+    From Airflow 3.3, the asset's state store keeps the reported files, so a restart of the triggerer loses no file. A
+    batch stays in the store until the first poll at least 30 s after the batch was sent. A triggerer that stops before
+    that poll sends the batch again with the same id, and `assets.new_files` drops the repetition. In earlier versions,
+    and for a watch that several assets share, the reported files are kept in memory: every start of the triggerer
+    reports all existing files.
 
-    The watch never ends. The trigger logs each new error once and polls again after ``poke_interval`` seconds, less
-    often while the server is away or refuses the login.
+    The watch never ends. After an error the trigger polls again after ``poke_interval`` seconds, less often while the
+    server is away or refuses the login. The same error is not logged twice in a row.
 
-    :param path: literal names to watch, relative to the connection's base path: a path, a row of another task, or a
+    :param path: literal names to watch, relative to the connection's base path: a path, a mapping with ``path``, or a
         list of these. A text that ends with ``/`` watches all files below the directory.
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``
     :param poke_interval: seconds between two polls
@@ -79,8 +81,9 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     :param done_file: name of a file that must exist beside each file, such as ``{name}.done``, or ``{stem}.done``
         without the file's suffix
     :param include: globs of file names; only matching files of a directory or pattern count
-    :param exclude: globs of names that do not count, for files and for directories that a wildcard matches. By default,
-        the names that programs give to unfinished files. A file in ``path`` always counts.
+    :param exclude: globs of names that do not count, for files and for the directories on their paths that ``pattern``
+        does not spell out. By default, the names that programs give to unfinished files. A file in ``path`` always
+        counts.
     :raises InvalidArgument: if an argument is invalid
     """
 
@@ -152,7 +155,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until cancelled; yield an event for each new batch.
 
-        A batch is saved before its event is sent, and kept until Airflow has stored the event.
+        A batch is saved before its event is sent, and kept for at least 30 s after. Then Airflow is assumed to have
+        stored the event.
 
         :returns: the events
         """
@@ -196,7 +200,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
 
         If an unsent batch exists, nothing is polled.
         """
-        await store.save(await store.load())  # drops the batches that Airflow has stored by now
+        await store.save(await store.load())  # drops the batches sent at least 30 s ago
         if store.next_unsent() is not None:
             return
         seen_files = await store.load()
