@@ -2,7 +2,7 @@
 
 The package has the backend, its values and its errors. It imports neither Airflow nor Azure.
 
-Values and errors are cheap to import; what speaks SSH is loaded when it is first asked for.
+Values and errors are cheap to import. The modules that use SSH are imported at first access.
 """
 
 from __future__ import annotations

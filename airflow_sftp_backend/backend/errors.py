@@ -230,9 +230,9 @@ class StatusError(Exception):
 
     @property
     def missing(self) -> bool:
-        """Tell whether the name does not exist.
+        """Tell whether the server reports a missing name.
 
-        A file may stand in place of a parent directory.
+        Servers report the same if a parent of the name is a file.
         """
         return self.code in (StatusCode.NO_SUCH_FILE, StatusCode.NO_SUCH_PATH)
 
@@ -344,13 +344,14 @@ def connection_error(error: BaseException, action: str, server: str, reason: str
 def translate_connection_errors(
     failure_context: Callable[[], tuple[str, str | None]], server: str, *, hop: str = ""
 ) -> Iterator[None]:
-    """Translate all exceptions that paramiko raises while connecting into `BackendUnavailable`.
+    """Translate exceptions while connecting into `BackendUnavailable`.
 
     :param failure_context: returns the current phase and, if known, the cause; called after a failure only
     :param server: the server as ``sftp://host:port``
     :param hop: kind of the server, such as ``jump host``; blank for the target
     :returns: a context manager without a value
-    :raises BackendUnavailable: if the block raises any exception; a `SFTPBackendError` gets server and hop only
+    :raises BackendUnavailable: for any exception but `SFTPBackendError`
+    :raises SFTPBackendError: as raised in the block, with the server added; BackendUnavailable also gets the hop
     """
     try:
         yield
@@ -383,10 +384,10 @@ def escaped(text: str, keep: str = "") -> str:
 def printable(text: str, longest: int = 200) -> str:
     """Prepare a text of a server for a message.
 
-    The result is one escaped line of at most ``longest`` characters.
+    The result is one line: at most ``longest`` characters of the text, escaped.
 
     :param text: the text
-    :param longest: number of characters to keep
+    :param longest: number of characters of the text to keep, before escaping
     :returns: the line
     """
     return escaped("".join(" " if c in "\t\n\r\v\f" else c for c in text[:longest])).strip()

@@ -353,7 +353,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         :param metadata: must be empty, because SFTP has no user metadata
         :param verify: comparison before the rename: ``"size"``, ``"sha256"`` (reads the content back), or ``"none"``
             for servers that refuse to describe the file
-        :param progress: receives the bytes gained
+        :param progress: called with the bytes gained since its last call; negative if the transfer starts over
         :param create_parents: create missing parent directories
         :param modified_at: time to set on the file, with a time zone, in whole seconds; None keeps the time of the
             write. If the server refuses, a warning is logged once for each connection.

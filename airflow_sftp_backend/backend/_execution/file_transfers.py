@@ -72,8 +72,9 @@ class FileTransfers:
         :param overwrite: replace an existing local file
         :param verify: comparison before the rename: ``"size"``, ``"sha256"`` (reads the local file back), or
             ``"none"``, which reads to the end of the file whatever size the server reports
-        :param progress: receives the bytes gained
-        :param resume_key: name of the writer; an interrupted download stays, and the next call with this key resumes it
+        :param progress: called with the bytes gained since its last call; negative if the transfer starts over
+        :param resume_key: name of the writer. If at least 1 MiB has arrived, an interrupted download stays, and the
+            next call with this key resumes it.
         :param digest: compute the SHA-256 of the received bytes
         :param keep_times: give the local file the time of the file on the server
         :param mode: permission bits of the local file, such as ``0o640``
@@ -141,13 +142,13 @@ class FileTransfers:
         :param pairs: key and local path of each file
         :param overwrite: replace existing local files
         :param verify: as for `download`
-        :param progress: receives the bytes gained
+        :param progress: called with the bytes gained since its last call; negative if the transfer starts over
         :param resume_key: as for `download`
         :param digest: compute the SHA-256 of each file
         :param keep_times: give each file the time of its source, as `download` does
         :param mode: permission bits of each local file
         :param return_exceptions: put failures into the result instead of raising them
-        :param before_rename: called with complete files before they are renamed, once for several files
+        :param before_rename: called with complete files before their renames; one call may have several files
         :returns: one result for each pair, in order
         :raises ExceptionGroup: of all failures
         :raises ValueError: if two pairs have the same target; nothing is downloaded
@@ -212,19 +213,18 @@ class FileTransfers:
     ) -> WriteResult:
         """Upload a file.
 
-        The key appears only when the file is complete and verified.
-
-        A lost connection is reopened and the upload resumes.
+        The file appears under its key only when it is complete and verified, unless ``direct`` is set. A lost
+        connection is reopened and the upload resumes.
 
         :param local: the local path of a regular file, or of a link to one
         :param path: the key of the file
         :param overwrite: replace an existing file
         :param verify: comparison before the rename, as for `SFTPBackend.write_atomic`
-        :param progress: receives the bytes gained
+        :param progress: called with the bytes gained since its last call; negative if the transfer starts over
         :param create_parents: create missing parent directories
         :param channels: number of channels of the connection to use; by default as many as the round trip requires
-        :param resume_key: name of the writer; an interrupted upload of 32 MiB or more stays, and the next call with
-            this key resumes it
+        :param resume_key: name of the writer. If more than 32 MiB have been sent, an interrupted upload stays, and the
+            next call with this key resumes it.
         :param digest: compute the SHA-256 of the sent bytes
         :param keep_times: give the file the time of the local file, in whole seconds. If the server refuses, a warning
             is logged once for each connection.
@@ -234,7 +234,8 @@ class FileTransfers:
         :param temp_folder: the key of a directory for the unfinished file, on the file system of the target; created if
             it is missing, unless ``create_parents`` is False
         :param direct: write under the final name, for servers that forbid renames. Readers can see partial content, an
-            interrupted upload does not resume, and after a failure neither the old nor the new file exists.
+            interrupted upload does not resume. Once the file is open, a failure loses the old content; the incomplete
+            file is removed if the server can be reached.
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file
@@ -314,7 +315,7 @@ class FileTransfers:
         :param pairs: local path and key of each file
         :param overwrite: replace existing files
         :param verify: as for `upload`
-        :param progress: receives the bytes gained
+        :param progress: called with the bytes gained since its last call; negative if the transfer starts over
         :param create_parents: create missing parent directories
         :param channels: as for `upload`
         :param resume_key: as for `upload`
@@ -325,8 +326,8 @@ class FileTransfers:
         :param temp_folder: as for `upload`
         :param direct: as for `upload`; ``before_rename`` is then called with the complete files at the end
         :param return_exceptions: put failures into the result instead of raising them
-        :param before_rename: called with complete files before they are renamed, once for several files; an exception
-            ends the call
+        :param before_rename: called with complete files before their renames; one call may have several files. An
+            exception ends the upload.
         :returns: one result for each pair, in order
         :raises ExceptionGroup: of all failures
         :raises ValueError: if two pairs have the same target; nothing is uploaded

@@ -95,10 +95,9 @@ def _own_attributes(path: RemotePath) -> Operation[Attributes | StatusError]:
 
 
 def _delete_if_link(path: RemotePath, attributes: Attributes, *, missing_ok: bool) -> Operation[bool]:
-    """Delete a link and return True; False for a directory.
+    """Delete a path if it is a link.
 
-    The directory is known to be empty.
-
+    :returns: True after deleting a link; False for a directory without known entries
     :raises InvalidPath: for a file
     :raises DirectoryNotEmpty: for a directory with entries
     """

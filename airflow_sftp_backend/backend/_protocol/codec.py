@@ -101,7 +101,7 @@ class Attributes:
 
     @property
     def is_file(self) -> bool:
-        """True for a regular file, or a mode without type bits."""
+        """True for a regular file, and if the type is unknown."""
         return self.mode is None or stat.S_IFMT(self.mode) in (0, stat.S_IFREG)
 
     def encode(self) -> bytes:

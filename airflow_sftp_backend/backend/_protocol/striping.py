@@ -25,7 +25,7 @@ from .scheduler import Operation, SFTPScheduler, reply, request, send
 logger = logging.getLogger(__name__)
 
 ASSUMED_BYTES_PER_SECOND: Final = 512 << 20
-"""Bandwidth assumed for window sizes, in bytes per second: above that of any connection."""
+"""Bandwidth assumed for window sizes, in bytes per second: above what one SSH connection reaches in practice."""
 OPENSSH_CHANNEL_WINDOW: Final = 2 << 20
 """Bytes that an OpenSSH channel accepts before the server reads them."""
 _EXTRA_QUEUED_BYTES: Final = 1 << 20  # bytes beyond the window that may wait in the channel until the window opens
@@ -69,7 +69,7 @@ class ChannelHandle:
 class TransferSize:
     """Size of a transfer in bytes, and its number of channels.
 
-    None chooses the number by size and round trip.
+    If the number is None, size and round trip decide.
     """
 
     size: int
@@ -92,7 +92,7 @@ class TransferSize:
 class StripedFile:
     """Handles of a file on the channels over which it is written.
 
-    There is a first handle; others are added as they are opened.
+    The first handle is open from the start. `add_channels` opens more.
 
     :param scheduler: the scheduler of the connection
     :param path: the path of the file
@@ -158,7 +158,10 @@ class StripedFile:
             self._opening[channel] = yield from send(Open(self._path.native, OpenFlag.WRITE), channel)
 
     def _open_checked(self, channels: list[SFTPChannel], sent: int) -> Operation[None]:
-        """Open the file on ``channels``, and check its size."""
+        """Open the file on ``channels``, unless its size is unexpected.
+
+        :raises ContentLost: if the server emptied the file when it was opened again
+        """
         # Some servers empty a file when it is opened
         if (yield from self._stated_size()) != sent:
             # the server's sizes are unreliable, so lost content would not be detected: do not open the file again
@@ -193,9 +196,11 @@ class StripedFile:
         )
 
     def close(self) -> Operation[list[Pending[None]]]:
-        """Send CLOSE for the further handles; return the pending replies.
+        """Send CLOSE for all handles but the first.
 
-        CLOSE is sent after the data.
+        On each channel, CLOSE follows the data.
+
+        :returns: the pending replies
         """
         for channel in list(self._opening):
             yield from self._finish_open(channel)

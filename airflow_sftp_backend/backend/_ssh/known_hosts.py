@@ -4,9 +4,10 @@ The format is that of sshd(8), SSH_KNOWN_HOSTS FILE FORMAT, but a fingerprint, `
 The rules are those of OpenSSH's client (hostfile.c, sshconnect.c) with these exceptions:
 
 * If a host has lines and its key is not among them, the key is changed, whatever its type. Otherwise an attacker could
-  offer a key of a type without a known key.
+  offer a key of a type without a known key. In lines that are not pinned to one server, a line that names the
+  host without a port does not contradict a key on another port than 22.
 * If an authority is listed for a host, a key without a valid certificate of the authority is changed too.
-* ``@revoked`` applies to all ports of a host.
+* An ``@revoked`` line without a port applies to all ports of its host.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Limit the open sessions of this process to one account (``max_sessions``)."""
+"""Limit the sessions that this process has open to one account.
+
+The limit is the setting ``max_sessions``.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ Account: TypeAlias = tuple[str, int, str | None]
 
 
 class SessionSlot:
-    """Permission for a session, until `release` or garbage collection."""
+    """Slot for one session, in use until `release` or garbage collection."""
 
     __slots__ = ("__weakref__", "is_released")
 
@@ -22,7 +25,7 @@ class SessionSlot:
         self.is_released = False
 
     def release(self) -> None:
-        """Give the permission back.
+        """Give the slot back.
 
         Takes no lock: the garbage collector may call this.
         """
@@ -30,9 +33,9 @@ class SessionSlot:
 
 
 class SessionSlots(ForkAware):
-    """Give out the permissions of a process.
+    """Count the slots of this process.
 
-    A forked child starts without any, like its sessions.
+    A forked child starts with none in use.
     """
 
     def __init__(self) -> None:
@@ -41,10 +44,11 @@ class SessionSlots(ForkAware):
         super().__init__()
 
     def acquire(self, config: BackendConfig) -> SessionSlot | BackendConfig:
-        """Return a permission for a session with its jump hosts.
+        """Return a slot for a session and its jump hosts.
 
         :param config: the configuration of the session
-        :returns: the permission; while too many sessions are open, the configuration of the server that has them
+        :returns: the slot; if the server or a jump host has as many sessions as its limit allows, the configuration of
+            that server or jump host instead
         """
         limited = [hop for hop in _hops(config) if hop.max_sessions is not None]
         slot = SessionSlot()
@@ -58,7 +62,7 @@ class SessionSlots(ForkAware):
         return slot
 
     def _open(self, account: Account) -> list[weakref.ref[SessionSlot]]:
-        """Return the permissions in use, and forget the others."""
+        """Return the slots in use, and forget the others."""
         in_use = [
             reference
             for reference in self._taken.get(account, ())
@@ -85,4 +89,4 @@ def _account(config: BackendConfig) -> Account:
 
 
 slots = SessionSlots()
-"""The permissions of this process."""
+"""The slots of this process."""

@@ -1,9 +1,10 @@
 """Find abandoned temporary files and backups on both sides.
 
-Only files with the names of this package are changed (`_paths.is_temp_name`), and links are not followed. A temporary
-file is removed if it has not changed for long enough: by the server's clock on the server; locally also only
-without the lock of a live process. A backup is removed if its file exists. Otherwise the backup is the only copy of the
-old content, and is restored.
+Only files with the names of this package are changed (`_paths.is_temp_name`). Links are not followed.
+
+* On the server, a temporary file is removed if it has not changed for long enough by the server's clock.
+* On this machine, a temporary file is removed if it has not changed for long enough and no live process has locked it.
+* A backup is removed if its file exists. Otherwise the backup is the only copy of the old content, and is restored.
 """
 
 from __future__ import annotations

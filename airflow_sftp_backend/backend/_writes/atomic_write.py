@@ -125,7 +125,7 @@ def _end_attempt(
 ) -> None:
     """Record that an attempt has failed.
 
-    The write resumes only after a lost connection.
+    The write can resume only if the connection was lost.
     """
     resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
     resume_state.end_attempt(error, resumable=can_resume and scheduler.failure is not None)

@@ -66,9 +66,9 @@ def restore(scheduler: SFTPScheduler, target: RemotePath) -> Operation[bool]:
 def with_backup_restored(
     scheduler: SFTPScheduler, path: RemotePath, operation: Callable[[], Operation[T]]
 ) -> Operation[T]:
-    """Run an operation, and again after restoring a backup.
+    """Run an operation on a file that may have a backup.
 
-    The backup is restored if the file is missing.
+    If the file is missing and the backup can be restored, the operation runs again.
 
     :param scheduler: the connection
     :param path: the file of the operation
@@ -126,7 +126,9 @@ def _remove_if_present(backup_reply: Pending[Attributes], path: RemotePath) -> O
 
 
 def remove_backup(target: RemotePath, unique_backup: RemotePath | None = None) -> Operation[None]:
-    """Remove the backup of a file with new content. Three round trips.
+    """Remove the backup of a file, or restore the missing file.
+
+    Three round trips.
 
     :param target: the file
     :param unique_backup: a unique backup name of the file

@@ -1,7 +1,7 @@
 """Write files directly under their final names.
 
-For servers that forbid renames. Readers can see partial content, and a failed write leaves no file: an incomplete file
-is removed, and the old content is lost.
+For servers that forbid renames. Readers can see partial content. Once the file is open, a failure loses the old
+content; the incomplete file is removed if the server can be reached.
 """
 
 from __future__ import annotations

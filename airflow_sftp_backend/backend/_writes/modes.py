@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def send_mode(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState
 ) -> Operation[Pending[None] | None]:
-    """Request the mode of the target for the temporary file.
+    """Send FSETSTAT with the target's mode for the temporary file.
 
     Does not wait for the reply.
 
@@ -102,7 +102,10 @@ def verify_mode(write_target: WriteTarget, written: Attributes) -> Operation[Non
 
 
 def _warn_once(scheduler: SFTPScheduler, write_target: WriteTarget, mode: int, refused: StatusError) -> None:
-    """Warn once for each connection. An unsupported request is not sent again."""
+    """Warn once for each connection.
+
+    FSETSTAT of kept modes is not sent again, unless the refusal is PERMISSION_DENIED or the file is missing.
+    """
     if refused.missing:  # the server has taken the file for processing, and sets its mode itself
         return
     if not scheduler.mode_warning_logged:
