@@ -1,7 +1,7 @@
 """Files on any SSH/SFTP server, for Airflow and without it.
 
-The names below are loaded when they are first asked for: importing the package loads neither paramiko nor azure nor
-airflow. Hook, operators, sensor and triggers are in the modules of those names.
+The names below are imported at first access: importing the package loads neither paramiko nor azure nor airflow. Hook,
+operators, sensor and triggers are in the modules of those names.
 """
 
 from __future__ import annotations

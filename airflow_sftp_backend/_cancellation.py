@@ -1,6 +1,6 @@
 """Cancel the work of a task that Airflow kills.
 
-Some blocks end at once, others are completed first.
+A kill ends a `cancellable` block at once, but a `shielded` block within is completed first.
 """
 
 from __future__ import annotations
@@ -77,6 +77,8 @@ class CancellableTask:
         """Cancel the work within 1.5 s, even if the server is silent.
 
         In this time the task keeps partial files that the next attempt can resume, removes others, and disconnects.
+
+        :raises TaskKilled: if a `cancellable` block runs, outside its `shielded` blocks
         """
         if self._killed:  # a second signal must not cancel the cleanup of the first one
             return
@@ -94,7 +96,7 @@ class CancellableTask:
 class _CurrentTask(threading.local):
     """Hold the cancellable task of this thread.
 
-    Python handles signals in the task's thread only.
+    Each thread has its own, because Python runs signal handlers in the main thread only.
     """
 
     task: CancellableTask | None = None

@@ -1,6 +1,7 @@
 """Provide the names and features that depend on Airflow's version.
 
-No other module depends on the version.
+Other modules use these names, and compare no versions. A few depend on the version nevertheless: `hooks.sftp` and
+`_connections.form_widgets` build the form of Airflow 3.0 and 3.1, `assets.events` handles an error of Airflow 3.3.2.
 
 * 3.0: no `BaseHook` in the SDK, and its `Connection` reads neither JSON nor a URI.
 * 3.0 and 3.1: exceptions, configuration and metrics belong to the core. The SDK has its own from 3.2.

@@ -47,7 +47,9 @@ def load_config(conn: AirflowConnection, get: Callable[[str], AirflowConnection]
     :param conn: the connection
     :param get: returns the connection with an id
     :returns: the configuration; it can fetch changed secrets again, by ``refresh``
-    :raises InvalidConnection: with all problems
+    :raises InvalidConnection: with all problems of the first stage that fails: Azure identity, ``connection_secret``,
+        jump host, fields, secrets
+    :raises AirflowNotFoundException: if a named connection does not exist
     :raises BackendUnavailable: if a vault cannot be reached or throttles
     """
     return _load_config(conn, get, ())
@@ -110,7 +112,8 @@ _SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certific
 class ConfigLoader:
     """Builds the configuration of a connection.
 
-    A call builds the configuration with the current secrets, and returns None if the secrets cannot be fetched.
+    A call builds the configuration with the current secrets. If no valid configuration can be built, the call logs a
+    warning and returns None.
     """
 
     values: ConnectionValues
@@ -128,6 +131,9 @@ class ConfigLoader:
         """Return the values of the connection, completed from ``connection_secret``.
 
         :param fresh: do not use a cached secret
+        :returns: the values
+        :raises InvalidConnection: if the secret cannot be used
+        :raises BackendUnavailable: if the vault cannot be reached or throttles
         """
         connection = self.values
         if _WHOLE_CONNECTION not in connection.fields:
@@ -152,7 +158,11 @@ class ConfigLoader:
     def config(self, connection: ConnectionValues, *, fresh: bool) -> BackendConfig:
         """Fetch the secrets of the fields and return the configuration.
 
-        Raises as `load_config` does.
+        :param connection: the values of the connection
+        :param fresh: do not use a cached secret
+        :returns: the configuration
+        :raises InvalidConnection: with all problems of the fields, or else of the secrets
+        :raises BackendUnavailable: if a vault cannot be reached or throttles
         """
         problems: list[str] = []
         references = self._references(connection, problems)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def connection_form_widgets() -> dict[str, FormField]:
-    """Return the form's fields as a hook's ``get_connection_form_widgets`` does.
+    """Return the fields for a hook's ``get_connection_form_widgets``.
 
     :returns: the fields of wtforms, by the name in Extra. Choices are a validator, defaults are part of the field.
     """

@@ -45,7 +45,8 @@ class FileChanges(BackendFileSystem):
 
         :param path1: a path, a pattern, or a list of paths
         :param path2: the new path, the directory to move to, or a list of paths
-        :param recursive: move directories with their files; a directory that gets new files meanwhile remains
+        :param recursive: move directories with their files. If a directory gets new files meanwhile, the directory
+            remains and the call raises OSError.
         :param maxdepth: number of levels of ``recursive``
         :param kwargs: not used
         :raises OSError: if a file cannot be moved
@@ -85,7 +86,9 @@ class FileChanges(BackendFileSystem):
         return [*zip(paths, self._strip_protocol(targets), strict=True)]
 
     def rm_file(self, path: str) -> None:
-        """Remove a file, or a link itself. One round trip.
+        """Remove a file, or a link itself.
+
+        One round trip on OpenSSH, more on other servers.
 
         :param path: the path, taken literally
         :raises FileNotFoundError: if the file does not exist

@@ -32,9 +32,10 @@ def is_secret_url(text: str) -> bool:
 
 @dataclass(frozen=True)
 class SecretReference:
-    """Names a secret in a vault.
+    """Name a secret in a vault.
 
-    :param vault: name of a vault in the public cloud, host, or URL; stored as host, with a port other than 443
+    :param vault: name of a vault in the public cloud, or host or URL of a vault. The attribute has the host, with the
+        port unless the port is 443.
     :param name: name of the secret
     :param version: version of the secret; None for the current version
     :raises InvalidReference: with all problems
@@ -81,6 +82,8 @@ class SecretReference:
         """Return the reference to a secret of a vault in ``cloud``.
 
         A blank version means the current version.
+
+        :raises InvalidReference: with all problems
         """
         with contextlib.suppress(ValueError):  # the constructor reports all problems together
             vault = _vault_host(vault, cloud or PUBLIC)

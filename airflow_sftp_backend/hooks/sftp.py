@@ -124,7 +124,8 @@ class SFTPBackendHook(BaseHook):
         Masks all secrets in the log.
 
         :returns: the configuration of the backend
-        :raises InvalidConnection: if fields are invalid; the text lists all problems
+        :raises InvalidConnection: if the connection is invalid; the text lists all problems of the first stage that
+            fails: Azure identity, ``connection_secret``, jump host, fields, secrets
         :raises AirflowNotFoundException: if the connection does not exist
         :raises BackendUnavailable: if a vault does not answer now
         """
@@ -274,12 +275,13 @@ def translate_errors() -> Iterator[None]:
     This exception fails the task at once.
 
     Such errors are a refused login, host key or operation, a path outside ``base_path`` or of the wrong type, a missing
-    capability of the server, an invalid connection, and an invalid argument. All other errors pass unchanged, so that
-    Airflow retries the task: a lost connection, a missing or occupied name, a full disk, programming errors.
+    capability of the server, an invalid connection, and an invalid argument. Other single errors pass unchanged, so
+    that Airflow retries the task: a lost connection, a missing or occupied name, a full disk, programming errors. A
+    group of errors becomes a single error with one masked text, because Airflow masks no secrets in the errors of a
+    group.
 
     :raises AirflowFailException: for an error that a retry cannot fix, or a group of only such errors
-    :raises FilesFailed: for any other group of errors. Both have one text with all errors of the group, because Airflow
-        masks no secrets in the errors of a group.
+    :raises FilesFailed: for any other group of errors
     """
     try:
         yield
@@ -316,8 +318,8 @@ def _flatten(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 def _failure(error: SFTPBackendError, diagnosis: Diagnosis) -> str:
-    """Return the cause in few words."""
-    # The page shows the text for seconds only
+    """Return the text of a failed test of a connection."""
+    # Short: the page shows the text for seconds only
     text = str(error)
     server = diagnosis.failed_connection
     if isinstance(error, HostKeyRejected) and server is not None and error.status in _HOST_KEY_TEXTS:

@@ -55,9 +55,10 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
     :param path: literal names of the files to delete, relative to the connection's base path: a path, a row of another
         task, or a list of these. A text that ends with ``/`` selects the directory and all its entries. (templated)
     :param pattern: globs (with ``**``) of paths on the server, in place of ``path``: a text or a list. (templated)
-    :param include: globs of file names; only matching files of a directory or pattern are deleted, and no directories
-    :param exclude: globs of file and directory names; matching entries of a directory or pattern are not deleted, and
-        no directories
+    :param include: globs of file names. Of a directory or pattern, only matching files are deleted. The directories
+        stay, unless ``empty_folders`` deletes them.
+    :param exclude: globs of file and directory names. Matching entries of a directory or pattern stay, and so do the
+        directories.
     :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
         timedelta that counts back from the time when the run was due. Applies to names too. (templated)
     :param older_than: time before which a file must be modified, in the same forms. (templated)
@@ -188,9 +189,9 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
 
 
 def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
-    """Take symbolic links out of the missing and failed names.
+    """Remove symbolic links from the missing and refused names.
 
-    They lead to directories, or nowhere.
+    :returns: the links; each leads to a directory, or to nothing
     """
     from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
 

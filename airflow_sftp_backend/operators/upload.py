@@ -60,7 +60,8 @@ class SFTPUploadOperator(TransferOperator):
     :param temp_folder: directory for unfinished files, relative to the connection's base path and on the file system of
         the target. (templated)
     :param direct: write local files under their final names, for servers that forbid renames. Readers can see partial
-        content, an interrupted upload does not resume, and after a failure neither the old nor the new file exists.
+        content, an interrupted upload does not resume. Once the file is open, a failure loses the old content;
+        the incomplete file is removed if the server can be reached.
     :param dry_run: return the planned results, send nothing
     :param kwargs: arguments of ``BaseOperator``
     """

@@ -30,9 +30,9 @@ class Listing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeRule:
-    """Define the comparison of times of files with equal sizes.
+    """Define when times mean a change of files with equal sizes.
 
-    :ivar is_kept: True for a target that keeps the times of its sources: unequal times mean a change. Otherwise, a
+    :ivar is_kept: True if the target keeps the times of its sources. Then unequal times mean a change. Otherwise, a
         target that is older than its source means a change.
     :ivar clock_lead: seconds by which the clock of the target may be ahead of that of the source
     """
@@ -123,7 +123,7 @@ def depends_on_time_rule(source: Listing, target: Listing) -> bool:
 
 
 def untimed(source: Listing, target: Listing, paths: Iterable[str]) -> list[str]:
-    """Return the files whose comparison had no times.
+    """Return the files that were compared by size only.
 
     :param source: the source
     :param target: the target
@@ -146,7 +146,9 @@ def _folded(path: str) -> str:
 
 
 def doubtful_spellings(source: Iterable[str], target: Iterable[str]) -> dict[str, str]:
-    """Find files that a caseless target would mistake for others.
+    """Find files that a target may not distinguish from other files.
+
+    An example is a target that ignores case.
 
     :param source: the files of the source
     :param target: the files of the target
