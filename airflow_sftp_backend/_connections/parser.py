@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from airflow_sftp_backend._key_vault.references import is_reference
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, RetryPolicy, Secret
 from airflow_sftp_backend.backend._ssh.ssh_config import SSH_CONFIG_PATH, SSHConfigEntry, ssh_config_entry
-from airflow_sftp_backend.backend.config import base_path_of_url
+from airflow_sftp_backend.backend.config import base_path_of_url, missing_character
 
 from .field_types import InvalidFieldValue
 from .fields import CONN_TYPE, FIELDS, Field
@@ -378,6 +378,10 @@ def _contradictions(fields: Mapping[str, FieldValue], parsed: Mapping[str, Any])
         problems.append("Private key and Private key file: both given; expected one of them")
     if "jump_conn_id" in fields and "host_proxy_cmd" in fields:
         problems.append("Jump host connection and Proxy command: both given; expected one of them")
+    if missing_character(parsed.get("base_path", ""), parsed.get("name_encoding", "utf-8")):
+        problems.append(
+            "Base path and Name encoding: the encoding lacks a character of the path; expected another encoding"
+        )
     if "host_key" in fields and "host_key_policy" not in fields and parsed.get("no_host_key_check"):
         problems.append("Host key and No host key check: contradictory; expected one of them")
     return problems

@@ -249,11 +249,8 @@ class BackendConfig:
         if "\0" in self.base_path:
             raise ValueError("base_path must not contain NUL")
         object.__setattr__(self, "name_encoding", check_name_encoding(self.name_encoding))
-        try:
-            self.base_path.encode(self.name_encoding, "surrogateescape")
-        except UnicodeEncodeError as error:
-            character = self.base_path[error.start]
-            raise ValueError(f"base_path has a character that {self.name_encoding} lacks: {character!r}") from None
+        if character := missing_character(self.base_path, self.name_encoding):
+            raise ValueError(f"base_path has a character that {self.name_encoding} lacks: {character!r}")
 
     def _check_numbers(self) -> None:
         """Check the times and limits."""
@@ -347,6 +344,20 @@ def check_name_encoding(encoding: object) -> str:
     if name != "utf-8" and (ascii_text != bytes(range(128)).decode("ascii") or not is_single_byte):
         raise ValueError(f"name_encoding is {encoding!r}; {expected}")
     return name
+
+
+def missing_character(path: str, encoding: str) -> str:
+    """Find the first character of a path that an encoding lacks.
+
+    :param path: the path
+    :param encoding: a checked encoding of names
+    :returns: the character; blank if the encoding has all characters
+    """
+    try:
+        path.encode(encoding, "surrogateescape")
+    except UnicodeEncodeError as error:
+        return path[error.start]
+    return ""
 
 
 def check_mode(mode: object) -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from airflow_sftp_backend import HostKeyPolicy, Secret
 from airflow_sftp_backend._connections.fields import FIELDS, Field, conn_fields, field_behaviour
 from airflow_sftp_backend._connections.parser import ConnectionValues, InvalidConnection, parse
-from airflow_sftp_backend.backend import BackendConfig
+from airflow_sftp_backend.backend import BackendConfig, RetryPolicy
 from tests.support.airflow.versions import connection_from_uri
 
 PEM = "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXktdjEAAAAA\n-----END OPENSSH PRIVATE KEY-----\n"
@@ -90,12 +90,32 @@ SAID: list[tuple[str, object, str, object]] = [
     ("disabled_algorithms", '{"pubkeys": ["c"]}', "disabled_algorithms", {"pubkeys": ("c",)}),
     ("allow_ssh_rsa_sha1", True, "allow_ssh_rsa_sha1", True),
     ("host_proxy_cmd", "ssh -W %h:%p bastion", "proxy_command", "ssh -W %h:%p bastion"),
+    ("name_encoding", "latin-1", "name_encoding", "iso8859-1"),
+    ("private_key_passphrase", "open sesame", "passphrase", Secret("open sesame")),
+    ("max_channels", "4", "max_channels", 4),
+    ("max_entries", 1000, "max_entries", 1000),
+    ("max_listing_bytes", "5000", "max_listing_bytes", 5000),
+    ("max_file_bytes", 6000, "max_file_bytes", 6000),
+    ("max_rate", "7000", "max_rate", 7000),
+    ("max_sessions", 8, "max_sessions", 8),
+    ("conn_retry_attempts", 7, "retry", RetryPolicy(max_attempts=7)),
+    ("host_key", "SHA256:abc", "known_host_keys", "SHA256:abc"),
+    ("no_host_key_check", "true", "host_key_policy", HostKeyPolicy.AUTO_ADD),
+    ("allow_host_key_change", True, "host_keys_path", os.devnull),
 ]
+LOADED = {"key_vault_url", "connection_secret", "azure_conn_id", "jump_conn_id"}
+"""Fields that the loader uses, besides the names of secrets and the Azure identity. See test_config_loader.py."""
 
 
 @pytest.mark.parametrize(("name", "value", "argument", "expected"), SAID)
 def test_every_extra_field_reaches_the_backend(name: str, value: object, argument: str, expected: object) -> None:
     assert getattr(parse(make({name: value})), argument) == expected
+
+
+def test_every_field_has_a_valid_value_in_the_table() -> None:
+    secret_names = {f"{field.name}_secret" for field in FIELDS if field.accepts_secret_reference}
+    used_elsewhere = LOADED | secret_names | {field.name for field in FIELDS if field.column or field.is_identity}
+    assert {name for name, *_ in SAID} >= {field.name for field in FIELDS} - used_elsewhere
 
 
 @pytest.mark.parametrize("name", ["private_key_passphrase", "passphrase", "private_key_pass"])
@@ -291,8 +311,15 @@ WRONG: list[tuple[str, object]] = [
     ("compress", "yes"), ("compress", 1), ("look_for_keys", []), ("ciphers", {"a": 1}), ("ciphers", [1]),
     ("disabled_algorithms", ["a"]), ("disabled_algorithms", {"kex": 1}), ("disabled_algorithms", "{"),
     ("allow_ssh_rsa_sha1", "1"), ("host_proxy_cmd", []), ("host_key", 1), ("no_host_key_check", "yes"),
-    ("allow_host_key_change", 0),
+    ("allow_host_key_change", 0), ("reconnect_timeout", -1), ("name_encoding", "utf-16"), ("max_channels", 11),
+    ("max_entries", 0), ("max_listing_bytes", 0.5), ("max_file_bytes", "all"), ("max_rate", 0), ("max_sessions", -1),
+    *((field.name, ["a"]) for field in FIELDS if field.name.endswith("_secret") or field.is_identity),
+    ("key_vault_url", 1), ("azure_conn_id", 1), ("jump_conn_id", 1),
 ]  # fmt: skip
+
+
+def test_every_extra_field_has_an_invalid_value_in_the_table() -> None:
+    assert {name for name, _ in WRONG} == {field.name for field in FIELDS if not field.column}
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=lambda value: repr(value)[:30])
@@ -350,6 +377,13 @@ def test_a_connection_of_another_type_is_an_error() -> None:
 
 def test_two_private_keys_are_an_error() -> None:
     assert "both given" in faults(make({"private_key": PEM, "key_file": "/key"}))[0]
+
+
+def test_a_base_path_that_the_name_encoding_lacks_is_an_error() -> None:
+    assert faults(make({"base_path": "/€", "name_encoding": "latin-1"})) == (
+        "Base path and Name encoding: the encoding lacks a character of the path; expected another encoding",
+    )
+    assert parse(make({"base_path": "/€", "name_encoding": "cp1252"})).base_path == "/€"
 
 
 def test_a_host_key_with_checking_disabled_is_an_error() -> None:
