@@ -4,8 +4,8 @@ Each new file is processed and then archived, independent of the others.
 
 The triggerer watches on one connection; a run is started with the list of all files that are new. A file that cannot be
 processed stays in the inbox and is not reported again: clear its task when the cause is mended. To have one processed
-again that is archived, touch it before you put it back. Needs Airflow 3.3 to be sure that a restart of the triggerer
-reports no file again.
+again that is archived, touch it before you put it back. After a restart of the triggerer, Airflow before 3.3 reports
+all existing files again. Airflow 3.3 can send the last batch again, which `new_files` drops.
 """
 
 from __future__ import annotations
