@@ -218,7 +218,7 @@ def utc(seconds: int | None) -> datetime | None:
     :param seconds: seconds since 1970, or None
     :returns: the time in UTC, or None
     """
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return datetime.fromtimestamp(seconds, UTC) if seconds else None
 
 
 class Capability(enum.Enum):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -21,7 +21,7 @@ from ._object_storage import FileState, Verify, is_url
 from ._planning import LocalEnd, TransferItem, make_result
 from ._retry_state import RetryState
 from ._sync.deletions import delete_local, delete_on_server
-from ._sync.listings import list_local, list_server, local_path_of, paths_of_equal_content, server_path_of
+from ._sync.listings import list_local, list_server, local_exists, local_path_of, paths_of_equal_content, server_path_of
 from ._sync.overlap import check_overlap
 from ._sync.planning import (
     Differences,
@@ -77,17 +77,18 @@ class SyncEnds:
         """
         return self.server_path(path), self.local_path(path)
 
-    def item(self, path: str, size: int | None) -> TransferItem:
+    def item(self, path: str, state: FileState) -> TransferItem:
         """Return the transfer of a file.
 
         :param path: the path in the listings
-        :param size: size in bytes, None if unknown
+        :param state: the state of the source
         :returns: the transfer
         """
         server_path, local_path = self.both(path)
         if self.direction == "upload":
-            return TransferItem(local_path, server_path, size)
-        return TransferItem(server_path, local_path, size)
+            time = None if state.mtime is None else datetime.fromtimestamp(state.mtime, UTC)
+            return TransferItem(local_path, server_path, state.size, time)
+        return TransferItem(server_path, local_path, state.size)
 
     @property
     def local_end(self) -> LocalEnd:
@@ -219,11 +220,15 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             len(differences.new), len(differences.changed), len(differences.unchanged), len(differences.extra),
         )  # fmt: skip
         items, failures = self._plan_items(backend, ends, differences, source, target)
-        deletions = {path: target.files[path].size for path in differences.extra} if self.delete else {}
+        deletions = {
+            path: target.files[path].size
+            for path in differences.extra
+            if self.delete and path not in source.others and blocking_entry(path, source.others) is None
+        }
         kept, not_utf8 = drop_non_utf8([*deletions], lambda path: (path,))
         exceeds_limit = exceeds_max_delete(self.max_delete, deletions, target.files)
         self._check_limit(len(deletions), len(target.files), exceeds_limit)
-        doubtful = {} if is_url(ends.other) and self.direction == "download" else _doubtful(items, source, target)
+        doubtful = _doubtful(items, source, target)
         states = {item: source.files[path] for path, item in items.items()}
         return SyncPlan(
             ends=ends,
@@ -322,7 +327,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
                 message = f"{link!r} in the target is a link or a special file, and links are not followed; remove it"
                 failures.append(InvalidPath(message, path=path, server=backend.address))
         paths, not_utf8 = drop_non_utf8(allowed, lambda path: ends.both(path))
-        return {path: ends.item(path, source.files[path].size) for path in paths}, [*failures, *not_utf8]
+        return {path: ends.item(path, source.files[path]) for path in paths}, [*failures, *not_utf8]
 
     def _check_limit(self, deletions: int, target_files: int, exceeds_limit: bool) -> None:
         if not exceeds_limit:
@@ -344,7 +349,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         is_upload = self.direction == "upload"
         action: Action = "uploaded by an earlier attempt" if is_upload else "downloaded by an earlier attempt"
         for path in differences.unchanged:
-            item, state = ends.item(path, source.files[path].size), target.files[path]
+            item, state = ends.item(path, source.files[path]), target.files[path]
             record = retry_state.transfers.find(item)
             if record is None or record.size != state.size or record.version != _version(source.files[path]):
                 continue
@@ -417,7 +422,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             if prefix not in exists:
                 server_path, local_path = plan.ends.both(prefix)
                 is_upload = self.direction == "upload"
-                exists[prefix] = backend.exists(server_path) if is_upload else os.path.lexists(local_path)
+                exists[prefix] = backend.exists(server_path) if is_upload else local_exists(local_path)
         failures: Failures = []
         for path, prefix in plan.doubtful.items():
             if exists[prefix]:
@@ -446,7 +451,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
 
 
 def _doubtful(items: Mapping[str, TransferItem], source: Listing, target: Listing) -> dict[str, str]:
-    spellings = doubtful_spellings(source.files, target.files)
+    spellings = doubtful_spellings(source.files, [*target.files, *target.others])
     return {path: prefix for path, prefix in spellings.items() if path in items}
 
 

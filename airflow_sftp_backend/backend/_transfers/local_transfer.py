@@ -282,6 +282,8 @@ class Download:
                 # The file may have been replaced since an earlier connection.
                 self._check_same(reader.attributes)
                 self._write(data)
+            if self._source is None:  # an empty file
+                self._source = reader.attributes
             if self.verify != "none":
                 yield from reader.check_unchanged()
             complete = True

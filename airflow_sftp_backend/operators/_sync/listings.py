@@ -86,11 +86,14 @@ def _list_directory(top: str, filters: FileFilters) -> Listing | None:
 
 def _local_state(entry: os.DirEntry[str]) -> FileState:
     status = entry.stat(follow_symlinks=False)
-    return FileState(status.st_size, status.st_mtime if 0 <= status.st_mtime < _MAX_TIME else None)
+    seconds = status.st_mtime_ns // 1_000_000_000
+    return FileState(status.st_size, seconds if 0 <= seconds < _MAX_TIME else None)
 
 
 def _list_objects(url: str, filters: FileFilters) -> Listing | None:
     start = object_path(url.rstrip("/"))
+    if (server := getattr(start.fs, "backend", None)) is not None:  # the file system of this package: links count
+        return list_server(server, start.path, filters)
     root = start.path.rstrip("/")
     details = cast("dict[str, dict[str, Any]]", start.fs.find(root, detail=True))
     if root in details:
@@ -143,6 +146,14 @@ def local_path_of(top: str) -> Callable[[str], str]:
     :returns: the function; raises InvalidArgument for a name that is not valid for a local file
     """
     return lambda path: local_path_below(top, path)
+
+
+def local_exists(path: str) -> bool:
+    """Tell whether an object or a local path exists.
+
+    A dangling link exists.
+    """
+    return object_path(path).exists() if is_url(path) else os.path.lexists(path)
 
 
 # -- content ----------------------------------------------------------------------------------------------------------
