@@ -22,6 +22,7 @@ from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.compression import compr
 from fsspec.core import get_compression
 from fsspec.spec import _Cached
+from fsspec.transaction import Transaction
 from fsspec.utils import isfilelike
 from upath import UPath
 
@@ -73,6 +74,22 @@ class _SharedIfPlain(_Cached):
         return instance
 
 
+class _Transaction(Transaction):
+    """End a transaction even if the commit of a file fails.
+
+    The files after it are discarded.
+    """
+
+    def complete(self, commit: bool = True) -> None:
+        fs = self.fs
+        try:
+            super().complete(commit)
+        finally:  # fsspec before 2026 leaves the file system in the transaction
+            while self.files:
+                self.files.popleft().discard()
+            fs._intrans, fs._transaction = False, None
+
+
 class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
     """Files on an SFTP server, as fsspec sees them.
 
@@ -90,6 +107,8 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
     :raises ValueError: for more than one of ``host``, ``conn_id`` and ``backend``, or a wrong value
     :raises TypeError: for an unknown argument
     """
+
+    transaction_type = _Transaction
 
     def __init__(
         self,
@@ -187,7 +206,10 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         # The files of compressions do not close the file below them, and only closing lets the file appear.
         target = super().open(path, mode, block_size, cache_options, None, **kwargs)
         compressing = compr[compression](target, mode=mode[0])
-        close, get_file = compressing.close, weakref.ref(compressing)
+        try:
+            close, get_file = compressing.close, weakref.ref(compressing)
+        except TypeError:
+            return compressing  # zstandard, which closes the file below it
 
         def close_both() -> None:
             file = get_file()

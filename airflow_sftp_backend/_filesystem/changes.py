@@ -72,7 +72,7 @@ class FileChanges(BackendFileSystem):
         if isinstance(sources, list) and isinstance(target, list):
             return [*zip(self._strip_protocol(sources), self._strip_protocol(target), strict=True)]
         is_text = not isinstance(sources, list)
-        is_pattern = is_text and re.search(r"[*?[]", stringify_path(sources)) is not None
+        is_pattern = is_text and re.search(r"[*?[]", stringify_path(sources)) is not None and not self.exists(sources)
         if is_text and not is_pattern and not recursive:
             paths = [self._strip_protocol(sources)]
         else:
@@ -113,6 +113,8 @@ class FileChanges(BackendFileSystem):
         """
         if recursive and maxdepth is not None:
             paths = [name for each in self.expand_path(path) for name in self.find(each, maxdepth)]
+        elif isinstance(path, str) and re.search(r"[*?[]", path) and self.exists(path):
+            paths = [self._strip_protocol(path)]  # UPath.unlink passes a name
         else:
             paths = self.expand_path(path)
         outcomes = self.backend.delete_many(paths, return_exceptions=True)

@@ -124,7 +124,8 @@ class RemoteReader(io.BufferedReader):
         thread = threading.get_ident()
         position = self._seeks.pop(thread, None)
         if position is None:
-            self._seeks.clear()  # threads that pass the file on to one another have one position
+            if self._mover != thread:
+                self._seeks.clear()  # threads that pass the file on to one another have one position
         elif self._mover != thread:
             super().seek(position)
         self._mover = thread
@@ -277,6 +278,11 @@ class RemoteWriter(io.RawIOBase):
 
         :raises OSError: if the name is a directory, or the server refuses
         """
+        if self.closed and self._writer is None:
+            return  # discarded after an exception, in a transaction
+        if not self.closed:  # at the end of a transaction
+            self.discard()
+            raise ValueError(f"{self.path!r} is not written: it was not closed before the transaction ended")
         writer, self._writer = self._open_writer(), None
         with os_errors():
             writer.commit()

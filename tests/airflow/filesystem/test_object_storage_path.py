@@ -80,3 +80,14 @@ def test_a_path_in_a_dag_file_reads_no_connection(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.DEBUG):
         ObjectStoragePath("sftpbackend://unknown@/inbox/x.csv")
     assert "Could not pre-populate" not in caplog.text
+
+
+def test_a_name_with_wildcard_characters_is_that_name(folder: Folder) -> None:
+    root = ObjectStoragePath("sftpbackend://partner@/")
+    for name in ("a1.csv", "a[1].csv"):
+        (folder.path / name).write_text(name)
+    (root / "a[1].csv").rename(root / "moved.csv")
+    assert sorted(path.name for path in folder.path.iterdir()) == ["a1.csv", "moved.csv"]
+    (folder.path / "a[1].csv").write_text("again")
+    (root / "a[1].csv").unlink()
+    assert sorted(path.name for path in folder.path.iterdir()) == ["a1.csv", "moved.csv"]

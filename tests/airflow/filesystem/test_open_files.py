@@ -301,3 +301,34 @@ def test_an_open_file_is_not_pickled(fs: SFTPBackendFileSystem, folder: Folder) 
         for file in (reader, writer):
             with pytest.raises(TypeError, match="cannot pickle"):
                 pickle.dumps(file)
+
+
+def test_each_thread_reads_on_from_its_own_seek(fs: SFTPBackendFileSystem, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"".join(b"%07d\n" % number for number in range(1000)))
+    with fs.open("file") as file, ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        first.submit(file.seek, 800).result()
+        second.submit(file.seek, 1600).result()
+        assert [second.submit(file.read, 8).result() for _ in range(2)] == [b"0000200\n", b"0000201\n"]
+        assert first.submit(file.read, 8).result() == b"0000100\n"
+
+
+def test_a_transaction_writes_no_file_that_was_not_closed(fs: SFTPBackendFileSystem, folder: Folder) -> None:
+    (folder.path / "file").write_bytes(b"old")
+
+    with pytest.raises(ValueError, match="not closed"), fs.transaction:
+        unclosed = fs.open("file", "w")
+        unclosed.write("unfinished")
+    assert (folder.path / "file").read_bytes() == b"old"
+    fs.pipe("later", b"later")
+    assert names(folder) == ["file", "later"]
+
+
+def test_a_discarded_file_does_not_fail_its_transaction(fs: SFTPBackendFileSystem, folder: Folder) -> None:
+    with fs.transaction:
+        fs.pipe("a", b"a")
+        with contextlib.suppress(KeyError), fs.open("b", "wb") as file:
+            file.write(b"b")
+            raise KeyError
+        fs.pipe("c", b"c")
+    fs.pipe("later", b"later")
+    assert names(folder) == ["a", "c", "later"]
