@@ -20,6 +20,7 @@ from airflow_sftp_backend._cancellation import shield_from_kill
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BeforeRename,
+    InvalidPath,
     PreparedFile,
     SFTPBackendError,
     TransferCorrupted,
@@ -121,12 +122,8 @@ def remove_object(path: ObjectStoragePath) -> None:
 
     :param path: the object
     """
-    if not path.exists():
-        return
-    if has_wildcard(path.path):
-        path.fs.rm_file(path.path)  # unlink() treats the name as a pattern
-    else:
-        path.unlink()
+    if path.fs.exists(path.path):  # ObjectStoragePath's own methods may make a file system for each thread
+        path.fs.rm_file(path.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,7 +394,9 @@ def download_object(
     target = object_path(url)
     temp = target.parent / temp_name(target.name, secrets.token_hex(6))
     try:
-        if not overwrite and target.exists():
+        if target.fs.isdir(target.path):  # fs.mv would move the file into it
+            return InvalidPath(f"{url!r} is a directory", path=key, entry_type="directory")
+        if not overwrite and target.fs.exists(target.path):
             return AlreadyExists(f"{url!r} exists", path=key)
         try:
             written = _copy(backend, key, temp, progress, to_end=verify == "none")

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypedDict
 
-from airflow_sftp_backend.backend import BeforeRename
+from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, BeforeRename, SFTPBackendError
 from airflow_sftp_backend.backend._transfers.local_files import add_both_paths
 
 from ._object_storage import Outcome, Verify, download_object, is_url, upload_object
@@ -114,7 +114,7 @@ def _upload_objects(backend: SFTPBackend, items: Sequence[TransferItem], options
             before_rename=_record_in_task(workers, options.before_rename),
         )
 
-    return WorkerThreads([partial(upload, item) for item in items]).run()
+    return _run_side_by_side([partial(upload, item) for item in items])
 
 
 def download_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
@@ -161,7 +161,19 @@ def _download_objects(backend: SFTPBackend, items: Sequence[TransferItem], optio
             before_rename=_record_in_task(workers, options.before_rename),
         )
 
-    return WorkerThreads([partial(download, item) for item in items]).run()
+    return _run_side_by_side([partial(download, item) for item in items])
+
+
+def _run_side_by_side(jobs: Sequence[Callable[[WorkerThreads[Outcome]], Outcome]]) -> list[Outcome]:
+    """Run jobs side by side, and repeat failed ones alone."""
+    outcomes = WorkerThreads(jobs).run()
+    if len(jobs) == 1:
+        return outcomes
+    for index, outcome in enumerate(outcomes):
+        # the server may permit few open files
+        if isinstance(outcome, SFTPBackendError) and not isinstance(outcome, AlreadyExists | BackendUnavailable):
+            (outcomes[index],) = WorkerThreads([jobs[index]]).run()
+    return outcomes
 
 
 class _WorkerProgress:

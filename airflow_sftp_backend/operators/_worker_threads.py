@@ -54,15 +54,17 @@ class WorkerThreads(Generic[T]):
             threading.Thread(target=self._work, name=f"transfer of objects {number}", daemon=True)
             for number in range(min(MAX_WORKERS, len(self._functions)))
         ]
-        for thread in threads:
-            thread.start()
+        started: list[threading.Thread] = []
         try:
+            for thread in threads:
+                started.append(thread)
+                thread.start()
             while len(self._results) < len(self._functions):
                 self._calls.get()()
         finally:
             self._stopped.set()
             end = time.monotonic() + _CLEANUP_SECONDS
-            for thread in threads:
+            for thread in filter(threading.Thread.is_alive, started):
                 thread.join(max(0.0, end - time.monotonic()))
         return [self._results[index] for index in range(len(self._functions))]
 

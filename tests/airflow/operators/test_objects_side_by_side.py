@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io.store import _STORE_CACHE, ObjectStore
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -21,7 +22,7 @@ from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State
 from tests.support.airflow.operators import actions, download, run, upload
 from tests.support.airflow.versions import AirflowFailException
-from tests.support.servers import AsyncsshServer, Folder
+from tests.support.servers import AsyncsshServer, Folder, LimitsOpenFiles
 
 NAMES = [f"{number}.bin" for number in range(20)]
 
@@ -285,3 +286,22 @@ def test_a_kill_stops_all_workers() -> None:
         WorkerThreads([*[work] * (MAX_WORKERS - 1), kill, *[work] * 50]).run()
     assert all(ended.acquire(timeout=10) for _ in range(MAX_WORKERS - 1))
     assert not ended.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_a_server_with_few_open_files_sends_all_objects(connect: Connect, store: str, limit: int) -> None:
+    with LimitsOpenFiles(limit=limit) as server:
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path)
+        for name in NAMES:
+            (folder.path / name).write_bytes(name.encode())
+        run(download("./", f"{store}/in/"))
+    assert {path.rpartition("/")[2] for path in MemoryFileSystem.store} == set(NAMES)
+
+
+def test_an_object_is_not_written_over_a_directory_of_its_name(remote: Path, store: str) -> None:
+    (remote / "a").write_bytes(b"new")
+    ObjectStoragePath(f"{store}/in/a/old").write_bytes(b"old")
+    with pytest.raises(AirflowFailException, match="is a directory"):
+        run(download("a", f"{store}/in/a", if_exists="replace"))
+    assert [path.rpartition("/in/")[2] for path in MemoryFileSystem.store] == ["a/old"]
