@@ -421,7 +421,7 @@ class Session(ForkAware):
         except BaseException:
             slot.release()  # not left to the garbage collector: the traceback references the slot
             raise
-        connection.slot = slot
+        connection.slot, slot.connection = slot, weakref.ref(connection)
         return connection
 
     def _wait_for_slot(self) -> session_limit.SessionSlot:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from airflow_sftp_backend.backend._forks import ForkAware
 from airflow_sftp_backend.backend.config import BackendConfig
@@ -16,20 +16,33 @@ from airflow_sftp_backend.backend.config import BackendConfig
 Account: TypeAlias = tuple[str, int, str | None]
 
 
+class _Connection(Protocol):
+    @property
+    def alive(self) -> bool: ...
+
+
 class SessionSlot:
     """Slot for one session, in use until `release` or garbage collection."""
 
-    __slots__ = ("__weakref__", "is_released")
+    __slots__ = ("__weakref__", "connection", "released")
 
     def __init__(self) -> None:
-        self.is_released = False
+        self.released = False
+        self.connection: weakref.ref[_Connection] | None = None
+        """Connection of the session; None before it is open. Weak, because the connection references the slot."""
+
+    @property
+    def is_released(self) -> bool:
+        """True if the slot was given back or its connection is lost."""
+        connection = None if self.connection is None else self.connection()
+        return self.released or (connection is not None and not connection.alive)
 
     def release(self) -> None:
         """Give the slot back.
 
         Takes no lock: the garbage collector may call this.
         """
-        self.is_released = True
+        self.released = True
 
 
 class SessionSlots(ForkAware):

@@ -24,7 +24,7 @@ from airflow_sftp_backend.backend import (
 from airflow_sftp_backend.backend._ssh import session_limit
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._ssh.session_limit import SessionSlot, SessionSlots
-from tests.support.servers import OpenSSHServer, Server
+from tests.support.servers import AsyncsshServer, OpenSSHServer, Server, wait_until
 from tests.support.sessions import assert_nothing_left, config_of, round_trip, session_to
 
 WAIT_BRIEFLY = RetryPolicy(max_attempts=1, timeout=0.5)
@@ -201,3 +201,12 @@ def test_a_limit_on_the_way_takes_no_place_elsewhere() -> None:
 def test_a_limit_is_a_whole_number_from_1(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} must be a whole number from 1"):
         SFTPBackend("h", config={name: value})
+
+
+def test_a_session_that_the_server_has_ended_does_not_count(asyncssh_plain: AsyncsshServer) -> None:
+    config = config_of(asyncssh_plain, max_sessions=1, retry=WAIT_BRIEFLY)
+    with sessions(config, config) as (first, second):
+        assert first.call(round_trip)
+        asyncssh_plain.kill_sessions()
+        wait_until(lambda: not first.is_connected, "the loss to be noticed")
+        assert second.call(round_trip)
