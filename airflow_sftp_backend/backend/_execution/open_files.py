@@ -192,7 +192,12 @@ class _RawRemoteFile(io.RawIOBase):
         """Read into a part of ``buffer``; return 0 at the end."""
         view = memoryview(buffer).cast("B")
         if not self._current:
-            self._current = self._run(self._next_block(len(view)))
+            try:
+                self._current = self._run(self._next_block(len(view)))
+            except BaseException:  # the queue may lack a block
+                self._queue.clear()
+                self._requested_end, self._sequential_reads = self._position, 0
+                raise
         count = min(len(view), len(self._current))
         view[:count] = self._current[:count]
         self._current = self._current[count:]
@@ -329,7 +334,7 @@ class AtomicWriter(io.RawIOBase):
         self._buffer = bytearray()
         self._state = ResumeState()
         self._scheduler: SFTPScheduler | None = None
-        self._finished = False
+        self._finished = self._failed = False
         self._process_id = os.getpid()
         self._content = UploadSource(b"", with_digest=True) if target.verify == "sha256" else None
         try:
@@ -368,7 +373,11 @@ class AtomicWriter(io.RawIOBase):
         whole = len(self._buffer) - len(self._buffer) % self._writer.block_size
         if whole:
             blocks, self._buffer = self._buffer[:whole], self._buffer[whole:]
-            self._run(self._writer.write(memoryview(blocks)))
+            try:
+                self._run(self._writer.write(memoryview(blocks)))
+            except BaseException:
+                self._failed = True
+                raise
         return len(view)
 
     def commit(self) -> datetime | None:
@@ -385,6 +394,8 @@ class AtomicWriter(io.RawIOBase):
             raise ValueError("commit of a closed file")
         committed = False
         try:
+            if self._failed:
+                raise SFTPBackendError("not written: an earlier write to the file failed", path=self._target.path.key)
             mtime = self._run(self._commit())
             committed = True
             if mtime is not None:

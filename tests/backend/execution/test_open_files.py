@@ -13,7 +13,7 @@ import pytest
 from airflow_sftp_backend import CapabilityNotSupported, InvalidPath, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._execution.open_files import AtomicWriter, RemoteFile, _RawRemoteFile
 from tests.support.assertions import refused
-from tests.support.servers import AsyncsshServer, BareAttributes, SaysOtherSizes
+from tests.support.servers import AsyncsshServer, BareAttributes, FailsWrite, SaysOtherSizes
 
 MakeBackend = Callable[..., SFTPBackend]
 CONTENT = b"0123456789"
@@ -136,3 +136,14 @@ def test_a_file_as_parent_of_an_atomic_file_is_refused_at_once(
     assert isinstance(error, InvalidPath)
     assert error.entry_type == "file"
     assert [path.name for path in folder.path.iterdir()] == ["file"]
+
+
+def test_a_file_is_not_committed_after_a_failed_write(make_backend: MakeBackend) -> None:
+    with FailsWrite(nth=2) as server:
+        folder = server.fresh()
+        backend = make_backend(server, base_path=folder.base_path)
+        with pytest.raises(SFTPBackendError, match="earlier write"), backend.open_atomic("file") as file:
+            for _ in range(20):
+                with suppress(SFTPBackendError):
+                    file.write(bytes(300_000))
+        assert list(folder.path.iterdir()) == []
