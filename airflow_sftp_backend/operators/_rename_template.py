@@ -74,10 +74,12 @@ class RenameTemplate:
         :returns: the file's new path
         """
         parts, time = PurePosixPath(name), self.run_time.astimezone(UTC)
+        # ``..a`` has the stem ``.``, which names a directory
+        has_stem = parts.stem not in (".", "..")
         words = {
             "name": name,
-            "stem": parts.stem,
-            "suffix": parts.suffix,
+            "stem": parts.stem if has_stem else name,
+            "suffix": parts.suffix if has_stem else "",
             "date": time.date().isoformat(),
             "time": time.strftime("%H%M%S"),
             "timestamp": time.strftime("%Y%m%dT%H%M%S"),

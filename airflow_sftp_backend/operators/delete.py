@@ -86,6 +86,8 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         self.missing_ok = missing_ok
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> DeletePlan:
+        from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
+
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         _check_not_base_path(backend, selection)
         if self.empty_folders and selection.names and not selection.searches:
@@ -93,6 +95,8 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         selection, links = self._without_links(backend, selection)
         matches = match_remote(backend, selection, self._filters)
         links += _extract_links(backend, matches)
+        if self._limits:
+            links += find_links(backend, [name.path for name in selection.names if not name.is_directory])
         if links and self._limits:
             message = "path is a symbolic link; limits of time, size and number apply to files only"
             raise InvalidPath(message, path=links[0], server=backend.address)
@@ -155,7 +159,10 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         """Delete the directories that all attempts left empty, the deepest first."""
         deleted = {file.info.path: file.source for file in plan.files} | retry_state.deletions_planned_earlier
         parents = {
-            parent for path, source in deleted.items() for parent in _parents_below(path, _top_of(backend, source))
+            parent
+            for path, source in deleted.items()
+            if self._by_pattern or source.endswith("/")
+            for parent in _parents_below(path, _top_of(backend, source))
         }
         failures: list[SFTPBackendError] = []
         for parent in sorted(parents, key=lambda path: path.count("/"), reverse=True):

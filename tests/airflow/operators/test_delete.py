@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,18 @@ def test_a_named_directory_stays_if_a_filter_applies(remote: Path) -> None:
     assert [path.name for path in remote.rglob("*")] == ["archive"]
     with pytest.raises(AirflowFailException, match="empty_folders applies to directories and patterns"):
         run(delete("archive/1/a.csv", empty_folders=True))
+
+
+def test_a_link_given_by_name_is_not_deleted_under_a_limit(remote: Path) -> None:
+    write_files(remote, {"old": b""})
+    os.utime(remote / "old", (1_600_000_000, 1_600_000_000))
+    (remote / "latest").symlink_to("old")
+    with pytest.raises(AirflowFailException, match="symbolic link"):
+        run(delete("latest", older_than=timedelta(days=1)))
+    assert (remote / "latest").is_symlink()
+
+
+def test_directories_of_a_named_file_remain(remote: Path) -> None:
+    write_files(remote, {"in/x": b"", "b[1]/kept/file": b""})
+    run(delete([{"path": "b[1]/kept/file"}, "in/"], empty_folders=True))
+    assert (remote / "b[1]/kept").is_dir()

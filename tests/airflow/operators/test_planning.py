@@ -238,6 +238,10 @@ def test_braces_in_names_stand_for_themselves() -> None:
     assert step.target == "o{stem}/{date}"
 
 
+def test_a_name_that_begins_with_two_dots_is_its_own_stem() -> None:
+    assert RenameTemplate("{date}/{stem}{suffix}", RUN).fill("..a") == "2026-02-01/..a"
+
+
 def test_a_template_names_uploads_and_downloads_too() -> None:
     rename = RenameTemplate("{date}/{stem}-{time}{suffix}", RUN)
     remote = [found("in/d/b.csv", "d/b.csv")]
