@@ -100,6 +100,8 @@ class SFTPUploadOperator(TransferOperator):
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
+        if self.temp_folder is not None:
+            self._check_relative(backend, parse_target(self.temp_folder, "temp_folder"), "temp_folder")
         selection = self._parse_selection(backend, end="local")
         matched, failures = find_local_files(selection, self._filters, none_ok=self._limits.has_time)
         if self.direct and any(is_url(file.path) for file in matched):

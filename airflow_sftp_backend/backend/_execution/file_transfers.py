@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar, overload
 
-from airflow_sftp_backend.backend._files.writing import remove_quietly
 from airflow_sftp_backend.backend._paths import BESIDE_TARGET
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
@@ -371,15 +370,19 @@ class FileTransfers:
             return scheduler.run_many(with_path_in_errors(each.target.path, each(scheduler)) for each in uploads)
 
         def remove(scheduler: SFTPScheduler) -> None:
-            scheduler.run_many(remove_quietly(each.target.path) for each in uploads if each.is_partial)
+            scheduler.run_many(each.remove_partial() for each in partial_uploads)
 
         outcomes = self._session.call(send) if uploads else []
-        lost = any(isinstance(outcome, BackendUnavailable) for outcome in outcomes)
-        if lost and any(upload.is_partial for upload in uploads):
+        partial_uploads = [
+            upload
+            for upload, outcome in zip(uploads, outcomes, strict=True)
+            if isinstance(outcome, BackendUnavailable) and (upload.is_partial or upload.may_be_open)
+        ]
+        if partial_uploads:
             try:
                 self._session.call(remove, attempts=1, cleanup=True)
             except BackendUnavailable as error:
-                names = ", ".join(repr(upload.target.path.native) for upload in uploads if upload.is_partial)
+                names = ", ".join(repr(upload.target.path.native) for upload in partial_uploads)
                 logger.warning("incomplete files may remain under their final names (%s): %s", names, error)
         if before_rename is not None and (prepared := [each.prepared for each in uploads if each.prepared]):
             before_rename(prepared)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 
+from airflow_sftp_backend.backend._files.attributes import try_stat
+from airflow_sftp_backend.backend._files.writing import remove_quietly
+from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._writes.direct_write import write_directly
 from airflow_sftp_backend.backend._writes.times import source_mtime
@@ -32,6 +35,25 @@ class DirectUpload:
     def is_partial(self) -> bool:
         """True if the file may be incomplete on the server."""
         return self.prepared is None and self._state.state in {WriteState.OPEN, WriteState.SENT}
+
+    @property
+    def may_be_open(self) -> bool:
+        """True if the reply to OPEN may be lost.
+
+        The server may then have emptied the file to replace.
+        """
+        return self.target.overwrite and self._state.state is WriteState.STARTED
+
+    def remove_partial(self) -> Operation[None]:
+        """Remove the incomplete file over another connection.
+
+        After a lost reply to OPEN, only an empty file is removed.
+        """
+        if not self.is_partial:
+            existing = yield from try_stat(self.target.path)
+            if not isinstance(existing, Attributes) or not existing.is_file or existing.size:
+                return  # OPEN was not executed
+        yield from remove_quietly(self.target.path)
 
     def __call__(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
         """Send the file."""

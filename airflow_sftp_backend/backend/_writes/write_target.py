@@ -64,9 +64,9 @@ def open_temp(write_target: WriteTarget, resume_state: ResumeState) -> Operation
 
     Raises AlreadyExists, or InvalidPath if the target is a directory.
     """
+    resume_state.advance(WriteState.STARTED)
     if write_target.temp_naming.folder is not None and write_target.create_parents:
         yield from make_folders(write_target.path.parent)  # opening the temporary file creates only its own directory
-    resume_state.advance(WriteState.STARTED)
     handle, existing = yield from open_new(
         write_target.temp, write_target.path, _NEW, create_parents=write_target.create_parents,
         may_exist=resume_state.fresh_temp is not None,  # otherwise the name has 12 random digits
