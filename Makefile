@@ -57,7 +57,7 @@ matrix: $(VENV)/.dev openssh sftpservers chromium ## run the tests and the demo 
 
 .PHONY: floor
 floor: $(VENV)/.dev openssh ## run the tests of the Airflow layer and the demo on the oldest supported Airflow
-	@WORKERS=$(WORKERS) $(BIN)/nox -s floor $(ARGS)
+	@WORKERS=$(WORKERS) $(BIN)/nox --error-on-missing-interpreters -s floor $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## check style, layers, docstrings and types
