@@ -172,6 +172,8 @@ _MAX_PASSES: Final = 8
 """Maximum number of cuts, if a block matches at the start of another block."""
 _AVOID_COST: Final = 10
 """Cost of an avoided block, in masks."""
+_SHOWN_BLOCK_COST: Final = 10_000
+"""Cost of a block that shows where a line ends, in masks: more than that of all other blocks of a key."""
 
 
 def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
@@ -328,7 +330,7 @@ class _Layout:
             else:
                 yield position, start, position if position - start >= self._min_length else start
         size = max(_MAX_VISIBLE + 1, self._min_length)
-        if end - start >= size:
+        if end - start >= size - 1:  # with a visible character before it, a shorter block shows at most 7
             for position in self._common_line_ends[
                 bisect_right(self._common_line_ends, start) : bisect_left(self._common_line_ends, end)
             ]:
@@ -346,7 +348,7 @@ class _Layout:
         parts = [*self._masks_at_line_ends(start, end)]
         broken = [position for position, first, last in parts if first == last]
         return _MaskingCost(
-            self._cost(start, end) + _AVOID_COST**2 * len(broken),
+            self._cost(start, end) + _SHOWN_BLOCK_COST * len(broken),
             max((position - start for position, _, last in parts if last == end), default=0),
             max((end - position for position, first, last in parts if first < last < end), default=0),
             bool(broken) or len(parts) < end_count,

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import base64
 import json
+import random
 import re
+import struct
 import sys
 import threading
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import Final
 from urllib.parse import quote, quote_plus
 
@@ -40,6 +41,7 @@ from tests.support.airflow.versions import (
     reset_secrets_masker,
     should_hide_value_for_key,
 )
+from tests.support.airflow.visible_runs import Masks, Shown, longest_run, longest_run_of_a_cut
 
 MOST_OF_A_KEY: Final = 7
 """Characters of a key's base64 in a row that a log may show at most."""
@@ -50,66 +52,6 @@ MOST_OF_A_PASSWORD: Final = 4
 # ---- the longest run of any order ----------------------------------------------------------------------------------
 
 
-@dataclass
-class Shown:
-    """A text in a log; ``secret`` tells for each character how many of the secret it stands for."""
-
-    text: str
-    secret: list[int]
-
-    @classmethod
-    def of(cls, *pieces: tuple[str, bool]) -> Shown:
-        """Pieces that are the secret's, or only around it; the padding of base64 tells nothing."""
-        counts = [int(is_secret and char != "=") for text, is_secret in pieces for char in text]
-        return cls("".join(text for text, _ in pieces), counts)
-
-    def __getitem__(self, part: slice) -> Shown:
-        return Shown(self.text[part], self.secret[part])
-
-    def spelled(self, spell: Callable[[str], str]) -> Shown:
-        """With each character as it is spelled elsewhere."""
-        spelled = [spell(char) for char in self.text]
-        counts = [[0] * (len(many) - 1) + [count] for many, count in zip(spelled, self.secret, strict=True)]
-        return Shown("".join(spelled), list(chain(*counts)))
-
-
-class Masks:
-    """Masks by their first characters."""
-
-    def __init__(self, masks: Iterable[str]) -> None:
-        self._by_start: dict[str, list[str]] = {}
-        for mask in masks:
-            self._by_start.setdefault(mask[:5], []).append(mask)
-
-    @classmethod
-    def of_airflow(cls, *more: str) -> Masks:
-        """Return the masks of this process."""
-        masks = [re.sub(r"\\(.)", r"\1", pattern, flags=re.DOTALL) for pattern in _secrets_masker().patterns]
-        return cls([*masks, *more])
-
-    def ends(self, text: str, place: int) -> list[int]:
-        """Return the end of each mask that matches at a position of a text."""
-        fitting = self._by_start.get(text[place : place + 5], ())
-        return [place + len(mask) for mask in fitting if text.startswith(mask, place)]
-
-
-def longest_run(masks: Masks, shown: Shown) -> int:
-    """Characters of the secret in a row that are visible in the worst order of masks, line ends left out of account."""
-    longest = 0
-    runs = {0: 0}
-    for place in range(len(shown.text)):
-        if place not in runs:
-            continue
-        run = runs.pop(place)
-        ends = masks.ends(shown.text, place)
-        for end in ends:
-            runs.setdefault(end, 0)
-        if not ends:
-            longest = max(longest, run + shown.secret[place])
-            runs[place + 1] = max(runs.get(place + 1, 0), run + shown.secret[place])
-    return longest
-
-
 def test_the_reference_masker_takes_the_worst_order() -> None:
     shown = Shown.of(("abcdefghijklmnop", True))
     assert longest_run(Masks([]), shown) == 16
@@ -118,48 +60,6 @@ def test_the_reference_masker_takes_the_worst_order() -> None:
     assert longest_run(Masks(["abcdefgh", "abcdefghijklmnop", "ijklmnop"]), shown) == 0
     assert longest_run(Masks(["abcdefgh", "efghijkl", "mnopq"]), shown) == 8
     assert longest_run(Masks(["ghijklmno"]), Shown.of(("abc", True), ("\n", False), ("defghijklmnop", True))) == 6
-
-
-def longest_run_of_a_cut(masks: Masks, shown: Shown) -> int:
-    """As `longest_run`, in the worst of all texts that a cut at any column leaves, before it or behind it."""
-    ends = [masks.ends(shown.text, place) for place in range(len(shown.text))]
-    return max(_longest_behind_a_cut(ends, shown.secret), _longest_before_a_cut(ends, shown.secret))
-
-
-def _longest_behind_a_cut(ends: list[list[int]], secret: list[int]) -> int:
-    first, longest = [0] * (len(secret) + 1), [0] * (len(secret) + 1)
-    for place in reversed(range(len(secret))):
-        if ends[place]:
-            longest[place] = max(longest[end] for end in ends[place])
-        else:
-            first[place] = first[place + 1] + secret[place]
-            longest[place] = max(longest[place + 1], first[place])
-    return max(longest)
-
-
-def _longest_before_a_cut(ends: list[list[int]], secret: list[int]) -> int:
-    longest = 0
-    runs = {0: 0}
-    for place in range(len(secret)):
-        if place not in runs:
-            continue
-        if not ends[place]:
-            runs[place + 1] = max(runs.get(place + 1, 0), runs[place] + secret[place])
-        for end in ends[place]:
-            runs.setdefault(end, 0)
-    reach = 1 + max((max(some) - place for place, some in enumerate(ends) if some), default=0)
-    for cut in range(1, len(secret) + 1):
-        # Masks that end behind the cut do not fit: what is reached before them is as in the whole text.
-        near = {place: runs[place] for place in range(max(cut - reach, 0), cut) if place in runs}
-        for place in range(max(cut - reach, 0), cut):
-            if place in near:
-                fitting = [end for end in ends[place] if end <= cut]
-                for end in fitting:
-                    near.setdefault(end, 0)
-                if not fitting:
-                    near[place + 1] = max(near.get(place + 1, 0), near[place] + secret[place])
-        longest = max([longest, *near.values()])
-    return longest
 
 
 def test_the_longest_run_of_a_cut_is_that_of_every_text_cut_off() -> None:
@@ -277,6 +177,40 @@ def test_no_order_of_masks_shows_eight_characters_beside_a_cut(kind: str, form: 
             assert longest_run_of_a_cut(masks, shown) <= MOST_OF_A_KEY, (name, columns)
         for line in pem.lines(columns):
             assert longest_run_of_a_cut(masks, Shown.of((line, True))) <= MOST_OF_A_KEY, columns
+
+
+def openssh_pem(seed: int) -> Pem:
+    """An RSA-4096 key in OpenSSH's format, made of pseudorandom numbers."""
+    choice = random.Random(seed)
+
+    def field(content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + content
+
+    def number(size: int) -> bytes:
+        return field(bytes([0, choice.randrange(128, 256)]) + choice.randbytes(size - 1))
+
+    modulus, exponent, check = number(512), field(b"\1\0\1"), choice.randbytes(4)
+    numbers = number(512) + number(256) + number(256) + number(256)
+    private = check * 2 + field(b"ssh-rsa") + modulus + exponent + numbers + field(b"")
+    private += bytes(range(1, -len(private) % 8 + 1))
+    head = b"openssh-key-v1\0" + field(b"none") * 2 + field(b"") + struct.pack(">I", 1)
+    body = head + field(field(b"ssh-rsa") + exponent + modulus) + field(private)
+    return Pem(
+        "-----BEGIN OPENSSH PRIVATE KEY-----\n",
+        base64.b64encode(body).decode(),
+        "-----END OPENSSH PRIVATE KEY-----\n",
+    )
+
+
+@pytest.mark.parametrize("seed", [45, 46])
+def test_line_ends_of_several_widths_close_together_show_seven_at_most(seed: int) -> None:
+    pem = openssh_pem(seed)
+    mask_secrets([pem.text(70)])
+    masks = Masks.of_airflow()
+    for columns in (64, 70):
+        assert longest_run_of_a_cut(masks, pem.shown(columns)) <= MOST_OF_A_KEY, columns
+    for columns in COLUMNS:
+        assert longest_run(masks, pem.shown(columns)) <= MOST_OF_A_KEY, columns
 
 
 @encrypted
