@@ -375,7 +375,7 @@ class AtomicWriter(io.RawIOBase):
             blocks, self._buffer = self._buffer[:whole], self._buffer[whole:]
             try:
                 self._run(self._writer.write(memoryview(blocks)))
-            except BaseException:
+            except BaseException:  # an interruption loses the block too
                 self._failed = True
                 raise
         return len(view)
