@@ -26,9 +26,9 @@ from airflow_sftp_backend.backend import (
     TransferCorrupted,
     WriteResult,
 )
-from airflow_sftp_backend.backend._limits import size_mismatch
 from airflow_sftp_backend.backend._paths import temp_name
 from airflow_sftp_backend.backend._patterns import has_wildcard
+from airflow_sftp_backend.backend._receive_limits import size_mismatch
 from airflow_sftp_backend.backend._transfers.local_files import add_both_paths, open_regular
 
 if TYPE_CHECKING:

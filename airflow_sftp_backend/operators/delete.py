@@ -86,7 +86,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         self.missing_ok = missing_ok
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> DeletePlan:
-        from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
+        from airflow_sftp_backend.backend._tree_queries import find_links  # late import, because it loads the engine
 
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         _check_not_base_path(backend, selection)
@@ -183,7 +183,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
 
         :raises InvalidPath: if ``include`` or ``exclude`` would filter the files behind a link
         """
-        from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
+        from airflow_sftp_backend.backend._tree_queries import find_links  # late import, because it loads the engine
 
         links = find_links(backend, [name.path for name in selection.names if name.is_directory])
         if links and self._filters:
@@ -200,7 +200,7 @@ def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
 
     :returns: the links; each leads to a directory, or to nothing
     """
-    from airflow_sftp_backend.backend._link_query import find_links  # late import, because it loads the engine
+    from airflow_sftp_backend.backend._tree_queries import find_links  # late import, because it loads the engine
 
     refusals = [failure for failure in matches.failures if isinstance(failure, InvalidPath)]
     refused = [failure.path for failure in refusals if failure.path is not None]

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
-from airflow_sftp_backend.backend._limits import LimitExceeded
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, OpenFlag, ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import (
@@ -34,6 +33,7 @@ from airflow_sftp_backend.backend._protocol.messages import (
 )
 from airflow_sftp_backend.backend._protocol.scheduler import ChannelRequest, Operation, SFTPScheduler, TraitsQuery
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, ServerTraits
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 T = TypeVar("T")

@@ -15,10 +15,10 @@ from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar, cast
 
 from airflow_sftp_backend.backend._backoff import Backoff
-from airflow_sftp_backend.backend._limits import ReceiveLimits
 from airflow_sftp_backend.backend._paths import RemotePath, name_digest
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
+from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups
 from airflow_sftp_backend.backend._writes.cleanup import (

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from airflow_sftp_backend.backend._limits import ListedNames
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import OpenDir, ReadDir, Remove, RemoveDir
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, server_traits
+from airflow_sftp_backend.backend._receive_limits import ListedNames
 from airflow_sftp_backend.backend.errors import DirectoryNotEmpty, InvalidPath, NotFound, StatusError, from_status
 
 from .attributes import close_quietly, with_file_type

@@ -11,10 +11,10 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from airflow_sftp_backend.backend._limits import LimitExceeded, ListingTally, SharedTally
 from airflow_sftp_backend.backend._paths import RemotePath, check_text, is_temp_name
 from airflow_sftp_backend.backend._patterns import literal_name, name_matcher
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ListingTally, SharedTally
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend.models import FileInfo
 

@@ -10,11 +10,11 @@ import stat
 from dataclasses import replace
 from typing import Final, cast
 
-from airflow_sftp_backend.backend._limits import ListingTally
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, ReadLink, Request
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, request_all, server_traits
+from airflow_sftp_backend.backend._receive_limits import ListingTally
 from airflow_sftp_backend.backend.errors import SFTPBackendError, StatusError
 
 from .attributes import fall_back_to_stat

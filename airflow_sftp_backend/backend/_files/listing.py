@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from airflow_sftp_backend.backend._limits import (
-    MAX_NAMES_AHEAD,
-    LimitExceeded,
-    ListedNames,
-    ListingTally,
-)
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry
@@ -26,6 +20,12 @@ from airflow_sftp_backend.backend._protocol.scheduler import (
     request_all,
     send,
     server_traits,
+)
+from airflow_sftp_backend.backend._receive_limits import (
+    MAX_NAMES_AHEAD,
+    LimitExceeded,
+    ListedNames,
+    ListingTally,
 )
 from airflow_sftp_backend.backend.errors import (
     InvalidPath,

@@ -13,12 +13,12 @@ import io
 from collections import deque
 from typing import Final, Protocol
 
-from airflow_sftp_backend.backend._limits import size_mismatch
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes, ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import FStat, Read, Write
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
 from airflow_sftp_backend.backend._protocol.striping import StripedFile, window_size
+from airflow_sftp_backend.backend._receive_limits import size_mismatch
 from airflow_sftp_backend.backend.errors import InvalidPath, SFTPBackendError, StatusError, TransferCorrupted
 from airflow_sftp_backend.backend.models import Progress
 

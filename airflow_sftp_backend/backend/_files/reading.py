@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from airflow_sftp_backend.backend._limits import (
-    size_mismatch,
-)
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import (
@@ -16,6 +13,9 @@ from airflow_sftp_backend.backend._protocol.scheduler import (
     Operation,
     SFTPScheduler,
     request,
+)
+from airflow_sftp_backend.backend._receive_limits import (
+    size_mismatch,
 )
 from airflow_sftp_backend.backend.errors import (
     InvalidPath,

@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from airflow_sftp_backend.backend._limits import LimitExceeded, ListingTally
 from airflow_sftp_backend.backend._paths import RemotePath, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import RemoveDir, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request_all, server_traits
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ListingTally
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, StatusError
 from airflow_sftp_backend.backend.models import FileInfo, FolderEntry, FolderInfo
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar, cast
 
-from airflow_sftp_backend.backend._limits import LimitExceeded
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded
 from airflow_sftp_backend.backend.errors import BackendUnavailable, StatusError, printable
 
 from .codec import MAX_FRAME, UINT32, PacketReader, ProtocolError

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Generic, TypeVar
 
-from airflow_sftp_backend.backend._limits import MAX_NAME_BYTES, MIN_BLOCK, ListingTally, check_name_bytes
+from airflow_sftp_backend.backend._receive_limits import MAX_NAME_BYTES, MIN_BLOCK, ListingTally, check_name_bytes
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 from .codec import (

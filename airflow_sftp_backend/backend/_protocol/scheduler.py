@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Generic, TypeVar, cast
 
-from airflow_sftp_backend.backend._limits import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
+from airflow_sftp_backend.backend._receive_limits import DEFAULT_RECEIVE_LIMITS, ReceiveLimits
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     CapabilityNotSupported,

@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import paramiko
 from paramiko.auth_strategy import AuthStrategy
 
-from airflow_sftp_backend.backend._limits import ReceiveLimits
 from airflow_sftp_backend.backend._protocol.name_encoding import create_name_encoding
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import is_openssh_banner
 from airflow_sftp_backend.backend._protocol.striping import TransferSize
+from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.backend.config import BackendConfig, Secret, wrap_secrets
 from airflow_sftp_backend.backend.errors import (
     AuthenticationFailed,

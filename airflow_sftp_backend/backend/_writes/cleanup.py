@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 
 from airflow_sftp_backend.backend._files.attributes import fall_back_to_stat
 from airflow_sftp_backend.backend._files.listing import list_folder
-from airflow_sftp_backend.backend._limits import LimitExceeded, ListingTally, ReceiveLimits
 from airflow_sftp_backend.backend._paths import (
     STALE_SECONDS,
     RemotePath,
@@ -20,6 +19,7 @@ from airflow_sftp_backend.backend._paths import (
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import LStat, Remove
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ListingTally, ReceiveLimits
 from airflow_sftp_backend.backend.errors import SFTPBackendError, StatusError
 
 from .backups import may_have_backups, remove_backup, remove_or_restore_backup, restore

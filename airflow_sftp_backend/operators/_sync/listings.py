@@ -39,7 +39,7 @@ def list_server(backend: SFTPBackend, path: str, filters: FileFilters) -> Listin
     :raises InvalidPath: if the path is a file
     """
     from airflow_sftp_backend.backend import NotFound
-    from airflow_sftp_backend.backend._sync_queries import list_tree  # late import, because it loads the engine
+    from airflow_sftp_backend.backend._tree_queries import list_tree  # late import, because it loads the engine
 
     top = backend.resolve(path).key
     start = len(top) + 1 if top else 0

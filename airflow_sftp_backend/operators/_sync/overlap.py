@@ -78,7 +78,7 @@ def _is_same_machine(backend: SFTPBackend, server_path: str) -> bool:
 
     If the directory does not exist, its nearest existing parent counts.
     """
-    from airflow_sftp_backend.backend._sync_queries import directory_mtime  # late import, because it loads the engine
+    from airflow_sftp_backend.backend._tree_queries import directory_mtime  # late import, because it loads the engine
 
     key = backend.resolve(server_path).key
     while (mtime := directory_mtime(backend, key)) is None and key:

@@ -11,7 +11,6 @@ from airflow_sftp_backend import BackendUnavailable, DirectoryNotEmpty, InvalidP
 from airflow_sftp_backend.backend._files import deletion as deletion
 from airflow_sftp_backend.backend._files import file_info, listing, reading, writing
 from airflow_sftp_backend.backend._files.pipelining import UploadSource
-from airflow_sftp_backend.backend._limits import ListingTally
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, OpenFlag
 from airflow_sftp_backend.backend._protocol.messages import (
@@ -27,6 +26,7 @@ from airflow_sftp_backend.backend._protocol.messages import (
 )
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
+from airflow_sftp_backend.backend._receive_limits import ListingTally
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.support.memory_server import FAILURES, Failure, File, MemoryServer
 

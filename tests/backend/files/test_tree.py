@@ -28,12 +28,12 @@ from airflow_sftp_backend.backend._files.tree import (
     list_children,
     walk,
 )
-from airflow_sftp_backend.backend._limits import LimitExceeded, ReceiveLimits
 from airflow_sftp_backend.backend._paths import Jail, temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry
 from airflow_sftp_backend.backend._protocol.messages import LStat, OpenDir, ReadDir, Remove, Request
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ReceiveLimits
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.support.memory_server import FAILURES, Failure, MemoryServer
 from tests.support.scripted_channel import Packet, ScriptedChannel, connected, status

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from airflow_sftp_backend import SFTPBackend, TransferCorrupted
-from airflow_sftp_backend.backend._limits import LimitExceeded
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded
 from tests.support.assertions import refused
 from tests.support.files import tree
 from tests.support.servers import SaysOtherSizes, ShortReads

@@ -19,12 +19,12 @@ from airflow_sftp_backend import DirectoryNotEmpty, SFTPBackend, SFTPBackendErro
 from airflow_sftp_backend.backend._files.deletion import delete_folder
 from airflow_sftp_backend.backend._files.glob import Pattern, find, find_each
 from airflow_sftp_backend.backend._files.tree import delete_tree, folder_info, list_children, walk
-from airflow_sftp_backend.backend._limits import LimitExceeded, ReceiveLimits
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import Attributes, PacketType
 from airflow_sftp_backend.backend._protocol.messages import OpenDir, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler, request
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH
+from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ReceiveLimits
 from airflow_sftp_backend.backend.errors import StatusCode
 from tests.support.memory_server import MemoryServer
 from tests.support.scripted_channel import Packet, ScriptedChannel, encode_string, packet_reply, status

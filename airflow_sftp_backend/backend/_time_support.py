@@ -1,4 +1,4 @@
-"""Query a directory tree, and the server's treatment of times."""
+"""Query the treatment of times by a server."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from airflow_sftp_backend.backend._files import tree
-from airflow_sftp_backend.backend._files.file_info import stat_or_none
 from airflow_sftp_backend.backend._files.writing import remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
@@ -15,7 +13,6 @@ from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Open, 
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, request_all
 
 from .errors import StatusError, from_status
-from .models import FileInfo
 
 if TYPE_CHECKING:
     from .sync import SFTPBackend
@@ -23,54 +20,6 @@ if TYPE_CHECKING:
 _NEW: Final = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 _PROBE_MTIME: Final = 1_000_000_001
 """Time for a probe file: long ago, and odd, because some file systems keep even seconds only."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tree:
-    """Hold the entries below a directory.
-
-    :ivar files: regular files
-    :ivar others: keys of links, which are not followed, and of special files
-    """
-
-    files: list[FileInfo]
-    others: list[str]
-
-
-def list_tree(backend: SFTPBackend, path: str) -> Tree:
-    """List the files below a directory.
-
-    One round trip for each level. ``path`` itself may be a link.
-
-    :param backend: the server
-    :param path: the key of the directory
-    :returns: the entries, without temporary files of this package
-    :raises NotFound: if the directory does not exist
-    :raises InvalidPath: if the key is a file
-    """
-    listing = Tree([], [])
-    with backend._resolver.annotate_errors():
-        for entry in tree.walk(backend._session.call, backend._resolver.resolve(path), must_exist=True):
-            if entry.attributes.is_folder:
-                continue
-            if entry.attributes.is_file:
-                listing.files.append(entry.to_file_info())
-            else:
-                listing.others.append(entry.path.key)
-    return listing
-
-
-def directory_mtime(backend: SFTPBackend, path: str) -> int | None:
-    """Return the time of a directory on the server. One round trip.
-
-    :param backend: the server
-    :param path: the key of the directory
-    :returns: seconds since 1970; None if the directory does not exist or has no time
-    """
-    remote = backend._resolver.resolve(path)
-    with backend._resolver.annotate_errors():
-        attributes = backend._session.call(lambda scheduler: scheduler.run(stat_or_none(remote)), idempotent=True)
-    return attributes.mtime if attributes is not None and attributes.is_folder else None
 
 
 @dataclass(frozen=True, slots=True)
