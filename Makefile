@@ -86,6 +86,10 @@ syncing: $(VENV)/.bench openssh ## measure syncs beside rclone and lftp (five mi
 waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp provider's triggers (six minutes)
 	@$(BIN)/python -m benchmarks.waiting $(ARGS)
 
+.PHONY: release
+release: $(VENV)/.dev openssh sftpservers chromium ## check, test and build a release, all but the upload (hours)
+	@$(BIN)/python -m scripts.release
+
 .PHONY: clean
 clean: ## remove .venv, caches and build products
 	@rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .nox .pytest_cache .ruff_cache build dist *.egg-info

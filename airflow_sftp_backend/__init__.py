@@ -10,6 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
+
     from .backend import (
         AlreadyExists,
         AuthenticationFailed,
@@ -66,9 +68,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
+    value: object
+    if name == "__version__":
+        # Read from the installed package: pyproject.toml is the only place that states the version.
+        value = import_module("importlib.metadata").version("airflow-sftp-backend")
+    elif name in __all__:
+        value = getattr(import_module(".backend", __name__), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value: object = getattr(import_module(".backend", __name__), name)
     globals()[name] = value
     return value
 

@@ -21,6 +21,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
+from . import __version__
 from .backend import BackendConfig, BackendUnavailable, HostKeyPolicy, Secret, SFTPBackendError
 from .backend.config import DEFAULT_PORT, base_path_of_url
 from .backend.errors import escaped
@@ -64,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="airflow-sftp-backend", description="Check SFTP servers and connections.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     check = commands.add_parser(
         "check",
