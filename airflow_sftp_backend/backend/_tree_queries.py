@@ -1,4 +1,4 @@
-"""Query trees, links and the times of directories for the operators."""
+"""Query trees and links for the operators."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend.backend._files import tree
-from airflow_sftp_backend.backend._files.file_info import stat_or_none
 from airflow_sftp_backend.backend._files.links import lstat_all
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 
@@ -52,19 +51,6 @@ def list_tree(backend: SFTPBackend, path: str) -> Tree:
             else:
                 listing.others.append(entry.path.key)
     return listing
-
-
-def directory_mtime(backend: SFTPBackend, path: str) -> int | None:
-    """Return the time of a directory on the server. One round trip.
-
-    :param backend: the server
-    :param path: the key of the directory
-    :returns: seconds since 1970; None if the directory does not exist or has no time
-    """
-    remote = backend._resolver.resolve(path)
-    with backend._resolver.annotate_errors():
-        attributes = backend._session.call(lambda scheduler: scheduler.run(stat_or_none(remote)), idempotent=True)
-    return attributes.mtime if attributes is not None and attributes.is_folder else None
 
 
 def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:

@@ -48,6 +48,7 @@ from .connect import (
     close_transport,
 )
 from .host_key_policy import HostKeyChecker
+from .socket_stream import TCPAddress
 
 __all__ = ["CHANNEL_WINDOW", "Session"]
 
@@ -84,6 +85,10 @@ class _Connection:
     def failure(self) -> str | None:
         """Reason for the end of the connection; None if unknown."""
         return self._stream.failure
+
+    def tcp_addresses(self) -> tuple[TCPAddress, TCPAddress] | None:
+        """Return the addresses of both ends."""
+        return self._stream.tcp_addresses()
 
     def sftp_client(self) -> paramiko.SFTPClient:
         """Return paramiko's SFTP client on a second channel."""
@@ -310,6 +315,16 @@ class Session(ForkAware):
         except SFTPBackendError as error:
             add_location(error, self._config.address, Jail(self._config.base_path))
             raise
+
+    def tcp_addresses(self) -> tuple[TCPAddress, TCPAddress] | None:
+        """Return the addresses of both ends of the connection.
+
+        Connects if necessary.
+
+        :returns: the own address and that of the server; None through a jump host or a command
+        """
+        with self._lock:
+            return (self._in_use or self._get_connection(None)).tcp_addresses()
 
     def ssh_client(self) -> paramiko.SSHClient:
         """Return paramiko's SSH client of the connection. The session remains its owner."""

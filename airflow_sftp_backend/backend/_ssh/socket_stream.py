@@ -30,6 +30,8 @@ time for an idle connection; a deadline set during a read must still be noticed 
 _PROXY_EXIT_SECONDS: Final = 1.0
 """Seconds to wait for the exit of a proxy command before it is killed."""
 
+TCPAddress = tuple[str, int]
+
 
 class Tunnel(Protocol):
     """Carries a connection through a jump host or a proxy command."""
@@ -240,6 +242,19 @@ class SocketStream(ForkAware, SocketLike):
     def getpeername(self) -> object:
         """Return the address of the peer, in the format of the socket."""
         return self._socket.getpeername()
+
+    def tcp_addresses(self) -> tuple[TCPAddress, TCPAddress] | None:
+        """Return the own address and that of the peer.
+
+        None without a TCP connection of its own.
+        """
+        if self._socket.family not in (socket.AF_INET, socket.AF_INET6):
+            return None
+        try:
+            own, peer = self._socket.getsockname(), self._socket.getpeername()
+        except OSError:  # the connection is lost
+            return None
+        return (own[0], own[1]), (peer[0], peer[1])
 
 
 def _is_timeout(error: OSError) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import posixpath
 import socket
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -11,11 +13,16 @@ from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.backend.config import DEFAULT_PORT
 from airflow_sftp_backend.operators._object_storage import is_url, object_path
 
+from .planning import folded
+
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _SFTP_SCHEMES = ("sftp", "ssh")
+
+Distinguishes = Callable[[str, str, str], bool]
+"""Tells whether two names in a directory are separate entries: directory, name, name."""
 
 
 def check_overlap(backend: SFTPBackend, server_path: str, other: str) -> None:
@@ -27,63 +34,122 @@ def check_overlap(backend: SFTPBackend, server_path: str, other: str) -> None:
     :raises InvalidArgument: if one end is the other, or inside the other
     """
     overlaps = _url_overlaps if is_url(other) else _local_overlaps
-    if overlaps(backend, server_path, other):
+    if overlaps(backend, backend.native_path(server_path), other):
         raise InvalidArgument(
             f"source and target overlap: {other!r} is the directory {backend.native_path(server_path)!r} on"
             f" {backend.address}, or one is inside the other; sync separate directories"
         )
 
 
-def is_inside(path: str, directory: str) -> bool:
-    """Tell whether a normalized path is a directory, or inside that directory.
+def overlap(first: str, second: str, distinguishes: Distinguishes) -> bool:
+    """Tell whether one absolute path contains the other.
 
-    :param path: the path
-    :param directory: the directory
-    :returns: True for the directory itself too
+    :param first: a path without links
+    :param second: another path without links
+    :param distinguishes: decides about names with different spellings
+    :returns: True if they overlap
     """
-    return path == directory or path.startswith(f"{directory.rstrip('/')}/")
+    directory = "/"
+    for name, other in zip(_segments(first), _segments(second), strict=False):
+        if name != other and (folded(name) != folded(other) or distinguishes(directory, name, other)):
+            return False
+        directory = posixpath.join(directory, name)
+    return True
 
 
-def _overlap(first: str, second: str) -> bool:
-    first, second = os.path.normpath(first), os.path.normpath(second)
-    return is_inside(first, second) or is_inside(second, first)
+def _segments(path: str) -> list[str]:
+    return [segment for segment in posixpath.normpath(path).split("/") if segment]
 
 
-def _url_overlaps(backend: SFTPBackend, server_path: str, url: str) -> bool:
-    native_path = backend.native_path(server_path)
+# -- URLs -------------------------------------------------------------------------------------------------------------
+
+
+def _url_overlaps(backend: SFTPBackend, native_path: str, url: str) -> bool:
     parts = urlsplit(url)
     if parts.scheme in _SFTP_SCHEMES:  # the file system of another package
         host, port = (parts.hostname or "").lower(), parts.port or DEFAULT_PORT
-        is_same_server = (host, port) == (backend.config.host.lower(), backend.config.port)
-        return is_same_server and _overlap(native_path, parts.path or "/")
+        if (host, port) != (backend.config.host.lower(), backend.config.port):
+            return False
+        return _overlap_on_server(backend, native_path, parts.path or "/")
     path = object_path(url)
     other: SFTPBackend | None = getattr(path.fs, "backend", None)  # the file system of this package
-    if other is None or getattr(other, "address", None) != backend.address:
-        return False
-    return _overlap(native_path, other.native_path(path.path))
+    return other is not None and _backends_overlap(backend, native_path, other, other.native_path(path.path))
 
 
-def _local_overlaps(backend: SFTPBackend, server_path: str, local: str) -> bool:
-    native_path, local = backend.native_path(server_path), os.path.realpath(local)
-    if backend.config.host.lower() not in (*_LOOPBACK, socket.gethostname().lower()):
+def _backends_overlap(backend: SFTPBackend, native_path: str, other: SFTPBackend, other_native_path: str) -> bool:
+    from airflow_sftp_backend.backend import _real_paths  # late import, because it loads the engine
+
+    if not _real_paths.is_same_server(backend, other):
         return False
-    if not native_path.startswith("/") or not _overlap(os.path.realpath(native_path), local):
+    path, other_path = _real_paths.real_path(backend, native_path), _real_paths.real_path(other, other_native_path)
+    if not overlap(path, other_path, _distinguishing(backend)):
+        return False
+    if (backend.address, backend.config.username) == (other.address, other.config.username):
+        return True
+    # Users may have separate directories with equal paths.
+    return _is_same_directory(
+        min(path, other_path, key=lambda each: each.count("/")),
+        lambda path: _real_paths.directory_mtime(backend, path),
+        lambda path: _real_paths.directory_mtime(other, path),
+    )
+
+
+def _overlap_on_server(backend: SFTPBackend, native_path: str, other: str) -> bool:
+    from airflow_sftp_backend.backend._real_paths import real_path  # late import, because it loads the engine
+
+    return overlap(real_path(backend, native_path), real_path(backend, other), _distinguishing(backend))
+
+
+def _distinguishing(backend: SFTPBackend) -> Distinguishes:
+    from airflow_sftp_backend.backend import _real_paths  # late import, because it loads the engine
+
+    def distinguishes(directory: str, name: str, other: str) -> bool:
+        for each in (name, other):
+            if not _real_paths.exists(backend, posixpath.join(directory, each)):
+                return True
+        return _real_paths.is_listed(backend, directory, {name, other})
+
+    return distinguishes
+
+
+# -- local directories ------------------------------------------------------------------------------------------------
+
+
+def _local_overlaps(backend: SFTPBackend, native_path: str, local: str) -> bool:
+    from airflow_sftp_backend.backend import _real_paths  # late import, because it loads the engine
+
+    has_local_name = backend.config.host.lower() in (*_LOOPBACK, socket.gethostname().lower())
+    if not has_local_name and not _real_paths.leads_to_this_machine(backend):
+        return False
+    if not native_path.startswith("/"):  # relative to the login directory
+        native_path = _real_paths.real_path(backend, native_path)
+    if not overlap(os.path.realpath(native_path), os.path.realpath(local), _distinguishes_locally):
         return False
     # A server in a container may have other directories under the same paths.
-    return _is_same_machine(backend, server_path)
+    return _is_same_directory(native_path, lambda path: _real_paths.directory_mtime(backend, path), _local_mtime)
 
 
-def _is_same_machine(backend: SFTPBackend, server_path: str) -> bool:
-    """Compare the time of a directory at both ends.
+def _distinguishes_locally(directory: str, name: str, other: str) -> bool:
+    try:
+        return not os.path.samefile(os.path.join(directory, name), os.path.join(directory, other))
+    except OSError:
+        return True
+
+
+def _local_mtime(path: str) -> int | None:
+    try:
+        return int(os.stat(path).st_mtime)
+    except OSError:
+        return None
+
+
+def _is_same_directory(path: str, mtime: Callable[[str], int | None], other_mtime: Callable[[str], int | None]) -> bool:
+    """Compare the times of a directory in two views.
 
     If the directory does not exist, its nearest existing parent counts.
     """
-    from airflow_sftp_backend.backend._tree_queries import directory_mtime  # late import, because it loads the engine
-
-    key = backend.resolve(server_path).key
-    while (mtime := directory_mtime(backend, key)) is None and key:
-        key = key.rpartition("/")[0]
-    try:
-        return mtime == int(os.stat(backend.native_path(key)).st_mtime)
-    except OSError:
-        return False
+    while (before := mtime(path)) is None and path != "/":
+        path = posixpath.dirname(path)
+    seen = other_mtime(path)
+    after = mtime(path)  # the directory may change meanwhile
+    return before is None or after is None or (seen is not None and before <= seen <= after)

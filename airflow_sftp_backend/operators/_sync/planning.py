@@ -140,9 +140,21 @@ def _prefixes(path: str) -> Iterable[str]:
     return accumulate(path.split("/"), "{}/{}".format)
 
 
-def _folded(path: str) -> str:
-    """Return a spelling that is equal for all cases and Unicode forms."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+def folded(path: str) -> str:
+    """Return one spelling for all that some server does not distinguish.
+
+    Servers on macOS and Windows ignore case and Unicode form. Windows also drops dots and blanks at the end of a name.
+
+    :param path: the path
+    :returns: the spelling
+    """
+    if path.isascii():
+        spelling = path.lower()
+    else:
+        spelling = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
+    if spelling[-1:] not in (".", " ") and "./" not in spelling and " /" not in spelling:
+        return spelling
+    return "/".join(segment.rstrip(". ") or segment for segment in spelling.split("/"))
 
 
 def doubtful_spellings(source: Iterable[str], target: Iterable[str]) -> dict[str, str]:
@@ -156,11 +168,11 @@ def doubtful_spellings(source: Iterable[str], target: Iterable[str]) -> dict[str
         form only and that the target lacks
     """
     listed = {prefix for path in target for prefix in _prefixes(path)}
-    spellings = {_folded(prefix): prefix for prefix in sorted(listed)}
+    spellings = {folded(prefix): prefix for prefix in sorted(listed)}
     doubtful: dict[str, str] = {}
     for path in sorted(source):
         for prefix in _prefixes(path):
-            if spellings.setdefault(_folded(prefix), prefix) != prefix and prefix not in listed:
+            if spellings.setdefault(folded(prefix), prefix) != prefix and prefix not in listed:
                 doubtful[path] = prefix
                 break
     return doubtful

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from airflow.sdk.io.store import _STORE_CACHE
 
 from airflow_sftp_backend import SFTPBackend
-from airflow_sftp_backend.filesystem import _FILE_SYSTEMS, SFTPBackendFileSystem
+from airflow_sftp_backend.filesystem import SFTPBackendFileSystem
+from tests.support.airflow.file_systems import close_file_systems
 from tests.support.servers import AsyncsshServer, Folder
 
 
@@ -16,11 +16,7 @@ from tests.support.servers import AsyncsshServer, Folder
 def closed_file_systems() -> Iterator[None]:
     """Closes the file systems of a test: fsspec and Airflow keep them for a connection id of another test."""
     yield
-    for file_system in [*_FILE_SYSTEMS.values()]:
-        file_system.close()
-    SFTPBackendFileSystem.clear_instance_cache()
-    for alias in [alias for alias in _STORE_CACHE if alias.startswith("sftpbackend")]:
-        del _STORE_CACHE[alias]
+    close_file_systems()
 
 
 @pytest.fixture

@@ -4,18 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.support.airflow.syncs import counts, run_sync, sync
-from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
-
-
-@pytest.mark.parametrize(("source", "target"), [("data", "data/sub"), ("data/sub", "data"), ("data", "data")])
-def test_a_url_of_the_same_connection_overlaps(remote: Path, source: str, target: str) -> None:
-    write_files(remote, {"data/a": b"one", "data/sub/b": b"two"})
-    with pytest.raises(AirflowFailException, match="source and target overlap"):
-        run_sync(sync(source, f"sftpbackend://sftp_backend_default@/{target}", "download"))
 
 
 def test_directories_of_one_server_are_synced_by_url(remote: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from tests.support.airflow.context import State
 from tests.support.airflow.operators import actions
 from tests.support.airflow.supervised_task import messages_to_airflow
 from tests.support.airflow.supervised_task import run as run_supervised
-from tests.support.airflow.syncs import counts, run_sync, set_age, sync
+from tests.support.airflow.syncs import Serve, counts, run_sync, set_age, sync
 from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, tree, write_files
 from tests.support.servers import (
@@ -42,23 +42,6 @@ def local(tmp_path: Path) -> Path:
     folder = write_files(tmp_path / "local", FILES)
     set_age(folder, 3600, time.time())
     return folder
-
-
-@pytest.fixture
-def served(connect: Connect) -> Iterator[Callable[[AsyncsshServer], Path]]:
-    """``served(server)``: its base path as a local directory, after it is started and connected."""
-    started: list[AsyncsshServer] = []
-
-    def serve(server: AsyncsshServer) -> Path:
-        server.__enter__()
-        started.append(server)
-        folder = server.fresh()
-        connect(server, base_path=folder.base_path)
-        return folder.path
-
-    yield serve
-    for server in started:
-        server.__exit__(None, None, None)
 
 
 def requests_of(server: AsyncsshServer, work: Callable[[], object]) -> Counter[str]:
@@ -208,9 +191,9 @@ def test_objects_are_compared_by_content(remote: Path, store: str) -> None:
 
 
 def test_on_a_server_that_keeps_no_times_a_newer_target_is_unchanged(
-    served: Callable[[AsyncsshServer], Path], local: Path, caplog: pytest.LogCaptureFixture
+    serve: Serve, local: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    remote = served(WithoutSetstat())
+    remote = serve(WithoutSetstat())
     assert counts(run_sync(sync(local, "mirror"))) == (3, 0, 0, 0)
     assert caplog.text.count("cannot keep the time of the source") == 1
     assert counts(run_sync(sync(local, "mirror"))) == (0, 0, 3, 0)
@@ -223,10 +206,8 @@ def test_on_a_server_that_keeps_no_times_a_newer_target_is_unchanged(
 
 
 @pytest.mark.parametrize("lead", [5 * 3600, -5 * 3600])
-def test_clocks_that_differ_by_hours_hide_no_change(
-    served: Callable[[AsyncsshServer], Path], local: Path, lead: float
-) -> None:
-    remote = served(OtherClock(lead=lead))
+def test_clocks_that_differ_by_hours_hide_no_change(serve: Serve, local: Path, lead: float) -> None:
+    remote = serve(OtherClock(lead=lead))
     run_sync(sync(local, "mirror"))
     os.utime(remote / "mirror/a.csv", (time.time() - 60,) * 2)  # uploaded a minute ago
     (local / "a.csv").write_bytes(b"ONE")
@@ -235,10 +216,8 @@ def test_clocks_that_differ_by_hours_hide_no_change(
 
 
 @pytest.mark.parametrize("lead", [5 * 3600, -5 * 3600])
-def test_a_download_keeps_the_times_of_a_wrong_clock(
-    served: Callable[[AsyncsshServer], Path], tmp_path: Path, lead: float
-) -> None:
-    remote = served(OtherClock(lead=lead))
+def test_a_download_keeps_the_times_of_a_wrong_clock(serve: Serve, tmp_path: Path, lead: float) -> None:
+    remote = serve(OtherClock(lead=lead))
     write_files(remote, FILES)
     assert counts(run_sync(sync("/", tmp_path / "back", "download"))) == (3, 0, 0, 0)
     assert counts(run_sync(sync("/", tmp_path / "back", "download"))) == (0, 0, 3, 0)
@@ -250,14 +229,14 @@ def test_a_download_keeps_the_times_of_a_wrong_clock(
 
 @pytest.mark.parametrize("direction", ["upload", "download"])
 def test_without_times_sizes_decide_and_a_warning_says_so(
-    served: Callable[[AsyncsshServer], Path],
+    serve: Serve,
     tmp_path: Path,
     direction: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # without permissions, this server's directories are not known as such
     files = {"a": b"1", "b": b"2", "c": b"3"}
-    remote = served(BareAttributes())
+    remote = serve(BareAttributes())
     here = write_files(tmp_path / "here", files)
     if direction == "download":
         write_files(remote / "mirror", files)
@@ -338,8 +317,8 @@ def test_links_of_the_target_are_neither_followed_nor_deleted(remote: Path, tmp_
     assert not (target / "extra").exists()
 
 
-def test_two_files_that_are_one_on_the_server_fail(served: Callable[[AsyncsshServer], Path], tmp_path: Path) -> None:
-    remote = served(IgnoresCase())
+def test_two_files_that_are_one_on_the_server_fail(serve: Serve, tmp_path: Path) -> None:
+    remote = serve(IgnoresCase())
     here = write_files(tmp_path / "here", {"A.csv": b"upper", "a.csv": b"lower", "b": b"b"})
     with pytest.raises(AirflowFailException, match="does not distinguish this path"):
         run_sync(sync(here, "mirror", delete=True))
@@ -350,10 +329,8 @@ def test_two_files_that_are_one_on_the_server_fail(served: Callable[[AsyncsshSer
     assert counts(run_sync(sync(here, "mirror", delete=True))) == (0, 0, 2, 0)
 
 
-def test_another_spelling_in_the_target_is_not_deleted_after_an_upload(
-    served: Callable[[AsyncsshServer], Path], tmp_path: Path
-) -> None:
-    remote = served(IgnoresCase())
+def test_another_spelling_in_the_target_is_not_deleted_after_an_upload(serve: Serve, tmp_path: Path) -> None:
+    remote = serve(IgnoresCase())
     write_files(remote, {"mirror/REPORT.csv": b"old"})
     here = write_files(tmp_path / "here", {"report.csv": b"new"})
     with pytest.raises(AirflowFailException, match="does not distinguish this path"):
@@ -417,10 +394,8 @@ def test_beyond_max_delete_nothing_is_changed(remote: Path, local: Path, limit: 
     assert run_sync(sync(local, "mirror", delete=True, max_delete=3))["deleted"] == 3
 
 
-def test_a_failed_transfer_prevents_deletions(
-    served: Callable[[AsyncsshServer], Path], local: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    remote = served(FailsWrite(nth=1))
+def test_a_failed_transfer_prevents_deletions(serve: Serve, local: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    remote = serve(FailsWrite(nth=1))
     write_files(remote, {"mirror/extra": b""})
     with pytest.raises((FilesFailed, SFTPBackendError)):
         run_sync(sync(local, "mirror", delete=True))
@@ -451,37 +426,6 @@ def test_without_delete_an_empty_source_is_no_failure(remote: Path, tmp_path: Pa
     assert counts(run_sync(sync(tmp_path / "empty", "mirror"))) == (0, 0, 0, 0)
     with pytest.raises(NotFound, match="does not exist"):
         run_sync(sync(tmp_path / "missing", "mirror"))
-
-
-# -- overlap ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("direction", ["upload", "download"])
-@pytest.mark.parametrize(("inner", "outer"), [("data/sub", "data"), ("data", "data/sub"), ("data", "data")])
-def test_a_directory_is_not_synced_with_itself(remote: Path, inner: str, outer: str, direction: str) -> None:
-    write_files(remote, {"data/a": b"one", "data/sub/b": b"two"})
-    before = tree(remote)
-    ends: tuple[object, object] = (remote / inner, outer) if direction == "upload" else (inner, remote / outer)
-    with pytest.raises(AirflowFailException, match="source and target overlap"):
-        run_sync(sync(*ends, direction, delete=True))
-    assert tree(remote) == before
-
-
-def test_a_new_directory_inside_the_source_is_refused(remote: Path) -> None:
-    write_files(remote, {"data/a": b"one"})
-    with pytest.raises(AirflowFailException, match="source and target overlap"):
-        run_sync(sync(remote / "data", "data/backup/daily"))
-
-
-def test_directories_with_similar_names_are_separate(remote: Path) -> None:
-    write_files(remote, {"data/a": b"one"})
-    assert counts(run_sync(sync(remote / "data", "data-copy"))) == (1, 0, 0, 0)
-
-
-def test_a_url_of_the_same_server_overlaps(remote: Path, server: AsyncsshServer) -> None:
-    url = f"sftp://{server.host}:{server.port}{remote}/data/sub"
-    with pytest.raises(AirflowFailException, match="source and target overlap"):
-        run_sync(sync("data", url, "download"))
 
 
 # -- dry runs, retries, arguments -------------------------------------------------------------------------------------

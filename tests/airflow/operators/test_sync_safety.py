@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,26 +9,10 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from tests.support.airflow.connections import Connect
-from tests.support.airflow.syncs import counts, run_sync, set_age, sync
+from tests.support.airflow.syncs import Serve, counts, run_sync, set_age, sync
 from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer, IgnoresCase
-
-Serve = Callable[[AsyncsshServer, str], Path]
-
-
-@pytest.fixture
-def serve(connect: Connect) -> Iterator[Serve]:
-    """Start a server with a connection of its own; return its directory."""
-    with ExitStack() as servers:
-
-        def start(server: AsyncsshServer, conn_id: str) -> Path:
-            folder = servers.enter_context(server).fresh()
-            connect(server, conn_id, base_path=folder.base_path)
-            return folder.path
-
-        yield start
 
 
 def test_objects_keep_their_times_so_that_the_next_run_sees_no_change(remote: Path, store: str) -> None:

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from airflow_sftp_backend._file_rows import SyncResult
 from airflow_sftp_backend.operators import SFTPSyncOperator
 from tests.support.airflow.context import State, context
+from tests.support.servers import Server
+
+
+class Serve(Protocol):
+    """Type of the fixture `serve`."""
+
+    def __call__(self, server: Server, conn_id: str = "sftp_backend_default") -> Path: ...
 
 
 def sync(source: object, target: object, direction: str = "upload", **arguments: Any) -> SFTPSyncOperator:

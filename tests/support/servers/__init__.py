@@ -67,7 +67,7 @@ from .program_server import ProgramServer
 from .rclone_server import RcloneServer
 from .server import HOST, Folder, Server, free_port, small_disk, wait_until
 from .service_stand_ins import AWSTransferLike, AzureBlobLike, SterlingLike
-from .times_and_names import IgnoresCase, OtherClock
+from .times_and_names import IgnoresCase, KeepsSpellings, OtherClock, SeparatesUsers
 
 REAL_SERVERS: dict[str, type[ProgramServer]] = {
     server.kind: server for server in (ProFTPDServer, DropbearServer, RcloneServer, ConchServer, ParamikoServer)
@@ -112,6 +112,7 @@ __all__ = [
     "HostileNames",
     "IgnoresCase",
     "IgnoresExclusive",
+    "KeepsSpellings",
     "LimitsOpenFiles",
     "Listener",
     "ListsLinksAsTargets",
@@ -137,6 +138,7 @@ __all__ = [
     "RemovesFullFolders",
     "RenameReplaces",
     "SaysOtherSizes",
+    "SeparatesUsers",
     "Server",
     "SharesHandles",
     "ShortReads",

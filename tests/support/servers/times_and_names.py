@@ -1,4 +1,4 @@
-"""Servers that treat times or the case of names differently: each a small subclass of `AsyncsshServer`."""
+"""Servers that treat times, names or users differently: each a small subclass of `AsyncsshServer`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncssh
+from asyncssh.public_key import SSHKey
 
-from tests.support.servers.asyncssh_server import AsyncsshServer, Files
+from tests.support.servers.asyncssh_server import AsyncsshServer, Files, Login
 
 
 class _OtherClock(Files):
@@ -66,3 +67,35 @@ class IgnoresCase(AsyncsshServer):
     """Takes names in any case for the existing one, as a server on Windows or macOS."""
 
     files = _CaselessFiles
+
+
+class _SpelledFiles(_CaselessFiles):
+    def realpath(self, path: bytes) -> bytes:
+        return os.path.normpath(os.path.join(b"/", super(_CaselessFiles, self).map_path(path)))
+
+
+class KeepsSpellings(IgnoresCase):
+    """Ignores case, and its REALPATH returns the spelling of the client, and links as they are."""
+
+    files = _SpelledFiles
+
+
+class _SeparateLogin(Login):
+    def validate_public_key(self, username: str, key: SSHKey) -> bool:
+        return super().validate_public_key(self.server.username, key)
+
+
+class _SeparateFiles(Files):
+    def map_path(self, path: bytes) -> bytes:
+        user = self.channel.get_extra_info("username")
+        return os.path.join(os.fsencode(self.server.root), user.encode(), path.lstrip(b"/"))
+
+    def realpath(self, path: bytes) -> bytes:
+        return os.path.normpath(b"/" + path.lstrip(b"/"))
+
+
+class SeparatesUsers(AsyncsshServer):
+    """Accepts any user, and shows each one a directory of its own as ``/``."""
+
+    files = _SeparateFiles
+    login = _SeparateLogin
