@@ -196,17 +196,17 @@ def _key_blocks(lines: Sequence[str], min_length: int) -> set[str]:
     # takes masks of 5 characters at every 4th position, twice as many masks as here. Airflow compiles these in three
     # times the time, beyond the second that RSA-4096 may take. These masks also overlap: Airflow applies one of them,
     # and 3 of every 8 characters of the whole key show, enough to compute an RSA key.
-    layout = _Layout(lines, min_length)
+    wrapped_key = _WrappedKey(lines, min_length)
     lengths, limit = range(min_length, _MAX_VISIBLE + 2), _MAX_VISIBLE + 1
-    cuts = _fewest_masks(layout, lengths, limit)
+    cuts = _fewest_masks(wrapped_key, lengths, limit)
     if not cuts:  # the body is too short, or Airflow is configured to accept only long masks
-        lengths, limit = range(min_length, 2 * max(min_length, _MAX_VISIBLE)), len(layout.body)
-        cuts = _fewest_masks(layout, lengths, limit)
+        lengths, limit = range(min_length, 2 * max(min_length, _MAX_VISIBLE)), len(wrapped_key.body)
+        cuts = _fewest_masks(wrapped_key, lengths, limit)
     for _ in range(_MAX_PASSES):
-        if not layout.learn_from(cuts):
+        if not wrapped_key.learn_from(cuts):
             break
-        cuts = _fewest_masks(layout, lengths, limit)
-    return {form for start, end in cuts for form in layout.masks(start, end)}
+        cuts = _fewest_masks(wrapped_key, lengths, limit)
+    return {form for start, end in cuts for form in wrapped_key.masks(start, end)}
 
 
 class _MaskingCost(NamedTuple):
@@ -221,7 +221,7 @@ class _MaskingCost(NamedTuple):
     """True if a line may end where neither part has a mask, so that the whole block shows."""
 
 
-class _Layout:
+class _WrappedKey:
     """Hold the base64 of a key with its line ends.
 
     The line ends are those of the key or of a log.
@@ -403,7 +403,7 @@ def _repeated_positions(body: str) -> dict[int, set[int]]:
     return repeats
 
 
-class _State(NamedTuple):
+class _CutState(NamedTuple):
     """Hold the start of the next block and its limits.
 
     The limits are those of length and visible characters.
@@ -416,7 +416,7 @@ class _State(NamedTuple):
     """Maximum of the next block's characters that may show after the last block."""
 
 
-class _Block(NamedTuple):
+class _CandidateBlock(NamedTuple):
     """Describe a candidate block."""
 
     end: int
@@ -424,12 +424,12 @@ class _Block(NamedTuple):
     is_before_quoted: bool
 
     @classmethod
-    def of(cls, layout: _Layout, start: int, end: int) -> _Block:
+    def of(cls, wrapped_key: _WrappedKey, start: int, end: int) -> _CandidateBlock:
         """Evaluate a part of the body as a block."""
-        return cls(end, layout.masking_cost(start, end), layout.is_quoted(end))
+        return cls(end, wrapped_key.masking_cost(start, end), wrapped_key.is_quoted(end))
 
 
-def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int, int]]:
+def _fewest_masks(wrapped_key: _WrappedKey, lengths: range, limit: int) -> list[tuple[int, int]]:
     """Find the blocks that take the fewest masks, by dynamic programming.
 
     :param lengths: permitted lengths of a block
@@ -437,18 +437,22 @@ def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int
         show
     :returns: start and end of each block; no blocks if they cannot cover the body
     """
-    best: list[dict[_State, tuple[float, _State | None, int]]] = [{} for _ in range(len(layout.body) + 1)]
-    best[0][_State(0, limit, limit)] = (0, None, 0)
-    if layout.is_quoted(0):
-        best[1][_State(1, limit - 1, limit - 1)] = (_VISIBLE_COST, None, 0)
-    for position, states in enumerate(best[: layout.unpadded_size]):
-        blocks = [_Block.of(layout, position, position + length) for length in lengths if position + length < len(best)]
+    best: list[dict[_CutState, tuple[float, _CutState | None, int]]] = [{} for _ in range(len(wrapped_key.body) + 1)]
+    best[0][_CutState(0, limit, limit)] = (0, None, 0)
+    if wrapped_key.is_quoted(0):
+        best[1][_CutState(1, limit - 1, limit - 1)] = (_VISIBLE_COST, None, 0)
+    for position, states in enumerate(best[: wrapped_key.unpadded_size]):
+        blocks = [
+            _CandidateBlock.of(wrapped_key, position, position + length)
+            for length in lengths
+            if position + length < len(best)
+        ]
         for state, (cost_before, _, _) in states.items():
-            for target, cost, end in _next_blocks(layout, blocks, state, limit):
+            for target, cost, end in _next_blocks(wrapped_key, blocks, state, limit):
                 routes = best[target.position]
                 if target not in routes or cost_before + cost < routes[target][0]:
                     routes[target] = (cost_before + cost, state, end)
-    ends = [(routes[0], state) for states in best[layout.unpadded_size :] for state, routes in states.items()]
+    ends = [(routes[0], state) for states in best[wrapped_key.unpadded_size :] for state, routes in states.items()]
     if not ends:
         return []
     cuts: list[tuple[int, int]] = []
@@ -462,26 +466,26 @@ def _fewest_masks(layout: _Layout, lengths: range, limit: int) -> list[tuple[int
 
 
 def _next_blocks(
-    layout: _Layout, blocks: Iterable[_Block], state: _State, limit: int
-) -> Iterator[tuple[_State, float, int]]:
+    wrapped_key: _WrappedKey, blocks: Iterable[_CandidateBlock], state: _CutState, limit: int
+) -> Iterator[tuple[_CutState, float, int]]:
     """Yield the state after each possible block, its cost and its end."""
     start, max_length, max_tail = state
-    max_size = limit - layout.is_quoted(start)  # a URL can be cut within a quoted character
+    max_size = limit - wrapped_key.is_quoted(start)  # a URL can be cut within a quoted character
     for end, cost, is_before_quoted in blocks:
         if end - start > max_length or cost.first > max_tail:
             continue
         for visible_after in (0, 1) if is_before_quoted else (0,):
             size = end - start + visible_after
             if size <= max_size and not (cost.shows_whole and limit - max_length + size >= limit):
-                next_tail = limit - size if layout.is_near_end(end + visible_after) else 0
+                next_tail = limit - size if wrapped_key.is_near_end(end + visible_after) else 0
                 yield (
-                    _State(end + visible_after, limit - visible_after - cost.last, next_tail),
+                    _CutState(end + visible_after, limit - visible_after - cost.last, next_tail),
                     cost.masks + visible_after * _VISIBLE_COST,
                     end,
                 )
-    if layout.is_short_line(start):
+    if wrapped_key.is_short_line(start):
         yield (
-            _State(layout.unpadded_size, limit, 0),
-            len(layout.masks(start, layout.unpadded_size)),
-            layout.unpadded_size,
+            _CutState(wrapped_key.unpadded_size, limit, 0),
+            len(wrapped_key.masks(start, wrapped_key.unpadded_size)),
+            wrapped_key.unpadded_size,
         )

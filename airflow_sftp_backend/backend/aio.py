@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import BinaryIO, ClassVar, Final, Literal, ParamSpec, TypeVar, overload
 
-from airflow_sftp_backend.backend._writes.write_target import Verify
+from airflow_sftp_backend.backend.models import Verify
 
 from .errors import SFTPBackendError
 from .models import (
@@ -63,7 +63,7 @@ class SyncBackendAdapter:
     def __init__(self, backend: SFTPBackend) -> None:
         self._backend = backend
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"{backend.address} adapter")
-        self._turn = _Turn(backend)
+        self._runner = _CallRunner(backend)
 
     async def __aenter__(self) -> SyncBackendAdapter:
         return self
@@ -74,11 +74,11 @@ class SyncBackendAdapter:
     async def _call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         # Unlike asyncio.to_thread, run_in_executor does not pass context variables on.
         call, context = _Call(), contextvars.copy_context()
-        run = partial(self._turn.take, call, partial(context.run, partial(function, *args, **kwargs)))
+        run = partial(self._runner.run, call, partial(context.run, partial(function, *args, **kwargs)))
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, run)
         except asyncio.CancelledError:
-            self._turn.cancel(call)
+            self._runner.cancel(call)
             raise
 
     async def close(self) -> None:
@@ -93,7 +93,7 @@ class SyncBackendAdapter:
         except RuntimeError:  # the thread is ended already
             return
         self._thread.shutdown(wait=False)
-        self._turn.cancel()
+        self._runner.cancel()
         # If this task is cancelled or the call cannot be cancelled, the thread closes the connection later.
         await asyncio.wait([closing], timeout=_CLOSING_SECONDS)
 
@@ -555,7 +555,7 @@ class _Call:
     cancelled = False
 
 
-class _Turn:
+class _CallRunner:
     """Current call of the adapter's thread.
 
     Other threads may cancel it.
@@ -567,7 +567,7 @@ class _Turn:
         self._running: _Call | None = None
         self._cancels_running = False
 
-    def take(self, call: _Call, function: Callable[[], T]) -> T:
+    def run(self, call: _Call, function: Callable[[], T]) -> T:
         """Run ``function`` as ``call``.
 
         :raises CancelledError: if the call was cancelled between its start and this.

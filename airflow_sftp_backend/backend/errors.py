@@ -21,8 +21,9 @@ import enum
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
+T = TypeVar("T")
 EntryType = Literal["", "directory", "file"]
 """Type of an entry on the server; empty if unknown."""
 
@@ -365,6 +366,19 @@ def translate_connection_errors(
         failure = connection_error(error, action, server, reason)
         failure.hop = hop
         raise failure from error
+
+
+def result_or_raise(outcome: T | SFTPBackendError | OSError) -> T:
+    """Return a result, or raise the error in its place.
+
+    :param outcome: the result or the error
+    :returns: the result
+    :raises SFTPBackendError: if the outcome is such an error
+    :raises OSError: if the outcome is such an error
+    """
+    if isinstance(outcome, SFTPBackendError | OSError):
+        raise outcome
+    return outcome
 
 
 def escaped(text: str, keep: str = "") -> str:

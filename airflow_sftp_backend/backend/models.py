@@ -33,6 +33,9 @@ class PreparedFile:
     digest: str | None
 
 
+Verify = Literal["size", "sha256", "none"]
+"""What is compared after a transfer: the size, the SHA-256 of the content, or nothing."""
+
 BeforeRename = Callable[[Sequence[PreparedFile]], None]
 """Receives files just before they are renamed, several at once, so that it can record them."""
 

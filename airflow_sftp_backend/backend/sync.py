@@ -19,7 +19,6 @@ from airflow_sftp_backend.backend._execution.executor import (
     merge_outcomes,
     raise_or_return,
     split_invalid,
-    unwrap,
     without_result,
 )
 from airflow_sftp_backend.backend._execution.file_transfers import FileTransfers, check_verify
@@ -32,7 +31,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import with_backup_restored
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
-from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 
 from ._files import reading, writing
 from ._paths import Jail
@@ -47,15 +46,8 @@ from .config import (
     Secret,
     wrap_secrets,
 )
-from .errors import CapabilityNotSupported, SFTPBackendError
-from .models import (
-    BeforeRename,
-    Capability,
-    Progress,
-    ResolutionPlan,
-    WriteResult,
-    utc,
-)
+from .errors import CapabilityNotSupported, SFTPBackendError, result_or_raise
+from .models import BeforeRename, Capability, Progress, ResolutionPlan, Verify, WriteResult, utc
 
 if TYPE_CHECKING:
     import paramiko
@@ -382,7 +374,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
             modified = utc(mtime if state.kept_mtime is None else state.kept_mtime)
             return WriteResult(write_target.path.key, source.size, digest=source.digest, last_modified=modified), mtime
 
-        return unwrap(self._run_jobs([WriteJob(write_target, operation, cleans_directory=verify != "none")])[0])
+        return result_or_raise(
+            self._run_jobs([WriteJob(write_target, operation, cleans_directory=verify != "none")])[0]
+        )
 
     def write_text(
         self, path: str, text: str, overwrite: bool = False, *, encoding: str = "utf-8", errors: str = "strict"
@@ -478,7 +472,9 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         :raises InvalidPath: if a key is a directory
         """
         source, write_target = self._resolver.resolve_writable(src), self._resolver.write_target(dst, overwrite, "size")
-        unwrap(self._run_moves([(write_target, partial(move.move, source=source, write_target=write_target))])[0])
+        result_or_raise(
+            self._run_moves([(write_target, partial(move.move, source=source, write_target=write_target))])[0]
+        )
 
     @overload
     def move_many(
@@ -531,7 +527,7 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         source, write_target = self._resolver.resolve_writable(src), self._resolver.write_target(dst, overwrite, "size")
         resume_state = ResumeState()
         operation = partial(copy.copy, source=source, write_target=write_target, resume_state=resume_state)
-        unwrap(
+        result_or_raise(
             self._run_jobs([WriteJob(write_target, partial(without_result, operation), resume_state=resume_state)])[0]
         )
 

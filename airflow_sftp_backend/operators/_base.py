@@ -50,14 +50,15 @@ from airflow_sftp_backend.backend import (
 )
 from airflow_sftp_backend.backend.config import check_mode
 from airflow_sftp_backend.backend.errors import escaped
+from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import ProgressLog, format_duration, format_size, pluralize_files
 
 from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_events
-from ._object_storage import FileState, Outcome, Verify, is_up_to_date, sha256_if_equal
-from ._planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
+from ._object_storage import FileState, Outcome, is_up_to_date, sha256_if_equal
 from ._rename_template import RenameTemplate, check_rename_early
 from ._retry_state import RetryState
+from ._transfer_planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
 from ._transfer_records import FileVersion, unproven_target_error
 from ._transfers import TempOptions, TransferOptions
 

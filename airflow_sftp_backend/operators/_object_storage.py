@@ -30,6 +30,7 @@ from airflow_sftp_backend.backend._paths import temp_name
 from airflow_sftp_backend.backend._patterns import has_wildcard
 from airflow_sftp_backend.backend._receive_limits import size_mismatch
 from airflow_sftp_backend.backend._transfers.local_files import add_both_paths, open_regular
+from airflow_sftp_backend.backend.models import Verify
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from airflow_sftp_backend.backend import FileInfo, Progress, SFTPBackend
     from airflow_sftp_backend.backend._execution.open_files import RemoteFile
 
-Verify = Literal["size", "sha256", "none"]
 Outcome = WriteResult | SFTPBackendError | OSError
 
 _BLOCK_SIZE = 1 << 20

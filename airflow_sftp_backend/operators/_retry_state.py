@@ -12,7 +12,7 @@ from airflow_sftp_backend._state_store import Endpoints, RowTable
 from airflow_sftp_backend.backend import BackendUnavailable, FileInfo
 from airflow_sftp_backend.version_compat import task_state_store
 
-from ._planning import RemoteMatch, TransferItem
+from ._transfer_planning import RemoteMatch, TransferItem
 from ._transfer_records import FileVersion, TransferRecords, remote_version
 
 if TYPE_CHECKING:

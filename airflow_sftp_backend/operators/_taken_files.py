@@ -23,8 +23,8 @@ from airflow_sftp_backend.version_compat import AIRFLOW_VERSION, HAS_STATE_STORE
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from ._planning import RemoteMatch
     from ._retry_state import RetryState
+    from ._transfer_planning import RemoteMatch
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.progress import format_size
 
 from ._object_storage import is_url, object_path, open_source, sha256_if_equal, sha256_of_stream
-from ._planning import LocalEnd, TransferItem, make_result
+from ._transfer_planning import LocalEnd, TransferItem, make_result
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, TypedDict
 
 from airflow_sftp_backend.backend import AlreadyExists, BackendUnavailable, BeforeRename, SFTPBackendError
 from airflow_sftp_backend.backend._transfers.local_files import add_both_paths
+from airflow_sftp_backend.backend.models import Verify
 
-from ._object_storage import Outcome, Verify, download_object, is_url, upload_object
-from ._planning import TransferItem
+from ._object_storage import Outcome, download_object, is_url, upload_object
+from ._transfer_planning import TransferItem
 from ._worker_threads import WorkerThreads
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from airflow_sftp_backend.backend import (
 from airflow_sftp_backend.backend.errors import escaped
 
 from ._base import Failures, FileOperator, distinct_failures, drop_non_utf8
-from ._planning import Matches, RemoteMatch, match_remote, missing_error
 from ._retry_state import RetryState
+from ._transfer_planning import Matches, RemoteMatch, match_remote, missing_error
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

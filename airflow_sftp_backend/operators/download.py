@@ -14,9 +14,9 @@ from airflow_sftp_backend.progress import pluralize_files
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_states
-from ._planning import RemoteMatch, match_remote, missing_error, plan_downloads
 from ._retry_state import RetryState
 from ._taken_files import TakenFiles, find_asset
+from ._transfer_planning import RemoteMatch, match_remote, missing_error, plan_downloads
 from ._transfer_records import downloaded_earlier, downloaded_since, remote_version
 from ._transfers import download_items
 

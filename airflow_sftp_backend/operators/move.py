@@ -20,7 +20,9 @@ from airflow_sftp_backend.backend.errors import escaped
 
 from ._base import Failures, FileOperator, check_choice, distinct_failures, drop_non_utf8
 from ._object_storage import FileState, is_up_to_date
-from ._planning import (
+from ._rename_template import RenameTemplate, check_rename_early
+from ._retry_state import RetryState
+from ._transfer_planning import (
     IfExists,
     MoveIfExists,
     RemoteMatch,
@@ -34,8 +36,6 @@ from ._planning import (
     numbered_pattern,
     plan_moves,
 )
-from ._rename_template import RenameTemplate, check_rename_early
-from ._retry_state import RetryState
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

@@ -14,29 +14,29 @@ from airflow_sftp_backend._file_rows import Action, FileResult, SyncResult
 from airflow_sftp_backend._path_arguments import Target, parse_target
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, WriteResult
 from airflow_sftp_backend.backend.errors import escaped
+from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.progress import pluralize_files
 
 from ._base import Failures, PlanningOperator, check_choice, distinct_failures, drop_non_utf8
-from ._object_storage import FileState, Verify, is_url
-from ._planning import LocalEnd, TransferItem, make_result
+from ._object_storage import FileState, is_url
 from ._retry_state import RetryState
+from ._sync.deletion_limit import check_max_delete, exceeds_max_delete
 from ._sync.deletions import delete_local, delete_on_server
 from ._sync.listings import list_local, list_server, local_exists, local_path_of, paths_of_equal_content, server_path_of
 from ._sync.overlap import check_overlap
-from ._sync.planning import (
+from ._sync.tree_differences import (
     Differences,
-    Listing,
     TimeRule,
-    abandoned_directories,
+    TreeListing,
     blocking_entry,
-    check_max_delete,
     classify,
     compare_by_state,
     depends_on_time_rule,
     doubtful_spellings,
-    exceeds_max_delete,
+    emptied_directories,
     untimed,
 )
+from ._transfer_planning import LocalEnd, TransferItem, make_result
 from ._transfer_records import FileVersion
 from ._transfers import TransferOptions, download_items, upload_items
 
@@ -213,7 +213,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         check_overlap(backend, ends.server, ends.other)
         listings = list_server(backend, ends.server, self._filters), list_local(ends.other, self._filters)
         found_target, found_source = listings if self.direction == "upload" else listings[::-1]
-        source, target = self._require_source(backend, found_source), found_target or Listing()
+        source, target = self._require_source(backend, found_source), found_target or TreeListing()
         differences = self._compare(backend, ends, source, target)
         self.log.info(
             "%d new, %d changed, %d unchanged, %d extra files",
@@ -238,7 +238,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             versions={item: _version(state) for item, state in states.items()},
             earlier=[*self._transferred_earlier(retry_state, ends, differences, source, target)],
             deletions={path: deletions[path] for path in kept},
-            directories=abandoned_directories(kept, source.files),
+            directories=emptied_directories(kept, source.files),
             exceeds_limit=exceeds_limit,
             failures=[*failures, *not_utf8],
         )
@@ -251,7 +251,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         self._check_relative(backend, server, "target" if is_upload else "source")
         return SyncEnds(self.direction, server, other, server_path_of(backend, server), local_path_of(other))
 
-    def _require_source(self, backend: SFTPBackend, source: Listing | None) -> Listing:
+    def _require_source(self, backend: SFTPBackend, source: TreeListing | None) -> TreeListing:
         """Return the listing of the source.
 
         A missing directory is an empty one for ``allow_empty``.
@@ -270,7 +270,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             )
             raise NotFound(message, path=name, server=server)
         if source is None:
-            return Listing()
+            return TreeListing()
         if source.others:
             self.log.warning(
                 "left out links and special files of the source, %d in total: %s",
@@ -279,7 +279,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             )
         return source
 
-    def _compare(self, backend: SFTPBackend, ends: SyncEnds, source: Listing, target: Listing) -> Differences:
+    def _compare(self, backend: SFTPBackend, ends: SyncEnds, source: TreeListing, target: TreeListing) -> Differences:
         if self.compare == "sha256":
             return classify(source, target, paths_of_equal_content(backend, source, target, ends.both))
         differences = compare_by_state(source, target, self._time_rule(backend, ends, source, target))
@@ -291,7 +291,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             )
         return differences
 
-    def _time_rule(self, backend: SFTPBackend, ends: SyncEnds, source: Listing, target: Listing) -> TimeRule:
+    def _time_rule(self, backend: SFTPBackend, ends: SyncEnds, source: TreeListing, target: TreeListing) -> TimeRule:
         """Return the comparison of times.
 
         The server is tested only if the test decides about a file.
@@ -316,7 +316,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         return TimeRule(is_kept=False, clock_lead=lead)
 
     def _plan_items(
-        self, backend: SFTPBackend, ends: SyncEnds, differences: Differences, source: Listing, target: Listing
+        self, backend: SFTPBackend, ends: SyncEnds, differences: Differences, source: TreeListing, target: TreeListing
     ) -> tuple[dict[str, TransferItem], Failures]:
         failures: Failures = []
         allowed: list[str] = []
@@ -341,7 +341,12 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         self.log.warning("%s", message)
 
     def _transferred_earlier(
-        self, retry_state: RetryState, ends: SyncEnds, differences: Differences, source: Listing, target: Listing
+        self,
+        retry_state: RetryState,
+        ends: SyncEnds,
+        differences: Differences,
+        source: TreeListing,
+        target: TreeListing,
     ) -> Iterator[FileResult]:
         """Yield the results of unchanged files that an earlier attempt transferred."""
         if not retry_state.is_retry_since_cleared:
@@ -450,7 +455,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         return row
 
 
-def _doubtful(items: Mapping[str, TransferItem], source: Listing, target: Listing) -> dict[str, str]:
+def _doubtful(items: Mapping[str, TransferItem], source: TreeListing, target: TreeListing) -> dict[str, str]:
     spellings = doubtful_spellings(source.files, [*target.files, *target.others])
     return {path: prefix for path, prefix in spellings.items() if path in items}
 

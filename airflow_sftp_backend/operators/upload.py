@@ -14,8 +14,8 @@ from airflow_sftp_backend.backend._paths import check_temp_suffix
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_state
-from ._planning import LocalFile, TransferItem, existing_files, find_local_files, plan_uploads
 from ._retry_state import RetryState
+from ._transfer_planning import LocalFile, TransferItem, existing_files, find_local_files, plan_uploads
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
 from ._transfers import TempOptions, upload_items
 

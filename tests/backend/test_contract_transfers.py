@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
@@ -18,10 +17,10 @@ from airflow_sftp_backend import (
     TransferCorrupted,
     WriteResult,
 )
+from airflow_sftp_backend.backend.models import Verify
 from tests.support.files import tree
 from tests.support.servers import Folder, Server
 
-Verify = Literal["size", "sha256", "none"]
 MIB = 1 << 20
 LONG = random.Random(11).randbytes(6 * MIB + 7)
 

@@ -11,7 +11,8 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.copy import copy
 from airflow_sftp_backend.backend._writes.move import move
-from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
+from airflow_sftp_backend.backend.models import Verify
 from tests.support.memory_server import MemoryServer, Renames
 
 OLD, NEW, THEIRS = b"the old content", b"the new content, longer", b"what another writer wrote"

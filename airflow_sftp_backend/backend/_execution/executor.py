@@ -17,7 +17,7 @@ from typing import Final, Generic, Protocol, TypeVar, cast
 from airflow_sftp_backend.backend._backoff import Backoff
 from airflow_sftp_backend.backend._paths import RemotePath, name_digest
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
-from airflow_sftp_backend.backend._protocol.striping import TransferSize
+from airflow_sftp_backend.backend._protocol.striping import ChannelDemand
 from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.backend._ssh.session import Session
 from airflow_sftp_backend.backend._writes.backups import may_have_backups
@@ -58,7 +58,7 @@ class WriteJob(Generic[T]):
 
     Without it, the directory is listed after the job if the operation returns the server's time.
     """
-    transfer_size: TransferSize | None = None
+    channel_demand: ChannelDemand | None = None
     """Size of the transfer, if known in advance."""
     resume_state: ResumeState = field(default_factory=ResumeState)
     """State of the write; stays NEW if the operation cannot resume over another connection."""
@@ -156,13 +156,13 @@ class WriteExecutor:
         schedulers: list[SFTPScheduler] = []
         outcomes: list[T | SFTPBackendError | OSError] = []
         completed = False
-        transfer_size = max(
-            (job.transfer_size for job in jobs if job.transfer_size is not None),
-            key=lambda transfer_size: transfer_size.size,
+        channel_demand = max(
+            (job.channel_demand for job in jobs if job.channel_demand is not None),
+            key=lambda channel_demand: channel_demand.size,
             default=None,
         )
         try:
-            outcomes = self._session.call(partial(self._run_jobs, schedulers, jobs), transfer_size=transfer_size)
+            outcomes = self._session.call(partial(self._run_jobs, schedulers, jobs), channel_demand=channel_demand)
             states = [job.resume_state for job in jobs]
             resume_lost(self._session, jobs, states, outcomes, partial(self._run_jobs, schedulers))
             completed = True
@@ -292,13 +292,6 @@ def check_distinct(names: Iterable[str], reason: str = "two pairs have the same 
         if name in known:
             raise ValueError(f"{reason}: {name!r}")
         known.add(name)
-
-
-def unwrap(outcome: T | SFTPBackendError | OSError) -> T:
-    """Return a result, or raise the error in its place."""
-    if isinstance(outcome, SFTPBackendError | OSError):
-        raise outcome
-    return outcome
 
 
 def split_invalid(items: Iterable[S], convert: Callable[[S], T]) -> tuple[list[T], list[InvalidPath | None]]:

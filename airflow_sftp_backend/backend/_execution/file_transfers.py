@@ -20,10 +20,10 @@ from airflow_sftp_backend.backend._transfers.direct_upload import DirectUpload
 from airflow_sftp_backend.backend._transfers.local_files import NewFileModes
 from airflow_sftp_backend.backend._writes.backups import with_backup_restored
 from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
-from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from airflow_sftp_backend.backend.config import check_channels, check_mode
-from airflow_sftp_backend.backend.errors import BackendUnavailable, SFTPBackendError
-from airflow_sftp_backend.backend.models import BeforeRename, Progress, WriteResult
+from airflow_sftp_backend.backend.errors import BackendUnavailable, SFTPBackendError, result_or_raise
+from airflow_sftp_backend.backend.models import BeforeRename, Progress, Verify, WriteResult
 
 from .executor import (
     WriteExecutor,
@@ -33,7 +33,6 @@ from .executor import (
     raise_or_return,
     resume_lost,
     split_invalid,
-    unwrap,
 )
 from .path_resolver import PathResolver, with_path_in_errors
 
@@ -88,7 +87,7 @@ class FileTransfers:
             [(path, local)], overwrite, verify=verify, progress=progress, resume_key=resume_key, digest=digest,
             keep_times=keep_times, mode=mode, return_exceptions=True,
         )  # fmt: skip
-        return unwrap(outcome)
+        return result_or_raise(outcome)
 
     @overload
     def download_many(
@@ -246,7 +245,7 @@ class FileTransfers:
             channels=channels, resume_key=resume_key, digest=digest, keep_times=keep_times, mode=mode,
             temp_suffix=temp_suffix, temp_folder=temp_folder, direct=direct, return_exceptions=True,
         )  # fmt: skip
-        return unwrap(outcome)
+        return result_or_raise(outcome)
 
     @overload
     def upload_many(
@@ -355,7 +354,7 @@ class FileTransfers:
         def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
             write_target = replace(target_of(pair[1]), rename_group=rename_group)
             upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest, keep_times)
-            return WriteJob(write_target, upload, verify != "none", upload.transfer_size, upload.resume_state)
+            return WriteJob(write_target, upload, verify != "none", upload.channel_demand, upload.resume_state)
 
         jobs, errors = split_invalid(pairs, job)
         check_distinct([job.target.path.key for job in jobs])

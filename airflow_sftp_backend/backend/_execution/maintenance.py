@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from airflow_sftp_backend.backend._files.server_clock import read_server_clock
 from airflow_sftp_backend.backend._ssh.session import Session
-from airflow_sftp_backend.backend._transfers.comparison import server_time
 from airflow_sftp_backend.backend._transfers.partial_files import check_age, clean_server
 from airflow_sftp_backend.backend.models import BackendStatistics, PartialFile
 
@@ -54,5 +54,5 @@ class Maintenance:
         """
         remote = self._resolver.resolve(path)
         with self._resolver.annotate_errors():
-            seconds = self._session.call(lambda scheduler: scheduler.run(server_time(remote)))
+            seconds = self._session.call(lambda scheduler: scheduler.run(read_server_clock(remote)))
         return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -20,10 +20,10 @@ from airflow_sftp_backend.backend._paths import (
 )
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
-from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from airflow_sftp_backend.backend.config import check_mode, epoch_seconds
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, SFTPBackendError
-from airflow_sftp_backend.backend.models import BeforeRename
+from airflow_sftp_backend.backend.models import BeforeRename, Verify
 
 T = TypeVar("T")
 

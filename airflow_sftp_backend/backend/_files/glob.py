@@ -15,11 +15,17 @@ from airflow_sftp_backend.backend._paths import RemotePath, check_text, is_temp_
 from airflow_sftp_backend.backend._patterns import literal_name, name_matcher
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ListingTally, SharedTally
-from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError
+from airflow_sftp_backend.backend.errors import (
+    BackendUnavailable,
+    InvalidPath,
+    NotFound,
+    SFTPBackendError,
+    result_or_raise,
+)
 from airflow_sftp_backend.backend.models import FileInfo
 
 from .file_info import to_file_info
-from .tree import SessionCall, TreeEntry, list_directory, run_listings, stat_many, unwrap
+from .tree import SessionCall, TreeEntry, list_directory, run_listings, stat_many
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +136,7 @@ def find(call: SessionCall, root: RemotePath, patterns: Iterable[Pattern]) -> li
     """
     search = _Search(root)
     _run_searches(call, root, [(search, patterns)])
-    return unwrap(search.outcome)
+    return result_or_raise(search.outcome)
 
 
 def find_each(

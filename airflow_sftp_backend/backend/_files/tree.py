@@ -17,7 +17,14 @@ from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import RemoveDir, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request_all, server_traits
 from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ListingTally
-from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, StatusError
+from airflow_sftp_backend.backend.errors import (
+    BackendUnavailable,
+    InvalidPath,
+    NotFound,
+    SFTPBackendError,
+    StatusError,
+    result_or_raise,
+)
 from airflow_sftp_backend.backend.models import FileInfo, FolderEntry, FolderInfo
 
 from .deletion import delete, delete_folder
@@ -158,14 +165,7 @@ def list_children(call: SessionCall, folder: RemotePath) -> Iterator[TreeEntry]:
     (outcome,) = _list_all(call, tally, [folder], descend_into=())
     tally.finish()
     if not isinstance(outcome, NotFound | InvalidPath):
-        yield from (entry for entry in unwrap(outcome) if not is_temp_name(entry.path.name))
-
-
-def unwrap(outcome: T | SFTPBackendError | OSError) -> T:
-    """Return a result, or raise the error in its place."""
-    if isinstance(outcome, SFTPBackendError | OSError):
-        raise outcome
-    return outcome
+        yield from (entry for entry in result_or_raise(outcome) if not is_temp_name(entry.path.name))
 
 
 def walk(
@@ -203,7 +203,7 @@ def walk(
                 # removed or replaced since its parent was listed
                 if isinstance(outcome, NotFound | InvalidPath) and not (must_exist and depth == 0):
                     continue
-                for entry in unwrap(outcome):
+                for entry in result_or_raise(outcome):
                     if entry.attributes.is_folder:
                         level.append(entry.path)
                     if with_temps or not is_temp_name(entry.path.name) or entry.attributes.is_folder:
@@ -332,7 +332,7 @@ def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTa
             if isinstance(outcome, SFTPBackendError):
                 failures.append(outcome)
                 continue
-            for path, attributes in unwrap(outcome):
+            for path, attributes in result_or_raise(outcome):
                 if attributes.is_folder:
                     level.append(path)
                 else:

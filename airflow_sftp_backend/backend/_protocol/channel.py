@@ -22,7 +22,7 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, StatusError,
 from .codec import MAX_FRAME, UINT32, PacketReader, ProtocolError
 from .messages import Request, decode_version, encode_init
 from .name_encoding import NameEncoding
-from .traffic import Traffic
+from .traffic import TrafficMeter
 
 R = TypeVar("R")
 
@@ -178,7 +178,7 @@ class SFTPChannel:
         """True if the channel failed because a reply timed out."""
         self.on_handle_reply: HandleReplyCallback | None = None
         """Called with each reply to a request that opens or closes a handle."""
-        self.traffic = Traffic()
+        self.traffic = TrafficMeter()
         """Counts the content of answered reads and writes."""
         self.extensions: dict[str, str] = {}
         """The server's extensions by name, with their data; set by `handshake`."""

@@ -44,7 +44,7 @@ from .operation import (
     server_traits,
 )
 from .server_traits import UNKNOWN, detect_traits
-from .traffic import Traffic
+from .traffic import TrafficMeter
 
 __all__ = [
     "MAX_BYTES_IN_FLIGHT",
@@ -192,7 +192,7 @@ class SFTPScheduler:
         self.traffic = self._main_channel.traffic
         """Counts the content of reads and writes on all channels, and limits their rate."""
 
-    def use_traffic(self, traffic: Traffic) -> None:
+    def use_traffic(self, traffic: TrafficMeter) -> None:
         """Continue the counters and the rate limit of earlier connections."""
         self.traffic = traffic
         for channel in self.channels:

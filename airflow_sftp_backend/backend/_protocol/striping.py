@@ -66,7 +66,7 @@ class ChannelHandle:
 
 
 @dataclass(frozen=True, slots=True)
-class TransferSize:
+class ChannelDemand:
     """Size of a transfer in bytes, and its number of channels.
 
     If the number is None, size and round trip decide.
@@ -98,7 +98,7 @@ class StripedFile:
     :param path: the path of the file
     :param handle: its handle on the first channel
     :param size: size of the file in bytes; None if unknown
-    :param channels: as in `TransferSize`
+    :param channels: as in `ChannelDemand`
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class StripedFile:
         :param drain: waits until all sent bytes are acknowledged
         :raises ContentLost: if the server emptied the file when it was opened again
         """
-        transfer = TransferSize(max(sent, self._size), self._max_channels)
+        transfer = ChannelDemand(max(sent, self._size), self._max_channels)
         channel_count = transfer.channel_count(
             self._scheduler.round_trip, supports_striping=self._scheduler.traits.allows_parallel_writers
         )

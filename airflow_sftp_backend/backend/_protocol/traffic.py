@@ -16,7 +16,7 @@ _MIN_BLOCK: Final = 4096
 _BLOCKS_PER_SECOND: Final = 10
 
 
-class RateLimit:
+class TokenBucket:
     """Decide from a clock when the next bytes may be sent.
 
     A token bucket that may be in debt. The state is the time until which the bytes so far are paid for. In any
@@ -52,7 +52,7 @@ class RateLimit:
         self._paid_until -= count / self._rate
 
 
-class Traffic:
+class TrafficMeter:
     """Count and limit the file content of a session.
 
     All connections and channels of the session share the limit.
@@ -75,10 +75,10 @@ class Traffic:
         """Received bytes of file content."""
         self.max_block: float = math.inf
         """Most bytes of one read or write: at a low rate, large blocks would arrive in bursts."""
-        self._limit: RateLimit | None = None
+        self._limit: TokenBucket | None = None
         self._pause = pause
         if max_rate is not None:
-            self._limit = RateLimit(max_rate, clock)
+            self._limit = TokenBucket(max_rate, clock)
             self.max_block = max(_MIN_BLOCK, max_rate // _BLOCKS_PER_SECOND)
 
     @property

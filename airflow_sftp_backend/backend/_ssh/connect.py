@@ -26,7 +26,7 @@ from paramiko.auth_strategy import AuthStrategy
 from airflow_sftp_backend.backend._protocol.name_encoding import create_name_encoding
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
 from airflow_sftp_backend.backend._protocol.server_traits import is_openssh_banner
-from airflow_sftp_backend.backend._protocol.striping import TransferSize
+from airflow_sftp_backend.backend._protocol.striping import ChannelDemand
 from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.backend.config import BackendConfig, Secret, wrap_secrets
 from airflow_sftp_backend.backend.errors import (
@@ -212,7 +212,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
 
     :param hop: the server, with its jump hosts
     :param remaining_time: returns the time in seconds for all remaining steps
-    :param transfer_size: size of the first upload; its extra channels are opened together with the first channel
+    :param channel_demand: size of the first upload; its extra channels are opened together with the first channel
     :param query_auth_methods: ask the server for its authentication methods before the login
     :ivar is_permanent: True if another attempt would fail in the same way
     :ivar is_server_busy: True if the server has too many connections before their login; a later attempt may succeed
@@ -222,12 +222,12 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         self,
         hop: Hop,
         remaining_time: Callable[[], float],
-        transfer_size: TransferSize | None = None,
+        channel_demand: ChannelDemand | None = None,
         *,
         query_auth_methods: bool = False,
     ) -> None:
         self._settings = hop.settings
-        self._transfer_size = transfer_size
+        self._transfer_size = channel_demand
         self._config = hop.settings.config
         self._password = hop.password
         self._checker = hop.checker

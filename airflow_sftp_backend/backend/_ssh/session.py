@@ -25,8 +25,8 @@ from airflow_sftp_backend.backend._forks import ForkAware
 from airflow_sftp_backend.backend._paths import Jail, add_location
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
 from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
-from airflow_sftp_backend.backend._protocol.striping import TransferSize
-from airflow_sftp_backend.backend._protocol.traffic import Traffic
+from airflow_sftp_backend.backend._protocol.striping import ChannelDemand
+from airflow_sftp_backend.backend._protocol.traffic import TrafficMeter
 from airflow_sftp_backend.backend.config import BackendConfig
 from airflow_sftp_backend.backend.errors import (
     AuthenticationFailed,
@@ -216,7 +216,7 @@ class Session(ForkAware):
         self.query_auth_methods = False
         self.last_attempt_info: ConnectionInfo | None = None
         self.connection_count = self.retry_count = self.resumed_count = 0
-        self._traffic = Traffic(config.max_rate, pause=_weak_pause(self), clock=clock)
+        self._traffic = TrafficMeter(config.max_rate, pause=_weak_pause(self), clock=clock)
         super().__init__()
 
     def _apply_config(self, config: BackendConfig) -> None:
@@ -255,7 +255,7 @@ class Session(ForkAware):
         *,
         idempotent: bool = False,
         attempts: int | None = None,
-        transfer_size: TransferSize | None = None,
+        channel_demand: ChannelDemand | None = None,
         cleanup: bool = False,
         reconnecting: bool = False,
     ) -> T:
@@ -266,7 +266,7 @@ class Session(ForkAware):
         :param use: the function; its exceptions pass unchanged
         :param idempotent: repeat the call once on a new connection if the connection is lost
         :param attempts: number of attempts to connect, in place of the retry policy
-        :param transfer_size: size of the following upload, for additional channels
+        :param channel_demand: size of the following upload, for additional channels
         :param cleanup: run the call also after `cancel_call`
         :param reconnecting: retry connecting for `reconnect_timeout`, in place of the retry policy
         :returns: the result of ``use``
@@ -279,7 +279,7 @@ class Session(ForkAware):
                 raise BackendUnavailable("the session was aborted", server=self._config.address)
             if self._cancelled.is_set() and not cleanup:
                 raise BackendUnavailable("the call was cancelled", server=self._config.address)
-            connection = self._get_connection(attempts, transfer_size, self.reconnect_timeout if reconnecting else 0)
+            connection = self._get_connection(attempts, channel_demand, self.reconnect_timeout if reconnecting else 0)
             known_shared = self._handles.shares_handles
             try:
                 return self._run_exclusively(use, connection)
@@ -399,7 +399,7 @@ class Session(ForkAware):
     def _get_connection(
         self,
         attempts: int | None,
-        transfer_size: TransferSize | None = None,
+        channel_demand: ChannelDemand | None = None,
         retry_seconds: float = 0,
         *,
         even_if_single: bool = False,
@@ -413,7 +413,7 @@ class Session(ForkAware):
                     "the connection was lost, and reconnecting is off", server=self._config.address
                 )
             max_attempts = self._config.retry.max_attempts if attempts is None else attempts
-            self._connection = self._open_connection(max_attempts, transfer_size, retry_seconds)
+            self._connection = self._open_connection(max_attempts, channel_demand, retry_seconds)
             self._connection.scheduler.use_traffic(self._traffic)
             handles = HandleTable(limit=self._handles.limit, shares_handles=self._handles.shares_handles)
             self._handles = self._connection.scheduler.handles = handles
@@ -427,12 +427,14 @@ class Session(ForkAware):
             )  # fmt: skip
         return self._connection
 
-    def _open_connection(self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float) -> _Connection:
+    def _open_connection(
+        self, attempts: int, channel_demand: ChannelDemand | None, retry_seconds: float
+    ) -> _Connection:
         """Open a connection as soon as ``max_sessions`` allows."""
         self._close_requested = False
         slot = self._wait_for_slot()
         try:
-            connection = self._connect_refreshing(attempts, transfer_size, retry_seconds)
+            connection = self._connect_refreshing(attempts, channel_demand, retry_seconds)
         except BaseException:
             slot.release()  # not left to the garbage collector: the traceback references the slot
             raise
@@ -464,20 +466,20 @@ class Session(ForkAware):
         return slot
 
     def _connect_refreshing(
-        self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float
+        self, attempts: int, channel_demand: ChannelDemand | None, retry_seconds: float
     ) -> _Connection:
         """Connect; after a refusal once more with changed secrets."""
         try:
-            return self._connect(attempts, transfer_size, retry_seconds)
+            return self._connect(attempts, channel_demand, retry_seconds)
         except (AuthenticationFailed, HostKeyRejected) as error:
             # The secrets may have been rotated since they were fetched.
             if (refreshed := _refreshed_config(self._original_config)) is None or self._close_requested:
                 raise
             log.warning("%s; retrying with the current secrets", error)
             self._apply_config(refreshed)
-            return self._connect(attempts, transfer_size, retry_seconds)
+            return self._connect(attempts, channel_demand, retry_seconds)
 
-    def _connect(self, attempts: int, transfer_size: TransferSize | None, retry_seconds: float) -> _Connection:
+    def _connect(self, attempts: int, channel_demand: ChannelDemand | None, retry_seconds: float) -> _Connection:
         policy, clock = self._config.retry, self._clock
         deadline = math.inf if policy.timeout is None else clock() + policy.timeout
         deadline = clock() + retry_seconds if retry_seconds else deadline
@@ -492,7 +494,7 @@ class Session(ForkAware):
         backoff = Backoff(replace(policy, max_attempts=sys.maxsize if retry_seconds else attempts), self._random)
         while True:
             attempt = self._attempt = ConnectAttempt(
-                hop, remaining_time, transfer_size, query_auth_methods=self.query_auth_methods
+                hop, remaining_time, channel_demand, query_auth_methods=self.query_auth_methods
             )
             try:
                 return _Connection(attempt.run(), self._config)

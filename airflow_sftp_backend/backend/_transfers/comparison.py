@@ -1,22 +1,18 @@
-"""Compare remote with local files, and read the server's clock."""
+"""Compare remote with local files."""
 
 from __future__ import annotations
 
 import os
-import secrets
 
 from airflow_sftp_backend.backend._files.attributes import close_quietly
 from airflow_sftp_backend.backend._files.reading import open_for_reading
 from airflow_sftp_backend.backend._paths import RemotePath
-from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
-from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Open, Remove, Stat
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, request_all
+from airflow_sftp_backend.backend._protocol.codec import Attributes
+from airflow_sftp_backend.backend._protocol.messages import FStat
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, request_all
 from airflow_sftp_backend.backend._writes.resume import samples_match
-from airflow_sftp_backend.backend.errors import StatusError, from_status
 
 from .local_files import open_regular
-
-_NEW = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 
 
 def same_samples(path: RemotePath, local: str | os.PathLike[str]) -> Operation[bool]:
@@ -46,24 +42,3 @@ def same_samples(path: RemotePath, local: str | os.PathLike[str]) -> Operation[b
             yield from close_quietly(handle)
     finally:
         os.close(descriptor)
-
-
-def server_time(folder: RemotePath) -> Operation[int | None]:
-    """Get the server's time. Creates and removes an empty temporary file.
-
-    :param folder: an existing directory for the temporary file
-    :returns: seconds since 1970, rounded down; None if the server does not report the times of files
-    :raises SFTPBackendError: if the file cannot be created
-    """
-    probe = folder.child("clock").temp(secrets.token_hex(6))
-    try:
-        handle = yield from request(Open(probe.native, _NEW, Attributes()))
-    except StatusError as refused:
-        raise from_status(refused, "cannot create a file to read the server's clock", folder.key) from None
-    opened, _, named, _ = yield from request_all(
-        [FStat(handle), Close(handle), Stat(probe.native), Remove(probe.native)]
-    )
-    for answer in (named, opened):
-        if isinstance(answer, Attributes) and answer.mtime is not None:
-            return answer.mtime
-    return None

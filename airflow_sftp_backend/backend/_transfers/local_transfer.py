@@ -17,14 +17,14 @@ from airflow_sftp_backend.backend._files.reading import explain_read_failure, op
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, resume_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
-from airflow_sftp_backend.backend._protocol.striping import TransferSize
+from airflow_sftp_backend.backend._protocol.striping import ChannelDemand
 from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, participation
 from airflow_sftp_backend.backend._writes.resume import restart, samples_match
 from airflow_sftp_backend.backend._writes.times import source_mtime
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
-from airflow_sftp_backend.backend._writes.write_target import Verify, WriteTarget
+from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from airflow_sftp_backend.backend.errors import (
     BackendUnavailable,
     ContentLost,
@@ -32,7 +32,7 @@ from airflow_sftp_backend.backend.errors import (
     StatusError,
     TransferCorrupted,
 )
-from airflow_sftp_backend.backend.models import PreparedFile, Progress, WriteResult, utc
+from airflow_sftp_backend.backend.models import PreparedFile, Progress, Verify, WriteResult, utc
 
 from .atomic_local_file import MIN_RESUME_SIZE, AtomicLocalFile, remove_abandoned
 from .local_files import NamingBothEnds, NewFileModes, open_regular
@@ -133,10 +133,10 @@ class Upload:
     _initial_status: os.stat_result | None = None
 
     @property
-    def transfer_size(self) -> TransferSize | None:
+    def channel_demand(self) -> ChannelDemand | None:
         """Size and channels of the upload; None if unreadable."""
         try:
-            return TransferSize(os.stat(self.local).st_size, self.target.channels)
+            return ChannelDemand(os.stat(self.local).st_size, self.target.channels)
         except OSError:
             return None
 

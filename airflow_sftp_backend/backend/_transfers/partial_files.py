@@ -20,6 +20,7 @@ from typing import Final
 
 from airflow_sftp_backend.backend._files.attributes import try_stat
 from airflow_sftp_backend.backend._files.listing import is_missing
+from airflow_sftp_backend.backend._files.server_clock import read_server_clock
 from airflow_sftp_backend.backend._files.tree import SessionCall, TreeEntry, walk
 from airflow_sftp_backend.backend._paths import (
     STALE_SECONDS,
@@ -38,7 +39,6 @@ from airflow_sftp_backend.backend.errors import CapabilityNotSupported, InvalidP
 from airflow_sftp_backend.backend.models import PartialAction, PartialFile
 
 from .atomic_local_file import open_abandoned
-from .comparison import server_time
 
 _RECHECK_DELAY: Final = 3.0
 """Seconds between two checks for a file missing beside its backup: a live writer completes its second rename."""
@@ -73,7 +73,7 @@ def clean_server(call: SessionCall, folder: RemotePath, older_than: timedelta, *
     entries = [entry for entry in walk(call, folder, must_exist=True, with_temps=True) if _is_ours(entry)]
     if not entries:
         return []
-    now = call(lambda scheduler: scheduler.run(server_time(folder)))
+    now = call(lambda scheduler: scheduler.run(read_server_clock(folder)))
     if now is None:
         raise CapabilityNotSupported("cannot determine the age of files: the server reports no times", path=folder.key)
     limit = now - older_than.total_seconds()

@@ -20,7 +20,7 @@ from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
-from airflow_sftp_backend.backend._protocol.striping import StripedFile, TransferSize
+from airflow_sftp_backend.backend._protocol.striping import ChannelDemand, StripedFile
 from airflow_sftp_backend.backend.errors import (
     ContentLost,
     SFTPBackendError,
@@ -115,7 +115,7 @@ def write_atomic(
 def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: int | None) -> None:
     """Request the channels for a transfer before it starts."""
     # Opening channels takes round trips
-    size = TransferSize(source.expected_size or 0, channels)
+    size = ChannelDemand(source.expected_size or 0, channels)
     supports_striping = scheduler.traits.allows_parallel_writers
     scheduler.request_channels(size.channel_count(scheduler.round_trip, supports_striping=supports_striping))
 

@@ -28,7 +28,7 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable, ContentLost,
 from airflow_sftp_backend.backend.models import Progress
 
 from .write_state import ResumeState, WriteState
-from .write_target import WriteTarget, check_existing, open_temp
+from .write_target import WriteTarget, check_replaceable, open_temp
 
 logger = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ def open_or_resume(
     logger.info("%r: resuming after %d bytes of an earlier attempt", write_target.temp.key, size)
     existing = yield from try_stat(write_target.path, follow=True)
     attributes = None if isinstance(existing, StatusError) else existing
-    yield from check_existing(write_target, handle, attributes)
+    yield from check_replaceable(write_target, handle, attributes)
     resume_state.opened(handle, attributes, resumed=True)
     resume_state.transferred_bytes = size
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final
 
 from airflow_sftp_backend.backend._files.writing import (
     already_exists,
@@ -15,11 +15,10 @@ from airflow_sftp_backend.backend._files.writing import (
 from airflow_sftp_backend.backend._paths import BESIDE_TARGET, RemotePath, TempNaming
 from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
+from airflow_sftp_backend.backend.models import Verify
 
 from .rename_group import RenameGroup
 from .write_state import ResumeState, WriteState
-
-Verify = Literal["size", "sha256", "none"]
 
 _NEW: Final = OpenFlag.WRITE | OpenFlag.CREATE | OpenFlag.EXCLUSIVE
 
@@ -71,11 +70,11 @@ def open_temp(write_target: WriteTarget, resume_state: ResumeState) -> Operation
         write_target.temp, write_target.path, _NEW, create_parents=write_target.create_parents,
         may_exist=resume_state.fresh_temp is not None,  # otherwise the name has 12 random digits
     )  # fmt: skip
-    yield from check_existing(write_target, handle, existing)
+    yield from check_replaceable(write_target, handle, existing)
     resume_state.opened(handle, existing, resumed=False)
 
 
-def check_existing(write_target: WriteTarget, handle: bytes, existing: Attributes | None) -> Operation[None]:
+def check_replaceable(write_target: WriteTarget, handle: bytes, existing: Attributes | None) -> Operation[None]:
     """Remove the temporary file of a target that must stay.
 
     Raises the error of the target.

@@ -19,9 +19,9 @@ from airflow_sftp_backend.operators._object_storage import (
     sha256_if_equal,
     time_of_object,
 )
-from airflow_sftp_backend.operators._planning import local_path_below
+from airflow_sftp_backend.operators._transfer_planning import local_path_below
 
-from .planning import Listing
+from .tree_differences import TreeListing
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 _MAX_TIME = 1 << 32  # SFTP has times from 1970 to 2106
 
 
-def list_server(backend: SFTPBackend, path: str, filters: FileFilters) -> Listing | None:
+def list_server(backend: SFTPBackend, path: str, filters: FileFilters) -> TreeListing | None:
     """List a directory on the server. One round trip for each level.
 
     :param backend: the backend of the task
@@ -51,7 +51,7 @@ def list_server(backend: SFTPBackend, path: str, filters: FileFilters) -> Listin
     return _filtered(files, (key[start:] for key in tree.others), filters)
 
 
-def list_local(path: str, filters: FileFilters) -> Listing | None:
+def list_local(path: str, filters: FileFilters) -> TreeListing | None:
     """List a local directory, or the objects below a URL.
 
     Objects are listed with one request.
@@ -64,7 +64,7 @@ def list_local(path: str, filters: FileFilters) -> Listing | None:
     return _list_objects(path, filters) if is_url(path) else _list_directory(path, filters)
 
 
-def _list_directory(top: str, filters: FileFilters) -> Listing | None:
+def _list_directory(top: str, filters: FileFilters) -> TreeListing | None:
     if not os.path.lexists(top):
         return None
     files: list[tuple[str, FileState]] = []
@@ -90,7 +90,7 @@ def _local_state(entry: os.DirEntry[str]) -> FileState:
     return FileState(status.st_size, seconds if 0 <= seconds < _MAX_TIME else None)
 
 
-def _list_objects(url: str, filters: FileFilters) -> Listing | None:
+def _list_objects(url: str, filters: FileFilters) -> TreeListing | None:
     start = object_path(url.rstrip("/"))
     if (server := getattr(start.fs, "backend", None)) is not None:  # the file system of this package: links count
         return list_server(server, start.path, filters)
@@ -116,9 +116,9 @@ def _object_mtime(info: dict[str, Any]) -> float | None:
     return seconds if 0 < seconds < _MAX_TIME else None
 
 
-def _filtered(files: Iterable[tuple[str, FileState]], others: Iterable[str], filters: FileFilters) -> Listing:
+def _filtered(files: Iterable[tuple[str, FileState]], others: Iterable[str], filters: FileFilters) -> TreeListing:
     accepts = filters.accepting(["**"])
-    return Listing(
+    return TreeListing(
         {path: state for path, state in files if not is_temp_name(path.rpartition("/")[2]) and accepts(path)},
         # A link stays an obstacle even if the filters do not accept its name.
         frozenset(others),
@@ -160,7 +160,7 @@ def local_exists(path: str) -> bool:
 
 
 def paths_of_equal_content(
-    backend: SFTPBackend, source: Listing, target: Listing, ends: Callable[[str], tuple[str, str]]
+    backend: SFTPBackend, source: TreeListing, target: TreeListing, ends: Callable[[str], tuple[str, str]]
 ) -> set[str]:
     """Compare the content of all files with equal sizes.
 

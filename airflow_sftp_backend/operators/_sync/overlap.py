@@ -13,7 +13,7 @@ from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.backend.config import DEFAULT_PORT
 from airflow_sftp_backend.operators._object_storage import is_url, object_path
 
-from .planning import folded
+from .tree_differences import folded
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES
-from airflow_sftp_backend.backend._writes.write_target import Verify
+from airflow_sftp_backend.backend.models import Verify
 from tests.support.servers import OpenSSHServer, Server
 
 MakeBackend = Callable[..., SFTPBackend]

@@ -12,8 +12,8 @@ import pytest
 from airflow_sftp_backend import PermissionDenied, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._protocol.codec import PacketType
 from airflow_sftp_backend.backend._protocol.handle_table import HandleTable
-from airflow_sftp_backend.backend._writes.write_target import Verify
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
+from airflow_sftp_backend.backend.models import Verify
 from tests.support.files import tree
 from tests.support.servers import FAILURE, AsyncsshServer, LimitsOpenFiles, SharesHandles, wait_until
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from airflow_sftp_backend.backend._protocol.codec import PacketType, ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import Close, Read, Write
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, send
-from airflow_sftp_backend.backend._protocol.traffic import BURST_SECONDS, RateLimit, Traffic
+from airflow_sftp_backend.backend._protocol.traffic import BURST_SECONDS, TokenBucket, TrafficMeter
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 from tests.support.scripted_channel import (
     Packet,
@@ -47,7 +47,7 @@ IDLE = st.lists(st.floats(0, 5), min_size=40, max_size=40)
 def transfers(rate: int, sizes: list[int], idle: list[float]) -> list[tuple[float, int]]:
     """The time and size of each request of a client that waits for the limit, and idles before some requests."""
     clock = Clock()
-    limit = RateLimit(rate, clock)
+    limit = TokenBucket(rate, clock)
     sent = []
     for size, pause in zip(sizes, idle, strict=False):
         clock.now += pause
@@ -77,7 +77,7 @@ def test_a_client_that_always_sends_gets_the_whole_rate(rate: int, sizes: list[i
 @given(st.integers(1, 1_000_000), SIZES)
 def test_bytes_that_were_not_transferred_cost_nothing(rate: int, sizes: list[int]) -> None:
     clock = Clock()
-    limit = RateLimit(rate, clock)
+    limit = TokenBucket(rate, clock)
     limit.take(1)
     before = limit.wait_time()
     for size in sizes:
@@ -88,7 +88,7 @@ def test_bytes_that_were_not_transferred_cost_nothing(rate: int, sizes: list[int
 
 def test_without_a_limit_nothing_waits() -> None:
     pauses: list[float] = []
-    traffic = Traffic(pause=pauses.append)
+    traffic = TrafficMeter(pause=pauses.append)
     traffic.start(1 << 40)
     assert not traffic.is_exhausted
     traffic.pause()
@@ -103,7 +103,7 @@ def test_blocks_are_a_tenth_of_a_second_where_the_rate_is_low(rate: int, block: 
         hello=version({"limits@openssh.com": "1"}),
     )
     scheduler = connected(channel)
-    scheduler.use_traffic(Traffic(rate))
+    scheduler.use_traffic(TrafficMeter(rate))
     assert scheduler.run(scheduler.server_limits()) == ServerLimits(read=block, write=block)
 
 
@@ -131,9 +131,9 @@ def writes(sizes: list[int]) -> Operation[int]:
     return sum(sizes)
 
 
-def limited(channel: ScriptedChannel, rate: int, clock: Clock) -> tuple[SFTPScheduler, Traffic]:
+def limited(channel: ScriptedChannel, rate: int, clock: Clock) -> tuple[SFTPScheduler, TrafficMeter]:
     scheduler = connected(channel)
-    traffic = Traffic(rate, pause=clock.sleep, clock=clock)
+    traffic = TrafficMeter(rate, pause=clock.sleep, clock=clock)
     scheduler.use_traffic(traffic)
     return scheduler, traffic
 
@@ -182,7 +182,7 @@ def test_reads_are_charged_with_the_bytes_received() -> None:
 
 
 def test_a_refused_write_is_not_counted() -> None:
-    traffic = Traffic()
+    traffic = TrafficMeter()
     scheduler = connected(ScriptedChannel(lambda packet: status(packet, StatusCode.FAILURE)))
     scheduler.use_traffic(traffic)
     with pytest.raises(StatusError):
@@ -198,7 +198,7 @@ def test_an_interrupted_pause_keeps_the_connection_for_the_clean_up() -> None:
     def interrupted(seconds: float) -> None:
         raise KeyboardInterrupt
 
-    scheduler.use_traffic(Traffic(1, pause=interrupted, clock=clock))
+    scheduler.use_traffic(TrafficMeter(1, pause=interrupted, clock=clock))
 
     def cleaning() -> Operation[int]:
         try:
@@ -218,7 +218,7 @@ def test_a_pause_that_ends_early_does_not_spin() -> None:
     clock = Clock()
     channel = ScriptedChannel(answered)
     scheduler = connected(channel)
-    scheduler.use_traffic(Traffic(1, pause=pauses.append, clock=clock))
+    scheduler.use_traffic(TrafficMeter(1, pause=pauses.append, clock=clock))
     assert scheduler.run(writes([10, 10, 10])) == 30
     assert len(pauses) == 2
 
@@ -232,6 +232,6 @@ def test_a_connection_lost_during_a_pause_fails_the_operation() -> None:
         clock.sleep(seconds)
         channel.close()
 
-    scheduler.use_traffic(Traffic(100, pause=lose, clock=clock))
+    scheduler.use_traffic(TrafficMeter(100, pause=lose, clock=clock))
     (outcome,) = scheduler.run_many([writes([100, 100])])
     assert "the connection was lost" in str(outcome)

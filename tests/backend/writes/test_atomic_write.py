@@ -12,7 +12,7 @@ from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import FStat, Remove, Request, Write
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.cleanup import roll_back
-from airflow_sftp_backend.backend._writes.write_target import Verify
+from airflow_sftp_backend.backend.models import Verify
 from tests.support.atomic_writes import (
     AT,
     NEW,

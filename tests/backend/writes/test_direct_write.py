@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, WriteResult
-from airflow_sftp_backend.backend._writes.write_target import Verify
-from airflow_sftp_backend.backend.models import PreparedFile
+from airflow_sftp_backend.backend.models import PreparedFile, Verify
 from tests.support.assertions import refused
 from tests.support.backends import offline
 from tests.support.files import tree

@@ -32,7 +32,7 @@ from tests.support.faults.server_model import EXTENDED, NAMES, Fields, Handles, 
 if TYPE_CHECKING:
     import paramiko
 
-    from airflow_sftp_backend.backend._protocol.striping import TransferSize
+    from airflow_sftp_backend.backend._protocol.striping import ChannelDemand
     from airflow_sftp_backend.backend._ssh._paramiko_compat import SSHTransport
     from airflow_sftp_backend.backend._ssh.connect import Hop
     from airflow_sftp_backend.backend._ssh.extra_channels import ExtraChannels
@@ -472,11 +472,11 @@ class _ModelConnectAttempt(ConnectAttempt):
         network: Network,
         hop: Hop,
         remaining_time: Callable[[], float],
-        transfer_size: TransferSize | None = None,
+        channel_demand: ChannelDemand | None = None,
         *,
         query_auth_methods: bool = False,
     ) -> None:
-        super().__init__(hop, remaining_time, transfer_size, query_auth_methods=query_auth_methods)
+        super().__init__(hop, remaining_time, channel_demand, query_auth_methods=query_auth_methods)
         self._network = network
 
     def _connect_and_authenticate(self) -> tuple[paramiko.SSHClient, SSHTransport, SocketStream]:

@@ -22,7 +22,7 @@ from typing import Final
 import psutil
 
 from airflow_sftp_backend import BackendUnavailable, RetryPolicy, SFTPBackend, SFTPUtils
-from airflow_sftp_backend.backend._writes.write_target import Verify
+from airflow_sftp_backend.backend.models import Verify
 
 MiB: Final = 1 << 20
 MAX_FILES: Final = 40

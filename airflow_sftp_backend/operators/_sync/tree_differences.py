@@ -1,4 +1,4 @@
-"""Compare two directory trees, and decide on the changes of a sync.
+"""Compare two directory trees for a sync.
 
 No I/O, no clock.
 A path is relative to the top of its tree, with ``/`` between its segments.
@@ -6,18 +6,16 @@ A path is relative to the top of its tree, with ``/`` between its segments.
 
 from __future__ import annotations
 
-import re
 import unicodedata
-from collections.abc import Collection, Container, Iterable, Mapping, Set
+from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.operators._object_storage import FileState
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class TreeListing:
     """Hold the entries of a directory tree.
 
     :ivar files: state of each regular file
@@ -57,7 +55,7 @@ class Differences:
     extra: list[str]
 
 
-def compare_by_state(source: Listing, target: Listing, rule: TimeRule) -> Differences:
+def compare_by_state(source: TreeListing, target: TreeListing, rule: TimeRule) -> Differences:
     """Compare two trees by sizes and times.
 
     :param source: the source
@@ -73,7 +71,7 @@ def compare_by_state(source: Listing, target: Listing, rule: TimeRule) -> Differ
     return classify(source, target, unchanged)
 
 
-def classify(source: Listing, target: Listing, unchanged: Container[str]) -> Differences:
+def classify(source: TreeListing, target: TreeListing, unchanged: Container[str]) -> Differences:
     """Classify the files of two trees.
 
     :param source: the source
@@ -105,7 +103,7 @@ def _has_equal_size(source: FileState, target: FileState) -> bool:
     return source.size is not None and source.size == target.size
 
 
-def depends_on_time_rule(source: Listing, target: Listing) -> bool:
+def depends_on_time_rule(source: TreeListing, target: TreeListing) -> bool:
     """Tell whether the time rule decides about any file.
 
     :param source: the source
@@ -122,7 +120,7 @@ def depends_on_time_rule(source: Listing, target: Listing) -> bool:
     )
 
 
-def untimed(source: Listing, target: Listing, paths: Iterable[str]) -> list[str]:
+def untimed(source: TreeListing, target: TreeListing, paths: Iterable[str]) -> list[str]:
     """Return the files that were compared by size only.
 
     :param source: the source
@@ -189,7 +187,7 @@ def blocking_entry(path: str, others: Container[str]) -> str | None:
     return next((parent for parent in parents if parent in others), None)
 
 
-def abandoned_directories(deleted: Iterable[str], source: Iterable[str]) -> list[str]:
+def emptied_directories(deleted: Iterable[str], source: Iterable[str]) -> list[str]:
     """Return the directories to remove after deletions, if they are empty.
 
     :param deleted: the deleted files
@@ -199,43 +197,3 @@ def abandoned_directories(deleted: Iterable[str], source: Iterable[str]) -> list
     kept = {parent for path in source for parent in [*_prefixes(path)][:-1]}
     parents = {parent for path in deleted for parent in [*_prefixes(path)][:-1]}
     return sorted(parents - kept, key=lambda path: (-path.count("/"), path))
-
-
-# -- deletions --------------------------------------------------------------------------------------------------------
-
-
-def check_max_delete(value: object, *, deletes: bool) -> None:
-    """Check the value of ``max_delete`` when the DAG is parsed.
-
-    :param value: a number of files, a percentage such as ``"10%"``, or None
-    :param deletes: the value of ``delete``
-    :raises InvalidArgument: for other values, and for a limit without ``delete``
-    """
-    if value is None:
-        return
-    if not deletes:
-        raise InvalidArgument("max_delete limits the deletions of delete=True; set delete=True, or omit max_delete")
-    is_number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not is_number and _percentage(value) is None:
-        raise InvalidArgument(f"max_delete is {value!r}; expected a number of files, or a percentage such as '10%'")
-
-
-def _percentage(value: object) -> float | None:
-    """Return the number of a percentage; None for other values."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%", value) if isinstance(value, str) else None
-    return float(match[1]) if match is not None and float(match[1]) <= 100 else None
-
-
-def exceeds_max_delete(value: int | str | None, extra: Collection[str], target: Collection[str]) -> bool:
-    """Tell whether the deletions of a sync exceed their limit.
-
-    :param value: a number of files, a percentage of the files of the target, or None
-    :param extra: the files to delete
-    :param target: the files of the target
-    :returns: True if the limit is exceeded
-    """
-    if value is None:
-        return False
-    if isinstance(value, int):
-        return len(extra) > value
-    return len(extra) * 100 > (_percentage(value) or 0.0) * len(target)

@@ -17,7 +17,8 @@ from airflow_sftp_backend._file_filters import FileFilters
 from airflow_sftp_backend._path_arguments import Selection, parse_names, parse_patterns
 from airflow_sftp_backend.backend._files.glob import Pattern
 from airflow_sftp_backend.operators._object_storage import is_url
-from airflow_sftp_backend.operators._planning import (
+from airflow_sftp_backend.operators._rename_template import RenameTemplate, check_rename
+from airflow_sftp_backend.operators._transfer_planning import (
     LocalFile,
     RemoteMatch,
     TransferItem,
@@ -32,7 +33,6 @@ from airflow_sftp_backend.operators._planning import (
     target_is_directory,
     utf8_error,
 )
-from airflow_sftp_backend.operators._rename_template import RenameTemplate, check_rename
 from tests.support.airflow.arguments import Glob
 from tests.support.files import write_files
 

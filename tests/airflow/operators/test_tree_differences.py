@@ -1,4 +1,4 @@
-"""The plan of a sync is a function of two listings."""
+"""The differences of a sync are a function of two listings."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend.operators._object_storage import FileState
-from airflow_sftp_backend.operators._sync.planning import (
+from airflow_sftp_backend.operators._sync.tree_differences import (
     Differences,
-    Listing,
     TimeRule,
-    abandoned_directories,
+    TreeListing,
     blocking_entry,
-    check_max_delete,
     classify,
     compare_by_state,
     depends_on_time_rule,
     doubtful_spellings,
-    exceeds_max_delete,
+    emptied_directories,
 )
 
 KEPT = TimeRule(is_kept=True)
@@ -30,7 +28,7 @@ names = st.text("aAbéÉſ", min_size=1, max_size=2)
 paths = st.lists(names, min_size=1, max_size=3).map("/".join)
 times = st.none() | st.integers(0, 9).map(float)
 states = st.builds(FileState, st.none() | st.integers(0, 3), times)
-listings = st.builds(Listing, st.dictionaries(paths, states, max_size=8))
+listings = st.builds(TreeListing, st.dictionaries(paths, states, max_size=8))
 rules = st.builds(TimeRule, is_kept=st.booleans(), clock_lead=st.integers(-5, 5).map(float))
 
 
@@ -39,7 +37,7 @@ def files(differences: Differences) -> list[str]:
 
 
 @given(listings, listings, rules)
-def test_each_file_is_in_exactly_one_class(source: Listing, target: Listing, rule: TimeRule) -> None:
+def test_each_file_is_in_exactly_one_class(source: TreeListing, target: TreeListing, rule: TimeRule) -> None:
     differences = compare_by_state(source, target, rule)
     assert sorted(files(differences)) == sorted(source.files.keys() | target.files.keys())
     assert set(differences.new) == source.files.keys() - target.files.keys()
@@ -48,11 +46,11 @@ def test_each_file_is_in_exactly_one_class(source: Listing, target: Listing, rul
 
 @given(listings, listings, rules)
 def test_after_a_sync_that_keeps_times_all_files_are_unchanged(
-    source: Listing, target: Listing, rule: TimeRule
+    source: TreeListing, target: TreeListing, rule: TimeRule
 ) -> None:
     differences = compare_by_state(source, target, rule)
     copied = {path: source.files[path] for path in [*differences.new, *differences.changed]}
-    after = Listing({**{path: target.files[path] for path in differences.unchanged}, **copied})
+    after = TreeListing({**{path: target.files[path] for path in differences.unchanged}, **copied})
     again = compare_by_state(source, after, rule)
     assert not again.new
     assert not again.extra
@@ -60,27 +58,27 @@ def test_after_a_sync_that_keeps_times_all_files_are_unchanged(
 
 
 @given(listings, st.floats(0, 100))
-def test_after_a_sync_without_times_all_files_are_unchanged(source: Listing, delay: float) -> None:
-    after = Listing({path: FileState(state.size, 10 + delay) for path, state in source.files.items()})
+def test_after_a_sync_without_times_all_files_are_unchanged(source: TreeListing, delay: float) -> None:
+    after = TreeListing({path: FileState(state.size, 10 + delay) for path, state in source.files.items()})
     again = compare_by_state(source, after, NOT_KEPT)
     assert all(source.files[path].size is None for path in again.changed)
 
 
 @given(listings, listings)
-def test_the_time_rule_matters_only_where_a_target_is_newer(source: Listing, target: Listing) -> None:
+def test_the_time_rule_matters_only_where_a_target_is_newer(source: TreeListing, target: TreeListing) -> None:
     differs = compare_by_state(source, target, KEPT) != compare_by_state(source, target, NOT_KEPT)
     assert differs == depends_on_time_rule(source, target)
 
 
 @given(listings, listings, st.integers(1, 5))
-def test_a_target_clock_ahead_hides_no_change(source: Listing, target: Listing, lead: int) -> None:
+def test_a_target_clock_ahead_hides_no_change(source: TreeListing, target: TreeListing, lead: int) -> None:
     plain = compare_by_state(source, target, NOT_KEPT)
     corrected = compare_by_state(source, target, TimeRule(is_kept=False, clock_lead=lead))
     assert set(plain.changed) <= set(corrected.changed)
 
 
 @given(listings, listings, st.sets(paths))
-def test_equal_content_decides_alone(source: Listing, target: Listing, equal: set[str]) -> None:
+def test_equal_content_decides_alone(source: TreeListing, target: TreeListing, equal: set[str]) -> None:
     differences = classify(source, target, equal)
     assert set(differences.unchanged) == source.files.keys() & target.files.keys() & equal
 
@@ -100,7 +98,7 @@ def test_equal_content_decides_alone(source: Listing, target: Listing, equal: se
 )
 def test_sizes_and_times_decide(source: FileState, target: FileState, kept: bool, not_kept: bool) -> None:
     for rule, expected in ((KEPT, kept), (NOT_KEPT, not_kept)):
-        differences = compare_by_state(Listing({"a": source}), Listing({"a": target}), rule)
+        differences = compare_by_state(TreeListing({"a": source}), TreeListing({"a": target}), rule)
         assert (differences.unchanged == ["a"]) == expected
 
 
@@ -142,42 +140,6 @@ def test_a_link_in_the_target_blocks_the_files_below_it() -> None:
     assert blocking_entry("ab/c", {"a"}) is None
 
 
-def test_only_directories_that_the_source_lacks_are_abandoned() -> None:
-    assert abandoned_directories(["a/b/c", "a/d", "e"], ["a/x"]) == ["a/b"]
-    assert abandoned_directories(["a/b/c"], []) == ["a/b", "a"]
-
-
-# -- deletions --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("limit", "extra", "target", "exceeds"),
-    [
-        (None, 9, 9, False),
-        (0, 0, 9, False),
-        (0, 1, 9, True),
-        (3, 3, 9, False),
-        (3, 4, 9, True),
-        ("50%", 5, 10, False),
-        ("50%", 6, 10, True),
-        ("12.5 %", 1, 8, False),
-        ("0%", 0, 0, False),
-        ("100%", 9, 9, False),
-    ],
-)
-def test_a_limit_is_a_number_or_a_share_of_the_target(
-    limit: int | str | None, extra: int, target: int, exceeds: bool
-) -> None:
-    check_max_delete(limit, deletes=True)
-    assert exceeds_max_delete(limit, [""] * extra, [""] * target) == exceeds
-
-
-@pytest.mark.parametrize("limit", [-1, True, 1.5, "5", "101%", "%", "five%", [1]])
-def test_other_limits_are_refused(limit: object) -> None:
-    with pytest.raises(ValueError, match=r"max_delete is .*; expected a number of files, or a percentage"):
-        check_max_delete(limit, deletes=True)
-
-
-def test_a_limit_without_deletions_is_refused() -> None:
-    with pytest.raises(ValueError, match="set delete=True"):
-        check_max_delete(3, deletes=False)
+def test_only_directories_that_the_source_lacks_are_emptied() -> None:
+    assert emptied_directories(["a/b/c", "a/d", "e"], ["a/x"]) == ["a/b"]
+    assert emptied_directories(["a/b/c"], []) == ["a/b", "a"]
