@@ -439,7 +439,7 @@ class TransferOperator(FileOperator[TransferPlan]):
         check_rename_early(rename)
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
-        _check_mode(mode)
+        check_mode_argument(mode)
 
     def _rename_template(self, retry_state: RetryState) -> RenameTemplate | None:
         return RenameTemplate.parse(self.rename, retry_state.run_time)
@@ -533,7 +533,12 @@ class TransferOperator(FileOperator[TransferPlan]):
         return result
 
 
-def _check_mode(mode: object) -> None:
+def check_mode_argument(mode: object) -> None:
+    """Check the permission bits of targets.
+
+    :param mode: the value to check; None for the usual ones
+    :raises InvalidArgument: if the value is not a number of permission bits
+    """
     if mode is not None:
         try:
             check_mode(mode)

@@ -17,7 +17,7 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.progress import pluralize_files
 
-from ._base import Failures, PlanningOperator, check_choice, distinct_failures, drop_non_utf8
+from ._base import Failures, PlanningOperator, check_choice, check_mode_argument, distinct_failures, drop_non_utf8
 from ._object_storage import FileState, is_url
 from ._retry_state import RetryState
 from ._sync.deletion_limit import check_max_delete, exceeds_max_delete
@@ -147,6 +147,8 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
     :param keep_times: give each file of the target the time of its source. If a server refuses, its files count as
         unchanged by the rule for targets that keep no times.
     :param verify: verification of a transfer: ``size``, ``sha256`` (reads the file back) or ``none``
+    :param mode: permission bits of each transferred file, such as ``0o640``, also in place of a replaced file's own. If
+        the target refuses the mode, the file fails and does not change. Unchanged files keep theirs, objects have none.
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param dry_run: return the planned result, change nothing
     :param kwargs: arguments of ``BaseOperator``
@@ -166,6 +168,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         allow_empty: bool = False,
         keep_times: bool = True,
         verify: Verify = "size",
+        mode: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -178,10 +181,12 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         self.allow_empty = allow_empty
         self.keep_times = keep_times
         self.verify = verify
+        self.mode = mode
         check_choice("direction", direction, get_args(Direction))
         check_choice("compare", compare, get_args(Compare))
         check_choice("verify", verify, get_args(Verify))
         check_max_delete(max_delete, deletes=delete)
+        check_mode_argument(mode)
         self._action = "uploaded" if direction == "upload" else "downloaded"
 
     def execute(self, context: Context) -> SyncResult:
@@ -248,6 +253,8 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         source = parse_target(self.source, "source", end="local" if is_upload else "server")
         target = parse_target(self.target, "target", end="server" if is_upload else "local")
         server, other = (target, source) if is_upload else (source, target)
+        if self.mode is not None and not is_upload and is_url(target):
+            raise InvalidArgument("mode applies to local targets and to the server, but target is a URL")
         self._check_relative(backend, server, "target" if is_upload else "source")
         return SyncEnds(self.direction, server, other, server_path_of(backend, server), local_path_of(other))
 
@@ -378,6 +385,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             overwrite=True,
             verify=self.verify,
             create_parents=True,
+            mode=self.mode,
             keep_times=self.keep_times,
             resume_key=retry_state.resume_key,
             digest=bool(self.outlets),

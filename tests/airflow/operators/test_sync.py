@@ -481,6 +481,7 @@ def test_a_retry_reports_the_files_of_the_first_attempt(
         ({"verify": "md5"}, "verify must be one of"),
         ({"max_delete": "many", "delete": True}, "max_delete is 'many'"),
         ({"max_delete": 1}, "set delete=True"),
+        ({"mode": 640}, "mode must be an octal number: write 0o640"),
     ],
 )
 def test_wrong_arguments_are_refused_when_the_dag_is_parsed(arguments: dict[str, object], message: str) -> None:
