@@ -126,7 +126,7 @@ def _freeze(session: nox.Session) -> Path:
 def _install_sftp_provider(session: nox.Session) -> None:
     """Install the official provider beside the environment, for the tests that compare with it."""
     target = Path(session.virtualenv.location) / "sftp-provider"
-    session.install("--no-deps", "--target", str(target), "apache-airflow-providers-sftp")
+    session.install("-c", "constraints.txt", "--no-deps", "--target", str(target), "apache-airflow-providers-sftp")
 
 
 def _test(session: nox.Session, *arguments: str) -> Path:
