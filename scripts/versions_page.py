@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -17,8 +18,8 @@ from xml.etree import ElementTree
 
 PAGE: Final = Path(__file__).parents[1] / "docs/versions.md"
 COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
-    "airflow": ("Airflow", "Python", "dependencies", "passed", "skipped", "failed", "demo", "date"),
-    "backend": ("Python", "dependencies", "passed", "skipped", "failed", "date"),
+    "airflow": ("Airflow", "Python", "dependencies", "passed", "repeated", "skipped", "failed", "demo", "date"),
+    "backend": ("Python", "dependencies", "passed", "repeated", "skipped", "failed", "date"),
 }
 """Columns of the tables; those before ``passed`` identify a row, and Python only with its minor version."""
 
@@ -70,21 +71,36 @@ def _key(row: Row) -> tuple[object, ...]:
     return (*numbers, row["dependencies"] != "newest")
 
 
-def _count(results: Path) -> tuple[dict[str, int], list[str]]:
-    """Count the outcomes in a JUnit file, and list the failed tests."""
-    suites = list(ElementTree.parse(results).getroot().iter("testsuite"))  # noqa: S314 - written by pytest
-    total, skipped = (sum(int(suite.get(name, "0")) for suite in suites) for name in ("tests", "skipped"))
-    cases = [case for suite in suites for case in suite.iter("testcase")]
-    broken = [case for case in cases if any(part.tag in ("failure", "error") for part in case)]
-    failed = sorted({f"{case.get('classname')}::{case.get('name')}" for case in broken})
-    return {"passed": total - skipped - len(failed), "skipped": skipped, "failed": len(failed)}, failed
+def _outcomes(results: Path) -> dict[str, str]:
+    """Return the outcome of each test of a JUnit file: ``passed``, ``skipped`` or ``failed``."""
+    found: dict[str, str] = {}
+    for case in ElementTree.parse(results).getroot().iter("testcase"):  # noqa: S314 - written by pytest
+        test, tags = f"{case.get('classname')}::{case.get('name')}", {part.tag for part in case}
+        if tags & {"failure", "error"}:
+            found[test] = "failed"
+        else:  # a test whose call and teardown fail has two elements
+            found.setdefault(test, "skipped" if "skipped" in tags else "passed")
+    return found
+
+
+def _count(files: Sequence[Path]) -> tuple[dict[str, int], list[str]]:
+    """Count the outcomes in JUnit files, and list the failed tests; the last outcome of a test counts."""
+    first, *others = map(_outcomes, files)
+    repeated = {test: outcome for other in others for test, outcome in other.items() if first.get(test) == "failed"}
+    outcomes = first | repeated
+    counts = Counter(outcomes.values())
+    failed = sorted(test for test, outcome in outcomes.items() if outcome == "failed")
+    passed_then = sum(outcome == "passed" for outcome in repeated.values())
+    return {"repeated": passed_then, **{name: counts[name] for name in ("passed", "skipped", "failed")}}, failed
 
 
 def main() -> int:
     """Write the row, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table", choices=[*COLUMNS, "check"], help="'check' prints the result and writes no row")
-    parser.add_argument("--results", type=Path, required=True, help="JUnit file of the run")
+    parser.add_argument(
+        "--results", type=Path, nargs="+", required=True, help="JUnit files: of the run, and of what was repeated"
+    )
     parser.add_argument("--python", required=True)
     parser.add_argument("--airflow", default="")
     parser.add_argument("--dependencies", default="newest")
@@ -100,7 +116,8 @@ def main() -> int:
         PAGE.write_text(write_row(PAGE.read_text(), given.table, {column: row[column] for column in columns}))
     for test in failed:
         print(f"failed: {test}")
-    print(f"{counts['passed']} passed, {counts['failed']} failed, {counts['skipped']} skipped; demo {given.demo}")
+    passed = f"{counts['passed']} passed ({counts['repeated']} when repeated)"
+    print(f"{passed}, {counts['failed']} failed, {counts['skipped']} skipped; demo {given.demo}")
     return 1 if failed or not counts["passed"] or given.demo == "failed" else 0
 
 

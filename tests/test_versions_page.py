@@ -16,8 +16,8 @@ README = (TOP / "README.md").read_text()
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
 AIRFLOW_ROWS = read_rows(PAGE, "airflow")
 ROW = {
-    "Airflow": "3.1.8", "Python": "3.13.0", "dependencies": "newest", "passed": "10", "skipped": "1", "failed": "0",
-    "demo": "passed", "date": "2026-01-02",
+    "Airflow": "3.1.8", "Python": "3.13.0", "dependencies": "newest", "passed": "10", "repeated": "0",
+    "skipped": "1", "failed": "0", "demo": "passed", "date": "2026-01-02",
 }  # fmt: skip
 
 
@@ -60,21 +60,30 @@ def test_a_row_replaces_the_one_of_the_same_versions() -> None:
     assert read_rows(page, "airflow") == [older, ROW | {"Python": "3.13.9", "passed": "11"}]
 
 
+def results(path: Path, **outcomes: str) -> Path:
+    """Write a JUnit file: ``failure``, ``error``, ``skipped`` or nothing for each test."""
+    cases = [f'<testcase name="{name}">{tag and f"<{tag}/>"}</testcase>' for name, tag in outcomes.items()]
+    path.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+    return path
+
+
+def record(*files: Path) -> tuple[int, list[str]]:
+    """Run the script without a page; return its status and its lines."""
+    command: list[str | Path] = [sys.executable, TOP / "scripts/versions_page.py", "check", "--python", "3.11.7"]
+    done = subprocess.run([*command, "--results", *files], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout.splitlines()
+
+
 def test_a_failed_test_fails_the_session(tmp_path: Path) -> None:
-    results = tmp_path / "results.xml"
-    suite = '<testsuites><testsuite tests="3" failures="1" errors="0" skipped="1">{}</testsuite></testsuites>'
-    failed = '<testcase classname="a" name="x"><failure/></testcase>'
-    cases = f'{failed}<testcase name="y"/><testcase name="z"><skipped/></testcase>'
-    results.write_text(suite.format(cases))
-    command: list[str | Path] = [
-        sys.executable,
-        TOP / "scripts/versions_page.py",
-        "check",
-        "--python",
-        "3.11.7",
-        "--results",
-        results,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stdout.splitlines() == ["failed: a::x", "1 passed, 1 failed, 1 skipped; demo passed"]
+    once = results(tmp_path / "once.xml", x="failure", y="", z="skipped", broken="error")
+    again = results(tmp_path / "again.xml", x="failure", broken="")
+    line = "passed (0 when repeated), 2 failed, 1 skipped; demo passed"
+    assert record(once) == (1, ["failed: None::broken", "failed: None::x", f"1 {line}"])
+    line = "passed (1 when repeated), 1 failed, 1 skipped; demo passed"
+    assert record(once, again) == (1, ["failed: None::x", f"2 {line}"])
+
+
+def test_a_failed_test_that_passes_when_repeated_is_counted(tmp_path: Path) -> None:
+    once = results(tmp_path / "once.xml", x="failure", y="")
+    again = results(tmp_path / "again.xml", x="")
+    assert record(once, again) == (0, ["2 passed (1 when repeated), 0 failed, 0 skipped; demo passed"])

@@ -510,7 +510,7 @@ def test_the_log_names_the_server_and_ends_with_the_total(
         run(operator)
         log = capsys.readouterr().out
         assert f"working in {remote} on sftp://{server.host}:{server.port}" in log
-        assert f"{verb} 2 files, 7 B in 0." in log.splitlines()[-1]
+        assert f"{verb} 2 files, 7 B in " in log.splitlines()[-1]
 
 
 def test_a_failed_write_leaves_neither_file_nor_temporary_file(connect: Connect, tmp_path: Path) -> None:

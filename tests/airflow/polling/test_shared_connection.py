@@ -213,7 +213,7 @@ def test_a_hanging_vault_holds_up_only_the_waits_that_need_it(
             hanging[0].cancel()
             began = time.monotonic()
             await asyncio.gather(*hanging, return_exceptions=True)
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 10  # the vault hangs for 20 s
         finally:
             answers.set()
 
@@ -268,7 +268,7 @@ async def cancelled_promptly(waiting: asyncio.Task[dict[str, Any]]) -> None:
     await asyncio.gather(waiting, return_exceptions=True)
     began = time.monotonic()
     await until(lambda: not waiting_threads())
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10
 
 
 def test_a_cancelled_wait_does_not_wait_for_a_server_that_stalls(connect: Connect) -> None:
