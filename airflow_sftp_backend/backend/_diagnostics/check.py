@@ -15,7 +15,7 @@ from airflow_sftp_backend.backend._files import tree
 from airflow_sftp_backend.backend._protocol.codec import ServerLimits
 from airflow_sftp_backend.backend._protocol.messages import RealPath
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, request
-from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus
+from airflow_sftp_backend.backend._ssh.host_key_verification import HostKeyStatus
 from airflow_sftp_backend.backend._ssh.scan import scan_host_algorithms
 from airflow_sftp_backend.backend.config import BackendConfig, RetryPolicy
 from airflow_sftp_backend.backend.errors import (

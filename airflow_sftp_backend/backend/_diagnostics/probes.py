@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from airflow_sftp_backend.backend._ssh.host_key_policy import HostKeyChecker
+from airflow_sftp_backend.backend._ssh.host_key_verification import HostKeyVerifier
 from airflow_sftp_backend.backend._ssh.scan import HostKey, scan_host_keys
 from airflow_sftp_backend.backend.config import HostKeyPolicy
 from airflow_sftp_backend.backend.errors import BackendUnavailable, HostKeyRejected, SFTPBackendError, TransferCorrupted
@@ -37,7 +37,7 @@ def host_keys(backend: SFTPBackend) -> CheckResult:
             CheckTitle.ALL_HOST_KEYS, True, ("can be read only without a jump host and a proxy command",)
         )
     # A check must not store a key, as the other policies would.
-    checker = HostKeyChecker(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
+    checker = HostKeyVerifier(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
     try:
         keys = scan_host_keys(config.host, config.port, config.timeout)
     except BackendUnavailable as error:
@@ -59,7 +59,7 @@ def host_keys(backend: SFTPBackend) -> CheckResult:
     )
 
 
-def _trust_reason(checker: HostKeyChecker, key: HostKey) -> str | None:
+def _trust_reason(checker: HostKeyVerifier, key: HostKey) -> str | None:
     try:
         return checker.check(key.blob)
     except HostKeyRejected:

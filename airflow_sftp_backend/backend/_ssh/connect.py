@@ -3,8 +3,8 @@
 Each step has a time limit.
 
 Host certificates: paramiko negotiates ``...-cert-v01@openssh.com`` host key algorithms and verifies the server's
-signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py). `host_key_policy` validates
-the certificate itself. If an authority for the host is known, these algorithms are proposed first.
+signature with the key in the certificate (read in paramiko 5.1, transport.py and pkey.py). `host_key_verification`
+validates the certificate itself. If an authority for the host is known, these algorithms are proposed first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ._paramiko_compat import AgreedAlgorithms, SSHTransport, buffer_channel, ce
 from .auth import Authenticator, AuthRecord, KeySources
 from .extra_channels import ExtraChannels
 from .host_certificates import fingerprint, key_type, plain_key
-from .host_key_policy import HostKeyChecker
+from .host_key_verification import HostKeyVerifier
 from .jump_host import ForwardingDenied, JumpHost
 from .known_hosts import known_hosts_line
 from .legacy_rsa import legacy_transport
@@ -175,7 +175,7 @@ class Hop:
 
     settings: ConnectSettings
     password: Secret | None
-    checker: HostKeyChecker
+    checker: HostKeyVerifier
     jump: Hop | None = None
 
 

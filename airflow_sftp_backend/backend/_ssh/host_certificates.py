@@ -24,7 +24,6 @@ KEY_FIELDS: Final = {"ssh-rsa": 2, "ssh-dss": 4, "ssh-ed25519": 1} | {
 }
 """Number of fields of a public key after its type. A certificate has the same fields after its nonce."""
 KEY_TYPE: Final = re.compile(r"(?:ssh|ecdsa|sk)-[a-z0-9.@-]+")
-_HOST_CERTIFICATE: Final = 2
 
 
 def key_type(blob: bytes) -> str:
@@ -144,28 +143,8 @@ class HostCertificate:
             signature_type,
         )
 
-    def rejection_reason(self, host: str, now: float) -> str | None:
-        """Return why the certificate is invalid for a host, else None.
-
-        :param host: name of the server, without port
-        :param now: seconds since 1970
-        """
-        if self.certificate_type != _HOST_CERTIFICATE:
-            return "it is not a host certificate"
-        if now < self.valid_after:
-            return "it is not valid yet"
-        if now >= self.valid_before:
-            return "it has expired"
-        if not any(matches_host(name.lower(), host.lower()) for name in self.principals):
-            names = ", ".join(map(repr, self.principals))
-            return f"it is valid for {names} only" if names else "it is valid for no host"
-        if self.critical_options:
-            return "it has critical options, which are not allowed in host certificates"
-        if self.signature_type == "ssh-rsa":
-            return "it is signed with SHA-1"
-        return None if self._is_signed() else "its signature is wrong"
-
-    def _is_signed(self) -> bool:
+    def has_valid_signature(self) -> bool:
+        """Tell whether the authority signed the certificate."""
         from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
         from cryptography.hazmat.primitives.serialization import SSHCertificate, load_ssh_public_identity
 

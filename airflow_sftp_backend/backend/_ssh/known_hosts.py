@@ -1,23 +1,20 @@
-"""Parse known_hosts lines, and decide whether they trust a host key.
+"""Parse known_hosts lines, and append lines to the file.
 
 The format is that of sshd(8), SSH_KNOWN_HOSTS FILE FORMAT, but a fingerprint, ``SHA256:...``, may replace a key.
-The rules are those of OpenSSH's client (hostfile.c, sshconnect.c) with these exceptions:
-
-* If a host has lines and its key is not among them, the key is changed, whatever its type. Otherwise an attacker could
-  offer a key of a type without a known key. In lines that are not pinned to one server, a line that names the
-  host without a port does not contradict a key on another port than 22.
-* If an authority is listed for a host, a key without a valid certificate of the authority is changed too.
-* An ``@revoked`` line without a port applies to all ports of its host.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import enum
+import fcntl
 import hashlib
 import hmac
+import os
 import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Self
 
@@ -27,15 +24,14 @@ from .host_certificates import (
     CERTIFICATE_SUFFIX,
     KEY_TYPE,
     SHA256_PREFIX,
-    HostCertificate,
     fingerprint,
     key_type,
     matches_host,
     plain_key,
 )
 
-_AUTHORITY: Final = "@cert-authority"
-_REVOKED: Final = "@revoked"
+AUTHORITY: Final = "@cert-authority"
+REVOKED: Final = "@revoked"
 _FINGERPRINT_PREFIXES: Final = (SHA256_PREFIX, "MD5:")
 _SEPARATOR: Final = r"[ \t]+"
 """Separator of the fields of a line: no other white space, as in OpenSSH's hostfile.c."""
@@ -48,8 +44,6 @@ _TYPES_BY_LABEL: Final = {
 _CERTIFICATE_TYPES: Final = tuple(
     f"{kind}{CERTIFICATE_SUFFIX}" for kind in ("ssh-ed25519", *_TYPES_BY_LABEL["(ECDSA)"], "ssh-rsa")
 )
-MAX_LISTED: Final = 6
-"""Largest number of known keys in one error."""
 
 
 def host_pattern(host: str, port: int) -> str:
@@ -98,8 +92,8 @@ class KnownHostsEntry:
         """
         fields = re.split(_SEPARATOR, text)
         marker = fields.pop(0) if fields[0].startswith("@") else ""
-        if marker not in ("", _AUTHORITY, _REVOKED):
-            raise ValueError(f"unknown marker {marker[:20]!r}; expected {_AUTHORITY} or {_REVOKED}")
+        if marker not in ("", AUTHORITY, REVOKED):
+            raise ValueError(f"unknown marker {marker[:20]!r}; expected {AUTHORITY} or {REVOKED}")
         if len(fields) > 1 and fields[0].isdigit() and fields[1].startswith(_FINGERPRINT_PREFIXES):
             del fields[0]  # the key's bits, as `ssh-keygen -l` prints them
         if _has_no_host_name(fields):
@@ -111,8 +105,8 @@ class KnownHostsEntry:
         if not fields:
             raise ValueError("no key; expected: host key-type base64, or host SHA256:fingerprint")
         types, digest = _parse_key(fields)
-        if types and types[0].endswith(CERTIFICATE_SUFFIX) and marker != _REVOKED:
-            raise ValueError(f"a certificate; list its authority instead, with {_AUTHORITY}")
+        if types and types[0].endswith(CERTIFICATE_SUFFIX) and marker != REVOKED:
+            raise ValueError(f"a certificate; list its authority instead, with {AUTHORITY}")
         return cls(location, marker, names, types, digest)
 
     def names_host(self, host: str) -> bool:
@@ -175,26 +169,6 @@ def _parse_key(fields: list[str]) -> tuple[tuple[str, ...], str]:
     return (kind,), digest
 
 
-class HostKeyStatus(enum.Enum):
-    """Trust in a host key."""
-
-    TRUSTED = "trusted"
-    UNKNOWN = "unknown"  # no line applies to the host
-    CHANGED = "changed"  # only other keys are known of the host
-    REVOKED = "revoked"
-
-
-@dataclass(frozen=True)
-class HostKeyDecision:
-    """Decision on a host key.
-
-    ``reason`` names the line with the key, or the contradiction.
-    """
-
-    status: HostKeyStatus
-    reason: str
-
-
 @dataclass(frozen=True)
 class KnownHosts:
     """Lines of one source, and a text for each invalid line.
@@ -234,58 +208,17 @@ class KnownHosts:
 
     def known_types(self, host: str, port: int) -> tuple[str, ...]:
         """Return the types of a host's known keys, certificates first."""
-        types = list(_CERTIFICATE_TYPES) if self._entries_for(host, port, _AUTHORITY) else []
-        types += [kind for entry in self._entries_for(host, port, "") for kind in entry.types]
+        types = list(_CERTIFICATE_TYPES) if self.entries_for(host, port, AUTHORITY) else []
+        types += [kind for entry in self.entries_for(host, port, "") for kind in entry.types]
         return tuple(dict.fromkeys(types))
 
-    def decide(self, host: str, port: int, blob: bytes, now: float) -> HostKeyDecision:
-        """Decide on the key or certificate of a server.
-
-        :param host: name or address of the server
-        :param port: port of the server
-        :param blob: the key or the certificate
-        :param now: seconds since 1970
-        :raises ValueError: if the blob is neither a key nor a certificate
-        """
-        certificate = HostCertificate.parse(blob) if key_type(blob).endswith(CERTIFICATE_SUFFIX) else None
-        key_fingerprint = fingerprint(blob)
-        authority_fingerprint = fingerprint(certificate.authority) if certificate else ""
-        for entry in self._entries_naming(host_pattern(host, port), _REVOKED) + self._entries_naming(
-            host.lower(), _REVOKED
-        ):
-            if entry.fingerprint in (key_fingerprint, authority_fingerprint):
-                subject = "the key" if entry.fingerprint == key_fingerprint else "the authority of the certificate"
-                return HostKeyDecision(HostKeyStatus.REVOKED, f"{subject} is revoked by {entry.location}")
-        authorities, keys = self._entries_for(host, port, _AUTHORITY), self._entries_for(host, port, "")
-        remark = ""
-        authority = next((entry for entry in authorities if entry.fingerprint == authority_fingerprint), None)
-        if certificate is not None and authority is not None:
-            rejection_reason = certificate.rejection_reason(host, now)
-            if rejection_reason is None:
-                return HostKeyDecision(HostKeyStatus.TRUSTED, f"certified by the authority of {authority.location}")
-            remark = f"; the certificate by the authority of {authority.location} is not valid: {rejection_reason}"
-        for entry in keys:
-            if entry.fingerprint == key_fingerprint:
-                return HostKeyDecision(HostKeyStatus.TRUSTED, entry.location)
-        name = host_pattern(host, port)
-        contradicting = [*authorities, *(entry for entry in keys if self.pinned or entry.names_host(name))]
-        if not contradicting:
-            return HostKeyDecision(
-                HostKeyStatus.UNKNOWN, f"{self.no_entry_text(name)}{self._other_names(key_fingerprint)}"
-            )
-        if not all(entry.types for entry in contradicting):
-            remark += (
-                "; if a fingerprint belongs to a key of another type, end its line with the type, as (RSA) or"
-                " (ED25519), so that the server is asked for this key"
-            )
-        return HostKeyDecision(HostKeyStatus.CHANGED, f"known for {name}: {_format_entries(contradicting)}{remark}")
-
-    def _entries_naming(self, name: str, marker: str) -> list[KnownHostsEntry]:
+    def entries_naming(self, name: str, marker: str) -> list[KnownHostsEntry]:
+        """Return the lines with a marker that name a `host_pattern`."""
         return [entry for entry in self.entries if entry.marker == marker and entry.names_host(name)]
 
-    def _entries_for(self, host: str, port: int, marker: str) -> list[KnownHostsEntry]:
+    def entries_for(self, host: str, port: int, marker: str) -> list[KnownHostsEntry]:
         """Return the lines for host and port, else for the host."""
-        return self._entries_naming(host_pattern(host, port), marker) or self._entries_naming(host.lower(), marker)
+        return self.entries_naming(host_pattern(host, port), marker) or self.entries_naming(host.lower(), marker)
 
     def no_entry_text(self, name: str) -> str:
         """Return a text for a `host_pattern` without a line."""
@@ -293,20 +226,56 @@ class KnownHosts:
             return f"{self.source} does not exist"
         return f"no line of {self.source} names {name}" if self.entries else f"{self.source} holds no usable line"
 
-    def _other_names(self, key_fingerprint: str) -> str:
-        """Return a text with other names of the same key."""
-        same = [entry for entry in self.entries if not entry.marker and entry.fingerprint == key_fingerprint]
-        if not same:
-            return ""
-        names = [_shown_names(entry) for entry in same[:MAX_LISTED]]
-        return f", but the same key is known for {', '.join(names)} ({same[0].location})"
+
+_ENTRY_START: Final = r"(?=(?:@[a-z-]+[ \t]+)?(?:[^\s(]\S*[ \t]+)?(?:(?:ssh|ecdsa|sk)-\S+[ \t]+AAAA|SHA256:))"
+_JOINED_ENTRIES: Final = re.compile(rf"((?:AAAA|SHA256:)\S+)([^\n]*?)[ \t]+{_ENTRY_START}")
 
 
-def _shown_names(entry: KnownHostsEntry) -> str:
-    is_hashed = entry.names is not None and entry.names.startswith("|")
-    return "a hashed name" if is_hashed else repr(entry.names)
+def restore_line_ends(text: str) -> str:
+    """Restore line ends replaced by a literal ``\\n`` or by blanks."""
+    # Forms and environment variables turn line ends into blanks or into a literal backslash and n.
+    return _JOINED_ENTRIES.sub(r"\1\2\n", re.sub(r"\\+r\\+n|\\+[rn]", "\n", text))
 
 
-def _format_entries(lines: list[KnownHostsEntry]) -> str:
-    remainder = f" and {len(lines) - MAX_LISTED} more" if len(lines) > MAX_LISTED else ""
-    return ", ".join(map(str, lines[:MAX_LISTED])) + remainder
+@contextmanager
+def open_locked(path: str, timeout: float) -> Iterator[int]:
+    """Open a file with an exclusive lock.
+
+    A missing file is created with mode 0600.
+
+    :param timeout: longest time in seconds to wait for the lock
+    :raises TimeoutError: if another process holds the lock for longer
+    :raises OSError: if the file cannot be opened
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                with suppress(BlockingIOError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if time.monotonic() > deadline:
+                    raise TimeoutError("another process holds the lock")
+                time.sleep(0.01)
+            # `ssh-keygen -R` replaces the file: if the locked file is not the current one any more, open it again.
+            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                yield descriptor
+                return
+        finally:
+            os.close(descriptor)
+
+
+def append_line(descriptor: int, content: bytes, line: bytes) -> None:
+    """Append a line to a file with the given content.
+
+    If the disk is full, leave the file unchanged.
+    """
+    # The last line of a file edited by hand may lack its newline.
+    remaining = line if not content or content.endswith(b"\n") else b"\n" + line
+    try:
+        while remaining:
+            remaining = remaining[os.write(descriptor, remaining) :]
+    except OSError:
+        os.ftruncate(descriptor, len(content))
+        raise

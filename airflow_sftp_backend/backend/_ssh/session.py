@@ -47,7 +47,7 @@ from .connect import (
     Hop,
     close_transport,
 )
-from .host_key_policy import HostKeyChecker
+from .host_key_verification import HostKeyVerifier
 from .socket_stream import TCPAddress
 
 __all__ = ["CHANNEL_WINDOW", "Session"]
@@ -223,7 +223,7 @@ class Session(ForkAware):
         self._original_config = config
         self._settings = ConnectSettings.of(config)
         self._config = self._settings.config
-        self._checker = HostKeyChecker(self._config, self._environ)
+        self._checker = HostKeyVerifier(self._config, self._environ)
 
     @property
     def is_connected(self) -> bool:
@@ -546,7 +546,7 @@ class Session(ForkAware):
         if jump is None:
             return None
         settings = ConnectSettings.of(jump)
-        checker = HostKeyChecker(settings.config, self._environ)
+        checker = HostKeyVerifier(settings.config, self._environ)
         return Hop(settings, settings.config.password, checker, self._jump_hop(jump.jump))
 
     def abandon_after_fork(self) -> None:

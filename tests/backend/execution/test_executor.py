@@ -19,7 +19,7 @@ from airflow_sftp_backend import (
     SFTPBackend,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend._ssh.host_key_policy import HostKeyChecker
+from airflow_sftp_backend.backend._ssh.host_key_verification import HostKeyVerifier
 from airflow_sftp_backend.backend._ssh.session import Session
 from tests.support.files import tree
 from tests.support.servers import AsyncsshServer, DropsAfter, DropsAtRename, OpenSSHServer, free_port
@@ -156,7 +156,7 @@ def test_a_refused_host_key_ends_reconnecting_at_once(make_backend: MakeBackend,
 
         def change() -> None:
             changed = config_of(server, known_host_keys=f"SHA256:{'A' * 43}")
-            backend._session._checker = HostKeyChecker(changed, {})
+            backend._session._checker = HostKeyVerifier(changed, {})
             server.kill_sessions()
 
         with pytest.raises(HostKeyRejected, match="cannot connect again"):

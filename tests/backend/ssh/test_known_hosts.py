@@ -19,7 +19,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend.backend._ssh.host_certificates import fingerprint, key_type, plain_key
-from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus, KnownHosts, host_pattern, known_hosts_line
+from airflow_sftp_backend.backend._ssh.host_key_verification import HostKeyStatus, decide
+from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts, host_pattern, known_hosts_line
 from tests.support.host_keys import AUTHORITY, HOST, NAME, NOW, PORT, blob, certificate, new_key, text
 
 TYPES = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
@@ -29,7 +30,7 @@ def verdict_of(
     lines: str, key: bytes, host: str = HOST, port: int = PORT, **arguments: Any
 ) -> tuple[HostKeyStatus, str]:
     """Return the decision that known_hosts ``lines`` give for ``key``."""
-    found = KnownHosts.parse(lines, **arguments).decide(host, port, key, NOW)
+    found = decide(KnownHosts.parse(lines, **arguments), host, port, key, NOW)
     return found.status, found.reason
 
 
@@ -201,15 +202,15 @@ def test_known_types_come_in_the_order_of_the_lines() -> None:
 def test_a_configured_key_or_fingerprint_needs_no_host(line: str) -> None:
     known = KnownHosts.parse(line, pinned=True)
     assert known.problems == ()
-    assert known.decide(HOST, PORT, blob(), NOW).status is HostKeyStatus.TRUSTED
-    assert known.decide(HOST, PORT, blob(number=1), NOW).status is HostKeyStatus.CHANGED
+    assert decide(known, HOST, PORT, blob(), NOW).status is HostKeyStatus.TRUSTED
+    assert decide(known, HOST, PORT, blob(number=1), NOW).status is HostKeyStatus.CHANGED
 
 
 @pytest.mark.parametrize("line", [text(), fingerprint(blob()), f"256 {fingerprint(blob())} root@host (ED25519)"])
 def test_in_a_file_a_key_or_fingerprint_needs_a_host(line: str) -> None:
     known = KnownHosts.parse(line, source="/file")
     assert known.problems == ("/file line 1: a key or fingerprint without a host name before it",)
-    assert known.decide(HOST, PORT, blob(), NOW).status is HostKeyStatus.UNKNOWN
+    assert decide(known, HOST, PORT, blob(), NOW).status is HostKeyStatus.UNKNOWN
     assert trust(f"{NAME} {fingerprint(blob())}", blob()) is HostKeyStatus.TRUSTED
 
 
@@ -253,15 +254,15 @@ def test_an_unreadable_line_is_reported_and_trusts_nothing(line: str, why: str) 
     (problem,) = known.problems
     assert problem.startswith("/etc/known_hosts line 2: ")
     assert why in problem
-    assert known.decide(HOST, PORT, blob(number=1), NOW).status is HostKeyStatus.TRUSTED
-    assert known.decide(HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED
+    assert decide(known, HOST, PORT, blob(number=1), NOW).status is HostKeyStatus.TRUSTED
+    assert decide(known, HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED
 
 
 @given(st.text(), st.booleans())
 @example("\f", False)
 def test_any_text_can_be_parsed_and_trusts_nothing_by_chance(lines: str, pinned: bool) -> None:
     known = KnownHosts.parse(lines, pinned=pinned)
-    assert known.decide(HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED
+    assert decide(known, HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED
     assert all(problem.startswith("known_host_keys line ") for problem in known.problems)
 
 
@@ -376,7 +377,7 @@ def test_a_certificate_signed_with_a_certificate_is_refused() -> None:
 def test_a_certificate_of_an_unknown_type_is_refused() -> None:
     made = certificate(HOST).replace(b"\0\0\0\x20ssh-ed25519-cert", b"\0\0\0\x20ssh-ed25520-cert")
     with pytest.raises(ValueError, match="unknown type"):
-        KnownHosts.parse("").decide(HOST, PORT, made, NOW)
+        decide(KnownHosts.parse(""), HOST, PORT, made, NOW)
 
 
 def test_types_of_certificates_come_first_where_an_authority_is_known() -> None:
@@ -389,7 +390,7 @@ def test_a_certificate_in_place_of_a_host_key_is_a_problem() -> None:
     line = f"{NAME} ssh-ed25519-cert-v01@openssh.com {base64.b64encode(certificate(HOST)).decode()}"
     known = KnownHosts.parse(line)
     assert "list its authority" in known.problems[0]
-    assert known.decide(HOST, PORT, certificate(HOST), NOW).status is HostKeyStatus.UNKNOWN
+    assert decide(known, HOST, PORT, certificate(HOST), NOW).status is HostKeyStatus.UNKNOWN
 
 
 @pytest.mark.parametrize("revoked", [text(), fingerprint(blob())])
@@ -427,7 +428,7 @@ def test_blank_and_tab_alone_separate_the_fields_of_a_line(other: str) -> None:
     kind, key = text().split()
     for line in (f"{NAME}{other}{kind} {key}", f"{NAME} {kind}{other}{key}", f"# comment{other}{NAME} {kind} {key}"):
         known = KnownHosts.parse(line)
-        assert known.decide(HOST, PORT, blob(), NOW).status is HostKeyStatus.UNKNOWN
+        assert decide(known, HOST, PORT, blob(), NOW).status is HostKeyStatus.UNKNOWN
     for separator in (" ", "\t", " \t "):
         assert trust(f"{NAME}{separator}{kind}{separator}{key}\r\n", blob()) is HostKeyStatus.TRUSTED
 
@@ -435,4 +436,4 @@ def test_blank_and_tab_alone_separate_the_fields_of_a_line(other: str) -> None:
 def test_a_lone_carriage_return_does_not_end_a_line() -> None:
     hidden = f"{NAME} {text(number=1)}\r{NAME} {text()}"
     known = KnownHosts.parse(hidden)
-    assert known.decide(HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED
+    assert decide(known, HOST, PORT, blob(), NOW).status is not HostKeyStatus.TRUSTED

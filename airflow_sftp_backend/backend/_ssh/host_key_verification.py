@@ -1,33 +1,72 @@
-"""Check host keys, and apply the policy for unknown keys.
+"""Verify host keys: known keys, certificates, and the policy for unknown keys.
 
-The only I/O is that of the known_hosts file.
+The only I/O is that of the known_hosts file. The rules are those of OpenSSH's client (hostfile.c, sshconnect.c) with
+these exceptions:
+
+* If a host has lines and its key is not among them, the key is changed, whatever its type. Otherwise an attacker could
+  offer a key of a type without a known key. In lines that are not pinned to one server, a line that names the
+  host without a port does not contradict a key on another port than 22.
+* If an authority is listed for a host, a key without a valid certificate of the authority is changed too.
+* An ``@revoked`` line without a port applies to all ports of its host.
 """
 
 from __future__ import annotations
 
-import fcntl
+import enum
 import logging
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from airflow_sftp_backend.backend.config import DEFAULT_HOST_KEYS_PATH, BackendConfig, HostKeyPolicy
 from airflow_sftp_backend.backend.errors import HostKeyRejected
 
-from .host_certificates import fingerprint, key_type, plain_key
-from .known_hosts import MAX_LISTED, HostKeyDecision, HostKeyStatus, KnownHosts, host_pattern, known_hosts_line
+from .host_certificates import CERTIFICATE_SUFFIX, HostCertificate, fingerprint, key_type, matches_host, plain_key
+from .known_hosts import (
+    AUTHORITY,
+    REVOKED,
+    KnownHosts,
+    KnownHostsEntry,
+    append_line,
+    host_pattern,
+    known_hosts_line,
+    open_locked,
+    restore_line_ends,
+)
 
 log = logging.getLogger(__name__)
 
 ENVIRONMENT_VARIABLE: Final = "SFTP_KNOWN_HOST_KEYS"
+_MAX_LISTED: Final = 6
+"""Largest number of known keys in one error."""
+_HOST_CERTIFICATE: Final = 2
 
 
-class HostKeyChecker:
-    """Checks the host key of one server.
+class HostKeyStatus(enum.Enum):
+    """Trust in a host key."""
+
+    TRUSTED = "trusted"
+    UNKNOWN = "unknown"  # no line applies to the host
+    CHANGED = "changed"  # only other keys are known of the host
+    REVOKED = "revoked"
+
+
+@dataclass(frozen=True)
+class HostKeyDecision:
+    """Decision on a host key.
+
+    ``reason`` names the line with the key, or the contradiction.
+    """
+
+    status: HostKeyStatus
+    reason: str
+
+
+class HostKeyVerifier:
+    """Verifies the host key of one server.
 
     Known keys are those of ``config.known_host_keys``, else of the environment variable, else of the known_hosts file.
     With a policy other than STRICT, the file is also read if the first two have no line for the host.
@@ -44,9 +83,9 @@ class HostKeyChecker:
         self._warned: set[str] = set()
         self._inline: KnownHosts | None = None
         if inline := (config.known_host_keys or "").strip():
-            self._inline = KnownHosts.parse(_restore_line_ends(inline), pinned=True)
+            self._inline = KnownHosts.parse(restore_line_ends(inline), pinned=True)
         elif inline := environ.get(ENVIRONMENT_VARIABLE, "").strip():
-            self._inline = KnownHosts.parse(_restore_line_ends(inline), source=ENVIRONMENT_VARIABLE)
+            self._inline = KnownHosts.parse(restore_line_ends(inline), source=ENVIRONMENT_VARIABLE)
 
     def preferred_types(self) -> tuple[str, ...]:
         """Return the algorithms of the known keys, to propose first.
@@ -124,7 +163,7 @@ class HostKeyChecker:
         return known_hosts
 
     def _decide(self, known_hosts: KnownHosts, blob: bytes) -> HostKeyDecision:
-        return known_hosts.decide(self._config.host, self._config.port, blob, self._now())
+        return decide(known_hosts, self._config.host, self._config.port, blob, self._now())
 
     def _known_hosts_line(self, blob: bytes) -> str:
         return known_hosts_line(self._config.host, self._config.port, blob)
@@ -135,7 +174,7 @@ class HostKeyChecker:
     def _rejection(self, blob: bytes, decision: HostKeyDecision, searched: list[KnownHosts]) -> HostKeyRejected:
         offered = f"the server's key is {key_type(blob)} {fingerprint(blob)}"
         problems = [problem for known_hosts in searched for problem in known_hosts.problems]
-        ignored = f". Ignored lines: {'; '.join(problems[:MAX_LISTED])}" if problems else ""
+        ignored = f". Ignored lines: {'; '.join(problems[:_MAX_LISTED])}" if problems else ""
         if decision.status is HostKeyStatus.REVOKED:
             text = f"revoked host key: {offered}, and {decision.reason}. Do not connect until the server has a new key"
             return HostKeyRejected(text + ignored, server=self._config.address, status=decision.status.value)
@@ -162,14 +201,14 @@ class HostKeyChecker:
         """
         try:
             os.makedirs(os.path.dirname(self._path) or ".", mode=0o700, exist_ok=True)
-            with _open_locked(self._path, self._config.timeout) as descriptor:
+            with open_locked(self._path, self._config.timeout) as descriptor:
                 with open(descriptor, "rb", closefd=False) as file:
                     content = file.read()
                 # Read again under the lock: a parallel task may have added a key since the first search.
                 known_hosts = self._parse_file(content)
                 decision = self._decide(known_hosts, blob)
                 if decision.status is HostKeyStatus.UNKNOWN:
-                    _append(descriptor, content, f"{self._known_hosts_line(blob)}\n".encode())
+                    append_line(descriptor, content, f"{self._known_hosts_line(blob)}\n".encode())
         except OSError as error:
             raise self._cannot_check(
                 f"no key of the server is known, and its key {key_type(blob)} {fingerprint(blob)} cannot be stored in"
@@ -184,55 +223,88 @@ class HostKeyChecker:
         return f"first use; added to {self._path}"
 
 
-_ENTRY_START: Final = r"(?=(?:@[a-z-]+[ \t]+)?(?:[^\s(]\S*[ \t]+)?(?:(?:ssh|ecdsa|sk)-\S+[ \t]+AAAA|SHA256:))"
-_JOINED_ENTRIES: Final = re.compile(rf"((?:AAAA|SHA256:)\S+)([^\n]*?)[ \t]+{_ENTRY_START}")
+def decide(known_hosts: KnownHosts, host: str, port: int, blob: bytes, now: float) -> HostKeyDecision:
+    """Decide whether known lines trust the key or certificate of a server.
 
-
-def _restore_line_ends(text: str) -> str:
-    """Restore line ends replaced by a literal ``\\n`` or by blanks."""
-    # Forms and environment variables turn line ends into blanks or into a literal backslash and n.
-    return _JOINED_ENTRIES.sub(r"\1\2\n", re.sub(r"\\+r\\+n|\\+[rn]", "\n", text))
-
-
-@contextmanager
-def _open_locked(path: str, timeout: float) -> Iterator[int]:
-    """Open a file with an exclusive lock.
-
-    A missing file is created with mode 0600.
-
-    :param timeout: longest time in seconds to wait for the lock
-    :raises TimeoutError: if another process holds the lock for longer
-    :raises OSError: if the file cannot be opened
+    :param known_hosts: the lines of one source
+    :param host: name or address of the server
+    :param port: port of the server
+    :param blob: the key or the certificate
+    :param now: seconds since 1970
+    :returns: the decision and its reason
+    :raises ValueError: if the blob is neither a key nor a certificate
     """
-    deadline = time.monotonic() + timeout
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            while True:
-                with suppress(BlockingIOError):
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                if time.monotonic() > deadline:
-                    raise TimeoutError("another process holds the lock")
-                time.sleep(0.01)
-            # `ssh-keygen -R` replaces the file: if the locked file is not the current one any more, open it again.
-            if os.path.exists(path) and os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                yield descriptor
-                return
-        finally:
-            os.close(descriptor)
+    certificate = HostCertificate.parse(blob) if key_type(blob).endswith(CERTIFICATE_SUFFIX) else None
+    key_fingerprint = fingerprint(blob)
+    authority_fingerprint = fingerprint(certificate.authority) if certificate else ""
+    for entry in known_hosts.entries_naming(host_pattern(host, port), REVOKED) + known_hosts.entries_naming(
+        host.lower(), REVOKED
+    ):
+        if entry.fingerprint in (key_fingerprint, authority_fingerprint):
+            subject = "the key" if entry.fingerprint == key_fingerprint else "the authority of the certificate"
+            return HostKeyDecision(HostKeyStatus.REVOKED, f"{subject} is revoked by {entry.location}")
+    authorities, keys = known_hosts.entries_for(host, port, AUTHORITY), known_hosts.entries_for(host, port, "")
+    remark = ""
+    authority = next((entry for entry in authorities if entry.fingerprint == authority_fingerprint), None)
+    if certificate is not None and authority is not None:
+        rejection_reason = certificate_rejection_reason(certificate, host, now)
+        if rejection_reason is None:
+            return HostKeyDecision(HostKeyStatus.TRUSTED, f"certified by the authority of {authority.location}")
+        remark = f"; the certificate by the authority of {authority.location} is not valid: {rejection_reason}"
+    for entry in keys:
+        if entry.fingerprint == key_fingerprint:
+            return HostKeyDecision(HostKeyStatus.TRUSTED, entry.location)
+    name = host_pattern(host, port)
+    contradicting = [*authorities, *(entry for entry in keys if known_hosts.pinned or entry.names_host(name))]
+    if not contradicting:
+        return HostKeyDecision(
+            HostKeyStatus.UNKNOWN, f"{known_hosts.no_entry_text(name)}{_other_names(known_hosts, key_fingerprint)}"
+        )
+    if not all(entry.types for entry in contradicting):
+        remark += (
+            "; if a fingerprint belongs to a key of another type, end its line with the type, as (RSA) or"
+            " (ED25519), so that the server is asked for this key"
+        )
+    return HostKeyDecision(HostKeyStatus.CHANGED, f"known for {name}: {_format_entries(contradicting)}{remark}")
 
 
-def _append(descriptor: int, content: bytes, line: bytes) -> None:
-    """Append a line to a file with the given content.
+def certificate_rejection_reason(certificate: HostCertificate, host: str, now: float) -> str | None:
+    """Return why the certificate is invalid for a host, else None.
 
-    If the disk is full, leave the file unchanged.
+    :param certificate: the certificate of the server
+    :param host: name of the server, without port
+    :param now: seconds since 1970
     """
-    # The last line of a file edited by hand may lack its newline.
-    remaining = line if not content or content.endswith(b"\n") else b"\n" + line
-    try:
-        while remaining:
-            remaining = remaining[os.write(descriptor, remaining) :]
-    except OSError:
-        os.ftruncate(descriptor, len(content))
-        raise
+    if certificate.certificate_type != _HOST_CERTIFICATE:
+        return "it is not a host certificate"
+    if now < certificate.valid_after:
+        return "it is not valid yet"
+    if now >= certificate.valid_before:
+        return "it has expired"
+    if not any(matches_host(name.lower(), host.lower()) for name in certificate.principals):
+        names = ", ".join(map(repr, certificate.principals))
+        return f"it is valid for {names} only" if names else "it is valid for no host"
+    if certificate.critical_options:
+        return "it has critical options, which are not allowed in host certificates"
+    if certificate.signature_type == "ssh-rsa":
+        return "it is signed with SHA-1"
+    return None if certificate.has_valid_signature() else "its signature is wrong"
+
+
+def _other_names(known_hosts: KnownHosts, key_fingerprint: str) -> str:
+    """Return a text with other names of the same key."""
+    same = [entry for entry in known_hosts.entries if not entry.marker and entry.fingerprint == key_fingerprint]
+    if not same:
+        return ""
+    names = [_shown_names(entry) for entry in same[:_MAX_LISTED]]
+    return f", but the same key is known for {', '.join(names)} ({same[0].location})"
+
+
+def _shown_names(entry: KnownHostsEntry) -> str:
+    is_hashed = entry.names is not None and entry.names.startswith("|")
+    return "a hashed name" if is_hashed else repr(entry.names)
+
+
+def _format_entries(lines: list[KnownHostsEntry]) -> str:
+    remainder = f" and {len(lines) - _MAX_LISTED} more" if len(lines) > _MAX_LISTED else ""
+    return ", ".join(map(str, lines[:_MAX_LISTED])) + remainder

@@ -20,8 +20,8 @@ import pytest
 
 from airflow_sftp_backend.backend import BackendConfig, HostKeyPolicy, HostKeyRejected
 from airflow_sftp_backend.backend._ssh.host_certificates import fingerprint
-from airflow_sftp_backend.backend._ssh.host_key_policy import HostKeyChecker
-from airflow_sftp_backend.backend._ssh.known_hosts import HostKeyStatus, KnownHosts
+from airflow_sftp_backend.backend._ssh.host_key_verification import HostKeyStatus, HostKeyVerifier, decide
+from airflow_sftp_backend.backend._ssh.known_hosts import KnownHosts
 from tests.support.host_keys import AUTHORITY, HOST, NAME, NOW, PORT, blob, certificate, new_key, text
 from tests.support.servers import OpenSSHServer, small_disk, wait_until
 
@@ -32,7 +32,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "ssh" / "known_hosts"
 
 
-Make = Callable[..., HostKeyChecker]
+Make = Callable[..., HostKeyVerifier]
 
 
 @pytest.fixture
@@ -41,13 +41,13 @@ def checker(file: Path) -> Make:
 
     def make(
         policy: HostKeyPolicy = HostKeyPolicy.STRICT, inline: str | None = None, env: str | None = None, **more: Any
-    ) -> HostKeyChecker:
+    ) -> HostKeyVerifier:
         config = BackendConfig(
             **{"host": HOST, "port": PORT, "host_keys_path": str(file), **more},
             host_key_policy=policy,
             known_host_keys=inline,
         )
-        return HostKeyChecker(config, {} if env is None else {"SFTP_KNOWN_HOST_KEYS": env}, lambda: NOW)
+        return HostKeyVerifier(config, {} if env is None else {"SFTP_KNOWN_HOST_KEYS": env}, lambda: NOW)
 
     return make
 
@@ -58,7 +58,7 @@ def write(file: Path, lines: str) -> None:
     file.write_text(lines)
 
 
-def rejection(made: HostKeyChecker, key: bytes) -> str:
+def rejection(made: HostKeyVerifier, key: bytes) -> str:
     """The text of the refusal."""
     with pytest.raises(HostKeyRejected) as caught:
         made.check(key)
@@ -406,7 +406,7 @@ def test_a_real_host_certificate_is_trusted(certified: OpenSSHServer) -> None:
     config = BackendConfig(
         host=certified.host, port=certified.port, known_host_keys=f"@cert-authority 127.* {text(number=9)}"
     )
-    made = HostKeyChecker(config, {})
+    made = HostKeyVerifier(config, {})
     algorithm = made.preferred_types()[0]
     assert algorithm == "ssh-ed25519-cert-v01@openssh.com"
     assert made.check(shown_by(certified, algorithm)).startswith("certified by")
@@ -417,5 +417,5 @@ def test_a_real_host_certificate_is_trusted(certified: OpenSSHServer) -> None:
 def test_a_real_host_key_is_trusted(openssh: OpenSSHServer) -> None:
     for algorithm in ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512"):
         key = shown_by(openssh, algorithm)
-        found = KnownHosts.parse(openssh.known_hosts).decide(openssh.host, openssh.port, key, time.time())
+        found = decide(KnownHosts.parse(openssh.known_hosts), openssh.host, openssh.port, key, time.time())
         assert found.status is HostKeyStatus.TRUSTED
