@@ -6,11 +6,11 @@ import os
 
 from airflow_sftp_backend.backend._files.attributes import close_quietly
 from airflow_sftp_backend.backend._files.reading import open_for_reading
+from airflow_sftp_backend.backend._files.samples import samples_match
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import FStat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, request_all
-from airflow_sftp_backend.backend._writes.resume import samples_match
 
 from .local_files import open_regular
 

@@ -14,6 +14,7 @@ from airflow_sftp_backend.backend._files.attributes import close_quietly
 from airflow_sftp_backend.backend._files.pipelining import PipelinedReader, UploadSource
 from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
 from airflow_sftp_backend.backend._files.reading import explain_read_failure, open_for_reading
+from airflow_sftp_backend.backend._files.samples import samples_match
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, resume_token, temp_name_token
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
@@ -21,7 +22,7 @@ from airflow_sftp_backend.backend._protocol.striping import ChannelDemand
 from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
 from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, participation
-from airflow_sftp_backend.backend._writes.resume import restart, samples_match
+from airflow_sftp_backend.backend._writes.resume import restart
 from airflow_sftp_backend.backend._writes.times import source_mtime
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
 from airflow_sftp_backend.backend._writes.write_target import WriteTarget

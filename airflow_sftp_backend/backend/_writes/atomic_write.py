@@ -13,18 +13,17 @@ import logging
 from airflow_sftp_backend.backend._files.attributes import close_quietly, try_stat
 from airflow_sftp_backend.backend._files.listing import is_missing
 from airflow_sftp_backend.backend._files.pipelining import PipelinedWriter, UploadSource, write_source
-from airflow_sftp_backend.backend._files.progress import report_resumed, report_verified
+from airflow_sftp_backend.backend._files.progress import report_verified
 from airflow_sftp_backend.backend._files.reading import read_into
 from airflow_sftp_backend.backend._files.writing import already_exists, remove_quietly
+from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import Close, FStat, Stat
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request_all, send
 from airflow_sftp_backend.backend._protocol.striping import ChannelDemand, StripedFile
 from airflow_sftp_backend.backend.errors import (
-    ContentLost,
     SFTPBackendError,
-    StatusCode,
     StatusError,
     TransferCorrupted,
     from_status,
@@ -33,11 +32,11 @@ from airflow_sftp_backend.backend.models import PreparedFile, Progress
 
 from .backups import remove_backup_quietly
 from .modes import await_mode, send_mode, verify_mode
-from .rename import await_target_checks, rename, send_target_checks
-from .resume import open_or_resume, reopen, restart, verify_reopened, was_renamed
+from .rename import await_target_checks, refused_rename_error, rename, send_target_checks
+from .resume import end_attempt, open_for_attempt, refused_resume_error, verify_reopened
 from .times import await_time, send_time
 from .write_state import ResumeState, WriteState
-from .write_target import WriteTarget, open_temp
+from .write_target import WriteTarget
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +64,10 @@ def write_atomic(
     channels = 1 if resume_state.must_open_once else write_target.channels
     _request_channels(scheduler, source, channels)
     try:
-        # the reply to the rename was lost with the connection, so the rename may have succeeded
-        if resume_state.state is WriteState.RENAMING and (
-            yield from was_renamed(write_target.with_temp(resume_state.temp), source, resume_state)
-        ):
+        if not (yield from open_for_attempt(scheduler, write_target, source, resume_state, progress)):
             return None
-        yield from _open_temp_file(scheduler, write_target, source, resume_state, progress)
     except BaseException as error:
-        _end_attempt(scheduler, resume_state, error)
+        end_attempt(scheduler, resume_state, error)
         raise
     write_target = write_target.with_temp(resume_state.temp)
 
@@ -92,16 +87,15 @@ def write_atomic(
         resume_state.was_striped = striped_file.was_striped
         return (yield from commit(scheduler, write_target, resume_state, writer, source, progress))
     except BaseException as error:
-        refusal = (
-            _refused_write_error(scheduler, write_target, resume_state, error)
-            if isinstance(error, StatusError)
-            else None
-        )
+        refusal: SFTPBackendError | None = None
+        if isinstance(error, StatusError):
+            refusal = refused_resume_error(scheduler, write_target, resume_state, error)
+            refusal = refusal or from_status(error, "cannot write", write_target.path.key)
         handle = resume_state.open_handle
         # after a rename without a reply, the write can resume only if the target can be compared
         comparable = write_target.verify != "none" and source.rereadable
         can_resume = comparable or resume_state.state is not WriteState.RENAMING
-        _end_attempt(scheduler, resume_state, error, can_resume=can_resume)
+        end_attempt(scheduler, resume_state, error, can_resume=can_resume)
         yield from striped_file.close_quietly()
         if resume_state.state is WriteState.ABANDONED:
             yield from remove_quietly(write_target.temp, handle)
@@ -118,58 +112,6 @@ def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: 
     size = ChannelDemand(source.expected_size or 0, channels)
     supports_striping = scheduler.traits.allows_parallel_writers
     scheduler.request_channels(size.channel_count(scheduler.round_trip, supports_striping=supports_striping))
-
-
-def _end_attempt(
-    scheduler: SFTPScheduler, resume_state: ResumeState, error: BaseException, *, can_resume: bool = True
-) -> None:
-    """Record that an attempt has failed.
-
-    The write can resume only if the connection was lost.
-    """
-    resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
-    resume_state.end_attempt(error, resumable=can_resume and scheduler.failure is not None)
-
-
-def _refused_write_error(
-    scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, refused: StatusError
-) -> SFTPBackendError:
-    """Create the error for a refusal."""
-    # ContentLost leads to another attempt with a new file: the server may refuse to resume files.
-    may_rename = resume_state.state is WriteState.RENAMING
-    if resume_state.resumed and not may_rename and not scheduler.traits.keeps_content_at_open:
-        error = from_status(refused, "cannot resume the file", write_target.path.key)
-        return ContentLost(error.message, path=error.path)
-    error = from_status(refused, "cannot write", write_target.path.key)
-    folder = write_target.temp_naming.folder
-    if may_rename and folder is not None and not refused.missing and refused.code != StatusCode.PERMISSION_DENIED:
-        hint = f"temp_folder {folder.key!r} must be on the file system of the target, so that the file can be renamed"
-        return type(error)(f"{error.message}; {hint}", path=error.path)
-    return error
-
-
-def _open_temp_file(
-    scheduler: SFTPScheduler,
-    write_target: WriteTarget,
-    source: UploadSource,
-    resume_state: ResumeState,
-    progress: Progress | None,
-) -> Operation[None]:
-    """Open the temporary file.
-
-    It is new, that of an earlier attempt, or the current file after a lost connection.
-    """
-    current_target = write_target.with_temp(resume_state.temp)
-    if resume_state.state in {WriteState.OPEN, WriteState.SENT}:
-        yield from reopen(scheduler, current_target, source, resume_state, progress)
-    elif resume_state.state is not WriteState.NEW and (resume_state.must_open_once or resume_state.fresh_temp is None):
-        yield from remove_quietly(current_target.temp)  # the lost connection may have created it
-        restart(current_target, resume_state, progress)
-        yield from open_temp(write_target.with_temp(resume_state.temp), resume_state)
-    else:
-        yield from open_or_resume(scheduler, current_target, source, resume_state)
-        if resume_state.transferred_bytes:
-            report_resumed(progress, resume_state.transferred_bytes)
 
 
 def finish_content(
@@ -231,6 +173,9 @@ def commit(
     writer: PipelinedWriter,
     source: UploadSource | None,
     progress: Progress | None = None,
+    *,
+    action: str = "cannot write",
+    path: RemotePath | None = None,
 ) -> Operation[int | None]:
     """Close the temporary file, verify it and rename it to its target.
 
@@ -243,10 +188,13 @@ def commit(
     :param writer: the writer of the file
     :param source: the content sent, for ``verify="sha256"`` and to verify files opened more than once
     :param progress: called with bytes read back
+    :param action: the failed operation, for the error of a refused rename
+    :param path: the file of the operation, for the same error; None for the target
     :returns: the file's time on the server in seconds since 1970, or None if unknown
     :raises TransferCorrupted: if the file on the server is not the content sent
     :raises AlreadyExists: if the target exists and must not be replaced
-    :raises StatusError: if the server refuses a request
+    :raises StatusError: if the server refuses a request before the rename
+    :raises SFTPBackendError: if the server refuses the rename
     """
     written, has_backup = yield from finish_content(scheduler, write_target, resume_state, writer, source, progress)
     if write_target.rename_group is not None:
@@ -265,7 +213,7 @@ def commit(
             yield from remove_backup_quietly(write_target.path, write_target.unique_backup)
     except StatusError as refused:
         if write_target.verify != "none" or not (yield from is_missing(write_target.temp, refused)):
-            raise
+            raise refused_rename_error(refused, write_target, action, path) from None
         logger.warning("%r: the server removed the file before it was renamed", write_target.path.key)
     resume_state.advance(WriteState.DONE)
     return written.mtime

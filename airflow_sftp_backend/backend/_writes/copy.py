@@ -146,7 +146,9 @@ def _copy_to(
                 yield from writer.write(data)
         (current,) = yield from request_all([FStat(handle)])
         check_unchanged(source, source_attributes, current, "the source changed while it was copied")
-        return (yield from commit(scheduler, write_target, resume_state, writer, None))
+        return (
+            yield from commit(scheduler, write_target, resume_state, writer, None, action="cannot copy", path=source)
+        )
     except StatusError as refused:
         raise from_status(refused, "cannot copy", source.key) from None
     finally:

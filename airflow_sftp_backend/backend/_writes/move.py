@@ -17,7 +17,6 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend.errors import (
     InvalidPath,
     NotFound,
-    SFTPBackendError,
     StatusCode,
     StatusError,
     from_status,
@@ -25,7 +24,7 @@ from airflow_sftp_backend.backend.errors import (
 
 from .backups import may_have_backups, remove_backup, remove_backup_quietly, restore, with_backup_restored
 from .copy import check_unchanged, copy_with_attributes
-from .rename import rename
+from .rename import refused_rename_error, rename
 from .write_state import ResumeState
 from .write_target import WriteTarget
 
@@ -78,14 +77,9 @@ def _move(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarge
         return None
     except StatusError as refused:
         if refused.missing or refused.code == StatusCode.PERMISSION_DENIED:
-            raise _refused_rename_error(source, refused) from None
+            raise refused_rename_error(refused, write_target, "cannot move", source) from None
         yield from make_folders(target.parent)  # raises InvalidPath if a parent is a file, the most common cause
         return (yield from _move_by_copy(scheduler, source, write_target))
-
-
-def _refused_rename_error(source: RemotePath, refused: StatusError) -> SFTPBackendError:
-    """Create the error for a refused rename."""
-    return from_status(refused, "cannot move", source.key)
 
 
 def _check_target(

@@ -30,7 +30,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import (
     send,
     server_traits,
 )
-from airflow_sftp_backend.backend.errors import InvalidPath, SFTPBackendError, StatusError, from_status
+from airflow_sftp_backend.backend.errors import InvalidPath, SFTPBackendError, StatusCode, StatusError, from_status
 
 from .backups import may_have_backups, move_to_backup, remove_backup_quietly, restore
 from .write_target import WriteTarget
@@ -120,6 +120,25 @@ def rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarg
         if not write_target.overwrite:
             raise already_exists(target) from None
         yield from _replace_via_backup(source, write_target)
+
+
+def refused_rename_error(
+    refused: StatusError, write_target: WriteTarget, action: str, path: RemotePath | None = None
+) -> SFTPBackendError:
+    """Create the error for a refused rename.
+
+    :param refused: the server's status
+    :param write_target: the new path
+    :param action: the failed operation, such as ``"cannot move"``
+    :param path: the file of the operation; None for the target
+    :returns: the error to raise
+    """
+    error = from_status(refused, action, (path or write_target.path).key)
+    folder = write_target.temp_naming.folder
+    if folder is None or refused.missing or refused.code == StatusCode.PERMISSION_DENIED:
+        return error
+    hint = f"temp_folder {folder.key!r} must be on the file system of the target, so that the file can be renamed"
+    return type(error)(f"{error.message}; {hint}", path=error.path)
 
 
 def _try_posix_rename(scheduler: SFTPScheduler, source: RemotePath, write_target: WriteTarget) -> Operation[bool]:

@@ -1,4 +1,4 @@
-"""Reopen a temporary file to resume a write.
+"""Resume a write in its temporary file.
 
 It resumes after a lost connection, or in the next attempt of the same writer.
 
@@ -14,17 +14,23 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable
-from typing import Final
 
 from airflow_sftp_backend.backend._files.attributes import close_quietly, try_stat
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
+from airflow_sftp_backend.backend._files.progress import report_resumed
+from airflow_sftp_backend.backend._files.samples import samples_match
 from airflow_sftp_backend.backend._files.writing import remove_quietly
 from airflow_sftp_backend.backend._paths import RemotePath, fresh_token, temp_name_token
-from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag, ServerLimits
-from airflow_sftp_backend.backend._protocol.messages import FStat, LStat, Open, Read
+from airflow_sftp_backend.backend._protocol.codec import Attributes, OpenFlag
+from airflow_sftp_backend.backend._protocol.messages import FStat, LStat, Open
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler, reply, request, request_all, send
-from airflow_sftp_backend.backend.errors import BackendUnavailable, ContentLost, SFTPBackendError, StatusError
+from airflow_sftp_backend.backend.errors import (
+    BackendUnavailable,
+    ContentLost,
+    SFTPBackendError,
+    StatusError,
+    from_status,
+)
 from airflow_sftp_backend.backend.models import Progress
 
 from .write_state import ResumeState, WriteState
@@ -32,49 +38,80 @@ from .write_target import WriteTarget, check_replaceable, open_temp
 
 logger = logging.getLogger(__name__)
 
-SAMPLE_SIZE: Final = ServerLimits().read
-"""Bytes of a sample: every server returns as many in a single reply."""
-_SAMPLE_COUNT: Final = 32  # samples across the file, and as many at its end
-WHOLE_SIZE: Final = 2 * _SAMPLE_COUNT * SAMPLE_SIZE
-"""Bytes of a file up to which samples compare the whole content."""
 
-
-def sample_ranges(size: int) -> list[tuple[int, int]]:
-    """Return offsets and lengths of the samples of ``size`` bytes.
-
-    Samples are spread over the file and at its end.
-
-    Up to `WHOLE_SIZE` bytes, the samples are the whole file.
-    """
-    if size <= WHOLE_SIZE:
-        return [(start, min(SAMPLE_SIZE, size - start)) for start in range(0, size, SAMPLE_SIZE)]
-    ends = [size - index * SAMPLE_SIZE for index in range(_SAMPLE_COUNT)]
-    evenly_spaced = [(size - SAMPLE_SIZE) * index // _SAMPLE_COUNT for index in range(_SAMPLE_COUNT)]
-    starts = {max(0, start) for start in [*evenly_spaced, *(end - SAMPLE_SIZE for end in ends)]}
-    return [(start, min(SAMPLE_SIZE, size - start)) for start in sorted(starts)]
-
-
-def samples_match(
-    handle: bytes, size: int, expected: Callable[[int, int], bytes | memoryview | None]
+def open_for_attempt(
+    scheduler: SFTPScheduler,
+    write_target: WriteTarget,
+    source: UploadSource,
+    resume_state: ResumeState,
+    progress: Progress | None,
 ) -> Operation[bool]:
-    """Compare samples of a file on the server.
+    """Open the temporary file of an attempt to write.
 
-    They are samples of the first ``size`` bytes. One round trip.
+    It is new, that of an earlier call, or the current file after a lost connection. The attempt continues after
+    ``resume_state.transferred_bytes``.
 
-    :param handle: the handle of the file
-    :param size: bytes to sample
-    :param expected: returns the expected bytes for an offset and a length
-    :returns: True if all samples match
+    :param scheduler: the connection
+    :param write_target: the target and its first temporary file
+    :param source: the content
+    :param resume_state: the state of the write over all connections
+    :param progress: called with resumed bytes, or with the negative number of bytes to send again
+    :returns: False if the file was renamed before the connection was lost
+    :raises SFTPBackendError: as `open_temp`
     """
-    ranges = sample_ranges(size)
-    answers = yield from request_all([Read(handle, start, length) for start, length in ranges])
-    return all(
-        not isinstance(answer, StatusError) and answer == expected(start, length)
-        for (start, length), answer in zip(ranges, answers, strict=True)
-    )
+    current_target = write_target.with_temp(resume_state.temp)
+    # the reply to the rename was lost with the connection, so the rename may have succeeded
+    if resume_state.state is WriteState.RENAMING and (yield from _was_renamed(current_target, source, resume_state)):
+        return False
+    if resume_state.state in {WriteState.OPEN, WriteState.SENT}:
+        yield from _reopen(scheduler, current_target, source, resume_state, progress)
+    elif resume_state.state is not WriteState.NEW and (resume_state.must_open_once or resume_state.fresh_temp is None):
+        yield from remove_quietly(current_target.temp)  # the lost connection may have created it
+        restart(current_target, resume_state, progress)
+        yield from open_temp(write_target.with_temp(resume_state.temp), resume_state)
+    else:
+        yield from _open_or_resume(scheduler, current_target, source, resume_state)
+        if resume_state.transferred_bytes:
+            report_resumed(progress, resume_state.transferred_bytes)
+    return True
 
 
-def open_or_resume(
+def end_attempt(
+    scheduler: SFTPScheduler, resume_state: ResumeState, error: BaseException, *, can_resume: bool = True
+) -> None:
+    """Record that an attempt has failed.
+
+    The write can resume only if the connection was lost.
+
+    :param scheduler: the connection
+    :param resume_state: the state of the write
+    :param error: the reason
+    :param can_resume: whether the content can be compared over another connection
+    """
+    resume_state.must_open_once = resume_state.must_open_once or scheduler.handles.shares_handles
+    resume_state.end_attempt(error, resumable=can_resume and scheduler.failure is not None)
+
+
+def refused_resume_error(
+    scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, refused: StatusError
+) -> ContentLost | None:
+    """Create the error for a refusal that resuming may have caused.
+
+    It leads to another attempt with a new file.
+
+    :param scheduler: the connection
+    :param write_target: the target
+    :param resume_state: the state of the write, before its rename
+    :param refused: the server's status
+    :returns: the error to raise; None if the file is new, or if the server is known to resume files
+    """
+    if not resume_state.resumed or scheduler.traits.keeps_content_at_open:
+        return None
+    error = from_status(refused, "cannot resume the file", write_target.path.key)
+    return ContentLost(error.message, path=error.path)
+
+
+def _open_or_resume(
     scheduler: SFTPScheduler, write_target: WriteTarget, source: UploadSource, resume_state: ResumeState
 ) -> Operation[None]:
     """Open a new temporary file, or an earlier one.
@@ -130,7 +167,7 @@ def _resumable_size(temp: RemotePath, leftover: Attributes | StatusError, source
     return size
 
 
-def reopen(
+def _reopen(
     scheduler: SFTPScheduler,
     write_target: WriteTarget,
     source: UploadSource,
@@ -161,7 +198,7 @@ def reopen(
     yield from open_temp(write_target.with_temp(resume_state.temp), resume_state)
 
 
-def was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: ResumeState) -> Operation[bool]:
+def _was_renamed(write_target: WriteTarget, source: UploadSource, resume_state: ResumeState) -> Operation[bool]:
     """Determine whether the rename succeeded although its reply was lost.
 
     :param write_target: the target and the current temporary file

@@ -171,7 +171,7 @@ def paths_of_equal_content(
     :returns: the files with equal content
     :raises BackendUnavailable: if the connection is lost
     """
-    from airflow_sftp_backend.backend._writes.resume import WHOLE_SIZE  # late import, because it loads the engine
+    from airflow_sftp_backend.backend._files.samples import WHOLE_SIZE  # late import, because it loads the engine
 
     candidates = [
         path for path, state in source.files.items() if path in target.files and target.files[path].size == state.size

@@ -22,11 +22,11 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, SFTPBackendError
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
+from airflow_sftp_backend.backend._files.samples import SAMPLE_SIZE, sample_ranges
 from airflow_sftp_backend.backend._paths import Jail, fresh_token, is_temp_name, resume_token, same_writer
 from airflow_sftp_backend.backend._protocol.messages import Write
 from airflow_sftp_backend.backend._writes import resume, write_state
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
-from airflow_sftp_backend.backend._writes.resume import SAMPLE_SIZE, sample_ranges
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
 from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from tests.support.files import tree
