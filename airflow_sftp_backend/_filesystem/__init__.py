@@ -1,1 +1,1 @@
-"""Errors and open files of the fsspec file system."""
+"""Calls, open files and errors of the fsspec file system."""

@@ -213,7 +213,6 @@ class RemoteWriter(io.RawIOBase):
         self.path = path
         self.fs = owner
         self._autocommit = autocommit
-        self._failed = False
         self._is_abandoned = False
         # A file that is opened while an exception is handled may be closed while that exception is still handled.
         self._handled_at_open = sys.exc_info()[1]
@@ -241,12 +240,8 @@ class RemoteWriter(io.RawIOBase):
             return memoryview(data).nbytes
         if self.closed:
             raise ValueError("write to a closed file")
-        try:
-            with os_errors():
-                return self._open_writer().write(data)
-        except BaseException:
-            self._failed = True
-            raise
+        with os_errors():
+            return self._open_writer().write(data)
 
     def close(self) -> None:
         """Let the file appear under its name. After an exception, discard it.
@@ -259,7 +254,7 @@ class RemoteWriter(io.RawIOBase):
         handled = sys.exc_info()[1]
         if handled is not None and handled is not self._handled_at_open:
             self._discard_after(handled)
-        elif self._failed:
+        elif self._writer is not None and self._writer.has_failed:
             self.discard()
             raise OSError(errno.EIO, f"{self.path!r} was not written: an earlier write to the file failed")
         elif self._autocommit:

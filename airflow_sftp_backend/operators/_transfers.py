@@ -64,6 +64,50 @@ class TransferOptions:
     direct: bool = False
 
 
+class _FileArguments(TypedDict):
+    """Hold the arguments that uploads and downloads of local files share."""
+
+    overwrite: bool
+    verify: Verify
+    progress: Progress
+    resume_key: str
+    digest: bool
+    mode: int | None
+    keep_times: bool
+    before_rename: BeforeRename | None
+
+
+class _ObjectArguments(TypedDict):
+    """Hold the arguments that uploads and downloads of objects share."""
+
+    overwrite: bool
+    verify: Verify
+    progress: Progress
+    before_rename: BeforeRename | None
+
+
+def _file_arguments(options: TransferOptions) -> _FileArguments:
+    return _FileArguments(
+        overwrite=options.overwrite,
+        verify=options.verify,
+        progress=options.progress,
+        resume_key=options.resume_key,
+        digest=options.digest,
+        mode=options.mode,
+        keep_times=options.keep_times,
+        before_rename=options.before_rename,
+    )
+
+
+def _object_arguments(options: TransferOptions, workers: WorkerThreads[Outcome]) -> _ObjectArguments:
+    return _ObjectArguments(
+        overwrite=options.overwrite,
+        verify=options.verify,
+        progress=_WorkerProgress(workers, options.progress),
+        before_rename=_record_in_task(workers, options.before_rename),
+    )
+
+
 def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: TransferOptions) -> list[Outcome]:
     """Upload files.
 
@@ -75,19 +119,12 @@ def upload_items(backend: SFTPBackend, items: Sequence[TransferItem], options: T
     local = [item for item in items if not is_url(item.source)]
     outcomes = backend.upload_many(
         [(item.source, item.target) for item in local],
-        overwrite=options.overwrite,
-        verify=options.verify,
-        progress=options.progress,
+        **_file_arguments(options),
         create_parents=options.create_parents,
-        resume_key=options.resume_key,
-        digest=options.digest,
-        mode=options.mode,
-        keep_times=options.keep_times,
         temp_suffix=options.temp_suffix,
         temp_folder=options.temp_folder,
         direct=options.direct,
         return_exceptions=True,
-        before_rename=options.before_rename,
     )
     results: dict[TransferItem, Outcome] = dict(zip(local, outcomes, strict=True))
     objects = [item for item in items if is_url(item.source)]
@@ -104,15 +141,12 @@ def _upload_objects(backend: SFTPBackend, items: Sequence[TransferItem], options
             item.source,
             item.target,
             item.size,
-            overwrite=options.overwrite,
-            verify=options.verify,
+            **_object_arguments(options, workers),
             create_parents=options.create_parents,
             mode=options.mode,
             modified_at=item.modified_at if options.keep_times else None,
             temp_suffix=options.temp_suffix,
             temp_folder=options.temp_folder,
-            progress=_WorkerProgress(workers, options.progress),
-            before_rename=_record_in_task(workers, options.before_rename),
         )
 
     return _run_side_by_side([partial(upload, item) for item in items])
@@ -131,16 +165,7 @@ def download_items(backend: SFTPBackend, items: Sequence[TransferItem], options:
     if options.create_parents:
         local, results = _make_parents(backend, local)
     outcomes = backend.download_many(
-        [(item.source, item.target) for item in local],
-        overwrite=options.overwrite,
-        verify=options.verify,
-        progress=options.progress,
-        resume_key=options.resume_key,
-        digest=options.digest,
-        mode=options.mode,
-        keep_times=options.keep_times,
-        return_exceptions=True,
-        before_rename=options.before_rename,
+        [(item.source, item.target) for item in local], **_file_arguments(options), return_exceptions=True
     )
     results |= zip(local, outcomes, strict=True)
     objects = [item for item in items if is_url(item.target)]
@@ -156,10 +181,7 @@ def _download_objects(backend: SFTPBackend, items: Sequence[TransferItem], optio
             backend,
             item.source,
             item.target,
-            overwrite=options.overwrite,
-            verify=options.verify,
-            progress=_WorkerProgress(workers, options.progress),
-            before_rename=_record_in_task(workers, options.before_rename),
+            **_object_arguments(options, workers),
         )
 
     return _run_side_by_side([partial(download, item) for item in items])

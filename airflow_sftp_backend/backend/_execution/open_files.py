@@ -334,7 +334,9 @@ class AtomicWriter(io.RawIOBase):
         self._buffer = bytearray()
         self._state = ResumeState()
         self._scheduler: SFTPScheduler | None = None
-        self._finished = self._failed = False
+        self._finished = False
+        self.has_failed = False
+        """True if a write has failed, so that the file cannot be committed."""
         self._process_id = os.getpid()
         self._content = UploadSource(b"", with_digest=True) if target.verify == "sha256" else None
         try:
@@ -367,17 +369,17 @@ class AtomicWriter(io.RawIOBase):
         if self.closed:
             raise ValueError("write to a closed file")
         view = memoryview(data).cast("B")
-        if self._content is not None:
-            self._content.add_to_digest(view)
-        self._buffer += view
-        whole = len(self._buffer) - len(self._buffer) % self._writer.block_size
-        if whole:
-            blocks, self._buffer = self._buffer[:whole], self._buffer[whole:]
-            try:
+        try:
+            if self._content is not None:
+                self._content.add_to_digest(view)
+            self._buffer += view
+            whole = len(self._buffer) - len(self._buffer) % self._writer.block_size
+            if whole:
+                blocks, self._buffer = self._buffer[:whole], self._buffer[whole:]
                 self._run(self._writer.write(memoryview(blocks)))
-            except BaseException:  # an interruption loses the block too
-                self._failed = True
-                raise
+        except BaseException:  # an interruption loses the block too
+            self.has_failed = True
+            raise
         return len(view)
 
     def commit(self) -> datetime | None:
@@ -394,7 +396,7 @@ class AtomicWriter(io.RawIOBase):
             raise ValueError("commit of a closed file")
         committed = False
         try:
-            if self._failed:
+            if self.has_failed:
                 raise SFTPBackendError("not written: an earlier write to the file failed", path=self._target.path.key)
             mtime = self._run(self._commit())
             committed = True
