@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import socket
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Self, cast
@@ -153,6 +155,28 @@ class SSHTransport(paramiko.Transport):
         """
         self.banner_timeout = self.handshake_timeout = seconds
         self.auth_timeout = self.channel_timeout = seconds
+
+    def watch_connection(self, keepalive_seconds: float, io_timeout: float | None) -> None:
+        """Send keepalives, and limit the time of each key exchange.
+
+        :param keepalive_seconds: silence before a keepalive; 0 for none.
+        :param io_timeout: longest key exchange in seconds; None for no limit.
+        """
+        self.clear_to_send_timeout = math.inf if io_timeout is None else io_timeout
+        transport = weakref.proxy(self)
+
+        def keep_alive() -> None:
+            # During a key exchange, this thread would wait for itself: it is the one that reads the server's part.
+            if transport.clear_to_send.is_set():
+                transport.global_request("keepalive@lag.net", wait=False)
+
+        self.packetizer.set_keepalive(keepalive_seconds, keep_alive)
+
+    def _send_user_message(self, data: paramiko.Message) -> None:
+        try:
+            super()._send_user_message(data)  # type: ignore[misc] # the stub leaves it out
+        except paramiko.SSHException:  # its only cause: the key exchange does not end
+            raise TimeoutError from None
 
     def abort(self) -> None:
         """Let the transport's thread end, without waiting.

@@ -318,7 +318,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
                 f"the login as {self._username!r} is incomplete: the server wants another method"
             )
         self._logged_in = True
-        transport.set_keepalive(config.keepalive_interval)
+        transport.watch_connection(config.keepalive_interval, config.io_timeout)
         self._stream.set_deadline(None)
         return client, transport, self._stream
 

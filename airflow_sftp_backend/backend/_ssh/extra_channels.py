@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Final
 
 import paramiko
@@ -76,7 +77,8 @@ class ExtraChannels:
             if self._transport.is_active():
                 log.info("the server refuses another channel, using %d: %s", self._open_count, printable(str(error)))
             if ssh_channel is not None:
-                ssh_channel.close()
+                with suppress(OSError):
+                    ssh_channel.close()
         else:
             self._open_count += 1
             self._opened_channels.append(channel)
