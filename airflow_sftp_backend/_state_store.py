@@ -8,6 +8,7 @@ The store is made for small values (64 KiB). `RowTable` splits any number of row
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
@@ -24,6 +25,9 @@ Endpoints = tuple[str, str]
 _ROWS_PER_CHUNK: Final = 200
 """Rows in one value of the store, about 40 KiB."""
 _MAX_CHUNKS: Final = 100
+API_SERVER_PATIENCE: Final = 90.0
+"""Seconds for which a record is written again while Airflow's API server is away: a restart takes about a minute."""
+_SECONDS_BETWEEN_WRITES: Final = 2.0
 
 
 class StateStore(Protocol):
@@ -69,7 +73,14 @@ def load_if_possible(store: StateStore, key: str, purpose: str) -> dict[str, Any
 
 
 def save(
-    store: StateStore, key: str, value: JsonValue, purpose: str, *, owner: str = "task", reader: str = "next attempt"
+    store: StateStore,
+    key: str,
+    value: JsonValue,
+    purpose: str,
+    *,
+    owner: str = "task",
+    reader: str = "next attempt",
+    patience: float = 0,
 ) -> bool:
     """Write the object under a key, or log a failure.
 
@@ -79,17 +90,34 @@ def save(
     :param purpose: verb phrase for the log: "the <reader> cannot <purpose>"
     :param owner: owner of the store, for the log
     :param reader: reader of the value, for the log
+    :param patience: seconds for which the write is repeated while Airflow's API server is away
     :returns: True if Airflow stored the object
     """
-    try:
-        with shield_from_kill():
-            store.set(key, value)
-    except Exception as error:
-        # An error must not replace the outcome of the task: the files are already transferred.
-        message = "cannot write %r to the %s's state store, so the %s cannot %s: %s"
-        log.warning(message, key, owner, reader, purpose, error)
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            with shield_from_kill():
+                store.set(key, value)
+        except Exception as error:
+            if _is_api_server_away(error) and time.monotonic() < deadline:
+                log.info("Airflow's API server is away; writing %r again: %s", key, error)
+                time.sleep(_SECONDS_BETWEEN_WRITES)
+                continue
+            # An error must not replace the outcome of the task: the files are already transferred.
+            message = "cannot write %r to the %s's state store, so the %s cannot %s: %s"
+            log.warning(message, key, owner, reader, purpose, error)
+            return False
+        return True
+
+
+def _is_api_server_away(error: Exception) -> bool:
+    """Tell whether Airflow's API server failed or cannot be reached."""
+    # The SDK answers with an ErrorResponse: status_code is None without a response of the server.
+    detail = getattr(getattr(error, "error", None), "detail", None)
+    if not isinstance(detail, dict) or "status_code" not in detail:
         return False
-    return True
+    status: int | None = detail["status_code"]
+    return status is None or status >= 500
 
 
 class RowTable:
@@ -169,4 +197,6 @@ class RowTable:
         for number in sorted(changed):
             stored = [[*endpoints, *values] for endpoints, values in self._chunks[number].items()]
             value = cast("JsonValue", {"scope": self._scope, "rows": stored})
-            self._failed = not save(self._store, f"{self._name} {number}", value, self._purpose)
+            # Later groups of files do not wait again.
+            patience = 0 if self._failed else API_SERVER_PATIENCE
+            self._failed = not save(self._store, f"{self._name} {number}", value, self._purpose, patience=patience)

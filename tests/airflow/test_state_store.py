@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time.comms import ErrorResponse
 from pydantic import ValidationError
 
-from airflow_sftp_backend import AlreadyExists, NotFound
+from airflow_sftp_backend import AlreadyExists, NotFound, _state_store
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.hooks.sftp import translate_errors
 from airflow_sftp_backend.sensors import SFTPFileSensor
@@ -50,10 +50,58 @@ class Failing(State):
                 raise self.error
 
 
+class Restarting(State):
+    """A state store whose API server answers the first writes with a status, or not at all."""
+
+    def __init__(self, status: int | None, failures: int) -> None:
+        super().__init__()
+        self.failures, self.requests = failures, 0
+        response = ErrorResponse(error=ErrorType.API_SERVER_ERROR, detail={"status_code": status, "message": "away"})
+        self._error = AirflowRuntimeError(response)
+
+    def set(self, key: str, value: object, **options: object) -> None:
+        self.requests += 1
+        if self.requests <= self.failures:
+            raise self._error
+        super().set(key, value, **options)
+
+
 @pytest.fixture
 def local(tmp_path: Path) -> Path:
     """A directory with two files to send."""
     return write_files(tmp_path / "local", {"a.csv": b"one", "b.csv": b"two!"})
+
+
+@pytest.mark.parametrize("status", [None, 503])
+def test_a_record_is_written_when_the_api_server_is_back(
+    remote: Path, local: Path, status: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_state_store, "_SECONDS_BETWEEN_WRITES", 0.01)
+    state = Restarting(status, failures=3)
+    run(upload(f"{local}/a.csv", "out/"), state=state)
+    assert state.requests > 3
+    inode = (remote / "out/a.csv").stat().st_ino
+    rows = run(upload(f"{local}/a.csv", "out/"), try_number=2, state=state)
+    assert actions(rows) == {"out/a.csv": "uploaded by an earlier attempt"}
+    assert (remote / "out/a.csv").stat().st_ino == inode
+
+
+def test_a_file_waits_once_for_an_api_server_that_stays_away(
+    remote: Path, local: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_state_store, "API_SERVER_PATIENCE", 0.1)
+    monkeypatch.setattr(_state_store, "_SECONDS_BETWEEN_WRITES", 0.01)
+    run(upload(f"{local}/", "out/"), state=Restarting(None, failures=10_000))
+    assert read_files(remote) == {"out/a.csv": b"one", "out/b.csv": b"two!"}
+    assert "cannot write 'transfers 0' to the task's state store" in caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_refused_record_is_not_written_again(remote: Path, local: Path, status: int) -> None:
+    state = Restarting(status, failures=10_000)
+    run(upload(f"{local}/a.csv", "out/"), state=state)
+    assert state.requests == 1
+    assert read_files(remote) == {"out/a.csv": b"one"}
 
 
 @pytest.mark.parametrize("store", [State, AssetState], ids=["task", "asset"])
