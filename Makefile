@@ -27,16 +27,16 @@ demo: $(VENV)/.demo ## move files through Airflow and a real SFTP server, step b
 
 .PHONY: test
 test: $(VENV)/.dev openssh sftpservers ## run all tests but the system tests (make test ARGS="-k scheduler" runs some)
-	@$(PYTEST) -n $(WORKERS) -m "not system" $(ARGS)
+	@$(PYTEST) -n $(WORKERS) -m "not system and not cluster" $(ARGS)
 
 .PHONY: test-system
 test-system: $(VENV)/.dev openssh chromium ## run the system tests: whole Airflows, a browser, killed processes, gigabytes
-	@$(PYTEST) -n $(SYSTEM_WORKERS) -m system $(ARGS)
+	@$(PYTEST) -n $(SYSTEM_WORKERS) -m "system and not cluster" $(ARGS)
 
 # FAULTS=all also loses the connection a second time, on every server.
 .PHONY: test-all
 test-all: $(VENV)/.dev openssh sftpservers chromium ## run all tests with more faults and more examples; measure coverage (an hour)
-	@FAULTS=all $(PYTEST) -n $(WORKERS) --timeout 600 --hypothesis-profile thorough --cov --cov-report term $(ARGS)
+	@FAULTS=all $(PYTEST) -n $(WORKERS) --timeout 600 --hypothesis-profile thorough -m "not cluster" --cov --cov-report term $(ARGS)
 
 .PHONY: reliability
 reliability: $(VENV)/.dev ## lose the connection at every message of every operation, and write docs/reliability.md
@@ -58,6 +58,17 @@ matrix: $(VENV)/.dev openssh sftpservers chromium ## run the tests and the demo 
 .PHONY: floor
 floor: $(VENV)/.dev openssh ## run the tests of the Airflow layer and the demo on the oldest supported Airflow
 	@WORKERS=$(WORKERS) $(BIN)/nox --error-on-missing-interpreters -s floor $(ARGS)
+
+# CLUSTER_VENV has Airflow with Celery and PostgreSQL, which the other tests do without.
+CLUSTER_VENV := $(VENV)/cluster
+CLUSTER = $(CLUSTER_VENV)/bin/python -m pytest -s
+.PHONY: cluster
+cluster: $(CLUSTER_VENV)/.installed openssh clusterservices ## kill, freeze and restart the parts of an Airflow on Celery, and write docs/cluster.md (half an hour)
+	@$(CLUSTER) -m cluster --cluster-page docs/cluster.md tests/cluster $(ARGS)
+
+.PHONY: cluster-quick
+cluster-quick: $(CLUSTER_VENV)/.installed openssh clusterservices ## run three of these tests with small files (five minutes)
+	@$(CLUSTER) -m "cluster and quick" tests/cluster $(ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.dev ## check style, layers, docstrings and types
@@ -101,7 +112,7 @@ FLOOR := constraints/airflow-3.0.6
 constraints: $(VENV)/.dev ## renew the pinned versions with the newest that fit together
 	@rm -rf build/constraints
 	@$(PYTHON) -m venv build/constraints
-	@build/constraints/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,demo,bench]'
+	@build/constraints/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[dev,demo,bench,cluster]'
 	@sed '/^[^#]/,$$d' constraints.txt > build/constraints/new
 	@build/constraints/bin/python -m pip --disable-pip-version-check freeze --exclude-editable >> build/constraints/new
 	@mv build/constraints/new constraints.txt
@@ -128,6 +139,12 @@ $(VENV)/.dev: $(BIN)/python $(SET_UP)
 	@$(PIP) install --constraint constraints.txt --no-deps --upgrade --target $(VENV)/sftp-provider apache-airflow-providers-sftp
 	@touch $@
 
+$(CLUSTER_VENV)/.installed: $(VENV)/.dev
+	@echo "Installing the package and Airflow with Celery and PostgreSQL into $(CLUSTER_VENV) ..."
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CLUSTER_VENV)
+	@$(BIN)/uv pip install --quiet --python $(CLUSTER_VENV)/bin/python --constraint constraints.txt --editable '.[cluster]'
+	@touch $@
+
 # Some systems package ensurepip apart from Python: there pip, which is assumed, installs pip.
 $(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: none found; try make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -150,6 +167,11 @@ openssh:
 .PHONY: sftpservers
 sftpservers:
 	@tests/support/servers/install.sh
+
+# PostgreSQL and Redis for the cluster, in the same way.
+.PHONY: clusterservices
+clusterservices:
+	@tests/support/cluster/install.sh
 
 # Chromium for the test of the connection form, in the same way.
 .PHONY: chromium
