@@ -97,6 +97,10 @@ syncing: $(VENV)/.bench openssh ## measure syncs beside rclone and lftp (five mi
 waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp provider's triggers (six minutes)
 	@$(BIN)/python -m benchmarks.waiting $(ARGS)
 
+.PHONY: watching
+watching: $(VENV)/.bench openssh ## measure a watch of 50,000 files that arrive at once (two minutes)
+	@$(BIN)/python -m benchmarks.watching $(ARGS)
+
 .PHONY: release
 release: $(VENV)/.dev openssh sftpservers chromium ## check, test and build a release, all but the upload (hours)
 	@$(BIN)/python -m scripts.release

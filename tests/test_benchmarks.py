@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import syncing, waiting, workloads
+from benchmarks import syncing, waiting, watching, workloads
 from benchmarks.delay import delayed
 from benchmarks.rivals import HOOK, LFTP, OURS, RCLONE, SFTP, rivals
 from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
+from tests.support.airflow.versions import needs_state_stores
 
 CONTENT = random.Random(1).randbytes(3 << 20)
 
@@ -172,3 +173,21 @@ def test_waiting_meets_its_targets_or_misses_them(
     monkeypatch.setattr(waiting, "measure", lambda whose, *_: costs[whose])
     assert waiting.main(["--triggers", str(count), "--seconds", "1"]) == (0 if met else 1)
     assert "logins a minute" in capsys.readouterr().out
+
+
+@needs_state_stores
+def test_a_watch_is_measured_until_all_files_are_reported(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sshd
+    assert watching.main(["--files", "1100", "--arrivals", "1", "--interval", "0.2"]) == 0
+    lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines()
+             if line.startswith("│")}  # fmt: skip
+    assert lines["events"] == "3"
+    assert 0 < int(lines["bytes of state in all"].replace(",", "")) < 110_000
+
+
+@pytest.mark.parametrize(
+    ("cost", "met"), [((59, 1, 1, 2000, 1.0), True), ((61, 1, 1, 2000, 1.0), False), ((1, 1, 1, 2001, 1.0), False),
+                      ((1, 1, 1, 2000, 65_537.0), False)]
+)  # fmt: skip
+def test_a_watch_meets_its_targets_or_misses_them(cost: tuple[float, int, int, int, float], met: bool) -> None:
+    assert watching.is_met(watching.Cost(*cost), 10) is met

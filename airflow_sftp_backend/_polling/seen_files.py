@@ -1,37 +1,44 @@
 """Decide which files are new to a watch.
 
-The asset's state store keeps the seen files as plain JSON, also after the triggerer stops. The store also keeps each
-batch that may not have reached Airflow. The batch is sent again under its id, and `assets.new_files` recognises the id.
+The new files of a poll become batches. `SeenFiles` also holds each batch that may not have reached Airflow. The batch
+is sent again under its id, and `assets.new_files` recognises the id.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
+import json
 import uuid
+import zlib
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Final, cast
-
-from pydantic import ValidationError
+from typing import Any, Final, TypeAlias, TypeVar
 
 from airflow_sftp_backend._file_rows import FoundFile
 
-if TYPE_CHECKING:
-    from airflow.sdk.execution_time.context import AssetStateStoreAccessors
-    from pydantic import JsonValue
-
 MAX_BATCH_FILES: Final = 500
 """Files in one batch: Airflow keeps an event with all its files, and passes the event to every task of its run."""
+MAX_UNACKNOWLEDGED: Final = 100
+"""Batches that may be unacknowledged at a time: a triggerer that stops sends them all again."""
 _EMPTY_DIRECTORY_SECONDS: Final = 24 * 3600.0
 """Seconds for which the files of an empty directory stay known: a mount may be offline for a while."""
-_ACKNOWLEDGE_SECONDS: Final = 30.0
-"""Seconds after which Airflow is assumed to have stored an event."""
 _NAME_BYTES, _CONTENT_BYTES = 8, 4
 """Bytes of the hash of a file's name, and of the hash of its size and time."""
 
+_RECORDS_PER_CHANGE: Final = 2000
+"""Files in one change of a directory, which has about 32 KB then."""
+
 _Hashes = dict[bytes, bytes]
+_Record = TypeVar("_Record")
+Change: TypeAlias = list[Any]
+"""One step from earlier seen files to later ones, as plain JSON: its kind, then its values.
+
+* ``batch``: id and packed files of a batch that was added;
+* ``acknowledged``: a list of ids of batches that were removed;
+* ``directory``: name, the packed records of present and of missing files that were added or replaced, the packed names
+  that were removed, and ``empty_since``.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,25 @@ class NewFilesBatch:
 
     files: list[FoundFile]
     batch_id: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
+
+    def pack(self) -> str:
+        """Return the files as text for `unpack`.
+
+        The text is compressed JSON without the keys of the rows.
+        """
+        rows = [[file["path"], file["size"], file["modified_at"]] for file in self.files]
+        return b64encode(zlib.compress(json.dumps(rows, separators=(",", ":")).encode())).decode()
+
+    @classmethod
+    def unpack(cls, batch_id: str, text: str) -> NewFilesBatch:
+        """Restore a batch.
+
+        :param batch_id: id of the batch
+        :param text: the result of `pack`
+        :returns: the batch
+        """
+        rows = json.loads(zlib.decompress(b64decode(text)))
+        return cls([FoundFile(path=path, size=size, modified_at=time_) for path, size, time_ in rows], batch_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +113,51 @@ class _SeenDirectory:
         present_content = self.present.get(name)
         return present_content is None or (changed and present_content != content)
 
+    def add(self, name: bytes, content: bytes) -> None:
+        """Add the record of a present file."""
+        self.missing.pop(name, None)
+        self.present[name] = content
+
+    def with_present(self, records: _Hashes) -> _SeenDirectory:
+        """Return a copy with more records of present files."""
+        if not records:
+            return self
+        missing = {name: content for name, content in self.missing.items() if name not in records}
+        return _SeenDirectory(self.present | records, missing, self.empty_since)
+
+    def changes_since(self, earlier: _SeenDirectory) -> Iterator[list[Any]]:
+        """Yield arguments for `apply`.
+
+        These calls lead from the earlier directory to this one.
+        """
+        if self == earlier:
+            return
+        present = dict(self.present.items() - earlier.present.items())
+        missing = dict(self.missing.items() - earlier.missing.items())
+        removed = (earlier.present.keys() | earlier.missing.keys()) - self.present.keys() - self.missing.keys()
+        parts = [
+            *((_pack(part), "", "") for part in _split(present.items())),
+            *(("", _pack(part), "") for part in _split(missing.items())),
+            *(("", "", _encode(b"".join(part))) for part in _split(removed)),
+        ]
+        for part in parts or [("", "", "")]:
+            yield [*part, self.empty_since]
+
+    def apply(self, present: str, missing: str, removed: str, empty_since: float | None) -> _SeenDirectory:
+        """Return the directory after a change.
+
+        The result takes over the records of this directory.
+        """
+        for name in _names(removed):
+            self.present.pop(name, None)
+            self.missing.pop(name, None)
+        for name, content in _unpack(present).items():
+            self.add(name, content)
+        for name, content in _unpack(missing).items():
+            self.present.pop(name, None)
+            self.missing[name] = content
+        return _SeenDirectory(self.present, self.missing, empty_since)
+
 
 @dataclass(frozen=True, slots=True)
 class SeenFiles:
@@ -120,9 +191,7 @@ class SeenFiles:
         directories = self._after_poll(present, now)
         for file in files:
             directory, name, content = _hashes_of(file)
-            seen_directory = directories.setdefault(directory, _SeenDirectory())
-            seen_directory.missing.pop(name, None)
-            seen_directory.present[name] = content
+            directories.setdefault(directory, _SeenDirectory()).add(name, content)
         return SeenFiles(directories, self.unacknowledged)
 
     def _after_poll(self, present: Iterable[str], now: float) -> dict[str, _SeenDirectory]:
@@ -147,37 +216,84 @@ class SeenFiles:
     ) -> SeenFiles:
         """Update the seen files after a poll.
 
-        The new files become a batch.
+        The new files become batches.
 
-        A file is new if its path is unknown, or if it was missing and is back with another size or time.
+        A file is new if its path is unknown, or if it was missing and is back with another size or time. Files beyond
+        the last possible batch stay unknown.
 
         :param ready: files that may be sent
         :param present: paths of all files on the server
         :param now: time of the poll in epoch seconds
         :param changed: treat a known file with another size or time as new
-        :param max_files: number of files in the batch, the oldest first; None for 500 files in their order
+        :param max_files: number of files in the one batch, the oldest first; None for batches of 500 files in their
+            order, at most `MAX_UNACKNOWLEDGED` batches with those before
         :returns: the updated files
         """
         directories = self._after_poll(present, now)
         new: list[FoundFile] = []
+        free_batches = max(MAX_UNACKNOWLEDGED - len(self.unacknowledged), 0)
+        most = free_batches * MAX_BATCH_FILES if max_files is None else max_files * min(free_batches, 1)
         for file in ready if max_files is None else sorted(ready, key=_age):
             directory, name, content = _hashes_of(file)
             seen_directory = directories.setdefault(directory, _SeenDirectory())
             if seen_directory.is_new(name, content, changed=changed):
-                if len(new) == (MAX_BATCH_FILES if max_files is None else max_files):
+                if len(new) == most:
                     continue
                 new.append(file)
-            seen_directory.missing.pop(name, None)
-            seen_directory.present[name] = content
-        unacknowledged = (*self.unacknowledged, NewFilesBatch(new)) if new else self.unacknowledged
-        return SeenFiles(
-            {
-                directory: seen_directory
-                for directory, seen_directory in directories.items()
-                if seen_directory != _SeenDirectory()
-            },
-            unacknowledged,
-        )
+            seen_directory.add(name, content)
+        batches = (NewFilesBatch(new[start : start + MAX_BATCH_FILES]) for start in range(0, len(new), MAX_BATCH_FILES))
+        return SeenFiles(_without_empty(directories), (*self.unacknowledged, *batches))
+
+    def changes_since(self, earlier: SeenFiles) -> list[Change]:
+        """Return the changes that lead from earlier seen files to these.
+
+        :param earlier: the seen files before; those of ``SeenFiles()`` give the changes that `apply` builds all from
+        :returns: changes for `apply`
+        """
+        known = {batch.batch_id for batch in earlier.unacknowledged}
+        remaining = {batch.batch_id for batch in self.unacknowledged}
+        batches = [batch for batch in self.unacknowledged if batch.batch_id not in known]
+        changes: list[Change] = [["batch", batch.batch_id, batch.pack()] for batch in batches]
+        if acknowledged := [batch.batch_id for batch in earlier.unacknowledged if batch.batch_id not in remaining]:
+            changes.append(["acknowledged", acknowledged])
+        implied: dict[str, _Hashes] = {}  # a batch adds the records of its files by itself
+        for batch in batches:
+            for file in batch.files:
+                directory, name, content = _hashes_of(file)
+                implied.setdefault(directory, {})[name] = content
+        for directory in dict.fromkeys([*implied, *earlier.directories, *self.directories]):
+            before = earlier.directories.get(directory, _SeenDirectory()).with_present(implied.get(directory, {}))
+            after = self.directories.get(directory, _SeenDirectory())
+            changes += [["directory", directory, *change] for change in after.changes_since(before)]
+        return changes
+
+    def apply(self, changes: Iterable[Change]) -> SeenFiles:
+        """Return the seen files after changes.
+
+        :param changes: the changes, as `changes_since` returns them
+        :returns: the later seen files
+        """
+        directories = {
+            directory: replace(seen_directory, present={**seen_directory.present}, missing={**seen_directory.missing})
+            for directory, seen_directory in self.directories.items()
+        }
+        unacknowledged = {batch.batch_id: batch for batch in self.unacknowledged}
+        for kind, *values in changes:
+            if kind == "batch":
+                batch = NewFilesBatch.unpack(*values)
+                unacknowledged[batch.batch_id] = batch
+                for file in batch.files:
+                    directory, name, content = _hashes_of(file)
+                    directories.setdefault(directory, _SeenDirectory()).add(name, content)
+            elif kind == "acknowledged":
+                for batch_id in values[0]:
+                    unacknowledged.pop(batch_id, None)
+            elif kind == "directory":
+                directory, *change = values
+                directories[directory] = directories.get(directory, _SeenDirectory()).apply(*change)
+            else:
+                raise ValueError(f"unknown change {kind!r}")
+        return SeenFiles(_without_empty(directories), tuple(unacknowledged.values()))
 
     def as_json(self) -> dict[str, Any]:
         """Return plain JSON for `from_json`.
@@ -186,7 +302,11 @@ class SeenFiles:
         """
         return {
             "directories": {
-                directory: [_pack(seen_directory.present), _pack(seen_directory.missing), seen_directory.empty_since]
+                directory: [
+                    _pack(seen_directory.present.items()),
+                    _pack(seen_directory.missing.items()),
+                    seen_directory.empty_since,
+                ]
                 for directory, seen_directory in self.directories.items()
             },
             "unacknowledged": [[batch.files, batch.batch_id] for batch in self.unacknowledged],
@@ -227,8 +347,28 @@ def _hash(text: str, size: int) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=size).digest()
 
 
-def _pack(contents: _Hashes) -> str:
-    return b64encode(b"".join(name + content for name, content in contents.items())).decode()
+def _without_empty(directories: Mapping[str, _SeenDirectory]) -> dict[str, _SeenDirectory]:
+    empty = _SeenDirectory()
+    return {name: seen_directory for name, seen_directory in directories.items() if seen_directory != empty}
+
+
+def _split(records: Iterable[_Record]) -> Iterator[list[_Record]]:
+    remaining = list(records)
+    for start in range(0, len(remaining), _RECORDS_PER_CHANGE):
+        yield remaining[start : start + _RECORDS_PER_CHANGE]
+
+
+def _pack(contents: Iterable[tuple[bytes, bytes]]) -> str:
+    return _encode(b"".join(name + content for name, content in contents))
+
+
+def _encode(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def _names(text: str) -> list[bytes]:
+    data = b64decode(text)
+    return [data[start : start + _NAME_BYTES] for start in range(0, len(data), _NAME_BYTES)]
 
 
 def _unpack(text: str) -> _Hashes:
@@ -237,108 +377,3 @@ def _unpack(text: str) -> _Hashes:
         data[start : start + _NAME_BYTES]: data[start + _NAME_BYTES : start + record_size]
         for start in range(0, len(data), record_size)
     }
-
-
-class SeenFilesStore:
-    """Keep the seen files of one watch.
-
-    They are kept in memory, and in the asset's state store if available.
-
-    :param watch: description of the watch; an asset may have several watches
-    :param store: the asset's state store; None before Airflow 3.3
-    :param warn: logs a warning
-    :param clock: returns seconds
-    """
-
-    def __init__(
-        self,
-        watch: str,
-        store: AssetStateStoreAccessors | None,
-        warn: Callable[[str], object],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._key = f"sftp new files seen {hashlib.sha256(watch.encode()).hexdigest()[:16]}"
-        self._store = store
-        self._warn = warn
-        self._clock = clock
-        self._current: SeenFiles | None = None
-        self._stored = SeenFiles()
-        self._sent_at: dict[str, float] = {}
-
-    async def load(self) -> SeenFiles:
-        """Return the seen files without the acknowledged batches.
-
-        A batch that was sent at least 30 s ago is assumed to be stored by Airflow.
-
-        :returns: the seen files
-        :raises AirflowRuntimeError: if Airflow cannot return the stored files
-        """
-        if self._current is None:
-            self._current = self._stored = await self._read_store()
-        now = self._clock()
-        unacknowledged = (
-            batch
-            for batch in self._current.unacknowledged
-            if now - self._sent_at.get(batch.batch_id, now) < _ACKNOWLEDGE_SECONDS
-        )
-        return replace(self._current, unacknowledged=tuple(unacknowledged))
-
-    async def _read_store(self) -> SeenFiles:
-        if self._store is not None:
-            try:
-                stored = await self._store.aget(self._key)
-            except ValidationError:  # a malformed response; this is a ValueError too
-                raise
-            except ValueError:  # the store cannot choose among several assets
-                self._warn(
-                    "several assets share this watch, so Airflow cannot store its files: each start of the triggerer"
-                    " reports all existing files again; give each asset its own watch"
-                )
-                self._store = None
-            else:
-                return SeenFiles() if stored is None else self._parse(cast("dict[str, Any]", stored))
-        return SeenFiles()
-
-    def _parse(self, stored: Mapping[str, Any]) -> SeenFiles:
-        try:
-            return SeenFiles.from_json(stored)
-        except (LookupError, TypeError, ValueError, AttributeError):
-            self._warn("the stored files of this watch are not valid: all existing files are reported again")
-            return SeenFiles()
-
-    async def save(self, seen_files: SeenFiles) -> None:
-        """Save the seen files.
-
-        If another triggerer saved other files meanwhile, load those instead.
-
-        :param seen_files: the seen files
-        :raises AirflowRuntimeError: if Airflow cannot store the files; then nothing has changed
-        """
-        if self._store is not None and seen_files != self._stored:
-            stored = await self._read_store()
-            if stored != self._stored:
-                self._current = self._stored = stored
-                return
-            await self._store.aset(self._key, cast("JsonValue", seen_files.as_json()))
-            self._stored = seen_files
-        self._current = seen_files
-        self._sent_at = {
-            batch.batch_id: self._sent_at[batch.batch_id]
-            for batch in seen_files.unacknowledged
-            if batch.batch_id in self._sent_at
-        }
-
-    def next_unsent(self) -> NewFilesBatch | None:
-        """Return the oldest unsent batch that is saved.
-
-        The result is None without such a batch.
-        """
-        batches = () if self._current is None else self._current.unacknowledged
-        return next((batch for batch in batches if batch.batch_id not in self._sent_at), None)
-
-    def mark_sent(self, batch: NewFilesBatch) -> None:
-        """Note the time at which a batch was sent to Airflow.
-
-        :param batch: the batch
-        """
-        self._sent_at[batch.batch_id] = self._clock()

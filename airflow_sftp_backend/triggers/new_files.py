@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
@@ -29,7 +30,8 @@ from airflow_sftp_backend._polling.conditions import (
     condition_paths,
     evaluate,
 )
-from airflow_sftp_backend._polling.seen_files import MAX_BATCH_FILES, SeenFiles, SeenFilesStore
+from airflow_sftp_backend._polling.seen_files import MAX_BATCH_FILES, SeenFiles
+from airflow_sftp_backend._polling.seen_files_store import SeenFilesStore
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from airflow_sftp_backend.backend import SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
@@ -48,14 +50,20 @@ _RECOVERABLE_ERRORS = (
     LookupError,
 )
 """Errors after which a watch polls again."""
+_PAUSE: Final = 0.1
+"""Seconds between two events, so that the triggerer does other work meanwhile."""
+_LAST_PAUSE: Final = 10.0
+"""Seconds before the last event of a poll, in which the scheduler starts runs for the other events."""
 
 
 class SFTPNewFilesTrigger(BaseEventTrigger):
     """Start DAGs for files that arrive on an SFTP server.
 
-    Use the trigger in an `AssetWatcher`; the first task of the DAG calls `assets.new_files`. Each poll with new files
-    fires one event for at most 500 files: ``{"batch": id, "sftp_conn_id": ..., "files": [...]}``, each file with
-    ``path``, ``size`` and ``modified_at``. The first poll reports all existing files.
+    Use the trigger in an `AssetWatcher`; the first task of the DAG calls `assets.new_files`. A poll with new files
+    fires one event for each 500 files: ``{"batch": id, "sftp_conn_id": ..., "files": [...]}``, each file with ``path``,
+    ``size`` and ``modified_at``. The events of a poll follow one another within seconds, and Airflow may start one run
+    for several of them. At most 100 events are sent in half a minute; later polls report the other files. The first
+    poll reports all existing files.
 
     From Airflow 3.3, the asset's state store keeps the reported files, so a restart of the triggerer loses no file. A
     batch stays in the store until the first poll at least 30 s after the batch was sent. A triggerer that stops before
@@ -76,8 +84,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         only if a poll found the file missing in between; set ``changed`` for names that are reused at once.
     :param min_size: size that a file must have at least, in bytes
     :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, or ISO 8601 text
-    :param max_files: number of files in one event, from 1 to 500, the oldest first; the next poll reports the others.
-        By default 500 files, in the order of their paths.
+    :param max_files: number of files in the only event of a poll, from 1 to 500, the oldest first; the next poll
+        reports the others. By default a poll reports all files, in the order of their paths.
     :param done_file: name of a file that must exist beside each file, such as ``{name}.done``, or ``{stem}.done``
         without the file's suffix
     :param include: globs of file names; only matching files of a directory or pattern count
@@ -155,8 +163,8 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Poll until cancelled; yield an event for each new batch.
 
-        A batch is saved before its event is sent, and kept for at least 30 s after. Then Airflow is assumed to have
-        stored the event.
+        All batches of a poll are saved before the first event is sent, and kept for at least 30 s after their events.
+        Then Airflow is assumed to have stored the event.
 
         :returns: the events
         """
@@ -186,8 +194,13 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
                     last_error = str(error)
                     continue
                 last_error = ""
-                batch = store.next_unsent()
-                if batch is not None:
+                batches = store.unsent()
+                for number, batch in enumerate(batches, 1):
+                    if number > 1:
+                        # Airflow may start one run for several events, and then pass it the first only. The event after
+                        # the pause starts a run of its own, which gets all events before.
+                        is_last = number == len(batches)
+                        await asyncio.sleep(min(self.poke_interval, _LAST_PAUSE) if is_last else _PAUSE)
                     first = escaped(batch.files[0]["path"])
                     self.log.info("%s new, the first is %s", pluralize_files(len(batch.files)), first)
                     yield _event(batch=batch.batch_id, sftp_conn_id=self.sftp_conn_id, files=batch.files)
@@ -196,12 +209,12 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             connection.release()
 
     async def _poll(self, store: SeenFilesStore, connection: SharedConnection) -> None:
-        """Poll once and save the new files as a batch.
+        """Poll once and save the new files as batches.
 
         If an unsent batch exists, nothing is polled.
         """
         await store.save(await store.load())  # drops the batches sent at least 30 s ago
-        if store.next_unsent() is not None:
+        if store.unsent():
             return
         seen_files = await store.load()
 

@@ -151,24 +151,34 @@ def test_events_before_a_dag_began_to_watch_are_ignored() -> None:
 
 def test_very_many_unclaimed_events_are_returned_once() -> None:
     inbox = Inbox(*(report(f"{number}", row(f"{number}"), at=number) for number in range(250)))
-    given = [new_files(inbox.run(created, began=249, run_id=str(created))) for created in (0, 100, 249)]
+    given = [new_files(inbox.run(created, began=240, run_id=str(created))) for created in (0, 100, 249)]
+    assert [len(files) for files in given] == [240, 0, 10]
     assert sorted(int(found["path"]) for files in given for found in files) == list(range(250))
+
+
+def test_a_run_gets_at_most_a_thousand_unclaimed_events() -> None:
+    inbox = Inbox(*(report(f"{number:016}", row(f"{number}"), at=number) for number in range(1100)))
+    assert len(new_files(inbox.run(0, began=2000, run_id="one"))) == 1001
+    inbox.events.append(report("last", row("last"), at=1100))
+    assert len(new_files(inbox.run(1100, run_id="two"))) == 100
+    assert len(inbox.store.values["sftp batches claimed by dag"]) < 65_535
 
 
 @pytest.mark.parametrize("other", ["claims it too", "forgets it once", "forgets it again and again"])
 def test_of_two_runs_that_claim_an_event_only_one_gets_it(monkeypatch: pytest.MonkeyPatch, other: str) -> None:
     inbox = Inbox(report("own", row("own"), at=1), report("left", row("left"), at=2))
-    key = "sftp new files claimed by dag"
+    key = "sftp batches claimed by dag"
     slept = 0
 
     def meanwhile(_: float) -> None:
         nonlocal slept
         slept += 1
         taken = inbox.store.get(key)
+        ((run_id, (since, batches)),) = taken.items()
         if other == "claims it too":
-            taken["left"][0] = "other"
+            taken = {run_id: [since, ["own"]], "other": [since, ["left"]]}
         elif other != "forgets it once" or slept == 1:
-            del taken["left"]
+            batches.remove("left")
         inbox.store.set(key, taken)
 
     monkeypatch.setattr("airflow_sftp_backend.assets.events.time.sleep", meanwhile)
@@ -223,7 +233,7 @@ def test_the_claim_record_is_bounded_to_the_latest_events() -> None:
         new_files(inbox.run(number, run_id=f"asset_triggered__2026-01-31T00:00:00.000000+00:00_{number:08}"))
     (kept,) = inbox.store.values.values()
     assert len(kept) < 65_535
-    assert len(inbox.store.get("sftp new files claimed by dag")) == 400
+    assert len(inbox.store.get("sftp batches claimed by dag")) > 400
     inbox.events.append(report(f"{599:016}", row("a"), at=700))
     assert new_files(inbox.run(700, run_id="other")) == []
 

@@ -18,25 +18,25 @@ from airflow.sdk.execution_time.comms import ErrorResponse
 from airflow_sftp_backend.triggers import SFTPNewFilesTrigger
 from tests.support.airflow.arguments import Glob, selection_argument
 from tests.support.airflow.connections import Connect
-from tests.support.airflow.context import State
+from tests.support.airflow.context import AssetState
 from tests.support.airflow.triggers import run, until
 from tests.support.files import write_files
 from tests.support.servers import AsyncsshServer
 from tests.support.sessions import assert_nothing_left
 
 
-class Store(State):
+class Store(AssetState):
     """The asset's state store, as the triggerer gives it to a watch; ``away`` for as many questions."""
 
     away = 0
 
     async def aget(self, key: str) -> Any:
         self._answer()
-        return self.get(key)
+        return await super().aget(key)
 
     async def aset(self, key: str, value: object) -> None:
         self._answer()
-        self.set(key, value)
+        await super().aset(key, value)
 
     def _answer(self) -> None:
         if self.away:
@@ -88,7 +88,7 @@ async def watching(
 @pytest.fixture
 def takes_over_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Airflow writes events down sooner than it may need to."""
-    monkeypatch.setattr("airflow_sftp_backend._polling.seen_files._ACKNOWLEDGE_SECONDS", 0.2)
+    monkeypatch.setattr("airflow_sftp_backend._polling.seen_files_store._ACKNOWLEDGE_SECONDS", 0.2)
 
 
 def test_a_watch_takes_the_oldest_files_after_a_time_first(remote: Path) -> None:
@@ -233,14 +233,31 @@ def test_an_unacknowledged_batch_is_sent_again_under_its_name(remote: Path) -> N
     run(watch())
 
 
-def test_very_many_files_are_reported_over_several_polls(remote: Path) -> None:
-    write_files(remote, {f"in/{number:04}": b"" for number in range(1200)})
+def test_very_many_files_are_reported_after_one_poll(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("airflow_sftp_backend.triggers.new_files._PAUSE", 0.01)
+    store = Store()
+    write_files(remote, {f"in/{number:04}": b"" for number in range(5200)})
 
     async def watch() -> None:
-        async with watching() as one:
-            reports = await one.reported(3)
-            assert [len(paths) for paths in reports] == [500, 500, 200]
-            assert len({path for paths in reports for path in paths}) == 1200
+        async with watching(store=store, every=0.5) as one:
+            await one.reported(10)
+            write_files(remote, {"in/later": b""})
+            reports = await one.reported(12)
+            assert [len(paths) for paths in reports] == [*[500] * 10, 200, 1]
+            assert len({path for paths in reports for path in paths}) == 5201
+
+    run(watch())
+
+
+def test_a_watch_with_max_files_reports_one_event_a_poll(remote: Path) -> None:
+    write_files(remote, {f"in/{number}": b"" for number in range(4)})
+
+    async def watch() -> None:
+        async with watching(max_files=1) as one:
+            await one.reported(1)
+            write_files(remote, {"in/0first": b""})
+            os.utime(remote / "in/0first", (1, 1))
+            assert (await one.reported(5))[1] == ["in/0first"]
 
     run(watch())
 

@@ -64,6 +64,10 @@ class AssetState(State):
         """`set`, as the triggerer calls it."""
         self.set(key, value)
 
+    async def adelete(self, key: str) -> None:
+        """Remove a value, as the triggerer does."""
+        self.values.pop(key, None)
+
 
 class AssetStates:
     """The state stores of a task with one asset."""
