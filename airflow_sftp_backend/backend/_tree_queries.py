@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from airflow_sftp_backend.backend._files import tree
+from airflow_sftp_backend.backend._files.attributes import try_stat
 from airflow_sftp_backend.backend._files.links import lstat_all
+from airflow_sftp_backend.backend._paths import RemotePath, is_backup_name, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 
-from .errors import InvalidPath
+from .errors import InvalidPath, result_or_raise
 from .models import FileInfo
 
 if TYPE_CHECKING:
@@ -23,11 +25,17 @@ class Tree:
     """Hold the entries below a directory.
 
     :ivar files: regular files
+    :ivar folders: keys of directories
     :ivar others: keys of links, which are not followed, and of special files
+    :ivar links_to_files: those of ``others`` that are links to files
+    :ivar backups: keys of backups, which exist for a moment where two renames replace a file
     """
 
-    files: list[FileInfo]
-    others: list[str]
+    files: list[FileInfo] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    links_to_files: list[str] = field(default_factory=list)
+    backups: list[str] = field(default_factory=list)
 
 
 def list_tree(backend: SFTPBackend, path: str) -> Tree:
@@ -41,16 +49,45 @@ def list_tree(backend: SFTPBackend, path: str) -> Tree:
     :raises NotFound: if the directory does not exist
     :raises InvalidPath: if the key is a file
     """
-    listing = Tree([], [])
+    listing = Tree()
     with backend._resolver.annotate_errors():
-        for entry in tree.walk(backend._session.call, backend._resolver.resolve(path), must_exist=True):
+        remote = backend._resolver.resolve(path)
+        for entry in tree.walk(backend._session.call, remote, must_exist=True, with_temps=True):
+            key = entry.path.key
             if entry.attributes.is_folder:
-                continue
-            if entry.attributes.is_file:
+                listing.folders.append(key)
+            elif is_temp_name(entry.path.name):
+                if is_backup_name(entry.path.name):
+                    listing.backups.append(key)
+            elif entry.attributes.is_file:
                 listing.files.append(entry.to_file_info())
             else:
-                listing.others.append(entry.path.key)
+                listing.others.append(key)
+                if entry.is_file:
+                    listing.links_to_files.append(key)
     return listing
+
+
+def find_existing(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
+    """Find the paths that exist.
+
+    Links are not followed: a dangling one exists. One round trip if all replies are clear.
+
+    :param backend: the server
+    :param paths: keys
+    :returns: those of the paths that exist
+    """
+    remotes = _resolve_all(backend, paths)
+    if not remotes:
+        return set()
+    answers = backend._session.call(
+        lambda scheduler: scheduler.run_many(map(try_stat, remotes.values())), idempotent=True
+    )
+    return {
+        path
+        for path, answer in zip(remotes, map(result_or_raise, answers), strict=True)
+        if isinstance(answer, Attributes)
+    }
 
 
 def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
@@ -62,13 +99,19 @@ def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
     :param paths: relative to ``base_path``; a final ``/`` does not count, so that the link itself is meant
     :returns: those of the paths that are links; a path that is refused is not
     """
-    remotes = {}
-    for path in paths:
-        with suppress(InvalidPath):
-            remotes[path] = backend._resolver.resolve(path)
+    remotes = _resolve_all(backend, paths)
     if not remotes:
         return set()
     answers = backend._session.call(lambda scheduler: scheduler.run(lstat_all([*remotes.values()])), idempotent=True)
     return {
         path for path, answer in zip(remotes, answers, strict=True) if isinstance(answer, Attributes) and answer.is_link
     }
+
+
+def _resolve_all(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, RemotePath]:
+    """Resolve the valid ones among some keys."""
+    remotes = {}
+    for path in paths:
+        with suppress(InvalidPath):
+            remotes[path] = backend._resolver.resolve(path)
+    return remotes

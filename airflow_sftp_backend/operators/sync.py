@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -20,23 +19,22 @@ from airflow_sftp_backend.progress import pluralize_files
 from ._base import Failures, PlanningOperator, check_choice, check_mode_argument, distinct_failures, drop_non_utf8
 from ._object_storage import FileState, is_url
 from ._retry_state import RetryState
+from ._sync.changes import Changes, plan_changes
 from ._sync.deletion_limit import check_max_delete, exceeds_max_delete
 from ._sync.deletions import delete_local, delete_on_server
-from ._sync.listings import list_local, list_server, local_exists, local_path_of, paths_of_equal_content, server_path_of
+from ._sync.ends import Direction, SyncEnds
+from ._sync.listings import paths_of_equal_content
 from ._sync.overlap import check_overlap
 from ._sync.tree_differences import (
     Differences,
     TimeRule,
     TreeListing,
-    blocking_entry,
     classify,
     compare_by_state,
     depends_on_time_rule,
-    doubtful_spellings,
-    emptied_directories,
     untimed,
 )
-from ._transfer_planning import LocalEnd, TransferItem, make_result
+from ._transfer_planning import TransferItem, make_result
 from ._transfer_records import FileVersion
 from ._transfers import TransferOptions, download_items, upload_items
 
@@ -45,7 +43,6 @@ if TYPE_CHECKING:
 
     from airflow_sftp_backend.backend import SFTPBackend
 
-Direction: TypeAlias = Literal["upload", "download"]
 Compare: TypeAlias = Literal["time", "sha256"]
 
 _NAMED_IN_LOG = 3
@@ -53,73 +50,27 @@ _NS = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class SyncEnds:
-    """Hold the two directories of a sync.
-
-    :ivar direction: the end on the server: the target of an upload, the source of a download
-    :ivar server: the directory on the server
-    :ivar other: the local directory or URL
-    :ivar server_path: returns the path on the server for a path of a listing
-    :ivar local_path: returns the local path or URL for a path of a listing
-    """
-
-    direction: Direction
-    server: str
-    other: str
-    server_path: Callable[[str], str]
-    local_path: Callable[[str], str]
-
-    def both(self, path: str) -> tuple[str, str]:
-        """Return the paths of a file at both ends.
-
-        :param path: the path in the listings
-        :returns: the path on the server, and the local path or URL
-        """
-        return self.server_path(path), self.local_path(path)
-
-    def item(self, path: str, state: FileState) -> TransferItem:
-        """Return the transfer of a file.
-
-        :param path: the path in the listings
-        :param state: the state of the source
-        :returns: the transfer
-        """
-        server_path, local_path = self.both(path)
-        if self.direction == "upload":
-            time = None if state.mtime is None else datetime.fromtimestamp(state.mtime, UTC)
-            return TransferItem(local_path, server_path, state.size, time)
-        return TransferItem(server_path, local_path, state.size)
-
-    @property
-    def local_end(self) -> LocalEnd:
-        """The end of a transfer that is not on the server."""
-        return "source" if self.direction == "upload" else "target"
-
-
-@dataclass(frozen=True, slots=True)
 class SyncPlan:
-    """Hold the changes of a sync.
+    """Hold the plan of a sync.
 
     :ivar ends: the two directories
     :ivar differences: the paths of both ends by their states
+    :ivar changes: the changes of the target
     :ivar items: the files to transfer, by their paths
-    :ivar doubtful: for a path that a target could mistake for another path, the prefix to look up
     :ivar versions: versions of the sources of ``items``
     :ivar earlier: results of files that an earlier attempt transferred
     :ivar deletions: the files to delete, with their sizes
-    :ivar directories: directories to remove after the deletions, if they are empty
     :ivar exceeds_limit: True if the deletions exceed ``max_delete``
     :ivar failures: failures of planning
     """
 
     ends: SyncEnds
     differences: Differences
+    changes: Changes
     items: Mapping[str, TransferItem]
-    doubtful: Mapping[str, str]
     versions: Mapping[TransferItem, FileVersion | None]
     earlier: list[FileResult]
     deletions: Mapping[str, int | None]
-    directories: Sequence[str]
     exceeds_limit: bool
     failures: Failures
 
@@ -216,36 +167,31 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> SyncPlan:
         ends = self._parse_ends(backend)
         check_overlap(backend, ends.server, ends.other)
-        listings = list_server(backend, ends.server, self._filters), list_local(ends.other, self._filters)
-        found_target, found_source = listings if self.direction == "upload" else listings[::-1]
+        found_source, found_target = ends.list_both(self._filters, restores=not self.is_dry_run)
         source, target = self._require_source(backend, found_source), found_target or TreeListing()
-        differences = self._compare(backend, ends, source, target)
+        differences = self._compare(ends, source, target)
         self.log.info(
             "%d new, %d changed, %d unchanged, %d extra files",
             len(differences.new), len(differences.changed), len(differences.unchanged), len(differences.extra),
         )  # fmt: skip
-        items, failures = self._plan_items(backend, ends, differences, source, target)
-        deletions = {
-            path: target.files[path].size
-            for path in differences.extra
-            if self.delete and path not in source.others and blocking_entry(path, source.others) is None
-        }
-        kept, not_utf8 = drop_non_utf8([*deletions], lambda path: (path,))
-        exceeds_limit = exceeds_max_delete(self.max_delete, deletions, target.files)
-        self._check_limit(len(deletions), len(target.files), exceeds_limit)
-        doubtful = _doubtful(items, source, target)
-        states = {item: source.files[path] for path, item in items.items()}
+        written, failures = drop_non_utf8([*differences.new, *differences.changed], ends.both)
+        extra, not_utf8 = drop_non_utf8(differences.extra if self.delete else (), lambda path: (path,))
+        changes = plan_changes(ends, source, target, written, extra if self.delete else None)
+        failures += not_utf8
+        failures += [InvalidPath(reason, path=path, server=backend.address) for path, reason in changes.refused.items()]
+        exceeds_limit = exceeds_max_delete(self.max_delete, changes.deletions, target.files)
+        self._check_limit(len(changes.deletions), len(target.files), exceeds_limit)
+        items = {path: ends.item(path, source.files[path]) for path in changes.transfers}
         return SyncPlan(
             ends=ends,
             differences=differences,
+            changes=changes,
             items=items,
-            doubtful=doubtful,
-            versions={item: _version(state) for item, state in states.items()},
+            versions={item: _version(source.files[path]) for path, item in items.items()},
             earlier=[*self._transferred_earlier(retry_state, ends, differences, source, target)],
-            deletions={path: deletions[path] for path in kept},
-            directories=emptied_directories(kept, source.files),
+            deletions={path: target.files[path].size for path in changes.deletions},
             exceeds_limit=exceeds_limit,
-            failures=[*failures, *not_utf8],
+            failures=failures,
         )
 
     def _parse_ends(self, backend: SFTPBackend) -> SyncEnds:
@@ -256,7 +202,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         if self.mode is not None and not is_upload and is_url(target):
             raise InvalidArgument("mode applies to local targets and to the server, but target is a URL")
         self._check_relative(backend, server, "target" if is_upload else "source")
-        return SyncEnds(self.direction, server, other, server_path_of(backend, server), local_path_of(other))
+        return SyncEnds(backend, self.direction, server, other)
 
     def _require_source(self, backend: SFTPBackend, source: TreeListing | None) -> TreeListing:
         """Return the listing of the source.
@@ -278,18 +224,20 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             raise NotFound(message, path=name, server=server)
         if source is None:
             return TreeListing()
-        if source.others:
-            self.log.warning(
-                "left out links and special files of the source, %d in total: %s",
-                len(source.others),
-                ", ".join(escaped(path) for path in islice(sorted(source.others), _NAMED_IN_LOG)),
-            )
+        for message, paths in (
+            ("left out links and special files of the source", source.others),
+            ("left alone files of the source that are being replaced, or whose replacement was interrupted",
+             source.backups.values()),
+        ):  # fmt: skip
+            if paths:
+                names = ", ".join(escaped(path) for path in islice(sorted(paths), _NAMED_IN_LOG))
+                self.log.warning("%s, %d in total: %s", message, len(paths), names)
         return source
 
-    def _compare(self, backend: SFTPBackend, ends: SyncEnds, source: TreeListing, target: TreeListing) -> Differences:
+    def _compare(self, ends: SyncEnds, source: TreeListing, target: TreeListing) -> Differences:
         if self.compare == "sha256":
-            return classify(source, target, paths_of_equal_content(backend, source, target, ends.both))
-        differences = compare_by_state(source, target, self._time_rule(backend, ends, source, target))
+            return classify(source, target, paths_of_equal_content(ends.backend, source, target, ends.both))
+        differences = compare_by_state(source, target, self._time_rule(ends, source, target))
         if paths := untimed(source, target, differences.unchanged):
             self.log.warning(
                 "only sizes were compared of %s without times, such as %s; compare='sha256' compares the content",
@@ -298,7 +246,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             )
         return differences
 
-    def _time_rule(self, backend: SFTPBackend, ends: SyncEnds, source: TreeListing, target: TreeListing) -> TimeRule:
+    def _time_rule(self, ends: SyncEnds, source: TreeListing, target: TreeListing) -> TimeRule:
         """Return the comparison of times.
 
         The server is tested only if the test decides about a file.
@@ -310,7 +258,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         if not depends_on_time_rule(source, target):
             return TimeRule(is_kept=True)
         try:
-            support = query_time_support(backend, ends.server)
+            support = query_time_support(ends.backend, ends.server)
         except BackendUnavailable:
             raise
         except SFTPBackendError as error:
@@ -321,20 +269,6 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         lead = 0.0 if support.now is None else support.now + 1 - time.time()  # + 1, because SFTP has whole seconds
         self.log.info("the target keeps no times: files of equal size that are not older are unchanged")
         return TimeRule(is_kept=False, clock_lead=lead)
-
-    def _plan_items(
-        self, backend: SFTPBackend, ends: SyncEnds, differences: Differences, source: TreeListing, target: TreeListing
-    ) -> tuple[dict[str, TransferItem], Failures]:
-        failures: Failures = []
-        allowed: list[str] = []
-        for path in [*differences.new, *differences.changed]:
-            if (link := blocking_entry(path, target.others)) is None:
-                allowed.append(path)
-            else:
-                message = f"{link!r} in the target is a link or a special file, and links are not followed; remove it"
-                failures.append(InvalidPath(message, path=path, server=backend.address))
-        paths, not_utf8 = drop_non_utf8(allowed, lambda path: ends.both(path))
-        return {path: ends.item(path, source.files[path]) for path in paths}, [*failures, *not_utf8]
 
     def _check_limit(self, deletions: int, target_files: int, exceeds_limit: bool) -> None:
         if not exceeds_limit:
@@ -392,20 +326,20 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
             progress=progress,
             before_rename=retry_state.transfers.recorder(plan.versions) if plan.items else None,
         )
-        certain = [item for path, item in plan.items.items() if path not in plan.doubtful]
-        results, failures = self._transfer(backend, plan, certain, options)
-        results, failures = [*plan.earlier, *results], [*plan.failures, *failures]
-        if plan.doubtful and not failures:  # the check needs the files that the others could be mistaken for
-            distinct, failures = self._split_mistaken(backend, plan)
-            transferred, refused = self._transfer(backend, plan, distinct, options)
-            results, failures = [*results, *transferred], [*failures, *refused]
-        if not plan.deletions:
+        prompt = [item for path, item in plan.items.items() if path not in plan.changes.late]
+        transferred, failures = self._transfer(backend, plan, prompt, options)
+        results, failures = [*plan.earlier, *transferred], [*plan.failures, *failures]
+        if not plan.deletions and not plan.changes.late:
             return results, failures
         if failures:
             self.log.warning("deleted nothing, because not all transfers succeeded")
             return results, failures
-        deleted, refused = self._delete(backend, plan)
-        return [*results, *deleted], refused
+        deleted, failures = self._delete(backend, plan)
+        if failures:
+            return [*results, *deleted], failures
+        late = [item for path, item in plan.items.items() if path in plan.changes.late]
+        transferred, failures = self._transfer(backend, plan, late, options)
+        return [*results, *deleted, *transferred], failures
 
     def _transfer(
         self, backend: SFTPBackend, plan: SyncPlan, items: Sequence[TransferItem], options: TransferOptions
@@ -425,34 +359,13 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
                 failures.append(outcome)
         return results, distinct_failures(failures)
 
-    def _split_mistaken(self, backend: SFTPBackend, plan: SyncPlan) -> tuple[list[TransferItem], Failures]:
-        """Separate the doubtful files that the target mistakes for others.
-
-        A path that exists now is another file under another spelling.
-        """
-        exists: dict[str, bool] = {}
-        for prefix in plan.doubtful.values():
-            if prefix not in exists:
-                server_path, local_path = plan.ends.both(prefix)
-                is_upload = self.direction == "upload"
-                exists[prefix] = backend.exists(server_path) if is_upload else local_exists(local_path)
-        failures: Failures = []
-        for path, prefix in plan.doubtful.items():
-            if exists[prefix]:
-                message = (
-                    "the target does not distinguish this path from a path in another spelling (case or Unicode form);"
-                    " rename one of the two in the source or in the target"
-                )
-                failures.append(InvalidPath(message, path=path, server=backend.address))
-        return [plan.items[path] for path, prefix in plan.doubtful.items() if not exists[prefix]], failures
-
     def _delete(self, backend: SFTPBackend, plan: SyncPlan) -> tuple[list[FileResult], Failures]:
         if self.direction == "upload":
             convert = plan.ends.server_path
-            outcomes = delete_on_server(backend, map(convert, plan.deletions), map(convert, plan.directories))
+            outcomes = delete_on_server(backend, map(convert, plan.deletions), map(convert, plan.changes.directories))
         else:
             convert = plan.ends.local_path
-            outcomes = delete_local(map(convert, plan.deletions), map(convert, plan.directories))
+            outcomes = delete_local(map(convert, plan.deletions), map(convert, plan.changes.directories))
         paths = [path for path, outcome in zip(plan.deletions, outcomes, strict=True) if outcome is None]
         return [self._deletion(plan, path, "deleted") for path in paths], distinct_failures(outcomes)
 
@@ -461,11 +374,6 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         if self.direction == "download":
             row["target"] = plan.ends.local_path(path)
         return row
-
-
-def _doubtful(items: Mapping[str, TransferItem], source: TreeListing, target: TreeListing) -> dict[str, str]:
-    spellings = doubtful_spellings(source.files, [*target.files, *target.others])
-    return {path: prefix for path, prefix in spellings.items() if path in items}
 
 
 def _version(state: FileState) -> FileVersion:

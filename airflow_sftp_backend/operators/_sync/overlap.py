@@ -13,7 +13,7 @@ from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.backend.config import DEFAULT_PORT
 from airflow_sftp_backend.operators._object_storage import is_url, object_path
 
-from .tree_differences import folded
+from .spellings import ANY_RULES
 
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
@@ -51,7 +51,7 @@ def overlap(first: str, second: str, distinguishes: Distinguishes) -> bool:
     """
     directory = "/"
     for name, other in zip(_segments(first), _segments(second), strict=False):
-        if name != other and (folded(name) != folded(other) or distinguishes(directory, name, other)):
+        if name != other and (ANY_RULES.fold(name) != ANY_RULES.fold(other) or distinguishes(directory, name, other)):
             return False
         directory = posixpath.join(directory, name)
     return True

@@ -6,10 +6,8 @@ A path is relative to the top of its tree, with ``/`` between its segments.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Container, Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from itertools import accumulate
 
 from airflow_sftp_backend.operators._object_storage import FileState
 
@@ -20,10 +18,23 @@ class TreeListing:
 
     :ivar files: state of each regular file
     :ivar others: links, which a sync neither follows nor changes, and special files
+    :ivar links_to_files: those of ``others`` that are links to files
+    :ivar left_out: files that the filters of the sync exclude
+    :ivar directories: all directories
+    :ivar backups: path of each missing file that has a backup, by its directory and the digest of its name
     """
 
     files: Mapping[str, FileState] = field(default_factory=dict)
     others: Set[str] = frozenset()
+    links_to_files: Set[str] = frozenset()
+    left_out: Set[str] = frozenset()
+    directories: Set[str] = frozenset()
+    backups: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+    @property
+    def all_entries(self) -> set[str]:
+        """Paths of all entries."""
+        return {*self.files, *self.others, *self.left_out, *self.directories}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,71 +140,3 @@ def untimed(source: TreeListing, target: TreeListing, paths: Iterable[str]) -> l
     :returns: the files without a time at either end
     """
     return [path for path in paths if None in (source.files[path].mtime, target.files[path].mtime)]
-
-
-# -- names ------------------------------------------------------------------------------------------------------------
-
-
-def _prefixes(path: str) -> Iterable[str]:
-    return accumulate(path.split("/"), "{}/{}".format)
-
-
-def folded(path: str) -> str:
-    """Return one spelling for all that some server does not distinguish.
-
-    Servers on macOS and Windows ignore case and Unicode form. Windows also drops dots and blanks at the end of a name.
-
-    :param path: the path
-    :returns: the spelling
-    """
-    if path.isascii():
-        spelling = path.lower()
-    else:
-        spelling = unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
-    if spelling[-1:] not in (".", " ") and "./" not in spelling and " /" not in spelling:
-        return spelling
-    return "/".join(segment.rstrip(". ") or segment for segment in spelling.split("/"))
-
-
-def doubtful_spellings(source: Iterable[str], target: Iterable[str]) -> dict[str, str]:
-    """Find files that a target may not distinguish from other files.
-
-    An example is a target that ignores case.
-
-    :param source: the files of the source
-    :param target: the files of the target
-    :returns: for each such file of the source, its shortest prefix that differs from another path in case or Unicode
-        form only and that the target lacks
-    """
-    listed = {prefix for path in target for prefix in _prefixes(path)}
-    spellings = {folded(prefix): prefix for prefix in sorted(listed)}
-    doubtful: dict[str, str] = {}
-    for path in sorted(source):
-        for prefix in _prefixes(path):
-            if spellings.setdefault(folded(prefix), prefix) != prefix and prefix not in listed:
-                doubtful[path] = prefix
-                break
-    return doubtful
-
-
-def blocking_entry(path: str, others: Container[str]) -> str | None:
-    """Return the link or special file above a path.
-
-    :param path: a file of the source
-    :param others: links and special files of the target
-    :returns: the link or special file; None for a path through directories only
-    """
-    *parents, _ = _prefixes(path)
-    return next((parent for parent in parents if parent in others), None)
-
-
-def emptied_directories(deleted: Iterable[str], source: Iterable[str]) -> list[str]:
-    """Return the directories to remove after deletions, if they are empty.
-
-    :param deleted: the deleted files
-    :param source: the files of the source
-    :returns: the parent directories of deleted files that the source does not have, the deepest first
-    """
-    kept = {parent for path in source for parent in [*_prefixes(path)][:-1]}
-    parents = {parent for path in deleted for parent in [*_prefixes(path)][:-1]}
-    return sorted(parents - kept, key=lambda path: (-path.count("/"), path))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +11,9 @@ from airflow_sftp_backend.operators._sync.tree_differences import (
     Differences,
     TimeRule,
     TreeListing,
-    blocking_entry,
     classify,
     compare_by_state,
     depends_on_time_rule,
-    doubtful_spellings,
-    emptied_directories,
 )
 
 KEPT = TimeRule(is_kept=True)
@@ -100,46 +95,3 @@ def test_sizes_and_times_decide(source: FileState, target: FileState, kept: bool
     for rule, expected in ((KEPT, kept), (NOT_KEPT, not_kept)):
         differences = compare_by_state(TreeListing({"a": source}), TreeListing({"a": target}), rule)
         assert (differences.unchanged == ["a"]) == expected
-
-
-# -- names ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("source", "target", "doubtful"),
-    [
-        (["a", "b"], [], {}),
-        (["A", "a"], [], {"a": "a"}),
-        (["A", "a"], ["a"], {"A": "A"}),
-        (["A", "a"], ["A", "a"], {}),
-        (["a"], ["A"], {"a": "a"}),
-        (["D/x", "d/y"], [], {"d/y": "d"}),
-        (["d/y"], ["D/x"], {"d/y": "d"}),
-        (["x/é"], ["x/e\u0301"], {"x/é": "x/é"}),
-        (["straße"], ["STRASSE"], {"straße": "straße"}),
-    ],
-)
-def test_paths_that_differ_in_case_only_are_doubtful(
-    source: list[str], target: list[str], doubtful: Mapping[str, str]
-) -> None:
-    assert doubtful_spellings(source, target) == doubtful
-
-
-@given(st.sets(paths), st.sets(paths))
-def test_files_that_are_not_doubtful_have_different_spellings(source: set[str], target: set[str]) -> None:
-    doubtful = doubtful_spellings(source, target)
-    assert doubtful.keys() <= source - target
-    certain = [path for path in source if path not in doubtful]
-    unlisted = [path.casefold() for path in certain if path not in target]
-    assert len(set(unlisted)) == len(unlisted)
-
-
-def test_a_link_in_the_target_blocks_the_files_below_it() -> None:
-    assert blocking_entry("a/b/c", {"a/b"}) == "a/b"
-    assert blocking_entry("a/b", {"a/b"}) is None
-    assert blocking_entry("ab/c", {"a"}) is None
-
-
-def test_only_directories_that_the_source_lacks_are_emptied() -> None:
-    assert emptied_directories(["a/b/c", "a/d", "e"], ["a/x"]) == ["a/b"]
-    assert emptied_directories(["a/b/c"], []) == ["a/b", "a"]

@@ -67,7 +67,7 @@ from .program_server import ProgramServer
 from .rclone_server import RcloneServer
 from .server import HOST, Folder, Server, free_port, small_disk, wait_until
 from .service_stand_ins import AWSTransferLike, AzureBlobLike, SterlingLike
-from .times_and_names import IgnoresCase, KeepsSpellings, OtherClock, SeparatesUsers
+from .times_and_names import IgnoresCase, KeepsSpellings, LikeWindows, OtherClock, ReplacesDuringListing, SeparatesUsers
 
 REAL_SERVERS: dict[str, type[ProgramServer]] = {
     server.kind: server for server in (ProFTPDServer, DropbearServer, RcloneServer, ConchServer, ParamikoServer)
@@ -113,6 +113,7 @@ __all__ = [
     "IgnoresCase",
     "IgnoresExclusive",
     "KeepsSpellings",
+    "LikeWindows",
     "LimitsOpenFiles",
     "Listener",
     "ListsLinksAsTargets",
@@ -137,6 +138,7 @@ __all__ = [
     "RemovesBehindLinks",
     "RemovesFullFolders",
     "RenameReplaces",
+    "ReplacesDuringListing",
     "SaysOtherSizes",
     "SeparatesUsers",
     "Server",

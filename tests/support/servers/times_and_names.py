@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import asyncssh
 from asyncssh.public_key import SSHKey
 
-from tests.support.servers.asyncssh_server import AsyncsshServer, Files, Login
+from airflow_sftp_backend.backend._paths import RemotePath
+from tests.support.servers.asyncssh_server import AsyncsshServer, Files, Login, WithoutPosixRename
 
 
 class _OtherClock(Files):
@@ -78,6 +80,42 @@ class KeepsSpellings(IgnoresCase):
     """Ignores case, and its REALPATH returns the spelling of the client, and links as they are."""
 
     files = _SpelledFiles
+
+
+class _WindowsFiles(_CaselessFiles):
+    def map_path(self, path: bytes) -> bytes:
+        segments = path.replace(b"\\", b"/").split(b"/")
+        return super().map_path(b"/".join(segment.rstrip(b". ") or segment for segment in segments))
+
+
+class LikeWindows(IgnoresCase):
+    """Ignores case, drops dots and blanks at the end of names, and takes a backslash for a slash."""
+
+    files = _WindowsFiles
+
+
+class _ReplacingFiles(Files):
+    async def scandir(self, path: bytes) -> AsyncIterator[asyncssh.SFTPName]:
+        assert isinstance(self.server, ReplacesDuringListing)
+        folder, names = self.map_path(path), (os.fsencode(self.server.name), os.fsencode(self.server.backup))
+        file, backup = (os.path.join(folder, name) for name in names)
+        with suppress(FileNotFoundError):
+            os.rename(file, backup)
+        async for name in super().scandir(path):
+            yield name
+        with suppress(FileNotFoundError):
+            os.rename(backup, file)
+
+
+class ReplacesDuringListing(WithoutPosixRename):
+    """Shows the backup of the file ``name`` in place of the file, as while two renames replace it."""
+
+    files = _ReplacingFiles
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.backup = RemotePath("x", "x").entry(name).backup.name
 
 
 class _SeparateLogin(Login):

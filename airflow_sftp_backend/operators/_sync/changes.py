@@ -1,0 +1,124 @@
+"""Decide on the transfers and deletions of a sync."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend.backend import BackendUnavailable, SFTPBackendError
+from airflow_sftp_backend.backend.errors import escaped
+
+from .ends import SyncEnds
+from .obstacles import deepest_first, emptied_directories, find_obstacles, protected_by_backups, protected_by_links
+from .spellings import ANY_RULES, NameRules, merged_paths, unlisted_prefixes, with_parents
+from .tree_differences import TreeListing
+
+log = logging.getLogger(__name__)
+
+_NAMED_IN_LOG = 3
+_OTHER_SPELLING = (
+    "the target does not distinguish this path from a path in another spelling (such as case or Unicode form); rename"
+    " one of the two in the source or in the target"
+)
+
+
+@dataclass(slots=True)
+class Changes:
+    """Hold the changes of the target.
+
+    :ivar transfers: the files to transfer
+    :ivar late: those of ``transfers`` that replace deleted entries, and come after the deletions
+    :ivar refused: reason for each file that cannot be transferred
+    :ivar deletions: the files to delete
+    :ivar directories: directories to remove after the deletions, if they are empty
+    """
+
+    transfers: list[str] = field(default_factory=list)
+    late: Collection[str] = frozenset()
+    refused: Mapping[str, str] = field(default_factory=dict)
+    deletions: Sequence[str] = ()
+    directories: Sequence[str] = ()
+
+
+def plan_changes(
+    ends: SyncEnds, source: TreeListing, target: TreeListing, written: Sequence[str], extra: Sequence[str] | None
+) -> Changes:
+    """Plan the transfers and deletions of a sync.
+
+    :param ends: the two directories
+    :param source: the source
+    :param target: the target
+    :param written: new and changed files of the source
+    :param extra: files of the target that the source lacks; None if nothing is to be deleted
+    :returns: the changes
+    :raises InvalidArgument: if the target takes two files of the source for one
+    """
+    if not written and not extra:
+        return Changes()
+    protected = protected_by_links(extra or (), source.others) | protected_by_backups(extra or (), source.backups)
+    deletions = [path for path in extra or () if path not in protected]
+    mistaken, protected = _check_names(ends, source, target, written, deletions)
+    deletions = [path for path in deletions if path not in protected]
+    obstacles = find_obstacles(
+        [path for path in written if path not in mistaken], target, None if extra is None else set(deletions)
+    )
+    refused = dict.fromkeys(mistaken, _OTHER_SPELLING) | obstacles.refused
+    directories = {*emptied_directories(deletions, source.files), *obstacles.directories}
+    transfers = [path for path in written if path not in refused]
+    return Changes(transfers, obstacles.late, refused, deletions, deepest_first(directories))
+
+
+def _check_names(
+    ends: SyncEnds, source: TreeListing, target: TreeListing, written: Sequence[str], deletions: Sequence[str]
+) -> tuple[set[str], set[str]]:
+    """Find the names that the target takes for others.
+
+    :returns: the files not to write, and the files not to delete
+    :raises InvalidArgument: if two files to write are one
+    """
+    listed = target.all_entries
+    new = [path for path in written if path not in listed]
+    new_entries = with_parents(new) - listed
+    excluded = with_parents([*source.others, *source.left_out])
+
+    def find_merged(rules: NameRules) -> tuple[dict[str, str], dict[str, str]]:
+        changed = [path for path in written if path in listed]
+        return (
+            merged_paths(new, new_entries, rules) | (merged_paths(changed, listed, rules) if changed else {}),
+            merged_paths(deletions, listed | new_entries | excluded, rules) if deletions else {},
+        )
+
+    merged, kept = find_merged(ANY_RULES)
+    if merged or kept:
+        merged, kept = find_merged(_target_rules(ends))
+    if merged:
+        path, other = min(merged.items())
+        raise InvalidArgument(
+            f"the target takes {path!r} and {other!r} for one name, as {len(merged)} of the files to transfer; nothing"
+            " was changed. Rename the files"
+        )
+    if kept:
+        log.warning(
+            "not deleted, because the target takes the name for that of another file, %d in total: %s",
+            len(kept),
+            ", ".join(escaped(path) for path in sorted(kept)[:_NAMED_IN_LOG]),
+        )
+    lookups = unlisted_prefixes(new, listed)
+    existing = ends.existing_in_target(set(lookups.values())) if lookups else set()
+    return {path for path, prefix in lookups.items() if prefix in existing}, set(kept)
+
+
+def _target_rules(ends: SyncEnds) -> NameRules:
+    """Test the names of the target.
+
+    If the target refuses the test, suppose that it ignores every difference.
+    """
+    try:
+        return ends.probe_target()
+    except BackendUnavailable:
+        raise
+    except (SFTPBackendError, OSError) as error:
+        log.warning("names that differ in their spelling only count as one, because names cannot be tested: %s", error)
+        return ANY_RULES
