@@ -477,6 +477,8 @@ def test_a_bad_pattern_or_denied_directory_does_not_fail_the_batch(
             return found
 
         monkeypatch.setattr(SFTPBackend, "find_each", counted)
+        # On a busy machine, the waits of a batch return one by one.
+        monkeypatch.setattr("airflow_sftp_backend._polling.shared_connection._BATCH_WINDOW", 1.0)
 
         async def wait() -> None:
             waiting = await start(
@@ -485,7 +487,7 @@ def test_a_bad_pattern_or_denied_directory_does_not_fail_the_batch(
                 trigger("denied/*", every=0.5),
             )
             await until(lambda: waiting[30].done() and waiting[31].done())
-            await asyncio.sleep(0.7)
+            await until(lambda: len(batches) > 1)
             write_files(folder.path, {f"in/{number:02}": b"" for number in range(30)})
             events = await asyncio.gather(*waiting)
             assert [found["status"] for found in events] == ["found"] * 30 + ["failed"] * 2
