@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from airflow_sftp_backend.backend._files import tree
 from airflow_sftp_backend.backend._files.attributes import try_stat
-from airflow_sftp_backend.backend._files.links import lstat_all
+from airflow_sftp_backend.backend._files.links import lstat_all, renames_links
 from airflow_sftp_backend.backend._paths import RemotePath, is_backup_name, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 
@@ -106,6 +106,19 @@ def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
     return {
         path for path, answer in zip(remotes, answers, strict=True) if isinstance(answer, Attributes) and answer.is_link
     }
+
+
+def replaces_links(backend: SFTPBackend, path: str) -> bool:
+    """Tell whether a rename to the name of a link replaces it.
+
+    One round trip.
+
+    :param backend: the server
+    :param path: the key of a link
+    :returns: False if the server would replace the file that the link leads to
+    """
+    remote = backend._resolver.resolve(path)
+    return backend._session.call(lambda scheduler: scheduler.run(renames_links(remote)), idempotent=True)
 
 
 def _resolve_all(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, RemotePath]:

@@ -233,7 +233,7 @@ class FileTransfers:
             it is missing, unless ``create_parents`` is False
         :param direct: write under the final name, for servers that forbid renames. Readers can see partial content, an
             interrupted upload does not resume. Once the file is open, a failure loses the old content; the incomplete
-            file is removed if the server can be reached.
+            file is removed if the server can be reached. A link of that name is refused.
         :returns: key, size, digest and time of the file
         :raises AlreadyExists: if the name is taken
         :raises InvalidPath: if the key is a directory, or a parent is a file

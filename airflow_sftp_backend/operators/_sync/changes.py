@@ -22,6 +22,9 @@ _OTHER_SPELLING = (
     "the target does not distinguish this path from a path in another spelling (such as case or Unicode form); rename"
     " one of the two in the source or in the target"
 )
+_FOLLOWED_LINK = (
+    "the target has a link of this name, and this server would replace the file that the link leads to; remove the link"
+)
 
 
 @dataclass(slots=True)
@@ -65,6 +68,9 @@ def plan_changes(
         [path for path in written if path not in mistaken], target, None if extra is None else set(deletions)
     )
     refused = dict.fromkeys(mistaken, _OTHER_SPELLING) | obstacles.refused
+    links = [path for path in written if path in target.links_to_files and path not in refused]
+    if links and not ends.replaces_link(links[0]):  # of all links, because it is a matter of the server
+        refused |= dict.fromkeys(links, _FOLLOWED_LINK)
     directories = {*emptied_directories(deletions, source.files), *obstacles.directories}
     transfers = [path for path in written if path not in refused]
     return Changes(transfers, obstacles.late, refused, deletions, deepest_first(directories))

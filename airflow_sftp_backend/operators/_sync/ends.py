@@ -108,6 +108,15 @@ class SyncEnds:
         converted = {convert(path): path for path in paths}
         return {converted[path] for path in names.existing([*converted])}
 
+    def replaces_link(self, path: str) -> bool:
+        """Tell whether a transfer replaces a link of the target.
+
+        :param path: a link of the target
+        :returns: False if the transfer would change the file that the link leads to
+        """
+        names, convert, _ = self._target()
+        return names.replaces_link(convert(path))
+
     def probe_target(self) -> NameRules:
         """Test which spellings the target does not distinguish.
 

@@ -33,6 +33,9 @@ class TargetNames(Protocol):
     def nearest_directory(self, path: str) -> str:
         """Return the directory, or its nearest existing parent."""
 
+    def replaces_link(self, path: str) -> bool:
+        """Return whether a rename to the name of a link replaces it."""
+
 
 class ServerNames:
     """Names on a server. A path is a key.
@@ -64,6 +67,14 @@ class ServerNames:
             path = path.rpartition("/")[0]
         return path
 
+    def replaces_link(self, path: str) -> bool:
+        """Return whether a rename replaces the link. One round trip."""
+        from airflow_sftp_backend.backend._tree_queries import (
+            replaces_links,
+        )  # late import, because it loads the engine
+
+        return replaces_links(self._backend, path)
+
 
 class LocalNames:
     """Names on this machine."""
@@ -87,6 +98,10 @@ class LocalNames:
             path = os.path.dirname(path)
         return path
 
+    def replaces_link(self, path: str) -> bool:  # noqa: ARG002 - of the protocol
+        """Return True: `os.replace` does."""
+        return True
+
 
 class ObjectNames:
     """Names in an object store. A path is a URL."""
@@ -107,6 +122,10 @@ class ObjectNames:
     def nearest_directory(self, path: str) -> str:
         """Return the path: a store needs no directories."""
         return path
+
+    def replaces_link(self, path: str) -> bool:  # noqa: ARG002 - of the protocol
+        """Return True: a store has no links."""
+        return True
 
 
 def probe_name_rules(names: TargetNames, directory: str) -> NameRules:

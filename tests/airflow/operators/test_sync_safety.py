@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from airflow.sdk import ObjectStoragePath
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_sftp_backend.backend._paths import RemotePath
+from tests.support.airflow.connections import Connect
 from tests.support.airflow.syncs import Serve, counts, run_sync, set_age, sync
 from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
-from tests.support.servers import AsyncsshServer, IgnoresCase, ReplacesDuringListing, WithoutPosixRename
+from tests.support.servers import AsyncsshServer, FollowsLinks, IgnoresCase, ReplacesDuringListing, WithoutPosixRename
 
 
 def test_objects_keep_their_times_so_that_the_next_run_sees_no_change(remote: Path, store: str) -> None:
@@ -77,6 +79,25 @@ def test_links_of_a_source_by_url_are_not_transferred(serve: Serve, remote: Path
     (other / "in/link").symlink_to(write_files(tmp_path / "outside", {"secret": b"2"}) / "secret")
     run_sync(sync("sftpbackend://source@/in", "out"))
     assert set(read_files(remote / "out")) == {"a"}
+
+
+@pytest.mark.parametrize("kind", ["proftpd", "follows"])
+def test_the_target_of_a_link_stays_where_renames_follow_links(
+    started: Callable[[str], AsyncsshServer], connect: Connect, serve: Serve, tmp_path: Path, kind: str
+) -> None:
+    if kind == "proftpd":
+        server = started("proftpd")
+        folder = server.fresh()
+        connect(server, base_path=folder.base_path)
+        remote = folder.path
+    else:
+        remote = serve(FollowsLinks())
+    outside = write_files(tmp_path / "outside", {"a": b"outside"})
+    write_files(remote, {"out/b": b""})
+    (remote / "out/a").symlink_to(outside / "a")
+    with pytest.raises(AirflowFailException, match="would replace the file that the link leads to"):
+        run_sync(sync(write_files(tmp_path / "in", {"a": b"new", "b": b"1"}), "out"))
+    assert read_files(outside) == {"a": b"outside"}
 
 
 def test_an_empty_file_is_downloaded_once(remote: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,15 @@ from airflow_sftp_backend.backend.models import PreparedFile, Verify
 from tests.support.assertions import refused
 from tests.support.backends import offline
 from tests.support.files import tree
-from tests.support.servers import DropsAfter, Folder, RefusesRename
+from tests.support.servers import (
+    AsyncsshServer,
+    DropsAfter,
+    Folder,
+    FollowsLinks,
+    IgnoresExclusive,
+    RefusesRename,
+    Server,
+)
 
 MakeBackend = Callable[..., SFTPBackend]
 
@@ -61,6 +70,30 @@ def test_an_existing_target_stays_without_overwrite(backend: SFTPBackend, folder
     with refused(InvalidPath, backend, "sub"):
         backend.upload(local, "sub", overwrite=True, direct=True)
     assert tree(folder.path) == {"file": b"old", "sub": None}
+
+
+@pytest.mark.parametrize("kind", ["asyncssh", "follows", "ignores-exclusive", "openssh", "proftpd"])
+@pytest.mark.parametrize("overwrite", [True, False])
+@pytest.mark.parametrize("target", ["file", "missing"])
+def test_a_link_at_the_target_is_not_written_through(
+    request: pytest.FixtureRequest, make_backend: MakeBackend, local: Path, kind: str, overwrite: bool, target: str
+) -> None:
+    with ExitStack() as stack:
+        if kind == "openssh":
+            server: Server = request.getfixturevalue("openssh")
+        elif kind == "proftpd":
+            server = request.getfixturevalue("started")("proftpd")
+        else:
+            kinds = {"asyncssh": AsyncsshServer, "follows": FollowsLinks, "ignores-exclusive": IgnoresExclusive}
+            server = stack.enter_context(kinds[kind]())
+        outside, folder = server.fresh().path, server.fresh()
+        (outside / "file").write_bytes(b"outside")
+        (folder.path / "link").symlink_to(outside / target)
+        backend = make_backend(server, base_path=folder.base_path)
+        with pytest.raises((InvalidPath, AlreadyExists), match="link"):
+            backend.upload(local, "link", overwrite=overwrite, direct=True)
+        assert tree(outside) == {"file": b"outside"}
+        assert (folder.path / "link").is_symlink()
 
 
 def test_a_lost_connection_leaves_no_incomplete_file(make_backend: MakeBackend, tmp_path: Path) -> None:
