@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
-from airflow.sdk import BaseOperator
-
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import (
@@ -27,6 +25,7 @@ from airflow_sftp_backend._file_filters import (
     take_oldest,
 )
 from airflow_sftp_backend._file_rows import Action, CompletedAction, EarlierAction, FileResult, PlannedAction
+from airflow_sftp_backend._map_labels import LabelledOperator
 from airflow_sftp_backend._metrics import send_file_metrics
 from airflow_sftp_backend._path_arguments import (
     End,
@@ -74,7 +73,7 @@ PlanT = TypeVar("PlanT")
 Failures = list[SFTPBackendError | OSError]
 
 
-class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
+class PlanningOperator(CancellableTask, LabelledOperator, Generic[PlanT]):
     """Plan, execute and report a task.
 
     A task instance has one backend.
@@ -87,6 +86,7 @@ class PlanningOperator(CancellableTask, BaseOperator, Generic[PlanT]):
     """
 
     ui_color = "#dbe9f6"
+    _names: ClassVar[str] = "source"
     _action: CompletedAction
 
     def __init__(
@@ -252,9 +252,6 @@ class FileOperator(PlanningOperator[PlanT]):
     :param max_files: number of files to take, the oldest first
     :param kwargs: arguments of `PlanningOperator` and ``BaseOperator``
     """
-
-    _names: ClassVar[str] = "source"
-    """Name of the argument that takes names of files; ``pattern`` takes globs."""
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, LimitArguments, TimeLimit, parse_globs
 from airflow_sftp_backend._file_rows import FoundFile
+from airflow_sftp_backend._map_labels import LabelledOperator
 from airflow_sftp_backend._path_arguments import (
     Globs,
     Names,
@@ -52,7 +53,7 @@ _STATE_KEY = "stability"
 _PURPOSE = "tell for how long a file has not changed"
 
 
-class SFTPFileSensor(CancellableTask, BaseSensorOperator):
+class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
     """Wait for files on an SFTP server and return their rows.
 
     A row has ``path``, ``size`` and ``modified_at``.
@@ -94,6 +95,7 @@ class SFTPFileSensor(CancellableTask, BaseSensorOperator):
 
     template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "older_than", "done_file")
     ui_color = "#dbe9f6"
+    _names = "path"
 
     def __init__(
         self,

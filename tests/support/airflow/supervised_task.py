@@ -18,10 +18,18 @@ import httpx
 from tests.support.airflow.versions import BundleInfo, known_fields, supervise_task
 
 TOP = Path(__file__).parents[3]
+_DEFAULTS = ["manual", "-1", "dated"]
 
 
 def run(
-    dags: Path, dag_id: str, task_id: str, log: Path, *, run_type: str = "manual", dated: bool = True
+    dags: Path,
+    dag_id: str,
+    task_id: str,
+    log: Path,
+    *,
+    run_type: str = "manual",
+    dated: bool = True,
+    map_index: int = -1,
 ) -> list[dict[str, object]]:
     """Runs the task of ``dags/<dag_id>.py`` in a run of that type, which has a logical date if ``dated``; the lines of
     its log."""
@@ -31,8 +39,8 @@ def run(
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "PYTHONPATH": str(TOP),
     }
-    command = [sys.executable, "-m", "tests.support.airflow.supervised_task", dag_id, task_id, str(log), run_type]
-    command += ["dated"] if dated else []
+    command = [sys.executable, "-m", "tests.support.airflow.supervised_task", dag_id, task_id, str(log)]
+    command += [run_type, str(map_index), *(["dated"] if dated else [])]
     done = subprocess.run(command, env=environment, cwd=TOP, capture_output=True, text=True, check=False, timeout=170)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
@@ -61,7 +69,7 @@ def _answer(request: httpx.Request) -> httpx.Response:
 
     absent = ("data_interval_start", "data_interval_end", "end_date", "partition_key")
     times: dict[str, str | None] = dict.fromkeys(("logical_date", "start_date", "run_after"), "2026-01-01T00:00:00Z")
-    run_type, *dated = sys.argv[4:] or ["manual", "dated"]
+    run_type, _, *dated = sys.argv[4:] or _DEFAULTS
     times["logical_date"] = times["start_date"] if dated else None
     facts = {"dag_id": sys.argv[1], "run_id": "run", "run_type": run_type, "state": "running", "conf": {}}
     run = {**facts, **times, **dict.fromkeys(absent), "consumed_asset_events": [], "clear_number": 0}
@@ -73,9 +81,10 @@ def _main(dag_id: str, task_id: str, log: str) -> None:
     from airflow.sdk.api.client import Client
     from airflow.sdk.api.datamodels._generated import TaskInstance
 
+    map_index = (sys.argv[4:] or _DEFAULTS)[1]
     instance = TaskInstance(**known_fields(
         TaskInstance, id=uuid.uuid4(), task_id=task_id, dag_id=dag_id, run_id="run", try_number=1,
-        dag_version_id=uuid.uuid4(), map_index=-1, hostname="", context_carrier=None,
+        dag_version_id=uuid.uuid4(), map_index=int(map_index), hostname="", context_carrier=None,
     ))  # fmt: skip
     supervise_task(
         ti=instance,
