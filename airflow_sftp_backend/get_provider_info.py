@@ -25,6 +25,7 @@ def get_provider_info() -> dict[str, object]:
             }
         ],
         **{kind: [_modules(kind)] for kind in ("hooks", "operators", "sensors", "triggers")},
+        "task-decorators": [{"name": "sftp_files", "class-name": f"{_PACKAGE}.decorators.sftp_files_task"}],
         "filesystems": [f"{_PACKAGE}.filesystem"],
         "connection-types": [
             {

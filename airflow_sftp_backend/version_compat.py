@@ -18,6 +18,7 @@ from airflow import __version__ as airflow_version
 from packaging.version import Version
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
     from datetime import timedelta
 
     from airflow.providers.common.compat.openlineage.facet import Dataset, RunFacet
@@ -86,6 +87,7 @@ __all__ = [
     "BaseHook",
     "Metrics",
     "PatternMasker",
+    "arguments_of_call",
     "asset_state_stores",
     "conf",
     "connection_from_text",
@@ -236,6 +238,26 @@ def _stats(module: str) -> object:
         return import_module(module).Stats
     except ImportError:  # 3.0 and 3.1
         return import_module("airflow.stats").Stats
+
+
+# -- decorators -------------------------------------------------------------------------------------------------------
+
+
+def arguments_of_call(
+    function: Callable[..., object], positional: Collection[object], arguments: Mapping[str, object]
+) -> Mapping[str, object]:
+    """Select the keyword arguments that a function takes.
+
+    :param function: the function of a task
+    :param positional: its positional arguments
+    :param arguments: the values by name, with the context of the task
+    :returns: the keyword arguments of the call
+    """
+    try:
+        from airflow.sdk.bases.decorator import KeywordParameters
+    except ImportError:  # 3.0 and 3.1
+        from airflow.utils.operator_helpers import KeywordParameters  # type: ignore[attr-defined]
+    return KeywordParameters.determine(function, positional, arguments).unpacking()
 
 
 # -- lineage ----------------------------------------------------------------------------------------------------------

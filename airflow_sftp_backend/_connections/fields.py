@@ -44,7 +44,7 @@ class Field:
     :ivar name: column of the connection if ``column`` is true, else key of Extra.
     :ivar argument: argument of `BackendConfig` with the same value; None if the parser computes the arguments.
     :ivar default: value of a field that is not set; None for no value.
-    :ivar example: placeholder of an empty column in the form.
+    :ivar example: value to suggest in the form in place of the default: the placeholder of an empty column.
     :ivar aliases: other keys of Extra, read if ``name`` is not set.
     :ivar group: section of the form that shows the field; blank if the form does not. The order is that of `FIELDS`.
     :ivar accepts_secret_reference: True if the value may be a reference to a Key Vault secret, or may come from the
@@ -72,6 +72,11 @@ class Field:
         """The name and the aliases, in order of precedence."""
         return (self.name, *self.aliases)
 
+    @property
+    def form_default(self) -> str | float | bool | None:
+        """The value that the form fills in."""
+        return None if self.example else self.default
+
 
 FIELDS: Final[tuple[Field, ...]] = (
     Field(
@@ -95,8 +100,9 @@ FIELDS: Final[tuple[Field, ...]] = (
     ),
     Field(
         name="base_path", label="Base path", type=DIRECTORY, argument="base_path", group="Server", default="/",
+        example="/outbox",
         description="Directory on the server, such as /outbox. All paths are relative to it, and none can leave it."
-        " A path without a leading slash starts at the login directory.",
+        " A path without a leading slash starts at the login directory. Default: /.",
     ),
     Field(
         name="known_host_keys", label="Known host keys", type=MULTILINE, group="Server", accepts_secret_reference=True,
@@ -327,7 +333,8 @@ def conn_fields() -> dict[str, dict[str, object]]:
             "description": field.description,
             "schema": {
                 **field.type.schema,
-                **({} if field.default is None else {"default": field.default}),
+                **({"examples": [field.example]} if field.example else {}),
+                **({} if field.form_default is None else {"default": field.form_default}),
                 "section": field.group,
             },
         }

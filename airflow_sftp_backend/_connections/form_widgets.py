@@ -34,6 +34,6 @@ def connection_form_widgets() -> dict[str, FormField]:
             field.label,
             validators=[validators.Optional(), *([validators.any_of([*filter(None, choices)])] if choices else [])],
             description=field.description,
-            default=field.default,
+            default=field.form_default,
         )
     return widgets

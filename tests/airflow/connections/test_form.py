@@ -47,6 +47,8 @@ def test_a_connection_is_added_reopened_and_tested_in_the_page(form: ConnectionF
         ]  # fmt: skip
         form.fill(host=server.host, port=str(server.port), login=server.username, password=server.password)
         form.open("Server")
+        assert form.field("base_path").get_attribute("value") == ""
+        assert form.field("base_path").get_attribute("placeholder")
         form.fill(base_path=folder.base_path, known_host_keys=server.known_hosts)
         assert form.choices("Host key policy") == ["strict", "tofu", "auto"]
         form.save()

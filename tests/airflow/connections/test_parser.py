@@ -483,7 +483,9 @@ def test_the_form_shows_the_common_fields_and_masks_every_secret() -> None:
     assert shown["private_key_passphrase"]["format"] == "password"
     assert shown["private_key"]["format"] == shown["known_host_keys"]["format"] == "multiline"
     assert shown["host_key_policy"]["enum"] == ["strict", "tofu", "auto"]
-    assert (shown["base_path"]["default"], shown["host_key_policy"]["default"]) == ("/", "strict")
+    assert shown["host_key_policy"]["default"] == "strict"
+    assert shown["base_path"]["examples"] == ["/outbox"]  # an empty field with a placeholder
+    assert "default" not in shown["base_path"]
 
 
 def test_the_untouched_form_equals_an_empty_connection() -> None:
