@@ -61,29 +61,29 @@ class ProgressLog:
         self._total = total
         self._clock = clock
         self._on_line = on_line
-        self._started = self._last = self._last_gain = clock()
+        self._started = self._last_line = self._last_transfer = clock()
         self._verifying_since: float | None = None
 
-    def __call__(self, gained: int, /) -> None:
-        """Note transferred bytes.
+    def __call__(self, count: int, /) -> None:
+        """Count transferred bytes.
 
-        :param gained: bytes since the last call; negative if the transfer had to repeat a part
+        :param count: bytes since the last call; negative if the transfer had to repeat a part
         """
-        self.done += gained
-        self._transferred += gained
-        self._last_gain = self._clock()
-        if self._is_time(self._last_gain):
+        self.done += count
+        self._transferred += count
+        self._last_transfer = self._clock()
+        if self._start_line(self._last_transfer):
             self._log.info(_line(self.done, self._total, self.rate))
 
     def resumed(self, count: int, /) -> None:
-        """Note bytes of an earlier attempt.
+        """Count bytes that an earlier attempt transferred.
 
         :param count: bytes
         """
         self.done += count
 
     def verified(self, count: int, /) -> None:
-        """Note bytes that were read back for verification.
+        """Count bytes that were read back for verification.
 
         :param count: bytes since the last call
         """
@@ -91,7 +91,7 @@ class ProgressLog:
         self._verified += count
         if self._verifying_since is None:
             self._verifying_since = now
-        if self._is_time(now):
+        if self._start_line(now):
             seconds = now - self._verifying_since
             rate = self._verified / seconds if seconds > 0 else 0
             self._log.info(f"verifying: {_line(self._verified, self._total, rate)}")
@@ -107,13 +107,14 @@ class ProgressLog:
 
         Measured until the last transferred byte.
         """
-        seconds = self._last_gain - self._started
+        seconds = self._last_transfer - self._started
         return max(0, self._transferred) / seconds if seconds > 0 else 0
 
-    def _is_time(self, now: float) -> bool:
-        if now - self._last < LOG_INTERVAL:
+    def _start_line(self, now: float) -> bool:
+        """Return whether a log line is due, and then restart the interval."""
+        if now - self._last_line < LOG_INTERVAL:
             return False
-        self._last = now
+        self._last_line = now
         if self._on_line is not None:
             self._on_line()
         return True

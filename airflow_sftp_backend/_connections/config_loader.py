@@ -97,9 +97,8 @@ def _azure_identity(connection: ConnectionValues, get: Callable[[str], AirflowCo
     try:
         identity = AzureIdentity.from_fields(fields)
     except InvalidIdentity as error:
-        problems += [
-            f"{azure_id and f'connection {azure_id!r}, '}Azure identity: {problem}" for problem in error.problems
-        ]
+        origin = f"connection {azure_id!r}, " if azure_id else ""
+        problems += [f"{origin}Azure identity: {problem}" for problem in error.problems]
     if problems:
         raise InvalidConnection(connection.conn_id, problems)
     return identity
@@ -110,10 +109,10 @@ _SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certific
 
 @dataclass(frozen=True)
 class ConfigLoader:
-    """Builds the configuration of a connection.
+    """Build the configuration of a connection.
 
-    A call builds the configuration with the current secrets. If no valid configuration can be built, the call logs a
-    warning and returns None.
+    A call of the object fetches the current secrets and returns the configuration. If the configuration is invalid, or
+    a vault does not answer, the call logs a warning and returns None.
     """
 
     values: ConnectionValues
@@ -198,7 +197,10 @@ class ConfigLoader:
         return references
 
     def _reference(self, connection: ConnectionValues, field_name: str, problems: list[str]) -> SecretReference | None:
-        """Parse a complete reference, or a name in the connection's vault."""
+        """Return the reference in a field.
+
+        The field has a complete reference, or the name of a secret in the connection's vault.
+        """
         text, vault = connection.text(field_name), connection.text(_VAULT_URL)
         try:
             if is_reference(text) or is_secret_url(text):
@@ -210,7 +212,7 @@ class ConfigLoader:
             problems += [f"{_LABELS[field_name]}: {problem}" for problem in error.problems]
             return None
         problems.append(
-            f"{_LABELS[_VAULT_URL]}: nothing given; expected its URL or name, as {_LABELS[field_name]} needs it"
+            f"{_LABELS[_VAULT_URL]}: nothing given; expected the URL or name of the vault of {_LABELS[field_name]}"
         )
         return None
 

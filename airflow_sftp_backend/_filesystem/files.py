@@ -35,8 +35,8 @@ _BUFFER: Final = 32 << 10
 class RemoteReader(io.BufferedReader):
     """File open for reading: seekable, buffered, with read-ahead.
 
-    After a seek, only the requested bytes are transferred. A thread that seeks and then reads gets the bytes of that
-    position, also if other threads seek and read in between, as those of DuckDB do.
+    After a seek, only the requested bytes are transferred. Several threads may share the file, as in DuckDB: a read
+    after a seek starts at the position of the thread's own seek, even if other threads seek and read in between.
 
     :param backend: the backend
     :param path: path of the file
@@ -117,17 +117,14 @@ class RemoteReader(io.BufferedReader):
             return super().__next__()
 
     def _restore_position(self) -> None:
-        """Return to the position of this thread's seek, if necessary.
-
-        It is necessary if another thread moved since.
-        """
+        """Return to this thread's seek position if another thread moved since."""
         thread = threading.get_ident()
         position = self._seeks.pop(thread, None)
-        if position is None:
-            if self._mover != thread:
-                self._seeks.clear()  # threads that pass the file on to one another have one position
-        elif self._mover != thread:
-            super().seek(position)
+        if self._mover != thread:
+            if position is None:
+                self._seeks.clear()  # a thread without a seek continues where the other thread stopped
+            else:
+                super().seek(position)
         self._mover = thread
 
     def close(self) -> None:
@@ -138,7 +135,7 @@ class RemoteReader(io.BufferedReader):
         super().close()
 
     def __del__(self) -> None:
-        # No request may be sent here: the garbage collector can run in the middle of a conversation.
+        # No request may be sent here: the garbage collector can run between a request and its reply.
         if self._remote is not None:
             self._remote.abandon()
             super().close()
@@ -197,8 +194,12 @@ class _RawReader(io.RawIOBase):
 class RemoteWriter(io.RawIOBase):
     """File that appears under its name, complete, when it is closed.
 
-    It never appears after an exception: not if a ``with`` block raises, not if ``close`` is called while an exception
-    is handled that was raised since the file was opened, not after a failed write, and not if the file is never closed.
+    The name does not appear in these cases:
+
+    * a ``with`` block raises
+    * ``close`` is called while an exception is handled that was raised after the file was opened
+    * a write has failed
+    * the file is never closed
 
     :param writer: the open temporary file
     :param path: path of the file
@@ -244,7 +245,7 @@ class RemoteWriter(io.RawIOBase):
             return self._open_writer().write(data)
 
     def close(self) -> None:
-        """Let the file appear under its name. After an exception, discard it.
+        """Commit the file, or discard the file after an exception.
 
         :raises OSError: if the file cannot be committed
         """
@@ -269,7 +270,7 @@ class RemoteWriter(io.RawIOBase):
         self.close()
 
     def commit(self) -> None:
-        """Let the file appear under its name.
+        """Commit the file under its name.
 
         :raises OSError: if the name is a directory, or the server refuses
         """
@@ -315,12 +316,12 @@ class RemoteWriter(io.RawIOBase):
     def _dealloc_warn(self, source: object) -> None:
         """Abandon the file.
 
-        The io module calls this when a wrapper is collected that was not closed.
+        The io module calls this when the garbage collector finds an open wrapper, such as ``io.BufferedWriter``.
         """
         self.abandon()
 
     def __del__(self) -> None:
-        # No request may be sent here: the garbage collector can run in the middle of a conversation.
+        # No request may be sent here: the garbage collector can run between a request and its reply.
         self.abandon()
 
 

@@ -70,7 +70,7 @@ class _ProcessState:
 
 
 class KeyVaultClient(ForkAware):
-    """Fetches secrets.
+    """Fetch secrets.
 
     Safe for several threads; a forked process opens connections of its own.
 
@@ -133,7 +133,7 @@ class KeyVaultClient(ForkAware):
         finally:
             with state.lock:
                 del state.in_flight[key]
-            own_request.cancel()
+            own_request.cancel()  # no effect after a result; without one, a waiting thread sends a request of its own
         return secret
 
     def close(self) -> None:
@@ -152,7 +152,8 @@ class KeyVaultClient(ForkAware):
 
     def abandon_after_fork(self) -> None:
         """Start without secrets and connections in a forked child."""
-        # Kept: collecting a pool of connections takes its lock, which a thread of the parent may have held.
+        # Keep the parent's state: the destructor of a connection pool takes the pool's lock, and a thread of the parent
+        # may have held the lock at the fork.
         self._inherited.append(self._state)
         self._state = _ProcessState()
 

@@ -32,7 +32,7 @@ _MAX_UNCLAIMED: Final = 1000
 _Claims = dict[str, tuple[str, list[str]]]
 """For each run, oldest claim first: the time of the oldest event that it claimed, and the ids of its batches."""
 _CLAIM_SETTLE_SECONDS: Final = 1.0
-"""Seconds between writing and reading claims: overwriting of unread claims becomes unlikely, not impossible."""
+"""Seconds between writing and reading claims: in this time, a concurrent run writes its claims too."""
 
 
 def new_files(context: Context) -> list[FoundFile]:
@@ -91,7 +91,8 @@ def _by_batch(events: Iterable[_Event]) -> dict[str, _Event]:
 def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Event]) -> dict[str, _Event]:
     """Claim batches for this run in the asset's ``store``.
 
-    The batches in ``own`` started the run.
+    :param own: the batches that started the run, by id
+    :returns: the batches of this run
     """
     run_id, key = context["ti"].run_id, _CLAIMS_KEY.format(context["ti"].dag_id)
     since, earlier = _load_claims(store, key).get(run_id, ("", []))
@@ -149,7 +150,7 @@ def _with_claims(claims: _Claims, run_id: str, new: Mapping[str, _Event]) -> dic
 def _unclaimed_events(
     context: Context, inlet_events: Any, own: Mapping[str, _Event], since: str, earlier: Set[str]
 ) -> dict[str, _Event]:
-    """Return unclaimed batches, and the ``earlier`` claims of the run.
+    """Return unclaimed batches, and the batches that the run claimed ``earlier``.
 
     Airflow may create one run for several events, and pass only the first event to the run. This function finds the
     batches of the other events for the current run, if sent before the start of the run.

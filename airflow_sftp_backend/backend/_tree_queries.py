@@ -91,13 +91,13 @@ def find_existing(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
 
 
 def find_links(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
-    """Find the links among some paths, those that lead nowhere too.
+    """Find the links among some paths, dangling links too.
 
     One round trip.
 
     :param backend: the server
-    :param paths: relative to ``base_path``; a final ``/`` does not count, so that the link itself is meant
-    :returns: those of the paths that are links; a path that is refused is not
+    :param paths: relative to ``base_path``; a final ``/`` is ignored, so that it does not follow the link
+    :returns: the paths that are links; without invalid paths
     """
     remotes = _resolve_all(backend, paths)
     if not remotes:

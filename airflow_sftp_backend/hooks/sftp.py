@@ -61,7 +61,7 @@ _HOST_KEY_TEXTS: Final = {
 
 
 class FilesFailed(AirflowException):
-    """Some of several files failed, and a retry may help.
+    """Report that some files failed, and a retry may help.
 
     ``__cause__`` is the group of their errors.
     """
@@ -272,13 +272,13 @@ class SFTPBackendHook(BaseHook):
 def translate_errors() -> Iterator[None]:
     """Translate errors that a retry cannot fix into AirflowFailException.
 
-    This exception fails the task at once.
+    AirflowFailException fails the task at once.
 
-    Such errors are a refused login, host key or operation, a path outside ``base_path`` or of the wrong type, a missing
-    capability of the server, an invalid connection, and an invalid argument. Other single errors pass unchanged, so
-    that Airflow retries the task: a lost connection, a missing or occupied name, a full disk, programming errors. A
-    group of errors becomes a single error with one masked text, because Airflow masks no secrets in the errors of a
-    group.
+    A retry cannot fix a refused login, host key or operation, a path outside ``base_path`` or of the wrong type, a
+    missing capability of the server, an invalid connection, or an invalid argument. Other single errors pass unchanged,
+    so that Airflow retries the task: a lost connection, a missing file, an existing target, a full disk, programming
+    errors. A group of errors becomes a single error with one masked text, because Airflow masks no secrets in the
+    errors of a group.
 
     :raises AirflowFailException: for an error that a retry cannot fix, or a group of only such errors
     :raises FilesFailed: for any other group of errors
@@ -288,7 +288,8 @@ def translate_errors() -> Iterator[None]:
     except NON_RETRYABLE_ERRORS as error:
         raise AirflowFailException(str(error)) from error
     except ExceptionGroup as group:
-        failed = FilesFailed if group.split(NON_RETRYABLE_ERRORS)[1] is not None else AirflowFailException
+        _, retryable = group.split(NON_RETRYABLE_ERRORS)
+        failed = AirflowFailException if retryable is None else FilesFailed
         failures = [*_flatten(group)]
         text = redact("\n- ".join([f"{group.message}:", *map(str, failures)]))
         for failure in failures:

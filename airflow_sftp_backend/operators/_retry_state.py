@@ -197,9 +197,9 @@ class RetryState:
         }
 
     def was_redelivered(self, info: FileInfo) -> bool:
-        """Tell whether a file is new under the name of another.
+        """Tell whether a file has the name of a deleted file.
 
-        An earlier attempt deleted, or planned to delete, the other file.
+        An earlier attempt deleted, or planned to delete, a file with this path and another size or time.
 
         :param info: the file
         :returns: True for a new delivery
@@ -252,7 +252,7 @@ class RetryState:
             {"path": target, "size": move.size, "action": "moved by an earlier attempt", "source": source}
             for (source, target), move in moves.items()
             if _is_moved(move, current.get(source), current.get(target))
-            if source not in current or move.cleared_after == self._cleared_after
+            and (source not in current or move.cleared_after == self._cleared_after)
         ]
 
 

@@ -138,9 +138,8 @@ def find_local_files(
     files: list[LocalFile] = []
     failures: list[Failure] = []
     for selector in selection:
-        find_files = (
-            _find_objects if is_url(selector.path if isinstance(selector, NamedPath) else selector) else _find_local
-        )
+        path_or_glob = selector.path if isinstance(selector, NamedPath) else selector
+        find_files = _find_objects if is_url(path_or_glob) else _find_local
         try:
             files += find_files(selector, filters, none_ok)
         except (OSError, InvalidPath) as error:

@@ -1,6 +1,6 @@
 """Wait for files on an SFTP server, in the worker or deferred.
 
-`_polling.conditions` decides for both.
+Both evaluate the condition in `_polling.conditions`.
 """
 
 from __future__ import annotations
@@ -271,25 +271,27 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
         )
 
     def _poll(self, context: Context, condition: FileCondition) -> PollResult:
-        """Poll once.
+        """Poll once, and keep the observations for the next poll.
 
-        Poll again after ``stable_for`` if no state can be kept until the next poll.
+        If these cannot be kept in reschedule mode, poll again after ``stable_for``.
         """
-        needs_store = self.mode == "reschedule" and condition.stable_for > 0
-        store = task_state_store(context) if needs_store else None
-        if store is not None:
-            previous = load_if_possible(store, _STATE_KEY, _PURPOSE)
-            if previous is None:
-                store = None
-            else:
-                self._stability = previous
+        if self.mode != "reschedule" or condition.stable_for <= 0:
+            return self._poll_once(condition)
+        store = task_state_store(context)
+        previous = None if store is None else load_if_possible(store, _STATE_KEY, _PURPOSE)
+        if previous is not None:
+            self._stability = previous
         result = self._poll_once(condition)
-        saved = store is not None and save(store, _STATE_KEY, cast("JsonValue", result.stability), _PURPOSE)
-        if needs_store and not saved and not self.deferrable and result.awaiting_stability:
-            self.log.info("no state is kept between polls: polling again after stable_for, %s s", condition.stable_for)
-            time.sleep(condition.stable_for)
-            result = self._poll_once(condition)
-        return result
+        is_saved = (
+            store is not None
+            and previous is not None
+            and save(store, _STATE_KEY, cast("JsonValue", result.stability), _PURPOSE)
+        )
+        if is_saved or self.deferrable or not result.awaiting_stability:
+            return result
+        self.log.info("no state is kept between polls: polling again after stable_for, %s s", condition.stable_for)
+        time.sleep(condition.stable_for)
+        return self._poll_once(condition)
 
     def _poll_once(self, condition: FileCondition, clock: Callable[[], float] = time.time) -> PollResult:
         try:
@@ -297,7 +299,7 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
             files, done_files = poll(backend, condition)
             if not files and not self._missing_warned:
                 self._warn_of_missing_directories(backend, condition)
-        except (AuthenticationFailed, HostKeyRejected):
+        except (AuthenticationFailed, HostKeyRejected):  # subclasses of BackendUnavailable, but permanent
             raise
         except BackendUnavailable as error:
             self.log.warning("cannot poll, will poll again: %s", error)
@@ -316,7 +318,7 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
 
         Called once in a process, at the first poll that finds no file.
         """
-        # A misspelled directory never appears
+        # a missing directory can be a misspelled path
         self._missing_warned = True
         for name in condition.names_with_wildcards:
             self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)

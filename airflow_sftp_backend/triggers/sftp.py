@@ -1,6 +1,7 @@
 """Wait for files in the triggerer on behalf of a deferred sensor.
 
-The trigger polls on the connection that all triggers of an Airflow connection share, and decides as the sensor does.
+The trigger polls on the connection that all triggers of an Airflow connection share, and evaluates the same condition
+as the sensor.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ class WaitFailed(TypedDict):
 
 
 class SFTPFileTrigger(BaseTrigger):
-    """Fire when the files of a condition exist.
-
-    Also fires when the wait has failed.
+    """Fire when a condition is fulfilled or the wait has failed.
 
     The payload of the event is `FilesFound` or `WaitFailed`.
 

@@ -101,7 +101,7 @@ class RemoteFile(io.BufferedReader):
             super().close()
 
     def __del__(self) -> None:
-        # No request may be sent here: the garbage collector can run in the middle of a conversation.
+        # No request may be sent here: the garbage collector can run between a request and its reply.
         if self._raw_file is not None and not self.closed:
             warnings.warn(f"unclosed {self._raw_file!r}", ResourceWarning, source=self, stacklevel=2)
             self.abandon()
@@ -338,6 +338,7 @@ class AtomicWriter(io.RawIOBase):
         self.has_failed = False
         """True if a write has failed, so that the file cannot be committed."""
         self._process_id = os.getpid()
+        # holds no content, only the digest of the bytes written
         self._content = UploadSource(b"", with_digest=True) if target.verify == "sha256" else None
         try:
             session.call(self._open)
@@ -373,11 +374,11 @@ class AtomicWriter(io.RawIOBase):
             if self._content is not None:
                 self._content.add_to_digest(view)
             self._buffer += view
-            whole = len(self._buffer) - len(self._buffer) % self._writer.block_size
-            if whole:
-                blocks, self._buffer = self._buffer[:whole], self._buffer[whole:]
+            whole_blocks = len(self._buffer) - len(self._buffer) % self._writer.block_size
+            if whole_blocks:
+                blocks, self._buffer = self._buffer[:whole_blocks], self._buffer[whole_blocks:]
                 self._run(self._writer.write(memoryview(blocks)))
-        except BaseException:  # an interruption loses the block too
+        except BaseException:  # the block can also be lost by an interruption
             self.has_failed = True
             raise
         return len(view)

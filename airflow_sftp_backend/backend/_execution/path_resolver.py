@@ -70,11 +70,13 @@ class PathResolver:
     def resolve_new(self, path: str) -> RemotePath:
         """Resolve a path to create.
 
-        Raises InvalidPath also for names omitted from listings.
+        Raises InvalidPath also for a control character: listings omit such names.
         """
         remote = self.resolve_writable(path)
         if has_control_character(remote.key):
-            raise self.with_server(InvalidPath("listings omit names with control characters", path=path))
+            raise self.with_server(
+                InvalidPath("cannot create a name with a control character: listings omit such names", path=path)
+            )
         return remote
 
     def write_target(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from airflow_sftp_backend.backend._paths import RemotePath
 from airflow_sftp_backend.backend._protocol.codec import Attributes
 from airflow_sftp_backend.backend._protocol.messages import OpenDir, ReadDir, Remove, RemoveDir
-from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, server_traits
+from airflow_sftp_backend.backend._protocol.scheduler import Operation, request, request_all, server_traits
 from airflow_sftp_backend.backend._receive_limits import ListedNames
 from airflow_sftp_backend.backend.errors import DirectoryNotEmpty, InvalidPath, NotFound, StatusError, from_status
 
@@ -68,12 +68,10 @@ def delete_folder(path: RemotePath, *, missing_ok: bool) -> Operation[None]:
         existing = yield from _own_attributes(path)
         if isinstance(existing, Attributes) and (yield from _delete_if_link(path, existing, missing_ok=missing_ok)):
             return
-    try:
-        yield from request(RemoveDir(path.native))
-    except StatusError as error:
-        refused = error
-    else:
+    (answer,) = yield from request_all([RemoveDir(path.native)])
+    if not isinstance(answer, StatusError):
         return
+    # Servers answer with different statuses: the type of the path shows the cause.
     existing = yield from _own_attributes(path)
     if isinstance(existing, Attributes):
         if (yield from _delete_if_link(path, existing, missing_ok=missing_ok)):
@@ -82,7 +80,7 @@ def delete_folder(path: RemotePath, *, missing_ok: bool) -> Operation[None]:
         if missing_ok:
             return
         raise NotFound("cannot delete the directory: no such directory", path=path.key)
-    raise from_status(refused, "cannot delete the directory", path.key)
+    raise from_status(answer, "cannot delete the directory", path.key)
 
 
 def _own_attributes(path: RemotePath) -> Operation[Attributes | StatusError]:

@@ -1,9 +1,9 @@
 """Write and read files with a window of blocks in flight.
 
 A single block per round trip is slow, and all blocks at once exhaust the memory of a server. So a window of blocks is
-in flight, and the oldest is awaited first. All bytes in flight are therefore within a window after the last completed
-byte: an interrupted file is complete up to this byte. Every reply is checked, and the rest of a short read is requested
-again. Memory is limited to a window for any file size. The round trip determines the size of the window.
+in flight. Its size depends on the round trip, and limits the memory for files of any size. The reply to the oldest
+block is awaited first: the bytes before that block are complete, and an interrupted transfer resumes there. Every reply
+is checked, and the rest of a short read is requested again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_UNACKED_BYTES: Final = 32 << 20
 """Maximum bytes of an upload from the first unacknowledged to the last sent byte."""
 # bytes of an upload in flight on a channel; bytes beyond the channel's receive window wait in its queue
 _MAX_WRITE_WINDOW: Final = 8 << 20
-_MIN_WRITE_WINDOW: Final = 1 << 20  # bytes in flight for a near server: sshd enlarges its buffers slowly
+_MIN_WRITE_WINDOW: Final = 1 << 20  # bytes in flight for a short round trip: sshd enlarges its buffers slowly
 _MIN_READ_WINDOW: Final = 4 << 20
 # maximum of 32 KiB blocks in flight, as in OpenSSH's client: some servers keep each in memory
 _MAX_SMALL_BLOCKS: Final = 64
@@ -36,7 +36,7 @@ _MAX_SMALL_BLOCKS: Final = 64
 _MAX_EXCESS_COUNTED: Final = 16 << 20
 _SKIP_BLOCK: Final = 1 << 20  # bytes per read of a source, to skip bytes already on the server
 _INITIAL_READS: Final = 2  # reads sent together with FSTAT, enough for a small file
-_ALL_ASKED: Final = -1  # size of the window after the last read was sent
+_ALL_REQUESTED: Final = -1  # value of the window size after the last read was sent
 
 
 class Readable(Protocol):
@@ -139,32 +139,27 @@ class PipelinedWriter:
     def write(self, data: bytes | memoryview) -> Operation[None]:
         """Send bytes. Raises StatusError if the server refused an earlier block."""
         view = memoryview(data).cast("B")
-        max_blocks = max(
-            1,
-            min(
-                _MAX_SMALL_BLOCKS,
-                window_size(self._striped_file.round_trip, _MIN_WRITE_WINDOW, _MAX_WRITE_WINDOW) // self.block_size,
-            ),
-        )
+        window = window_size(self._striped_file.round_trip, _MIN_WRITE_WINDOW, _MAX_WRITE_WINDOW)
+        max_blocks = max(1, min(_MAX_SMALL_BLOCKS, window // self.block_size))
         for start in range(0, len(view), self.block_size):
             chunk = view[start : start + self.block_size]
             yield from self._striped_file.add_channels(self.offset, self.drain)
-            # with an empty queue, the scheduler's flow control blocks instead, behind other operations
-            while self._queue and (
-                not self._striped_file.has_room(len(chunk))
-                or (self._striped_file.is_single_channel and len(self._queue) >= max_blocks)
-                or self._unacknowledged + len(chunk) > MAX_UNACKED_BYTES
-            ):
+            # with an empty queue, `send` waits instead, in the scheduler's flow control
+            while self._queue and not self._has_room(len(chunk), max_blocks):
                 yield from self._await_oldest()
-            channel_handle = self._striped_file.least_loaded
-            self._queue.append(
-                (
-                    len(chunk),
-                    (yield from send(Write(channel_handle.handle, self.offset, chunk), channel_handle.channel)),
-                )
-            )
+            target = self._striped_file.least_loaded
+            pending = yield from send(Write(target.handle, self.offset, chunk), target.channel)
+            self._queue.append((len(chunk), pending))
             self._unacknowledged += len(chunk)
             self.offset += len(chunk)
+
+    def _has_room(self, count: int, max_blocks: int) -> bool:
+        """Return whether ``count`` more bytes may be in flight."""
+        if self._unacknowledged + count > MAX_UNACKED_BYTES:
+            return False
+        if self._striped_file.is_single_channel and len(self._queue) >= max_blocks:
+            return False
+        return self._striped_file.has_room(count)
 
     def merge_channels(self) -> Operation[None]:
         """Close all handles but the first.
@@ -202,9 +197,9 @@ def write_source(source: UploadSource, writer: PipelinedWriter) -> Operation[Non
 class PipelinedReader:
     """Read an open file sequentially with a window of reads in flight.
 
-    FSTAT is sent together with the first two reads, so that a small file takes a single round trip; after a file
-    smaller than a block, together with the first read only. The file must have the stated size, unless ``to_end`` is
-    set or the server states none: then the file is read to its end, up to `ReceiveLimits.max_file_bytes`.
+    FSTAT is sent together with the first two reads, so that a small file takes a single round trip. If the previous
+    file was smaller than a block, only one read is sent with FSTAT. The content must have the size that FSTAT states.
+    With ``to_end`` or without a stated size, the file is read to its end, up to `ReceiveLimits.max_file_bytes`.
 
     :param scheduler: the scheduler of the connection
     :param handle: the handle of the file
@@ -237,13 +232,13 @@ class PipelinedReader:
         self._expected_size: int | None = None
         self._scheduler = scheduler
         self._window_blocks = 0
-        self._first = _INITIAL_READS
+        self._first_reads = _INITIAL_READS
         self._final_stat: Pending[Attributes] | None = None
 
     def check_unchanged(self) -> Operation[None]:
         """Compare size and time of the file with those at its opening.
 
-        FSTAT was sent with the last read. A file that the first requests read whole is not checked.
+        FSTAT was sent again with the last read. A file that the first requests read as a whole is not checked.
 
         :raises TransferCorrupted: if the file was changed meanwhile
         """
@@ -277,9 +272,7 @@ class PipelinedReader:
         size = self.size + len(data)
         if self._to_end or self._expected_size is None:
             self._scheduler.receive_limits.check_file_bytes(size, self._path)
-        if self._expected_size is not None and (
-            size > self._expected_size or (not data and size < self._expected_size)
-        ):
+        if self._contradicts_stated_size(size, reached_end=not data):
             if not self._to_end:
                 raise (yield from self._size_error(size, reached_end=not data))
             self._expected_size = None  # the stated size is wrong: continue as with an unknown size
@@ -289,11 +282,17 @@ class PipelinedReader:
         if not data or (is_short and size == self._expected_size and self._scheduler.traits.reads_whole_blocks):
             self._queue.clear()
             self._expected_size = self._next_offset = size
-            self._window_blocks = _ALL_ASKED
-        elif is_short:  # the end of the file only on some servers: read the rest of the block
+            self._window_blocks = _ALL_REQUESTED
+        elif is_short:  # on some servers, a short reply does not mean the end of the file: read the rest of the block
             remainder = Read(self._handle, self.size, request.length - len(data))
             self._queue.appendleft((remainder, (yield from send(remainder))))
         return data
+
+    def _contradicts_stated_size(self, size: int, *, reached_end: bool) -> bool:
+        """Return whether ``size`` bytes are too many, or too few."""
+        if self._expected_size is None:
+            return False
+        return size > self._expected_size or (reached_end and size < self._expected_size)
 
     def _size_error(self, size: int, *, reached_end: bool) -> Operation[TransferCorrupted]:
         """Determine why a file differs from its stated size.
@@ -331,7 +330,7 @@ class PipelinedReader:
         )
 
     def _start(self) -> Operation[None]:
-        self._window_blocks = self._first = 1 if self._scheduler.reads_small_files else _INITIAL_READS
+        self._window_blocks = self._first_reads = 1 if self._scheduler.reads_small_files else _INITIAL_READS
         stat_reply: Pending[Attributes] = yield FStat(self._handle)
         yield from self._fill_window()
         try:
@@ -344,7 +343,7 @@ class PipelinedReader:
             )
         if (stated_size := self.attributes.size) is not None:
             self._expected_size = stated_size
-            self._window_blocks = self._max_blocks if self._next_offset <= stated_size else _ALL_ASKED
+            self._window_blocks = self._max_blocks if self._next_offset <= stated_size else _ALL_REQUESTED
             self._scheduler.reads_small_files = stated_size < self._block_size
 
     def _fill_window(self) -> Operation[None]:
@@ -354,11 +353,12 @@ class PipelinedReader:
         """
         while len(self._queue) < self._window_blocks:
             length = self._block_size
-            if self._expected_size is not None:  # the first reads are sent
+            if self._expected_size is not None:
                 if self._next_offset > self._expected_size:
-                    if self._final_stat is None and self._next_offset - self._offset > self._first * self._block_size:
+                    first_bytes = self._first_reads * self._block_size
+                    if self._final_stat is None and self._next_offset - self._offset > first_bytes:
                         self._final_stat = yield from send(FStat(self._handle))
-                    self._window_blocks = _ALL_ASKED
+                    self._window_blocks = _ALL_REQUESTED
                     return
                 length = max(1, min(length, self._expected_size - self._next_offset))
             request = Read(self._handle, self._next_offset, length)

@@ -165,10 +165,9 @@ class PacketReader:
     def _advance(self, count: int) -> int:
         """Skip ``count`` bytes and return their offset."""
         start = self._offset
-        self._offset = start + count
-        if self._offset > self._end:
-            self._offset = start
+        if start + count > self._end:
             raise ProtocolError(_TRUNCATED)
+        self._offset = start + count
         return start
 
     @property

@@ -478,8 +478,10 @@ class SFTPScheduler:
                 channel.flush()
 
     def _await_replies(self) -> None:
-        """Wait on the channel with the oldest outstanding reply."""
-        # Then receive from the others without waiting
+        """Wait on the channel with the oldest outstanding reply.
+
+        Then receive from the other channels without waiting.
+        """
         try:
             with self._fail_all_on_error():
                 waited_for = min(self.channels, key=lambda channel: channel.oldest_outstanding)
@@ -497,7 +499,10 @@ class SFTPScheduler:
     # -- limit on open files ------------------------------------------------------------------------------------------
 
     def _check_no_open_handle(self) -> None:
-        """Refuse a second file with the handle of another."""
+        """Refuse to open a second file.
+
+        The server returns the same handle for several files.
+        """
         if self.handles.any_open:
             raise CapabilityNotSupported(
                 "another file is open on this connection, and the server returns the same handle for both."

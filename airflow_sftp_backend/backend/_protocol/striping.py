@@ -1,9 +1,10 @@
 """Stripe a file over several channels.
 
-The module chooses their number and holds the handles.
+The module chooses the number of channels and holds a handle of the file on each.
 
-A server reads at most its receive window ahead on a channel: 2 MiB in OpenSSH. So a channel carries 2 MiB per round
-trip at any bandwidth, and several channels carry a multiple. For a near server, a single channel is enough.
+A server accepts at most its receive window on a channel before it acknowledges: 2 MiB in OpenSSH. So a channel carries
+2 MiB per round trip at any bandwidth, and several channels carry a multiple. If the round trip is short, a single
+channel is enough.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ ASSUMED_BYTES_PER_SECOND: Final = 512 << 20
 OPENSSH_CHANNEL_WINDOW: Final = 2 << 20
 """Bytes that an OpenSSH channel accepts before the server reads them."""
 _EXTRA_QUEUED_BYTES: Final = 1 << 20  # bytes beyond the window that may wait in the channel until the window opens
-_MIN_STRIPED_SIZE: Final = 16 << 20  # bytes from which on opening channels is worth its round trips
+_MIN_STRIPED_SIZE: Final = 16 << 20  # minimum bytes of a file that justify the round trips of opening channels
 _MIN_SIZE_PER_CHANNEL: Final = 4 << 20  # minimum bytes of a file per channel
 
 
@@ -52,9 +53,8 @@ def channels_for(round_trip: float, size: int) -> int:
     """
     if size < _MIN_STRIPED_SIZE or math.isinf(round_trip):
         return 1
-    return max(
-        1, min(math.ceil(ASSUMED_BYTES_PER_SECOND * round_trip / OPENSSH_CHANNEL_WINDOW), size // _MIN_SIZE_PER_CHANNEL)
-    )
+    for_bandwidth = math.ceil(ASSUMED_BYTES_PER_SECOND * round_trip / OPENSSH_CHANNEL_WINDOW)
+    return max(1, min(for_bandwidth, size // _MIN_SIZE_PER_CHANNEL))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class ChannelHandle:
 class ChannelDemand:
     """Size of a transfer in bytes, and its number of channels.
 
-    If the number is None, size and round trip decide.
+    If the number is None, it follows from size and round trip.
     """
 
     size: int
@@ -78,7 +78,7 @@ class ChannelDemand:
     def channel_count(self, round_trip: float, *, supports_striping: bool) -> int:
         """Return the number of channels.
 
-        Without an explicit number, only a known server gets several.
+        Without an explicit number, only servers that are known to support several channels get more than one.
 
         :param round_trip: seconds
         :param supports_striping: whether the server is known to support several channels
@@ -108,7 +108,7 @@ class StripedFile:
         self._scheduler = scheduler
         self._path = path
         self._size = size or 0
-        self._max_channels = channels
+        self._channels = channels
         self._is_striped = False
         self._handles = [ChannelHandle(scheduler.channels[0], handle)]
         self._opening: dict[SFTPChannel, Pending[bytes]] = {}
@@ -122,7 +122,7 @@ class StripedFile:
 
     @property
     def round_trip(self) -> float:
-        """Seconds of the fastest reply so far."""
+        """Shortest time between a request and its reply so far, in seconds."""
         return self._scheduler.round_trip
 
     def add_channels(self, sent: int, drain: Callable[[], Operation[None]]) -> Operation[None]:
@@ -132,25 +132,28 @@ class StripedFile:
         :param drain: waits until all sent bytes are acknowledged
         :raises ContentLost: if the server emptied the file when it was opened again
         """
-        transfer = ChannelDemand(max(sent, self._size), self._max_channels)
-        channel_count = transfer.channel_count(
-            self._scheduler.round_trip, supports_striping=self._scheduler.traits.allows_parallel_writers
-        )
-        if self._scheduler.handles.limit is not None:  # other files need the handles
-            channel_count = 1
+        channel_count = self._desired_channels(sent)
         self._is_striped = channel_count > 1
         if not self._is_striped:
             return
         self._scheduler.request_channels(channel_count)
         used = {channel_handle.channel for channel_handle in self._handles} | self._opening.keys()
         channels = [channel for channel in self._scheduler.channels[:channel_count] if channel not in used]
-        if channels and not self._scheduler.traits.keeps_content_at_open:
+        if self._scheduler.traits.keeps_content_at_open:
+            yield from self._open(channels)
+            for channel in [channel for channel, pending in self._opening.items() if pending.done]:
+                yield from self._finish_open(channel)
+        elif channels:
             yield from drain()
             yield from self._open_checked(channels, sent)
-            return
-        yield from self._open(channels)
-        for channel in [channel for channel, pending in self._opening.items() if pending.done]:
-            yield from self._finish_open(channel)
+
+    def _desired_channels(self, sent: int) -> int:
+        if self._scheduler.handles.limit is not None:  # other files need the handles
+            return 1
+        demand = ChannelDemand(max(sent, self._size), self._channels)
+        return demand.channel_count(
+            self._scheduler.round_trip, supports_striping=self._scheduler.traits.allows_parallel_writers
+        )
 
     def _open(self, channels: list[SFTPChannel]) -> Operation[None]:
         for channel in channels:
@@ -158,14 +161,15 @@ class StripedFile:
             self._opening[channel] = yield from send(Open(self._path.native, OpenFlag.WRITE), channel)
 
     def _open_checked(self, channels: list[SFTPChannel], sent: int) -> Operation[None]:
-        """Open the file on ``channels``, unless its size is unexpected.
+        """Open the file on ``channels``, and compare its size before and after.
+
+        Some servers empty a file when it is opened.
 
         :raises ContentLost: if the server emptied the file when it was opened again
         """
-        # Some servers empty a file when it is opened
         if (yield from self._stated_size()) != sent:
-            # the server's sizes are unreliable, so lost content would not be detected: do not open the file again
-            self._max_channels, self._is_striped = 1, False
+            # the server reports wrong sizes, so lost content would not be detected: write on the first channel only
+            self._channels, self._is_striped = 1, False
             return
         yield from self._open(channels)
         for channel in channels:
@@ -174,6 +178,7 @@ class StripedFile:
             raise ContentLost("the server empties a file when it is opened again", path=self._path.key)
 
     def _stated_size(self) -> Operation[int | None]:
+        """Return the size that the server reports; None if unknown."""
         try:
             return (yield from request(FStat(self.handle))).size
         except StatusError:
@@ -182,18 +187,16 @@ class StripedFile:
     @property
     def least_loaded(self) -> ChannelHandle:
         """Handle on the channel with the fewest bytes in flight."""
-        return (
-            min(self._handles, key=lambda channel_handle: channel_handle.channel.in_flight)
-            if self._is_striped
-            else self._handles[0]
-        )
+        if not self._is_striped:
+            return self._handles[0]
+        return min(self._handles, key=lambda channel_handle: channel_handle.channel.in_flight)
 
     def has_room(self, count: int) -> bool:
-        """Return whether a channel accepts ``count`` bytes without a long wait."""
+        """Return whether ``count`` bytes fit into a channel's window and queue."""
         in_flight = self.least_loaded.channel.in_flight
-        return (
-            not self._is_striped or not in_flight or in_flight + count <= OPENSSH_CHANNEL_WINDOW + _EXTRA_QUEUED_BYTES
-        )
+        if not self._is_striped or not in_flight:
+            return True
+        return in_flight + count <= OPENSSH_CHANNEL_WINDOW + _EXTRA_QUEUED_BYTES
 
     def close(self) -> Operation[list[Pending[None]]]:
         """Send CLOSE for all handles but the first.

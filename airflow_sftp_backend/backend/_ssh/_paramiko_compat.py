@@ -378,7 +378,7 @@ class AuthRequestHandler(AuthOnlyHandler):
 
 
 def to_paramiko(key: PrivateKey) -> paramiko.PKey:
-    """Convert a private key of cryptography.
+    """Convert a private key from cryptography to paramiko.
 
     :param key: the key; only elliptic curves of SSH are supported.
     :returns: the same key.
@@ -391,7 +391,7 @@ def to_paramiko(key: PrivateKey) -> paramiko.PKey:
 
 
 def to_cryptography(pkey: paramiko.PKey) -> PrivateKey | None:
-    """Convert a private key of paramiko.
+    """Convert a private key from paramiko to cryptography.
 
     :param pkey: the key.
     :returns: the same key; None if its private part cannot be read, as with the keys of an SSH agent.

@@ -210,12 +210,12 @@ def close_transport(transport: SSHTransport | None, stream: SocketStream) -> Non
 class ConnectAttempt(paramiko.MissingHostKeyPolicy):
     """One attempt to connect, and paramiko's callback for the host key.
 
-    :param hop: the server, with its jump hosts
+    :param hop: the server, with the jump hosts on the way to it
     :param remaining_time: returns the time in seconds for all remaining steps
     :param channel_demand: size of the first upload; its extra channels are opened together with the first channel
     :param query_auth_methods: ask the server for its authentication methods before the login
     :ivar is_permanent: True if another attempt would fail in the same way
-    :ivar is_server_busy: True if the server has too many connections before their login; a later attempt may succeed
+    :ivar is_server_busy: True if too many connections to the server have not logged in yet; a later attempt may succeed
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         query_auth_methods: bool = False,
     ) -> None:
         self._settings = hop.settings
-        self._transfer_size = channel_demand
+        self._channel_demand = channel_demand
         self._config = hop.settings.config
         self._password = hop.password
         self._checker = hop.checker
@@ -461,10 +461,10 @@ class ConnectAttempt(paramiko.MissingHostKeyPolicy):
         round_trip = time.perf_counter() - started
         banner = transport.server_version
         extra_channels = self._extra_channels(transport)
-        if self._transfer_size is not None:
+        if self._channel_demand is not None:
             # Requested now, so that all channels open in the same round trip.
             extra_channels.request(
-                self._transfer_size.channel_count(round_trip, supports_striping=is_openssh_banner(banner))
+                self._channel_demand.channel_count(round_trip, supports_striping=is_openssh_banner(banner))
             )
         self._phase = _Phase.STARTING_SFTP
         stream.set_deadline(self._clamp(config.timeout))

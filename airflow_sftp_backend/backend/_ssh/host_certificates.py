@@ -2,8 +2,8 @@
 
 Keys are blobs in SSH wire format (RFC 4253 section 6.6, RFC 5656, RFC 8709; certificates: OpenSSH's PROTOCOL.certkeys).
 The rules for certificates are those of a recent OpenSSH client (sshconnect.c): a certificate without principals is
-valid for no host, and principals may be patterns. Older releases accept the former for every host and support no
-patterns.
+valid for no host, and principals may be patterns. In older releases of OpenSSH, a certificate without principals is
+valid for every host, and principals are no patterns.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def key_type(blob: bytes) -> str:
 
 
 def _fields(blob: bytes) -> list[bytes]:
-    """Return the fields of a key, or a certificate's type."""
+    """Return the fields of a key, or a certificate's type only."""
     # Multiple precision integers are read as strings: both start with their length (RFC 4251 section 5).
     reader = PacketReader(memoryview(blob))
     try:
@@ -47,7 +47,8 @@ def _fields(blob: bytes) -> list[bytes]:
     except (ProtocolError, UnicodeDecodeError):
         raise ValueError("not a public key") from None
     kind, count = fields[0].decode(), len(fields) - 1
-    if count != KEY_FIELDS.get(kind, count) or (not count and not reader.remaining):
+    is_empty = not count and not reader.remaining
+    if is_empty or count != KEY_FIELDS.get(kind, count):
         raise ValueError("not a public key")
     return fields
 

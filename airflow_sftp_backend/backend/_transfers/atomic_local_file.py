@@ -3,8 +3,8 @@
 A download appears under its name only when complete.
 
 A temporary file is created beside the target (never through a link), readable only by its owner until the rename. Its
-writer holds a lock (flock). So an abandoned file is recognised, and is resumed by the next attempt with the same resume
-key, or removed.
+writer holds a lock (flock), so a temporary file without a lock is abandoned. The next attempt with the same resume key
+resumes an abandoned file; other writers remove it.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class AtomicLocalFile:
         self._resumable = resume_key is not None
         token = secrets.token_hex(6)
         if resume_key is not None:
-            token = fresh_token(resume_token(resume_key, 0, 0), token)
+            token = fresh_token(_writer_token(resume_key), token)
         self.temp = self._temp_path(token)
         self._descriptor: int | None = None
         self._has_temp = False
@@ -94,10 +94,8 @@ class AtomicLocalFile:
     def adopt_partial(self, token: str, max_size: int) -> int:
         """Continue the partial file of an earlier attempt.
 
-        It must have at most ``max_size`` bytes.
-
-        Otherwise the temporary file gets the name of ``token``, for the next attempt. Does not touch the file of a live
-        writer.
+        Without a usable partial file, the temporary file gets the name of ``token``, for the next attempt. A partial
+        file that another process has locked is left unchanged.
 
         :param token: the token of the resumable download
         :param max_size: maximum bytes of the partial file
@@ -205,9 +203,9 @@ class AtomicLocalFile:
         self._has_temp = False
 
     def _rename(self, temp: str) -> None:
-        """Rename the temporary file unless the name exists.
+        """Rename the temporary file if possible.
 
-        The result is False if the file system does not support hard links.
+        Without effect if the name exists, or the file system has no hard links.
         """
         try:
             os.link(self.temp, temp)
@@ -261,10 +259,13 @@ def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], n
         for temp in temps:
             if temp_name_digest(temp.name) in targets:
                 resume_key = targets[temp_name_digest(temp.name)]
-                is_own = resume_key is not None and same_writer(
-                    temp_name_token(temp.name), resume_token(resume_key, 0, 0)
-                )
+                is_own = resume_key is not None and same_writer(temp_name_token(temp.name), _writer_token(resume_key))
                 _remove(temp.path, None if is_own else now - STALE_SECONDS)
+
+
+def _writer_token(resume_key: str) -> str:
+    """Return a token to compare or combine its first half, the writer's."""
+    return resume_token(resume_key, 0, 0)
 
 
 def _text_of(local: str | os.PathLike[str]) -> str:
@@ -273,9 +274,9 @@ def _text_of(local: str | os.PathLike[str]) -> str:
 
 
 def _remove(temp: str, before: float | None) -> None:
-    """Remove a temporary file that is abandoned.
+    """Remove an abandoned temporary file.
 
-    Its writer must not be alive, nor its last change be after ``before``.
+    With ``before``, remove the file only if its last change was before this time.
     """
     descriptor = open_abandoned(temp)
     if descriptor is None:
@@ -287,10 +288,7 @@ def _remove(temp: str, before: float | None) -> None:
 
 
 def _list_temps(folder: str) -> Iterator[os.DirEntry[str]]:
-    """Yield the temporary files in a directory.
-
-    There are none if it cannot be read.
-    """
+    """Yield the temporary files of a directory, none of an unreadable one."""
     with contextlib.suppress(OSError), os.scandir(folder or ".") as entries:
         for entry in entries:
             if temp_name_token(entry.name):
@@ -298,9 +296,9 @@ def _list_temps(folder: str) -> Iterator[os.DirEntry[str]]:
 
 
 def open_abandoned(temp: str | os.PathLike[str]) -> int | None:
-    """Open and lock a file of this user.
+    """Open and lock an abandoned temporary file of this user.
 
-    The result is None if it is missing or its writer is alive.
+    The result is None if the file is missing, locked by its writer, or of another user.
     """
     try:
         descriptor = os.open(temp, _OPEN_FLAGS)

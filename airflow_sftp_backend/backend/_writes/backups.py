@@ -92,7 +92,7 @@ def _restoring(scheduler: SFTPScheduler, path: RemotePath, operation: Callable[[
 def delete_with_backup(scheduler: SFTPScheduler, path: RemotePath, *, missing_ok: bool) -> Operation[None]:
     """Delete a file and its backup.
 
-    Otherwise the backup would be restored. No additional round trips without a backup.
+    A backup that stays would restore the file. Without a backup, no additional round trips.
 
     :param scheduler: the connection
     :param path: the file
@@ -114,9 +114,10 @@ def delete_with_backup(scheduler: SFTPScheduler, path: RemotePath, *, missing_ok
 
 
 def _remove_if_present(backup_reply: Pending[Attributes], path: RemotePath) -> Operation[None]:
-    """Wait for the LSTAT of a backup.
+    """Remove a backup if the server has the backup.
 
-    Remove the backup, or restore a missing file from it.
+    :param backup_reply: the reply to LSTAT of the backup
+    :param path: the file; restored from the backup if missing
     """
     try:
         yield from reply(backup_reply)

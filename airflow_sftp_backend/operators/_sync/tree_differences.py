@@ -39,10 +39,10 @@ class TreeListing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimeRule:
-    """Define when times mean a change of files with equal sizes.
+    """Decide by times whether files of equal size have changed.
 
-    :ivar is_kept: True if the target keeps the times of its sources. Then unequal times mean a change. Otherwise, a
-        target that is older than its source means a change.
+    :ivar is_kept: True if the target keeps the times of its sources: a file has changed if the times differ. Otherwise,
+        a file has changed if the target is older than the source.
     :ivar clock_lead: seconds by which the clock of the target may be ahead of that of the source
     """
 
@@ -52,7 +52,7 @@ class TimeRule:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Hold the sorted paths of two trees by their states.
+    """Hold the sorted paths of two trees, by result of the comparison.
 
     :ivar new: files of the source that the target lacks
     :ivar changed: files of both trees with different states

@@ -307,7 +307,11 @@ def test_all_reference_problems_are_reported_at_once(vault: Vault, monkeypatch: 
 @pytest.mark.parametrize(
     ("columns", "extra", "expected_text"),
     [
-        ({}, {"password_secret": "a"}, "Key Vault: nothing given; expected its URL or name, as Password secret needs"),
+        (
+            {},
+            {"password_secret": "a"},
+            "Key Vault: nothing given; expected the URL or name of the vault of Password secret",
+        ),
         ({"password": "x"}, {"password_secret": "a"}, "Password and Password secret: both given; expected one of them"),
         ({}, {"password_secret": "a_b", "key_vault_url": "v-1"}, "Password secret: secret 'a_b': expected a name of 1"),
         (
