@@ -1,4 +1,4 @@
-"""Fixtures for every test: real servers, a new directory on each, and backends."""
+"""Provide real servers, new directories on them, and backends."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Name a case without its key or address: they differ in each process, and parallel workers compare names."""
+    """Name a test case without key or address, equal in all workers."""
     text = val if isinstance(val, str) else repr(val)
     return re.sub(_VARYING, "...", text) if re.search(_VARYING, text) else None
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Gives all skips for want of a server one place, so that the summary folds them into one line each."""
+    """Give all skips for a missing server one location."""
     if report.skipped and isinstance(report.longrepr, tuple) and NOT_TESTED in report.longrepr[2]:
         report.longrepr = (__file__, 1, report.longrepr[2])
 
@@ -131,7 +131,7 @@ FINDERS = ["proftpd", "rclone"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Adds the choice of servers, and the page that is written from a run."""
+    """Add options for the servers and the page of results."""
     parser.addoption(
         "--servers", metavar="NAMES", help="servers to run the contract suite on, with commas between them, or 'all'"
     )
@@ -139,7 +139,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Collects outcomes if the page is requested; not in a parallel worker, which reports to the main process."""
+    """Collect outcomes if the page is requested, except in parallel workers."""
     page: Path | None = config.getoption("--servers-page")
     if page is not None and not hasattr(config, "workerinput"):
         config.pluginmanager.register(Matrix(page))
@@ -158,13 +158,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Notes the server of a test where its report can be seen to be about it."""
+    """Add the server of a test to its report."""
     if isinstance(item, pytest.Function) and (name := _server_of(item)) is not None:
         item.user_properties.append(("server", name))
 
 
 def _server_of(item: pytest.Function) -> str | None:
-    """Name of the server that a test is run on, None for a test of no ``server``."""
+    """Return the name of a test's server, or None."""
     call = getattr(item, "callspec", None)
     name: str | None = call.params.get("server") if call is not None else None
     return name
@@ -172,7 +172,7 @@ def _server_of(item: pytest.Function) -> str | None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Lets a test that is declared as unsupported on its server fail as declared, and in no other way."""
+    """Let a test that is declared unsupported fail only as declared."""
     server = _server_of(pyfuncitem)
     entry = unsupported(server, pyfuncitem.function.__name__) if server is not None else None
     if entry is None:
@@ -189,7 +189,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 @pytest.fixture(scope="session")
 def started() -> Iterator[Callable[[str], Server]]:
-    """Gives a server by its name, started when first used; skips the test where it is not installed."""
+    """Return a named server, started once; skip if not installed."""
     with contextlib.ExitStack() as running:
         servers: dict[str, Server] = {}
 
@@ -251,7 +251,7 @@ def make_backend() -> Iterator[Callable[..., SFTPBackend]]:
 
 @pytest.fixture
 def vault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Vault]:
-    """A key vault that whoever asks with the login of the environment may read."""
+    """Key vault that accepts the login of the environment."""
     from airflow_sftp_backend._key_vault.client import default_client
 
     with Vault(tmp_path) as vault:

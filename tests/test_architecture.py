@@ -1,4 +1,4 @@
-"""Rules of the source that import-linter and ruff cannot express (`make lint` checks the layers)."""
+"""Check rules that import-linter and ruff cannot express."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ FILE_NAME_ATTRIBUTES: Final = {"key", "native", "native_path", "path", "source",
 
 
 def violations(finds: Callable[[ast.AST], bool], allowed: set[str]) -> list[str]:
-    """Find nodes in modules whose path does not begin with an allowed one.
+    """Find nodes in modules outside the allowed paths.
 
     :returns: the module and line of each
     """
@@ -66,7 +66,7 @@ def violations(finds: Callable[[ast.AST], bool], allowed: set[str]) -> list[str]
 
 
 def nodes_outside_annotations(tree: ast.Module) -> Iterator[ast.AST]:
-    """Yield the nodes of a tree without the types of arguments, variables and results."""
+    """Yield the nodes of a tree without type annotations."""
     annotations = {
         id(inner)
         for node in ast.walk(tree)
@@ -78,7 +78,7 @@ def nodes_outside_annotations(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def is_named(node: ast.AST, name: str) -> bool:
-    """Tell whether a node is a name, by itself or as an attribute."""
+    """Tell whether a node is a name or an attribute."""
     return (isinstance(node, ast.Name) and node.id == name) or (isinstance(node, ast.Attribute) and node.attr == name)
 
 
@@ -97,7 +97,7 @@ def swallows_everything(node: ast.AST) -> bool:
 
 
 def raw_file_names(node: ast.AST) -> list[str]:
-    """List the file names that a logging call formats with %s and without ``escaped``."""
+    """List file names that a logging call formats without ``escaped``."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
         return []
     text = getattr(node.args[0], "value", None)
@@ -114,7 +114,7 @@ def raw_file_names(node: ast.AST) -> list[str]:
 
 
 def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield the name of each function of a source file, and its length in lines without the docstring."""
+    """Yield name and length of each function, without its docstring."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node, clean=False) or ""
@@ -122,7 +122,7 @@ def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def imported_test_modules(path: Path) -> list[str]:
-    """List the test modules and conftest modules that a module of the tests imports."""
+    """List the test modules that a module of the tests imports."""
     names: list[str] = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""The demo fails if a step fails, and leaves nothing but its log."""
+"""The demo reports failures, and leaves only its log."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_failing_task_fails_the_demo_and_its_log_is_kept(
 def test_the_demo_checks_the_effects_of_the_examples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """An example that forgets to clear the outbox runs to its end, and the demo still fails."""
+    """The demo fails if an example does not clear the outbox."""
     examples = tmp_path / "example_dags"
     shutil.copytree(demo.EXAMPLES, examples)
     dag = (examples / "partner_exchange.py").read_text()

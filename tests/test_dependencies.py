@@ -1,4 +1,4 @@
-"""The package imports only what pyproject.toml declares, so that it works wherever pip installed it."""
+"""The package imports only requirements of pyproject.toml."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def normalized(name: str) -> str:
 
 
 def declared() -> set[str]:
-    """Read the names of the distributions that the package and its optional features require."""
+    """Read the required distributions, with optional features."""
     project = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]
     extras = [line for name in EXTRAS_OF_USERS for line in project["optional-dependencies"][name]]
     lines: list[str] = [*project["dependencies"], *extras]
@@ -57,7 +57,7 @@ def files(name: str) -> set[str]:
 
 @cache
 def distributions(module: str) -> set[str]:
-    """Find the installed distributions that contain a module, or the module that contains a name."""
+    """Find the distributions of a module or imported name."""
     top, *_ = module.split(".")
     candidates = set(OWNERS.get(top, ()))
     parts = module.split(".")

@@ -1,4 +1,4 @@
-"""The Dockerfile and the Kubernetes manifests are valid, agree with each other, and say what the code does."""
+"""Dockerfile and manifests are valid and agree with the code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ VERSIONS = ("1.31", "1.37")
 
 
 def resources(manifest: Path) -> Iterator[dict[str, Any]]:
-    """The resources of a manifest, and the pod that a ConfigMap has for the KubernetesExecutor."""
+    """Return the resources of a manifest, and its pod template."""
     for resource in yaml.safe_load_all(manifest.read_text()):
         if resource is None:
             continue

@@ -1,4 +1,4 @@
-"""The wheel is complete, typed, and works in an environment that has nothing but its requirements."""
+"""The wheel is complete, typed, and works with its requirements."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(*command: object, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the sdist, and the wheel that is built from the sdist."""
+    """Directory with the sdist, and the wheel built from it."""
     dist = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, TOP)
     return dist
@@ -181,7 +181,7 @@ def test_the_dag_of_the_readme_runs_from_the_installed_wheel(
 
 
 def install(wheel: Path, environment: Path) -> None:
-    """Install the wheel and what it requires at the pinned versions, from the cache of uv if the cache has them."""
+    """Install the wheel at pinned versions, from a cache if possible."""
     uv = [BIN / "uv", "pip", "install", "--quiet", "--python", environment / "bin/python"]
     uv += ["--constraint", TOP / "constraints.txt"]
     # The tests have a home directory of their own.

@@ -1,4 +1,4 @@
-"""``make release`` stops at each problem, and builds and checks a release if there is none."""
+"""``make release`` stops at each problem, or builds a release."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_what_keeps_a_version_from_a_release(project: Project, changelog: str, t
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A repository of a small package, whose tests write a page and count their runs."""
+    """Repository of a small package with tests that count runs."""
     makefile = "test-all servers reliability:\n\techo $@ >> ran\nservers: page\npage:\n\techo new > docs/servers.md\n"
     write_files(
         tmp_path,

@@ -1,4 +1,4 @@
-"""Real servers start, count, cut and end; simulated services refuse what they document."""
+"""Real and simulated servers behave as documented."""
 
 from __future__ import annotations
 

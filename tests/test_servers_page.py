@@ -1,4 +1,4 @@
-"""Write the page of servers from outcomes alone, and check the unsupported entries."""
+"""Write the page of servers from outcomes and unsupported entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The long run works: a short one has faults, loses no file and writes its summary."""
+"""A short soak run has faults and loses no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures for tests that run inside Airflow: connections, a server, an object store."""
+"""Provide connections, a server and an object store inside Airflow."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.support.servers import AsyncsshServer, Server
 
 @pytest.fixture(autouse=True)
 def masks() -> Iterator[None]:
-    """Forgets what a test has had masked: with each secret Airflow compiles all of them anew."""
+    """Remove the masks of a test: Airflow recompiles all for each secret."""
     yield
     reset_secrets_masker()
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[str]:
-    """The URL of a folder in an object store: one without transactions, which renames by copying."""
+    """URL of a directory in an object store without transactions."""
     attach("memory", fs=MemoryFileSystem())
     yield f"memory://{tmp_path.name}"
     MemoryFileSystem.store.clear()
@@ -76,7 +76,7 @@ def server(asyncssh_plain: AsyncsshServer) -> AsyncsshServer:
 
 @pytest.fixture
 def remote(server: AsyncsshServer, connect: Connect) -> Path:
-    """The base path of the default connection, as a folder of this machine."""
+    """Base path of the default connection, as a local directory."""
     folder = server.fresh()
     connect(server, base_path=folder.base_path)
     return folder.path

@@ -1,4 +1,4 @@
-"""A killed task ends at once, leaves no partial file, and can be resumed."""
+"""A killed task ends at once, without partial files, and resumes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.sessions import assert_nothing_left
 
 @contextmanager
 def killed_when(operator: BaseOperator, ready: Callable[[], bool], *, signals: int = 1) -> Iterator[list[OwnTime]]:
-    """Runs a block whose work Airflow ends as it does with tasks, by signals 20 ms apart; the time since each."""
+    """Run a block, kill it as Airflow does, and measure the time."""
     sent: list[OwnTime] = []
 
     def kill() -> None:
@@ -315,7 +315,7 @@ def test_a_kill_does_not_interrupt_reading_lazy_paths() -> None:
     heard: list[str] = []
 
     class Mapped(list[str]):
-        """The output of a mapped task, of which each item is a question to Airflow."""
+        """Stand for a mapped output: reading an item is a request."""
 
         def __iter__(self) -> Iterator[str]:
             for name in ("a", "b"):

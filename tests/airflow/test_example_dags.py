@@ -1,4 +1,4 @@
-"""Run the example DAGs unchanged in a real Airflow, with one login for each task instance."""
+"""Run the example DAGs in Airflow, with one login per task."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Start(Protocol):
 
 @pytest.fixture
 def start(airflow_home: Path, tmp_path: Path) -> Iterator[Start]:
-    """Starts DAG files one after another in a process of their own; their results land in ``tmp_path/results``."""
+    """Run DAG files in a process, with results in ``tmp_path/results``."""
     (tmp_path / "results").mkdir()
     started: list[subprocess.Popen[str]] = []
 

@@ -1,4 +1,4 @@
-"""Limits of time, size and number select each file once, and refuse values without a meaning."""
+"""Limits select each file once, and refuse senseless values."""
 
 from __future__ import annotations
 

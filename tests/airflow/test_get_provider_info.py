@@ -36,7 +36,7 @@ RELEASE_TOOLS_ONLY = {"state", "source-date-epoch", "versions"}
 
 
 def check(info: object, schema_name: str) -> None:
-    """jsonschema.ValidationError unless the info is what that schema of the installed Airflow wants."""
+    """Validate the info by the schema of the installed Airflow."""
     schema = json.loads((Path(airflow.__file__).parent / schema_name).read_text())
     schema["required"] = [key for key in schema["required"] if key not in RELEASE_TOOLS_ONLY]
     jsonschema.validators.validator_for(schema)(schema).validate(info)

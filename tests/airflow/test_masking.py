@@ -1,4 +1,4 @@
-"""Compute the visible parts of a secret in a log, over all orders of Airflow's masks.
+"""Compute the visible parts of a secret in a masked log.
 
 `longest_run` follows every choice that a pattern of alternatives could make at any place of a text. It knows of nothing
 but the masks, so that no result here depends on the hash seed of a process.
@@ -103,7 +103,7 @@ def private_key(kind: str) -> rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | e
 
 @dataclass(frozen=True)
 class Pem:
-    """A key in its frame: lines before the base64, the base64, the line after it."""
+    """Key text: lines before the base64, the base64, the last line."""
 
     head: str
     body: str
@@ -331,7 +331,7 @@ def spellings(secret: str) -> Iterator[str]:
 
 
 def worst_texts(masks: Masks, text: str) -> Iterator[str]:
-    """A text as each order of masks leaves it, of two that differ in what is behind a place only one."""
+    """Return a text as each order of masks leaves it."""
     done: set[int] = set()
     ways = [(0, "")]
     while ways:

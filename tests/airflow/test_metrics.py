@@ -1,4 +1,4 @@
-"""Counts of the work reach the receivers that Airflow's settings name, from tasks as workers run them."""
+"""Counters of tasks reach the receivers that Airflow's settings name."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[StatsD]:
 
 @contextmanager
 def metrics_of(package: str) -> Iterator[None]:
-    """Set up the metrics of this process, as the triggerer (``airflow``) or a task (``airflow.sdk``) does."""
+    """Set up metrics as the triggerer or a task does."""
     stats = pytest.importorskip(f"{package}.observability.stats")
     if not hasattr(stats, "initialize"):
         pytest.skip("Airflow before 3.3 sets up its metrics in another way")

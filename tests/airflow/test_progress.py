@@ -185,7 +185,7 @@ def test_files_are_counted() -> None:
 def on_a_terminal(
     program: str, printed: list[str] | None = None, *, raw: bool = False, env: Mapping[str, str] | None = None
 ) -> str:
-    """Return the output of a program on a terminal as standard error; add its standard output to ``printed``.
+    """Return a program's standard error on a terminal.
 
     ``raw`` keeps the control sequences; ``env`` is added to its environment.
     """
@@ -219,7 +219,7 @@ def on_a_terminal(
 
 
 def moved(total: str, then: str = "pass") -> str:
-    """A program that moves 3 MiB, back 1 MiB, and 2 MiB more."""
+    """Move 3 MiB, take back 1 MiB, and move 2 MiB more."""
     return f"""
 from airflow_sftp_backend.progress import ProgressBar
 with ProgressBar("big [1].bin", {total}) as bar:

@@ -1,4 +1,4 @@
-"""Store plain JSON, and never let a store error replace the outcome of a task."""
+"""Store plain JSON; a store error never changes a task's outcome."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ AWAY = AirflowRuntimeError(ErrorResponse(error=ErrorType.API_SERVER_ERROR, detai
 
 
 class Failing(State):
-    """A state store that raises ``error`` for some of the requests: the named ``methods``, from the ``first`` on."""
+    """State store that raises ``error`` for ``methods``, from request ``first`` on."""
 
     def __init__(self, error: Exception, *methods: str, first: int = 0) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ def test_text_of_another_form_is_no_connection(text: str) -> None:
 
 
 def test_only_one_module_falls_back_to_another_import_of_airflow() -> None:
-    """A fallback tells one version of Airflow from another, or finds an optional provider."""
+    """Fallbacks recognise the version of Airflow, or an optional provider."""
     guilty = []
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):

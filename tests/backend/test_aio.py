@@ -1,4 +1,4 @@
-"""Awaited calls give the results of the backend's calls, also when others are cancelled."""
+"""Awaited calls return the backend's results, despite cancelled calls."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def test_resolve_and_constants_need_no_await() -> None:
 
 
 class Cancelling:
-    """Progress that cancels the task it is given once bytes are under way."""
+    """Progress that cancels a task once bytes are transferred."""
 
     def __init__(self) -> None:
         self.task: asyncio.Task[WriteResult] | None = None

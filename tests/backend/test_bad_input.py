@@ -31,7 +31,7 @@ MakeBackend = Callable[..., SFTPBackend]
 
 
 def calls_on(backend: SFTPBackend, local: Path) -> dict[str, Callable[[str], object]]:
-    """Every call that takes a path, as a function of that path alone."""
+    """Each call with a path, as a function of the path."""
     return {
         "exists": backend.exists,
         "is_file": backend.is_file,

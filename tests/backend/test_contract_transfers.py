@@ -26,7 +26,7 @@ LONG = random.Random(11).randbytes(6 * MIB + 7)
 
 
 class _Cut:
-    """A progress callback that cuts all connections of a server, once, when half of `LONG` has been moved."""
+    """Progress that cuts all connections once, after half of `LONG`."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -66,7 +66,7 @@ def test_an_interrupted_download_resumes_and_has_the_same_bytes(
 
 
 def _check_each(outcomes: Sequence[object], contents: dict[str, bytes], there: Path) -> None:
-    """Each of many is done, or says that it is not and is not there in part.
+    """Each of many files is done, or reports its failure.
 
     A session that was cut may truncate a file late: then its size is not the one sent, which the upload notices.
     """

@@ -315,7 +315,7 @@ def test_progress_is_reported_for_every_byte(backend: SFTPBackend, tmp_path: Pat
 
 
 def _left_behind(backend: SFTPBackend, folder: Folder, name: str, *, age: float) -> str:
-    """The temporary file of a writer of ``name`` that died, ``age`` seconds ago."""
+    """Temporary file of a dead writer of ``name``, ``age`` seconds old."""
     before = set(os.listdir(folder.path))
     with backend.open_atomic(name, overwrite=True) as file:
         file.write(BIG)  # a few bytes may be held back, by the server too

@@ -1,4 +1,4 @@
-"""Names in an encoding other than UTF-8 are listed, opened, written and deleted as they are on the server."""
+"""Names in an encoding other than UTF-8 work in all calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The unpublished parts of paramiko that ``_paramiko_compat`` uses are there and work as it expects."""
+"""The private parts of paramiko in use exist and work."""
 
 from __future__ import annotations
 

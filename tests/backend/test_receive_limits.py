@@ -40,7 +40,7 @@ Batch = Sequence[tuple[bytes, int]]
 
 
 class HostileDirectories:
-    """Answers every OPENDIR, and READDIRs with what ``batches`` gives for that directory; everything is a directory."""
+    """Answer READDIR with the ``batches`` of a directory; everything is one."""
 
     def __init__(self, batches: Callable[[], Iterator[Batch]]) -> None:
         self.seen: Counter[PacketType] = Counter()

@@ -26,7 +26,7 @@ def server(request: pytest.FixtureRequest) -> object:
 
 @pytest.fixture
 def is_known(server: object) -> bool:
-    """Whether the server's traits are known; what is unknown is looked at first."""
+    """Whether the server's traits are known; else types are requested first."""
     return isinstance(server, OpenSSHServer)
 
 

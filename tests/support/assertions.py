@@ -12,7 +12,7 @@ from airflow_sftp_backend import SFTPBackend, SFTPBackendError
 
 @contextmanager
 def refused(kind: type[SFTPBackendError], backend: SFTPBackend, path: str) -> Iterator[SFTPBackendError]:
-    """The block must raise exactly ``kind`` with that path and the backend's name, in its fields and in its text."""
+    """Check that the block raises ``kind`` with this path and backend."""
     error = kind("not raised")
     with pytest.raises(kind) as caught:
         yield error
@@ -22,7 +22,7 @@ def refused(kind: type[SFTPBackendError], backend: SFTPBackend, path: str) -> It
 
 
 def check_located(error: SFTPBackendError, backend: SFTPBackend, path: str) -> None:
-    """The error names path and server, in its fields and in its text."""
+    """Check that fields and text name path and server."""
     assert (error.path, error.server) == (path, backend.address)
     assert error.backend == backend.name == "sftp"
     assert repr(path) in str(error)

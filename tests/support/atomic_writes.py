@@ -1,4 +1,4 @@
-"""Operations that commit a file, kinds of servers, and a server in memory to run the operations on."""
+"""Provide operations that commit files, and a server in memory."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from tests.support.servers import free_port
 
 
 def offline(base_path: str = "/data") -> SFTPBackend:
-    """A backend for a server that is not there: any attempt to speak to it raises BackendUnavailable."""
+    """Backend without a server: each connection raises BackendUnavailable."""
     return SFTPBackend("127.0.0.1", port=free_port(), base_path=base_path, retry=RetryPolicy.disabled(), timeout=5)
 
 

@@ -22,7 +22,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def tree(folder: Path) -> dict[str, bytes | None]:
-    """All below ``folder``, hidden and temporary names too: the content of files, None for folders, links as text."""
+    """Read everything below ``folder``: file contents, None, and links."""
     held: dict[str, bytes | None] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -40,7 +40,7 @@ def text(kind: str = "ssh-ed25519", number: int = 0) -> str:
 
 
 def certificate(*principals: str, kind: str = "ssh-ed25519", signer: str = "ssh-ed25519", **arguments: Any) -> bytes:
-    """A host certificate for the key of type ``kind`` by authority 9 of type ``signer``."""
+    """Create a host certificate by authority 9 of type ``signer``."""
     made = new_key(signer, 9).generate_host_certificate(new_key(kind), "id", principals=principals, **arguments)
     data: bytes = made.public_data
     return data

@@ -102,7 +102,7 @@ class Application:
 
 
 class Vault:
-    """``with Vault(folder) as vault``: serves until the end of the block; ``folder`` holds the authority's certificate.
+    """Serve a vault in a ``with`` block; ``folder`` holds the certificate.
 
     ``counts`` holds the requests by kind: the names in capitals above. A ``lax_authority`` names no key identifiers
     in its certificates, as many private ones: Python 3.13 and newer refuse them.
@@ -406,7 +406,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _lax_certificate(ca_file: Path) -> trustme.LeafCert:
-    """Issue a certificate for the vault without key identifiers, and write that of its authority."""
+    """Issue a vault certificate without key identifiers, and its authority's."""
     authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
     issuer = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "lax authority")])
     now = datetime.now(UTC)

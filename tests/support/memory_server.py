@@ -53,8 +53,11 @@ class File:
 
 @dataclass(frozen=True)
 class Renames:
-    """Behaviour of a server's renames: ``posix`` and ``plain`` with a taken name ("no": there is no posix-rename), and
-    whether they work between the folders of the top level."""
+    """Define how a server renames onto an existing name.
+
+    Behaviour of a server's renames: ``posix`` and ``plain`` with a taken name ("no": there is no posix-rename), and
+    whether they work between the folders of the top level.
+    """
 
     posix: Literal["replaces", "refuses", "no"] = "replaces"
     plain: Literal["replaces", "refuses"] = "refuses"
@@ -118,7 +121,7 @@ class MemoryServer(SFTPScheduler):
         return {path: bytes(file.content) for path, file in self.files.items() if file is not None}
 
     def reconnect(self, fail_at: Collection[int] = ()) -> None:
-        """Works again after a loss; fails at the requests with these numbers only, counted from the first of all."""
+        """Fail at the requests with these numbers, counted overall."""
         self.failure, self._fail_at = None, fail_at
         self.open.clear()
 

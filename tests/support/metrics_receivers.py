@@ -30,7 +30,7 @@ class StatsD:
         self.port: int = self._socket.getsockname()[1]
 
     def lines(self) -> list[str]:
-        """Return the lines that arrived since the last call: those of a client on this machine that has ended."""
+        """Return the lines of an ended client since the last call."""
         received: list[str] = []
         try:
             while True:
@@ -44,7 +44,7 @@ class StatsD:
 
 
 def counters(lines: list[str], prefix: str) -> Counter[str]:
-    """Return the sum of each counter whose name begins so, without this beginning."""
+    """Sum each counter with this prefix, by its remaining name."""
     totals: Counter[str] = Counter()
     for line in lines:
         name, _, rest = line.partition(":")
@@ -55,7 +55,7 @@ def counters(lines: list[str], prefix: str) -> Counter[str]:
 
 
 def timers(lines: list[str], prefix: str) -> dict[str, float]:
-    """Return the last milliseconds of each timer whose name begins so, without this beginning."""
+    """Return the last value of each timer with this prefix."""
     found: dict[str, float] = {}
     for line in lines:
         name, _, rest = line.partition(":")
@@ -66,7 +66,7 @@ def timers(lines: list[str], prefix: str) -> dict[str, float]:
 
 
 class Collector:
-    """Keep what an OpenTelemetry collector receives: the last value of each metric, with its labels.
+    """Keep the last value of each received metric, with labels.
 
     ``url`` is its address.
     """

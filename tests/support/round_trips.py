@@ -17,8 +17,11 @@ T = TypeVar("T")
 
 
 class Depth:
-    """The depth of what was run: a request lies one deeper than the deepest reply its operation had waited for when
-    it was posted; operations that run side by side start at the same depth, those run one after another add up."""
+    """Measure the depth of requests in round trips.
+
+    The depth of what was run: a request lies one deeper than the deepest reply its operation had waited for when
+    it was posted; operations that run side by side start at the same depth, those run one after another add up.
+    """
 
     def __init__(self) -> None:
         self.deepest = 0

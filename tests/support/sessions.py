@@ -40,7 +40,9 @@ def config_of(server: Address, **changes: Any) -> BackendConfig:
 
 @contextmanager
 def session_to(server: Address, *, options: dict[str, Any] | None = None, **changes: Any) -> Iterator[Session]:
-    """A session; closed at the end, when nothing may be left of it. ``options`` go to Session, the rest to its
+    """Provide a session, and close it at the end.
+
+    A session; closed at the end, when nothing may be left of it. ``options`` go to Session, the rest to its
     configuration.
     """
     config = config_of(server, **changes)

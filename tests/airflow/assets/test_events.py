@@ -1,4 +1,4 @@
-"""Each watching DAG gets the files of each event in exactly one of its runs."""
+"""Each watching DAG gets the files of an event in one run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def report(name: str, *files: FoundFile, at: float = 0.0) -> Event:
 
 
 class Events:
-    """The events of an asset, as a task with it among its inlets may ask for them."""
+    """Events of an asset, as a task with this inlet requests them."""
 
     def __init__(self, events: Sequence[Event], since: str = "", most: int | None = None) -> None:
         self.events, self.since, self.most = events, since, most
@@ -56,7 +56,7 @@ class Events:
 
 
 class Inbox:
-    """A watched asset, its events, and what is kept for it; runs are started for it as Airflow 3.3 does."""
+    """Watched asset, its events and state; starts runs like Airflow 3.3."""
 
     def __init__(self, *events: Event, remembers: bool = True) -> None:
         self.store = AssetState()

@@ -1,4 +1,4 @@
-"""Asset URIs stay the same if Airflow's sftp provider, which then owns the scheme, is installed.
+"""Asset URIs stay the same beside Airflow's sftp provider.
 
 `make test` puts that provider into a directory of its own, so that all other tests run without it.
 """

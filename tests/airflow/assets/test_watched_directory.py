@@ -1,4 +1,4 @@
-"""New files start DAGs in a complete Airflow, also while its triggerer is restarted."""
+"""New files start DAGs, also while the triggerer is restarted."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def triggerer(environment: dict[str, str]) -> psutil.Process:
 
 
 def restart(environment: dict[str, str], how: signal.Signals) -> subprocess.Popen[bytes]:
-    """Ends the triggerer, all at once if it is killed, and starts another."""
+    """End the triggerer or kill it, and start another."""
     old = triggerer(environment)
     ending = [old, *old.children(recursive=True)] if how == signal.SIGKILL else [old]
     for one in ending:
@@ -167,12 +167,12 @@ class Database:
         return {rest[0] for kind, *rest in changes if kind == "batch"} - acknowledged
 
     def on_its_way(self, asset: str) -> bool:
-        """True if there is a report that is kept and has not reached Airflow."""
+        """Return whether a stored batch has not reached Airflow."""
         return bool(self.kept(asset) - {event["batch"] for event in self.events(asset)})
 
 
 def kill_within_burst(folder: Path, environment: dict[str, str], database: Database) -> subprocess.Popen[bytes]:
-    """Lets files arrive at once, and kills the triggerer after the first of their reports."""
+    """Create files at once, and kill the triggerer after a batch."""
     before = len(database.events("bursts"))
     write_files(folder, dict.fromkeys(MANY, b""))
     wait_until(lambda: len(database.events("bursts")) > before, "the first of many reports", timeout=60)

@@ -1,4 +1,4 @@
-"""Take values of a connection from Key Vault, and fetch them again when they are rotated."""
+"""Take connection values from Key Vault, and fetch rotated ones again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.servers import AsyncsshServer, OpenSSHServer, wait_until
 
 
 def give(monkeypatch: pytest.MonkeyPatch, conn_id: str = "partner", **values: object) -> SFTPBackendHook:
-    """A hook of a connection with these columns and, under ``extra``, these names in Extra."""
+    """Create the hook of a connection with these columns and extras."""
     monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps({"conn_type": "sftp_backend", **values}))
     return SFTPBackendHook(conn_id)
 

@@ -1,4 +1,4 @@
-"""Each extra of an sftp or ssh connection has the effect that its own provider documents."""
+"""Each extra of a foreign connection works as its provider documents."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.parametrize("conn_type", ["sftp", "ssh"])
 
 
 def adopted(connect: Connect, server: Server, conn_type: str, **extra: Any) -> SFTPBackendHook:
-    """The hook of a connection as those providers' users have it: a key file, host keys from a file or an extra."""
+    """Create a hook with a key file and foreign host key settings."""
     given: dict[str, Any] = {
         "private_key": None, "known_host_keys": None, "base_path": None, "key_file": str(server.client_key),
         "host_key": server.known_hosts.splitlines()[0].split(" ", 1)[1],

@@ -1,4 +1,4 @@
-"""The connection form in a real browser: save, reopen and test a connection."""
+"""Use the connection form in a real browser."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.support.servers import AsyncsshServer, Folder
 
 @pytest.fixture(autouse=True)
 def closed_file_systems() -> Iterator[None]:
-    """Closes the file systems of a test: fsspec and Airflow keep them for a connection id of another test."""
+    """Close the cached file systems of a test."""
     yield
     close_file_systems()
 

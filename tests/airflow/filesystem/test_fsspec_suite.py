@@ -16,7 +16,7 @@ from airflow_sftp_backend.filesystem import SFTPBackendFileSystem
 
 
 class Fixtures(AbstractFixtures):
-    """Run the suite on the file system, in a directory that is not the root."""
+    """Run the suite in a directory that is not the root."""
 
     @pytest.fixture
     def fs(self, fs: SFTPBackendFileSystem) -> SFTPBackendFileSystem:

@@ -1,4 +1,4 @@
-"""Create file systems, share them, and use them from threads and other processes."""
+"""Create and share file systems, in threads and processes too."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ NOON = 1_700_000_000
 
 @pytest.fixture
 def tree(folder: Folder) -> Path:
-    """Files at three levels, and links to a file, to a directory and to nothing."""
+    """Files at three levels, and links, one of them dangling."""
     top = folder.path / "top"
     (top / "sub" / "deep").mkdir(parents=True)
     for name in ("one", "sub/two", "sub/deep/three"):

@@ -1,4 +1,4 @@
-"""The other end of a sync can be a directory of an SFTP server, by URL."""
+"""A sync accepts the URL of a directory on another server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The hook opens and closes backends, masks secrets, and decides which errors are retried."""
+"""Open and close backends, mask secrets, and classify errors."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ def key_text(kind: str) -> str:
 
 
 def body_lines(pem: str) -> list[str]:
-    """The lines of a key that say something of it, those too short to be masked left out."""
+    """Return the lines of a key that are long enough for masks."""
     return [line for line in pem.splitlines() if "-----" not in line and len(line) >= 16]
 
 

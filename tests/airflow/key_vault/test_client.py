@@ -1,4 +1,4 @@
-"""Read secrets with the real Azure SDKs: logins, caching, and an error for each failure."""
+"""Read secrets with the real Azure SDKs, and explain failures."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def reference(vault: Vault, name: str = "password", version: str | None = None) 
 
 
 def failure(vaults: KeyVaultClient, wanted: SecretReference, identity: AzureIdentity | None = None) -> KeyVaultError:
-    """Return the error of a fetch, without a cause, because a cause would hold requests with tokens."""
+    """Return the error of a fetch, and check its cause."""
     with pytest.raises(KeyVaultError) as caught:
         vaults.fetch(wanted, identity or AzureIdentity())
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)

@@ -1,4 +1,4 @@
-"""The fields of a connection give an Azure identity, or all their problems."""
+"""Connection fields give an Azure identity, or all their problems."""
 
 from __future__ import annotations
 

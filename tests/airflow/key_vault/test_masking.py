@@ -1,4 +1,4 @@
-"""Secrets of Key Vault are masked before they are used, and appear in no traceback."""
+"""Secrets of Key Vault are masked before use and in tracebacks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MINE, WRONG, VALUE = "s3cret/of the application", "wr0ng/secret", "v@lue that no
 def connect(
     vault: Vault, monkeypatch: pytest.MonkeyPatch, client_secret: str, *, behind: bool = False
 ) -> SFTPBackendHook:
-    """The hook of a connection whose password is in the vault, and whose login there is its own or another's."""
+    """Create a hook with its password in the vault."""
     login = {"client_id": vault.register(secret=MINE).client_id, "client_secret": client_secret}
     login["tenant_id"] = vault.tenant
     extra = {"key_vault_url": vault.url, "password_secret": "password"}
@@ -35,7 +35,7 @@ def connect(
 
 
 def readable(error: BaseException, *secrets: str) -> list[str]:
-    """Return the masked texts of an error in which a secret is readable."""
+    """Return the masked texts of an error that show a secret."""
     shown = [redact(text) for text in shown_by(error)]
     assert len(shown) > 5
     return [text for text in shown if any(secret in text for secret in secrets)]

@@ -1,4 +1,4 @@
-"""A reference names a secret in one of several forms; an invalid form is reported."""
+"""A reference has several forms; an invalid form is reported."""
 
 from __future__ import annotations
 

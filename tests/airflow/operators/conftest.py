@@ -16,7 +16,7 @@ from tests.support.servers import Server
 
 @pytest.fixture(autouse=True)
 def closed_file_systems() -> Iterator[None]:
-    """Close the file systems of a test, which are kept for a connection id."""
+    """Close the cached file systems of a test."""
     yield
     close_file_systems()
 

@@ -1,4 +1,4 @@
-"""A deletion removes the directories that it leaves empty, and no other directory."""
+"""A deletion removes the directories that it empties, no others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ambiguous or invalid input is refused, and nothing is guessed or skipped silently."""
+"""Ambiguous or invalid input is refused, not guessed or skipped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators select files by time, size and number, and a retry selects the same files."""
+"""Operators select files by limits; a retry selects the same."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DAY = 86_400
 
 
 def write_aged(top: Path, days: dict[str, float]) -> None:
-    """Write files, each with an age in days at the time of the run, and with as many bytes."""
+    """Write files with the given ages in days, and sizes."""
     write_files(top, {name: bytes(int(age)) for name, age in days.items()})
     for name, age in days.items():
         os.utime(top / name, (DUE - age * DAY, DUE - age * DAY))

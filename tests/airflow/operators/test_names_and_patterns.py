@@ -38,7 +38,7 @@ NASTY = (
 
 
 def is_listed(name: str) -> bool:
-    """True for a name of a file that a listing returns to a task."""
+    """Return whether a listing returns the name to a task."""
     if name in ("", ".", "..") or "/" in name or has_control_character(name) or ".." in name.split("\\"):
         return False
     return len(name.encode()) <= 200 and not is_temp_name(name)
@@ -49,7 +49,7 @@ NAMES = st.text(LETTERS, min_size=1, max_size=12).filter(is_listed)
 
 
 def matched_by(name: str) -> list[str]:
-    """Other names that the name would match as a pattern, and some that are nearly it."""
+    """Return names that the name would match or almost match."""
     literal = re.sub(r"\[(!?)([^\]]+)\]", lambda found: "q" if found[1] else found[2][0], name)
     others = [literal.replace("*", star).replace("?", "x") for star in ("", "x", "yy")]
     others += [f"{name}x", f"x{name}", name.replace("[", "").replace("]", ""), "report1.csv"]
@@ -168,7 +168,7 @@ ROWS: list[dict[str, Any]] = [{"path": path, "size": 1, "modified_at": None} for
 
 
 class Lazily(Sequence[Any]):
-    """Stand for the output of a mapped task: a sequence, but not a list."""
+    """Stand for a mapped output: a sequence, but not a list."""
 
     def __init__(self, items: list[Any]) -> None:
         self._items = items

@@ -36,7 +36,7 @@ def forgotten_stores() -> Iterator[None]:
 
 
 class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # has no types
-    """Counts the calls, and lets objects wait for each other: each is opened while others are."""
+    """Count the calls, and open each object while others are open."""
 
     cachable = False
     protocol = "memory"
@@ -47,7 +47,7 @@ class CountingStore(MemoryFileSystem):  # type: ignore[misc]  # has no types
         self._barrier = threading.Barrier(together)
 
     def listings(self) -> Counter[str]:
-        """The calls since the last one of this method that ask for names or attributes."""
+        """Return the metadata calls since the last call of a method."""
         counted, self.calls = self.calls, Counter()
         del counted["open"]
         return counted

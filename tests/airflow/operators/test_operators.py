@@ -1,4 +1,4 @@
-"""Operators transfer the selected files, return a row for each, and hide no failure."""
+"""Operators transfer files, return their rows and report each failure."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def test_a_replaced_target_of_equal_size_is_not_recognised_as_moved(remote: Path
     os.utime(remote / "work/a.csv", (1, 1))
 
     class Killed(State):
-        """The worker dies as soon as what it is about to move is recorded."""
+        """Kill the worker after the record of a move."""
 
         def set(self, key: str, value: object, **options: object) -> None:
             state.set(key, value)
@@ -140,7 +140,7 @@ def test_a_deletion_killed_before_it_began_is_made_by_the_retry(remote: Path) ->
     state = State()
 
     class Killed(State):
-        """The worker dies as soon as what it is about to delete is recorded."""
+        """Kill the worker after the record of a deletion."""
 
         def set(self, key: str, value: object, **options: object) -> None:
             state.set(key, value)
@@ -157,7 +157,7 @@ def test_a_deletion_killed_before_it_began_is_made_by_the_retry(remote: Path) ->
 
 
 def half_sent(remote: Path, local: Path, state: State, **arguments: object) -> SFTPUploadOperator:
-    """An upload that has sent a.csv and failed over b.csv, which it would not now; the partner has taken the first."""
+    """Run an upload that sends a.csv, then fails for b.csv."""
     way = in_the_way(remote, "out/b.csv")
     operator = upload(Glob(f"{local}/*.csv"), "out/", **arguments)
     with pytest.raises((AirflowFailException, FilesFailed)):

@@ -1,4 +1,4 @@
-"""A sync makes the target like the source, and does nothing where nothing has changed."""
+"""A sync makes the target like the source, without needless transfers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def local(tmp_path: Path) -> Path:
 
 
 def requests_of(server: AsyncsshServer, work: Callable[[], object]) -> Counter[str]:
-    """Return the requests that the server received meanwhile, except those of the connection itself."""
+    """Return the requests of the block, except those of connecting."""
     before = server.requests.copy()
     work()
     return +Counter({kind: count for kind, count in (server.requests - before).items() if "limits" not in kind})
@@ -55,7 +55,7 @@ def requests_of(server: AsyncsshServer, work: Callable[[], object]) -> Counter[s
 
 
 def check_both_directions(remote: Path, tmp_path: Path) -> None:
-    """Sync up, sync down, change files at the source, and compare the ends after each run."""
+    """Sync in both directions, and compare the ends each time."""
     here, there, back = write_files(tmp_path / "here", FILES), remote / "mirror", tmp_path / "back"
     set_age(here)
     assert counts(run_sync(sync(here, "mirror"))) == (3, 0, 0, 0)

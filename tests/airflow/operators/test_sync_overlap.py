@@ -1,4 +1,4 @@
-"""A sync refuses ends that are one directory, or one inside the other, under whatever names."""
+"""A sync refuses overlapping ends, under whatever names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A download with only_new takes each version of a file in one run, and again in the retries of this run."""
+"""A download with only_new takes each version of a file once."""
 
 from __future__ import annotations
 

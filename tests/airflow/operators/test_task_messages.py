@@ -1,4 +1,4 @@
-"""Logs and errors of tasks use the operators' arguments and suggest a remedy."""
+"""Task messages use the operators' arguments and suggest a remedy."""
 
 from __future__ import annotations
 

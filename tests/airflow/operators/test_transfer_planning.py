@@ -1,4 +1,4 @@
-"""Each source has one target, and no server name leads out of a local directory."""
+"""Each source has one target inside the local directory."""
 
 from __future__ import annotations
 

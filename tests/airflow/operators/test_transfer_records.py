@@ -1,4 +1,4 @@
-"""A retry accepts an existing target only if its own task instance wrote the file."""
+"""A retry accepts only targets that its task instance wrote."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Operator = SFTPUploadOperator | SFTPDownloadOperator
 
 
 class KilledAt(State):
-    """The process ends (TaskKilled) at a write of the store: before it is kept, or right after."""
+    """End the process before or after a write of the store."""
 
     def __init__(self, *, kept: bool, state: State, write: int = 1) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ def age(path: Path, seconds: float) -> None:
 
 
 def hard_killed(operator: Operator, state: State) -> None:
-    """Runs a try that transfers everything and dies before it can say so."""
+    """Run an attempt that transfers everything and dies before its records."""
     operator.execute(context(1, state))
 
 
@@ -241,7 +241,7 @@ def test_without_server_times_size_and_samples_decide(connect: Connect, local: P
 
 
 def test_two_concurrent_attempts_neither_lose_nor_duplicate_files(remote: Path, tmp_path: Path) -> None:
-    """The first is a zombie: its worker was given up, and it still runs while the second has begun."""
+    """The first attempt still runs after the second has begun."""
     state = State()
     files = {f"{number:02}": f"{number}".encode() for number in range(40)}
     write_files(tmp_path / "many", files)
@@ -249,7 +249,7 @@ def test_two_concurrent_attempts_neither_lose_nor_duplicate_files(remote: Path, 
     second: list[object] = []
 
     class Overtaken(State):
-        """The second try runs while the first has recorded, and has renamed nothing."""
+        """The second attempt runs between the first's records and renames."""
 
         def set(self, key: str, value: object, **options: object) -> None:
             state.set(key, value)
@@ -338,7 +338,7 @@ def test_a_task_whose_process_is_killed_is_completed_by_its_retry(
 
 
 def without_store(began: float, try_number: int = 2) -> Any:
-    """The context of a retry in Airflow before 3.3, whose run began that many seconds ago."""
+    """Create a retry context of Airflow before 3.3, with run age."""
     found = context(try_number)
     cast("Any", found)["dag_run"].start_date = datetime.now(UTC) - timedelta(seconds=began)
     return found

@@ -1,4 +1,4 @@
-"""A directory that hangs the server delays only the waits that poll it."""
+"""A hanging directory delays only the waits that poll it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.sessions import assert_nothing_left
 
 
 class HangingFiles(Files):
-    """A listing of one folder does not end, until the test lets it continue."""
+    """Delay the listing of one directory until the test continues it."""
 
     goes_on: ClassVar[threading.Event]
 
@@ -42,7 +42,7 @@ class HangsInAFolder(AsyncsshServer):
 
 
 class HangingUpFiles(Files):
-    """Close the connection of a client that lists one directory, until the test lets it continue."""
+    """Close the connection of each client that lists one directory."""
 
     goes_on: ClassVar[threading.Event]
 
@@ -62,7 +62,7 @@ class HangsUpInAFolder(AsyncsshServer):
 
 @contextmanager
 def trouble(connect: Connect, kind: type[HangsInAFolder | HangsUpInAFolder]) -> Iterator[tuple[AsyncsshServer, Path]]:
-    """Such a server behind the default connection, with a good folder and a bad one; and where they are."""
+    """Default connection to this server, with a good and a bad directory."""
     kind.files.goes_on = threading.Event()
     with kind() as server:
         folder = server.fresh()

@@ -11,5 +11,5 @@ from tests.support.airflow.sensors import MODES, Mode
 
 @pytest.fixture(params=MODES, ids=lambda mode: mode.replace(" ", "_"))
 def mode(request: pytest.FixtureRequest) -> Mode:
-    """Each way of waiting; Airflow before 3.3 remembers nothing from one reschedule to the next."""
+    """Each mode of waiting; Airflow before 3.3 keeps no state."""
     return cast("Mode", request.param)

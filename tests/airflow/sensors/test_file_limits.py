@@ -1,4 +1,4 @@
-"""The sensor logs why files are not eligible, and never ignores a limit."""
+"""The sensor logs why files do not count, and ignores no limit."""
 
 from __future__ import annotations
 

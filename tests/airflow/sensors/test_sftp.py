@@ -138,7 +138,7 @@ def test_a_briefly_unreachable_server_is_waited_for(connect: Connect, mode: Mode
 
 @contextmanager
 def forwarded_from(port: int, to: int, *, after: float) -> Iterator[None]:
-    """Nobody listens at ``port``, until ``after`` seconds from now it leads to another."""
+    """Let ``port`` refuse connections, and lead to another after ``after`` seconds."""
     loop = asyncio.new_event_loop()
 
     async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

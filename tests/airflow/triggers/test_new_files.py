@@ -26,7 +26,7 @@ from tests.support.sessions import assert_nothing_left
 
 
 class Store(AssetState):
-    """The asset's state store, as the triggerer gives it to a watch; ``away`` for as many questions."""
+    """State store of the asset, unavailable for ``away`` requests."""
 
     away = 0
 

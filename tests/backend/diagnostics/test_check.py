@@ -52,7 +52,7 @@ def step(found: Diagnosis, title: str) -> CheckResult:
 
 
 def failure(found: Diagnosis) -> tuple[str, str]:
-    """The title and the text of the step that failed, which is the last one."""
+    """Return title and text of the failed step, the last one."""
     assert not found.ok
     assert [step.ok for step in found.steps] == [True] * (len(found.steps) - 1) + [False]
     return found.steps[-1].title, "\n".join(found.steps[-1].lines)

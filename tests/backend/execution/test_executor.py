@@ -1,4 +1,4 @@
-"""A transfer that loses its connection reconnects and resumes while it makes progress."""
+"""A transfer reconnects and resumes while it makes progress."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DEFAULT: dict[str, object] = {"reconnect_timeout": 60.0}
 
 
 class Time:
-    """A clock that moves only while somebody sleeps; ``then`` is called when so many seconds have passed."""
+    """Clock that advances by sleeping only; calls ``then`` once."""
 
     def __init__(self, at: float = float("inf"), then: Callable[[], object] = lambda: None) -> None:
         self.now = 0.0

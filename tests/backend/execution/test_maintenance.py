@@ -34,7 +34,7 @@ def looks_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["openssh", "asyncssh", "without_posix_rename"])
 def server(request: pytest.FixtureRequest, openssh: OpenSSHServer, asyncssh_plain: AsyncsshServer) -> Iterator[Server]:
-    """A real sshd, another server, and one where two renames replace a file."""
+    """Provide sshd, another server, and one without atomic renames."""
     if request.param == "without_posix_rename":
         with WithoutPosixRename() as other:
             yield other

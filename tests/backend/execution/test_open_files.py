@@ -1,4 +1,4 @@
-"""Read files whose server reports hostile sizes, and write files that are committed later."""
+"""Read files of hostile servers, and commit written files later."""
 
 from __future__ import annotations
 

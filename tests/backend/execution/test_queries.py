@@ -1,4 +1,4 @@
-"""List directories with their levels and attributes, and describe files and directories alike."""
+"""List directories; describe files and directories alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Wherever a connection is lost while it is made, from the identification of SSH to the version of SFTP, the error says
+"""Connecting with a lost connection at each message has a clear error.
+
+Wherever a connection is lost while it is made, from the identification of SSH to the version of SFTP, the error says
 so in time and nothing of the connection stays.
 
 Each message of a real connection is lost in a run of its own. What is before a message is after the one before it.
@@ -31,7 +33,7 @@ STEPS: Final = (
 
 
 class HastyClock:
-    """Stands in for the module ``time``: its seconds are short once the connection has stalled."""
+    """Replace the module ``time``: seconds are short after a stall."""
 
     def __init__(self, relay: SSHRelay) -> None:
         self._stalled_at: float | None = None
@@ -47,7 +49,7 @@ class HastyClock:
 def lost_at(
     server: OpenSSHServer, kind: Literal["cut", "stall"], sender: Sender, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> str | None:
-    """The text of the error where the connection is lost at that message; None if there are not so many messages."""
+    """Return the error of a connection lost at a message, or None."""
     relay = SSHRelay(server.port, kind, sender, number)
     clock = HastyClock(relay)
     known = server.host_keys[0].get_fingerprint()

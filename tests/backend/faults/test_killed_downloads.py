@@ -1,4 +1,4 @@
-"""A download killed at any local step leaves the old or the new local file."""
+"""A killed download leaves the old or the new file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DOWNLOADS: Final = [case for case in CASES if case.name.startswith("download")]
 
 
 class KilledAt:
-    """Stands in for the module ``os``: ends the process before or after a numbered step that changes something."""
+    """Replace the module ``os``: end the process at a numbered change."""
 
     def __init__(self, number: float, *, after: bool, local: Path) -> None:
         self.steps = 0

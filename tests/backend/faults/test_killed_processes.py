@@ -1,4 +1,4 @@
-"""Real processes killed during an operation leave old or new content on OpenSSH."""
+"""Killed processes leave old or new content on OpenSSH."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOP: Final = Path(__file__).parents[3]
 
 
 class Victim:
-    """A process that is killed at a send of its operation drawn at random."""
+    """Process that is killed at a random send of its operation."""
 
     def __init__(self, chance: random.Random, name: str, server: OpenSSHServer, local: Path) -> None:
         self.name = name

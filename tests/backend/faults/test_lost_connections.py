@@ -1,4 +1,6 @@
-"""Whichever message a connection is lost at, stalls at or the process is killed at, each name holds the old or the new
+"""A fault at any message leaves old or new content.
+
+Whichever message a connection is lost at, stalls at or the process is killed at, each name holds the old or the new
 content, and the next call finds everything in order.
 
 The rows of docs/reliability.md are compared with what the runs give.
@@ -42,7 +44,7 @@ thorough = pytest.mark.skipif(not THOROUGH, reason="takes minutes: make test-all
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Thousands of connections are lost: what is logged of them is of no use."""
+    """Silence the log of thousands of lost connections."""
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
@@ -85,7 +87,7 @@ def test_a_second_loss_during_clean_up_leaves_old_or_new_content(subject: Subjec
 
 
 def tried_twice(act: Callable[[SFTPBackend, Path], object]) -> Callable[[SFTPBackend, Path], object]:
-    """The call, and once more where the connection had stalled unnoticed at the end of the call before."""
+    """Make the call, and repeat it after an unnoticed stall."""
 
     def call(backend: SFTPBackend, local: Path) -> object:
         try:
@@ -151,7 +153,7 @@ def test_a_killed_process_leaves_old_or_new_content_and_a_retry_cleans_up(subjec
 
 
 def check_again(case: Case, result: Run, waits: int) -> None:
-    """The same call in the next process succeeds, or finds that it was done."""
+    """The same call in a new process succeeds or was done."""
     world = result.world.copied()
     world.clock.sleep(waits)
     held = local_files(world.local)
@@ -168,7 +170,7 @@ def check_again(case: Case, result: Run, waits: int) -> None:
 
 
 def check_next_write(case: Case, result: Run) -> None:
-    """An hour later the next write to the name clears whatever was left beside it."""
+    """An hour later the next write removes all remains."""
     if "/data/in/target" not in case.before:
         return
     world = result.world.copied()
@@ -207,7 +209,7 @@ def _expect_taken(call: Callable[[], object]) -> None:
 
 
 def check_restored(result: Run) -> None:
-    """Check that the next call on an empty name restores the old content, and that no other file is lost."""
+    """Check that the next call restores the content and other files."""
     for name, act in READS.items():
         world = result.world.copied()
         world.server.add("/data/out/moving", NEW)

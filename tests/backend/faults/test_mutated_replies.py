@@ -1,4 +1,4 @@
-"""Randomly mutated replies cause only public errors, no hang, and no access outside base_path."""
+"""Mutated replies cause only public errors, no hang, no escape."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Hang(BaseException):
 
 
 class FuzzedChannel(ModelChannel):
-    """A channel on which a reply may be missing: the client then waits for its timeout."""
+    """Channel that waits for its timeout if a reply is missing."""
 
     def recv(self, count: int, /) -> bytes:
         """The next bytes."""
@@ -56,7 +56,7 @@ class FuzzedConnection(Connection):
 
 
 class FuzzedNetwork(Network):
-    """The way to a model server, on which the replies to ``chosen`` messages are mutated, VERSION too."""
+    """Network to a model server that mutates the ``chosen`` replies."""
 
     connection = FuzzedConnection
     channel = FuzzedChannel
@@ -94,7 +94,7 @@ def flip_bits(chance: random.Random, frame: bytes) -> bytes:
 
 
 def set_number(chance: random.Random, frame: bytes) -> bytes:
-    """A number of four bytes, which may be a length, a count or a part of a size."""
+    """Number of four bytes: a length, a count or a size."""
     at = chance.randrange(5, max(6, len(frame) - 3))
     return frame[:at] + struct.pack(">I", chance.choice(NUMBERS)) + frame[at + 4 :]
 
@@ -244,7 +244,7 @@ def model(clock: Clock, chance: random.Random) -> ModelServer:
 
 @dataclass
 class Case:
-    """One run: the scenario, and which replies are mutated how, all by its seed."""
+    """One run: the scenario and the mutations, by its seed."""
 
     seed: int
     messages: dict[str, int]

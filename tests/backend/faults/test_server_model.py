@@ -21,7 +21,7 @@ SEQUENCES, LENGTH = 100, 80
 
 
 class SftpServer:
-    """OpenSSH's sftp-server program, without SSH: packets go over its standard input and output."""
+    """OpenSSH's sftp-server program on standard input and output."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -100,7 +100,9 @@ def request(chance: random.Random, base: str, handles: list[bytes]) -> bytes:
 
 
 def is_unusual_copy(packet_body: bytes, handles: Handles) -> bool:
-    """True for a copy between other than two open files, or of bytes that are not there: which status that has depends
+    """Return whether the status of a copy is not comparable.
+
+    True for a copy between other than two open files, or of bytes that are not there: which status that has depends
     on what the server did before.
     """
     fields = Fields(packet_body[1:])
@@ -114,7 +116,7 @@ def is_unusual_copy(packet_body: bytes, handles: Handles) -> bool:
 
 
 def meaning(packet_reply: bytes) -> tuple[object, ...]:
-    """Reduce a reply: drop texts, owners, access times, and sizes of directories and links."""
+    """Reduce a reply to the parts that both servers must share."""
     kind, fields = packet_reply[0], Fields(packet_reply[5:])
     if kind == server_model.STATUS:
         return kind, fields.uint32()
@@ -131,7 +133,7 @@ def meaning(packet_reply: bytes) -> tuple[object, ...]:
 
 
 def described(fields: Fields) -> tuple[int, ...]:
-    """Type, mode bits and size; of a file whose time was set, its time."""
+    """Return type, mode and size, and the time if it was set."""
     flags = fields.uint32()
     if not flags:  # of a name that READLINK gives
         return ()

@@ -1,4 +1,4 @@
-"""Two writers that replace one file by two renames each lose no content, even if killed."""
+"""Two writers without atomic renames lose no content when killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def total(case: Case, local: Path) -> int:
 
 
 def check_nothing_lost(world: World) -> None:
-    """The name holds one of the contents whole, or it is empty and a backup holds one."""
+    """The name has a complete content, or a backup has one."""
     files = world.server.files()
     whole = (OLD, NEW, THEIR_CONTENT)
     if "/data/in/target" in files:
@@ -54,7 +54,7 @@ def check_nothing_lost(world: World) -> None:
 
 
 def check_next_call_clears_up(world: World) -> None:
-    """The next read finds a content, and an hour later the next write leaves nothing but its own."""
+    """The next read finds a content; a later write cleans up."""
     held = run(reading(), world)
     assert held.error is None
     world.clock.sleep(STALE_SECONDS + 1)
@@ -135,7 +135,7 @@ def test_a_reader_between_two_renames_gets_complete_content(tmp_path: Path, kill
 
 
 def killed_before_its_backup_is_removed(local: Path) -> Iterator[World]:
-    """Worlds in which a writer was killed that had given the name its new content, and had left a backup."""
+    """Servers after a killed writer: new content and a backup."""
     for number in range(total(OURS, local), 0, -1):
         world = World.of(OURS, local)
         run(OURS, world, [Fault("kill", "after request", number)])

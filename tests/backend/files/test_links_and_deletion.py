@@ -42,7 +42,7 @@ def lists_targets() -> Iterator[Server]:
 
 @pytest.fixture
 def linked(lists_targets: Server) -> Folder:
-    """A folder with links to the folder ``precious`` beside it, and to nothing."""
+    """Directory with links to the directory ``precious``, and a dangling link."""
     folder = lists_targets.fresh()
     write_one_byte_files(folder, "precious/payroll", "top/sub/deep/file", "top/file")
     (folder.path / "top" / "link").symlink_to("../precious")
@@ -105,7 +105,7 @@ def test_a_directory_replaced_by_a_link_loses_nothing_behind_the_link(swapped: s
 
 @pytest.fixture
 def follows() -> Iterator[Server]:
-    """A server of which every reply but READDIR's and READLINK's is about what a link leads to."""
+    """Server that follows links in all replies but READDIR and READLINK."""
     with FollowsLinks() as server:
         yield server
 
@@ -144,7 +144,7 @@ def test_a_link_is_not_moved_where_the_server_would_move_its_target(follows: Ser
 
 
 class _FailsWithoutExtensions(FailsForMissing):
-    """Says FAILURE for what is missing, and has plain rename only, which refuses an existing target."""
+    """Report FAILURE for missing files; offer plain rename only."""
 
     offered = frozenset()
 
@@ -244,7 +244,7 @@ def test_a_dangling_link_is_moved_and_deleted_as_a_link(
 
 @pytest.fixture(params=["openssh", "denied", "unsupported", "failure", "different in all"], scope="module")
 def without_lstat(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Servers that refuse LSTAT: OpenSSH whose administrator forbids it, unknown ones, and one that differs in more."""
+    """Servers that refuse LSTAT: OpenSSH, unknown and other servers."""
     refusals = {
         "denied": asyncssh.SFTPPermissionDenied("permission denied"),
         "unsupported": asyncssh.SFTPOpUnsupported("lstat"),

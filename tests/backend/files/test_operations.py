@@ -1,4 +1,4 @@
-"""Any refused request becomes an error about the caller's path, and leaves no handle open."""
+"""A refused request raises an error with the caller's path."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_handle_is_closed_when_the_caller_abandons_the_operation() -> None:
 
 
 class Untyped(MemoryServer):
-    """Tells no type, as servers of embedded devices do; lists files too, and refuses only to read the listing."""
+    """Report no file types, and refuse only to read listings."""
 
     def carry_out(self, request: Request[Any]) -> object:
         """The answer without mode."""

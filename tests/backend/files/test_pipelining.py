@@ -1,4 +1,4 @@
-"""Pipelined transfers keep every byte for any block size, order and length of replies."""
+"""Pipelined transfers keep every byte, for any blocks and replies."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_a_file_that_changes_size_during_a_read_is_reported_as_changed(
     channel: Callable[[ScriptedFile], ScriptedChannel], stated_size: int, more: int, block: int
 ) -> None:
     class Growing(ScriptedFile):
-        """Tells the size it had at the first request, then the one it has."""
+        """Report the original size first, then the current size."""
 
         def __call__(self, packet: Packet) -> bytes:
             answer = super().__call__(packet)

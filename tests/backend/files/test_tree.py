@@ -59,7 +59,7 @@ PATTERNS = st.lists(st.sampled_from([*SEGMENTS, "**"]), min_size=1, max_size=5)
 
 
 def server_of(tree: dict[str, bytes | None], **options: Any) -> MemoryServer:
-    """A server with these files and folders, and the folders above them; a file is no folder of others."""
+    """Server with these files, directories and their parents."""
     files: dict[str, bytes | None] = {}
     for path in sorted(tree):
         parts = path.split("/")

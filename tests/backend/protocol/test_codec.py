@@ -28,7 +28,7 @@ def reader(data: bytes) -> PacketReader:
 
 @st.composite
 def attributes(draw: st.DrawFn) -> Attributes:
-    """Any that the protocol can say: owner and group together, both times together."""
+    """Any attributes of the protocol: owner and group, both times."""
     uid, gid = draw(OWNERS) or (None, None)
     atime, mtime = draw(OWNERS) or (None, None)
     return Attributes(draw(st.none() | U64), uid, gid, draw(st.none() | U32), atime, mtime)

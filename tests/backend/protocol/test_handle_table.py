@@ -1,4 +1,4 @@
-"""Get correct bytes or an error from servers that share handles or limit open files."""
+"""Servers with shared or limited handles give correct bytes or errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encode each request as its specification says, and accept only its own replies."""
+"""Encode requests as specified, and accept only their own replies."""
 
 from __future__ import annotations
 

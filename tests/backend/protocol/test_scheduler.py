@@ -1,4 +1,4 @@
-"""Each operation gets its own replies in any order, and learns of a lost connection."""
+"""Each operation gets its own replies, or the lost connection."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.scripted_channel import (
 
 
 def sized(packet: Packet) -> bytes | None:
-    """Answers a STAT of "12" with a file of 12 bytes; refuses one of "no"; says nothing to one of "hush"."""
+    """Answer STAT of "12" with 12 bytes, refuse "no", ignore "hush"."""
     if packet.kind != PacketType.STAT:
         return status(packet)
     path = packet.reader.text()
@@ -63,7 +63,7 @@ def all_sizes(paths: list[str]) -> Operation[list[int | None]]:
 
 @st.composite
 def channels(draw: st.DrawFn) -> ScriptedChannel:
-    """Channels that deliver replies in any order, and any number of bytes at a time."""
+    """Channels that deliver replies in any order and in pieces."""
     random = draw(st.randoms(use_true_random=False))
     most = draw(st.integers(1, 40))
     return ScriptedChannel(

@@ -1,4 +1,4 @@
-"""A file sent over several channels arrives unchanged, even if channels are refused."""
+"""A file on several channels arrives unchanged, despite refused channels."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_extra_channels_are_used_only_for_files_large_enough(round_trip: float, 
 
 
 class SharedFile:
-    """One file that is open on several channels, each with handles of its own. The writes numbered ``refused`` fail."""
+    """File on several channels; writes numbered ``refused`` fail."""
 
     def __init__(self, refused: frozenset[int] = frozenset(), refused_opens: frozenset[int] = frozenset()) -> None:
         self.content = bytearray()
@@ -106,7 +106,7 @@ class SharedFile:
 
 
 class FakeChannelSource:
-    """Channels to a file that arrive one at a time, each after so many questions for it."""
+    """Channels that open one at a time, after some requests."""
 
     def __init__(self, make: Callable[[], ScriptedChannel], late: list[int]) -> None:
         self._make = make
@@ -144,7 +144,7 @@ def sending(content: bytes, out: PipelinedWriter, striped_file: StripedFile) -> 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[SharedFile, SFTPScheduler, int]:
-    """A file, a scheduler with channels to come, and how many of them are requested."""
+    """File and scheduler with later channels, and the requested number."""
     random = draw(st.randoms(use_true_random=False))
     file = SharedFile(
         frozenset(draw(st.lists(st.integers(1, 60), max_size=2))),

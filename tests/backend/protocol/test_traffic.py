@@ -1,4 +1,4 @@
-"""The rate limit bounds the bytes of any interval, and costs no more time than it must."""
+"""The rate limit bounds each interval without needless delay."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ IDLE = st.lists(st.floats(0, 5), min_size=40, max_size=40)
 
 
 def transfers(rate: int, sizes: list[int], idle: list[float]) -> list[tuple[float, int]]:
-    """The time and size of each request of a client that waits for the limit, and idles before some requests."""
+    """Return time and size of each request of a limited client."""
     clock = Clock()
     limit = TokenBucket(rate, clock)
     sent = []
@@ -111,7 +111,7 @@ def test_blocks_are_a_tenth_of_a_second_where_the_rate_is_low(rate: int, block: 
 
 
 def answered(packet: Packet) -> bytes:
-    """Confirm every request; a read gets half of the bytes, beyond offset 1000 the end of the file."""
+    """Confirm requests; reads return half, and end at offset 1000."""
     if packet.kind != PacketType.READ:
         return status(packet)
     reader = packet.reader

@@ -1,4 +1,4 @@
-"""Refused logins quote the server, and configured credentials are tried before default keys."""
+"""Refused logins quote the server; configured credentials come first."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RETRIES = RetryPolicy(max_attempts=3, jitter=0.0)
 
 
 def refusal(server: Address, kind: type[SFTPBackendError], slept: list[float] | None = None, **changes: Any) -> str:
-    """The text of the error that connecting ends in; ``slept`` collects the pauses between attempts."""
+    """Return the connect error; ``slept`` collects the pauses."""
     pauses = [] if slept is None else slept
     options = {"sleep": pauses.append}
     with session_to(server, retry=RETRIES, options=options, **changes) as session, pytest.raises(kind) as caught:
@@ -53,7 +53,7 @@ def test_an_expired_password_is_reported_in_the_servers_words(legacy: bool) -> N
 
 
 class _AsksForCode(Login):
-    """Asks for the password, then for ``further``; ends the connection in place of a refusal if ``cuts``."""
+    """Prompt for the password, then ``further``; disconnect if ``cuts``."""
 
     further = ("", "", "", [("Verification code: ", False)])
     cuts = False
@@ -89,7 +89,7 @@ class _AsksForNewPassword(_AsksForCode):
 
 
 class NewPasswordServer(AsyncsshServer):
-    """Asks for a new password after the old one, and hangs up on an empty one."""
+    """Require a new password; disconnect if it is empty."""
 
     login = _AsksForNewPassword
 

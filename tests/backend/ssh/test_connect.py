@@ -1,5 +1,8 @@
-"""Connecting: the host key is checked, the login uses what there is, each step has its time, every failure says what
-and why, and nothing of a failed try stays."""
+"""Connect with a checked host key, time limits and clear errors.
+
+Connecting: the host key is checked, the login uses what there is, each step has its time, every failure says what
+and why, and nothing of a failed try stays.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def facts_of(server: Address, **changes: Any) -> ConnectionInfo:
 
 
 def failure_of(server: Address, kind: type[SFTPBackendError] = BackendUnavailable, **changes: Any) -> str:
-    """The text of the error a connection with these settings ends in; nothing may be left of it."""
+    """Return the connect error, and check that nothing stays open."""
     with session_to(server, **changes) as session:
         with pytest.raises(kind) as caught:
             session.call(round_trip)
@@ -173,7 +176,7 @@ def test_key_then_password_on_one_connection(asyncssh_plain: AsyncsshServer, tmp
 
 
 class _Questions(Login):
-    """Asks for the password, and what the server adds, in questions of its own making."""
+    """Prompt for the password with texts of its own."""
 
     prompts = (("Password: ", False),)
     replies: list[list[str]] = []  # noqa: RUF012 - emptied by each test
@@ -225,7 +228,7 @@ def test_the_password_answers_only_one_prompt() -> None:
 
 @pytest.fixture
 def two_keys(sshd: str, tmp_path: Path) -> Iterator[OpenSSHServer]:
-    """sshd that wants two keys one after the other; the second is ``second`` in the temporary folder."""
+    """sshd that requires two keys; ``second`` is the second one."""
     assert sshd
     second = asyncssh.generate_private_key("ecdsa-sha2-nistp256")
     second.write_private_key(str(tmp_path / "second"))

@@ -24,7 +24,7 @@ from tests.support.sessions import assert_nothing_left, config_of, round_trip
 
 @contextmanager
 def behind(target: Server, jump: BackendConfig, **changes: Any) -> Iterator[SFTPBackend]:
-    """A backend of a server behind another; nothing is left of it, at either."""
+    """Backend behind a jump host; nothing stays open at either."""
     backend = SFTPBackend.from_config(config_of(target, jump=jump, **changes))
     try:
         yield backend

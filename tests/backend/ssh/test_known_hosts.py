@@ -1,4 +1,4 @@
-"""Trust a host key only for a known_hosts line that can be named."""
+"""Trust a host key only for a specific known_hosts line."""
 
 from __future__ import annotations
 

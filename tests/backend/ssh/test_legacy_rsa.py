@@ -1,4 +1,4 @@
-"""Use ssh-rsa with SHA-1 only for connections that allow it and need it."""
+"""Use ssh-rsa with SHA-1 only if allowed and necessary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Load private keys in every format, or refuse them without showing any part."""
+"""Load private keys in every format; errors show no key."""
 
 from __future__ import annotations
 
@@ -291,7 +291,7 @@ def test_a_certificate_of_another_key_after_the_key_is_refused() -> None:
 
 
 def refusal(source: str | bytes | os.PathLike[str], **arguments: object) -> str:
-    """Return the message for an unusable key, and check that it shows no key."""
+    """Return the error of an unusable key, and check its text."""
     with pytest.raises(AuthenticationFailed) as caught:
         load_private_key(source, **arguments)  # type: ignore[arg-type] # the callers' arguments fit
     assert caught.value.__cause__ is None
@@ -327,7 +327,7 @@ def pkcs8(key: dsa.DSAPrivateKey | ed448.Ed448PrivateKey | ec.EllipticCurvePriva
 
 
 def openssh_of(kind: str) -> str:
-    """The beginning of a key file of a type that cannot be made here: its type stands in the clear."""
+    """Begin a key file of a type that tests cannot create."""
 
     def string(data: bytes) -> bytes:
         return len(data).to_bytes(4, "big") + data
@@ -500,7 +500,7 @@ def test_picklable_settings_can_be_copied() -> None:
 
 @pytest.fixture(scope="module")
 def server(sshd: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSSHServer]:
-    """sshd that takes the plain keys but the Ed25519 one, and whatever the authority certifies."""
+    """sshd that accepts plain keys except Ed25519, and all certificates."""
     assert sshd
     folder = tmp_path_factory.mktemp("keys")
     plain = [new_key(kind).export_public_key() for kind in TYPES if kind != "ssh-ed25519"]

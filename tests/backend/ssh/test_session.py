@@ -1,5 +1,8 @@
-"""One connection, opened when it is needed: shared by threads, replaced when lost, left alone by a forked child, and
-nothing left of it at the end."""
+"""Share one connection among threads, and replace it when lost.
+
+One connection, opened when it is needed: shared by threads, replaced when lost, left alone by a forked child, and
+nothing left of it at the end.
+"""
 
 from __future__ import annotations
 
@@ -315,7 +318,7 @@ def test_closing_from_within_a_call_ends_it(server: Server) -> None:
 
 
 def failing(policy: RetryPolicy, attempts: int | None = None, **options: Any) -> tuple[BackendUnavailable, list[float]]:
-    """The error of a session to nowhere, and how long it slept between its tries."""
+    """Return the error of an unreachable session, and its pauses."""
     slept: list[float] = []
     options = {"sleep": slept.append, "random": lambda: 0.5, **options}
     with session_to(Nowhere(), retry=policy, options=options) as session:
@@ -438,7 +441,7 @@ def test_threads_use_the_session_one_at_a_time(server: Server) -> None:
 
 
 def in_child(work: Callable[[], None]) -> None:
-    """Runs it in a forked child; fails if it fails there or does not end."""
+    """Run a function in a forked child, and check its success."""
     child = os.fork()
     if not child:
         code = 1

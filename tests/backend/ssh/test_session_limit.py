@@ -1,4 +1,4 @@
-"""max_sessions: a process opens no more sessions to an account than it may, and says so."""
+"""A process opens no more sessions to an account than max_sessions."""
 
 from __future__ import annotations
 

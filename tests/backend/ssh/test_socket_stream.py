@@ -1,4 +1,4 @@
-"""Give paramiko a socket that loses no buffered bytes and bounds every wait."""
+"""The socket stream loses no bytes and bounds every wait."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def pair(io_timeout: float | None = None) -> Pair:
 
 @pytest.fixture
 def line() -> Iterator[Pair]:
-    """A stream and the other end of its line, closed after the test."""
+    """Stream and the other end of its socket, closed afterwards."""
     stream, far = pair()
     yield stream, far
     far.close()

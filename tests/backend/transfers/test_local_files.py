@@ -1,4 +1,4 @@
-"""Transfer regular local files only, with ordinary modes and errors that name both ends."""
+"""Transfer regular local files only, with ordinary modes and clear errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Use a mailbox that opens a file once and does not describe it afterwards."""
+"""A mailbox opens a file once, and never describes it later."""
 
 from __future__ import annotations
 

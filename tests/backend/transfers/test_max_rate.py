@@ -38,7 +38,7 @@ class MeasuringRelay(Relay):
         return super().passed_on(piece, sender)
 
     def most_in(self, seconds: float, sides: Sides) -> int:
-        """Return the most bytes that passed in an interval of so many seconds."""
+        """Return the most bytes in any interval of this length."""
         events = [(moment, size) for moment, size, sender in self.passed if sender in sides]
         return max(sum(size for moment, size in events if start <= moment <= start + seconds) for start, _ in events)
 
@@ -84,7 +84,7 @@ def files(directory: Path, count: int) -> list[Path]:
 
 
 def assert_limited(relay: MeasuringRelay, seconds: float, sides: Sides) -> None:
-    """Compare the time with the least possible, and each second with the rate and a burst."""
+    """Compare the time with its minimum, and seconds with the rate."""
     assert seconds >= (SIZE / RATE - BURST_SECONDS) * 0.8
     assert relay.most_in(1.0, sides) <= RATE * (1 + BURST_SECONDS) * PACKETS + LOGIN
 

@@ -1,4 +1,4 @@
-"""The next attempt resumes only partial files of its own writer and source."""
+"""An attempt resumes only partial files of its writer and source."""
 
 from __future__ import annotations
 
@@ -391,7 +391,7 @@ def test_a_partial_file_of_a_running_writer_is_not_adopted(
 
 
 def killed(server: OpenSSHServer, base_path: str, **work: object) -> bool:
-    """Does the work in a process of its own, which kills itself on its way; True if it did not come to its end."""
+    """Return whether the work completes in a process that kills itself."""
     connection = {
         "host": server.host, "port": server.port, "username": server.username, "base_path": base_path,
         "pkey": server.client_key.read_text(), "config": {"known_host_keys": server.known_hosts},

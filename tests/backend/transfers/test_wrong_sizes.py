@@ -1,4 +1,4 @@
-"""Servers that report wrong sizes never cause a truncated file or an endless read."""
+"""Wrong sizes never cause a truncated file or endless read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LESS = 3_205
 
 @pytest.fixture(scope="module")
 def converting() -> Iterator[SaysOtherSizes]:
-    """A server that says a size that is too small, as OpenVMS, z/OS and ASCII modes do."""
+    """Report too small sizes, as OpenVMS, z/OS and ASCII modes do."""
     with SaysOtherSizes(lambda size: max(0, size - LESS)) as server:
         yield server
 

@@ -1,4 +1,4 @@
-"""Files are committed complete or not at all, for each kind of rename and each failure."""
+"""Files are committed complete or not at all, on every server."""
 
 from __future__ import annotations
 

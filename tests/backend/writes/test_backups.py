@@ -1,4 +1,4 @@
-"""A backup is restored while its file is missing, and removed only while its file exists."""
+"""A backup is restored for a missing file, else removed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def two_renames(
     fail_at: tuple[int, ...] = (),
     failure: Failure = "failure",
 ) -> MemoryServer:
-    """A server that replaces a file by two renames, with a target and a backup unless they are None."""
+    """Server without atomic rename, with a target and a backup."""
     contents = {"/in/target": target, BACKUP.native: backup}
     files = {path: content for path, content in contents.items() if content is not None}
     return MemoryServer({"/in": None, **files}, renames=Renames("no", "refuses"), fail_at=fail_at, failure=failure)

@@ -1,4 +1,4 @@
-"""Clean-up removes the remains of lost connections and other writers, and nothing in use."""
+"""Clean-up removes abandoned files, and no file in use."""
 
 from __future__ import annotations
 

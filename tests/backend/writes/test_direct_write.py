@@ -1,4 +1,4 @@
-"""A direct upload needs no rename, is verified, and leaves no incomplete file."""
+"""A direct upload needs no rename and leaves no partial file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file gets the specified mode or is not written; a replaced file keeps its mode, or one warning is logged."""
+"""A file gets the mode, or is not written."""
 
 from __future__ import annotations
 

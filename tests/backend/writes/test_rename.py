@@ -1,4 +1,4 @@
-"""A rename replaces a file atomically or through a backup, and only where it may."""
+"""A rename replaces a file atomically or through a backup."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_without_overwrite_the_rename_used_is_one_that_can_refuse(name: str) -> 
 
 
 def _exchange(fail_at: tuple[int, ...], failure: Failure = "failure") -> tuple[MemoryServer, Exception | None]:
-    """Rename on a server whose renames never replace: refused, LSTAT, target to backup, renamed, backup removed."""
+    """Rename where renames never replace: through a backup, which is removed."""
     server = memory_server(renames=Renames("no", "refuses"), fail_at=fail_at, failure=failure)
     path = write_target(overwrite=True)
     try:

@@ -19,7 +19,7 @@ MiB = 1 << 20
 
 
 class Recorder:
-    """Keeps what it is called with, and what has its name on the server at that moment."""
+    """Record each argument, and the content under its name then."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

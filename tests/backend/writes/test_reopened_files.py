@@ -1,4 +1,4 @@
-"""A file that is opened again for writing ends complete, or the upload fails."""
+"""A file that is opened again is complete, or fails."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Interrupted(BaseException):
 
 
 class Cuts:
-    """A progress callback that cuts all connections of a server whenever so many bytes have arrived."""
+    """Progress that cuts all connections after each number of bytes."""
 
     def __init__(self, server: Server, *at: int) -> None:
         self.done = 0

@@ -1,4 +1,4 @@
-"""Transfers resume over a new connection and end with the exact bytes or an error."""
+"""Transfers resume over a new connection with exact bytes."""
 
 from __future__ import annotations
 
@@ -298,7 +298,7 @@ def test_whichever_request_is_lost_the_upload_resumes_or_changes_nothing(failure
 
 
 def lost_in_the_middle() -> tuple[MemoryServer, ResumeState]:
-    """A server whose connection was lost after some blocks were acknowledged, and is there again."""
+    """Server after a connection lost between acknowledged blocks."""
     server = MemoryServer({"/in": None}, fail_at={150}, failure="lost before")
     resume_state = ResumeState()
     with pytest.raises(BackendUnavailable):

@@ -1,4 +1,4 @@
-"""Unfinished files have the names and the directory that the readers of the target ignore."""
+"""Unfinished files have names that the target's readers ignore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A copy gets the time of its source on request, or one warning says that it cannot."""
+"""A copy gets its source's time, or one warning."""
 
 from __future__ import annotations
 

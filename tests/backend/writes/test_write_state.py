@@ -1,4 +1,4 @@
-"""The state of a written file changes only as its table allows, and tells what is on the server."""
+"""A write state changes only as its table allows."""
 
 from __future__ import annotations
 

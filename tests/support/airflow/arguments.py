@@ -1,4 +1,4 @@
-"""Select files by name or by pattern in the arguments of operators and sensors."""
+"""Select files by name or pattern in operator arguments."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class Glob:
 
 
 def selection_argument(wanted: Any, names: str = "source") -> dict[str, Any]:
-    """The argument of an operator or sensor that selects ``wanted``: names, or a `Glob`."""
+    """Return the argument that selects ``wanted``: names, or a `Glob`."""
     if not isinstance(wanted, Glob):
         return {names: wanted}
     return {"pattern": wanted.patterns[0] if len(wanted.patterns) == 1 else list(wanted.patterns)}
 
 
 def condition_for(path: str, **arguments: Any) -> FileCondition:
-    """The condition of a wait for a name or, with an asterisk in it, a pattern."""
+    """Create the condition for a name, or a pattern with an asterisk."""
     wanted = parse_patterns(path) if "*" in path else parse_names(path, "path")
     return FileCondition(**condition_paths(wanted), **arguments)

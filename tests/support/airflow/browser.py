@@ -1,4 +1,4 @@
-"""Drive Airflow's pages in headless Chromium, over an API server of the test."""
+"""Drive Airflow's pages in headless Chromium with an API server."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PATIENCE = 60.0
 
 
 def chromium() -> tuple[str, str] | None:
-    """Return the paths of Chromium and its driver; None if one is missing."""
+    """Return the paths of Chromium and its driver, or None."""
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     return (browser, driver) if browser and driver else None
 
 
 @contextmanager
 def api_server(home: Path) -> Iterator[str]:
-    """The URL of Airflow's API server with a database of its own, where everybody is an administrator."""
+    """URL of an API server with its own database, without login."""
     port = free_port()
     environment = airflow_home(
         home, AIRFLOW__CORE__TEST_CONNECTION="Enabled", AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS="True"
@@ -80,7 +80,7 @@ def chrome() -> Iterator[Chrome]:
 
 
 class ConnectionForm:
-    """The dialog in which a connection is added or edited, used as a person does: by what it shows."""
+    """Connection dialog, used by its visible texts."""
 
     def __init__(self, browser: Chrome, url: str) -> None:
         self._browser = browser
@@ -116,11 +116,11 @@ class ConnectionForm:
             self._click(path)
 
     def field(self, name: str) -> WebElement:
-        """The column of that name, or the field of Extra, once it can be seen."""
+        """Return the visible column or field of Extra."""
         return self._one(f"//*[@role='dialog']//*[@name='{name}' or @name='element_{name}'][not(@type='hidden')]")
 
     def fill(self, **values: str) -> None:
-        """Pastes into fields that can be seen, in place of what they hold."""
+        """Replace the content of visible fields by pasting."""
         for name, value in values.items():
             field = self.field(name)
             field.send_keys(Keys.CONTROL, "a")
@@ -172,7 +172,7 @@ class ConnectionForm:
         return found
 
     def _until(self, find: Callable[[], object], what: str) -> object:
-        """Return the first result of ``poll``, on a page that may be redrawn meanwhile."""
+        """Return the first result of ``poll``, despite a redrawn page."""
         moving = (StaleElementReferenceException, ElementClickInterceptedException)
         wait = WebDriverWait(self._browser, PATIENCE, ignored_exceptions=moving)
         return wait.until(lambda _: find(), f"the page does not come to show: {what}")

@@ -1,4 +1,4 @@
-"""Run operators and sensors with a task context and a state store like Airflow's."""
+"""Run operators and sensors with a context and state store."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class State:
-    """The state store of a task instance: every write builds the message that Airflow's SDK sends for it.
+    """State store of a task instance, which checks each message.
 
     It skips the test on an Airflow without state stores.
     """
@@ -35,7 +35,7 @@ class State:
         self.values: dict[str, str] = {}
 
     def message(self, key: str, value: Any) -> BaseModel:
-        """The SDK's message for a write: it refuses whatever is not plain JSON, a tuple too."""
+        """Build the SDK's message, which accepts plain JSON only."""
         return SetTaskStateStore(ti_id=UUID(int=1), key=key, value=value, expires_at=None)
 
     def get(self, key: str, default: object = None) -> Any:
@@ -90,7 +90,7 @@ def context(
     logical_date: datetime | None = None,
     asset_state: AssetState | None = None,
 ) -> Context:
-    """Build the context of a task, with the parts that operators and sensors read; ``cleared`` after as many tries."""
+    """Build a task context; ``cleared`` after this number of attempts."""
     started = datetime.now(UTC)
     instance = SimpleNamespace(
         dag_id="dag", task_id="task", run_id="run", map_index=-1,

@@ -1,4 +1,4 @@
-"""Close the file systems that fsspec and Airflow keep for a connection id."""
+"""Close the file systems that fsspec and Airflow cache."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from airflow_sftp_backend.filesystem import _FILE_SYSTEMS, SFTPBackendFileSystem
 
 
 def close_file_systems() -> None:
-    """Close all file systems, and forget them, so that the next test reads its own connections."""
+    """Close and drop all file systems before the next test."""
     for file_system in [*_FILE_SYSTEMS.values()]:
         file_system.close()
     SFTPBackendFileSystem.clear_instance_cache()

@@ -1,4 +1,4 @@
-"""Set up an Airflow for one test: its directory, its database and its commands."""
+"""Set up Airflow for a test: directory, database and commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ AIRFLOW = [sys.executable, "-m", "airflow"]
 
 
 def airflow_home(folder: Path, **settings: str) -> dict[str, str]:
-    """The environment of an Airflow in ``folder`` with an empty database; ``settings`` such as ``AIRFLOW__CORE__…``."""
+    """Environment of Airflow in ``folder`` with an empty database and ``settings``."""
     environment = os.environ | {
         "AIRFLOW_HOME": str(folder),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",

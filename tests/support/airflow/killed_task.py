@@ -1,4 +1,4 @@
-"""A program that runs an upload or move and kills itself (SIGKILL): run by test_transfer_records.
+"""Run an upload or move, and kill this process (SIGKILL).
 
 Its state store is a file, and it dies at a write of the store or when so many files have their names.
 """
@@ -45,7 +45,7 @@ def _die_once_there(folder: Path, count: int) -> None:
 
 
 def main() -> None:
-    """Arguments as JSON: work, source, target, folder, state, kill_at (a moment of the store, or a number of files)."""
+    """Parse the JSON arguments: the work, its paths and the kill."""
     job = json.loads(sys.argv[1])
     if isinstance(job["kill_at"], int):
         threading.Thread(target=_die_once_there, args=(Path(job["folder"]), job["kill_at"]), daemon=True).start()

@@ -19,7 +19,7 @@ from tests.support.airflow.context import State, context
 
 
 def file_errors(failed: BaseException) -> tuple[Exception, ...]:
-    """The errors of the files behind a failure that names them all in one text."""
+    """Return the errors of the files behind a combined failure."""
     assert isinstance(failed.__cause__, ExceptionGroup)
     return failed.__cause__.exceptions
 

@@ -36,7 +36,7 @@ def sensor(mode: Mode, **arguments: Any) -> SFTPFileSensor:
 
 
 def wait(mode: Mode, *, run: Any = None, **arguments: Any) -> list[FoundFile]:
-    """Runs the wait as Airflow does, every poll of a rescheduled one in a sensor of its own."""
+    """Run the wait as Airflow does, each rescheduled poll separately."""
     state = State() if HAS_STATE_STORES and mode != "reschedule without memory" else None
     run_by = context(state=state, **(run or {}))
     rows: list[FoundFile] = []
@@ -56,7 +56,7 @@ def wait(mode: Mode, *, run: Any = None, **arguments: Any) -> list[FoundFile]:
 
 
 def first_event(deferred: TaskDeferred) -> FilesFound | WaitFailed:
-    """Return the event of the triggerer: trigger and event are passed as JSON."""
+    """Return the triggerer's event; trigger and event pass as JSON."""
     path, arguments = deferred.trigger.serialize()
     module, _, name = path.rpartition(".")
     trigger: SFTPFileTrigger = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
@@ -74,7 +74,7 @@ def first_event(deferred: TaskDeferred) -> FilesFound | WaitFailed:
 
 @contextmanager
 def meanwhile(*steps: Callable[[], object], polls: int = 2) -> Iterator[None]:
-    """Takes each step once ``polls`` polls have ended since the one before, while the block waits."""
+    """Take each step after ``polls`` polls, while the block waits."""
     ended = threading.Semaphore(0)
 
     def telling(ask: Callable[..., Any], is_whole_poll: Callable[[object], bool]) -> Callable[..., Any]:

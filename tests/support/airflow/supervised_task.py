@@ -1,4 +1,4 @@
-"""Runs one task the way a worker does: in a process of its own under Airflow's supervisor, which writes its log.
+"""Run one task under Airflow's supervisor, as a worker does.
 
 ``python -m tests.support.airflow.supervised_task DAG_ID TASK_ID LOG``: the DAG is in ``DAG_ID.py`` of Airflow's DAGs
 folder. Only the API server is not real: it has canned answers.
@@ -31,8 +31,11 @@ def run(
     dated: bool = True,
     map_index: int = -1,
 ) -> list[dict[str, object]]:
-    """Runs the task of ``dags/<dag_id>.py`` in a run of that type, which has a logical date if ``dated``; the lines of
-    its log."""
+    """Run the task of ``dags/<dag_id>.py``, and return its log.
+
+    Runs the task of ``dags/<dag_id>.py`` in a run of that type, which has a logical date if ``dated``; the lines of
+    its log.
+    """
     environment = {
         **os.environ,
         "AIRFLOW_HOME": str(dags.parent / "airflow"),
@@ -52,8 +55,11 @@ def messages_to_airflow(log: Path) -> list[object]:
 
 
 def _answer(request: httpx.Request) -> httpx.Response:
-    """The run's facts to a task that starts, nothing to what it asks for, and consent to what it tells, which is
-    written down."""
+    """Answer a task as Airflow's API server does.
+
+    The run's facts to a task that starts, nothing to what it asks for, and consent to what it tells, which is
+    written down.
+    """
     if request.headers.get("content-type") == "application/json" or request.url.path.endswith("/state"):
         with Path(sys.argv[3]).with_suffix(".events").open("ab") as file:
             file.write(request.content + b"\n")

@@ -43,7 +43,7 @@ def counts(result: SyncResult) -> tuple[int, int, int, int]:
 
 
 def set_age(folder: Path, seconds: float = 1000, now: float = 1_700_000_000) -> None:
-    """Give all files below a directory one time, so many seconds before ``now``."""
+    """Set one time for all files, in seconds before ``now``."""
     for path in folder.rglob("*"):
         if path.is_file():
             os.utime(path, (now - seconds, now - seconds))

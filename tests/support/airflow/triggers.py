@@ -28,7 +28,7 @@ async def event(waiting: SFTPFileTrigger) -> dict[str, Any]:
 
 
 def run(work: Coroutine[Any, Any, T], longest: float = 2.0) -> T:
-    """Runs it on a loop that nobody may hold up for ``longest`` seconds of this process's own time."""
+    """Run a coroutine, and check that nothing blocks the event loop."""
 
     async def watched() -> T:
         worst, last = 0.0, OwnTime()

@@ -1,4 +1,4 @@
-"""Import names of Airflow from where the installed version has them, and skip tests of what it lacks.
+"""Import names from the installed Airflow; skip tests without them.
 
 * 3.0: exceptions, serialization and provider discovery belong to the core, the masker to `execution_time`.
 * before 3.3: no state stores, and a supervisor by another name.
@@ -112,7 +112,7 @@ def connection_from_uri(uri: str, conn_id: str) -> Connection:
 
 
 def connection_as_json(connection: Connection) -> str:
-    """Write a connection as JSON, or as a URI where the SDK has no JSON: in Airflow 3.0."""
+    """Write a connection as JSON, or for Airflow 3.0 as URI."""
     write = getattr(connection, "as_json", connection.get_uri)
     return str(write())
 

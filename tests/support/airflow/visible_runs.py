@@ -1,4 +1,4 @@
-"""Compute the visible characters of a secret in a log, over all orders of Airflow's masks.
+"""Compute the visible characters of a secret in a masked log.
 
 `longest_run` follows every choice that a pattern of alternatives could make at any place of a text.
 """
@@ -15,14 +15,14 @@ from tests.support.airflow.versions import _secrets_masker
 
 @dataclass
 class Shown:
-    """A text in a log; ``secret`` tells for each character how many of the secret it stands for."""
+    """Log text; ``secret`` counts the secret's characters per character."""
 
     text: str
     secret: list[int]
 
     @classmethod
     def of(cls, *pieces: tuple[str, bool]) -> Shown:
-        """Pieces that are the secret's, or only around it; the padding of base64 tells nothing."""
+        """Pieces of the secret or around it; without base64 padding."""
         counts = [int(is_secret and char != "=") for text, is_secret in pieces for char in text]
         return cls("".join(text for text, _ in pieces), counts)
 
@@ -51,13 +51,13 @@ class Masks:
         return cls([*masks, *more])
 
     def ends(self, text: str, place: int) -> list[int]:
-        """Return the end of each mask that matches at a position of a text."""
+        """Return the end of each mask that matches at a position."""
         fitting = self._by_start.get(text[place : place + 5], ())
         return [place + len(mask) for mask in fitting if text.startswith(mask, place)]
 
 
 def longest_run(masks: Masks, shown: Shown) -> int:
-    """Characters of the secret in a row that are visible in the worst order of masks, line ends left out of account."""
+    """Return the longest visible run of a secret, without line ends."""
     longest = 0
     runs = {0: 0}
     for place in range(len(shown.text)):
@@ -74,7 +74,7 @@ def longest_run(masks: Masks, shown: Shown) -> int:
 
 
 def longest_run_of_a_cut(masks: Masks, shown: Shown) -> int:
-    """As `longest_run`, in the worst of all texts that a cut at any column leaves, before it or behind it."""
+    """Return `longest_run` of the worst cut at any column."""
     ends = [masks.ends(shown.text, place) for place in range(len(shown.text))]
     return max(_longest_behind_a_cut(ends, shown.secret), _longest_before_a_cut(ends, shown.secret))
 

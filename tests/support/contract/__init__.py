@@ -1,1 +1,1 @@
-"""The promises of the contract, and the page that says which server keeps them."""
+"""Define the contract's promises, and the page of servers."""

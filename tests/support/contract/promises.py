@@ -1,4 +1,4 @@
-"""Map the promises of the contract to the tests that prove each: the rows of docs/servers.md."""
+"""Map each promise of the contract to its tests."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ PROMISES: Mapping[str, tuple[str, ...]] = {
 
 
 def promise_of(test: str) -> str:
-    """Gives the promise that a test proves; a test of no promise here is a row of its own, in the words of its name."""
+    """Return the promise of a test, or the test's name."""
     name = test.removeprefix("test_")
     for promise, names in PROMISES.items():
         if name in names:

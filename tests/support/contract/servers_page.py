@@ -1,4 +1,4 @@
-"""Writes docs/servers.md from a run of the contract suite: servers in columns, promises in rows.
+"""Write docs/servers.md from a run of the contract suite.
 
 `make servers` runs it. A cell says what the tests of this run did, and nothing is written by hand but the texts above
 and below the tables.
@@ -45,7 +45,7 @@ class Cell:
             self.reasons += [reason] if reason not in self.reasons else []
 
     def text(self, numbers: Mapping[str, int]) -> str:
-        """The cell as the page shows it; ``numbers`` are those of the reasons."""
+        """Format the cell; ``numbers`` are those of the reasons."""
         if self.failed:
             return "**fails**"
         notes = " ".join(f"[{numbers[reason]}]" for reason in self.reasons)
@@ -55,14 +55,14 @@ class Cell:
 
 
 class Matrix:
-    """Collects the outcomes of a run, and writes the page when it ends."""
+    """Collect the outcomes of a run, then write the page."""
 
     def __init__(self, page: Path) -> None:
         self._page = page
         self._cells: dict[str, dict[str, Cell]] = defaultdict(lambda: defaultdict(Cell))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Takes the outcome of a test, or of its set-up where that did not succeed."""
+        """Record the outcome of a test, or of its failed set-up."""
         server = dict(report.user_properties).get("server")
         if server is None or (report.when != "call" and not report.failed):
             return

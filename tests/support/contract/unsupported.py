@@ -1,4 +1,4 @@
-"""Declare the promises that a server makes impossible, and with them the contract tests that must fail.
+"""Declare the promises that a server makes impossible.
 
 A declared test is run all the same. It must fail, and in the way that is declared: where it passes, or fails in another
 way, the run fails. So no entry outlives the server's or the package's improvement.

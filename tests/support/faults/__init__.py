@@ -1,1 +1,1 @@
-"""Faults, enumerated: a model of an SFTP server in process, and connections to it that fail at any chosen message."""
+"""Provide a model server, and connections that fail at any message."""

@@ -1,4 +1,4 @@
-"""The operations under fault: the files before, the call, and the files allowed afterwards."""
+"""Define the operations under fault, with files before and after."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Case:
 
     @property
     def has_two_step_replacement(self) -> bool:
-        """True if a file is replaced by two plain renames, so that its name is empty for a moment."""
+        """Return whether a file is replaced by two plain renames."""
         replaces = any(old is not None and self.after[path] not in (None, old) for path, old in self.before.items())
         traits = self.traits
         if not replaces or traits.plain_rename == "replaces" or "OpenSSH" in traits.banner:
@@ -253,7 +253,7 @@ def local_files(folder: Path) -> dict[str, bytes]:
 
 
 def set_local(folder: Path, held: Mapping[str, bytes]) -> None:
-    """Makes a local directory hold these files and nothing else; what stays the same is not touched."""
+    """Make a local directory contain exactly these files."""
     folder.mkdir(exist_ok=True)
     there = local_files(folder)
     for name in there.keys() - held.keys():
@@ -298,7 +298,7 @@ def run(
     then: Callable[[SFTPBackend, Path], object] | None = None,
     before: Callable[[int], object] = lambda number: None,
 ) -> Run:
-    """Makes the call with a new backend, as in a process of its own.
+    """Make the call with a new backend, as in another process.
 
     ``then`` is the next call with the same backend; it must succeed. ``before`` is called with the number of each
     message before the server carries it out.

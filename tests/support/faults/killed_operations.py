@@ -16,7 +16,7 @@ NEW: Final = bytes(range(251)) * 20_000
 
 @dataclass(frozen=True)
 class Operation:
-    """A call, the files it is about before and after, and the number of sends it takes at least."""
+    """Operation with files before and after, and its minimum of sends."""
 
     act: Callable[[SFTPBackend, str], object]
     before: Mapping[str, bytes | None]

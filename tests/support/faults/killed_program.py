@@ -1,4 +1,4 @@
-"""Start one operation, and kill this process (SIGKILL) at one of its messages: run by test_killed_processes."""
+"""Start an operation, and kill this process at a message."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.faults.killed_operations import OPERATIONS
 
 
 def main() -> None:
-    """Arguments as JSON: connection, operation, local (a directory), kill_at (a number of sends), after (or before)."""
+    """Parse the JSON arguments: connection, operation and kill."""
     job = json.loads(sys.argv[1])
     sends = 0
     send = paramiko.Channel.send

@@ -1,4 +1,4 @@
-"""Connections to a model server that are cut, stall or end with the process at any chosen message.
+"""Connect to a model server, with a fault at any message.
 
 Nothing waits: a clock is advanced where a real client would have waited. Messages are numbered from 1 over all
 connections and channels of a run, in the order in which the client sends them; INIT is one of them. The server carries
@@ -73,7 +73,7 @@ class Fault:
 
 
 class Killed(BaseException):
-    """The client's process has ended: whatever its clean-up tries is undone or does not reach the server."""
+    """End the client's process: its clean-up has no effect."""
 
 
 class Clock:
@@ -122,7 +122,7 @@ class Connection:
 
     @property
     def failure(self) -> str | None:
-        """Return the cause of the failure as the client sees it; None while the connection works."""
+        """Return the cause that the client sees; None while connected."""
         if self.timed_out:
             return f"no answer within {CONNECT_TIMEOUT:g} s"
         return SERVER_CLOSED if self.state == "cut" else None
@@ -180,7 +180,7 @@ class ModelChannel:
         return taken
 
     def _length(self) -> int | None:
-        """The length of the message that is being sent, with its own four bytes, as far as it is known."""
+        """Return the length of the current message, if known."""
         return None if len(self._sent) < 4 else int.from_bytes(self._sent[:4], "big") + 4
 
     def _missing(self) -> int:
@@ -213,7 +213,7 @@ class ModelChannel:
         return True
 
     def recv(self, count: int, /) -> bytes:
-        """The next bytes that the server sends; none once the connection is cut."""
+        """Return the server's next bytes; none after a cut."""
         connection, network = self._connection, self._network
         network.check_alive()
         while not self.inbox and connection.state == "open" and connection.queue and not connection.closed:
@@ -261,7 +261,7 @@ class ModelChannel:
 
 
 class _ExtraChannels:
-    """Opens the extra channels of a connection at once, up to ``maximum`` in all."""
+    """Open the extra channels at once, up to ``maximum`` in all."""
 
     def __init__(self, connection: Connection, maximum: int, clock: Clock) -> None:
         self._connection = connection
@@ -290,7 +290,7 @@ class _ExtraChannels:
 
 
 class Network:
-    """The way to one model server, with the faults that happen on it."""
+    """Network to one model server, with its faults."""
 
     connection: ClassVar[type[Connection]] = Connection
     channel: ClassVar[type[ModelChannel]] = ModelChannel
@@ -373,7 +373,7 @@ class Network:
             self.carry_out(connection.queue.popleft())
 
     def close(self, connection: Connection) -> None:
-        """Ends a connection: the server carries out what it was sent and sees its end."""
+        """End a connection after the server has handled all requests."""
         while connection.queue and connection.state == "open" and not self.killed:
             connection.carry_out_next()
         connection.closed = True
@@ -390,7 +390,7 @@ class Network:
 
     @contextmanager
     def backend(self, **arguments: Any) -> Iterator[SFTPBackend]:
-        """A backend whose session connects over this network, as in a process of its own; closed at the end."""
+        """Provide a backend on this network, closed at the end."""
         session = partial(Session, clock=self.clock, sleep=self.clock.sleep, random=lambda: 0.0)
         attempt = partial(_ModelConnectAttempt, self)
         with (
@@ -465,7 +465,7 @@ class _ModelTransport:
 
 
 class _ModelConnectAttempt(ConnectAttempt):
-    """Opens connections to the model: the steps from the first channel on are those of every connection."""
+    """Open connections to the model, real from the channel on."""
 
     def __init__(
         self,

@@ -21,7 +21,7 @@ CAUSES: Final = {
 
 
 def state_of(run: Run) -> str:
-    """Content of the operation's names: old, new, partly new, or empty with a backup."""
+    """Content of the names: old, new, mixed, or in a backup."""
     held = _held(run.world_after)
     before, after = _names(run.case, before=True), _names(run.case, before=False)
     changed = [path for path in before if before[path] != after[path]]
@@ -62,7 +62,7 @@ def backups(world: World) -> list[str]:
 
 
 def check_state(run: Run, *, may_be_empty: bool) -> None:
-    """Every name holds its old or its new content; nothing else was touched, and no content is lost.
+    """Each name has old or new content; other files are unchanged.
 
     ``may_be_empty``: a name whose file is replaced by two renames may be empty while its backup is whole.
     """
@@ -85,7 +85,7 @@ def check_state(run: Run, *, may_be_empty: bool) -> None:
 
 
 def check_unconnected(run: Run, kind: Kind) -> None:
-    """Nothing was changed; the error is one, and says which step of connecting failed, why and where."""
+    """Check the error of a failed connection, without any change."""
     assert state_of(run) == "old"
     assert not leftovers(run.world, run.case)
     cause = SERVER_CLOSED if kind == "cut" else f"no answer within {CONNECT_TIMEOUT:g} s"
@@ -99,7 +99,7 @@ def check_unconnected(run: Run, kind: Kind) -> None:
 
 
 def check_outcome(run: Run, faults: list[Fault]) -> None:
-    """Success means new; an error is one of ours and names path, server and cause; nothing waits beyond the bound."""
+    """Check that a success is new, and an error complete."""
     assert run.handles == 0, f"{run.handles} handles are left open"
     stalls = sum(fault.kind != "cut" for fault in run.network.fired)
     pauses = 2 ** (len(run.network.fired) - 1) - 1  # before connecting once more where that brought nothing forward

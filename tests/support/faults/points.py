@@ -41,7 +41,7 @@ SUBJECTS: Final = [
 
 
 def messages(case: Case, local: Path) -> int:
-    """Count the messages of the operation without a fault; the operation must succeed."""
+    """Count the messages of the operation without a fault."""
     return _undisturbed(case, local).sent
 
 
@@ -63,7 +63,7 @@ def _of_the_operation(case: Case, local: Path) -> range:
 
 
 def lost(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
-    """The operation with a fault before and after each of its requests and replies, one run each.
+    """Run the operation with a fault at each request and reply.
 
     The question for the server's limits is among them: it is sent with the first request.
     """
@@ -84,7 +84,7 @@ _UNTIL_CONNECTED: Final = MOMENTS[:3]
 
 
 def lost_at_start(case: Case, local: Path, kind: Kind) -> Iterator[Run]:
-    """The operation with a fault before INIT, after INIT and before VERSION, on each channel that is opened first.
+    """Run the operation with a fault around INIT and VERSION.
 
     No request was sent to the server yet: whatever the operation, all is as it was, and the error says what was done.
     """
@@ -103,7 +103,7 @@ _SECOND: Final[tuple[Moment, ...]] = ("after request", "before reply")
 
 
 def lost_twice(case: Case, local: Path) -> Iterator[Run]:
-    """The operation cut at each message, and cut again at each message of what it does after that.
+    """Run the operation with two cuts at all messages.
 
     The INIT of each further connection is among those. The next write with the same backend clears whatever is left.
     """
@@ -121,14 +121,14 @@ def lost_twice(case: Case, local: Path) -> Iterator[Run]:
 
 
 def next_call(case: Case) -> Callable[[SFTPBackend, Path], object]:
-    """The next call with the same backend: a write to the same name, or else the same call."""
+    """Make the next call: a write, or the same call."""
     if "/data/in/target" not in case.before:
         return case.act
     return lambda backend, local: backend.write_atomic("in/target", NEXT, overwrite=True)
 
 
 def killed(case: Case, local: Path) -> Iterator[Run]:
-    """The operation in a process that is killed when the server has handled k messages, for each k."""
+    """Kill the process after k handled messages, for each k."""
     for number in range(1, messages(case, local) + 1):
         with nothing_left():
             result = run(case, World.of(case, local), [Fault("kill", "after request", number)])

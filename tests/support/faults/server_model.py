@@ -1,4 +1,4 @@
-"""A model of an SFTP 3 server: a directory tree in memory, and a function from request packets to reply packets.
+"""Model an SFTP 3 server in memory, from requests to replies.
 
 The model decodes and encodes packets by itself, so that a fault in the package's codec cannot hide here. It behaves as
 OpenSSH's sftp-server does (test_server_model.py compares the two request by request), unless `Traits` says otherwise.
@@ -32,7 +32,7 @@ _FLAG_READ, _FLAG_WRITE, _FLAG_CREATE, _FLAG_TRUNCATE, _FLAG_EXCLUSIVE = 0x01, 0
 
 @dataclass(frozen=True)
 class Traits:
-    """Properties of the modelled server: its extensions, and its renames onto an existing name."""
+    """Properties of the modelled server: extensions and renames."""
 
     posix_rename: Literal["replaces", "refuses", "absent"] = "replaces"
     plain_rename: Literal["refuses", "replaces"] = "refuses"
@@ -89,7 +89,7 @@ class Fields:
         return self.take(self.uint32())
 
     def path(self) -> str:
-        """A counted string that is a path; relative paths start at the root."""
+        """Read a path; relative paths start at the root."""
         text = self.string().decode("utf-8", "surrogateescape")
         return "/" + "/".join(part for part in text.split("/") if part not in ("", "."))
 
@@ -125,7 +125,7 @@ def encode_string(data: bytes) -> bytes:
 
 @dataclass
 class OpenFile:
-    """An open handle: a file, or a directory and its entries that are still to be listed (None before the first)."""
+    """Open handle of a file, or a directory with remaining entries."""
 
     node: Node
     readable: bool = True
@@ -167,14 +167,14 @@ class Handles(dict[bytes, OpenFile]):
 
 @dataclass
 class ModelServer:
-    """The directory tree, and the clock that gives modification times (seconds since 1970)."""
+    """Directory tree, and a clock in seconds since 1970."""
 
     traits: Traits
     clock: Callable[[], float]
     nodes: dict[str, Node] = field(default_factory=lambda: {"/": Node("directory", mode=0o755)})
 
     def add(self, path: str, content: bytes | None = None, *, age: int = 0, mode: int = 0o644) -> None:
-        """Adds a file, or a directory if ``content`` is None, with missing parents; ``age`` is in seconds."""
+        """Add a file, or without ``content`` a directory, with its parents."""
         parent = path.rpartition("/")[0] or "/"
         if parent not in self.nodes:
             self.add(parent)
@@ -258,7 +258,7 @@ class ModelServer:
     # -- paths --------------------------------------------------------------------------------------------------------
 
     def _resolved(self, path: str, *, follow: bool = True) -> tuple[str, Node]:
-        """The real path of a node and the node, links in its parents followed."""
+        """Return real path and node; links in parents are followed."""
         real, missing = self._real(path, follow=follow)
         if missing:
             raise OSError(errno.ENOENT, path)
@@ -330,7 +330,9 @@ class ModelServer:
         return _handle(handles.new(OpenFile(node, bool(flags & _FLAG_READ), bool(flags & _FLAG_WRITE))))
 
     def _rename(self, source: str, target: str) -> None:
-        """RENAME: OpenSSH links and unlinks files, so that the new name must be free; what else there is it renames
+        """Handle RENAME as OpenSSH does.
+
+        RENAME: OpenSSH links and unlinks files, so that the new name must be free; what else there is it renames
         where STAT of the new name fails (sftp-server.c: process_rename).
         """
         source, node = self._resolved(source, follow=False)
@@ -408,7 +410,7 @@ class ModelServer:
         return _names(opened)
 
     def _entries(self, opened: OpenFile) -> list[tuple[str, Node]]:
-        """Return the entries of a directory; none if its path means another directory now (process_readdir: lstat)."""
+        """Return a directory's entries; none if it was replaced."""
         try:
             real, node = self._resolved(opened.path)
         except OSError:

@@ -1,4 +1,4 @@
-"""The table of faults in docs/reliability.md: ``make reliability`` writes it, the tests compare their runs with it."""
+"""Write and check the table of faults in docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HEAD: Final = ("fault", "server", "time limit", "error", "state after")
 
 @dataclass(frozen=True)
 class Row:
-    """Results of one kind of fault for one operation on one server, over all points."""
+    """Results of one fault, operation and server at all points."""
 
     subject: Subject
     fault: str
@@ -61,7 +61,7 @@ class Row:
 
     @classmethod
     def at_start(cls, subject: Subject, kind: Kind, local: Path) -> str:
-        """The row for a fault while the first connection is opened: the same, whatever the operation and the server."""
+        """Return the row for faults while connecting, equal for all."""
         row = cls.of(subject, kind, lost_at_start(subject.case, local, kind))
         assert row.points > 0
         return _cells(FAULTS_AT_START[kind], "any", row.time_limit, row.errors, row.states)
@@ -101,14 +101,14 @@ def runs(subject: Subject, fault: str, local: Path) -> Iterable[Run]:
 
 
 def has_fault(subject: Subject, fault: str) -> bool:
-    """False where a kind of fault is left out, because it clears nothing up or there are too many points."""
+    """Return whether a fault is part of the table."""
     case = subject.case
     is_short = "channels" not in case.name and subject.server in MAIN_SERVERS
     return fault != "twice" or (is_short and "/data/in/target" in case.before)
 
 
 def written(texts: Iterable[tuple[str, str]]) -> str:
-    """The tables, one for each operation; ``texts`` are the operations and the rows."""
+    """Format one table for each operation from ``texts``."""
     lines: list[str] = []
     for operation, rows in itertools.groupby(texts, key=lambda pair: pair[0]):
         lines += ["", f"### {operation}", "", f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
@@ -130,7 +130,7 @@ def committed() -> dict[str, list[str]]:
 
 
 def _rows_of(number: int) -> tuple[list[str], list[str]]:
-    """The rows of one of `SUBJECTS`, and those of its first connection, in a process of its own."""
+    """Compute the rows of one of `SUBJECTS` in a process."""
     logging.disable(logging.CRITICAL)
     subject = SUBJECTS[number]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,6 @@
-"""Servers for the tests: OpenSSH's sshd, asyncssh in a thread, one subclass of it per lie, and listeners that are not
+"""Provide real, differing and faulty servers for the tests.
+
+Servers for the tests: OpenSSH's sshd, asyncssh in a thread, one subclass of it per lie, and listeners that are not
 SSH servers at all. All on loopback, each a context manager that leaves nothing running and nothing on disk.
 
 Paths: absolute ones are the machine's own, relative ones start at ``root``. No server confines its client, so that

@@ -148,8 +148,11 @@ class _AllAtOnce(_TargetsListed, _NotExclusive, _NoLStat):
 
 
 class DiffersInAll(ListsLinksAsTargets, IgnoresExclusive, ForbidsLStat):
-    """Lists links as what they lead to, ignores EXCL, forbids LSTAT, removes anything, says FAILURE for what is
-    missing."""
+    """Differ from OpenSSH in links, flags and statuses.
+
+    Lists links as what they lead to, ignores EXCL, forbids LSTAT, removes anything, says FAILURE for what is
+    missing.
+    """
 
     files = _AllAtOnce
     packets = _CurtPackets

@@ -148,8 +148,11 @@ class _DiskFullFiles(Files):
 
 
 class DiskFull(AsyncsshServer):
-    """Refuses every write that ends beyond ``capacity`` bytes of a file, with ``code``: NO_SPACE_ON_FILESYSTEM, or
-    FAILURE as OpenSSH does."""
+    """Refuse every write beyond ``capacity`` bytes.
+
+    Refuses every write that ends beyond ``capacity`` bytes of a file, with ``code``: NO_SPACE_ON_FILESYSTEM, or
+    FAILURE as OpenSSH does.
+    """
 
     files = _DiskFullFiles
 
@@ -299,8 +302,11 @@ class _StallingPackets(Packets):
 
 
 class StallsAfter(AsyncsshServer):
-    """Answers ``requests`` requests (its version reply not counted), then none; the connection stays open. Its
-    ``limit`` may be changed while it runs. With ``kind``, only requests of that kind count."""
+    """Stop answering after ``requests`` requests.
+
+    Answers ``requests`` requests (its version reply not counted), then none; the connection stays open. Its
+    ``limit`` may be changed while it runs. With ``kind``, only requests of that kind count.
+    """
 
     packets = _StallingPackets
 
@@ -356,8 +362,11 @@ class _DroppingPackets(Packets):
 
 
 class DropsAfter(AsyncsshServer):
-    """Cuts the connection, once in its life, in place of a reply: after ``requests`` answered requests, or after the
-    request that brought the bytes of files it has read and written to ``volume``."""
+    """Cut the connection once, in place of a reply.
+
+    Cuts the connection, once in its life, in place of a reply: after ``requests`` answered requests, or after the
+    request that brought the bytes of files it has read and written to ``volume``.
+    """
 
     files = _DroppingFiles
     packets = _DroppingPackets
@@ -459,7 +468,7 @@ class _OtherSizesFiles(_BareFiles):
 
 
 class SaysOtherSizes(AsyncsshServer):
-    """States ``stated_size(size)`` as the size of every file, as a server does that converts text while it sends it.
+    """State ``stated_size(size)``, as a server that converts text does.
 
     A read returns ``at_most`` bytes, or zeros without end if ``endless``."""
 

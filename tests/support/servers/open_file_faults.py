@@ -94,8 +94,11 @@ class _ForgettingFiles(Files):
 
 
 class ForgetsTheTail(AsyncsshServer):
-    """Acknowledges writes and forgets the last ``tail`` bytes of a file when the connection ends: the file has its
-    size, and a hole at its end."""
+    """Lose acknowledged bytes when the connection ends.
+
+    Acknowledges writes and forgets the last ``tail`` bytes of a file when the connection ends: the file has its
+    size, and a hole at its end.
+    """
 
     files = _ForgettingFiles
 
@@ -126,8 +129,11 @@ class _OneHandle(Packets):
 
 
 class SharesHandles(AsyncsshServer):
-    """Gives every open file and folder the same handle, which means the one opened last. ``collisions`` counts the
-    files that were open when their handle was given to another."""
+    """Return the same handle for all open files.
+
+    Gives every open file and folder the same handle, which means the one opened last. ``collisions`` counts the
+    files that were open when their handle was given to another.
+    """
 
     packets = _OneHandle
     collisions = 0
@@ -154,8 +160,11 @@ class _CountedFiles(Files):
 
 
 class LimitsOpenFiles(AsyncsshServer):
-    """Has ``limit`` files open at once and refuses to open another, with ``code``; a path that ends with ``forbidden``
-    always. ``refused`` counts the files that were one too many, ``most`` those that were open at once."""
+    """Limit the number of open files.
+
+    Has ``limit`` files open at once and refuses to open another, with ``code``; a path that ends with ``forbidden``
+    always. ``refused`` counts the files that were one too many, ``most`` those that were open at once.
+    """
 
     files = _CountedFiles
 
@@ -190,8 +199,11 @@ class _DroppingFiles(Files):
 
 
 class DropsAtRename(AsyncsshServer):
-    """Cuts the connection in place of the reply to the first renames, ``drops`` of them: before they are carried out,
-    or ``after``."""
+    """Cut the connection at the first ``drops`` renames.
+
+    Cuts the connection in place of the reply to the first renames, ``drops`` of them: before they are carried out,
+    or ``after``.
+    """
 
     files = _DroppingFiles
 

@@ -14,8 +14,11 @@ _MODULES = ("/usr/lib/proftpd", "/usr/libexec/proftpd", "/usr/lib64/proftpd", "/
 
 
 class ProFTPDServer(ProgramServer):
-    """ProFTPD with mod_sftp, as the current user, with one virtual user of the same id; ``SFTPOptions`` are its
-    defaults. One process a connection."""
+    """Run ProFTPD with mod_sftp as the current user.
+
+    ProFTPD with mod_sftp, as the current user, with one virtual user of the same id; ``SFTPOptions`` are its
+    defaults. One process a connection.
+    """
 
     kind = "proftpd"
     title = "ProFTPD"

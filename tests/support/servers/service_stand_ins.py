@@ -28,8 +28,11 @@ class _AzureFiles(Files):
 
 
 class AzureBlobLike(AsyncsshServer):
-    """Azure Blob Storage's SFTP as documented: posix-rename refuses an existing target; no other extension, no
-    links, no opening for reading and writing at once."""
+    """Simulate the SFTP of Azure Blob Storage.
+
+    Azure Blob Storage's SFTP as documented: posix-rename refuses an existing target; no other extension, no
+    links, no opening for reading and writing at once.
+    """
 
     kind = "azure-like"
     files = _AzureFiles
@@ -63,8 +66,11 @@ class _AWSFiles(Files):
 
 
 class AWSTransferLike(AsyncsshServer):
-    """AWS Transfer Family before S3 as documented: modes and times refused, and each file is written from its start in
-    order, so that an interrupted one cannot be continued. No extensions."""
+    """Simulate AWS Transfer Family in front of S3.
+
+    AWS Transfer Family before S3 as documented: modes and times refused, and each file is written from its start in
+    order, so that an interrupted one cannot be continued. No extensions.
+    """
 
     kind = "aws-like"
     files = _AWSFiles
@@ -100,8 +106,11 @@ class _MailboxFiles(Files):
 
 
 class SterlingLike(AsyncsshServer):
-    """A mailbox, as IBM Sterling File Gateway has them: a file is opened once, and neither opened nor described
-    afterwards. Renaming and removing work."""
+    """Simulate a mailbox of IBM Sterling File Gateway.
+
+    A mailbox, as IBM Sterling File Gateway has them: a file is opened once, and neither opened nor described
+    afterwards. Renaming and removing work.
+    """
 
     kind = "sterling-like"
     files = _MailboxFiles

@@ -1,4 +1,4 @@
-"""Servers that treat times, names or users differently: each a small subclass of `AsyncsshServer`."""
+"""Servers that treat times, names or users differently."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _OtherClock(Files):
 
 
 class OtherClock(AsyncsshServer):
-    """Reports all times ``lead`` seconds ahead, and refuses to set any, as a service with a wrong clock."""
+    """Report times ``lead`` seconds ahead, and refuse to set times."""
 
     files = _OtherClock
 
@@ -66,7 +66,7 @@ class _CaselessFiles(Files):
 
 
 class IgnoresCase(AsyncsshServer):
-    """Takes names in any case for the existing one, as a server on Windows or macOS."""
+    """Ignore case, as a server on Windows or macOS."""
 
     files = _CaselessFiles
 
@@ -77,7 +77,7 @@ class _SpelledFiles(_CaselessFiles):
 
 
 class KeepsSpellings(IgnoresCase):
-    """Ignores case, and its REALPATH returns the spelling of the client, and links as they are."""
+    """Ignore case, but return the client's spelling in REALPATH."""
 
     files = _SpelledFiles
 
@@ -133,7 +133,7 @@ class _SeparateFiles(Files):
 
 
 class SeparatesUsers(AsyncsshServer):
-    """Accepts any user, and shows each one a directory of its own as ``/``."""
+    """Accept any user, each with a directory of its own."""
 
     files = _SeparateFiles
     login = _SeparateLogin

@@ -1,1 +1,1 @@
-"""Move files for a long time over a connection that fails at random: ``make soak``."""
+"""Move files over a connection with random faults: ``make soak``."""

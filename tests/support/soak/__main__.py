@@ -1,4 +1,4 @@
-"""Move files in several processes over a connection that fails at random, and compare every file at the end.
+"""Move files in several processes over a faulty connection.
 
 ``make soak`` runs for 30 minutes; ``make soak ARGS="--minutes 2 --gibibytes 1"`` is a trial. The summary is written to
 docs/reliability.md, unless ``--no-page`` is given. The exit status is 1 if anything is wrong.
@@ -124,7 +124,7 @@ def start(
 
 
 def restart_while_running(server: OpenSSHServer, processes: list[subprocess.Popen[bytes]], options: Options) -> int:
-    """Kill sshd with its sessions and start it again, until all processes have ended; return how often."""
+    """Restart sshd until all processes have ended, and count."""
     chosen = random.Random(options.seed)
     end = time.monotonic() + options.minutes * 60 + GRACE_SECONDS
     restarts, next_restart = 0, time.monotonic() + options.restart_seconds
@@ -144,7 +144,7 @@ def restart_while_running(server: OpenSSHServer, processes: list[subprocess.Pope
 
 
 def collect(processes: list[subprocess.Popen[bytes]], scratch: Path) -> tuple[dict[int, Report], list[str]]:
-    """Return the reports of the processes by number, and a problem for each that did not end by itself."""
+    """Return the reports, and a problem for each missing end."""
     reports: dict[int, Report] = {}
     problems: list[str] = []
     for number, process in enumerate(processes):
@@ -184,7 +184,7 @@ def compare(report: Report, folder: Path, pool: Path) -> tuple[int, int, list[st
 
 
 def quarters(report: Report, column: int) -> tuple[int, int]:
-    """Return the median of a column of samples in the second and in the last quarter of the run."""
+    """Return a column's median in the second and last quarter."""
     values = [sample[column] for sample in report["samples"]]
     quarter = max(1, len(values) // 4)
     return int(median(values[quarter : 2 * quarter] or values)), int(median(values[-quarter:]))

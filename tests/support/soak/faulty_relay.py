@@ -19,7 +19,7 @@ SLOW_RATE: Final = 1 << 20
 
 
 class FaultyRelay(Relay):
-    """Cause a fault on whichever connection has traffic when the next one is due.
+    """Cause each due fault on the next connection with traffic.
 
     ``faults`` counts the faults by kind.
 
@@ -51,7 +51,7 @@ class FaultyRelay(Relay):
         return piece, True
 
     def _next_fault(self) -> tuple[str, float, float]:
-        """Return the fault that is due, or a blank; the part of the bytes before a cut; the seconds of a stall."""
+        """Return the due fault, and its bytes or seconds."""
         with self._choosing:
             now = time.monotonic()
             if now < self._next_at:

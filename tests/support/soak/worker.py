@@ -1,4 +1,4 @@
-"""A process of the soak run: mixed operations in a directory of its own, with a model of what must be there.
+"""Run mixed operations, and compare them with a model.
 
 ``python -m tests.support.soak.worker SETTINGS`` (JSON of `Settings`) writes a JSON report to standard output. An
 operation that fails leaves its names undecided: each may hold the old or the new content. They are not used again, and
@@ -35,7 +35,7 @@ SAMPLE_SECONDS: Final = 2.0
 
 @dataclass(frozen=True)
 class Content:
-    """Content of a file: a part of the random bytes that all processes share."""
+    """Content of a file: a part of shared random bytes."""
 
     offset: int
     size: int
@@ -167,7 +167,7 @@ class Worker:
         return Content(self._random.randrange(self._pool_size - size), size)
 
     def _blocks(self, content: Content) -> Iterator[bytes]:
-        """Yield the content in blocks: large files are never in memory, which would hide leaks."""
+        """Yield the content in blocks, to keep memory constant."""
         for start in range(0, content.size, MiB):
             yield self._bytes(Content(content.offset + start, min(MiB, content.size - start)))
 
