@@ -75,7 +75,7 @@ class PathResolver:
         remote = self.resolve_writable(path)
         if has_control_character(remote.key):
             raise self.with_server(
-                InvalidPath("cannot create a name with a control character: listings omit such names", path=path)
+                InvalidPath("cannot create a name with control characters: listings omit such names", path=path)
             )
         return remote
 
