@@ -26,7 +26,7 @@ from .traffic import TrafficMeter
 
 R = TypeVar("R")
 
-_RECEIVE_SIZE: Final = 4 << 20
+_RECEIVE_SIZE: Final = 512 << 10
 _REPLY_START: Final = struct.Struct(">BI")  # type, request id
 _BATCH_BYTES: Final = 32 << 10
 _MAX_SHOWN_BYTES: Final = 200
@@ -162,7 +162,7 @@ class SFTPChannel:
         self._clock = clock
         self._outstanding: dict[int, Pending[Any]] = {}
         self._next_id = 0
-        self._inbox = bytearray()
+        self._incomplete = bytearray()
         self._outbox: deque[bytes | memoryview] = deque()
         self._outbox_size = 0
         self._round_trip_probe: tuple[int, float] | None = None
@@ -302,31 +302,40 @@ class SFTPChannel:
 
     def _packets(self) -> list[memoryview]:
         """Wait for data and return the complete packets without their lengths."""
-        received = b""
+        received = memoryview(b"")
         with self._break_on_error():
-            received = self._ssh_channel.recv(_RECEIVE_SIZE)
+            received = memoryview(self._ssh_channel.recv(_RECEIVE_SIZE))
             if not received:
                 raise EOFError
-        if self._inbox:
-            self._inbox += received
-        # without an incomplete packet, the received bytes are parsed without a copy
-        data = self._inbox or received
-        packets, view, offset, end = [], memoryview(data), 0, len(data)
-        while end - offset >= 4:
-            (length,) = UINT32.unpack_from(view, offset)
-            if not 1 <= length <= MAX_FRAME:
-                raise self._bad_length_error(bytes(view[offset : offset + _MAX_SHOWN_BYTES]))
-            next_offset = offset + 4 + length
-            if next_offset > end:
-                break
-            packets.append(view[offset + 4 : next_offset])
-            offset = next_offset
-        if offset or data is not self._inbox:
-            self._inbox = bytearray(view[offset:])  # a new buffer: the packets are views into the old buffer
-        else:
-            # a bytearray with an exported view could not grow
-            view.release()
+        packets = []
+        incomplete, self._incomplete = self._incomplete, bytearray()
+        # A packet that arrived in part is completed by a copy. All other packets are views of what was received.
+        if 0 < len(incomplete) < UINT32.size:
+            received = memoryview(b"".join((incomplete, received)))
+        elif incomplete:
+            missing = self._missing_bytes(incomplete)
+            incomplete += received[:missing]
+            if missing > len(received):
+                self._incomplete = incomplete
+                return []
+            packets.append(memoryview(incomplete)[UINT32.size :])
+            received = received[missing:]
+        while len(received) >= UINT32.size and (missing := self._missing_bytes(received)) <= 0:
+            end = len(received) + missing
+            packets.append(received[UINT32.size : end])
+            received = received[end:]
+        self._incomplete = bytearray(received)
         return packets
+
+    def _missing_bytes(self, start: bytearray | memoryview) -> int:
+        """Return the bytes that the first packet lacks.
+
+        Negative if further packets follow it.
+        """
+        (length,) = UINT32.unpack_from(start)
+        if not 1 <= length <= MAX_FRAME:
+            raise self._bad_length_error(bytes(start[:_MAX_SHOWN_BYTES]))
+        return cast(int, length) + UINT32.size - len(start)
 
     def _dispatch(self, packet: memoryview) -> None:
         if len(packet) < 5:

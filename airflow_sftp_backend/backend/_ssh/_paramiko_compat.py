@@ -1,4 +1,4 @@
-"""Use the unpublished parts of paramiko, in no other module.
+"""Use the unpublished parts of paramiko, in no other module but `_paramiko_packets`.
 
 The facts come from the sources of paramiko 5.0 and 5.1. pyproject.toml limits the version, and the tests of this module
 name a part that is missing or changed in a later version.
@@ -24,9 +24,12 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.hashes import SHA1
 from paramiko.auth_handler import AuthOnlyHandler
 
+from ._paramiko_packets import CHANNEL_DATA, ChannelData, FastPacketizer, Inbox, ReceivedData
 from .host_certificates import CERTIFICATE_SUFFIX
 
 if TYPE_CHECKING:
+    from paramiko.buffered_pipe import BufferedPipe
+
     from airflow_sftp_backend.backend._protocol.channel import SSHChannel
 
 SHA1_RSA: Final = "ssh-rsa"
@@ -37,6 +40,8 @@ _SERVICE_REQUEST, _SERVICE_ACCEPT, _AUTH_REQUEST = 5, 6, 50
 """Message numbers (RFC 4250 section 4.1.2)."""
 _POLL: Final = 0.1
 """Seconds between two checks whether the connection is alive, as in paramiko's own loop."""
+_MAX_SENT: Final = 256 << 10
+"""Maximum bytes that are sent on a channel with one call."""
 _INHERITED: Final = vars(paramiko.Transport)
 
 PrivateKey = RSAPrivateKey | EllipticCurvePrivateKey | Ed25519PrivateKey
@@ -87,6 +92,14 @@ class AgreedAlgorithms:
     strict_key_exchange: bool = False
 
 
+def _feed(channel: paramiko.Channel, message: paramiko.Message | ReceivedData) -> None:
+    """Give received content to the channel, if possible without a copy."""
+    if isinstance(message, ReceivedData) and isinstance(channel.in_buffer, Inbox):
+        channel.in_buffer.feed(message.content)
+    else:
+        channel._feed(message)  # type: ignore[attr-defined] # the stub leaves it out
+
+
 class SSHTransport(paramiko.Transport):
     """Transport that keeps facts which paramiko only logs.
 
@@ -98,6 +111,8 @@ class SSHTransport(paramiko.Transport):
 
     disconnect_message: str | None = None
     _key_exchange = ""
+
+    _channel_handler_table = {**_INHERITED["_channel_handler_table"], CHANNEL_DATA: _feed}  # noqa: RUF012
 
     def __init__(self, sock: socket.socket, **options: Any) -> None:
         super().__init__(sock, **options)
@@ -115,6 +130,14 @@ class SSHTransport(paramiko.Transport):
         # The first of the client's methods that the server offers (RFC 4253 section 7.1), kept by paramiko nowhere.
         self._key_exchange = next((name for name in self.preferred_kex if name in offered), "")
         super()._parse_kex_init(message)  # type: ignore[misc] # the stub leaves it out
+
+    def open_channel(self, kind: str, *args: Any, **options: Any) -> paramiko.Channel:
+        """Open a channel; a session receives into an `Inbox`."""
+        channel = super().open_channel(kind, *args, **options)
+        # The server sends nothing on a session before a program is requested, so nothing is lost here.
+        if kind == "session" and isinstance(self.packetizer, FastPacketizer):
+            channel.in_buffer = cast("BufferedPipe[Any]", Inbox(self.packetizer))
+        return channel
 
     @property
     def server_version(self) -> str:
@@ -198,14 +221,48 @@ class SSHTransport(paramiko.Transport):
         return not self.is_alive()
 
 
-def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
-    """Return the same channel with a type for any buffer in ``send``.
-
-    The published signature is narrower.
+class _FastChannel:
+    """Sends several packets at once.
 
     :param channel: the channel
-    :returns: the same object
     """
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self._transport: Any = channel.transport  # the stub leaves out the method that sends
+        self.recv_ready, self.send_ready, self.recv = channel.recv_ready, channel.send_ready, channel.recv
+        self.close = channel.close
+
+    def send(self, data: bytes | memoryview) -> int:
+        """Send a part of the data.
+
+        :returns: size of the part in bytes; 0 if the channel is closed
+        """
+        channel = self._channel
+        with channel.lock:
+            if channel.closed:
+                raise OSError("Socket is closed")
+            size: int = channel._wait_for_send_window(len(data))  # type: ignore[attr-defined] # the stub leaves it out
+            if not size:
+                return 0
+            more = min(len(data), _MAX_SENT) - size
+            if more > 0:
+                more = min(more, channel.out_window_size)
+                channel.out_window_size -= more
+                size += more
+            content = ChannelData(channel.remote_chanid, memoryview(data)[:size], channel.out_max_packet_size - 64)
+        self._transport._send_user_message(content)
+        return size
+
+
+def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
+    """Let a channel send any buffer, and if possible several packets.
+
+    :param channel: the channel
+    :returns: the channel, or one that sends through it
+    """
+    if isinstance(getattr(channel, "in_buffer", None), Inbox):
+        return _FastChannel(channel)
     return cast("SSHChannel", channel)
 
 

@@ -38,6 +38,7 @@ from airflow_sftp_backend.backend.errors import (
 from airflow_sftp_backend.backend.models import ConnectionInfo
 
 from ._paramiko_compat import AgreedAlgorithms, SSHTransport, buffer_channel, certificate_of
+from ._paramiko_packets import packetizer_class
 from .auth import Authenticator, AuthRecord, KeySources
 from .extra_channels import ExtraChannels
 from .host_certificates import fingerprint, key_type, plain_key
@@ -190,7 +191,7 @@ def make_transport(stream: SocketStream, slowest: float, *, legacy: bool, **opti
     :param options: arguments of ``paramiko.Transport``
     """
     factory = legacy_transport if legacy else SSHTransport
-    transport = factory(cast("socket.socket", stream), **options)
+    transport = factory(cast("socket.socket", stream), packetizer_class=packetizer_class(), **options)
     transport.set_timeouts(2 * slowest + _EXTRA_SECONDS)
     return transport
 

@@ -115,6 +115,18 @@ class SocketStream(ForkAware, SocketLike):
         start, self._start = self._start, min(self._start + count, self._end)
         return bytes(self._buffer[start : self._start])
 
+    def take(self, count: int) -> memoryview | None:
+        """Take ``count`` bytes that have been received, without a copy.
+
+        :param count: the bytes
+        :returns: a view, valid until the next `recv`; None if fewer bytes have been received
+        """
+        start, end = self._start, self._start + count
+        if end > self._end:
+            return None
+        self._start = end
+        return self._buffer[start:end]
+
     def _fill(self) -> None:
         self._check_deadlines()
         try:
