@@ -143,7 +143,7 @@ def test_a_file_is_not_committed_after_a_failed_write(make_backend: MakeBackend)
         folder = server.fresh()
         backend = make_backend(server, base_path=folder.base_path)
         with pytest.raises(SFTPBackendError, match="earlier write"), backend.open_atomic("file") as file:
-            for _ in range(20):
+            for _ in range(40):  # more than the window of 8 MiB, so that a reply is awaited
                 with suppress(SFTPBackendError):
                     file.write(bytes(300_000))
         assert list(folder.path.iterdir()) == []
