@@ -237,7 +237,7 @@ class RemoteWriter(io.RawIOBase):
         :returns: the number of bytes
         :raises OSError: if the server refuses the write, or the connection is lost
         """
-        if self._is_abandoned:  # a wrapper writes its buffer while it is collected
+        if self._is_abandoned:
             return memoryview(data).nbytes
         if self.closed:
             raise ValueError("write to a closed file")
@@ -252,6 +252,8 @@ class RemoteWriter(io.RawIOBase):
         if self.closed:
             return
         super().close()
+        if self._is_abandoned:
+            return
         handled = sys.exc_info()[1]
         if handled is not None and handled is not self._handled_at_open:
             self._discard_after(handled)
@@ -302,15 +304,14 @@ class RemoteWriter(io.RawIOBase):
         return self._writer
 
     def abandon(self) -> None:
-        """Close the file without a request.
+        """Send no more requests. What was written stays in a temporary file.
 
-        What was written stays in a temporary file.
+        A wrapper that is collected still writes its buffer and closes the file, without effect.
         """
+        self._is_abandoned = True
         writer, self._writer = self._writer, None
         if writer is not None:
-            self._is_abandoned = True
             writer.abandon()
-            super().close()
             log.warning("%s is not written, because the file was never closed", escaped(repr(self.path)))
 
     def _dealloc_warn(self, source: object) -> None:
