@@ -13,9 +13,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from ._arguments import InvalidArgument
+from ._arguments import InvalidArgument, check_no_password
 from ._cancellation import shield_from_kill
 from .backend import FileInfo, InvalidPath
 from .backend._patterns import has_wildcard, literal_name
@@ -43,6 +43,8 @@ _NATIVE_REMEDY = (
     "Native rendering of templates converts texts to numbers, lists and sets. Pass a task's output unchanged, as"
     " source=wait.output, or a row, {'path': ...}"
 )
+URL_SCHEME: Final = "sftpbackend"
+"""Scheme of the URLs of this package's file system."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,12 +291,14 @@ def _path_of_row(row: Mapping[object, object], argument: str, end: End) -> str:
         path = row["target"]
     if not isinstance(path, str) or not path:
         raise InvalidArgument(f"{argument} contains a mapping without a text 'path'; expected {_EXPECTED}")
+    check_no_password(path, argument)
     return _join_surrogates(path)
 
 
 def _check_rendered(text: str, argument: str) -> None:
-    """Refuse the text of a missing value or of an object."""
+    """Refuse the text of a missing value or of an object, and a URL with a password."""
     # Templates render a list without ``tojson`` as such a text
+    check_no_password(text, argument)
     if not text.strip():
         raise InvalidArgument(f"{argument} is empty. {_empty_hint(argument)}")
     if text == "None":

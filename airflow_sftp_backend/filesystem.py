@@ -10,28 +10,34 @@ through their entry points.
 from __future__ import annotations
 
 import atexit
+import hmac
 import os
+import secrets
 import shutil
 import uuid
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from fsspec import register_implementation
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.compression import compr
+from fsspec.config import apply_config
 from fsspec.core import get_compression
+from fsspec.json import FilesystemJSONEncoder
 from fsspec.spec import _Cached
 from fsspec.transaction import Transaction
 from fsspec.utils import isfilelike
 from upath import UPath
 
+from ._arguments import check_no_password
 from ._filesystem.base import PROTOCOL
 from ._filesystem.changes import FileChanges
 from ._filesystem.files import RemoteReader, RemoteWriter
 from ._filesystem.os_errors import os_errors
 from ._filesystem.queries import FileQueries
-from .backend import InvalidPath
+from .backend import InvalidPath, Secret
+from .backend.config import wrap_secrets
 from .hooks.sftp import SFTPBackendHook
 
 if TYPE_CHECKING:
@@ -40,7 +46,6 @@ if TYPE_CHECKING:
 schemes: Final = [PROTOCOL]
 """URL schemes of this module, for Airflow."""
 
-_PLAIN_VALUES: Final = (str, int, float, bool, type(None))
 _IGNORED_OPTIONS: Final = ("use_listings_cache", "listings_expiry_time", "max_paths")
 """Options for the cache of listings, which this file system does not have."""
 
@@ -58,13 +63,52 @@ def get_fs(conn_id: str | None, storage_options: Mapping[str, object] | None = N
     return SFTPBackendFileSystem(conn_id=conn_id, **options)
 
 
+class _ComparableSecret(Secret):
+    """Secret with a text of its own.
+
+    Equal secrets have equal texts in one process. The text does not reveal the secret.
+    """
+
+    __slots__ = ()
+    _KEY: ClassVar[bytes] = secrets.token_bytes(32)
+
+    def __repr__(self) -> str:
+        value = self._value.encode("utf-8", "surrogatepass")
+        return f"Secret('***', {hmac.new(self._KEY, value, 'sha256').hexdigest()[:32]})"
+
+
+_PLAIN_VALUES: Final = (str, int, float, bool, type(None), _ComparableSecret)
+
+
+def _hide_secrets(arguments: Mapping[str, object]) -> dict[str, Any]:
+    """Return arguments with comparable secrets in place of passwords and keys."""
+    return {
+        name: _ComparableSecret(value.reveal())
+        if isinstance(value, Secret)
+        else _hide_secrets(value)
+        if isinstance(value, Mapping)
+        else value
+        for name, value in wrap_secrets(arguments).items()
+    }
+
+
+def _without_secrets(arguments: Mapping[str, object]) -> dict[str, object]:
+    return {
+        name: _without_secrets(value) if isinstance(value, Mapping) else value
+        for name, value in arguments.items()
+        if not isinstance(value, Secret)
+    }
+
+
 class _SharedIfPlain(_Cached):
     """Share file systems with equal arguments, if fsspec can compare these.
 
-    fsspec compares the texts of arguments. Those of two backends can be equal, and those of two secrets are.
+    fsspec compares the texts of arguments, hashes them, and keeps the arguments. The texts of two backends can be
+    equal. Secrets have comparable texts.
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - of a metaclass
+        kwargs = _hide_secrets(apply_config(cls, kwargs))
         is_plain = all(isinstance(value, _PLAIN_VALUES) for value in (*args, *kwargs.values()))
         if not is_plain:
             kwargs["skip_instance_cache"] = True
@@ -142,6 +186,7 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
     def backend(self) -> SFTPBackend:
         """Return the backend. Reads the Airflow connection if necessary.
 
+        :raises InvalidArgument: if the connection id is that of a URL with a password
         :raises InvalidConnection: if fields of the connection are invalid
         :raises AirflowNotFoundException: if the connection does not exist
         :raises BackendUnavailable: if a vault does not answer now
@@ -149,6 +194,8 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         backend = self._backends.get(self.conn_id)
         if backend is None:
             assert self.conn_id is not None
+            # Not earlier: after an error of `get_fs`, Airflow uses the default connection.
+            check_no_password(f"{PROTOCOL}://{self.conn_id}@", "the path")
             # Of several threads, the first one wins. The backends of the others are not connected yet.
             backend = self._backends.setdefault(self.conn_id, SFTPBackendHook(self.conn_id).get_conn())
         return backend
@@ -164,6 +211,27 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         backend = self._backends.get(None) if self.conn_id is None else self._backends.pop(self.conn_id, None)
         if backend is not None:
             backend.close()
+
+    def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
+        """Return the arguments of this file system for JSON, never with a secret. `to_json` calls this.
+
+        :param include_password: False to leave out secrets; otherwise they are an error
+        :returns: class, protocol and arguments
+        :raises ValueError: if an argument is a secret, unless ``include_password`` is False
+        """
+        arguments = _without_secrets(self.storage_options)
+        if include_password and arguments != self.storage_options:
+            raise ValueError(
+                "to_json and to_dict show no secrets, and this file system has a password or private key among its"
+                " arguments. Use conn_id, leave the secrets out with include_password=False, or pickle the file system"
+            )
+        encoder = FilesystemJSONEncoder()
+        return {
+            "cls": f"{type(self).__module__}:{type(self).__name__}",
+            "protocol": PROTOCOL,
+            "args": encoder.make_serializable(self.storage_args),
+            **encoder.make_serializable(arguments),
+        }
 
     def unstrip_protocol(self, name: str) -> str:
         """Return the URL of a path, with the connection id.

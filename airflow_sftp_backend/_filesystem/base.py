@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
+from airflow_sftp_backend._arguments import check_no_password
+from airflow_sftp_backend._path_arguments import URL_SCHEME
 from airflow_sftp_backend.backend import SFTPBackendError
 
 from .os_errors import as_os_error
@@ -17,7 +19,7 @@ from .os_errors import as_os_error
 if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
-PROTOCOL: Final = "sftpbackend"
+PROTOCOL: Final = URL_SCHEME
 _URL: Final = re.compile(rf"{PROTOCOL}:(?://(?:(?P<conn_id>[^/@]*)@)?|:|(?=/))")
 
 
@@ -44,6 +46,7 @@ class BackendFileSystem(AbstractFileSystem):
     @staticmethod
     def _get_kwargs_from_urls(path: str) -> dict[str, str]:
         """Return the connection id of a URL as an argument."""
+        check_no_password(path, "the path")
         url = _URL.match(path)
         return {"conn_id": url["conn_id"]} if url is not None and url["conn_id"] else {}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
-from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._arguments import InvalidArgument, check_conn_id
 from airflow_sftp_backend._cancellation import shield_from_kill
 from airflow_sftp_backend._connections.fields import CONN_TYPE, FIELDS, HOOK_NAME, field_behaviour
 from airflow_sftp_backend._connections.parser import ConnectionRecord, InvalidConnection
@@ -124,6 +124,7 @@ class SFTPBackendHook(BaseHook):
         Masks all secrets in the log.
 
         :returns: the configuration of the backend
+        :raises InvalidArgument: if the connection id is a URL
         :raises InvalidConnection: if the connection is invalid; the text lists all problems of the first stage that
             fails: Azure identity, ``connection_secret``, jump host, fields, secrets
         :raises AirflowNotFoundException: if the connection does not exist
@@ -133,6 +134,7 @@ class SFTPBackendHook(BaseHook):
         from airflow_sftp_backend._connections.config_loader import load_config
 
         def get_connection(conn_id: str) -> AirflowConnection:
+            check_conn_id(conn_id)  # Airflow's error for an unknown id shows the text
             with shield_from_kill():
                 return self.get_connection(conn_id)
 

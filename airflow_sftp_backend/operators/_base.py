@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
-from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._arguments import InvalidArgument, check_conn_id
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import (
     FileFilters,
@@ -101,6 +101,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, Generic[PlanT]):
         super().__init__(**kwargs)
         self.include = include
         self.exclude = exclude
+        check_conn_id(sftp_conn_id)
         self.sftp_conn_id = sftp_conn_id
         self.is_dry_run = dry_run
         self._filters = FileFilters(parse_globs(include, "include"), parse_globs(exclude, "exclude"))

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote, urlsplit
 
 from airflow_sftp_backend._file_rows import CompletedAction, FileResult
+from airflow_sftp_backend._path_arguments import URL_SCHEME
 from airflow_sftp_backend.assets.uri import SCHEME, dataset, file_uri, sanitize_uri
 from airflow_sftp_backend.version_compat import operator_lineage
 
-from ._object_storage import is_url
+from ._object_storage import is_url, object_path
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.openlineage.facet import Dataset, DatasetFacet, OutputDataset, RunFacet
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from openlineage.client.generated.base import OutputDatasetFacet
 
-    from airflow_sftp_backend.backend import BackendConfig
+    from airflow_sftp_backend.backend import BackendConfig, SFTPBackend
 
     Facets: TypeAlias = OperatorLineage[Dataset, RunFacet]
 
@@ -81,15 +82,24 @@ def file_events(config: BackendConfig, results: Iterable[FileResult]) -> Iterato
 
 
 def _local_uri(path: str) -> str:
-    """Return the URL of a local path or object."""
+    """Return the URI of a local path or object, without the connection id of a URL."""
     # As in Airflow's own URLs, characters are not quoted, except the ends of a URL's path and non-ASCII characters,
     # because assets must be ASCII.
     prefix, path_part = "file://", os.path.abspath(path)
     if is_url(path):
         scheme, _, after_scheme = path.partition("://")
+        if scheme == URL_SCHEME:
+            return _server_uri(path)
         host, slash, key = after_scheme.partition("/")
-        prefix, path_part = f"{scheme}://{host}", slash + key
+        prefix, path_part = f"{scheme}://{host.rpartition('@')[2]}", slash + key
     return prefix + quote(path_part, _UNQUOTED, errors="surrogateescape")
+
+
+def _server_uri(url: str) -> str:
+    """Return the URI of a file on another server, which a URL names by a connection id."""
+    path = object_path(url)
+    backend: SFTPBackend = getattr(path.fs, "backend")  # noqa: B009 - Airflow's type of the file system lacks it
+    return file_uri(backend.config, path.path)
 
 
 # -- assets -----------------------------------------------------------------------------------------------------------
@@ -152,7 +162,8 @@ def _location(uri: str) -> tuple[str, str] | None:
     path = unquote(parts.path, errors="surrogateescape")
     if parts.scheme == "file":
         return "file:", posixpath.normpath(f"/{path.lstrip('/')}")
-    return (f"{parts.scheme}://{parts.netloc}", path) if parts.netloc else None
+    host = parts.netloc.rpartition("@")[2]
+    return (f"{parts.scheme}://{host}", path) if host else None
 
 
 def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:

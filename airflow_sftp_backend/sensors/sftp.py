@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
+from airflow_sftp_backend._arguments import check_conn_id
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, LimitArguments, TimeLimit, parse_globs
 from airflow_sftp_backend._file_rows import FoundFile
@@ -120,6 +121,7 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
         self.path = path
         self.pattern = pattern
         self._by_pattern = pattern is not None
+        check_conn_id(sftp_conn_id)
         self.sftp_conn_id = sftp_conn_id
         self.min_files = min_files
         self.min_size = min_size

@@ -12,7 +12,7 @@ from typing import Any, Final
 from airflow.sdk.exceptions import AirflowRuntimeError
 from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
-from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._arguments import InvalidArgument, check_conn_id
 from airflow_sftp_backend._file_filters import TEMPORARY_NAMES, LimitArguments, parse_globs
 from airflow_sftp_backend._path_arguments import (
     Globs,
@@ -112,6 +112,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         max_files: int | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
+        check_conn_id(sftp_conn_id)
         self.sftp_conn_id = sftp_conn_id
         self.poke_interval = poke_interval
         self.changed = changed

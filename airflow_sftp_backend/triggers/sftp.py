@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, TypedDict
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_sftp_backend._arguments import check_conn_id
 from airflow_sftp_backend._file_rows import FoundFile
 from airflow_sftp_backend._polling.conditions import FileCondition, PollResult, StabilityState, evaluate
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
@@ -63,6 +64,7 @@ class SFTPFileTrigger(BaseTrigger):
         silent_fail: bool = False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call] # Airflow leaves it untyped
+        check_conn_id(sftp_conn_id)
         self.sftp_conn_id = sftp_conn_id
         self.condition = condition
         self.poke_interval = poke_interval

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import random
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from typing import Any
 
 import fsspec
 import pytest
+from airflow.sdk import ObjectStoragePath
 
 from airflow_sftp_backend import Secret, SFTPBackend
 from airflow_sftp_backend._connections.parser import InvalidConnection
@@ -98,10 +101,6 @@ def test_what_fsspec_cannot_compare_is_not_shared(server: AsyncsshServer, folder
     given = arguments(server, folder)
     first, second = (fsspec.filesystem("sftpbackend", **given) for _ in range(2))
     assert first is second
-    given.pop("pkey")
-    one, other = (fsspec.filesystem("sftpbackend", **given, password=Secret(text)) for text in "ab")
-    assert one is not other
-    assert one != other
     with SFTPBackend("h") as backend, SFTPBackend("h", username="u") as another:
         assert str(backend) == str(another)
         over, over_another = (fsspec.filesystem("sftpbackend", backend=each) for each in (backend, another))
@@ -142,6 +141,82 @@ def test_no_connection_is_left_at_the_end_of_a_process(server: AsyncsshServer, f
         input=repr(arguments(server, folder)), capture_output=True, text=True, check=True, timeout=50,
     )  # fmt: skip
     assert "unclosed connection" not in ended.stderr
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+
+def texts_of(fs: SFTPBackendFileSystem) -> list[str]:
+    """Return what other programs show of a file system."""
+    shown = [repr(fs), str(fs), repr(fs.storage_options), fs._fs_token, str(vars(fs))]
+    return [*shown, repr(fsspec.core.OpenFile(fs, "/a")), json.dumps(fs.to_dict(include_password=False))]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"password": "hunter2-secret"},
+        {"password": Secret("hunter2-secret")},
+        {"connect_kwargs": {"passphrase": "hunter2-secret"}},
+    ],
+    ids=["password", "Secret", "connect_kwargs"],
+)
+def test_a_file_system_shows_no_secret(given: dict[str, Any]) -> None:
+    fs = fsspec.filesystem("sftpbackend", host="h", port=2222, **given)
+    assert not [text for text in texts_of(fs) if "hunter2" in text]
+    token = fsspec.utils.tokenize(
+        SFTPBackendFileSystem, os.getpid(), threading.get_ident(), host="h", port=2222, **given
+    )
+    assert fs._fs_token != token  # a hash from which a password can be guessed
+    for show in (fs.to_json, fs.to_dict):
+        with pytest.raises(ValueError, match="this file system has a password or private key among its arguments"):
+            show()
+    shown = fs.to_dict(include_password=False)
+    assert {"host": "h", "port": 2222}.items() <= shown.items()
+    assert "password" not in shown
+    assert json.loads(fs.to_json(include_password=False)) == shown
+
+
+def test_a_file_system_without_secrets_is_made_again_from_json() -> None:
+    for fs in (get_fs("partner"), fsspec.filesystem("sftpbackend", host="h", username="u")):
+        again = SFTPBackendFileSystem.from_json(fs.to_json())
+        assert again is fs
+
+
+def test_equal_passwords_share_a_file_system_and_others_do_not() -> None:
+    one, same, other, wrapped = (
+        fsspec.filesystem("sftpbackend", host="h", password=password)
+        for password in ("aaaaa", "aaaaa", "b", Secret("b"))
+    )
+    assert one is same
+    assert other is wrapped
+    assert one != other
+    copy = pickle.loads(pickle.dumps(one))
+    assert copy is one
+    assert copy.backend.config.password == Secret("aaaaa")
+
+
+def test_a_password_in_the_settings_of_fsspec_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "sftpbackend", {"password": "hunter2-secret"})
+    fs = fsspec.filesystem("sftpbackend", host="h")
+    assert fs.backend.config.password == Secret("hunter2-secret")
+    assert not [text for text in texts_of(fs) if "hunter2" in text]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda: fsspec.open("sftpbackend://user:hunter2@h/a").open(),
+        lambda: ObjectStoragePath("sftpbackend://user:hunter2@h/a").read_bytes(),
+        lambda: fsspec.filesystem("sftpbackend", conn_id="sftp://user:hunter2@h").ls(""),
+        lambda: get_fs("user:hunter2").ls(""),
+    ],
+    ids=["fsspec", "ObjectStoragePath", "conn_id", "get_fs"],
+)
+def test_a_url_with_a_password_is_refused_without_showing_it(use: Callable[[], object]) -> None:
+    with pytest.raises(ValueError, match=r"an Airflow connection, which\s+holds") as refused:
+        use()
+    assert "hunter2" not in str(refused.value)
 
 
 # -- threads and processes --------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from typing import Any, cast
 import pytest
 from airflow.providers.common.compat.openlineage.utils.utils import translate_airflow_asset
 from airflow.sdk import Asset, AssetAlias, BaseOperator
+from airflow.sdk.io import attach
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend.operators import (
@@ -22,6 +24,7 @@ from airflow_sftp_backend.operators import (
     SFTPUploadOperator,
 )
 from airflow_sftp_backend.operators._lineage import FileEvent, update_outlet_events
+from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
 from tests.support.airflow.supervised_task import messages_to_airflow
 from tests.support.airflow.supervised_task import run as run_supervised
@@ -113,6 +116,29 @@ def test_objects_have_their_digest_too(remote: Path, server: AsyncsshServer, sto
     sent = events(SFTPUploadOperator(task_id="up", source=f"{store}/a", target="b", outlets=[back]))
     assert fetched[there].extra["sha256"] == sent[back].extra["sha256"] == sha256(b"abc")
     assert fetched[there].extra["uri"] == f"{store}/a"
+
+
+def test_uris_have_no_user_part(remote: Path, server: AsyncsshServer, store: str, connect: Connect) -> None:
+    folder = server.fresh()
+    connect(server, "partner", base_path=folder.base_path)
+    write_files(remote, {"a": b"abc"})
+    bucket = store.removeprefix("memory://")
+    attach("memory", conn_id="warehouse", fs=MemoryFileSystem())
+    there, alias = Asset("there", uri=f"{store}/a"), AssetAlias("each")
+    for target, written in (
+        (f"memory://warehouse@{bucket}/a", f"{store}/a"),
+        ("sftpbackend://partner@/in/b c", f"sftp://{server.host}:{server.port}{folder.path}/in/b%20c"),
+    ):
+        operator = SFTPDownloadOperator(task_id="down", source="a", target=target, outlets=[there, alias])
+        found = events(operator)
+        assert [event.dest_asset_key.uri for event in found[alias].asset_alias_events] == [written]
+        assert found[there].extra.get("uri") == (written if written == there.uri else None)
+        facets = operator.get_openlineage_facets_on_complete(None)
+        assert facets is not None
+        assert "@" not in repr(facets)
+    back = Asset("back")
+    found = events(SFTPUploadOperator(task_id="up", source="sftpbackend://partner@/in/b c", target="b", outlets=[back]))
+    assert found[back].extra["uri"] == uri(server, remote, "b")
 
 
 def test_a_retry_reports_the_events_of_the_last_attempt(remote: Path, tmp_path: Path) -> None:
