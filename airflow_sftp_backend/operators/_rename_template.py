@@ -72,6 +72,7 @@ class RenameTemplate:
 
         :param name: the file's name
         :returns: the file's new path
+        :raises InvalidArgument: if the new path has no file name, such as ``{suffix}`` for a file without a suffix
         """
         parts, time = PurePosixPath(name), self.run_time.astimezone(UTC)
         # ``..a`` has the stem ``.``, which names a directory
@@ -84,4 +85,10 @@ class RenameTemplate:
             "time": time.strftime("%H%M%S"),
             "timestamp": time.strftime("%Y%m%dT%H%M%S"),
         }
-        return PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], self.template)
+        path = PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], self.template)
+        if path.rpartition("/")[2] in ("", ".", ".."):
+            raise InvalidArgument(
+                f"rename={self.template!r} makes {path!r} of the file {name!r}, which is no file name; nothing was"
+                " transferred. Add a placeholder such as {stem}, or exclude the file"
+            )
+        return path

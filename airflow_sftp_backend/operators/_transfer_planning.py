@@ -141,7 +141,11 @@ def find_local_files(
         path_or_glob = selector.path if isinstance(selector, NamedPath) else selector
         find_files = _find_objects if is_url(path_or_glob) else _find_local
         try:
-            files += find_files(selector, filters, none_ok)
+            for found in find_files(selector, filters, none_ok):
+                if isinstance(found, LocalFile):
+                    files.append(found)
+                else:
+                    failures.append(found)
         except (OSError, InvalidPath) as error:
             failures.append(error)
     return files, failures
@@ -171,7 +175,7 @@ def plan_uploads(
     )
 
 
-def _find_local(selector: NamedPath | str, filters: FileFilters, none_ok: bool) -> Iterator[LocalFile]:
+def _find_local(selector: NamedPath | str, filters: FileFilters, none_ok: bool) -> Iterator[LocalFile | Failure]:
     if isinstance(selector, NamedPath) and not os.path.lexists(selector.path):
         kind = "directory" if selector.is_directory else "file"
         raise FileNotFoundError(errno.ENOENT, f"no such {kind}{literal_hint(selector.path)}", selector.path)
@@ -204,7 +208,7 @@ def _local_file(path: str, relative_path: str) -> LocalFile:
     return LocalFile(path, relative_path, state.st_size, datetime.fromtimestamp(state.st_mtime, UTC))
 
 
-def _check_any(selector: NamedPath | str, files: list[LocalFile]) -> None:
+def _check_any(selector: NamedPath | str, files: Sequence[object]) -> None:
     if files:
         return
     if isinstance(selector, NamedPath):
@@ -236,7 +240,7 @@ def _walk_local(top: str) -> Iterator[str]:
         yield from (os.path.join(directory, name) for name in names)
 
 
-def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool) -> Iterator[LocalFile]:
+def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool) -> Iterator[LocalFile | Failure]:
     if isinstance(selector, NamedPath) and not selector.is_directory:
         obj = object_path(selector.path)
         if obj.is_file():
@@ -256,15 +260,43 @@ def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool
     else:
         details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{pattern}", detail=True))
     accepts = filters.accepting([pattern])
-    files: list[LocalFile] = []
+    found: list[LocalFile | Failure] = []
     # Stores list in different orders; a plan must be the same in every attempt.
     for path, info in sorted(details.items()):
-        relative = path.removeprefix(root).lstrip("/")
+        relative = key_below(path, root)
         if info["type"] == "file" and relative and _is_complete_file(relative) and accepts(relative):
-            files.append(LocalFile(f"{top}/{relative}", relative, info.get("size"), time_of_object(info)))
+            url = f"{top}/{relative}"
+            error = key_error(relative, url)
+            found.append(error or LocalFile(url, relative, info.get("size"), time_of_object(info)))
     if not (none_ok and start.exists()):
-        _check_any(selector, files)
-    yield from files
+        _check_any(selector, found)
+    yield from found
+
+
+def key_below(key: str, top: str) -> str:
+    """Return the part of an object's key below a directory.
+
+    :param key: the key, with the name of its container
+    :param top: the directory, without ``/`` at its end
+    :returns: the rest of the key, which begins with ``/`` if the key has ``//`` there
+    """
+    return key[len(top) + 1 :] if key.startswith(f"{top}/") else key.removeprefix(top).lstrip("/")
+
+
+def key_error(relative: str, url: str) -> InvalidPath | None:
+    """Return the error for an object whose key is not a path.
+
+    :param relative: the key below the directory that is transferred
+    :param url: URL of the object
+    :returns: the error; None for a path
+    """
+    if not {"", ".", ".."} & {*relative.split("/")}:
+        return None
+    message = (
+        "the object's key has an empty segment (//), a segment . or .., which no path of a file has; rename the object,"
+        " or transfer it alone, with the name of a file as target"
+    )
+    return InvalidPath(message, path=url)
 
 
 # -- files on the server, and downloads -------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import FileInfo, InvalidPath
+from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import FileFilters
 from airflow_sftp_backend._path_arguments import Selection, parse_names, parse_patterns
 from airflow_sftp_backend.backend._files.glob import Pattern
@@ -255,6 +256,14 @@ def test_a_template_names_uploads_and_downloads_too() -> None:
         ]
     with pytest.raises(ValueError, match="have the same target"):
         plan_downloads([found("a/x"), found("b/x")], selection(Glob("**")), "/here", RenameTemplate("{name}", RUN))
+
+
+@pytest.mark.parametrize("rename", ["x/{suffix}", "{suffix}", "x/{suffix}{suffix}"])
+def test_a_template_that_leaves_no_file_name_is_refused(rename: str) -> None:
+    template = RenameTemplate(rename, RUN)
+    assert template.fill("a.csv").endswith(".csv")
+    with pytest.raises(InvalidArgument, match=r"makes '.*' of the file 'README', which is no file name; nothing was"):
+        template.fill("README")
 
 
 @pytest.mark.parametrize("rename", ["{day}/{name}", "{}", "", "/", "{name}/", "../{name}", "a/.", 7, None, ["{name}"]])

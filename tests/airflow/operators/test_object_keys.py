@@ -1,0 +1,43 @@
+"""Objects whose keys are no paths fail alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from airflow_sftp_backend.backend import InvalidPath
+from tests.support.airflow.arguments import Glob
+from tests.support.airflow.operators import file_errors, run, upload
+from tests.support.airflow.versions import AirflowFailException
+from tests.support.files import read_files
+
+KEYS = {"a/b": b"1", "a//b": b"22", "/c": b"333", "d/../e": b"4", "./f": b"5", "g": b"6"}
+EXPRESSIBLE = {"a/b": b"1", "g": b"6"}
+
+
+@pytest.fixture
+def keys(store: str) -> str:
+    """The URL of objects whose keys are partly no paths."""
+    for key, content in KEYS.items():
+        MemoryFileSystem().pipe_file(f"{store}/{key}", content)
+    return store
+
+
+@pytest.mark.parametrize("select", ["directory", "pattern"])
+def test_an_object_whose_key_is_no_path_fails_alone(keys: str, remote: Path, select: str) -> None:
+    source = f"{keys}/" if select == "directory" else Glob(f"{keys}/**")
+    with pytest.raises(AirflowFailException) as failed:
+        run(upload(source, "out/"))
+    errors = file_errors(failed.value)
+    assert {error.path for error in errors if isinstance(error, InvalidPath)} == {
+        f"{keys}/{key}" for key in KEYS if key not in EXPRESSIBLE
+    }
+    assert all("the object's key has an empty segment (//)" in str(error) for error in errors)
+    assert read_files(remote) == {f"out/{key}": content for key, content in EXPRESSIBLE.items()}
+
+
+def test_an_object_with_an_empty_segment_is_sent_alone(keys: str, remote: Path) -> None:
+    run(upload(f"{keys}/a//b", "out/x"))
+    assert read_files(remote) == {"out/x": b"22"}
