@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from .backend.config import check_mode
+
 _PASSWORD_IN_URL: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://[^/@:]*:[^/]*@")
 
 
@@ -42,3 +44,16 @@ def check_no_password(text: str, argument: str) -> None:
             f"{argument} is a {url[1]}:// URL with a password; the text before @ is the id of an Airflow connection,"
             f" which holds the password: {url[1]}://conn_id@..."
         )
+
+
+def check_mode_argument(mode: object) -> None:
+    """Check the permission bits of targets.
+
+    :param mode: the value to check; None for the usual ones
+    :raises InvalidArgument: if the value is not a number of permission bits
+    """
+    if mode is not None:
+        try:
+            check_mode(mode)
+        except ValueError as error:
+            raise InvalidArgument(str(error)) from None

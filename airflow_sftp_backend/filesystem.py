@@ -10,14 +10,12 @@ through their entry points.
 from __future__ import annotations
 
 import atexit
-import hmac
 import os
-import secrets
 import shutil
 import uuid
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fsspec import register_implementation
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
@@ -36,8 +34,8 @@ from ._filesystem.changes import FileChanges
 from ._filesystem.files import RemoteReader, RemoteWriter
 from ._filesystem.os_errors import os_errors
 from ._filesystem.queries import FileQueries
-from .backend import InvalidPath, Secret
-from .backend.config import wrap_secrets
+from ._filesystem.secret_arguments import PLAIN_VALUES, hide_secrets, without_secrets
+from .backend import InvalidPath
 from .hooks.sftp import SFTPBackendHook
 
 if TYPE_CHECKING:
@@ -63,43 +61,6 @@ def get_fs(conn_id: str | None, storage_options: Mapping[str, object] | None = N
     return SFTPBackendFileSystem(conn_id=conn_id, **options)
 
 
-class _ComparableSecret(Secret):
-    """Secret with a text of its own.
-
-    Equal secrets have equal texts in one process. The text does not reveal the secret.
-    """
-
-    __slots__ = ()
-    _KEY: ClassVar[bytes] = secrets.token_bytes(32)
-
-    def __repr__(self) -> str:
-        value = self._value.encode("utf-8", "surrogatepass")
-        return f"Secret('***', {hmac.new(self._KEY, value, 'sha256').hexdigest()[:32]})"
-
-
-_PLAIN_VALUES: Final = (str, int, float, bool, type(None), _ComparableSecret)
-
-
-def _hide_secrets(arguments: Mapping[str, object]) -> dict[str, Any]:
-    """Return arguments with comparable secrets in place of passwords and keys."""
-    return {
-        name: _ComparableSecret(value.reveal())
-        if isinstance(value, Secret)
-        else _hide_secrets(value)
-        if isinstance(value, Mapping)
-        else value
-        for name, value in wrap_secrets(arguments).items()
-    }
-
-
-def _without_secrets(arguments: Mapping[str, object]) -> dict[str, object]:
-    return {
-        name: _without_secrets(value) if isinstance(value, Mapping) else value
-        for name, value in arguments.items()
-        if not isinstance(value, Secret)
-    }
-
-
 class _SharedIfPlain(_Cached):
     """Share file systems with equal arguments, if fsspec can compare these.
 
@@ -108,8 +69,8 @@ class _SharedIfPlain(_Cached):
     """
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - of a metaclass
-        kwargs = _hide_secrets(apply_config(cls, kwargs))
-        is_plain = all(isinstance(value, _PLAIN_VALUES) for value in (*args, *kwargs.values()))
+        kwargs = hide_secrets(apply_config(cls, kwargs))
+        is_plain = all(isinstance(value, PLAIN_VALUES) for value in (*args, *kwargs.values()))
         if not is_plain:
             kwargs["skip_instance_cache"] = True
         instance = super().__call__(*args, **kwargs)
@@ -219,7 +180,7 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
         :returns: class, protocol and arguments
         :raises ValueError: if an argument is a secret, unless ``include_password`` is False
         """
-        arguments = _without_secrets(self.storage_options)
+        arguments = without_secrets(self.storage_options)
         if include_password and arguments != self.storage_options:
             raise ValueError(
                 "to_json and to_dict show no secrets, and this file system has a password or private key among its"

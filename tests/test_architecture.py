@@ -32,6 +32,7 @@ HEAVY: Final = {"airflow", "asyncssh", "azure", "cryptography", "paramiko"}
 # Paths of modules that may read the value of a Secret, use a class of paramiko, or catch every exception.
 REVEALING: Final = {
     "_connections/config_loader.py",
+    "_filesystem/secret_arguments.py",
     "_key_vault/identity.py",
     "backend/_ssh/auth.py",
     "backend/_ssh/private_keys.py",

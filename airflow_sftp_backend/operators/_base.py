@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
-from airflow_sftp_backend._arguments import InvalidArgument, check_conn_id
+from airflow_sftp_backend._arguments import InvalidArgument, check_conn_id, check_mode_argument
 from airflow_sftp_backend._cancellation import CancellableTask
 from airflow_sftp_backend._file_filters import (
     FileFilters,
@@ -47,7 +47,6 @@ from airflow_sftp_backend.backend import (
     SFTPBackendError,
     WriteResult,
 )
-from airflow_sftp_backend.backend.config import check_mode
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
@@ -529,19 +528,6 @@ class TransferOperator(FileOperator[TransferPlan]):
         if digest is not None:
             result["sha256"] = digest.removeprefix("sha256:")
         return result
-
-
-def check_mode_argument(mode: object) -> None:
-    """Check the permission bits of targets.
-
-    :param mode: the value to check; None for the usual ones
-    :raises InvalidArgument: if the value is not a number of permission bits
-    """
-    if mode is not None:
-        try:
-            check_mode(mode)
-        except ValueError as error:
-            raise InvalidArgument(str(error)) from None
 
 
 def _undecided_error(file: LimitedFile, limit: LimitName) -> CapabilityNotSupported:

@@ -56,6 +56,16 @@ def is_url(path: str) -> bool:
     return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
 
 
+def without_trailing_slash(url: str) -> str:
+    """Return a URL without ``/`` at the end of its path.
+
+    :param url: the URL
+    :returns: the URL, to which ``/`` and a path can be added
+    """
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
 def object_path(url: str) -> ObjectStoragePath:
     """Return the object of a URL, with every character taken literally.
 
@@ -65,6 +75,8 @@ def object_path(url: str) -> ObjectStoragePath:
     """
     from airflow.sdk import ObjectStoragePath  # late import, because it loads fsspec
 
+    if url.endswith(("@", "://")):  # ObjectStoragePath would take the scheme for a path
+        url += "/"
     root, key = url, ""
     if "?" in url or "#" in url:  # ObjectStoragePath would drop query and fragment
         scheme, _, after_scheme = url.partition("://")
@@ -160,7 +172,8 @@ def local_state(path: str) -> FileState | None:
     if not os.path.isfile(path):
         return None
     state = os.stat(path)
-    return FileState(state.st_size, state.st_mtime)
+    # Not ``st_mtime``: a float rounds a time just below a full second up.
+    return FileState(state.st_size, state.st_mtime_ns // 1_000_000_000)
 
 
 def local_states(paths: Sequence[str]) -> dict[str, FileState]:

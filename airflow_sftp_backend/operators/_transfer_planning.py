@@ -31,7 +31,7 @@ from airflow_sftp_backend._path_arguments import (
 from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend._paths import is_temp_name
 
-from ._object_storage import is_url, object_path, time_of_object
+from ._object_storage import is_url, object_path, time_of_object, without_trailing_slash
 from ._rename_template import RenameTemplate
 
 if TYPE_CHECKING:
@@ -251,7 +251,10 @@ def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool
         else:
             raise FileNotFoundError(errno.ENOENT, f"no such object{literal_hint(selector.path)}", selector.path)
         return
-    top, pattern = (selector.path.rstrip("/"), "**") if isinstance(selector, NamedPath) else split_pattern(selector)
+    if isinstance(selector, NamedPath):
+        top, pattern = without_trailing_slash(selector.path), "**"
+    else:
+        top, pattern = split_pattern(selector)
     start = object_path(top)
     root = start.path.rstrip("/")
     # ObjectStoragePath.glob and rglob would treat wildcards in the directory's own name as wildcards.
@@ -495,7 +498,7 @@ def local_path_below(top: str, relative: str) -> str:
         ):
             raise InvalidArgument(f"the server's name {relative!r} is not valid for a local file")
     if is_url(top):
-        return "/".join([top.rstrip("/"), *segments])
+        return "/".join([without_trailing_slash(top), *segments])
     return os.path.join(top, *segments)
 
 

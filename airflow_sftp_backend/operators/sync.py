@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
-from airflow_sftp_backend._arguments import InvalidArgument
+from airflow_sftp_backend._arguments import InvalidArgument, check_mode_argument
 from airflow_sftp_backend._file_rows import Action, FileResult, SyncResult
 from airflow_sftp_backend._path_arguments import Target, parse_target
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, WriteResult
@@ -16,7 +16,7 @@ from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.progress import pluralize_files
 
-from ._base import Failures, PlanningOperator, check_choice, check_mode_argument, distinct_failures, drop_non_utf8
+from ._base import Failures, PlanningOperator, check_choice, distinct_failures, drop_non_utf8
 from ._object_storage import FileState, is_url
 from ._retry_state import RetryState
 from ._sync.changes import Changes, plan_changes

@@ -398,7 +398,7 @@ class Download:
             raise TransferCorrupted(
                 f"received {received_digest}, but {local_file.temp!r} contains {stored_digest}", path=self.remote.key
             )
-        if self.keep_times and self._source is not None and self._source.mtime is not None:
+        if self.keep_times and self._source is not None and self._source.mtime:  # 0: the server reports no time
             local_file.set_time(self._source.mtime)
         if self.rename_group is not None:
             mtime = os.stat(local_file.temp).st_mtime_ns

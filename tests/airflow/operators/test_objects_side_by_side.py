@@ -16,7 +16,7 @@ from airflow.sdk.io.store import _STORE_CACHE, ObjectStore
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_sftp_backend._cancellation import TaskKilled
-from airflow_sftp_backend.hooks.sftp import FilesFailed
+from airflow_sftp_backend.hooks.sftp import FilesFailed, SFTPBackendHook
 from airflow_sftp_backend.operators._worker_threads import MAX_WORKERS, WorkerThreads
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State
@@ -248,6 +248,26 @@ def test_large_files_stream_in_constant_memory(remote: Path, partner: Folder) ->
     assert peak < 36 << 20  # the server of the tests runs in this process
 
 
+def test_connections_are_read_in_the_thread_of_the_task(
+    remote: Path, partner: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = SFTPBackendHook.get_connection
+    threads: list[threading.Thread] = []
+
+    def get_connection(conn_id: str) -> Any:
+        threads.append(threading.current_thread())
+        return read(conn_id)
+
+    monkeypatch.setattr(SFTPBackendHook, "get_connection", staticmethod(get_connection))
+    for name in NAMES:
+        (partner.path / name).write_bytes(name.encode())
+    run(upload("sftpbackend://partner@/", "out/"))
+    run(download("out/", "sftpbackend://partner@/back/"))
+    assert len(list((partner.path / "back").iterdir())) == len(NAMES)
+    assert threads
+    assert {*threads} == {threading.main_thread()}
+
+
 # -- workers ----------------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +306,32 @@ def test_a_kill_stops_all_workers() -> None:
         WorkerThreads([*[work] * (MAX_WORKERS - 1), kill, *[work] * 50]).run()
     assert all(ended.acquire(timeout=10) for _ in range(MAX_WORKERS - 1))
     assert not ended.acquire(blocking=False)
+
+
+@pytest.mark.parametrize("is_running", [True, False], ids=["after start", "before start"])
+def test_a_kill_while_threads_start_stops_those_that_run(monkeypatch: pytest.MonkeyPatch, is_running: bool) -> None:
+    ended = threading.Semaphore(0)
+    start, starts = threading.Thread.start, []
+
+    def start_or_kill(thread: threading.Thread) -> None:
+        starts.append(thread)
+        if len(starts) < 3 or is_running:
+            start(thread)
+        if len(starts) == 3:
+            raise TaskKilled
+
+    def work(workers: WorkerThreads[None]) -> None:
+        try:
+            while True:
+                workers.check()
+        finally:
+            ended.release()
+
+    monkeypatch.setattr(threading.Thread, "start", start_or_kill)
+    with pytest.raises(TaskKilled):
+        WorkerThreads([work] * 8).run()
+    assert len(starts) == 3
+    assert all(ended.acquire(timeout=10) for _ in range(3 if is_running else 2))
 
 
 @pytest.mark.parametrize("limit", [1, 3])

@@ -72,3 +72,12 @@ def test_with_sha256_the_content_decides(
     (row,) = run(operator)
     assert (row["action"] == "skipped") == (action == "skipped")
     assert read_files(tmp_path) == read_files(remote) == {"a": b"old" if action == "skipped" else new}
+
+
+def test_a_time_just_below_a_full_second_is_no_change(remote: Path, tmp_path: Path) -> None:
+    source = write_files(tmp_path, {"a": b"old"}) / "a"
+    time_ns = 1_700_000_000_999_999_999  # as a float, a second later
+    os.utime(source, ns=(time_ns, time_ns))
+    run(upload(source, "a", keep_times=True))
+    (row,) = run(upload(source, "a", keep_times=True, if_exists="skip_same"))
+    assert row["action"] == "skipped"

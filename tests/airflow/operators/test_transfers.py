@@ -79,6 +79,12 @@ def test_unfinished_uploads_have_the_specified_names(remote: Path, local: Path, 
         upload("a", "b", temp_suffix="tmp")
 
 
+def test_a_temp_folder_that_repeats_the_base_path_is_refused(remote: Path, local: Path) -> None:
+    with pytest.raises(AirflowFailException, match="temp_folder"):
+        run(upload(f"{local}/", "out/", temp_folder=f"{remote}/work"))
+    assert read_files(remote) == {}
+
+
 def test_direct_uploads_need_no_rename(connect: Connect, local: Path, store: str) -> None:
     with RefusesRename() as server:
         folder = server.fresh()

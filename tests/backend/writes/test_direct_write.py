@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath,
 from airflow_sftp_backend.backend.models import PreparedFile, Verify
 from tests.support.assertions import refused
 from tests.support.backends import offline
+from tests.support.faults.cases import NEW, OLD, UPLOAD, World, run
+from tests.support.faults.network import Fault
+from tests.support.faults.points import messages
 from tests.support.files import tree
 from tests.support.servers import (
     AsyncsshServer,
@@ -106,6 +110,19 @@ def test_a_lost_connection_leaves_no_incomplete_file(make_backend: MakeBackend, 
         assert tree(folder.path) == {}
         backend.upload(tmp_path / "big", "big", direct=True)
         assert tree(folder.path) == {"big": bytes(3_000_000)}
+
+
+def test_a_lost_reply_leaves_no_emptied_file(tmp_path: Path) -> None:
+    local = tmp_path / "faults"
+    case = replace(
+        UPLOAD,
+        name="direct upload",
+        act=lambda backend, local: backend.upload(local / "source", "in/target", overwrite=True, direct=True),
+    )
+    for number in range(1, messages(case, local) + 1):
+        result = run(case, World.of(case, local), [Fault("cut", "before reply", number)])
+        # None: the file was open, and was removed.
+        assert result.world.server.files().get("/data/in/target") in (OLD, NEW, None), number
 
 
 def test_failures_of_several_direct_uploads_hide_nothing(backend: SFTPBackend, folder: Folder, local: Path) -> None:
