@@ -296,7 +296,7 @@ def _path_of_row(row: Mapping[object, object], argument: str, end: End) -> str:
 
 
 def _check_rendered(text: str, argument: str) -> None:
-    """Refuse the text of a missing value or of an object, and a URL with a password."""
+    """Refuse texts of missing values and objects, and URLs with passwords."""
     # Templates render a list without ``tojson`` as such a text
     check_no_password(text, argument)
     if not text.strip():

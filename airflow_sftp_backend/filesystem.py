@@ -174,7 +174,9 @@ class SFTPBackendFileSystem(FileQueries, FileChanges, metaclass=_SharedIfPlain):
             backend.close()
 
     def to_dict(self, *, include_password: bool = True) -> dict[str, Any]:
-        """Return the arguments of this file system for JSON, never with a secret. `to_json` calls this.
+        """Return the arguments of this file system for JSON.
+
+        `to_json` calls this method. The result never has a secret.
 
         :param include_password: False to leave out secrets; otherwise they are an error
         :returns: class, protocol and arguments

@@ -82,7 +82,7 @@ def file_events(config: BackendConfig, results: Iterable[FileResult]) -> Iterato
 
 
 def _local_uri(path: str) -> str:
-    """Return the URI of a local path or object, without the connection id of a URL."""
+    """Return the URI of a local path or object, without a user."""
     # As in Airflow's own URLs, characters are not quoted, except the ends of a URL's path and non-ASCII characters,
     # because assets must be ASCII.
     prefix, path_part = "file://", os.path.abspath(path)
@@ -96,7 +96,7 @@ def _local_uri(path: str) -> str:
 
 
 def _server_uri(url: str) -> str:
-    """Return the URI of a file on another server, which a URL names by a connection id."""
+    """Return the URI of a file on the server of another connection."""
     path = object_path(url)
     backend: SFTPBackend = getattr(path.fs, "backend")  # noqa: B009 - Airflow's type of the file system lacks it
     return file_uri(backend.config, path.path)
