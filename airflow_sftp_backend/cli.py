@@ -1,6 +1,6 @@
 """Provide the command ``airflow-sftp-backend``.
 
-It checks servers and connections, removes partial files, and prints host keys.
+It checks servers and connections, lists and removes files, and prints host keys.
 
 With a URL, the command needs no Airflow.
 """
@@ -14,7 +14,7 @@ import logging
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -22,17 +22,22 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
 from . import __version__
-from .backend import BackendConfig, BackendUnavailable, HostKeyPolicy, Secret, SFTPBackendError
+from .backend import BackendConfig, BackendUnavailable, FileInfo, FolderEntry, HostKeyPolicy, Secret, SFTPBackendError
+from .backend._patterns import has_wildcard
 from .backend.config import DEFAULT_PORT, base_path_of_url
 from .backend.errors import escaped
 
 if TYPE_CHECKING:
+    from .backend import SFTPBackend
     from .backend._diagnostics.check import CheckResult, Diagnosis
 
 _WIDTH: Final = 100
 _INDENT: Final = 17
 _KEY_BLOB_START: Final = "AAAA"
 """Start of every public key in base64: its first field is shorter than 256 bytes (RFC 4253 section 6.6)."""
+_TARGET_HELP: Final = (
+    "id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login directory)"
+)
 _UNITS: Final = {
     "m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1),
 }  # fmt: skip
@@ -47,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     :param arguments: the command's arguments; by default, those of the process
     :returns: exit status: 0 for success, 1 for a failure of the server, 2 for wrong arguments or a wrong connection,
-        130 after an interrupt
+        3 if ``ls`` finds no file, 130 after an interrupt
     """
     args = _parser().parse_args(arguments)
     try:
-        return {"check": _check, "clean": _clean, "scan-host-keys": _scan}[args.command](args)
+        return {"check": _check, "clean": _clean, "ls": _list, "scan-host-keys": _scan}[args.command](args)
     except (UsageError, ValueError) as error:
         print(f"airflow-sftp-backend: {error}", file=sys.stderr)
         return 2
@@ -76,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument(
         "target",
         metavar="CONNECTION",
-        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login directory)",
+        help=_TARGET_HELP,
     )
     check.add_argument("--write", action="store_true", help="also write a small file to the base path and remove it")
     check.add_argument("--speed", action="store_true", help="also send and fetch up to 64 MiB, removed afterwards")
@@ -92,6 +97,15 @@ def _parser() -> argparse.ArgumentParser:
         " connection.",
     )
     _add_clean(clean)
+    list_files = commands.add_parser(
+        "ls",
+        help="list a directory, or the files that match a pattern",
+        description="List a directory, or the files that match a pattern, with size in bytes and time in UTC. The name"
+        " of a directory ends with a slash.",
+        epilog="Exit status: 0 success, 1 the path is missing or the server failed, 2 wrong arguments or a wrong"
+        " connection, 3 nothing to list (no output).",
+    )
+    _add_list(list_files)
     scan = commands.add_parser(
         "scan-host-keys",
         help="print a server's host keys as known_hosts lines",
@@ -118,7 +132,7 @@ def _add_clean(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         metavar="CONNECTION",
-        help="id of an Airflow connection, or sftp://user@host:port/base/path (/~/path: from the login directory)",
+        help=_TARGET_HELP,
     )
     parser.add_argument("path", metavar="PATH", help="directory on the server, relative to the base path; / for all")
     parser.add_argument(
@@ -130,6 +144,19 @@ def _add_clean(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--local", metavar="DIR", help="also clean a local directory of downloads")
     parser.add_argument("--dry-run", action="store_true", help="only print the planned actions")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
+    _add_url_options(parser)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="CONNECTION", help=_TARGET_HELP)
+    parser.add_argument(
+        "pattern",
+        metavar="PATTERN",
+        nargs="?",
+        default="",
+        help="a path or a quoted glob such as 'inbox/**/*.csv', relative to the base path; default: the base path",
+    )
     parser.add_argument("--json", action="store_true", help="print a JSON array")
     _add_url_options(parser)
 
@@ -185,6 +212,57 @@ def _clean(args: argparse.Namespace) -> int:
 
 def _format_time(time: datetime | None) -> str | None:
     return None if time is None else time.isoformat(timespec="seconds")
+
+
+# -- ls ---------------------------------------------------------------------------------------------------------------
+
+
+def _list(args: argparse.Namespace) -> int:
+    with redirect_stdout(sys.stderr):  # Airflow logs to standard output, which is for the result
+        config = _config(args)
+        from .backend import SFTPBackend  # late import, because it loads paramiko
+
+        with SFTPBackend.from_config(config) as backend:
+            entries = _find_entries(backend, args.pattern)
+    rows = [
+        {
+            "path": f"{entry.path}/" if isinstance(entry, FolderEntry) else entry.path,
+            "size": None if isinstance(entry, FolderEntry) else entry.size,
+            "modified_at": None if isinstance(entry, FolderEntry) else _format_time(entry.modified_at),
+        }
+        for entry in sorted(entries, key=lambda entry: entry.path)
+    ]
+    if args.json:
+        print(_escaped_json(rows))
+    elif rows:
+        print("\n".join(_format_columns(rows)))
+    return 0 if rows else 3
+
+
+def _find_entries(backend: SFTPBackend, pattern: str) -> list[FileInfo | FolderEntry]:
+    """List a pattern, a directory or a file.
+
+    :raises NotFound: if a path without wildcards does not exist
+    """
+    if has_wildcard(pattern):
+        return [*backend.find(pattern)]
+    if backend.is_folder(pattern):
+        entries = [*backend.iter_children(pattern)]
+        if not entries:
+            backend.check_health()  # a missing base path is not an empty directory
+        return entries
+    return [backend.get_file_info(pattern)]
+
+
+def _format_columns(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return a line with size, time and path for each row."""
+    sizes = ["-" if row["size"] is None else str(row["size"]) for row in rows]
+    times = ["-" if row["modified_at"] is None else str(row["modified_at"]) for row in rows]
+    size_width, time_width = max(map(len, sizes)), max(map(len, times))
+    return [
+        f"{size:>{size_width}}  {time:<{time_width}}  {escaped(str(row['path']))}"
+        for size, time, row in zip(sizes, times, rows, strict=True)
+    ]
 
 
 # -- check ------------------------------------------------------------------------------------------------------------

@@ -23,11 +23,8 @@ with DAG(
     @task
     def list_archive() -> list[FoundFile]:
         """Rows of the files to fetch; an operator takes their paths literally."""
-        hook = SFTPBackendHook()
-        try:
+        with SFTPBackendHook() as hook:
             return hook.find("archive/**")
-        finally:
-            hook.close()
 
     SFTPDownloadOperator.partial(
         task_id="fetch", target="{{ params.into }}/", if_exists="skip_same", verify="sha256"

@@ -17,6 +17,7 @@ import pytest
 from airflow_sftp_backend.backend._paths import temp_name
 from airflow_sftp_backend.cli import main
 from tests.support.airflow.home import airflow_home
+from tests.support.files import write_files
 from tests.support.servers import AsyncsshServer, OpenSSHServer, free_port
 
 TOP = Path(__file__).parents[1]
@@ -361,3 +362,82 @@ def test_clean_of_a_missing_directory_fails(
     _, url, *login = with_key(openssh, known_hosts, openssh.fresh().base_path)
     assert main(["clean", url, "missing", *login]) == 1
     assert "missing" in capsys.readouterr().err
+
+
+# -- ls ---------------------------------------------------------------------------------------------------------------
+
+
+def list_command(server: OpenSSHServer, known_hosts: Path, path: str, *arguments: str) -> list[str]:
+    """The arguments of a listing that logs in."""
+    _, url, *login = with_key(server, known_hosts, path)
+    return ["ls", url, *arguments, *login]
+
+
+def test_ls_shows_sizes_times_and_names_in_columns(
+    openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = openssh.fresh()
+    write_files(folder.path, {"b.csv": bytes(1234), "in/a\u202e.csv": b"1", "in/deep/c.csv": b"22", "in/x.txt": b""})
+    for file in folder.path.rglob("*.csv"):
+        os.utime(file, (1_700_000_000, 1_700_000_000))
+    time = "2023-11-14T22:13:20+00:00"
+    expected = {
+        (): [f"1234  {time}  b.csv", f"   -  {'-':25}  in/"],
+        ("**/*.csv",): [f"1234  {time}  b.csv", f"   1  {time}  in/a\\u202e.csv", f"   2  {time}  in/deep/c.csv"],
+        ("in/deep",): [f"2  {time}  in/deep/c.csv"],
+        ("b.csv",): [f"1234  {time}  b.csv"],
+    }
+    for arguments, lines in expected.items():
+        assert main(list_command(openssh, known_hosts, folder.base_path, *arguments)) == 0
+        assert capsys.readouterr().out.splitlines() == lines
+    assert main(list_command(openssh, known_hosts, folder.base_path, "in/deep/*", "--json")) == 0
+    assert json.loads(capsys.readouterr().out) == [{"path": "in/deep/c.csv", "size": 2, "modified_at": time}]
+
+
+def test_ls_is_silent_with_status_3_if_there_is_nothing_to_list(
+    openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = openssh.fresh()
+    (folder.path / "empty").mkdir()
+    for pattern in ("*.csv", "missing/*", "empty"):
+        assert main(list_command(openssh, known_hosts, folder.base_path, pattern)) == 3
+        assert capsys.readouterr().out == ""
+    assert main(list_command(openssh, known_hosts, folder.base_path, "*.csv", "--json")) == 3
+    assert json.loads(capsys.readouterr().out) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments", "status", "text"),
+    [
+        ("", ["missing.csv"], 1, "no such file ('missing.csv' on sftp://127.0.0.1"),
+        ("/missing", [], 1, "no such"),
+        ("", ["../x"], 1, "'..'"),
+    ],
+)
+def test_ls_reports_errors_on_one_line(
+    openssh: OpenSSHServer, known_hosts: Path, capsys: pytest.CaptureFixture[str], path: str, arguments: list[str],
+    status: int, text: str,
+) -> None:  # fmt: skip
+    base_path = openssh.fresh().base_path + path
+    assert main(list_command(openssh, known_hosts, base_path, *arguments)) == status
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert text in shown.err
+    assert shown.err.splitlines()[-1].startswith("airflow-sftp-backend: ")
+
+
+def test_ls_takes_an_airflow_connection(asyncssh_plain: AsyncsshServer, tmp_path: Path) -> None:
+    folder = asyncssh_plain.fresh()
+    write_files(folder.path, {"in/a.csv": b"1"})
+    extra = {
+        "base_path": folder.base_path,
+        "private_key": asyncssh_plain.client_key.read_text(),
+        "known_host_keys": asyncssh_plain.known_hosts,
+    }
+    connection = {
+        "conn_type": "sftp_backend", "host": asyncssh_plain.host, "port": asyncssh_plain.port,
+        "login": asyncssh_plain.username, "extra": extra,
+    }  # fmt: skip
+    home = str(tmp_path / "airflow")
+    done = run("ls", "partner", "in/*", AIRFLOW_CONN_PARTNER=json.dumps(connection), AIRFLOW_HOME=home)
+    assert (done.returncode, done.stdout.split()[::2]) == (0, ["1", "in/a.csv"]), done.stderr

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,7 @@ def test_the_command_is_shown_as_it_is_typed(page: str) -> None:
     shown = re.findall(r"^airflow-sftp-backend (.+)$", page, re.MULTILINE)
     assert shown
     for arguments in shown:
-        assert _parser().parse_args(arguments.split()).command in {"check", "scan-host-keys"}
+        assert _parser().parse_args(shlex.split(arguments)).command in {"check", "ls", "scan-host-keys"}
 
 
 def test_the_dag_is_ten_lines_that_make_a_dag() -> None:

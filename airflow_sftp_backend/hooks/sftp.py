@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
@@ -70,8 +70,8 @@ class FilesFailed(AirflowException):
 class SFTPBackendHook(BaseHook):
     """Build the backend of an Airflow connection.
 
-    Usage: ``with SFTPBackendHook("partner").backend() as backend: ...``. The constructor reads nothing, and the
-    backend connects at its first call.
+    Usage: ``with SFTPBackendHook("partner").backend() as backend: ...``, or ``with SFTPBackendHook("partner") as
+    hook: ...`` for `find`. The constructor reads nothing, and the backend connects at its first call.
 
     :param sftp_conn_id: the id of a connection of type ``sftp_backend``, ``sftp`` or ``ssh``
     :param logger_name: the name of the hook's logger, as for every Airflow hook
@@ -172,6 +172,20 @@ class SFTPBackendHook(BaseHook):
             self._backend = SFTPBackend.from_config(config)
             self._metrics = ConnectionMetrics(self.sftp_conn_id)
         return self._backend
+
+    def __enter__(self) -> Self:
+        """Return the hook, for a block that closes the hook like `backend`."""
+        self._block = self.backend()
+        self._block.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        """Close the backend.
+
+        :param error: type, value and traceback of the error that ends the block, or None
+        :raises AirflowFailException: for errors that a retry cannot fix (see `translate_errors`)
+        """
+        return self._block.__exit__(*error)
 
     @contextmanager
     def backend(self) -> Iterator[SFTPBackend]:

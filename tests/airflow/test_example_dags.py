@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,10 +21,11 @@ import pytest
 from airflow_sftp_backend.backend._paths import is_temp_name
 from tests.support.airflow.connections import Connect
 from tests.support.files import read_files, write_files
-from tests.support.servers import AsyncsshServer, StallsAfter, wait_until
+from tests.support.servers import AsyncsshServer, OpenSSHServer, StallsAfter, wait_until
 
 TOP = Path(__file__).parents[2]
-EXAMPLES = sorted((TOP / "example_dags").glob("*.py"))
+EVERYDAY = sorted((TOP / "example_dags/everyday").glob("*.py"))
+EXAMPLES = [*sorted((TOP / "example_dags").glob("*.py")), *EVERYDAY]
 Task = dict[str, Any]
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(180)]
@@ -67,9 +71,9 @@ def start(airflow_home: Path, tmp_path: Path) -> Iterator[Start]:
         process.communicate()
 
 
-def ended(process: subprocess.Popen[str], tmp_path: Path) -> tuple[dict[str, list[Task]], str]:
+def ended(process: subprocess.Popen[str], tmp_path: Path, seconds: float = 150) -> tuple[dict[str, list[Task]], str]:
     """Return the states of the tasks of each DAG, and the log."""
-    log, _ = process.communicate(timeout=150)
+    log, _ = process.communicate(timeout=seconds)
     return {file.stem: json.loads(file.read_text()) for file in (tmp_path / "results").glob("*.json")}, log
 
 
@@ -224,6 +228,74 @@ def test_a_failed_wait_moves_nothing(remote: Path, tmp_path: Path, start: Start)
     states = {task["task"]: task["state"] for task in tasks["partner_delivery"]}
     assert (states["wait"], states["claim"]) == ("failed", "upstream_failed")
     assert read_files(remote) == {"inbox/a.csv": b"id,name\n1,x\n"}
+
+
+# -- the everyday jobs ------------------------------------------------------------------------------------------------
+
+
+def test_an_everyday_job_has_at_most_ten_lines_and_a_link() -> None:
+    guide = (TOP / "docs/tasks.md").read_text()
+    for path in EVERYDAY:
+        (block,) = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.With)]
+        first, last = block.body[0], block.body[-1]
+        lines = path.read_text().splitlines()[first.lineno - 1 : last.end_lineno]
+        assert len([line for line in lines if line.strip()]) <= 10, path
+        assert f"(../example_dags/everyday/{path.name})" in guide
+    assert len(EVERYDAY) == 14
+
+
+@pytest.mark.timeout(1300)
+def test_each_everyday_job_does_its_work(
+    openssh: OpenSSHServer, server: AsyncsshServer, connect: Connect, tmp_path: Path, start: Start
+) -> None:
+    pytest.importorskip("pandas")
+    folder = openssh.fresh()
+    connect(openssh, base_path=folder.base_path)
+    remote, local, lake = folder.path, tmp_path / "data", server.fresh()
+    connect(server, "lake", base_path=lake.base_path)  # takes the place of an object store
+    write_files(
+        remote,
+        {
+            "deliveries/whole.csv": b"1\n2\n", "deliveries/whole.csv.done": b"", "deliveries/half.csv": b"1\n",
+            "history/2024/old.csv": b"", "history/new.csv": b"", "inbox/orders.csv": b"order,amount\n1,10\n2,5\n",
+            "processed/p.csv": b"", "projects/2024/z": b"", "projects/2025/z": b"",
+            "published/a.csv": b"a", "published/deep/b.csv": b"b",
+        },
+    )  # fmt: skip
+    os.utime(remote / "history/2024/old.csv", (1_700_000_000, 1_700_000_000))
+    report = write_files(local, {"reports/r.csv": b"report"}) / "reports/r.csv"
+    os.utime(report, (1_700_000_000, 1_700_000_000))
+    process = start(*EVERYDAY, data=str(local), store="sftpbackend://lake@/store")
+    results, log = ended(process, tmp_path, seconds=1200)
+    assert process.returncode == 0, log
+    returned = {name: [task["returned"] for task in tasks] for name, tasks in results.items()}
+    assert {name: len(rows) for name, rows in returned.items() if len(rows) > 1} == {
+        "directories": 2, "listing_as_rows": 3, "process_each_delivery": 2,
+    }  # fmt: skip
+
+    assert (
+        read_files(local / "published")
+        == read_files(lake.path / "store/published")
+        == {"a.csv": b"a", "deep/b.csv": b"b"}
+    )
+    assert read_files(local / "each") == {"a.csv": b"a", "b.csv": b"b"}
+    assert returned["csv_by_url"] == [15.0]
+    assert returned["sensor_as_decorator"] == [len(b"order,amount\n1,10\n2,5\n")]
+    assert [row["path"] for row in returned["process_each_delivery"][0]] == ["deliveries/whole.csv"]
+    assert returned["process_each_delivery"][1] == 2
+    assert sorted(returned["directories"][0]) == ["2024", "2025", "2026"]
+    assert sorted(path.name for path in (remote / "projects").iterdir()) == ["2025", "2026"]
+    assert sorted(path.name for path in (remote / "history").iterdir()) == ["new.csv"]
+    (archived,) = read_files(remote / "archive")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d/p\.csv", archived)
+    assert read_files(remote / "outbox") == {
+        "INDEX": b"a.csv\nb.csv", "orders.csv": b"order,amount\n1,10.0\n2,12.5\n",
+    }  # fmt: skip
+    (stamped,) = read_files(remote / "reports")
+    assert re.fullmatch(r"r-\d{8}T\d{6}\.csv", stamped)
+    private, shared = (remote / "private/r.csv").stat(), (remote / "shared/r.csv").stat()
+    assert (stat.S_IMODE(private.st_mode), private.st_mtime) == (0o640, 1_700_000_000)
+    assert stat.S_IMODE(shared.st_mode) == 0o664
 
 
 # -- tasks that do not succeed ----------------------------------------------------------------------------------------

@@ -52,6 +52,7 @@ from tests.support.airflow.versions import (
     redact,
     serialize,
 )
+from tests.support.files import write_files
 from tests.support.servers import AsyncsshServer, OpenSSHServer, free_port
 
 # ---- a backend of one's own
@@ -78,6 +79,21 @@ def test_the_backend_is_closed_after_the_block_however_it_ends(server: AsyncsshS
     with hook.backend() as third:
         third.check_health()
         assert server.logins() == logins + 1
+
+
+def test_a_block_of_the_hook_closes_the_hook_and_translates_errors(
+    server: AsyncsshServer, connect: Connect, remote: Path
+) -> None:
+    write_files(remote, {"in/a.csv": b"1"})
+    logins = server.logins()
+    with SFTPBackendHook() as hook:
+        assert [row["path"] for row in hook.find("in/*")] == ["in/a.csv"]
+        backend = hook.get_conn()
+    assert hook.get_conn() is not backend
+    hook.close()
+    with pytest.raises(AirflowFailException), hook:
+        hook.find("../up")
+    assert server.logins() == logins + 1
 
 
 def test_a_block_without_a_call_needs_no_login(server: AsyncsshServer, connect: Connect) -> None:
