@@ -46,9 +46,11 @@ def scenario(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Scena
     name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[-80:].strip("-")
     scenario = Scenario(name, cluster, cluster.link, cluster.server.fresh().path)
     yield scenario
+    scenario.log(f"result: {'; '.join(scenario.results)}")
     cells = (scenario.title, scenario.results, scenario.sent_again)
     request.node.user_properties += [("scenario", cells), ("start", f"{cluster.seconds_to_start:.0f}")]
     request.node.user_properties.append(("pss", f"{cluster.memory() / (1 << 30):.1f}"))
+    scenario.remove_files()
     cluster.link.forget_lost()
     cluster.link.hold_replies_when(None)
     cluster.start_missing()

@@ -67,6 +67,24 @@ def test_a_renamed_upload_is_recognised_without_the_reply(scenario: Scenario) ->
     scenario.check_sent_again(32 * MIB, 0)
 
 
+def test_a_worker_that_thaws_does_not_disturb_its_successor(scenario: Scenario) -> None:
+    scenario.entitle("worker frozen at 50 % of an upload, thawed while the second attempt is sending")
+    size = 128 * MIB
+    source = scenario.source("file", size)
+    run = scenario.upload(source)
+    scenario.wait_for_bytes(size // 2)
+    first = run.task().worker
+    scenario.cluster.worker(first).freeze()
+    scenario.log(f"froze {first}")
+    run.wait_until(lambda task: task.attempt == 2 and task.state == "running", "in attempt 2")
+    scenario.wait_for_bytes(scenario.sent + 8 * MIB)
+    scenario.cluster.worker(first).thaw()
+    scenario.log(f"thawed {first}")
+    finish_elsewhere(scenario, run, first)
+    scenario.check_server({source.name: source})
+    scenario.check_sent_again(size, UNACKNOWLEDGED + 8 * MIB)
+
+
 def test_an_upload_survives_a_half_open_connection(scenario: Scenario) -> None:
     scenario.entitle("half-open connection: at 50 % of an upload the server is gone, and nothing says so to the worker")
     size = 128 * MIB

@@ -31,7 +31,7 @@ CAPACITY: Final = 6
 """Waits that a triggerer takes."""
 START_PATIENCE: Final = 400.0
 """Seconds for all machines to start: importing Airflow a dozen times takes minutes on a busy machine."""
-HEARTBEAT_TIMEOUT: Final = 15
+HEARTBEAT_TIMEOUT: Final = 20
 """Seconds without a sign of life after which Airflow gives up an attempt."""
 PATIENT_HEARTBEAT_TIMEOUT: Final = 300
 """Airflow's default."""

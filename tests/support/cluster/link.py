@@ -15,7 +15,26 @@ from tests.support.servers.server import HOST, PATIENCE
 
 RATE: Final = 8 << 20
 """Bytes per second and direction of each connection."""
+MAX_CREDIT: Final = 0.5
+"""Seconds of an unused link that later bytes may use."""
 _PIECE: Final = 1 << 16
+
+
+class _Pace:
+    """Keep one direction of a connection to a rate.
+
+    :param rate: bytes per second
+    """
+
+    def __init__(self, rate: int) -> None:
+        self._rate = rate
+        self._free_at = time.monotonic()
+
+    def wait(self, count: int) -> None:
+        """Wait as long as so many bytes occupy the link."""
+        # A busy machine wakes the thread up late, and this delay counts for the next pieces.
+        self._free_at = max(self._free_at, time.monotonic() - MAX_CREDIT) + count / self._rate
+        time.sleep(max(0.0, self._free_at - time.monotonic()))
 
 
 @dataclass
@@ -154,6 +173,7 @@ class Link:
             self._lock.wait_for(lambda: self._closed or self._waiting >= self._wanted)
 
     def _relay_requests(self, pair: _Pair) -> None:
+        pace = _Pace(self.rate)
         with contextlib.suppress(OSError):
             while piece := pair.client.recv(_PIECE):
                 self.sent += len(piece)
@@ -161,19 +181,20 @@ class Link:
                     self._wait_while_lost(pair)
                     break
                 pair.server.sendall(piece)
-                time.sleep(len(piece) / self.rate)
+                pace.wait(len(piece))
         self._wait_while_lost(pair)
         with contextlib.suppress(OSError):
             pair.server.shutdown(socket.SHUT_WR)
 
     def _relay_replies(self, pair: _Pair) -> None:
+        pace = _Pace(self.rate)
         with contextlib.suppress(OSError):
             while piece := pair.server.recv(_PIECE):
                 self._wait_while_held()
                 self.received += len(piece)
                 if not pair.client_is_lost:
                     pair.client.sendall(piece)
-                    time.sleep(len(piece) / self.rate)
+                    pace.wait(len(piece))
         self._wait_while_lost(pair)
         shut((pair.client,))
 

@@ -116,7 +116,7 @@ machines share the processors and the loopback network of one computer.
 * one OpenSSH server behind a relay, which limits each connection to 8 MiB/s in each direction, counts the bytes, and
   keeps back replies or the ends of connections where a scenario needs it
 
-Airflow gives up an attempt after 15 s without a sign of life (`task_instance_heartbeat_timeout`, by default 300 s).
+Airflow gives up an attempt after 20 s without a sign of life (`task_instance_heartbeat_timeout`, by default 300 s).
 Uploads read from a directory that both workers see. The tests need root, and the distribution's PostgreSQL and Redis.
 
 Run on {day}: {processors} processors, {memory} GiB of memory, Linux {kernel}, with a load of {load:.0f} from this and

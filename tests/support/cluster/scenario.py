@@ -184,7 +184,7 @@ class Scenario:
 
     def wait_for_bytes(self, count: int, *, received: bool = False) -> None:
         """Wait until so many bytes were sent, or received, in this scenario."""
-        self.cluster.wait(lambda: (self.received if received else self.sent) >= count, f"{count} bytes")
+        self.cluster.wait(lambda: (self.received if received else self.sent) >= count, f"{count} bytes", 300)
         self.log(f"{self.sent / MIB:.1f} MiB sent, {self.received / MIB:.1f} MiB received")
 
     def check_server(self, files: Mapping[str, Path]) -> None:
@@ -215,6 +215,12 @@ class Scenario:
         entries = self.cluster.api.get(path, xcom_key="return_value", limit=100)["xcom_entries"]
         runs = [entry["run_id"] for entry in entries if entry["dag_id"] == "watch"]
         return [path for run in runs for path in self.cluster.api.result("watch", run, "arrived")]
+
+    def remove_files(self) -> None:
+        """Remove the files of the scenario from the server and from the machines."""
+        shutil.rmtree(self.remote)
+        for path in self.cluster.files.glob(f"{self.name}-*"):
+            path.unlink()
 
     def log(self, event: str) -> None:
         """Log an event with the time since the start of the scenario."""
