@@ -273,13 +273,13 @@ class LimitArguments:
         :raises InvalidArgument: for an invalid value, for an empty ``older_than``, and for an empty ``newer_than`` of a
             run without a logical date
         """
-        newest = parse_time(newer_than, "newer_than", run_after)
-        oldest = parse_time(older_than, "older_than", run_after)
-        if self.has_newer_than and newest is None and not is_scheduled:
+        earliest = parse_time(newer_than, "newer_than", run_after)
+        latest = parse_time(older_than, "older_than", run_after)
+        if self.has_newer_than and earliest is None and not is_scheduled:
             raise InvalidArgument(_EMPTY_NEWER_THAN)
-        if self.has_older_than and oldest is None:
+        if self.has_older_than and latest is None:
             raise InvalidArgument("older_than is empty: expected a time. If older_than is a template, check its result")
-        return FileLimits(newest, oldest, self.min_size, self.max_files)
+        return FileLimits(earliest, latest, self.min_size, self.max_files)
 
 
 _EMPTY_NEWER_THAN: Final = (

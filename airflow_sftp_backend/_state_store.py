@@ -47,7 +47,7 @@ def load(store: StateStore, key: str) -> dict[str, Any]:
 
     :param store: the store of `task_state_store`
     :param key: the key
-    :returns: the object; other values were not written by this package and count as empty
+    :returns: the object; empty for a value of another type, which this package did not write
     :raises Exception: any error of Airflow or of the deployment's state store backend
     """
     with shield_from_kill():
@@ -187,7 +187,7 @@ class RowTable:
             if number is None:
                 if not self._chunks or len(self._chunks[-1]) >= _ROWS_PER_CHUNK:
                     if len(self._chunks) == _MAX_CHUNKS:
-                        continue  # further files are not recognised, but the task works
+                        continue  # a retry does not recognise further files, but the task works
                     self._chunks.append({})
                 number = len(self._chunks) - 1
             self._chunks[number][endpoints] = values

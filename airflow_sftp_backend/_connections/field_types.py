@@ -28,7 +28,10 @@ class FieldType:
 
 
 class InvalidFieldValue(ValueError):
-    """Report an impossible value, with a hint for the user."""
+    """Report an invalid value, with a hint for the user.
+
+    The user sees the text of this error, but of other ValueErrors only `FieldType.expected`.
+    """
 
 
 def _parse_text(value: object) -> str:
@@ -147,6 +150,7 @@ def _parse_host_key(value: object) -> str:
         return words[0]
     declared, blob = (words[0], words[1]) if len(words) > 1 else ("", words[0])
     actual = key_type(base64.b64decode(blob, validate=True))
+    # Airflow's SSH hook calls all ECDSA keys "ssh-ecdsa".
     is_family = declared == "ssh-ecdsa" and actual.startswith("ecdsa-")
     if declared not in ("", actual) and not is_family:
         raise ValueError("not a key of that type")

@@ -27,7 +27,7 @@ from airflow_sftp_backend.backend import (
 
 
 class RemoteError(SFTPBackendError, OSError):
-    """The server refuses the operation for another reason."""
+    """The server refuses the operation for a reason without a class here."""
 
     errno = errno.EIO
 
@@ -87,7 +87,7 @@ class RemoteContentError(TransferCorrupted, OSError):
 
 
 class RemoteConnectionError(BackendUnavailable, ConnectionError):
-    """No connection works."""
+    """The server cannot be reached, or the connection is lost."""
 
     errno = errno.ECONNABORTED
 
@@ -145,11 +145,11 @@ def as_os_error(error: SFTPBackendError) -> SFTPBackendError:
 
 
 def reworded(error: SFTPBackendError, message: str) -> SFTPBackendError:
-    """Return an error in the words of the file system.
+    """Return an error of the same type with another message.
 
     :param error: an error of the backend
-    :param message: the failure, its cause and the remedy
-    :returns: an error of the same type for the same path
+    :param message: the failure, its cause and the remedy, in the terms of a file system
+    :returns: the new error, for the same path
     """
     other = type(error)(message, path=error.path, server=error.server)
     other.native_path = error.native_path

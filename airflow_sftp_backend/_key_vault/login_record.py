@@ -1,6 +1,6 @@
 """Record why a login failed.
 
-The exceptions of the SDKs tell the cause in a text only.
+The exceptions of the SDKs have the cause only in their texts, which are not parsed.
 
 Importing this module does not import the Azure SDKs.
 """
@@ -40,7 +40,7 @@ class LoginRefusal:
 
 @dataclass
 class LoginRecord:
-    """Record of one fetch.
+    """Record of the logins for one fetch of a secret.
 
     :ivar host: host of the last request
     :ivar vault_tenant: tenant for which the vault requires a token
@@ -139,7 +139,8 @@ class RecordedCredential:
         try:
             yield
         except Exception as error:
-            # DefaultAzureCredential reports the failures of its members as one text: keep the error of the last member.
+            # DefaultAzureCredential reports the failures of its members as one text. Each member has a record_failure
+            # of its own: keep the error that the last member recorded.
             if record.error is earlier_error:
                 record.error = error
             raise

@@ -3,7 +3,8 @@
 The store has a value of limited size for each key, and no transactions. So the seen files are a log of changes: the
 head, which every save replaces, has the latest changes and the names of the parts, which have the earlier changes and
 are never replaced. A part counts from the moment in which the head names it, so a triggerer may stop between any two
-writes. If the log has become longer than twice the seen files, it is replaced by them.
+writes. If the log is twice as long as after its last replacement, and at least 16 KiB longer, the seen files replace
+the log.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class _Head:
 
     :ivar changes: the latest changes
     :ivar parts: ids of the parts with the earlier changes, oldest first
-    :ivar unused: ids of parts that do not count, and may exist
+    :ivar unused: ids of parts to remove: replaced ones, and those of a save that may not have been completed
     :ivar size: characters of all changes
     :ivar compacted: characters that the seen files had when they last replaced the log
     """
@@ -59,7 +60,7 @@ class _Head:
 
     @property
     def is_too_long(self) -> bool:
-        """True if the log is much longer than the seen files were."""
+        """True if the seen files should replace the log."""
         return self.size > self.compacted + max(self.compacted, _HEAD_SIZE)
 
 
@@ -172,7 +173,7 @@ class SeenFilesStore:
         }
 
     async def _write(self, seen_files: SeenFiles, changes: list[Change]) -> bool:
-        """Write the changes, unless another triggerer wrote before."""
+        """Write the changes, unless another triggerer wrote since the last read."""
         if not await self._is_unchanged():
             return False
         unused, replaced = self._head.unused, list[str]()

@@ -46,11 +46,12 @@ def new_files(context: Context) -> list[FoundFile]:
     Call the function in a task of a DAG scheduled by the watched asset, and name the asset among the task's ``inlets``.
     From Airflow 3.3, the asset's state store records the claims of about the last 400 runs. Without the inlet, or in
     earlier versions, only the run's own events count, and two runs get a batch that was sent twice around a restart of
-    the triggerer. A retry returns the same files, and later unclaimed batches.
+    the triggerer. A retry returns the same files, and those of batches still unclaimed.
 
     :param context: the context of the task
     :returns: a row for each file
-    :raises AirflowRuntimeError: if Airflow cannot return the batches claimed by an earlier attempt
+    :raises AirflowRuntimeError: if Airflow cannot read or write the claims, or return the batches claimed by an earlier
+        attempt
     """
     files: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():

@@ -34,7 +34,7 @@ class LimitExceeded(SFTPBackendError):
 class ReceiveLimits:
     """Limits on the data of a server.
 
-    They are the entries and bytes of a listing, and the bytes of a file of untrusted size.
+    They are the entries and bytes of a listing, and the bytes of a file whose size is not verified.
     """
 
     max_entries: int = DEFAULT_MAX_ENTRIES

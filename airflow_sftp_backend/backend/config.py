@@ -176,7 +176,7 @@ class BackendConfig:
     * ``jump`` is the configuration of a jump host, with its own SSH connection.
     * ``reconnect_timeout`` limits reconnecting after a transfer has lost its connection; 0 means a single attempt.
     * ``max_entries`` and ``max_listing_bytes`` limit a listing, search or recursive deletion.
-    * ``max_file_bytes`` limits a file of untrusted size.
+    * ``max_file_bytes`` limits the bytes read of a file whose size is not verified.
     * ``name_encoding`` is the encoding of names on the server: UTF-8, or a single-byte encoding such as ``latin-1``.
     * ``max_rate`` limits the bytes per second of file content, in both directions together; None for no limit.
     * ``max_sessions`` limits the sessions of this process that are open at once to the same host, port and user, as far

@@ -136,7 +136,7 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
         if deferrable is None:
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.deferrable = deferrable
-        self._static_condition(Selection(patterns=("*",)))
+        self._static_condition(Selection(patterns=("*",)))  # raises for invalid arguments; the paths may be templates
         self._hook: SFTPBackendHook | None = None
         self._stability: StabilityState = {}
         self._warning = ""

@@ -157,7 +157,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
 
     def _path(self) -> list[dict[str, str] | str] | None:
         """Return an equivalent ``path`` argument with names as rows."""
-        # A row is always literal
+        # A text that ends with a slash is a directory, a row is always a file.
         names = [{"path": name} for name in self.condition.names]
         return [*names, *self.condition.directories] or None
 

@@ -47,7 +47,7 @@ class CheckTitle(enum.StrEnum):
     SETTINGS = "Settings"
     NAME = "Name"
     CONNECTION = "Connection"
-    JUMP_SERVER = "Jump server"
+    JUMP_HOST = "Jump host"
     SERVER = "Server"
     ENCRYPTION = "Encryption"
     HOST_KEY = "Host key"
@@ -192,7 +192,7 @@ def _connection_results(config: BackendConfig, info: ConnectionInfo, seconds: fl
         ]
         if info.jump.logged_in:
             jump_data = [step.data for step in jump_results]
-            yield CheckResult(CheckTitle.JUMP_SERVER, True, tuple(lines), {"steps": jump_data})
+            yield CheckResult(CheckTitle.JUMP_HOST, True, tuple(lines), {"steps": jump_data})
     if info.server_version:
         duration = f", connected and logged in within {seconds * 1000:.0f} ms" if seconds is not None else ""
         yield CheckResult(CheckTitle.SERVER, True, (f"{info.server_version}{duration}",), _server_data(info, seconds))
@@ -250,7 +250,7 @@ def _failed_title(error: SFTPBackendError, info: ConnectionInfo | None) -> Check
     """Return the title of the failed step of connecting."""
     # Each property that is known shows how far the attempt came.
     if info is None or (info.jump is not None and not info.jump.logged_in):
-        return CheckTitle.CONNECTION if info is None else CheckTitle.JUMP_SERVER
+        return CheckTitle.CONNECTION if info is None else CheckTitle.JUMP_HOST
     if isinstance(error, HostKeyRejected):
         return CheckTitle.HOST_KEY
     if isinstance(error, AuthenticationFailed) or (info.trust_reason and not info.logged_in):
@@ -350,15 +350,16 @@ def _failed_connection(info: ConnectionInfo | None) -> ConnectionInfo | None:
 
 def _advise_pinning(info: ConnectionInfo) -> Iterator[str]:
     if info.host_key_line:
-        yield f"after the server's owner has confirmed {info.host_key_fingerprint}, set Known host keys to that line,"
-        yield f"or in the connection's Extra: {json.dumps({'known_host_keys': info.host_key_line})}"
+        yield f"after the server's owner has confirmed {info.host_key_fingerprint}, set Known host keys to the line"
+        yield f"{info.host_key_line}"
+        yield f"or set in the connection's Extra: {json.dumps({'known_host_keys': info.host_key_line})}"
 
 
 def _advise_algorithms(config: BackendConfig, info: ConnectionInfo) -> Iterator[str]:
     """Yield the algorithms of the server, and settings to allow them."""
     # A scan opens a TCP connection of its own.
     if config.proxy_command is not None or config.jump is not None:
-        yield "the server's algorithms can be read only without a jump host and a proxy command"
+        yield "the server's algorithms can be read only without a jump host or proxy command"
         return
     try:
         server_algorithms = scan_host_algorithms(config.host, config.port, config.timeout)

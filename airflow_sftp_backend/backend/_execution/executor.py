@@ -180,7 +180,7 @@ class WriteExecutor:
                 self.roll_back([*to_roll_back, *chain.from_iterable(job.abandoned_targets for job in jobs)])
 
     def roll_back(self, write_targets: Sequence[WriteTarget]) -> None:
-        """Clean up over a new connection.
+        """Roll back lost writes over a new connection, as `cleanup.roll_back`.
 
         There is one attempt to connect. After a failure, the next write cleans up.
         """
@@ -275,14 +275,11 @@ def _run_job(job: WriteJob[T], scheduler: SFTPScheduler, written: list[tuple[Wri
 def without_result(
     operation: Callable[[SFTPScheduler], Operation[int | None]], scheduler: SFTPScheduler
 ) -> Operation[tuple[None, int | None]]:
-    """Run the operation of a job without a result.
-
-    The result is the server's time, if known.
-    """
+    """Adapt an operation that returns only the server's time to `WriteJob`."""
     return None, (yield from operation(scheduler))
 
 
-# -- many -------------------------------------------------------------------------------------------------------------
+# -- several items ----------------------------------------------------------------------------------------------------
 
 
 def check_distinct(names: Iterable[str], reason: str = "two pairs have the same target") -> None:

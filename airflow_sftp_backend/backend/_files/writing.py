@@ -91,7 +91,8 @@ def make_folders(path: RemotePath) -> Operation[bool]:
     if blocking_file is not None:
         raise InvalidPath("cannot create the directory: the path is a file", path=blocking_file.key, entry_type="file")
     if StatusCode.FAILURE == refused.code == getattr(existing, "code", None):
-        return False  # the directory may exist although the server does not show it; the next request in it tells
+        # The directory may exist although the server does not show it. If it is missing, the next request in it fails.
+        return False
     raise from_status(refused, "cannot create the directory", path.key)
 
 
@@ -164,8 +165,6 @@ def _handle_or_none(
 
     :raises SFTPBackendError: for the first refusal
     """
-    # Some servers support exclusive OPEN only with TRUNCATE. If the path does not exist, TRUNCATE is harmless, and the
-    # request is repeated with it.
     try:
         return (yield from reply(open_reply))
     except StatusError as error:
@@ -174,6 +173,8 @@ def _handle_or_none(
         return None
     flags = cast(Open, open_reply.request).flags
     exclusive = OpenFlag.EXCLUSIVE in flags
+    # Some servers support exclusive OPEN only with TRUNCATE. If the path does not exist, TRUNCATE is harmless, and the
+    # request is repeated with it.
     if (
         exclusive
         and refused.code != StatusCode.PERMISSION_DENIED
@@ -278,7 +279,7 @@ def remove_quietly(path: RemotePath, handle: bytes | None = None) -> Operation[N
         for answer in (yield from request_all([*requests, Remove(path.native)]))[-1:]:
             if isinstance(answer, StatusError) and not answer.missing:
                 logger.warning(
-                    "the temporary file %r could not be removed: %s",
+                    "the incomplete file %r could not be removed: %s",
                     path.native,
                     printable(answer.text) or answer.code,
                 )

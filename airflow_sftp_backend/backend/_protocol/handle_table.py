@@ -1,4 +1,4 @@
-"""Track the open handles and the limit of a connection.
+"""Track open handles of a connection and its limit on open files.
 
 The table detects two deviations of servers:
 
@@ -87,7 +87,7 @@ class HandleTable:
     def open_sent(self, number: int, open_type: PacketType) -> None:
         """Record a sent request to open a file.
 
-        Not needed for a server without a limit.
+        Not called for a server that is known to open many files.
 
         :param number: number of the request
         :param open_type: OPEN or OPENDIR
@@ -106,7 +106,7 @@ class HandleTable:
         :returns: False if more files were open at once before, if no handle was open, for a status with another
             meaning, or for a request without a record
         """
-        # A server may count directories as well as files, and may answer other requests in between.
+        # Any other handle makes the request concurrent, because a server may count directories as well as files.
         request = self._open_requests.pop(number, None)
         if request is None or refused.code not in _LIMIT_STATUSES:
             return False
@@ -173,6 +173,6 @@ class HandleTable:
     def lower_limit(self, limit: int) -> None:
         """Lower the limit on open files.
 
-        :param limit: number of open files at the refusal of a request that succeeded with fewer
+        :param limit: number of files that were open when a request was refused that later succeeded with fewer
         """
         self.limit = limit if self.limit is None else min(self.limit, limit)

@@ -236,7 +236,8 @@ class _FastChannel:
     def send(self, data: bytes | memoryview) -> int:
         """Send a part of the data.
 
-        :returns: size of the part in bytes; 0 if the channel is closed
+        :returns: size of the part in bytes; 0 if the channel is closed while the call waits
+        :raises OSError: if the channel is already closed
         """
         channel = self._channel
         with channel.lock:
@@ -256,10 +257,10 @@ class _FastChannel:
 
 
 def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
-    """Let a channel send any buffer, and if possible several packets.
+    """Wrap a channel to send several packets at once.
 
     :param channel: the channel
-    :returns: the channel, or one that sends through it
+    :returns: the wrapper; ``channel`` itself without an `Inbox`
     """
     if isinstance(getattr(channel, "in_buffer", None), Inbox):
         return _FastChannel(channel)

@@ -100,7 +100,7 @@ class JumpHost:
 
 
 class _ChannelSocket:
-    """Adapts a channel to the socket methods used by `SocketStream`."""
+    """Adapt a channel to the socket methods used by `SocketStream`."""
 
     family = socket.AF_UNSPEC
 
@@ -139,7 +139,8 @@ class _ChannelSocket:
         self._closed = True
 
     def fileno(self) -> int:
-        """Return -1 after `close`, else 0, which is not a usable descriptor."""
+        """Return -1 after `close`, otherwise 0."""
+        # SocketStream only compares with -1: a channel has no descriptor.
         return -1 if self._closed else 0
 
     def getpeername(self) -> tuple[str, int]:

@@ -127,7 +127,7 @@ def _has_no_host_name(fields: list[str]) -> bool:
 def _check_host_names(names: str) -> str:
     if names.startswith("|"):
         parts = names.split("|")[1:]
-        if parts[0] != "1" or [len(_decode_base64(part)) for part in parts[1:]] != [20, 20]:  # SHA-1 digests
+        if parts[0] != "1" or [len(_decode_base64(part)) for part in parts[1:]] != [20, 20]:  # salt, HMAC-SHA1
             raise ValueError("a hashed host name that is damaged or of an unknown kind")
     return names
 

@@ -184,7 +184,7 @@ class _UnencryptedReader:
 def scan_host_keys(host: str, port: int = DEFAULT_PORT, timeout: float = 10) -> list[HostKey]:
     """Read the host keys of a server, one of each supported type.
 
-    Opens one connection, and one for each type.
+    Opens one connection to read the list of algorithms, then one connection for each key type.
 
     The server proves possession of each key. The caller must verify that the keys belong to the right server.
 

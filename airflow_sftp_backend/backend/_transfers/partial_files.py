@@ -1,4 +1,4 @@
-"""Find abandoned temporary files and backups on both sides.
+"""Remove abandoned temporary files, on the server and on this machine.
 
 Only files with the names of this package are changed (`_paths.is_temp_name`). Links are not followed.
 
@@ -83,7 +83,7 @@ def clean_server(call: SessionCall, folder: RemotePath, older_than: timedelta, *
 
 
 def _is_ours(entry: TreeEntry) -> bool:
-    """Return whether an entry is a file with a temporary name."""
+    """Return whether an entry is a temporary file or a backup."""
     return is_temp_name(entry.path.name) and entry.attributes.is_file and not entry.attributes.is_link
 
 
@@ -153,7 +153,8 @@ def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, m
     """Remove or restore a backup, and report the result."""
 
     def use(scheduler: SFTPScheduler) -> None:
-        # both check again; the shared name is renamed first, because another writer may create a backup with it
+        # Both operations check again whether the file exists. `target.backup` is the name that all writers of the file
+        # use, so remove_backup first renames the backup to a unique name.
         if backup.path == target.backup and not missing:
             scheduler.run(remove_backup(target))
         else:

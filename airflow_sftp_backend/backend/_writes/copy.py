@@ -105,7 +105,7 @@ def copy_with_attributes(
 
 
 def _may_exceed_open_file_limit(scheduler: SFTPScheduler, error: SFTPBackendError) -> bool:
-    """Return whether the open source may explain a refused target."""
+    """Tell whether the target may be refused because the source is open."""
     has_other_cause = isinstance(
         error, BackendUnavailable | AlreadyExists | InvalidPath | NotFound | CapabilityNotSupported
     )

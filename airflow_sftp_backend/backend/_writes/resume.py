@@ -7,7 +7,8 @@ and the bytes before the resume point, match the source. Bytes in flight at the 
 `MAX_UNACKED_BYTES` of the end and are sent again. With ``verify="sha256"`` the whole file is read back in the end.
 
 Some servers empty a file opened for writing, whatever the flags. So the content is compared after the file is opened.
-Unless the server is known to keep the content, it is compared before as well, because another writer may still use it.
+Unless the server is known to keep the content, it is compared before as well, because another writer may still use the
+file.
 """
 
 from __future__ import annotations
@@ -114,9 +115,9 @@ def refused_resume_error(
 def _open_or_resume(
     scheduler: SFTPScheduler, write_target: WriteTarget, source: UploadSource, resume_state: ResumeState
 ) -> Operation[None]:
-    """Open a new temporary file, or an earlier one.
+    """Open a new temporary file, or resume an earlier one.
 
-    The earlier file is that of the same writer.
+    The earlier file is that of an earlier attempt of the same writer.
 
     :param scheduler: the connection
     :param write_target: the target and its current temporary file
@@ -298,7 +299,7 @@ def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: i
 def verify_reopened(
     scheduler: SFTPScheduler, write_target: WriteTarget, resume_state: ResumeState, source: UploadSource
 ) -> Operation[None]:
-    """Compare a file opened more than once with its source.
+    """Compare a file with its source if opened more than once.
 
     Called between its close and its rename.
 
@@ -310,8 +311,9 @@ def verify_reopened(
     """
     if not source.rereadable or not source.size or scheduler.traits.keeps_content_at_open:
         return
-    findable = resume_state.fresh_temp is not None and source.size > MAX_UNACKED_BYTES
-    if not (resume_state.resumed or resume_state.was_striped or findable):
+    # Another attempt of the writer finds a file of this size by its first name, and may have opened it too.
+    may_be_shared = resume_state.fresh_temp is not None and source.size > MAX_UNACKED_BYTES
+    if not (resume_state.resumed or resume_state.was_striped or may_be_shared):
         return
     handle = yield from _try_open(write_target.temp, OpenFlag.READ)
     if handle is None:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-# Names that Windows takes for a path (\), a stream (:), a short name (~1) or a device, or without their end.
+# Names that Windows takes for a path (\), a stream (:), a short name (~1) or a device, or whose last dots and blanks it
+# drops.
 _PECULIAR: Final = re.compile(r"[\\:]|~\d|[. ](/|$)|(^|/)(con|prn|aux|nul|com\d|lpt\d)([./]|$)", re.IGNORECASE)
 
 
@@ -44,7 +45,7 @@ class NameRules:
             path = unicodedata.normalize("NFC", path)
         if self.ignores_case:
             path = path.casefold()
-            if self.ignores_form and not path.isascii():
+            if self.ignores_form and not path.isascii():  # folding the case can undo the normalization
                 path = unicodedata.normalize("NFC", path)
         if self.drops_ends and (path[-1:] in (".", " ") or "./" in path or " /" in path):
             path = "/".join(segment.rstrip(". ") or segment for segment in path.split("/"))

@@ -144,7 +144,7 @@ def test_auth_methods_are_queried_and_a_wrong_password_is_sent_once() -> None:
 def test_the_jump_host_is_reported_too(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     found = found_at(openssh, jump=config_of(bastion))
     assert step(found, "Name").lines[0] == "127.0.0.1 is resolved by the jump host"
-    lines = step(found, "Jump server").lines
+    lines = step(found, "Jump host").lines
     assert lines[0] == f"sftp://127.0.0.1:{bastion.port} as {bastion.username}"
     assert f"ssh-ed25519 {bastion.host_keys[0].get_fingerprint()}" in lines
     assert step(found, "Host key").lines[0].endswith(openssh.host_keys[0].get_fingerprint())
@@ -183,10 +183,10 @@ def test_an_unreachable_host_is_reported() -> None:
     assert "the server refuses connections; check host, port and firewall, and that the server runs" in text
 
 
-def test_an_unknown_jump_server_is_named_with_its_own_line(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
+def test_an_unknown_jump_host_is_named_with_its_own_line(bastion: OpenSSHServer, openssh: OpenSSHServer) -> None:
     found = found_at(openssh, jump=config_of(bastion, known_host_keys="SHA256:" + "A" * 43))
     title, text = failure(found)
-    assert title == "Jump server"
+    assert title == "Jump host"
     assert f"sftp://127.0.0.1:{bastion.port}" in text
     assert bastion.known_hosts in "\n".join(found.advice)
 
