@@ -166,8 +166,9 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def _server_of(item: pytest.Function) -> str | None:
     """Return the name of a test's server, or None."""
     call = getattr(item, "callspec", None)
-    name: str | None = call.params.get("server") if call is not None else None
-    return name
+    name = call.params.get("server") if call is not None else None
+    # Other tests have an argument of this name that is a server itself, which no report can carry.
+    return name if isinstance(name, str) else None
 
 
 @pytest.hookimpl(wrapper=True)
