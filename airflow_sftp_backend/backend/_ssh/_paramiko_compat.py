@@ -221,7 +221,7 @@ class SSHTransport(paramiko.Transport):
         return not self.is_alive()
 
 
-class _FastChannel:
+class FastChannel:
     """Sends several packets at once.
 
     :param channel: the channel
@@ -263,7 +263,7 @@ def buffer_channel(channel: paramiko.Channel) -> SSHChannel:
     :returns: the wrapper; ``channel`` itself without an `Inbox`
     """
     if isinstance(getattr(channel, "in_buffer", None), Inbox):
-        return _FastChannel(channel)
+        return FastChannel(channel)
     return cast("SSHChannel", channel)
 
 

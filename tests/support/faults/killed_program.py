@@ -9,9 +9,8 @@ import sys
 from typing import Any
 from unittest import mock
 
-import paramiko
-
 from airflow_sftp_backend import RetryPolicy, SFTPBackend
+from airflow_sftp_backend.backend._ssh._paramiko_compat import FastChannel
 from tests.support.faults.killed_operations import OPERATIONS
 
 
@@ -19,9 +18,9 @@ def main() -> None:
     """Parse the JSON arguments: connection, operation and kill."""
     job = json.loads(sys.argv[1])
     sends = 0
-    send = paramiko.Channel.send
+    send = FastChannel.send
 
-    def sent(channel: paramiko.Channel, data: Any) -> int:
+    def sent(channel: FastChannel, data: Any) -> int:
         nonlocal sends
         sends += 1
         if sends == job["kill_at"] and not job["after"]:
@@ -33,7 +32,7 @@ def main() -> None:
 
     with (
         SFTPBackend(**job["connection"], retry=RetryPolicy.disabled()) as backend,
-        mock.patch.object(paramiko.Channel, "send", sent),
+        mock.patch.object(FastChannel, "send", sent),
     ):
         OPERATIONS[job["operation"]].act(backend, job["local"])
 
