@@ -37,7 +37,8 @@ include = ["parcel"]
 def test_contributing_names_the_tests_of_a_release() -> None:
     section = (TOP / "CONTRIBUTING.md").read_text().partition("## How to release")[2]
     commands = re.findall(r"`(\.ci/run|make [\w-]+)`", section)
-    assert set(commands) - {"make release"} == set(TESTS)
+    by_hand = {"make release", "make matrix", "make soak"}  # hours, and other Pythons
+    assert set(commands) - by_hand == set(TESTS)
     # The commands that write a page say so in `make help`.
     written = re.findall(r"^[\w-]+:.*## .*write (docs/\S+\.md)", (TOP / "Makefile").read_text(), re.MULTILINE)
     assert set(PAGES) <= set(written)

@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, SFTPBackendError
+from airflow_sftp_backend.backend._files import samples
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
 from airflow_sftp_backend.backend._files.samples import SAMPLE_SIZE, sample_ranges
 from airflow_sftp_backend.backend._paths import Jail, fresh_token, is_temp_name, resume_token, same_writer
@@ -535,7 +536,8 @@ def test_whatever_the_partial_file_holds_the_result_is_the_source(
     with (
         patch.object(resume, "MAX_UNACKED_BYTES", 20),
         patch.object(write_state, "MAX_UNACKED_BYTES", 20),
-        patch.object(resume, "SAMPLE_SIZE", piece),
+        patch.object(samples, "SAMPLE_SIZE", piece),
+        patch.object(samples, "WHOLE_SIZE", 32 * piece),
     ):
         server.run(write_atomic(server, write_target(), UploadSource(source), None, with_resume_key()))
     # what is compared is a sample: of parts so small, all of it
