@@ -7,6 +7,7 @@ Importing this module does not import the Azure SDKs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -83,7 +84,7 @@ def record_login_reply(response: PipelineResponse[Any, Any]) -> None:
     if record is None or reply.status_code < 400 or not (request.method == "POST" or of_discovery):
         return
     try:
-        content: object = reply.json()
+        content: object = json.loads(reply.text())  # azure-identity 1.19 passes replies without `json`
     except ValueError:
         content = None
     values: Mapping[str, object] = content if isinstance(content, dict) else {}
