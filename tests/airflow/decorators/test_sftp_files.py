@@ -80,14 +80,15 @@ def test_soft_fail_skips_for_a_failed_wait_not_for_a_failed_function(remote: Pat
     def fail(files: list[FoundFile]) -> None:
         raise AirflowFailException("no table")
 
-    waiting = operator(fail, soft_fail=True, deferrable=deferrable, stable_for=0.1, poke_interval=0.1, timeout=0.5)
+    arguments: dict[str, Any] = {"soft_fail": True, "deferrable": deferrable, "stable_for": 0.1, "poke_interval": 0.1}
+    waiting = operator(fail, timeout=60, **arguments)
     if deferrable:
         failure = {"event": {"status": "failed", "message": "refused", "retryable": False}}
         with pytest.raises(AirflowSkipException):
             waiting.resume_execution("execute_complete", failure, context())
     else:
         with pytest.raises(AirflowSkipException):
-            waiting.execute(context())
+            operator(fail, timeout=0.1, **arguments).execute(context())
     write_files(remote, {"in/a.csv": b"abc"})
     with pytest.raises(AirflowFailException, match="no table"):
         resume(waiting) if deferrable else waiting.execute(context())
