@@ -16,9 +16,12 @@ from typing import IO, Any
 
 import fsspec
 import pytest
+from fsspec.compression import compr
 
 from airflow_sftp_backend import SFTPBackend
+from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.filesystem import SFTPBackendFileSystem
+from tests.support.airflow.connections import Connect
 from tests.support.servers import AsyncsshServer, Folder
 from tests.support.servers.relay import CountingRelay
 
@@ -104,6 +107,34 @@ def test_threads_that_seek_and_read_get_the_bytes_of_their_position(fs: SFTPBack
         assert file.read(10) == CONTENT[15:25]
 
 
+class Interruption(BaseException):
+    """What a signal handler may raise."""
+
+
+def test_after_an_interruption_a_file_is_read_on_without_a_gap(
+    fs: SFTPBackendFileSystem, folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder.path / "file").write_bytes(CONTENT)
+    moments = [900_000, 1_800_000, 2_100_000]  # when blocks are read ahead
+    check = ReceiveLimits.check_file_bytes
+
+    def interrupted(limits: ReceiveLimits, count: int, path: str) -> None:
+        check(limits, count, path)
+        if moments and count >= moments[0]:
+            del moments[0]
+            raise Interruption  # a signal arrives between the reply and the return of its block
+
+    monkeypatch.setattr(ReceiveLimits, "check_file_bytes", interrupted)
+    with fs.open("file") as file:
+        while (position := file.tell()) < len(CONTENT):
+            try:
+                data = file.read(300_000)
+            except Interruption:
+                continue
+            assert data == CONTENT[position : position + 300_000]
+    assert moments == []
+
+
 def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_old_end(
     fs: SFTPBackendFileSystem, folder: Folder
 ) -> None:
@@ -173,16 +204,18 @@ def test_a_file_is_not_changed_in_place(fs: SFTPBackendFileSystem, folder: Folde
         fs.open("file", mode)
 
 
+needs_zstd = pytest.mark.skipif("zstd" not in compr, reason="fsspec finds no package for zstd")
 OPENINGS: dict[str, Callable[[SFTPBackendFileSystem], IO[Any]]] = {
     "bytes": lambda fs: fs.open("file.gz", "wb"),
     "text": lambda fs: fs.open("file.gz", "w"),
     "compressed": lambda fs: fs.open("file.gz", "wb", compression="gzip"),
+    "zstd": lambda fs: fs.open("file.gz", "wb", compression="zstd"),
     "compressed text": lambda fs: fs.open("file.gz", "w", compression="infer"),
     "fsspec.open": lambda fs: fsspec.core.OpenFile(fs, "file.gz", "w", encoding="utf-8").open(),
 }
 
 
-@pytest.fixture(params=OPENINGS)
+@pytest.fixture(params=[pytest.param(name, marks=needs_zstd) if name == "zstd" else name for name in OPENINGS])
 def opened(request: pytest.FixtureRequest, fs: SFTPBackendFileSystem, folder: Folder) -> IO[Any]:
     """A file that replaces an old one, written to, not closed."""
     (folder.path / "file.gz").write_bytes(b"old")
@@ -212,7 +245,8 @@ def test_closing_while_an_exception_passes_writes_nothing(opened: IO[Any], folde
 def test_a_file_that_is_never_closed_is_not_written(
     fs: SFTPBackendFileSystem, folder: Folder, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for number, opening in enumerate(OPENINGS.values()):
+    openings = [opening for name, opening in OPENINGS.items() if name != "zstd" or "zstd" in compr]
+    for number, opening in enumerate(openings):
         (folder.path / "file.gz").write_bytes(b"old")
         file = opening(fs)
         with contextlib.suppress(TypeError):
@@ -224,6 +258,18 @@ def test_a_file_that_is_never_closed_is_not_written(
         assert caplog.text.count("is not written, because the file was never closed") == number + 1
         assert (folder.path / "file.gz").read_bytes() == b"old"
         assert fs.ls("", detail=False) == ["/file.gz"]  # an abandoned temporary file is not listed
+
+
+@needs_zstd
+def test_a_zstd_file_is_written_and_read_by_url(connect: Connect, server: AsyncsshServer, folder: Folder) -> None:
+    connect(server, "partner", base_path=folder.base_path)
+    url = "sftpbackend://partner@/file.zst"
+    with fsspec.open(url, "wb", compression="zstd") as file:
+        file.write(CONTENT)
+    assert names(folder) == ["file.zst"]
+    assert (folder.path / "file.zst").read_bytes()[:4] == bytes.fromhex("28b52ffd")  # RFC 8878 section 3.1.1
+    with fsspec.open(url, "rb", compression="infer") as file:
+        assert file.read() == CONTENT
 
 
 def test_a_compressed_file_of_fsspec_open_is_written_after_its_block(fs: SFTPBackendFileSystem, folder: Folder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,8 @@ from airflow_sftp_backend.backend._paths import (
 from airflow_sftp_backend.backend.models import PreparedFile
 from tests.support.assertions import refused
 from tests.support.backends import offline
+from tests.support.faults.cases import NEW, UPLOAD, files
+from tests.support.faults.points import lost
 from tests.support.files import tree
 from tests.support.servers import AsyncsshServer, DropsAfter, Folder
 
@@ -157,3 +160,16 @@ def test_every_suffix_leaves_the_name_recognisable(suffix: str, key: str) -> Non
         assert temp.name.endswith(suffix)
         assert len(temp.name.encode()) <= 255
         assert (name_digest(target.key if folder else target.name) in temp.name) is True
+
+
+def test_a_lost_reply_to_mkdir_does_not_end_an_upload_with_a_temp_folder(tmp_path: Path) -> None:
+    case = replace(
+        UPLOAD,
+        name="upload with temp_folder",
+        act=lambda backend, local: backend.upload(local / "source", "in/new/deep/target", temp_folder="work/deep"),
+        before=files(in_new_deep_target=None),
+        after=files(in_new_deep_target=NEW),
+        paths=("in/new/deep/target",),
+    )
+    runs = list(lost(case, tmp_path / "faults", "cut"))
+    assert [result.error for result in runs] == [None] * len(runs)
