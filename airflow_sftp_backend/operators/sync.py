@@ -177,7 +177,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         written, failures = drop_non_utf8([*differences.new, *differences.changed], ends.both)
         extra, not_utf8 = drop_non_utf8(differences.extra if self.delete else (), lambda path: (path,))
         changes = plan_changes(ends, source, target, written, extra if self.delete else None)
-        failures += not_utf8
+        failures += [*not_utf8, *source.invalid]
         failures += [InvalidPath(reason, path=path, server=backend.address) for path, reason in changes.refused.items()]
         exceeds_limit = exceeds_max_delete(self.max_delete, changes.deletions, target.files)
         self._check_limit(len(changes.deletions), len(target.files), exceeds_limit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from contextlib import suppress
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +21,9 @@ from airflow_sftp_backend.operators._object_storage import (
     object_path,
     sha256_if_equal,
     time_of_object,
+    without_trailing_slash,
 )
+from airflow_sftp_backend.operators._transfer_planning import key_below, key_error
 
 from .spellings import parents
 from .tree_differences import TreeListing
@@ -168,18 +171,28 @@ def _local_state(entry: os.DirEntry[str]) -> FileState | None:
 
 
 def _list_objects(url: str, filters: FileFilters) -> TreeListing | None:
-    start = object_path(url.rstrip("/"))
+    top = without_trailing_slash(url)
+    start = object_path(top)
     root = start.path.rstrip("/")
     details = cast("dict[str, dict[str, Any]]", start.fs.find(root, detail=True))
     if root in details:
         raise NotADirectoryError(20, "an object, not a directory", url)
     files = {}
     for path, info in details.items():
-        relative = path.removeprefix(root).lstrip("/")
+        relative = key_below(path, root)
         if info.get("type", "file") == "file" and not is_temp_name(relative.rpartition("/")[2]):
             files[relative] = FileState(info.get("size"), _object_mtime(info))
-    directories = {parent for path in files for parent in parents(path)}
-    return _filtered(files, filters, directories=directories) if details else None
+    if not details:
+        return None
+    listing = _filtered(files, filters)
+    errors = {path: error for path in files if (error := key_error(path, f"{top}/{path}")) is not None}
+    return replace(
+        listing,
+        files={path: state for path, state in listing.files.items() if path not in errors},
+        left_out=listing.left_out - errors.keys(),
+        directories={parent for path in files.keys() - errors.keys() for parent in parents(path)},
+        invalid=[error for path, error in errors.items() if path in listing.files],
+    )
 
 
 def _object_mtime(info: dict[str, Any]) -> float | None:

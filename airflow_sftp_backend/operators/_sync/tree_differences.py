@@ -6,9 +6,10 @@ A path is relative to the top of its tree, with ``/`` between its segments.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Set
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
+from airflow_sftp_backend.backend import InvalidPath
 from airflow_sftp_backend.operators._object_storage import FileState
 
 
@@ -22,6 +23,7 @@ class TreeListing:
     :ivar left_out: files that the filters of the sync exclude
     :ivar directories: all directories
     :ivar backups: path of each missing file that has a backup, by its directory and the digest of its name
+    :ivar invalid: error of each object whose key is not a path
     """
 
     files: Mapping[str, FileState] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class TreeListing:
     left_out: Set[str] = frozenset()
     directories: Set[str] = frozenset()
     backups: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    invalid: Sequence[InvalidPath] = ()
 
     @property
     def all_entries(self) -> set[str]:

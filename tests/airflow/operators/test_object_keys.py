@@ -10,8 +10,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from airflow_sftp_backend.backend import InvalidPath
 from tests.support.airflow.arguments import Glob
 from tests.support.airflow.operators import file_errors, run, upload
+from tests.support.airflow.syncs import run_sync, sync
 from tests.support.airflow.versions import AirflowFailException
-from tests.support.files import read_files
+from tests.support.files import read_files, write_files
 
 KEYS = {"a/b": b"1", "a//b": b"22", "/c": b"333", "d/../e": b"4", "./f": b"5", "g": b"6"}
 EXPRESSIBLE = {"a/b": b"1", "g": b"6"}
@@ -36,6 +37,26 @@ def test_an_object_whose_key_is_no_path_fails_alone(keys: str, remote: Path, sel
     }
     assert all("the object's key has an empty segment (//)" in str(error) for error in errors)
     assert read_files(remote) == {f"out/{key}": content for key, content in EXPRESSIBLE.items()}
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_sync_fails_only_for_keys_that_are_no_paths(keys: str, remote: Path, dry_run: bool) -> None:
+    write_files(remote, {"out/extra": b"old"})
+    with pytest.raises(AirflowFailException) as failed:
+        run_sync(sync(keys, "out", delete=True, dry_run=dry_run))
+    errors = file_errors(failed.value)
+    assert {error.path for error in errors if isinstance(error, InvalidPath)} == {
+        f"{keys}/{key}" for key in KEYS if key not in EXPRESSIBLE
+    }
+    written = {} if dry_run else {f"out/{key}": content for key, content in EXPRESSIBLE.items()}
+    assert read_files(remote) == written | {"out/extra": b"old"}
+
+
+def test_a_sync_leaves_excluded_keys_and_those_of_the_target(keys: str, remote: Path) -> None:
+    result = run_sync(sync(keys, "out", exclude=["b", "c", "e", "f"]))
+    assert (result["new"], read_files(remote)) == (1, {"out/g": b"6"})
+    run_sync(sync("out", keys, "download", delete=True))
+    assert MemoryFileSystem().cat_file(f"{keys}/a//b") == b"22"
 
 
 def test_an_object_with_an_empty_segment_is_sent_alone(keys: str, remote: Path) -> None:
