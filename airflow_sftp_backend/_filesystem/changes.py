@@ -154,10 +154,11 @@ class FileChanges(BackendFileSystem):
         :param kwargs: not used
         :raises FileExistsError: if the path exists
         :raises FileNotFoundError: if a parent does not exist and ``create_parents`` is False
+        :raises NotADirectoryError: if a parent is a file
         """
         path = self._strip_protocol(path)
         with os_errors():
-            if not create_parents and not self.backend.is_folder(parent := self._parent(path)):
+            if not create_parents and not self.backend.exists(parent := self._parent(path)):
                 raise NotFound("cannot create the directory: its parent does not exist", path=parent)
             self.backend.make_folder(path, exist_ok=False)
 

@@ -189,8 +189,9 @@ def test_directories_are_created_and_removed(fs: SFTPBackendFileSystem, tree: Pa
             call()
     with pytest.raises(FileNotFoundError, match="its parent does not exist"):
         fs.mkdir("top/none/below", create_parents=False)
-    with pytest.raises(NotADirectoryError):
-        fs.mkdir("top/one/below")
+    for create_parents in (True, False):
+        with pytest.raises(NotADirectoryError):
+            fs.mkdir("top/one/below", create_parents=create_parents)
     with pytest.raises(OSError, match=r"not empty\. Use rm with recursive=True"):
         fs.rmdir("top/new")
     fs.rmdir("top/new/below")
