@@ -34,7 +34,7 @@ class PreparedFile:
 
 
 Verify = Literal["size", "sha256", "none"]
-"""What is compared after a transfer: the size, the SHA-256 of the content, or nothing."""
+"""Verification of a transfer: compare the sizes, the SHA-256 digests of the content, or nothing."""
 
 BeforeRename = Callable[[Sequence[PreparedFile]], None]
 """Receives files just before they are renamed, several at once, so that it can record them."""

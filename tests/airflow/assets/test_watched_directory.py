@@ -97,7 +97,7 @@ def standalone(home: Path, dags: Path) -> Iterator[dict[str, str]]:
 
 
 def parts(environment: dict[str, str]) -> list[psutil.Process]:
-    """All processes of that Airflow, whoever has started them."""
+    """Return all processes of that Airflow."""
     found = []
     for one in psutil.process_iter(["cmdline"]):
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):

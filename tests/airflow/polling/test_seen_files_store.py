@@ -190,7 +190,7 @@ def test_nothing_is_written_where_nothing_has_changed() -> None:
         await kept.save(seen(before=await kept.load()))
         assert not store.values
         await kept.save(seen("a"))
-        store.aset = None  # type: ignore[assignment,method-assign] # whoever calls it fails
+        store.aset = None  # type: ignore[assignment,method-assign] # a call fails
         await kept.save(seen("a", before=await kept.load()))
 
     asyncio.run(twice())

@@ -1,4 +1,4 @@
-"""Packets of AES-GCM are those of paramiko, whoever of the two writes and reads them."""
+"""The packetizer and paramiko read each other's packets of AES-GCM, and transfers survive both."""
 
 from __future__ import annotations
 
