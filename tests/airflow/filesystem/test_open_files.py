@@ -108,7 +108,7 @@ def test_threads_that_seek_and_read_get_the_bytes_of_their_position(fs: SFTPBack
 
 
 class Interruption(BaseException):
-    """What a signal handler may raise."""
+    """Stand for an exception of a signal handler."""
 
 
 def test_after_an_interruption_a_file_is_read_on_without_a_gap(
