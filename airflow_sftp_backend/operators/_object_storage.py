@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
@@ -72,6 +73,7 @@ def object_path(url: str) -> ObjectStoragePath:
     :param url: the URL
     :returns: the object
     :raises InvalidArgument: if no installed provider or fsspec package supports the scheme
+    :raises InvalidPath: if the installed universal-pathlib reads another object than the URL names
     """
     from airflow.sdk import ObjectStoragePath  # late import, because it loads fsspec
 
@@ -92,7 +94,26 @@ def object_path(url: str) -> ObjectStoragePath:
                 f"cannot use {scheme}:// URLs: {error}. Install the provider of the store."
             ) from error
         assert fs is not None
+    _check_segments(path, url)
     return path
+
+
+def _check_segments(path: ObjectStoragePath, url: str) -> None:
+    """Raise if the path is another object than its URL names.
+
+    universal-pathlib before 0.3, which Airflow 3.0 needs, removes empty segments: it takes ``a//b`` for ``a/b``.
+
+    :raises InvalidPath: if the path is another object
+    """
+    if not re.search(r"/\.?/", url.partition("://")[2]):
+        return
+    named = str(path.fs._strip_protocol(url))
+    if path.path.strip("/").count("/") < named.strip("/").count("/"):
+        message = (
+            f"universal-pathlib {version('universal-pathlib')} cannot name an object whose key has an empty segment"
+            " (//) or a segment .; rename the object, or use an Airflow that works with universal-pathlib 0.3 or newer"
+        )
+        raise InvalidPath(message, path=url)
 
 
 def time_of_object(info: Mapping[str, Any]) -> datetime | None:

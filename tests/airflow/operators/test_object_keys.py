@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.support.airflow.syncs import run_sync, sync
 from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 
+UNIVERSAL_PATHLIB = tuple(int(part) for part in version("universal-pathlib").split(".")[:2])
 KEYS = {"a/b": b"1", "a//b": b"22", "/c": b"333", "d/../e": b"4", "./f": b"5", "g": b"6"}
 EXPRESSIBLE = {"a/b": b"1", "g": b"6"}
 
@@ -59,6 +61,15 @@ def test_a_sync_leaves_excluded_keys_and_those_of_the_target(keys: str, remote: 
     assert MemoryFileSystem().cat_file(f"{keys}/a//b") == b"22"
 
 
+@pytest.mark.skipif(UNIVERSAL_PATHLIB < (0, 3), reason="universal-pathlib before 0.3 removes empty segments")
 def test_an_object_with_an_empty_segment_is_sent_alone(keys: str, remote: Path) -> None:
     run(upload(f"{keys}/a//b", "out/x"))
     assert read_files(remote) == {"out/x": b"22"}
+
+
+@pytest.mark.skipif(UNIVERSAL_PATHLIB >= (0, 3), reason="universal-pathlib 0.3 and newer keep empty segments")
+@pytest.mark.parametrize("key", ["a//b", "./f", "/c"])
+def test_another_object_than_the_named_one_is_never_sent(keys: str, remote: Path, key: str) -> None:
+    with pytest.raises(AirflowFailException, match="cannot name an object whose key has an empty segment"):
+        run(upload(f"{keys}/{key}", "out/x"))
+    assert read_files(remote) == {}
