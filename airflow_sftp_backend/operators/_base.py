@@ -50,11 +50,12 @@ from airflow_sftp_backend.backend import (
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
-from airflow_sftp_backend.progress import ProgressLog, format_duration, format_size, pluralize_files
+from airflow_sftp_backend.progress import ProgressLog, format_size, pluralize_files
 
 from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_events
 from ._object_storage import FileState, Outcome, is_up_to_date, sha256_if_equal
 from ._rename_template import RenameTemplate, check_rename_early
+from ._reporting.file_log import log_files, log_total
 from ._retry_state import RetryState
 from ._transfer_planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
 from ._transfer_records import FileVersion, unproven_target_error
@@ -164,7 +165,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, Generic[PlanT]):
         seconds: float,
     ) -> None:
         """Log the results, update the events of outlets, and raise the failures."""
-        self._log_summary(results, seconds)
+        self._log_summary(results, seconds, failed=bool(failures))
         self._file_events = list(file_events(config, results))
         update_outlet_events(context, self.outlets, self._file_events)
         self._raise_failures(failures, len(results) + len(failures))
@@ -215,31 +216,24 @@ class PlanningOperator(CancellableTask, LabelledOperator, Generic[PlanT]):
                 self.log.error("%s", failure)
             raise ExceptionGroup(f"{len(failures)} of {pluralize_files(file_count)} failed", failures)
 
-    def _log_summary(self, results: Sequence[FileResult], seconds: float) -> None:
-        """Log a line for each file, and a summary."""
-        for result in results:
-            other_end = ""
-            if "source" in result:
-                other_end = f" <- {result['source']}"
-            elif "target" in result:
-                other_end = f" -> {result['target']}"
-            size = format_size(result["size"] or 0)
-            self.log.info("%s %s (%s)%s", result["action"], escaped(result["path"]), size, escaped(other_end))
+    def _log_summary(self, results: Sequence[FileResult], seconds: float, *, failed: bool) -> None:
+        """Log the files, and a summary."""
+        log_files(self.log, results, self._action, self._list_location(failed=failed))
         sizes = [result["size"] or 0 for result in results if result["action"] == self._action]
         if self.is_dry_run or not sizes:
             return
-        total, rate = sum(sizes), ""
+        size, rate = sum(sizes), 0.0
         if self._progress is not None:
-            total, seconds = self._progress.done, self._progress.elapsed
-            rate = f", {format_size(self._progress.rate)}/s" if self._progress.rate and total else ""
-        self.log.info(
-            "%s %s, %s in %s%s",
-            self._action,
-            pluralize_files(len(sizes)),
-            format_size(total),
-            format_duration(seconds),
-            rate,
-        )
+            size, seconds, rate = self._progress.done, self._progress.elapsed, self._progress.rate
+        log_total(self.log, self._action, sizes, size, seconds, rate)
+
+    def _list_location(self, *, failed: bool) -> str:
+        """Return the place of the list of all files, for the log."""
+        if failed:
+            return "no list is kept, because files failed"
+        if self.do_xcom_push:
+            return "the list is the result of the task (XCom)"
+        return "no list is kept, because do_xcom_push is False"
 
 
 class FileOperator(PlanningOperator[PlanT]):

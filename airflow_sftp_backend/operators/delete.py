@@ -17,9 +17,9 @@ from airflow_sftp_backend.backend import (
     NotFound,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend.errors import escaped
 
 from ._base import Failures, FileOperator, distinct_failures, drop_non_utf8
+from ._reporting.file_log import log_each
 from ._retry_state import RetryState
 from ._transfer_planning import Matches, RemoteMatch, match_remote, missing_error
 
@@ -106,12 +106,9 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         directories = [] if self._filters or self._limits else named
         within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
         matched, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
-        files: list[RemoteMatch] = []
-        for file in matched:
-            if retry_state.was_redelivered(file.info):
-                self.log.info("skipping %s: delivered again, left to the next run", escaped(file.info.path))
-            else:
-                files.append(file)
+        redelivered = dict.fromkeys(file.info.path for file in matched if retry_state.was_redelivered(file.info))
+        log_each(self.log, "skipping %s: delivered again, left to the next run", [*redelivered])
+        files = [file for file in matched if file.info.path not in redelivered]
         files = self._take_oldest(files, lambda file: file.info, retry_state)
         # An empty directory has no matching file, but can be deleted.
         missing = [name for name in matches.missing if name not in directories or not backend.is_folder(name)]
@@ -165,6 +162,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
             for parent in _parents_below(path, _top_of(backend, source))
         }
         failures: list[SFTPBackendError] = []
+        empty: list[str] = []
         for parent in sorted(parents, key=lambda path: path.count("/"), reverse=True):
             try:
                 backend.delete_folder(parent)
@@ -173,7 +171,8 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
             except SFTPBackendError as error:
                 failures.append(error)
             else:
-                self.log.info("deleted the empty directory %s", escaped(parent))
+                empty.append(parent)
+        log_each(self.log, "deleted the empty directory %s", empty)
         return failures
 
     def _without_links(self, backend: SFTPBackend, selection: Selection) -> tuple[Selection, list[str]]:

@@ -16,11 +16,11 @@ from airflow_sftp_backend.backend import (
     NotFound,
     SFTPBackendError,
 )
-from airflow_sftp_backend.backend.errors import escaped
 
 from ._base import Failures, FileOperator, check_choice, distinct_failures, drop_non_utf8
 from ._object_storage import FileState, is_up_to_date
 from ._rename_template import RenameTemplate, check_rename_early
+from ._reporting.file_log import log_each
 from ._retry_state import RetryState
 from ._transfer_planning import (
     IfExists,
@@ -140,10 +140,9 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         items, existing = self._final_targets(backend, unnumbered)
         moved_earlier = retry_state.moved_earlier(backend)
         moved = {result["source"] for result in moved_earlier}
-        for item in items:
-            if item.source in moved:
-                # The target already holds the file that the earlier attempt moved.
-                self.log.info("skipping %s: delivered again, left to the next run", escaped(item.source))
+        # Their targets already hold the files that the earlier attempt moved.
+        redelivered = [item.source for item in items if item.source in moved]
+        log_each(self.log, "skipping %s: delivered again, left to the next run", redelivered)
         items = [item for item in items if item.source not in moved]
         by_path = {file.info.path: file for file in files}
         skipped = {item for item in items if self._is_skipped(by_path[item.source].info, existing.get(item.target))}

@@ -1,0 +1,1 @@
+"""Report the files of a task: log lines and manifests."""
