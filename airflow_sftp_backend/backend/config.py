@@ -343,7 +343,21 @@ def check_name_encoding(encoding: object) -> str:
     is_single_byte = len(others) == 128 and set(others) != {"\ufffd"}
     if name != "utf-8" and (ascii_text != bytes(range(128)).decode("ascii") or not is_single_byte):
         raise ValueError(f"name_encoding is {encoding!r}; {expected}")
+    if name != "utf-8" and not _keeps_bytes(name):
+        raise ValueError(
+            f"name_encoding is {encoding!r}, in which several bytes are one character, so that not every name could be"
+            f" sent back to the server; {expected}"
+        )
     return name
+
+
+def _keeps_bytes(encoding: str) -> bool:
+    """Tell whether every byte is the same after it is decoded and encoded."""
+    every_byte = bytes(range(256))
+    try:
+        return every_byte.decode(encoding, "surrogateescape").encode(encoding, "surrogateescape") == every_byte
+    except UnicodeError:
+        return False
 
 
 def missing_character(path: str, encoding: str) -> str:

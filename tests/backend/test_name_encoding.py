@@ -103,8 +103,11 @@ def test_a_character_that_the_encoding_lacks_is_refused_before_any_io() -> None:
 
 @pytest.mark.parametrize(
     "encoding",
-    ["utf-16", "gbk", "cp037", "iso2022_jp", "utf-7", "ascii", "base64", "latin-9000", "", "a\0b", 7, None],
-)
+    [
+        "utf-16", "gbk", "cp037", "iso2022_jp", "utf-7", "ascii", "base64", "latin-9000", "", "a\0b", 7, None,
+        "mac_arabic", "mac_farsi", "cp1006",
+    ],
+)  # fmt: skip
 def test_an_encoding_that_may_not_return_every_name_is_refused(encoding: object) -> None:
     with pytest.raises(ValueError, match="expected utf-8, or a single-byte encoding such as latin-1 or cp1252"):
         check_name_encoding(encoding)
