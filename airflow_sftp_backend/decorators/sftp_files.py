@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from airflow.sdk import BaseOperator
 from airflow.sdk.bases.decorator import DecoratedOperator, task_decorator_factory
 
 from airflow_sftp_backend._arguments import InvalidArgument
@@ -44,6 +45,9 @@ class SFTPFilesDecoratedOperator(DecoratedOperator, SFTPFileSensor):
         _check_function(python_callable, op_kwargs or {})
         op_kwargs = {_FILES: None, **(op_kwargs or {})}
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
+
+    # The arguments of the function are rendered as in every `@task`.
+    render_template = BaseOperator.render_template
 
     def execute(self, context: Context) -> Any:
         """Wait for the files and call the function, or defer.

@@ -120,6 +120,7 @@ def test_a_task_of_a_mapped_group_has_labels() -> None:
     [
         ("mapped", 0, "success", "./2024"),
         ("mapped", 1, "failed", LONG.rpartition("/")[2]),
+        ("mapped", 2, "success", "./2024"),
         ("handle.get", 0, "success", "plain"),
         ("unmapped", -1, "success", None),
     ],
@@ -127,14 +128,16 @@ def test_a_task_of_a_mapped_group_has_labels() -> None:
 def test_airflow_receives_the_label_of_a_natively_rendered_task(
     remote: Path, tmp_path: Path, task_id: str, map_index: int, state: str, expected: str | None
 ) -> None:
-    write_files(remote, {"in/2024": b"1", "plain": b"3"})
+    write_files(remote, {"in/2024": b"1", "2024": b"2", "plain": b"3"})
     body = f"""
     from airflow.sdk import DAG, task_group
     from airflow_sftp_backend.operators import SFTPDownloadOperator
 
     with DAG("labels", schedule=None, render_template_as_native_obj=True):
         to = {str(tmp_path)!r} + "/in/"
-        SFTPDownloadOperator.partial(task_id="mapped", target=to).expand(source=["in/2024", {LONG!r}])
+        SFTPDownloadOperator.partial(task_id="mapped", target=to).expand(
+            source=["in/2024", {LONG!r}, {{"path": "2024"}}]
+        )
         SFTPDownloadOperator(task_id="unmapped", source="plain", target=to)
 
         @task_group

@@ -236,6 +236,28 @@ def test_the_output_of_a_task_selects_its_files(remote: Path, value: Any, native
     assert sorted(read_files(remote / "in")) == ["report1.csv"]
 
 
+@pytest.mark.parametrize("value", ["2024", "1_000", "0x10", "1e3", "True", "[1]", "{1}", "'a'", " 1"])
+@pytest.mark.parametrize("native", [True, False])
+def test_a_name_without_a_template_is_rendered_unchanged(remote: Path, value: str, native: bool) -> None:
+    write_files(remote, {value: b"x"})
+    for source in ([value], [{"path": value}], {"path": value}, value):
+        operator = rendered(source, native=native, values={})
+        operator.target = "moved"
+        operator.rename = "{name}"
+        (row,) = run(operator)
+        assert row["source"] == value
+        (remote / row["path"]).rename(remote / value)
+
+
+def test_the_delimiters_of_the_dag_mark_templates(remote: Path) -> None:
+    write_files(remote, {"2024": b"", "{{ x }}": b""})
+    delimiters = {"variable_start_string": "<<", "variable_end_string": ">>"}
+    with DAG("own", schedule=None, render_template_as_native_obj=True, jinja_environment_kwargs=delimiters):
+        operator = SFTPMoveOperator(task_id="mv", source=["<< year >>.csv", "{{ x }}", "2024"], target="o/")
+    operator.render_template_fields(cast("Any", {"year": 2024}))
+    assert operator.source == ["2024.csv", "{{ x }}", "2024"]
+
+
 @pytest.mark.parametrize("missing", [None, [], [[]]])
 def test_an_output_without_files_is_skipped_or_a_failure(remote: Path, missing: Any) -> None:
     operator = move("x", "out/", missing_ok=True)
