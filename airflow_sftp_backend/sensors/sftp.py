@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
+from airflow.sdk.exceptions import AirflowRuntimeError
 
 from airflow_sftp_backend._arguments import check_conn_id
 from airflow_sftp_backend._cancellation import CancellableTask
@@ -37,12 +38,19 @@ from airflow_sftp_backend._polling.conditions import (
     poll,
 )
 from airflow_sftp_backend._state_store import load_if_possible, save
+from airflow_sftp_backend._text_rendering import PlainTextOperator
 from airflow_sftp_backend.backend import AuthenticationFailed, BackendUnavailable, HostKeyRejected, SFTPBackendError
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
 from airflow_sftp_backend.progress import pluralize_files
 from airflow_sftp_backend.triggers.sftp import FilesFound, SFTPFileTrigger, WaitFailed
-from airflow_sftp_backend.version_compat import AirflowFailException, AirflowSkipException, conf, task_state_store
+from airflow_sftp_backend.version_compat import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    conf,
+    task_state_store,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -54,7 +62,7 @@ _STATE_KEY = "stability"
 _PURPOSE = "tell for how long a file has not changed"
 
 
-class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
+class SFTPFileSensor(CancellableTask, LabelledOperator, PlainTextOperator, BaseSensorOperator):
     """Wait for files on an SFTP server and return their rows.
 
     A row has ``path``, ``size`` and ``modified_at``.
@@ -201,7 +209,7 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, BaseSensorOperator):
             if self.soft_fail or self.never_fail:
                 raise AirflowSkipException(str(error)) from error
             raise
-        except SFTPBackendError as error:
+        except (SFTPBackendError, AirflowException, AirflowRuntimeError) as error:  # the latter: no such connection
             if self.silent_fail:
                 self.log.error("the poll failed, will poll again: %s", error)
                 return PollResult(False, [], self._stability, str(error))

@@ -29,6 +29,7 @@ from tests.support.airflow.context import State, context
 from tests.support.airflow.sensors import Mode, first_event, meanwhile, names, sensor, wait
 from tests.support.airflow.versions import (
     AirflowFailException,
+    AirflowNotFoundException,
     AirflowRescheduleException,
     AirflowSensorTimeout,
     AirflowSkipException,
@@ -285,6 +286,14 @@ def test_soft_fail_skips_the_task_in_every_mode(
     connect(server, columns={"password": "wrong"}, private_key=None)
     with pytest.raises(AirflowSkipException):
         wait(mode, path="a", **{soft: True})
+
+
+@pytest.mark.parametrize(
+    ("flag", "kind"), [("soft_fail", AirflowNotFoundException), ("never_fail", AirflowSkipException)]
+)
+def test_a_missing_connection_is_treated_as_in_airflows_sensors(mode: Mode, flag: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        wait(mode, path="a", sftp_conn_id="no_such_connection", **{flag: True})
 
 
 @pytest.mark.parametrize("polls_before", [0, 1])
