@@ -40,6 +40,7 @@ from airflow_sftp_backend._path_arguments import (
     parse_patterns,
     split_pattern,
 )
+from airflow_sftp_backend._text_rendering import PlainTextOperator
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BackendUnavailable,
@@ -73,7 +74,7 @@ PlanT = TypeVar("PlanT")
 Failures = list[SFTPBackendError | OSError]
 
 
-class PlanningOperator(CancellableTask, LabelledOperator, Generic[PlanT]):
+class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Generic[PlanT]):
     """Plan, execute and report a task.
 
     A task instance has one backend.
@@ -426,6 +427,7 @@ class TransferOperator(FileOperator[TransferPlan]):
         self.verify = verify
         self.mode = mode
         self.keep_times = keep_times
+        self._lost_connection: BackendUnavailable | None = None
         check_names_or_patterns(source, self.pattern, "source")
         check_rename_early(rename)
         check_choice("if_exists", if_exists, get_args(IfExists))
@@ -515,13 +517,24 @@ class TransferOperator(FileOperator[TransferPlan]):
         elif not isinstance(outcome, AlreadyExists) or not retry_state.is_retry_since_cleared:
             return outcome
         else:
-            digest = None if retry_state.has_store else find_earlier_digest()
+            try:
+                digest = self._earlier_digest(retry_state, find_earlier_digest)
+            except BackendUnavailable as error:  # the rows of the other files are kept
+                self._lost_connection = error
+                return error
             if digest is None:
                 return unproven_target_error(outcome)
             result["action"] = self._earlier_action
         if digest is not None:
             result["sha256"] = digest.removeprefix("sha256:")
         return result
+
+    def _earlier_digest(self, retry_state: RetryState, find_earlier_digest: Callable[[], str | None]) -> str | None:
+        if retry_state.has_store:
+            return None
+        if self._lost_connection is not None:  # do not reconnect for each file
+            raise self._lost_connection
+        return find_earlier_digest()
 
 
 def _undecided_error(file: LimitedFile, limit: LimitName) -> CapabilityNotSupported:

@@ -20,6 +20,7 @@ from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import shield_from_kill
 from airflow_sftp_backend.backend import (
     AlreadyExists,
+    BackendUnavailable,
     BeforeRename,
     InvalidPath,
     PreparedFile,
@@ -294,11 +295,14 @@ def sha256_if_equal(backend: SFTPBackend, key: str, local: str) -> str | None:
     :param key: path on the server
     :param local: local path or URL
     :returns: ``sha256:<hex>`` of both; None if they differ or cannot be read
+    :raises BackendUnavailable: if the connection is lost
     """
     try:
         with backend.read(key) as remote, open_source(local) as local_stream:
             digest = sha256_of_stream(remote)
             return digest if sha256_of_stream(local_stream) == digest else None
+    except BackendUnavailable:
+        raise
     except (SFTPBackendError, OSError):
         return None
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Final
+from typing import Final, TypeVar
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._path_arguments import PLACEHOLDER
+from airflow_sftp_backend.backend import InvalidPath
+
+T = TypeVar("T")
 
 _WORDS: Final = ("name", "stem", "suffix", "date", "time", "timestamp")
 
@@ -72,7 +76,7 @@ class RenameTemplate:
 
         :param name: the file's name
         :returns: the file's new path
-        :raises InvalidArgument: if the new path has no file name, such as ``{suffix}`` for a file without a suffix
+        :raises InvalidPath: if the new path has no file name, such as ``{suffix}`` for a file without a suffix
         """
         parts, time = PurePosixPath(name), self.run_time.astimezone(UTC)
         # ``..a`` has the stem ``.``, which names a directory
@@ -87,8 +91,35 @@ class RenameTemplate:
         }
         path = PLACEHOLDER.sub(lambda placeholder: words[placeholder[1]], self.template)
         if path.rpartition("/")[2] in ("", ".", ".."):
-            raise InvalidArgument(
-                f"rename={self.template!r} makes {path!r} of the file {name!r}, which is no file name; nothing was"
-                " transferred. Add a placeholder such as {stem}, or exclude the file"
+            raise InvalidPath(
+                f"rename={self.template!r} makes {path!r} of the name {name!r}, which is not a file name; the file was"
+                " left unchanged. Add a placeholder such as {stem}, or exclude the file",
+                path=name,
             )
         return path
+
+
+def split_nameless(
+    files: Iterable[T], rename: RenameTemplate | None, names: Callable[[T], tuple[str, str]]
+) -> tuple[list[T], list[InvalidPath]]:
+    """Separate the files that a template leaves without a name.
+
+    :param files: the files
+    :param rename: the template; None keeps the names
+    :param names: returns the name and the path of a file
+    :returns: the files with a new name, and a failure for each other file
+    """
+    if rename is None:
+        return list(files), []
+    named: list[T] = []
+    failures: list[InvalidPath] = []
+    for file in files:
+        name, path = names(file)
+        try:
+            rename.fill(name)
+        except InvalidPath as error:
+            error.path = path
+            failures.append(error)
+        else:
+            named.append(file)
+    return named, failures

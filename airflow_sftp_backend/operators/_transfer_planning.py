@@ -121,6 +121,11 @@ class LocalFile:
     size: int | None
     modified_at: datetime | None = None
 
+    @property
+    def name(self) -> str:
+        """Last segment of the path."""
+        return self.relative_path.rpartition("/")[2]
+
 
 def find_local_files(
     selection: Selection, filters: FileFilters, *, none_ok: bool = False
@@ -167,7 +172,7 @@ def plan_uploads(
         [
             TransferItem(
                 file.path,
-                _path_on_server(file.relative_path.rpartition("/")[2], file.relative_path, selection, target, rename),
+                _path_on_server(file.name, file.relative_path, selection, target, rename),
                 file.size,
             )
             for file in files

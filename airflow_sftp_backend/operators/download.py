@@ -14,6 +14,7 @@ from airflow_sftp_backend.progress import pluralize_files
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_states
+from ._rename_template import split_nameless
 from ._retry_state import RetryState
 from ._taken_files import TakenFiles, find_asset
 from ._transfer_planning import RemoteMatch, match_remote, missing_error, plan_downloads
@@ -86,7 +87,9 @@ class SFTPDownloadOperator(TransferOperator):
         files, undecided = self._within_limits(matches.files, lambda file: file.info)
         files, not_utf8 = drop_non_utf8(files, lambda file: (file.info.path,))
         files = self._new_files(files, matches.files, selection, retry_state)
-        planned = plan_downloads(files, selection, target, self._rename_template(retry_state))
+        rename = self._rename_template(retry_state)
+        files, nameless = split_nameless(files, rename, lambda file: (file.info.name, file.info.path))
+        planned = plan_downloads(files, selection, target, rename)
         items, not_utf8_targets = drop_non_utf8(planned, lambda item: (item.source, item.target))
         infos = {file.info.path: file.info for file in files}
         target_states = local_states([item.target for item in items])
@@ -96,7 +99,7 @@ class SFTPDownloadOperator(TransferOperator):
         pending = self._take_oldest(pending, lambda item: infos[item.source], retry_state)
         failures = [*matches.failures, *undecided, *(missing_error(backend, selection, name) for name in missing)]
         versions = {item: remote_version(infos[item.source]) for item in pending}
-        return TransferPlan(pending, skipped, [*failures, *not_utf8, *not_utf8_targets], targets, versions)
+        return TransferPlan(pending, skipped, [*failures, *nameless, *not_utf8, *not_utf8_targets], targets, versions)
 
     def _new_files(
         self, files: list[RemoteMatch], matched: Sequence[RemoteMatch], selection: Selection, retry_state: RetryState

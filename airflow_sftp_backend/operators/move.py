@@ -19,7 +19,7 @@ from airflow_sftp_backend.backend import (
 
 from ._base import Failures, FileOperator, check_choice, distinct_failures, drop_non_utf8
 from ._object_storage import FileState, is_up_to_date
-from ._rename_template import RenameTemplate, check_rename_early
+from ._rename_template import RenameTemplate, check_rename_early, split_nameless
 from ._reporting.file_log import log_each
 from ._retry_state import RetryState
 from ._transfer_planning import (
@@ -133,6 +133,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         matches = match_remote(backend, selection, self._filters)
         within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
         files, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
+        files, nameless = split_nameless(files, rename, lambda file: (file.info.name, file.info.path))
         can_skip = self.if_exists in ("skip", "skip_same")
         if not can_skip:
             files = self._take_oldest(files, lambda file: file.info, retry_state)
@@ -150,7 +151,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
             pending = [item for item in items if item not in skipped]
             taken = self._take_oldest(pending, lambda item: by_path[item.source].info, retry_state)
             items = [item for item in items if item in skipped or item in taken]
-        failures = [*matches.failures, *undecided, *not_utf8]
+        failures = [*matches.failures, *undecided, *not_utf8, *nameless]
         if not self.missing_ok:
             # An earlier attempt may have moved all files of a name that is missing now.
             completed = retry_state.arguments_naming(moved)
@@ -209,7 +210,10 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
                 return results, failures
             retries -= 1
             unnumbered = [item for item in plan.unnumbered if item.source in conflicts]
-            pending, existing = self._final_targets(backend, unnumbered, occupied)
+            try:
+                pending, existing = self._final_targets(backend, unnumbered, occupied)
+            except SFTPBackendError as error:  # the rows of moved files are kept
+                return results, [*failures, error]
 
     def _final_targets(
         self, backend: SFTPBackend, items: Sequence[TransferItem], occupied: Set[str] = frozenset()

@@ -307,7 +307,13 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
 
     def _preview(self, plan: SyncPlan) -> tuple[list[FileResult], Failures]:
         planned: Action = "would upload" if self.direction == "upload" else "would download"
-        results = [make_result(item, plan.ends.local_end, item.size, planned) for item in plan.items.values()]
+        items = plan.items
+        if plan.failures and (plan.deletions or plan.changes.late):
+            self.log.warning("would delete nothing, because files cannot be transferred")
+            items = {path: item for path, item in items.items() if path not in plan.changes.late}
+        results = [make_result(item, plan.ends.local_end, item.size, planned) for item in items.values()]
+        if plan.failures:
+            return results, plan.failures
         action: Action = "would fail" if plan.exceeds_limit else "would delete"
         return results + [self._deletion(plan, path, action) for path in plan.deletions], plan.failures
 

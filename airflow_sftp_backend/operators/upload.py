@@ -14,6 +14,7 @@ from airflow_sftp_backend.backend._paths import check_temp_suffix
 
 from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_state
+from ._rename_template import split_nameless
 from ._retry_state import RetryState
 from ._transfer_planning import LocalFile, TransferItem, existing_files, find_local_files, plan_uploads
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
@@ -108,7 +109,9 @@ class SFTPUploadOperator(TransferOperator):
             raise InvalidArgument("direct applies to local files, but the source has URLs")
         files, undecided = self._within_limits(matched, lambda file: file)
         by_path = {file.path: file for file in files}
-        items = plan_uploads(files, selection, target, self._rename_template(retry_state))
+        rename = self._rename_template(retry_state)
+        files, nameless = split_nameless(files, rename, lambda file: (file.name, file.path))
+        items = plan_uploads(files, selection, target, rename)
         items = [
             TransferItem(item.source, backend.resolve(item.target).key, item.size, by_path[item.source].modified_at)
             for item in items
@@ -126,7 +129,7 @@ class SFTPUploadOperator(TransferOperator):
         pending, skipped = self._split_skipped(backend, states)
         pending = self._take_oldest(pending, lambda item: by_path[item.source], retry_state)
         versions = {item: local_version(item.source) for item in pending}
-        return TransferPlan(pending, skipped, [*failures, *undecided, *not_utf8], targets.keys(), versions)
+        return TransferPlan(pending, skipped, [*failures, *undecided, *nameless, *not_utf8], targets.keys(), versions)
 
     def _execute_plan(
         self, backend: SFTPBackend, plan: TransferPlan, retry_state: RetryState

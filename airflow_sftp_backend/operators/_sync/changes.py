@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend.backend import BackendUnavailable, SFTPBackendError
+from airflow_sftp_backend.backend._paths import has_control_character
 from airflow_sftp_backend.backend.errors import escaped
 
 from .ends import SyncEnds
@@ -61,6 +63,7 @@ def plan_changes(
     if not written and not extra:
         return Changes()
     protected = protected_by_links(extra or (), source.others) | protected_by_backups(extra or (), source.backups)
+    protected |= _unlisted_by_servers(extra or ())
     deletions = [path for path in extra or () if path not in protected]
     mistaken, protected = _check_names(ends, source, target, written, deletions)
     deletions = [path for path in deletions if path not in protected]
@@ -74,6 +77,22 @@ def plan_changes(
     directories = {*emptied_directories(deletions, source.files), *obstacles.directories}
     transfers = [path for path in written if path not in refused]
     return Changes(transfers, obstacles.late, refused, deletions, deepest_first(directories))
+
+
+def _unlisted_by_servers(paths: Iterable[str]) -> set[str]:
+    """Return the paths that a listing of a server leaves out.
+
+    The source may have these files although its listing lacks them.
+    """
+    unlisted = {path for path in paths if has_control_character(path) or ".." in re.split(r"[/\\]", path)}
+    if unlisted:
+        log.warning(
+            "not deleted, because listings leave out names with control characters and with .. between backslashes,"
+            " %d in total: %s",
+            len(unlisted),
+            ", ".join(escaped(path) for path in sorted(unlisted)[:_NAMED_IN_LOG]),
+        )
+    return unlisted
 
 
 def _check_names(

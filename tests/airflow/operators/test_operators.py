@@ -113,6 +113,22 @@ def test_each_file_is_named_by_the_rename_template(remote: Path) -> None:
     assert all(read_files(remote)[row["path"]] == FILES[row["source"]] for row in rows)
 
 
+@pytest.mark.parametrize("dry_run", [False, True])
+@pytest.mark.parametrize("kind", ["upload", "download", "move"])
+def test_a_template_that_leaves_a_file_nameless_fails_it_alone(
+    remote: Path, tmp_path: Path, kind: str, dry_run: bool
+) -> None:
+    files = {"in/README": b"1", "in/a.csv": b"2"}
+    write_files(tmp_path if kind == "upload" else remote, files)
+    make: Any = {"upload": upload, "download": download, "move": move}[kind]
+    source, target = (f"{tmp_path}/in/", "out") if kind == "upload" else ("in/", f"{tmp_path}/out")
+    target = "out" if kind == "move" else target
+    with pytest.raises(AirflowFailException, match=r"1 of 2 files failed:\n- .*not a file name.*in/README"):
+        run(make(source, target, rename="x{suffix}/{suffix}", max_files=1, dry_run=dry_run))
+    written = read_files((tmp_path if kind == "download" else remote) / "out")
+    assert written == ({} if dry_run else {"x.csv/.csv": b"2"})
+
+
 def test_files_of_one_name_are_kept_side_by_side(remote: Path) -> None:
     write_files(remote, {"in/r.csv": b"1", "in/d/r.csv": b"2", "out/r.csv": b"old", "out/r-1.csv": b"older"})
     rows = run(move(Glob("in/**"), "out", rename="{name}", if_exists="number"))

@@ -107,6 +107,17 @@ def test_an_empty_file_is_downloaded_once(remote: Path, tmp_path: Path) -> None:
     assert counts(run_sync(sync("in", tmp_path / "out", "download"))) == (0, 0, 2, 0)
 
 
+@pytest.mark.parametrize("name", ["line\nbreak", "tab\there/file", "..\\windows"])
+def test_names_that_servers_do_not_list_are_not_deleted(
+    remote: Path, tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_files(remote, {"in/a": b"1", f"in/{name}": b"2"})
+    target = write_files(tmp_path / "out", {name: b"2", "extra": b""})
+    assert run_sync(sync("in", target, "download", delete=True))["deleted"] == 1
+    assert read_files(target) == {"a": b"1", name: b"2"}
+    assert "not deleted, because listings leave out names with control characters" in caplog.text
+
+
 # -- replacements by two renames --------------------------------------------------------------------------------------
 
 
@@ -192,6 +203,24 @@ def test_an_entry_that_stays_in_the_way_fails_before_deletions(
         with pytest.raises(AirflowFailException, match=message):
             run_sync(sync(*ends, direction, dry_run=dry_run, **arguments))
         assert read_files(target) == {existing: b"old"}
+
+
+def test_a_dry_run_lists_no_deletion_that_a_refused_file_prevents(
+    remote: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = write_files(tmp_path / "in", {"x": b"1", "ok": b"2", "was-dir": b"3"})
+    existing = {"x/excluded.log": b"", "extra": b"", "was-dir/y": b""}
+    write_files(remote / "out", existing)
+    with pytest.raises(AirflowFailException, match="has a directory of this name"):
+        run_sync(sync(here, "out", delete=True, exclude="*.log", dry_run=True))
+    planned = capsys.readouterr().out
+    assert "would upload out/ok" in planned
+    assert "out/was-dir" not in planned
+    assert "would delete nothing, because files cannot be transferred" in planned
+    assert "would delete out/" not in planned
+    with pytest.raises(AirflowFailException, match="has a directory of this name"):
+        run_sync(sync(here, "out", delete=True, exclude="*.log"))
+    assert read_files(remote / "out") == existing | {"ok": b"2"}
 
 
 def test_objects_and_directories_of_one_name_replace_each_other(remote: Path, store: str) -> None:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import FileInfo, InvalidPath
-from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import FileFilters
 from airflow_sftp_backend._path_arguments import Selection, parse_names, parse_patterns
 from airflow_sftp_backend.backend._files.glob import Pattern
@@ -262,7 +261,7 @@ def test_a_template_names_uploads_and_downloads_too() -> None:
 def test_a_template_that_leaves_no_file_name_is_refused(rename: str) -> None:
     template = RenameTemplate(rename, RUN)
     assert template.fill("a.csv").endswith(".csv")
-    with pytest.raises(InvalidArgument, match=r"makes '.*' of the file 'README', which is no file name; nothing was"):
+    with pytest.raises(InvalidPath, match=r"makes '.*' of the name 'README', which is not a file name; the file was"):
         template.fill("README")
 
 
