@@ -352,7 +352,7 @@ def check_name_encoding(encoding: object) -> str:
 
 
 def _keeps_bytes(encoding: str) -> bool:
-    """Tell whether every byte is the same after it is decoded and encoded."""
+    """Tell whether decoding and encoding keeps every byte."""
     every_byte = bytes(range(256))
     try:
         return every_byte.decode(encoding, "surrogateescape").encode(encoding, "surrogateescape") == every_byte
