@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import asyncssh
 import pytest
@@ -29,7 +30,7 @@ class _CuttingPackets(Packets):
 
 
 class _OccupyingFiles(Files):
-    def rename(self, oldpath: bytes, newpath: bytes) -> object:
+    def rename(self, oldpath: bytes, newpath: bytes) -> Any:
         if newpath.endswith(b"/taken.csv"):
             Path(self.map_path(newpath).decode()).write_bytes(b"another writer")
             raise asyncssh.SFTPFailure("the name is taken")
@@ -78,7 +79,7 @@ def test_a_lost_connection_is_no_difference_of_content(serve: Serve, tmp_path: P
     target = tmp_path / "local"
     write_files(target, {"a": content})
     write_files(remote, {"remote/a": content})
-    ends = (target, "remote") if direction == "upload" else ("remote", target)
+    ends: tuple[object, object] = (target, "remote") if direction == "upload" else ("remote", target)
     inodes = [path.stat().st_ino for path in (target / "a", remote / "remote/a")]
     with pytest.raises(BackendUnavailable):
         run_sync(sync(*ends, direction, compare="sha256"))
