@@ -30,6 +30,7 @@ from airflow_sftp_backend._path_arguments import (
 )
 from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBackendError
 from airflow_sftp_backend.backend._paths import is_temp_name
+from airflow_sftp_backend.backend._receive_limits import MAX_DEPTH
 
 from ._object_storage import is_url, object_path, time_of_object, without_trailing_slash
 from ._rename_template import RenameTemplate
@@ -147,7 +148,10 @@ def find_local_files(
         find_files = _find_objects if is_url(path_or_glob) else _find_local
         try:
             for found in find_files(selector, filters, none_ok):
-                if isinstance(found, LocalFile):
+                if isinstance(found, LocalFile) and found.relative_path.count("/") > MAX_DEPTH:
+                    message = f"the path has more than {MAX_DEPTH} directories, the limit of listings; move the file"
+                    failures.append(InvalidPath(message, path=found.path))
+                elif isinstance(found, LocalFile):
                     files.append(found)
                 else:
                     failures.append(found)

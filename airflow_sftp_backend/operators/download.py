@@ -16,6 +16,8 @@ from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_states
 from ._rename_template import split_nameless
 from ._retry_state import RetryState
+from ._sync.ends import SyncEnds
+from ._sync.merged_names import check_distinct_targets
 from ._taken_files import TakenFiles, find_asset
 from ._transfer_planning import RemoteMatch, match_remote, missing_error, plan_downloads
 from ._transfer_records import downloaded_earlier, downloaded_since, remote_version
@@ -91,6 +93,7 @@ class SFTPDownloadOperator(TransferOperator):
         files, nameless = split_nameless(files, rename, lambda file: (file.info.name, file.info.path))
         planned = plan_downloads(files, selection, target, rename)
         items, not_utf8_targets = drop_non_utf8(planned, lambda item: (item.source, item.target))
+        check_distinct_targets(SyncEnds(backend, "download", "", target), [item.target for item in items])
         infos = {file.info.path: file.info for file in files}
         target_states = local_states([item.target for item in items])
         targets = set(target_states)

@@ -22,6 +22,8 @@ from ._object_storage import FileState, is_up_to_date
 from ._rename_template import RenameTemplate, check_rename_early, split_nameless
 from ._reporting.file_log import log_each
 from ._retry_state import RetryState
+from ._sync.ends import SyncEnds
+from ._sync.merged_names import check_distinct_targets
 from ._transfer_planning import (
     IfExists,
     MoveIfExists,
@@ -227,6 +229,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         items = [TransferItem(item.source, backend.resolve(item.target).key, item.size) for item in items]
         if self.if_exists != "number":
             items = check_unique_targets(items)
+            check_distinct_targets(SyncEnds(backend, "upload", str(self.target), ""), [item.target for item in items])
         existing = existing_files(backend, [item.target for item in items])
         if self.if_exists == "number":
             taken = existing.keys() | occupied

@@ -16,6 +16,8 @@ from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_state
 from ._rename_template import split_nameless
 from ._retry_state import RetryState
+from ._sync.ends import SyncEnds
+from ._sync.merged_names import check_distinct_targets
 from ._transfer_planning import LocalFile, TransferItem, existing_files, find_local_files, plan_uploads
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
 from ._transfers import TempOptions, upload_items
@@ -117,6 +119,7 @@ class SFTPUploadOperator(TransferOperator):
             for item in items
         ]
         items, not_utf8 = drop_non_utf8(items, lambda item: (item.source, item.target))
+        check_distinct_targets(SyncEnds(backend, "upload", target, ""), [item.target for item in items])
         targets: dict[str, FileState] = {}
         # With "fail" and "replace" the upload itself handles existing targets, which saves a round trip.
         if self.is_dry_run or self.if_exists in ("skip", "skip_same"):

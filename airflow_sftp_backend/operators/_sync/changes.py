@@ -8,11 +8,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from airflow_sftp_backend._arguments import InvalidArgument
-from airflow_sftp_backend.backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend._paths import has_control_character
+from airflow_sftp_backend.backend._receive_limits import MAX_DEPTH
 from airflow_sftp_backend.backend.errors import escaped
 
 from .ends import SyncEnds
+from .merged_names import target_rules
 from .obstacles import deepest_first, emptied_directories, find_obstacles, protected_by_backups, protected_by_links
 from .spellings import ANY_RULES, NameRules, merged_paths, unlisted_prefixes, with_parents
 from .tree_differences import TreeListing
@@ -23,6 +24,10 @@ _NAMED_IN_LOG = 3
 _OTHER_SPELLING = (
     "the target does not distinguish this path from a path in another spelling (such as case or Unicode form); rename"
     " one of the two in the source or in the target"
+)
+_TOO_DEEP = (
+    f"the path has more than {MAX_DEPTH} directories, the limit of listings, so that the next sync could not list the"
+    " target; move the file further up"
 )
 _FOLLOWED_LINK = (
     "the target has a link of this name, and this server would replace the file that the link leads to; remove the link"
@@ -71,6 +76,7 @@ def plan_changes(
         [path for path in written if path not in mistaken], target, None if extra is None else set(deletions)
     )
     refused = dict.fromkeys(mistaken, _OTHER_SPELLING) | obstacles.refused
+    refused |= {path: _TOO_DEEP for path in written if path.count("/") > MAX_DEPTH}
     links = [path for path in written if path in target.links_to_files and path not in refused]
     if links and not ends.replaces_link(links[0]):  # of all links, because it is a matter of the server
         refused |= dict.fromkeys(links, _FOLLOWED_LINK)
@@ -117,7 +123,7 @@ def _check_names(
 
     merged, kept = find_merged(ANY_RULES)
     if merged or kept:
-        merged, kept = find_merged(_target_rules(ends))
+        merged, kept = find_merged(target_rules(ends))
     if merged:
         path, other = min(merged.items())
         raise InvalidArgument(
@@ -133,17 +139,3 @@ def _check_names(
     lookups = unlisted_prefixes(new, listed)
     existing = ends.existing_in_target(set(lookups.values())) if lookups else set()
     return {path for path, prefix in lookups.items() if prefix in existing}, set(kept)
-
-
-def _target_rules(ends: SyncEnds) -> NameRules:
-    """Test the names of the target.
-
-    If the target refuses the test, suppose that it ignores every difference.
-    """
-    try:
-        return ends.probe_target()
-    except BackendUnavailable:
-        raise
-    except (SFTPBackendError, OSError) as error:
-        log.warning("names that differ in their spelling only count as one, because names cannot be tested: %s", error)
-        return ANY_RULES
