@@ -34,13 +34,6 @@ def test_transfers_take_a_template_for_new_names(remote: Path, local: Path, tmp_
         assert "rename" in make("a", "b", rename="{{ ds }}-{name}").template_fields
 
 
-def test_a_file_that_a_template_leaves_nameless_prevents_all_transfers(remote: Path, local: Path) -> None:
-    write_files(local, {"README": b"two"})
-    with pytest.raises(AirflowFailException, match="of the file 'README', which is no file name"):
-        run(upload(f"{local}/", "out", rename="x/{suffix}"))
-    assert read_files(remote) == {}
-
-
 def test_transfers_set_modes_and_keep_times(remote: Path, local: Path, tmp_path: Path, store: str) -> None:
     os.utime(local / "a.csv", (1_000_000_001, 1_000_000_001))
     run(upload(local / "a.csv", "up.csv", mode=0o640, keep_times=True))
