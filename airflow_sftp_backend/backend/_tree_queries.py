@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
-from airflow_sftp_backend.backend._files import tree
+from airflow_sftp_backend.backend._files import file_info, glob, tree
 from airflow_sftp_backend.backend._files.attributes import try_stat
 from airflow_sftp_backend.backend._files.links import lstat_all, renames_links
+from airflow_sftp_backend.backend._files.tree import SessionCall
 from airflow_sftp_backend.backend._paths import RemotePath, is_backup_name, is_temp_name
 from airflow_sftp_backend.backend._protocol.codec import Attributes
+from airflow_sftp_backend.backend._protocol.scheduler import SFTPScheduler
+from airflow_sftp_backend.backend._writes.backups import may_have_backups, with_backup_restored
 
-from .errors import InvalidPath, result_or_raise
+from .errors import BackendUnavailable, InvalidPath, SFTPBackendError, result_or_raise
 from .models import FileInfo
 
 if TYPE_CHECKING:
@@ -66,6 +70,55 @@ def list_tree(backend: SFTPBackend, path: str) -> Tree:
                 if entry.is_file:
                     listing.links_to_files.append(key)
     return listing
+
+
+def find_with_backups(
+    backend: SFTPBackend, groups: Sequence[Sequence[str | FileInfo]]
+) -> list[list[FileInfo] | SFTPBackendError | OSError]:
+    """Search for several groups of patterns together, and restore interrupted replacements.
+
+    :param backend: the server
+    :param groups: the patterns of each group
+    :returns: for each group, the files or the error
+    :raises BackendUnavailable: if the connection is lost
+    """
+    jail = backend._resolver.jail
+    with backend._resolver.annotate_errors():
+        outcomes = glob.find_each(
+            backend._session.call, jail.root, groups, jail.name_encoding, find_replaced=_restore_files
+        )
+    return [backend._resolver.with_server(outcome) for outcome in outcomes]
+
+
+def restore_missing(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
+    """Restore missing files from the backups of interrupted replacements.
+
+    No request on a server with posix-rename, which needs no backups.
+
+    :param backend: the server
+    :param paths: keys of missing files
+    :returns: the files that exist now
+    """
+    remotes = _resolve_all(backend, paths)
+    if not remotes or not backend._session.call(may_have_backups, idempotent=True):
+        return {}
+    outcomes = _restore_files(backend._session.call, [*remotes.values()])
+    return {path: info for path, info in zip(remotes, outcomes, strict=True) if isinstance(info, FileInfo)}
+
+
+def _restore_files(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileInfo | SFTPBackendError | OSError]:
+    """Return files or errors, after missing files are restored."""
+
+    def query(scheduler: SFTPScheduler) -> list[FileInfo | SFTPBackendError | OSError]:
+        outcomes = scheduler.run_many(
+            with_backup_restored(scheduler, path, partial(file_info.get_file_info, path)) for path in paths
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BackendUnavailable):  # lets the session repeat the call
+                raise outcome
+        return outcomes
+
+    return call(query, idempotent=True)
 
 
 def find_existing(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:

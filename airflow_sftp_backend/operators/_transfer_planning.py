@@ -340,7 +340,9 @@ class Matches:
     failures: list[Failure] = field(default_factory=list)
 
 
-def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilters) -> Matches:
+def match_remote(
+    backend: SFTPBackend, selection: Selection, filters: FileFilters, *, restores: bool = False
+) -> Matches:
     """Find the files of a selection.
 
     Names take one round trip, directories and patterns one search.
@@ -348,19 +350,27 @@ def match_remote(backend: SFTPBackend, selection: Selection, filters: FileFilter
     :param backend: the backend of the task
     :param selection: the names or patterns
     :param filters: the filters for files of directories and patterns
+    :param restores: restore the files of interrupted replacements
     :returns: the files, and the names and patterns without a file
     :raises BackendUnavailable: if the connection is lost
     """
+    from airflow_sftp_backend.backend import _tree_queries  # late import, because it loads the engine
+
     files: dict[str, RemoteMatch] = {}
     matches = Matches()
     selectors = _split_resolvable(backend, selection, matches)
     names = [name for name in selectors if isinstance(name, NamedPath) and not name.is_directory]
     infos = backend.get_file_info_many([name.path for name in names], return_exceptions=True) if names else []
     outcome_of: dict[NamedPath | str, FileInfo | list[FileInfo] | Failure] = dict(zip(names, infos, strict=True))
+    if restores and (missing := [name for name in names if isinstance(outcome_of[name], NotFound)]):
+        restored = _tree_queries.restore_missing(backend, [name.path for name in missing])
+        outcome_of |= {name: restored[name.path] for name in missing if name.path in restored}
     patterns = {selector: _pattern_of(selector) for selector in selectors if selector not in outcome_of}
     if patterns:
         groups = [[pattern] for pattern in patterns.values()]
-        outcome_of |= zip(patterns, backend.find_each(groups, return_exceptions=True), strict=True)
+        restore = _tree_queries.find_with_backups
+        found = restore(backend, groups) if restores else backend.find_each(groups, return_exceptions=True)
+        outcome_of |= zip(patterns, found, strict=True)
     for selector in selectors:
         outcome = outcome_of[selector]
         if isinstance(outcome, InvalidPath) and selector not in patterns:

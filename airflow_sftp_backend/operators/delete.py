@@ -93,7 +93,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         if self.empty_folders and selection.names and not selection.searches:
             raise InvalidArgument("empty_folders applies to directories and patterns, but path names files")
         selection, links = self._without_links(backend, selection)
-        matches = match_remote(backend, selection, self._filters)
+        matches = match_remote(backend, selection, self._filters, restores=not self.is_dry_run)
         links += _extract_links(backend, matches)
         if self._limits:
             links += find_links(backend, [name.path for name in selection.names if not name.is_directory])

@@ -84,7 +84,7 @@ class SFTPDownloadOperator(TransferOperator):
         if is_url(target) and (self.mode is not None or self.keep_times):
             raise InvalidArgument("mode and keep_times apply to local targets, but target is a URL")
         selection = self._parse_selection(backend)
-        matches = match_remote(backend, selection, self._filters)
+        matches = match_remote(backend, selection, self._filters, restores=not self.is_dry_run)
         missing = self._without_empty_directories(backend, selection, matches.missing)
         files, undecided = self._within_limits(matches.files, lambda file: file.info)
         files, not_utf8 = drop_non_utf8(files, lambda file: (file.info.path,))

@@ -132,7 +132,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         self._check_relative(backend, target, "target")
         rename = RenameTemplate.parse(self.rename, retry_state.run_time)
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
-        matches = match_remote(backend, selection, self._filters)
+        matches = match_remote(backend, selection, self._filters, restores=not self.is_dry_run)
         within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
         files, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
         files, nameless = split_nameless(files, rename, lambda file: (file.info.name, file.info.path))

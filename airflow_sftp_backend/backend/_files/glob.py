@@ -8,10 +8,18 @@ All directories of a level are listed side by side. A directory is listed once, 
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from airflow_sftp_backend.backend._paths import RemotePath, check_text, is_temp_name
+from airflow_sftp_backend.backend._paths import (
+    RemotePath,
+    check_text,
+    is_backup_name,
+    is_temp_name,
+    name_digest,
+    original_stem,
+    temp_or_backup_digest,
+)
 from airflow_sftp_backend.backend._patterns import literal_name, name_matcher
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ListingTally, SharedTally
@@ -25,7 +33,10 @@ from airflow_sftp_backend.backend.errors import (
 from airflow_sftp_backend.backend.models import FileInfo
 
 from .file_info import to_file_info
-from .tree import SessionCall, TreeEntry, list_directory, run_listings, stat_many
+from .tree import SessionCall, TreeEntry, get_file_infos, list_directory, run_listings, stat_many
+
+FileQuery = Callable[[SessionCall, Sequence[RemotePath]], list[FileInfo | SFTPBackendError | OSError]]
+"""Returns the file at each path, or an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,8 @@ def find_each(
     root: RemotePath,
     pattern_groups: Sequence[Sequence[str | FileInfo]],
     name_encoding: str = "utf-8",
+    *,
+    find_replaced: FileQuery = get_file_infos,
 ) -> list[list[FileInfo] | SFTPBackendError | OSError]:
     """Search for several groups of patterns together.
 
@@ -151,6 +164,7 @@ def find_each(
     :param root: the directory of the search
     :param pattern_groups: the patterns of each group
     :param name_encoding: encoding of the server's names
+    :param find_replaced: looks up files whose backups are listed in their place; may restore them
     :returns: for each group, the result or error of `find`
     :raises BackendUnavailable: if the connection is lost
     """
@@ -162,11 +176,16 @@ def find_each(
         except InvalidPath as error:
             search.error = error
         searches.append((search, parsed))
-    _run_searches(call, root, searches)
+    _run_searches(call, root, searches, find_replaced)
     return [search.outcome for search, _ in searches]
 
 
-def _run_searches(call: SessionCall, root: RemotePath, searches: Iterable[tuple[_Search, Iterable[Pattern]]]) -> None:
+def _run_searches(
+    call: SessionCall,
+    root: RemotePath,
+    searches: Iterable[tuple[_Search, Iterable[Pattern]]],
+    find_replaced: FileQuery = get_file_infos,
+) -> None:
     """Run searches together, level by level."""
     level: dict[RemotePath, _SearchesBySegments] = {root: {}}
     for search, patterns in searches:
@@ -178,7 +197,7 @@ def _run_searches(call: SessionCall, root: RemotePath, searches: Iterable[tuple[
     while level := _without_failed(level):
         try:
             log.check_depth(depth)
-            level = _search_level(call, log, level)
+            level = _search_level(call, log, level, find_replaced)
         except BackendUnavailable:
             raise
         except SFTPBackendError as error:  # too deep: fails all searches that continue
@@ -206,7 +225,7 @@ def _fail_searches(searches: Iterable[_Search], error: SFTPBackendError | OSErro
 
 
 def _search_level(
-    call: SessionCall, log: ListingTally, level: dict[RemotePath, _SearchesBySegments]
+    call: SessionCall, log: ListingTally, level: dict[RemotePath, _SearchesBySegments], find_replaced: FileQuery
 ) -> dict[RemotePath, _SearchesBySegments]:
     """Search the directories of a level; return the next level."""
     below: dict[RemotePath, _SearchesBySegments] = {}
@@ -215,7 +234,43 @@ def _search_level(
     outcomes = _list_for_searches(call, log, to_list) if to_list else []
     for (folder, wanted), outcome in zip(to_list.items(), outcomes, strict=True):
         _match_listing(folder, wanted, outcome, below)
+        if isinstance(outcome, list) and (replaced := _replaced_files(folder, wanted, outcome)):
+            _match_replaced(replaced, find_replaced(call, [*replaced]))
     return below
+
+
+def _replaced_files(
+    folder: RemotePath, wanted: _SearchesBySegments, entries: Sequence[TreeEntry]
+) -> dict[RemotePath, set[_Search]]:
+    """Return the matching files whose backups alone are listed.
+
+    A server without posix-rename replaces a file by two renames. Between them, the file is missing.
+    """
+    backups = [name for entry in entries if is_backup_name(name := entry.path.name)]
+    if not backups:
+        return {}
+    listed = {entry.path.name for entry in entries}
+    replaced: dict[RemotePath, set[_Search]] = {}
+    for backup in backups:
+        name = original_stem(backup)
+        if name in listed or name_digest(name) != temp_or_backup_digest(backup):  # the name was too long and is cut
+            continue
+        searches = {search for segments in wanted if _completes(segments, name) for search in wanted[segments]}
+        if searches:
+            replaced[folder.entry(name)] = searches
+    return replaced
+
+
+def _match_replaced(
+    replaced: dict[RemotePath, set[_Search]], outcomes: Sequence[FileInfo | SFTPBackendError | OSError]
+) -> None:
+    """Add files that were found by name to their searches."""
+    for searches, outcome in zip(replaced.values(), outcomes, strict=True):
+        if isinstance(outcome, FileInfo):
+            for search in searches:
+                search.matches[outcome.path] = outcome
+        elif not isinstance(outcome, NotFound | InvalidPath):
+            _fail_searches(searches, outcome)
 
 
 def _plan_level(
