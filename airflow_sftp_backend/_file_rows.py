@@ -38,11 +38,22 @@ class FileResult(TypedDict):
     """Hexadecimal digest of the content, if known."""
 
 
-class SyncResult(TypedDict):
-    """Describe the result of a sync, or of its dry run.
+class ManifestResult(TypedDict):
+    """Describe the result of an operator with ``manifest``.
 
-    Unchanged files are only counted.
+    The manifest has the `FileResult` rows, one JSON object a line.
     """
+
+    manifest: str
+    """Absolute local path or URL of the manifest."""
+    count: int
+    """Number of rows."""
+    size: int
+    """Bytes of all rows; unknown sizes count as 0."""
+
+
+class SyncCounts(TypedDict):
+    """Count the files of a sync, or of its dry run."""
 
     new: int
     """Files of the source that the target lacked."""
@@ -56,8 +67,25 @@ class SyncResult(TypedDict):
     """Extra files that were deleted."""
     size: int
     """Bytes of the transferred files."""
+
+
+class SyncResult(SyncCounts):
+    """Describe the result of a sync, or of its dry run.
+
+    Unchanged files are only counted.
+    """
+
     files: list[FileResult]
     """A row for each transferred and each deleted file."""
+
+
+class SyncManifestResult(SyncCounts):
+    """Describe the result of a sync with ``manifest``."""
+
+    manifest: str
+    """Absolute local path or URL of the manifest, which has the rows of `SyncResult`."""
+    count: int
+    """Number of rows in the manifest."""
 
 
 class FoundFile(TypedDict):

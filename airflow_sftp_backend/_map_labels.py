@@ -46,7 +46,7 @@ class LabelledOperator(BaseOperator):
         :returns: the operator, to be expanded
         """
         partial = super().partial(**kwargs)
-        is_mapped_over_files = not {cls._names, "pattern"} & kwargs.keys()
+        is_mapped_over_files = not {cls._names, "pattern", "from_manifest"} & kwargs.keys()
         if is_mapped_over_files and partial.kwargs.get("map_index_template") is None:
             partial.kwargs["map_index_template"] = MAP_INDEX_TEMPLATE
         return partial
@@ -72,6 +72,9 @@ class LabelledOperator(BaseOperator):
         """
         if (pattern := getattr(self, "pattern", None)) is not None:
             return parse_patterns(pattern)
+        if (manifest := getattr(self, "from_manifest", None)) is not None:
+            # The manifest itself is not read here.
+            return parse_names(manifest.get("manifest") if isinstance(manifest, dict) else manifest, "from_manifest")
         names = getattr(self, self._names)
         if not isinstance(names, str | dict | list | tuple) and hasattr(names, "__iter__"):
             raise InvalidArgument(f"{self._names} is read from Airflow")

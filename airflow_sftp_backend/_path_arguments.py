@@ -11,7 +11,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -28,6 +28,8 @@ Names: TypeAlias = "NameArgument | Sequence[NameArgument] | XComArg"
 Patterns: TypeAlias = "str | Sequence[str] | XComArg"
 Globs: TypeAlias = "str | Sequence[str]"
 Target: TypeAlias = "str | os.PathLike[str] | XComArg"
+ManifestArgument: TypeAlias = "str | os.PathLike[str] | Mapping[str, object]"
+Manifests: TypeAlias = "ManifestArgument | Sequence[ManifestArgument] | XComArg"
 End: TypeAlias = Literal["server", "local"]
 
 _SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
@@ -101,6 +103,26 @@ def check_names_or_patterns(names: object, patterns: object, argument: str) -> N
         )
 
 
+def check_selectors(names: object, patterns: object, manifest: object, argument: str) -> None:
+    """Check that names, patterns or a manifest are set.
+
+    Called when the DAG is parsed.
+
+    :param names: the value of the argument for names; None means not specified
+    :param patterns: the value of ``pattern``; None means not specified
+    :param manifest: the value of ``from_manifest``; None means not specified
+    :param argument: name of the argument for names, ``source`` or ``path``
+    :raises InvalidArgument: unless exactly one of them is specified
+    """
+    values = {argument: names, "pattern": patterns, "from_manifest": manifest}
+    specified = [name for name, value in values.items() if value is not None]
+    if len(specified) != 1:
+        raise InvalidArgument(
+            f"specify exactly one of {argument}, pattern and from_manifest, not {' and '.join(specified) or 'none'}:"
+            f" {argument} takes literal names, pattern takes globs, from_manifest takes a file of another task"
+        )
+
+
 def parse_names(value: object, argument: str, *, end: End = "server", none_ok: bool = False) -> Selection:
     """Parse names after the templates are rendered.
 
@@ -117,6 +139,24 @@ def parse_names(value: object, argument: str, *, end: End = "server", none_ok: b
         raise InvalidArgument(f"{argument} is empty: expected at least one name. {_empty_hint(argument)}")
     is_single = _is_single(value) and len(names) == 1 and not names[0].is_directory
     return Selection(names=tuple(dict.fromkeys(names)), is_single=is_single)
+
+
+def parse_rows(
+    rows: Iterable[Mapping[str, object]], argument: str, *, end: End = "server", none_ok: bool = False
+) -> Selection:
+    """Parse the rows of other tasks as names.
+
+    :param rows: the rows, each with a text ``path``
+    :param argument: name of the argument
+    :param end: ``local`` for local paths and URLs; the row of a download then stands for its ``target``
+    :param none_ok: accept an empty list
+    :returns: the names
+    :raises InvalidArgument: for no rows, and for URLs with a password
+    """
+    names = dict.fromkeys(NamedPath(_path_of_row(row, argument, end)) for row in rows)
+    if not names and not none_ok:
+        raise InvalidArgument(f"{argument} has no rows: expected at least one name. {_empty_hint(argument)}")
+    return Selection(names=tuple(names))
 
 
 def parse_patterns(value: object, argument: str = "pattern") -> Selection:
@@ -284,7 +324,7 @@ def _name(value: object, argument: str, end: End) -> NamedPath:
     return NamedPath(text, text.endswith("/"))
 
 
-def _path_of_row(row: Mapping[object, object], argument: str, end: End) -> str:
+def _path_of_row(row: Mapping[str, object], argument: str, end: End) -> str:
     # In the row of a download, "path" is on the server, and "target" is the local file.
     path = row.get("path")
     if end == "local" and "action" in row and isinstance(row.get("target"), str):

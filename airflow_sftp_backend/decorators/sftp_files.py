@@ -43,6 +43,11 @@ class SFTPFilesDecoratedOperator(DecoratedOperator, SFTPFileSensor):
         **kwargs: Any,
     ) -> None:
         _check_function(python_callable, op_kwargs or {})
+        if refused := sorted({"manifest", "from_manifest"} & kwargs.keys()):
+            raise InvalidArgument(
+                f"@task.sftp_files takes no {refused[0]}: the function receives the rows of the files as {_FILES!r};"
+                " manifests are arguments of the upload, download, move, delete and sync operators"
+            )
         op_kwargs = {_FILES: None, **(op_kwargs or {})}
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 

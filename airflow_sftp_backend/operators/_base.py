@@ -24,20 +24,29 @@ from airflow_sftp_backend._file_filters import (
     split_by_limits,
     take_oldest,
 )
-from airflow_sftp_backend._file_rows import Action, CompletedAction, EarlierAction, FileResult, PlannedAction
+from airflow_sftp_backend._file_rows import (
+    Action,
+    CompletedAction,
+    EarlierAction,
+    FileResult,
+    ManifestResult,
+    PlannedAction,
+)
 from airflow_sftp_backend._map_labels import LabelledOperator
 from airflow_sftp_backend._metrics import send_file_metrics
 from airflow_sftp_backend._path_arguments import (
     End,
     Globs,
+    Manifests,
     Names,
     Patterns,
     Selection,
     Target,
-    check_names_or_patterns,
     check_relative,
+    check_selectors,
     parse_names,
     parse_patterns,
+    parse_rows,
     split_pattern,
 )
 from airflow_sftp_backend._text_rendering import PlainTextOperator
@@ -56,7 +65,9 @@ from airflow_sftp_backend.progress import ProgressLog, format_size, pluralize_fi
 from ._lineage import FileEvent, file_events, openlineage_facets, update_outlet_events
 from ._object_storage import FileState, Outcome, is_up_to_date, sha256_if_equal
 from ._rename_template import RenameTemplate, check_rename_early
+from ._reporting.failures import Failures, raise_failures
 from ._reporting.file_log import log_files, log_total
+from ._reporting.manifest import parse_manifest, read_manifests, write_manifest
 from ._retry_state import RetryState
 from ._transfer_planning import IfExists, LocalEnd, TransferItem, make_result, utf8_error
 from ._transfer_records import FileVersion, unproven_target_error
@@ -71,7 +82,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PlanT = TypeVar("PlanT")
-Failures = list[SFTPBackendError | OSError]
 
 
 class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Generic[PlanT]):
@@ -83,6 +93,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param dry_run: return the planned results, change nothing
+    :param manifest: local path or URL to write the rows to, see `_reporting.manifest`. (templated)
     :param kwargs: arguments of ``BaseOperator``
     """
 
@@ -97,6 +108,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
         exclude: Globs | None = None,
         sftp_conn_id: str = SFTPBackendHook.default_conn_name,
         dry_run: bool = False,
+        manifest: Target | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -105,16 +117,21 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
         check_conn_id(sftp_conn_id)
         self.sftp_conn_id = sftp_conn_id
         self.is_dry_run = dry_run
+        self.manifest = manifest
+        # Remembered, because a template may render to None.
+        self._writes_manifest = manifest is not None
+        self._manifest_path = ""
         self._filters = FileFilters(parse_globs(include, "include"), parse_globs(exclude, "exclude"))
         self._file_events: Sequence[FileEvent] = ()
         self._progress: ProgressLog | None = None
         self._hook: SFTPBackendHook | None = None
 
-    def _run_plan(self, context: Context) -> tuple[PlanT, list[FileResult]]:
+    def _run_plan(self, context: Context) -> tuple[PlanT, list[FileResult], ManifestResult | None]:
         """Plan and execute the task, and report its files.
 
         :param context: the context of the task
-        :returns: the plan, and a row for each completed or skipped file; with ``dry_run``, for each planned file
+        :returns: the plan, a row for each completed or skipped file (with ``dry_run``, for each planned file), and with
+            ``manifest`` the location of the written rows
         :raises AirflowFailException: if a retry cannot help
         :raises SFTPBackendError: if the only file failed, and a retry may help
         :raises FilesFailed: if some of several files failed, and a retry may help
@@ -122,6 +139,8 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
         hook = self._hook = SFTPBackendHook(self.sftp_conn_id)
         started = time.monotonic()
         with translate_errors():
+            if self._writes_manifest:
+                self._manifest_path = parse_manifest(self.manifest)
             try:
                 with self.cancellable(hook):
                     backend = hook.get_conn()
@@ -138,7 +157,9 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
             seconds = time.monotonic() - started
             self._send_metrics(context, results, failures, seconds)
             self._report(context, backend.config, results, failures, seconds)
-        return plan, results
+            with self.cancellable(hook):
+                manifest = write_manifest(self._manifest_path, results) if self._writes_manifest else None
+        return plan, results, manifest
 
     @abstractmethod
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> PlanT:
@@ -169,7 +190,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
         self._log_summary(results, seconds, failed=bool(failures))
         self._file_events = list(file_events(config, results))
         update_outlet_events(context, self.outlets, self._file_events)
-        self._raise_failures(failures, len(results) + len(failures))
+        raise_failures(self.log, failures, len(results) + len(failures))
 
     def _send_metrics(
         self, context: Context, results: Sequence[FileResult], failures: Failures, seconds: float
@@ -204,19 +225,6 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
     def _check_relative(backend: SFTPBackend, path: str, argument: str) -> None:
         check_relative(path, backend.resolve("").native_path, argument)
 
-    def _raise_failures(self, failures: Failures, file_count: int) -> None:
-        for failure in failures:
-            if isinstance(failure, AlreadyExists):
-                # The backend's hint names its argument ``overwrite``.
-                failure.hint = "set if_exists='replace' to replace the file"
-            _drop_tracebacks(failure)
-        if len(failures) == 1 and file_count == 1:
-            raise failures[0]  # a plain error reads better than a group of one
-        if failures:
-            for failure in failures:
-                self.log.error("%s", failure)
-            raise ExceptionGroup(f"{len(failures)} of {pluralize_files(file_count)} failed", failures)
-
     def _log_summary(self, results: Sequence[FileResult], seconds: float, *, failed: bool) -> None:
         """Log the files, and a summary."""
         log_files(self.log, results, self._action, self._list_location(failed=failed))
@@ -232,6 +240,8 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
         """Return the place of the list of all files, for the log."""
         if failed:
             return "no list is kept, because files failed"
+        if self._writes_manifest:
+            return f"the list is the manifest {self._manifest_path!r}"
         if self.do_xcom_push:
             return "the list is the result of the task (XCom)"
         return "no list is kept, because do_xcom_push is False"
@@ -245,6 +255,7 @@ class FileOperator(PlanningOperator[PlanT]):
     :param older_than: time before which a file must be modified. (templated)
     :param min_size: size that a file must have at least, in bytes
     :param max_files: number of files to take, the oldest first
+    :param from_manifest: manifests whose rows are the names, in place of names. (templated)
     :param kwargs: arguments of `PlanningOperator` and ``BaseOperator``
     """
 
@@ -256,12 +267,15 @@ class FileOperator(PlanningOperator[PlanT]):
         older_than: TimeLimit = None,
         min_size: int = 0,
         max_files: int | None = None,
+        from_manifest: Manifests | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.pattern = pattern
+        self.from_manifest = from_manifest
         # Remembered, because a template may render to None.
         self._by_pattern = pattern is not None
+        self._by_manifest = from_manifest is not None
         self.newer_than = newer_than
         self.older_than = older_than
         self.min_size = min_size
@@ -269,11 +283,12 @@ class FileOperator(PlanningOperator[PlanT]):
         self._limit_arguments = LimitArguments.checked(newer_than, older_than, min_size, max_files)
         self._limits = FileLimits()
 
-    def execute(self, context: Context) -> list[FileResult]:
+    def execute(self, context: Context) -> list[FileResult] | ManifestResult:
         """Plan and execute the task.
 
         :param context: the context of the task
-        :returns: a row for each completed or skipped file; with ``dry_run``, a row for each planned file
+        :returns: a row for each completed or skipped file; with ``dry_run``, a row for each planned file; with
+            ``manifest``, the location of the rows
         :raises AirflowFailException: if a retry cannot help
         :raises SFTPBackendError: if the only file failed, and a retry may help
         :raises FilesFailed: if some of several files failed, and a retry may help
@@ -285,7 +300,8 @@ class FileOperator(PlanningOperator[PlanT]):
                 run_after=context["dag_run"].run_after,
                 is_scheduled=context.get("logical_date") is not None,
             )
-        return self._run_plan(context)[1]
+        _, rows, manifest = self._run_plan(context)
+        return rows if manifest is None else manifest
 
     def _parse_selection(self, backend: SFTPBackend, *, end: End = "server", none_ok: bool = False) -> Selection:
         """Parse the arguments that select files, after their templates are rendered.
@@ -294,20 +310,24 @@ class FileOperator(PlanningOperator[PlanT]):
             names
         :raises InvalidPath: if a path on the server repeats the base path
         """
+        names = "from_manifest" if self._by_manifest else self._names
         if self._by_pattern:
             selection = parse_patterns(self.pattern)
+        elif self._by_manifest:
+            selection = parse_rows(read_manifests(self.from_manifest), names, end=end, none_ok=none_ok)
         else:
-            selection = parse_names(getattr(self, self._names), self._names, end=end, none_ok=none_ok)
+            selection = parse_names(getattr(self, names), names, end=end, none_ok=none_ok)
         if self._filters and not selection.searches and selection.names:
             raise InvalidArgument(
                 "include and exclude filter the files of a directory or pattern;"
-                f" {self._names} names files, and names are not filtered"
+                f" {names} names files, and names are not filtered"
             )
         if end == "server":
+            base_path = backend.resolve("").native_path
             for name in selection.names:
-                self._check_relative(backend, name.path, self._names)
+                check_relative(name.path, base_path, names)
             for pattern in selection.patterns:
-                self._check_relative(backend, pattern, "pattern")
+                check_relative(pattern, base_path, "pattern")
         return selection
 
     @property
@@ -400,6 +420,8 @@ class TransferOperator(FileOperator[TransferPlan]):
         "sftp_conn_id",
         "newer_than",
         "older_than",
+        "from_manifest",
+        "manifest",
     )
     _planned_action: ClassVar[PlannedAction]
     _earlier_action: ClassVar[EarlierAction]
@@ -428,7 +450,7 @@ class TransferOperator(FileOperator[TransferPlan]):
         self.mode = mode
         self.keep_times = keep_times
         self._lost_connection: BackendUnavailable | None = None
-        check_names_or_patterns(source, self.pattern, "source")
+        check_selectors(source, self.pattern, self.from_manifest, "source")
         check_rename_early(rename)
         check_choice("if_exists", if_exists, get_args(IfExists))
         check_choice("verify", verify, get_args(Verify))
@@ -543,15 +565,6 @@ def _undecided_error(file: LimitedFile, limit: LimitName) -> CapabilityNotSuppor
     return CapabilityNotSupported(message, path=file.path)
 
 
-def _drop_tracebacks(failure: BaseException) -> None:
-    """Remove the tracebacks of a failure and its causes."""
-    # Their texts alone explain the failure
-    error: BaseException | None = failure
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-
-
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Check an argument that takes one of a few values.
 
@@ -574,18 +587,3 @@ def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> 
     # Airflow cannot carry the others in XCom.
     errors = {item: error for item in items if (error := utf8_error(*names(item))) is not None}
     return [item for item in items if item not in errors], [*errors.values()]
-
-
-def distinct_failures(outcomes: Sequence[SFTPBackendError | OSError | None]) -> Failures:
-    """Return the failures, with one for each lost connection.
-
-    :param outcomes: a failure or None for each file
-    :returns: the failures
-    """
-    failures: Failures = []
-    connection_lost = False
-    for outcome in outcomes:
-        if outcome is not None and not (connection_lost and isinstance(outcome, BackendUnavailable)):
-            failures.append(outcome)
-            connection_lost = connection_lost or isinstance(outcome, BackendUnavailable)
-    return failures

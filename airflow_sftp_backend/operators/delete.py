@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_rows import Action, FileResult
-from airflow_sftp_backend._path_arguments import Names, Selection, check_names_or_patterns, split_pattern
+from airflow_sftp_backend._path_arguments import Names, Selection, check_selectors, split_pattern
 from airflow_sftp_backend.backend import (
     BackendUnavailable,
     DirectoryNotEmpty,
@@ -18,7 +18,8 @@ from airflow_sftp_backend.backend import (
     SFTPBackendError,
 )
 
-from ._base import Failures, FileOperator, distinct_failures, drop_non_utf8
+from ._base import FileOperator, drop_non_utf8
+from ._reporting.failures import Failures, distinct_failures
 from ._reporting.file_log import log_each
 from ._retry_state import RetryState
 from ._transfer_planning import Matches, RemoteMatch, match_remote, missing_error
@@ -55,6 +56,8 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
     :param path: literal names of the files to delete, relative to the connection's base path: a path, a row of another
         task, or a list of these. A text that ends with ``/`` selects the directory and all its entries. (templated)
     :param pattern: globs (with ``**``) of paths on the server, in place of ``path``: a text or a list. (templated)
+    :param from_manifest: path or URL of a manifest of another task, in place of ``path``: its rows are the names. Or
+        the result of a task with ``manifest``, or a list of these. (templated)
     :param include: globs of file names. Of a directory or pattern, only matching files are deleted. The directories
         stay, unless ``empty_folders`` deletes them.
     :param exclude: globs of file and directory names. Matching entries of a directory or pattern stay, and so do the
@@ -69,10 +72,20 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         name or the pattern begins with
     :param missing_ok: accept missing files and an empty list
     :param dry_run: return the planned results, delete nothing
+    :param manifest: local path or URL of a file to write the rows to, one JSON object a line. The task then returns
+        ``{"manifest": path, "count": rows, "size": bytes}`` in place of the list. (templated)
     :param kwargs: arguments of ``BaseOperator``
     """
 
-    template_fields: Sequence[str] = ("path", "pattern", "sftp_conn_id", "newer_than", "older_than")
+    template_fields: Sequence[str] = (
+        "path",
+        "pattern",
+        "sftp_conn_id",
+        "newer_than",
+        "older_than",
+        "from_manifest",
+        "manifest",
+    )
     _action = "deleted"
     _names = "path"
 
@@ -80,7 +93,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         self, *, path: Names | None = None, empty_folders: bool = False, missing_ok: bool = False, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        check_names_or_patterns(path, self.pattern, "path")
+        check_selectors(path, self.pattern, self.from_manifest, "path")
         self.path = path
         self.empty_folders = empty_folders
         self.missing_ok = missing_ok

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow_sftp_backend._file_rows import Action, FileResult
-from airflow_sftp_backend._path_arguments import Names, Target, check_names_or_patterns, parse_target
+from airflow_sftp_backend._path_arguments import Names, Target, check_selectors, parse_target
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BackendUnavailable,
@@ -17,9 +17,10 @@ from airflow_sftp_backend.backend import (
     SFTPBackendError,
 )
 
-from ._base import Failures, FileOperator, check_choice, distinct_failures, drop_non_utf8
+from ._base import FileOperator, check_choice, drop_non_utf8
 from ._object_storage import FileState, is_up_to_date
 from ._rename_template import RenameTemplate, check_rename_early, split_nameless
+from ._reporting.failures import Failures, distinct_failures
 from ._reporting.file_log import log_each
 from ._retry_state import RetryState
 from ._sync.ends import SyncEnds
@@ -80,6 +81,8 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         ``{name}`` is the file name, ``{stem}`` and ``{suffix}`` (``.csv``) its parts. ``{date}`` (2026-01-31),
         ``{time}`` (063000) and ``{timestamp}`` (20260131T063000) are the run's time in UTC, equal in all attempts.
         (templated)
+    :param from_manifest: path or URL of a manifest of another task, in place of ``source``: its rows are the names. Or
+        the result of a task with ``manifest``, or a list of these. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
     :param newer_than: earliest time of a file by the server's clock: a datetime with a time zone, ISO 8601 text, or a
@@ -93,6 +96,8 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         ``report-1.csv``, or the next free number.
     :param missing_ok: accept missing files and an empty list
     :param dry_run: return the planned results, move nothing
+    :param manifest: local path or URL of a file to write the rows to, one JSON object a line. The task then returns
+        ``{"manifest": path, "count": rows, "size": bytes}`` in place of the list. (templated)
     :param kwargs: arguments of ``BaseOperator``
     """
 
@@ -104,6 +109,8 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         "sftp_conn_id",
         "newer_than",
         "older_than",
+        "from_manifest",
+        "manifest",
     )
     _action = "moved"
 
@@ -123,7 +130,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         self.rename = rename
         self.if_exists = if_exists
         self.missing_ok = missing_ok
-        check_names_or_patterns(source, self.pattern, "source")
+        check_selectors(source, self.pattern, self.from_manifest, "source")
         check_rename_early(rename)
         check_choice("if_exists", if_exists, [*get_args(IfExists), "number"])
 

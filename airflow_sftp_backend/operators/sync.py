@@ -9,15 +9,16 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from airflow_sftp_backend._arguments import InvalidArgument, check_mode_argument
-from airflow_sftp_backend._file_rows import Action, FileResult, SyncResult
+from airflow_sftp_backend._file_rows import Action, FileResult, SyncCounts, SyncManifestResult, SyncResult
 from airflow_sftp_backend._path_arguments import Target, parse_target
 from airflow_sftp_backend.backend import BackendUnavailable, InvalidPath, NotFound, SFTPBackendError, WriteResult
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.progress import pluralize_files
 
-from ._base import Failures, PlanningOperator, check_choice, distinct_failures, drop_non_utf8
+from ._base import PlanningOperator, check_choice, drop_non_utf8
 from ._object_storage import FileState, is_url
+from ._reporting.failures import Failures, distinct_failures
 from ._retry_state import RetryState
 from ._sync.changes import Changes, plan_changes
 from ._sync.deletion_limit import check_max_delete, exceeds_max_delete
@@ -102,10 +103,12 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         the target refuses the mode, the file fails and does not change. Unchanged files keep theirs, objects have none.
     :param sftp_conn_id: id of an Airflow connection of type ``sftp_backend``, ``sftp`` or ``ssh``. (templated)
     :param dry_run: return the planned result, change nothing
+    :param manifest: local path or URL of a file to write the rows to, one JSON object a line. The task then returns
+        the counts with ``manifest`` and ``count`` in place of ``files``. (templated)
     :param kwargs: arguments of ``BaseOperator``
     """
 
-    template_fields: Sequence[str] = ("source", "target", "sftp_conn_id")
+    template_fields: Sequence[str] = ("source", "target", "sftp_conn_id", "manifest")
 
     def __init__(
         self,
@@ -140,27 +143,30 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
         check_mode_argument(mode)
         self._action = "uploaded" if direction == "upload" else "downloaded"
 
-    def execute(self, context: Context) -> SyncResult:
+    def execute(self, context: Context) -> SyncResult | SyncManifestResult:
         """Compare the directories, transfer and delete files.
 
         :param context: the context of the task
-        :returns: counts, and a row for each transferred and each deleted file; with ``dry_run``, as planned
+        :returns: counts, and a row for each transferred and each deleted file; with ``dry_run``, as planned; with
+            ``manifest``, counts and the location of the rows
         :raises AirflowFailException: if a retry cannot help
         :raises SFTPBackendError: if the only file failed, and a retry may help
         :raises FilesFailed: if some of several files failed, and a retry may help
         """
-        plan, files = self._run_plan(context)
+        plan, files, manifest = self._run_plan(context)
         differences = plan.differences
         size = sum(row["size"] or 0 for row in files if row["action"] not in ("deleted", "would delete", "would fail"))
-        return SyncResult(
+        counts = SyncCounts(
             new=len(differences.new),
             changed=len(differences.changed) + len(plan.earlier),
             unchanged=len(differences.unchanged) - len(plan.earlier),
             extra=len(differences.extra),
             deleted=sum(row["action"] == "deleted" for row in files),
             size=size,
-            files=files,
         )
+        if manifest is None:
+            return SyncResult(**counts, files=files)
+        return SyncManifestResult(**counts, manifest=manifest["manifest"], count=manifest["count"])
 
     # -- planning -----------------------------------------------------------------------------------------------------
 

@@ -12,9 +12,10 @@ from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.backend._paths import check_temp_suffix
 
-from ._base import Failures, TransferOperator, TransferPlan, drop_non_utf8
+from ._base import TransferOperator, TransferPlan, drop_non_utf8
 from ._object_storage import FileState, is_url, local_state
 from ._rename_template import split_nameless
+from ._reporting.failures import Failures
 from ._retry_state import RetryState
 from ._sync.ends import SyncEnds
 from ._sync.merged_names import check_distinct_targets
@@ -41,6 +42,8 @@ class SFTPUploadOperator(TransferOperator):
         ``{name}`` is the file name, ``{stem}`` and ``{suffix}`` (``.csv``) its parts. ``{date}`` (2026-01-31),
         ``{time}`` (063000) and ``{timestamp}`` (20260131T063000) are the run's time in UTC, equal in all attempts.
         (templated)
+    :param from_manifest: path or URL of a manifest of another task, in place of ``source``: its rows are the names. Or
+        the result of a task with ``manifest``, or a list of these. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of file and directory names; matching entries of a directory or pattern do not count
     :param newer_than: earliest time of a local file: a datetime with a time zone, ISO 8601 text, or a timedelta
@@ -66,6 +69,8 @@ class SFTPUploadOperator(TransferOperator):
         content, an interrupted upload does not resume. Once the file is open, a failure loses the old content;
         the incomplete file is removed if the server can be reached.
     :param dry_run: return the planned results, send nothing
+    :param manifest: local path or URL of a file to write the rows to, one JSON object a line. The task then returns
+        ``{"manifest": path, "count": rows, "size": bytes}`` in place of the list. (templated)
     :param kwargs: arguments of ``BaseOperator``
     """
 

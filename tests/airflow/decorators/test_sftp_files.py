@@ -108,6 +108,9 @@ def test_a_wrong_function_is_refused_when_the_dag_is_parsed() -> None:
         operator(later)
     with pytest.raises(ValueError, match="exactly one of path and pattern"):
         operator(total, path="a")
+    for argument in ("manifest", "from_manifest"):
+        with pytest.raises(ValueError, match=f"@task.sftp_files takes no {argument}: the function receives the rows"):
+            operator(total, **{argument: "/m"})
 
 
 DAG_FILE = """

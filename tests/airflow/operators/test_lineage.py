@@ -26,6 +26,7 @@ from airflow_sftp_backend.operators import (
 from airflow_sftp_backend.operators._lineage import FileEvent, update_outlet_events
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
+from tests.support.airflow.operators import run_in
 from tests.support.airflow.supervised_task import messages_to_airflow
 from tests.support.airflow.supervised_task import run as run_supervised
 from tests.support.airflow.versions import ProvidersManagerTaskRuntime
@@ -270,7 +271,7 @@ def test_a_digest_costs_no_request(remote: Path, server: AsyncsshServer, tmp_pat
     for outlets in ([], [Asset("all")]):
         target += "b"
         before = server.requests.copy()
-        (row,) = kind(task_id="t", source=source, target=target, outlets=outlets).execute(context())
+        (row,) = run_in(kind(task_id="t", source=source, target=target, outlets=outlets), context())
         request_counts.append(server.requests - before)
         del request_counts[-1]["close"]  # which nobody waits for
         assert row.get("sha256") == (sha256(b"abc") if outlets else None)

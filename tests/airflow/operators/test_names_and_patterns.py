@@ -137,8 +137,15 @@ def test_a_retried_deletion_by_rows_touches_nothing_else(remote: Path) -> None:
 )  # fmt: skip
 def test_names_or_pattern_are_required_when_the_dag_is_parsed(kind: Any, names: str) -> None:
     target = {} if kind is SFTPDeleteOperator else {"target": "t"}
-    for given_arguments in ({}, {names: "a", "pattern": "b"}, {names: None}):
-        with pytest.raises(ValueError, match=f"specify exactly one of {names} and pattern"):
+    wrong: list[dict[str, object]] = [
+        {},
+        {names: None},
+        {names: "a", "pattern": "b"},
+        {names: "a", "from_manifest": "m"},
+        {"pattern": "b", "from_manifest": "m"},
+    ]
+    for given_arguments in wrong:
+        with pytest.raises(ValueError, match=f"specify exactly one of {names}, pattern and from_manifest, not "):
             kind(task_id="t", **target, **given_arguments)
     kind.partial(task_id="t", **target).expand(**{names: ["a", "b"]})
 

@@ -16,7 +16,7 @@ from airflow_sftp_backend.operators import SFTPUploadOperator
 from tests.support.airflow.arguments import Glob
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
-from tests.support.airflow.operators import Row, actions, delete, move, run, upload
+from tests.support.airflow.operators import Row, actions, delete, move, run, run_in, upload
 from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer, CurtDropBox, DropBox
@@ -113,7 +113,7 @@ def test_a_cleared_move_moves_what_was_delivered_again(remote: Path) -> None:
     operator = move(Glob("in/*.csv"), "work/", if_exists="number")
     run(operator, state=state)
     write_files(remote, {"in/a.csv": b"new!"})
-    rows = operator.execute(context(2, state, cleared=1))
+    rows = run_in(operator, context(2, state, cleared=1))
     assert actions(rows) == {"work/b.csv": "moved by an earlier attempt", "work/a-1.csv": "moved"}
     assert read_files(remote) == {"work/a.csv": b"abc", "work/b.csv": b"x", "work/a-1.csv": b"new!"}
 
@@ -214,14 +214,14 @@ def test_a_task_cleared_after_success_uploads_everything_again(remote: Path, loc
     operator = half_sent(remote, local, state)
     run(operator, try_number=2, state=state)
     (remote / "out/b.csv").unlink()
-    assert set(actions(operator.execute(context(3, state, cleared=2))).values()) == {"uploaded"}
+    assert set(actions(run_in(operator, context(3, state, cleared=2))).values()) == {"uploaded"}
     assert sorted(read_files(remote)) == ["out/a.csv", "out/b.csv"]
 
 
 def test_a_task_cleared_after_a_failure_uploads_everything_again(remote: Path, local: Path) -> None:
     state = State()
     operator = half_sent(remote, local, state)
-    rows = operator.execute(context(2, state, cleared=1))
+    rows = run_in(operator, context(2, state, cleared=1))
     assert set(actions(rows).values()) == {"uploaded"}
     assert sorted(read_files(remote)) == ["out/a.csv", "out/b.csv"]
 

@@ -17,6 +17,7 @@ from airflow_sftp_backend._polling.seen_files import SeenFiles
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.operators import SFTPDownloadOperator
 from tests.support.airflow.context import AssetState, State, context
+from tests.support.airflow.operators import run_in
 from tests.support.airflow.versions import AirflowFailException, needs_state_stores
 from tests.support.files import read_files, write_files
 
@@ -35,7 +36,7 @@ def take(
     """Run a download of new files, and return its actions by path."""
     arguments = {"pattern": "in/*", "outlets": [INBOX]} | given
     operator = SFTPDownloadOperator(task_id="load", target=f"{target}/", only_new=True, **arguments)
-    rows = operator.execute(context(attempt, state or State(), cleared=cleared, asset_state=asset_state))
+    rows = run_in(operator, context(attempt, state or State(), cleared=cleared, asset_state=asset_state))
     return {row["path"]: row["action"] for row in rows}
 
 

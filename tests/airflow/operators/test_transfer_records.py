@@ -25,7 +25,7 @@ from airflow_sftp_backend.operators import SFTPDownloadOperator, SFTPUploadOpera
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
 from tests.support.airflow.killed_task import FileState
-from tests.support.airflow.operators import Row, actions, download, move, run, upload
+from tests.support.airflow.operators import Row, actions, download, move, run, run_in, upload
 from tests.support.airflow.supervised_task import TOP
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer, BareAttributes, OpenSSHServer
@@ -347,7 +347,7 @@ def without_store(began: float, try_number: int = 2) -> Any:
 def test_without_a_store_server_times_decide_if_this_run_wrote_the_file(remote: Path, local: Path) -> None:
     operator = upload(local / "a.csv", "out/a.csv")
     operator.execute(without_store(HOUR, 1))
-    (row,) = operator.execute(without_store(HOUR))
+    (row,) = run_in(operator, without_store(HOUR))
     assert row["action"] == "uploaded by an earlier attempt"
     for began, old in ((HOUR, HOUR + 1), (HOUR, HOUR - 3), (0, 0)):
         age(remote / "out/a.csv", old)
@@ -372,7 +372,7 @@ def test_without_a_store_clock_differences_are_tolerated(
     operator = upload(local / "a.csv", "out/a.csv")
     write_files(remote, {"out/a.csv": b"one"})
     age(remote / "out/a.csv", -ahead + HOUR - 60)  # on that clock, in the run
-    assert operator.execute(without_store(HOUR))[0]["action"] == "uploaded by an earlier attempt"
+    assert run_in(operator, without_store(HOUR))[0]["action"] == "uploaded by an earlier attempt"
     age(remote / "out/a.csv", -ahead + HOUR + 60)  # and before it
     with pytest.raises(AlreadyExists):
         operator.execute(without_store(HOUR))
@@ -412,6 +412,6 @@ def test_without_a_store_a_download_renamed_in_this_run_is_recognised(remote: Pa
     write_files(remote, {"a.csv": b"one"})
     operator = download("a.csv", f"{tmp_path}/a.csv")
     operator.execute(without_store(HOUR, 1))
-    assert operator.execute(without_store(HOUR))[0]["action"] == "downloaded by an earlier attempt"
+    assert run_in(operator, without_store(HOUR))[0]["action"] == "downloaded by an earlier attempt"
     with pytest.raises(AlreadyExists):
         operator.execute(without_store(0))

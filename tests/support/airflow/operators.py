@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
@@ -16,6 +16,9 @@ from airflow_sftp_backend.operators import (
 )
 from tests.support.airflow.arguments import selection_argument
 from tests.support.airflow.context import State, context
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
 
 
 def file_errors(failed: BaseException) -> tuple[Exception, ...]:
@@ -29,9 +32,22 @@ Row = dict[str, Any]
 
 def run(operator: BaseOperator, *, try_number: int = 1, state: State | None = None) -> list[Row]:
     """Run the operator, and return its result, which must be plain JSON."""
-    rows = operator.execute(context(try_number, state))
+    return run_in(operator, context(try_number, state))
+
+
+def run_in(operator: BaseOperator, task_context: Context) -> list[Row]:
+    """Run the operator in a context, and return its result, which must be plain JSON."""
+    rows = operator.execute(task_context)
     assert json.loads(json.dumps(rows)) == rows
     return rows  # type: ignore[no-any-return]  # Airflow leaves it untyped
+
+
+def run_to_manifest(operator: BaseOperator, *, try_number: int = 1, state: State | None = None) -> dict[str, Any]:
+    """Run an operator with a manifest, and return its result, which must be plain JSON."""
+    result = operator.execute(context(try_number, state))
+    assert json.loads(json.dumps(result)) == result
+    assert isinstance(result, dict)
+    return result
 
 
 def upload(source: Any, target: str, **arguments: Any) -> SFTPUploadOperator:
