@@ -551,7 +551,7 @@ def test_a_failed_write_leaves_neither_file_nor_temporary_file(connect: Connect,
     ],
 )
 def test_every_path_and_the_connection_are_templated(kind: type[BaseOperator], fields: set[str]) -> None:
-    assert set(kind.template_fields) == fields | {"newer_than", "older_than"}
+    assert set(kind.template_fields) == fields | {"newer_than", "older_than", "from_manifest", "manifest"}
 
 
 def test_every_argument_of_every_operator_is_documented() -> None:
