@@ -161,7 +161,14 @@ class Cluster:
             machine.start()
 
     def restore(self) -> None:
-        """Start the machines that do not run, and wait until all are ready."""
+        """Start the machines that do not run, and wait until all are ready.
+
+        :raises RuntimeError: if a machine ends
+        """
+        for service in (self.database, self.broker):
+            service.thaw()
+            service.start()
+        self.wait(lambda: self.database.is_ready and self.broker.is_ready, "database and broker")
         self.start_missing()
         self._wait_until_ready()
 
@@ -228,9 +235,19 @@ class Cluster:
         log.info("%.0f s: all machines are ready", self.seconds_to_start)
 
     def _wait_until_ready(self) -> None:
-        self.wait(self.api.answers, "the API server", START_PATIENCE)
-        self.wait(lambda: all(worker.is_ready for worker in self.workers), "the workers", START_PATIENCE)
-        self.wait(self._is_healthy, "scheduler, DAG processor and triggerers", START_PATIENCE)
+        self._wait_while_running(self.api.answers, "the API server")
+        self._wait_while_running(lambda: all(worker.is_ready for worker in self.workers), "the workers")
+        self._wait_while_running(self._is_healthy, "scheduler, DAG processor and triggerers")
+
+    def _wait_while_running(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition holds, and fail at once if a machine ends."""
+
+        def holds() -> bool:
+            for machine in self.machines:
+                machine.check_running()
+            return condition()
+
+        self.wait(holds, what, START_PATIENCE)
 
     def _is_healthy(self) -> bool:
         health = self.api.get("monitor/health")

@@ -75,8 +75,7 @@ class Machine:
     @property
     def is_ready(self) -> bool:
         """Return whether the program runs, and its log since the last start has the text."""
-        if not self.is_running:
-            raise RuntimeError(f"{self.name} has ended:\n{self.log[-4000:]}")
+        self.check_running()
         with self.log_file.open("rb") as log:
             log.seek(self._log_start)
             return self._ready.encode() in log.read()
@@ -85,6 +84,14 @@ class Machine:
     def is_running(self) -> bool:
         """Return whether the machine has not ended."""
         return self._process is not None and self._process.poll() is None
+
+    def check_running(self) -> None:
+        """Raise if the machine has ended.
+
+        :raises RuntimeError: with the end of its log
+        """
+        if not self.is_running:
+            raise RuntimeError(f"{self.name} has ended:\n{self.log[-4000:]}")
 
     def start(self) -> None:
         """Start the machine, unless it is running: from the main thread, with which it ends."""
