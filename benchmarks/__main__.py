@@ -12,7 +12,6 @@ import statistics
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,7 +22,7 @@ from tests.support.servers import sshd_path
 from . import imports, memory
 from .delay import delayed
 from .rivals import OURS, PARAMIKO, Rival, rivals
-from .site import CIPHER, Site, site
+from .site import CIPHER, site, site_at
 from .workloads import WORKLOADS, Bench, Result
 
 console = Console(highlight=False, soft_wrap=True, width=120)
@@ -86,13 +85,6 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--work", action="append", choices=[work.name for work in WORKLOADS], help="only this work")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios, too")
     return parser
-
-
-def site_at(near: Site, port: int) -> Site:
-    """The site by another port."""
-    known_hosts = near.known_hosts.with_name(f"known_hosts-{port}")
-    known_hosts.write_text(near.known_hosts.read_text().replace(f"]:{near.port}", f"]:{port}"))
-    return replace(near, port=port, known_hosts=known_hosts)
 
 
 def _show_results(link: str, results: Sequence[Result], clients: Sequence[Rival], size: int, rounds: int) -> None:

@@ -70,7 +70,7 @@ def backend(site: Site) -> SFTPBackend:
         username=site.username,
         pkey=site.client_key.read_text(),
         known_host_keys=site.known_hosts.read_text(),
-        config={"ciphers": [CIPHER]},
+        config={"ciphers": [site.cipher]},
     )
 
 

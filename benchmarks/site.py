@@ -10,13 +10,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.support.servers import OpenSSHServer
 
 CIPHER = "aes128-gcm@openssh.com"
-"""Cipher of every client, so that clients are compared and not ciphers."""
+"""Usual cipher of every client, so that clients are compared and not ciphers."""
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - a file system in memory, where there is one
 _ROOM = 6 << 30  # bytes wanted free
 
@@ -25,7 +25,8 @@ _ROOM = 6 << 30  # bytes wanted free
 class Site:
     """Hold a server and the way to reach it.
 
-    ``here`` and ``there`` are the directories of the client and of the server.
+    ``here`` and ``there`` are the directories of the client and of the server. A client sees ``there`` as
+    ``remote_top``, unless that is None.
     """
 
     host: str
@@ -35,6 +36,12 @@ class Site:
     known_hosts: Path
     here: Path
     there: Path
+    cipher: str = CIPHER
+    remote_top: Path | None = None
+
+    def remote(self, path: Path) -> Path:
+        """Return the path for clients of a path below ``there``."""
+        return path if self.remote_top is None else self.remote_top / path.relative_to(self.there)
 
     @property
     def ssh_options(self) -> list[str]:
@@ -46,7 +53,7 @@ class Site:
             *("-o", "StrictHostKeyChecking=yes"),
             *("-o", "BatchMode=yes"),
             *("-o", "IdentitiesOnly=yes"),
-            *("-o", f"Ciphers={CIPHER}"),
+            *("-o", f"Ciphers={self.cipher}"),
         ]
 
 
@@ -66,3 +73,10 @@ def site() -> Iterator[Site]:
         yield Site(
             server.host, server.port, server.username, server.client_key, known_hosts, top / "here", top / "there"
         )
+
+
+def site_at(near: Site, port: int) -> Site:
+    """The site by another port."""
+    known_hosts = near.known_hosts.with_name(f"known_hosts-{port}")
+    known_hosts.write_text(near.known_hosts.read_text().replace(f"]:{near.port}", f"]:{port}"))
+    return replace(near, port=port, known_hosts=known_hosts)

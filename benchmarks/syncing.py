@@ -26,10 +26,10 @@ from rich.table import Table
 
 from tests.support.servers import sshd_path
 
-from .__main__ import LINKS, site_at
+from .__main__ import LINKS
 from .delay import delayed
 from .rivals import LFTP, OURS, RCLONE, Rival, Work
-from .site import CIPHER, Site, site
+from .site import CIPHER, Site, site, site_at
 from .workloads import WrongBytes
 
 DIRECTIONS: Final = ("up", "down")

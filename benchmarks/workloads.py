@@ -118,7 +118,7 @@ class Bench:
 
     def _timed(self, work: Work, local: Path, remote: Path) -> Spent:
         began, used = time.perf_counter(), _processor()
-        work(self.site, local, remote)
+        work(self.site, local, self.site.remote(remote))
         return Spent(time.perf_counter() - began, _processor() - used)
 
     def _up(self, name: str, work: Work) -> Spent:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import syncing, waiting, watching, workloads
+from benchmarks import large_files, syncing, targets, waiting, watching, workloads
 from benchmarks.delay import delayed
 from benchmarks.rivals import HOOK, LFTP, OURS, RCLONE, SFTP, rivals
 from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
@@ -72,6 +72,24 @@ def test_every_piece_of_work_is_measured_near_and_far(
     assert output.count("seconds of the processor per GiB") == 2
     assert output.count("no more than paramiko") == 2
     assert output.count("memory added by a transfer of 2 MiB") == 2
+
+
+@pytest.mark.timeout(180)
+def test_large_files_are_measured_in_all_conditions(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sshd
+    status = large_files.main(["--size", "2", "--rounds", "1"])
+    output = capsys.readouterr().out
+    assert ("missed" in output) == (status == 1)
+    assert [output.count(row) for row in ("idle", "busy", "50 ms", "CPU per GiB")] == [2, 2, 2, 2]
+    assert output.count(" up to ") == sum(server.missing() is None for server in large_files.OTHER_SERVERS)
+
+
+@pytest.mark.parametrize(
+    ("result", "at_least", "met"), [(1.1, True, True), (0.9, True, False), (0.9, False, True), (1.1, False, False)]
+)
+def test_a_row_is_met_or_missed(result: float, at_least: bool, met: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    assert targets.show([targets.Row("work", "s", result, 1.0, at_least)]) == met
+    assert ("missed" in capsys.readouterr().out) != met
 
 
 @pytest.mark.timeout(180)
