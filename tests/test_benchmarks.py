@@ -74,7 +74,8 @@ def test_every_piece_of_work_is_measured_near_and_far(
     assert output.count("memory added by a transfer of 2 MiB") == 2
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.system
+@pytest.mark.timeout(300)
 def test_large_files_are_measured_in_all_conditions(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert sshd
     status = large_files.main(["--size", "2", "--rounds", "1"])
