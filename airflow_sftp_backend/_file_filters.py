@@ -35,7 +35,7 @@ class FileFilters:
 
     :ivar include: globs of file names that count; empty: all files count
     :ivar exclude: globs of names that do not count, of files and of the directories on their paths that no pattern
-        spells out
+        names
     """
 
     include: tuple[str, ...] = ()
@@ -52,8 +52,8 @@ class FileFilters:
         """
         included = name_matcher(*self.include) if self.include else None
         excluded = name_matcher(*self.exclude)
-        # A directory that a pattern names literally is not excluded: ``.spool/*`` finds files although ``.*`` is
-        # excluded.
+        # A directory that a pattern names, at least in part, is not excluded: ``.spool/*`` finds files although ``.*``
+        # is excluded.
         segments = {segment for pattern in patterns for segment in pattern.split("/")[:-1] if segment.strip("*?")}
         named = name_matcher(*sorted(segments))
         is_excluded: dict[str, bool] = {}

@@ -78,15 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Connect as a task would, with one login, and print the result of each step, or the remedy.",
         epilog="Exit status: 0 success, 1 a step failed, 2 wrong arguments or a wrong connection.",
     )
-    check.add_argument(
-        "target",
-        metavar="CONNECTION",
-        help=_TARGET_HELP,
-    )
-    check.add_argument("--write", action="store_true", help="also write a small file to the base path and remove it")
-    check.add_argument("--speed", action="store_true", help="also send and fetch up to 64 MiB, removed afterwards")
-    check.add_argument("--json", action="store_true", help="print one JSON object")
-    _add_url_options(check)
+    _add_check_arguments(check)
     clean = commands.add_parser(
         "clean",
         help="remove the partial files of interrupted transfers",
@@ -96,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 success, 1 a file was not removed or the server failed, 2 wrong arguments or a wrong"
         " connection.",
     )
-    _add_clean(clean)
+    _add_clean_arguments(clean)
     list_files = commands.add_parser(
         "ls",
         help="list a directory, or the files that match a pattern",
@@ -105,18 +97,30 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exit status: 0 success, 1 the path is missing or the server failed, 2 wrong arguments or a wrong"
         " connection, 3 nothing to list (no output).",
     )
-    _add_list(list_files)
+    _add_list_arguments(list_files)
     scan = commands.add_parser(
         "scan-host-keys",
         help="print a server's host keys as known_hosts lines",
         description="Print a server's host keys, one of each type, as known_hosts lines, and their fingerprints on"
         " standard error. The keys are not verified: compare the fingerprints with those of the server's owner.",
     )
-    scan.add_argument("host", metavar="HOST", help="name or address, also as HOST:PORT or [ADDRESS]:PORT")
-    scan.add_argument("--port", type=int, help="default: 22")
-    scan.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each step; default: 10")
-    scan.add_argument("--json", action="store_true", help="print a JSON array")
+    _add_scan_arguments(scan)
     return parser
+
+
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="CONNECTION", help=_TARGET_HELP)
+    parser.add_argument("--write", action="store_true", help="also write a small file to the base path and remove it")
+    parser.add_argument("--speed", action="store_true", help="also send and fetch up to 64 MiB, removed afterwards")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_url_options(parser)
+
+
+def _add_scan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("host", metavar="HOST", help="name or address, also as HOST:PORT or [ADDRESS]:PORT")
+    parser.add_argument("--port", type=int, help="default: 22")
+    parser.add_argument("--timeout", type=float, default=10, metavar="SECONDS", help="for each step; default: 10")
+    parser.add_argument("--json", action="store_true", help="print a JSON array")
 
 
 def _add_url_options(parser: argparse.ArgumentParser) -> None:
@@ -128,12 +132,8 @@ def _add_url_options(parser: argparse.ArgumentParser) -> None:
     url.add_argument("--host-key-policy", choices=policies, help="default: strict")
 
 
-def _add_clean(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "target",
-        metavar="CONNECTION",
-        help=_TARGET_HELP,
-    )
+def _add_clean_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", metavar="CONNECTION", help=_TARGET_HELP)
     parser.add_argument("path", metavar="PATH", help="directory on the server, relative to the base path; / for all")
     parser.add_argument(
         "--older-than",
@@ -148,7 +148,7 @@ def _add_clean(parser: argparse.ArgumentParser) -> None:
     _add_url_options(parser)
 
 
-def _add_list(parser: argparse.ArgumentParser) -> None:
+def _add_list_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", metavar="CONNECTION", help=_TARGET_HELP)
     parser.add_argument(
         "pattern",

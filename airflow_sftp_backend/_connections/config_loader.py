@@ -38,6 +38,7 @@ _WHOLE_CONNECTION: Final = "connection_secret"
 _VAULT_URL: Final = "key_vault_url"
 _CLOUD_FIELDS: Final = {"cloud_environment", "authority"}
 """Fields of the Azure identity that may be combined with ``azure_conn_id``."""
+_SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certificate_password")
 _LABELS: Final = {field.name: field.label for field in FIELDS}
 
 
@@ -102,9 +103,6 @@ def _azure_identity(connection: ConnectionValues, get: Callable[[str], AirflowCo
     if problems:
         raise InvalidConnection(connection.conn_id, problems)
     return identity
-
-
-_SECRET_IDENTITY_FIELDS: Final = ("client_secret", "certificate_data", "certificate_password")
 
 
 @dataclass(frozen=True)
@@ -230,9 +228,9 @@ class ConfigLoader:
             problems.append(f"{_LABELS[field_name]}: {error}")
             return None
         # No local variable holds the text before it is masked: a traceback might show it.
-        mask_secrets(variant(secret.reveal()) for variant in (str, _trimmed))
-        return _trimmed(secret.reveal())
+        mask_secrets((secret.reveal(), _without_final_newline(secret.reveal())))
+        return _without_final_newline(secret.reveal())
 
 
-def _trimmed(text: str) -> str:
+def _without_final_newline(text: str) -> str:
     return text.rstrip("\r\n")

@@ -134,10 +134,10 @@ def as_os_error(error: SFTPBackendError) -> SFTPBackendError:
     if isinstance(error, OSError):
         return error
     if isinstance(error, InvalidPath):
-        kind: type[SFTPBackendError] = _INVALID_PATHS[error.entry_type]
+        os_error_class: type[SFTPBackendError] = _INVALID_PATHS[error.entry_type]
     else:
-        kind = next(_OS_ERRORS[base] for base in type(error).__mro__ if base in _OS_ERRORS)
-    converted = kind(error.message, path=error.path, server=error.server)
+        os_error_class = next(_OS_ERRORS[base] for base in type(error).__mro__ if base in _OS_ERRORS)
+    converted = os_error_class(error.message, path=error.path, server=error.server)
     vars(converted).update(vars(error))
     if isinstance(converted, AlreadyExists):
         converted.hint = ""  # names an argument of the backend, which the caller of a file system does not pass

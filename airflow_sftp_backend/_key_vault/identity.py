@@ -128,9 +128,9 @@ class AzureIdentity:
         These are ``login`` or ``client_id``; ``password`` or ``client_secret``; ``tenantId`` or ``tenant_id``;
         ``managed_identity_client_id``; ``workload_identity_tenant_id``; ``cloud_environment``. Additional names are
         ``certificate_data``, ``certificate_path``, ``certificate_password``, ``authority``, and ``credential``, a value
-        of `CredentialType`. Without ``credential``, the first match decides: a certificate, a client secret, a managed
-        identity's client id alone, a workload identity's tenant alone, else DefaultAzureCredential, with both of the
-        latter if both are set.
+        of `CredentialType`. Without ``credential``, the fields decide, in this order: a certificate; a client secret; a
+        managed identity without a workload identity; a workload identity without a managed identity; otherwise
+        DefaultAzureCredential, which gets both identities if both are set.
 
         :param fields: values by name; null and blank values and other names are ignored
         :raises InvalidIdentity: with all problems
@@ -138,25 +138,20 @@ class AzureIdentity:
         values = {name: value for name, value in fields.items() if _is_set(value)}
         problems = [
             f"{name}: expected text"
-            for name, kinds in _FIELD_TYPES.items()
-            if not isinstance(values.get(name, ""), kinds)
+            for name, types in _FIELD_TYPES.items()
+            if not isinstance(values.get(name, ""), types)
         ]
         if values.keys() & {"key_path", "key_json"}:
             problems.append("key_path and key_json are not supported: set login, password and tenantId instead")
         credential_type = _parse_credential_type(values, problems)
         text = {name: _stripped(values[name]) for name in _FIELD_TYPES if name in values}
-        client, tenant = text.get("login", text.get("client_id")), text.get("tenantId", text.get("tenant_id"))
-        managed, workload = text.get("managed_identity_client_id"), text.get("workload_identity_tenant_id")
-        if credential_type is CredentialType.DEFAULT:
-            client, tenant = managed, workload
-        elif credential_type in (CredentialType.MANAGED_IDENTITY, CredentialType.WORKLOAD_IDENTITY):
-            client, tenant = managed or client, workload or tenant
+        client_id, tenant_id = _client_and_tenant_id(credential_type, text)
         has_secret = credential_type is CredentialType.CLIENT_SECRET
         has_certificate = credential_type is CredentialType.CERTIFICATE
         identity = cls(
             credential_type=credential_type,
-            client_id=client,
-            tenant_id=None if credential_type is CredentialType.MANAGED_IDENTITY else tenant,
+            client_id=client_id,
+            tenant_id=tenant_id,
             client_secret=_first_secret(values, "password", "client_secret") if has_secret else None,
             certificate=_first_secret(values, "certificate_data") if has_certificate else None,
             certificate_path=text.get("certificate_path") if has_certificate else None,
@@ -221,10 +216,28 @@ def _parse_credential_type(values: Mapping[str, object], problems: list[str]) ->
         return CredentialType.CERTIFICATE
     if values.keys() & {"password", "client_secret"}:
         return CredentialType.CLIENT_SECRET
-    alone = values.keys() & {"managed_identity_client_id", "workload_identity_tenant_id"}
-    if alone == {"managed_identity_client_id"}:
+    is_managed, is_workload = "managed_identity_client_id" in values, "workload_identity_tenant_id" in values
+    if is_managed and not is_workload:
         return CredentialType.MANAGED_IDENTITY
-    return CredentialType.WORKLOAD_IDENTITY if alone == {"workload_identity_tenant_id"} else CredentialType.DEFAULT
+    return CredentialType.WORKLOAD_IDENTITY if is_workload and not is_managed else CredentialType.DEFAULT
+
+
+def _client_and_tenant_id(credential_type: CredentialType, text: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Return the ids of a type of login."""
+    client_id, tenant_id = text.get("login", text.get("client_id")), text.get("tenantId", text.get("tenant_id"))
+    managed_client_id, workload_tenant_id = (
+        text.get("managed_identity_client_id"),
+        text.get("workload_identity_tenant_id"),
+    )
+    match credential_type:
+        case CredentialType.DEFAULT:
+            return managed_client_id, workload_tenant_id
+        case CredentialType.MANAGED_IDENTITY:
+            return managed_client_id or client_id, None
+        case CredentialType.WORKLOAD_IDENTITY:
+            return managed_client_id or client_id, workload_tenant_id or tenant_id
+        case CredentialType.CLIENT_SECRET | CredentialType.CERTIFICATE:
+            return client_id, tenant_id
 
 
 def _cloud(value: str | None, problems: list[str]) -> str | None:

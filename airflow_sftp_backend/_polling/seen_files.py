@@ -144,9 +144,9 @@ class _SeenDirectory:
             yield [*part, self.empty_since]
 
     def apply(self, present: str, missing: str, removed: str, empty_since: float | None) -> _SeenDirectory:
-        """Return the directory after a change.
+        """Change the records of this directory.
 
-        The result takes over the records of this directory.
+        :returns: the directory with the same records, and with ``empty_since``
         """
         for name in _names(removed):
             self.present.pop(name, None)
@@ -232,12 +232,15 @@ class SeenFiles:
         directories = self._after_poll(present, now)
         new: list[FoundFile] = []
         free_batches = max(MAX_UNACKNOWLEDGED - len(self.unacknowledged), 0)
-        most = free_batches * MAX_BATCH_FILES if max_files is None else max_files * min(free_batches, 1)
-        for file in ready if max_files is None else sorted(ready, key=_age):
+        max_new = free_batches * MAX_BATCH_FILES
+        if max_files is not None:  # one batch
+            ready = sorted(ready, key=_oldest_first)
+            max_new = max_files if free_batches else 0
+        for file in ready:
             directory, name, content = _hashes_of(file)
             seen_directory = directories.setdefault(directory, _SeenDirectory())
             if seen_directory.is_new(name, content, changed=changed):
-                if len(new) == most:
+                if len(new) == max_new:
                     continue
                 new.append(file)
             seen_directory.add(name, content)
@@ -247,7 +250,7 @@ class SeenFiles:
     def changes_since(self, earlier: SeenFiles) -> list[Change]:
         """Return the changes that lead from earlier seen files to these.
 
-        :param earlier: the seen files before; those of ``SeenFiles()`` give the changes that `apply` builds all from
+        :param earlier: the earlier seen files; with ``SeenFiles()``, the changes contain everything
         :returns: changes for `apply`
         """
         known = {batch.batch_id for batch in earlier.unacknowledged}
@@ -256,13 +259,10 @@ class SeenFiles:
         changes: list[Change] = [["batch", batch.batch_id, batch.pack()] for batch in batches]
         if acknowledged := [batch.batch_id for batch in earlier.unacknowledged if batch.batch_id not in remaining]:
             changes.append(["acknowledged", acknowledged])
-        implied: dict[str, _Hashes] = {}  # a batch adds the records of its files by itself
-        for batch in batches:
-            for file in batch.files:
-                directory, name, content = _hashes_of(file)
-                implied.setdefault(directory, {})[name] = content
-        for directory in dict.fromkeys([*implied, *earlier.directories, *self.directories]):
-            before = earlier.directories.get(directory, _SeenDirectory()).with_present(implied.get(directory, {}))
+        sent_with_batches = _hashes_by_directory(batches)  # `apply` adds the files of a batch itself
+        for directory in dict.fromkeys([*sent_with_batches, *earlier.directories, *self.directories]):
+            before = earlier.directories.get(directory, _SeenDirectory())
+            before = before.with_present(sent_with_batches.get(directory, {}))
             after = self.directories.get(directory, _SeenDirectory())
             changes += [["directory", directory, *change] for change in after.changes_since(before)]
         return changes
@@ -326,11 +326,9 @@ class SeenFiles:
         return cls(directories, tuple(NewFilesBatch(*batch) for batch in values["unacknowledged"]))
 
 
-def _age(file: FoundFile) -> tuple[bool, str, str]:
-    """Return the sort key of a file.
-
-    The oldest file comes first, a file without a time last. All times are UTC in whole seconds.
-    """
+def _oldest_first(file: FoundFile) -> tuple[bool, str, str]:
+    """Return the sort key of a file."""
+    # A file without a time comes last. All times are texts of one format, in UTC.
     return file["modified_at"] is None, file["modified_at"] or "", file["path"]
 
 
@@ -343,6 +341,16 @@ def _hashes_of(file: FoundFile) -> tuple[str, bytes, bytes]:
     return directory, _hash(name, _NAME_BYTES), _hash(f"{file['size']} {file['modified_at']}", _CONTENT_BYTES)
 
 
+def _hashes_by_directory(batches: Iterable[NewFilesBatch]) -> dict[str, _Hashes]:
+    """Return the content hash of each file by directory and name hash."""
+    hashes: dict[str, _Hashes] = {}
+    for batch in batches:
+        for file in batch.files:
+            directory, name, content = _hashes_of(file)
+            hashes.setdefault(directory, {})[name] = content
+    return hashes
+
+
 def _hash(text: str, size: int) -> bytes:
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=size).digest()
 
@@ -353,9 +361,9 @@ def _without_empty(directories: Mapping[str, _SeenDirectory]) -> dict[str, _Seen
 
 
 def _split(records: Iterable[_Record]) -> Iterator[list[_Record]]:
-    remaining = list(records)
-    for start in range(0, len(remaining), _RECORDS_PER_CHANGE):
-        yield remaining[start : start + _RECORDS_PER_CHANGE]
+    all_records = list(records)
+    for start in range(0, len(all_records), _RECORDS_PER_CHANGE):
+        yield all_records[start : start + _RECORDS_PER_CHANGE]
 
 
 def _pack(contents: Iterable[tuple[bytes, bytes]]) -> str:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, cast
 
 from airflow.sdk.exceptions import AirflowRuntimeError
 
@@ -29,10 +29,24 @@ _EVENTS_PER_REQUEST: Final = 50
 """Events in one answer of Airflow; each event carries its files."""
 _MAX_UNCLAIMED: Final = 1000
 """Unclaimed batches that one run may get, about 500,000 files."""
-_Claims = dict[str, tuple[str, list[str]]]
-"""For each run, oldest claim first: the time of the oldest event that it claimed, and the ids of its batches."""
 _CLAIM_SETTLE_SECONDS: Final = 1.0
 """Seconds between writing and reading claims: in this time, a concurrent run writes its claims too."""
+_MAX_CLAIM_ATTEMPTS: Final = 3
+
+
+class _RunClaims(NamedTuple):
+    """Batches that a run has claimed.
+
+    :ivar since: time of the oldest event with one of the batches
+    :ivar batch_ids: ids of the batches
+    """
+
+    since: str
+    batch_ids: list[str]
+
+
+_Claims = dict[str, _RunClaims]
+"""Claims by run, oldest first."""
 
 
 def new_files(context: Context) -> list[FoundFile]:
@@ -96,24 +110,13 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
     :returns: the batches of this run
     """
     run_id, key = context["ti"].run_id, _CLAIMS_KEY.format(context["ti"].dag_id)
-    since, earlier = _load_claims(store, key).get(run_id, ("", []))
-    unclaimed = _unclaimed_events(context, inlet_events, own, since, set(earlier) - own.keys())
-    claims = _load_claims(store, key)
+    earlier = _load_claims(store, key).get(run_id, _RunClaims("", []))
+    unclaimed = _unclaimed_events(context, inlet_events, own, earlier.since, set(earlier.batch_ids) - own.keys())
+    claims = _load_claims(store, key)  # other runs may have claimed some of these batches meanwhile
     owners = _owners(claims)
     unclaimed = {batch_id: event for batch_id, event in unclaimed.items() if owners.get(batch_id, run_id) == run_id}
     candidates = unclaimed | own
-    for _ in range(3):
-        new_claims = {batch_id: event for batch_id, event in candidates.items() if batch_id not in owners}
-        if not new_claims:
-            break
-        # Other runs may claim the same batches, and the store has no compare-and-set. So write the claims, wait, read
-        # the claims again, and keep only this run's.
-        store.set(key, _with_claims(claims, run_id, new_claims))
-        if not unclaimed:
-            break
-        time.sleep(_CLAIM_SETTLE_SECONDS)
-        claims = _load_claims(store, key)
-        owners = _owners(claims)
+    owners = _save_claims(store, key, run_id, claims, candidates, may_conflict=bool(unclaimed))
     # An own batch without a claim is this run's: the store may have dropped the oldest claims.
     return {
         batch_id: event
@@ -123,12 +126,35 @@ def _claim(context: Context, store: Any, inlet_events: Any, own: dict[str, _Even
 
 
 def _load_claims(store: Any, key: str) -> _Claims:
-    return {run_id: (since, batches) for run_id, (since, batches) in (store.get(key) or {}).items()}
+    return {run_id: _RunClaims(*claims) for run_id, claims in (store.get(key) or {}).items()}
 
 
 def _owners(claims: _Claims) -> dict[str, str]:
     """Return the run that claimed each batch."""
-    return {batch_id: run_id for run_id, (_, batches) in claims.items() for batch_id in batches}
+    return {batch_id: run_id for run_id, run_claims in claims.items() for batch_id in run_claims.batch_ids}
+
+
+def _save_claims(
+    store: Any, key: str, run_id: str, claims: _Claims, candidates: Mapping[str, _Event], *, may_conflict: bool
+) -> dict[str, str]:
+    """Claim batches without an owner for a run; return all owners.
+
+    :param claims: the claims in the store
+    :param candidates: the batches of the run, by id
+    :param may_conflict: whether other runs may claim the same batches now
+    """
+    for _ in range(_MAX_CLAIM_ATTEMPTS):
+        owners = _owners(claims)
+        new_claims = {batch_id: event for batch_id, event in candidates.items() if batch_id not in owners}
+        if not new_claims:
+            break
+        store.set(key, _with_claims(claims, run_id, new_claims))
+        if not may_conflict:
+            break
+        # The store has no compare-and-set, so a concurrent run may have overwritten these claims: wait, and read again.
+        time.sleep(_CLAIM_SETTLE_SECONDS)
+        claims = _load_claims(store, key)
+    return _owners(claims)
 
 
 def _with_claims(claims: _Claims, run_id: str, new: Mapping[str, _Event]) -> dict[str, list[Any]]:
@@ -137,44 +163,46 @@ def _with_claims(claims: _Claims, run_id: str, new: Mapping[str, _Event]) -> dic
     If the record is too long, the oldest claims are dropped.
     """
     since = min(_format_time(event.timestamp) for event in new.values())
-    earlier_since, earlier = claims.get(run_id, (since, []))
-    newest_first: dict[str, list[Any]] = {run_id: [min(since, earlier_since), [*earlier, *new]]}
+    earlier = claims.get(run_id, _RunClaims(since, []))
+    newest_first: dict[str, list[Any]] = {run_id: [min(since, earlier.since), [*earlier.batch_ids, *new]]}
     size = len(json.dumps(newest_first))
-    for claimer, claim in reversed(claims.items()):
-        size += len(json.dumps({claimer: claim}))
+    for other_run_id, run_claims in reversed(claims.items()):
+        size += len(json.dumps({other_run_id: run_claims}))
         if size > _MAX_CLAIMS_SIZE:
             break
-        newest_first.setdefault(claimer, list(claim))
+        newest_first.setdefault(other_run_id, list(run_claims))
     return dict(reversed(newest_first.items()))
 
 
 def _unclaimed_events(
     context: Context, inlet_events: Any, own: Mapping[str, _Event], since: str, earlier: Set[str]
 ) -> dict[str, _Event]:
-    """Return unclaimed batches, and the batches that the run claimed ``earlier``.
+    """Return batches that started no run, and earlier claims of this run.
 
-    Airflow may create one run for several events, and pass only the first event to the run. This function finds the
-    batches of the other events for the current run, if sent before the start of the run.
+    Airflow may create one run for several events, and pass only the first event to the run. The batches of the other
+    events are for the current run, if sent before the start of the run.
 
-    :param since: time of the oldest event of the ``earlier`` claims
+    :param own: the batches that started the run
+    :param since: time of the oldest event of the ``earlier`` batches
+    :param earlier: ids of the other batches that the run has claimed
     """
     dag_id, run_started = context["ti"].dag_id, context["dag_run"].start_date or datetime.now(UTC)
-    times = [*([since] if earlier else []), *(_format_time(event.timestamp) for event in own.values())]
-    found: dict[str, _Event] = {}
+    own_times = [_format_time(event.timestamp) for event in own.values()]
+    batches: dict[str, _Event] = {}
     try:
-        for event in _events_since(inlet_events, min(times)):
+        for event in _events_since(inlet_events, min([since, *own_times] if earlier else own_times)):
             batch_id = _payload(event).get("batch")
             has_run = any(run.dag_id == dag_id for run in event.created_dagruns)
             if batch_id in earlier or (not has_run and event.timestamp < run_started):
-                found |= _by_batch([event])
-            is_complete = event.timestamp >= run_started and earlier <= found.keys()
-            if is_complete or len(found) - len(earlier) >= _MAX_UNCLAIMED:
+                batches |= _by_batch([event])
+            is_complete = event.timestamp >= run_started and earlier <= batches.keys()
+            if is_complete or len(batches) - len(earlier) >= _MAX_UNCLAIMED:
                 break
     except AirflowRuntimeError as error:  # Airflow 3.3.2 fails while a run of one of these events is only queued
         if earlier:
             raise
         log.warning("cannot find unclaimed batches, left to the next run: %s", error)
-    return {batch_id: event for batch_id, event in found.items() if batch_id not in own}
+    return {batch_id: event for batch_id, event in batches.items() if batch_id not in own}
 
 
 def _events_since(inlet_events: Any, since: str) -> Iterator[_Event]:

@@ -88,22 +88,26 @@ def _decode_layers(text: str) -> list[str]:
 
 
 def key_bodies(text: str) -> list[list[str]]:
-    """Find the base64 of and around private keys in a text.
+    """Find the base64 texts that hold private keys.
+
+    These are the bodies of the keys, and the base64 around them.
 
     :param text: private key in any form supported by `repair_pem`, PuTTY key, or text with keys
     :returns: for each base64 text its lines, unchanged; empty if there is no private key
     """
-    layers = _decode_layers(text)
-    if BEGIN.search(layers[-1]):
-        private_bodies = [_base64_lines(match[2]) for match in BLOCK.finditer(layers[-1]) if _is_private(match[1])]
-        if not BLOCK.search(layers[-1]):  # cut off, or damaged BEGIN and END lines: any line may belong to the key
-            private_bodies = [_base64_lines(_FRAME.sub("\n", layers[-1]))]
-    elif putty := _PUTTY.search(layers[-1]):
+    *encoded_layers, key_text = _decode_layers(text)
+    if BEGIN.search(key_text):
+        private_bodies = [_base64_lines(match[2]) for match in BLOCK.finditer(key_text) if _is_private(match[1])]
+        if not BLOCK.search(key_text):  # cut off, or damaged BEGIN and END lines: any line may belong to the key
+            private_bodies = [_base64_lines(_FRAME.sub("\n", key_text))]
+    elif putty := _PUTTY.search(key_text):
         private_bodies = [_base64_lines(putty[1])]
     else:
         return []
-    bodies = {"".join(lines): lines for lines in reversed([layer.split() for layer in layers[:-1]] + private_bodies)}
-    return [lines for lines in reversed(bodies.values()) if lines]
+    lines_by_body: dict[str, list[str]] = {}
+    for lines in [*(layer.split() for layer in encoded_layers), *private_bodies]:
+        lines_by_body.setdefault("".join(lines), lines)
+    return [lines for lines in lines_by_body.values() if lines]
 
 
 def remove_keys(text: str) -> str:

@@ -110,9 +110,9 @@ class SFTPBackendHook(BaseHook):
         :returns: the hook
         :raises TypeError: if a connection has no field of that name
         """
-        known = {name for field in FIELDS if not field.column for name in field.names}
-        if unknown := sorted(fields.keys() - known):
-            raise TypeError(f"unknown fields: {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+        field_names = {name for field in FIELDS if not field.column for name in field.names}
+        if unknown := sorted(fields.keys() - field_names):
+            raise TypeError(f"unknown fields: {', '.join(unknown)}; there are {', '.join(sorted(field_names))}")
         hook = cls(vault_url)
         extra = json.dumps({"key_vault_url": vault_url, **fields})
         hook._record = ConnectionRecord(vault_url, host=host, port=port, login=login, extra=extra)
@@ -305,12 +305,12 @@ def translate_errors() -> Iterator[None]:
         raise AirflowFailException(str(error)) from error
     except ExceptionGroup as group:
         _, retryable = group.split(NON_RETRYABLE_ERRORS)
-        failed = AirflowFailException if retryable is None else FilesFailed
+        error_class = AirflowFailException if retryable is None else FilesFailed
         failures = [*_flatten(group)]
         text = redact("\n- ".join([f"{group.message}:", *map(str, failures)]))
         for failure in failures:
             _mask_texts(failure)
-        raise failed(text) from ExceptionGroup(redact(group.message), failures)
+        raise error_class(text) from ExceptionGroup(redact(group.message), failures)
 
 
 def _mask_texts(error: Exception) -> None:

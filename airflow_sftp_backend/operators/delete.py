@@ -109,20 +109,10 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         matches = match_remote(backend, selection, self._filters, restores=not self.is_dry_run)
         links += _extract_links(backend, matches)
         if self._limits:
-            links += find_links(backend, [name.path for name in selection.names if not name.is_directory])
-        if links and self._limits:
-            message = "path is a symbolic link; limits of time, size and number apply to files only"
-            raise InvalidPath(message, path=links[0], server=backend.address)
-        refused_paths = {failure.path for failure in matches.failures if isinstance(failure, InvalidPath)}
-        named = [name.path for name in selection.names if name.is_directory and name.path not in refused_paths]
-        # Filters and limits may keep some entries of a directory.
-        directories = [] if self._filters or self._limits else named
-        within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
-        matched, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
-        redelivered = dict.fromkeys(file.info.path for file in matched if retry_state.was_redelivered(file.info))
-        log_each(self.log, "skipping %s: delivered again, left to the next run", [*redelivered])
-        files = [file for file in matched if file.info.path not in redelivered]
-        files = self._take_oldest(files, lambda file: file.info, retry_state)
+            named_links = find_links(backend, [name.path for name in selection.names if not name.is_directory])
+            _check_no_links(backend, [*links, *named_links])
+        directories = self._whole_directories(selection, matches)
+        files, failures = self._files_to_delete(matches, retry_state)
         # An empty directory has no matching file, but can be deleted.
         missing = [name for name in matches.missing if name not in directories or not backend.is_folder(name)]
         missing = self._without_empty_directories(backend, selection, missing)
@@ -133,11 +123,24 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
             existing_directories=[name for name in directories if name not in missing],
             deletions=_deletions(backend, files, links),
             kept={file.info.path for file in matches.files} - {file.info.path for file in files},
-            failures=matches.failures
-            + undecided
-            + not_utf8
-            + self._missing_errors(backend, selection, missing, retry_state),
+            failures=matches.failures + failures + self._missing_errors(backend, selection, missing, retry_state),
         )
+
+    def _whole_directories(self, selection: Selection, matches: Matches) -> list[str]:
+        """Return the names of directories to delete with all their entries."""
+        if self._filters or self._limits:  # these may keep some entries
+            return []
+        refused_paths = {failure.path for failure in matches.failures if isinstance(failure, InvalidPath)}
+        return [name.path for name in selection.names if name.is_directory and name.path not in refused_paths]
+
+    def _files_to_delete(self, matches: Matches, retry_state: RetryState) -> tuple[list[RemoteMatch], Failures]:
+        """Return the files within the limits, and the failures of others."""
+        within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
+        matched, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
+        redelivered = dict.fromkeys(file.info.path for file in matched if retry_state.was_redelivered(file.info))
+        log_each(self.log, "skipping %s: delivered again, left to the next run", [*redelivered])
+        files = [file for file in matched if file.info.path not in redelivered]
+        return self._take_oldest(files, lambda file: file.info, retry_state), [*undecided, *not_utf8]
 
     def _missing_errors(
         self, backend: SFTPBackend, selection: Selection, missing: Sequence[str], retry_state: RetryState
@@ -221,6 +224,12 @@ def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:
     matches.failures = [failure for failure in matches.failures if getattr(failure, "path", None) not in links]
     matches.missing = [name for name in matches.missing if name not in links]
     return [*dict.fromkeys(path for path in candidates if path in links)]
+
+
+def _check_no_links(backend: SFTPBackend, links: Sequence[str]) -> None:
+    if links:
+        message = "path is a symbolic link; limits of time, size and number apply to files only"
+        raise InvalidPath(message, path=links[0], server=backend.address)
 
 
 def _deletions(

@@ -96,7 +96,7 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, PlainTextOperator, BaseS
         without the file's suffix. The done file itself does not count, unless ``path`` names it. (templated)
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of names that do not count, for files and for the directories on their paths that ``pattern``
-        does not spell out. By default, the names that programs give to unfinished files. A file in ``path`` always
+        does not name. By default, the names that programs give to unfinished files. A file in ``path`` always
         counts.
     :param deferrable: wait in the triggerer; by default, Airflow's ``default_deferrable`` decides
     :param kwargs: arguments of ``BaseSensorOperator``, such as ``poke_interval`` and ``timeout`` in seconds

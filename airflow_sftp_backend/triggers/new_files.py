@@ -90,7 +90,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         without the file's suffix
     :param include: globs of file names; only matching files of a directory or pattern count
     :param exclude: globs of names that do not count, for files and for the directories on their paths that ``pattern``
-        does not spell out. By default, the names that programs give to unfinished files. A file in ``path`` always
+        does not name. By default, the names that programs give to unfinished files. A file in ``path`` always
         counts.
     :raises InvalidArgument: if an argument is invalid
     """
@@ -116,7 +116,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         self.sftp_conn_id = sftp_conn_id
         self.poke_interval = poke_interval
         self.changed = changed
-        self._observed: StabilityState = {}
+        self._stability: StabilityState = {}
         self._warning = ""
         check_names_or_patterns(path, pattern, "path")
         limits = LimitArguments.checked(None, None, min_size, max_files).resolve(newer_than, None, run_after=None)
@@ -174,14 +174,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         state_store = watch_state_store(self)
         store = SeenFilesStore(watch, state_store, self.log.warning)
         description = escaped(", ".join(condition.descriptions))
-        self.log.info("watching for new files of %s on connection %r", description, self.sftp_conn_id)
-        if state_store is None:
-            self.log.info(
-                "the files seen so far are kept in memory, because this watch has no state store (Airflow 3.3 has one"
-                " for the watch of one asset): after a restart of the triggerer all files are reported again"
-            )
-        for name in condition.names_with_wildcards:
-            self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)
+        self._log_start(description, has_store=state_store is not None)
         connection = SharedConnection.acquire(self.sftp_conn_id)
         last_error = ""
         try:
@@ -198,16 +191,28 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
                 batches = store.unsent()
                 for number, batch in enumerate(batches, 1):
                     if number > 1:
-                        # Airflow may start one run for several events, and then pass it the first only. The event after
-                        # the pause starts a run of its own, which gets all events before.
-                        is_last = number == len(batches)
-                        await asyncio.sleep(min(self.poke_interval, _LAST_PAUSE) if is_last else _PAUSE)
+                        await self._pause_before_event(is_last=number == len(batches))
                     first = escaped(batch.files[0]["path"])
                     self.log.info("%s new, the first is %s", pluralize_files(len(batch.files)), first)
                     yield _event(batch=batch.batch_id, sftp_conn_id=self.sftp_conn_id, files=batch.files)
                     store.mark_sent(batch)
         finally:
             connection.release()
+
+    def _log_start(self, description: str, *, has_store: bool) -> None:
+        self.log.info("watching for new files of %s on connection %r", description, self.sftp_conn_id)
+        if not has_store:
+            self.log.info(
+                "the files seen so far are kept in memory, because this watch has no state store (Airflow 3.3 has one"
+                " for the watch of one asset): after a restart of the triggerer all files are reported again"
+            )
+        for name in self.condition.names_with_wildcards:
+            self.log.warning("path %r has a wildcard, but names are literal; pass globs as pattern=", name)
+
+    async def _pause_before_event(self, *, is_last: bool) -> None:
+        # Airflow may start one run for several events, and then pass it the first only. The event after the long pause
+        # starts a run of its own, which gets all events before.
+        await asyncio.sleep(min(self.poke_interval, _LAST_PAUSE) if is_last else _PAUSE)
 
     async def _poll(self, store: SeenFilesStore, connection: SharedConnection) -> None:
         """Poll once and save the new files as batches.
@@ -222,7 +227,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
         def decide(snapshot: PollSnapshot) -> tuple[SeenFiles, PollResult]:
             files, done_files = snapshot
             now = time.time()
-            result = evaluate(self.condition, files, done_files, self._observed, now)
+            result = evaluate(self.condition, files, done_files, self._stability, now)
             present = (info.path for info in files)
             updated = seen_files.updated_with(
                 result.files, present, now, changed=self.changed, max_files=self.max_files
@@ -230,7 +235,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
             return updated, result
 
         updated, result = await connection.poll(self.condition, decide)
-        self._observed = result.stability
+        self._stability = result.stability
         if result.warning not in ("", self._warning):
             self.log.warning("%s", escaped(result.warning))
         self._warning = result.warning

@@ -37,12 +37,12 @@ def host_keys(backend: SFTPBackend) -> CheckResult:
             CheckTitle.ALL_HOST_KEYS, True, ("can be read only without a jump host and a proxy command",)
         )
     # A check must not store a key, as the other policies would.
-    checker = HostKeyVerifier(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
+    verifier = HostKeyVerifier(replace(config, host_key_policy=HostKeyPolicy.STRICT), os.environ)
     try:
         keys = scan_host_keys(config.host, config.port, config.timeout)
     except BackendUnavailable as error:
         return CheckResult(CheckTitle.ALL_HOST_KEYS, True, (f"could not be read: {error}",))
-    keys_with_trust = [(key, _trust_reason(checker, key)) for key in keys]
+    keys_with_trust = [(key, _trust_reason(verifier, key)) for key in keys]
     return CheckResult(
         CheckTitle.ALL_HOST_KEYS,
         True,
@@ -59,9 +59,9 @@ def host_keys(backend: SFTPBackend) -> CheckResult:
     )
 
 
-def _trust_reason(checker: HostKeyVerifier, key: HostKey) -> str | None:
+def _trust_reason(verifier: HostKeyVerifier, key: HostKey) -> str | None:
     try:
-        return checker.check(key.blob)
+        return verifier.check(key.blob)
     except HostKeyRejected:
         return None
 
@@ -79,22 +79,22 @@ def writing(backend: SFTPBackend) -> CheckResult:
 def speed(backend: SFTPBackend) -> CheckResult:
     """Measure upload and download of a file of random bytes."""
     size = 0
-    up = down = 0.0
+    upload_seconds = download_seconds = 0.0
     with tempfile.TemporaryDirectory(prefix="airflow-sftp-backend-") as folder, _probe_file(backend) as name:
-        local, back = Path(folder) / "up", Path(folder) / "down"
-        # The time of a small file is that of its round trips, so the size grows until one transfer takes long enough.
+        source, copy = Path(folder) / "up", Path(folder) / "down"
+        # A small file takes as long as its round trips, so the size grows until a transfer takes long enough.
         for size in _SIZES:
-            _fill(local, size)
-            up = _measure_seconds(lambda: backend.upload(local, name, overwrite=True))
-            down = _measure_seconds(lambda: backend.download(name, back, overwrite=True))
-            if max(up, down) > _MAX_STEP_SECONDS:
+            _fill(source, size)
+            upload_seconds = _measure_seconds(lambda: backend.upload(source, name, overwrite=True))
+            download_seconds = _measure_seconds(lambda: backend.download(name, copy, overwrite=True))
+            if max(upload_seconds, download_seconds) > _MAX_STEP_SECONDS:
                 break
-    rates = size / up / 1e6, size / down / 1e6
+    upload_rate, download_rate = size / upload_seconds / 1e6, size / download_seconds / 1e6
     return CheckResult(
         CheckTitle.SPEED,
         True,
-        (f"up {rates[0]:.1f} MB/s, down {rates[1]:.1f} MB/s (a file of {size >> 20} MiB)",),
-        {"bytes": size, "up_seconds": up, "down_seconds": down},
+        (f"up {upload_rate:.1f} MB/s, down {download_rate:.1f} MB/s (a file of {size >> 20} MiB)",),
+        {"bytes": size, "up_seconds": upload_seconds, "down_seconds": download_seconds},
     )
 
 

@@ -236,8 +236,8 @@ class _RawRemoteFile(io.RawIOBase):
         opened = False
         try:
             stat_reply = yield from send(FStat(handle))
-            request = Read(handle, 0, (yield from scheduler.server_limits()).read)
-            first_reply = yield from send(request)
+            first_read = Read(handle, 0, (yield from scheduler.server_limits()).read)
+            first_reply = yield from send(first_read)
             try:
                 attributes = yield from reply(stat_reply)
             except StatusError:  # some servers do not support FSTAT; for a directory, they refuse the first read
@@ -249,7 +249,7 @@ class _RawRemoteFile(io.RawIOBase):
                 )
             self.size_at_open, self.modified_at_open = attributes.size, utc(attributes.mtime)
             self._queue.clear()
-            self._queue.append((request, first_reply))
+            self._queue.append((first_read, first_reply))
             opened = True
         except StatusError as refused:
             raise (yield from explain_read_failure(self._path, refused)) from None
@@ -280,37 +280,41 @@ class _RawRemoteFile(io.RawIOBase):
         return size
 
     def _next_block(self, size: int) -> Operation[memoryview]:
-        """Send reads for ``size`` bytes and in advance, and return a block.
+        """Send reads for ``size`` bytes and read-ahead; return the next block.
 
         The block is empty at the end.
         """
         assert self._scheduler is not None
-        block = (yield from self._scheduler.server_limits()).read
-        max_blocks = max(2, min(64, READ_AHEAD // block))
-        if self._position + size > self._requested_end:
-            self._requested_end = self._position + size
-            self._sequential_reads += 1
-        # After a seek, one read is no sign that the caller will read on: nothing is requested in advance. (One read of
-        # `io.BufferedReader` can be two of this class: whole buffers, and one more buffer for the rest.)
-        blocks_ahead = (1 << min(max(0, self._sequential_reads - 2), 6)) - 1
-        offset = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
-        end = self._requested_end + blocks_ahead * block
-        while len(self._queue) < max_blocks and (offset < end or not self._queue):
-            request = Read(self._handle, offset, max(1, min(block, end - offset)))
-            self._queue.append((request, (yield from send(request))))
-            offset += request.length
-        request, pending = self._queue.popleft()
+        yield from self._send_reads(self._scheduler, size)
+        read, pending = self._queue.popleft()
         try:
             data = yield from reply(pending)
         except StatusError as refused:
             raise (yield from explain_read_failure(self._path, refused)) from None
-        self._scheduler.receive_limits.check_file_bytes(request.offset + len(data), self._path.key)
+        self._scheduler.receive_limits.check_file_bytes(read.offset + len(data), self._path.key)
         if not data:
             self._queue.clear()
-        elif len(data) < request.length:
-            remainder = Read(self._handle, request.offset + len(data), request.length - len(data))
+        elif len(data) < read.length:
+            remainder = Read(self._handle, read.offset + len(data), read.length - len(data))
             self._queue.appendleft((remainder, (yield from send(remainder))))
         return data
+
+    def _send_reads(self, scheduler: SFTPScheduler, size: int) -> Operation[None]:
+        """Fill the queue with reads for ``size`` bytes and for read-ahead."""
+        block_size = (yield from scheduler.server_limits()).read
+        max_blocks = max(2, min(64, READ_AHEAD // block_size))
+        if self._position + size > self._requested_end:
+            self._requested_end = self._position + size
+            self._sequential_reads += 1
+        # Read-ahead doubles with each sequential read, and starts with the third read after a seek: one read of
+        # `io.BufferedReader` can be two of this class, whole buffers and one more buffer for the rest.
+        blocks_ahead = (1 << min(max(0, self._sequential_reads - 2), 6)) - 1
+        offset = self._queue[-1][0].offset + self._queue[-1][0].length if self._queue else self._position
+        end = self._requested_end + blocks_ahead * block_size
+        while len(self._queue) < max_blocks and (offset < end or not self._queue):
+            read = Read(self._handle, offset, max(1, min(block_size, end - offset)))
+            self._queue.append((read, (yield from send(read))))
+            offset += read.length
 
 
 class AtomicWriter(io.RawIOBase):
@@ -378,7 +382,7 @@ class AtomicWriter(io.RawIOBase):
             if whole_blocks:
                 blocks, self._buffer = self._buffer[:whole_blocks], self._buffer[whole_blocks:]
                 self._run(self._writer.write(memoryview(blocks)))
-        except BaseException:  # the block can also be lost by an interruption
+        except BaseException:  # an interruption can lose the block too
             self.has_failed = True
             raise
         return len(view)

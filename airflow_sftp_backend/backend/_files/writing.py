@@ -90,7 +90,7 @@ def make_folders(path: RemotePath) -> Operation[bool]:
     blocking_file = path if isinstance(existing, Attributes) else (yield from find_blocking_file(path))
     if blocking_file is not None:
         raise InvalidPath("cannot create the directory: the path is a file", path=blocking_file.key, entry_type="file")
-    if StatusCode.FAILURE == refused.code == getattr(existing, "code", None):
+    if isinstance(existing, StatusError) and existing.code == refused.code == StatusCode.FAILURE:
         # The directory may exist although the server does not show it. If it is missing, the next request in it fails.
         return False
     raise from_status(refused, "cannot create the directory", path.key)
@@ -173,21 +173,31 @@ def _handle_or_none(
         return None
     flags = cast(Open, open_reply.request).flags
     exclusive = OpenFlag.EXCLUSIVE in flags
-    # Some servers support exclusive OPEN only with TRUNCATE. If the path does not exist, TRUNCATE is harmless, and the
-    # request is repeated with it.
     if (
         exclusive
         and refused.code != StatusCode.PERMISSION_DENIED
         and not (yield from server_traits()).honours_exclusive
     ):
-        existing = yield from try_stat(path)
-        if isinstance(existing, StatusError) and (yield from is_missing(path, existing)):
-            (answer,) = yield from request_all([Open(path.native, flags | OpenFlag.TRUNCATE)])
-            if isinstance(answer, bytes):
-                return answer
-            if create_parents and (yield from parent_is_missing(path, answer)):
-                return None
+        answer = yield from _open_missing_with_truncate(path, flags)
+        if isinstance(answer, bytes):
+            return answer
+        if answer is not None and create_parents and (yield from parent_is_missing(path, answer)):
+            return None
     raise (yield from explain_write_failure(path, target, refused, exclusive=exclusive)) from None
+
+
+def _open_missing_with_truncate(path: RemotePath, flags: OpenFlag) -> Operation[bytes | StatusError | None]:
+    """Open a missing file with TRUNCATE added to the flags.
+
+    Some servers support exclusive OPEN only with TRUNCATE, which is harmless if the path does not exist.
+
+    :returns: the handle or the refusal; None if the path may exist
+    """
+    existing = yield from try_stat(path)
+    if not isinstance(existing, StatusError) or not (yield from is_missing(path, existing)):
+        return None
+    (answer,) = yield from request_all([Open(path.native, flags | OpenFlag.TRUNCATE)])
+    return answer
 
 
 def explain_write_failure(

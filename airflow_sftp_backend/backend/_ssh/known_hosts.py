@@ -101,7 +101,8 @@ class KnownHostsEntry:
                 raise ValueError("a key or fingerprint without a host name before it")
             names = None
         else:
-            names = _check_host_names(fields.pop(0)) if fields else ""
+            names = fields.pop(0) if fields else ""
+            _check_host_names(names)
         if not fields:
             raise ValueError("no key; expected: host key-type base64, or host SHA256:fingerprint")
         types, digest = _parse_key(fields)
@@ -124,12 +125,11 @@ def _has_no_host_name(fields: list[str]) -> bool:
     return kind.startswith(_FINGERPRINT_PREFIXES) or (key.startswith("AAAA") and KEY_TYPE.fullmatch(kind) is not None)
 
 
-def _check_host_names(names: str) -> str:
+def _check_host_names(names: str) -> None:
     if names.startswith("|"):
         parts = names.split("|")[1:]
         if parts[0] != "1" or [len(_decode_base64(part)) for part in parts[1:]] != [20, 20]:  # salt, HMAC-SHA1
             raise ValueError("a hashed host name that is damaged or of an unknown kind")
-    return names
 
 
 def _decode_base64(text: str) -> bytes:

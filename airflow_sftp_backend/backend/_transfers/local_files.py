@@ -22,9 +22,9 @@ _FILE_TYPES = (
     (stat.S_ISCHR, "a character device"),
     (stat.S_ISBLK, "a block device"),
 )
-_NEW_FILE = 0o666
-_STATUS = "/proc/self/status"
-_PERMISSIONS = 0o777
+_NEW_FILE_MODE = 0o666
+_PERMISSION_BITS = 0o777
+_PROC_STATUS = "/proc/self/status"
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -88,15 +88,12 @@ def _not_regular(path: str | os.PathLike[str], file_type: str) -> OSError:
 
 
 class NewFileModes:
-    """Determine the mode of new files, ``0666 & ~umask``.
+    """Determine the mode of new files, ``0666 & ~umask``, once per directory.
 
-    It is determined once for each directory.
-
-    os.umask() cannot read the umask without changing it for all threads of the process.
-
-    :param required: mode that every file must have, also in place of a replaced file's own; None if not specified
+    :param required: mode that every file must have, also a replaced file; None if not specified
     """
 
+    # os.umask() cannot read the umask without changing it for all threads of the process.
     __slots__ = ("_modes", "required")
 
     def __init__(self, required: int | None = None) -> None:
@@ -125,11 +122,12 @@ def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes:
     """
     if modes.required is not None:
         os.fchmod(descriptor, modes.required)
-        if (found := stat.S_IMODE(os.fstat(descriptor).st_mode)) != modes.required:
-            message = f"cannot set mode {modes.required:03o}: the file system gives the file mode {found:03o}"
+        actual = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        if actual != modes.required:
+            message = f"cannot set mode {modes.required:03o}: the file system gives the file mode {actual:03o}"
             raise OSError(errno.EPERM, message, temp)
         return
-    mode = modes.of(os.path.dirname(temp)) if existing is None else existing.st_mode & _PERMISSIONS
+    mode = modes.of(os.path.dirname(temp)) if existing is None else existing.st_mode & _PERMISSION_BITS
     try:
         os.fchmod(descriptor, mode)
     except OSError as error:
@@ -139,10 +137,10 @@ def set_mode(descriptor: int, temp: str, existing: os.stat_result | None, modes:
 def _new_file_mode(directory: Path) -> int:
     """Return the mode of a new file, from the umask."""
     try:
-        with open(_STATUS, "rb") as status:
-            for line in status:
+        with open(_PROC_STATUS, "rb") as lines:
+            for line in lines:
                 if line.startswith(b"Umask:"):
-                    return _NEW_FILE & ~int(line.split()[1], 8)
+                    return _NEW_FILE_MODE & ~int(line.split()[1], 8)
     except OSError:  # not on Linux, or without /proc
         pass
     return _mode_of_probe_file(directory)
@@ -151,9 +149,9 @@ def _new_file_mode(directory: Path) -> int:
 def _mode_of_probe_file(directory: Path) -> int:
     """Create a file, return its mode and remove it."""
     probe = directory / f".umask-{secrets.token_hex(8)}"
-    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NEW_FILE)
+    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _NEW_FILE_MODE)
     try:
-        return os.fstat(descriptor).st_mode & _PERMISSIONS
+        return os.fstat(descriptor).st_mode & _PERMISSION_BITS
     finally:
         os.close(descriptor)
         os.unlink(probe)
@@ -165,14 +163,14 @@ class NamingBothEnds:
     Reusable context manager.
 
     :param local: the local file or URL; becomes the error's ``filename``
-    :param doing: the action with the path on the server, such as ``downloading '/in/a'``
+    :param action: the action with the path on the server, such as ``downloading '/in/a'``
     """
 
-    __slots__ = ("_doing", "_local")
+    __slots__ = ("_action", "_local")
 
-    def __init__(self, local: str | os.PathLike[str], doing: str) -> None:
+    def __init__(self, local: str | os.PathLike[str], action: str) -> None:
         self._local = local
-        self._doing = doing
+        self._action = action
 
     def __enter__(self) -> None:
         """Start a block."""
@@ -180,7 +178,7 @@ class NamingBothEnds:
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Add the paths to an OSError of the block."""
         if isinstance(error, OSError):
-            add_both_paths(error, self._local, self._doing)
+            add_both_paths(error, self._local, self._action)
 
 
 def add_both_paths(error: OSError, local: str | os.PathLike[str], action: str) -> OSError:

@@ -149,7 +149,7 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(
     proc: bool,
 ) -> None:
     if not proc:
-        monkeypatch.setattr(local_files, "_STATUS", "/nowhere")
+        monkeypatch.setattr(local_files, "_PROC_STATUS", "/nowhere")
     (folder.path / "file").write_bytes(b"content")
     (folder.path / "file").chmod(0o600)
     umask(mask)
