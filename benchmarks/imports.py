@@ -26,7 +26,7 @@ print((time.perf_counter() - bases) / (bases - began))
 
 
 def measure(rounds: int) -> float:
-    """Return the share added: the median of ``rounds`` fresh processes, with compiled modules as after an install."""
+    """Return the median share in fresh processes with compiled modules."""
     with tempfile.TemporaryDirectory(prefix="bytecode-") as cache:
         environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
         shares = [_share(environ | {"PYTHONPYCACHEPREFIX": cache}) for _ in range(rounds + 1)]

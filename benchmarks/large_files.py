@@ -1,4 +1,6 @@
-"""Measure single large files beside the sftp command: idle and busy processors, a distant server, and other servers.
+"""Measure single large files beside the sftp command.
+
+On idle and busy processors, with a distant server, and with other servers.
 
 ``python -m benchmarks.large_files`` prints a table of targets and results, and exits with 0 if every target is met.
 """
@@ -103,7 +105,10 @@ def _measure(bench: Bench, direction: str, rounds: int, sftp: Rival = SFTP) -> R
 
 
 def _put_and_end(place: Site, local: Path, remote: Path) -> None:
-    """Upload with the sftp command, and end it: Twisted Conch does not close the session, for which sftp waits."""
+    """Upload with the sftp command, and end the command.
+
+    Twisted Conch does not close the session, for which sftp waits.
+    """
     command = ["sftp", "-q", *place.ssh_options, "-P", str(place.port), "-b", "-", f"{place.username}@{place.host}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sftp:
         assert sftp.stdin is not None

@@ -1,4 +1,4 @@
-"""Measure syncs of many small files, beside ``rclone sync`` and ``lftp mirror`` on the same sshd.
+"""Measure syncs of small files beside ``rclone sync`` and ``lftp mirror``.
 
 ``python -m benchmarks.syncing`` prints a table for each link: an initial sync and a rerun without changes, in both
 directions. Each client connects anew for each sync, and every byte is compared. A rerun that transfers a file again is
@@ -49,7 +49,7 @@ class Times:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print. The exit status is 2 if a program is missing."""
+    """Measure and print; return 2 if a program is missing."""
     options = _options().parse_args(arguments)
     if sshd_path() is None:
         print("OpenSSH's sshd is needed: install openssh-server", file=sys.stderr)
@@ -85,7 +85,7 @@ def _options() -> argparse.ArgumentParser:
 
 
 def write_source(folder: Path, count: int, size: int) -> None:
-    """Write files of random bytes and an old time, a hundred in each directory."""
+    """Write files with random bytes and an old time, 100 per directory."""
     generator = random.Random(1)
     past = time.time() - _AGE
     for number in range(count):
@@ -121,7 +121,10 @@ def _seconds(work: Work, place: Site, local: Path, remote: Path) -> float:
 
 @contextmanager
 def _without_output() -> Iterator[None]:
-    """Discard what is written to standard output, also by programs: a task writes a line for each file."""
+    """Discard standard output, also that of programs.
+
+    A task writes a line for each file.
+    """
     sys.stdout.flush()
     saved, discarded = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:

@@ -1,4 +1,4 @@
-"""Measure memory and CPU of one task with its supervisor, as a Celery worker or a pod of its own runs them.
+"""Measure memory and CPU of one task with its supervisor.
 
 ``python -m benchmarks.task [--mebibytes 1024]`` prints a row for an idle task, an upload and a download.
 """

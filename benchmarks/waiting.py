@@ -45,9 +45,18 @@ console = Console(highlight=False, soft_wrap=True, width=120)
 
 @dataclass(frozen=True)
 class Cost:
-    """``logins`` in all, and ``logins_a_minute``; in a minute once all had begun to wait: ``polls`` and ``requests``
-    that the server got, and ``processor`` in seconds; ``punctual`` the triggers that polled in each interval of that
-    time; ``memory`` in bytes, for the triggers with what they import; ``gave_up`` the triggers that ended.
+    """Measure the cost of many waits.
+
+    Counts without another unit are those of one minute in which all triggers wait.
+
+    :ivar logins: all logins
+    :ivar logins_a_minute: logins per minute
+    :ivar polls: polls that the server received
+    :ivar punctual: triggers that polled in each interval of the minute
+    :ivar requests: requests that the server received
+    :ivar processor: seconds of CPU
+    :ivar memory: bytes for the triggers and their imports
+    :ivar gave_up: triggers that ended
     """
 
     logins: int

@@ -1,4 +1,4 @@
-"""Measure a watch: many files that arrive at once, and single files in a large directory.
+"""Measure a watch of many new files, and of a large directory.
 
 ``make watching`` prints counts, and exits with 0 if the targets are met. The events count as received when the trigger
 yields them, and Airflow's state store is replaced by one in memory that builds the messages of Airflow's SDK.

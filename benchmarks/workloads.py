@@ -30,8 +30,10 @@ class WrongBytes(Exception):
 
 @dataclass(frozen=True)
 class Workload:
-    """``targets`` is our speed as a multiple of the sftp command's, at least: on loopback, and far away; ``rivals`` is
-    that as a multiple of others', on loopback.
+    """Describe a transfer, and the least speed that we accept.
+
+    :ivar targets: speed as a multiple of the sftp command's: on loopback, and over a long round trip
+    :ivar rivals: speed as a multiple of each rival's, on loopback
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Mirror a directory: publish local reports to the server, then fetch what others have published.
+"""Publish local reports, then fetch the reports of others.
 
 Only new and changed files are transferred. A report that is deleted locally is deleted on the server too, but never
 more than half of the reports in one run.

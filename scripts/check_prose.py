@@ -1,7 +1,7 @@
 """Check the language of docstrings: ``python scripts/check_prose.py [--worst N]``.
 
-Count pronouns per 100 words in the package. Find docstrings with a wrong first word, in tests and tools too; in the
-package, first lines of more than 12 words and public callables without their fields.
+Count pronouns per 100 words in the package. Find docstrings with a wrong first word, and first lines of more than 12
+words or without a full stop, in tests and tools too. In the package, find public callables without their fields.
 The limits are those that well-kept Python projects reach. The exit status is 1 if a limit is exceeded.
 """
 
@@ -31,7 +31,7 @@ RELATIVE: Final = {"what", "which", "who", "whose", "whom", "whoever", "whatever
 VAGUE: Final = {"it", "they", "them", "one", "ones", "this", "that", "those", "these"}
 WRONG_START: Final = re.compile(r"(What|Who|Why|Those|How|Where|Whose)\b")
 MAX_SUMMARY_WORDS: Final = 12
-"""Longest first line of a docstring in the package."""
+"""Longest first line of a docstring."""
 MAX_RELATIVE: Final = 0.8
 MAX_VAGUE: Final = 3.5
 """Pronouns per 100 words of all docstrings."""
@@ -100,19 +100,14 @@ def has_decorator(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -
     return any(name in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
-def wrong_starts(tree: ast.Module) -> Iterator[str]:
-    """Yield the place of each docstring without a verb in front."""
-    for node in ast.walk(tree):
-        if isinstance(node, Documented) and WRONG_START.match(docstring := ast.get_docstring(node) or ""):
-            yield f"{node_place(node)}: begin with a verb: {docstring.splitlines()[0]!r}"
-
-
-def long_summaries(tree: ast.Module) -> Iterator[str]:
-    """Yield the place of each docstring with a long first line."""
+def wrong_summaries(tree: ast.Module) -> Iterator[str]:
+    """Yield the place and problem of each wrong first line."""
     for node in ast.walk(tree):
         if not isinstance(node, Documented) or not (docstring := ast.get_docstring(node)):
             continue
         summary = docstring.splitlines()[0]
+        if WRONG_START.match(summary):
+            yield f"{node_place(node)}: begin with a verb: {summary!r}"
         if len(summary.split()) > MAX_SUMMARY_WORDS:
             yield f"{node_place(node)}: at most {MAX_SUMMARY_WORDS} words in the first line: {summary!r}"
         elif not summary.endswith((".", ":")):
@@ -126,7 +121,7 @@ def examine(path: Path) -> Report:
     for node in ast.walk(tree):
         if isinstance(node, Documented) and (docstring := ast.get_docstring(node)):
             report.words.update(words_of(docstring))
-    report.problems.extend([*wrong_starts(tree), *long_summaries(tree)])
+    report.problems.extend(wrong_summaries(tree))
     is_private = any(part.startswith("_") and part != "__init__.py" for part in Path(report.name).parts)
     if not is_private or report.name in PRIVATE_MODULES_WITH_PUBLIC_METHODS:
         for function, docstring in public_functions(tree):
@@ -151,7 +146,7 @@ def main() -> int:
         print(f"{report.rate(RELATIVE):5.1f} {report.rate(VAGUE):5.1f}  {report.name}")
     problems = [f"{report.name}:{problem}" for report in reports for problem in report.problems]
     for path in (path for name in OTHER_SOURCES for path in sorted((TOP / name).rglob("*.py"))):
-        problems += [f"{path.relative_to(TOP)}:{problem}" for problem in wrong_starts(ast.parse(path.read_text()))]
+        problems += [f"{path.relative_to(TOP)}:{problem}" for problem in wrong_summaries(ast.parse(path.read_text()))]
     for pronouns, limit, kind in ((RELATIVE, MAX_RELATIVE, "relative"), (VAGUE, MAX_VAGUE, "vague")):
         print(f"{kind} pronouns per 100 words: {total.rate(pronouns):.1f} (at most {limit})")
         if total.rate(pronouns) > limit:

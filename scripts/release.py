@@ -97,7 +97,10 @@ def main() -> int:
 
 
 def _test() -> None:
-    """Run the tests, unless they passed on a commit that differs in the pages only, which the tests write."""
+    """Run the tests, unless they passed on an equal commit.
+
+    The pages that the tests write may differ.
+    """
     tested = Path(TESTED)
     if tested.exists() and not _git("diff", tested.read_text(), "HEAD", "--", ".", *(f":!{page}" for page in PAGES)):
         print(f"the tests passed on {tested.read_text()}")
@@ -112,7 +115,7 @@ def _test() -> None:
 
 
 def _build() -> list[str]:
-    """Build and check wheel and sdist with the tools of the environment, and return their paths."""
+    """Build and check wheel and sdist, and return their paths."""
     for old in Path("dist").glob("*"):
         old.unlink()
     # The environment has the build backend at a pinned version. The wheel is built from the sdist.

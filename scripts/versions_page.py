@@ -1,4 +1,6 @@
-"""Record a run of the tests in docs/versions.md: ``python scripts/versions_page.py TABLE --results JUNIT_XML ...``.
+"""Record a run of the tests in docs/versions.md.
+
+Usage: ``python scripts/versions_page.py TABLE --results JUNIT_XML ...``
 
 ``make matrix`` calls the script once for each row. The row replaces the row of the same versions; other rows keep their
 results and dates. The exit status is 1 if a test or the demo failed.
@@ -72,7 +74,7 @@ def _key(row: Row) -> tuple[object, ...]:
 
 
 def _outcomes(results: Path) -> dict[str, str]:
-    """Return the outcome of each test of a JUnit file: ``passed``, ``skipped`` or ``failed``."""
+    """Return ``passed``, ``skipped`` or ``failed`` for each test of a JUnit file."""
     found: dict[str, str] = {}
     for case in ElementTree.parse(results).getroot().iter("testcase"):  # noqa: S314 - written by pytest
         test, tags = f"{case.get('classname')}::{case.get('name')}", {part.tag for part in case}
@@ -84,7 +86,10 @@ def _outcomes(results: Path) -> dict[str, str]:
 
 
 def _count(files: Sequence[Path]) -> tuple[dict[str, int], list[str]]:
-    """Count the outcomes in JUnit files, and list the failed tests; the last outcome of a test counts."""
+    """Count the outcomes in JUnit files, and list the failed tests.
+
+    The last outcome of a test counts.
+    """
     first, *others = map(_outcomes, files)
     repeated = {test: outcome for other in others for test, outcome in other.items() if first.get(test) == "failed"}
     outcomes = first | repeated

@@ -1,4 +1,4 @@
-"""The link of the cluster tests counts bytes, and loses an end of a connection unnoticed by the other end."""
+"""The link of the cluster tests counts bytes and hides lost ends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def connect(link: Link, listener: socket.socket) -> tuple[socket.socket, socket.
 
 
 def is_silent(end: socket.socket) -> bool:
-    """Tell whether nothing arrives at an end of a connection, and it stays open."""
+    """Tell whether an end of a connection stays open and receives nothing."""
     end.settimeout(SOON)
     try:
         end.recv(1)

@@ -1,4 +1,4 @@
-"""Write the page of the cluster from outcomes alone, and check the committed page."""
+"""The page of the cluster is written from outcomes, and is committed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SCENARIOS = [
 
 
 def report(test: str, when: str, outcome: str = "passed", again: str = "") -> pytest.TestReport:
-    """Build the report of pytest for one phase of the test of a scenario."""
+    """Build pytest's report for one phase of a scenario."""
     return pytest.TestReport(
         nodeid=f"tests/cluster/test_x.py::test_{test}",
         location=("", 0, ""),

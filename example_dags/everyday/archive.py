@@ -1,4 +1,7 @@
-"""Move processed files to a directory of the day; a name that is taken gets a number."""
+"""Move processed files to a directory of the day.
+
+A name that is taken gets a number.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write a DataFrame to a CSV file on the server, without a local file."""
+"""Write a DataFrame to a CSV file without a local file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ with DAG("dataframe_to_csv", schedule=None) as dag:
 
     @task
     def export() -> None:
-        """Create or replace the file: it appears under its name when it is complete."""
+        """Create or replace the file, which appears when it is complete."""
         import pandas as pd
 
         orders = pd.DataFrame({"order": [1, 2], "amount": [10.0, 12.5]})

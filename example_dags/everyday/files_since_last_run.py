@@ -1,4 +1,7 @@
-"""Download the files that have changed since the last successful run; the first run takes all."""
+"""Download the files that have changed since the last successful run.
+
+The first run takes all files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Return a listing as rows, and download each file in a task of its own."""
+"""Return a listing as rows, and download each in its own task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Mirror a directory of the server to an object store: only new and changed files are transferred."""
+"""Mirror a directory of the server to an object store.
+
+Only new and changed files are transferred.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Wait for CSV files with a .done file beside them, and process each in a task of its own."""
+"""Wait for CSV files with .done files, and process each file."""
 
 from __future__ import annotations
 

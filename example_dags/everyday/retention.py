@@ -1,4 +1,4 @@
-"""Delete files that are older than 30 days, and the directories that this leaves empty."""
+"""Delete files older than 30 days, and directories that become empty."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Upload files with the time of the run in their names, the same in every attempt."""
+"""Upload files with the time of the run in their names.
+
+The time is the same in every attempt.
+"""
 
 from __future__ import annotations
 

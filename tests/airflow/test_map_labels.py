@@ -1,4 +1,4 @@
-"""Mapped tasks show the names of their files, with and without native rendering."""
+"""Mapped tasks show the names of their files with either rendering."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MAPPED = [
 
 
 def label(value: object, argument: str = "source", *, native: bool = True, map_index: int = 3) -> object:
-    """Render the label of an instance, as Airflow does after it has rendered the arguments."""
+    """Render the label of an instance as Airflow does, after the arguments."""
     dag = DAG("labels", schedule=None, render_template_as_native_obj=native)
     arguments: dict[str, Any] = {argument: value}
     operator = SFTPMoveOperator(task_id="mv", target="in/", dag=dag, **arguments)

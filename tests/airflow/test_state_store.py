@@ -51,7 +51,7 @@ class Failing(State):
 
 
 class Restarting(State):
-    """A state store whose API server answers the first writes with a status, or not at all."""
+    """State store whose first writes fail with a status, or without one."""
 
     def __init__(self, status: int | None, failures: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fixtures of the cluster: one for all tests, and a scenario for each."""
+"""Provide one cluster for all tests, and a scenario for each."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def scenario(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Scenario]:
-    """A scenario with a directory and a connection of its own, on a complete cluster."""
+    """Provide a scenario with its own directory and connection."""
     cluster.restore()
     assert cluster.link is not None
     name = re.sub(r"\W+", "-", request.node.name.removeprefix("test_"))[-80:].strip("-")

@@ -1,4 +1,4 @@
-"""Transfers continue on the other worker when a worker dies, freezes or loses its network."""
+"""Transfers continue on the other worker when a worker fails."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 
 def kill_worker(scenario: Scenario, run: Run) -> str:
-    """Kill the machine that runs the only task of a run, and return its name."""
+    """Kill the machine with a run's only task; return its name."""
     name = run.task().worker
     scenario.cluster.worker(name).kill()
     scenario.log(f"killed {name}")

@@ -1,4 +1,4 @@
-"""Transfers and waits survive the restart of the broker, the API server, the database and the SFTP server."""
+"""Transfers and waits survive the restart of each service."""
 
 from __future__ import annotations
 

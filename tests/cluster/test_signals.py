@@ -1,4 +1,4 @@
-"""A worker that is asked to end, and a task that is ended in the browser, leave what the next attempt resumes."""
+"""A stopped worker and a task ended in the browser are resumed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``@task.sftp_files`` waits as the sensor does, and calls the function with the rows of the files."""
+"""``@task.sftp_files`` waits like the sensor and calls the function with rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def total(files: list[FoundFile], factor: int = 1) -> int:
 
 
 def resume(waiting: SFTPFilesDecoratedOperator) -> object:
-    """Defer the wait, and resume the task with the event of the triggerer."""
+    """Defer the wait, and resume the task with the triggerer's event."""
     with pytest.raises(TaskDeferred) as deferred:
         waiting.execute(context())
     event = cast("dict[str, Any]", first_event(deferred.value))

@@ -1,4 +1,4 @@
-"""The log has a line for each of a few files, and sums of many."""
+"""The log has a line for each file, or sums of many."""
 
 from __future__ import annotations
 

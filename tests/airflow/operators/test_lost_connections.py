@@ -1,4 +1,4 @@
-"""A connection that is lost late hides no finished file and no difference."""
+"""A late loss of the connection hides no file and no difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""With ``manifest=``, the rows of a task are lines of a file, and ``from_manifest=`` reads them."""
+"""``manifest=`` writes the rows of a task, ``from_manifest=`` reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No transfer and no move writes two files under one name of the target."""
+"""No transfer or move writes two files under one name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators see a file that a server without posix-rename replaces by two renames."""
+"""Operators see a file that a server replaces by two renames."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sync loses no file to a target that takes two names for one."""
+"""A sync loses no file if the target makes names equal."""
 
 from __future__ import annotations
 

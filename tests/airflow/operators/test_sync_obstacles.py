@@ -1,4 +1,4 @@
-"""Entries of the target in the way of files are found before anything is changed."""
+"""Entries in the way of files are found before the first change."""
 
 from __future__ import annotations
 

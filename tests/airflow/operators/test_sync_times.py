@@ -1,4 +1,4 @@
-"""A sync compares whole seconds, and takes a time of 0 for no time."""
+"""A sync compares whole seconds; a time of 0 is no time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep the seen files, also if the triggerer stops between any two requests to the store."""
+"""Seen files survive a stop of the triggerer between any two requests."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_an_invalid_answer_of_the_store_is_an_error() -> None:
 
 
 class Counting(AssetState):
-    """A store that counts what it has to write, and whose triggerer can be killed at a request."""
+    """Count the written characters, and kill the triggerer at a chosen request."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +281,10 @@ def files(count: int, first: int = 0) -> list[str]:
 
 
 async def poll(store: AssetState, paths: list[str], kept: SeenFilesStore | None = None) -> SeenFilesStore:
-    """Save the seen files after a poll, and send all batches as by a triggerer that was stopped before."""
+    """Save the seen files after a poll, and send all batches.
+
+    The store is loaded first, as by a restarted triggerer.
+    """
     kept = kept or memory(store)
     await kept.save(seen(*paths, before=await kept.load()))
     return kept
@@ -340,7 +343,7 @@ def test_the_log_of_a_directory_that_is_cleaned_stays_small() -> None:
 @pytest.mark.usefixtures("small_parts")
 @pytest.mark.parametrize("seed", range(3))
 def test_the_stored_log_is_equal_to_the_seen_files(seed: int) -> None:
-    """Files come, change, go and come back, in many polls of a few directories."""
+    """Files come, change, go and come back in many polls."""
     choose = random.Random(seed)
     store, clock = Counting(), Clock()
 

@@ -1,4 +1,4 @@
-"""The packetizer and paramiko read each other's packets of AES-GCM, and transfers survive both."""
+"""The packetizer and paramiko read each other's AES-GCM packets."""
 
 from __future__ import annotations
 

@@ -36,14 +36,14 @@ def run(operator: BaseOperator, *, try_number: int = 1, state: State | None = No
 
 
 def run_in(operator: BaseOperator, task_context: Context) -> list[Row]:
-    """Run the operator in a context, and return its result, which must be plain JSON."""
+    """Run the operator in a context; return its result as plain JSON."""
     rows = operator.execute(task_context)
     assert json.loads(json.dumps(rows)) == rows
     return rows  # type: ignore[no-any-return]  # Airflow leaves it untyped
 
 
 def run_to_manifest(operator: BaseOperator, *, try_number: int = 1, state: State | None = None) -> dict[str, Any]:
-    """Run an operator with a manifest, and return its result, which must be plain JSON."""
+    """Run an operator with a manifest; return its result as plain JSON."""
     result = operator.execute(context(try_number, state))
     assert json.loads(json.dumps(result)) == result
     assert isinstance(result, dict)

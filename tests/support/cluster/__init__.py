@@ -1,1 +1,1 @@
-"""A real Airflow on several machines of this machine, for the tests with the marker `cluster`."""
+"""Run a real Airflow as several machines, for the marker `cluster`."""

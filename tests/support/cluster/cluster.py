@@ -1,4 +1,7 @@
-"""Start an Airflow of several machines: database, broker, API server, scheduler, triggerers and Celery workers."""
+"""Start an Airflow of several machines.
+
+They are database, broker, API server, scheduler, triggerers and Celery workers.
+"""
 
 from __future__ import annotations
 
@@ -86,12 +89,12 @@ class Triggerer(Machine):
         self.set_capacity(CAPACITY)
 
     def set_capacity(self, count: int) -> None:
-        """Set the number of waits that it takes, from the next start on."""
+        """Set the maximum number of waits, from the next start on."""
         self.command = [*AIRFLOW, "triggerer", "--skip-serve-logs", "--capacity", str(count)]
 
 
 class Cluster:
-    """Run an Airflow on several machines, and an SFTP server behind a link.
+    """Run the machines of an Airflow, and an SFTP server.
 
     ``scratch`` is a directory of which each worker sees only its own; all machines see ``files``.
     """
@@ -161,7 +164,7 @@ class Cluster:
             machine.start()
 
     def restore(self) -> None:
-        """Start the machines that do not run, and wait until all are ready.
+        """Start the stopped machines, and wait until all are ready.
 
         :raises RuntimeError: if a machine ends
         """
@@ -193,7 +196,7 @@ class Cluster:
         self.restore()
 
     def wait(self, condition: Callable[[], bool], what: str, timeout: float = 180) -> None:
-        """Wait until a condition holds, and fail with the ends of all logs if it does not.
+        """Wait until a condition holds, or fail with the logs' ends.
 
         :param condition: asked several times a second
         :param what: name of the condition
@@ -211,7 +214,10 @@ class Cluster:
         return "\n".join(ends)
 
     def memory(self) -> int:
-        """Return the bytes of memory of all machines, shared pages divided among the processes."""
+        """Return the bytes of memory of all machines.
+
+        Shared pages are divided among the processes.
+        """
         return sum(machine.memory() for machine in self.machines)
 
     def _start(self) -> None:
@@ -240,7 +246,7 @@ class Cluster:
         self._wait_while_running(self._is_healthy, "scheduler, DAG processor and triggerers")
 
     def _wait_while_running(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait until a condition holds, and fail at once if a machine ends."""
+        """Wait until a condition holds; fail if a machine ends."""
 
         def holds() -> bool:
             for machine in self.machines:

@@ -1,4 +1,4 @@
-"""Relay connections to a server at a limited rate, count their bytes, and disturb them on request."""
+"""Relay connections to a server, limit their rate, and disturb them."""
 
 from __future__ import annotations
 
@@ -84,22 +84,22 @@ class Link:
             return len(self._pairs)
 
     def hold_connections(self, count: int) -> None:
-        """Open no connection to the server until so many clients wait for one."""
+        """Open no connection to the server until ``count`` clients wait."""
         with self._lock:
             self._waiting, self._wanted = 0, count
 
     def hold_replies_when(self, condition: Callable[[], bool] | None) -> None:
-        """Keep back each piece from the server that arrives while the condition holds, and all that follow."""
+        """Hold back the server's data from the time the condition holds."""
         with self._lock:
             self._hold_replies_when = condition
             self._lock.notify_all()
 
     def lose_clients(self) -> None:
-        """Let the server believe that the present clients stay connected, whatever they do."""
+        """Hide from the server that its present clients disconnect."""
         self._mark("client_is_lost")
 
     def lose_server(self) -> None:
-        """Let the present clients believe that the server stays connected, and answer them nothing more."""
+        """Drop all replies to the present clients, but keep their connections."""
         self._mark("server_is_lost")
         with self._lock:
             pairs = list(self._pairs)

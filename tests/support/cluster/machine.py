@@ -1,4 +1,7 @@
-"""Run programs as machines: their processes end together, and each has a host name and directories of its own."""
+"""Run programs as machines.
+
+The processes of a machine end together. Each machine has its own host name and directories.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +77,7 @@ class Machine:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether the program runs, and its log since the last start has the text."""
+        """Return whether the program runs and has logged the ready text."""
         self.check_running()
         with self.log_file.open("rb") as log:
             log.seek(self._log_start)
@@ -94,7 +97,10 @@ class Machine:
             raise RuntimeError(f"{self.name} has ended:\n{self.log[-4000:]}")
 
     def start(self) -> None:
-        """Start the machine, unless it is running: from the main thread, with which it ends."""
+        """Start the machine unless it runs.
+
+        The main thread must call this, because the machine ends with the calling thread.
+        """
         if self.is_running:
             return
         mounts = [str(path) for where, own in self._mounts.items() for path in (own, where)]
@@ -126,7 +132,7 @@ class Machine:
         self.signal(SIGCONT, everything=True)
 
     def kill(self) -> None:
-        """Kill all processes at once, as if the machine had lost its power."""
+        """Kill all processes at once, like a loss of power."""
         if self._process is None:
             return
         # The kernel kills a PID namespace with its first process. unshare ends when the namespace is empty.
@@ -140,7 +146,10 @@ class Machine:
         wait_until(lambda: not self.is_running, f"{self.name} to end", timeout=timeout)
 
     def memory(self) -> int:
-        """Return the bytes of memory of all processes, shared pages divided among them."""
+        """Return the bytes of memory of all processes.
+
+        Shared pages are divided among the processes.
+        """
         total = 0
         for process in self._processes():
             with suppress(psutil.NoSuchProcess):
@@ -157,7 +166,7 @@ class Machine:
 
 
 def environment_without_proxies() -> dict[str, str]:
-    """Return the environment of this process, without settings of Airflow and of web proxies."""
+    """Return this process's environment without Airflow and proxy settings."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -28,7 +28,7 @@ class Row:
 
 
 class Page:
-    """Collect the results of a run, and write the page when it ends.
+    """Collect the results of a run, and write the page afterwards.
 
     :param path: file of the page
     :param versions: lines with the versions of the programs

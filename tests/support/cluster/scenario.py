@@ -1,4 +1,4 @@
-"""Run a scenario on the cluster: its directory on the server, its connection, its runs and its result."""
+"""Run a scenario on the cluster, with its own directory and connection."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Run:
         return self.task()
 
     def finish(self, timeout: float = 300) -> list[Task]:
-        """Wait until all tasks are over, and return them; a failed one fails the test."""
+        """Wait until all tasks have succeeded, and return them."""
         path = f"dags/{self.dag}/dagRuns/{self.run_id}"
         end = {"success", "failed"}
         self.cluster.wait(lambda: self.cluster.api.get(path)["state"] in end, f"the end of {self.run_id}", timeout)
@@ -152,7 +152,7 @@ class Scenario:
         self._connections.add(name or self.name)
 
     def start(self, dag: str, **parameters: object) -> Run:
-        """Start a run of a DAG with parameters, over the connection of the scenario."""
+        """Start a run of a DAG over the connection of the scenario."""
         if self.name not in self._connections:
             self.connect()
         body = {"logical_date": None, "conf": {"conn_id": self.name, **parameters}}
@@ -171,7 +171,7 @@ class Scenario:
         self.log(f"cleared {run.run_id}")
 
     def put(self, files: Mapping[str, Path]) -> None:
-        """Copy local files to names in the directory on the server, each at once."""
+        """Copy local files to the server, and rename each when complete."""
         for name, local in files.items():
             unfinished = self.remote / f".{local.name}.put"
             shutil.copyfile(local, unfinished)
@@ -188,7 +188,7 @@ class Scenario:
         self.log(f"{self.sent / MIB:.1f} MiB sent, {self.received / MIB:.1f} MiB received")
 
     def check_server(self, files: Mapping[str, Path]) -> None:
-        """Assert that the server holds exactly these files, with the content of local ones."""
+        """Assert that the server holds exactly these files with equal content."""
         names = {path.relative_to(self.remote).as_posix() for path in self.remote.rglob("*") if path.is_file()}
         assert names == set(files)
         different = [name for name, local in files.items() if not filecmp.cmp(local, self.remote / name, shallow=False)]
@@ -196,11 +196,11 @@ class Scenario:
         self.results.append("content equal, nothing left behind")
 
     def check_sent_again(self, size: int, bound: int, *, logins: int = 2) -> None:
-        """Assert that of files of this total size at most ``bound`` bytes were sent twice."""
+        """Assert that at most ``bound`` of ``size`` bytes were sent twice."""
         self._check_again(self.sent, size, bound, logins)
 
     def check_received_again(self, size: int, bound: int) -> None:
-        """Assert that of files of this total size at most ``bound`` bytes were received twice."""
+        """Assert that at most ``bound`` of ``size`` bytes were received twice."""
         self._check_again(self.received, size, bound, 2)
 
     def _check_again(self, transferred: int, size: int, bound: int, logins: int) -> None:
@@ -210,14 +210,14 @@ class Scenario:
         assert again <= bound + (size + bound) // 100 + logins * BYTES_OF_LOGIN
 
     def reported(self) -> list[str]:
-        """Return the paths that runs of the DAG `watch` have returned, with repetitions."""
+        """Return all paths returned by runs of the DAG `watch`."""
         path = "dags/watch/dagRuns/~/taskInstances/~/xcomEntries"
         entries = self.cluster.api.get(path, xcom_key="return_value", limit=100)["xcom_entries"]
         runs = [entry["run_id"] for entry in entries if entry["dag_id"] == "watch"]
         return [path for run in runs for path in self.cluster.api.result("watch", run, "arrived")]
 
     def remove_files(self) -> None:
-        """Remove the files of the scenario from the server and from the machines."""
+        """Remove the scenario's files from the server and from the machines."""
         shutil.rmtree(self.remote)
         for path in self.cluster.files.glob(f"{self.name}-*"):
             path.unlink()

@@ -1,4 +1,4 @@
-"""The database and the broker of the cluster, as the distribution installs them."""
+"""Start the distribution's database and broker for the cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _STOP_FAST = 'trap "kill -INT %1" TERM; "$@" & wait; wait'
 
 
 def postgres_bin() -> Path | None:
-    """Return the directory of PostgreSQL's newest programs, or None: Debian has them on no PATH."""
+    """Return the directory of PostgreSQL's newest programs, or None.
+
+    On Debian, no PATH has these programs.
+    """
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[-3]))
     path = found[-1] if found else shutil.which("postgres")
     return Path(path).parent if path else None
@@ -98,5 +101,8 @@ class Redis(Machine):
 
 
 def _as_database_user() -> list[str]:
-    """Return the start of a command that runs as the database's user: PostgreSQL refuses to run as root."""
+    """Return the start of a command that runs as the database's user.
+
+    PostgreSQL refuses to run as root.
+    """
     return ["setpriv", "--reuid", DATABASE_USER, "--regid", DATABASE_USER, "--init-groups"]

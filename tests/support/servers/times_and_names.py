@@ -89,7 +89,10 @@ class _WindowsFiles(_CaselessFiles):
 
 
 class LikeWindows(IgnoresCase):
-    """Ignores case, drops dots and blanks at the end of names, and takes a backslash for a slash."""
+    """Treat names as Windows does.
+
+    Case is ignored, dots and blanks at the end are dropped, and a backslash is a slash.
+    """
 
     files = _WindowsFiles
 
@@ -108,7 +111,7 @@ class _ReplacingFiles(Files):
 
 
 class ReplacesDuringListing(WithoutPosixRename):
-    """Shows the backup of the file ``name`` in place of the file, as while two renames replace it."""
+    """List the backup in place of the file, as between two renames."""
 
     files = _ReplacingFiles
 

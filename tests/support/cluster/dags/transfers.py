@@ -1,4 +1,4 @@
-"""DAGs that transfer files as users' DAGs do; the parameters of a run say which."""
+"""Transfer the files that the parameters of a run name."""
 
 from __future__ import annotations
 
