@@ -1,8 +1,9 @@
 """Measure syncs of small files beside ``rclone sync`` and ``lftp mirror``.
 
 ``python -m benchmarks.syncing`` prints a table for each link: an initial sync and a rerun without changes, in both
-directions. Each client connects anew for each sync, and every byte is compared. A rerun that transfers a file again is
-an error. The start of a process counts for the other clients only: a task has loaded the package already.
+directions, with the CPU of the client. Each client connects anew for each sync, and every byte is compared. A rerun
+that transfers a file again is an error. The start of a process counts for the other clients only: a task has loaded the
+package already.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
-from typing import Final
+from typing import Final, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -40,12 +41,23 @@ _AGE: Final = 3600
 console = Console(highlight=False, soft_wrap=True, width=120)
 
 
+class Cost(NamedTuple):
+    """Hold what one sync takes.
+
+    :ivar elapsed: seconds
+    :ivar cpu: seconds of CPU of the client, without those of the server
+    """
+
+    elapsed: float
+    cpu: float
+
+
 @dataclass
 class Times:
-    """Seconds of the initial syncs and of the reruns of one client."""
+    """Hold the costs of the initial syncs and of the reruns of one client."""
 
-    initial: list[float] = field(default_factory=list)
-    unchanged: list[float] = field(default_factory=list)
+    initial: list[Cost] = field(default_factory=list)
+    unchanged: list[Cost] = field(default_factory=list)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,19 +116,25 @@ def measure(place: Site, client: Rival, direction: str, source: Path, times: Tim
     assert work is not None
     with _target(place, direction) as target:
         local, remote = (source, target) if direction == "up" else (target, source)
-        times.initial.append(_seconds(work, place, local, remote))
+        times.initial.append(_cost(work, place, local, remote))
         _compare(client.name, source, target)
         before = _inodes(target)
-        times.unchanged.append(_seconds(work, place, local, remote))
+        times.unchanged.append(_cost(work, place, local, remote))
         if _inodes(target) != before:
             raise WrongBytes(f"{client.name}: the rerun without changes wrote files again")
 
 
-def _seconds(work: Work, place: Site, local: Path, remote: Path) -> float:
+def _cost(work: Work, place: Site, local: Path, remote: Path) -> Cost:
     with _without_output():
-        started = time.perf_counter()
+        started, cpu_before = time.perf_counter(), _cpu_seconds()
         work(place, local, remote)
-        return time.perf_counter() - started
+        return Cost(time.perf_counter() - started, _cpu_seconds() - cpu_before)
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of its programs that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 @contextmanager
@@ -165,6 +183,10 @@ def _inodes(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in _files(folder).items()}
 
 
+def _median(values: Iterable[float]) -> str:
+    return f"{statistics.median(values):.2f}"
+
+
 def _show(link: str, direction: str, times: dict[str, Times], options: argparse.Namespace) -> None:
     title = (
         f"{link}, {direction}: {options.files} files of {options.size} bytes, seconds ({CIPHER}, connecting included,"
@@ -174,8 +196,12 @@ def _show(link: str, direction: str, times: dict[str, Times], options: argparse.
     table.add_column("")
     for name in times:
         table.add_column(name, justify="right")
-    table.add_row("initial sync", *(f"{statistics.median(each.initial):.2f}" for each in times.values()))
-    table.add_row("rerun without changes", *(f"{statistics.median(each.unchanged):.2f}" for each in times.values()))
+    for name, costs in (
+        ("initial sync", [each.initial for each in times.values()]),
+        ("rerun without changes", [each.unchanged for each in times.values()]),
+    ):
+        table.add_row(name, *(_median(cost.elapsed for cost in each) for each in costs))
+        table.add_row(f"{name}, CPU", *(_median(cost.cpu for cost in each) for each in costs))
     console.print(table)
 
 

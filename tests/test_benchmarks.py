@@ -100,7 +100,7 @@ def test_syncs_are_measured_in_both_directions_beside_installed_clients(
     assert sshd
     status = syncing.main(["--files", "5", "--size", "10", "--rounds", "1", "--link", "loopback"])
     output, errors = capfd.readouterr()
-    assert output.count("rerun without changes") == 2
+    assert output.count("rerun without changes, CPU") == 2
     missing = [client.name for client in (LFTP, RCLONE) if not shutil.which(client.name)]
     assert status == (2 if missing else 0)
     assert errors.count("NOT MEASURED") == len(missing)

@@ -1,4 +1,4 @@
-"""Run an upload or move, and kill this process (SIGKILL).
+"""Run an upload, move or sync, and kill this process (SIGKILL).
 
 Its state store is a file, and it dies at a write of the store or when so many files have their names.
 """
@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-from airflow_sftp_backend.operators import SFTPMoveOperator, SFTPUploadOperator
+from airflow_sftp_backend.operators import SFTPMoveOperator, SFTPSyncOperator, SFTPUploadOperator
 from tests.support.airflow.context import State, context
 
 
@@ -49,10 +49,14 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     if isinstance(job["kill_at"], int):
         threading.Thread(target=_die_once_there, args=(Path(job["folder"]), job["kill_at"]), daemon=True).start()
+    if job["work"] == "sync":
+        operator = SFTPSyncOperator(task_id="sync", **job["arguments"])
+        operator.execute(context(1))
+        return
     kind = SFTPUploadOperator if job["work"] == "upload" else SFTPMoveOperator
-    operator = kind(task_id="task", source=job["source"], target=job["target"])
+    transfer = kind(task_id="task", source=job["source"], target=job["target"])
     state = FileState(Path(job["state"]), job["kill_at"] if isinstance(job["kill_at"], str) else "")
-    operator.execute(context(1, state))
+    transfer.execute(context(1, state))
 
 
 if __name__ == "__main__":
