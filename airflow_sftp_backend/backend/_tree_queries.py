@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 class Tree:
     """Hold the entries below a directory.
 
-    :ivar files: regular files
+    :ivar files: size in bytes and time in epoch seconds of each regular file, by its key
     :ivar folders: keys of directories
     :ivar others: keys of links, which are not followed, and of special files
     :ivar links_to_files: those of ``others`` that are links to files
     :ivar backups: keys of backups, which exist for a moment where two renames replace a file
     """
 
-    files: list[FileInfo] = field(default_factory=list)
+    files: dict[str, tuple[int, int | None]] = field(default_factory=dict)
     folders: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
     links_to_files: list[str] = field(default_factory=list)
@@ -57,14 +57,14 @@ def list_tree(backend: SFTPBackend, path: str) -> Tree:
     with backend._resolver.annotate_errors():
         remote = backend._resolver.resolve(path)
         for entry in tree.walk(backend._session.call, remote, must_exist=True, with_temps=True):
-            key = entry.path.key
-            if entry.attributes.is_folder:
+            key, attributes = entry.path.key, entry.attributes
+            if attributes.is_folder:
                 listing.folders.append(key)
-            elif is_temp_name(entry.path.name):
-                if is_backup_name(entry.path.name):
+            elif is_temp_name(name := entry.path.name):
+                if is_backup_name(name):
                     listing.backups.append(key)
-            elif entry.attributes.is_file:
-                listing.files.append(entry.to_file_info())
+            elif attributes.is_file:
+                listing.files[key] = attributes.size or 0, attributes.mtime or None
             else:
                 listing.others.append(key)
                 if entry.is_file:

@@ -11,10 +11,10 @@ import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._cancellation import shield_from_kill
@@ -160,8 +160,7 @@ def remove_object(path: ObjectStoragePath) -> None:
         path.fs.rm_file(path.path)
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
+class FileState(NamedTuple):
     """Hold the size of a file in bytes and its time.
 
     The time is in seconds since 1970. Unknown values are None.

@@ -52,7 +52,7 @@ def list_server(backend: SFTPBackend, path: str, filters: FileFilters, *, restor
         tree = list_tree(backend, path)
     except NotFound:
         return None
-    files = {info.path[start:]: FileState.of_remote(info) for info in tree.files}
+    files = {key[start:]: FileState(size, mtime) for key, (size, mtime) in tree.files.items()}
     backups = missing_files([key[start:] for key in tree.backups], files) if tree.backups else {}
     for place, relative in [*backups.items()]:
         if (info := _second_look(backend, f"{top}/{relative}" if top else relative, restores=restores)) is not None:

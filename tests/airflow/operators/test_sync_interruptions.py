@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,17 +10,18 @@ import subprocess
 import sys
 import threading
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from airflow_sftp_backend.backend import SFTPBackendError
+from airflow_sftp_backend.backend import NotFound, SFTPBackendError
 from airflow_sftp_backend.hooks.sftp import FilesFailed
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import context
 from tests.support.airflow.syncs import Serve, counts, run_sync, set_age, sync
+from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer, DropsAfter, OpenSSHServer, WithoutPosixRename
 from tests.support.servers.asyncssh_server import Files
@@ -207,3 +209,34 @@ def test_a_changed_file_takes_little_memory(openssh: OpenSSHServer, connect: Con
         tracemalloc.stop()
     assert result["new"] == count
     assert peak / count < 8_000
+
+
+class _RecordingFiles(Files):
+    async def scandir(self, path: bytes) -> AsyncIterator[Any]:
+        assert isinstance(self.server, RecordsCollector)
+        self.server.states.append(gc.isenabled())
+        async for name in super().scandir(path):
+            yield name
+
+
+class RecordsCollector(AsyncsshServer):
+    """Record at each listing whether Python's garbage collector runs in this process."""
+
+    files = _RecordingFiles
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[bool] = []
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_the_garbage_collector_pauses_only_while_listing(serve: Serve, tmp_path: Path, direction: str) -> None:
+    server = RecordsCollector()
+    sides = Sides(direction, serve(server), tmp_path)
+    with pytest.raises((AirflowFailException, NotFound)):
+        sides.sync()
+    assert gc.isenabled()
+    write_files(sides.source, {"a": b"1"})
+    sides.assert_equal()
+    assert gc.isenabled()
+    assert False in server.states
