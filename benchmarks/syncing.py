@@ -54,7 +54,7 @@ class Cost(NamedTuple):
 
 @dataclass
 class Times:
-    """Hold the costs of the initial syncs and of the reruns of one client."""
+    """Hold the costs of a client: initial syncs and reruns."""
 
     initial: list[Cost] = field(default_factory=list)
     unchanged: list[Cost] = field(default_factory=list)
@@ -132,7 +132,7 @@ def _cost(work: Work, place: Site, local: Path, remote: Path) -> Cost:
 
 
 def _cpu_seconds() -> float:
-    """Return the CPU time of this process and of its programs that have ended."""
+    """Return the CPU time of this process and its ended programs."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 

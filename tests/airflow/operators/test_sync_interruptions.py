@@ -1,4 +1,4 @@
-"""A sync that is killed, cut off or disturbed leaves no wrong file, and the next one completes it."""
+"""A disturbed sync leaves whole files, and the next completes it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DIRECTIONS = ["upload", "download"]
 
 
 class Sides:
-    """The two ends of a sync: directories on this machine, and their names for the operator."""
+    """Hold the directories of a sync, and their names for the operator."""
 
     def __init__(self, direction: str, remote: Path, tmp_path: Path) -> None:
         is_upload = direction == "upload"
@@ -44,7 +44,7 @@ class Sides:
         return run_sync(sync(*self.names, self.direction, **arguments))
 
     def assert_equal(self, *, ignore_hidden: bool = False) -> None:
-        """Check that a sync completes the target, and that the next one has nothing to do.
+        """Check that a sync completes the target, and the next is idle.
 
         Temporary files and backups count as files, unless ``ignore_hidden``.
         """
@@ -57,7 +57,7 @@ class Sides:
 
 
 def versions(count: int, size: int = 20_000) -> tuple[dict[str, bytes], dict[str, bytes]]:
-    """Return old and new contents of files; some are new, some extra, all of one size."""
+    """Return old and new contents of files; all have one size."""
     names = [f"d{number % 5}/f{number:03}" for number in range(count)]
     return dict.fromkeys(names[: count * 2 // 3], b"o" * size), dict.fromkeys(names[count // 3 :], b"n" * size)
 
@@ -158,13 +158,28 @@ class ChangesAtOpen(AsyncsshServer):
     change: Callable[[], object] | None = None
 
 
+def _replace(path: Path) -> None:
+    path.with_name("temp").write_bytes(b"other")
+    path.with_name("temp").replace(path)
+
+
+def _become_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _become_link(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+    path.symlink_to("moved")
+
+
 CHANGES: dict[str, Callable[[Path], object]] = {
     "grows": lambda path: path.write_bytes(b"longer than before"),
     "shrinks": lambda path: path.write_bytes(b""),
-    "is replaced": lambda path: write_files(path.parent, {"temp": b"other"}) and (path.parent / "temp").replace(path),
-    "disappears": lambda path: path.unlink(),
-    "becomes a directory": lambda path: path.unlink() or path.mkdir(),
-    "becomes a link": lambda path: path.rename(path.with_name("moved")) and path.symlink_to("moved"),
+    "is replaced": _replace,
+    "disappears": Path.unlink,
+    "becomes a directory": _become_directory,
+    "becomes a link": _become_link,
 }
 
 
