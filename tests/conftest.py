@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import signal
@@ -57,6 +58,12 @@ NO_SSHD = f"{NOT_TESTED}OPENSSH: sshd is not on this machine; install openssh-se
 def pytest_unconfigure() -> None:
     """Removes what the tests have left in their home folder."""
     _HOME.cleanup()
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the collected tests and the loaded modules from garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
