@@ -155,6 +155,16 @@ class RowTable:
             chunks.append({(row[0], row[1]): row[2:] for row in value["rows"]})
         return chunks
 
+    @cached_property
+    def _chunk_numbers(self) -> dict[Endpoints, int]:
+        """Number of the chunk of each row."""
+        # A search of all chunks for each of many rows would take long.
+        numbers: dict[Endpoints, int] = {}
+        for number, chunk in enumerate(self._chunks):
+            for endpoints in chunk:
+                numbers.setdefault(endpoints, number)
+        return numbers
+
     @property
     def rows(self) -> dict[Endpoints, list[Any]]:
         """All rows by source and target; reading raises the errors of `load`."""
@@ -167,7 +177,15 @@ class RowTable:
         :returns: the values; None if there is no row
         :raises Exception: the errors of `load`
         """
-        return next((chunk[endpoints] for chunk in self._chunks if endpoints in chunk), None)
+        number = self._chunk_numbers.get(endpoints)
+        return None if number is None else self._chunks[number][endpoints]
+
+    def _discard(self, endpoints: Endpoints) -> int | None:
+        """Remove a row; return the number of its chunk, if any."""
+        number = self._chunk_numbers.pop(endpoints, None)
+        if number is not None:
+            del self._chunks[number][endpoints]
+        return number
 
     def put(
         self, rows: Mapping[Endpoints, list[Any]], removed: Iterable[Endpoints] = (), *, even_after_failure: bool = True
@@ -179,11 +197,9 @@ class RowTable:
         :param even_after_failure: False writes nothing after a failed write, because an unreachable API server would
             delay each later group of files
         """
-        changed = {
-            number for endpoints in removed for number, chunk in enumerate(self._chunks) if chunk.pop(endpoints, None)
-        }
+        changed = {number for endpoints in removed if (number := self._discard(endpoints)) is not None}
         for endpoints, values in rows.items():
-            number = next((number for number, chunk in enumerate(self._chunks) if endpoints in chunk), None)
+            number = self._chunk_numbers.get(endpoints)
             if number is None:
                 if not self._chunks or len(self._chunks[-1]) >= _ROWS_PER_CHUNK:
                     if len(self._chunks) == _MAX_CHUNKS:
@@ -191,6 +207,7 @@ class RowTable:
                     self._chunks.append({})
                 number = len(self._chunks) - 1
             self._chunks[number][endpoints] = values
+            self._chunk_numbers[endpoints] = number
             changed.add(number)
         if self._store is None or (self._failed and not even_after_failure):
             return

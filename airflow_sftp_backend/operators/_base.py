@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args
 
 from airflow_sftp_backend._arguments import InvalidArgument, check_conn_id, check_mode_argument
@@ -122,7 +123,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
         self._writes_manifest = manifest is not None
         self._manifest_path = ""
         self._filters = FileFilters(parse_globs(include, "include"), parse_globs(exclude, "exclude"))
-        self._file_events: Sequence[FileEvent] = ()
+        self._file_events: Callable[[], Iterable[FileEvent]] = tuple
         self._progress: ProgressLog | None = None
         self._hook: SFTPBackendHook | None = None
 
@@ -188,8 +189,10 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
     ) -> None:
         """Log the results, update the events of outlets, and raise the failures."""
         self._log_summary(results, seconds, failed=bool(failures))
-        self._file_events = list(file_events(config, results))
-        update_outlet_events(context, self.outlets, self._file_events)
+        # Without outlets and lineage, the events of many files would take longer than their deletion.
+        self._file_events = partial(file_events, config, results)
+        if self.outlets:
+            update_outlet_events(context, self.outlets, list(self._file_events()))
         raise_failures(self.log, failures, len(results) + len(failures))
 
     def _send_metrics(
@@ -219,7 +222,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
         :param task_instance: the task instance; not used
         :returns: the datasets, also of a task that failed for some files; None without the OpenLineage provider
         """
-        return openlineage_facets(self._file_events)
+        return openlineage_facets(list(self._file_events()))
 
     @staticmethod
     def _check_relative(backend: SFTPBackend, path: str, argument: str) -> None:
@@ -586,4 +589,6 @@ def drop_non_utf8(items: Sequence[T], names: Callable[[T], tuple[str, ...]]) -> 
     """
     # Airflow cannot carry the others in XCom.
     errors = {item: error for item in items if (error := utf8_error(*names(item))) is not None}
+    if not errors:
+        return list(items), []
     return [item for item in items if item not in errors], [*errors.values()]

@@ -168,6 +168,8 @@ class RetryState:
         :param files: the files, each with the argument that selected it
         :param directories: the arguments that name directories or links
         """
+        if not self.has_store:
+            return
         changes = {
             (name, ""): _PlannedChange(name, _NO_VERSION, _NO_VERSION, self._cleared_after) for name in directories
         }

@@ -32,6 +32,7 @@ from airflow_sftp_backend.backend import FileInfo, InvalidPath, NotFound, SFTPBa
 from airflow_sftp_backend.backend._paths import is_temp_name
 from airflow_sftp_backend.backend._receive_limits import MAX_DEPTH
 
+from ._named_files import file_infos
 from ._object_storage import is_url, object_path, time_of_object, without_trailing_slash
 from ._rename_template import RenameTemplate
 
@@ -345,7 +346,7 @@ def match_remote(
 ) -> Matches:
     """Find the files of a selection.
 
-    Names take one round trip, directories and patterns one search.
+    Names take one round trip or listing, directories and patterns one search.
 
     :param backend: the backend of the task
     :param selection: the names or patterns
@@ -360,7 +361,7 @@ def match_remote(
     matches = Matches()
     selectors = _split_resolvable(backend, selection, matches)
     names = [name for name in selectors if isinstance(name, NamedPath) and not name.is_directory]
-    infos = backend.get_file_info_many([name.path for name in names], return_exceptions=True) if names else []
+    infos = file_infos(backend, [name.path for name in names])
     outcome_of: dict[NamedPath | str, FileInfo | list[FileInfo] | Failure] = dict(zip(names, infos, strict=True))
     if restores and (missing := [name for name in names if isinstance(outcome_of[name], NotFound)]):
         restored = _tree_queries.restore_missing(backend, [name.path for name in missing])
@@ -424,24 +425,6 @@ def _matches_below(
     accepts = filters.accepting([pattern_below])
     candidates = (RemoteMatch(info, info.path.removeprefix(top).lstrip("/"), _text_of(selector)) for info in infos)
     return [file for file in candidates if accepts(file.relative_path)]
-
-
-def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
-    """Find the existing files among paths, in one round trip.
-
-    :param backend: the backend of the task
-    :param paths: paths on the server
-    :returns: the files by path; missing paths and directories are left out
-    :raises SFTPBackendError: if the server refuses to examine a path
-    """
-    outcomes = backend.get_file_info_many(paths, return_exceptions=True) if paths else []
-    files: dict[str, FileInfo] = {}
-    for outcome in outcomes:
-        if isinstance(outcome, FileInfo):
-            files[outcome.path] = outcome
-        elif not isinstance(outcome, NotFound | InvalidPath):
-            raise outcome
-    return files
 
 
 def missing_error(backend: SFTPBackend, selection: Selection, selector: str) -> NotFound:

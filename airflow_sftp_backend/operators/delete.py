@@ -206,8 +206,11 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
                 "path is a symbolic link, and include and exclude do not apply behind links; name the link's target"
             )
             raise InvalidPath(message, path=min(links), server=backend.address)
-        names = tuple(name for name in selection.names if not (name.is_directory and name.path in links))
-        return replace(selection, names=names), [name.path for name in selection.names if name not in names]
+        if not links:
+            return selection, []
+        removed = {name: None for name in selection.names if name.is_directory and name.path in links}
+        kept = tuple(name for name in selection.names if name not in removed)
+        return replace(selection, names=kept), [name.path for name in removed]
 
 
 def _extract_links(backend: SFTPBackend, matches: Matches) -> list[str]:

@@ -18,6 +18,7 @@ from airflow_sftp_backend.backend import (
 )
 
 from ._base import FileOperator, check_choice, drop_non_utf8
+from ._named_files import existing_files
 from ._object_storage import FileState, is_up_to_date
 from ._rename_template import RenameTemplate, check_rename_early, split_nameless
 from ._reporting.failures import Failures, distinct_failures
@@ -33,7 +34,6 @@ from ._transfer_planning import (
     assign_numbers,
     check_unique_targets,
     conflicting_targets,
-    existing_files,
     match_remote,
     missing_error,
     numbered_pattern,

@@ -13,13 +13,14 @@ from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.backend._paths import check_temp_suffix
 
 from ._base import TransferOperator, TransferPlan, drop_non_utf8
+from ._named_files import existing_files
 from ._object_storage import FileState, is_url, local_state
 from ._rename_template import split_nameless
 from ._reporting.failures import Failures
 from ._retry_state import RetryState
 from ._sync.ends import SyncEnds
 from ._sync.merged_names import check_distinct_targets
-from ._transfer_planning import LocalFile, TransferItem, existing_files, find_local_files, plan_uploads
+from ._transfer_planning import LocalFile, TransferItem, find_local_files, plan_uploads
 from ._transfer_records import local_version, uploaded_earlier, uploaded_since
 from ._transfers import TempOptions, upload_items
 

@@ -497,7 +497,7 @@ def test_events_and_the_log_name_the_changed_files_only(
     (local / "a.csv").write_bytes(b"ONE")
     operator = sync(local, "mirror")
     run_sync(operator)
-    assert [event.target.rpartition("/")[2] for event in operator._file_events] == ["a.csv"]
+    assert [event.target.rpartition("/")[2] for event in operator._file_events()] == ["a.csv"]
     assert "0 new, 1 changed, 2 unchanged, 0 extra files" in capsys.readouterr().out
 
 

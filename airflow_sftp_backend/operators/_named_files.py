@@ -1,0 +1,82 @@
+"""Examine files on the server by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from airflow_sftp_backend.backend import BackendUnavailable, FileInfo, InvalidPath, NotFound, SFTPBackendError
+
+if TYPE_CHECKING:
+    from airflow_sftp_backend.backend import SFTPBackend
+
+InfoOrFailure: TypeAlias = FileInfo | SFTPBackendError | OSError
+
+_MIN_PATHS_TO_LIST: Final = 200
+_MAX_LISTED_PER_PATH: Final = 4
+"""Names to list for each path at most. A name of a listing costs about a quarter of a STAT."""
+
+
+def file_infos(backend: SFTPBackend, paths: Sequence[str]) -> list[InfoOrFailure]:
+    """Return the attributes of files.
+
+    Many paths of one directory take one listing, all others one round trip.
+
+    :param backend: the backend of the task
+    :param paths: valid paths of files
+    :returns: for each path, the file or the failure
+    :raises BackendUnavailable: if the connection is lost during a listing
+    """
+    if len(paths) < _MIN_PATHS_TO_LIST:
+        return backend.get_file_info_many(paths, return_exceptions=True) if paths else []
+    keys = [backend.resolve(path).key for path in paths]
+    found: dict[str, InfoOrFailure] = {**_listed_files(backend, keys)}
+    # A listing does not decide that a file is missing: the server may ignore case, or hide names.
+    unlisted = [key for key in dict.fromkeys(keys) if key not in found]
+    if unlisted:
+        outcomes = backend.get_file_info_many(unlisted, return_exceptions=True)
+        found |= zip(unlisted, outcomes, strict=True)
+    return [found[key] for key in keys]
+
+
+def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
+    """Find the existing files among paths.
+
+    Many paths of one directory take one listing, all others one round trip.
+
+    :param backend: the backend of the task
+    :param paths: keys of files
+    :returns: the files by path; missing paths and directories are left out
+    :raises SFTPBackendError: if the server refuses to examine a path
+    """
+    files: dict[str, FileInfo] = {}
+    for outcome in file_infos(backend, paths):
+        if isinstance(outcome, FileInfo):
+            files[outcome.path] = outcome
+        elif not isinstance(outcome, NotFound | InvalidPath):
+            raise outcome
+    return files
+
+
+def _listed_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
+    """List the directories of many paths; return the listed files.
+
+    The listing of a directory with several times as many other files ends early.
+    """
+    directories: dict[str, set[str]] = {}
+    for path in paths:
+        directories.setdefault(path.rpartition("/")[0], set()).add(path)
+    files: dict[str, FileInfo] = {}
+    for directory, wanted in directories.items():
+        if len(wanted) < _MIN_PATHS_TO_LIST:
+            continue
+        try:
+            for info in islice(backend.list_files(directory), len(wanted) * _MAX_LISTED_PER_PATH):
+                if info.path in wanted:
+                    files[info.path] = info
+        except BackendUnavailable:
+            raise
+        except SFTPBackendError:
+            continue  # the server may permit the examination of single paths
+    return files
