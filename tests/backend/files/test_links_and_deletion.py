@@ -324,3 +324,21 @@ def test_a_recursive_delete_without_lstat_never_deletes_behind_a_link(
     with pytest.raises(SFTPBackendError, match="the server refuses LSTAT"):
         list(backend.list_files("top", recursive=True))
     assert {file.path for file in backend.list_files("top")} == {"top/file"}
+
+
+def test_only_a_plain_write_follows_a_link_out_of_the_base_path(
+    openssh: OpenSSHServer, make_backend: MakeBackend, tmp_path: Path
+) -> None:
+    folder = openssh.fresh()
+    backend = make_backend(openssh, base_path=folder.base_path)
+    outside = tmp_path / "outside"
+    link = folder.path / "link"
+    outside.write_bytes(b"old")
+    link.symlink_to(outside)
+    backend.write("link", b"written", overwrite=True)
+    assert outside.read_bytes() == b"written"
+    assert link.is_symlink()
+    backend.write_atomic("link", b"new", overwrite=True)
+    assert outside.read_bytes() == b"written"
+    assert not link.is_symlink()
+    assert link.read_bytes() == b"new"
