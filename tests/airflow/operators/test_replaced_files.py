@@ -60,7 +60,7 @@ def test_the_file_of_an_interrupted_replacement_is_found(serve: Serve, tmp_path:
     target = (tmp_path if kind == "download" else remote) / "out"
     contents = [content for name, content in read_files(target).items() if name.endswith("b.csv")]
     assert contents == ([] if kind == "delete" else [b"22"])
-    assert [path.name for path in remote.rglob("in/*b.csv*")] == (["b.csv"] if kind == "download" else [])
+    assert [path.name for path in (remote / "in").glob("*b.csv*")] == (["b.csv"] if kind == "download" else [])
 
 
 def test_a_cut_name_or_another_pattern_matches_no_backup(serve: Serve, tmp_path: Path) -> None:
