@@ -12,8 +12,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
 
 from ._arguments import InvalidArgument, check_no_password
 from ._cancellation import shield_from_kill
@@ -389,7 +390,7 @@ def _rows_from_json(text: str, argument: str) -> list[object] | None:
     :raises InvalidArgument: for any other list, because no file has such a name
     """
     rows = _parse_json_rows(text)
-    if rows is None and _is_python_list(text):
+    if rows is None and _is_list_or_row(text):
         raise InvalidArgument(f"{argument} is a list that a template converted to text: {_shorten(text)}. {_REMEDY}")
     return rows
 
@@ -416,17 +417,9 @@ def _is_rows(items: list[object]) -> bool:
     )
 
 
-def _is_python_list(text: str) -> bool:
-    """Tell whether a text represents a list or a row."""
-    if text.strip()[:1] not in ("[", "(", "{"):
-        return False
-    try:
-        value = ast.literal_eval(text.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            return False
+def _is_list_or_row(text: str) -> bool:
+    """Tell whether a text is a Python or JSON list or row."""
+    value = _parse_container(text.strip())
     if isinstance(value, Mapping):
         return "path" in value
     return (
@@ -434,6 +427,17 @@ def _is_python_list(text: str) -> bool:
         and value != ()
         and all(isinstance(item, str | Mapping | list) for item in value)
     )
+
+
+def _parse_container(text: str) -> object:
+    """Parse a Python or JSON list or dictionary, else return None."""
+    if not text.startswith(("[", "(", "{")):
+        return None
+    with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+        return cast("object", ast.literal_eval(text))
+    with suppress(ValueError, RecursionError):
+        return cast("object", json.loads(text))
+    return None
 
 
 def directory_error(path: str, cause: InvalidPath | None = None) -> InvalidPath:

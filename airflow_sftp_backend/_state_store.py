@@ -129,15 +129,15 @@ class RowTable:
     :param name: first word of the store's keys
     :param scope: name of the server or upload; rows of another scope do not count
     :param purpose: verb phrase for the log: "the next attempt cannot <purpose>"
-    :param read: whether an earlier attempt may have written rows
+    :param may_exist: whether an earlier attempt may have written rows
     """
 
-    def __init__(self, store: StateStore | None, name: str, scope: str, purpose: str, *, read: bool) -> None:
+    def __init__(self, store: StateStore | None, name: str, scope: str, purpose: str, *, may_exist: bool) -> None:
         self._store = store
         self._name = name
         self._scope = scope
         self._purpose = purpose
-        self._read = read
+        self._may_exist = may_exist
         self._failed = False
 
     @property
@@ -148,7 +148,7 @@ class RowTable:
     @cached_property
     def _chunks(self) -> list[dict[Endpoints, list[Any]]]:
         chunks: list[dict[Endpoints, list[Any]]] = []
-        while self._store is not None and self._read and len(chunks) < _MAX_CHUNKS:
+        while self._store is not None and self._may_exist and len(chunks) < _MAX_CHUNKS:
             value = load(self._store, f"{self._name} {len(chunks)}")
             if value.get("scope") != self._scope:
                 break
@@ -199,16 +199,11 @@ class RowTable:
         """
         changed = {number for endpoints in removed if (number := self._discard(endpoints)) is not None}
         for endpoints, values in rows.items():
-            number = self._chunk_numbers.get(endpoints)
-            if number is None:
-                if not self._chunks or len(self._chunks[-1]) >= _ROWS_PER_CHUNK:
-                    if len(self._chunks) == _MAX_CHUNKS:
-                        continue  # a retry does not recognise further files, but the task works
-                    self._chunks.append({})
-                number = len(self._chunks) - 1
-            self._chunks[number][endpoints] = values
-            self._chunk_numbers[endpoints] = number
-            changed.add(number)
+            number = self._chunk_for(endpoints)
+            if number is not None:  # otherwise a retry does not recognise the file, but the task works
+                self._chunks[number][endpoints] = values
+                self._chunk_numbers[endpoints] = number
+                changed.add(number)
         if self._store is None or (self._failed and not even_after_failure):
             return
         for number in sorted(changed):
@@ -217,3 +212,13 @@ class RowTable:
             # Later groups of files do not wait again.
             patience = 0 if self._failed else API_SERVER_PATIENCE
             self._failed = not save(self._store, f"{self._name} {number}", value, self._purpose, patience=patience)
+
+    def _chunk_for(self, endpoints: Endpoints) -> int | None:
+        """Return the number of a row's chunk; None if all are full."""
+        if endpoints in self._chunk_numbers:
+            return self._chunk_numbers[endpoints]
+        if not self._chunks or len(self._chunks[-1]) >= _ROWS_PER_CHUNK:
+            if len(self._chunks) == _MAX_CHUNKS:
+                return None
+            self._chunks.append({})
+        return len(self._chunks) - 1

@@ -30,6 +30,7 @@ from .backend.errors import escaped
 if TYPE_CHECKING:
     from .backend import SFTPBackend
     from .backend._diagnostics.check import CheckResult, Diagnosis
+    from .backend.models import PartialFile
 
 _WIDTH: Final = 100
 _INDENT: Final = 17
@@ -192,22 +193,25 @@ def _clean(args: argparse.Namespace) -> int:
 
         check_age(args.older_than)
         with SFTPBackend.from_config(config) as backend:
-            partials = backend.clean_partials(args.path, args.older_than, dry_run=args.dry_run)
-            locations = [backend.address for _ in partials]
+            remote_partials = backend.clean_partials(args.path, args.older_than, dry_run=args.dry_run)
+            partials = [(partial, backend.address) for partial in remote_partials]
         if args.local is not None:
-            partials += clean_local(args.local, args.older_than, dry_run=args.dry_run)
-            locations += ["here"] * (len(partials) - len(locations))
+            local_partials = clean_local(args.local, args.older_than, dry_run=args.dry_run)
+            partials += [(partial, "here") for partial in local_partials]
     if args.json:
-        rows = [asdict(partial) | {"where": location} for partial, location in zip(partials, locations, strict=True)]
+        rows = [asdict(partial) | {"where": location} for partial, location in partials]
         print(_escaped_json([row | {"modified_at": _format_time(row["modified_at"])} for row in rows]))
     else:
-        for partial, location in zip(partials, locations, strict=True):
-            reason = f": {partial.reason}" if partial.reason else ""
-            modified = f"modified {_format_time(partial.modified_at)}"
-            text = f"{partial.action} {partial.path} ({partial.size} bytes, {modified}, {location}){reason}"
-            print(escaped(text))
+        for partial, location in partials:
+            print(_format_partial(partial, location))
         print(f"{len(partials)} partial files found" if partials else "No partial files found.")
-    return 1 if any(partial.action == "kept" for partial in partials) else 0
+    return 1 if any(partial.action == "kept" for partial, _ in partials) else 0
+
+
+def _format_partial(partial: PartialFile, location: str) -> str:
+    reason = f": {partial.reason}" if partial.reason else ""
+    modified = f"modified {_format_time(partial.modified_at)}"
+    return escaped(f"{partial.action} {partial.path} ({partial.size} bytes, {modified}, {location}){reason}")
 
 
 def _format_time(time: datetime | None) -> str | None:

@@ -199,10 +199,8 @@ class ConnectionValues:
         parsed, problems = self._parse(())
         if problems:
             raise InvalidConnection(self.conn_id, problems)
-        misspelt, ssh_config_notes = (
-            list(_misspelt_names(self.unknown)),
-            list(_ssh_config_notes(self.conn_type, parsed)),
-        )
+        misspelt = list(_misspelt_names(self.unknown))
+        ssh_config_notes = list(_ssh_config_notes(self.conn_type, parsed))
         for level, notes in ((logging.WARNING, misspelt), (logging.INFO, ssh_config_notes)):
             for note in notes:
                 log.log(level, "connection %r: %s", self.conn_id, note)

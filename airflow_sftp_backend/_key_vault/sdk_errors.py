@@ -197,9 +197,11 @@ def _classify_network_failure(error: Exception, host: str) -> tuple[FailureReaso
     from azure.core.exceptions import ServiceRequestError, ServiceResponseError
 
     causes = [*_causes(error)]
-    if refused := [cause for cause in causes if isinstance(cause, ssl.SSLCertVerificationError)]:
-        cause = refused[0].verify_message  # OpenSSL's reason
-        return FailureReason.UNTRUSTED, f"the certificate of {host} is not trusted ({cause}); {_CA_BUNDLE_HINT}."
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            openssl_reason = cause.verify_message
+            message = f"the certificate of {host} is not trusted ({openssl_reason}); {_CA_BUNDLE_HINT}."
+            return FailureReason.UNTRUSTED, message
     # requests raises a bare OSError without an error number for a missing file of certificates.
     if any(type(cause) is OSError and cause.errno is None for cause in causes):
         return FailureReason.UNTRUSTED, f"the certificate of {host} cannot be verified; {_CA_BUNDLE_HINT}."

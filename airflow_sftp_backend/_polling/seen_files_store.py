@@ -174,7 +174,7 @@ class SeenFilesStore:
 
     async def _write(self, seen_files: SeenFiles, changes: list[Change]) -> bool:
         """Write the changes, unless another triggerer wrote since the last read."""
-        if not await self._is_unchanged():
+        if await self._read_if_replaced():
             return False
         unused, replaced = self._head.unused, list[str]()
         head = replace(self._head.with_changes(changes), unused=[])
@@ -188,22 +188,22 @@ class SeenFilesStore:
             await self._set_head(replace(self._head, unused=[*unused, *parts]))
             for part, part_changes in parts.items():
                 await self._set(part, {"changes": part_changes})
-            if not await self._is_unchanged():
+            if await self._read_if_replaced():
                 return False
             head = replace(head, changes=[], parts=[*head.parts, *parts])
         await self._set_head(replace(head, unused=replaced))
         await self._remove(unused)
         return True
 
-    async def _is_unchanged(self) -> bool:
-        """Tell whether the stored head is this triggerer's.
+    async def _read_if_replaced(self) -> bool:
+        """Read the log again if another triggerer has replaced the head.
 
-        If not, read the other triggerer's seen files.
+        :returns: whether the log was read again
         """
         stored = await self._get_head()
-        if self._store is not None and stored != self._stored_head:
-            await self._read(stored)
+        if self._store is None or stored == self._stored_head:
             return False
+        await self._read(stored)
         return True
 
     async def _set_head(self, head: _Head) -> None:

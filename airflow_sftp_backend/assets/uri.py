@@ -55,10 +55,10 @@ def create_asset(
 
 
 def sanitize_uri(uri: SplitResult) -> SplitResult:
-    """Return an ``sftp`` URI in its only spelling.
+    """Normalize an ``sftp`` URI.
 
     :param uri: the parts of the URI
-    :returns: the parts of the URI in its only spelling
+    :returns: the parts of the normalized URI
     :raises ValueError: for a missing host, a wrong port, or ``..`` in the path
     """
     if not uri.hostname:

@@ -109,7 +109,7 @@ class PartialFile:
 
 @dataclass(frozen=True, slots=True)
 class FolderEntry(_StaysInTask):
-    """A directory in a listing. Two are equal if their keys are.
+    """A directory in a listing. Entries with equal keys are equal.
 
     :param path: the key, relative to ``base_path``
     :param name: the last segment of the key

@@ -85,15 +85,19 @@ class RetryState:
                 " files of an earlier attempt by their times and content only"
             )
         purpose = "recognise the files of this one"
-        self._planned = RowTable(self._store, "moves", server_id, purpose, read=self.is_retry)
+        self._planned = RowTable(self._store, "moves", server_id, purpose, may_exist=self.is_retry)
         scope_since_cleared = f"{self._cleared_after} {server_id}"
         self.transfers = TransferRecords(
-            RowTable(self._store, "transfers", scope_since_cleared, purpose, read=self.is_retry_since_cleared)
+            RowTable(self._store, "transfers", scope_since_cleared, purpose, may_exist=self.is_retry_since_cleared)
         )
         self._selected = RowTable(
-            self._store, "selected", scope_since_cleared, "select the same files", read=self.is_retry_since_cleared
+            self._store,
+            "selected",
+            scope_since_cleared,
+            "select the same files",
+            may_exist=self.is_retry_since_cleared,
         )
-        self._taken = RowTable(self._store, "taken", server_id, "take the same files again", read=self.is_retry)
+        self._taken = RowTable(self._store, "taken", server_id, "take the same files again", may_exist=self.is_retry)
 
     @property
     def run_time(self) -> datetime:

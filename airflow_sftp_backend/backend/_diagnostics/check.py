@@ -39,6 +39,7 @@ _ALGORITHM_LISTS: Final = {
     "macs": ("MACs", "macs"),
 }
 """Names of the fields of `HostAlgorithms` in messages and in ``disabled_algorithms``."""
+_NO_SETTING_HELPS: Final = "no setting helps: the server must allow one of"
 
 
 class CheckTitle(enum.StrEnum):
@@ -141,22 +142,36 @@ def diagnose(config: BackendConfig, probes: Mapping[CheckTitle, Probe] | None = 
                 steps.append(probe(backend))
         except SFTPBackendError as error:
             error.server = error.server or backend.address
-            info = session.last_attempt_info
-            if title is None and info is not None:
-                steps += _connection_results(config, info, None)
-            lines = (str(error), *getattr(error, "__notes__", ()))
-            failed_title = title or _failed_title(error, info)
-            steps.append(CheckResult(failed_title, False, lines, {"error": type(error).__name__}))
-            return Diagnosis(
-                backend.address,
-                _username(config, info),
-                tuple(steps),
-                error=error,
-                advice=tuple(_advice(config, error, info, title)),
-                failed_connection=_failed_connection(info),
-            )
+            return _failed_diagnosis(config, steps, title, error, session.last_attempt_info)
         connection = session.last_attempt_info
         return Diagnosis(backend.address, _username(config, connection), tuple(steps), connection=connection)
+
+
+def _failed_diagnosis(
+    config: BackendConfig,
+    steps: list[CheckResult],
+    title: CheckTitle | None,
+    error: SFTPBackendError,
+    info: ConnectionInfo | None,
+) -> Diagnosis:
+    """Add the failed step to the results.
+
+    :param steps: the results of the steps before
+    :param title: the failed step; None if connecting failed
+    :param info: properties of the connection
+    """
+    if title is None and info is not None:
+        steps = [*steps, *_connection_results(config, info, None)]
+    lines = (str(error), *getattr(error, "__notes__", ()))
+    failed_step = CheckResult(title or _failed_title(error, info), False, lines, {"error": type(error).__name__})
+    return Diagnosis(
+        config.address,
+        _username(config, info),
+        (*steps, failed_step),
+        error=error,
+        advice=tuple(_advice(config, error, info, title)),
+        failed_connection=_failed_connection(info),
+    )
 
 
 def _username(config: BackendConfig, info: ConnectionInfo | None) -> str:
@@ -366,17 +381,14 @@ def _advise_algorithms(config: BackendConfig, info: ConnectionInfo) -> Iterator[
     except BackendUnavailable as error:
         yield f"the server's algorithms could not be read: {error}"
         return
-    for name, (what, key) in _ALGORITHM_LISTS.items():
+    for name, (label, key) in _ALGORITHM_LISTS.items():
         offered = getattr(server_algorithms, name)
         if not set(offered) & set(info.proposed.get(name, ())):
-            yield f"{what} in common: none; the server offers {', '.join(offered)}"
+            yield f"{label} in common: none; the server offers {', '.join(offered)}"
             yield (
                 _suggest_setting(config, name, key, offered)
                 or f"{_NO_SETTING_HELPS} {', '.join(info.proposed.get(name, ()))}"
             )
-
-
-_NO_SETTING_HELPS: Final = "no setting helps: the server must allow one of"
 
 
 def _suggest_setting(config: BackendConfig, name: str, key: str, offered: tuple[str, ...]) -> str | None:

@@ -34,7 +34,7 @@ class NameEncoding:
         :returns: the request, with names for the codec; the same request without names
         """
         names = {
-            name: self._to_wire(value)
+            name: self._encode_name(value)
             for name in _PATH_FIELDS
             if isinstance(value := getattr(request, name, None), str)
         }
@@ -47,15 +47,15 @@ class NameEncoding:
         :returns: the reply; the same one without names
         """
         if isinstance(reply, str):
-            return self._from_wire(reply)
+            return self._decode_name(reply)
         if isinstance(reply, list):
-            return [DirEntry(self._from_wire(entry.name), entry.attributes) for entry in reply]
+            return [DirEntry(self._decode_name(entry.name), entry.attributes) for entry in reply]
         return reply
 
-    def _to_wire(self, name: str) -> str:
+    def _encode_name(self, name: str) -> str:
         return name.encode(self._encoding, "surrogateescape").decode("utf-8", "surrogateescape")
 
-    def _from_wire(self, name: str) -> str:
+    def _decode_name(self, name: str) -> str:
         return name if name.isascii() else encode_name(name).decode(self._encoding, "surrogateescape")
 
 

@@ -16,7 +16,7 @@ import enum
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,7 +66,7 @@ class HostKeyDecision:
 
 
 class HostKeyVerifier:
-    """Verifies the host key of one server.
+    """Verify the host key of one server.
 
     Known keys are those of ``config.known_host_keys``, else of the environment variable, else of the known_hosts file.
     With a policy other than STRICT, the file is also read if the first two have no line for the host.
@@ -98,14 +98,15 @@ class HostKeyVerifier:
         """
         for known_hosts in self._sources():
             if types := known_hosts.known_types(self._config.host, self._config.port):
-                return tuple(name for kind in types for name in self._algorithms(kind))
+                return tuple(algorithm for type_name in types for algorithm in self._algorithms(type_name))
         return ()
 
-    def _algorithms(self, kind: str) -> list[str]:
-        if not kind.startswith("ssh-rsa"):
-            return [kind]
-        suffix = kind.removeprefix("ssh-rsa")
-        return [f"rsa-sha2-512{suffix}", f"rsa-sha2-256{suffix}", *([kind] if self._config.allow_ssh_rsa_sha1 else [])]
+    def _algorithms(self, type_name: str) -> list[str]:
+        if not type_name.startswith("ssh-rsa"):
+            return [type_name]
+        suffix = type_name.removeprefix("ssh-rsa")
+        sha1 = [type_name] if self._config.allow_ssh_rsa_sha1 else []
+        return [f"rsa-sha2-512{suffix}", f"rsa-sha2-256{suffix}", *sha1]
 
     def check(self, blob: bytes) -> str:
         """Check a host key.
@@ -133,7 +134,7 @@ class HostKeyVerifier:
         if decision.status is not HostKeyStatus.UNKNOWN or policy is HostKeyPolicy.STRICT:
             raise self._rejection(blob, decision, searched)
         if policy is HostKeyPolicy.TRUST_ON_FIRST_USE:
-            return self._remember(blob, searched)
+            return self._store_on_first_use(blob, searched)
         log.warning(
             "accepting the host key of %s unchecked (host_key_policy 'auto'): %s %s. To pin the key, set"
             " known_host_keys to this line: %s",
@@ -194,7 +195,7 @@ class HostKeyVerifier:
             )
         return HostKeyRejected(text, server=self._config.address, status=decision.status.value)
 
-    def _remember(self, blob: bytes, searched: list[KnownHosts]) -> str:
+    def _store_on_first_use(self, blob: bytes, searched: list[KnownHosts]) -> str:
         """Append the key to the file.
 
         If another process has added a key of the host meanwhile, that key decides.
@@ -237,9 +238,9 @@ def decide(known_hosts: KnownHosts, host: str, port: int, blob: bytes, now: floa
     certificate = HostCertificate.parse(blob) if key_type(blob).endswith(CERTIFICATE_SUFFIX) else None
     key_fingerprint = fingerprint(blob)
     authority_fingerprint = fingerprint(certificate.authority) if certificate else ""
-    for entry in known_hosts.entries_naming(host_pattern(host, port), REVOKED) + known_hosts.entries_naming(
-        host.lower(), REVOKED
-    ):
+    name = host_pattern(host, port)
+    revoked = known_hosts.entries_naming(name, REVOKED) + known_hosts.entries_naming(host.lower(), REVOKED)
+    for entry in revoked:
         if entry.fingerprint in (key_fingerprint, authority_fingerprint):
             subject = "the key" if entry.fingerprint == key_fingerprint else "the authority of the certificate"
             return HostKeyDecision(HostKeyStatus.REVOKED, f"{subject} is revoked by {entry.location}")
@@ -254,7 +255,18 @@ def decide(known_hosts: KnownHosts, host: str, port: int, blob: bytes, now: floa
     for entry in keys:
         if entry.fingerprint == key_fingerprint:
             return HostKeyDecision(HostKeyStatus.TRUSTED, entry.location)
-    name = host_pattern(host, port)
+    return _untrusted(known_hosts, name, key_fingerprint, authorities, keys, remark)
+
+
+def _untrusted(
+    known_hosts: KnownHosts,
+    name: str,
+    key_fingerprint: str,
+    authorities: Sequence[KnownHostsEntry],
+    keys: Sequence[KnownHostsEntry],
+    remark: str,
+) -> HostKeyDecision:
+    """Decide whether a key that no line trusts is unknown or changed."""
     contradicting = [*authorities, *(entry for entry in keys if known_hosts.pinned or entry.names_host(name))]
     if not contradicting:
         return HostKeyDecision(

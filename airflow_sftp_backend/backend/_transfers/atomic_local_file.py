@@ -34,7 +34,7 @@ from airflow_sftp_backend.backend._paths import (
 )
 from airflow_sftp_backend.backend.errors import AlreadyExists
 
-from .local_files import NamingBothEnds, NewFileModes, check_replaceable, set_mode
+from .local_files import BothPathsInErrors, NewFileModes, check_replaceable, set_mode
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class AtomicLocalFile:
         self.keep_on_exit = False
         """Whether to keep the temporary file for the next attempt."""
         self._key = source.key
-        self._ends = NamingBothEnds(self.path, f"downloading {source.native!r}")
+        self._both_paths_in_errors = BothPathsInErrors(self.path, f"downloading {source.native!r}")
         self._overwrite = overwrite
         self._modes = NewFileModes() if modes is None else modes
         self._resumable = resume_key is not None
@@ -81,7 +81,7 @@ class AtomicLocalFile:
         self.temp = self._temp_path(token)
         self._descriptor: int | None = None
         self._has_temp = False
-        with self._ends:
+        with self._both_paths_in_errors:
             if check_replaceable(self.path) is not None and not overwrite:
                 raise self._already_exists()
             try:
@@ -101,7 +101,7 @@ class AtomicLocalFile:
         :param max_size: maximum bytes of the partial file
         :returns: bytes of the partial file; 0 if there is none
         """
-        with self._ends:
+        with self._both_paths_in_errors:
             return self._adopt_partial(token, max_size)
 
     def _adopt_partial(self, token: str, max_size: int) -> int:
@@ -128,7 +128,7 @@ class AtomicLocalFile:
     def read_at(self, offset: int, count: int) -> bytes:
         """Return bytes written so far."""
         assert self._descriptor is not None
-        with self._ends:
+        with self._both_paths_in_errors:
             return os.pread(self._descriptor, count, offset)
 
     def digest(self, progress: Callable[[int], None]) -> str:
@@ -139,7 +139,7 @@ class AtomicLocalFile:
         :raises OSError: if the file cannot be read
         """
         digest = hashlib.sha256()
-        with self._ends, open(self.temp, "rb", buffering=0) as file:
+        with self._both_paths_in_errors, open(self.temp, "rb", buffering=0) as file:
             while data := file.read(_READ_SIZE):
                 digest.update(data)
                 progress(len(data))
@@ -148,14 +148,14 @@ class AtomicLocalFile:
     def truncate(self) -> None:
         """Discard the bytes written so far."""
         assert self._descriptor is not None
-        with self._ends:
+        with self._both_paths_in_errors:
             os.ftruncate(self._descriptor, 0)
             os.lseek(self._descriptor, 0, os.SEEK_SET)
 
     def write(self, data: memoryview) -> None:
         """Append all of ``data``."""
         assert self._descriptor is not None
-        with self._ends:
+        with self._both_paths_in_errors:
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
@@ -178,7 +178,7 @@ class AtomicLocalFile:
         :raises AlreadyExists: if the target was created meanwhile and ``overwrite`` is False
         """
         assert self._descriptor is not None
-        with self._ends:
+        with self._both_paths_in_errors:
             existing = check_replaceable(self.path) if self._overwrite else None
             set_mode(self._descriptor, self.temp, existing, self._modes)
             self._give_name()
@@ -235,7 +235,7 @@ class AtomicLocalFile:
 
     def __exit__(self, *raised: object) -> None:
         if self._has_temp and not (self.keep_on_exit and self._resumable):
-            with contextlib.suppress(FileNotFoundError), self._ends:
+            with contextlib.suppress(FileNotFoundError), self._both_paths_in_errors:
                 os.unlink(self.temp)
         self._has_temp = False
         self._close()  # last, because the lock protects the name of the temporary file
@@ -264,7 +264,7 @@ def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], n
 
 
 def _writer_token(resume_key: str) -> str:
-    """Return a token to compare or combine its first half, the writer's."""
+    """Return a token; its first half identifies the writer."""
     return resume_token(resume_key, 0, 0)
 
 

@@ -157,7 +157,7 @@ def _mode_of_probe_file(directory: Path) -> int:
         os.unlink(probe)
 
 
-class NamingBothEnds:
+class BothPathsInErrors:
     """Add both paths of a transfer to every OSError of a block.
 
     Reusable context manager.

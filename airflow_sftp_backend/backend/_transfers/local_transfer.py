@@ -36,7 +36,7 @@ from airflow_sftp_backend.backend.errors import (
 from airflow_sftp_backend.backend.models import PreparedFile, Progress, Verify, WriteResult, utc
 
 from .atomic_local_file import MIN_RESUME_SIZE, AtomicLocalFile, remove_abandoned
-from .local_files import NamingBothEnds, NewFileModes, open_regular
+from .local_files import BothPathsInErrors, NewFileModes, open_regular
 
 logger = logging.getLogger(__name__)
 
@@ -65,8 +65,8 @@ class LocalFileSource(UploadSource):
     ) -> None:
         self._local = os.fspath(local)
         self._key = target.key
-        self._ends = NamingBothEnds(self._local, f"uploading to {target.native!r}")
-        with self._ends:
+        self._both_paths_in_errors = BothPathsInErrors(self._local, f"uploading to {target.native!r}")
+        with self._both_paths_in_errors:
             self._file = open(open_regular(self._local), "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
         self.initial_status = initial_status or os.fstat(self._file.fileno())
         """Status of the file when it was first opened, possibly by an earlier attempt."""
@@ -78,7 +78,7 @@ class LocalFileSource(UploadSource):
 
         Raises TransferCorrupted if the file has changed.
         """
-        with self._ends:
+        with self._both_paths_in_errors:
             data = super().read_block(count)
         if not data:
             # A file that changes while it is read would arrive as parts of two versions.
@@ -98,7 +98,7 @@ class LocalFileSource(UploadSource):
 
     def read_at(self, offset: int, count: int) -> bytes:
         """Return bytes at an offset without moving the position."""
-        with self._ends:
+        with self._both_paths_in_errors:
             return os.pread(self._file.fileno(), count, offset)
 
     def skip(self, count: int) -> None:

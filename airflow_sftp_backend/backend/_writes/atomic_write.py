@@ -91,19 +91,31 @@ def write_atomic(
         if isinstance(error, StatusError):
             refusal = refused_resume_error(scheduler, write_target, resume_state, error)
             refusal = refusal or from_status(error, "cannot write", write_target.path.key)
-        handle = resume_state.open_handle
-        # after a rename without a reply, the write can resume only if the target can be compared
-        comparable = write_target.verify != "none" and source.rereadable
-        can_resume = comparable or resume_state.state is not WriteState.RENAMING
-        end_attempt(scheduler, resume_state, error, can_resume=can_resume)
-        yield from striped_file.close_quietly()
-        if resume_state.state is WriteState.ABANDONED:
-            yield from remove_quietly(write_target.temp, handle)
-        elif handle is not None:
-            yield from close_quietly(handle)
+        yield from _end_failed_attempt(scheduler, write_target, resume_state, source, striped_file, error)
         if refusal is not None:
             raise refusal from None
         raise
+
+
+def _end_failed_attempt(
+    scheduler: SFTPScheduler,
+    write_target: WriteTarget,
+    resume_state: ResumeState,
+    source: UploadSource,
+    striped_file: StripedFile,
+    error: BaseException,
+) -> Operation[None]:
+    """Close the temporary file, and remove it unless the write can resume."""
+    handle = resume_state.open_handle
+    # after a rename without a reply, the write can resume only if the target can be compared
+    comparable = write_target.verify != "none" and source.rereadable
+    can_resume = comparable or resume_state.state is not WriteState.RENAMING
+    end_attempt(scheduler, resume_state, error, can_resume=can_resume)
+    yield from striped_file.close_quietly()
+    if resume_state.state is WriteState.ABANDONED:
+        yield from remove_quietly(write_target.temp, handle)
+    elif handle is not None:
+        yield from close_quietly(handle)
 
 
 def _request_channels(scheduler: SFTPScheduler, source: UploadSource, channels: int | None) -> None:
