@@ -91,6 +91,10 @@ format: $(VENV)/.dev ## put the source into the form that lint wants
 bench: $(VENV)/.bench openssh ## measure speed and memory beside what else there is (an hour; see ARGS=--help)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+.PHONY: many-files
+many-files: $(VENV)/.bench openssh ## measure 20,000 small files beside other clients, with targets (five minutes)
+	@$(BIN)/python -m benchmarks.many_files $(ARGS)
+
 .PHONY: large-files
 large-files: $(VENV)/.bench openssh ## measure large files on busy processors and other servers, with targets (ten minutes)
 	@$(BIN)/python -m benchmarks.large_files $(ARGS)

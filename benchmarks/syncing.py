@@ -125,7 +125,7 @@ def measure(place: Site, client: Rival, direction: str, source: Path, times: Tim
 
 
 def _cost(work: Work, place: Site, local: Path, remote: Path) -> Cost:
-    with _without_output():
+    with without_output():
         started, cpu_before = time.perf_counter(), _cpu_seconds()
         work(place, local, remote)
         return Cost(time.perf_counter() - started, _cpu_seconds() - cpu_before)
@@ -138,7 +138,7 @@ def _cpu_seconds() -> float:
 
 
 @contextmanager
-def _without_output() -> Iterator[None]:
+def without_output() -> Iterator[None]:
     """Discard standard output, also that of programs.
 
     A task writes a line for each file.

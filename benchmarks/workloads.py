@@ -119,9 +119,9 @@ class Bench:
         return result
 
     def _timed(self, work: Work, local: Path, remote: Path) -> Spent:
-        began, used = time.perf_counter(), _processor()
+        began, used = time.perf_counter(), processor()
         work(self.site, local, self.site.remote(remote))
-        return Spent(time.perf_counter() - began, _processor() - used)
+        return Spent(time.perf_counter() - began, processor() - used)
 
     def _up(self, name: str, work: Work) -> Spent:
         target = self.site.there / "up"
@@ -165,7 +165,7 @@ class Bench:
         return spent
 
 
-def _processor() -> float:
+def processor() -> float:
     """Return the CPU seconds of this process and its ended children."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system

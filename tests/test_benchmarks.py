@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import large_files, syncing, targets, waiting, watching, workloads
+from benchmarks import large_files, many_files, syncing, targets, waiting, watching, workloads
 from benchmarks.delay import delayed
 from benchmarks.rivals import HOOK, LFTP, OURS, RCLONE, SFTP, rivals
 from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
@@ -135,9 +135,9 @@ def test_processor_time_includes_the_programs_the_client_runs(tmp_path: Path) ->
             pass
         subprocess.run([sys.executable, "-c", "import time\nwhile time.process_time() < 0.3: pass"], check=True)
 
-    before = workloads._processor()
+    before = workloads.processor()
     burn()
-    assert workloads._processor() - before >= 0.45
+    assert workloads.processor() - before >= 0.45
 
 
 @pytest.mark.parametrize(("theirs", "met"), [(3.1, True), (2.9, False)])
@@ -210,3 +210,11 @@ def test_a_watch_is_measured_until_all_files_are_reported(sshd: str, capsys: pyt
 )  # fmt: skip
 def test_a_watch_meets_its_targets_or_misses_them(cost: tuple[float, int, int, int, float], met: bool) -> None:
     assert watching.is_met(watching.Cost(*cost), 10) is met
+
+
+def test_many_files_are_measured_and_rows_have_targets(capfd: pytest.CaptureFixture[str]) -> None:
+    if shutil.which("rclone") is None:
+        pytest.skip("rclone is not installed")
+    assert many_files.main(["--files", "3"]) in (0, 1)
+    table = capfd.readouterr().out
+    assert [row.title for row in many_files.ROWS if row.title not in table] == []
