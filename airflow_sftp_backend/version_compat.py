@@ -108,8 +108,8 @@ __all__ = [
 class PatternMasker(Protocol):
     """The masker of a process.
 
-    :ivar patterns: every mask, escaped for a regular expression.
-    :ivar replacer: matches any of them; None before the first.
+    :ivar patterns: every mask, escaped for a regular expression
+    :ivar replacer: matches any of them; None before the first
     """
 
     patterns: set[str]
@@ -119,7 +119,7 @@ class PatternMasker(Protocol):
 def pattern_masker() -> PatternMasker | None:
     """Return the masker of this process.
 
-    :returns: the masker; None if this Airflow keeps its masks in another way.
+    :returns: the masker; None if this Airflow keeps its masks in another way
     """
     masker: object = _secrets_masker()
     if isinstance(getattr(masker, "patterns", None), set) and hasattr(masker, "replacer"):
@@ -130,8 +130,8 @@ def pattern_masker() -> PatternMasker | None:
 def redact(text: str) -> str:
     """Replace every masked secret in a text by ``***``.
 
-    :param text: any text.
-    :returns: the text without secrets.
+    :param text: any text
+    :returns: the text without secrets
     """
     return str(_secrets_masker().redact(text))
 
@@ -142,9 +142,9 @@ def redact(text: str) -> str:
 def connection_from_text(text: str, conn_id: str) -> Connection | None:
     """Read a connection in one of Airflow's two text forms.
 
-    :param text: JSON or a URI.
-    :param conn_id: the id of the connection.
-    :returns: the connection; None if the text has neither form.
+    :param text: JSON or a URI
+    :param conn_id: the id of the connection
+    :returns: the connection; None if the text has neither form
     """
     from airflow.sdk import Connection
 
@@ -168,8 +168,8 @@ def connection_from_text(text: str, conn_id: str) -> Connection | None:
 def task_state_store(context: Context) -> TaskStateStoreAccessor | None:
     """Return the state store of the running task instance.
 
-    :param context: the context of the task.
-    :returns: the store; None before Airflow 3.3.
+    :param context: the context of the task
+    :returns: the store; None before Airflow 3.3
     """
     return context.get("task_state_store")
 
@@ -177,8 +177,8 @@ def task_state_store(context: Context) -> TaskStateStoreAccessor | None:
 def asset_state_stores(context: Context) -> AssetStateStoreAccessors | None:
     """Return the state stores of the task's assets.
 
-    :param context: the context of the task.
-    :returns: the stores, by asset; None before Airflow 3.3.
+    :param context: the context of the task
+    :returns: the stores, by asset; None before Airflow 3.3
     """
     return context.get("asset_state_store")
 
@@ -186,8 +186,8 @@ def asset_state_stores(context: Context) -> AssetStateStoreAccessors | None:
 def watch_state_store(trigger: BaseEventTrigger) -> AssetStateStoreAccessors | None:
     """Return the state store of the asset that a trigger watches.
 
-    :param trigger: a trigger that runs in the triggerer.
-    :returns: the store; None before Airflow 3.3.
+    :param trigger: a trigger that runs in the triggerer
+    :returns: the store; None before Airflow 3.3
     """
     return getattr(trigger, "asset_state_store", None)
 
@@ -266,7 +266,7 @@ def arguments_of_call(
 def operator_lineage() -> type[OperatorLineage[Dataset, RunFacet]] | None:
     """Return the class of an operator's OpenLineage datasets.
 
-    :returns: the class; None if Airflow's OpenLineage provider is not installed.
+    :returns: the class; None if Airflow's OpenLineage provider is not installed
     """
     try:
         from airflow.providers.openlineage.extractors import OperatorLineage

@@ -329,19 +329,15 @@ def check_name_encoding(encoding: object) -> str:
 
     :param encoding: name of the encoding, in any spelling that Python knows
     :returns: Python's name of the encoding
-    :raises ValueError: for any other encoding, because a server could not be sent back every name that it lists
+    :raises ValueError: for any other encoding
     """
     expected = "expected utf-8, or a single-byte encoding such as latin-1 or cp1252"
-    if not isinstance(encoding, str):
-        raise ValueError(f"name_encoding is {encoding!r}; {expected}")
     try:
-        name = codecs.lookup(encoding).name
-        ascii_text, others = bytes(range(128)).decode(name), bytes(range(128, 256)).decode(name, "replace")
+        name = codecs.lookup(encoding).name if isinstance(encoding, str) else ""
+        is_supported = name == "utf-8" or _is_single_byte(name)
     except (LookupError, UnicodeError, ValueError):
-        raise ValueError(f"name_encoding is {encoding!r}; {expected}") from None
-    # a multi-byte encoding combines bytes, and a stateful one has no characters for them
-    is_single_byte = len(others) == 128 and set(others) != {"\ufffd"}
-    if name != "utf-8" and (ascii_text != bytes(range(128)).decode("ascii") or not is_single_byte):
+        name, is_supported = "", False
+    if not is_supported:
         raise ValueError(f"name_encoding is {encoding!r}; {expected}")
     if name != "utf-8" and not _keeps_bytes(name):
         raise ValueError(
@@ -349,6 +345,19 @@ def check_name_encoding(encoding: object) -> str:
             f" sent back to the server; {expected}"
         )
     return name
+
+
+def _is_single_byte(encoding: str) -> bool:
+    """Tell whether an encoding extends ASCII by single bytes.
+
+    :raises LookupError: for an unknown encoding
+    :raises UnicodeError: for an encoding without the characters of ASCII
+    """
+    ascii_bytes, other_bytes = bytes(range(128)), bytes(range(128, 256))
+    other_characters = other_bytes.decode(encoding, "replace")
+    # a multi-byte encoding combines bytes, and a stateful one has no characters for them
+    has_characters = len(other_characters) == len(other_bytes) and set(other_characters) != {"\ufffd"}
+    return has_characters and ascii_bytes.decode(encoding) == ascii_bytes.decode("ascii")
 
 
 def _keeps_bytes(encoding: str) -> bool:

@@ -122,12 +122,7 @@ def update_outlet_events(context: Context, outlets: Sequence[object], events: Se
         outlet_events = context["outlet_events"]
         if isinstance(outlet, AssetAlias):
             for event in events:
-                try:
-                    asset = Asset(uri=event.target)
-                except ValueError as error:
-                    log.warning("cannot make an asset of %r, which was %s: %s", event.target, event.action, error)
-                else:
-                    outlet_events[outlet].add(asset, extra=_event_extra(event))
+                _add_asset(outlet_events[outlet], event)
         elif isinstance(outlet, Asset):
             outlet_events[outlet].extra |= _outlet_extra(
                 [event for event in events if _outlet_includes(outlet.uri, event.target)]
@@ -179,6 +174,18 @@ def _outlet_extra(events: Sequence[FileEvent]) -> dict[str, Any]:
         if events
         else {}
     )
+
+
+def _add_asset(alias_events: Any, event: FileEvent) -> None:
+    """Add the asset of a file to the events of an alias."""
+    from airflow.sdk import Asset
+
+    try:
+        asset = Asset(uri=event.target)
+    except ValueError as error:
+        log.warning("cannot make an asset of %r, which was %s: %s", event.target, event.action, error)
+    else:
+        alias_events.add(asset, extra=_event_extra(event))
 
 
 def _event_extra(event: FileEvent) -> dict[str, Any]:

@@ -213,6 +213,7 @@ class PacketReader:
         flags = self.uint32()
         if flags == _COMMON_FLAGS:
             return Attributes(*_COMMON_FIELDS.unpack_from(self._data, self._advance(_COMMON_FIELDS.size)))
+        # The flags SIZE, UIDGID, PERMISSIONS, ACMODTIME and EXTENDED (filexfer-02 section 5).
         size = self.uint64() if flags & 1 else None
         uid, gid = (self.uint32(), self.uint32()) if flags & 2 else (None, None)
         mode = self.uint32() if flags & 4 else None
