@@ -111,6 +111,10 @@ waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp
 watching: $(VENV)/.bench openssh ## measure a watch of 50,000 files that arrive at once (two minutes)
 	@$(BIN)/python -m benchmarks.watching $(ARGS)
 
+.PHONY: directories
+directories: $(VENV)/.bench openssh ## measure listings and searches in a directory of 100,000 files (five minutes)
+	@$(BIN)/python -m benchmarks.directories $(ARGS)
+
 .PHONY: release
 release: $(VENV)/.dev openssh sftpservers chromium ## check, test and build a release, all but the upload (hours)
 	@$(BIN)/python -m scripts.release

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import large_files, many_files, syncing, targets, waiting, watching, workloads
+from benchmarks import directories, large_files, many_files, syncing, targets, waiting, watching, workloads
 from benchmarks.delay import delayed
 from benchmarks.rivals import HOOK, LFTP, OURS, RCLONE, SFTP, rivals
 from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
@@ -218,3 +218,18 @@ def test_many_files_are_measured_and_rows_have_targets(capfd: pytest.CaptureFixt
     assert many_files.main(["--files", "3"]) in (0, 1)
     table = capfd.readouterr().out
     assert [row.title for row in many_files.ROWS if row.title not in table] == []
+
+
+def test_a_large_directory_is_listed_searched_and_waited_on(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sshd
+    status = directories.main(["--files", "300", "--many", "400", "--rounds", "1"])
+    output = capsys.readouterr().out
+    assert all(target.title in output for target in directories.TARGETS.values())
+    assert ("missed" in output) == (status == 1)
+
+
+@pytest.mark.parametrize(("ours", "met"), [(0.5, True), (0.6, False)])
+def test_a_listing_meets_its_target_or_misses_it(ours: float, met: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    measured = directories.Measured({"paramiko": [2.0, 1.0, 1.0], "find": [9.0, ours, ours]})
+    assert directories.show({"find": measured.ratio("find")}, {"find": "1"}) is met
+    assert ("met" in capsys.readouterr().out) is met

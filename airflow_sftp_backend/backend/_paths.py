@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -18,8 +19,11 @@ _TEMP_PATTERN = re.compile(
     r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.part(\.[A-Za-z0-9_.-]{1,31})?", re.DOTALL
 )
 _BACKUP_PATTERN = re.compile(r"\.(?P<stem>.*)\.(?P<digest>[0-9a-f]{8})-(?P<token>[0-9a-f]{12})\.backup", re.DOTALL)
+BACKUP_END: Final = b".backup"
+"""End of the name of each backup, in all encodings of names."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _UNUSUAL = re.compile(r"[\x00-\x1f\x7f/\\]")
+_UNUSUAL_BYTES = bytes(byte for byte in range(128) if _UNUSUAL.match(chr(byte)))
 _SHARED_BACKUP_TOKEN = "0" * 12
 _TOKEN_HALF = 6  # hex digits of the writer's half of a token
 _NAME_MAX = 255  # bytes: NAME_MAX of every common file system
@@ -314,6 +318,16 @@ def check_server_name(name: str, folder: str) -> None:
         return
     if name in ("", ".") or "/" in name or ".." in name.split("\\") or has_control_character(name):
         raise InvalidPath(f"the server lists an entry with the unsafe name {name!r}, which is omitted", path=folder)
+
+
+def are_usual_names(names: Sequence[bytes]) -> bool:
+    """Return whether names are safe, also without `check_server_name`.
+
+    :param names: names of entries in an encoding with the characters of ASCII, each longer than ``..``
+    :returns: False if a name has a character that may make it unsafe
+    """
+    joined = b"".join(names)
+    return len(joined.translate(None, _UNUSUAL_BYTES)) == len(joined)
 
 
 def has_control_character(text: str) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +21,10 @@ MAX_IDLE_BATCHES: Final = 100
 """Maximum number of successive replies of a listing without a new name."""
 MAX_NAMES_AHEAD: Final = 100_000
 """Maximum number of names requested ahead in a listing, estimated from the replies so far."""
+_FIRST_RESTART: Final = 256
+"""Number of the reply at which `ListedNames` forgets its names for the first time."""
+_MAX_KEPT_BATCHES: Final = MAX_IDLE_BATCHES + 2  # repeated replies may begin and end at other names
+_MAX_KEPT_NAMES: Final = 100_000
 _MAX_LOGGED_NAMES: Final = 10  # unsafe names logged one by one; the others are counted
 MIN_BLOCK: Final = 4 << 10
 """Minimum block size in bytes accepted from ``limits@openssh.com``."""
@@ -184,31 +188,52 @@ class SharedTally(ListingTally):
 
 
 class ListedNames:
-    """Names of a directory, to detect a listing without new names.
+    """Detect a listing without new names, in constant memory.
+
+    Hashes of the names of the first replies are kept. If the listing repeats itself from the start, successive replies
+    bring no other name. A listing may also repeat only its end. Therefore the hashes are replaced by those of later
+    replies, at the numbers of replies that are powers of two (Brent's algorithm): at some power the listing has begun
+    to repeat itself, and the power is more than the number of replies until the next repetition.
 
     :param path: key of the directory, for the error
     """
 
-    __slots__ = ("_idle", "_names", "path")
+    __slots__ = ("_batches", "_hashes", "_idle", "_kept_batches", "_restart_at", "path")
 
     def __init__(self, path: str) -> None:
-        self._names = {".", ".."}
+        self._restart_at = _FIRST_RESTART
+        self._batches = 0
         self._idle = 0
+        self._forget()
         self.path = path
 
-    def add(self, names: Iterable[str]) -> None:
+    def add(self, names: Collection[bytes]) -> None:
         """Add the names of a reply.
 
         :param names: the names
         :raises LimitExceeded: if `MAX_IDLE_BATCHES` successive replies contained no new name
         """
-        before = len(self._names)
-        self._names.update(names)
-        self._idle = 0 if len(self._names) > before else self._idle + 1
-        if self._idle >= MAX_IDLE_BATCHES:
-            raise LimitExceeded(
-                f"cannot list: {MAX_IDLE_BATCHES} successive replies of the server bring no new name", path=self.path
-            )
+        self._batches += 1
+        if self._batches == self._restart_at:
+            self._restart_at *= 2
+            self._forget()
+        hashes = self._hashes
+        if all(hash(name) in hashes for name in names):
+            self._idle += 1
+            if self._idle >= MAX_IDLE_BATCHES:
+                raise LimitExceeded(
+                    f"cannot list: {MAX_IDLE_BATCHES} successive replies of the server bring no new name",
+                    path=self.path,
+                )
+            return
+        self._idle = 0
+        if self._kept_batches < _MAX_KEPT_BATCHES and len(hashes) < _MAX_KEPT_NAMES:
+            self._kept_batches += 1
+            hashes.update(map(hash, names))
+
+    def _forget(self) -> None:
+        self._hashes = {hash(b"."), hash(b"..")}
+        self._kept_batches = 0
 
 
 def check_name_bytes(size: int) -> None:

@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from datetime import UTC, datetime
-from types import MappingProxyType
-from typing import ClassVar, Literal
+from types import MappingProxyType, MemberDescriptorType
+from typing import ClassVar, Literal, cast
 
 Progress = Callable[[int], None]
 """Receives the bytes gained since the previous call; a negative number if the transfer starts over."""
@@ -81,6 +81,32 @@ class FileInfo(_StaysInTask):
     size: int
     modified_at: datetime | None
     mode: int | None = None
+
+
+_set_path, _set_name, _set_size, _set_modified_at, _set_mode = (
+    cast("MemberDescriptorType", FileInfo.__dict__[attribute]).__set__
+    for attribute in ("path", "name", "size", "modified_at", "mode")
+)
+
+
+def create_file_info(path: str, name: str, size: int, modified_at: datetime | None, mode: int | None) -> FileInfo:
+    """Create a FileInfo faster than its constructor.
+
+    :param path: as for `FileInfo`
+    :param name: as for `FileInfo`
+    :param size: as for `FileInfo`
+    :param modified_at: as for `FileInfo`
+    :param mode: as for `FileInfo`
+    :returns: the file
+    """
+    # The constructor of a frozen dataclass looks up each attribute by its name.
+    info = object.__new__(FileInfo)
+    _set_path(info, path)
+    _set_name(info, name)
+    _set_size(info, size)
+    _set_modified_at(info, modified_at)
+    _set_mode(info, mode)
+    return info
 
 
 PartialAction = Literal["removed", "restored", "kept", "would remove", "would restore"]

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from airflow_sftp_backend import AlreadyExists, InvalidPath, NotFound, SFTPBackend
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry
+from airflow_sftp_backend.backend._protocol.directory_reply import DirectoryReply
 from airflow_sftp_backend.backend._protocol.messages import Close, PosixRename, Stat, Write
 from airflow_sftp_backend.backend._protocol.name_encoding import NameEncoding, create_name_encoding
 from airflow_sftp_backend.backend.config import check_name_encoding
 from tests.support.assertions import refused
+from tests.support.memory_server import directory_reply
 from tests.support.servers import Folder, Server, free_port
 
 MakeBackend = Callable[..., SFTPBackend]
@@ -117,11 +119,11 @@ def test_an_encoding_that_may_not_return_every_name_is_refused(encoding: object)
 @given(st.binary(min_size=1, max_size=12).filter(lambda name: b"/" not in name))
 def test_every_name_of_a_server_is_sent_back_unchanged(encoding: str, raw: bytes) -> None:
     conversion = create_name_encoding(check_name_encoding(encoding)) or NameEncoding("utf-8")
-    decoded = DirEntry(raw.decode("utf-8", "surrogateescape"), Attributes())
-    entries = conversion.decode_reply([decoded])
-    assert isinstance(entries, list)
+    decoded = raw.decode("utf-8", "surrogateescape")
+    entries = conversion.decode_reply(directory_reply([DirEntry(decoded, Attributes())]))
+    assert isinstance(entries, DirectoryReply)
     (entry,) = entries
-    assert conversion.encode_request(Stat(entry.name)).body() == Stat(decoded.name).body()
+    assert conversion.encode_request(Stat(entry.name)).body() == Stat(decoded).body()
 
 
 def test_only_names_are_converted() -> None:

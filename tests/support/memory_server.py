@@ -9,7 +9,15 @@ from typing import Any, Literal, TypeVar, cast
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackendError
 from airflow_sftp_backend.backend._protocol.channel import Pending
-from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, OpenFlag, ServerLimits
+from airflow_sftp_backend.backend._protocol.codec import (
+    Attributes,
+    DirEntry,
+    OpenFlag,
+    ServerLimits,
+    encode_name,
+    encode_string,
+)
+from airflow_sftp_backend.backend._protocol.directory_reply import DirectoryReply, read_entries
 from airflow_sftp_backend.backend._protocol.messages import (
     Close,
     CopyData,
@@ -41,6 +49,14 @@ T = TypeVar("T")
 Failure = Literal["failure", "denied", "missing", "lost before", "lost after"]
 FAILURES: tuple[Failure, ...] = ("failure", "denied", "missing", "lost before", "lost after")
 _CODES = {"failure": StatusCode.FAILURE, "denied": StatusCode.PERMISSION_DENIED, "missing": StatusCode.NO_SUCH_FILE}
+
+
+def directory_reply(entries: Iterable[DirEntry]) -> DirectoryReply:
+    """Return the reply to READDIR with some entries, decoded from its packet."""
+    packets = [
+        encode_string(encode_name(entry.name)) + encode_string(b"") + entry.attributes.encode() for entry in entries
+    ]
+    return read_entries(memoryview(b"".join(packets)), len(packets))
 
 
 @dataclass
@@ -237,7 +253,7 @@ class MemoryServer(SFTPScheduler):
             self.open[request.handle] = []
             if request.tally is not None:
                 request.tally.add_reply(len(entries), 0)
-            return entries
+            return directory_reply(entries)
         if isinstance(request, CopyData):
             source, target = self._file(request.source), self._file(request.target)
             piece = source.content[request.source_offset :][: request.length or None]  # 0 means to the end
@@ -342,4 +358,4 @@ class _Ticket:
 def _attributes(node: File | None) -> Attributes:
     if node is None:
         return Attributes(mode=stat.S_IFDIR | 0o755, atime=1_000_000, mtime=1_000_000)
-    return Attributes(len(node.content), mode=stat.S_IFREG | node.mode, atime=1_000_000, mtime=1_000_000)
+    return Attributes(len(node.content), 0, 0, stat.S_IFREG | node.mode, 1_000_000, 1_000_000)

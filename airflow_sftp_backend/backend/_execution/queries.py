@@ -152,8 +152,8 @@ class Queries:
         """
         if recursive and max_depth is not None and max_depth < 0:
             raise ValueError(f"max_depth must be a number from 0, not {max_depth}")
-        walk = tree.walk(self._session.call, self._resolver.resolve(path), max_depth if recursive else 0)
-        return self._resolver.annotate_each(entry.to_file_info() for entry in walk if entry.is_file)
+        remote = self._resolver.resolve(path)
+        return self._resolver.annotate_each(tree.walk_files(self._session.call, remote, max_depth if recursive else 0))
 
     def list_folders(self, path: str) -> Iterator[FolderEntry]:
         """List the directories in a directory, and links to directories.

@@ -132,10 +132,10 @@ def _has_entries(path: RemotePath) -> Operation[bool]:
     names = ListedNames(path.key)
     try:
         while batch := (yield from request(ReadDir(handle))):
-            if any(entry.name not in (".", "..") for entry in batch):
+            if any(name not in (b".", b"..") for name in batch.all_names):
                 return True
             # raises LimitExceeded if the server repeats '.' and '..' without end
-            names.add(entry.name for entry in batch)
+            names.add(batch.all_names)
         return False
     except StatusError:
         return False

@@ -8,10 +8,11 @@ All directories of a level are listed side by side. A directory is listed once, 
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from airflow_sftp_backend.backend._paths import (
+    BACKUP_END,
     RemotePath,
     check_text,
     is_backup_name,
@@ -21,6 +22,8 @@ from airflow_sftp_backend.backend._paths import (
     temp_or_backup_digest,
 )
 from airflow_sftp_backend.backend._patterns import literal_name, name_matcher
+from airflow_sftp_backend.backend._protocol.codec import DirEntry
+from airflow_sftp_backend.backend._protocol.directory_reply import DirectoryReply
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._receive_limits import LimitExceeded, ListingTally, SharedTally
 from airflow_sftp_backend.backend.errors import (
@@ -33,7 +36,10 @@ from airflow_sftp_backend.backend.errors import (
 from airflow_sftp_backend.backend.models import FileInfo
 
 from .file_info import to_file_info
-from .tree import SessionCall, TreeEntry, get_file_infos, list_directory, run_listings, stat_many
+from .glob_index import GlobIndex, glob_index
+from .listed_directory import TreeEntry, with_targets
+from .listing import Listing, read_directory, remove_unsafe_files, safe_entries
+from .tree import SessionCall, get_file_infos, run_listings, stat_many
 
 FileQuery = Callable[[SessionCall, Sequence[RemotePath]], list[FileInfo | SFTPBackendError | OSError]]
 """Returns the file at each path, or an error."""
@@ -102,10 +108,8 @@ def _descend(segments: RemainingSegments, folder: str) -> Iterator[RemainingSegm
 
 def _completes(segments: RemainingSegments, name: str) -> bool:
     """Return whether a file name in the directory completes the match."""
-    # ``**`` also matches no directory at all.
-    while len(segments) > 1 and segments[0] == "**":
-        segments = segments[1:]
-    return len(segments) == 1 and (segments[0] == "**" or _segment_matches(segments[0], name))
+    last = _last_segment(segments)
+    return last is not None and (last == "**" or _segment_matches(last, name))
 
 
 def _segment_matches(segment: str, name: str) -> bool:
@@ -234,26 +238,26 @@ def _search_level(
     outcomes = _list_for_searches(call, log, to_list) if to_list else []
     for (folder, wanted), outcome in zip(to_list.items(), outcomes, strict=True):
         _match_listing(folder, wanted, outcome, below)
-        if isinstance(outcome, list) and (replaced := _replaced_files(folder, wanted, outcome)):
+        if isinstance(outcome, _DirectoryMatches) and (replaced := _replaced_files(folder, wanted, outcome)):
             _match_replaced(replaced, find_replaced(call, [*replaced]))
     return below
 
 
 def _replaced_files(
-    folder: RemotePath, wanted: _SearchesBySegments, entries: Sequence[TreeEntry]
+    folder: RemotePath, wanted: _SearchesBySegments, matches: _DirectoryMatches
 ) -> dict[RemotePath, set[_Search]]:
     """Return the matching files whose backups alone are listed.
 
     A server without posix-rename replaces a file by two renames. Between them, the file is missing.
     """
-    backups = [name for entry in entries if is_backup_name(name := entry.path.name)]
-    if not backups:
+    if not matches.backups:
         return {}
-    listed = {entry.path.name for entry in entries}
+    listed = {info.name for info, _ in matches.files} | {entry.path.name for entry in matches.others}
     replaced: dict[RemotePath, set[_Search]] = {}
-    for backup in backups:
+    for backup in matches.backups:
         name = original_stem(backup)
-        if name in listed or name_digest(name) != temp_or_backup_digest(backup):  # the name was too long and is cut
+        # a name that was too long is cut
+        if name in listed or is_temp_name(name) or name_digest(name) != temp_or_backup_digest(backup):
             continue
         searches = {search for segments in wanted if _completes(segments, name) for search in wanted[segments]}
         if searches:
@@ -318,10 +322,10 @@ def _match_literal_paths(call: SessionCall, literal_paths: dict[RemotePath, set[
 def _match_listing(
     folder: RemotePath,
     wanted: _SearchesBySegments,
-    outcome: list[TreeEntry] | SFTPBackendError | OSError,
+    outcome: _DirectoryMatches | SFTPBackendError | OSError,
     below: dict[RemotePath, _SearchesBySegments],
 ) -> None:
-    """Match the entries of a listed directory.
+    """Add the matching entries of a listed directory to their searches.
 
     If it cannot be listed, the searches that need the listing fail.
     """
@@ -329,7 +333,12 @@ def _match_listing(
     if isinstance(outcome, NotFound | InvalidPath):
         return
     if not isinstance(outcome, SFTPBackendError | OSError):
-        for entry in outcome:
+        searches_by_segment = _last_segments(wanted)
+        for info, matching in outcome.files:
+            for segment in matching:
+                for search in searches_by_segment[segment]:
+                    search.matches[info.path] = info
+        for entry in outcome.others:
             _match(entry, wanted, below)
         return
     for segments, searches in wanted.items():
@@ -339,27 +348,114 @@ def _match_listing(
             _fail_searches(searches, outcome)
 
 
+class _DirectoryMatches:
+    """Collect the matching entries of a directory.
+
+    :param path: the directory
+    :param wanted: the segments to match
+    :param tally: counts the entries with unsafe names
+    """
+
+    def __init__(self, path: RemotePath, wanted: Collection[RemainingSegments], tally: ListingTally) -> None:
+        self.files: list[tuple[FileInfo, list[str]]] = []
+        """Regular files, with the last segments that match their names."""
+        self.others: list[TreeEntry] = []
+        """Entries that are not regular files, or have unusual attributes, and match a segment."""
+        self.backups: list[str] = []
+        """Names of backups, of any files."""
+        self._path = path
+        self._tally = tally
+        self._last_segments = tuple(sorted({last for segments in wanted if (last := _last_segment(segments))}))
+        self._descending = [segments for segments in wanted if len(segments) > 1 or segments == ("**",)]
+        self._others: Listing = []
+
+    def add(self, reply: DirectoryReply) -> None:
+        """Take the entries of a reply."""
+        remove_unsafe_files(self._path, reply, self._tally)
+        index = glob_index(self._last_segments, reply.encoding)
+        for number, name, segments in index.matches(reply.names):
+            if not is_temp_name(name):
+                self.files.append((to_file_info(self._path.entry(name), reply.attributes(number)), segments))
+        self._add_backups(reply)
+        if reply.others:
+            self._add_others(reply, index)
+
+    def _add_backups(self, reply: DirectoryReply) -> None:
+        names = reply.all_names
+        if BACKUP_END not in b"".join(names):
+            return
+        for name in names:
+            if name.endswith(BACKUP_END) and is_backup_name(backup := reply.decode(name)):
+                self.backups.append(backup)
+
+    def _add_others(self, reply: DirectoryReply, index: GlobIndex) -> None:
+        entries = [DirEntry(reply.decode(name), attributes) for _, name, attributes in reply.others]
+        matching = {name for _, name, _ in index.matches([name for _, name, _ in reply.others])}
+        for path, attributes in safe_entries(self._path, entries, self._tally):
+            name = path.name
+            if name in matching or any(any(_descend(segments, name)) for segments in self._descending):
+                self._others.append((path, attributes))
+
+    def examine_others(self, *, descends: bool) -> Operation[None]:
+        """Request what the listing does not say of other entries."""
+        self.others = yield from with_targets(self._others, descends=descends)
+
+
+def _last_segment(segments: RemainingSegments) -> str | None:
+    """Return the segment that matches files of the directory itself, if any."""
+    # ``**`` also matches no directory at all.
+    while len(segments) > 1 and segments[0] == "**":
+        segments = segments[1:]
+    return segments[0] if len(segments) == 1 else None
+
+
+def _last_segments(wanted: _SearchesBySegments) -> dict[str, set[_Search]]:
+    """Return the searches by their last segment."""
+    searches_by_segment: dict[str, set[_Search]] = {}
+    for segments, searches in wanted.items():
+        if (last := _last_segment(segments)) is not None:
+            searches_by_segment.setdefault(last, set()).update(searches)
+    return searches_by_segment
+
+
+def _find_matches(
+    path: RemotePath, wanted: _SearchesBySegments, tally: ListingTally, depth: int
+) -> Operation[_DirectoryMatches]:
+    """List a directory for its matching entries."""
+    matches, _ = yield from read_directory(path, tally, depth, lambda: _DirectoryMatches(path, wanted, tally))
+    yield from matches.examine_others(descends=_descends_anywhere(wanted))
+    return matches
+
+
 def _list_for_searches(
     call: SessionCall, log: ListingTally, to_list: dict[RemotePath, _SearchesBySegments]
-) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
+) -> list[_DirectoryMatches | SFTPBackendError | OSError]:
     """List directories side by side.
 
     Each search has its own limits, and fails alone if it exceeds them.
     """
-    searches_by_directory = {
-        folder: list({search for wanted_searches in wanted.values() for search in wanted_searches})
-        for folder, wanted in to_list.items()
-    }
-    all_searches = {search for wanted_searches in searches_by_directory.values() for search in wanted_searches}
+    directories: dict[_Search, list[RemotePath]] = {}
+    for folder, wanted in to_list.items():
+        for search in {search for searches in wanted.values() for search in searches}:
+            directories.setdefault(search, []).append(folder)
+    # Searches with equal tallies that need the same directories are counted once.
+    alike: dict[tuple[object, ...], list[_Search]] = {}
+    for search, folders in directories.items():
+        alike.setdefault((search.tally.mark(), *folders), []).append(search)
+    tallies: dict[RemotePath, list[ListingTally]] = {}
+    for searches in alike.values():
+        for folder in directories[searches[0]]:
+            tallies.setdefault(folder, []).append(searches[0].tally)
 
-    def operation(folder: RemotePath, depth: int) -> Operation[list[TreeEntry]]:
-        tally = SharedTally(folder.key, [search.tally for search in searches_by_directory[folder]], log)
-        return list_directory(folder, tally, depth, descends=_descends_anywhere(to_list[folder]))
+    def operation(folder: RemotePath, depth: int) -> Operation[_DirectoryMatches]:
+        return _find_matches(folder, to_list[folder], SharedTally(folder.key, tallies[folder], log), depth)
 
-    outcomes = run_listings(call, [log, *(search.tally for search in all_searches)], list(to_list), operation)
-    for search in all_searches:
-        if search.tally.exceeded is not None:
-            _fail_searches([search], LimitExceeded(search.tally.exceeded, path=log.path))
+    outcomes = run_listings(call, [log, *(searches[0].tally for searches in alike.values())], list(to_list), operation)
+    for first, *others in alike.values():
+        for search in others:
+            search.tally.rewind(first.tally.mark())
+        if first.tally.exceeded is not None:
+            _fail_searches([first, *others], LimitExceeded(first.tally.exceeded, path=log.path))
     return outcomes
 
 

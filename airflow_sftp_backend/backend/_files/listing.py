@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol, TypeVar
 
-from airflow_sftp_backend.backend._paths import RemotePath
+from airflow_sftp_backend.backend._paths import RemotePath, are_usual_names, check_server_name
 from airflow_sftp_backend.backend._protocol.channel import Pending
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry
+from airflow_sftp_backend.backend._protocol.directory_reply import DirectoryReply
 from airflow_sftp_backend.backend._protocol.messages import (
     LStat,
     OpenDir,
@@ -41,6 +44,72 @@ from .attributes import close_quietly, find_blocking_file, try_stat
 Listing = list[tuple[RemotePath, Attributes]]
 
 
+class EntryCollector(Protocol):
+    """Receive the replies of a listing in order."""
+
+    def add(self, reply: DirectoryReply) -> None:
+        """Take the entries of a reply.
+
+        Entries with unsafe names are among them.
+        """
+
+
+C = TypeVar("C", bound=EntryCollector)
+
+
+class ListingCollector:
+    """Collect all entries with safe names.
+
+    :param path: the directory
+    :param tally: counts the entries with unsafe names
+    """
+
+    def __init__(self, path: RemotePath, tally: ListingTally) -> None:
+        self.entries: Listing = []
+        self._path = path
+        self._tally = tally
+
+    def add(self, reply: DirectoryReply) -> None:
+        """Take the entries of a reply."""
+        self.entries += safe_entries(self._path, reply, self._tally)
+
+
+def safe_entries(path: RemotePath, entries: Iterable[DirEntry], tally: ListingTally) -> Listing:
+    """Return the entries with safe names, without ``.`` and ``..``.
+
+    :param path: the directory
+    :param entries: its entries
+    :param tally: counts the entries with unsafe names
+    """
+    listing: Listing = []
+    for entry in entries:
+        if entry.name not in (".", ".."):
+            try:
+                listing.append((path.child(entry.name), entry.attributes))
+            except InvalidPath as error:
+                tally.add_unsafe_name(error)
+    return listing
+
+
+def remove_unsafe_files(path: RemotePath, reply: DirectoryReply, tally: ListingTally) -> None:
+    """Remove regular files with unsafe names from a reply.
+
+    :param path: the directory
+    :param reply: the reply; its other entries stay
+    :param tally: counts the removed files
+    """
+    if are_usual_names(reply.names):
+        return
+    unsafe: list[int] = []
+    for index, name in enumerate(reply.names):
+        try:
+            check_server_name(reply.decode(name), path.key)
+        except InvalidPath as error:
+            tally.add_unsafe_name(error)
+            unsafe.append(index)
+    reply.remove(unsafe)
+
+
 def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
     """Return the entries of a directory with attributes from READDIR.
 
@@ -56,7 +125,8 @@ def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operat
     :raises InvalidPath: for a file
     :raises LimitExceeded: if the listing exceeds the limits of ``tally``
     """
-    return (yield from _list_entries(path, tally, depth))[0]
+    collector, _ = yield from read_directory(path, tally, depth, lambda: ListingCollector(path, tally))
+    return (yield from with_file_types(collector.entries))
 
 
 def list_and_recheck(
@@ -68,7 +138,10 @@ def list_and_recheck(
 
     :returns: the entries as of `list_folder`, and the attributes of the path: by then it may be a link
     """
-    entries, recheck_reply = yield from _list_entries(path, tally, depth, recheck=True)
+    collector, recheck_reply = yield from read_directory(
+        path, tally, depth, lambda: ListingCollector(path, tally), recheck=True
+    )
+    entries = yield from with_file_types(collector.entries)
     assert recheck_reply is not None
     try:
         return entries, (yield from reply(recheck_reply))
@@ -76,17 +149,26 @@ def list_and_recheck(
         return entries, refused
 
 
-def _list_entries(
-    path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
-) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
-    """List a directory.
+def read_directory(
+    path: RemotePath, tally: ListingTally, depth: int, create: Callable[[], C], *, recheck: bool = False
+) -> Operation[tuple[C, Pending[Attributes] | None]]:
+    """Read the entries of a directory.
 
-    With ``recheck``, return the reply to the LSTAT sent with the last READDIR too.
+    :param path: the directory
+    :param tally: counts the replies
+    :param depth: number of READDIR requests sent at first
+    :param create: creates the collector of the entries; called again if the listing is repeated
+    :param recheck: send an LSTAT of the path with the last READDIR
+    :returns: the collector, and the reply to the LSTAT
+    :raises NotFound: if the directory does not exist
+    :raises InvalidPath: for a file
+    :raises LimitExceeded: if the listing exceeds the limits of ``tally``
     """
     tally.check()
     for is_last in (False, False, True):
+        collector = create()
         try:
-            entries, recheck_reply = yield from _read_entries(path, tally, depth, recheck=recheck)
+            recheck_reply = yield from _read_entries(path, tally, depth, collector, recheck=recheck)
         except StatusError as refused:
             # the directory exists despite NO_SUCH_FILE: it was created just now, a file was renamed during the
             # listing, or the server follows a dangling link
@@ -94,31 +176,33 @@ def _list_entries(
             if is_last or not refused.missing or isinstance(followed, StatusError):
                 raise (yield from _explain_list_failure(path, refused, followed, "cannot list")) from None
         else:
-            return (yield from _with_file_types(entries)), recheck_reply
+            return collector, recheck_reply
     raise AssertionError("the last refusal is raised")
 
 
 def _read_entries(
-    path: RemotePath, tally: ListingTally, depth: int, *, recheck: bool = False
-) -> Operation[tuple[Listing, Pending[Attributes] | None]]:
-    """List a directory with the attributes from READDIR. Raises StatusError."""
+    path: RemotePath, tally: ListingTally, depth: int, collector: EntryCollector, *, recheck: bool = False
+) -> Operation[Pending[Attributes] | None]:
+    """Pass the entries of a directory to a collector. Raises StatusError."""
     handle = yield from request(OpenDir(path.native))
-    entries: Listing = []
     names = ListedNames(path.key)
-    pending_replies: deque[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]] = deque()
+    pending_replies: deque[tuple[Pending[DirectoryReply], Pending[Attributes] | None]] = deque()
     try:
         while True:
-            sending = _send_read_dirs(path, ReadDir(handle, tally), depth - len(pending_replies), recheck=recheck)
-            pending_replies.extend((yield from sending))
+            # half of the requests at a time: a packet for each would cost more than the names in its reply
+            if len(pending_replies) <= depth // 2:
+                sending = _send_read_dirs(path, ReadDir(handle, tally), depth - len(pending_replies), recheck=recheck)
+                pending_replies.extend((yield from sending))
             entries_reply, recheck_reply = pending_replies.popleft()
             batch = yield from reply(entries_reply)
-            if not batch:
+            size = len(batch)
+            if not size:
                 break
-            names.add(entry.name for entry in batch)
-            _add_entries(entries, path, batch, tally)
+            names.add(batch.all_names)
+            collector.add(batch)
             # a large directory gets more requests in flight, up to the limit of names requested ahead
-            depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // len(batch)))
-        return entries, recheck_reply
+            depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // size))
+        return recheck_reply
     except LimitExceeded as error:
         error.path = path.key if error.path is None else error.path
         tally.exceeded = error.message
@@ -129,28 +213,19 @@ def _read_entries(
 
 def _send_read_dirs(
     path: RemotePath, request: ReadDir, count: int, *, recheck: bool
-) -> Operation[list[tuple[Pending[list[DirEntry]], Pending[Attributes] | None]]]:
+) -> Operation[list[tuple[Pending[DirectoryReply], Pending[Attributes] | None]]]:
     """Send ``count`` READDIR requests and, with ``recheck``, an LSTAT.
 
     Each READDIR is returned with the LSTAT.
     """
-    entries_replies: list[Pending[list[DirEntry]]] = []
+    entries_replies: list[Pending[DirectoryReply]] = []
     while len(entries_replies) < count:
         entries_replies.append((yield from send(request)))
     recheck_reply = (yield from send(LStat(path.native))) if recheck and entries_replies else None
     return [(entries_reply, recheck_reply) for entries_reply in entries_replies]
 
 
-def _add_entries(entries: Listing, path: RemotePath, batch: list[DirEntry], tally: ListingTally) -> None:
-    for entry in batch:
-        if entry.name not in (".", ".."):
-            try:
-                entries.append((path.child(entry.name), entry.attributes))
-            except InvalidPath as error:
-                tally.add_unsafe_name(error)
-
-
-def _with_file_types(entries: Listing) -> Operation[Listing]:
+def with_file_types(entries: Listing) -> Operation[Listing]:
     """Request the attributes of entries whose type is missing in the listing."""
     unknown = [index for index, (_, attributes) in enumerate(entries) if attributes.mode is None]
     answers = yield from request_all([LStat(entries[index][0].native) for index in unknown])
@@ -205,11 +280,13 @@ def is_missing(path: RemotePath, refused: StatusError) -> Operation[bool]:
         return False
     while not path.is_root:
         try:
-            entries, _ = yield from _read_entries(path.parent, ListingTally(path.parent.key), 2)
+            tally = ListingTally(path.parent.key)
+            collector = ListingCollector(path.parent, tally)
+            yield from _read_entries(path.parent, tally, 2, collector)
         except StatusError:
             if isinstance((yield from try_stat(path.parent, follow=True)), Attributes):
                 return False
             path = path.parent
         else:
-            return path not in {entry for entry, _ in entries}
+            return path not in {entry for entry, _ in collector.entries}
     return False

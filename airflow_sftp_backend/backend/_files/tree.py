@@ -9,7 +9,6 @@ are never entered.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from airflow_sftp_backend.backend._paths import RemotePath, is_temp_name
@@ -25,12 +24,13 @@ from airflow_sftp_backend.backend.errors import (
     StatusError,
     result_or_raise,
 )
-from airflow_sftp_backend.backend.models import FileInfo, FolderEntry, FolderInfo
+from airflow_sftp_backend.backend.models import FileInfo, FolderInfo
 
 from .deletion import delete, delete_folder
-from .file_info import file_info_or_error, is_parent_a_file, stat_or_none, to_file_info, to_folder_entry
+from .file_info import file_info_or_error, is_parent_a_file, stat_or_none
 from .links import ambiguous_link_error, get_own_attributes, with_links_detected
-from .listing import Listing, list_and_recheck, list_folder, stat_links
+from .listed_directory import ListedDirectory, TreeEntry, list_directory
+from .listing import Listing, list_and_recheck
 
 T = TypeVar("T")
 
@@ -45,53 +45,9 @@ class SessionCall(Protocol):
         """Run ``use`` with the scheduler of the connection."""
 
 
-@dataclass(slots=True)
-class TreeEntry:
-    """Entry found on a walk.
-
-    A link has its own attributes and those of its target (None if dangling).
-    """
-
-    path: RemotePath
-    attributes: Attributes
-    target_attributes: Attributes | None
-
-    @property
-    def is_file(self) -> bool:
-        """True for a file or a link to a file."""
-        return self.target_attributes is not None and self.target_attributes.is_file
-
-    @property
-    def is_folder(self) -> bool:
-        """True for a directory or a link to a directory."""
-        return self.target_attributes is not None and self.target_attributes.is_folder
-
-    def to_file_info(self) -> FileInfo:
-        """Convert the entry to a FileInfo."""
-        return to_file_info(self.path, self.target_attributes or self.attributes)
-
-    def to_folder_entry(self) -> FolderEntry:
-        """Convert the entry to a FolderEntry."""
-        return to_folder_entry(self.path, self.target_attributes or self.attributes)
-
-
-def list_directory(path: RemotePath, tally: ListingTally, depth: int, *, descends: bool) -> Operation[list[TreeEntry]]:
-    """List a directory with the targets of its links.
-
-    With ``descends``, distinguish links from directories.
-    """
-    entries = yield from list_folder(path, tally, depth)
-    if descends:
-        entries = yield from with_links_detected(entries)
-    targets = yield from stat_links(entries)
-    if not targets:
-        return [TreeEntry(path, attributes, attributes) for path, attributes in entries]
-    return [TreeEntry(path, attributes, targets.get(path, attributes)) for path, attributes in entries]
-
-
 def _list_all(
     call: SessionCall, tally: ListingTally, folders: Sequence[RemotePath], descend_into: Collection[RemotePath]
-) -> list[list[TreeEntry] | SFTPBackendError | OSError]:
+) -> list[ListedDirectory | SFTPBackendError | OSError]:
     """List directories side by side, and detect links in those of ``descend_into``.
 
     :raises LimitExceeded: if the listings exceed the limits of ``tally``
@@ -190,6 +146,32 @@ def walk(
     :raises InvalidPath: if ``must_exist`` and the root is a file
     :raises LimitExceeded: if the listings exceed the limits of the connection
     """
+    for listed in _walk_directories(call, root, max_depth, must_exist=must_exist):
+        for entry in listed:
+            if with_temps or not is_temp_name(entry.path.name) or entry.attributes.is_folder:
+                yield entry
+
+
+def walk_files(
+    call: SessionCall, root: RemotePath, max_depth: int | None = None, *, must_exist: bool = False
+) -> Iterator[FileInfo]:
+    """Yield the files of `walk`, and links to files.
+
+    :param call: the session
+    :param root: the directory
+    :param max_depth: as for `walk`
+    :param must_exist: as for `walk`
+    :returns: the files, without temporary files
+    :raises SFTPBackendError: as for `walk`
+    """
+    for listed in _walk_directories(call, root, max_depth, must_exist=must_exist):
+        yield from listed.file_infos()
+
+
+def _walk_directories(
+    call: SessionCall, root: RemotePath, max_depth: int | None, *, must_exist: bool
+) -> Iterator[ListedDirectory]:
+    """Yield the directories of a walk, level by level."""
     tally = ListingTally(root.key)
     level = [root]
     depth = 0
@@ -203,11 +185,9 @@ def walk(
                 # removed or replaced since its parent was listed
                 if isinstance(outcome, NotFound | InvalidPath) and not (must_exist and depth == 0):
                     continue
-                for entry in result_or_raise(outcome):
-                    if entry.attributes.is_folder:
-                        level.append(entry.path)
-                    if with_temps or not is_temp_name(entry.path.name) or entry.attributes.is_folder:
-                        yield entry
+                listed = result_or_raise(outcome)
+                level += [entry.path for entry in listed.others if entry.attributes.is_folder]
+                yield listed
             depth += 1
     finally:
         tally.finish()
@@ -263,12 +243,10 @@ def folder_info(call: SessionCall, folder: RemotePath) -> FolderInfo:
     """
     count = size = 0
     latest = None
-    for entry in walk(call, folder, must_exist=True):
-        if entry.is_file:
-            info = entry.to_file_info()
-            count, size = count + 1, size + info.size
-            if info.modified_at is not None and (latest is None or info.modified_at > latest):
-                latest = info.modified_at
+    for info in walk_files(call, folder, must_exist=True):
+        count, size = count + 1, size + info.size
+        if info.modified_at is not None and (latest is None or info.modified_at > latest):
+            latest = info.modified_at
     return FolderInfo(folder.key, count, size, latest)
 
 

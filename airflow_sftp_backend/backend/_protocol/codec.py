@@ -20,7 +20,7 @@ MAX_FRAME: Final = 4 << 20
 UINT32: Final = struct.Struct(">I")
 UINT64: Final = struct.Struct(">Q")
 TWO_UINT32: Final = struct.Struct(">II")
-_COMMON_FLAGS: Final = 0xF  # size, owner and group, mode, times: sent by most servers
+COMMON_FLAGS: Final = 0xF  # size, owner and group, mode, times: sent by most servers
 _COMMON_FIELDS: Final = struct.Struct(">QIIIII")
 
 
@@ -143,7 +143,7 @@ class ServerLimits:
     write: int = 32768
 
 
-_TRUNCATED: Final = "a reply is truncated"
+TRUNCATED: Final = "a reply is truncated"
 
 
 class PacketReader:
@@ -166,7 +166,7 @@ class PacketReader:
         """Skip ``count`` bytes and return their offset."""
         start = self._offset
         if start + count > self._end:
-            raise ProtocolError(_TRUNCATED)
+            raise ProtocolError(TRUNCATED)
         self._offset = start + count
         return start
 
@@ -175,11 +175,20 @@ class PacketReader:
         """Number of unread bytes."""
         return self._end - self._offset
 
+    @property
+    def offset(self) -> int:
+        """Offset of the next field."""
+        return self._offset
+
+    def rest(self) -> memoryview:
+        """Read all remaining bytes."""
+        return self._data[self._advance(self.remaining) :]
+
     def uint32(self) -> int:
         """Read a number of four bytes."""
         offset = self._offset
         if offset + 4 > self._end:
-            raise ProtocolError(_TRUNCATED)
+            raise ProtocolError(TRUNCATED)
         self._offset = offset + 4
         number: int = UINT32.unpack_from(self._data, offset)[0]
         return number
@@ -196,11 +205,11 @@ class PacketReader:
         """
         offset = self._offset
         if offset + 4 > self._end:
-            raise ProtocolError(_TRUNCATED)
+            raise ProtocolError(TRUNCATED)
         (count,) = UINT32.unpack_from(self._data, offset)
         end = offset + 4 + count
         if end > self._end:
-            raise ProtocolError(_TRUNCATED)
+            raise ProtocolError(TRUNCATED)
         self._offset = end
         return self._data[offset + 4 : end]
 
@@ -211,7 +220,7 @@ class PacketReader:
     def attributes(self) -> Attributes:
         """Read attributes and skip extended attributes."""
         flags = self.uint32()
-        if flags == _COMMON_FLAGS:
+        if flags == COMMON_FLAGS:
             return Attributes(*_COMMON_FIELDS.unpack_from(self._data, self._advance(_COMMON_FIELDS.size)))
         # The flags SIZE, UIDGID, PERMISSIONS, ACMODTIME and EXTENDED (filexfer-02 section 5).
         size = self.uint64() if flags & 1 else None

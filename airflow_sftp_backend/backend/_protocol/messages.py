@@ -5,13 +5,12 @@ Sources: draft-ietf-secsh-filexfer-02 sections 6 to 8, and OpenSSH PROTOCOL sect
 
 from __future__ import annotations
 
-import stat
 import struct
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Generic, TypeVar
 
-from airflow_sftp_backend.backend._receive_limits import MAX_NAME_BYTES, MIN_BLOCK, ListingTally, check_name_bytes
+from airflow_sftp_backend.backend._receive_limits import MIN_BLOCK, ListingTally
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
 
 from .codec import (
@@ -20,7 +19,6 @@ from .codec import (
     UINT64,
     VERSION,
     Attributes,
-    DirEntry,
     OpenFlag,
     PacketReader,
     PacketType,
@@ -29,6 +27,7 @@ from .codec import (
     encode_name,
     encode_string,
 )
+from .directory_reply import DirectoryReply, empty_reply, read_entries
 
 R_co = TypeVar("R_co", covariant=True)
 
@@ -299,7 +298,7 @@ class Write(_StatusReply):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadDir(_HandleRequest, Request[list[DirEntry]]):
+class ReadDir(_HandleRequest, Request[DirectoryReply]):
     """Read the next entries of an open directory.
 
     The server sets their number; the last reply is empty.
@@ -312,44 +311,23 @@ class ReadDir(_HandleRequest, Request[list[DirEntry]]):
     reply_type = PacketType.NAME
     tally: ListingTally | None = field(default=None, compare=False, repr=False)
 
-    def decode(self, reader: PacketReader) -> list[DirEntry]:
+    def decode(self, reader: PacketReader) -> DirectoryReply:
         """Return the entries.
-
-        A missing mode is derived from the first letter of the entry's ``ls -l`` line.
 
         :raises LimitExceeded: if the listing exceeds the limits of ``tally``
         """
-        entries = []
         size = reader.remaining + _REPLY_HEADER_BYTES
         count = reader.count(smallest=12)
         if self.tally is not None:
             self.tally.add_reply(count, size)
-        for _ in range(count):
-            raw = reader.view()
-            if len(raw) > MAX_NAME_BYTES:
-                check_name_bytes(len(raw))
-            name, line, attributes = str(raw, "utf-8", "surrogateescape"), reader.view(), reader.attributes()
-            if attributes.mode is None and (letter := bytes(line[:1])) in _TYPE_LETTERS:
-                attributes = Attributes(
-                    attributes.size,
-                    attributes.uid,
-                    attributes.gid,
-                    _TYPE_LETTERS[letter],
-                    attributes.atime,
-                    attributes.mtime,
-                )
-            entries.append(DirEntry(name, attributes))
-        return entries
+        return read_entries(reader.rest(), count)
 
-    def decode_status(self, reader: PacketReader) -> list[DirEntry]:
+    def decode_status(self, reader: PacketReader) -> DirectoryReply:
         """Return no entries for the status EOF."""
         code = reader.uint32()
         if code == StatusCode.EOF:
-            return []
+            return empty_reply()
         raise self._status_error(code, reader)
-
-
-_TYPE_LETTERS: Final = {b"d": stat.S_IFDIR, b"l": stat.S_IFLNK, b"-": stat.S_IFREG}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Final, TypeVar, cast
 
-from .codec import DirEntry, encode_name
+from .codec import encode_name
+from .directory_reply import DirectoryReply
 from .messages import Request
 
 R = TypeVar("R")
@@ -48,8 +49,8 @@ class NameEncoding:
         """
         if isinstance(reply, str):
             return self._decode_name(reply)
-        if isinstance(reply, list):
-            return [DirEntry(self._decode_name(entry.name), entry.attributes) for entry in reply]
+        if isinstance(reply, DirectoryReply):
+            reply.encoding = self._encoding
         return reply
 
     def _encode_name(self, name: str) -> str:

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Final
 
 from airflow_sftp_backend.backend._files.attributes import try_stat
+from airflow_sftp_backend.backend._files.listed_directory import TreeEntry
 from airflow_sftp_backend.backend._files.listing import is_missing
 from airflow_sftp_backend.backend._files.server_clock import read_server_clock
-from airflow_sftp_backend.backend._files.tree import SessionCall, TreeEntry, walk
+from airflow_sftp_backend.backend._files.tree import SessionCall, walk
 from airflow_sftp_backend.backend._paths import (
     STALE_SECONDS,
     RemotePath,

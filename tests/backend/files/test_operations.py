@@ -13,6 +13,7 @@ from airflow_sftp_backend.backend._files import file_info, listing, reading, wri
 from airflow_sftp_backend.backend._files.pipelining import UploadSource
 from airflow_sftp_backend.backend._paths import Jail
 from airflow_sftp_backend.backend._protocol.codec import Attributes, DirEntry, OpenFlag
+from airflow_sftp_backend.backend._protocol.directory_reply import DirectoryReply
 from airflow_sftp_backend.backend._protocol.messages import (
     LStat,
     MakeDir,
@@ -28,7 +29,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation
 from airflow_sftp_backend.backend._protocol.server_traits import OPENSSH, UNKNOWN, ServerTraits
 from airflow_sftp_backend.backend._receive_limits import ListingTally
 from airflow_sftp_backend.backend.errors import StatusCode, StatusError
-from tests.support.memory_server import FAILURES, Failure, File, MemoryServer
+from tests.support.memory_server import FAILURES, Failure, File, MemoryServer, directory_reply
 
 AT = Jail("/data").resolve
 OLD, NEW = b"what stood there", b"what is written, which is longer"
@@ -126,8 +127,8 @@ class Untyped(MemoryServer):
             assert isinstance(answer, Attributes)
             return Attributes(answer.size)
         if isinstance(request, ReadDir):
-            assert isinstance(answer, list)
-            return [DirEntry(entry.name, Attributes(entry.attributes.size)) for entry in answer]
+            assert isinstance(answer, DirectoryReply)
+            return directory_reply(DirEntry(entry.name, Attributes(entry.attributes.size)) for entry in answer)
         return answer
 
 

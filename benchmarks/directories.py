@@ -1,0 +1,294 @@
+"""Measure listings, searches and waits in a large directory.
+
+They are compared with paramiko's ``listdir_iter`` on the same sshd.
+
+``make directories`` prints a table, and exits with 0 if the targets are met. All kinds of work run one after the other
+in each round. CPU is that of this process in the best of the rounds, because other load makes each round dearer. Memory
+is that of a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import paramiko
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from airflow_sftp_backend import SFTPBackend
+from airflow_sftp_backend._polling.conditions import FileCondition, PollResult, PollSnapshot, evaluate
+from airflow_sftp_backend._polling.shared_connection import SharedConnection
+from tests.support.servers import sshd_path
+
+from .rivals import backend
+from .site import Site, site
+
+SENSORS: Final = 200
+MATCHES: Final = 10
+"""Number of files that the search finds."""
+_CONNECTION: Final = "directories"
+_TICK: Final = 0.001
+"""Seconds between two looks at the event loop's delay."""
+
+console = Console(highlight=False, soft_wrap=True, width=120)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Describe a row of the table and its largest permitted value."""
+
+    title: str
+    unit: str
+    most: float
+
+
+TARGETS: Final = {
+    "find": Target("find, 10 matches: CPU", "x listdir_iter", 0.5),
+    "list": Target("list_files, one by one: CPU", "x listdir_iter", 1.0),
+    "sensors": Target(f"{SENSORS} sensors with different globs: CPU of a poll", "x listdir_iter", 0.6),
+    "stall": Target("the same: longest stall of the event loop", "s", 0.02),
+    "find memory": Target("find, 10 matches: memory added", "MiB", 10),
+    "list memory": Target("list_files, one by one: memory added", "MiB", 10),
+}
+
+
+def globs() -> list[str]:
+    """Return the patterns of the sensors.
+
+    They differ in the start, the end, or a part in the middle.
+    """
+    shapes = ("customer-{:03}-*", "*.{:03}.xml", "invoice-*-{:03}.txt", "*={:03}=*.json")
+    return [shapes[number % len(shapes)].format(number) for number in range(SENSORS)]
+
+
+def fill(folder: Path, files: int) -> None:
+    """Create files with different times.
+
+    The search finds some of them, and each sensor finds one.
+    """
+    folder.mkdir()
+    names = [glob.replace("*", "x") for glob in globs()]
+    names += [f"orders-2026-{number:07}.csv" for number in range(MATCHES)]
+    names += [f"orders-2026-{number:07}.dat" for number in range(files - len(names))]
+    for number, name in enumerate(names):
+        path = folder / name
+        path.touch()
+        os.utime(path, (1_600_000_000 + 97 * number,) * 2)
+
+
+class LoopDelay:
+    """Measure the longest delay of an event loop that this process causes.
+
+    A delay counts only as far as this process used the CPU, in any thread: other processes delay the loop too.
+    """
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    async def watch(self) -> None:
+        """Watch until cancelled."""
+        while True:
+            started, used = time.perf_counter(), time.process_time()
+            await asyncio.sleep(_TICK)
+            late = time.perf_counter() - started - _TICK
+            self.longest = max(self.longest, min(late, time.process_time() - used))
+
+
+@dataclass
+class Measured:
+    """Hold the CPU seconds of each kind of work by round.
+
+    The longest stall of the event loop in each round is held too.
+    """
+
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    stalls: list[float] = field(default_factory=list)
+
+    def add(self, kind: str, work: Callable[[], object]) -> None:
+        """Run some work and add its CPU seconds."""
+        gc.collect()
+        started = time.process_time()
+        work()
+        self.seconds.setdefault(kind, []).append(time.process_time() - started)
+
+    def ratio(self, kind: str) -> float:
+        """Return the ratio to ``listdir_iter``, each at its best round."""
+        return min(self.seconds[kind]) / min(self.seconds["paramiko"])
+
+
+async def poll(connection: SharedConnection, conditions: Sequence[FileCondition]) -> None:
+    """Poll for all conditions at once, as deferred sensors do."""
+    polls = (connection.poll(condition, _decision(condition)) for condition in conditions)
+    results = await asyncio.gather(*polls)
+    assert all(len(result.files) == 1 for result in results)
+
+
+async def longest_stall(connection: SharedConnection, conditions: Sequence[FileCondition]) -> float:
+    """Return the longest delay of the event loop during a poll."""
+    delay = LoopDelay()
+    watching = asyncio.create_task(delay.watch())
+    try:
+        await poll(connection, conditions)
+    finally:
+        watching.cancel()
+    return delay.longest
+
+
+async def _acquire() -> SharedConnection:
+    return SharedConnection.acquire(_CONNECTION)
+
+
+def _decision(condition: FileCondition) -> Callable[[PollSnapshot], PollResult]:
+    """Return the decision of a sensor that has made no observation."""
+    return lambda snapshot: evaluate(condition, *snapshot, {}, 0.0)
+
+
+def measure(place: Site, files: int, rounds: int) -> Measured:
+    """Measure all kinds of work in one directory.
+
+    :param place: the server
+    :param files: number of files
+    :param rounds: number of rounds
+    :returns: the measurements
+    """
+    fill(place.there / "inbox", files)
+    conditions = [FileCondition(patterns=(f"inbox/{glob}",), min_files=2) for glob in globs()]
+    measured = Measured()
+    with backend(place) as ours, asyncio.Runner() as runner:
+        theirs = ours.unwrap(paramiko.SFTPClient)
+        base = place.there.as_posix().strip("/")
+        os.environ[f"AIRFLOW_CONN_{_CONNECTION.upper()}"] = json.dumps({
+            "conn_type": "sftp_backend", "host": place.host, "port": place.port, "login": place.username,
+            "extra": {"key_file": str(place.client_key), "known_host_keys": place.known_hosts.read_text(),
+                      "base_path": f"/{base}"},
+        })  # fmt: skip
+        inbox = f"{base}/inbox"
+        connection = runner.run(_acquire())
+        runner.run(poll(connection, conditions[:1]))  # connects, and imports what a poll needs
+        for _ in range(rounds):
+            measured.add("paramiko", lambda: sum(1 for _ in theirs.listdir_iter(f"/{inbox}")))
+            measured.add("find", lambda: _find(ours, inbox))
+            measured.add("list", lambda: _list(ours, inbox, files))
+            measured.add("sensors", partial(runner.run, poll(connection, conditions)))
+            measured.stalls.append(runner.run(longest_stall(connection, conditions)))
+        connection.release()
+    return measured
+
+
+def _find(ours: SFTPBackend, inbox: str) -> None:
+    assert len(ours.find(f"{inbox}/*.csv")) == MATCHES
+
+
+def _list(ours: SFTPBackend, inbox: str, files: int) -> None:
+    assert sum(1 for _ in ours.list_files(inbox)) == files
+
+
+def measure_memory(place: Site, kind: str, files: int) -> float:
+    """Measure the memory that a call adds.
+
+    The call is made in a process of its own.
+
+    :param place: the server
+    :param kind: ``find`` or ``list``
+    :param files: number of files in the directory, which is created if it does not exist
+    :returns: MiB
+    """
+    folder = place.there / f"{files}"
+    if not folder.exists():
+        fill(folder, files)
+    fields = {name: str(getattr(place, name)) for name in Site.__dataclass_fields__}
+    command = [sys.executable, "-m", "benchmarks.directories", "memory", kind, json.dumps(fields)]
+    command += [folder.as_posix().strip("/"), str(files)]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(output.splitlines()[-1])  # after lines of the log
+
+
+def _added(kind: str, place: Site, folder: str, files: int) -> float:
+    with backend(place) as ours:
+        ours.check_health()
+        ours.find("no-such-directory/*")
+        gc.collect()
+        process, over = psutil.Process(), threading.Event()
+        idle = peak = process.memory_info().rss
+
+        def watch() -> None:
+            nonlocal peak
+            while not over.wait(0.005):
+                peak = max(peak, process.memory_info().rss)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        _find(ours, folder) if kind == "find" else _list(ours, folder, files)
+        over.set()
+        watching.join()
+    return (peak - idle) / 2**20
+
+
+def show(results: dict[str, float], titles: dict[str, str]) -> bool:
+    """Print the table.
+
+    :param results: the result of each row of `TARGETS`
+    :param titles: the number of files of each row
+    :returns: True if all targets are met
+    """
+    table = Table("", "files", "result", "target", "", title="large directories")
+    met = {row: result <= TARGETS[row].most for row, result in results.items()}
+    for row, result in results.items():
+        target = TARGETS[row]
+        verdict = "[green]met[/]" if met[row] else "[red]missed[/]"
+        table.add_row(target.title, titles[row], f"{result:.3g} {target.unit}", f"{target.most:g}", verdict)
+    console.print(table)
+    return all(met.values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print.
+
+    :param arguments: command line arguments; None for those of the process
+    :returns: the exit status: 0 if the targets are met, 2 if a program is missing
+    """
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.directories", description=__doc__)
+    parser.add_argument("--files", type=int, default=100_000, help="files in the directory (default 100000)")
+    parser.add_argument("--many", type=int, default=1_000_000, help="files of the search's memory (default 1000000)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
+    options = parser.parse_args(arguments)
+    if sshd_path() is None:
+        print("OpenSSH's sshd is needed: install openssh-server", file=sys.stderr)
+        return 2
+    logging.disable(logging.INFO)
+    with site() as place:
+        measured = measure(place, options.files, options.rounds)
+        results = {kind: measured.ratio(kind) for kind in ("find", "list", "sensors")}
+        results["stall"] = max(measured.stalls)
+        results["find memory"] = measure_memory(place, "find", options.many)
+        results["list memory"] = measure_memory(place, "list", options.files)
+    titles = dict.fromkeys(results, f"{options.files:,}") | {"find memory": f"{options.many:,}"}
+    return 0 if show(results, titles) else 1
+
+
+def _run_memory(kind: str, fields: str, folder: str, files: str) -> None:
+    values: dict[str, Any] = json.loads(fields)
+    paths = {name: Path(values[name]) for name in ("client_key", "known_hosts", "here", "there")}
+    print(_added(kind, Site(**(values | paths | {"port": int(values["port"])})), folder, int(files)))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["memory"]:
+        _run_memory(*sys.argv[2:])
+        sys.exit(0)
+    sys.exit(main())
