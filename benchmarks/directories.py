@@ -3,8 +3,8 @@
 They are compared with paramiko's ``listdir_iter`` on the same sshd.
 
 ``make directories`` prints a table, and exits with 0 if the targets are met. All kinds of work run one after the other
-in each round. CPU is that of this process in the best of the rounds, because other load makes each round dearer. Memory
-is that of a process of its own.
+in each round, and each ratio is the median over the rounds: the CPU that the same work takes varies with other load.
+CPU is that of this process, memory that of a process of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import json
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -127,8 +128,9 @@ class Measured:
         self.seconds.setdefault(kind, []).append(time.process_time() - started)
 
     def ratio(self, kind: str) -> float:
-        """Return the ratio to ``listdir_iter``, each at its best round."""
-        return min(self.seconds[kind]) / min(self.seconds["paramiko"])
+        """Return the median ratio to ``listdir_iter`` in the same round."""
+        pairs = zip(self.seconds[kind], self.seconds["paramiko"], strict=True)
+        return statistics.median(ours / theirs for ours, theirs in pairs)
 
 
 async def poll(connection: SharedConnection, conditions: Sequence[FileCondition]) -> None:
