@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,8 +73,12 @@ def _check_directory(path: str) -> None:
         parent = os.path.dirname(parent)
     if not os.path.isdir(parent):
         raise InvalidArgument(f"cannot write the manifest {path!r}: {parent!r} is not a directory")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise InvalidArgument(f"cannot write the manifest {path!r}: no permission to write in {parent!r}")
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        message = f"cannot write the manifest {path!r}: {parent!r} takes no files: {error.strerror}"
+        raise InvalidArgument(message) from None
 
 
 def write_manifest(path: str, rows: Sequence[FileResult]) -> ManifestResult:
@@ -84,10 +89,14 @@ def write_manifest(path: str, rows: Sequence[FileResult]) -> ManifestResult:
     :returns: the result of the task
     :raises OSError: if the file cannot be written; an existing manifest stays
     """
-    if is_url(path):
-        _write_object(path, rows)
-    else:
-        _write_local(path, rows)
+    try:
+        if is_url(path):
+            _write_object(path, rows)
+        else:
+            _write_local(path, rows)
+    except OSError as error:
+        message = f"cannot write the manifest {path!r}, but the {len(rows)} files of its rows are done: {error}"
+        raise OSError(error.errno, message) from error
     return ManifestResult(manifest=path, count=len(rows), size=sum(row["size"] or 0 for row in rows))
 
 

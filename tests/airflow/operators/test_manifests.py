@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -140,7 +141,7 @@ def test_a_dry_run_writes_the_plan_to_the_manifest(remote: Path, tmp_path: Path)
         ("{tmp}/", "ends with '/'"),
         ("{tmp}", "is a directory"),
         ("{tmp}/file/m", "is not a directory"),
-        ("{tmp}/closed/new/m", "no permission to write"),
+        ("/proc/new/m", "'/proc' takes no files"),
         ("nostore://bucket/m", "cannot use nostore:// URLs"),
         ("None", "the text 'None'"),
         (["m"], "of type list"),
@@ -148,17 +149,29 @@ def test_a_dry_run_writes_the_plan_to_the_manifest(remote: Path, tmp_path: Path)
     ],
 )
 def test_a_manifest_that_cannot_be_written_fails_before_any_change(
-    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest: Any, text: str
+    remote: Path, tmp_path: Path, manifest: Any, text: str
 ) -> None:
     write_files(tmp_path, {"file": b""})
-    (tmp_path / "closed").mkdir()
-    # Root may write everywhere.
-    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "closed")
     write_files(remote, FILES)
     value = manifest.format(tmp=tmp_path) if isinstance(manifest, str) else manifest
     with pytest.raises(AirflowFailException, match=text):
         run(delete("in/", manifest=value))
     assert read_files(remote) == FILES
+
+
+def test_a_failed_write_of_a_manifest_says_that_the_files_are_done(
+    remote: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_files(remote, FILES)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        Exception, match=r"cannot write the manifest .*/m', but the \d files of its rows are done: .*No space"
+    ):
+        run(delete("in/", manifest=tmp_path / "m"))
+    assert not (tmp_path / "m").exists()
 
 
 def test_an_empty_template_of_a_manifest_fails_the_task(remote: Path) -> None:
