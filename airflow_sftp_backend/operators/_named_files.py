@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from airflow_sftp_backend.backend import BackendUnavailable, FileInfo, InvalidPath, NotFound, SFTPBackendError
@@ -13,9 +12,8 @@ if TYPE_CHECKING:
 
 InfoOrFailure: TypeAlias = FileInfo | SFTPBackendError | OSError
 
-_MIN_PATHS_TO_LIST: Final = 200
-_MAX_LISTED_PER_PATH: Final = 4
-"""Names to list for each path at most. A name of a listing costs about a quarter of a STAT."""
+_MIN_PATHS_TO_LIST: Final = 1000
+"""Number of paths of one directory that take a listing: fewer would cost less than a listing of a large directory."""
 
 
 def file_infos(backend: SFTPBackend, paths: Sequence[str]) -> list[InfoOrFailure]:
@@ -60,10 +58,7 @@ def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, File
 
 
 def _listed_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
-    """List the directories of many paths; return the listed files.
-
-    The listing of a directory with several times as many other files ends early.
-    """
+    """List the directories of many paths; return the listed files among them."""
     directories: dict[str, set[str]] = {}
     for path in paths:
         directories.setdefault(path.rpartition("/")[0], set()).add(path)
@@ -72,7 +67,7 @@ def _listed_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileI
         if len(wanted) < _MIN_PATHS_TO_LIST:
             continue
         try:
-            for info in islice(backend.list_files(directory), len(wanted) * _MAX_LISTED_PER_PATH):
+            for info in backend.list_files(directory):
                 if info.path in wanted:
                     files[info.path] = info
         except BackendUnavailable:

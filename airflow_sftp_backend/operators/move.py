@@ -158,7 +158,7 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         skipped = {item for item in items if self._is_skipped(by_path[item.source].info, existing.get(item.target))}
         if can_skip:  # a skipped file does not count, otherwise every run would take the same files
             pending = [item for item in items if item not in skipped]
-            taken = self._take_oldest(pending, lambda item: by_path[item.source].info, retry_state)
+            taken = {*self._take_oldest(pending, lambda item: by_path[item.source].info, retry_state)}
             items = [item for item in items if item in skipped or item in taken]
         failures = [*matches.failures, *undecided, *not_utf8, *nameless]
         if not self.missing_ok:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from airflow_sftp_backend.backend._paths import (
@@ -261,7 +262,8 @@ def _replaced_files(
             continue
         searches = {search for segments in wanted if _completes(segments, name) for search in wanted[segments]}
         if searches:
-            replaced[folder.entry(name)] = searches
+            with suppress(InvalidPath):  # the server chose the name: it must not lead out of the directory
+                replaced[folder.child(name)] = searches
     return replaced
 
 

@@ -172,7 +172,7 @@ class ListedDirectory:
             while others and (end := self._positions[others[0].path] - count) < len(names):
                 yield _Files(names[first:end], attributes[first * width : end * width], may_have_temps)
                 yield others.popleft()
-                first = end
+                first = max(first, end)  # a server may list a name twice, and its last position counts
             yield _Files(names[first:], attributes[first * width :], may_have_temps)
             count += len(names)
         yield from others

@@ -32,6 +32,8 @@ from airflow_sftp_backend.operators._object_storage import (
 Row: TypeAlias = Mapping[str, object]
 
 _BLOCK_SIZE: Final = 1 << 18
+_MAX_NAME_BYTES: Final = 255
+"""Longest name of a file on the usual file systems."""
 _MAX_LINE: Final = 1 << 20
 """Bytes of a line. Any longer line belongs to a file of another kind, which must not fill the memory."""
 _EXPECTED: Final = (
@@ -59,6 +61,10 @@ def parse_manifest(value: object) -> str:
     else:
         path = os.path.abspath(path)
         is_directory = os.path.isdir(path)
+        if os.path.exists(path) and not is_directory and not os.path.isfile(path):
+            raise InvalidArgument(f"manifest is the path of a file, but {path!r} is not a regular file")
+        if len(os.fsencode(os.path.basename(path))) > _MAX_NAME_BYTES:
+            raise InvalidArgument(f"the name of the manifest {path!r} is longer than {_MAX_NAME_BYTES} bytes")
         # A task that moves files first and fails then would lose its result.
         _check_directory(path)
     if is_directory:

@@ -142,6 +142,8 @@ def test_a_dry_run_writes_the_plan_to_the_manifest(remote: Path, tmp_path: Path)
         ("{tmp}", "is a directory"),
         ("{tmp}/file/m", "is not a directory"),
         ("/proc/new/m", "'/proc' takes no files"),
+        ("/dev/null", "is not a regular file"),
+        ("{tmp}/" + 256 * "m", "longer than 255 bytes"),
         ("nostore://bucket/m", "cannot use nostore:// URLs"),
         ("None", "the text 'None'"),
         (["m"], "of type list"),

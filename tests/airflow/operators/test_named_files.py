@@ -16,6 +16,11 @@ from tests.support.servers import AsyncsshServer
 NAMES = [f"in/{number:04}" for number in range(300)]
 
 
+@pytest.fixture(autouse=True)
+def _few_paths_take_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_named_files, "_MIN_PATHS_TO_LIST", 200)
+
+
 def test_unchanged_files_of_a_directory_are_found_by_one_listing(
     remote: Path, server: AsyncsshServer, tmp_path: Path
 ) -> None:
@@ -53,7 +58,7 @@ def test_names_that_a_listing_lacks_are_examined_one_by_one(remote: Path) -> Non
     assert len(os.listdir(remote / "out")) == 302
 
 
-def test_a_listing_of_many_other_files_ends_early(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_leaves_other_files_alone(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_named_files, "_MIN_PATHS_TO_LIST", 2)
     write_files(remote, dict.fromkeys(NAMES, b"abc"))
     assert actions(run(delete([NAMES[0], NAMES[-1]]))) == {NAMES[0]: "deleted", NAMES[-1]: "deleted"}

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from airflow_sftp_backend import NotFound
-from airflow_sftp_backend.backend._paths import RemotePath
+from airflow_sftp_backend.backend._paths import RemotePath, temp_name
 from airflow_sftp_backend.backend._tree_queries import restore_missing
 from airflow_sftp_backend.hooks import FilesFailed
 from tests.support.airflow.arguments import Glob
@@ -17,7 +18,7 @@ from tests.support.airflow.syncs import Serve
 from tests.support.backends import MakeBackend
 from tests.support.files import read_files, write_files
 from tests.support.round_trips import count_round_trips
-from tests.support.servers import OpenSSHServer, ReplacesDuringListing, WithoutPosixRename
+from tests.support.servers import HostileNames, OpenSSHServer, ReplacesDuringListing, WithoutPosixRename
 
 SOURCES = ["in/", Glob("in/*"), Glob("**/b.csv"), "in/b.csv", ["in/b.csv", "in/a"]]
 
@@ -61,6 +62,15 @@ def test_the_file_of_an_interrupted_replacement_is_found(serve: Serve, tmp_path:
     contents = [content for name, content in read_files(target).items() if name.endswith("b.csv")]
     assert contents == ([] if kind == "delete" else [b"22"])
     assert [path.name for path in (remote / "in").glob("*b.csv*")] == (["b.csv"] if kind == "download" else [])
+
+
+def test_a_backup_never_leads_out_of_its_directory(make_backend: MakeBackend) -> None:
+    name = temp_name("../../secret.csv", "0" * 12, "backup").encode()
+    with HostileNames(names=[name], mode=stat.S_IFLNK | 0o777) as server:
+        folder = server.fresh()
+        write_files(folder.path, {"secret.csv": b"outside", "base/in/a.csv": b"1"})
+        backend = make_backend(server, base_path=f"{folder.base_path}/base")
+        assert [info.path for info in backend.find("in/*.csv")] == ["in/a.csv"]
 
 
 def test_a_cut_name_or_another_pattern_matches_no_backup(serve: Serve, tmp_path: Path) -> None:

@@ -62,6 +62,14 @@ def test_entries_are_those_of_the_replies_in_order(batches: list[list[DirEntry]]
         ]
 
 
+def test_a_directory_listed_twice_repeats_no_file() -> None:
+    kinds = {"a": stat.S_IFREG, "D": stat.S_IFDIR}
+    names = ["aaa0", "DIR", "aaa1", "DIR2", "aaa2", "DIR", "aaa3"]
+    batch = [DirEntry(name, Attributes(1, 0, 0, kinds[name[0]] | 0o644, 1, 1)) for name in names]
+    files = [info.name for info in listed([batch]).file_infos()]
+    assert files == ["aaa0", "aaa1", "aaa2", "aaa3"]
+
+
 def test_a_created_file_info_is_like_a_constructed_one() -> None:
     values = ("a/b", "b", 3, utc(7), 0o640)
     info = create_file_info(*values)
