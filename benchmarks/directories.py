@@ -18,16 +18,14 @@ import os
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import paramiko
-import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +34,7 @@ from airflow_sftp_backend._polling.conditions import FileCondition, PollResult, 
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
 from tests.support.servers import sshd_path
 
+from .memory import added_by
 from .rivals import backend
 from .site import Site, site
 
@@ -213,8 +212,7 @@ def measure_memory(place: Site, kind: str, files: int) -> float:
     folder = place.there / f"{files}"
     if not folder.exists():
         fill(folder, files)
-    fields = {name: str(getattr(place, name)) for name in Site.__dataclass_fields__}
-    command = [sys.executable, "-m", "benchmarks.directories", "memory", kind, json.dumps(fields)]
+    command = [sys.executable, "-m", "benchmarks.directories", "memory", kind, place.to_json()]
     command += [folder.as_posix().strip("/"), str(files)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(output.splitlines()[-1])  # after lines of the log
@@ -224,21 +222,7 @@ def _added(kind: str, place: Site, folder: str, files: int) -> float:
     with backend(place) as ours:
         ours.check_health()
         ours.find("no-such-directory/*")
-        gc.collect()
-        process, over = psutil.Process(), threading.Event()
-        idle = peak = process.memory_info().rss
-
-        def watch() -> None:
-            nonlocal peak
-            while not over.wait(0.005):
-                peak = max(peak, process.memory_info().rss)
-
-        watching = threading.Thread(target=watch)
-        watching.start()
-        _find(ours, folder) if kind == "find" else _list(ours, folder, files)
-        over.set()
-        watching.join()
-    return (peak - idle) / 2**20
+        return added_by(lambda: _find(ours, folder) if kind == "find" else _list(ours, folder, files)) / 2**20
 
 
 def show(results: dict[str, float], titles: dict[str, str]) -> bool:
@@ -283,10 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if show(results, titles) else 1
 
 
-def _run_memory(kind: str, fields: str, folder: str, files: str) -> None:
-    values: dict[str, Any] = json.loads(fields)
-    paths = {name: Path(values[name]) for name in ("client_key", "known_hosts", "here", "there")}
-    print(_added(kind, Site(**(values | paths | {"port": int(values["port"])})), folder, int(files)))
+def _run_memory(kind: str, place: str, folder: str, files: str) -> None:
+    print(_added(kind, Site.from_json(place), folder, int(files)))
 
 
 if __name__ == "__main__":

@@ -60,11 +60,12 @@ def measure(size: int, rounds: int) -> Iterator[Row]:
     with site() as near:
         yield from _loopback_rows(Bench(near, size << 20), size, rounds)
     with site() as near, delayed(near.port, _ROUND_TRIP) as port:
-        far = Bench(near, size << 19)
+        half = max(size // 2, 1)
+        far = Bench(near, half << 20)
         far.site = site_at(near, port)
         for direction, target in zip(DIRECTIONS, (6.0, 8.0), strict=True):
             result = _measure(far, direction, rounds)
-            yield Row(f"{size // 2} MiB {direction}, 50 ms", "speed / sftp", result.ratio(OURS.name), target, True)
+            yield Row(f"{half} MiB {direction}, 50 ms", "speed / sftp", result.ratio(OURS.name), target, True)
     for server in OTHER_SERVERS:
         if server.missing() is None:
             yield _other_server_row(server, max(size // 8, 1), rounds)

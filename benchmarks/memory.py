@@ -8,12 +8,10 @@ Called as ``python -m benchmarks.memory up|down SITE_AS_JSON LOCAL REMOTE``; pri
 from __future__ import annotations
 
 import gc
-import json
-import os
 import subprocess
 import sys
 import threading
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -41,42 +39,35 @@ def measure(site: Site, size: int) -> dict[str, int]:
 
 
 def _in_a_process(direction: str, site: Site, local: Path, remote: Path) -> int:
-    fields = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(site).items()}
-    command = [sys.executable, "-m", "benchmarks.memory", direction, json.dumps(fields), str(local), str(remote)]
+    command = [sys.executable, "-m", "benchmarks.memory", direction, site.to_json(), str(local), str(remote)]
     return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def _added(direction: str, site: Site, local: Path, remote: Path) -> int:
-    with backend(site) as ours:
-        ours.check_health()
-        gc.collect()
-        process = psutil.Process()
-        idle = peak = process.memory_info().rss
-        over = threading.Event()
+def added_by(call: Callable[[], object]) -> int:
+    """Return the bytes of memory that a call adds to this process."""
+    gc.collect()
+    process, over = psutil.Process(), threading.Event()
+    idle = peak = process.memory_info().rss
 
-        def watch() -> None:
-            nonlocal peak
-            while not over.wait(0.005):
-                peak = max(peak, process.memory_info().rss)
+    def watch() -> None:
+        nonlocal peak
+        while not over.wait(0.005):
+            peak = max(peak, process.memory_info().rss)
 
-        watching = threading.Thread(target=watch)
-        watching.start()
-        try:
-            if direction == "up":
-                ours.upload(local, os.fspath(remote))
-            else:
-                ours.download(os.fspath(remote), local)
-        finally:
-            over.set()
-            watching.join()
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        call()
+    finally:
+        over.set()
+        watching.join()
     return peak - idle
 
 
-def _main(direction: str, fields: str, local: str, remote: str) -> None:
-    given = json.loads(fields)
-    for name in ("client_key", "known_hosts", "here", "there"):
-        given[name] = Path(given[name])
-    print(_added(direction, Site(**given), Path(local), Path(remote)))
+def _main(direction: str, place: str, local: str, remote: str) -> None:
+    with backend(Site.from_json(place)) as ours:
+        ours.check_health()
+        print(added_by(lambda: ours.upload(local, remote) if direction == "up" else ours.download(remote, local)))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,13 @@ Its files are in memory if the machine allows.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tests.support.servers import OpenSSHServer
@@ -42,6 +43,19 @@ class Site:
     def remote(self, path: Path) -> Path:
         """Return the path for clients of a path below ``there``."""
         return path if self.remote_top is None else self.remote_top / path.relative_to(self.there)
+
+    def to_json(self) -> str:
+        """Return the site as JSON, for another process."""
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Site:
+        """Return the site that `to_json` wrote."""
+        values = json.loads(text)
+        for name in ("client_key", "known_hosts", "here", "there", "remote_top"):
+            if values[name] is not None:
+                values[name] = Path(values[name])
+        return cls(**values)
 
     @property
     def ssh_options(self) -> list[str]:

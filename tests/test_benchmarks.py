@@ -212,6 +212,8 @@ def test_a_watch_meets_its_targets_or_misses_them(cost: tuple[float, int, int, i
     assert watching.is_met(watching.Cost(*cost), 10) is met
 
 
+@pytest.mark.system  # starts whole Airflows
+@pytest.mark.timeout(300)
 def test_many_files_are_measured_and_rows_have_targets(capfd: pytest.CaptureFixture[str]) -> None:
     if shutil.which("rclone") is None:
         pytest.skip("rclone is not installed")

@@ -100,13 +100,13 @@ def object_path(url: str) -> ObjectStoragePath:
 
 
 def _check_segments(path: ObjectStoragePath, url: str) -> None:
-    """Raise if the path is another object than its URL names.
+    """Raise if universal-pathlib has changed the key of a URL.
 
-    universal-pathlib before 0.3, which Airflow 3.0 needs, removes empty segments: it takes ``a//b`` for ``a/b``.
+    universal-pathlib before 0.3, which Airflow 3.0 needs, removes empty segments and ``.``: ``a//b`` becomes ``a/b``.
 
     :raises InvalidPath: if the path is another object
     """
-    if not re.search(r"/\.?/", url.partition("://")[2]):
+    if not re.search(r"/(\./|/|\.$)", url.partition("://")[2]):
         return
     named = str(path.fs._strip_protocol(url))
     if path.path.strip("/").count("/") < named.strip("/").count("/"):

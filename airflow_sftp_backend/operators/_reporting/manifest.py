@@ -54,7 +54,7 @@ def parse_manifest(value: object) -> str:
     """
     path = parse_target(value, "manifest", end="local")
     if path.endswith("/"):
-        raise InvalidArgument(f"manifest is the path of a file, but {path!r} ends with '/'")
+        raise InvalidArgument(f"manifest is the path of a file, but {path!r} ends with '/'; add the name of a file")
     if is_url(path):
         target = object_path(path)
         is_directory = target.fs.isdir(target.path)
@@ -62,29 +62,35 @@ def parse_manifest(value: object) -> str:
         path = os.path.abspath(path)
         is_directory = os.path.isdir(path)
         if os.path.exists(path) and not is_directory and not os.path.isfile(path):
-            raise InvalidArgument(f"manifest is the path of a file, but {path!r} is not a regular file")
+            message = f"manifest is the path of a file, but {path!r} is not a regular file; choose another path"
+            raise InvalidArgument(message)
         if len(os.fsencode(os.path.basename(path))) > _MAX_NAME_BYTES:
-            raise InvalidArgument(f"the name of the manifest {path!r} is longer than {_MAX_NAME_BYTES} bytes")
+            message = f"the name of the manifest {path!r} is longer than {_MAX_NAME_BYTES} bytes; shorten it"
+            raise InvalidArgument(message)
         # A task that moves files first and fails then would lose its result.
         _check_directory(path)
     if is_directory:
-        raise InvalidArgument(f"manifest is the path of a file, but {path!r} is a directory")
+        message = f"manifest is the path of a file, but {path!r} is a directory; add the name of a file"
+        raise InvalidArgument(message)
     return path
 
 
 def _check_directory(path: str) -> None:
     """Check that a file can be created, with missing parent directories."""
-    parent = os.path.dirname(path)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent):
-        raise InvalidArgument(f"cannot write the manifest {path!r}: {parent!r} is not a directory")
+    nearest = os.path.dirname(path)
+    while not os.path.lexists(nearest):
+        nearest = os.path.dirname(nearest)
+    if not os.path.isdir(nearest):
+        message = f"cannot write the manifest {path!r}: {nearest!r} is not a directory; choose another path"
+        raise InvalidArgument(message)
     try:
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        message = f"cannot write the manifest {path!r}: {parent!r} takes no files: {error.strerror}"
-        raise InvalidArgument(message) from None
+        raise InvalidArgument(
+            f"cannot write the manifest {path!r}: no file can be created in {nearest!r}: {error.strerror}; choose"
+            " another directory, or let the worker's user write there"
+        ) from None
 
 
 def write_manifest(path: str, rows: Sequence[FileResult]) -> ManifestResult:
@@ -101,7 +107,10 @@ def write_manifest(path: str, rows: Sequence[FileResult]) -> ManifestResult:
         else:
             _write_local(path, rows)
     except OSError as error:
-        message = f"cannot write the manifest {path!r}, but the {len(rows)} files of its rows are done: {error}"
+        cause = error.strerror or error
+        message = (
+            f"cannot write the manifest {path!r}: {cause}; the {len(rows)} files of its rows were already processed"
+        )
         raise OSError(error.errno, message) from error
     return ManifestResult(manifest=path, count=len(rows), size=sum(row["size"] or 0 for row in rows))
 
