@@ -1,4 +1,4 @@
-"""Queries of the file system: attributes, listings and searches."""
+"""Query a file system: attributes, listings and searches."""
 
 from __future__ import annotations
 

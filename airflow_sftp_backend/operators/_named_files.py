@@ -30,7 +30,7 @@ def file_infos(backend: SFTPBackend, paths: Sequence[str]) -> list[InfoOrFailure
         return backend.get_file_info_many(paths, return_exceptions=True) if paths else []
     keys = [backend.resolve(path).key for path in paths]
     found: dict[str, InfoOrFailure] = {**_listed_files(backend, keys)}
-    # A listing does not decide that a file is missing: the server may ignore case, or hide names.
+    # A file that is not listed may exist all the same: the server may ignore case, or hide names.
     unlisted = [key for key in dict.fromkeys(keys) if key not in found]
     if unlisted:
         outcomes = backend.get_file_info_many(unlisted, return_exceptions=True)
@@ -58,7 +58,10 @@ def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, File
 
 
 def _listed_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:
-    """List the directories of many paths; return the listed files among them."""
+    """List directories with many of the paths; return the files found.
+
+    A directory that cannot be listed is skipped.
+    """
     directories: dict[str, set[str]] = {}
     for path in paths:
         directories.setdefault(path.rpartition("/")[0], set()).add(path)
@@ -73,5 +76,5 @@ def _listed_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileI
         except BackendUnavailable:
             raise
         except SFTPBackendError:
-            continue  # the server may permit the examination of single paths
+            continue  # a server that refuses the listing may still permit STAT of each file
     return files

@@ -1,4 +1,4 @@
-"""Changes: deletions, new directories, modes and times."""
+"""Delete files, create directories, and set modes and times."""
 
 from __future__ import annotations
 

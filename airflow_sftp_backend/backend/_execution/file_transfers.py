@@ -1,4 +1,4 @@
-"""Uploads and downloads: files between this machine and the server."""
+"""Upload files to the server, and download files from it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maintenance: counters, the server's clock, and removal of abandoned temporary files."""
+"""Count work, read the server's clock, and remove abandoned temporary files."""
 
 from __future__ import annotations
 

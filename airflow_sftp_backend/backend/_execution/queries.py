@@ -1,4 +1,4 @@
-"""Queries: existence, attributes, listings and searches."""
+"""Query existence and attributes, list directories, and search."""
 
 from __future__ import annotations
 

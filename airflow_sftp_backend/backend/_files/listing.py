@@ -1,4 +1,4 @@
-"""Listings of directories."""
+"""List directories."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Writing of files, and creation of directories."""
+"""Write files, and create directories."""
 
 from __future__ import annotations
 
