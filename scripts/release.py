@@ -1,7 +1,7 @@
 """Do everything for a release but the upload: ``make release``.
 
 Check the tree, the version and the changelog, run the tests, build wheel and sdist, and check both. The last lines are
-the commands that publish the release.
+the commands that publish the release, or the addresses in pyproject.toml to change before.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ PAGES: Final = ("docs/servers.md", "docs/reliability.md")
 TESTED: Final = "build/tested-commit"
 RESERVED_HOSTS: Final = re.compile(r"(.*\.)?example(\.com|\.net|\.org)?")
 """Hosts that RFC 2606 reserves for documentation."""
+RESERVED_ADDRESSES: Final = 3
+"""Exit status: the release is built and checked, but addresses of the project have reserved hosts."""
 
 
 class NotReady(Exception):
@@ -67,10 +69,19 @@ def problems(project: Project, changelog: str, tagged: bool) -> list[str]:
         found.append(f"CHANGELOG.md: [Unreleased] is not empty. Move its lines to the section of {project.version}")
     if tagged:
         found.append(f"v{project.version} is the tag of another commit. Set the next version in pyproject.toml")
-    reserved = [label for label, url in project.urls.items() if RESERVED_HOSTS.fullmatch(urlsplit(url).hostname or "")]
-    if reserved:
-        found.append(f"pyproject.toml: {', '.join(reserved)} have a reserved host. Set the repository's public address")
     return found
+
+
+def reserved_addresses(pyproject: str) -> list[str]:
+    """List the lines with addresses of the project on reserved hosts.
+
+    :param pyproject: text of pyproject.toml
+    :returns: the lines, each after the file's name and its number
+    """
+    urls = Project.read(pyproject).urls.values()
+    reserved = [url for url in urls if RESERVED_HOSTS.fullmatch(urlsplit(url).hostname or "")]
+    lines = enumerate(pyproject.splitlines(), 1)
+    return [f"pyproject.toml:{number}: {line}" for number, line in lines if any(url in line for url in reserved)]
 
 
 def main() -> int:
@@ -79,7 +90,8 @@ def main() -> int:
     :returns: exit status: 0 if the release can be uploaded
     """
     try:
-        project = Project.read(Path("pyproject.toml").read_text())
+        pyproject = Path("pyproject.toml").read_text()
+        project = Project.read(pyproject)
         _check_tree("commit or remove these files")
         found = problems(project, Path("CHANGELOG.md").read_text(), _is_tagged_elsewhere(f"v{project.version}"))
         if found:
@@ -89,6 +101,11 @@ def main() -> int:
     except NotReady as error:
         print(f"make release: {error}", file=sys.stderr)
         return 1
+    if lines := reserved_addresses(pyproject):
+        print(f"\n{project.name} {project.version} is built and checked, but its addresses have reserved hosts.")
+        print("Set the public addresses in these lines, commit, and run `make release` again:\n")
+        print(*(f"  {line}" for line in lines), sep="\n")
+        return RESERVED_ADDRESSES
     tag = f"v{project.version}"
     print(f"\n{project.name} {project.version} is ready. Publish it with\n")
     print(f"  git tag {tag} {_git('rev-parse', 'HEAD')} && git push origin {tag}")
