@@ -106,12 +106,12 @@ def write_manifest(path: str, rows: Sequence[FileResult]) -> ManifestResult:
             _write_object(path, rows)
         else:
             _write_local(path, rows)
-    except OSError as error:
-        cause = error.strerror or error
+    except Exception as error:  # a store's library has errors of its own
+        cause = getattr(error, "strerror", None) or error
         message = (
             f"cannot write the manifest {path!r}: {cause}; the {len(rows)} files of its rows were already processed"
         )
-        raise OSError(error.errno, message) from error
+        raise OSError(getattr(error, "errno", None), message) from error
     return ManifestResult(manifest=path, count=len(rows), size=sum(row["size"] or 0 for row in rows))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG, BaseOperator, ObjectStoragePath
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.operators import SFTPDeleteOperator
@@ -89,7 +90,7 @@ def test_a_failed_write_leaves_the_old_manifest_and_no_other_file(
     path = str(tmp_path / "m") if at == "here" else f"{store}/m"
     rows: list[Any] = [{"path": "a", "size": 1, "action": "moved", "source": "b"}] * 3
     write_manifest(path, rows)
-    with pytest.raises(TypeError, match="not JSON serializable"):
+    with pytest.raises(OSError, match="not JSON serializable"):
         write_manifest(path, [*rows, {"path": b"", "size": 1, "action": "moved"}])  # type: ignore[typeddict-item]
     assert [*read_manifests(path)] == rows
     names = os.listdir(tmp_path) if at == "here" else [file.name for file in ObjectStoragePath(store).iterdir()]
@@ -175,6 +176,20 @@ def test_a_failed_write_of_a_manifest_says_that_the_files_are_done(
     ):
         run(delete("in/", manifest=tmp_path / "m"))
     assert not (tmp_path / "m").exists()
+
+
+def test_a_store_that_refuses_a_manifest_is_quoted(remote: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class AccessDenied(Exception):
+        """An error of a store's own library."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AccessDenied("AccessDenied: PutObject")
+
+    write_files(remote, FILES)
+    monkeypatch.setattr(MemoryFileSystem, "_open", refuse)
+    text = r"cannot write the manifest .*/m': AccessDenied: PutObject; the 2 files of its rows were already processed"
+    with pytest.raises(OSError, match=text):
+        run(delete("in/", manifest=f"{store}/m"))
 
 
 def test_an_empty_template_of_a_manifest_fails_the_task(remote: Path) -> None:
