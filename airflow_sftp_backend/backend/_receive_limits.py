@@ -17,13 +17,13 @@ MAX_NAME_BYTES: Final = 4 << 10
 """Maximum bytes of a name in a listing."""
 MAX_DEPTH: Final = 256
 """Maximum depth of directories in a recursive listing, search or deletion."""
-MAX_IDLE_BATCHES: Final = 100
+MAX_REPEATED_REPLIES: Final = 100
 """Maximum number of successive replies of a listing without a new name."""
 MAX_NAMES_AHEAD: Final = 100_000
 """Maximum number of names requested ahead in a listing, estimated from the replies so far."""
-_FIRST_RESTART: Final = 256
-"""Number of the reply at which `ListedNames` forgets its names for the first time."""
-_MAX_KEPT_BATCHES: Final = MAX_IDLE_BATCHES + 2  # repeated replies may begin and end at other names
+_FIRST_FORGET: Final = 256
+"""Number of the reply at which `ListedNames` first replaces its names by later ones."""
+_MAX_KEPT_REPLIES: Final = MAX_REPEATED_REPLIES + 2  # repeated replies may begin and end at other names
 _MAX_KEPT_NAMES: Final = 100_000
 _MAX_LOGGED_NAMES: Final = 10  # unsafe names logged one by one; the others are counted
 MIN_BLOCK: Final = 4 << 10
@@ -188,22 +188,22 @@ class SharedTally(ListingTally):
 
 
 class ListedNames:
-    """Detect a listing without new names, in constant memory.
+    """Detect a listing that repeats names without end, in constant memory.
 
-    Hashes of the names of the first replies are kept. If the listing repeats itself from the start, successive replies
-    bring no other name. A listing may also repeat only its end. Therefore the hashes are replaced by those of later
-    replies, at the numbers of replies that are powers of two (Brent's algorithm): at some power the listing has begun
-    to repeat itself, and the power is more than the number of replies until the next repetition.
+    This is Brent's cycle detection. Hashes of the names in the first replies are kept, and replaced by those after
+    reply 256, 512, 1024 and so on. A reply with kept names only is a repeated one. If the listing repeats a cycle of
+    replies, one of these numbers is beyond the start of the cycle and greater than its length. The next cycle then
+    begins with `MAX_REPEATED_REPLIES` repeated replies.
 
     :param path: key of the directory, for the error
     """
 
-    __slots__ = ("_batches", "_hashes", "_idle", "_kept_batches", "_restart_at", "path")
+    __slots__ = ("_forget_at", "_hashes", "_kept_replies", "_repeated", "_replies", "path")
 
     def __init__(self, path: str) -> None:
-        self._restart_at = _FIRST_RESTART
-        self._batches = 0
-        self._idle = 0
+        self._forget_at = _FIRST_FORGET
+        self._replies = 0
+        self._repeated = 0
         self._forget()
         self.path = path
 
@@ -211,29 +211,29 @@ class ListedNames:
         """Add the names of a reply.
 
         :param names: the names
-        :raises LimitExceeded: if `MAX_IDLE_BATCHES` successive replies contained no new name
+        :raises LimitExceeded: if `MAX_REPEATED_REPLIES` successive replies contained no new name
         """
-        self._batches += 1
-        if self._batches == self._restart_at:
-            self._restart_at *= 2
+        self._replies += 1
+        if self._replies == self._forget_at:
+            self._forget_at *= 2
             self._forget()
         hashes = self._hashes
         if all(hash(name) in hashes for name in names):
-            self._idle += 1
-            if self._idle >= MAX_IDLE_BATCHES:
+            self._repeated += 1
+            if self._repeated >= MAX_REPEATED_REPLIES:
                 raise LimitExceeded(
-                    f"cannot list: {MAX_IDLE_BATCHES} successive replies of the server bring no new name",
+                    f"cannot list: {MAX_REPEATED_REPLIES} successive replies of the server bring no new name",
                     path=self.path,
                 )
             return
-        self._idle = 0
-        if self._kept_batches < _MAX_KEPT_BATCHES and len(hashes) < _MAX_KEPT_NAMES:
-            self._kept_batches += 1
+        self._repeated = 0
+        if self._kept_replies < _MAX_KEPT_REPLIES and len(hashes) < _MAX_KEPT_NAMES:
+            self._kept_replies += 1
             hashes.update(map(hash, names))
 
     def _forget(self) -> None:
         self._hashes = {hash(b"."), hash(b"..")}
-        self._kept_batches = 0
+        self._kept_replies = 0
 
 
 def check_name_bytes(size: int) -> None:

@@ -124,7 +124,8 @@ def _restore_files(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileI
 def find_existing(backend: SFTPBackend, paths: Sequence[str]) -> set[str]:
     """Find the paths that exist.
 
-    Links are not followed: a dangling one exists. One round trip if all replies are clear.
+    Links are not followed, so a dangling link exists. One round trip, more if a reply does not show whether the path
+    exists.
 
     :param backend: the server
     :param paths: keys

@@ -263,13 +263,13 @@ class SFTPBackend(Queries, FileTransfers, Changes, Maintenance):
         """
         remote = self._resolver.resolve(path)
 
-        def use(scheduler: SFTPScheduler) -> bytes:
+        def read_blocks(scheduler: SFTPScheduler) -> bytes:
             blocks: list[memoryview] = []
             read = partial(reading.read_into, scheduler, remote, blocks.append)
             scheduler.run(with_path_in_errors(remote, with_backup_restored(scheduler, remote, read)))
             return b"".join(blocks)
 
-        return self._session.call(use, idempotent=True)
+        return self._session.call(read_blocks, idempotent=True)
 
     def read_text(self, path: str, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Read a whole file as text. Line ends stay unchanged.

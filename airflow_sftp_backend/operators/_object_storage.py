@@ -76,19 +76,10 @@ def object_path(url: str) -> ObjectStoragePath:
     :raises InvalidArgument: if no installed provider or fsspec package supports the scheme
     :raises InvalidPath: if the installed universal-pathlib reads another object than the URL names
     """
-    from airflow.sdk import ObjectStoragePath  # late import, because it loads fsspec
-
-    if url.endswith(("@", "://")):  # ObjectStoragePath would take the scheme for a path
-        url += "/"
-    root, key = url, ""
-    if "?" in url or "#" in url:  # ObjectStoragePath would drop query and fragment
-        scheme, _, after_scheme = url.partition("://")
-        container, _, key = after_scheme.partition("/")
-        root = f"{scheme}://{container}/"
     with shield_from_kill():  # Airflow's API returns the store's connection
         try:
-            path = ObjectStoragePath(root) / key if key else ObjectStoragePath(root)
-            fs = path.fs
+            path = _literal_path(url)
+            fs = path.fs  # creates the file system, which fails for an unknown scheme
         except ValueError as error:
             scheme = url.partition("://")[0]
             raise InvalidArgument(
@@ -97,6 +88,17 @@ def object_path(url: str) -> ObjectStoragePath:
         assert fs is not None
     _check_segments(path, url)
     return path
+
+
+def _literal_path(url: str) -> ObjectStoragePath:
+    from airflow.sdk import ObjectStoragePath  # late import, because it loads fsspec
+
+    scheme, _, rest = url.partition("://")
+    container, _, key = rest.partition("/")
+    root = f"{scheme}://{container}/"  # with the slash: ObjectStoragePath would take "s3://" for a path
+    if "?" in key or "#" in key:
+        return ObjectStoragePath(root) / key  # ObjectStoragePath(url) would drop query and fragment
+    return ObjectStoragePath(root + key)
 
 
 def _check_segments(path: ObjectStoragePath, url: str) -> None:

@@ -355,7 +355,7 @@ def match_remote(
     :returns: the files, and the names and patterns without a file
     :raises BackendUnavailable: if the connection is lost
     """
-    from airflow_sftp_backend.backend import _tree_queries  # late import: not needed to parse DAGs
+    from airflow_sftp_backend.backend import _tree_queries  # not needed to parse DAGs
 
     files: dict[str, RemoteMatch] = {}
     matches = Matches()

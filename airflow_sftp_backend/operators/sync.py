@@ -257,9 +257,7 @@ class SFTPSyncOperator(PlanningOperator[SyncPlan]):
 
         The server is tested only if the test decides about a file.
         """
-        from airflow_sftp_backend.backend._time_support import (
-            query_time_support,
-        )  # late import: not needed to parse DAGs
+        from airflow_sftp_backend.backend._time_support import query_time_support  # not needed to parse DAGs
 
         if self.direction == "download":
             return TimeRule(is_kept=self.keep_times and not is_url(ends.other))

@@ -121,9 +121,9 @@ def _is_directory_error(path: RemotePath) -> InvalidPath:
 
 
 def _has_entries(path: RemotePath) -> Operation[bool]:
-    """Return whether a directory is known to have entries.
+    """Return whether a directory has entries.
 
-    The result is False if the server refuses to list it.
+    The result is also False if the server refuses to list the directory.
     """
     try:
         handle = yield from request(OpenDir(path.native))
@@ -131,11 +131,11 @@ def _has_entries(path: RemotePath) -> Operation[bool]:
         return False
     names = ListedNames(path.key)
     try:
-        while batch := (yield from request(ReadDir(handle))):
-            if any(name not in (b".", b"..") for name in batch.all_names):
+        while entries := (yield from request(ReadDir(handle))):
+            if any(name not in (b".", b"..") for name in entries.all_names):
                 return True
             # raises LimitExceeded if the server repeats '.' and '..' without end
-            names.add(batch.all_names)
+            names.add(entries.all_names)
         return False
     except StatusError:
         return False

@@ -421,10 +421,10 @@ def _last_segments(wanted: _SearchesBySegments) -> dict[str, set[_Search]]:
 
 
 def _find_matches(
-    path: RemotePath, wanted: _SearchesBySegments, tally: ListingTally, depth: int
+    path: RemotePath, wanted: _SearchesBySegments, tally: ListingTally, read_ahead: int
 ) -> Operation[_DirectoryMatches]:
     """List a directory for its matching entries."""
-    matches, _ = yield from read_directory(path, tally, depth, lambda: _DirectoryMatches(path, wanted, tally))
+    matches, _ = yield from read_directory(path, tally, read_ahead, lambda: _DirectoryMatches(path, wanted, tally))
     yield from matches.examine_others(descends=_descends_anywhere(wanted))
     return matches
 
@@ -449,8 +449,8 @@ def _list_for_searches(
         for folder in directories[searches[0]]:
             tallies.setdefault(folder, []).append(searches[0].tally)
 
-    def operation(folder: RemotePath, depth: int) -> Operation[_DirectoryMatches]:
-        return _find_matches(folder, to_list[folder], SharedTally(folder.key, tallies[folder], log), depth)
+    def operation(folder: RemotePath, read_ahead: int) -> Operation[_DirectoryMatches]:
+        return _find_matches(folder, to_list[folder], SharedTally(folder.key, tallies[folder], log), read_ahead)
 
     outcomes = run_listings(call, [log, *(searches[0].tally for searches in alike.values())], list(to_list), operation)
     for first, *others in alike.values():

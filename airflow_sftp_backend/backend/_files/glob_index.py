@@ -1,8 +1,8 @@
 """Match undecoded names of a directory against many globs.
 
-Each glob has literal parts: bytes that its names begin with, end with, or contain. The index looks up the part that the
-fewest other globs share. Only a name with this part is decoded and compared with the glob, so the cost of a name does
-not grow with the number of globs.
+The literal parts of a glob are a prefix, a suffix and a middle: ``a*b?c*d`` has the prefix ``a``, the suffix ``d`` and
+the middle ``b``. The index looks up one part of each glob, the one that the fewest other globs share. Only a
+name with this part is decoded and compared with the glob, so the cost of a name does not grow with the number of globs.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Final, Protocol
 from airflow_sftp_backend.backend._patterns import literal_name, name_matcher
 
 _MAX_LENGTHS: Final = 3
-"""Number of different lengths up to which a table for each length is faster than a search in a sorted list."""
+"""Number of different lengths up to which a dictionary for each length is faster than a search in a sorted list."""
 _MAX_MIDDLE_BYTES: Final = 64
-"""Bytes of a middle part that are compared: limits the depth of the regular expression of all middle parts."""
+"""Bytes of a middle that are compared: they limit the depth of the regular expression of all middles."""
 _MAX_INDEXES: Final = 64
-"""Number of indexes to keep: a poll looks for the globs of the previous poll."""
+"""Number of indexes to keep: each poll searches for the globs of the previous poll."""
 
 _BRACKETS: Final = re.compile(r"\[!?\]?[^\]]*\]")
 _WILDCARDS: Final = re.compile(r"[*?\[\]]")
@@ -30,15 +30,12 @@ _WILDCARDS: Final = re.compile(r"[*?\[\]]")
 
 @dataclass(frozen=True, slots=True)
 class _Glob:
-    """Segment of a pattern with its literal parts.
-
-    Its names begin with `start`, contain `middle` and end with `end`.
-    """
+    """Segment of a pattern with its literal parts, which may be empty."""
 
     segment: str
-    start: bytes
+    prefix: bytes
     middle: bytes
-    end: bytes
+    suffix: bytes
     matches: Callable[[str], object] = field(compare=False)
 
     @classmethod
@@ -59,66 +56,64 @@ class _Glob:
             name_matcher("*" if segment == "**" else segment),
         )
 
-    def may_match(self, name: bytes) -> bool:
+    def has_parts(self, name: bytes) -> bool:
         """Return whether a name has all literal parts."""
-        return name.startswith(self.start) and name.endswith(self.end) and self.middle in name
+        return name.startswith(self.prefix) and name.endswith(self.suffix) and self.middle in name
 
 
 _Globs = list[_Glob]
 _GlobsByPart = dict[bytes, _Globs]
-_Hits = Iterator[tuple[int, _Globs]]
-"""Indexes of names, with the globs that may match."""
+_Found = Iterator[tuple[int, _Globs]]
+"""Index of each name that has a literal part, with the globs of this part."""
 
 
-class _Table(Protocol):
-    """Find the names with one of several literal parts."""
+class _PartTable(Protocol):
+    """Find names by the literal parts of globs."""
 
-    def hits(self, names: Sequence[bytes]) -> _Hits:
-        """Yield the names with a literal part."""
+    def find(self, names: Sequence[bytes]) -> _Found:
+        """Find the names that have a literal part of the table."""
 
 
-class _LengthTable:
-    """Find names by starts, or by ends, of the same length."""
+class _FixedLengthTable:
+    """Find names by prefixes, or by suffixes, of one length."""
 
-    def __init__(self, globs: _GlobsByPart, length: int, *, is_end: bool) -> None:
+    def __init__(self, globs: _GlobsByPart, length: int, *, is_suffix: bool) -> None:
         self._globs = globs
-        self._slice = slice(-length, None) if is_end else slice(length)
+        self._part = slice(-length, None) if is_suffix else slice(length)
 
-    def hits(self, names: Sequence[bytes]) -> _Hits:
-        """Yield the names with a literal part."""
-        globs, part = self._globs, self._slice
+    def find(self, names: Sequence[bytes]) -> _Found:
+        """Find the names that have a literal part of the table."""
+        globs, part = self._globs, self._part
         for index in [index for index, name in enumerate(names) if name[part] in globs]:
             yield index, globs[names[index][part]]
 
 
-class _SortedTable:
-    """Find names by starts, or by ends, of any lengths.
+class _PrefixTable:
+    """Find names by prefixes, or by suffixes, of any lengths.
 
-    The parts are sorted, and none begins with another: only the last part that is not greater than a name can be its
-    start. Ends are compared as starts of reversed names.
+    The prefixes are sorted, and none begins with another one. Therefore a name can only have the last prefix that is
+    not greater than the name. A suffix is the prefix of a reversed name.
     """
 
-    def __init__(self, globs: _GlobsByPart, *, is_end: bool) -> None:
-        self._step = -1 if is_end else 1
-        self._parts: list[bytes] = []
+    def __init__(self, globs: _GlobsByPart, *, is_suffix: bool) -> None:
+        self._is_suffix = is_suffix
+        self._prefixes: list[bytes] = []
         self._globs: list[_Globs] = []
-        for part, globs_of_part in sorted(
-            (part[:: self._step], globs_of_part) for part, globs_of_part in globs.items()
-        ):
-            if self._parts and part.startswith(self._parts[-1]):
-                self._globs[-1] += globs_of_part
+        globs_by_prefix = {part[::-1]: globs[part] for part in globs} if is_suffix else globs
+        for prefix in sorted(globs_by_prefix):
+            if self._prefixes and prefix.startswith(self._prefixes[-1]):
+                self._globs[-1] += globs_by_prefix[prefix]  # the shorter prefix finds the names of both
             else:
-                self._parts.append(part)
-                self._globs.append([*globs_of_part])
+                self._prefixes.append(prefix)
+                self._globs.append([*globs_by_prefix[prefix]])
 
-    def hits(self, names: Sequence[bytes]) -> _Hits:
-        """Yield the names with a literal part."""
-        parts = self._parts
-        ordered = names if self._step == 1 else [name[::-1] for name in names]
-        for index in [
-            index for index, name in enumerate(ordered) if name.startswith(parts[bisect_right(parts, name) - 1])
-        ]:
-            yield index, self._globs[bisect_right(parts, ordered[index]) - 1]
+    def find(self, names: Sequence[bytes]) -> _Found:
+        """Find the names that have a literal part of the table."""
+        prefixes = self._prefixes
+        for index, name in enumerate([name[::-1] for name in names] if self._is_suffix else names):
+            position = bisect_right(prefixes, name) - 1
+            if name.startswith(prefixes[position]):
+                yield index, self._globs[position]
 
 
 class _MiddleTable:
@@ -126,12 +121,12 @@ class _MiddleTable:
 
     def __init__(self, globs: _GlobsByPart) -> None:
         self._globs = globs
-        self._search = re.compile(_any_of(sorted(globs)), re.DOTALL).search
+        self._search = re.compile(_alternatives(sorted(globs)), re.DOTALL).search
 
-    def hits(self, names: Sequence[bytes]) -> _Hits:
-        """Yield the names with a literal part."""
+    def find(self, names: Sequence[bytes]) -> _Found:
+        """Find the names that have a literal part of the table."""
         search = self._search
-        # No part contains the separator. Most replies of a large directory have no match, and take one search.
+        # No part contains the slash. Most replies of a large directory have no match, and take one search.
         if search(b"/".join(names)) is None:
             return
         for index, name in enumerate(names):
@@ -139,20 +134,19 @@ class _MiddleTable:
                 yield index, [glob for part, globs in self._globs.items() if part in name for glob in globs]
 
 
-def _any_of(parts: Sequence[bytes]) -> bytes:
-    """Return a regular expression for any of some sorted texts.
+def _alternatives(texts: Sequence[bytes]) -> bytes:
+    """Return a regular expression that matches any of the sorted texts.
 
-    Texts with a common start share it: `re` tries the alternatives one after the other.
+    A common prefix of texts is written once, because `re` tries alternatives one after the other.
     """
-    if parts[0] == b"":  # the shorter text is found wherever the longer ones are
+    if texts[0] == b"":  # the empty text is found wherever the others are
         return b""
     alternatives: list[bytes] = []
-    for first in dict.fromkeys(part[:1] for part in parts):
-        group = [part for part in parts if part[:1] == first]
-        # what the first and the last of sorted texts share, all share
-        differences = (at for at, (left, right) in enumerate(zip(group[0], group[-1], strict=False)) if left != right)
-        common = next(differences, len(group[0]))
-        alternatives.append(re.escape(group[0][:common]) + _any_of([part[common:] for part in group]))
+    for first_byte in dict.fromkeys(text[:1] for text in texts):
+        group = [text for text in texts if text[:1] == first_byte]
+        # Texts between the first and the last have the prefix that these two share.
+        length = max(end for end in range(len(group[0]) + 1) if group[-1].startswith(group[0][:end]))
+        alternatives.append(re.escape(group[0][:length]) + _alternatives([text[length:] for text in group]))
     return alternatives[0] if len(alternatives) == 1 else b"(?:" + b"|".join(alternatives) + b")"
 
 
@@ -173,11 +167,11 @@ class GlobIndex:
                 globs.append(_Glob.parse(segment, encoding))
             else:
                 self._literals[literal.encode(encoding, "surrogateescape")] = segment
-        starts, middles, ends = _by_rarest_part(globs)
-        self._tables: list[_Table] = [*_tables(starts, is_end=False), *_tables(ends, is_end=True)]
-        if middles:
-            self._tables.append(_MiddleTable(middles))
-        self._others = [glob for glob in globs if not (glob.start or glob.middle or glob.end)]
+        by_prefix, by_middle, by_suffix = _by_rarest_part(globs)
+        self._tables: list[_PartTable] = [*_tables(by_prefix, is_suffix=False), *_tables(by_suffix, is_suffix=True)]
+        if by_middle:
+            self._tables.append(_MiddleTable(by_middle))
+        self._without_parts = [glob for glob in globs if not (glob.prefix or glob.middle or glob.suffix)]
 
     def matches(self, names: Sequence[bytes]) -> Iterator[tuple[int, str, list[str]]]:
         """Yield the matching names.
@@ -187,18 +181,18 @@ class GlobIndex:
         """
         candidates: dict[int, _Globs] = {}
         for table in self._tables:
-            for index, globs in table.hits(names):
-                if possible := [glob for glob in globs if glob.may_match(names[index])]:
-                    candidates.setdefault(index, []).extend(possible)
+            for index, globs in table.find(names):
+                if globs := [glob for glob in globs if glob.has_parts(names[index])]:
+                    candidates.setdefault(index, []).extend(globs)
         literals = self._literals
         literal_indexes = [index for index, name in enumerate(names) if name in literals] if literals else []
-        if self._others:
+        if self._without_parts:
             indexes: Iterable[int] = range(len(names))
         else:
             indexes = sorted({*candidates, *literal_indexes})
         for index in indexes:
             name = str(names[index], self._encoding, "surrogateescape")
-            globs = [*self._others, *candidates.get(index, ())]
+            globs = [*self._without_parts, *candidates.get(index, ())]
             segments = [glob.segment for glob in globs if glob.matches(name)]
             if names[index] in literals:
                 segments.append(literals[names[index]])
@@ -218,29 +212,31 @@ def glob_index(segments: tuple[str, ...], encoding: str) -> GlobIndex:
 
 
 def _by_rarest_part(globs: Sequence[_Glob]) -> tuple[_GlobsByPart, _GlobsByPart, _GlobsByPart]:
-    """Group globs by start, middle or end.
+    """Group globs by prefix, middle or suffix.
 
-    Each glob is in the group of the part that the fewest globs share, the longest of these.
+    Each glob is in one group: that of the part that the fewest globs share, the longest of these.
     """
-    starts, middles, ends = (Counter(getattr(glob, part) for glob in globs) for part in ("start", "middle", "end"))
-    by_start, by_middle, by_end = _GlobsByPart(), _GlobsByPart(), _GlobsByPart()
+    prefixes, middles, suffixes = (
+        Counter(getattr(glob, part) for glob in globs) for part in ("prefix", "middle", "suffix")
+    )
+    by_prefix, by_middle, by_suffix = _GlobsByPart(), _GlobsByPart(), _GlobsByPart()
     for glob in globs:
         choices = [
-            (starts[glob.start], -len(glob.start), 0, glob.start, by_start),
-            (ends[glob.end], -len(glob.end), 1, glob.end, by_end),
+            (prefixes[glob.prefix], -len(glob.prefix), 0, glob.prefix, by_prefix),
+            (suffixes[glob.suffix], -len(glob.suffix), 1, glob.suffix, by_suffix),
             (middles[glob.middle], -len(glob.middle), 2, glob.middle, by_middle),
         ]
         if choices := [choice for choice in choices if choice[3]]:
             *_, part, group = min(choices, key=lambda choice: choice[:3])
             group.setdefault(part, []).append(glob)
-    return by_start, by_middle, by_end
+    return by_prefix, by_middle, by_suffix
 
 
-def _tables(globs: _GlobsByPart, *, is_end: bool) -> list[_Table]:
-    """Return the tables for starts or ends."""
+def _tables(globs: _GlobsByPart, *, is_suffix: bool) -> list[_PartTable]:
+    """Return the tables for prefixes or suffixes."""
     by_length: dict[int, _GlobsByPart] = {}
     for part, globs_of_part in globs.items():
         by_length.setdefault(len(part), {})[part] = globs_of_part
     if len(by_length) > _MAX_LENGTHS:
-        return [_SortedTable(globs, is_end=is_end)]
-    return [_LengthTable(group, length, is_end=is_end) for length, group in by_length.items()]
+        return [_PrefixTable(globs, is_suffix=is_suffix)]
+    return [_FixedLengthTable(group, length, is_suffix=is_suffix) for length, group in by_length.items()]

@@ -27,7 +27,7 @@ def get_own_attributes(path: RemotePath) -> Operation[tuple[Attributes | StatusE
     """Return the attributes of a path without following a link.
 
     :param path: the path; its last segment is not followed
-    :returns: its attributes or the refusal, and whether a link would have been distinguished from a directory
+    :returns: its attributes or the refusal, and whether the type is certain: False for a directory that may be a link
     """
     # The server may refuse LSTAT, or follow links in it.
     (own_answer,) = yield from lstat_all([path])

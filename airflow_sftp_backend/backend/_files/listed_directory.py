@@ -193,16 +193,18 @@ def with_targets(entries: Listing, *, descends: bool) -> Operation[list[TreeEntr
     return [TreeEntry(path, attributes, targets.get(path, attributes)) for path, attributes in entries]
 
 
-def list_directory(path: RemotePath, tally: ListingTally, depth: int, *, descends: bool) -> Operation[ListedDirectory]:
+def list_directory(
+    path: RemotePath, tally: ListingTally, read_ahead: int, *, descends: bool
+) -> Operation[ListedDirectory]:
     """List a directory with the targets of its links.
 
     :param path: the directory
     :param tally: counts the replies
-    :param depth: number of READDIR requests sent at first
+    :param read_ahead: number of READDIR requests to send at first
     :param descends: distinguish links from directories
     :returns: the entries, with temporary files
     :raises SFTPBackendError: as for `read_directory`, or if the server does not distinguish links from directories
     """
-    listed, _ = yield from read_directory(path, tally, depth, lambda: ListedDirectory(path, tally))
+    listed, _ = yield from read_directory(path, tally, read_ahead, lambda: ListedDirectory(path, tally))
     yield from listed.examine_others(descends=descends)
     return listed

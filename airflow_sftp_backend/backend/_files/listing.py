@@ -110,7 +110,7 @@ def remove_unsafe_files(path: RemotePath, reply: DirectoryReply, tally: ListingT
     reply.remove(unsafe)
 
 
-def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operation[Listing]:
+def list_folder(path: RemotePath, tally: ListingTally, read_ahead: int = 2) -> Operation[Listing]:
     """Return the entries of a directory with attributes from READDIR.
 
     Temporary files are included.
@@ -119,18 +119,18 @@ def list_folder(path: RemotePath, tally: ListingTally, depth: int = 2) -> Operat
 
     :param path: the directory
     :param tally: counts the replies
-    :param depth: number of READDIR requests sent at first; a reply has about 100 names
+    :param read_ahead: number of READDIR requests to send at first; a reply has about 100 names
     :returns: the entries
     :raises NotFound: if the directory does not exist
     :raises InvalidPath: for a file
     :raises LimitExceeded: if the listing exceeds the limits of ``tally``
     """
-    collector, _ = yield from read_directory(path, tally, depth, lambda: ListingCollector(path, tally))
+    collector, _ = yield from read_directory(path, tally, read_ahead, lambda: ListingCollector(path, tally))
     return (yield from with_file_types(collector.entries))
 
 
 def list_and_recheck(
-    path: RemotePath, tally: ListingTally, depth: int = 2
+    path: RemotePath, tally: ListingTally, read_ahead: int = 2
 ) -> Operation[tuple[Listing, Attributes | StatusError]]:
     """List a directory, and check its path with the last entries.
 
@@ -139,7 +139,7 @@ def list_and_recheck(
     :returns: the entries as of `list_folder`, and the attributes of the path: by then it may be a link
     """
     collector, recheck_reply = yield from read_directory(
-        path, tally, depth, lambda: ListingCollector(path, tally), recheck=True
+        path, tally, read_ahead, lambda: ListingCollector(path, tally), recheck=True
     )
     entries = yield from with_file_types(collector.entries)
     assert recheck_reply is not None
@@ -150,13 +150,13 @@ def list_and_recheck(
 
 
 def read_directory(
-    path: RemotePath, tally: ListingTally, depth: int, create: Callable[[], C], *, recheck: bool = False
+    path: RemotePath, tally: ListingTally, read_ahead: int, create: Callable[[], C], *, recheck: bool = False
 ) -> Operation[tuple[C, Pending[Attributes] | None]]:
     """Read the entries of a directory.
 
     :param path: the directory
     :param tally: counts the replies
-    :param depth: number of READDIR requests sent at first
+    :param read_ahead: number of READDIR requests to send at first
     :param create: creates the collector of the entries; called again if the listing is repeated
     :param recheck: send an LSTAT of the path with the last READDIR
     :returns: the collector, and the reply to the LSTAT
@@ -168,7 +168,7 @@ def read_directory(
     for is_last in (False, False, True):
         collector = create()
         try:
-            recheck_reply = yield from _read_entries(path, tally, depth, collector, recheck=recheck)
+            recheck_reply = yield from _read_entries(path, tally, read_ahead, collector, recheck=recheck)
         except StatusError as refused:
             # the directory exists despite NO_SUCH_FILE: it was created just now, a file was renamed during the
             # listing, or the server follows a dangling link
@@ -181,7 +181,7 @@ def read_directory(
 
 
 def _read_entries(
-    path: RemotePath, tally: ListingTally, depth: int, collector: EntryCollector, *, recheck: bool = False
+    path: RemotePath, tally: ListingTally, read_ahead: int, collector: EntryCollector, *, recheck: bool = False
 ) -> Operation[Pending[Attributes] | None]:
     """Pass the entries of a directory to a collector. Raises StatusError."""
     handle = yield from request(OpenDir(path.native))
@@ -190,18 +190,18 @@ def _read_entries(
     try:
         while True:
             # half of the requests at a time: a packet for each would cost more than the names in its reply
-            if len(pending_replies) <= depth // 2:
-                sending = _send_read_dirs(path, ReadDir(handle, tally), depth - len(pending_replies), recheck=recheck)
-                pending_replies.extend((yield from sending))
+            if len(pending_replies) <= read_ahead // 2:
+                count = read_ahead - len(pending_replies)
+                pending_replies += yield from _send_read_dirs(path, ReadDir(handle, tally), count, recheck=recheck)
             entries_reply, recheck_reply = pending_replies.popleft()
-            batch = yield from reply(entries_reply)
-            size = len(batch)
+            entries = yield from reply(entries_reply)
+            size = len(entries)
             if not size:
                 break
-            names.add(batch.all_names)
-            collector.add(batch)
+            names.add(entries.all_names)
+            collector.add(entries)
             # a large directory gets more requests in flight, up to the limit of names requested ahead
-            depth = min(2 * depth, 128, max(2, MAX_NAMES_AHEAD // size))
+            read_ahead = min(2 * read_ahead, 128, max(2, MAX_NAMES_AHEAD // size))
         return recheck_reply
     except LimitExceeded as error:
         error.path = path.key if error.path is None else error.path

@@ -1,6 +1,4 @@
-"""Walk directory trees level by level.
-
-Totals are computed, and trees deleted from the bottom up.
+"""Walk directory trees level by level, compute their totals, and delete them.
 
 All directories of a level are listed side by side, so a walk takes as many round trips as the tree has levels. Links
 are never entered.
@@ -41,8 +39,8 @@ class SessionCall(Protocol):
     A walk calls it for each level, so that other threads can use the connection.
     """
 
-    def __call__(self, use: Callable[[SFTPScheduler], T], *, idempotent: bool = False) -> T:
-        """Run ``use`` with the scheduler of the connection."""
+    def __call__(self, function: Callable[[SFTPScheduler], T], /, *, idempotent: bool = False) -> T:
+        """Call a function with the scheduler of the connection."""
 
 
 def _list_all(
@@ -57,7 +55,7 @@ def _list_all(
             call,
             [tally],
             folders,
-            lambda folder, depth: list_directory(folder, tally, depth, descends=folder in descend_into),
+            lambda folder, read_ahead: list_directory(folder, tally, read_ahead, descends=folder in descend_into),
         )
     )
 
@@ -78,14 +76,14 @@ def run_listings(
     """
     marks = [tally.mark() for tally in tallies]
 
-    def use(scheduler: SFTPScheduler) -> list[T | SFTPBackendError | OSError]:
+    def list_all(scheduler: SFTPScheduler) -> list[T | SFTPBackendError | OSError]:
         for tally, mark in zip(tallies, marks, strict=True):
             tally.rewind(mark)  # replies of a lost connection are received again
             tally.limits = scheduler.receive_limits
-        depth = _initial_read_ahead(scheduler, folders)
-        return _raise_if_unavailable(scheduler.run_many(operation(folder, depth) for folder in folders))
+        read_ahead = _initial_read_ahead(scheduler, folders)
+        return _raise_if_unavailable(scheduler.run_many(operation(folder, read_ahead) for folder in folders))
 
-    return call(use, idempotent=True)
+    return call(list_all, idempotent=True)
 
 
 def _initial_read_ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath]) -> int:
@@ -95,8 +93,10 @@ def _initial_read_ahead(scheduler: SFTPScheduler, folders: Sequence[RemotePath])
 
 
 def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """Return the outcomes, or raise BackendUnavailable."""
-    # The latter lets the session repeat the whole call
+    """Return the outcomes, or raise BackendUnavailable.
+
+    The session then repeats the whole call.
+    """
     for outcome in outcomes:
         if isinstance(outcome, BackendUnavailable):
             raise outcome
@@ -104,8 +104,10 @@ def _raise_if_unavailable(outcomes: list[T | SFTPBackendError | OSError]) -> lis
 
 
 def _raise_if_limit_exceeded(outcomes: list[T | SFTPBackendError | OSError]) -> list[T | SFTPBackendError | OSError]:
-    """Return the outcomes, or raise LimitExceeded."""
-    # The limits apply to the call as a whole
+    """Return the outcomes, or raise LimitExceeded.
+
+    The limits apply to the call as a whole.
+    """
     for outcome in outcomes:
         if isinstance(outcome, LimitExceeded):
             raise outcome
@@ -207,17 +209,17 @@ def get_file_infos(call: SessionCall, paths: Sequence[RemotePath]) -> list[FileI
 def stat_many(call: SessionCall, paths: Sequence[RemotePath]) -> list[Attributes | SFTPBackendError | OSError | None]:
     """Return the results of `stat_or_none` for many paths, or errors.
 
-    One round trip if all replies are clear.
+    One round trip, more if a reply does not show whether the path exists.
     """
 
-    def use(scheduler: SFTPScheduler) -> list[Attributes | SFTPBackendError | OSError | None]:
+    def stat_all(scheduler: SFTPScheduler) -> list[Attributes | SFTPBackendError | OSError | None]:
         parents = () if scheduler.traits.finds_nothing_below_files else {path.parent: None for path in paths}
         requested = (*paths, *(parent for parent in parents if not parent.is_root))
         answers = dict(
             zip(requested, scheduler.run(request_all([Stat(path.native) for path in requested])), strict=True)
         )
         outcomes: dict[RemotePath, Attributes | SFTPBackendError | OSError | None] = {}
-        unclear: list[RemotePath] = []
+        undecided: list[RemotePath] = []
         for path in paths:
             answer = answers[path]
             if parents and is_parent_a_file(answers.get(path.parent)):
@@ -227,13 +229,13 @@ def stat_many(call: SessionCall, paths: Sequence[RemotePath]) -> list[Attributes
             elif isinstance(answer, StatusError) and answer.missing:
                 outcomes[path] = None
             else:
-                unclear.append(path)
+                undecided.append(path)
         outcomes.update(
-            zip(unclear, _raise_if_unavailable(scheduler.run_many(map(stat_or_none, unclear))), strict=True)
+            zip(undecided, _raise_if_unavailable(scheduler.run_many(map(stat_or_none, undecided))), strict=True)
         )
         return [outcomes[path] for path in paths]
 
-    return call(use, idempotent=True)
+    return call(stat_all, idempotent=True)
 
 
 def folder_info(call: SessionCall, folder: RemotePath) -> FolderInfo:
@@ -270,8 +272,8 @@ def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> Non
     :raises InvalidPath: for a file
     :raises SFTPBackendError: the first refusal, after all other entries are deleted
     """
-    attributes, is_link_excluded = call(lambda scheduler: scheduler.run(get_own_attributes(root)), idempotent=True)
-    if isinstance(attributes, Attributes) and attributes.is_folder and not is_link_excluded:
+    attributes, is_certain = call(lambda scheduler: scheduler.run(get_own_attributes(root)), idempotent=True)
+    if isinstance(attributes, Attributes) and attributes.is_folder and not is_certain:
         raise ambiguous_link_error(root)
     if isinstance(attributes, StatusError) or not attributes.is_folder:
         # for a link, delete_folder removes the link; for a file or a missing path, it raises the error
@@ -287,9 +289,12 @@ def delete_tree(call: SessionCall, root: RemotePath, *, missing_ok: bool) -> Non
 
 
 def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTally) -> list[SFTPBackendError]:
-    """Delete the entries of each level, then the directories.
+    """Delete the files and links of each level, then all directories.
 
-    The entries are deleted from the top down. Returns the errors. Raises LimitExceeded.
+    Files and links are deleted from the top level down, directories from the bottom up.
+
+    :returns: the errors
+    :raises LimitExceeded: if the listings exceed the limits of ``tally``
     """
     folders: list[RemotePath] = []
     failures: list[SFTPBackendError] = []
@@ -299,7 +304,7 @@ def _delete_level_by_level(call: SessionCall, root: RemotePath, tally: ListingTa
         tally.check_depth(depth)
         outcomes = _list_for_removal(call, tally, level)
         directories, level = level, []
-        non_directories: list[tuple[RemotePath, bool]] = []  # with whether the listing contained the type
+        non_directories: list[tuple[RemotePath, bool]] = []  # path, and whether the listing contained its type
         for folder, outcome in zip(directories, outcomes, strict=True):
             if isinstance(outcome, NotFound):
                 continue
@@ -331,17 +336,19 @@ def _list_for_removal(
 
     Raises LimitExceeded.
     """
-    return _raise_if_limit_exceeded(
-        run_listings(call, [tally], folders, lambda folder, depth: _list_one_for_removal(folder, tally, depth))
-    )
+
+    def operation(folder: RemotePath, read_ahead: int) -> Operation[Listing]:
+        return _list_one_for_removal(folder, tally, read_ahead)
+
+    return _raise_if_limit_exceeded(run_listings(call, [tally], folders, operation))
 
 
-def _list_one_for_removal(path: RemotePath, tally: ListingTally, depth: int) -> Operation[Listing]:
+def _list_one_for_removal(path: RemotePath, tally: ListingTally, read_ahead: int) -> Operation[Listing]:
     """List a directory with links detected; check its type again.
 
     Raises _BecameLink, InvalidPath.
     """
-    entries, rechecked = yield from list_and_recheck(path, tally, depth)
+    entries, rechecked = yield from list_and_recheck(path, tally, read_ahead)
     if isinstance(rechecked, Attributes) and not rechecked.is_folder:
         error_class = _BecameLink if rechecked.is_link else InvalidPath
         raise error_class("cannot delete the directory: the path is no longer a directory", path=path.key)
@@ -359,12 +366,11 @@ def _delete_entries(call: SessionCall, paths: Sequence[tuple[RemotePath, bool]])
 
 def _remove_directories(call: SessionCall, folders: Sequence[RemotePath]) -> list[SFTPBackendError]:
     """Remove empty directories together, the deepest first, and return the errors."""
-    # A refused removal is repeated: the server may not have kept the order.
     deepest_first = sorted(folders, key=lambda folder: folder.key.count("/"), reverse=True)
     answers = call(lambda scheduler: scheduler.run(request_all([RemoveDir(folder.native) for folder in deepest_first])))
     failures: list[SFTPBackendError] = []
     for folder, answer in zip(deepest_first, answers, strict=True):
-        if isinstance(answer, StatusError) and not answer.missing:
+        if isinstance(answer, StatusError) and not answer.missing:  # the server may have changed the order: try again
             failures += _remove_directory(call, folder)
     return failures
 

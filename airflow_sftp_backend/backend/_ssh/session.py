@@ -251,7 +251,7 @@ class Session(ForkAware):
 
     def call(
         self,
-        use: Callable[[SFTPScheduler], T],
+        function: Callable[[SFTPScheduler], T],
         *,
         idempotent: bool = False,
         attempts: int | None = None,
@@ -261,20 +261,20 @@ class Session(ForkAware):
     ) -> T:
         """Run a function on the connection, opened first if necessary.
 
-        A call made within ``use`` runs on the same connection, even if the connection is lost.
+        A call made within the function runs on the same connection, even if the connection is lost.
 
-        :param use: the function; its exceptions pass unchanged
+        :param function: called with the scheduler of the connection; its exceptions pass unchanged
         :param idempotent: repeat the call once on a new connection if the connection is lost
         :param attempts: number of attempts to connect, in place of the retry policy
         :param channel_demand: size of the following upload, for additional channels
         :param cleanup: run the call also after `cancel_call`
         :param reconnecting: retry connecting for `reconnect_timeout`, in place of the retry policy
-        :returns: the result of ``use``
+        :returns: the result of the function
         :raises BackendUnavailable: if there is no connection, or the connection is lost
         """
         with self._lock:
             if self._in_use is not None:
-                return self._run(use, self._in_use)
+                return self._run(function, self._in_use)
             if self._clock() >= self._deadline.at:
                 raise BackendUnavailable("the session was aborted", server=self._config.address)
             if self._cancelled.is_set() and not cleanup:
@@ -282,7 +282,7 @@ class Session(ForkAware):
             connection = self._get_connection(attempts, channel_demand, self.reconnect_timeout if reconnecting else 0)
             known_shared = self._handles.shares_handles
             try:
-                return self._run_exclusively(use, connection)
+                return self._run_exclusively(function, connection)
             except BackendUnavailable as error:
                 # The call has found that the server gives several files one handle: the connection was closed by this
                 # side, not lost, so the call is repeated even by a session that does not reconnect.
@@ -291,12 +291,12 @@ class Session(ForkAware):
                 if not retries or self._cancelled.is_set() or connection.scheduler.failure is None:
                     raise
                 log.info("%s; repeating the call on a new connection", error)
-            return self._run_exclusively(use, self._get_connection(attempts, even_if_single=found_shared))
+            return self._run_exclusively(function, self._get_connection(attempts, even_if_single=found_shared))
 
-    def _run_exclusively(self, use: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
+    def _run_exclusively(self, function: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
         self._in_use = connection
         try:
-            return self._run(use, connection)
+            return self._run(function, connection)
         except BackendUnavailable as error:
             if connection.scheduler.failure is not None and connection.failure is not None:
                 error.loss = connection.failure
@@ -309,9 +309,9 @@ class Session(ForkAware):
                     self._settings = replace(self._settings, config=replace(self._settings.config, max_channels=1))
                 self._drop(connection)
 
-    def _run(self, use: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
+    def _run(self, function: Callable[[SFTPScheduler], T], connection: _Connection) -> T:
         try:
-            return use(connection.scheduler)
+            return function(connection.scheduler)
         except SFTPBackendError as error:
             add_location(error, self._config.address, Jail(self._config.base_path))
             raise

@@ -153,7 +153,7 @@ def _clean_backups(call: SessionCall, entries: list[TreeEntry], *, dry_run: bool
 def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, missing: bool) -> PartialFile:
     """Remove or restore a backup, and report the result."""
 
-    def use(scheduler: SFTPScheduler) -> None:
+    def clean(scheduler: SFTPScheduler) -> None:
         # Both operations check again whether the file exists. `target.backup` is the name that all writers of the file
         # use, so remove_backup first renames the backup to a unique name.
         if backup.path == target.backup and not missing:
@@ -161,7 +161,7 @@ def _clean_backup(call: SessionCall, backup: TreeEntry, target: RemotePath, *, m
         else:
             scheduler.run(remove_or_restore_backup(target, backup.path))
 
-    call(use)
+    call(clean)
     if _is_missing(call, backup.path):
         return _to_partial_file(backup, "restored" if missing else "removed")
     return _to_partial_file(backup, "kept", "the server refuses to rename or remove the backup")

@@ -44,7 +44,7 @@ def list_server(backend: SFTPBackend, path: str, filters: FileFilters, *, restor
     :returns: the entries; None if the directory does not exist
     :raises InvalidPath: if the path is a file
     """
-    from airflow_sftp_backend.backend._tree_queries import list_tree  # late import: not needed to parse DAGs
+    from airflow_sftp_backend.backend._tree_queries import list_tree  # not needed to parse DAGs
 
     top = backend.resolve(path).key
     start = len(top) + 1 if top else 0
@@ -239,7 +239,7 @@ def paths_of_equal_content(
     :returns: the files with equal content
     :raises BackendUnavailable: if the connection is lost
     """
-    from airflow_sftp_backend.backend._files.samples import WHOLE_SIZE  # late import: not needed to parse DAGs
+    from airflow_sftp_backend.backend._files.samples import WHOLE_SIZE  # not needed to parse DAGs
 
     candidates = [
         path for path, state in source.files.items() if path in target.files and target.files[path].size == state.size

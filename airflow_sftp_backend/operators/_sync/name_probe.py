@@ -48,7 +48,7 @@ class ServerNames:
 
     def existing(self, paths: Sequence[str]) -> set[str]:
         """Return the paths that exist. One round trip."""
-        from airflow_sftp_backend.backend._tree_queries import find_existing  # late import: not needed to parse DAGs
+        from airflow_sftp_backend.backend._tree_queries import find_existing  # not needed to parse DAGs
 
         return find_existing(self._backend, paths)
 
@@ -71,7 +71,7 @@ class ServerNames:
         """Return whether a rename replaces the link. One round trip."""
         from airflow_sftp_backend.backend._tree_queries import (
             replaces_links,
-        )  # late import: not needed to parse DAGs
+        )  # not needed to parse DAGs
 
         return replaces_links(self._backend, path)
 

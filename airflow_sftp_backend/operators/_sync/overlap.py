@@ -77,7 +77,7 @@ def _url_overlaps(backend: SFTPBackend, native_path: str, url: str) -> bool:
 
 
 def _backends_overlap(backend: SFTPBackend, native_path: str, other: SFTPBackend, other_native_path: str) -> bool:
-    from airflow_sftp_backend.backend import _real_paths  # late import: not needed to parse DAGs
+    from airflow_sftp_backend.backend import _real_paths  # not needed to parse DAGs
 
     if not _real_paths.is_same_server(backend, other):
         return False
@@ -95,13 +95,13 @@ def _backends_overlap(backend: SFTPBackend, native_path: str, other: SFTPBackend
 
 
 def _overlap_on_server(backend: SFTPBackend, native_path: str, other: str) -> bool:
-    from airflow_sftp_backend.backend._real_paths import real_path  # late import: not needed to parse DAGs
+    from airflow_sftp_backend.backend._real_paths import real_path  # not needed to parse DAGs
 
     return overlap(real_path(backend, native_path), real_path(backend, other), _distinguishing(backend))
 
 
 def _distinguishing(backend: SFTPBackend) -> Distinguishes:
-    from airflow_sftp_backend.backend import _real_paths  # late import: not needed to parse DAGs
+    from airflow_sftp_backend.backend import _real_paths  # not needed to parse DAGs
 
     def distinguishes(directory: str, name: str, other: str) -> bool:
         for each in (name, other):
@@ -116,7 +116,7 @@ def _distinguishing(backend: SFTPBackend) -> Distinguishes:
 
 
 def _local_overlaps(backend: SFTPBackend, native_path: str, local: str) -> bool:
-    from airflow_sftp_backend.backend import _real_paths  # late import: not needed to parse DAGs
+    from airflow_sftp_backend.backend import _real_paths  # not needed to parse DAGs
 
     has_local_name = backend.config.host.lower() in (*_LOOPBACK, socket.gethostname().lower())
     if not has_local_name and not _real_paths.leads_to_this_machine(backend):
