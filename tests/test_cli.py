@@ -16,6 +16,7 @@ import pytest
 
 from airflow_sftp_backend.backend._paths import temp_name
 from airflow_sftp_backend.cli import main
+from tests.support.airflow import prepared_process
 from tests.support.airflow.home import airflow_home
 from tests.support.files import write_files
 from tests.support.servers import AsyncsshServer, OpenSSHServer, free_port
@@ -35,6 +36,12 @@ def with_key(server: OpenSSHServer, known_hosts: Path, path: str = "/~") -> list
     """The arguments of a check that logs in."""
     url = f"sftp://{server.username}@{server.host}:{server.port}{path}"
     return ["check", url, "--key-file", str(server.client_key), "--known-hosts", str(known_hosts)]
+
+
+def run_with_airflow(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process that has imported what Airflow needs."""
+    command = ["-m", "airflow_sftp_backend.cli", *arguments]
+    return prepared_process.run(command, environment=os.environ | environment, modules=prepared_process.LIBRARIES)
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -178,15 +185,15 @@ def test_an_airflow_connection_is_checked(asyncssh_plain: AsyncsshServer, tmp_pa
         "conn_type": "sftp_backend", "host": server.host, "port": server.port, "login": server.username,
         "password": server.password, "extra": {"known_host_keys": server.known_hosts},
     }  # fmt: skip
-    done = run("check", "partner", "--json", AIRFLOW_CONN_PARTNER=json.dumps(conn))
+    done = run_with_airflow("check", "partner", "--json", AIRFLOW_CONN_PARTNER=json.dumps(conn))
     assert (done.returncode, json.loads(done.stdout)["ok"]) == (0, True), done.stderr
-    done = run("check", "partner", AIRFLOW_CONN_PARTNER=json.dumps(conn | {"port": 99999}))
+    done = run_with_airflow("check", "partner", AIRFLOW_CONN_PARTNER=json.dumps(conn | {"port": 99999}))
     assert (done.returncode, done.stdout) == (2, "")
     assert "connection 'partner' needs correcting: Port: 99999 given" in done.stderr
 
 
 def test_a_missing_connection_is_reported(tmp_path: Path) -> None:
-    done = run("check", "nowhere", **airflow_home(tmp_path))
+    done = run_with_airflow("check", "nowhere", **airflow_home(tmp_path))
     assert (done.returncode, done.stdout) == (2, "")
     assert "nowhere" in done.stderr
     assert "`airflow connections list` lists the connections" in done.stderr
@@ -332,7 +339,7 @@ def test_clean_accepts_an_airflow_connection(asyncssh_plain: AsyncsshServer, tmp
             "base_path": folder.base_path,
         },
     }  # fmt: skip
-    done = run(
+    done = run_with_airflow(
         "clean", "partner", "/", AIRFLOW_CONN_PARTNER=json.dumps(connection), AIRFLOW_HOME=str(tmp_path / "airflow")
     )
     assert done.returncode == 0, done.stderr
@@ -439,5 +446,5 @@ def test_ls_takes_an_airflow_connection(asyncssh_plain: AsyncsshServer, tmp_path
         "login": asyncssh_plain.username, "extra": extra,
     }  # fmt: skip
     home = str(tmp_path / "airflow")
-    done = run("ls", "partner", "in/*", AIRFLOW_CONN_PARTNER=json.dumps(connection), AIRFLOW_HOME=home)
+    done = run_with_airflow("ls", "partner", "in/*", AIRFLOW_CONN_PARTNER=json.dumps(connection), AIRFLOW_HOME=home)
     assert (done.returncode, done.stdout.split()[::2]) == (0, ["1", "in/a.csv"]), done.stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import distribution
@@ -19,8 +18,8 @@ from packaging.version import Version
 from airflow_sftp_backend._connections.fields import FIELDS
 from airflow_sftp_backend.get_provider_info import get_provider_info
 from airflow_sftp_backend.hooks import SFTPBackendHook
+from tests.support.airflow import prepared_process
 from tests.support.airflow.connections import Connect
-from tests.support.airflow.home import AIRFLOW
 from tests.support.airflow.versions import AIRFLOW_VERSION
 from tests.support.servers import OpenSSHServer
 
@@ -100,10 +99,8 @@ def airflow_cli(tmp_path_factory: pytest.TempPathFactory) -> Airflow:
     }
 
     def run(*arguments: str, status: int = 0, **environment: str) -> str:
-        done = subprocess.run(
-            [*AIRFLOW, *arguments],
-            env=os.environ | own | environment, capture_output=True, text=True, check=False, cwd=home,
-        )  # fmt: skip
+        command = ["-m", "airflow", *arguments]
+        done = prepared_process.run(command, environment=os.environ | own | environment, folder=home)
         assert done.returncode == status, done.stdout + done.stderr
         assert "sftp_backend" not in done.stderr
         return done.stdout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -17,6 +15,7 @@ from hypothesis import strategies as st
 from airflow_sftp_backend import InvalidPath
 from airflow_sftp_backend.assets import convert_asset_to_openlineage, create_asset, dataset, file_uri, sanitize_uri
 from airflow_sftp_backend.backend import BackendConfig
+from tests.support.airflow import prepared_process
 from tests.support.airflow.versions import ProvidersManagerTaskRuntime
 
 
@@ -151,5 +150,5 @@ def test_the_dataset_is_named_as_openlineage_names_a_remote_file() -> None:
 
 def test_importing_assets_loads_no_openlineage() -> None:
     code = "import sys, airflow_sftp_backend.assets.uri; print('openlineage' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
+    done = prepared_process.run(["-c", code], modules=prepared_process.AIRFLOW_ONLY)
+    assert done.stdout.strip() == "False", done.stderr

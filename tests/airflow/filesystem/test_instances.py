@@ -21,6 +21,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow_sftp_backend import Secret, SFTPBackend
 from airflow_sftp_backend._connections.parser import InvalidConnection
 from airflow_sftp_backend.filesystem import SFTPBackendFileSystem, get_fs
+from tests.support.airflow import prepared_process
 from tests.support.airflow.connections import Connect
 from tests.support.servers import AsyncsshServer, Folder
 
@@ -81,7 +82,8 @@ def test_importing_the_module_loads_neither_paramiko_nor_azure() -> None:
         "import sys; import airflow_sftp_backend.filesystem as module; module.get_fs('partner')\n"
         "assert not {'paramiko', 'azure'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=50)
+    done = prepared_process.run(["-c", code], modules=prepared_process.AIRFLOW_ONLY)
+    assert done.returncode == 0, done.stderr
 
 
 # -- sharing ----------------------------------------------------------------------------------------------------------

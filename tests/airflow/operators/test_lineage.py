@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +22,7 @@ from airflow_sftp_backend.operators import (
     SFTPUploadOperator,
 )
 from airflow_sftp_backend.operators._lineage import FileEvent, update_outlet_events
+from tests.support.airflow import prepared_process
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
 from tests.support.airflow.operators import run_in
@@ -343,7 +342,7 @@ def test_without_the_openlineage_provider_no_lineage_is_reported() -> None:
         from airflow_sftp_backend.operators import SFTPDeleteOperator
         assert SFTPDeleteOperator(task_id="rm", path="a").get_openlineage_facets_on_complete(None) is None
     """)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = prepared_process.run(["-c", code], modules=prepared_process.AIRFLOW_ONLY)
     assert done.returncode == 0, done.stderr
 
 

@@ -6,8 +6,6 @@ import gc
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import tracemalloc
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +16,7 @@ import pytest
 
 from airflow_sftp_backend.backend import NotFound, SFTPBackendError
 from airflow_sftp_backend.hooks.sftp import FilesFailed
+from tests.support.airflow import prepared_process
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import context
 from tests.support.airflow.syncs import Serve, counts, run_sync, set_age, sync
@@ -82,8 +81,8 @@ def test_a_sync_after_a_killed_one_completes_the_target(
     sides.target.mkdir()
     arguments = {"source": sides.names[0], "target": sides.names[1], "direction": direction}
     job = {"work": "sync", "arguments": arguments, "kill_at": count, "folder": str(sides.target)}
-    command = [sys.executable, "-m", "tests.support.airflow.killed_task", json.dumps(job)]
-    killed = subprocess.run(command, cwd=TOP, check=False, capture_output=True, text=True, timeout=120)
+    command = ["-m", "tests.support.airflow.killed_task", json.dumps(job)]
+    killed = prepared_process.run(command)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert_whole(sides.target, files)
     sides.assert_equal()

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -22,11 +20,11 @@ from airflow_sftp_backend import AlreadyExists
 from airflow_sftp_backend._cancellation import TaskKilled
 from airflow_sftp_backend.hooks import FilesFailed
 from airflow_sftp_backend.operators import SFTPDownloadOperator, SFTPUploadOperator
+from tests.support.airflow import prepared_process
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.context import State, context
 from tests.support.airflow.killed_task import FileState
 from tests.support.airflow.operators import Row, actions, download, move, run, run_in, upload
-from tests.support.airflow.supervised_task import TOP
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer, BareAttributes, OpenSSHServer
 
@@ -320,8 +318,8 @@ def test_a_task_whose_process_is_killed_is_completed_by_its_retry(
         "work": work, "source": f"{source}/" if work == "upload" else "in/", "target": "out/", "folder": str(out),
         "state": str(tmp_path / "state.json"), "kill_at": kill_at,
     }  # fmt: skip
-    command = [sys.executable, "-m", "tests.support.airflow.killed_task", json.dumps(job)]
-    done = subprocess.run(command, cwd=TOP, capture_output=True, text=True, check=False, timeout=50)
+    command = ["-m", "tests.support.airflow.killed_task", json.dumps(job)]
+    done = prepared_process.run(command)
     assert done.returncode == -signal.SIGKILL, done.stderr
     inodes = {path.name: path.stat().st_ino for path in out.iterdir() if not path.name.startswith(".")}
     time.sleep(1.1)  # the times of files are whole seconds

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
+
+from tests.support.airflow import prepared_process
 
 TOP = Path(__file__).parents[3]
 AIRFLOW = [sys.executable, "-m", "airflow"]
@@ -21,6 +22,6 @@ def airflow_home(folder: Path, **settings: str) -> dict[str, str]:
         "PYTHONPATH": str(TOP),
         **settings,
     }
-    done = subprocess.run([*AIRFLOW, "db", "migrate"], env=environment, capture_output=True, text=True, check=False)
+    done = prepared_process.run(["-m", "airflow", "db", "migrate"], environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return environment

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import uuid
 from pathlib import Path
 
 import httpx
 
+from tests.support.airflow import prepared_process
 from tests.support.airflow.versions import BundleInfo, known_fields, supervise_task
 
 TOP = Path(__file__).parents[3]
@@ -42,9 +42,9 @@ def run(
         "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
         "PYTHONPATH": str(TOP),
     }
-    command = [sys.executable, "-m", "tests.support.airflow.supervised_task", dag_id, task_id, str(log)]
+    command = ["-m", "tests.support.airflow.supervised_task", dag_id, task_id, str(log)]
     command += [run_type, str(map_index), *(["dated"] if dated else [])]
-    done = subprocess.run(command, env=environment, cwd=TOP, capture_output=True, text=True, check=False, timeout=170)
+    done = prepared_process.run(command, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return [json.loads(line) for line in log.read_text().splitlines()]
 
