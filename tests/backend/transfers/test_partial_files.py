@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_sftp_backend import AlreadyExists, BackendUnavailable, InvalidPath, SFTPBackend, SFTPBackendError
-from airflow_sftp_backend.backend._files import samples
+from airflow_sftp_backend.backend._files import pipelining, samples
 from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES, UploadSource
 from airflow_sftp_backend.backend._files.samples import SAMPLE_SIZE, sample_ranges
 from airflow_sftp_backend.backend._paths import Jail, fresh_token, is_temp_name, resume_token, same_writer
@@ -37,21 +37,44 @@ from tests.support.servers import DiskFull, Folder, OpenSSHServer, Server
 
 MakeBackend = Callable[..., SFTPBackend]
 MiB = 1 << 20
-SIZE = 80 * MiB + 12345
+REAL_SIZE = 80 * MiB + 12345
+"""Bytes of a file that is striped, and larger than what a server may have to acknowledge."""
+SIZE = REAL_SIZE // 8
+UNACKED = MAX_UNACKED_BYTES // 8
 OLD = b"the old content"
 
 
 @pytest.fixture(scope="module")
-def content() -> bytes:
-    return random.Random(5).randbytes(SIZE)
+def real_content() -> bytes:
+    return random.Random(5).randbytes(REAL_SIZE)
+
+
+@pytest.fixture(scope="module")
+def content(real_content: bytes) -> bytes:
+    return real_content[:SIZE]
 
 
 @pytest.fixture
-def big(tmp_path: Path, content: bytes) -> Path:
+def real_big(tmp_path: Path, real_content: bytes) -> Path:
     """A large local file."""
+    path = tmp_path / "big"
+    path.write_bytes(real_content)
+    return path
+
+
+@pytest.fixture
+def big(tmp_path: Path, content: bytes, small_limit: None) -> Path:
+    """A local file that is large beside the small limit."""
     path = tmp_path / "big"
     path.write_bytes(content)
     return path
+
+
+@pytest.fixture
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit the bytes that a server may have to acknowledge to an eighth, so that smaller files show the same."""
+    for module in (pipelining, resume, write_state):
+        monkeypatch.setattr(module, "MAX_UNACKED_BYTES", UNACKED)
 
 
 class Interrupted(BaseException):
@@ -74,7 +97,7 @@ class Stop:
 
 
 def interrupted(
-    backend: SFTPBackend, local: Path, path: str, *, at: int = 60 * MiB, key: str = "a", channels: int = 1
+    backend: SFTPBackend, local: Path, path: str, *, at: int = 60 * MiB // 8, key: str = "a", channels: int = 1
 ) -> None:
     with pytest.raises(Interrupted):
         backend.upload(local, path, channels=channels, resume_key=key, progress=Stop(at))
@@ -86,19 +109,19 @@ def interrupted(
 @pytest.mark.parametrize("channels", [1, 4])
 @pytest.mark.parametrize("verify", ["size", "sha256"])
 def test_the_next_attempt_resumes_an_interrupted_upload(
-    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes, channels: int, verify: str
+    openssh: OpenSSHServer, make_backend: MakeBackend, real_big: Path, real_content: bytes, channels: int, verify: str
 ) -> None:
     folder = openssh.fresh()
-    interrupted(make_backend(openssh, base_path=folder.base_path), big, "in/big", channels=channels)
+    interrupted(make_backend(openssh, base_path=folder.base_path), real_big, "in/big", at=60 * MiB, channels=channels)
     (left,) = [name for name in tree(folder.path) if is_temp_name(Path(name).name)]
     sent = (folder.path / left).stat().st_size
     assert sent >= 60 * MiB
     seen = Stop(float("inf"))
     backend = make_backend(openssh, base_path=folder.base_path)
-    result = backend.upload(big, "in/big", channels=channels, resume_key="a", verify=verify, progress=seen)  # type: ignore[arg-type]  # one of them
-    assert (result.size, seen.done) == (SIZE, SIZE)
+    result = backend.upload(real_big, "in/big", channels=channels, resume_key="a", verify=verify, progress=seen)  # type: ignore[arg-type]  # one of them
+    assert (result.size, seen.done) == (REAL_SIZE, REAL_SIZE)
     assert seen.first == sent - MAX_UNACKED_BYTES
-    assert tree(folder.path) == {"in": None, "in/big": content}
+    assert tree(folder.path) == {"in": None, "in/big": real_content}
 
 
 def test_an_attempt_without_the_same_resume_key_starts_over(
@@ -147,10 +170,10 @@ def test_changes_to_the_partial_file_do_not_reach_the_target(
     (left,) = folder.path.iterdir()
     elsewhere = folder.path / "elsewhere"
     if damage == "cut":
-        os.truncate(left, 40 * MiB)
+        os.truncate(left, 5 * MiB)
     elif damage == "hole":
         with left.open("r+b") as file:
-            file.seek(left.stat().st_size - MAX_UNACKED_BYTES - MiB)
+            file.seek(left.stat().st_size - UNACKED - MiB)
             file.write(bytes(MiB))
     elif damage == "longer":
         os.truncate(left, SIZE + 1)
@@ -182,7 +205,7 @@ def test_a_lost_server_keeps_the_sent_part_for_the_next_attempt(
 
     def progress(gained: int) -> None:
         stopped(gained)
-        if stopped.done >= 60 * MiB:
+        if stopped.done >= 60 * MiB // 8:
             openssh.kill_sessions()
             raise BackendUnavailable("as if no new connection could be had")
 
@@ -193,12 +216,12 @@ def test_a_lost_server_keeps_the_sent_part_for_the_next_attempt(
     seen = Stop(float("inf"))
     backend.upload(big, "big", resume_key="a", progress=seen)
     assert seen.first is not None
-    assert seen.first >= 20 * MiB
+    assert seen.first >= 20 * MiB // 8
     assert tree(folder.path) == {"big": content}
 
 
 def test_a_refused_upload_leaves_no_partial_file_on_a_full_disk(make_backend: MakeBackend, big: Path) -> None:
-    with DiskFull(capacity=60 * MiB) as full:
+    with DiskFull(capacity=60 * MiB // 8) as full:
         folder = full.fresh()
         with pytest.raises(SFTPBackendError):
             make_backend(full, base_path=folder.base_path).upload(big, "big", resume_key="a")
@@ -221,12 +244,12 @@ def test_an_existing_target_is_refused_and_keeps_no_partial_file(
 
 def test_a_small_partial_file_is_not_kept(server: Server, make_backend: MakeBackend, big: Path) -> None:
     folder = server.fresh()
-    interrupted(make_backend(server, base_path=folder.base_path), big, "big", at=20 * MiB)
+    interrupted(make_backend(server, base_path=folder.base_path), big, "big", at=20 * MiB // 8)
     assert tree(folder.path) == {}
 
 
 def test_concurrent_writers_do_not_mix_even_with_one_resume_key(
-    server: Server, make_backend: MakeBackend, tmp_path: Path, content: bytes
+    server: Server, make_backend: MakeBackend, tmp_path: Path, content: bytes, small_limit: None
 ) -> None:
     folder = server.fresh()
     other = content[::-1]
@@ -249,20 +272,20 @@ def test_concurrent_writers_do_not_mix_even_with_one_resume_key(
 
 
 def test_the_next_attempt_resumes_each_of_many_uploads(
-    openssh: OpenSSHServer, make_backend: MakeBackend, tmp_path: Path, content: bytes
+    openssh: OpenSSHServer, make_backend: MakeBackend, tmp_path: Path, content: bytes, small_limit: None
 ) -> None:
     folder = openssh.fresh()
-    sources = {f"{number}": content[number : number + 60 * MiB] for number in range(3)}
+    sources = {f"{number}": content[number : number + 60 * MiB // 8] for number in range(3)}
     for name, held in sources.items():
         (tmp_path / name).write_bytes(held)
     pairs = [(tmp_path / name, name) for name in sources]
     with pytest.raises(Interrupted):
         make_backend(openssh, base_path=folder.base_path).upload_many(
-            pairs, resume_key="a", channels=1, progress=Stop(150 * MiB)
+            pairs, resume_key="a", channels=1, progress=Stop(150 * MiB // 8)
         )
     seen = Stop(float("inf"))
     make_backend(openssh, base_path=folder.base_path).upload_many(pairs, resume_key="a", progress=seen, overwrite=True)
-    assert seen.done == 180 * MiB
+    assert seen.done == 180 * MiB // 8
     assert seen.first is not None
     assert seen.first > MiB
     assert tree(folder.path) == sources
@@ -273,13 +296,21 @@ def test_the_next_attempt_resumes_each_of_many_uploads(
 
 @pytest.fixture
 def there(openssh: OpenSSHServer, content: bytes) -> Folder:
-    """A folder of OpenSSH's that holds a large file."""
+    """A folder of OpenSSH's that holds a file."""
     folder = openssh.fresh()
     (folder.path / "big").write_bytes(content)
     return folder
 
 
-def cut_short(backend: SFTPBackend, local: Path, *, at: int = 30 * MiB, key: str | None = "a") -> None:
+@pytest.fixture
+def real_there(openssh: OpenSSHServer, real_content: bytes) -> Folder:
+    """A folder of OpenSSH's that holds a large file."""
+    folder = openssh.fresh()
+    (folder.path / "big").write_bytes(real_content)
+    return folder
+
+
+def cut_short(backend: SFTPBackend, local: Path, *, at: int = 5 * MiB, key: str | None = "a") -> None:
     with pytest.raises(Interrupted):
         backend.download("big", local, resume_key=key, progress=Stop(at))
 
@@ -375,7 +406,7 @@ def test_a_partial_file_of_a_running_writer_is_not_adopted(
 
     def progress(gained: int) -> None:
         counted(gained)
-        if counted.done >= 20 * MiB and not nested:
+        if counted.done >= 5 * MiB and not nested:
             seen = Stop(float("inf"))
             second.download("big", tmp_path / "here", resume_key="a", progress=seen)
             nested.append(seen.first or 0)
@@ -407,7 +438,7 @@ def killed(server: OpenSSHServer, base_path: str, **work: object) -> bool:
 @pytest.mark.system
 @pytest.mark.timeout(240)
 def test_after_any_kill_of_this_process_the_next_upload_is_complete(
-    openssh: OpenSSHServer, make_backend: MakeBackend, big: Path, content: bytes
+    openssh: OpenSSHServer, make_backend: MakeBackend, real_big: Path, real_content: bytes
 ) -> None:
     chance = random.Random(7)
     folder = openssh.fresh()
@@ -415,16 +446,16 @@ def test_after_any_kill_of_this_process_the_next_upload_is_complete(
     for number in range(25):
         for _ in range(chance.choice([1, 1, 2])):
             killed(
-                openssh, folder.base_path, work="up", local=str(big), path="big", key=f"try of {number}",
-                channels=chance.choice([1, 4]), kill_at=chance.randrange(1, SIZE + MiB),
+                openssh, folder.base_path, work="up", local=str(real_big), path="big", key=f"try of {number}",
+                channels=chance.choice([1, 4]), kill_at=chance.randrange(1, REAL_SIZE + MiB),
             )  # fmt: skip
         seen = Stop(float("inf"))
         backend = make_backend(openssh, base_path=folder.base_path)
         with suppress(AlreadyExists):  # killed after it had its name, or not at all
-            backend.upload(big, "big", resume_key=f"try of {number}", progress=seen)
+            backend.upload(real_big, "big", resume_key=f"try of {number}", progress=seen)
         resumed += (seen.first or 0) > MiB
         backend.close()
-        assert tree(folder.path) == {"big": content}
+        assert tree(folder.path) == {"big": real_content}
         (folder.path / "big").unlink()
     assert resumed >= 3
 
@@ -432,14 +463,14 @@ def test_after_any_kill_of_this_process_the_next_upload_is_complete(
 @pytest.mark.system
 @pytest.mark.timeout(240)
 def test_after_any_kill_of_the_server_the_next_upload_is_complete(
-    make_backend: MakeBackend, big: Path, content: bytes
+    make_backend: MakeBackend, real_big: Path, real_content: bytes
 ) -> None:
     chance = random.Random(9)
     resumed = 0
     with OpenSSHServer() as server:
         folder = server.fresh()
         for _ in range(25):
-            dies_at = chance.randrange(1, SIZE)
+            dies_at = chance.randrange(1, REAL_SIZE)
             done = 0
 
             def progress(gained: int, dies_at: int = dies_at) -> None:
@@ -450,13 +481,13 @@ def test_after_any_kill_of_the_server_the_next_upload_is_complete(
 
             with pytest.raises(BackendUnavailable):
                 make_backend(server, base_path=folder.base_path).upload(
-                    big, "big", resume_key="a", channels=chance.choice([1, 4]), progress=progress
+                    real_big, "big", resume_key="a", channels=chance.choice([1, 4]), progress=progress
                 )
             server.revive()
             seen = Stop(float("inf"))
-            make_backend(server, base_path=folder.base_path).upload(big, "big", resume_key="a", progress=seen)
+            make_backend(server, base_path=folder.base_path).upload(real_big, "big", resume_key="a", progress=seen)
             resumed += (seen.first or 0) > MiB
-            assert tree(folder.path) == {"big": content}
+            assert tree(folder.path) == {"big": real_content}
             (folder.path / "big").unlink()
     assert resumed >= 3
 
@@ -464,22 +495,22 @@ def test_after_any_kill_of_the_server_the_next_upload_is_complete(
 @pytest.mark.system
 @pytest.mark.timeout(240)
 def test_after_any_kill_of_this_process_the_next_download_is_complete(
-    openssh: OpenSSHServer, make_backend: MakeBackend, there: Folder, tmp_path: Path, content: bytes
+    openssh: OpenSSHServer, make_backend: MakeBackend, real_there: Folder, tmp_path: Path, real_content: bytes
 ) -> None:
     chance = random.Random(11)
     resumed = 0
     here = tmp_path / "here"
     for _ in range(12):
         assert killed(
-            openssh, there.base_path, work="down", local=str(here), path="big", key="a",
-            kill_at=chance.randrange(1, SIZE),
+            openssh, real_there.base_path, work="down", local=str(here), path="big", key="a",
+            kill_at=chance.randrange(1, REAL_SIZE),
         )  # fmt: skip
         seen = Stop(float("inf"))
-        backend = make_backend(openssh, base_path=there.base_path)
+        backend = make_backend(openssh, base_path=real_there.base_path)
         backend.download("big", here, resume_key="a", progress=seen)
         backend.close()
         resumed += (seen.first or 0) > MiB
-        assert tree(tmp_path) == {"here": content}
+        assert tree(tmp_path) == {"here": real_content}
         here.unlink()
     assert resumed >= 6
 
