@@ -72,7 +72,7 @@ def big(tmp_path: Path, content: bytes, small_limit: None) -> Path:
 
 @pytest.fixture
 def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limit the bytes that a server may have to acknowledge to an eighth, so that smaller files show the same."""
+    """Divide the limit of unacknowledged bytes by eight, as the sizes here."""
     for module in (pipelining, resume, write_state):
         monkeypatch.setattr(module, "MAX_UNACKED_BYTES", UNACKED)
 

@@ -11,15 +11,25 @@ from pathlib import Path
 import pytest
 
 from airflow_sftp_backend import BackendUnavailable, SFTPBackend, SFTPBackendError, TransferCorrupted
+from airflow_sftp_backend.backend._files import pipelining
+from airflow_sftp_backend.backend._files.pipelining import MAX_UNACKED_BYTES
 from airflow_sftp_backend.backend._paths import is_temp_name
+from airflow_sftp_backend.backend._writes import resume, write_state
 from tests.support.files import tree
 from tests.support.servers import AsyncsshServer, AWSTransferLike, DropBox, ForgetsTheTail, Server, TruncatesAtOpen
 
 MakeBackend = Callable[..., SFTPBackend]
 MiB = 1 << 20
 SIZE = 12 * MiB + 12345
-LARGE = 40 * MiB + 12345
-"""Large enough for an interrupted upload with a resume key to be left for the next."""
+LARGE = 5 * MiB + 12345
+"""Large enough, with ``small_limit``, for an interrupted upload with a resume key to be left for the next."""
+
+
+@pytest.fixture
+def small_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divide the limit of unacknowledged bytes by eight, as the sizes here."""
+    for module in (pipelining, resume, write_state):
+        monkeypatch.setattr(module, "MAX_UNACKED_BYTES", MAX_UNACKED_BYTES // 8)
 
 
 class Interrupted(BaseException):
@@ -129,6 +139,7 @@ def test_zeros_in_the_source_are_not_read_as_a_hole(
         assert cuts.done == SIZE
 
 
+@pytest.mark.usefixtures("small_limit")
 @truncating
 @pytest.mark.parametrize("channels", [1, 4])
 def test_the_next_call_with_the_resume_key_is_complete(
@@ -139,7 +150,7 @@ def test_the_next_call_with_the_resume_key_is_complete(
         folder = server.fresh()
         backend = make_backend(server, base_path=folder.base_path)
         with pytest.raises(Interrupted):
-            backend.upload(local, "file", channels=channels, resume_key="a", progress=stop_at(38 * MiB))
+            backend.upload(local, "file", channels=channels, resume_key="a", progress=stop_at(38 * MiB // 8))
         left = list(tree(folder.path))
         assert len(left) == 1 or channels > 1  # a file that was emptied has got another name, which nobody finds again
         assert all(map(is_temp_name, left))
@@ -147,8 +158,9 @@ def test_the_next_call_with_the_resume_key_is_complete(
         assert tree(folder.path) == {"file": local.read_bytes()}
 
 
+@pytest.mark.usefixtures("small_limit")
 def test_two_writers_with_one_resume_key_leave_no_hole(make_backend: MakeBackend, tmp_path: Path) -> None:
-    local = source(tmp_path, LARGE + 8 * MiB)
+    local = source(tmp_path, LARGE + MiB)
     with TruncatesAtOpen() as server:
         folder = server.fresh()
         first, second = (make_backend(server, base_path=folder.base_path) for _ in range(2))
@@ -158,10 +170,10 @@ def test_two_writers_with_one_resume_key_leave_no_hole(make_backend: MakeBackend
         def progress(gained: int) -> None:
             nonlocal done
             done += gained
-            if done >= 42 * MiB and not met:
+            if done >= 42 * MiB // 8 and not met:
                 met.append(True)
                 with pytest.raises(Interrupted):
-                    second.upload(local, "file", overwrite=True, resume_key="a", progress=stop_at(MiB))
+                    second.upload(local, "file", overwrite=True, resume_key="a", progress=stop_at(MiB // 8))
 
         with suppress(SFTPBackendError):  # the second has taken its temporary file for an abandoned one
             first.upload(local, "file", overwrite=True, resume_key="a", progress=progress)
@@ -169,6 +181,7 @@ def test_two_writers_with_one_resume_key_leave_no_hole(make_backend: MakeBackend
         assert tree(folder.path) in ({"file": local.read_bytes()}, {})
 
 
+@pytest.mark.usefixtures("small_limit")
 def test_a_file_truncated_by_another_writer_is_sent_again(make_backend: MakeBackend, tmp_path: Path) -> None:
     local = source(tmp_path, LARGE)
     with TruncatesAtOpen() as server:
@@ -179,7 +192,7 @@ def test_a_file_truncated_by_another_writer_is_sent_again(make_backend: MakeBack
         def progress(gained: int) -> None:
             nonlocal done
             done += gained
-            if done >= 20 * MiB and not emptied:
+            if done >= 20 * MiB // 8 and not emptied:
                 emptied.append(True)
                 (temp,) = folder.path.iterdir()
                 os.truncate(temp, 0)
@@ -215,6 +228,7 @@ def test_a_server_that_lists_nothing_gets_the_file_from_its_start(make_backend: 
         assert tree(folder.path) == {"file": local.read_bytes()}
 
 
+@pytest.mark.usefixtures("small_limit")
 def test_leftovers_on_a_server_that_lists_nothing_do_not_stop_a_retry(
     make_backend: MakeBackend, tmp_path: Path
 ) -> None:
@@ -223,7 +237,7 @@ def test_leftovers_on_a_server_that_lists_nothing_do_not_stop_a_retry(
         folder = server.fresh()
         with pytest.raises(Interrupted):
             make_backend(server, base_path=folder.base_path).upload(
-                local, "file", verify="none", resume_key="a", progress=stop_at(38 * MiB)
+                local, "file", verify="none", resume_key="a", progress=stop_at(38 * MiB // 8)
             )
         assert len(tree(folder.path)) == 1
         make_backend(server, base_path=folder.base_path).upload(local, "file", verify="none", resume_key="a")
@@ -284,6 +298,7 @@ def test_a_copy_opens_its_target_once(make_backend: MakeBackend, make: Callable[
         assert server.truncated == 0
 
 
+@pytest.mark.usefixtures("small_limit")
 @pytest.mark.parametrize("verify", ["size", "sha256", "none"])
 def test_a_server_without_random_writes_gets_the_file_from_its_start(
     make_backend: MakeBackend, tmp_path: Path, verify: str
@@ -292,11 +307,11 @@ def test_a_server_without_random_writes_gets_the_file_from_its_start(
     with AWSTransferLike() as server:
         folder = server.fresh()
         backend = make_backend(server, base_path=folder.base_path)
-        cuts = Cuts(server, 6 * MiB)
+        cuts = Cuts(server, 6 * MiB // 8)
         assert backend.upload(local, "file", verify=verify, progress=cuts).size == LARGE  # type: ignore[arg-type]
         assert (cuts.cuts, cuts.done) == (1, LARGE)
         with pytest.raises(Interrupted):
-            backend.upload(local, "later", verify="none", resume_key="a", progress=stop_at(38 * MiB))
+            backend.upload(local, "later", verify="none", resume_key="a", progress=stop_at(38 * MiB // 8))
         assert backend.upload(local, "later", verify="none", resume_key="a").size == LARGE
         assert tree(folder.path) == {"file": local.read_bytes(), "later": local.read_bytes()}
 
