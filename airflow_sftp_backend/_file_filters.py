@@ -139,6 +139,11 @@ class FileLimits:
         """True if the time of a file matters."""
         return self.newer_than is not None or self.older_than is not None
 
+    @property
+    def excludes(self) -> bool:
+        """True if the size or the time of a file matters."""
+        return self.has_time or bool(self.min_size)
+
     def violated_by(self, size: int | None, modified_at: datetime | None) -> LimitName | None:
         """Return the first limit that a file violates.
 

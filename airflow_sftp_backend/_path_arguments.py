@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias, cast
 
 from ._arguments import InvalidArgument, check_no_password
 from ._cancellation import shield_from_kill
@@ -50,8 +50,7 @@ URL_SCHEME: Final = "sftpbackend"
 """Scheme of the URLs of this package's file system."""
 
 
-@dataclass(frozen=True, slots=True)
-class NamedPath:
+class NamedPath(NamedTuple):
     """Hold one literal path.
 
     :ivar path: the path
@@ -215,14 +214,11 @@ def check_relative(path: str, base_path: str, argument: str) -> None:
     """
     # Such a path is ambiguous: it may be meant below the base path or below the root.
     base = base_path.strip("/")
+    if not base or not path.startswith("/") or not base_path.startswith("/"):
+        return
     segments = [segment for segment in path.split("/") if segment not in ("", ".")]
     base_segments = base.split("/")
-    if (
-        not path.startswith("/")
-        or not base_path.startswith("/")
-        or not base
-        or segments[: len(base_segments)] != base_segments
-    ):
+    if segments[: len(base_segments)] != base_segments:
         return
     from_root, relative = "/".join(segments), "/".join(segments[len(base_segments) :])
     raise InvalidPath(

@@ -115,6 +115,7 @@ class Jail:
         joined = "/".join(segments)
         self.base_path = f"/{joined}" if base_path.startswith("/") else joined or "."
         self.root = RemotePath("", self.base_path)
+        self._prefix = {".": "", "/": "/"}.get(self.base_path, f"{self.base_path}/")
 
     def resolve(self, path: str) -> RemotePath:
         """Resolve a key. Ignores leading and repeated slashes and ``.`` segments.
@@ -126,6 +127,9 @@ class Jail:
         """
         if not isinstance(path, str):
             raise TypeError(f"a path must be a str, not {type(path).__name__}")
+        if _is_plain(path):
+            key = path.removeprefix("/")
+            return RemotePath(key, self._prefix + key)
         check_text(path, "a path", self.name_encoding)
         segments = [s for s in path.split("/") if s not in ("", ".")]
         if ".." in segments:
@@ -133,8 +137,7 @@ class Jail:
         if not segments:
             return self.root
         key = "/".join(segments)
-        prefix = "" if self.base_path == "." else self.base_path if self.base_path == "/" else f"{self.base_path}/"
-        return RemotePath(key, prefix + key)
+        return RemotePath(key, self._prefix + key)
 
     def to_key(self, native_path: str) -> str:
         """Return the key of a native path: the inverse of ``resolve(key).native``.
@@ -194,6 +197,23 @@ def check_temp_suffix(suffix: object) -> None:
     """
     if not isinstance(suffix, str) or re.fullmatch(r"\.[A-Za-z0-9_.-]{0,30}[A-Za-z0-9]", suffix) is None:
         raise ValueError(f"temp_suffix must be a suffix such as '.tmp', of at most 32 characters, not {suffix!r}")
+
+
+def _is_plain(path: str) -> bool:
+    """Return whether a path is a key, perhaps after one slash.
+
+    False for some keys too: those with characters beyond ASCII, and with segments that begin with a dot.
+    """
+    # Many paths are resolved: these searches take a fifth of the time of splitting and encoding.
+    return (
+        path.isascii()
+        and path != ""
+        and path[0] != "."
+        and path[-1] != "/"
+        and "//" not in path
+        and "/." not in path
+        and "\0" not in path
+    )
 
 
 def add_location(error: SFTPBackendError, address: str, jail: Jail) -> None:

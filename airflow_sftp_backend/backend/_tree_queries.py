@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -88,6 +88,23 @@ def find_with_backups(
             backend._session.call, jail.root, groups, jail.name_encoding, find_replaced=_restore_files
         )
     return [backend._resolver.with_server(outcome) for outcome in outcomes]
+
+
+def resolve_keys(backend: SFTPBackend, paths: Iterable[str]) -> list[str | InvalidPath]:
+    """Resolve many paths. No I/O.
+
+    :param backend: the server
+    :param paths: relative to ``base_path``
+    :returns: for each path, its key or the error
+    """
+    keys: list[str | InvalidPath] = []
+    resolve = backend._resolver.resolve
+    for path in paths:
+        try:
+            keys.append(resolve(path).key)
+        except InvalidPath as error:
+            keys.append(error)
+    return keys
 
 
 def restore_missing(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:

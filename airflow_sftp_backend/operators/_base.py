@@ -58,6 +58,7 @@ from airflow_sftp_backend.backend import (
     SFTPBackendError,
     WriteResult,
 )
+from airflow_sftp_backend.backend._garbage_collector import collector_paused
 from airflow_sftp_backend.backend.errors import escaped
 from airflow_sftp_backend.backend.models import Verify
 from airflow_sftp_backend.hooks.sftp import SFTPBackendHook, translate_errors
@@ -147,7 +148,8 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
                     backend = hook.get_conn()
                     self.log.info("working in %s on %s", escaped(backend.resolve("").native_path), backend.address)
                     retry_state = RetryState(context, backend)
-                    plan = self._plan(backend, retry_state)
+                    with collector_paused():
+                        plan = self._plan(backend, retry_state)
                     if self.is_dry_run:
                         results, failures = self._preview(plan)
                     else:
@@ -344,6 +346,8 @@ class FileOperator(PlanningOperator[PlanT]):
 
         A file with an unknown size or time becomes a failure.
         """
+        if not self._limits.excludes:
+            return list(files), []
         split = split_by_limits(files, self._limits, file_of)
         for limit, number in split.left_out.items():
             self.log.info("%s left out by %s", pluralize_files(number), limit)

@@ -22,20 +22,19 @@ def file_infos(backend: SFTPBackend, paths: Sequence[str]) -> list[InfoOrFailure
     Many paths of one directory take one listing, all others one round trip.
 
     :param backend: the backend of the task
-    :param paths: valid paths of files
+    :param paths: keys of files
     :returns: for each path, the file or the failure
     :raises BackendUnavailable: if the connection is lost during a listing
     """
     if len(paths) < _MIN_PATHS_TO_LIST:
         return backend.get_file_info_many(paths, return_exceptions=True) if paths else []
-    keys = [backend.resolve(path).key for path in paths]
-    found: dict[str, InfoOrFailure] = {**_listed_files(backend, keys)}
+    found: dict[str, InfoOrFailure] = {**_listed_files(backend, paths)}
     # A file that is not listed may exist all the same: the server may ignore case, or hide names.
-    unlisted = [key for key in dict.fromkeys(keys) if key not in found]
+    unlisted = [key for key in dict.fromkeys(paths) if key not in found]
     if unlisted:
         outcomes = backend.get_file_info_many(unlisted, return_exceptions=True)
         found |= zip(unlisted, outcomes, strict=True)
-    return [found[key] for key in keys]
+    return [found[key] for key in paths]
 
 
 def existing_files(backend: SFTPBackend, paths: Sequence[str]) -> dict[str, FileInfo]:

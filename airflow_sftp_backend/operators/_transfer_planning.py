@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 from airflow_sftp_backend._arguments import InvalidArgument
 from airflow_sftp_backend._file_filters import FileFilters
@@ -315,8 +315,7 @@ def key_error(relative: str, url: str) -> InvalidPath | None:
 # -- files on the server, and downloads -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class RemoteMatch:
+class RemoteMatch(NamedTuple):
     """Describe a matched file on the server.
 
     :ivar info: the file
@@ -359,30 +358,30 @@ def match_remote(
 
     files: dict[str, RemoteMatch] = {}
     matches = Matches()
-    selectors = _split_resolvable(backend, selection, matches)
-    names = [name for name in selectors if isinstance(name, NamedPath) and not name.is_directory]
-    infos = file_infos(backend, [name.path for name in names])
+    key_of = _resolve_all(backend, selection, matches)
+    names = [name for name in key_of if isinstance(name, NamedPath) and not name.is_directory]
+    infos = file_infos(backend, [key_of[name] for name in names])
     outcome_of: dict[NamedPath | str, FileInfo | list[FileInfo] | Failure] = dict(zip(names, infos, strict=True))
     if restores and (missing := [name for name in names if isinstance(outcome_of[name], NotFound)]):
         restored = _tree_queries.restore_missing(backend, [name.path for name in missing])
         outcome_of |= {name: restored[name.path] for name in missing if name.path in restored}
-    patterns = {selector: _pattern_of(selector) for selector in selectors if selector not in outcome_of}
+    patterns = {selector: _pattern_of(selector) for selector in key_of if selector not in outcome_of}
     if patterns:
         groups = [[pattern] for pattern in patterns.values()]
         restore = _tree_queries.find_with_backups
         found = restore(backend, groups) if restores else backend.find_each(groups, return_exceptions=True)
         outcome_of |= zip(patterns, found, strict=True)
-    for selector in selectors:
+    for selector in key_of:
         outcome = outcome_of[selector]
-        if isinstance(outcome, InvalidPath) and selector not in patterns:
+        if isinstance(outcome, FileInfo):
+            # The first selector wins, so a file that several selectors match has one target.
+            files.setdefault(outcome.path, RemoteMatch(outcome, outcome.name, _text_of(selector)))
+        elif isinstance(outcome, InvalidPath) and selector not in patterns:
             matches.failures.append(directory_error(_text_of(selector), outcome))
         elif isinstance(outcome, NotFound):
             matches.missing.append(_text_of(selector))
         elif isinstance(outcome, SFTPBackendError | OSError):
             matches.failures.append(outcome)
-        elif isinstance(outcome, FileInfo):
-            # The first selector wins, so a file that several selectors match has one target.
-            files.setdefault(outcome.path, RemoteMatch(outcome, outcome.name, _text_of(selector)))
         else:
             matched = _matches_below(backend, selector, patterns[selector], outcome, filters)
             for file in matched:
@@ -401,20 +400,21 @@ def _pattern_of(selector: NamedPath | str) -> str:
     return everything_in(selector.path) if isinstance(selector, NamedPath) else selector
 
 
-def _split_resolvable(backend: SFTPBackend, selection: Selection, matches: Matches) -> list[NamedPath | str]:
-    """Return the valid names and patterns.
+def _resolve_all(backend: SFTPBackend, selection: Selection, matches: Matches) -> dict[NamedPath | str, str]:
+    """Return the valid names and patterns with their keys.
 
     A failure is added to ``matches`` for each other.
     """
-    resolvable: list[NamedPath | str] = []
-    for selector in selection:
-        try:
-            backend.resolve(_text_of(selector))
-        except InvalidPath as error:
-            matches.failures.append(error)
+    from airflow_sftp_backend.backend._tree_queries import resolve_keys  # late import, because it loads the engine
+
+    selectors = [*selection]
+    keys: dict[NamedPath | str, str] = {}
+    for selector, key in zip(selectors, resolve_keys(backend, map(_text_of, selectors)), strict=True):
+        if isinstance(key, str):
+            keys[selector] = key
         else:
-            resolvable.append(selector)
-    return resolvable
+            matches.failures.append(key)
+    return keys
 
 
 def _matches_below(

@@ -37,7 +37,7 @@ class DeletePlan:
     :ivar directories: names of directories to delete after the files, with all remaining entries
     :ivar existing_directories: the directories that exist now
     :ivar deletions: path of each file and link, with its size if known
-    :ivar kept: paths of matched files that stay, and with them their directories
+    :ivar kept: paths of matched files that stay, and with them their directories; empty without ``directories``
     :ivar failures: failures of planning
     """
 
@@ -122,7 +122,7 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
             directories=directories,
             existing_directories=[name for name in directories if name not in missing],
             deletions=_deletions(backend, files, links),
-            kept={file.info.path for file in matches.files} - {file.info.path for file in files},
+            kept=_kept(matches.files, files) if directories else frozenset(),
             failures=matches.failures + failures + self._missing_errors(backend, selection, missing, retry_state),
         )
 
@@ -137,9 +137,11 @@ class SFTPDeleteOperator(FileOperator[DeletePlan]):
         """Return the files within the limits, and the failures of others."""
         within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
         matched, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
-        redelivered = dict.fromkeys(file.info.path for file in matched if retry_state.was_redelivered(file.info))
-        log_each(self.log, "skipping %s: delivered again, left to the next run", [*redelivered])
-        files = [file for file in matched if file.info.path not in redelivered]
+        files = matched
+        if retry_state.is_retry_since_cleared:
+            redelivered = dict.fromkeys(file.info.path for file in matched if retry_state.was_redelivered(file.info))
+            log_each(self.log, "skipping %s: delivered again, left to the next run", [*redelivered])
+            files = [file for file in matched if file.info.path not in redelivered]
         return self._take_oldest(files, lambda file: file.info, retry_state), [*undecided, *not_utf8]
 
     def _missing_errors(
@@ -235,6 +237,10 @@ def _check_no_links(backend: SFTPBackend, links: Sequence[str]) -> None:
         raise InvalidPath(message, path=links[0], server=backend.address)
 
 
+def _kept(matched: Sequence[RemoteMatch], files: Sequence[RemoteMatch]) -> Set[str]:
+    return {file.info.path for file in matched} - {file.info.path for file in files}
+
+
 def _deletions(
     backend: SFTPBackend, matches: Sequence[RemoteMatch], links: Sequence[str]
 ) -> list[tuple[str, int | None]]:
@@ -285,8 +291,10 @@ def _delete_directories(backend: SFTPBackend, names: Sequence[str], kept: Set[st
 
 def _check_not_base_path(backend: SFTPBackend, selection: Selection) -> None:
     for name in selection.names:
+        if not name.is_directory:
+            continue
         with suppress(InvalidPath):  # match_remote reports this failure
-            if name.is_directory and backend.resolve(name.path).key == "":
+            if backend.resolve(name.path).key == "":
                 raise InvalidArgument(
                     "path is the base path, and the base path is never deleted; pattern='**' selects all its files"
                 )

@@ -37,6 +37,7 @@ def test_any_path_stays_inside_or_is_refused(base: str, path: str) -> None:
         assert caught.value.path == path
         return
     remote = jail.resolve(path)
+    assert remote.key == "/".join(segment for segment in path.split("/") if segment not in ("", "."))
     inside = posixpath.normpath(posixpath.join("/home", jail.base_path))
     assert posixpath.commonpath([inside, posixpath.normpath(posixpath.join("/home", remote.native))]) == inside
     assert jail.to_key(remote.native) == remote.key

@@ -57,8 +57,11 @@ class PathResolver:
 
     def resolve(self, path: str) -> RemotePath:
         """Resolve a path. Raises InvalidPath."""
-        with self.annotate_errors():
+        try:  # without the context manager `annotate_errors`, because many files are resolved one by one
             return self.jail.resolve(path)
+        except InvalidPath as error:
+            self.with_server(error)
+            raise
 
     def resolve_writable(self, path: str) -> RemotePath:
         """Resolve a path to change. Raises InvalidPath also for the root."""

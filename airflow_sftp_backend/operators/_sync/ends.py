@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from airflow_sftp_backend._file_filters import FileFilters
+from airflow_sftp_backend.backend._garbage_collector import collector_paused
 from airflow_sftp_backend.operators._object_storage import FileState, is_url, object_path
 from airflow_sftp_backend.operators._transfer_planning import LocalEnd, TransferItem, local_path_below
 
@@ -23,20 +22,6 @@ if TYPE_CHECKING:
     from airflow_sftp_backend.backend import SFTPBackend
 
 Direction: TypeAlias = Literal["upload", "download"]
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause the collector of cyclic garbage."""
-    # A listing makes no cycles, but so many objects that the collector would examine all objects of Airflow several
-    # times: a third of the CPU of a sync without changes.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +54,7 @@ class SyncEnds:
         :returns: the source and the target; None for a directory that does not exist
         """
         is_upload = self.direction == "upload"
-        with _collector_paused():
+        with collector_paused():
             server = list_server(self.backend, self.server, filters, restores=restores and not is_upload)
             local = list_local(self.other, filters, restores=restores and is_upload)
         return (local, server) if is_upload else (server, local)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from airflow_sftp_backend import SFTPBackend, SFTPBackendError
+from airflow_sftp_backend.backend._paths import Jail, RemotePath
 from airflow_sftp_backend.hooks import FilesFailed
-from airflow_sftp_backend.operators import _named_files
+from airflow_sftp_backend.operators import SFTPDeleteOperator, _named_files
+from airflow_sftp_backend.operators.delete import DeletePlan
 from tests.support.airflow.operators import actions, delete, move, run, upload
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer
@@ -42,6 +48,42 @@ def test_named_files_of_a_directory_are_deleted_after_one_listing(remote: Path, 
     assert (requests["opendir"], requests["remove"]) == (1, 300)
     assert requests["stat"] < 10
     assert read_files(remote) == {}
+
+
+def test_each_named_file_is_resolved_for_its_plan_and_its_deletion_only(
+    remote: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_files(remote, dict.fromkeys(NAMES, b"abc"))
+    resolved: list[str] = []
+    resolve = Jail.resolve
+
+    def counting(self: Jail, path: str) -> RemotePath:
+        resolved.append(path)
+        return resolve(self, path)
+
+    monkeypatch.setattr(Jail, "resolve", counting)
+    run(delete([{"path": name} for name in NAMES]))
+    assert max(Counter(resolved)[name] for name in NAMES) == 2
+
+
+def test_the_collector_pauses_for_a_plan_only(remote: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_files(remote, dict.fromkeys(NAMES, b"abc"))
+    states: dict[str, bool] = {}
+    plan, delete_many = SFTPDeleteOperator._plan, SFTPBackend.delete_many
+
+    def planning(self: SFTPDeleteOperator, *arguments: Any) -> DeletePlan:
+        states["plan"] = gc.isenabled()
+        return plan(self, *arguments)
+
+    def deleting(self: SFTPBackend, paths: list[str], **options: Any) -> list[SFTPBackendError | OSError | None]:
+        states["delete"] = gc.isenabled()
+        return delete_many(self, paths, **options)
+
+    monkeypatch.setattr(SFTPDeleteOperator, "_plan", planning)
+    monkeypatch.setattr(SFTPBackend, "delete_many", deleting)
+    run(delete([{"path": name} for name in NAMES]))
+    assert states == {"plan": False, "delete": True}
+    assert gc.isenabled()
 
 
 def test_names_that_a_listing_lacks_are_examined_one_by_one(remote: Path) -> None:
