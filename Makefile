@@ -88,32 +88,14 @@ format: $(VENV)/.dev ## put the source into the form that lint wants
 	@$(BIN)/ruff format .
 
 .PHONY: bench
-bench: $(VENV)/.bench openssh ## measure speed and memory beside what else there is (an hour; see ARGS=--help)
+bench: $(VENV)/.bench openssh sftpservers ## measure speed, memory and CPU beside other clients, with targets (hours; see ARGS=--help)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-.PHONY: many-files
-many-files: $(VENV)/.bench openssh ## measure 20,000 small files beside other clients, with targets (five minutes)
-	@$(BIN)/python -m benchmarks.many_files $(ARGS)
-
-.PHONY: large-files
-large-files: $(VENV)/.bench openssh ## measure large files on busy processors and other servers, with targets (ten minutes)
-	@$(BIN)/python -m benchmarks.large_files $(ARGS)
-
-.PHONY: syncing
-syncing: $(VENV)/.bench openssh ## measure syncs beside rclone and lftp (five minutes; see ARGS=--help)
-	@$(BIN)/python -m benchmarks.syncing $(ARGS)
-
-.PHONY: waiting
-waiting: $(VENV)/.bench openssh ## measure what it costs to wait beside the sftp provider's triggers (six minutes)
-	@$(BIN)/python -m benchmarks.waiting $(ARGS)
-
-.PHONY: watching
-watching: $(VENV)/.bench openssh ## measure a watch of 50,000 files that arrive at once (two minutes)
-	@$(BIN)/python -m benchmarks.watching $(ARGS)
-
-.PHONY: directories
-directories: $(VENV)/.bench openssh ## measure listings and searches in a directory of 100,000 files (five minutes)
-	@$(BIN)/python -m benchmarks.directories $(ARGS)
+# Single parts of it.
+PARTS := clients large-files directories many-files syncing watching waiting imports masking
+.PHONY: $(PARTS)
+$(PARTS): $(VENV)/.bench openssh sftpservers
+	@$(BIN)/python -m benchmarks --part $@ $(ARGS)
 
 .PHONY: release
 release: $(VENV)/.dev openssh sftpservers chromium ## check, test and build a release, all but the upload (hours)

@@ -1,42 +1,36 @@
 """Measure listings, searches and waits in a large directory.
 
-They are compared with paramiko's ``listdir_iter`` on the same sshd.
-
-``make directories`` prints a table, and exits with 0 if the targets are met. All kinds of work run one after the other
-in each round, and each ratio is the median over the rounds: the CPU that the same work takes varies with other load.
-CPU is that of this process, memory that of a process of its own.
+They are compared with paramiko's ``listdir_iter`` on the same sshd. All kinds of work run one after the other in each
+round, and each ratio is the median over the rounds: the CPU that the same work takes varies with other load. CPU is
+that of this process, memory that of a process of its own.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import gc
 import json
-import logging
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import paramiko
-from rich.console import Console
-from rich.table import Table
 
 from airflow_sftp_backend import SFTPBackend
 from airflow_sftp_backend._polling.conditions import FileCondition, PollResult, PollSnapshot, evaluate
 from airflow_sftp_backend._polling.shared_connection import SharedConnection
-from tests.support.servers import sshd_path
 
 from .memory import added_by
 from .rivals import backend
 from .site import Site, site
+from .targets import Options, Row
 
 SENSORS: Final = 200
 MATCHES: Final = 10
@@ -44,27 +38,6 @@ MATCHES: Final = 10
 _CONNECTION: Final = "directories"
 _TICK: Final = 0.001
 """Seconds between two looks at the event loop's delay."""
-
-console = Console(highlight=False, soft_wrap=True, width=120)
-
-
-@dataclass(frozen=True)
-class Target:
-    """Describe a row of the table and its largest permitted value."""
-
-    title: str
-    unit: str
-    most: float
-
-
-TARGETS: Final = {
-    "find": Target("find, 10 matches: CPU", "x listdir_iter", 0.5),
-    "list": Target("list_files, one by one: CPU", "x listdir_iter", 1.0),
-    "sensors": Target(f"{SENSORS} sensors with different globs: CPU of a poll", "x listdir_iter", 0.6),
-    "stall": Target("the same: longest stall of the event loop", "s", 0.02),
-    "find memory": Target("find, 10 matches: memory added", "MiB", 10),
-    "list memory": Target("list_files, one by one: memory added", "MiB", 10),
-}
 
 
 def globs() -> list[str]:
@@ -159,7 +132,26 @@ def _decision(condition: FileCondition) -> Callable[[PollSnapshot], PollResult]:
     return lambda snapshot: evaluate(condition, *snapshot, {}, 0.0)
 
 
-def measure(place: Site, files: int, rounds: int) -> Measured:
+def measure(options: Options) -> Iterator[Row]:
+    """Measure all rows.
+
+    :param options: how much is measured
+    """
+    files, many = (max(options.count(full), SENSORS + MATCHES) for full in (100_000, 1_000_000))
+    found, listed = f'find("*.csv"), {MATCHES} of {{:,}} names', f"list_files, one by one, {files:,} names"
+    polled = f"{SENSORS} sensors with {SENSORS} globs, {files:,} names"
+    unit = "x listdir_iter"
+    with site() as place:
+        measured = measure_work(place, files, options.rounds)
+        yield Row(f"{found.format(files)}: CPU", unit, measured.ratio("find"), 0.5)
+        yield Row(f"{listed}: CPU", unit, measured.ratio("list"), 1.0)
+        yield Row(f"{polled}: CPU of a poll", unit, measured.ratio("sensors"), 0.6)
+        yield Row(f"{polled}: longest stall of the event loop", "s", max(measured.stalls), 0.02)
+        yield Row(f"{listed}: memory added", "MiB", measure_memory(place, "list", files), 10)
+        yield Row(f"{found.format(many)}: memory added", "MiB", measure_memory(place, "find", many), 10)
+
+
+def measure_work(place: Site, files: int, rounds: int) -> Measured:
     """Measure all kinds of work in one directory.
 
     :param place: the server
@@ -212,7 +204,7 @@ def measure_memory(place: Site, kind: str, files: int) -> float:
     folder = place.there / f"{files}"
     if not folder.exists():
         fill(folder, files)
-    command = [sys.executable, "-m", "benchmarks.directories", "memory", kind, place.to_json()]
+    command = [sys.executable, "-m", "benchmarks.directories", kind, place.to_json()]
     command += [folder.as_posix().strip("/"), str(files)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(output.splitlines()[-1])  # after lines of the log
@@ -225,54 +217,9 @@ def _added(kind: str, place: Site, folder: str, files: int) -> float:
         return added_by(lambda: _find(ours, folder) if kind == "find" else _list(ours, folder, files)) / 2**20
 
 
-def show(results: dict[str, float], titles: dict[str, str]) -> bool:
-    """Print the table.
-
-    :param results: the result of each row of `TARGETS`
-    :param titles: the number of files of each row
-    :returns: True if all targets are met
-    """
-    table = Table("", "files", "result", "target", "", title="large directories")
-    met = {row: result <= TARGETS[row].most for row, result in results.items()}
-    for row, result in results.items():
-        target = TARGETS[row]
-        verdict = "[green]met[/]" if met[row] else "[red]missed[/]"
-        table.add_row(target.title, titles[row], f"{result:.3g} {target.unit}", f"{target.most:g}", verdict)
-    console.print(table)
-    return all(met.values())
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print.
-
-    :param arguments: command line arguments; None for those of the process
-    :returns: the exit status: 0 if the targets are met, 2 if a program is missing
-    """
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.directories", description=__doc__)
-    parser.add_argument("--files", type=int, default=100_000, help="files in the directory (default 100000)")
-    parser.add_argument("--many", type=int, default=1_000_000, help="files of the search's memory (default 1000000)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default 5)")
-    options = parser.parse_args(arguments)
-    if sshd_path() is None:
-        print("OpenSSH's sshd is needed: install openssh-server", file=sys.stderr)
-        return 2
-    logging.disable(logging.INFO)
-    with site() as place:
-        measured = measure(place, options.files, options.rounds)
-        results = {kind: measured.ratio(kind) for kind in ("find", "list", "sensors")}
-        results["stall"] = max(measured.stalls)
-        results["find memory"] = measure_memory(place, "find", options.many)
-        results["list memory"] = measure_memory(place, "list", options.files)
-    titles = dict.fromkeys(results, f"{options.files:,}") | {"find memory": f"{options.many:,}"}
-    return 0 if show(results, titles) else 1
-
-
-def _run_memory(kind: str, place: str, folder: str, files: str) -> None:
+def _run(kind: str, place: str, folder: str, files: str) -> None:
     print(_added(kind, Site.from_json(place), folder, int(files)))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["memory"]:
-        _run_memory(*sys.argv[2:])
-        sys.exit(0)
-    sys.exit(main())
+    _run(*sys.argv[1:])

@@ -1,20 +1,15 @@
 """Measure the CPU of work on many small files, beside other clients.
 
-``python -m benchmarks.many_files`` prints a table of targets and results, and exits with 0 if every target is met.
 Everything is measured in this process after one file of each kind, so the import of the package does not count. Other
 clients are processes, whose start counts.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
 import os
 import shutil
-import statistics
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +19,18 @@ from airflow.sdk import BaseOperator
 
 from airflow_sftp_backend.operators import SFTPDeleteOperator, SFTPUploadOperator
 from tests.support.airflow.context import context
-from tests.support.servers import sshd_path
 
 from .rivals import OURS, RCLONE, SFTP, Work, backend
 from .site import CIPHER, Site, site
-from .syncing import without_output
-from .targets import Row, show
-from .workloads import WrongBytes, processor
+from .syncing import CPU_TARGET, median, rows_beside_rclone, without_output
+from .targets import Options, Row
+from .workloads import Spent, WrongBytes, spent_by
 
-Measured: TypeAlias = Callable[[Site, int], float]
-"""Returns CPU seconds for a number of files."""
+Measured: TypeAlias = Callable[[Site, int], Spent]
+"""Returns the time for a number of files."""
 _CONN_ID: Final = "benchmark"
 _SIZE: Final = 1024
+_RCLONE_SYNC: Final = "rclone sync"
 
 
 @dataclass(frozen=True)
@@ -49,33 +44,33 @@ class Comparison:
     other_name: str
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; return 2 if a program is missing."""
-    options = _options().parse_args(arguments)
-    logging.disable(logging.INFO)
-    missing = [name for name in ("sftp", "rclone") if shutil.which(name) is None]
-    if sshd_path() is None or missing:
-        print(f"needed: OpenSSH's sshd, sftp and rclone; missing: {', '.join(missing) or 'sshd'}", file=sys.stderr)
-        return 2
-    rows = [row for row in ROWS if options.work is None or any(word in row.title for word in options.work)]
-    measured: list[Row] = []
+def measure(options: Options) -> Iterator[Row]:
+    """Measure all rows.
+
+    :param options: how much is measured
+    """
+    files = options.count(20_000)
     with site() as near:
         _set_connection(near)
-        for row in rows:
-            row.ours(near, 1)
-            spent = [(row.ours(near, options.files), row.other(near, options.files)) for _ in range(options.rounds)]
-            ours, other = (statistics.median(column) for column in zip(*spent, strict=True))
-            work = f"{row.title}, {options.files} files: {ours:.2f} s of CPU"
-            measured.append(Row(work, f"x {row.other_name}", ours / other, row.target))
-    return 0 if show(measured) else 1
+        for work in COMPARISONS:
+            title = f"{files:,} {work.title}"
+            if options.includes(title):
+                yield from _rows(work, title, near, files, options.rounds)
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.many_files", description=__doc__)
-    parser.add_argument("--files", type=int, default=20_000, help="number of files (default 20000)")
-    parser.add_argument("--rounds", type=int, default=1, help="rounds of each piece of work (default 1)")
-    parser.add_argument("--work", action="append", help="only work whose title has this word")
-    return parser
+def _rows(work: Comparison, title: str, near: Site, files: int, rounds: int) -> Iterator[Row]:
+    is_able = work.other_name != _RCLONE_SYNC or shutil.which("rclone") is not None
+    ours, others = [], []
+    work.ours(near, 1)
+    for _ in range(rounds):
+        ours.append(work.ours(near, files))
+        if is_able:
+            others.append(work.other(near, files))
+    if work.other_name == _RCLONE_SYNC:
+        yield from rows_beside_rclone(title, median(ours), median(others) if others else None)
+    else:
+        ratio = median(ours).processor / median(others).processor
+        yield Row(f"{title}: CPU", f"x {work.other_name}", ratio, work.target)
 
 
 def _set_connection(near: Site) -> None:
@@ -107,11 +102,9 @@ def _files(folder: Path, count: int) -> Iterator[list[Path]]:
         shutil.rmtree(folder)
 
 
-def _cost(work: Callable[[], object]) -> float:
+def _cost(work: Callable[[], object]) -> Spent:
     with without_output():
-        before = processor()
-        work()
-        return processor() - before
+        return spent_by(work)
 
 
 def _run(operator: BaseOperator) -> None:
@@ -121,14 +114,14 @@ def _run(operator: BaseOperator) -> None:
 # -- deletions --------------------------------------------------------------------------------------------------------
 
 
-def _delete_many(near: Site, count: int) -> float:
+def _delete_many(near: Site, count: int) -> Spent:
     with _files(near.there / "many", count) as paths, backend(near) as ours:
         # The connection counts, as for the operator.
         return _cost(lambda: ours.delete_many([str(path) for path in paths]))
 
 
 def _delete_operator(arguments: Callable[[Path, list[Path]], dict[str, Any]]) -> Measured:
-    def measured(near: Site, count: int) -> float:
+    def measured(near: Site, count: int) -> Spent:
         folder = near.there / "many"
         with _files(folder, count) as paths:
             operator = SFTPDeleteOperator(task_id="delete", sftp_conn_id=_CONN_ID, **arguments(folder, paths))
@@ -147,7 +140,7 @@ def _delete_operator(arguments: Callable[[Path, list[Path]], dict[str, Any]]) ->
 def _transfer(work: Work | None, direction: str) -> Measured:
     assert work is not None
 
-    def measured(near: Site, count: int) -> float:
+    def measured(near: Site, count: int) -> Spent:
         source, target = (near.here, near.there) if direction == "up" else (near.there, near.here)
         with _files(source / "many", count) as paths, _files(target / "copied", 0):
             local, remote = ("many", "copied") if direction == "up" else ("copied", "many")
@@ -163,7 +156,7 @@ def _transfer(work: Work | None, direction: str) -> Measured:
 def _unchanged(work: Callable[[Site, Path, Path], object]) -> Measured:
     """Measure an upload of files that the server has already."""
 
-    def measured(near: Site, count: int) -> float:
+    def measured(near: Site, count: int) -> Spent:
         with _files(near.here / "many", count) as paths, _files(near.there / "copied", 0):
             for path in paths:
                 shutil.copy2(path, near.there / "copied")
@@ -185,35 +178,37 @@ def _sync_with_rclone(near: Site, local: Path, remote: Path) -> None:
     RCLONE.sync_up(near, local, remote)
 
 
-ROWS: Final = (
+COMPARISONS: Final = (
     Comparison(
-        "delete operator, a directory",
+        "files, delete operator with a directory",
         _delete_operator(lambda folder, _: {"path": f"{folder}/"}),
         _delete_many,
         1.3,
         "delete_many",
     ),
     Comparison(
-        "delete operator, a pattern",
+        "files, delete operator with a pattern",
         _delete_operator(lambda folder, _: {"pattern": f"{folder}/*"}),
         _delete_many,
         1.3,
         "delete_many",
     ),
     Comparison(
-        "delete operator, rows",
+        "files, delete operator with rows",
         _delete_operator(lambda _, paths: {"path": [{"path": str(path)} for path in paths]}),
         _delete_many,
         1.3,
         "delete_many",
     ),
-    Comparison("upload of 1 KiB", _transfer(OURS.many_up, "up"), _transfer(SFTP.many_up, "up"), 1.0, "sftp"),
-    Comparison("download of 1 KiB", _transfer(OURS.many_down, "down"), _transfer(SFTP.many_down, "down"), 0.7, "sftp"),
+    Comparison("files of 1 KiB up", _transfer(OURS.many_up, "up"), _transfer(SFTP.many_up, "up"), 1.0, "sftp"),
     Comparison(
-        "unchanged, skip_same", _unchanged(_upload_unchanged), _unchanged(_sync_with_rclone), 1.5, "rclone sync"
+        "files of 1 KiB down", _transfer(OURS.many_down, "down"), _transfer(SFTP.many_down, "down"), 0.7, "sftp"
+    ),
+    Comparison(
+        "unchanged files, upload with skip_same",
+        _unchanged(_upload_unchanged),
+        _unchanged(_sync_with_rclone),
+        CPU_TARGET,
+        _RCLONE_SYNC,
     ),
 )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,19 +1,15 @@
 """Measure the CPU time for masking a private key.
 
-Run with ``python -m benchmarks.masking``. The task and Airflow's supervisor are measured.
-
-Exit status 0 if an RSA key of 4096 bits takes at most a second in each. The supervisor compiles its pattern once for
-each mask, with all masks before it: "with Extra" is where the key is in the connection itself, whose Extra Airflow
-masks as a whole.
+The task and Airflow's supervisor are measured. The supervisor compiles its pattern once for each mask, with all masks
+before it: "with Extra" is where the key is in the connection itself, whose Extra Airflow masks as a whole.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 from unittest import mock
@@ -25,28 +21,31 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from airflow_sftp_backend import _masking
 
-LIMIT: Final = 1.0
-"""Seconds."""
-RUNS: Final = 3
-"""Of which the fastest counts: other programs on the machine take the cache away."""
+from .targets import ClientTable, Options, Row
+
 FORMATS: Final = ("TraditionalOpenSSL", "PKCS8", "OpenSSH")
 
 
-def main() -> int:
-    """The exit status."""
-    met = True
-    print(f"{'key':34} {'masks':>6} {'task':>8} {'supervisor':>11} {'with Extra':>11}")
+def measure(options: Options) -> Iterator[Row | ClientTable]:
+    """Measure all rows.
+
+    :param options: the rounds; the fastest counts, because other programs on the machine take the cache away
+    """
+    results: dict[str, list[float | None]] = {}
+    slowest = 0.0
     for bits in (2048, 4096):
         key = rsa.generate_private_key(65537, bits)
         for name in FORMATS:
             form = getattr(serialization.PrivateFormat, name)
             pem = key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption()).decode()
             masks, here = _hidden(pem)
-            there = min(_seconds(partial(_masker().add_mask, [*masks])) for _ in range(RUNS))
+            there = min(_seconds(partial(_masker().add_mask, [*masks])) for _ in range(options.rounds))
             late = _seconds(partial(_masker(json.dumps({"private_key": pem})).add_mask, [*masks]))
-            print(f"RSA {bits}, {name:24} {len(masks):6} {here:6.2f} s {there:9.2f} s {late:9.2f} s")
-            met = met and max(here, there) <= LIMIT
-    return 0 if met else 1
+            results[f"RSA {bits}, {name}"] = [len(masks), here, there, late]
+            slowest = max(slowest, here, there)
+    title = "seconds of CPU for masking a private key"
+    yield ClientTable("masking", title, ["masks", "task", "supervisor", "with Extra"], results)
+    yield Row("masking of a private key, task or supervisor: CPU", "s", slowest, 1)
 
 
 def _masker(*known: str) -> SecretsMasker:
@@ -77,7 +76,3 @@ def _seconds(work: Callable[[], None]) -> float:
     began = time.process_time()
     work()
     return time.process_time() - began
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,15 +13,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 import psutil
 
 from .rivals import backend
 from .site import Site
-
-LIMIT: Final = 64 << 20
-"""Bytes a transfer may add."""
 
 
 def measure(site: Site, size: int) -> dict[str, int]:

@@ -1,99 +1,83 @@
 """Measure syncs of small files beside ``rclone sync`` and ``lftp mirror``.
 
-``python -m benchmarks.syncing`` prints a table for each link: an initial sync and a rerun without changes, in both
-directions, with the CPU of the client. Each client connects anew for each sync, and every byte is compared. A rerun
-that transfers a file again is an error. The start of a process counts for the other clients only: a task has loaded the
-package already.
+An initial sync and a rerun without changes, in both directions, with the CPU of the client. Each client connects anew
+for each sync, and every byte is compared. A rerun that transfers a file again is an error. The start of a process
+counts for the other clients only: a task has loaded the package already.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
-from typing import Final, NamedTuple
+from typing import Final
 
-from rich.console import Console
-from rich.table import Table
-
-from tests.support.servers import sshd_path
-
-from .__main__ import LINKS
-from .delay import delayed
 from .rivals import LFTP, OURS, RCLONE, Rival, Work
-from .site import CIPHER, Site, site, site_at
-from .workloads import WrongBytes
+from .site import Site, site
+from .targets import ClientTable, Options, Row
+from .workloads import Spent, WrongBytes, spent_by
 
+CPU_TARGET: Final = 1.5
+WALL_TARGET: Final = 1.0
+"""Most CPU and most time of a rerun, as a multiple of ``rclone sync``."""
 DIRECTIONS: Final = ("up", "down")
 CLIENTS: Final = (OURS, RCLONE, LFTP)
+_SIZE: Final = 1024
 _FILES_PER_FOLDER: Final = 100
 _AGE: Final = 3600
 
-console = Console(highlight=False, soft_wrap=True, width=120)
 
+def measure(options: Options) -> Iterator[Row | ClientTable]:
+    """Measure all rows.
 
-class Cost(NamedTuple):
-    """Hold what one sync takes.
-
-    :ivar elapsed: seconds
-    :ivar cpu: seconds of CPU of the client, without those of the server
+    :param options: how much is measured
     """
-
-    elapsed: float
-    cpu: float
-
-
-@dataclass
-class Times:
-    """Hold the costs of a client: initial syncs and reruns."""
-
-    initial: list[Cost] = field(default_factory=list)
-    unchanged: list[Cost] = field(default_factory=list)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; return 2 if a program is missing."""
-    options = _options().parse_args(arguments)
-    if sshd_path() is None:
-        print("OpenSSH's sshd is needed: install openssh-server", file=sys.stderr)
-        return 2
+    files = options.count(20_000)
     clients = [client for client in CLIENTS if client is OURS or which(client.name)]
-    missing = [client.name for client in CLIENTS if client not in clients]
-    for name in missing:
-        print(f"NOT MEASURED: {name} is not installed", file=sys.stderr)
-    with site() as near:
-        source = near.here / "source"
-        write_source(source, options.files, options.size)
-        for link, round_trip in LINKS.items():
-            if options.link is not None and link not in options.link:
-                continue
-            with delayed(near.port, round_trip) if round_trip else nullcontext(near.port) as port:
-                for direction in DIRECTIONS:
-                    times = {client.name: Times() for client in clients}
-                    for round_number in range(options.rounds):
-                        for index in range(len(clients)):
-                            client = clients[(index + round_number) % len(clients)]  # nobody always comes first
-                            measure(site_at(near, port), client, direction, source, times[client.name])
-                    _show(link, direction, times, options)
-    return 2 if missing else 0
+    table: dict[str, list[float | None]] = {}
+    with site() as place:
+        source = place.here / "source"
+        write_source(source, files, _SIZE)
+        for direction in DIRECTIONS:
+            spent: dict[str, list[tuple[Spent, Spent]]] = {client.name: [] for client in clients}
+            for number in range(options.rounds):
+                for index in range(len(clients)):
+                    client = clients[(index + number) % len(clients)]  # nobody always comes first
+                    spent[client.name].append(sync_twice(place, client, direction, source))
+            initial, rerun = ([median([pair[at] for pair in pairs]) for pairs in spent.values()] for at in (0, 1))
+            for name, costs in (("initial sync", initial), ("rerun", rerun)):
+                table[f"{name} {direction}"] = [cost.seconds for cost in costs]
+                table[f"{name} {direction}, CPU"] = [cost.processor for cost in costs]
+            reruns = dict(zip(spent, rerun, strict=True))
+            title = f"{files:,} unchanged files, sync {direction}"
+            yield from rows_beside_rclone(title, reruns[OURS.name], reruns.get(RCLONE.name))
+    title = f"seconds of syncs of {files:,} files of 1 KiB, loopback, median of {options.rounds} rounds"
+    yield ClientTable("syncs", title, [client.name for client in clients], table)
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.syncing", description=__doc__)
-    parser.add_argument("--files", type=int, default=2000, help="number of files (default 2000)")
-    parser.add_argument("--size", type=int, default=4096, help="bytes of each file (default 4096)")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of each sync (default 3)")
-    parser.add_argument("--link", action="append", choices=LINKS, help="measure this link only")
-    return parser
+def rows_beside_rclone(title: str, ours: Spent, rclone: Spent | None) -> Iterator[Row]:
+    """Return the rows for a piece of work without changes.
+
+    :param title: what was measured
+    :param ours: time of this package
+    :param rclone: time of ``rclone sync``; None if it is not installed
+    """
+    unit = "x rclone sync"
+    cpu, seconds = (ours.processor / rclone.processor, ours.seconds / rclone.seconds) if rclone else (None, None)
+    yield Row(f"{title}: CPU", unit, cpu, CPU_TARGET)
+    yield Row(f"{title}: time", unit, seconds, WALL_TARGET)
+
+
+def median(costs: Sequence[Spent]) -> Spent:
+    """Return the medians of elapsed time and of CPU."""
+    return Spent(statistics.median(cost.seconds for cost in costs), statistics.median(cost.processor for cost in costs))
 
 
 def write_source(folder: Path, count: int, size: int) -> None:
@@ -107,8 +91,8 @@ def write_source(folder: Path, count: int, size: int) -> None:
         os.utime(path, (past, past))
 
 
-def measure(place: Site, client: Rival, direction: str, source: Path, times: Times) -> None:
-    """Time an initial sync and a rerun of one client.
+def sync_twice(place: Site, client: Rival, direction: str, source: Path) -> tuple[Spent, Spent]:
+    """Return the times of an initial sync and of a rerun.
 
     :raises WrongBytes: if the target differs from the source, or if the rerun wrote a file
     """
@@ -116,25 +100,18 @@ def measure(place: Site, client: Rival, direction: str, source: Path, times: Tim
     assert work is not None
     with _target(place, direction) as target:
         local, remote = (source, target) if direction == "up" else (target, source)
-        times.initial.append(_cost(work, place, local, remote))
+        initial = _spent(work, place, local, remote)
         _compare(client.name, source, target)
         before = _inodes(target)
-        times.unchanged.append(_cost(work, place, local, remote))
+        rerun = _spent(work, place, local, remote)
         if _inodes(target) != before:
             raise WrongBytes(f"{client.name}: the rerun without changes wrote files again")
+    return initial, rerun
 
 
-def _cost(work: Work, place: Site, local: Path, remote: Path) -> Cost:
+def _spent(work: Work, place: Site, local: Path, remote: Path) -> Spent:
     with without_output():
-        started, cpu_before = time.perf_counter(), _cpu_seconds()
-        work(place, local, remote)
-        return Cost(time.perf_counter() - started, _cpu_seconds() - cpu_before)
-
-
-def _cpu_seconds() -> float:
-    """Return the CPU time of this process and its ended programs."""
-    spent = os.times()
-    return spent.user + spent.system + spent.children_user + spent.children_system
+        return spent_by(lambda: work(place, local, remote))
 
 
 @contextmanager
@@ -181,29 +158,3 @@ def _compare(name: str, source: Path, target: Path) -> None:
 
 def _inodes(folder: Path) -> dict[str, tuple[int, int]]:
     return {name: (path.stat().st_ino, path.stat().st_mtime_ns) for name, path in _files(folder).items()}
-
-
-def _median(values: Iterable[float]) -> str:
-    return f"{statistics.median(values):.2f}"
-
-
-def _show(link: str, direction: str, times: dict[str, Times], options: argparse.Namespace) -> None:
-    title = (
-        f"{link}, {direction}: {options.files} files of {options.size} bytes, seconds ({CIPHER}, connecting included,"
-        f" median of {options.rounds})"
-    )
-    table = Table(title=title)
-    table.add_column("")
-    for name in times:
-        table.add_column(name, justify="right")
-    for name, costs in (
-        ("initial sync", [each.initial for each in times.values()]),
-        ("rerun without changes", [each.unchanged for each in times.values()]),
-    ):
-        table.add_row(name, *(_median(cost.elapsed for cost in each) for each in costs))
-        table.add_row(f"{name}, CPU", *(_median(cost.cpu for cost in each) for each in costs))
-    console.print(table)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -2,13 +2,11 @@
 
 They are compared with those of Airflow's sftp provider on the same sshd.
 
-``make waiting`` prints a table for each number of triggers and exits with 0 if the targets are met.
 Each trigger waits for a file of its own in one folder, which never comes.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -19,28 +17,26 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import psutil
-from rich.console import Console
-from rich.table import Table
 
 from tests.support.servers import OpenSSHServer, sftp_server_path
+
+from .targets import ClientTable, Options, Row
 
 Whose = Literal["ours", "sftp provider"]
 INTERVAL: Final = 5.0
 """Seconds between two polls of a trigger."""
 BEGINNING: Final = 10.0
 """Seconds in which triggers begin to wait, before the use of the processor is measured."""
+COUNTS: Final = (200, 1000)
 CPU_TARGET: Final = 20.0
-"""Factor by which a poll must use less CPU, at `AT` triggers."""
-AT: Final = 200
-
-console = Console(highlight=False, soft_wrap=True, width=120)
+"""Factor by which a poll of the first of `COUNTS` must use less CPU."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class Cost:
         return 1000 * self.processor / self.polls if self.polls else math.inf
 
 
-def measure(whose: Whose, count: int, seconds: float) -> Cost:
+def measure_waits(whose: Whose, count: int, seconds: float) -> Cost:
     """Measure ``count`` triggers that wait for some seconds.
 
     They run in a separate process.
@@ -86,7 +82,7 @@ def measure(whose: Whose, count: int, seconds: float) -> Cost:
         with OpenSSHServer({"Subsystem": subsystem, "MaxStartups": "1000"}) as server:
             inbox = server.fresh().path / "inbox"
             inbox.mkdir()
-            command = [sys.executable, "-m", "benchmarks.waiting", "wait", whose, str(count), str(seconds)]
+            command = [sys.executable, "-m", "benchmarks.waiting", whose, str(count), str(seconds)]
             command += [str(inbox), str(requests)]
             environment = os.environ | {"AIRFLOW_CONN_WAITING": _connection(server, whose, Path(folder))}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -163,61 +159,57 @@ async def _wait(whose: str, count: int, seconds: float, inbox: str, requests: st
     return {"begin": begin, "end": end, "processor": after - before, "memory": held, "gave_up": gave_up}
 
 
-def compare(counts: Sequence[int], seconds: float) -> bool:
-    """Measures and prints; whether the targets are met."""
-    met = []
-    for count in counts:
+def measure(options: Options) -> Iterator[Row | ClientTable]:
+    """Measure all rows.
+
+    :param options: how much is measured
+    """
+    seconds = max(60 * options.scale, 3 * INTERVAL + 1)
+    for full_count in COUNTS:
+        count = options.count(full_count)
         costs: dict[Whose, Cost] = {
-            "ours": measure("ours", count, seconds),
-            "sftp provider": measure("sftp provider", count, seconds),
+            "ours": measure_waits("ours", count, seconds),
+            "sftp provider": measure_waits("sftp provider", count, seconds),
         }
-        _show(count, costs)
-        met.append(_is_met(count, costs))
-    return all(met)
+        yield from rows(count, costs, has_cpu_target=full_count == COUNTS[0])
+        yield _table(count, costs)
 
 
-def _is_met(count: int, costs: Mapping[Whose, Cost]) -> bool:
+def rows(count: int, costs: Mapping[Whose, Cost], *, has_cpu_target: bool) -> Iterator[Row]:
+    """Return the rows for a number of triggers.
+
+    :param count: number of triggers
+    :param costs: their costs
+    :param has_cpu_target: whether the CPU has a target
+    """
     ours, theirs = costs["ours"], costs["sftp provider"]
-    if ours.logins != 1 or ours.gave_up:
-        return False
-    return count != AT or theirs.processor_per_poll >= CPU_TARGET * ours.processor_per_poll
+    title = f"{count} waits on one server"
+    yield Row(f"{title}: logins", "logins", ours.logins, 1)
+    yield Row(f"{title}: that gave up", "waits", ours.gave_up, 0)
+    if has_cpu_target:
+        ratio = theirs.processor_per_poll / ours.processor_per_poll
+        yield Row(f"{title}: CPU of a poll", "sftp provider / ours", ratio, CPU_TARGET, at_least=True)
 
 
-def _show(count: int, costs: Mapping[Whose, Cost]) -> None:
-    table = Table("", title=f"{count} triggers wait on one server, a poll every {INTERVAL:g} s")
-    for whose in costs:
-        table.add_column(whose, justify="right")
-    rows: dict[str, Callable[[Cost], str]] = {
-        "logins in all": lambda cost: f"{cost.logins}",
-        "logins a minute": lambda cost: f"{cost.logins_a_minute:,.1f}",
-        f"polls a minute, of {count * 60 / INTERVAL:,.0f}": lambda cost: f"{cost.polls:,.0f}",
-        "triggers that polled each time": lambda cost: f"{cost.punctual}",
-        "requests a minute": lambda cost: f"{cost.requests:,.0f}",
-        "seconds of the processor a minute": lambda cost: f"{cost.processor:.2f}",
-        "milliseconds of the processor a poll": lambda cost: f"{cost.processor_per_poll:.2f}",
-        "memory in MiB": lambda cost: f"{cost.memory / 2**20:.0f}",
-        "triggers that gave up": lambda cost: f"{cost.gave_up}",
-    }
-    for what, told in rows.items():
-        table.add_row(what, *map(told, costs.values()))
-    console.print(table)
-    ratio = costs["sftp provider"].processor_per_poll / costs["ours"].processor_per_poll
-    target = f" (target {CPU_TARGET:g})" if count == AT else ""
-    console.print(f"a poll of the sftp provider's triggers uses {ratio:.0f} times as much of the processor{target}")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.waiting", description=__doc__)
-    parser.add_argument("--triggers", type=int, action="append", help="how many wait (default 200, and 1000)")
-    parser.add_argument("--seconds", type=float, default=60, help="for how long (default 60)")
-    given = parser.parse_args(arguments)
-    return 0 if compare(given.triggers or [200, 1000], given.seconds) else 1
+def _table(count: int, costs: Mapping[Whose, Cost]) -> ClientTable:
+    all_costs = costs.values()
+    return ClientTable(
+        "waiting",
+        f"{count} triggers wait on one server, a poll every {INTERVAL:g} s",
+        list(costs),
+        {
+            "logins in all": [cost.logins for cost in all_costs],
+            "logins a minute": [cost.logins_a_minute for cost in all_costs],
+            f"polls a minute, of {count * 60 / INTERVAL:,.0f}": [cost.polls for cost in all_costs],
+            "triggers that polled each time": [cost.punctual for cost in all_costs],
+            "requests a minute": [cost.requests for cost in all_costs],
+            "seconds of CPU a minute": [cost.processor for cost in all_costs],
+            "milliseconds of CPU a poll": [cost.processor_per_poll for cost in all_costs],
+            "memory in MiB": [cost.memory / 2**20 for cost in all_costs],
+            "triggers that gave up": [cost.gave_up for cost in all_costs],
+        },
+    )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["wait"]:
-        wait = _wait(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), *sys.argv[5:])
-        print(json.dumps(asyncio.run(wait)))
-        sys.exit(0)
-    sys.exit(main())
+    print(json.dumps(asyncio.run(_wait(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), *sys.argv[4:]))))

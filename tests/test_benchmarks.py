@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import random
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from benchmarks import __main__ as bench
-from benchmarks import directories, large_files, many_files, syncing, targets, waiting, watching, workloads
+from benchmarks import (
+    clients,
+    directories,
+    large_files,
+    many_files,
+    page,
+    plot,
+    syncing,
+    waiting,
+    watching,
+    workloads,
+)
 from benchmarks.delay import delayed
-from benchmarks.rivals import HOOK, LFTP, OURS, RCLONE, SFTP, rivals
-from benchmarks.workloads import WORKLOADS, Result, Workload, WrongBytes
+from benchmarks.rivals import HOOK, LFTP, OURS, PARAMIKO, RCLONE, SFTP, rivals
+from benchmarks.targets import MET, MISSED, NOT_MEASURED, ClientTable, Options, Row, number, show
+from benchmarks.workloads import WORKLOADS, Result, WrongBytes
 from tests.support.airflow.versions import needs_state_stores
 
+TOP: Final = Path(__file__).parents[1]
 CONTENT = random.Random(1).randbytes(3 << 20)
+SMALL: Final = Options(scale=0.003, rounds=1)
+MEASURED: Final = {MET, MISSED}
 
 
 def test_a_delayed_port_gives_every_byte_late_both_ways() -> None:
@@ -53,66 +71,87 @@ def test_a_delayed_port_gives_every_byte_late_both_ways() -> None:
         assert not thread.is_alive()
 
 
+def rows_of(results: Iterable[Row | ClientTable]) -> dict[str, Row]:
+    """Return the rows of a part by work and unit."""
+    return {f"{row.work}, {row.unit}": row for row in results if isinstance(row, Row)}
+
+
 @pytest.mark.timeout(180)
-def test_every_piece_of_work_is_measured_near_and_far(
-    sshd: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_piece_of_work_is_measured_near_and_far(sshd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sshd
-    monkeypatch.setattr(workloads, "FILES", 3)
-    monkeypatch.setattr(workloads, "NAMES", 20)
-    monkeypatch.setattr(bench, "LINKS", {"loopback": 0.0, "far": 0.01})
-    work = [argument for workload in WORKLOADS for argument in ("--work", workload.name)]
-    clients = ["--client", OURS.name, "--client", SFTP.name, "--client", "paramiko", "--client", "asyncssh"]
-    status = bench.main(["--size", "1", "--rounds", "1", "--memory", "2", *work, *clients])
-    output = capsys.readouterr().out
-    assert status in (0, 1)
-    assert ("missed" in output) == (status == 1)
-    assert output.count("connect") >= 2
-    assert "far: speed as a multiple" in output
-    assert output.count("seconds of the processor per GiB") == 2
-    assert output.count("no more than paramiko") == 2
-    assert output.count("memory added by a transfer of 2 MiB") == 2
+    monkeypatch.setattr(clients, "LINKS", {"loopback": (0.0, 512), "far": (0.01, 256)})
+    found = list(clients.measure(replace(SMALL, clients=["paramiko", "asyncssh"])))
+    tables = {table.name: table for table in found if isinstance(table, ClientTable)}
+    assert tables["clients far"].columns == ["ours", "sftp", "asyncssh", "paramiko", "sftp, seconds"]
+    assert [len(tables[name].rows) for name in ("clients loopback", "clients far", "cpu")] == [7, 7, 2]
+    rows = rows_of(found)
+    assert {"2 MiB up, loopback, speed / sftp", "1 MiB down, far, speed / sftp"} < rows.keys()
+    assert {"2 MiB up, loopback: CPU, x paramiko", "2 MiB down, loopback: CPU, x sftp"} < rows.keys()
+    assert {row.verdict for row in rows.values()} <= MEASURED
+
+
+def test_only_wanted_work_is_measured(sshd: str) -> None:
+    assert sshd
+    found = clients.measure(replace(SMALL, work=["connect, loopback"], clients=["sftp"]))
+    tables = {table.name: list(table.rows) for table in found if isinstance(table, ClientTable)}
+    assert tables == {"clients loopback": ["connect"]}
 
 
 @pytest.mark.system
 @pytest.mark.timeout(300)
-def test_large_files_are_measured_in_all_conditions(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_large_files_are_measured_in_all_conditions(sshd: str) -> None:
     assert sshd
-    status = large_files.main(["--size", "2", "--rounds", "1"])
-    output = capsys.readouterr().out
-    assert ("missed" in output) == (status == 1)
-    assert [output.count(row) for row in ("idle", "busy", "50 ms", "CPU per GiB")] == [2, 2, 2, 2]
-    assert output.count(" up to ") == sum(server.missing() is None for server in large_files.OTHER_SERVERS)
+    rows = list(large_files.measure(SMALL))
+    conditions = [row.work.partition("MiB ")[2] for row in rows]
+    servers = [f"up to {server.title}" for server in large_files.OTHER_SERVERS]
+    assert conditions[:4] == ["up, busy processors", "down, busy processors", *servers]
+    assert [row.work for row in rows[4:]] == [f"transfer of 12 MiB: memory added {way}" for way in ("up", "down")]
+    missing = [server.missing() is not None for server in large_files.OTHER_SERVERS]
+    assert [row.result is None for row in rows[2:4]] == missing
 
 
 @pytest.mark.parametrize(
-    ("result", "at_least", "met"), [(1.1, True, True), (0.9, True, False), (0.9, False, True), (1.1, False, False)]
+    ("result", "at_least", "verdict"),
+    [
+        (1.1, True, MET),
+        (0.9, True, MISSED),
+        (0.9, False, MET),
+        (1.1, False, MISSED),
+        (None, True, NOT_MEASURED),
+    ],
 )
-def test_a_row_is_met_or_missed(result: float, at_least: bool, met: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    assert targets.show([targets.Row("work", "s", result, 1.0, at_least)]) == met
-    assert ("missed" in capsys.readouterr().out) != met
+def test_a_row_is_met_or_missed(
+    result: float | None, at_least: bool, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = Row("work", "s", result, 1.0, at_least)
+    assert row.verdict == verdict
+    show([row])
+    assert verdict in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(None, ""), (0.4512, "0.451"), (9.93, "9.93"), (111.3, "111"), (12_345.6, "12,346")]
+)
+def test_a_number_has_three_digits(value: float | None, text: str) -> None:
+    assert number(value) == text
 
 
 @pytest.mark.timeout(180)
-def test_syncs_are_measured_in_both_directions_beside_installed_clients(
-    sshd: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_syncs_are_measured_in_both_directions_beside_installed_clients(sshd: str) -> None:
     assert sshd
-    status = syncing.main(["--files", "5", "--size", "10", "--rounds", "1", "--link", "loopback"])
-    output, errors = capfd.readouterr()
-    assert output.count("rerun without changes, CPU") == 2
-    missing = [client.name for client in (LFTP, RCLONE) if not shutil.which(client.name)]
-    assert status == (2 if missing else 0)
-    assert errors.count("NOT MEASURED") == len(missing)
+    found = list(syncing.measure(replace(SMALL, scale=0.0003)))
+    (table,) = [each for each in found if isinstance(each, ClientTable)]
+    assert table.columns == ["ours", *(client.name for client in (RCLONE, LFTP) if shutil.which(client.name))]
+    syncs = [f"{sync} {direction}" for direction in ("up", "down") for sync in ("initial sync", "rerun")]
+    assert list(table.rows) == [f"{sync}{unit}" for sync in syncs for unit in ("", ", CPU")]
+    assert [row.result is None for row in rows_of(found).values()] == 4 * [shutil.which("rclone") is None]
 
 
-def test_a_sync_client_that_is_not_installed_is_reported(
-    sshd: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_sync_client_that_is_not_installed_is_reported(sshd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sshd
     monkeypatch.setattr(syncing, "which", lambda _: None)
-    assert syncing.main(["--files", "1", "--rounds", "1", "--link", "loopback"]) == 2
-    assert "NOT MEASURED: rclone is not installed" in capfd.readouterr().err
+    rows = rows_of(syncing.measure(replace(SMALL, scale=0.0001)))
+    assert [row.verdict for row in rows.values()] == 4 * [NOT_MEASURED]
 
 
 def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
@@ -122,10 +161,10 @@ def test_a_client_that_moves_wrong_bytes_is_found_out(tmp_path: Path) -> None:
         workloads._compare("somebody", tmp_path / "sent", tmp_path / "arrived")
 
 
-@pytest.mark.parametrize(("ours", "met"), [(1.0, True), (2.0, False)])
-def test_a_target_is_met_or_missed(ours: float, met: bool) -> None:
-    result = Result(Workload("up", "up", (1.3, 5)), 1.3, {OURS.name: [ours], SFTP.name: [2.0]})
-    assert result.met == met
+@pytest.mark.parametrize(("ours", "verdict"), [(1.0, MET), (2.0, MISSED)])
+def test_a_target_is_met_or_missed(ours: float, verdict: str) -> None:
+    (row,) = clients.rows("up", Result({OURS.name: [ours], SFTP.name: [2.0]}), 1.3, {})
+    assert (row.verdict, row.result) == (verdict, 2 / ours)
 
 
 def test_processor_time_includes_the_programs_the_client_runs(tmp_path: Path) -> None:
@@ -140,11 +179,18 @@ def test_processor_time_includes_the_programs_the_client_runs(tmp_path: Path) ->
     assert workloads.processor() - before >= 0.45
 
 
-@pytest.mark.parametrize(("theirs", "met"), [(3.1, True), (2.9, False)])
-def test_other_rivals_have_targets_of_their_own(theirs: float, met: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    result = Result(WORKLOADS[0], 1.3, {OURS.name: [2.0], HOOK.name: [theirs], SFTP.name: [1.0]})
-    assert bench._show_rivals([result]) == [met]
-    assert ("met" in capsys.readouterr().out) == met
+@pytest.mark.parametrize(("theirs", "verdict"), [(3.1, MET), (2.9, MISSED)])
+def test_other_rivals_have_targets_of_their_own(theirs: float, verdict: str) -> None:
+    result = Result({OURS.name: [2.0], HOOK.name: [theirs], SFTP.name: [1.0]})
+    (row,) = clients.rows("up", result, None, WORKLOADS[0].rivals)
+    assert (row.unit, row.verdict) == ("speed / SFTPHook", verdict)
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [(2.0, MET), (1.9, MISSED)])
+def test_the_cpu_of_a_large_file_has_targets(theirs: float, verdict: str) -> None:
+    result = Result(processor={OURS.name: [2.0], PARAMIKO.name: [theirs]})
+    (row,) = clients.cpu_rows("up", result)
+    assert (row.unit, row.verdict) == ("x paramiko", verdict)
 
 
 def test_we_come_first_and_the_sftp_command_second() -> None:
@@ -153,7 +199,7 @@ def test_we_come_first_and_the_sftp_command_second() -> None:
 
 def test_a_thousand_triggers_wait_on_one_login(sshd: str) -> None:
     assert sshd
-    cost = waiting.measure("ours", 1000, 3 * waiting.INTERVAL + 1)
+    cost = waiting.measure_waits("ours", 1000, 3 * waiting.INTERVAL + 1)
     assert (cost.logins, cost.gave_up) == (1, 0)
     assert cost.punctual >= 990
     assert cost.requests < 1.2 * cost.polls
@@ -169,69 +215,158 @@ def cost(**changes: float) -> waiting.Cost:
 
 
 @pytest.mark.parametrize(
-    ("count", "ours", "theirs", "met"),
+    ("has_cpu_target", "ours", "theirs", "missed"),
     [
-        (waiting.AT, {}, {"processor": 20}, True),
-        (waiting.AT, {}, {"processor": 19}, False),
-        (waiting.AT, {"gave_up": 1}, {"processor": 20}, False),
-        (waiting.AT, {"logins": 2}, {"processor": 20}, False),
-        (waiting.AT, {"polls": 0}, {"processor": 20}, False),
-        (1000, {}, {"processor": 1, "gave_up": 900}, True),
-        (1000, {"gave_up": 1}, {}, False),
+        (True, {}, {"processor": 20}, []),
+        (True, {}, {"processor": 19}, ["CPU of a poll"]),
+        (True, {"gave_up": 1}, {"processor": 20}, ["that gave up"]),
+        (True, {"logins": 2}, {"processor": 20}, ["logins"]),
+        (True, {"polls": 0}, {"processor": 20}, ["CPU of a poll"]),
+        (False, {}, {"processor": 1, "gave_up": 900}, []),
+        (False, {"gave_up": 1}, {}, ["that gave up"]),
     ],
 )
 def test_waiting_meets_its_targets_or_misses_them(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    count: int,
-    ours: dict[str, float],
-    theirs: dict[str, float],
-    met: bool,
+    has_cpu_target: bool, ours: dict[str, float], theirs: dict[str, float], missed: list[str]
 ) -> None:
-    costs = {"ours": cost(**ours), "sftp provider": cost(**theirs)}
-    monkeypatch.setattr(waiting, "measure", lambda whose, *_: costs[whose])
-    assert waiting.main(["--triggers", str(count), "--seconds", "1"]) == (0 if met else 1)
-    assert "logins a minute" in capsys.readouterr().out
+    rows = waiting.rows(200, {"ours": cost(**ours), "sftp provider": cost(**theirs)}, has_cpu_target=has_cpu_target)
+    assert [row.work.split(": ")[1] for row in rows if row.verdict == MISSED] == missed
 
 
 @needs_state_stores
-def test_a_watch_is_measured_until_all_files_are_reported(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_watch_is_measured_until_all_files_are_reported(sshd: str) -> None:
     assert sshd
-    assert watching.main(["--files", "1100", "--arrivals", "1", "--interval", "0.2"]) == 0
-    lines = {line.split("│")[1].strip(): line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines()
-             if line.startswith("│")}  # fmt: skip
-    assert lines["events"] == "3"
-    assert 0 < int(lines["bytes of state in all"].replace(",", "")) < 110_000
+    table, *rows = watching.measure(Options(scale=0.022))
+    assert isinstance(table, ClientTable)
+    assert table.rows["events"] == [3]
+    assert [row.verdict for row in rows if isinstance(row, Row)] == 3 * [MET]
+    written = rows_of(rows)["watch of 1,100 files that arrive at once: state written, MB"].result
+    assert written is not None
+    assert 0 < written < 0.11
 
 
 @pytest.mark.parametrize(
-    ("cost", "met"), [((59, 1, 1, 2000, 1.0), True), ((61, 1, 1, 2000, 1.0), False), ((1, 1, 1, 2001, 1.0), False),
-                      ((1, 1, 1, 2000, 65_537.0), False)]
-)  # fmt: skip
-def test_a_watch_meets_its_targets_or_misses_them(cost: tuple[float, int, int, int, float], met: bool) -> None:
-    assert watching.is_met(watching.Cost(*cost), 10) is met
+    ("cost", "missed"),
+    [
+        ((59, 1, 1, 30_000, 1.0), []),
+        ((61, 1, 1, 30_000, 1.0), [0]),
+        ((1, 1, 1, 30_001, 1.0), [1]),
+        ((1, 1, 1, 30_000, 65_537.0), [2]),
+    ],
+)
+def test_a_watch_meets_its_targets_or_misses_them(cost: tuple[float, int, int, int, float], missed: list[int]) -> None:
+    rows = list(watching.rows(watching.Cost(*cost), 150))
+    assert [at for at, row in enumerate(rows) if row.verdict == MISSED] == missed
 
 
 @pytest.mark.system  # starts whole Airflows
 @pytest.mark.timeout(300)
-def test_many_files_are_measured_and_rows_have_targets(capfd: pytest.CaptureFixture[str]) -> None:
-    if shutil.which("rclone") is None:
-        pytest.skip("rclone is not installed")
-    assert many_files.main(["--files", "3"]) in (0, 1)
-    table = capfd.readouterr().out
-    assert [row.title for row in many_files.ROWS if row.title not in table] == []
-
-
-def test_a_large_directory_is_listed_searched_and_waited_on(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_files_are_measured_and_rows_have_targets(sshd: str) -> None:
     assert sshd
-    status = directories.main(["--files", "300", "--many", "400", "--rounds", "1"])
-    output = capsys.readouterr().out
-    assert all(target.title in output for target in directories.TARGETS.values())
-    assert ("missed" in output) == (status == 1)
+    rows = list(many_files.measure(replace(SMALL, scale=0.00015)))
+    # The work without changes has a row for the CPU and one for the time.
+    assert len(rows) == len(many_files.COMPARISONS) + 1
+    assert [row.result is None for row in rows[-2:]] == 2 * [shutil.which("rclone") is None]
 
 
-@pytest.mark.parametrize(("ours", "met"), [(0.5, True), (0.6, False)])
-def test_a_listing_meets_its_target_or_misses_it(ours: float, met: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    measured = directories.Measured({"paramiko": [2.0, 1.0, 1.0], "find": [9.0, ours, ours]})
-    assert directories.show({"find": measured.ratio("find")}, {"find": "1"}) is met
-    assert ("met" in capsys.readouterr().out) is met
+def test_a_large_directory_is_listed_searched_and_waited_on(sshd: str) -> None:
+    assert sshd
+    rows = list(directories.measure(SMALL))
+    assert [row.unit for row in rows] == [*3 * ["x listdir_iter"], "s", "MiB", "MiB"]
+    assert [f"{files} names" in row.work for row, files in zip(rows, [*5 * ["300"], "3,000"], strict=True)] == 6 * [
+        True
+    ]
+    assert {row.verdict for row in rows} <= MEASURED
+
+
+def test_a_listing_is_compared_round_by_round() -> None:
+    measured = directories.Measured({"paramiko": [2.0, 1.0, 1.0], "find": [9.0, 0.5, 0.5]})
+    assert measured.ratio("find") == 0.5
+
+
+# -- one table --------------------------------------------------------------------------------------------------------
+
+PAGE: Final = "# Speed\n\n<!-- targets -->\n<!-- /targets -->\n\n<!-- syncs -->\nold\n<!-- /syncs -->\n"
+
+
+@pytest.fixture
+def speed_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Page to which the benchmarks write."""
+    path = tmp_path / "speed.md"
+    path.write_text(PAGE)
+    monkeypatch.setattr(page, "PAGE", path)
+    return path
+
+
+@pytest.mark.system
+@pytest.mark.timeout(300)
+def test_a_run_prints_one_table_and_writes_the_page(
+    sshd: str, capfd: pytest.CaptureFixture[str], speed_page: Path
+) -> None:
+    assert sshd
+    status = bench.main(["--part", "imports", "--page", "--rounds", "1"])
+    output = capfd.readouterr().out
+    table = output[output.index("targets and results") :]
+    assert table.count("import of the operators") == 1
+    assert "load average" in table
+    assert ("missed" in table) == (status == 1) or not (shutil.which("rclone") and shutil.which("lftp"))
+    assert speed_page.read_text().count("| import of the operators |") == 1
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "missing", "status"),
+    [([MET], "", 0), ([MET, MISSED], "", 1), ([MISSED, NOT_MEASURED], "", 2), ([MET], "lftp", 2)],
+)
+def test_the_status_tells_missed_from_not_measured(
+    verdicts: list[str], missing: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = {MET: 1.0, MISSED: 2.0, NOT_MEASURED: None}
+    rows = [Row(verdict, "s", results[verdict], 1.0) for verdict in verdicts]
+    monkeypatch.setattr(bench, "sshd_path", lambda: Path("sshd"))
+    monkeypatch.setattr(bench, "which", lambda name: None if name == missing else name)
+    monkeypatch.setattr(bench, "measure_parts", lambda *_: (rows, []))
+    assert bench.main(["--part", "imports"]) == status
+    assert (f"NOT MEASURED: {missing}" in capsys.readouterr().err) == bool(missing)
+
+
+def test_a_row_of_the_page_keeps_its_run_until_it_is_measured_again() -> None:
+    a, b = Row("a", "s", 1.0, 2.0), Row("b", "s", 3.0, 2.0)
+    text = page.with_targets(PAGE, [a, b], "first", "quiet", keep=False)
+    text = page.with_targets(text, [replace(b, result=1.5)], "second", "busy: 3", keep=True)
+    assert "| a | s | ≤ 2 | 1 | met | first |\n| b | s | ≤ 2 | 1.5 | met | second |\n\n" in text
+    assert "* first: quiet\n* second: busy: 3\n<!-- /targets -->" in text
+    text = page.with_targets(text, [a, b], "third", "idle", keep=True)
+    assert "first" not in text
+    assert "| b | s | ≤ 2 | 3 | missed | third |\n\n* third: idle\n<!-- /targets -->" in text
+    assert "| a |" not in page.with_targets(text, [b], "fourth", "idle", keep=False)
+
+
+def test_a_table_of_clients_takes_its_place_on_the_page() -> None:
+    table = ClientTable("syncs", "seconds", ["ours", "lftp"], {"up": [1.234, None]})
+    lines = ["seconds (today):", "", "|  | ours | lftp |", "| --- | --- | --- |", "| up | 1.23 |  |"]
+    text = "\n".join(["<!-- syncs -->", *lines, "<!-- /syncs -->"])
+    assert text in page.with_clients(PAGE, table, "today")
+    assert page.with_clients(PAGE, replace(table, name="other"), "today") == PAGE
+
+
+def test_a_part_of_the_work_is_not_published(sshd: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--page", "--scale", "0.1"])
+    assert "--page publishes whole parts" in capsys.readouterr().err
+
+
+def test_the_page_has_each_table_and_make_each_part() -> None:
+    text = (TOP / "docs/speed.md").read_text()
+    names = ["targets", *(f"clients {link}" for link in clients.LINKS), "cpu", "syncs"]
+    assert [name for name in names if f"<!-- {name} -->" not in text or f"<!-- /{name} -->" not in text] == []
+    parts = re.findall(r"^PARTS := (.*)", (TOP / "Makefile").read_text(), re.MULTILINE)
+    assert parts == [" ".join(bench.PARTS)]
+
+
+def test_the_ratios_are_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    table = ClientTable(
+        "clients loopback", "loopback: speed", ["ours", "sftp", "lftp", clients.SECONDS], {"up": [2, 1, None, 3]}
+    )
+    plot.draw([table], tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
