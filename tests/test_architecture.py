@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,6 @@ from tests.support.airflow import prepared_process
 
 TOP: Final = Path(__file__).parents[1]
 PACKAGE: Final = TOP / "airflow_sftp_backend"
-MODULES: Final = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
 SOURCES: Final = sorted(
     path
     for folder in ("airflow_sftp_backend", "tests", "example_dags", "examples", "demo", "benchmarks")
@@ -54,6 +54,18 @@ TRANSLATING: Final = {
 FILE_NAME_ATTRIBUTES: Final = {"key", "native", "native_path", "path", "source", "target"}
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """List the syntax nodes of a source."""
+    return [*ast.walk(ast.parse(path.read_text()))]
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """Parse the modules of the package."""
+    return {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in PACKAGE.rglob("*.py")}
+
+
 def violations(finds: Callable[[ast.AST], bool], allowed: set[str]) -> list[str]:
     """Find nodes in modules outside the allowed paths.
 
@@ -61,7 +73,7 @@ def violations(finds: Callable[[ast.AST], bool], allowed: set[str]) -> list[str]
     """
     return [
         f"{name}:{getattr(node, 'lineno', 0)}"
-        for name, tree in MODULES.items()
+        for name, tree in modules().items()
         if not name.startswith(tuple(allowed))
         for node in ast.walk(tree)
         if finds(node)
@@ -118,7 +130,7 @@ def raw_file_names(node: ast.AST) -> list[str]:
 
 def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
     """Yield name and length of each function, without its docstring."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             docstring = ast.get_docstring(node, clean=False) or ""
             yield node.name, (node.end_lineno or node.lineno) - node.lineno - docstring.count("\n")
@@ -127,7 +139,7 @@ def function_lengths(path: Path) -> Iterator[tuple[str, int]]:
 def imported_test_modules(path: Path) -> list[str]:
     """List the test modules that a module of the tests imports."""
     names: list[str] = []
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -143,7 +155,7 @@ def test_secrets_are_revealed_in_few_modules_only() -> None:
 @pytest.mark.parametrize("name", CLASS_USERS)
 def test_a_class_of_paramiko_is_used_in_its_modules_only(name: str) -> None:
     users = {
-        module for module, tree in MODULES.items() for node in nodes_outside_annotations(tree) if is_named(node, name)
+        module for module, tree in modules().items() for node in nodes_outside_annotations(tree) if is_named(node, name)
     }
     assert {module for module in users if not module.startswith(tuple(CLASS_USERS[name]))} == set()
 
@@ -182,7 +194,7 @@ def test_packages_are_small_and_modules_have_a_subject() -> None:
 def test_the_page_on_the_architecture_names_every_module() -> None:
     layout = (TOP / "docs/architecture.md").read_text().split("```")[1]
     named = set(re.findall(r"\b\w+\.py\b", layout))
-    assert named == {Path(name).name for name in MODULES if not name.endswith("/__init__.py")}
+    assert named == {Path(name).name for name in modules() if not name.endswith("/__init__.py")}
 
 
 def test_no_test_module_imports_another() -> None:

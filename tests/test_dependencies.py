@@ -6,7 +6,7 @@ import ast
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
@@ -46,7 +46,10 @@ def imports(node: ast.AST) -> Iterator[str]:
             yield from imports(child)
 
 
-OWNERS: Final = packages_distributions()
+@cache
+def module_owners() -> Mapping[str, list[str]]:
+    """Map the modules to the distributions that are installed."""
+    return packages_distributions()
 
 
 @cache
@@ -59,7 +62,7 @@ def files(name: str) -> set[str]:
 def distributions(module: str) -> set[str]:
     """Find the distributions of a module or imported name."""
     top, *_ = module.split(".")
-    candidates = set(OWNERS.get(top, ()))
+    candidates = set(module_owners().get(top, ()))
     parts = module.split(".")
     for length in range(len(parts), 0, -1):
         path = "/".join(parts[:length])
