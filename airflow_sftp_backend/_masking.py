@@ -28,9 +28,6 @@ _TRACEBACK_CHARS: Final = 80
 _LONG_TEXT_CHARS: Final = 256
 """Length from which a text is masked in fewer spellings, because no password is as long."""
 
-_UNMASKED_TEXTS: Final = {"airflow"}
-"""Texts that Airflow never masks, because its own messages contain them."""
-
 _known_masks: Final[dict[str, None]] = {}
 """All masks of this process except the blocks of keys, because one secret may begin another."""
 
@@ -62,8 +59,8 @@ def _mask_all(secrets: Iterable[str]) -> None:
         if not bodies or remove_keys(secret):
             texts |= _log_variants(secret, min_length, by_line=not bodies)
     _known_masks.update(dict.fromkeys(texts))
+    _mask_here(blocks)
     masks = blocks | texts | _remainders(texts, min_length)
-    _mask_here({mask for mask in masks if mask.lower() not in _UNMASKED_TEXTS})
     # Long masks come last, because Airflow compiles all earlier masks again for each mask.
     ordered = sorted(masks, key=lambda mask: (len(mask), mask))
     for start in range(0, len(ordered), _MASKS_PER_CALL):
