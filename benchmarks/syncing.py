@@ -43,8 +43,10 @@ def measure(options: Options) -> Iterator[Row | ClientTable]:
     clients = [client for client in CLIENTS if client is OURS or which(client.name)]
     table: dict[str, list[float | None]] = {}
     with site() as place:
-        source = place.here / "source"
+        source, first = place.here / "source", place.here / "first"
         write_source(source, files, _SIZE)
+        write_source(first, 1, _SIZE)
+        sync_twice(place, OURS, "up", first)  # loads what a task has loaded already
         for direction in DIRECTIONS:
             spent: dict[str, list[tuple[Spent, Spent]]] = {client.name: [] for client in clients}
             for number in range(options.rounds):

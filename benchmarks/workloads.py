@@ -127,6 +127,9 @@ class Bench:
         """``rounds`` times by each client, who take turns. Raises WrongBytes."""
         result = Result()
         able = [(client, work) for client in clients if (work := client.work(workload.name)) is not None]
+        for client, _ in able:  # loads its modules, as a task has done already
+            if client.connect is not None:
+                client.connect(self.site, self.site.here, self.site.remote(self.site.there))
         for number in range(rounds):
             for at in range(len(able)):
                 client, work = able[(at + number) % len(able)]  # nobody always comes first
