@@ -312,10 +312,8 @@ def parse_time(value: object, argument: str, run_after: datetime | None) -> date
         try:
             value = datetime.fromisoformat(value)
         except ValueError:
-            raise InvalidArgument(
-                f"{argument} is not a time: {value!r}; expected a time such as {_EXAMPLE}. For a template without a"
-                " time, write {{ ... or '' }}"
-            ) from None
+            expected = _expected_time(str(value), argument, has_run=run_after is not None)
+            raise InvalidArgument(f"{argument} is not a time: {value!r}; expected {expected}") from None
     if not isinstance(value, datetime):
         raise InvalidArgument(
             f"{argument} must be a datetime, a timedelta or ISO 8601 text, not {type(value).__name__}: {value!r}"
@@ -323,6 +321,14 @@ def parse_time(value: object, argument: str, run_after: datetime | None) -> date
     if value.tzinfo is None:
         raise InvalidArgument(f"{argument} needs a time zone, as in {_EXAMPLE}; {value.isoformat()} has none")
     return value
+
+
+def _expected_time(text: str, argument: str, *, has_run: bool) -> str:
+    """Describe the value to pass in place of an invalid text."""
+    expected = f"a time such as {_EXAMPLE}"
+    if text == "None" and argument == "newer_than":
+        return f"{expected}. If the template may have no time, write {{{{ ... or '' }}}} for no limit"
+    return f"{expected}, or for an age a timedelta such as timedelta(days=30)" if has_run else expected
 
 
 def _count_back(value: timedelta, argument: str, run_after: datetime | None) -> datetime:

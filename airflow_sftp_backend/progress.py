@@ -1,7 +1,4 @@
-"""Report the progress of a transfer.
-
-It is shown as lines in a log, or as a bar in a terminal.
-"""
+"""Show the progress of a transfer in a log or a terminal."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ if TYPE_CHECKING:
 LOG_INTERVAL: Final = 10.0
 """Minimum of the seconds between two log lines."""
 
-_ACTIVE_BAR = threading.Lock()
-"""Held by the bar that is drawn; only one bar is drawn at a time."""
+_BAR_LOCK = threading.Lock()
+"""Held by the bar that is drawn: only one bar is drawn at a time."""
 
 
 class Log(Protocol):
@@ -37,7 +34,7 @@ class Log(Protocol):
 
 
 class ProgressLog:
-    """Log bytes, share, rate and remaining time of a transfer at intervals.
+    """Log bytes, percentage, rate and remaining time of a transfer at intervals.
 
     Rate and remaining time count only the bytes of this attempt, not those of earlier attempts.
 
@@ -61,7 +58,7 @@ class ProgressLog:
         self._total = total
         self._clock = clock
         self._on_line = on_line
-        self._started = self._last_line = self._last_transfer = clock()
+        self._started = self._last_logged = self._last_transfer = clock()
         self._verifying_since: float | None = None
 
     def __call__(self, count: int, /) -> None:
@@ -72,8 +69,8 @@ class ProgressLog:
         self.done += count
         self._transferred += count
         self._last_transfer = self._clock()
-        if self._start_line(self._last_transfer):
-            self._log.info(_line(self.done, self._total, self.rate))
+        if self._is_line_due(self._last_transfer):
+            self._log_line(_progress_text(self.done, self._total, self.rate))
 
     def resumed(self, count: int, /) -> None:
         """Count bytes that an earlier attempt transferred.
@@ -91,10 +88,10 @@ class ProgressLog:
         self._verified += count
         if self._verifying_since is None:
             self._verifying_since = now
-        if self._start_line(now):
+        if self._is_line_due(now):
             seconds = now - self._verifying_since
             rate = self._verified / seconds if seconds > 0 else 0
-            self._log.info(f"verifying: {_line(self._verified, self._total, rate)}")
+            self._log_line(f"verifying: {_progress_text(self._verified, self._total, rate)}")
 
     @property
     def elapsed(self) -> float:
@@ -110,28 +107,27 @@ class ProgressLog:
         seconds = self._last_transfer - self._started
         return max(0, self._transferred) / seconds if seconds > 0 else 0
 
-    def _start_line(self, now: float) -> bool:
-        """Return whether a log line is due, and then restart the interval."""
-        if now - self._last_line < LOG_INTERVAL:
-            return False
-        self._last_line = now
+    def _is_line_due(self, now: float) -> bool:
+        return now - self._last_logged >= LOG_INTERVAL
+
+    def _log_line(self, text: str) -> None:
+        """Log a line, and restart the interval."""
+        self._last_logged = self._clock()
+        self._log.info(text)
         if self._on_line is not None:
             self._on_line()
-        return True
 
 
-def _line(done: int, total: int | None, rate: float) -> str:
+def _progress_text(done: int, total: int | None, rate: float) -> str:
     if not total:
         return f"{format_size(done)} so far, {format_size(rate)}/s"
     remaining = format_duration((total - done) / rate) if rate > 0 else "unknown time"
-    share = min(100, 100 * done // total)
-    return f"{format_size(done)} of {format_size(total)} ({share}%), {format_size(rate)}/s, {remaining} left"
+    percentage = min(100, 100 * done // total)
+    return f"{format_size(done)} of {format_size(total)} ({percentage}%), {format_size(rate)}/s, {remaining} left"
 
 
 class ProgressBar:
-    """Draw a progress bar in a terminal.
-
-    Elsewhere one line is written at the end.
+    """Draw a progress bar in a terminal; elsewhere, log one line.
 
     Pass the bar as the ``progress`` of a transfer, and use it as a context manager. Other output to the same terminal
     appears above the bar. Only one bar is drawn at a time; another bar writes one line at its end. Errors of the
@@ -153,23 +149,21 @@ class ProgressBar:
         self._lock = threading.Lock()
         self._bar: Progress | None = None
 
-    def __call__(self, gained: int, /) -> None:
-        """Note transferred bytes.
+    def __call__(self, count: int, /) -> None:
+        """Count transferred bytes.
 
-        :param gained: bytes since the last call; negative if the transfer had to repeat a part
+        :param count: bytes since the last call; negative if the transfer had to repeat a part
         """
         with self._lock:
-            self.done += gained
-            self._transferred += gained
+            self.done += count
+            self._transferred += count
             if self._bar is not None:
-                if gained < 0:
+                if count < 0:
                     self._bar.tasks[0].finished_time = None  # rich may have marked the task as finished
                 self._bar.update(self._bar.task_ids[0], completed=self.done)
 
     def resumed(self, count: int, /) -> None:
-        """Add bytes of an earlier attempt.
-
-        They do not count for the rate.
+        """Count bytes of an earlier attempt, without effect on the rate.
 
         :param count: bytes
         """
@@ -179,9 +173,7 @@ class ProgressBar:
                 self._bar.reset(self._bar.task_ids[0], completed=self.done)
 
     def verified(self, count: int, /) -> None:
-        """Add bytes that were read back for verification.
-
-        They have a separate bar.
+        """Count bytes that were read back for verification, in a separate bar.
 
         :param count: bytes since the last call
         """
@@ -193,8 +185,8 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         self._started = time.monotonic()
-        if _can_draw(self._stream) and _ACTIVE_BAR.acquire(blocking=False):
-            bar = _bar(self._stream)
+        if _can_draw(self._stream) and _BAR_LOCK.acquire(blocking=False):
+            bar = _create_bar(self._stream)
             width = bar.console.width
             name = self._title if len(self._title) <= max(12, width - 60) else f"{self._title[: max(9, width - 63)]}..."
             bar.add_task(name, total=self._total, completed=self.done)
@@ -211,7 +203,7 @@ class ProgressBar:
             try:
                 bar.stop()
             finally:
-                _ACTIVE_BAR.release()
+                _BAR_LOCK.release()
             return
         elapsed = time.monotonic() - self._started
         rate = f", {format_size(max(0, self._transferred) / elapsed)}/s" if elapsed > 0 else ""
@@ -243,12 +235,13 @@ class _SafeStream:
 
 
 def _can_draw(stream: TextIO | None) -> bool:
-    """Tell whether a bar can be drawn on a stream.
-
-    The stream must be a terminal without another active drawing.
-    """
-    refused = os.environ.get("TTY_COMPATIBLE") == "0" or os.environ.get("TERM", "").lower() in ("", "dumb", "unknown")
-    if refused or not _is_terminal(stream):
+    """Tell whether a stream is a terminal on which nothing else draws."""
+    is_disabled = os.environ.get("TTY_COMPATIBLE") == "0" or os.environ.get("TERM", "").lower() in (
+        "",
+        "dumb",
+        "unknown",
+    )
+    if is_disabled or not _is_terminal(stream):
         return False
     from rich.file_proxy import FileProxy
 
@@ -261,8 +254,8 @@ def _is_terminal(stream: TextIO | None) -> bool:
     return False
 
 
-def _bar(stream: TextIO) -> Progress:
-    from rich import progress  # late import, because operators draw no bar and should not load rich
+def _create_bar(stream: TextIO) -> Progress:
+    from rich import progress  # late import: operators draw no bar
     from rich.console import Console
     from rich.text import Text
 

@@ -106,10 +106,10 @@ __all__ = [
 
 
 class PatternMasker(Protocol):
-    """The masker of a process.
+    """Airflow's masker of a process.
 
-    :ivar patterns: every mask, escaped for a regular expression
-    :ivar replacer: matches any of them; None before the first
+    :ivar patterns: the masked texts, escaped for a regular expression
+    :ivar replacer: matches any of the patterns; None without patterns
     """
 
     patterns: set[str]

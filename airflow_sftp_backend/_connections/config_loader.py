@@ -146,9 +146,9 @@ class ConfigLoader:
         if stored is None:
             expected = "expected a connection's URI, or its JSON object"
             raise InvalidConnection(
-                connection.conn_id, [f"{_LABELS[_WHOLE_CONNECTION]}: {reference.described}: {expected}"]
+                connection.conn_id, [f"{_LABELS[_WHOLE_CONNECTION]}: {reference.description}: {expected}"]
             )
-        stored_values = ConnectionValues.of(stored, origin=reference.described)
+        stored_values = ConnectionValues.of(stored, origin=reference.description)
         mask_secrets(stored_values.secrets)
         return connection.with_fallback(stored_values)
 
@@ -171,7 +171,7 @@ class ConfigLoader:
         for name, reference in references.items():
             text = self._fetch(name, reference, problems, fresh=fresh)
             if text is not None:
-                fetched[name] = FieldValue(text, reference.described, hidden=True)
+                fetched[name] = FieldValue(text, reference.description, hidden=True)
         if problems:
             raise InvalidConnection(connection.conn_id, problems)
         refreshable = _WHOLE_CONNECTION in connection.fields or any(

@@ -134,7 +134,7 @@ def _parse_algorithms(value: object) -> dict[str, tuple[str, ...]]:
     algorithms = json.loads(value) if isinstance(value, str) else value
     if not isinstance(algorithms, dict):
         raise ValueError("not an object")
-    return {_parse_line(use): _parse_names(names) for use, names in algorithms.items()}
+    return {_parse_line(kind): _parse_names(names) for kind, names in algorithms.items()}
 
 
 def _parse_host_key(value: object) -> str:

@@ -44,7 +44,7 @@ class Field:
     :ivar name: column of the connection if ``column`` is true, else key of Extra.
     :ivar argument: argument of `BackendConfig` with the same value; None if the parser computes the arguments.
     :ivar default: value of a field that is not set; None for no value.
-    :ivar example: value to suggest in the form in place of the default: the placeholder of an empty column.
+    :ivar example: placeholder of the empty form field; the form then does not fill in the default.
     :ivar aliases: other keys of Extra, read if ``name`` is not set.
     :ivar group: section of the form that shows the field; blank if the form does not. The order is that of `FIELDS`.
     :ivar accepts_secret_reference: True if the value may be a reference to a Key Vault secret, or may come from the
@@ -326,7 +326,7 @@ FIELDS: Final[tuple[Field, ...]] = (
 
 
 def conn_fields() -> dict[str, dict[str, object]]:
-    """Return the form's extra fields, as ``conn-fields`` of the provider info."""
+    """Return the form's extra fields, for ``conn-fields`` of the provider info."""
     return {
         field.name: {
             "label": field.label,

@@ -83,7 +83,7 @@ _TYPE_NAMES: Final[Mapping[type, str]] = {
 
 @dataclass(frozen=True)
 class ConnectionRecord:
-    """Connection that no store of Airflow holds."""
+    """Connection that is not stored in Airflow."""
 
     conn_id: str
     conn_type: str | None = CONN_TYPE
@@ -99,7 +99,7 @@ class ConnectionRecord:
 class FieldValue:
     """Configured value of a field, not parsed.
 
-    :ivar origin: source of the value for messages, as ``Extra "port"``; blank for a column.
+    :ivar origin: source of the value for messages, such as ``Extra "port"``; blank for a column.
     :ivar hidden: True if messages must not show the value.
     """
 
@@ -109,7 +109,7 @@ class FieldValue:
 
     @property
     def text(self) -> str:
-        """The value without blanks around it if it is text, else blank."""
+        """The value without surrounding blanks; blank if it is not text."""
         return self.value.strip() if isinstance(self.value, str) else ""
 
 
@@ -349,7 +349,7 @@ def _parse_extra(conn: AirflowConnection, problems: list[str]) -> dict[str, obje
         where = ""
         if isinstance(error, json.JSONDecodeError):
             where = f" (line {error.lineno}, column {error.colno}: {error.msg})"
-        problems.append(f"Extra: text that is not JSON given{where}; {expected}")
+        problems.append(f"Extra: invalid JSON given{where}; {expected}")
         return {}
     if not isinstance(parsed, dict):
         problems.append(f"Extra: {_TYPE_NAMES[type(parsed)]} given; {expected}")

@@ -38,7 +38,7 @@ class BackendFileSystem(AbstractFileSystem):
     def _strip_protocol(cls, path: Any) -> Any:
         """Return the path of a URL: ``/inbox/orders.csv`` for ``sftpbackend://partner@/inbox/orders.csv``."""
         if isinstance(path, list):
-            return [cls._strip_protocol(each) for each in path]
+            return [cls._strip_protocol(single_path) for single_path in path]
         text = stringify_path(path)
         url = _URL.match(text)
         return "/" + re.sub("/+", "/", text if url is None else text[url.end() :]).strip("/")

@@ -11,7 +11,7 @@ from fsspec.utils import other_paths, stringify_path
 from airflow_sftp_backend.backend import DirectoryNotEmpty, InvalidPath, NotFound, SFTPBackendError
 
 from .base import BackendFileSystem, raise_first
-from .os_errors import os_errors, reworded
+from .os_errors import os_errors, with_message
 
 
 class FileChanges(BackendFileSystem):
@@ -112,7 +112,7 @@ class FileChanges(BackendFileSystem):
         :raises IsADirectoryError: for a directory without ``recursive``
         """
         if recursive and maxdepth is not None:
-            paths = [name for each in self.expand_path(path) for name in self.find(each, maxdepth)]
+            paths = [name for directory in self.expand_path(path) for name in self.find(directory, maxdepth)]
         elif isinstance(path, str) and re.search(r"[*?[]", path) and self.exists(path):
             paths = [self._strip_protocol(path)]  # UPath.unlink passes a name
         else:
@@ -128,7 +128,7 @@ class FileChanges(BackendFileSystem):
                 except SFTPBackendError as error:
                     failures.append(error)
             elif isinstance(outcome, InvalidPath) and is_directory:
-                failures.append(reworded(outcome, "cannot delete: the path is a directory. Pass recursive=True"))
+                failures.append(with_message(outcome, "cannot delete: the path is a directory. Pass recursive=True"))
             elif outcome is not None:
                 failures.append(outcome)
         raise_first(reversed(failures))
@@ -144,7 +144,7 @@ class FileChanges(BackendFileSystem):
                 self.backend.delete_folder(self._strip_protocol(path))
             except DirectoryNotEmpty as error:
                 message = "cannot delete: the directory is not empty. Use rm with recursive=True"
-                raise reworded(error, message) from None
+                raise with_message(error, message) from None
 
     def mkdir(self, path: str, create_parents: bool = True, **kwargs: object) -> None:
         """Create a directory.

@@ -144,7 +144,7 @@ def as_os_error(error: SFTPBackendError) -> SFTPBackendError:
     return converted
 
 
-def reworded(error: SFTPBackendError, message: str) -> SFTPBackendError:
+def with_message(error: SFTPBackendError, message: str) -> SFTPBackendError:
     """Return an error of the same type with another message.
 
     :param error: an error of the backend

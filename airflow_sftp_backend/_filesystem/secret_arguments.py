@@ -1,6 +1,6 @@
-"""Keep the secrets among the arguments of a file system hidden.
+"""Hide the secrets among the arguments of a file system.
 
-fsspec compares the texts of arguments, hashes them, and keeps the arguments.
+fsspec keeps the arguments of each file system, and caches file systems by the texts of their arguments.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from airflow_sftp_backend.backend.config import wrap_secrets
 
 
 class _ComparableSecret(Secret):
-    """Secret with a text of its own.
+    """Secret whose text tells equal secrets from others.
 
     Equal secrets have equal texts in one process. The text does not reveal the secret.
     """
@@ -29,7 +29,7 @@ class _ComparableSecret(Secret):
 
 
 PLAIN_VALUES: Final = (str, int, float, bool, type(None), _ComparableSecret)
-"""Types of arguments whose texts tell whether they are equal."""
+"""Types of arguments: two values with equal texts are equal."""
 
 
 def hide_secrets(arguments: Mapping[str, object]) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def without_secrets(arguments: Mapping[str, object]) -> dict[str, object]:
     """Return arguments without secrets.
 
     :param arguments: arguments of the file system, as from `hide_secrets`
-    :returns: the others
+    :returns: the other arguments
     """
     return {
         name: without_secrets(value) if isinstance(value, Mapping) else value

@@ -79,7 +79,7 @@ class KeyVaultClient(ForkAware):
         the pause
     :param clock: returns seconds since 1970
     :param sleep: waits for a number of seconds
-    :param chance: returns a random number from 0 to 1 for the pause
+    :param random_fraction: returns a random number from 0 to 1 for each pause
     """
 
     def __init__(
@@ -89,15 +89,16 @@ class KeyVaultClient(ForkAware):
         retry: RetryPolicy | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
-        chance: Callable[[], float] = random.random,
+        random_fraction: Callable[[], float] = random.random,
     ) -> None:
         self._timeout = timeout
         self._retry = retry or RetryPolicy()
         self._clock = clock
         self._sleep = sleep
-        self._chance = chance
+        self._random_fraction = random_fraction
         self._state = _ProcessState()
         self._inherited: list[_ProcessState] = []
+        """States of parent processes, see `abandon_after_fork`."""
         super().__init__()
 
     def fetch(
@@ -162,7 +163,7 @@ class KeyVaultClient(ForkAware):
     ) -> Secret:
         # Not by azure-core's RetryPolicy: it waits for any time that Retry-After names, retries at once after the first
         # failure, and does not retry if the login is throttled.
-        backoff = Backoff(self._retry, self._chance)
+        backoff = Backoff(self._retry, self._random_fraction)
         while True:
             try:
                 outcome, pause = self._request(state, reference, identity)
@@ -199,7 +200,7 @@ class KeyVaultClient(ForkAware):
             client = self._sdk_client(state, reference.url, identity)
         except (ValueError, OSError) as error:
             return KeyVaultError(
-                FailureReason.BAD_SETTING, credential_problem(error, identity), reference.described
+                FailureReason.BAD_SETTING, credential_problem(error, identity), reference.description
             ), None
         with recorded_login() as record:
             try:
@@ -212,7 +213,7 @@ class KeyVaultClient(ForkAware):
                 pause = _retry_after(error) if isinstance(error, HttpResponseError) else None
                 if pause is not None and pause > MAX_PAUSE:
                     message = f"{message} The requested pause is {pause:.0f} s."
-                return KeyVaultError(reason, message, reference.described), pause
+                return KeyVaultError(reason, message, reference.description), pause
         return _cache_entry_or_error(response, reference, self._clock()), None
 
     def _sdk_client(self, state: _ProcessState, url: str, identity: AzureIdentity) -> SecretClient:
@@ -243,22 +244,22 @@ def _cache_entry_or_error(
     )
     if properties.enabled is False:
         return KeyVaultError(
-            FailureReason.DISABLED, f"disabled; enable the secret: {command} --enabled true", reference.described
+            FailureReason.DISABLED, f"disabled; enable the secret: {command} --enabled true", reference.description
         )
     if expires_on is not None and expires_on <= now:
         hint = f"set a new version, or change the date: {command} --expires {_format_date(now + 31_536_000)}"
         return KeyVaultError(
-            FailureReason.EXPIRED, f"expired on {_format_date(expires_on)}; {hint}", reference.described
+            FailureReason.EXPIRED, f"expired on {_format_date(expires_on)}; {hint}", reference.description
         )
     if not_before is not None and now < not_before:
         hint = f"wait, or change the date: {command} --not-before {_format_date(now)}"
         return KeyVaultError(
             FailureReason.NOT_YET_VALID,
             f"not valid before {_format_date(not_before)}; {hint}",
-            reference.described,
+            reference.description,
         )
     if response.value is None:
-        return KeyVaultError(FailureReason.UNEXPECTED, "the reply holds no value", reference.described)
+        return KeyVaultError(FailureReason.UNEXPECTED, "the reply holds no value", reference.description)
     return _CacheEntry(Secret(response.value), now, expires_on)
 
 

@@ -45,7 +45,7 @@ class KeyVaultError(Exception):
 
     :param reason: the cause, for code
     :param message: cause and remedy, for users
-    :param secret: secret and vault, as in `SecretReference.described`
+    :param secret: secret and vault, as in `SecretReference.description`
     """
 
     def __init__(self, reason: FailureReason, message: str, secret: str | None = None) -> None:

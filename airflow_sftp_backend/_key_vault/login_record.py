@@ -30,13 +30,13 @@ class LoginRefusal:
     :ivar status: HTTP status
     :ivar error: OAuth 2 error code, such as ``invalid_client`` (RFC 6749 section 5.2); may be blank
     :ivar codes: ``error_codes`` of Microsoft Entra, the numbers of its AADSTS codes
-    :ivar of_discovery: True if the request was for the configuration of the tenant
+    :ivar is_discovery: True if the request was for the configuration of the tenant
     """
 
     status: int
     error: str
     codes: tuple[str, ...]
-    of_discovery: bool
+    is_discovery: bool
 
 
 @dataclass
@@ -79,9 +79,9 @@ def record_request(request: PipelineRequest[Any]) -> None:
 def record_login_reply(response: PipelineResponse[Any, Any]) -> None:
     """Record an error reply of a login service (``raw_response_hook`` of azure-core)."""
     record, request, reply = _current.get(), response.http_request, response.http_response
-    of_discovery = urlsplit(request.url).path.endswith(_DISCOVERY_PATH)
+    is_discovery = urlsplit(request.url).path.endswith(_DISCOVERY_PATH)
     # Other GET requests go to the identity service of the machine, whose errors the SDK reports by type.
-    if record is None or reply.status_code < 400 or not (request.method == "POST" or of_discovery):
+    if record is None or reply.status_code < 400 or not (request.method == "POST" or is_discovery):
         return
     try:
         content: object = json.loads(reply.text())  # azure-identity 1.19 passes replies without `json`
@@ -93,7 +93,7 @@ def record_login_reply(response: PipelineResponse[Any, Any]) -> None:
         status=reply.status_code,
         error=error if isinstance(error, str) else "",
         codes=tuple(str(code) for code in codes if isinstance(code, int)) if isinstance(codes, list) else (),
-        of_discovery=of_discovery,
+        is_discovery=is_discovery,
     )
 
 
@@ -140,8 +140,8 @@ class RecordedCredential:
         try:
             yield
         except Exception as error:
-            # DefaultAzureCredential reports the failures of its members as one text. Each member has a record_failure
-            # of its own: keep the error that the last member recorded.
+            # DefaultAzureCredential tries several RecordedCredentials, and raises one text with all failures: keep the
+            # error that the last of them recorded.
             if record.error is earlier_error:
                 record.error = error
             raise

@@ -100,7 +100,7 @@ class SecretReference:
         return self.version is not None
 
     @property
-    def described(self) -> str:
+    def description(self) -> str:
         """Secret, version and vault, as in errors."""
         version = f", version {self.version}" if self.version else ""
         return f"Key Vault secret {self.name!r}{version} in {self.vault}"

@@ -170,7 +170,7 @@ def _classify_login_refusal(refusal: LoginRefusal, tenant: str) -> tuple[Failure
         return FailureReason.THROTTLED, "the login service throttles: too many requests"
     if refusal.status >= 500 or refusal.error in _TEMPORARY_OAUTH_ERRORS:
         return FailureReason.UNAVAILABLE, f"the login service fails with status {refusal.status}; retry later"
-    if refusal.of_discovery:
+    if refusal.is_discovery:
         return (
             FailureReason.WRONG_TENANT,
             f"the login service does not know the tenant {tenant}; check tenant id and cloud",

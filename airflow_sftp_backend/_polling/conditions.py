@@ -194,17 +194,17 @@ class PollResult:
     :ivar done: whether the wait is over
     :ivar files: the files that satisfy all conditions
     :ivar stability: state for the next poll
-    :ivar missing: description of the missing files, for the log
+    :ivar reason: why the wait continues, for the log
     :ivar awaiting_stability: True if only time without changes is missing
     :ivar warning: warning for the log, or ""
-    :ivar counts: number of files that satisfy all conditions, and of other files by reason; ``missing`` may change
-        while ``counts`` stay equal
+    :ivar counts: number of files that satisfy all conditions, and of other files by cause; ``reason`` may change while
+        ``counts`` stay equal
     """
 
     done: bool
     files: list[FoundFile]
     stability: StabilityState
-    missing: str
+    reason: str
     awaiting_stability: bool = False
     warning: str = ""
     counts: tuple[int, ...] = ()
@@ -372,12 +372,12 @@ def evaluate(
     """
     stability: StabilityState = {}
     ready: list[FileInfo] = []
-    reasons = _IneligibleFiles(condition)
+    ineligible = _IneligibleFiles(condition)
     eligible, not_utf8 = _eligible_files(condition, files)
     limits = condition.limits
     for info in eligible:
         if (limit := limits.violated_by(info.size, info.modified_at)) is not None:
-            reasons.outside_limit(info, limit)
+            ineligible.outside_limit(info, limit)
             continue
         modified_at = None if info.modified_at is None else info.modified_at.isoformat()
         stable_seconds = 0.0
@@ -391,37 +391,42 @@ def evaluate(
             condition.done_file is not None
             and (expected := done_file_of(condition.done_file, info.path)) not in done_files
         ):
-            reasons.without_done_file(info, expected)
+            ineligible.without_done_file(info, expected)
         elif stable_seconds < condition.stable_for:
-            reasons.not_stable(info)
+            ineligible.not_stable(info)
         else:
             ready.append(info)
-    missing = f"{len(ready)} of {condition.min_files} files are ready{reasons}"
     is_done = len(ready) >= condition.min_files
-    awaiting_stability = not is_done and len(ready) + reasons.counts[_STABILITY] >= condition.min_files
-    counts = (len(ready), *reasons.counts.values())
+    awaiting_stability = not is_done and len(ready) + ineligible.counts[_STABILITY] >= condition.min_files
+    counts = (len(ready), *ineligible.counts.values())
     taken = take_oldest(ready, limits.max_files, lambda info: info)
     return PollResult(
         is_done,
         [found_file(info) for info in taken],
         stability,
-        missing,
+        _wait_reason(condition, len(eligible), len(ready), ineligible),
         awaiting_stability,
         _utf8_warning(not_utf8),
         counts,
     )
 
 
+def _wait_reason(condition: FileCondition, eligible: int, ready: int, ineligible: _IneligibleFiles) -> str:
+    """Say which files are missing, for the log."""
+    if not eligible:
+        others = f" and {len(condition.descriptions) - _SHOWN} more" if len(condition.descriptions) > _SHOWN else ""
+        return f"no file found yet for {', '.join(condition.descriptions[:_SHOWN])}{others}"
+    count = "no file is" if condition.min_files == 1 else f"{ready} of {condition.min_files} files are"
+    return f"{count} ready{ineligible}"
+
+
 _DONE_FILE, _STABILITY = "done_file", "stable_for"
-_REASONS_SHOWN: Final = 3
-"""Number of files with a reason in a log line."""
+_SHOWN: Final = 3
+"""Number of files, or of names and patterns, in a log line."""
 
 
 class _IneligibleFiles:
-    """Collect the files that do not count, by reason.
-
-    The first files have details.
-    """
+    """Count the ineligible files by cause, and explain the first ones."""
 
     def __init__(self, condition: FileCondition) -> None:
         self._condition = condition
@@ -449,9 +454,9 @@ class _IneligibleFiles:
         """Note a file that has changed within ``stable_for``."""
         self._note(_STABILITY, info, f"not unchanged for {self._condition.stable_for:g} s yet")
 
-    def _note(self, reason: str, info: FileInfo, text: str) -> None:
-        self.counts[reason] += 1
-        if len(self._texts) < _REASONS_SHOWN:
+    def _note(self, cause: str, info: FileInfo, text: str) -> None:
+        self.counts[cause] += 1
+        if len(self._texts) < _SHOWN:
             self._texts.append(f"{info.path!r} does not count: {text}")
 
     def __str__(self) -> str:

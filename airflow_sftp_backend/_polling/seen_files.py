@@ -23,13 +23,14 @@ MAX_UNACKNOWLEDGED: Final = 100
 """Batches that may be unacknowledged at a time: a triggerer that stops sends them all again."""
 _EMPTY_DIRECTORY_SECONDS: Final = 24 * 3600.0
 """Seconds for which the files of an empty directory stay known: a mount may be offline for a while."""
-_NAME_BYTES, _CONTENT_BYTES = 8, 4
-"""Bytes of the hash of a file's name, and of the hash of its size and time."""
+_NAME_BYTES, _STATE_BYTES = 8, 4
+"""Bytes of the hash of a file's name, and of the hash of its state: size and time."""
 
 _RECORDS_PER_CHANGE: Final = 2000
 """Files in one change of a directory, which has about 32 KB then."""
 
 _Hashes = dict[bytes, bytes]
+"""Hash of the state of each file, by the hash of its name."""
 _Record = TypeVar("_Record")
 Change: TypeAlias = list[Any]
 """One step from earlier seen files to later ones, as plain JSON: its kind, then its values.
@@ -70,11 +71,9 @@ class NewFilesBatch:
 
 @dataclass(frozen=True, slots=True)
 class _SeenDirectory:
-    """Hold the sent files of a directory as hashes.
+    """Hold the reported files of a directory as hashes.
 
-    A hash is that of name, size and time.
-
-    :ivar present: files that existed at the last poll, content hash by name hash
+    :ivar present: files that existed at the last poll
     :ivar missing: files that were missing at some poll, and have not been ready since
     :ivar empty_since: epoch seconds of the first poll that found the directory empty; None if not empty
     """
@@ -93,36 +92,36 @@ class _SeenDirectory:
         """
         if names:
             return _SeenDirectory(
-                {name: content for name, content in self.present.items() if name in names},
-                {name: content for name, content in self.missing.items() if name in names},
+                {name: state for name, state in self.present.items() if name in names},
+                {name: state for name, state in self.missing.items() if name in names},
             )
         since = now if self.empty_since is None else self.empty_since
         return (
             _SeenDirectory({}, self.missing | self.present, since) if now - since < _EMPTY_DIRECTORY_SECONDS else None
         )
 
-    def is_new(self, name: bytes, content: bytes, *, changed: bool) -> bool:
+    def is_new(self, name: bytes, state: bytes, *, changed: bool) -> bool:
         """Tell whether a file is new.
 
-        A file is new if its name is unknown, if it is back with other content, or, with ``changed``, if it has other
-        content.
+        A file is new if its name is unknown, if it is back with another state, or, with ``changed``, if it has another
+        state.
         """
-        missing_content = self.missing.get(name)
-        if missing_content is not None:
-            return missing_content != content
-        present_content = self.present.get(name)
-        return present_content is None or (changed and present_content != content)
+        missing_state = self.missing.get(name)
+        if missing_state is not None:
+            return missing_state != state
+        present_state = self.present.get(name)
+        return present_state is None or (changed and present_state != state)
 
-    def add(self, name: bytes, content: bytes) -> None:
+    def add(self, name: bytes, state: bytes) -> None:
         """Add the record of a present file."""
         self.missing.pop(name, None)
-        self.present[name] = content
+        self.present[name] = state
 
     def with_present(self, records: _Hashes) -> _SeenDirectory:
         """Return a copy with more records of present files."""
         if not records:
             return self
-        missing = {name: content for name, content in self.missing.items() if name not in records}
+        missing = {name: state for name, state in self.missing.items() if name not in records}
         return _SeenDirectory(self.present | records, missing, self.empty_since)
 
     def changes_since(self, earlier: _SeenDirectory) -> Iterator[list[Any]]:
@@ -136,9 +135,9 @@ class _SeenDirectory:
         missing = dict(self.missing.items() - earlier.missing.items())
         removed = (earlier.present.keys() | earlier.missing.keys()) - self.present.keys() - self.missing.keys()
         parts = [
-            *((_pack(part), "", "") for part in _split(present.items())),
-            *(("", _pack(part), "") for part in _split(missing.items())),
-            *(("", "", _encode(b"".join(part))) for part in _split(removed)),
+            *((_pack(part), "", "") for part in _chunks(present.items())),
+            *(("", _pack(part), "") for part in _chunks(missing.items())),
+            *(("", "", _encode(b"".join(part))) for part in _chunks(removed)),
         ]
         for part in parts or [("", "", "")]:
             yield [*part, self.empty_since]
@@ -148,14 +147,14 @@ class _SeenDirectory:
 
         :returns: the directory with the same records, and with ``empty_since``
         """
-        for name in _names(removed):
+        for name in _unpack_names(removed):
             self.present.pop(name, None)
             self.missing.pop(name, None)
-        for name, content in _unpack(present).items():
-            self.add(name, content)
-        for name, content in _unpack(missing).items():
+        for name, state in _unpack(present).items():
+            self.add(name, state)
+        for name, state in _unpack(missing).items():
             self.present.pop(name, None)
-            self.missing[name] = content
+            self.missing[name] = state
         return _SeenDirectory(self.present, self.missing, empty_since)
 
 
@@ -176,9 +175,9 @@ class SeenFiles:
         :param file: the file
         :returns: True for a known file
         """
-        directory, name, content = _hashes_of(file)
+        directory, name, state = _hashes_of(file)
         seen_directory = self.directories.get(directory)
-        return seen_directory is not None and not seen_directory.is_new(name, content, changed=True)
+        return seen_directory is not None and not seen_directory.is_new(name, state, changed=True)
 
     def with_files(self, files: Iterable[FoundFile], present: Iterable[str], now: float) -> SeenFiles:
         """Add files, and drop the records of deleted files.
@@ -190,8 +189,8 @@ class SeenFiles:
         """
         directories = self._after_poll(present, now)
         for file in files:
-            directory, name, content = _hashes_of(file)
-            directories.setdefault(directory, _SeenDirectory()).add(name, content)
+            directory, name, state = _hashes_of(file)
+            directories.setdefault(directory, _SeenDirectory()).add(name, state)
         return SeenFiles(directories, self.unacknowledged)
 
     def _after_poll(self, present: Iterable[str], now: float) -> dict[str, _SeenDirectory]:
@@ -234,16 +233,16 @@ class SeenFiles:
         free_batches = max(MAX_UNACKNOWLEDGED - len(self.unacknowledged), 0)
         max_new = free_batches * MAX_BATCH_FILES
         if max_files is not None:  # one batch
-            ready = sorted(ready, key=_oldest_first)
+            ready = sorted(ready, key=_age_key)
             max_new = max_files if free_batches else 0
         for file in ready:
-            directory, name, content = _hashes_of(file)
+            directory, name, state = _hashes_of(file)
             seen_directory = directories.setdefault(directory, _SeenDirectory())
-            if seen_directory.is_new(name, content, changed=changed):
+            if seen_directory.is_new(name, state, changed=changed):
                 if len(new) == max_new:
                     continue
                 new.append(file)
-            seen_directory.add(name, content)
+            seen_directory.add(name, state)
         batches = (NewFilesBatch(new[start : start + MAX_BATCH_FILES]) for start in range(0, len(new), MAX_BATCH_FILES))
         return SeenFiles(_without_empty(directories), (*self.unacknowledged, *batches))
 
@@ -283,8 +282,8 @@ class SeenFiles:
                 batch = NewFilesBatch.unpack(*values)
                 unacknowledged[batch.batch_id] = batch
                 for file in batch.files:
-                    directory, name, content = _hashes_of(file)
-                    directories.setdefault(directory, _SeenDirectory()).add(name, content)
+                    directory, name, state = _hashes_of(file)
+                    directories.setdefault(directory, _SeenDirectory()).add(name, state)
             elif kind == "acknowledged":
                 for batch_id in values[0]:
                     unacknowledged.pop(batch_id, None)
@@ -326,28 +325,25 @@ class SeenFiles:
         return cls(directories, tuple(NewFilesBatch(*batch) for batch in values["unacknowledged"]))
 
 
-def _oldest_first(file: FoundFile) -> tuple[bool, str, str]:
-    """Return the sort key of a file."""
+def _age_key(file: FoundFile) -> tuple[bool, str, str]:
+    """Return the key that sorts files by age, the oldest first."""
     # A file without a time comes last. All times are texts of one format, in UTC.
     return file["modified_at"] is None, file["modified_at"] or "", file["path"]
 
 
 def _hashes_of(file: FoundFile) -> tuple[str, bytes, bytes]:
-    """Return the directory and the hashes of a file.
-
-    One hash is that of the name, the other that of size and time.
-    """
+    """Return a file's directory, and the hashes of its name and state."""
     directory, _, name = file["path"].rpartition("/")
-    return directory, _hash(name, _NAME_BYTES), _hash(f"{file['size']} {file['modified_at']}", _CONTENT_BYTES)
+    return directory, _hash(name, _NAME_BYTES), _hash(f"{file['size']} {file['modified_at']}", _STATE_BYTES)
 
 
 def _hashes_by_directory(batches: Iterable[NewFilesBatch]) -> dict[str, _Hashes]:
-    """Return the content hash of each file by directory and name hash."""
+    """Return the hashes of the files by directory."""
     hashes: dict[str, _Hashes] = {}
     for batch in batches:
         for file in batch.files:
-            directory, name, content = _hashes_of(file)
-            hashes.setdefault(directory, {})[name] = content
+            directory, name, state = _hashes_of(file)
+            hashes.setdefault(directory, {})[name] = state
     return hashes
 
 
@@ -360,27 +356,27 @@ def _without_empty(directories: Mapping[str, _SeenDirectory]) -> dict[str, _Seen
     return {name: seen_directory for name, seen_directory in directories.items() if seen_directory != empty}
 
 
-def _split(records: Iterable[_Record]) -> Iterator[list[_Record]]:
+def _chunks(records: Iterable[_Record]) -> Iterator[list[_Record]]:
     all_records = list(records)
     for start in range(0, len(all_records), _RECORDS_PER_CHANGE):
         yield all_records[start : start + _RECORDS_PER_CHANGE]
 
 
-def _pack(contents: Iterable[tuple[bytes, bytes]]) -> str:
-    return _encode(b"".join(name + content for name, content in contents))
+def _pack(hashes: Iterable[tuple[bytes, bytes]]) -> str:
+    return _encode(b"".join(name + state for name, state in hashes))
 
 
 def _encode(data: bytes) -> str:
     return b64encode(data).decode()
 
 
-def _names(text: str) -> list[bytes]:
+def _unpack_names(text: str) -> list[bytes]:
     data = b64decode(text)
     return [data[start : start + _NAME_BYTES] for start in range(0, len(data), _NAME_BYTES)]
 
 
 def _unpack(text: str) -> _Hashes:
-    data, record_size = b64decode(text), _NAME_BYTES + _CONTENT_BYTES
+    data, record_size = b64decode(text), _NAME_BYTES + _STATE_BYTES
     return {
         data[start : start + _NAME_BYTES]: data[start + _NAME_BYTES : start + record_size]
         for start in range(0, len(data), record_size)

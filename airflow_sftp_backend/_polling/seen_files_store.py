@@ -100,7 +100,7 @@ class SeenFilesStore:
         :raises AirflowRuntimeError: if Airflow cannot return the stored files
         """
         if self._current is None:
-            await self._read(await self._get_head())
+            await self._read_log(await self._get_head())
         current = cast("SeenFiles", self._current)
         now = self._clock()
         unacknowledged = (
@@ -124,24 +124,27 @@ class SeenFilesStore:
                 self._store = None
         return None
 
-    async def _read(self, stored: object) -> None:
-        """Read the log with this head."""
+    async def _read_log(self, stored_head: object) -> None:
+        """Read the log of changes that a stored head describes.
+
+        Without a valid log, no file has been seen.
+        """
         while True:
-            log = await self._read_log(stored)
-            if log is not None or stored is None:
+            log = await self._try_read_log(stored_head)
+            if log is not None or stored_head is None:
                 break
             # Another triggerer may have removed the parts of this head.
-            if (latest := await self._get_head()) == stored:
+            if (latest := await self._get_head()) == stored_head:
                 self._warn("the stored files of this watch are not valid: all existing files are reported again")
                 break
-            stored = latest
+            stored_head = latest
         self._head, self._current = log or (_Head(), SeenFiles())
-        self._stored_head = stored
+        self._stored_head = stored_head
 
-    async def _read_log(self, stored: object) -> tuple[_Head, SeenFiles] | None:
+    async def _try_read_log(self, stored_head: object) -> tuple[_Head, SeenFiles] | None:
         """Return the head and the seen files; None without a valid log."""
         try:
-            head = _Head(**cast("dict[str, Any]", stored))
+            head = _Head(**cast("dict[str, Any]", stored_head))
             changes = [change for part in head.parts for change in await self._get_part(part)]
             return head, await asyncio.to_thread(SeenFiles().apply, [*changes, *head.changes])
         except ValidationError:
@@ -174,7 +177,7 @@ class SeenFilesStore:
 
     async def _write(self, seen_files: SeenFiles, changes: list[Change]) -> bool:
         """Write the changes, unless another triggerer wrote since the last read."""
-        if await self._read_if_replaced():
+        if await self._read_if_changed():
             return False
         unused, replaced = self._head.unused, list[str]()
         head = replace(self._head.with_changes(changes), unused=[])
@@ -183,33 +186,33 @@ class SeenFilesStore:
             changes = await asyncio.to_thread(seen_files.changes_since, SeenFiles())
             head = _Head(changes, size=_size(changes), compacted=_size(changes))
         if _size(head.changes) > _HEAD_SIZE:
-            parts = {uuid.uuid4().hex[:8]: part for part in _split(head.changes)}
+            parts = {uuid.uuid4().hex[:8]: part for part in _split_into_parts(head.changes)}
             # A triggerer that finds this head removes the parts, if this one stops before they count.
             await self._set_head(replace(self._head, unused=[*unused, *parts]))
             for part, part_changes in parts.items():
                 await self._set(part, {"changes": part_changes})
-            if await self._read_if_replaced():
+            if await self._read_if_changed():
                 return False
             head = replace(head, changes=[], parts=[*head.parts, *parts])
         await self._set_head(replace(head, unused=replaced))
         await self._remove(unused)
         return True
 
-    async def _read_if_replaced(self) -> bool:
-        """Read the log again if another triggerer has replaced the head.
+    async def _read_if_changed(self) -> bool:
+        """Read the log again if another triggerer has changed it.
 
         :returns: whether the log was read again
         """
-        stored = await self._get_head()
-        if self._store is None or stored == self._stored_head:
+        stored_head = await self._get_head()
+        if self._store is None or stored_head == self._stored_head:
             return False
-        await self._read(stored)
+        await self._read_log(stored_head)
         return True
 
     async def _set_head(self, head: _Head) -> None:
-        stored = asdict(head)
-        await self._set(None, stored)
-        self._head, self._stored_head = head, stored
+        stored_head = asdict(head)
+        await self._set(None, stored_head)
+        self._head, self._stored_head = head, stored_head
 
     async def _set(self, part: str | None, value: dict[str, Any]) -> None:
         """Write a part, or the head."""
@@ -227,7 +230,7 @@ class SeenFilesStore:
         return [batch for batch in batches if batch.batch_id not in self._sent_at]
 
     def mark_sent(self, batch: NewFilesBatch) -> None:
-        """Note the time at which a batch was sent to Airflow.
+        """Record the time at which a batch was sent to Airflow.
 
         :param batch: the batch
         """
@@ -238,8 +241,7 @@ def _size(changes: Iterable[Change]) -> int:
     return sum(len(json.dumps(change)) + 2 for change in changes)
 
 
-def _split(changes: Iterable[Change]) -> Iterator[list[Change]]:
-    """Distribute changes over parts."""
+def _split_into_parts(changes: Iterable[Change]) -> Iterator[list[Change]]:
     part: list[Change] = []
     size = 0
     for change in changes:

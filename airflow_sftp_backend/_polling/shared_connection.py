@@ -1,9 +1,10 @@
-"""Share one SSH connection among all deferred waits on a connection.
+"""Share one SSH connection among all deferred waits on a connection id.
 
-All waits that are due are polled in one batch.
+All waits that are due are polled in one batch. A batch lists each directory once, and requests all plain paths in one
+round trip.
 
-A batch lists each directory once and requests all plain paths in one round trip. Directories that hang the server get a
-dedicated connection.
+If the server hangs or disconnects during a batch, its directories are polled one after the other. Each directory whose
+poll loses the connection again gets a dedicated connection, so that the waits on other directories continue.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _RETRY = RetryPolicy(max_attempts=sys.maxsize, backoff_base=2.0, backoff_max=300
 
 _MAX_LOST_CONNECTIONS = 3
 """Number of lost connections after which a batch ends; the next batch polls the remaining directories."""
+_MAX_LOST_WITHOUT_ANSWER = 2
+"""The same while the server has answered no poll: then the server is the cause, not a directory."""
 _DEDICATED_IDLE_SECONDS = 3600.0
 """Seconds after which an unused dedicated connection is closed."""
 _MOVED_TO_DEDICATED = object()
@@ -243,7 +246,8 @@ class SharedConnection:
         """
         if self._backend is not None:
             try:
-                return await self._poll_together(requests)
+                await self._poll_together(requests)
+                return
             except BackendUnavailable as error:
                 log.info("%s; reconnecting with the current values of connection %r", error, self._conn_id)
         try:
@@ -272,7 +276,7 @@ class SharedConnection:
     async def _poll_by_directories(self, by_directories: Mapping[frozenset[str], Sequence[PollRequest]]) -> None:
         """Poll one directory after the other.
 
-        A directory whose poll loses the connection gets a dedicated connection, if the server answers for another.
+        Directories whose poll ends the connection get a dedicated one, if the server answers for another directory.
         """
         lost: dict[frozenset[str], BackendUnavailable] = {}
         any_answered = False
@@ -282,19 +286,30 @@ class SharedConnection:
                     await self._poll_together(by_directories[directories])
                     any_answered = True
                 except BackendUnavailable as error:
-                    if self._lost_while_polling:
-                        lost[directories] = error
-                    if not self._lost_while_polling or len(lost) == (_MAX_LOST_CONNECTIONS if any_answered else 2):
+                    if not self._lost_while_polling:  # no connection could be opened
                         raise
-        finally:
-            for directories, failure in lost.items() if any_answered and self._user_count else ():
-                names = ", ".join(sorted(escaped(directory) or "the base path" for directory in directories))
-                log.warning("%s; using a dedicated connection for %s", failure, names)
-                dedicated = self._dedicated[directories] = SharedConnection(self._key)
-                dedicated._user_count, dedicated._last_used = 1, self._loop.time()
-                for request in by_directories[directories]:
-                    if not request.answer.done():
-                        request.answer.set_exception(failure)
+                    lost[directories] = error
+                    if len(lost) == (_MAX_LOST_CONNECTIONS if any_answered else _MAX_LOST_WITHOUT_ANSWER):
+                        raise
+        finally:  # also if the batch is cancelled
+            if any_answered and self._user_count:
+                for directories, failure in lost.items():
+                    self._open_dedicated(directories, failure, by_directories[directories])
+
+    def _open_dedicated(
+        self, directories: frozenset[str], failure: BackendUnavailable, requests: Sequence[PollRequest]
+    ) -> None:
+        """Give directories a dedicated connection for later polls.
+
+        The present requests get the failure.
+        """
+        names = ", ".join(sorted(escaped(directory) or "the base path" for directory in directories))
+        log.warning("%s; using a dedicated connection for %s", failure, names)
+        dedicated = self._dedicated[directories] = SharedConnection(self._key)
+        dedicated._user_count, dedicated._last_used = 1, self._loop.time()
+        for request in requests:
+            if not request.answer.done():
+                request.answer.set_exception(failure)
 
     def _poll_conditions(self, requests: Sequence[PollRequest], config: BackendConfig | None = None) -> _Outcomes:
         if config is not None:

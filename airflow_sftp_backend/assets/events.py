@@ -26,7 +26,7 @@ _CLAIMS_KEY: Final = "sftp batches claimed by {}"
 _MAX_CLAIMS_SIZE: Final = 60_000
 """Characters of the record of claims. Airflow warns of values above 64 KiB."""
 _EVENTS_PER_REQUEST: Final = 50
-"""Events in one answer of Airflow; each event carries its files."""
+"""Events in one reply of Airflow; each event carries its files."""
 _MAX_UNCLAIMED: Final = 1000
 """Unclaimed batches that one run may get, about 500,000 files."""
 _CLAIM_SETTLE_SECONDS: Final = 1.0
@@ -70,9 +70,10 @@ def new_files(context: Context) -> list[FoundFile]:
     files: dict[str, FoundFile] = {}
     for asset, events in context["triggering_asset_events"].items():
         batches = _by_batch(events)
-        state = _asset_store(context, asset)
-        if state is not None and batches:
-            batches = _claim(context, *state, batches)
+        store_and_events = _store_and_events(context, asset)
+        if store_and_events is not None and batches:
+            store, inlet_events = store_and_events
+            batches = _claim(context, store, inlet_events, batches)
         for event in batches.values():
             files |= {file["path"]: file for file in cast("list[FoundFile]", _payload(event)["files"])}
     return list(files.values())
@@ -220,7 +221,7 @@ def _format_time(time_: datetime) -> str:
     return time_.astimezone(UTC).isoformat(timespec="microseconds")
 
 
-def _asset_store(context: Context, asset: Any) -> tuple[Any, Any] | None:
+def _store_and_events(context: Context, asset: Any) -> tuple[Any, Any] | None:
     """Return the state store and the events of an asset.
 
     :returns: the store and the events; None without a store, or if the asset is not among the task's inlets

@@ -30,10 +30,14 @@ def is_same_server(backend: SFTPBackend, other: SFTPBackend) -> bool:
     :param other: another backend
     :returns: True for one server; its users may still have separate directories
     """
-    own, others = (each._session.tcp_addresses() for each in (backend, other))
-    if own is not None and others is not None and (backend.address == other.address or own[1] == others[1]):
-        return True
-    keys = [info.host_key_fingerprint for each in (backend, other) if (info := each._session.info) is not None]
+    sessions = backend._session, other._session
+    addresses, other_addresses = (session.tcp_addresses() for session in sessions)
+    if addresses is not None and other_addresses is not None:
+        _, server = addresses
+        _, other_server = other_addresses
+        if backend.address == other.address or server == other_server:
+            return True
+    keys = [info.host_key_fingerprint for session in sessions if (info := session.info) is not None]
     return len(keys) == 2 and keys[0] == keys[1]
 
 
@@ -66,17 +70,18 @@ def _real_path(native_path: str) -> Operation[str]:
     path = native_path
     # Many servers refuse REALPATH of a missing path, so the parents are resolved too.
     prefixes = list(_prefixes(native_path))[::-1]
-    for prefix, answer in zip(prefixes, (yield from request_all([RealPath(each) for each in prefixes])), strict=True):
+    answers = yield from request_all([RealPath(prefix) for prefix in prefixes])
+    for prefix, answer in zip(prefixes, answers, strict=True):
         if isinstance(answer, str):
             path = posixpath.join(answer, native_path[len(prefix) :].lstrip("/"))
             break
     for _ in range(_MAX_LINKS):
         path = posixpath.normpath(path).replace("//", "/", 1)
         prefixes = list(_prefixes(path))
-        answers = yield from request_all([ReadLink(each) for each in prefixes])
+        targets = yield from request_all([ReadLink(prefix) for prefix in prefixes])
         links = [
             (prefix, answer)
-            for prefix, answer in zip(prefixes, answers, strict=True)
+            for prefix, answer in zip(prefixes, targets, strict=True)
             # For other files, some servers return the name itself.
             if isinstance(answer, str) and answer not in ("", prefix, posixpath.basename(prefix))
         ]

@@ -255,7 +255,7 @@ _ERROR_BY_STATUS: dict[int, tuple[type[SFTPBackendError], str]] = {
     StatusCode.DIR_NOT_EMPTY: (DirectoryNotEmpty, "the directory is not empty"),
     StatusCode.NOT_A_DIRECTORY: (InvalidPath, "not a directory"),
     StatusCode.FILE_IS_A_DIRECTORY: (InvalidPath, "a directory, not a file"),
-    StatusCode.INVALID_FILENAME: (InvalidPath, "the server does not take this name"),
+    StatusCode.INVALID_FILENAME: (InvalidPath, "the server does not accept this name"),
     StatusCode.OP_UNSUPPORTED: (CapabilityNotSupported, "the server does not support this operation"),
     StatusCode.FAILURE: (
         SFTPBackendError,

@@ -1,7 +1,4 @@
-"""Provide `SFTPUtils`.
-
-These are host key policies, private keys, and scans of a server without a login.
-"""
+"""Collect the helpers for host keys and private keys in `SFTPUtils`."""
 
 from __future__ import annotations
 
@@ -12,10 +9,7 @@ from .config import HostKeyPolicy
 
 
 class SFTPUtils:
-    """Collect helpers for host keys, private keys and scans.
-
-    A scan needs no login.
-    """
+    """Collect helpers for private keys, and for scans without a login."""
 
     HostKeyPolicy = HostKeyPolicy
     load_private_key = staticmethod(load_private_key)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from airflow_sftp_backend._file_rows import FoundFile
 
-_FILES: Final = "files"
+_FILES_PARAMETER: Final = "files"
 
 
 class SFTPFilesDecoratedOperator(DecoratedOperator, SFTPFileSensor):
@@ -45,10 +45,11 @@ class SFTPFilesDecoratedOperator(DecoratedOperator, SFTPFileSensor):
         _check_function(python_callable, op_kwargs or {})
         if refused := sorted({"manifest", "from_manifest"} & kwargs.keys()):
             raise InvalidArgument(
-                f"@task.sftp_files takes no {refused[0]}: the function receives the rows of the files as {_FILES!r};"
-                " manifests are arguments of the upload, download, move, delete and sync operators"
+                f"@task.sftp_files takes no {refused[0]}: the function receives the rows of the files as"
+                f" {_FILES_PARAMETER!r}; manifests are arguments of the upload, download, move, delete and sync"
+                " operators"
             )
-        op_kwargs = {_FILES: None, **(op_kwargs or {})}
+        op_kwargs = {_FILES_PARAMETER: None, **(op_kwargs or {})}
         super().__init__(python_callable=python_callable, op_args=op_args, op_kwargs=op_kwargs, **kwargs)
 
     # The arguments of the function are rendered as in every `@task`.
@@ -76,17 +77,17 @@ class SFTPFilesDecoratedOperator(DecoratedOperator, SFTPFileSensor):
         return self._call(context, super().resume_execution(next_method, next_kwargs, context))
 
     def _call(self, context: Context, files: list[FoundFile]) -> object:
-        arguments = {**context, **self.op_kwargs, _FILES: files}
+        arguments = {**context, **self.op_kwargs, _FILES_PARAMETER: files}
         function = self.python_callable
         return function(*self.op_args, **arguments_of_call(function, self.op_args, arguments))
 
 
 def _check_function(function: Callable[..., object], arguments: Mapping[str, object]) -> None:
     name = getattr(function, "__name__", "the function")
-    if _FILES not in inspect.signature(function).parameters:
-        raise InvalidArgument(f"{name} has no parameter {_FILES!r}, which receives the rows of the files")
-    if _FILES in arguments:
-        raise InvalidArgument(f"{_FILES!r} receives the rows of the files; omit it in the call of {name}")
+    if _FILES_PARAMETER not in inspect.signature(function).parameters:
+        raise InvalidArgument(f"{name} has no parameter {_FILES_PARAMETER!r}, which receives the rows of the files")
+    if _FILES_PARAMETER in arguments:
+        raise InvalidArgument(f"{_FILES_PARAMETER!r} receives the rows of the files; omit it in the call of {name}")
     if inspect.iscoroutinefunction(function):
         raise InvalidArgument(f"{name} is a coroutine function, which @task.sftp_files does not support; use def")
 

@@ -175,8 +175,8 @@ class SFTPBackendHook(BaseHook):
 
     def __enter__(self) -> Self:
         """Return the hook, for a block that closes the hook like `backend`."""
-        self._block = self.backend()
-        self._block.__enter__()
+        self._backend_block = self.backend()
+        self._backend_block.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
@@ -185,7 +185,7 @@ class SFTPBackendHook(BaseHook):
         :param error: type, value and traceback of the error that ends the block, or None
         :raises AirflowFailException: for errors that a retry cannot fix (see `translate_errors`)
         """
-        return self._block.__exit__(*error)
+        return self._backend_block.__exit__(*error)
 
     @contextmanager
     def backend(self) -> Iterator[SFTPBackend]:
@@ -302,7 +302,8 @@ def translate_errors() -> Iterator[None]:
     try:
         yield
     except NON_RETRYABLE_ERRORS as error:
-        raise AirflowFailException(str(error)) from error
+        # The new error takes the traceback over: otherwise a task log would have two of them for one failure.
+        raise AirflowFailException(str(error)).with_traceback(error.__traceback__) from error.with_traceback(None)
     except ExceptionGroup as group:
         _, retryable = group.split(NON_RETRYABLE_ERRORS)
         error_class = AirflowFailException if retryable is None else FilesFailed
@@ -314,8 +315,7 @@ def translate_errors() -> Iterator[None]:
 
 
 def _mask_texts(error: Exception) -> None:
-    """Mask secrets in an error and its causes."""
-    # Airflow masks only errors outside groups
+    """Mask secrets in an error of a group, and in its causes."""
     current: BaseException | None = error
     while current is not None:
         current.args = tuple(redact(value) if isinstance(value, str) else value for value in current.args)
@@ -335,8 +335,10 @@ def _flatten(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
 
 
 def _failure(error: SFTPBackendError, diagnosis: Diagnosis) -> str:
-    """Return the text of a failed test of a connection."""
-    # Short: the page shows the text for seconds only
+    """Return a short text for a failed test.
+
+    Airflow's page hides it soon.
+    """
     text = str(error)
     server = diagnosis.failed_connection
     if isinstance(error, HostKeyRejected) and server is not None and error.status in _HOST_KEY_TEXTS:

@@ -191,7 +191,7 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
     ) -> None:
         """Log the results, update the events of outlets, and raise the failures."""
         self._log_summary(results, seconds, failed=bool(failures))
-        # Without outlets and lineage, the events of many files would take longer than their deletion.
+        # Created only if needed: creating the events of many files takes longer than deleting the files.
         self._file_events = partial(file_events, config, results)
         if self.outlets:
             update_outlet_events(context, self.outlets, list(self._file_events()))
@@ -206,9 +206,9 @@ class PlanningOperator(CancellableTask, LabelledOperator, PlainTextOperator, Gen
             send_file_metrics([row["action"] for row in results], len(failures), self._action, seconds, tags)
 
     def _start_progress(self, total: int | None) -> ProgressLog:
-        """Return the progress of the task's transfers.
+        """Create the progress log of the task's transfers.
 
-        Each line of the progress also sends the counts so far.
+        Each of its lines also sends the metrics so far.
 
         :param total: bytes of all files, None if unknown
         """

@@ -194,9 +194,9 @@ def local_state(path: str) -> FileState | None:
         return _object_state(target.stat())
     if not os.path.isfile(path):
         return None
-    state = os.stat(path)
+    status = os.stat(path)
     # Not ``st_mtime``: a float rounds a time just below a full second up.
-    return FileState(state.st_size, state.st_mtime_ns // 1_000_000_000)
+    return FileState(status.st_size, status.st_mtime_ns // 1_000_000_000)
 
 
 def local_states(paths: Sequence[str]) -> dict[str, FileState]:

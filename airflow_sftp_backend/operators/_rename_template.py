@@ -100,21 +100,21 @@ class RenameTemplate:
 
 
 def split_nameless(
-    files: Iterable[T], rename: RenameTemplate | None, names: Callable[[T], tuple[str, str]]
+    files: Iterable[T], rename: RenameTemplate | None, name_and_path: Callable[[T], tuple[str, str]]
 ) -> tuple[list[T], list[InvalidPath]]:
-    """Separate the files that a template leaves without a name.
+    """Separate the files for which a template gives an empty name.
 
     :param files: the files
     :param rename: the template; None keeps the names
-    :param names: returns the name and the path of a file
-    :returns: the files with a new name, and a failure for each other file
+    :param name_and_path: returns the name and the path of a file
+    :returns: the files with a new name, and a failure for each file without one
     """
     if rename is None:
         return list(files), []
     named: list[T] = []
     failures: list[InvalidPath] = []
     for file in files:
-        name, path = names(file)
+        name, path = name_and_path(file)
         try:
             rename.fill(name)
         except InvalidPath as error:

@@ -90,10 +90,11 @@ class TakenFiles:
         :param present: paths of all files that the selection matches
         :returns: the files
         """
-        seen, taken_by_run = self._load(), self._retry_state.taken_earlier
+        taken_before, taken_by_run = self._load(), self._retry_state.taken_earlier
         self._present = list(present)
         self._rows = {file.info.path: found_file(file.info) for file in files}
-        return [file for file in files if file.info.path in taken_by_run or not seen.has(self._rows[file.info.path])]
+        new = {path for path, row in self._rows.items() if path in taken_by_run or not taken_before.has(row)}
+        return [file for file in files if file.info.path in new]
 
     def save(self, paths: Iterable[str], now: float) -> None:
         """Remember files that were taken.

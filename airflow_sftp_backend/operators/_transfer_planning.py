@@ -148,14 +148,14 @@ def find_local_files(
         path_or_glob = selector.path if isinstance(selector, NamedPath) else selector
         find_files = _find_objects if is_url(path_or_glob) else _find_local
         try:
-            for found in find_files(selector, filters, none_ok):
-                if isinstance(found, LocalFile) and found.relative_path.count("/") > MAX_DEPTH:
+            for file in find_files(selector, filters, none_ok):
+                if not isinstance(file, LocalFile):
+                    failures.append(file)
+                elif file.relative_path.count("/") > MAX_DEPTH:
                     message = f"the path has more than {MAX_DEPTH} directories, the limit of listings; move the file"
-                    failures.append(InvalidPath(message, path=found.path))
-                elif isinstance(found, LocalFile):
-                    files.append(found)
+                    failures.append(InvalidPath(message, path=file.path))
                 else:
-                    failures.append(found)
+                    files.append(file)
         except (OSError, InvalidPath) as error:
             failures.append(error)
     return files, failures
@@ -273,17 +273,17 @@ def _find_objects(selector: NamedPath | str, filters: FileFilters, none_ok: bool
     else:
         details = cast("dict[str, dict[str, Any]]", start.fs.glob(f"{glob.escape(root)}/{pattern}", detail=True))
     accepts = filters.accepting([pattern])
-    found: list[LocalFile | Failure] = []
+    objects: list[LocalFile | Failure] = []
     # Stores list in different orders; a plan must be the same in every attempt.
     for path, info in sorted(details.items()):
         relative = key_below(path, root)
         if info["type"] == "file" and relative and _is_complete_file(relative) and accepts(relative):
             url = f"{top}/{relative}"
             error = key_error(relative, url)
-            found.append(error or LocalFile(url, relative, info.get("size"), time_of_object(info)))
+            objects.append(error or LocalFile(url, relative, info.get("size"), time_of_object(info)))
     if not (none_ok and start.exists()):
-        _check_any(selector, found)
-    yield from found
+        _check_any(selector, objects)
+    yield from objects
 
 
 def key_below(key: str, top: str) -> str:
@@ -367,10 +367,7 @@ def match_remote(
         outcome_of |= {name: restored[name.path] for name in missing if name.path in restored}
     patterns = {selector: _pattern_of(selector) for selector in key_of if selector not in outcome_of}
     if patterns:
-        groups = [[pattern] for pattern in patterns.values()]
-        restore = _tree_queries.find_with_backups
-        found = restore(backend, groups) if restores else backend.find_each(groups, return_exceptions=True)
-        outcome_of |= zip(patterns, found, strict=True)
+        outcome_of |= zip(patterns, _find_each(backend, patterns.values(), restores=restores), strict=True)
     for selector in key_of:
         outcome = outcome_of[selector]
         if isinstance(outcome, FileInfo):
@@ -400,12 +397,24 @@ def _pattern_of(selector: NamedPath | str) -> str:
     return everything_in(selector.path) if isinstance(selector, NamedPath) else selector
 
 
+def _find_each(
+    backend: SFTPBackend, patterns: Iterable[str], *, restores: bool
+) -> list[list[FileInfo] | SFTPBackendError | OSError]:
+    """Find the files of each pattern; restore interrupted replacements if requested."""
+    from airflow_sftp_backend.backend import _tree_queries  # not needed to parse DAGs
+
+    groups = [[pattern] for pattern in patterns]
+    if restores:
+        return _tree_queries.find_with_backups(backend, groups)
+    return backend.find_each(groups, return_exceptions=True)
+
+
 def _resolve_all(backend: SFTPBackend, selection: Selection, matches: Matches) -> dict[NamedPath | str, str]:
     """Return the valid names and patterns with their keys.
 
     A failure is added to ``matches`` for each other.
     """
-    from airflow_sftp_backend.backend._tree_queries import resolve_keys  # late import, because it loads the engine
+    from airflow_sftp_backend.backend._tree_queries import resolve_keys  # not needed to parse DAGs
 
     selectors = [*selection]
     keys: dict[NamedPath | str, str] = {}

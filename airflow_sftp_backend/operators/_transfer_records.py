@@ -51,10 +51,10 @@ def local_version(path: str) -> FileVersion | None:
     if is_url(path):
         return None
     try:
-        state = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return None
-    return [state.st_size, state.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
 def remote_version(info: FileInfo) -> FileVersion:

@@ -32,7 +32,7 @@ class WorkersStopped(BaseException):
 class WorkerThreads(Generic[T]):
     """Run functions in threads and return their results in order.
 
-    :param functions: the functions
+    :param functions: the functions; each gets this object, for `call_in_task` and `check`
     """
 
     def __init__(self, functions: Sequence[Callable[[WorkerThreads[T]], T]]) -> None:
@@ -40,6 +40,7 @@ class WorkerThreads(Generic[T]):
         self._remaining: Iterator[int] = iter(range(len(functions)))
         self._results: dict[int, T] = {}
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        """Calls for the thread of the task: of `call_in_task`, and those that deliver results and errors."""
         self._lock = threading.Lock()
         self._stopped = threading.Event()
 
@@ -60,7 +61,8 @@ class WorkerThreads(Generic[T]):
                 started.append(thread)
                 thread.start()
             while len(self._results) < len(self._functions):
-                self._calls.get()()
+                call = self._calls.get()
+                call()
         finally:
             self._stopped.set()
             end = time.monotonic() + _CLEANUP_SECONDS
@@ -102,7 +104,7 @@ class WorkerThreads(Generic[T]):
             raise WorkersStopped
 
     def _work(self) -> None:
-        """Run functions until none remains."""
+        """Run functions in a worker thread until none remains."""
         while not self._stopped.is_set():
             with self._lock:
                 index = next(self._remaining, None)

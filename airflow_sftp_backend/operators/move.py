@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
 from airflow_sftp_backend._file_rows import Action, FileResult
-from airflow_sftp_backend._path_arguments import Names, Target, check_selectors, parse_target
+from airflow_sftp_backend._path_arguments import Names, Selection, Target, check_selectors, parse_target
 from airflow_sftp_backend.backend import (
     AlreadyExists,
     BackendUnavailable,
@@ -28,6 +28,7 @@ from ._sync.ends import SyncEnds
 from ._sync.merged_names import check_distinct_targets
 from ._transfer_planning import (
     IfExists,
+    Matches,
     MoveIfExists,
     RemoteMatch,
     TransferItem,
@@ -140,32 +141,22 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
         rename = RenameTemplate.parse(self.rename, retry_state.run_time)
         selection = self._parse_selection(backend, none_ok=self.missing_ok)
         matches = match_remote(backend, selection, self._filters, restores=not self.is_dry_run)
-        within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
-        files, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
-        files, nameless = split_nameless(files, rename, lambda file: (file.info.name, file.info.path))
-        can_skip = self.if_exists in ("skip", "skip_same")
-        if not can_skip:
+        files, refusals = self._movable_files(matches, rename)
+        may_skip = self.if_exists in ("skip", "skip_same")
+        if not may_skip:
             files = self._take_oldest(files, lambda file: file.info, retry_state)
         unnumbered = plan_moves(files, selection, target, rename)
         items, existing = self._final_targets(backend, unnumbered)
         moved_earlier = retry_state.moved_earlier(backend)
         moved = {result["source"] for result in moved_earlier}
-        # Their targets already hold the files that the earlier attempt moved.
-        redelivered = [item.source for item in items if item.source in moved]
-        log_each(self.log, "skipping %s: delivered again, left to the next run", redelivered)
-        items = [item for item in items if item.source not in moved]
+        items = self._without_redelivered(items, moved)
         by_path = {file.info.path: file for file in files}
         skipped = {item for item in items if self._is_skipped(by_path[item.source].info, existing.get(item.target))}
-        if can_skip:  # a skipped file does not count, otherwise every run would take the same files
+        if may_skip:  # `max_files` does not count skipped files: otherwise every run would take the same files
             pending = [item for item in items if item not in skipped]
             taken = {*self._take_oldest(pending, lambda item: by_path[item.source].info, retry_state)}
             items = [item for item in items if item in skipped or item in taken]
-        failures = [*matches.failures, *undecided, *not_utf8, *nameless]
-        if not self.missing_ok:
-            # An earlier attempt may have moved all files of a name that is missing now.
-            completed = retry_state.arguments_naming(moved)
-            missing = self._without_empty_directories(backend, selection, matches.missing)
-            failures += [missing_error(backend, selection, name) for name in missing if name not in completed]
+        missing_errors = self._missing_errors(backend, selection, matches, retry_state.arguments_naming(moved))
         return MovePlan(
             items=items,
             skipped=skipped,
@@ -173,8 +164,34 @@ class SFTPMoveOperator(FileOperator[MovePlan]):
             matches=by_path,
             existing=existing,
             moved_earlier=moved_earlier,
-            failures=failures,
+            failures=[*matches.failures, *refusals, *missing_errors],
         )
+
+    def _movable_files(self, matches: Matches, rename: RenameTemplate | None) -> tuple[list[RemoteMatch], Failures]:
+        """Return the files within the limits, and the failures of others."""
+        within_limits, undecided = self._within_limits(matches.files, lambda file: file.info)
+        files, not_utf8 = drop_non_utf8(within_limits, lambda file: (file.info.path,))
+        files, nameless = split_nameless(files, rename, lambda file: (file.info.name, file.info.path))
+        return files, [*undecided, *not_utf8, *nameless]
+
+    def _without_redelivered(self, items: Sequence[TransferItem], moved: Set[str]) -> list[TransferItem]:
+        """Leave out new files under the names of moved files."""
+        # The targets hold the files that an earlier attempt moved.
+        redelivered = [item.source for item in items if item.source in moved]
+        log_each(self.log, "skipping %s: delivered again, left to the next run", redelivered)
+        return [item for item in items if item.source not in moved]
+
+    def _missing_errors(
+        self, backend: SFTPBackend, selection: Selection, matches: Matches, completed: Set[str]
+    ) -> Failures:
+        """Return the failures of missing names.
+
+        :param completed: names of which an earlier attempt moved all files
+        """
+        if self.missing_ok:
+            return []
+        missing = self._without_empty_directories(backend, selection, matches.missing)
+        return [missing_error(backend, selection, name) for name in missing if name not in completed]
 
     def _is_skipped(self, source: FileInfo, target: FileInfo | None) -> bool:
         if target is None:

@@ -320,7 +320,7 @@ class SFTPFileSensor(CancellableTask, LabelledOperator, PlainTextOperator, BaseS
             self.log.warning("%s", escaped(result.warning))
         self._warning = result.warning
         if not result.done:
-            self.log.info("%s", escaped(result.missing))
+            self.log.info("%s", escaped(result.reason))
         return result
 
     def _warn_of_missing_directories(self, backend: SFTPBackend, condition: FileCondition) -> None:

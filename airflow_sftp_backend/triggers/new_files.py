@@ -219,7 +219,7 @@ class SFTPNewFilesTrigger(BaseEventTrigger):
 
         If an unsent batch exists, nothing is polled.
         """
-        await store.save(await store.load())  # drops the batches sent at least 30 s ago
+        await store.save(await store.load())  # `load` omits the batches sent at least 30 s ago
         if store.unsent():
             return
         seen_files = await store.load()

@@ -118,10 +118,10 @@ class SFTPFileTrigger(BaseTrigger):
                 if result.done:
                     yield _event({"status": "found", "files": result.files})
                     return
-                # ``missing`` may change at every poll, for example with the size of a growing file.
+                # ``reason`` may change at every poll, for example with the size of a growing file.
                 if result.counts != counts or time.monotonic() >= logged_at + _LOG_SECONDS:
                     counts, logged_at = result.counts, time.monotonic()
-                    self.log.info("%s", escaped(result.missing))
+                    self.log.info("%s", escaped(result.reason))
         finally:
             connection.release()
 

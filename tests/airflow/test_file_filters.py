@@ -130,7 +130,7 @@ def test_without_max_files_all_files_keep_their_order() -> None:
         (("x",), "not tuple: ('x',)"),
         ("None", "'None'; expected a time such as 2026-01-31T06:00:00+01:00"),
         (" ", "' '; expected"),
-        ("yesterday", "write {{ ... or '' }}"),
+        ("30 days", "or for an age a timedelta such as timedelta(days=30)"),
         ("2026-01-31", "2026-01-31T00:00:00 has none"),
         (datetime(2026, 1, 31), "needs a time zone"),
         (timedelta(seconds=-1), "a timedelta from 0, which counts back from the time of the run"),

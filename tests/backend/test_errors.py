@@ -99,7 +99,7 @@ def test_refused_logins_and_host_keys_are_backend_unavailable() -> None:
         (StatusCode.DIR_NOT_EMPTY, DirectoryNotEmpty, "not empty"),
         (StatusCode.NOT_A_DIRECTORY, InvalidPath, "not a directory"),
         (StatusCode.FILE_IS_A_DIRECTORY, InvalidPath, "not a file"),
-        (StatusCode.INVALID_FILENAME, InvalidPath, "does not take this name"),
+        (StatusCode.INVALID_FILENAME, InvalidPath, "does not accept this name"),
         (StatusCode.OP_UNSUPPORTED, CapabilityNotSupported, "does not support"),
         (StatusCode.FAILURE, SFTPBackendError, "full disk, a quota or a read-only file system"),
         (StatusCode.NO_SPACE_ON_FILESYSTEM, SFTPBackendError, "disk is full"),

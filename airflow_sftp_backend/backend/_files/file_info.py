@@ -34,9 +34,8 @@ def stat_or_none(path: RemotePath) -> Operation[Attributes | None]:
     :raises SFTPBackendError: if the server refuses the request for another reason
     """
     checks_parent = not (yield from server_traits()).finds_nothing_below_files and not path.parent.is_root
-    answer, *parent_answers = yield from request_all(
-        [Stat(each.native) for each in (path, *([path.parent] if checks_parent else []))]
-    )
+    paths = [path, path.parent] if checks_parent else [path]
+    answer, *parent_answers = yield from request_all([Stat(requested.native) for requested in paths])
     if is_parent_a_file(*parent_answers):
         return None
     if isinstance(answer, StatusError):

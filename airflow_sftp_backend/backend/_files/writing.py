@@ -240,8 +240,8 @@ def write(
 
     Two round trips for a small file in an existing directory.
 
-    Without ``overwrite``, the file is opened exclusively. Only on a server known to honour EXCLUSIVE, an existing file
-    is never overwritten; on others two writers can race. An incomplete file is removed.
+    Without ``overwrite``, the file is opened exclusively. A server that honours EXCLUSIVE never overwrites an existing
+    file; on other servers two writers can race. An incomplete file is removed.
 
     :param scheduler: the scheduler of the connection
     :param path: the file
@@ -282,8 +282,7 @@ def reply_or_none(pending: Pending[R]) -> Operation[R | None]:
 
 
 def remove_quietly(path: RemotePath, handle: bytes | None = None) -> Operation[None]:
-    """Close and remove a file, and log failures."""
-    # An error of the clean-up must not hide its cause
+    """Close and remove a file; log failures in place of raising them."""
     requests: list[Request[None]] = [] if handle is None else [Close(handle)]
     try:
         for answer in (yield from request_all([*requests, Remove(path.native)]))[-1:]:

@@ -192,13 +192,13 @@ class SFTPChannel:
         started = self._clock()
         self.flush()
         # the first packet may arrive in several parts
-        while not (frames := self._packets()):
+        while not (packets := self._packets()):
             pass
         self.round_trip = self._clock() - started
         try:
-            if len(frames) != 1:
+            if len(packets) != 1:
                 raise ProtocolError("a reply before the first request")
-            self.extensions = decode_version(frames[0])
+            self.extensions = decode_version(packets[0])
         except ProtocolError as error:
             raise self._protocol_error(error) from None
 
@@ -226,11 +226,11 @@ class SFTPChannel:
         request = pending.request
         if self._name_encoding is not None:
             request = self._name_encoding.encode_request(request)
-        frame = request.frame(request_id)
+        packet = request.packet(request_id)
         self._outstanding[request_id] = pending
         self.in_flight += pending.request.payload_size
-        self._outbox.append(frame)
-        self._outbox_size += len(frame)
+        self._outbox.append(packet)
+        self._outbox_size += len(packet)
         # the round trip is measured for a single request at a time
         if self._round_trip_probe is None:
             self._round_trip_probe = request_id, self._clock()

@@ -59,7 +59,7 @@ class Request(ABC, Generic[R_co]):
     def decode(self, reader: PacketReader) -> R_co:
         """Decode a reply of ``reply_type``. Raises ProtocolError if the reply is invalid."""
 
-    def frame(self, request_id: int) -> bytes:
+    def packet(self, request_id: int) -> bytes:
         """Encode the packet, with its length, type and request id."""
         body = self.body()
         return _HEADER.pack(len(body) + 5, self.packet_type, request_id) + body
@@ -95,7 +95,7 @@ class Request(ABC, Generic[R_co]):
 
 
 class _StatusReply(Request[None]):
-    """Expect a STATUS reply."""
+    """Base of requests that are answered by a STATUS."""
 
     __slots__ = ()
 
@@ -104,7 +104,10 @@ class _StatusReply(Request[None]):
 
 
 class _HandleReply(Request[bytes]):
-    """Expect a handle: opaque, at most 256 bytes (filexfer-02 section 6.2)."""
+    """Base of requests that are answered by a handle.
+
+    A handle is opaque, and has at most 256 bytes (filexfer-02 section 6.2).
+    """
 
     __slots__ = ()
     reply_type = PacketType.HANDLE
@@ -118,7 +121,7 @@ class _HandleReply(Request[bytes]):
 
 
 class _AttributesReply(Request[Attributes]):
-    """Expect attributes."""
+    """Base of requests that are answered by attributes."""
 
     __slots__ = ()
     reply_type = PacketType.ATTRS
@@ -287,7 +290,7 @@ class Write(_StatusReply):
         """Encode handle, offset and data."""
         return b"".join((self._body_before_data(), self.data))
 
-    def frame(self, request_id: int) -> bytes:
+    def packet(self, request_id: int) -> bytes:
         """Encode the packet and copy the data only once."""
         head = self._body_before_data()
         start = _HEADER.pack(len(head) + len(self.data) + 5, self.packet_type, request_id)
@@ -488,18 +491,18 @@ def _block_size(stated: int, maximum: int) -> int:
 
 
 def encode_init() -> bytes:
-    """Encode the first packet of a conversation."""
+    """Encode the first packet of a channel."""
     return _HEADER.pack(5, PacketType.INIT, VERSION)
 
 
-def decode_version(frame: memoryview) -> dict[str, str]:
+def decode_version(packet: memoryview) -> dict[str, str]:
     """Return the server's extensions by name.
 
     Raises ProtocolError unless the server uses version 3.
     """
-    reader = PacketReader(frame[1:])
-    if frame[0] != PacketType.VERSION:
-        raise ProtocolError(f"the first packet is of type {frame[0]}, not VERSION")
+    reader = PacketReader(packet[1:])
+    if packet[0] != PacketType.VERSION:
+        raise ProtocolError(f"the first packet is of type {packet[0]}, not VERSION")
     version = reader.uint32()
     if version != VERSION:
         raise ProtocolError(f"the server speaks SFTP version {version}, not {VERSION}")

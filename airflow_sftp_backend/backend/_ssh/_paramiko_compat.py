@@ -246,11 +246,11 @@ class FastChannel:
             size: int = channel._wait_for_send_window(len(data))  # type: ignore[attr-defined] # the stub leaves it out
             if not size:
                 return 0
-            more = min(len(data), _MAX_SENT) - size
-            if more > 0:
-                more = min(more, channel.out_window_size)
-                channel.out_window_size -= more
-                size += more
+            remaining = min(len(data), _MAX_SENT) - size
+            if remaining > 0:
+                additional = min(remaining, channel.out_window_size)
+                channel.out_window_size -= additional
+                size += additional
             content = ChannelData(channel.remote_chanid, memoryview(data)[:size], channel.out_max_packet_size - 64)
         self._transport._send_user_message(content)
         return size
@@ -414,7 +414,7 @@ class AuthRequestHandler(AuthOnlyHandler):
         """Send a request and wait for the reply.
 
         :param username: the name to log in with.
-        :param method: the authentication method, as ``publickey``.
+        :param method: the authentication method, such as ``publickey``.
         :param finish_message: adds the fields of the method.
         :returns: the methods wanted next by the server; empty once the user is logged in.
         :raises paramiko.AuthenticationException: if the server refuses the request.
@@ -477,7 +477,7 @@ def certificate_of(pkey: paramiko.PKey) -> tuple[str, bytes] | None:
     """Return the certificate of a private key or a host key.
 
     :param pkey: the key.
-    :returns: type, as ``ssh-ed25519-cert-v01@openssh.com``, and content in wire format; None without a certificate.
+    :returns: type, such as ``ssh-ed25519-cert-v01@openssh.com``, and content in wire format; None without certificate.
     """
     blob = getattr(pkey, "public_blob", None)  # keys of a caller's own class may lack the attribute
     return None if blob is None else (blob.key_type, blob.key_blob)

@@ -68,8 +68,8 @@ PARTS: Final[tuple[tuple[type, str], ...]] = (
     (paramiko.Transport, "_send_user_message"),
 )
 """Unpublished or recent parts that this module and `SSHTransport` use for content, by their owners."""
-_ANNOUNCED: Final = 256 << 10
-"""Bytes of unannounced content after which a waiting reader is woken."""
+_NOTIFY_BYTES: Final = 256 << 10
+"""Bytes received since the last notification, after which a waiting reader is notified."""
 
 
 Payload = tuple[bytes, bytes | memoryview]
@@ -181,7 +181,7 @@ class FastPacketizer(Packetizer):
         self._opened = memoryview(bytearray(_MAX_PACKET))
         self._received = 0
         self._at_rekey = 0, 0
-        self._unannounced: list[Inbox] = []
+        self._inboxes_to_notify: list[Inbox] = []
 
     # -- keys ---------------------------------------------------------------------------------------------------------
 
@@ -312,10 +312,10 @@ class FastPacketizer(Packetizer):
         return self.read_all(size, check_rekey=check_rekey) if taken is None else taken
 
     def read_all(self, n: int, check_rekey: bool = False) -> bytes:
-        """Receive ``n`` bytes, after readers were told of what has been received."""
-        for inbox in self._unannounced:
-            inbox.announce()
-        self._unannounced.clear()
+        """Receive ``n`` bytes, after the readers of received content are notified."""
+        for inbox in self._inboxes_to_notify:
+            inbox.notify()
+        self._inboxes_to_notify.clear()
         return super().read_all(n, check_rekey=check_rekey)
 
     def _check_rekey_is_answered(self, inbound: _Direction) -> None:
@@ -324,9 +324,9 @@ class FastPacketizer(Packetizer):
         if packets >= self.REKEY_PACKETS_OVERFLOW_MAX or size >= self.REKEY_BYTES_OVERFLOW_MAX:
             raise paramiko.SSHException("the server ignores requests for new keys")
 
-    def announce_later(self, inbox: Inbox) -> None:
-        """Wake the reader of an inbox before the next receive."""
-        self._unannounced.append(inbox)
+    def notify_later(self, inbox: Inbox) -> None:
+        """Notify the reader of an inbox before the next receive."""
+        self._inboxes_to_notify.append(inbox)
 
 
 def _direction(earlier: _Direction | None, options: dict[str, Any], nonce: str) -> _Direction | None:
@@ -358,7 +358,7 @@ class Inbox:
 
     The transport's thread feeds it, and another thread reads.
 
-    :param packetizer: announces new content
+    :param packetizer: notifies the reader before the next receive
     """
 
     def __init__(self, packetizer: FastPacketizer) -> None:
@@ -367,7 +367,7 @@ class Inbox:
         self._full: deque[memoryview] = deque()
         self._blocks: deque[bytearray] = deque()
         self._block = self._next_block()
-        self._used = self._size = self._unannounced = 0
+        self._used = self._size = self._unnotified_bytes = 0
         self._is_closed = False
         self._event: threading.Event | None = None
 
@@ -384,12 +384,12 @@ class Inbox:
                 event.clear()
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Append content."""
+        """Append received content."""
         with self._condition:
-            if not self._unannounced:
-                self._packetizer.announce_later(self)
+            if not self._unnotified_bytes:
+                self._packetizer.notify_later(self)
             self._size += len(data)
-            self._unannounced += len(data)
+            self._unnotified_bytes += len(data)
             while data:
                 if self._used == len(self._block):
                     self._full.append(self._block)
@@ -398,19 +398,19 @@ class Inbox:
                 self._block[self._used : self._used + size] = data[:size]
                 self._used += size
                 data = data[size:]
-            if self._unannounced >= _ANNOUNCED:
-                self._announce()
+            if self._unnotified_bytes >= _NOTIFY_BYTES:
+                self._notify()
             if self._event is not None:
                 self._event.set()
 
-    def announce(self) -> None:
-        """Wake a waiting reader."""
+    def notify(self) -> None:
+        """Notify a waiting reader of the received content."""
         with self._condition:
-            self._announce()
+            self._notify()
 
-    def _announce(self) -> None:
-        if self._unannounced:
-            self._unannounced = 0
+    def _notify(self) -> None:
+        if self._unnotified_bytes:
+            self._unnotified_bytes = 0
             self._condition.notify_all()
 
     def read_ready(self) -> bool:

@@ -3,7 +3,7 @@
 Keys are blobs in SSH wire format (RFC 4253 section 6.6, RFC 5656, RFC 8709; certificates: OpenSSH's PROTOCOL.certkeys).
 The rules for certificates are those of a recent OpenSSH client (sshconnect.c): a certificate without principals is
 valid for no host, and principals may be patterns. In older releases of OpenSSH, a certificate without principals is
-valid for every host, and principals are no patterns.
+valid for every host, and principals are not patterns.
 """
 
 from __future__ import annotations

@@ -179,7 +179,9 @@ class HostKeyVerifier:
         if decision.status is HostKeyStatus.REVOKED:
             text = f"revoked host key: {offered}, and {decision.reason}. Do not connect until the server has a new key"
             return HostKeyRejected(text + ignored, server=self._config.address, status=decision.status.value)
-        add = f"add this line to {searched[0].source}:\n{self._known_hosts_line(blob)}\n"
+        source = searched[0].source
+        place = f"known_host_keys, or to {source} on this machine" if source == self._path else source
+        add = f"add this line to {place}:\n{self._known_hosts_line(blob)}\n"
         if decision.status is HostKeyStatus.CHANGED:
             text = (
                 f"wrong host key: {offered}, but {decision.reason}{ignored}. Either the server has a new key, or an"

@@ -116,7 +116,9 @@ def _read_file(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(_MAX_FILE_BYTES)
     except FileNotFoundError:
-        raise _UnusableKey("does not exist") from None
+        raise _UnusableKey(
+            "does not exist on this machine; copy it to each machine that connects, or set private_key to its text"
+        ) from None
     except PermissionError:
         raise _UnusableKey(f"may not be read by user id {os.geteuid()}; check its owner and mode") from None
     except IsADirectoryError:

@@ -68,13 +68,13 @@ class SocketStream(ForkAware, SocketLike):
         self._start = self._end = 0
         self._deadline: float | None = None
         self._abort_at = math.inf
-        self._seconds = self._after_first_bytes = 0.0
+        self._deadline_seconds = self._after_first_bytes = 0.0
         self._stalled_since: float | None = None
         self._timeout: float | None = None
         self._idle = False
         self._reader: int | None = None
         self._uses_quickack = _QUICKACK is not None and connected.family in (socket.AF_INET, socket.AF_INET6)
-        self._writing = threading.Lock()
+        self._write_lock = threading.Lock()
         self._ended = False
         self.greeting = b""
         self.failure: str | None = None
@@ -90,7 +90,7 @@ class SocketStream(ForkAware, SocketLike):
         """
         now = time.monotonic()
         self._deadline = None
-        self._seconds, self._after_first_bytes = seconds or 0.0, after_first_bytes
+        self._deadline_seconds, self._after_first_bytes = seconds or 0.0, after_first_bytes
         self._deadline = None if seconds is None else now + seconds
 
     def abort_within(self, seconds: float) -> None:
@@ -165,7 +165,7 @@ class SocketStream(ForkAware, SocketLike):
 
     def send(self, data: bytes) -> int:
         """Write a part of the data. Returns the number of bytes written."""
-        with self._writing:
+        with self._write_lock:
             try:
                 sent = self._socket.send(data)
             except OSError as error:
@@ -183,7 +183,7 @@ class SocketStream(ForkAware, SocketLike):
             raise self._fail("the connection was aborted")
         if self._deadline is not None and now >= self._deadline:
             self.timed_out = True
-            raise self._fail(f"no answer within {self._seconds:g} s")
+            raise self._fail(f"no answer within {self._deadline_seconds:g} s")
 
     def _check_stall(self) -> None:
         now = time.monotonic()
@@ -232,9 +232,9 @@ class SocketStream(ForkAware, SocketLike):
     def close_descriptor(self) -> None:
         """Close the descriptor and end the tunnel.
 
-        No thread may read any more.
+        Call this only after all reading threads have ended.
         """
-        with self._writing:
+        with self._write_lock:
             self._socket.close()
         tunnel, self._tunnel = self._tunnel, None
         if tunnel is not None:
@@ -256,10 +256,7 @@ class SocketStream(ForkAware, SocketLike):
         return self._socket.getpeername()
 
     def tcp_addresses(self) -> tuple[TCPAddress, TCPAddress] | None:
-        """Return the own address and that of the peer.
-
-        None without a TCP connection of its own.
-        """
+        """Return the local and the remote address; None without TCP."""
         if self._socket.family not in (socket.AF_INET, socket.AF_INET6):
             return None
         try:

@@ -1,6 +1,4 @@
-"""Write local files atomically.
-
-A download appears under its name only when complete.
+"""Write local files atomically: a download appears only when complete.
 
 A temporary file is created beside the target (never through a link), readable only by its owner until the rename. Its
 writer holds a lock (flock), so a temporary file without a lock is abandoned. The next attempt with the same resume key
@@ -67,7 +65,7 @@ class AtomicLocalFile:
         resume_key: str | None = None,
         modes: NewFileModes | None = None,
     ) -> None:
-        self.path = _text_of(local)
+        self.path = _path_text(local)
         self.keep_on_exit = False
         """Whether to keep the temporary file for the next attempt."""
         self._key = source.key
@@ -109,7 +107,7 @@ class AtomicLocalFile:
         partial = self._temp_path(token)
         descriptor = open_abandoned(partial)
         if descriptor is None:
-            self._rename(partial)
+            self._rename_temp(partial)
             return 0
         status = os.fstat(descriptor)
         size = status.st_size
@@ -117,7 +115,7 @@ class AtomicLocalFile:
         if status.st_nlink != 1 or not MIN_RESUME_SIZE <= size <= max_size:
             os.unlink(partial)
             os.close(descriptor)
-            self._rename(partial)
+            self._rename_temp(partial)
             return 0
         self._close()
         os.unlink(self.temp)
@@ -181,9 +179,9 @@ class AtomicLocalFile:
         with self._both_paths_in_errors:
             existing = check_replaceable(self.path) if self._overwrite else None
             set_mode(self._descriptor, self.temp, existing, self._modes)
-            self._give_name()
+            self._rename_to_target()
 
-    def _give_name(self) -> None:
+    def _rename_to_target(self) -> None:
         """Rename the temporary file, without replacing a file unless ``overwrite``."""
         if self._overwrite:
             self._replace()
@@ -202,7 +200,7 @@ class AtomicLocalFile:
         os.replace(self.temp, self.path)
         self._has_temp = False
 
-    def _rename(self, temp: str) -> None:
+    def _rename_temp(self, temp: str) -> None:
         """Rename the temporary file if possible.
 
         Without effect if the name exists, or the file system has no hard links.
@@ -244,14 +242,15 @@ class AtomicLocalFile:
 def remove_abandoned(resume_keys: Mapping[str | os.PathLike[str], str | None], now: float) -> None:
     """Remove temporary files that other writers abandoned beside downloaded files.
 
-    Those of earlier attempts with the same resume key are removed at once, others after `STALE_SECONDS` seconds.
+    Temporary files of earlier attempts with the same resume key are removed at once, others if they have not changed
+    for `STALE_SECONDS`.
 
     :param resume_keys: the resume key of each downloaded file, or None
     :param now: the current time in seconds since 1970
     """
     names: dict[str, dict[str, str | None]] = {}
     for path, resume_key in resume_keys.items():
-        folder, slash, name = _text_of(path).rpartition("/")
+        folder, slash, name = _path_text(path).rpartition("/")
         names.setdefault(folder + slash, {})[name] = resume_key
     for folder, keys_by_name in names.items():
         temps = list(_list_temps(folder))
@@ -268,7 +267,7 @@ def _writer_token(resume_key: str) -> str:
     return resume_token(resume_key, 0, 0)
 
 
-def _text_of(local: str | os.PathLike[str]) -> str:
+def _path_text(local: str | os.PathLike[str]) -> str:
     """Return a path as text without trailing slashes."""
     return os.fspath(local if isinstance(local, PurePath) else Path(local))
 

@@ -21,7 +21,7 @@ from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPSche
 from airflow_sftp_backend.backend._protocol.striping import ChannelDemand
 from airflow_sftp_backend.backend._receive_limits import ReceiveLimits
 from airflow_sftp_backend.backend._writes.atomic_write import write_atomic
-from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, participation
+from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, active_transfer_of
 from airflow_sftp_backend.backend._writes.resume import restart
 from airflow_sftp_backend.backend._writes.times import source_mtime
 from airflow_sftp_backend.backend._writes.write_state import ResumeState
@@ -160,9 +160,9 @@ class Upload:
         """Send the remaining bytes once."""
         path, with_digest = self.target.path, self.with_digest or self.target.verify == "sha256"
         rename_group = self.target.rename_group
-        progress = self.progress if rename_group is None else rename_group.reporting(self.progress)
+        progress = self.progress if rename_group is None else rename_group.wrap_progress(self.progress)
         with (
-            participation(rename_group),
+            active_transfer_of(rename_group),
             LocalFileSource(
                 self.local, target=path, with_digest=with_digest, initial_status=self._initial_status
             ) as source,
@@ -228,14 +228,14 @@ class Download:
 
         :param scheduler: the connection
         :returns: the result of the download
-        :raises TransferCorrupted: if the size is not the stated size or the file changes meanwhile (not with
-            ``verify="none"``), or if with ``"sha256"`` the disk does not contain the received bytes
+        :raises TransferCorrupted: if the local file does not have the SHA-256 of the received bytes (``"sha256"``), if
+            the size is not the stated size, or if the file changes meanwhile (both unless ``"none"``)
         """
         return self._fetch(scheduler) if self.rename_group is None else self._grouped(self.rename_group, scheduler)
 
     def _grouped(self, group: RenameGroup, scheduler: SFTPScheduler) -> Operation[WriteResult]:
-        """Receive the file as a participant of a group."""
-        with group.participant():
+        """Receive the file as an active transfer of a group."""
+        with group.active_transfer():
             return (yield from self._fetch(scheduler))
 
     def _fetch(self, scheduler: SFTPScheduler) -> Operation[WriteResult]:
@@ -261,9 +261,12 @@ class Download:
     def _receive(self, scheduler: SFTPScheduler) -> Operation[None]:
         """Receive the remaining bytes into the temporary file."""
         if self._local_file is None:
-            writer = self.resume_key
             self._local_file = AtomicLocalFile(
-                self.local, source=self.remote, overwrite=self.overwrite, resume_key=writer, modes=self.modes
+                self.local,
+                source=self.remote,
+                overwrite=self.overwrite,
+                resume_key=self.resume_key,
+                modes=self.modes,
             )
             self._digest = hashlib.sha256() if self.with_digest or self.verify == "sha256" else None
         handle: bytes | None = None
@@ -380,7 +383,7 @@ class Download:
         self._local_file.write(data)
         self.transferred_bytes += len(data)
         if self.rename_group is not None:
-            self.rename_group.made_progress()
+            self.rename_group.record_if_due()
         if self._digest is not None:
             self._digest.update(data)
         if self.progress is not None:

@@ -42,7 +42,7 @@ from airflow_sftp_backend.backend.models import PartialAction, PartialFile
 from .atomic_local_file import open_abandoned
 
 _RECHECK_DELAY: Final = 3.0
-"""Seconds between two checks for a file missing beside its backup: a live writer completes its second rename."""
+"""Seconds between two checks for a file missing beside its backup: time for a live writer to rename again."""
 
 
 def check_age(older_than: timedelta) -> None:
@@ -121,7 +121,7 @@ def _remove_unchanged(entry: TreeEntry) -> Operation[bool]:
 
 
 def _reason(outcome: object) -> str:
-    """Return the reason why a file was not removed."""
+    """Say why a file was not removed."""
     return outcome.message if isinstance(outcome, SFTPBackendError) else "its writer is active again"
 
 

@@ -146,7 +146,7 @@ def remove_backup_quietly(target: RemotePath, unique_backup: RemotePath) -> Oper
     :param target: the file
     :param unique_backup: a unique backup name of the file
     """
-    # A lost connection is no failure: the replacement is complete, and the next write removes the backup.
+    # A lost connection does not fail the write: the replacement is complete, and the next write removes the backup.
     try:
         yield from remove_backup(target, unique_backup)
     except BackendUnavailable:

@@ -1,9 +1,7 @@
-"""Let complete files wait for `before_rename`.
+"""Call `before_rename` once for a group of complete files.
 
-It is called once for a group of files.
-
-A transfer waits with its complete temporary file until the group is recorded: as soon as all active transfers wait, or
-after the first has waited for a second and another transfer makes progress.
+A transfer with a complete temporary file waits until its group is recorded. A group is recorded as soon as all active
+transfers wait, or after its first file has waited for a second and another transfer makes progress.
 """
 
 from __future__ import annotations
@@ -37,14 +35,15 @@ class RenameGroup:
         self._record = record
         self._clock = clock
         self._waiting: list[tuple[PreparedFile, Pending[object]]] = []
-        self._participants = 0
+        self._active_transfers = 0
         self._since = 0.0
         self._closed = False
+        """True after a failure: no file of the call is renamed any more."""
 
     @contextmanager
-    def participant(self) -> Iterator[None]:
+    def active_transfer(self) -> Iterator[None]:
         """Count a transfer as active in the block."""
-        self._participants += 1
+        self._active_transfers += 1
         try:
             yield
         # the error of a file does not stop its group
@@ -54,18 +53,17 @@ class RenameGroup:
             self._closed = True  # the other transfers are interrupted next and must not rename
             raise
         finally:
-            self._participants -= 1
-            self._flush_if_all_wait()
+            self._active_transfers -= 1
+            self._record_if_all_wait()
 
-    def reporting(self, progress: Progress | None) -> Progress:
-        """Wrap a progress callback to call `made_progress`."""
+    def wrap_progress(self, progress: Progress | None) -> Progress:
+        """Return a progress callback that also calls `record_if_due`."""
+        return _GroupProgress(self, progress)
 
-        return _Reporting(self, progress)
-
-    def made_progress(self) -> None:
+    def record_if_due(self) -> None:
         """Record the group if its first file has waited long enough."""
         if self._waiting and self._clock() - self._since >= _MAX_WAIT_SECONDS and not self._closed:
-            self._flush()
+            self._record_group()
 
     def wait_until_recorded(self, prepared: PreparedFile, scheduler: SFTPScheduler | None = None) -> Operation[None]:
         """Wait until the file is recorded.
@@ -83,7 +81,7 @@ class RenameGroup:
             self._since = self._clock()
         self._waiting.append(entry)
         try:
-            self._flush_if_all_wait()
+            self._record_if_all_wait()
             yield from reply(pending)
         finally:
             if entry in self._waiting:
@@ -91,11 +89,11 @@ class RenameGroup:
         if scheduler is not None and scheduler.failure is not None:
             raise BackendUnavailable(scheduler.failure)
 
-    def _flush_if_all_wait(self) -> None:
-        if self._waiting and len(self._waiting) >= self._participants and not self._closed:
-            self._flush()
+    def _record_if_all_wait(self) -> None:
+        if self._waiting and len(self._waiting) >= self._active_transfers and not self._closed:
+            self._record_group()
 
-    def _flush(self) -> None:
+    def _record_group(self) -> None:
         group, self._waiting = self._waiting, []
         recorded = False
         try:
@@ -108,18 +106,15 @@ class RenameGroup:
                 pending.set_result(None, error)
 
 
-class _Reporting:
-    """Forward progress reports, and record a group in time.
-
-    A group is due when its first file has waited long enough.
-    """
+class _GroupProgress:
+    """Forward progress reports, and record the group if it is due."""
 
     def __init__(self, group: RenameGroup, progress: Progress | None) -> None:
         self._group = group
         self._progress = progress
 
     def __call__(self, gained: int, /) -> None:
-        self._group.made_progress()
+        self._group.record_if_due()
         if self._progress is not None:
             self._progress(gained)
 
@@ -129,7 +124,7 @@ class _Reporting:
 
     def verified(self, count: int, /) -> None:
         """Report bytes read back for verification."""
-        self._group.made_progress()
+        self._group.record_if_due()
         report_verified(self._progress, count)
 
 
@@ -138,6 +133,6 @@ def create_rename_group(before_rename: BeforeRename | None) -> RenameGroup | Non
     return None if before_rename is None else RenameGroup(before_rename)
 
 
-def participation(rename_group: RenameGroup | None) -> AbstractContextManager[None]:
+def active_transfer_of(rename_group: RenameGroup | None) -> AbstractContextManager[None]:
     """Count a transfer as active in its group, if any."""
-    return nullcontext() if rename_group is None else rename_group.participant()
+    return nullcontext() if rename_group is None else rename_group.active_transfer()

@@ -1,6 +1,4 @@
-"""Resume a write in its temporary file.
-
-It resumes after a lost connection, or in the next attempt of the same writer.
+"""Resume a write after a lost connection or in the next attempt.
 
 A temporary name identifies its writer and its source (`_paths.resume_token`). The content is trusted only if samples,
 and the bytes before the resume point, match the source. Bytes in flight at the interruption lie within
@@ -49,8 +47,8 @@ def open_for_attempt(
 ) -> Operation[bool]:
     """Open the temporary file of an attempt to write.
 
-    It is new, that of an earlier call, or the current file after a lost connection. The attempt continues after
-    ``resume_state.transferred_bytes``.
+    The file is new, or was left by an earlier call, or is the current file after a lost connection. The attempt
+    continues after ``resume_state.transferred_bytes``.
 
     :param scheduler: the connection
     :param write_target: the target and its first temporary file
@@ -283,9 +281,9 @@ def _try_open(temp: RemotePath, flags: OpenFlag) -> Operation[bytes | None]:
 
 
 def _content_matches(writer: bytes, reader: bytes, source: UploadSource, size: int) -> Operation[bool]:
-    """Return whether the open file matches its source.
+    """Return whether an open file matches its source.
 
-    Samples must match, and its size be between ``size`` and that of the source.
+    The samples must match. The size must be from ``size`` to the size of the source.
     """
     stat_reply = yield from send(FStat(writer))
     same = not size or (yield from samples_match(reader, size, source.read_at))

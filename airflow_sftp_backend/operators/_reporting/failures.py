@@ -47,8 +47,7 @@ def raise_failures(log: ErrorLog, failures: Failures, file_count: int) -> None:
 
 
 def _drop_tracebacks(failure: BaseException) -> None:
-    """Remove the tracebacks of a failure and its causes."""
-    # Their texts alone explain the failure
+    """Remove the tracebacks of a failure and its causes, whose texts suffice."""
     error: BaseException | None = failure
     while error is not None:
         error.__traceback__ = None

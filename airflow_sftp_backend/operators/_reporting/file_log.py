@@ -46,12 +46,14 @@ def log_files(log: Log, results: Sequence[FileResult], summarized: Action, list_
 
 
 def _line(result: FileResult) -> str:
-    other_end = ""
+    path, other_end = result["path"], ""
     if "source" in result:
         other_end = f" <- {result['source']}"
+    elif "target" in result and result["action"] in ("deleted", "would delete"):
+        path = result["target"]  # a deleted local file; its `path` is the name that the server lacks
     elif "target" in result:
         other_end = f" -> {result['target']}"
-    return f"{result['action']} {escaped(result['path'])} ({format_size(result['size'] or 0)}){escaped(other_end)}"
+    return f"{result['action']} {escaped(path)} ({format_size(result['size'] or 0)}){escaped(other_end)}"
 
 
 def log_total(log: Log, action: Action, sizes: Sequence[int], size: int, seconds: float, rate: float) -> None:

@@ -37,8 +37,8 @@ _MAX_NAME_BYTES: Final = 255
 _MAX_LINE: Final = 1 << 20
 """Bytes of a line. Any longer line belongs to a file of another kind, which must not fill the memory."""
 _EXPECTED: Final = (
-    "a path or URL, the result of a task with manifest= (a mapping with 'manifest'), or a list of these; rows of files"
-    " are names"
+    "a path or URL, the result of a task with manifest= (a mapping with 'manifest'), or a list of these; pass rows of"
+    " files as names"
 )
 
 
@@ -76,7 +76,7 @@ def parse_manifest(value: object) -> str:
 
 
 def _check_directory(path: str) -> None:
-    """Check that a file can be created, with missing parent directories."""
+    """Check that a file can be created in the nearest existing directory."""
     nearest = os.path.dirname(path)
     while not os.path.lexists(nearest):
         nearest = os.path.dirname(nearest)

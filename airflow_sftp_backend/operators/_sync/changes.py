@@ -127,7 +127,7 @@ def _check_names(
     if merged:
         path, other = min(merged.items())
         raise InvalidArgument(
-            f"the target takes {path!r} and {other!r} for one name, as {len(merged)} of the files to transfer; nothing"
+            f"the target takes {path!r} and {other!r} for one name ({len(merged)} files are affected); nothing"
             " was changed. Rename the files"
         )
     if kept:

@@ -28,7 +28,9 @@ def target_rules(ends: SyncEnds) -> NameRules:
     except BackendUnavailable:
         raise
     except (SFTPBackendError, OSError) as error:
-        log.warning("names that differ in their spelling only count as one, because names cannot be tested: %s", error)
+        log.warning(
+            "names with different spellings count as one name, because the target refuses a test file: %s", error
+        )
         return ANY_RULES
 
 
@@ -48,6 +50,6 @@ def check_distinct_targets(ends: SyncEnds, targets: Sequence[str]) -> None:
     if merged:
         path, other = min(merged.items())
         raise InvalidArgument(
-            f"the target takes {path!r} and {other!r} for one name, as {len(merged)} of the files; nothing was changed."
-            " Rename the files, or give them separate targets"
+            f"the target takes {path!r} and {other!r} for one name ({len(merged)} files are affected); nothing was"
+            " changed. Rename the files, or give them separate targets"
         )

@@ -50,7 +50,7 @@ def find_obstacles(paths: Iterable[str], target: TreeListing, deletions: Collect
         elif any(parent in target.files for parent in parents(path)):
             obstacles.late.add(path)
     if blocked:
-        below = [each for each in target.directories if any(prefix in blocked for prefix in prefixes(each))]
+        below = [path for path in target.directories if any(prefix in blocked for prefix in prefixes(path))]
         obstacles.directories = deepest_first(below)
     return obstacles
 

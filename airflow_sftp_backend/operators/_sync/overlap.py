@@ -82,13 +82,13 @@ def _backends_overlap(backend: SFTPBackend, native_path: str, other: SFTPBackend
     if not _real_paths.is_same_server(backend, other):
         return False
     path, other_path = _real_paths.real_path(backend, native_path), _real_paths.real_path(other, other_native_path)
-    if not overlap(path, other_path, _distinguishing(backend)):
+    if not overlap(path, other_path, _server_distinguishes(backend)):
         return False
     if (backend.address, backend.config.username) == (other.address, other.config.username):
         return True
     # Users may have separate directories with equal paths.
     return _is_same_directory(
-        min(path, other_path, key=lambda each: each.count("/")),
+        min(path, other_path, key=lambda path: path.count("/")),
         lambda path: _real_paths.directory_mtime(backend, path),
         lambda path: _real_paths.directory_mtime(other, path),
     )
@@ -97,16 +97,16 @@ def _backends_overlap(backend: SFTPBackend, native_path: str, other: SFTPBackend
 def _overlap_on_server(backend: SFTPBackend, native_path: str, other: str) -> bool:
     from airflow_sftp_backend.backend._real_paths import real_path  # not needed to parse DAGs
 
-    return overlap(real_path(backend, native_path), real_path(backend, other), _distinguishing(backend))
+    return overlap(real_path(backend, native_path), real_path(backend, other), _server_distinguishes(backend))
 
 
-def _distinguishing(backend: SFTPBackend) -> Distinguishes:
+def _server_distinguishes(backend: SFTPBackend) -> Distinguishes:
+    """Return a function that asks the server."""
     from airflow_sftp_backend.backend import _real_paths  # not needed to parse DAGs
 
     def distinguishes(directory: str, name: str, other: str) -> bool:
-        for each in (name, other):
-            if not _real_paths.exists(backend, posixpath.join(directory, each)):
-                return True
+        if not all(_real_paths.exists(backend, posixpath.join(directory, spelling)) for spelling in (name, other)):
+            return True
         return _real_paths.is_listed(backend, directory, {name, other})
 
     return distinguishes
@@ -150,6 +150,6 @@ def _is_same_directory(path: str, mtime: Callable[[str], int | None], other_mtim
     """
     while (before := mtime(path)) is None and path != "/":
         path = posixpath.dirname(path)
-    seen = other_mtime(path)
+    other_time = other_mtime(path)
     after = mtime(path)  # the directory may change meanwhile
-    return before is None or after is None or (seen is not None and before <= seen <= after)
+    return before is None or after is None or (other_time is not None and before <= other_time <= after)

@@ -64,7 +64,7 @@ def test_host_login_and_port_are_read_from_the_connection() -> None:
     assert (config.port, config.username, config.password) == (2222, "partner-a", Secret("swordfish"))
 
 
-SAID: list[tuple[str, object, str, object]] = [
+VALID_VALUES: list[tuple[str, object, str, object]] = [
     ("base_path", "/outbox", "base_path", "/outbox"),
     ("private_key", PEM, "private_key", Secret(PEM)),
     ("key_file", "~/.ssh/id", "key_file", "~/.ssh/id"),
@@ -107,7 +107,7 @@ LOADED = {"key_vault_url", "connection_secret", "azure_conn_id", "jump_conn_id"}
 """Fields that the loader uses, besides the names of secrets and the Azure identity. See test_config_loader.py."""
 
 
-@pytest.mark.parametrize(("name", "value", "argument", "expected"), SAID)
+@pytest.mark.parametrize(("name", "value", "argument", "expected"), VALID_VALUES)
 def test_every_extra_field_reaches_the_backend(name: str, value: object, argument: str, expected: object) -> None:
     assert getattr(parse(make({name: value})), argument) == expected
 
@@ -115,7 +115,7 @@ def test_every_extra_field_reaches_the_backend(name: str, value: object, argumen
 def test_every_field_has_a_valid_value_in_the_table() -> None:
     secret_names = {f"{field.name}_secret" for field in FIELDS if field.accepts_secret_reference}
     used_elsewhere = LOADED | secret_names | {field.name for field in FIELDS if field.column or field.is_identity}
-    assert {name for name, *_ in SAID} >= {field.name for field in FIELDS} - used_elsewhere
+    assert {name for name, *_ in VALID_VALUES} >= {field.name for field in FIELDS} - used_elsewhere
 
 
 @pytest.mark.parametrize("name", ["private_key_passphrase", "passphrase", "private_key_pass"])
@@ -301,7 +301,7 @@ def test_a_configured_key_stays_pinned_if_changes_are_allowed() -> None:
 # ---- faults
 
 
-WRONG: list[tuple[str, object]] = [
+INVALID_VALUES: list[tuple[str, object]] = [
     ("base_path", ["/"]), ("base_path", "/a/../b"), ("base_path", 5), ("base_path", "a\0b"),
     ("private_key", {"pem": PEM}), ("private_key_passphrase", 12345),
     ("key_file", True), ("host_key_policy", "maybe"), ("host_key_policy", False), ("known_host_keys", ["a"]),
@@ -319,10 +319,10 @@ WRONG: list[tuple[str, object]] = [
 
 
 def test_every_extra_field_has_an_invalid_value_in_the_table() -> None:
-    assert {name for name, _ in WRONG} == {field.name for field in FIELDS if not field.column}
+    assert {name for name, _ in INVALID_VALUES} == {field.name for field in FIELDS if not field.column}
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(("name", "value"), INVALID_VALUES, ids=lambda value: repr(value)[:30])
 def test_an_invalid_value_is_reported_with_its_form_label(name: str, value: object) -> None:
     field = next(field for field in FIELDS if field.name == name)
     (fault,) = faults(make({name: value}))
@@ -361,7 +361,7 @@ def test_a_port_out_of_range_is_an_error(port: object) -> None:
 @pytest.mark.parametrize("extra", ["{", "base_path=/in", '{"a": 1,}', "'", "1" * 5000])
 def test_an_extra_that_is_not_json_is_an_error(extra: str) -> None:
     (fault,) = faults(make(extra))
-    assert fault.startswith("Extra: text that is not JSON given")
+    assert fault.startswith("Extra: invalid JSON given")
     assert fault.endswith('expected a JSON object such as {"base_path": "/outbox"}')
 
 
@@ -392,8 +392,8 @@ def test_a_host_key_with_checking_disabled_is_an_error() -> None:
 
 
 def test_all_problems_are_reported_at_once() -> None:
-    found = faults(make(dict(WRONG), host=" ", port=70000, login=5))
-    wrong = {name for name, _ in WRONG} | {"host", "port", "login"}
+    found = faults(make(dict(INVALID_VALUES), host=" ", port=70000, login=5))
+    wrong = {name for name, _ in INVALID_VALUES} | {"host", "port", "login"}
     labels = {field.label for field in FIELDS if field.name in wrong}
     assert {fault.split(":")[0].split(" (Extra")[0] for fault in found} >= labels
     with pytest.raises(InvalidConnection) as caught:

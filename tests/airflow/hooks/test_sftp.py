@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -373,6 +374,17 @@ def test_a_non_retryable_error_fails_the_task(error: Exception) -> None:
     with pytest.raises(AirflowFailException) as caught, translate_errors():
         raise error
     assert (str(caught.value), caught.value.__cause__) == (str(error), error)
+
+
+def test_the_traceback_of_a_non_retryable_error_shows_the_callers_line() -> None:
+    def fail_in_my_task() -> None:
+        raise NON_RETRYABLE_ERRORS[0]
+
+    with pytest.raises(AirflowFailException) as caught, translate_errors():
+        fail_in_my_task()
+    text = "".join(traceback.format_exception(caught.value))
+    assert text.count("Traceback (most recent call last)") == 1
+    assert "in fail_in_my_task" in text
 
 
 @pytest.mark.parametrize("error", HOPEFUL, ids=kind_of)

@@ -49,7 +49,7 @@ def clock() -> Clock:
 @pytest.fixture
 def vaults(clock: Clock) -> Iterator[KeyVaultClient]:
     """Build the client under test."""
-    made = KeyVaultClient(timeout=5, clock=clock, sleep=clock.sleep, chance=lambda: 0.0)
+    made = KeyVaultClient(timeout=5, clock=clock, sleep=clock.sleep, random_fraction=lambda: 0.0)
     yield made
     made.close()
 

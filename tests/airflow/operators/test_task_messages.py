@@ -17,6 +17,7 @@ from airflow_sftp_backend.hooks import FilesFailed
 from tests.support.airflow.arguments import Glob
 from tests.support.airflow.connections import Connect
 from tests.support.airflow.operators import delete, download, move, run, upload
+from tests.support.airflow.syncs import sync
 from tests.support.airflow.versions import AirflowFailException
 from tests.support.files import read_files, write_files
 from tests.support.servers import AsyncsshServer
@@ -88,6 +89,26 @@ def test_an_expected_failure_has_no_traceback_into_the_backend(remote: Path, tmp
     assert "/airflow_sftp_backend/operators/" in text
     assert "/airflow_sftp_backend/backend/" not in text
     assert "the name is taken" in text
+
+
+def test_a_failure_that_a_retry_cannot_fix_has_one_traceback(remote: Path, tmp_path: Path) -> None:
+    with pytest.raises(AirflowFailException) as caught:
+        run(download("../a", tmp_path / "a"))
+    text = "".join(traceback.format_exception(caught.value))
+    assert text.count("Traceback (most recent call last)") == 1
+    assert "raise_failures" in text
+
+
+@pytest.mark.parametrize("direction", ["upload", "download"])
+def test_the_log_names_a_deleted_file_by_one_path(
+    remote: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], direction: str
+) -> None:
+    here = write_files(tmp_path, {"a": b"abc", "b": b""} if direction == "download" else {"b": b""})
+    write_files(remote, {"in/a": b"abc", "in/b": b""} if direction == "upload" else {"in/b": b""})
+    ends = (str(here), "in") if direction == "upload" else ("in", str(here))
+    run(sync(*ends, direction=direction, delete=True))
+    deleted = "in/a" if direction == "upload" else f"{here}/a"
+    assert re.search(rf"deleted {re.escape(deleted)} \(3 B\)\s", capsys.readouterr().out)
 
 
 # -- paths ------------------------------------------------------------------------------------------------------------

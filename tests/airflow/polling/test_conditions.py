@@ -69,23 +69,21 @@ def test_the_result_is_plain_json() -> None:
 def test_a_file_must_have_the_minimum_size() -> None:
     verdict = judged([file("in/a", 9), file("in/b", 10)], min_size=10)
     assert (names(verdict), verdict.done) == (["in/b"], True)
-    assert judged([file("in/a", 9)], min_size=10).missing == (
-        "0 of 1 files are ready; 'in/a' does not count: 9 of 10 bytes"
-    )
+    assert judged([file("in/a", 9)], min_size=10).reason == ("no file is ready; 'in/a' does not count: 9 of 10 bytes")
 
 
 def test_the_first_ineligible_file_is_explained_and_all_are_counted() -> None:
     many = [file(f"in/{number}", number) for number in range(5)]
     verdict = judged(many, min_size=10, done_file="{name}.done")
-    assert verdict.missing == (
-        "0 of 1 files are ready; 'in/0' does not count: 0 of 10 bytes, or the server reports no size;"
+    assert verdict.reason == (
+        "no file is ready; 'in/0' does not count: 0 of 10 bytes, or the server reports no size;"
         " 'in/1' does not count: 1 of 10 bytes; 'in/2' does not count: 2 of 10 bytes; and 2 more"
     )
     assert verdict.counts == judged(many[::-1], min_size=9, done_file="{name}.done").counts == (0, 5, 0, 0, 0, 0)
-    without_time = judged([file("in/a", 10, None)], newer_than="2026-02-03T12:00:00+00:00").missing
+    without_time = judged([file("in/a", 10, None)], newer_than="2026-02-03T12:00:00+00:00").reason
     assert "the server reports no time, so newer_than (2026-02-03T12:00:00+00:00) cannot be decided" in without_time
-    assert "its done file 'in/a.done' is missing" in judged([file("in/a")], done_file="{name}.done").missing
-    assert "not unchanged for 30 s yet" in judged([file("in/a")], stable_for=30).missing
+    assert "its done file 'in/a.done' is missing" in judged([file("in/a")], done_file="{name}.done").reason
+    assert "not unchanged for 30 s yet" in judged([file("in/a")], stable_for=30).reason
 
 
 @pytest.mark.parametrize(
@@ -227,8 +225,8 @@ def test_an_invalid_number_is_refused(argument: str, values: list[Any]) -> None:
 
 def test_a_file_must_be_older_than_the_given_time() -> None:
     verdict = judged([file("in/a"), file("in/b", modified_at=None)], older_than="2026-02-03T12:00:00.9+00:00")
-    assert verdict.missing == (
-        "0 of 1 files are ready; 'in/a' does not count: modified 2026-02-03T12:00:00+00:00, not older than"
+    assert verdict.reason == (
+        "no file is ready; 'in/a' does not count: modified 2026-02-03T12:00:00+00:00, not older than"
         " 2026-02-03T12:00:00.9+00:00; 'in/b' does not count: the server reports no time, so older_than"
         " (2026-02-03T12:00:00.9+00:00) cannot be decided"
     )

@@ -158,7 +158,7 @@ def test_a_long_wait_logs_periodically_what_is_missing(remote: Path, monkeypatch
         await asyncio.wait([task])
 
     run(use())
-    assert set(waited) == {"0 of 1 files are ready; 'in/small' does not count: 3 of 10 bytes"}
+    assert set(waited) == {"no file is ready; 'in/small' does not count: 3 of 10 bytes"}
     assert all(600 <= after - before <= 900 for before, after in pairwise(when))
 
 

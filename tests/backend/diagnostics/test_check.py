@@ -201,7 +201,10 @@ def test_an_unknown_host_key_comes_with_its_known_hosts_line(openssh: OpenSSHSer
     title, text = failure(found)
     assert title == "Host key"
     assert "unknown host key" in text
-    assert f"add this line to {missing}:\n{openssh.known_hosts.splitlines()[0]}\n" in text
+    assert (
+        f"add this line to known_host_keys, or to {missing} on this machine:\n{openssh.known_hosts.splitlines()[0]}\n"
+        in text
+    )
     assert openssh.logins() == logins
     to_paste = json.loads(found.advice[-1].partition("Extra: ")[2])
     assert found_at(openssh, **to_paste).ok

@@ -95,7 +95,7 @@ def by_name(value: object) -> str:
 
 @pytest.mark.parametrize(("request_", "kind", "body"), LAYOUTS, ids=by_name)
 def test_a_request_is_encoded_as_its_specification_says(request_: Request[Any], kind: int, body: bytes) -> None:
-    assert request_.frame(0x01020304) == struct.pack(">IBI", len(body) + 5, kind, 0x01020304) + body
+    assert request_.packet(0x01020304) == struct.pack(">IBI", len(body) + 5, kind, 0x01020304) + body
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=by_name)

@@ -106,7 +106,7 @@ def test_an_unknown_key_is_refused_with_a_hint(checker: Make, file: Path) -> Non
     message = rejection(checker(), blob())
     assert message.startswith(f"unknown host key: the server's key is ssh-ed25519 {fingerprint(blob())}")
     assert f"no line of {file} names {NAME}" in message
-    assert f"add this line to {file}:\n{NAME} {text()}\n" in message
+    assert f"add this line to known_host_keys, or to {file} on this machine:\n{NAME} {text()}\n" in message
     assert checker(inline=message.splitlines()[1]).check(blob())
 
 

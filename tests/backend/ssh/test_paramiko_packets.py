@@ -225,7 +225,7 @@ def test_a_reader_is_woken_by_content_and_by_the_end(inbox: packets.Inbox) -> No
 
     thread = run_beside(read_twice)
     inbox.feed(b"content")
-    inbox.announce()
+    inbox.notify()
     while not read:
         pass
     inbox.close()

@@ -394,7 +394,7 @@ def test_unknown_binary_data_is_refused() -> None:
 
 
 def test_an_unreadable_key_file_is_refused(tmp_path: Path) -> None:
-    assert f"{str(tmp_path / 'none')!r} does not exist" in refusal(tmp_path / "none")
+    assert f"{str(tmp_path / 'none')!r} does not exist on this machine" in refusal(tmp_path / "none")
     assert "is a directory" in refusal(tmp_path)
     assert "cannot be read: Not a directory" in refusal(Path("/dev/null/key"))
     assert "does not exist" in refusal("~nobody-by-this-name/key", from_file=True)

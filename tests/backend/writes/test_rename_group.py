@@ -94,14 +94,14 @@ def test_a_small_file_waits_for_a_large_one_at_most_a_second() -> None:
     now = [0.0]
     heard: list[list[str]] = []
     group = RenameGroup(lambda files: heard.append([file.path for file in files]), lambda: now[0])
-    with group.participant(), group.participant():
+    with group.active_transfer(), group.active_transfer():
         waiting = group.wait_until_recorded(PreparedFile("small", "t", 1, None, None))
         next(waiting)
         for now[0] in (0.5, 0.9):
-            group.made_progress()
+            group.record_if_due()
         assert heard == []
         now[0] = 1.0
-        group.made_progress()
+        group.record_if_due()
     assert heard == [["small"]]
 
 
