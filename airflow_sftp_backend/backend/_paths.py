@@ -11,7 +11,8 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from .errors import InvalidPath, SFTPBackendError
 
@@ -33,8 +34,7 @@ STALE_SECONDS: Final = 3600
 """Seconds without a change after which a temporary file is abandoned: a live writer writes more often."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class RemotePath:
+class RemotePath(NamedTuple):
     """Path inside the jail.
 
     ``key`` is relative to ``base_path`` ("" is the root). ``native`` is sent to the server.
@@ -359,6 +359,7 @@ def _token_half(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:_TOKEN_HALF]
 
 
+@lru_cache(maxsize=64)  # one write needs it several times
 def name_digest(name: str) -> str:
     """Return a short digest of a name, to recognise its temporary files."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:8]

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 Outcome = WriteResult | SFTPBackendError | OSError
 
+_URL_START = re.compile(r"[a-z][a-z0-9+.-]+://")
 _BLOCK_SIZE = 1 << 20
 _MAX_EXCESS_COUNTED = 16 << 20
 """Bytes to read beyond the reported size of a file, so that the error can name the real size."""
@@ -55,7 +57,17 @@ def is_url(path: str) -> bool:
     :param path: a local path or URL
     :returns: True for a URL
     """
-    return re.match(r"[a-z][a-z0-9+.-]+://", path) is not None
+    return "://" in path and _URL_START.match(path) is not None
+
+
+def key_below(key: str, top: str) -> str:
+    """Return the part of an object's key below a directory.
+
+    :param key: the key, with the name of its container
+    :param top: the directory, without ``/`` at its end
+    :returns: the rest of the key, which begins with ``/`` if the key has ``//`` there
+    """
+    return key[len(top) + 1 :] if key.startswith(f"{top}/") else key.removeprefix(top).lstrip("/")
 
 
 def without_trailing_slash(url: str) -> str:
@@ -180,6 +192,18 @@ class FileState(NamedTuple):
         """
         return cls(info.size, None if info.modified_at is None else info.modified_at.timestamp())
 
+    @classmethod
+    def of_local(cls, status: os.stat_result) -> FileState | None:
+        """Return the state of a local file.
+
+        :param status: the status of a path
+        :returns: the state; None unless the path is a regular file
+        """
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        # Not ``st_mtime``: a float rounds a time just below a full second up.
+        return cls(status.st_size, status.st_mtime_ns // 1_000_000_000)
+
 
 def local_state(path: str) -> FileState | None:
     """Return the state of a local file or object.
@@ -192,11 +216,10 @@ def local_state(path: str) -> FileState | None:
         if not target.is_file():
             return None
         return _object_state(target.stat())
-    if not os.path.isfile(path):
+    try:
+        return FileState.of_local(os.stat(path))
+    except (OSError, ValueError):  # as for os.path.isfile
         return None
-    status = os.stat(path)
-    # Not ``st_mtime``: a float rounds a time just below a full second up.
-    return FileState(status.st_size, status.st_mtime_ns // 1_000_000_000)
 
 
 def local_states(paths: Sequence[str]) -> dict[str, FileState]:

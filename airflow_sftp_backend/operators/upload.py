@@ -11,10 +11,11 @@ from airflow_sftp_backend._file_rows import FileResult
 from airflow_sftp_backend._path_arguments import parse_target
 from airflow_sftp_backend.backend import BackendUnavailable
 from airflow_sftp_backend.backend._paths import check_temp_suffix
+from airflow_sftp_backend.backend.errors import result_or_raise
 
 from ._base import TransferOperator, TransferPlan, drop_non_utf8
 from ._named_files import existing_files
-from ._object_storage import FileState, is_url, local_state
+from ._object_storage import FileState, is_url
 from ._rename_template import split_nameless
 from ._reporting.failures import Failures
 from ._retry_state import RetryState
@@ -107,6 +108,8 @@ class SFTPUploadOperator(TransferOperator):
         return {"temp_suffix": self.temp_suffix, "temp_folder": folder, "direct": self.direct}
 
     def _plan(self, backend: SFTPBackend, retry_state: RetryState) -> TransferPlan:
+        from airflow_sftp_backend.backend._tree_queries import resolve_keys  # not needed to parse DAGs
+
         target = parse_target(self.target)
         self._check_relative(backend, target, "target")
         if self.temp_folder is not None:
@@ -121,8 +124,8 @@ class SFTPUploadOperator(TransferOperator):
         files, nameless = split_nameless(files, rename, lambda file: (file.name, file.path))
         items = plan_uploads(files, selection, target, rename)
         items = [
-            TransferItem(item.source, backend.resolve(item.target).key, item.size, by_path[item.source].modified_at)
-            for item in items
+            TransferItem(item.source, result_or_raise(key), item.size, by_path[item.source].modified_at)
+            for item, key in zip(items, resolve_keys(backend, [item.target for item in items]), strict=True)
         ]
         items, not_utf8 = drop_non_utf8(items, lambda item: (item.source, item.target))
         check_distinct_targets(SyncEnds(backend, "upload", target, ""), [item.target for item in items])
@@ -169,5 +172,5 @@ def _source_state(file: LocalFile) -> FileState | None:
     That of an object is known from its listing.
     """
     if not is_url(file.path):
-        return local_state(file.path)
+        return file.state
     return FileState(file.size, None if file.modified_at is None else file.modified_at.timestamp())

@@ -7,10 +7,10 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar, overload
 
+from airflow_sftp_backend.backend._garbage_collector import collector_paused
 from airflow_sftp_backend.backend._paths import BESIDE_TARGET
 from airflow_sftp_backend.backend._protocol.scheduler import Operation, SFTPScheduler
 from airflow_sftp_backend.backend._ssh.session import Session
@@ -339,8 +339,10 @@ class FileTransfers:
             check_mode(mode)
 
         def target_of(path: str) -> WriteTarget:
-            write_target = self._resolver.write_target(path, overwrite, verify, temp_naming)
-            return replace(write_target, create_parents=create_parents, channels=channels, mode=mode)
+            return self._resolver.write_target(
+                path, overwrite, verify, temp_naming, create_parents=create_parents,
+                rename_group=None if direct else rename_group, channels=channels, mode=mode,
+            )  # fmt: skip
 
         if direct:
             if temp_naming != BESIDE_TARGET:
@@ -352,11 +354,12 @@ class FileTransfers:
             return raise_or_return(outcomes, "uploads", return_exceptions)
 
         def job(pair: tuple[str | os.PathLike[str], str]) -> WriteJob[WriteResult]:
-            write_target = replace(target_of(pair[1]), rename_group=rename_group)
+            write_target = target_of(pair[1])
             upload = local_transfer.Upload(write_target, pair[0], progress, resume_key, digest, keep_times)
             return WriteJob(write_target, upload, verify != "none", upload.channel_demand, upload.resume_state)
 
-        jobs, errors = split_invalid(pairs, job)
+        with collector_paused():
+            jobs, errors = split_invalid(pairs, job)
         check_distinct([job.target.path.key for job in jobs])
         return raise_or_return(merge_outcomes(self._run_jobs(jobs), errors), "uploads", return_exceptions)
 

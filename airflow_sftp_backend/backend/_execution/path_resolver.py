@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -19,7 +18,7 @@ from airflow_sftp_backend.backend._paths import (
     has_control_character,
 )
 from airflow_sftp_backend.backend._protocol.scheduler import Operation
-from airflow_sftp_backend.backend._writes.rename_group import create_rename_group
+from airflow_sftp_backend.backend._writes.rename_group import RenameGroup, create_rename_group
 from airflow_sftp_backend.backend._writes.write_target import WriteTarget
 from airflow_sftp_backend.backend.config import check_mode, epoch_seconds
 from airflow_sftp_backend.backend.errors import BackendUnavailable, InvalidPath, SFTPBackendError
@@ -83,14 +82,26 @@ class PathResolver:
         return remote
 
     def write_target(
-        self, path: str, overwrite: bool, verify: Verify, temp_naming: TempNaming = BESIDE_TARGET
+        self,
+        path: str,
+        overwrite: bool,
+        verify: Verify,
+        temp_naming: TempNaming = BESIDE_TARGET,
+        *,
+        create_parents: bool = True,
+        rename_group: RenameGroup | None = None,
+        channels: int | None = None,
+        mtime: int | None = None,
+        mode: int | None = None,
     ) -> WriteTarget:
         """Resolve the target of a write, and choose unique temporary names."""
         target = self.resolve_new(path)
-        temp, unique_backup = (
-            temp_naming.temp(target, secrets.token_hex(6)), target.unique_backup(secrets.token_hex(6)),
+        tokens = secrets.token_hex(12)
+        temp, unique_backup = temp_naming.temp(target, tokens[:12]), target.unique_backup(tokens[12:])
+        return WriteTarget(
+            target, temp, unique_backup, overwrite, verify, create_parents, rename_group, channels, mtime, mode,
+            temp_naming,
         )  # fmt: skip
-        return WriteTarget(target, temp, unique_backup, overwrite, verify, temp_naming=temp_naming)
 
     def temp_naming(self, suffix: str | None, folder: str | None) -> TempNaming:
         """Check the arguments for temporary names.
@@ -116,8 +127,8 @@ class PathResolver:
         """Resolve the target of an atomic write, and check its options."""
         if mode is not None:
             check_mode(mode)
-        return replace(
-            self.write_target(path, overwrite, verify, self.temp_naming(temp_suffix, temp_folder)),
+        return self.write_target(
+            path, overwrite, verify, self.temp_naming(temp_suffix, temp_folder),
             create_parents=create_parents, rename_group=create_rename_group(before_rename),
             mtime=None if modified_at is None else epoch_seconds("modified_at", modified_at),
             mode=mode,

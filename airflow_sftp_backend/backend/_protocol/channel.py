@@ -228,7 +228,8 @@ class SFTPChannel:
             request = self._name_encoding.encode_request(request)
         packet = request.packet(request_id)
         self._outstanding[request_id] = pending
-        self.in_flight += pending.request.payload_size
+        if request.has_payload:
+            self.in_flight += pending.request.payload_size
         self._outbox.append(packet)
         self._outbox_size += len(packet)
         # the round trip is measured for a single request at a time
@@ -358,7 +359,7 @@ class SFTPChannel:
         # before the request is removed: if the callback fails the channel, the request must fail as well
         is_final = observe is None or observe(self, pending, outcome, error)
         del self._outstanding[request_id]
-        if size := request.payload_size:
+        if request.has_payload and (size := request.payload_size):
             self.in_flight -= size
             self.traffic.finish(size, outcome, failed=error is not None)
         if self._round_trip_probe is not None and self._round_trip_probe[0] == request_id:

@@ -45,6 +45,8 @@ class Request(ABC, Generic[R_co]):
     reply_type: ClassVar[PacketType] = PacketType.STATUS
     tracked: ClassVar[bool] = False
     """True if the request opens or closes a handle, for `handle_table`."""
+    has_payload: ClassVar[bool] = False
+    """True if `payload_size` may be more than 0."""
 
     @property
     def payload_size(self) -> int:
@@ -240,6 +242,7 @@ class Read(Request[memoryview]):
     """
 
     packet_type = PacketType.READ
+    has_payload = True
     reply_type = PacketType.DATA
     handle: bytes
     offset: int
@@ -277,6 +280,7 @@ class Write(_StatusReply):
     """Write ``data`` at ``offset``."""
 
     packet_type = PacketType.WRITE
+    has_payload = True
     handle: bytes
     offset: int
     data: bytes | memoryview = field(repr=False)

@@ -396,7 +396,7 @@ class SFTPScheduler:
         channel, request = (
             (yielded.channel, yielded.request) if isinstance(yielded, ChannelRequest) else (self._main_channel, yielded)
         )
-        if request.payload_size and (channel.queued or self._must_wait(channel, request)):
+        if request.has_payload and request.payload_size and (channel.queued or self._must_wait(channel, request)):
             run.queued = request
             channel.queued.append(run)
         else:
@@ -429,7 +429,7 @@ class SFTPScheduler:
                 raise BackendUnavailable(self.failure)
             if request.tracked and self.handles.shares_handles and not isinstance(request, Close):
                 self._check_no_open_handle()
-            if request.payload_size:
+            if request.has_payload and request.payload_size:
                 self.traffic.start(request.payload_size)
             pending = self._send(channel, Pending(request))
         except SFTPBackendError as error:

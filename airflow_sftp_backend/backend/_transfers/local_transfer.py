@@ -7,6 +7,7 @@ import logging
 import os
 from dataclasses import dataclass, field, replace
 from functools import partial
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -67,7 +68,7 @@ class LocalFileSource(UploadSource):
         self._key = target.key
         self._both_paths_in_errors = BothPathsInErrors(self._local, f"uploading to {target.native!r}")
         with self._both_paths_in_errors:
-            self._file = open(open_regular(self._local), "rb", buffering=0)  # noqa: SIM115 - closed by __exit__
+            self._file = FileIO(open_regular(self._local))
         self.initial_status = initial_status or os.fstat(self._file.fileno())
         """Status of the file when it was first opened, possibly by an earlier attempt."""
         super().__init__(self._file, with_digest=with_digest)
@@ -105,7 +106,7 @@ class LocalFileSource(UploadSource):
         """Skip the first ``count`` bytes; they are read only for the SHA-256."""
         if self._hash is not None:
             super().skip(count)
-        else:
+        elif count:
             self.size = self._file.seek(count)
 
     def __enter__(self) -> LocalFileSource:

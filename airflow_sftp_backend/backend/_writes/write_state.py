@@ -20,6 +20,9 @@ from airflow_sftp_backend.backend.errors import BackendUnavailable
 class WriteState(Enum):
     """State of a file that is being written."""
 
+    # The members are unique, and Enum's own hash is Python code: each file looks states up ten times.
+    __hash__ = object.__hash__
+
     NEW = auto()
     """No temporary file of this name was requested."""
     STARTED = auto()

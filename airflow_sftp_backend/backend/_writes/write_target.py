@@ -51,7 +51,8 @@ class WriteTarget:
     @property
     def directories(self) -> set[RemotePath]:
         """Directories that may hold temporary files and backups of the target."""
-        return {self.path.parent, self.temp_naming.directory(self.path)}
+        parent = self.path.parent
+        return {parent} if self.temp_naming.folder is None else {parent, self.temp_naming.folder}
 
     def with_temp(self, temp: RemotePath | None) -> WriteTarget:
         """Return the target with another temporary file; None for its own."""

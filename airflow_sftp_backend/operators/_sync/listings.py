@@ -18,12 +18,13 @@ from airflow_sftp_backend.backend._paths import is_temp_name, name_digest, origi
 from airflow_sftp_backend.operators._object_storage import (
     FileState,
     is_url,
+    key_below,
     object_path,
     sha256_if_equal,
     time_of_object,
     without_trailing_slash,
 )
-from airflow_sftp_backend.operators._transfer_planning import key_below, key_error
+from airflow_sftp_backend.operators._transfer_planning import key_error
 
 from .spellings import parents
 from .tree_differences import TreeListing

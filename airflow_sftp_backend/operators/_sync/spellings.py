@@ -105,12 +105,14 @@ def merged_paths(paths: Iterable[str], known: Iterable[str], rules: NameRules) -
     :param rules: the rules of the target
     :returns: for each such path, another spelling of it or of one of its parents
     """
-    by_fold: defaultdict[str, set[str]] = defaultdict(set)
-    for path in known:
-        by_fold[rules.fold(path)].add(path)
-    others = {path: min(group - {path}) for group in by_fold.values() if len(group) > 1 for path in group}
-    if not others:
+    known = dict.fromkeys(known)
+    folds = [rules.fold(path) for path in known]
+    if len(set(folds)) == len(folds):  # the usual case
         return {}
+    by_fold: defaultdict[str, set[str]] = defaultdict(set)
+    for path, fold in zip(known, folds, strict=True):
+        by_fold[fold].add(path)
+    others = {path: min(group - {path}) for group in by_fold.values() if len(group) > 1 for path in group}
     return {path: others[prefix] for path in paths for prefix in prefixes(path) if prefix in others}
 
 
