@@ -92,7 +92,7 @@ bench: $(VENV)/.bench openssh sftpservers ## measure speed, memory and CPU besid
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 # Single parts of it.
-PARTS := clients large-files directories many-files syncing watching waiting imports masking
+PARTS := clients distant-clients large-files directories many-files syncing watching waiting imports masking
 .PHONY: $(PARTS)
 $(PARTS): $(VENV)/.bench openssh sftpservers
 	@$(BIN)/python -m benchmarks --part $@ $(ARGS)

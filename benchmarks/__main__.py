@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     given = parser.parse_args(arguments)
-    if given.page and (given.scale != 1 or given.work or given.client):
+    if given.page is not None and (given.scale != 1 or given.work or given.client):
         parser.error("--page publishes whole parts of full size: only --part and --rounds go with it")
     if sshd_path() is None or which("sftp") is None:
         print("OpenSSH's sshd and sftp are needed: install openssh-server and openssh-client", file=sys.stderr)
@@ -58,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", action="append", default=[], help="measure work with this word in its title only")
     parser.add_argument("--client", action="append", default=[], help="compare with this client and sftp only")
     parser.add_argument(
-        "--page", type=Path, nargs="?", const=page.PAGE, metavar="FILE.md", help="write to this page, or docs/speed.md"
+        "--page", type=Path, nargs="*", metavar="FILE.md", help="write to these pages, or docs/speed.md and README.md"
     )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the tables of clients")
     return parser
@@ -68,12 +68,12 @@ def _publish(
     given: argparse.Namespace, found: Sequence[Row | ClientTable], run: str, description: str, *, keep: bool
 ) -> None:
     tables = [table for table in found if isinstance(table, ClientTable)]
-    if given.page:
-        rows = [row for row in found if isinstance(row, Row)]
-        text = page.with_targets(given.page.read_text(), rows, run, description, keep)
+    rows = [row for row in found if isinstance(row, Row)]
+    for path in () if given.page is None else given.page or page.PAGES:
+        text = page.with_targets(path.read_text(), rows, run, description, keep)
         for table in tables:
-            text = page.with_clients(text, table, run)
-        given.page.write_text(text)
+            text = page.with_clients(text, table, f"{run}: {description}")
+        path.write_text(text)
     speeds = [table for table in tables if table.name.startswith("clients")]
     if given.plot and speeds:
         from .plot import draw  # here, because it loads matplotlib

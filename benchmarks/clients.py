@@ -1,4 +1,4 @@
-"""Compare all clients on loopback and over a long round trip.
+"""Compare all clients on a link.
 
 The time includes connecting. In each round all clients run one after the other.
 """
@@ -23,31 +23,42 @@ SECONDS: Final = "sftp, seconds"
 
 
 def measure(options: Options) -> Iterator[Row | ClientTable]:
-    """Measure all clients on all links.
+    """Measure all clients over loopback.
 
     :param options: how much is measured
-    :returns: rows, and a table for each link
+    :returns: rows, a table of speeds, and a table of CPU
+    """
+    return measure_link("loopback", options)
+
+
+def measure_link(link: str, options: Options) -> Iterator[Row | ClientTable]:
+    """Measure all clients on a link.
+
+    :param link: one of `LINKS`
+    :param options: how much is measured
+    :returns: rows and tables
     """
     wanted = {OURS.name, SFTP.name, *options.clients}
     clients = [client for client in rivals() if not options.clients or client.name in wanted]
-    for at, (link, (round_trip, full_size)) in enumerate(LINKS.items()):
-        size = options.count(full_size)
-        with site() as near, delayed(near.port, round_trip) if round_trip else nullcontext(near.port) as port:
-            bench = Bench(site_at(near, port), size, options)
-            results: dict[str, tuple[Workload, Result]] = {}
-            for workload in WORKLOADS:
-                title = f"{bench.title(workload)}, {link}"
-                if options.includes(title):
-                    result = bench.measure(workload, clients, options.rounds)
-                    results[title] = workload, result
-                    yield from rows(title, result, workload.targets[at], {} if at else workload.rivals)
-        if results:
-            yield _speeds(link, results, clients, options.rounds)
-        large = {title: result for title, (work, result) in results.items() if work.name in ("up", "down")}
-        if large and not round_trip:
-            for title, result in large.items():
-                yield from cpu_rows(title, result)
-            yield _cpu_table(large, clients, size)
+    round_trip, full_size = LINKS[link]
+    size = options.count(full_size)
+    results: dict[str, tuple[Workload, Result]] = {}
+    with site() as near, delayed(near.port, round_trip) if round_trip else nullcontext(near.port) as port:
+        bench = Bench(site_at(near, port), size, options)
+        for workload in WORKLOADS:
+            title = f"{bench.title(workload)}, {link}"
+            if options.includes(title):
+                result = bench.measure(workload, clients, options.rounds)
+                results[title] = workload, result
+                target = workload.targets[1 if round_trip else 0]
+                yield from rows(title, result, target, {} if round_trip else workload.rivals)
+    if results:
+        yield _speeds(link, results, clients, options.rounds)
+    large = {title: result for title, (work, result) in results.items() if work.name in ("up", "down")}
+    if large and not round_trip:
+        for title, result in large.items():
+            yield from cpu_rows(title, result)
+        yield _cpu_table(large, clients, size)
 
 
 def rows(title: str, result: Result, target: float | None, others: Mapping[str, float]) -> Iterator[Row]:

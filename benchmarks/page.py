@@ -1,4 +1,4 @@
-"""Write the results of a run to docs/speed.md."""
+"""Write the results of a run to docs/speed.md and README.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import Final
 
 from .targets import COLUMNS, ClientTable, Row, markdown
 
-PAGE: Final = Path(__file__).parents[1] / "docs/speed.md"
+_TOP: Final = Path(__file__).parents[1]
+PAGES: Final = (_TOP / "docs/speed.md", _TOP / "README.md")
 
 
 def machine() -> str:
@@ -25,7 +26,7 @@ def machine() -> str:
 
 
 def with_targets(page: str, rows: Iterable[Row], run: str, description: str, keep: bool) -> str:
-    """Put rows into the table of targets.
+    """Put rows into the table of targets, if the page has one.
 
     Each row names its run, and below the table each run is described.
 
@@ -36,6 +37,8 @@ def with_targets(page: str, rows: Iterable[Row], run: str, description: str, kee
     :param keep: keep rows of other runs
     :returns: the text with the rows
     """
+    if "<!-- targets -->" not in page:
+        return page
     lines = _block(page, "targets").splitlines() if keep else []
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
     table = {(row[0], row[1]): row for row in cells[2:]}
@@ -61,7 +64,7 @@ def with_clients(page: str, table: ClientTable, run: str) -> str:
 
 def _block(page: str, name: str) -> str:
     found = re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", page, re.DOTALL)
-    assert found is not None, f"docs/speed.md has no place for {name}"
+    assert found is not None, f"the page has no end of {name}"
     return found[1]
 
 

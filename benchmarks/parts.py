@@ -13,7 +13,8 @@ from typing import Final
 from .targets import ClientTable, Options, Row, console, number
 
 PARTS: Final = (
-    "clients", "large-files", "directories", "many-files", "syncing", "watching", "waiting", "imports", "masking",
+    "clients", "distant-clients", "large-files", "directories", "many-files", "syncing", "watching", "waiting",
+    "imports", "masking",
 )  # fmt: skip
 """Modules, whose function ``measure`` gives rows and tables."""
 

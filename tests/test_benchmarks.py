@@ -21,6 +21,7 @@ from benchmarks import __main__ as bench
 from benchmarks import (
     clients,
     directories,
+    distant_clients,
     large_files,
     many_files,
     page,
@@ -80,13 +81,14 @@ def rows_of(results: Iterable[Row | ClientTable]) -> dict[str, Row]:
 @pytest.mark.timeout(180)
 def test_every_piece_of_work_is_measured_near_and_far(sshd: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert sshd
-    monkeypatch.setattr(clients, "LINKS", {"loopback": (0.0, 512), "far": (0.01, 256)})
-    found = list(clients.measure(replace(SMALL, clients=["paramiko", "asyncssh"])))
+    monkeypatch.setattr(clients, "LINKS", {"loopback": (0.0, 512), "50 ms": (0.01, 256)})
+    options = replace(SMALL, clients=["paramiko", "asyncssh"])
+    found = [*clients.measure(options), *distant_clients.measure(options)]
     tables = {table.name: table for table in found if isinstance(table, ClientTable)}
-    assert tables["clients far"].columns == ["ours", "sftp", "asyncssh", "paramiko", "sftp, seconds"]
-    assert [len(tables[name].rows) for name in ("clients loopback", "clients far", "cpu")] == [7, 7, 2]
+    assert tables["clients 50 ms"].columns == ["ours", "sftp", "asyncssh", "paramiko", "sftp, seconds"]
+    assert [len(tables[name].rows) for name in ("clients loopback", "clients 50 ms", "cpu")] == [7, 7, 2]
     rows = rows_of(found)
-    assert {"2 MiB up, loopback, speed / sftp", "1 MiB down, far, speed / sftp"} < rows.keys()
+    assert {"2 MiB up, loopback, speed / sftp", "1 MiB down, 50 ms, speed / sftp"} < rows.keys()
     assert {"2 MiB up, loopback: CPU, x paramiko", "2 MiB down, loopback: CPU, x sftp"} < rows.keys()
     assert {row.verdict for row in rows.values()} <= MEASURED
 
@@ -349,10 +351,12 @@ def test_a_part_of_the_work_is_not_published(sshd: str, capsys: pytest.CaptureFi
     assert "--page publishes whole parts" in capsys.readouterr().err
 
 
-def test_the_page_has_each_table_and_make_each_part() -> None:
+def test_the_pages_have_each_table_and_make_has_each_part() -> None:
     text = (TOP / "docs/speed.md").read_text()
     names = ["targets", *(f"clients {link}" for link in clients.LINKS), "cpu", "syncs"]
     assert [name for name in names if f"<!-- {name} -->" not in text or f"<!-- /{name} -->" not in text] == []
+    readme = (TOP / "README.md").read_text()
+    assert [name for name in ("clients loopback", "cpu") if f"<!-- /{name} -->" not in readme] == []
     parts = re.findall(r"^PARTS := (.*)", (TOP / "Makefile").read_text(), re.MULTILINE)
     assert parts == [" ".join(PARTS)]
 
