@@ -60,7 +60,7 @@ def test_parts_of_many_lengths_match_too(segments: list[str], names: list[bytes]
 
 @given(
     st.lists(st.text(alphabet="aé*?[]\udc81", min_size=1, max_size=5), max_size=4),
-    st.lists(st.binary(min_size=1, max_size=5).filter(lambda name: b"\n" not in name), max_size=6),
+    st.lists(st.binary(min_size=1, max_size=5).filter(lambda name: not {*b"\n/"} & {*name}), max_size=6),
     st.sampled_from(["iso8859-1", "cp1252"]),
 )
 def test_other_encodings_match_as_decoded(segments: list[str], names: list[bytes], encoding: str) -> None:
