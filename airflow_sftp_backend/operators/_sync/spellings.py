@@ -48,7 +48,7 @@ class NameRules:
             if self.ignores_form and not path.isascii():  # folding the case can undo the normalization
                 path = unicodedata.normalize("NFC", path)
         if self.drops_ends and (path[-1:] in (".", " ") or "./" in path or " /" in path):
-            path = "/".join(segment.rstrip(". ") or segment for segment in path.split("/"))
+            path = "/".join(segment.rstrip(". ") for segment in path.split("/"))
         return path
 
 
