@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, failed = measure_parts(given.part or PARTS, options)
     missing += failed
     load_after = os.getloadavg()[0]
-    description = f"{page.machine()}, {given.rounds} rounds, load average {load:.1f} before and {load_after:.1f} after"
+    rounds = "1 round" if given.rounds == 1 else f"{given.rounds} rounds"
+    description = f"{page.machine()}, {rounds}, load average {load:.1f} before and {load_after:.1f} after"
     rows = [row for row in found if isinstance(row, Row)]
     show(rows, f"{began:%Y-%m-%d %H:%M} UTC: {description}")
     for name in missing:
